@@ -1,0 +1,3 @@
+from .graph import DataDreamer as DataDreamer
+
+__all__ = ["DataDreamer"]

@@ -1,0 +1,116 @@
+"""Kinds of layout: what one entry of the saved list means for a model and for its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from datadreamer_like.errors import DefinitionError, NewerFormat, did_you_mean
+
+Entry = dict[str, Any]
+"""One layout entry: JSON values only, with "kind", "format" and "modules" (module names, as a list or as keys)."""
+
+
+class LayoutKind:
+    """How one kind of entry changes a model of the plain architecture, and its tensors on disk.
+
+    A subclass sets `name` and overrides what it needs; the methods here do nothing. Names in `entry["modules"]` are
+    always those of the model at hand.
+
+    Attributes:
+        name: Value of "kind" in an entry.
+        format: The newest version of the entry that this code reads and the one it writes.
+        trainable: Whether the model's weights can go on being trained as they are. A model with an entry that is not
+            trainable counts as quantized for transformers: its `Trainer` refuses it.
+        storage_only: Whether the modules are used as they were and only the tensors on disk differ. Such entries are
+            rebuilt, and packed, after all others, so that they apply to whatever tensors those leave.
+    """
+
+    name: str
+    format: int = 1
+    trainable: bool = True
+    storage_only: bool = False
+
+    def rebuild(self, model: nn.Module, entry: Entry) -> None:
+        """Gives the modules the shape that the stored tensors have.
+
+        Runs before the weights are loaded: the model is on the meta device, and tensors made here are too. They are of
+        the dtype that the user loads in; one that names its dtype (`dtype=torch.float32`) keeps it.
+        """
+
+    def finish(self, model: nn.Module, entry: Entry) -> None:
+        """Turns what was loaded into what the model computes with, after the weights are loaded; last entry first."""
+
+    def pack(self, model: nn.Module, state: dict[str, torch.Tensor], entry: Entry) -> None:
+        """Replaces tensors of the state dict, in place, by their stored form; may note counts in the entry."""
+
+    def unpack(self, model: nn.Module, state: dict[str, torch.Tensor], entry: Entry) -> None:
+        """Undoes `pack` on the tensors that are there, in place: a trainer resumes with `load_state_dict`."""
+
+
+_KINDS: dict[str, LayoutKind] = {}
+
+
+def register(kind: LayoutKind) -> None:
+    """Makes a kind known to loading and saving.
+
+    Raises:
+        DefinitionError: Another kind has this name.
+    """
+    if type(_KINDS.get(kind.name, kind)) is not type(kind):
+        raise DefinitionError(f'A layout kind named "{kind.name}" is already registered. Give this one another name.')
+    _KINDS[kind.name] = kind
+
+
+def kind_of(entry: Entry) -> LayoutKind:
+    """Returns the kind that reads this entry.
+
+    Raises:
+        NewerFormat: The entry was written by a newer version, or its kind is not known.
+    """
+    name, version = entry.get("kind"), entry.get("format", 1)
+    kind = _KINDS.get(str(name))
+    if kind is None:
+        raise NewerFormat(
+            f'The model\'s config.json has a layout of kind "{name}", which this version does not know '
+            f"(it knows: {', '.join(sorted(_KINDS))}).{did_you_mean(str(name), _KINDS)} "
+            "Upgrade datadreamer-like, or import the package that registers this kind before loading."
+        )
+    if version > kind.format:
+        raise NewerFormat(
+            f'The model\'s config.json has a "{name}" layout of format {version}; this version reads up to '
+            f"{kind.format}. Upgrade datadreamer-like to load it."
+        )
+    return kind
+
+
+def in_order(entries: list[Entry]) -> list[Entry]:
+    """The entries as they are applied: as recorded, those that only concern storage last."""
+    return sorted(entries, key=lambda entry: kind_of(entry).storage_only)
+
+
+def renamed(entry: Entry, new_name: Callable[[str], str | None]) -> Entry:
+    """A copy of the entry with its modules renamed; those renamed to None are left out."""
+    modules = entry.get("modules", [])
+    names = {name: new_name(name) for name in modules}
+    kept: Any
+    if isinstance(modules, Mapping):
+        kept = {new: modules[name] for name, new in names.items() if new is not None}
+    else:
+        kept = [new for new in names.values() if new is not None]
+    return {**entry, "modules": kept}
+
+
+def name_in(model: nn.Module, name: str) -> str | None:
+    """The name that a saved module has in this model, which may be the base of, or around, the one that was saved."""
+    prefix = getattr(model, "base_model_prefix", "")
+    for candidate in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
+        try:
+            model.get_submodule(candidate)
+        except AttributeError:
+            continue
+        return candidate
+    return None

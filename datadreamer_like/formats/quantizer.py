@@ -1,0 +1,204 @@
+"""The layouts of a model, and the hook through which transformers saves and loads them.
+
+transformers rebuilds modules before it loads weights for one reason only, quantization, so that is the door taken here:
+one quantizer and one quantization config for every kind of layout. A model that is only pruned stays an ordinary model:
+it trains, casts and saves as before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+import transformers
+from torch import nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from datadreamer_like.errors import MethodMisfit, NewerFormat
+
+from .layout import Entry, in_order, kind_of, name_in, renamed
+
+METHOD = "datadreamer_like"
+_FORMAT = 1
+_PLAIN_MODULE = "_datadreamer_layouts"
+
+
+@register_quantization_config(METHOD)
+class LayoutConfig(QuantizationConfigMixin):
+    """The `quantization_config` of config.json: the ordered layout entries of a model.
+
+    Args:
+        layouts: The entries, in the order in which they were applied.
+        format: Version of this list's own form.
+        quant_method: Always "datadreamer_like".
+    """
+
+    def __init__(self, layouts: list[Entry], format: int = _FORMAT, quant_method: str = METHOD) -> None:
+        if format > _FORMAT:
+            raise NewerFormat(
+                f"The model's config.json lists its layouts in format {format}; this version reads up to {_FORMAT}. "
+                "Upgrade datadreamer-like to load it."
+            )
+        self.quant_method = quant_method  # type: ignore[assignment]
+        self.format = _FORMAT
+        self.layouts = layouts
+
+
+@register_quantizer(METHOD)
+class LayoutQuantizer(HfQuantizer):
+    """Applies every layout entry around the loading of weights, and packs tensors when they are saved."""
+
+    quantization_config: LayoutConfig
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Refuses entries that this version cannot read, before any work."""
+        for entry in self.quantization_config.layouts:
+            kind_of(entry)
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        config = self.quantization_config
+        applied = []
+        for saved in in_order(config.layouts):
+            entry = renamed(saved, lambda name: name_in(model, name))
+            kind_of(entry).rebuild(model, entry)
+            applied.append(entry)
+        config.layouts = applied
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        for entry in reversed(in_order(self.quantization_config.layouts)):
+            kind_of(entry).finish(model, entry)
+        _attach(model, self)
+        return model
+
+    def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, torch.Tensor] | None, dict[str, str]]:
+        """The tensors as they are written: every kind has packed its own."""
+        if getattr(model, "_hf_peft_config_loaded", False):
+            return None, {}
+        state = dict(model.state_dict())
+        for entry in in_order(self.quantization_config.layouts):
+            kind_of(entry).pack(model, state, entry)
+        return state, {}
+
+    def is_serializable(self) -> bool:
+        """Every layout can be saved."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether every layout leaves the weights trainable."""
+        return all(kind_of(entry).trainable for entry in self.quantization_config.layouts)
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """The same: what `transformers.Trainer` asks before it trains weights without an adapter."""
+        return self.is_trainable
+
+    @property
+    def is_compileable(self) -> bool:
+        """The modules are plain PyTorch."""
+        return True
+
+
+def _attach(model: nn.Module, quantizer: LayoutQuantizer) -> None:
+    model.hf_quantizer = quantizer  # type: ignore[assignment]
+    # A model that is only pruned is no quantized model: transformers would refuse `.half()`, and Trainer to train it.
+    model.is_quantized = not quantizer.is_trainable  # type: ignore[assignment]
+    if quantizer.is_trainable:
+        for module in model.modules():
+            if hasattr(getattr(module, "config", None), "_is_quantized"):
+                del cast(Any, module).config._is_quantized
+    if not hasattr(model, "_unpacks_on_load"):
+        model.register_load_state_dict_pre_hook(_unpack_on_load)  # type: ignore[no-untyped-call]
+        model._unpacks_on_load = True  # type: ignore[assignment]
+
+
+def _unpack_on_load(model: nn.Module, state: dict[str, torch.Tensor], prefix: str, *_: Any) -> None:
+    own = {name.removeprefix(prefix): state.pop(name) for name in list(state) if name.startswith(prefix)}
+    for entry in reversed(in_order(layouts(model))):
+        kind_of(entry).unpack(model, own, entry)
+    state.update({prefix + name: tensor for name, tensor in own.items()})
+
+
+def layouts(model: nn.Module) -> list[Entry]:
+    """The layout entries of a model, in the order in which they were applied; empty for an unchanged one."""
+    config = getattr(getattr(model, "config", None), "quantization_config", None)
+    if isinstance(config, LayoutConfig):
+        return config.layouts
+    return cast("list[Entry]", getattr(model, _PLAIN_MODULE, []))
+
+
+def add_layout(model: nn.Module, entry: Entry) -> None:
+    """Records what a method did to a model, so that `save_pretrained` writes it and `from_pretrained` repeats it.
+
+    Earlier entries are kept: heads may be removed, then weights made sparse, then the rest quantized. A plain
+    `nn.Module` only remembers the entry, as nothing else saves it.
+
+    Args:
+        model: The model that was changed, in place.
+        entry: JSON values with "kind" and "modules"; "format" is filled in.
+
+    Raises:
+        MethodMisfit: The model is quantized by another library.
+        NewerFormat: No kind of this name is registered.
+    """
+    entry = {"kind": entry["kind"], "format": kind_of(entry).format, **entry}
+    config = getattr(model, "config", None)
+    if not isinstance(config, transformers.PretrainedConfig):
+        setattr(model, _PLAIN_MODULE, [*layouts(model), entry])
+        return
+    reason = foreign(model)
+    if reason:
+        raise MethodMisfit(reason)
+    if not isinstance(getattr(config, "quantization_config", None), LayoutConfig):
+        config.quantization_config = LayoutConfig([])
+    config.quantization_config.layouts = [*layouts(model), entry]
+    _attach(model, LayoutQuantizer(config.quantization_config))
+
+
+def foreign(model: nn.Module) -> str | None:
+    """Says so if the model is quantized by another library, whose config leaves no place for layouts."""
+    saved = getattr(getattr(model, "config", None), "quantization_config", None)
+    if saved is None or isinstance(saved, LayoutConfig):
+        return None
+    method = saved.get("quant_method") if isinstance(saved, Mapping) else getattr(saved, "quant_method", None)
+    return (
+        f"{type(model).__name__} is already quantized ({getattr(method, 'value', method)}), and its config has room "
+        "for one method only. Start from the unquantized model."
+    )
+
+
+def rename_modules(model: nn.Module, names: Mapping[str, str | None]) -> None:
+    """Follows modules that moved, or (None) went, in the layouts of a model: layer 5 may have become layer 3.
+
+    Args:
+        model: The model, already changed.
+        names: New name of each module that moved, by old name; modules inside it follow.
+    """
+
+    def new_name(name: str) -> str | None:
+        for old, new in names.items():
+            if name == old or name.startswith(f"{old}."):
+                return None if new is None else new + name[len(old) :]
+        return name
+
+    entries = layouts(model)
+    entries[:] = [renamed(entry, new_name) for entry in entries]
+
+
+def load(folder: str | os.PathLike[str], **options: Any) -> nn.Module:
+    """Loads a saved model, of the class that it was saved from.
+
+    Args:
+        folder: Folder written by `save_pretrained`, or a Hub id.
+        **options: Passed on to `from_pretrained`.
+
+    Raises:
+        NewerFormat: It was written by a newer version.
+    """
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model_class = getattr(transformers, (config.architectures or ["AutoModel"])[0])
+    return cast(nn.Module, model_class.from_pretrained(folder, **options))

@@ -1,0 +1,127 @@
+"""Sparse tensors on disk: one bit a position, and the values that are not zero.
+
+    {"kind": "sparse", "format": 1, "modules": {"encoder.layer.0.output.dense": {"weight": 117964}}}
+
+says that the module's `weight` has 117,964 values other than zero and is stored as `weight_bits` (uint8, little-endian
+bits over the flattened tensor) and `weight_values`. In memory it is dense: no kernel here makes sparse products faster.
+The count is taken when saving, so a model trained on without its masks loses nothing; null marks a tensor that is
+stored dense because that is smaller, or because it is shared with another one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .layout import Entry, LayoutKind, register
+from .quantizer import add_layout, layouts
+
+_BITS, _VALUES = "_bits", "_values"
+
+
+class Sparse(LayoutKind):
+    """Tensors with zeros, stored as a bitmask and values; any dtype, so int8 codes too."""
+
+    name = "sparse"
+    storage_only = True
+
+    def rebuild(self, model: nn.Module, entry: Entry) -> None:
+        """Makes place for bits and values where the tensor was."""
+        for name, counts in entry["modules"].items():
+            module: Any = model.get_submodule(name)
+            for tensor_name, count in counts.items():
+                if count is None:
+                    continue
+                tensor = getattr(module, tensor_name)
+                is_parameter = tensor_name in module._parameters
+                module.__dict__.setdefault("_sparse_shapes", {})[tensor_name] = (tensor.shape, is_parameter)
+                delattr(module, tensor_name)
+                # Stays readable: code that initialises or ties weights looks at it.
+                module.__dict__[tensor_name] = None
+                module.register_buffer(
+                    tensor_name + _BITS, torch.zeros(math.ceil(tensor.numel() / 8), dtype=torch.uint8)
+                )
+                module.register_buffer(tensor_name + _VALUES, torch.zeros(count, dtype=tensor.dtype))
+                module._is_hf_initialized = True
+
+    def finish(self, model: nn.Module, entry: Entry) -> None:
+        """Makes the loaded tensors dense."""
+        for name, counts in entry["modules"].items():
+            module: Any = model.get_submodule(name)
+            for tensor_name, (shape, is_parameter) in module.__dict__.pop("_sparse_shapes", {}).items():
+                if tensor_name not in counts:
+                    continue
+                bits, values = module._buffers.pop(tensor_name + _BITS), module._buffers.pop(tensor_name + _VALUES)
+                del module.__dict__[tensor_name]
+                dense = from_sparse(bits, values, shape)
+                if is_parameter:
+                    module.register_parameter(tensor_name, nn.Parameter(dense, dense.is_floating_point()))
+                else:
+                    module.register_buffer(tensor_name, dense)
+
+    def pack(self, model: nn.Module, state: dict[str, torch.Tensor], entry: Entry) -> None:
+        """Stores each tensor sparse where that takes fewer bytes."""
+        shared = Counter(tensor.untyped_storage().data_ptr() for tensor in state.values())
+        for name, counts in entry["modules"].items():
+            for tensor_name in counts:
+                key = f"{name}.{tensor_name}"
+                tensor = state.get(key)
+                counts[tensor_name] = None
+                if tensor is None or shared[tensor.untyped_storage().data_ptr()] > 1:
+                    continue
+                count = int(torch.count_nonzero(tensor))
+                if (
+                    count * tensor.element_size() + math.ceil(tensor.numel() / 8)
+                    < tensor.numel() * tensor.element_size()
+                ):
+                    counts[tensor_name] = count
+                    state[key + _BITS], state[key + _VALUES] = to_sparse(state.pop(key))
+
+    def unpack(self, model: nn.Module, state: dict[str, torch.Tensor], entry: Entry) -> None:
+        """Makes tensors dense again that a checkpoint holds sparse; their shape is that in the model."""
+        for name, counts in entry["modules"].items():
+            for tensor_name in counts:
+                key = f"{name}.{tensor_name}"
+                if key + _BITS in state:
+                    shape = getattr(model.get_submodule(name), tensor_name).shape
+                    state[key] = from_sparse(state.pop(key + _BITS), state.pop(key + _VALUES), shape)
+
+
+def mark_sparse(model: nn.Module, names: Iterable[str]) -> None:
+    """Records that these tensors have zeros worth leaving out of the file.
+
+    Args:
+        model: The model.
+        names: Full names of parameters or buffers, "encoder.layer.0.output.dense.weight".
+    """
+    entry = next((entry for entry in layouts(model) if entry["kind"] == Sparse.name), None)
+    modules: dict[str, dict[str, int | None]] = {} if entry is None else entry["modules"]
+    for name in names:
+        module, _, tensor = name.rpartition(".")
+        modules.setdefault(module, {}).setdefault(tensor, None)
+    if entry is None:
+        add_layout(model, {"kind": Sparse.name, "modules": modules})
+
+
+def to_sparse(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the bits (uint8, one a position) and the values that are not zero, of a tensor of any shape."""
+    mask = (tensor != 0).flatten()
+    bits = torch.from_numpy(np.packbits(mask.cpu().numpy(), bitorder="little"))
+    return bits, tensor.flatten()[mask]
+
+
+def from_sparse(bits: torch.Tensor, values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Returns the dense tensor of this shape, on the device of the values."""
+    mask = torch.from_numpy(np.unpackbits(bits.cpu().numpy(), count=math.prod(shape), bitorder="little"))
+    dense = torch.zeros(math.prod(shape), dtype=values.dtype, device=values.device)
+    dense[mask.bool().to(values.device)] = values
+    return dense.view(shape)
+
+
+register(Sparse())

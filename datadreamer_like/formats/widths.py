@@ -1,0 +1,134 @@
+"""Layers that are narrower than the config says: heads, and later neurons, are really gone.
+
+    {"kind": "widths", "format": 1, "modules": {
+        "bert.encoder.layer.0.attention.self": {"set": {"num_attention_heads": 6, "all_head_size": 192}},
+        "bert.encoder.layer.0.attention.self.query": {"out": 192},
+        "bert.encoder.layer.0.attention.output.dense": {"in": 192},
+        "bert.encoder.layer.1.attention.self": {"headless": {"layer": 1}},
+        "bert.encoder.layer.1.attention.output.dense": {"constant": {"size": 384, "bias": true}}}}
+
+`out` and `in` are the features that a linear layer (or GPT-2's `Conv1D`) keeps, `set` are attributes of the module,
+`headless` and `constant` replace what no head is left to feed. transformers' configs cannot say any of this: they hold
+one number of heads for all layers, and most encoders derive the size of a head from it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .layout import Entry, LayoutKind, register
+
+Index = torch.Tensor | slice
+
+
+class Constant(nn.Module):
+    """A linear layer none of whose inputs are left: it gives its bias, whatever comes in.
+
+    Args:
+        size: Output features.
+        bias: The bias [size] that it keeps; None gives zeros.
+    """
+
+    def __init__(self, size: int, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.size = size
+        self.bias = None if bias is None else nn.Parameter(bias)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns the bias as [..., size] for an input of [..., anything]."""
+        shape = (*hidden.shape[:-1], self.size)
+        return hidden.new_zeros(shape) if self.bias is None else self.bias.to(hidden.dtype).expand(shape)
+
+
+class Headless(nn.Module):
+    """Stands where an attention was that has lost all its heads.
+
+    Args:
+        layer: Index of the layer in the key/value cache.
+        output: Name under which the attention kept its output projection; None if that lies outside.
+        projection: What is left of that projection.
+    """
+
+    def __init__(self, layer: int | None, output: str | None = None, projection: Constant | None = None) -> None:
+        super().__init__()
+        self.layer_idx = layer
+        self.output_name = output
+        if output is not None:
+            self.add_module(output, projection)
+
+    def forward(
+        self, hidden_states: torch.Tensor, *args: Any, past_key_values: Any = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, None]:
+        """Returns [batch, seq, 0], or what the projection makes of it [batch, seq, hidden], and no weights."""
+        nothing = hidden_states[..., :0]
+        if past_key_values is not None and self.layer_idx is not None:
+            # A cache tells how far generation has come by the length of one layer's keys, maybe this one's.
+            one_key = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
+            past_key_values.update(one_key, one_key, self.layer_idx)
+        return (nothing if self.output_name is None else self.get_submodule(self.output_name)(nothing)), None
+
+
+class Widths(LayoutKind):
+    """Linear layers with fewer features, and attentions without heads."""
+
+    name = "widths"
+
+    def rebuild(self, model: nn.Module, entry: Entry) -> None:
+        """Narrows the modules on the meta device."""
+        for name, change in entry["modules"].items():
+            apply_change(model, name, change)
+
+
+def apply_change(model: nn.Module, name: str, change: dict[str, Any]) -> None:
+    """Narrows one module as an entry says, keeping its first features; on the meta device that is its shape alone."""
+    module = model.get_submodule(name)
+    if "out" in change:
+        keep_outputs(module, slice(0, change["out"]))
+    if "in" in change:
+        keep_inputs(module, slice(0, change["in"]))
+    for attribute, value in change.get("set", {}).items():
+        setattr(module, attribute, value)
+    if "constant" in change:
+        model.set_submodule(name, _constant(change["constant"]))
+    if "headless" in change:
+        about = change["headless"]
+        projection = _constant(about["constant"]) if "output" in about else None
+        model.set_submodule(name, Headless(about["layer"], about.get("output"), projection))
+
+
+def _constant(about: dict[str, Any]) -> Constant:
+    return Constant(about["size"], torch.zeros(about["size"]) if about["bias"] else None)
+
+
+def keep_outputs(module: nn.Module, index: Index) -> None:
+    """Keeps only these output features of a linear layer or `Conv1D`, in place."""
+    if isinstance(module, Conv1D):
+        _keep(module, "weight", (slice(None), index))
+        module.nf = module.weight.shape[1]
+    else:
+        _keep(module, "weight", (index,))
+        cast(Any, module).out_features = cast(Any, module).weight.shape[0]
+    if getattr(module, "bias", None) is not None:
+        _keep(module, "bias", (index,))
+
+
+def keep_inputs(module: nn.Module, index: Index) -> None:
+    """Keeps only these input features of a linear layer or `Conv1D`, in place."""
+    if isinstance(module, Conv1D):
+        _keep(module, "weight", (index,))
+        module.nx = module.weight.shape[0]
+    else:
+        _keep(module, "weight", (slice(None), index))
+        cast(Any, module).in_features = cast(Any, module).weight.shape[1]
+
+
+def _keep(module: nn.Module, name: str, index: tuple[Index, ...]) -> None:
+    old = cast(nn.Parameter, getattr(module, name))
+    setattr(module, name, nn.Parameter(old.detach()[index].clone().contiguous(), requires_grad=old.requires_grad))
+
+
+register(Widths())

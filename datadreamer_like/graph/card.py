@@ -1,0 +1,140 @@
+"""What is known of a node's origin: models, prompts, licences, citations, versions, time, tokens, cost."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+CARD_FORMAT = 1
+
+
+class DataCardType(enum.StrEnum):
+    """Headings under which a step may register facts with `register_data_card`."""
+
+    DATETIME = "Date & Time"
+    MODEL_NAME = "Model Name"
+    DATASET_NAME = "Dataset Name"
+    LICENSE = "License Information"
+    CITATION = "Citation Information"
+    MODEL_CARD = "Model Card"
+    DATASET_CARD = "Dataset Card"
+    URL = "URL"
+    PROMPT = "Prompt"
+
+
+@dataclass
+class Card:
+    """Origin of one node's result.
+
+    Attributes:
+        name: The node's name.
+        kind: What the node is.
+        class_name: Class of the node.
+        created: When the result was completed, ISO 8601 in UTC.
+        seconds: Wall-clock time that it took.
+        rows: Rows of the result, for steps.
+        package_version: Version of this package that made it.
+        models: Names of the models used, as the script gave them.
+        datasets: Names of the datasets used, as the script gave them.
+        prompts: Instructions that models were given.
+        licenses: Licences of models and datasets, as they state them.
+        citations: Citations of models, datasets and methods.
+        urls: Where more is to be read.
+        prompt_tokens: Tokens sent to models.
+        completion_tokens: Tokens received from models.
+        cost: US dollars.
+        failed_rows: Rows that have an error in place of a value.
+        metrics: Measured quality, name to value.
+        base_model: Model that training or compression started from, as the script gave it.
+        parents: Cards of the nodes that this one was made from.
+        facts: Anything else worth a line, heading to text.
+    """
+
+    name: str
+    kind: Literal["step", "trainer", "stage"]
+    class_name: str
+    format: int = CARD_FORMAT
+    created: str = ""
+    seconds: float = 0.0
+    rows: int | None = None
+    package_version: str = ""
+    models: list[str] = field(default_factory=list)
+    datasets: list[str] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+    licenses: list[str] = field(default_factory=list)
+    citations: list[str] = field(default_factory=list)
+    urls: list[str] = field(default_factory=list)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+    failed_rows: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    base_model: str | None = None
+    parents: list[Card] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
+
+    def register(self, kind: DataCardType | str, value: Any) -> None:
+        """Adds a fact under one of DataDreamer's headings; an empty or known value changes nothing."""
+        if not value:
+            return
+        text = str(value)
+        known = {
+            DataCardType.MODEL_NAME.value: self.models,
+            DataCardType.DATASET_NAME.value: self.datasets,
+            DataCardType.LICENSE.value: self.licenses,
+            DataCardType.CITATION.value: self.citations,
+            DataCardType.URL.value: self.urls,
+            DataCardType.MODEL_CARD.value: self.urls,
+            DataCardType.DATASET_CARD.value: self.urls,
+            DataCardType.PROMPT.value: self.prompts,
+        }.get(_heading(kind))
+        if known is None:
+            self.facts[_heading(kind)] = text
+        elif text not in known:
+            known.append(text)
+
+    def lineage(self) -> list[Card]:
+        """Returns the cards of all that this result came from, oldest first, and this one last."""
+        order: dict[int, Card] = {}
+
+        def walk(card: Card) -> None:
+            if id(card) not in order:
+                for parent in card.parents:
+                    walk(parent)
+                order[id(card)] = card
+
+        walk(self)
+        return list(order.values())
+
+    def without_parents(self) -> dict[str, Any]:
+        """Returns this node's own facts as plain JSON values."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "parents"}
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the card with its lineage as plain JSON values, each node once."""
+        nodes = self.lineage()
+        position = {id(card): index for index, card in enumerate(nodes)}
+        rows = []
+        for card in nodes:
+            rows.append({**card.without_parents(), "parents": [position[id(parent)] for parent in card.parents]})
+        return {"format": CARD_FORMAT, "nodes": rows}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Card:
+        """Reads back what `to_json` gave."""
+        cards: list[Card] = []
+        for row in data["nodes"]:
+            parents = [cards[index] for index in row["parents"]]
+            cards.append(cls(**{**row, "parents": parents}))
+        return cards[-1]
+
+
+def _heading(kind: DataCardType | str) -> str:
+    return kind.value if isinstance(kind, DataCardType) else str(kind)
+
+
+def sort_data_card(data_card: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Orders a data card's headings as `DataCardType` lists them, others last."""
+    order = {kind.value: position for position, kind in enumerate(DataCardType)}
+    return dict(sorted(data_card.items(), key=lambda item: order.get(item[0], len(order))))

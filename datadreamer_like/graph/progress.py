@@ -1,0 +1,188 @@
+"""Shows what a session is doing: a live table in a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TextIO
+
+from .meter import Meter
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+
+logger = logging.getLogger("datadreamer_like")
+
+_REFRESHES_PER_SECOND = 4
+
+
+@dataclass
+class _Task:
+    name: str
+    meter: Meter
+    started: float = field(default_factory=time.monotonic)
+    said: float = field(default_factory=time.monotonic)
+    interval: float | None = 60
+
+    def line(self) -> str:
+        meter = self.meter
+        seconds = time.monotonic() - self.started
+        rate = meter.rows / seconds if seconds > 0 else 0.0
+        parts = [f"{meter.rows:,}" + (f" of {meter.total_rows:,}" if meter.total_rows else "") + " rows"]
+        if not meter.rows and not meter.total_rows:
+            parts = []
+        if meter.note:
+            parts.append(meter.note)
+        if rate >= 0.05 and meter.rows:
+            parts.append(f"{rate:,.1f} rows/s" if rate < 100 else f"{rate:,.0f} rows/s")
+        if meter.total_rows and rate and meter.rows < meter.total_rows:
+            parts.append(f"{duration((meter.total_rows - meter.rows) / rate)} left")
+        return ", ".join([*parts, *usage(meter), f"{duration(seconds)} so far"])
+
+
+class Progress:
+    """Shows the nodes of a session that are at work.
+
+    Args:
+        stream: Where to write; standard error when not given.
+        quiet: Show nothing but what is logged.
+    """
+
+    def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
+        self.stream = stream or sys.stderr
+        self.quiet = quiet
+        self.terminal = self.stream.isatty()
+        self._tasks: list[_Task] = []
+        self._lock = threading.Lock()
+        self._live: Live | None = None
+        self._console: Console | None = None
+        self._wake = threading.Event()
+        self._teller: threading.Thread | None = None
+
+    @contextmanager
+    def show(self, name: str, meter: Meter, interval: float | None = 60) -> Iterator[None]:
+        """Shows a node as long as the block runs.
+
+        Args:
+            name: The node's name.
+            meter: Its counts, read while they grow.
+            interval: Seconds between lines where there is no terminal; None for none.
+        """
+        task = _Task(name, meter, interval=interval)
+        with self._lock:
+            self._tasks.append(task)
+            self._start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._tasks.remove(task)
+                if not self._tasks:
+                    self._stop()
+
+    def say(self, text: str) -> None:
+        """Writes one line above the live table."""
+        if self._console is not None:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            self.stream.write(text + "\n")
+            self.stream.flush()
+
+    def _start(self) -> None:
+        if self.quiet:
+            return
+        if self.terminal and self._live is None:
+            from rich.console import Console
+            from rich.live import Live
+
+            self._console = Console(file=self.stream)
+            self._live = Live(
+                console=self._console,
+                refresh_per_second=_REFRESHES_PER_SECOND,
+                transient=True,
+                get_renderable=self._table,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start()
+        elif not self.terminal and self._teller is None:
+            self._wake.clear()
+            self._teller = threading.Thread(target=self._tell, daemon=True, name="datadreamer_like progress")
+            self._teller.start()
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = self._console = None
+        if self._teller is not None:
+            self._wake.set()
+            self._teller = None
+
+    def _table(self) -> Any:
+        from rich.spinner import Spinner
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 1))
+        for task in list(self._tasks):
+            table.add_row(Spinner("dots"), f"[bold]{_escaped(task.name)}[/bold]", _escaped(task.line()))
+        return table
+
+    def _tell(self) -> None:
+        wake = self._wake
+        while not wake.wait(1.0):
+            now = time.monotonic()
+            for task in list(self._tasks):
+                if task.interval is not None and now - task.said >= task.interval:
+                    task.said = now
+                    logger.info("%s: %s", task.name, task.line())
+
+
+class ProgressHandler(logging.Handler):
+    """Hands log records to a session's progress display."""
+
+    def __init__(self, progress: Progress, log_date: bool) -> None:
+        super().__init__()
+        self.progress = progress
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s" if log_date else "%(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes the record's line."""
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        self.progress.say(prefix + self.format(record))
+
+
+def usage(meter: Meter) -> list[str]:
+    """Says what models were used for, in a few words each."""
+    parts = []
+    if meter.requests:
+        parts.append(f"{meter.requests:,} request{'s' if meter.requests != 1 else ''}")
+    if meter.cached:
+        parts.append(f"{meter.cached:,} cached")
+    if meter.prompt_tokens or meter.completion_tokens:
+        parts.append(f"{meter.prompt_tokens:,} + {meter.completion_tokens:,} tokens")
+    if meter.cost:
+        parts.append(f"{meter.cost:,.4f} USD")
+    if meter.failed_rows:
+        parts.append(f"{meter.failed_rows:,} failed")
+    return parts
+
+
+def duration(seconds: float) -> str:
+    """Writes seconds as a person would."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", "\\[")

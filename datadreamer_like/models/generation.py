@@ -1,0 +1,330 @@
+"""What goes into an LLM and comes out of it: options, requests and answers, as plain typed values."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
+
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MalformedAnswer, ModelError, did_you_mean
+
+Message: TypeAlias = Mapping[str, Any]
+"""One chat message: `{"role": "user", "content": "..."}`."""
+
+Prompt: TypeAlias = str | Sequence[Message]
+"""A text, or a list of chat messages."""
+
+
+class GenerationOptions(TypedDict, total=False):
+    """Options of `LLM.run` and `LLM.answers`; the defaults are those of `Sampling` and `Generation`."""
+
+    max_new_tokens: int | None
+    temperature: float
+    top_p: float
+    n: int
+    stop: str | Sequence[str] | None
+    repetition_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+    top_logprobs: int | None
+    json_schema: Mapping[str, Any] | None
+    response_format: Mapping[str, Any] | None
+    batch_size: int
+    batch_scheduler_buffer_size: int | None
+    adaptive_batch_size: bool
+    concurrency: int | None
+    progress_interval: int | None
+    force: bool
+    cache_only: bool
+    verbose: bool | None
+    log_level: int | None
+    total_num_prompts: int | None
+    return_generator: bool
+    on_error: Literal["keep", "raise"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """The options that decide what is answered, and so belong to an answer's key.
+
+    Attributes:
+        max_new_tokens: Most tokens of one answer; None leaves it to the model.
+        temperature: 0 takes the likeliest token.
+        top_p: Mass of the nucleus that is sampled from; 0 takes the likeliest token, whatever the temperature.
+        n: Answers to each prompt.
+        stop: Texts that end an answer.
+        repetition_penalty: Above 1, repeated tokens become less likely.
+        logit_bias: Added to the logits of these token ids.
+        seed: Makes sampling repeatable where the engine can.
+        top_logprobs: Log-probabilities of this many likeliest tokens at each position; 0 gives those of the
+            chosen tokens alone, None gives none.
+        response_format: Shape of the answer, as in OpenAI's API; `json_schema=...` is the short way to say it.
+        extra: Options that only this provider knows.
+    """
+
+    max_new_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 0.0
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    repetition_penalty: float | None = None
+    logit_bias: Mapping[int, float] | None = None
+    seed: int | None = None
+    top_logprobs: int | None = None
+    response_format: Mapping[str, Any] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether asking twice is meant to give the same answer."""
+        return self.temperature == 0 or self.top_p == 0
+
+    @property
+    def json_schema(self) -> Mapping[str, Any] | None:
+        """The JSON schema that the answer must fit, if there is one."""
+        if self.response_format is None or self.response_format.get("type") != "json_schema":
+            return None
+        schema: Mapping[str, Any] = self.response_format["json_schema"]["schema"]
+        return schema
+
+    def key_material(self) -> str:
+        """Returns a text that differs whenever two samplings may answer differently.
+
+        Options at their default are left out, so that an option added by a later version spares older answers.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        default = Sampling()
+        changed = {name: value for name, value in values.items() if value != getattr(default, name)}
+        return json.dumps(changed, sort_keys=True, default=str)
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """All options of one run.
+
+    Attributes:
+        sampling: The options that decide what is answered.
+        batch_size: Prompts that a batching engine takes at once.
+        batch_scheduler_buffer_size: Prompts read ahead by a batching engine and sorted by length; 10 batches unless given.
+        adaptive_batch_size: Halve the batch when memory runs out, in place of failing.
+        concurrency: Requests at once; unless given, `batch_size` if that was given, or else what the model suggests.
+        progress_interval: Seconds between two lines of progress in the log; None for none.
+        force: Ask again for what is cached already.
+        cache_only: Raise in place of sending a request.
+        verbose: Log progress at INFO; otherwise it goes to DEBUG.
+        log_level: Level of the progress lines, in place of `verbose`.
+        total_num_prompts: Number of prompts, where it is known and `len(prompts)` is not.
+        return_generator: Yield answers as they come, in order, in place of a list.
+        on_error: "keep" puts None in a failed row's place and goes on; "raise" raises its error.
+    """
+
+    sampling: Sampling = field(default_factory=Sampling)
+    batch_size: int = 10
+    batch_scheduler_buffer_size: int | None = None
+    adaptive_batch_size: bool = False
+    concurrency: int | None = None
+    progress_interval: int | None = 60
+    force: bool = False
+    cache_only: bool = False
+    verbose: bool | None = None
+    log_level: int | None = None
+    total_num_prompts: int | None = None
+    return_generator: bool = False
+    on_error: Literal["keep", "raise"] = "keep"
+
+    @property
+    def progress_level(self) -> int:
+        """Level at which progress is logged."""
+        if self.log_level is not None:
+            return self.log_level
+        return logging.INFO if self.verbose else logging.DEBUG
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], extra: Iterable[str] = ()) -> Generation:
+        """Turns the options of a call into checked values.
+
+        Args:
+            options: What the caller gave.
+            extra: Names that the provider takes beyond the common ones.
+
+        Raises:
+            ArgumentTypeError: A name is unknown.
+            DefinitionError: A value is outside its range.
+        """
+        extra = frozenset(extra)
+        known = set(GenerationOptions.__annotations__) | extra
+        for name in options:
+            if name not in known:
+                raise ArgumentTypeError(
+                    f'There is no generation option "{name}".{did_you_mean(name, known)} '
+                    f"The options are: {', '.join(sorted(known))}."
+                )
+        given = {name: value for name, value in options.items() if name not in extra}
+        given["stop"] = _stop(given.get("stop"))
+        given["response_format"] = _response_format(given.pop("json_schema", None), given.get("response_format"))
+        own = {f.name for f in fields(Sampling)}
+        sampling = Sampling(
+            **{name: value for name, value in given.items() if name in own},
+            extra={name: value for name, value in options.items() if name in extra},
+        )
+        rest = {name: value for name, value in given.items() if name not in own}
+        if rest.get("concurrency") is None and "batch_size" in rest:
+            rest["concurrency"] = rest["batch_size"]
+        generation = cls(sampling=sampling, **rest)
+        _check(generation)
+        return generation
+
+
+class Request(NamedTuple):
+    """One prompt on its way to an engine.
+
+    Attributes:
+        prompt: The text or the chat messages.
+        sampling: How to answer; shared by all requests of a run.
+        seed: The seed of this request: `sampling.seed`, moved on when the same prompt is asked again in one run.
+    """
+
+    prompt: Prompt
+    sampling: Sampling
+    seed: int | None = None
+
+    def messages(self, system_prompt: str | None = None) -> list[dict[str, Any]]:
+        """Returns the prompt as chat messages; `system_prompt` goes first unless the prompt brings its own."""
+        if isinstance(self.prompt, str):
+            messages: list[dict[str, Any]] = [{"role": "user", "content": self.prompt}]
+        else:
+            messages = [dict(message) for message in self.prompt]
+        if system_prompt is not None and not any(message.get("role") == "system" for message in messages):
+            messages.insert(0, {"role": "system", "content": system_prompt})
+        return messages
+
+
+class TokenLogprob(NamedTuple):
+    """One token of an answer.
+
+    Attributes:
+        token: Its text.
+        logprob: Its natural log-probability.
+        top: The likeliest tokens at its position with their log-probabilities, likeliest first.
+    """
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(slots=True)
+class Answer:
+    """What came back for one prompt.
+
+    Attributes:
+        texts: `n` texts; None where the model gave no text.
+        prompt_tokens: Tokens of the prompt, as the engine counted them.
+        completion_tokens: Tokens of all texts together.
+        finish_reasons: Why each text ended: "stop", "length", "content_filter", ...
+        logprobs: For each text its tokens, where they were asked for.
+        error: Why there is no answer; `texts` is empty then.
+    """
+
+    texts: Sequence[str | None]
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    finish_reasons: Sequence[str | None] = ()
+    logprobs: Sequence[Sequence[TokenLogprob]] | None = None
+    error: ModelError | None = None
+
+    @property
+    def text(self) -> str | None:
+        """The first text; None for a failed row."""
+        return self.texts[0] if self.texts else None
+
+    @classmethod
+    def failed(cls, error: ModelError) -> Answer:
+        """Returns the answer that stands in a failed row's place."""
+        return cls((), error=error)
+
+
+# One value of format 1: a JSON list [texts, prompt tokens, completion tokens, finish reasons] and, where they
+# were asked for, log-probabilities. Lone surrogates, which a JSON answer may carry, survive through surrogatepass.
+_dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def encode_answer(answer: Answer) -> bytes:
+    """Returns an answer as the answers' store keeps it."""
+    value: list[Any] = [answer.texts, answer.prompt_tokens, answer.completion_tokens, answer.finish_reasons]
+    if answer.logprobs is not None:
+        value.append(answer.logprobs)
+    return _dumps(value).encode("utf-8", "surrogatepass")
+
+
+def decode_answer(value: bytes) -> Answer:
+    """Reads what `encode_answer` wrote."""
+    texts, prompt_tokens, completion_tokens, finish_reasons, *rest = json.loads(value.decode("utf-8", "surrogatepass"))
+    logprobs = None
+    if rest:
+        logprobs = [
+            [TokenLogprob(token, logprob, tuple((t, p) for t, p in top)) for token, logprob, top in tokens]
+            for tokens in rest[0]
+        ]
+    return Answer(texts, prompt_tokens, completion_tokens, finish_reasons, logprobs)
+
+
+def missing_text(finish_reason: str | None, refusal: str | None = None) -> ModelError:
+    """Returns the error of a row whose answer holds no text at all."""
+    if refusal:
+        return ModelError(f"The model refused to answer: {refusal}")
+    if finish_reason == "content_filter":
+        return ModelError("The provider's content filter withheld the answer. Change the prompt.")
+    if finish_reason == "length":
+        return ModelError("The model used up its tokens before it wrote any text. Give it more max_new_tokens.")
+    return MalformedAnswer(f"The answer holds no text (finish reason {finish_reason!r}).")
+
+
+def _stop(stop: object) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    if isinstance(stop, str):
+        return (stop,)
+    if isinstance(stop, Sequence) and all(isinstance(text, str) for text in stop):
+        return tuple(stop)
+    raise ArgumentTypeError(f'"stop" must be a text or a list of texts, not {stop!r}.')
+
+
+def _response_format(schema: Mapping[str, Any] | None, given: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    if schema is None:
+        return given
+    if given is not None:
+        raise DefinitionError('Give either "json_schema" or "response_format": the first is a short form of the second.')
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema), "strict": True}}
+
+
+def _check(generation: Generation) -> None:
+    sampling = generation.sampling
+    wrong = {
+        "n": sampling.n < 1,
+        "max_new_tokens": sampling.max_new_tokens is not None and sampling.max_new_tokens < 1,
+        "temperature": sampling.temperature < 0,
+        "top_p": not 0 <= sampling.top_p <= 1,
+        "top_logprobs": sampling.top_logprobs is not None and sampling.top_logprobs < 0,
+        "batch_size": generation.batch_size < 1,
+        "concurrency": generation.concurrency is not None and generation.concurrency < 1,
+        "on_error": generation.on_error not in ("keep", "raise"),
+    }
+    for name, bad in wrong.items():
+        if bad:
+            value = getattr(sampling, name, None) if hasattr(sampling, name) else getattr(generation, name)
+            raise DefinitionError(f'Generation option "{name}" cannot be {value!r}; expected {_EXPECTED[name]}.')
+
+
+_EXPECTED = {
+    "n": "at least 1",
+    "max_new_tokens": "at least 1, or None",
+    "temperature": "0 or more",
+    "top_p": "a number from 0 to 1",
+    "top_logprobs": "0 or more, or None",
+    "batch_size": "at least 1",
+    "concurrency": "at least 1, or None",
+    "on_error": '"keep" or "raise"',
+}

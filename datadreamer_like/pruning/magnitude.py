@@ -1,0 +1,117 @@
+"""Magnitude pruning: the weights nearest to zero go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Literal, Self, get_args
+
+import torch
+from torch import nn
+
+from datadreamer_like.errors import DefinitionError
+from datadreamer_like.formats.sparse import mark_sparse
+
+from .method import Batches, PruningMethod, check_share
+
+Scope = Literal["model", "layer", "distribution"]
+Part = Literal["embeddings", "biases", "norms"]
+
+
+@dataclass(frozen=True)
+class Magnitude(PruningMethod):
+    """Sets the weights of smallest magnitude to zero, and stores the rest sparse.
+
+    Han et al. 2015, arXiv:1506.02626; the scopes are those of See, Luong and Manning 2016, arXiv:1606.09274. Exactly
+    `round(sparsity * n)` of the weights in question are zero afterwards; among equal magnitudes the first in the
+    model's own order go. The result takes fewer bytes on disk (a bit a position, and the values left); in memory and
+    in time it costs what the dense model costs. To retrain, keep the zeros with `masks` and `reapply`.
+
+    Attributes:
+        sparsity: Share of the weights that become zero, in [0, 1).
+        scope: What is compared with what. "model": one threshold for all weights (class-blind, the best in See et
+            al.). "layer": each weight matrix loses the same share (class-uniform). "distribution": each matrix's
+            threshold is the same multiple of its own standard deviation (class-distribution).
+        include: Parts that are left alone unless named here: "embeddings", "biases", "norms".
+        exclude: Patterns of parameter names that are never pruned, for instance ("classifier.*",).
+
+    Example:
+        >>> from torch import nn
+        >>> small = Magnitude(sparsity=0.75).apply(nn.Linear(8, 8))
+        >>> int((small.weight == 0).sum()), int((small.bias == 0).sum())
+        (48, 0)
+    """
+
+    sparsity: float
+    scope: Scope = "model"
+    include: tuple[Part, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_share("sparsity", self.sparsity)
+        if self.scope not in get_args(Scope):
+            raise DefinitionError(f'scope is "{self.scope}"; it must be one of {", ".join(get_args(Scope))}.')
+        unknown = sorted(set(self.include) - set(get_args(Part)))
+        if unknown:
+            raise DefinitionError(f"include names {', '.join(unknown)}; it may name {', '.join(get_args(Part))}.")
+
+    @classmethod
+    def example(cls) -> Self:
+        """Half of all weights."""
+        return cls(sparsity=0.5)
+
+    def fits(self, model: nn.Module) -> str | None:
+        """Any module with floating-point weights."""
+        if not any(True for _ in self._weights(model)):
+            return "it has no floating-point weight that this method may prune (biases, norms and embeddings are kept)."
+        return None
+
+    @torch.no_grad()
+    def prune(self, model: nn.Module, calibration: Batches | None) -> None:
+        """Zeroes the smallest weights in place; calibration data are not used."""
+        weights = dict(self._weights(model))
+        if self.scope == "layer":
+            for weight in weights.values():
+                _zero_smallest([weight], [weight.abs()], self.sparsity)
+        else:
+            scores = [
+                weight.abs() / weight.std(correction=0).clamp_min(1e-30)
+                if self.scope == "distribution"
+                else weight.abs()
+                for weight in weights.values()
+            ]
+            _zero_smallest(list(weights.values()), scores, self.sparsity)
+        mark_sparse(model, list(weights))
+
+    def _weights(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+        # A head tied to the embeddings counts as embedding, so owners are looked up by identity.
+        embeddings = {
+            id(parameter)
+            for module in model.modules()
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+            for parameter in module.parameters(recurse=False)
+        }
+        for name, parameter in model.named_parameters():
+            part: Part | None = None
+            if id(parameter) in embeddings:
+                part = "embeddings"
+            elif parameter.dim() < 2:
+                part = "biases" if name.endswith("bias") else "norms"
+            kept = any(fnmatch(name, pattern) for pattern in self.exclude)
+            if parameter.is_floating_point() and parameter.numel() and not kept and (not part or part in self.include):
+                yield name, parameter
+
+
+def _zero_smallest(weights: list[nn.Parameter], scores: list[torch.Tensor], share: float) -> None:
+    """Zeroes the `round(share * n)` weights of lowest score over all of these tensors."""
+    flat = torch.cat([score.flatten().float() for score in scores])
+    count = round(share * flat.numel())
+    if count == 0:
+        return
+    threshold = torch.kthvalue(flat, count).values
+    drop = flat < threshold
+    ties = (flat == threshold).nonzero().squeeze(1)
+    drop[ties[: count - int(drop.sum())]] = True
+    for weight, part in zip(weights, drop.split([weight.numel() for weight in weights]), strict=True):
+        weight.masked_fill_(part.view_as(weight), 0.0)

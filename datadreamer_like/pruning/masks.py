@@ -1,0 +1,79 @@
+"""Zeros that stay: for training a sparse model on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from datadreamer_like.errors import DefinitionError
+from datadreamer_like.formats import layouts
+
+
+def masks(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights that a sparse model has left: take them before training, `reapply` them after each optimizer step.
+
+    Args:
+        model: A model pruned by weights, or loaded from its folder.
+
+    Returns:
+        For each pruned parameter, by name, a bool tensor of its shape: True where a weight was kept.
+    """
+    pruned = [
+        f"{module}.{tensor}" if module else tensor
+        for entry in layouts(model)
+        if entry["kind"] == "sparse"
+        for module, tensors in entry["modules"].items()
+        for tensor in tensors
+    ]
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name].detach() != 0 for name in pruned if name in parameters}
+
+
+@torch.no_grad()
+def reapply(model: nn.Module, kept: Mapping[str, torch.Tensor]) -> None:
+    """Sets every weight to zero that the masks do not keep, in place.
+
+    An optimizer moves pruned weights too (they have gradients, and momentum and decay of their own), so this belongs
+    after each `optimizer.step()`.
+
+    Args:
+        model: The model in training.
+        kept: What `masks` gave before it.
+    """
+    parameters = dict(model.named_parameters())
+    for name, mask in kept.items():
+        parameters[name].mul_(mask.to(parameters[name].device))
+
+
+def cubic_sparsity(
+    step: int, *, final: float, steps: int, initial: float = 0.0, begin: int = 0, every: int = 1
+) -> float:
+    """The sparsity to have at a training step: rises fast at first, while weights are redundant, and slowly at the end.
+
+    `s_t = s_f + (s_i - s_f) (1 - (t - t0) / (n dt))^3`. Zhu and Gupta, "To prune, or not to prune", 2017,
+    arXiv:1710.01878.
+
+    Args:
+        step: Training step t, from 0.
+        final: Sparsity s_f at the end.
+        steps: Length n·dt of the schedule in training steps.
+        initial: Sparsity s_i until `begin`.
+        begin: Step t0 of the schedule's start.
+        every: Steps dt between two prunings; in between the sparsity stays.
+
+    Returns:
+        A share between `initial` and `final`.
+
+    Raises:
+        DefinitionError: `steps` or `every` is under 1.
+
+    Example:
+        >>> [round(cubic_sparsity(t, final=0.8, steps=4), 4) for t in range(6)]
+        [0.0, 0.4625, 0.7, 0.7875, 0.8, 0.8]
+    """
+    if steps < 1 or every < 1:
+        raise DefinitionError(f"steps={steps} and every={every} must both be at least 1.")
+    passed = max(0, step - begin) // every * every
+    return final + (initial - final) * (1 - min(1.0, passed / steps)) ** 3

@@ -1,0 +1,5 @@
+"""The disk: folders that are complete or absent, locks, Arrow tables, the answers' key-value store, digests."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

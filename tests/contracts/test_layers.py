@@ -1,0 +1,98 @@
+"""What import-linter cannot see: the rooms' stubs, which it does not read, and what an import really loads."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "datadreamer_like"
+ROOMS = sorted(stub.parent.name for stub in PACKAGE.glob("*/__init__.pyi"))
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+TEACHES_TRANSFORMERS = {"formats", "pruning", "quantization"}
+"""Rooms whose import lets `from_pretrained` read compressed models, so that they may load torch and transformers."""
+HEAVY = SETTINGS["tool"]["ruff"]["lint"]["flake8-tidy-imports"]["banned-module-level-imports"]
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def re_exports(stub: Path) -> dict[str, Path]:
+    """The names that a stub takes from the files beside it, each with its file."""
+    return {
+        alias.asname or alias.name: stub.parent / f"{node.module}.py"
+        for node in parse(stub).body
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 1
+        for alias in node.names
+    }
+
+
+def names_defined(path: Path) -> set[str]:
+    """The names that a module binds at its top level, imports and branches included, without running it."""
+    found: set[str] = set()
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.alias):
+            found.add(node.asname or node.name)
+    return found
+
+
+def declared(stub: Path) -> list[str]:
+    """The stub's `__all__`."""
+    for node in parse(stub).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and target.id == "__all__":
+            return list(ast.literal_eval(node.value))
+    pytest.fail(f"{stub} has no __all__")
+
+
+def names_called(path: Path) -> set[str]:
+    """The last part of every name that a module calls."""
+    calls = (node.func for node in ast.walk(parse(path)) if isinstance(node, ast.Call))
+    return {func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "") for func in calls}
+
+
+def test_the_house_has_the_rooms_that_it_was_asked_for():
+    assert {"steps", "models", "trainers", "kernels"} <= set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_rooms_stub_takes_names_from_its_own_files_only(room):
+    stub = PACKAGE / room / "__init__.pyi"
+    for node in ast.walk(parse(stub)):
+        assert not isinstance(node, ast.Import), f"line {node.lineno} imports another module"
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 1, f"line {node.lineno} takes names from outside the room"
+            assert node.module, f"line {node.lineno} names no file"
+            assert "." not in node.module, f"line {node.lineno} reaches into a folder: its own stub is the place"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_public_name_exists_where_the_stub_says(room):
+    stub = PACKAGE / room / "__init__.pyi"
+    exports = re_exports(stub)
+    assert sorted(declared(stub)) == sorted(exports)
+    for name, file in exports.items():
+        source = file if file.exists() else file.with_suffix("") / "__init__.pyi"
+        assert source.exists(), f"{name}: there is no {source.name} in {room}"
+        assert name in names_defined(source), f"{source.relative_to(ROOT)} defines no {name}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_loads_its_names_lazily(room):
+    assert "attach_stub" in names_called(PACKAGE / room / "__init__.py")
+
+
+def test_importing_the_package_and_its_rooms_imports_nothing_heavy():
+    rooms = [f"datadreamer_like.{room}" for room in ROOMS if room not in TEACHES_TRANSFORMERS]
+    modules = ", ".join(["datadreamer_like", "datadreamer_like.errors", *rooms])
+    script = f"import sys; before = set(sys.modules); import {modules}; print(*(set(sys.modules) - before))"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert {name.split(".")[0] for name in loaded.split()} & {*HEAVY, "numpy", "pyarrow"} == set()
