@@ -32,6 +32,7 @@ help:
 	@echo "make clean    remove .venv, caches and the demo's output"
 
 setup: $(DEV)
+	@echo "setup: .venv is ready"
 
 demo: $(DEMO)
 	@$(BIN)/python examples/quickstart.py
@@ -58,7 +59,7 @@ format: $(DEV)
 
 # A file in benchmarks/ is a benchmark when it can be run alone; others are what those share.
 bench: $(DEV)
-	@failed=; for file in $$(grep -l '__main__' benchmarks/*.py); do \
+	@failed=; for file in $$(grep -l '__main__' benchmarks/*.py 2>/dev/null); do \
 	  echo "== $$file"; $(BIN)/python $$file || failed="$$failed $$file"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "failed or missed its bar:$$failed"; exit 1; fi

@@ -42,8 +42,9 @@ class Sparse(LayoutKind):
                 is_parameter = tensor_name in module._parameters
                 module.__dict__.setdefault("_sparse_shapes", {})[tensor_name] = (tensor.shape, is_parameter)
                 delattr(module, tensor_name)
-                # Stays readable: code that initialises or ties weights looks at it.
-                module.__dict__[tensor_name] = None
+                # Parents that initialise what the checkpoint lacks may look at it, and must pass by.
+                module.__dict__[tensor_name] = torch.empty(0)
+                module.__dict__[tensor_name]._is_hf_initialized = True
                 module.register_buffer(
                     tensor_name + _BITS, torch.zeros(math.ceil(tensor.numel() / 8), dtype=torch.uint8)
                 )
@@ -70,7 +71,7 @@ class Sparse(LayoutKind):
         shared = Counter(tensor.untyped_storage().data_ptr() for tensor in state.values())
         for name, counts in entry["modules"].items():
             for tensor_name in counts:
-                key = f"{name}.{tensor_name}"
+                key = f"{name}.{tensor_name}".removeprefix(".")
                 tensor = state.get(key)
                 counts[tensor_name] = None
                 if tensor is None or shared[tensor.untyped_storage().data_ptr()] > 1:
@@ -87,7 +88,7 @@ class Sparse(LayoutKind):
         """Makes tensors dense again that a checkpoint holds sparse; their shape is that in the model."""
         for name, counts in entry["modules"].items():
             for tensor_name in counts:
-                key = f"{name}.{tensor_name}"
+                key = f"{name}.{tensor_name}".removeprefix(".")
                 if key + _BITS in state:
                     shape = getattr(model.get_submodule(name), tensor_name).shape
                     state[key] = from_sparse(state.pop(key + _BITS), state.pop(key + _VALUES), shape)

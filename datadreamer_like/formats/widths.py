@@ -4,7 +4,7 @@
         "bert.encoder.layer.0.attention.self": {"set": {"num_attention_heads": 6, "all_head_size": 192}},
         "bert.encoder.layer.0.attention.self.query": {"out": 192},
         "bert.encoder.layer.0.attention.output.dense": {"in": 192},
-        "bert.encoder.layer.1.attention.self": {"headless": {"layer": 1}},
+        "bert.encoder.layer.1.attention.self": {"headless": {}},
         "bert.encoder.layer.1.attention.output.dense": {"constant": {"size": 384, "bias": true}}}}
 
 `out` and `in` are the features that a linear layer (or GPT-2's `Conv1D`) keeps, `set` are attributes of the module,
@@ -97,7 +97,7 @@ def apply_change(model: nn.Module, name: str, change: dict[str, Any]) -> None:
     if "headless" in change:
         about = change["headless"]
         projection = _constant(about["constant"]) if "output" in about else None
-        model.set_submodule(name, Headless(about["layer"], about.get("output"), projection))
+        model.set_submodule(name, Headless(getattr(module, "layer_idx", None), about.get("output"), projection))
 
 
 def _constant(about: dict[str, Any]) -> Constant:

@@ -6,7 +6,6 @@ from .dataset import OutputDatasetColumn as OutputDatasetColumn
 from .dataset import OutputIterableDataset as OutputIterableDataset
 from .dataset import OutputIterableDatasetColumn as OutputIterableDatasetColumn
 from .fingerprint import ByContent as ByContent
-from .fingerprint import fingerprint as fingerprint
 from .meter import Meter as Meter
 from .meter import current_meter as current_meter
 from .node import Node as Node
@@ -26,6 +25,5 @@ __all__ = [
     "OutputIterableDatasetColumn",
     "current_meter",
     "current_session",
-    "fingerprint",
     "sort_data_card",
 ]

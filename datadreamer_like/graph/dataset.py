@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 from datadreamer_like.errors import UnknownColumn, did_you_mean
 from datadreamer_like.storage.tables import table_batches
 
-from .pickles import unpickle
+from .pickles import is_pickled, unpickle
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,11 +32,21 @@ class RowSource:
         columns: Names of the columns, in order.
         batches: Starts a pass and yields batches: columns as lists of equal length.
         num_rows: How many rows a pass gives, where that is known.
+        pickled: Whether values are Python objects that must be pickled to be stored.
     """
 
     columns: list[str]
     batches: Callable[[], Iterator[Batch]]
     num_rows: int | None = None
+    pickled: bool = False
+
+
+def unpickled(batch: Batch) -> Batch:
+    """Restores pickled values."""
+    return {
+        name: [unpickle(value) for value in values] if any(map(is_pickled, values)) else values
+        for name, values in batch.items()
+    }
 
 
 class OutputDatasetMixin:
@@ -102,6 +112,11 @@ class OutputDatasetMixin:
             rows = list(islice(self.rows(), n))
         return pd.DataFrame(rows, columns=self.column_names)
 
+    @property
+    def pickled(self) -> bool:
+        """Whether values may be pickled Python objects, restored when read."""
+        return self._pickled
+
     def _check_column(self, name: str) -> None:
         if name not in self.column_names:
             raise UnknownColumn(
@@ -112,7 +127,7 @@ class OutputDatasetMixin:
     def _unpickled(self, batch: Batch) -> Batch:
         if not self._pickled:
             return batch
-        return {name: [unpickle(value) for value in values] for name, values in batch.items()}
+        return unpickled(batch)
 
 
 class OutputDataset(OutputDatasetMixin):
@@ -240,6 +255,7 @@ class OutputIterableDataset(OutputDatasetMixin):
         self._step = step
         self._pickled = pickled
         if isinstance(dataset, RowSource):
+            self._pickled = pickled or dataset.pickled
             self._source = dataset
             self._iterable: IterableDataset | None = None
         else:
@@ -290,7 +306,7 @@ class OutputIterableDataset(OutputDatasetMixin):
             for batch in self._source.batches():
                 yield {key: batch[key]}
 
-        source = RowSource([key], batches, self._rows)
+        source = RowSource([key], batches, self._rows, self._source.pickled)
         return OutputIterableDatasetColumn(self._step, source, self._pickled, self._rows)
 
     def batches(self, batch_size: int = BATCH_SIZE) -> Iterator[Batch]:

@@ -26,3 +26,11 @@ def unpickle(value: Any) -> Any:
     import dill
 
     return dill.loads(value[len(_MARK) :])
+
+
+def repickled(values: list[Any]) -> list[Any]:
+    """Pickles a column that was restored from pickles, unless it holds plain values of one type only."""
+    kinds = set(map(type, values)) - {type(None)}
+    if len(kinds) <= 1 and kinds <= {str, int, float, bool, bytes}:
+        return values
+    return [pickle_value(value) for value in values]

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar, Token
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("datadreamer_like")
 
 SESSION_FORMAT = 1
+
+
+class NothingToKeep(Exception):
+    """Raised by a node's work when its result is made on demand, so that there is nothing to put on disk."""
+
 
 _current: ContextVar[DataDreamer | None] = ContextVar("datadreamer_like_session", default=None)
 _last_started: DataDreamer | None = None
@@ -196,6 +201,15 @@ class DataDreamer:
                 self._names.setdefault(str(base / _slug(name)), 1)
         return prefix + name, base / _slug(name)
 
+    def numbered(self, first: str, nth: Callable[[int], str]) -> str:
+        """Returns a name that is free: `first`, or `nth(2)`, `nth(3)` ..."""
+        name, count = first, 1
+        with self._names_lock:
+            while str(self.folder / _slug(name)) in self._names:
+                count += 1
+                name = nth(count)
+        return name
+
     def settle(self, node: Node, build: Callable[[Path], Manifest]) -> Manifest:
         """Finds the result of a node, or makes it; only one process at a time makes it.
 
@@ -214,8 +228,8 @@ class DataDreamer:
                 self._say_found(node, found)
                 return found
         lock = self.folder / ".locks" / f"{folder.parent.name if folder.parent != self.folder else ''}~{folder.name}"
-        with explained(f'"{node.name}"', folder), locked(lock, f'"{node.name}"') as waited:
-            older = folder.parent / ".older" / folder.name
+        older = folder.parent / ".older" / folder.name
+        with explained(f'"{node.name}"', folder), locked(lock, f'"{node.name}"') as waited, _kept_if_used(older):
             if not node.force or waited:
                 found = self._find(node, folder, older)
                 if found is not None:
@@ -335,6 +349,16 @@ def _bring_forward(folder: Path, older: Path, fingerprint: str) -> None:
         os.rename(folder, aside)
     os.rename(older / fingerprint, folder)
     sweep(older, fingerprint)
+
+
+@contextlib.contextmanager
+def _kept_if_used(folder: Path) -> Iterator[None]:
+    """Removes an empty folder afterwards."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _slug(name: str) -> str:

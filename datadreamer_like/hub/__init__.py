@@ -1,4 +1,4 @@
-"""ROOM hub."""
+"""Publishing datasets and models to the Hugging Face Hub, with cards."""
 
 import lazy_loader
 

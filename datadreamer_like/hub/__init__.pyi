@@ -1,1 +1,4 @@
-__all__: list[str] = []
+from .publish import publish_dataset as publish_dataset
+from .publish import publish_model as publish_model
+
+__all__ = ["publish_dataset", "publish_model"]

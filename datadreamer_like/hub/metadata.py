@@ -9,27 +9,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from datadreamer_like.errors import HubError
 from datadreamer_like.graph.card import Card
 
+from .licenses import LICENSES
+
 TAG = "datadreamer-like"
 SYNTHETIC_TAG = "synthetic"
 
-# https://huggingface.co/docs/hub/repositories-licenses
-LICENSES = frozenset(
-    """
-    afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0
-    bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5
-    cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
-    cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0
-    cdla-permissive-2.0 cdla-sharing-1.0 creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0
-    etalab-2.0 eupl-1.1 eupl-1.2 fair-noncommercial-research-license gemma gfdl gpl gpl-2.0 gpl-3.0 isc lgpl lgpl-2.1
-    lgpl-3.0 lgpl-lr llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by
-    ofl-1.1 openrail openrail++ osl-3.0 pddl postgresql unlicense wtfpl zlib
-    """.split()
-)
 SPECIAL_LANGUAGES = ("code", "multilingual")
 
 
@@ -134,7 +123,8 @@ def is_local(name: str) -> bool:
 def public_name(name: str) -> str:
     """Returns a name as strangers may read it: without the folders of this machine, logins or signed queries."""
     if is_local(name):
-        return f"{re.split(r'[/\\]', name.rstrip('/\\'))[-1] or 'folder'} (local)"
+        last = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+        return f"{last or 'folder'} (local)"
     if "://" in name:
         url = urlsplit(name)
         return url._replace(netloc=url.netloc.rpartition("@")[2], query="", fragment="").geturl()
@@ -146,14 +136,17 @@ def stated(cards: Iterable[Card], attribute: str) -> list[str]:
     return list(dict.fromkeys(value for card in cards for value in getattr(card, attribute) if value))
 
 
-def _is_hub_id(name: str) -> bool:
-    if is_local(name):
-        return False
+def is_valid_id(name: str) -> bool:
+    """Tells whether the Hub takes a name as `name` or `namespace/name`."""
     try:
         validate_repo_id(name)
     except HFValidationError:
         return False
     return True
+
+
+def _is_hub_id(name: str) -> bool:
+    return is_valid_id(name) and not is_local(name)
 
 
 def _datasets(card: Card, on_hub: Callable[[str, str], bool]) -> list[str]:

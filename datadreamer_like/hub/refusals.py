@@ -18,7 +18,9 @@ WAITS = (0.5, 1.0, 2.0, 4.0)
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 CONFLICT = frozenset({409, 412})
 LONGEST_WAIT = 60.0
-TOKEN_HELP = 'Make a token at https://huggingface.co/settings/tokens, then run "hf auth login", set HF_TOKEN, or pass it'
+TOKEN_HELP = (
+    'Make a token at https://huggingface.co/settings/tokens, then run "hf auth login", set HF_TOKEN, or pass it'
+)
 
 Result = TypeVar("Result")
 
@@ -83,7 +85,9 @@ def explanation(error: BaseException, repo_id: str) -> str:
             f'The Hub cannot be reached to publish "{repo_id}" ({type(cause).__name__}: {cause}). '
             "Check the connection and, if it is set, HF_ENDPOINT, then publish again: what was sent is not sent twice."
         )
-    return f'Publishing "{repo_id}" failed ({type(error).__name__}: {error}). Publish again, or look at the cause above.'
+    return (
+        f'Publishing "{repo_id}" failed ({type(error).__name__}: {error}). Publish again, or look at the cause above.'
+    )
 
 
 def _status_explanation(error: HfHubHTTPError, repo_id: str) -> str:

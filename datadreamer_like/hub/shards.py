@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 from datasets.features.features import require_storage_embed
 from datasets.table import embed_table_storage
 
+from .layout import Layout
+
 # A row group is read whole by the Hub's viewer and by streaming readers: some MB are a good size.
 ROW_GROUP_BYTES = 16 * 1024 * 1024
 MOST_ROWS_A_GROUP = 2**16
@@ -28,49 +30,33 @@ WRITER_OPTIONS: dict[str, Any] = {"compression": "snappy", "write_page_index": T
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file.
-
-    Attributes:
-        file: Where it lies on this machine.
-        path_in_repo: Where it belongs in the repository.
-        size: Bytes of the file.
-        num_bytes: Bytes of its rows in memory, as Arrow counts them.
-    """
+    """One Parquet file: where it lies on this machine, and where it belongs in the repository."""
 
     file: Path
     path_in_repo: str
-    size: int
-    num_bytes: int
 
 
-def write_shards(
-    data: datasets.Dataset, *, split: str, data_dir: str, folder: Path, max_shard_size: int
-) -> Iterator[Shard]:
-    """Writes one split as shards of about `max_shard_size` bytes, yielding each before the next is begun.
+def write_shards(layout: Layout, folder: Path, max_shard_size: int) -> Iterator[Shard]:
+    """Writes a dataset as shards of about `max_shard_size` bytes of rows, yielding each before the next is begun.
 
     Only one row group is in memory at a time, and the caller may delete a shard's file once it has it.
 
-    Args:
-        data: The rows.
-        split: Name of the split.
-        data_dir: Folder of the shards in the repository.
-        folder: Existing folder for the files.
-        max_shard_size: Size that a shard aims at, in bytes of Arrow data.
-
     Yields:
-        The shards, in the order of the rows; one without rows for a split without rows.
+        The shards of one split after the other; one without rows for a split without rows.
     """
-    rows = len(data)
-    group_rows = _group_rows(data)
-    groups_a_shard = max(1, max_shard_size // (math.ceil(_row_bytes(data)) * group_rows))
-    shard_rows = group_rows * groups_a_shard
-    count = max(1, math.ceil(rows / shard_rows))
-    for index in range(count):
-        name = f"{split}-{index:05d}-of-{count:05d}.parquet"
-        start = index * shard_rows
-        file = folder / name
-        num_bytes = _write(data, start, min(rows, start + shard_rows), group_rows, file)
-        yield Shard(file, f"{data_dir}/{name}", file.stat().st_size, num_bytes)
+    for split, data in layout.splits.items():
+        group_rows = _group_rows(data)
+        shard_rows = group_rows * max(1, max_shard_size // math.ceil(_row_bytes(data) * group_rows))
+        count = max(1, math.ceil(len(data) / shard_rows))
+        layout.num_bytes[split] = 0
+        for index in range(count):
+            name = f"{split}-{index:05d}-of-{count:05d}.parquet"
+            shard = Shard(folder / name, f"{layout.data_dir}/{name}")
+            start = index * shard_rows
+            layout.num_bytes[split] += _write(data, start, min(len(data), start + shard_rows), group_rows, shard.file)
+            layout.download_size += shard.file.stat().st_size
+            layout.paths.add(shard.path_in_repo)
+            yield shard
 
 
 def _write(data: datasets.Dataset, start: int, stop: int, group_rows: int, file: Path) -> int:
@@ -92,7 +78,8 @@ def _write(data: datasets.Dataset, start: int, stop: int, group_rows: int, file:
 
 def _row_bytes(data: datasets.Dataset) -> float:
     """Mean bytes of a row in the table behind the dataset, which may hold more rows than were selected."""
-    return max(1.0, data.data.nbytes / max(1, data.data.num_rows))
+    mean: float = data.data.nbytes / max(1, data.data.num_rows)
+    return max(1.0, mean)
 
 
 def _group_rows(data: datasets.Dataset) -> int:

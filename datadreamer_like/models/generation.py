@@ -107,7 +107,8 @@ class Generation:
     Attributes:
         sampling: The options that decide what is answered.
         batch_size: Prompts that a batching engine takes at once.
-        batch_scheduler_buffer_size: Prompts read ahead by a batching engine and sorted by length; 10 batches unless given.
+        batch_scheduler_buffer_size: Prompts that a batching engine reads ahead and sorts by length; 10 batches
+            unless given.
         adaptive_batch_size: Halve the batch when memory runs out, in place of failing.
         concurrency: Requests at once; unless given, `batch_size` if that was given, or else what the model suggests.
         progress_interval: Seconds between two lines of progress in the log; None for none.
@@ -296,7 +297,9 @@ def _response_format(schema: Mapping[str, Any] | None, given: Mapping[str, Any] 
     if schema is None:
         return given
     if given is not None:
-        raise DefinitionError('Give either "json_schema" or "response_format": the first is a short form of the second.')
+        raise DefinitionError(
+            'Give "json_schema" or "response_format", not both: the first is a short form of the second.'
+        )
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema), "strict": True}}
 
 

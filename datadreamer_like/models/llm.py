@@ -90,6 +90,10 @@ class LLM:
             DefinitionError: An option is not supported here.
         """
 
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Returns the price of so many tokens in US dollars; 0 where it is not known."""
+        return 0.0
+
     def count_tokens(self, value: str) -> int:
         """Returns the number of tokens of a text; a cautious estimate where the tokenizer is not at hand."""
         # English takes about four characters a token; a text of other scripts takes about one byte in two.
@@ -144,7 +148,7 @@ class LLM:
         if overrides_only_run(self):
             return _answers_from_run(self, prompts, options)
         self.check(generation.sampling)
-        return answer_prompts(self, prompts, generation, model_answers(self), meter)
+        return answer_prompts(self, prompts, generation, model_answers(self), meter, batched=answers_in_batches(self))
 
     def format_prompt(
         self,
@@ -235,7 +239,7 @@ class LLM:
         return f"<{self.display_name}>"
 
 
-def batches(llm: LLM) -> bool:
+def answers_in_batches(llm: LLM) -> bool:
     """Whether the LLM takes batches, in place of many requests at once."""
     kind = type(llm)
     return kind.answer_batch is not LLM.answer_batch and kind.answer is LLM.answer

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from datadreamer_like.errors import DefinitionError
-from datadreamer_like.formats.sparse import mark_sparse
+from datadreamer_like.formats import mark_sparse
 
 from .method import Batches, PruningMethod, check_share
 
@@ -105,7 +105,7 @@ class Magnitude(PruningMethod):
 
 def _zero_smallest(weights: list[nn.Parameter], scores: list[torch.Tensor], share: float) -> None:
     """Zeroes the `round(share * n)` weights of lowest score over all of these tensors."""
-    flat = torch.cat([score.flatten().float() for score in scores])
+    flat = torch.cat([score.flatten().float() if score.itemsize < 4 else score.flatten() for score in scores])
     count = round(share * flat.numel())
     if count == 0:
         return
@@ -113,5 +113,5 @@ def _zero_smallest(weights: list[nn.Parameter], scores: list[torch.Tensor], shar
     drop = flat < threshold
     ties = (flat == threshold).nonzero().squeeze(1)
     drop[ties[: count - int(drop.sum())]] = True
-    for weight, part in zip(weights, drop.split([weight.numel() for weight in weights]), strict=True):
+    for weight, part in zip(weights, torch.split(drop, [weight.numel() for weight in weights]), strict=True):
         weight.masked_fill_(part.view_as(weight), 0.0)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from datadreamer_like.errors import DataError, DefinitionError, MethodMisfit
-from datadreamer_like.formats.quantizer import foreign
+from datadreamer_like.formats import foreign
 
 Batches = Iterable[Mapping[str, torch.Tensor]]
 """Calibration data: batches as the model takes them, each a mapping of keyword to tensor."""

@@ -1,4 +1,4 @@
-"""ROOM report."""
+"""Report: tables, plots and self-contained HTML pages. It knows numbers and words, never a model."""
 
 import lazy_loader
 

@@ -1,1 +1,8 @@
-__all__: list[str] = []
+from . import plots as plots
+from .pages import figure as figure
+from .pages import page as page
+from .table import Column as Column
+from .table import Interval as Interval
+from .table import Table as Table
+
+__all__: list[str] = ["Column", "Interval", "Table", "figure", "page", "plots"]

@@ -80,9 +80,23 @@ def test_every_public_name_exists_where_the_stub_says(room):
     exports = re_exports(stub)
     assert sorted(declared(stub)) == sorted(exports)
     for name, file in exports.items():
-        source = file if file.exists() else file.with_suffix("") / "__init__.pyi"
-        assert source.exists(), f"{name}: there is no {source.name} in {room}"
-        assert name in names_defined(source), f"{source.relative_to(ROOT)} defines no {name}"
+        assert file.exists(), f"{name}: there is no {file.name} in {room}"
+        assert name in names_defined(file), f"{file.relative_to(ROOT)} defines no {name}"
+
+
+def test_every_top_level_name_is_public_in_the_room_that_it_comes_from():
+    stub = PACKAGE / "__init__.pyi"
+    modules = [node for node in parse(stub).body if isinstance(node, ast.ImportFrom)]
+    assert modules
+    for node in modules:
+        assert node.level == 1
+        for alias in node.names:
+            if node.module is None:
+                assert (PACKAGE / alias.name).is_dir() or (PACKAGE / f"{alias.name}.py").exists(), alias.name
+            elif node.module in ROOMS:
+                assert alias.name in declared(PACKAGE / node.module / "__init__.pyi"), alias.name
+            else:
+                assert alias.name in names_defined(PACKAGE / f"{node.module}.py"), alias.name
 
 
 @pytest.mark.parametrize("room", ROOMS)

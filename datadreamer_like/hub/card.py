@@ -1,0 +1,251 @@
+"""README.md of a published dataset or model: what it is, how to load it, and how it was made."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from huggingface_hub import CardData, DatasetCardData, ModelCardData, RepoCard
+
+from datadreamer_like.graph.card import Card
+
+from .metadata import SYNTHETIC_TAG, TAG, public_name, stated
+
+BEGIN = "<!-- datadreamer-like: written when publishing; what stands outside of this block is kept -->"
+END = "<!-- datadreamer-like: end {digest} -->"
+LONGEST_PROMPT = 4_000
+MOST_PROMPTS = 20
+MOST_NODES = 100
+
+# What an earlier publication said under these keys is void; under other keys, what stands in the repository is kept.
+OWN_KEYS = frozenset(
+    {
+        "base_model",
+        "base_model_relation",
+        "datasets",
+        "library_name",
+        "pipeline_tag",
+        "size_categories",
+        "source_datasets",
+    }
+)
+BY_CONFIG = ("dataset_info", "configs")
+
+
+@dataclass(frozen=True)
+class Readme:
+    """The card of one publication, before it meets the one that the repository has.
+
+    Attributes:
+        kind: `"dataset"` or `"model"`.
+        metadata: The YAML block.
+        body: The text below it, in Markdown.
+        digest: Hash of all that the card says except times, by which it is known again.
+    """
+
+    kind: str
+    metadata: Mapping[str, Any]
+    body: str
+    digest: str
+
+    def over(self, present: str | None) -> str:
+        """Returns the whole README.md, given the present one.
+
+        A present card that says the same stays as it is, whenever it was made. Else this card takes the place of the
+        earlier one; text around it, other configurations of a dataset and keys that this card does not speak of stay.
+        """
+        if present is None:
+            return self._text(self.metadata, "", "")
+        if END.format(digest=self.digest) in present:
+            return present
+        metadata, before, after = _parts(present)
+        return self._text(_merged(self.metadata, metadata), before, after)
+
+    def _text(self, metadata: Mapping[str, Any], before: str, after: str) -> str:
+        data_class = DatasetCardData if self.kind == "dataset" else ModelCardData
+        block = f"{BEGIN}\n\n{self.body}\n\n{END.format(digest=self.digest)}"
+        texts = [text for text in (before.strip("\n"), block, after.strip("\n")) if text]
+        return f"---\n{data_class(**metadata).to_yaml()}\n---\n\n" + "\n\n".join(texts) + "\n"
+
+
+def readme(kind: str, card: Card, metadata: Mapping[str, Any], *, load: str, content: str = "") -> Readme:
+    """Writes a card.
+
+    Args:
+        kind: `"dataset"` or `"model"`.
+        card: Origin of what is published.
+        metadata: The YAML block.
+        load: Python that loads it.
+        content: Markdown about what is in it, such as a table of splits.
+    """
+    is_synthetic = SYNTHETIC_TAG in metadata.get("tags", ())
+    body = _body(kind, card, is_synthetic, load, content)
+    timeless = _body(kind, _without_times(card), is_synthetic, load, content)
+    said = CardData(**metadata).to_yaml() + timeless
+    return Readme(kind, metadata, body, hashlib.sha256(said.encode("utf-8", "replace")).hexdigest()[:32])
+
+
+def fence(text: str, language: str = "text") -> str:
+    """Puts text into a fenced block that nothing inside it can end, whatever it holds."""
+    clean = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", text.replace("\r\n", "\n").replace("\r", "\n"))
+    clean = clean.encode("utf-8", "replace").decode()
+    longest = max((len(run) for run in re.findall(r"`+", clean)), default=0)
+    ticks = "`" * max(3, longest + 1)
+    return f"{ticks}{language}\n{clean}\n{ticks}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Renders a Markdown table, its cells escaped."""
+    lines = [header, ["---"] * len(header), *([plain(str(value)) for value in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def plain(text: str) -> str:
+    """Escapes text so that Markdown and HTML show it as it is, on one line."""
+    one_line = " ".join(text.encode("utf-8", "replace").decode().split())
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", one_line)
+
+
+def _body(kind: str, card: Card, is_synthetic: bool, load: str, content: str) -> str:
+    nodes = card.lineage()
+    sections = [
+        f"# {plain(card.name)}",
+        _summary(kind, card, is_synthetic),
+        _section("Load it", fence(load, "python")),
+        content,
+        _section(
+            "Quality", table(("measure", "value"), [(k, f"{v:.6g}") for k, v in card.metrics.items()]), card.metrics
+        ),
+        _section("How it was made", _lineage(nodes)),
+        _section("More about it", _facts(card), card.facts),
+        _listed("Models", stated(nodes, "models")),
+        _listed("Datasets", stated(nodes, "datasets")),
+        _prompts(stated(nodes, "prompts")),
+        _listed("Licences of what it was made from", stated(nodes, "licenses")),
+        _listed("Links", stated(nodes, "urls")),
+        _citations(stated(nodes, "citations")),
+        f"Made with {TAG} {card.package_version}".rstrip() + ".",
+    ]
+    return "\n\n".join(section for section in sections if section)
+
+
+def _summary(kind: str, card: Card, is_synthetic: bool) -> str:
+    what = "Rows" if kind == "dataset" else "A model"
+    made = f"{what} made by the {card.kind} “{plain(card.name)}” (`{card.class_name}`)"
+    if card.created:
+        made += f" on {card.created[:10]}"
+    if not is_synthetic:
+        return f"{made}."
+    return f"{made}. " + (
+        "A language model wrote them, or a part of them."
+        if kind == "dataset"
+        else "It was trained, wholly or in part, on rows that a language model wrote."
+    )
+
+
+def _section(title: str, text: str, wanted: object = True) -> str:
+    return f"## {title}\n\n{text}" if wanted and text else ""
+
+
+def _listed(title: str, names: Sequence[str]) -> str:
+    return _section(title, "\n".join(f"- {plain(public_name(name))}" for name in names))
+
+
+def _lineage(nodes: Sequence[Card]) -> str:
+    shown = nodes[-MOST_NODES:]
+    rows = [
+        (
+            node.name,
+            node.class_name,
+            ", ".join(parent.name for parent in node.parents) or "–",
+            ", ".join(public_name(name) for name in dict.fromkeys([*node.models, *filter(None, [node.base_model])]))
+            or "–",
+            "–" if node.rows is None else f"{node.rows:,}",
+            _duration(node.seconds),
+            f"{node.prompt_tokens + node.completion_tokens:,}",
+            f"{node.cost:.4f}",
+        )
+        for node in shown
+    ]
+    text = table(("node", "class", "made from", "models", "rows", "time", "tokens", "US dollars"), rows)
+    if len(shown) < len(nodes):
+        text = f"The last {len(shown)} of {len(nodes)} nodes.\n\n{text}"
+    return f"{text}\n\n{_totals(nodes)}"
+
+
+def _totals(nodes: Sequence[Card]) -> str:
+    sent, received = sum(n.prompt_tokens for n in nodes), sum(n.completion_tokens for n in nodes)
+    text = f"In all: {_duration(sum(n.seconds for n in nodes))}"
+    if sent or received:
+        text += (
+            f", {sent:,} tokens sent to models and {received:,} received, {sum(n.cost for n in nodes):.4f} US dollars"
+        )
+    failed = sum(n.failed_rows for n in nodes)
+    return text + (f"; {failed:,} rows failed." if failed else ".")
+
+
+def _facts(card: Card) -> str:
+    return table(("", ""), [(name, public_name(value)) for name, value in card.facts.items()])
+
+
+def _prompts(prompts: Sequence[str]) -> str:
+    blocks = []
+    for prompt in prompts[:MOST_PROMPTS]:
+        cut = len(prompt) - LONGEST_PROMPT
+        blocks.append(fence(prompt[:LONGEST_PROMPT]) + (f"\n\n… and {cut:,} characters more." if cut > 0 else ""))
+    if len(prompts) > MOST_PROMPTS:
+        blocks.append(f"… and {len(prompts) - MOST_PROMPTS} prompts more.")
+    return _section("Prompts", "\n\n".join(blocks))
+
+
+def _citations(citations: Sequence[str]) -> str:
+    return _section("Citations", "\n\n".join(fence(text.strip(), "bibtex") for text in citations))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
+
+
+def _without_times(card: Card) -> Card:
+    """Copies a lineage without what differs between two runs that made the same."""
+    copies: dict[int, Card] = {}
+    for node in card.lineage():
+        parents = [copies[id(parent)] for parent in node.parents]
+        copies[id(node)] = replace(node, created="", seconds=0.0, parents=parents)
+    return copies[id(card)]
+
+
+def _parts(text: str) -> tuple[dict[str, Any], str, str]:
+    """Takes a README.md apart: its YAML, the text before our block, and the text after it."""
+    metadata: dict[str, Any] = {}
+    if re.match(r"\s*---\s*\n", text):
+        card = RepoCard(text, ignore_metadata_errors=True)
+        metadata, text = card.data.to_dict(), card.text  # type: ignore[no-untyped-call]
+    begin, end = text.find(BEGIN), text.rfind(END.partition("{")[0])
+    if begin < 0 or end < begin:
+        return metadata, text, ""
+    return metadata, text[:begin], text[end:].partition("-->")[2]
+
+
+def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(ours) | {key: value for key, value in theirs.items() if key not in ours and key not in OWN_KEYS}
+    tags = theirs.get("tags") or []
+    tags = [tags] if isinstance(tags, str) else tags
+    merged["tags"] = [*ours["tags"], *(tag for tag in tags if tag not in (TAG, SYNTHETIC_TAG))]
+    for key in BY_CONFIG:
+        if key in ours and theirs.get(key):
+            configs = _by_config(theirs[key]) | _by_config(ours[key])
+            listed = [{"config_name": name} | config for name, config in sorted(configs.items())]
+            merged[key] = ours[key] if len(listed) == 1 else listed
+    return merged
+
+
+def _by_config(value: Any) -> dict[str, Any]:
+    listed = value if isinstance(value, list) else [value]
+    return {config.get("config_name", "default"): config for config in listed}

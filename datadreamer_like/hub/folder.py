@@ -1,0 +1,106 @@
+"""The files of a saved model that are worth publishing, without what belongs to one machine or one training run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+from datadreamer_like.errors import HubError
+
+from .metadata import is_local
+
+LEFT_OUT = (
+    "README.md",
+    ".*",
+    "*/.*",
+    "__pycache__/*",
+    "*/__pycache__/*",
+    "*.lock",
+    "checkpoint-*/*",
+    "runs/*",
+    "global_step*/*",
+    "optimizer.*",
+    "scheduler.*",
+    "scaler.pt",
+    "rng_state*.pth",
+    "trainer_state.json",
+    "training_args.bin",
+)
+WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.index.json")
+ADAPTER = "adapter_config.json"
+# Where transformers and peft note what a model was loaded from, which may be a folder of this machine.
+ORIGIN_KEYS = {
+    "config.json": ("_name_or_path",),
+    "tokenizer_config.json": ("name_or_path", "_name_or_path"),
+    ADAPTER: ("base_model_name_or_path",),
+}
+
+
+def model_files(folder: Path, *, base_model: str | None, ignore: Sequence[str] = ()) -> dict[str, Path | bytes]:
+    """Collects a model's files.
+
+    Args:
+        folder: A saved model.
+        base_model: Id on the Hub of the model that an adapter belongs to, if known.
+        ignore: Further patterns, such as `onnx/*`, of paths to leave out.
+
+    Returns:
+        Path in the repository to a file, or to the bytes of one in which a path of this machine was replaced.
+
+    Raises:
+        HubError: There is no such folder, nothing in it that makes a model, or an adapter of a model that only this
+            machine has.
+    """
+    if not folder.is_dir():
+        raise HubError(f'"{folder}" is not a folder. Publish the folder that the model was saved to.')
+    files: dict[str, Path | bytes] = {}
+    for file in sorted(folder.rglob("*")):
+        path = file.relative_to(folder).as_posix()
+        if file.is_file() and not any(fnmatch(path, pattern) for pattern in (*LEFT_OUT, *ignore)):
+            files[path] = _public(file, base_model)
+    if not any(is_weights(path) for path in files):
+        raise HubError(f'"{folder}" holds no weights ({", ".join(WEIGHTS[:3])}). Save or export the model there first.')
+    return files
+
+
+def is_weights(path: str) -> bool:
+    """Tells whether a path is that of a model's weights, of which no older ones may stay beside the new."""
+    return "/" not in path and any(fnmatch(path, pattern) for pattern in WEIGHTS)
+
+
+def library_of(files: dict[str, Path | bytes]) -> str | None:
+    """Returns the Hub's name of the library that loads such files, None where there is no one library."""
+    if ADAPTER in files:
+        return "peft"
+    if "modules.json" in files:
+        return "sentence-transformers"
+    return "transformers" if "config.json" in files else None
+
+
+def _public(file: Path, base_model: str | None) -> Path | bytes:
+    keys = ORIGIN_KEYS.get(file.name, ())
+    content = _json_object(file) if keys else None
+    local = [key for key in keys if content and is_local(str(content.get(key) or "-"))]
+    if content is None or not local:
+        return file
+    if file.name == ADAPTER and base_model is None:
+        raise HubError(
+            "This adapter belongs to a model that only this machine has, so nobody could load it. "
+            "Publish the base model first and train from its id, or publish the merged model."
+        )
+    for key in local:
+        if base_model is not None and file.name != "tokenizer_config.json":
+            content[key] = base_model
+        else:
+            del content[key]
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _json_object(file: Path) -> dict[str, object] | None:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None

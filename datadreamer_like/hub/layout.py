@@ -1,0 +1,118 @@
+"""How a dataset lies in its repository: configuration, splits, shards, and the keys of the card that describe them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+from datasets.info import DatasetInfosDict
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCardData
+
+from datadreamer_like.errors import EmptyDataset, HubError
+
+from .card import table
+
+DEFAULT_CONFIG = "default"
+
+
+@dataclass
+class Layout:
+    """How a dataset lies in its repository, learned shard by shard as they are written.
+
+    Attributes:
+        splits: Rows by split.
+        config: Name of the configuration.
+        num_bytes: Bytes of each split's rows, as Arrow counts them.
+        download_size: Bytes of all shards.
+        paths: Where the shards belong in the repository.
+    """
+
+    splits: dict[str, datasets.Dataset]
+    config: str
+    num_bytes: dict[str, int] = field(default_factory=dict)
+    download_size: int = 0
+    paths: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, data: datasets.Dataset | datasets.DatasetDict, config_name: str | None) -> Layout:
+        """Checks that a dataset can be published as it is.
+
+        Raises:
+            EmptyDataset: It has no rows.
+            HubError: A split or the configuration has a name that `datasets` does not take, or splits differ in their
+                columns.
+        """
+        splits = {str(name): rows for name, rows in data.items()} if isinstance(data, dict) else {"train": data}
+        config = config_name or DEFAULT_CONFIG
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", config) or config == "data":
+            raise HubError(f'"{config}" cannot name a configuration. Use letters, digits, "-", "_" and ".".')
+        for name, rows in splits.items():
+            if not re.fullmatch(r"\w+(\.\w+)*", name):
+                raise HubError(f'"{name}" cannot name a split. Use letters, digits, "_" and ".", such as "train".')
+            first = next(iter(splits.values()))
+            if rows.features != first.features:
+                raise HubError(
+                    f'The splits differ in their columns: "{next(iter(splits))}" has {first.features}, "{name}" has '
+                    f"{rows.features}. Give all splits the same columns, or publish them under different config_name."
+                )
+        if not any(len(rows) for rows in splits.values()):
+            raise EmptyDataset("There are no rows to publish. Look at the step that made the dataset.")
+        return cls(splits, config)
+
+    @property
+    def is_default(self) -> bool:
+        """Whether `load_dataset` needs no name of a configuration."""
+        return self.config == DEFAULT_CONFIG
+
+    @property
+    def data_dir(self) -> str:
+        """Folder of the shards in the repository."""
+        return "data" if self.is_default else self.config
+
+    @property
+    def rows(self) -> int:
+        """Rows in all splits."""
+        return sum(len(rows) for rows in self.splits.values())
+
+    def metadata(self) -> dict[str, Any]:
+        """Returns the keys of the card by which `datasets` finds splits and features."""
+        info = datasets.DatasetInfo(
+            features=next(iter(self.splits.values())).features,
+            splits=datasets.splits.SplitDict(
+                {
+                    name: datasets.SplitInfo(name, num_bytes=self.num_bytes.get(name, 0), num_examples=len(rows))
+                    for name, rows in self.splits.items()
+                }
+            ),
+            download_size=self.download_size,
+            dataset_size=sum(self.num_bytes.values()),
+        )
+        files = [{"split": name, "path": f"{self.data_dir}/{name}-*"} for name in self.splits]
+        data = DatasetCardData()
+        DatasetInfosDict({self.config: info}).to_dataset_card_data(data)
+        MetadataConfigs({self.config: {"data_files": files}}).to_dataset_card_data(data)
+        return {"dataset_info": data["dataset_info"], "configs": data["configs"]}
+
+    def description(self) -> str:
+        """Returns the card's tables of splits and columns."""
+        features = next(iter(self.splits.values())).features
+        splits = table(("split", "rows"), [(name, f"{len(rows):,}") for name, rows in self.splits.items()])
+        columns = table(("column", "type"), [(name, _type(feature)) for name, feature in features.items()])
+        return f"## What is in it\n\n{splits}\n\n{columns}"
+
+    def is_stale(self, path: str) -> bool:
+        """Tells whether a path is that of a shard which this dataset has no successor for."""
+        return path not in self.paths and bool(
+            re.fullmatch(rf"{re.escape(self.data_dir)}/[^/]+-\d{{5}}-of-\d{{5}}(-[0-9a-f]+)?\.parquet", path)
+        )
+
+
+def _type(feature: Any) -> str:
+    if isinstance(feature, datasets.ClassLabel):
+        return f"label: {', '.join(feature.names)}"
+    if isinstance(feature, datasets.Value):
+        return str(feature.dtype)
+    return str(feature)

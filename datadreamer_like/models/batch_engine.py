@@ -1,0 +1,128 @@
+"""The engine for models that take a batch and return when all of it is done; it works in the caller's thread."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from datadreamer_like.errors import AuthenticationFailed, DefinitionError, ModelError, UnknownModel
+
+from .pipeline import A, Engine, Job, Q, Recorder
+
+logger = logging.getLogger("datadreamer_like")
+
+# Batches quicker than this share a transaction, so that a fast model does not wait for the disk after each.
+_COMMIT_SECONDS = 0.01
+
+
+class BatchEngine(Engine[Q, A]):
+    """Answers batches of requests of similar length, the longest first, so that too large a batch shows early.
+
+    Args:
+        ask: Answers a batch, one answer for each request, in their order.
+        recorder: Stores answers.
+        batch_size: Requests in a batch.
+        adaptive: Halve the batch when memory runs out, and go on with that size.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[Sequence[Q]], Sequence[A]],
+        recorder: Recorder[Any, Q, A],
+        *,
+        batch_size: int,
+        adaptive: bool = False,
+    ) -> None:
+        self._ask = ask
+        self._recorder = recorder
+        self._batch_size = batch_size
+        self._adaptive = adaptive
+        # Sorted by length, the longest last.
+        self._pool: list[Job[Q, A]] = []
+        self._sorted = True
+        self._finished: list[tuple[Job[Q, A], A]] = []
+        self._committed_at = 0.0
+
+    def submit(self, jobs: Sequence[Job[Q, A]]) -> None:
+        """Adds jobs to the pool that batches are made of."""
+        if jobs:
+            self._pool.extend(jobs)
+            self._sorted = False
+
+    def wait(self, job: Job[Q, A]) -> A:
+        """Answers batches until the job is answered."""
+        while job.answer is None:
+            if not self._pool:
+                self._commit()
+                continue
+            if not self._sorted:
+                size = self._recorder.calls.size
+                self._pool.sort(key=lambda waiting: size(waiting.request))
+                self._sorted = True
+            batch = self._pool[-self._batch_size :]
+            batch.reverse()
+            answers = self._answer(batch)
+            if answers is None:
+                continue
+            del self._pool[-len(batch) :]
+            self._finished.extend(zip(batch, answers, strict=True))
+            if time.monotonic() - self._committed_at >= _COMMIT_SECONDS:
+                self._commit()
+        return job.answer
+
+    def close(self) -> None:
+        """Stores what has been answered."""
+        self._commit()
+
+    def _answer(self, batch: list[Job[Q, A]]) -> Sequence[A] | None:
+        """Returns the answers of a batch, or None when a smaller one has to be tried."""
+        for job in batch:
+            job.tries += 1
+        try:
+            answers = self._ask([job.request for job in batch])
+        except (AuthenticationFailed, UnknownModel):
+            raise
+        except ModelError as error:
+            return [self._recorder.calls.failed(error)] * len(batch)
+        except (MemoryError, RuntimeError) as error:
+            if not self._adaptive or not _is_out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                return [self._recorder.calls.failed(ModelError(f"Memory ran out with this prompt alone: {error}"))]
+        else:
+            if len(answers) != len(batch):
+                raise DefinitionError(
+                    f"answer_batch returned {len(answers)} answers to {len(batch)} requests; it must return one each."
+                )
+            return answers
+        # Out of the handler, so that the failed call's tensors are no longer held by its traceback.
+        self._batch_size = max(1, len(batch) // 2)
+        logger.info("memory ran out; the batch size is now %s", self._batch_size)
+        _free_memory()
+        return None
+
+    def _commit(self) -> None:
+        finished, self._finished = self._finished, []
+        if finished:
+            self._recorder.record(finished)
+        self._committed_at = time.monotonic()
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # Known by name: torch is not imported to look. Its CPU allocator raises a plain RuntimeError.
+    return (
+        isinstance(error, MemoryError)
+        or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+        or "not enough memory" in str(error)
+    )
+
+
+def _free_memory() -> None:
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

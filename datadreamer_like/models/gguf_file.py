@@ -1,0 +1,100 @@
+"""Finds a GGUF file: on this machine, or on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from datadreamer_like.errors import DefinitionError, HubError, UnknownModel, did_you_mean
+
+_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    """A GGUF file on this machine.
+
+    Attributes:
+        path: Where it stands.
+        repo_id: The Hub repository that it was downloaded from, if it was.
+    """
+
+    path: Path
+    repo_id: str | None = None
+
+
+def find_gguf(model_name: str, model_file: str | None = None, revision: str | None = None) -> GGUFFile:
+    """Finds the file that a name stands for, and downloads it if it is on the Hub and not here yet.
+
+    Args:
+        model_name: Path of a `.gguf` file or of a folder that holds one, or a Hub repository.
+        model_file: The file in that folder or repository, where it holds several.
+        revision: Branch, tag or commit of the repository.
+
+    Raises:
+        UnknownModel: There is no such file, folder or repository.
+        DefinitionError: There are several files to choose from.
+        HubError: The Hub cannot be reached, and the file is not in its cache.
+    """
+    path = Path(model_name).expanduser()
+    if path.is_file():
+        return GGUFFile(path.absolute())
+    if path.is_dir():
+        files = [file.relative_to(path).as_posix() for file in sorted(path.rglob("*.gguf"))]
+        return GGUFFile((path / _chosen(files, model_file, f"The folder {path}")).absolute())
+    if model_name.endswith(".gguf") or not _REPO_ID.fullmatch(model_name):
+        raise UnknownModel(
+            f"There is no model file {model_name}. Give the path of a .gguf file, of a folder that holds one, or a "
+            'Hub repository as in "owner/name".'
+        )
+    return GGUFFile(_from_hub(model_name, model_file, revision), model_name)
+
+
+def _from_hub(repo_id: str, model_file: str | None, revision: str | None) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        if model_file is None:
+            files = [file for file in HfApi().list_repo_files(repo_id, revision=revision) if file.endswith(".gguf")]
+            model_file = _chosen(files, None, f"The Hub repository {repo_id}")
+        return Path(hf_hub_download(repo_id, model_file, revision=revision))
+    except LocalEntryNotFoundError as error:
+        raise HubError(
+            f"{model_file} of {repo_id} is not in the Hub's cache here, and the Hub cannot be reached. Connect to the "
+            "network, or give the path of a file."
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
+        what = f"{repo_id} at revision {revision}" if revision else repo_id
+        raise UnknownModel(
+            f"The Hub has no {model_file or 'GGUF file'} in {what}. Check the names; a private repository needs a "
+            "token (`hf auth login`)."
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise HubError(
+            f"The Hub did not give the files of {repo_id} ({type(error).__name__}). Try again later, give "
+            "model_file=, which works with what was downloaded before, or give the path of a file."
+        ) from error
+
+
+def _chosen(files: list[str], wanted: str | None, where: str) -> str:
+    if wanted is not None:
+        if wanted not in files:
+            raise UnknownModel(
+                f"{where} has no {wanted}; it has: {', '.join(files) or 'no GGUF file'}.{did_you_mean(wanted, files)}"
+            )
+        return wanted
+    if not files:
+        raise UnknownModel(f"{where} holds no GGUF file.")
+    # Of a model that is split into several files, llama.cpp is given the first one.
+    whole = [file for file in files if not re.search(r"-(?!00001-of)\d{5}-of-\d{5}\.gguf$", file)]
+    if len(whole) > 1:
+        raise DefinitionError(f"{where} holds several GGUF files. Choose one with model_file=: {', '.join(whole)}.")
+    return whole[0]

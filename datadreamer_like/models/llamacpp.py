@@ -1,0 +1,317 @@
+"""LLMs in GGUF files, run in this process by llama.cpp: no key, no server, no GPU needed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
+
+from datadreamer_like.errors import DefinitionError, PromptTooLong, did_you_mean, require_extra
+from datadreamer_like.storage.digests import file_digest
+
+from .chat_template import AUTO, Auto, checked, fill, given_text, is_text_template
+from .generation import Answer, Prompt, Request, Sampling, TokenLogprob
+from .gguf_file import find_gguf
+from .gguf_header import GGUFHeader, read_gguf_header
+from .llamacpp_server import Completion, LlamaServer, ServerOptions
+from .llm import LLM
+
+_DEFAULT_CONTEXT_LENGTH = 2048
+
+
+class LlamaCPP(LLM):
+    """Any LLM in a GGUF file, run by llama.cpp in this process, several prompts at a time.
+
+    The model is loaded when it is first asked and can be freed with `unload_model`. `max_new_tokens=None` lets an
+    answer grow to the end of the context. An answer that the context cuts off before its `max_new_tokens` is a
+    failed row (`PromptTooLong`), not a shorter text.
+
+    Args:
+        model_name: Path of a `.gguf` file or of a folder that holds one, or a repository of the Hugging Face Hub.
+        model_file: The file in that folder or repository, where it holds several.
+        chat_prompt_template: `AUTO` takes the model's own chat template, and the plain prompt if it has none; None
+            takes the plain prompt; a text with `{{prompt}}` (and `{{system_prompt}}`) is filled in; other text is
+            Jinja code over `messages`.
+        system_prompt: The system message; `AUTO` and None send none, and the model's template may put its own.
+        context_length: Tokens that a prompt and its answer have together; by default 2048, or what the model was
+            trained for if that is less. Memory is taken for `slots` times as many.
+        slots: Prompts answered at once. Eight was measured as best on small machines: a token of one answer costs
+            nearly as much as one of each.
+        threads: CPU threads; by default as many as there are cores free when the model is loaded.
+        gpu_layers: Layers kept on the GPU, where xllamacpp was installed for one; None leaves it to llama.cpp.
+        revision: Branch, tag or commit of the Hub repository.
+        cache_folder_path: Where answers are cached outside a session.
+        **kwargs: Further attributes of `xllamacpp.CommonParams`, such as `rope_freq_base`.
+
+    Raises:
+        MissingExtra: xllamacpp is not installed.
+        UnknownModel: There is no such file or repository.
+        DataError: The file is not GGUF.
+        DefinitionError: An option is unknown or out of its range.
+
+    Example:
+        >>> llm = LlamaCPP("SmolLM2-135M-Instruct.Q4_1.gguf")  # doctest: +SKIP
+        >>> llm.run(["Name three colours."], max_new_tokens=20)  # doctest: +SKIP
+        ['Red, blue and green.']
+    """
+
+    extra_options: ClassVar[frozenset[str]] = frozenset(
+        {"top_k", "min_p", "typical_p", "presence_penalty", "frequency_penalty", "grammar"}
+    )
+
+    def __init__(
+        self,
+        model_name: str,
+        model_file: str | None = None,
+        chat_prompt_template: str | Auto | None = AUTO,
+        system_prompt: str | Auto | None = AUTO,
+        context_length: int | None = None,
+        slots: int = 8,
+        threads: int | None = None,
+        gpu_layers: int | None = None,
+        revision: str | None = None,
+        cache_folder_path: str | Path | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(cache_folder_path)
+        require_extra("llamacpp", "xllamacpp", what="LlamaCPP")
+        for name, value in {"context_length": context_length, "slots": slots, "threads": threads}.items():
+            if value is not None and value < 1:
+                raise DefinitionError(f"LlamaCPP's {name} cannot be {value}; give a whole number of at least 1.")
+        self._parameters = _checked_parameters(kwargs)
+        self.model_name = str(model_name)
+        self.chat_prompt_template = checked("chat_prompt_template", chat_prompt_template)
+        self.system_prompt = checked("system_prompt", system_prompt)
+        self._file = find_gguf(self.model_name, model_file, revision)
+        self._header = read_gguf_header(self._file.path)
+        trained = self._header.context_length
+        wanted = context_length or _DEFAULT_CONTEXT_LENGTH
+        self.context_length = min(wanted, trained) if trained else wanted
+        self.slots = slots
+        self.threads = threads
+        self.gpu_layers = gpu_layers
+        self.default_concurrency = slots
+        self._start()
+
+    def _start(self) -> None:
+        self._lock = threading.Lock()
+        self._server: LlamaServer | None = None
+        self._workers: ThreadPoolExecutor | None = None
+        self._pid = os.getpid()
+
+    @property
+    def path(self) -> Path:
+        """The GGUF file on this machine."""
+        return self._file.path
+
+    @property
+    def server(self) -> LlamaServer:
+        """The loaded model; loads it if it is not."""
+        self._leave_what_a_fork_inherited()
+        with self._lock:
+            if self._server is None:
+                template = self.chat_prompt_template
+                self._server = LlamaServer(
+                    ServerOptions(
+                        path=self.path,
+                        context_length=self.context_length,
+                        slots=self.slots,
+                        threads=self.threads,
+                        gpu_layers=self.gpu_layers,
+                        chat_template=None if is_text_template(template) else given_text(template),
+                        parameters=self._parameters,
+                    )
+                )
+            return self._server
+
+    @property
+    def _pool(self) -> ThreadPoolExecutor:
+        self._leave_what_a_fork_inherited()
+        with self._lock:
+            if self._workers is None:
+                self._workers = ThreadPoolExecutor(self.slots, thread_name_prefix="llama.cpp")
+            return self._workers
+
+    def _leave_what_a_fork_inherited(self) -> None:
+        # A forked process has the objects but not the threads behind them: asking or freeing them would wait for ever.
+        if self._pid != os.getpid():
+            if self._server is not None:
+                self._server.abandon()
+            self._start()
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the file's content and all options that decide an answer."""
+        return {
+            # In the place of the path: a file that was moved or downloaded again answers the same.
+            "model": file_digest(self.path),
+            "chat_prompt_template": self.chat_prompt_template,
+            "system_prompt": given_text(self.system_prompt),
+            "context_length": self.context_length,
+            "parameters": self._parameters,
+        }
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuses more new tokens than a slot can hold."""
+        if sampling.max_new_tokens is not None and sampling.max_new_tokens >= self.context_length:
+            raise DefinitionError(
+                f"max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt: {self.display_name} has a "
+                f"context of {self.context_length} tokens. Lower it, or give LlamaCPP a larger context_length."
+            )
+
+    async def answer(self, request: Request) -> Answer:
+        """Answers one request; `n` texts are `n` completions, each with a seed of its own."""
+        stopped = threading.Event()
+        loop = asyncio.get_running_loop()
+        try:
+            tasks = [
+                loop.run_in_executor(self._pool, self._complete, request, index, stopped)
+                for index in range(request.sampling.n)
+            ]
+            return _answer(await asyncio.gather(*tasks), request.sampling)
+        finally:
+            # Whether cancelled or failed: what still runs for this request is of no more use.
+            stopped.set()
+
+    def _complete(self, request: Request, index: int, stopped: threading.Event) -> Completion:
+        if stopped.is_set():
+            return Completion()
+        sampling = request.sampling
+        body = _sampling_body(sampling, request.seed, index) | self._prompt_body(request.prompt, sampling)
+        completion = self.server.complete(body, stopped)
+        wanted = sampling.max_new_tokens
+        if wanted is not None and completion.finish_reason == "length" and completion.completion_tokens < wanted:
+            raise PromptTooLong(
+                f"The prompt has {completion.prompt_tokens} tokens, and with {wanted} new ones it does not fit the "
+                f"context of {self.context_length}. Shorten it, lower max_new_tokens, or give LlamaCPP a larger "
+                "context_length."
+            )
+        return completion
+
+    def _prompt_body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
+        schema = sampling.response_format
+        if self._is_chat(prompt):
+            messages = Request(prompt, sampling).messages(given_text(self.system_prompt))
+            return {"messages": messages} | ({"response_format": schema} if schema else {})
+        body: dict[str, Any] = {"prompt": self._plain_prompt(str(prompt))}
+        if schema:
+            body["json_schema"] = sampling.json_schema or schema.get("schema") or {"type": "object"}
+        return body
+
+    def _is_chat(self, prompt: Prompt) -> bool:
+        template = self.chat_prompt_template
+        if not isinstance(prompt, str):
+            return True
+        if isinstance(template, Auto):
+            return "tokenizer.chat_template" in self._header.values
+        return template is not None and not is_text_template(template)
+
+    def _plain_prompt(self, prompt: str) -> str:
+        if isinstance(self.chat_prompt_template, str):
+            return fill(self.chat_prompt_template, prompt, given_text(self.system_prompt))
+        return prompt
+
+    def count_tokens(self, value: str) -> int:
+        """Returns the number of tokens of a text; loads the model if it is not."""
+        return len(self.server.tokenize(value)) if value else 0
+
+    def final_count_tokens(self, value: str) -> int:
+        """Returns the number of tokens of a text as a whole prompt, with the chat template's own tokens."""
+        if self._is_chat(value):
+            messages = Request(value, Sampling()).messages(given_text(self.system_prompt))
+            return len(self.server.tokenize(self.server.apply_template(messages), special=True))
+        return len(self.server.tokenize(self._plain_prompt(value), special=True))
+
+    def get_max_context_length(self, max_new_tokens: int | None) -> int:
+        """Returns how many tokens a prompt may have when `max_new_tokens` are to be generated."""
+        return self.context_length - (max_new_tokens or 0)
+
+    @property
+    def model_card(self) -> str | None:
+        """Address of the model's card."""
+        return f"https://huggingface.co/{self._file.repo_id}" if self._file.repo_id else self._header.url
+
+    @property
+    def license(self) -> str | None:
+        """The licence, as the file states it."""
+        return self._header.license
+
+    @property
+    def header(self) -> GGUFHeader:
+        """What the file says of the model."""
+        return self._header
+
+    def unload_model(self) -> None:
+        """Frees the model once the requests in flight have ended; it is loaded again when it is needed."""
+        self._leave_what_a_fork_inherited()
+        with self._lock:
+            workers, self._workers = self._workers, None
+        if workers is not None:
+            workers.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            self._server = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        live = ("_lock", "_server", "_workers", "_pid")
+        return {name: value for name, value in self.__dict__.items() if name not in live}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+
+def _sampling_body(sampling: Sampling, seed: int | None, index: int) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "max_tokens": -1 if sampling.max_new_tokens is None else sampling.max_new_tokens,
+        "stop": list(sampling.stop),
+        # llama.cpp's own defaults cut the distribution (top_k=40, min_p=0.05) and apply the temperature last; other
+        # engines sample from all of it, and at temperature before top_p.
+        "temperature": 0.0 if sampling.deterministic else sampling.temperature,
+        "top_p": 1.0 if sampling.deterministic else sampling.top_p,
+        "top_k": 0,
+        "min_p": 0.0,
+        "samplers": ["penalties", "temperature", "top_k", "typ_p", "top_p", "min_p"],
+    }
+    if sampling.repetition_penalty is not None:
+        body |= {"repeat_penalty": sampling.repetition_penalty, "repeat_last_n": -1}
+    if sampling.logit_bias:
+        body["logit_bias"] = [[int(token), float(bias)] for token, bias in sampling.logit_bias.items()]
+    if seed is not None:
+        body["seed"] = (seed + index) % 0xFFFFFFFF  # the largest value stands for a random seed
+    if sampling.top_logprobs is not None:
+        body |= {"logprobs": True, "top_logprobs": max(1, sampling.top_logprobs)}
+    return {**body, **sampling.extra}
+
+
+def _answer(completions: list[Completion], sampling: Sampling) -> Answer:
+    logprobs = None
+    if sampling.top_logprobs is not None:
+        logprobs = [[_token(token, sampling.top_logprobs) for token in each.tokens] for each in completions]
+    return Answer(
+        texts=[each.text for each in completions],
+        prompt_tokens=completions[0].prompt_tokens,
+        completion_tokens=sum(each.completion_tokens for each in completions),
+        finish_reasons=[each.finish_reason for each in completions],
+        logprobs=logprobs,
+    )
+
+
+def _token(token: Mapping[str, Any], top: int) -> TokenLogprob:
+    likeliest = [(each["token"], each["logprob"]) for each in token.get("top_logprobs", ())]
+    return TokenLogprob(token["token"], token["logprob"], tuple(likeliest[:top]))
+
+
+def _checked_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
+    if given:
+        import xllamacpp
+
+        known = [name for name in dir(xllamacpp.CommonParams) if not name.startswith("_")]
+        for name in given:
+            if name not in known:
+                raise DefinitionError(
+                    f'LlamaCPP has no option "{name}", nor has xllamacpp.CommonParams.{did_you_mean(name, known)}'
+                )
+    return dict(given)

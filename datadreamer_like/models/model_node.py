@@ -1,0 +1,120 @@
+"""The node whose result is a model: what trainers and stages have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datadreamer_like.errors import ArgumentTypeError, NotTrained
+from datadreamer_like.graph import Node
+
+from .trained_model import Predictions, TrainedModel
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class ModelNode(Node):
+    """A node that makes a model; it can be used wherever a `TrainedModel` can.
+
+    A subclass saves the model to `draft / MODEL_FOLDER` with `TrainedModel.save` in the function that it gives to
+    `settle`; everything here then works on what is saved there.
+
+    Attributes:
+        device: Where the model is loaded to when it is used.
+        dtype: Data type that it is then loaded in; None for the one that it was saved in.
+    """
+
+    MODEL_FOLDER = "model"
+
+    device: str | int | torch.device | None = None
+    dtype: str | torch.dtype | None = None
+    _trained: TrainedModel | None = None
+
+    @property
+    def trained(self) -> TrainedModel:
+        """The finished model.
+
+        Raises:
+            NotTrained: There is none yet.
+        """
+        if self.manifest is None or self.folder is None:
+            raise NotTrained(self._not_ready())
+        if self._trained is None:
+            self._trained = TrainedModel(
+                self.folder / self.MODEL_FOLDER, device=self.device, dtype=self.dtype, node=self
+            )
+        return self._trained
+
+    def _not_ready(self) -> str:
+        return f'"{self.name}" has no model yet: its work is not done.'
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The finished model, loaded when it is first asked for."""
+        return self.trained.model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The finished model's tokenizer."""
+        return self.trained.tokenizer
+
+    @property
+    def path(self) -> str:
+        """Folder of the finished model, which transformers opens too."""
+        return self.trained.path
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What was measured when the model was made."""
+        return dict(self.trained.card.metrics)
+
+    def predict(self, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None) -> Predictions:
+        """Classifies texts; see `TrainedModel.predict`."""
+        return self.trained.predict(texts, batch_size=batch_size, max_length=max_length)
+
+    def export(self, format: str = "safetensors", to: str | Path = "") -> Path:
+        """Writes the model for use elsewhere; see `TrainedModel.export`."""
+        return self.trained.export(format, to)
+
+    def publish_to_hf_hub(
+        self,
+        repo_id: str,
+        branch: str | None = None,
+        private: bool = False,
+        token: str | None = None,
+        is_synthetic: bool = True,
+        **kwargs: Any,
+    ) -> str:
+        """Publishes the model with a generated card; see `TrainedModel.publish_to_hf_hub`."""
+        return self.trained.publish_to_hf_hub(repo_id, branch, private, token, is_synthetic=is_synthetic, **kwargs)
+
+    def unload_model(self) -> None:
+        """Frees the memory of the model; it is loaded again when it is needed."""
+        if self._trained is not None:
+            self._trained.unload_model()
+
+
+def as_trained_model(value: object, what: str = "model") -> TrainedModel:
+    """Takes whatever names a model: a trainer, a stage, a `TrainedModel`, a folder or an id on the Hub.
+
+    Args:
+        value: The model.
+        what: What the argument is called, for the message.
+
+    Raises:
+        NotTrained: A trainer that has not trained yet.
+        ArgumentTypeError: Anything else.
+    """
+    if isinstance(value, TrainedModel):
+        return value
+    if isinstance(value, ModelNode):
+        return value.trained
+    if isinstance(value, str | Path):
+        return TrainedModel(value)
+    raise ArgumentTypeError(
+        f"{what} is of type {type(value).__name__}. Pass a trainer, a stage, a TrainedModel, a folder or an id on the "
+        "Hub."
+    )

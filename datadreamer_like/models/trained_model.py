@@ -1,0 +1,451 @@
+"""A model in a folder: what trainers and stages yield, what they start from, and what a teacher is."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from datadreamer_like.errors import DataError, DefinitionError, MethodMisfit, StorageError, did_you_mean
+from datadreamer_like.graph import Card
+from datadreamer_like.storage.digests import file_digest
+from datadreamer_like.storage.folders import explained, new_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from datadreamer_like.graph import Node
+
+Task = Literal["text-classification", "text-generation", "text2text-generation", "feature-extraction"]
+
+CARD_NAME = "card.json"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a classifier says of some texts.
+
+    Attributes:
+        classes: The classes, in the order of the probabilities.
+        labels: For each text its most likely class; for a model of several labels the list of those over one half.
+        probabilities: Float array [texts, classes]; rows add up to 1, except for a model of several labels.
+    """
+
+    classes: list[str]
+    labels: list[Any]
+    probabilities: np.ndarray[Any, np.dtype[np.float32]]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class TrainedModel:
+    """A trained model with its tokenizer and its origin, loaded from its folder when it is first used.
+
+    Any folder that transformers opens can be one; `TrainedModel.load(folder)` loads what trainers and stages
+    saved or exported, pruned and quantized models too, in a fresh process with one call. It can be pickled: the
+    weights are loaded anew on the other side.
+
+    Args:
+        path: Folder of the model, or its id on the Hub.
+        device: Where the model is loaded to, such as "cuda"; None for the processor.
+        dtype: Data type to load it in, such as "bfloat16"; None for the one that it was saved in.
+        node: The trainer or stage that made it, which then decides its fingerprint and its card.
+
+    Example:
+        >>> student = TrainedModel.load("output/student")  # doctest: +SKIP
+        >>> student.predict(["Parses command lines."]).labels  # doctest: +SKIP
+        ['cli']
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str | int | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        node: Node | None = None,
+    ) -> None:
+        self.path = str(path)
+        self.device = device
+        self.dtype = dtype
+        self.node = node
+        self._fingerprint = None if node is None else node.fingerprint
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        device: str | int | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> TrainedModel:
+        """Opens a saved or exported model.
+
+        Raises:
+            StorageError: There is no model in the folder.
+        """
+        # The folder of a trainer's or stage's node has the model inside.
+        inner = Path(folder) / "model"
+        found = inner if (inner / "config.json").is_file() and not (Path(folder) / "config.json").is_file() else folder
+        if not (Path(found) / "config.json").is_file():
+            raise StorageError(
+                f"{folder} is not the folder of a saved model: it has no config.json. Pass the folder that was "
+                "exported, or a trainer's or stage's `path`."
+            )
+        return cls(found, device=device, dtype=dtype)
+
+    @classmethod
+    def save(
+        cls,
+        model: PreTrainedModel | nn.Module,
+        tokenizer: PreTrainedTokenizerBase | None,
+        folder: str | Path,
+        card: Card | None = None,
+    ) -> TrainedModel:
+        """Saves a model so that this class and transformers' own `from_pretrained` load it.
+
+        Args:
+            model: A transformers model; compressed ones keep their layout.
+            tokenizer: Its tokenizer.
+            folder: Where to; made if it is not there.
+            card: Where the model came from; saved with its lineage.
+        """
+        folder = Path(folder)
+        with explained("Saving a model", folder):
+            cast("PreTrainedModel", model).save_pretrained(str(folder))
+            if tokenizer is not None:
+                tokenizer.save_pretrained(str(folder))
+            if card is not None:
+                _write_card(folder, card)
+        return cls(folder)
+
+    # What it is
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The model's transformers config."""
+        from transformers import AutoConfig
+
+        return cast("PretrainedConfig", AutoConfig.from_pretrained(self.path))
+
+    @property
+    def task(self) -> Task:
+        """What the model does, in the Hub's words."""
+        return task_of(self.config)
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """A classifier's classes and their positions.
+
+        Raises:
+            MethodMisfit: The model is no classifier.
+        """
+        return {label: index for index, label in enumerate(self.labels)}
+
+    @property
+    def labels(self) -> list[str]:
+        """A classifier's classes, in the order of its logits.
+
+        Raises:
+            MethodMisfit: The model is no classifier.
+        """
+        if self.task != "text-classification":
+            raise MethodMisfit(f"{self!r} is no classifier (its task is {self.task}), so it has no labels.")
+        return [str(label) for _, label in sorted((self.config.id2label or {}).items())]
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether a text may have several labels at once."""
+        return getattr(self.config, "problem_type", None) == "multi_label_classification"
+
+    @cached_property
+    def card(self) -> Card:
+        """Where the model came from."""
+        if self.node is not None:
+            return self.node.card
+        saved = Path(self.path) / CARD_NAME
+        if saved.is_file():
+            return Card.from_json(json.loads(saved.read_text(encoding="utf-8")))
+        return Card(Path(self.path).name, "trainer", type(self).__name__, models=[self.path], base_model=self.path)
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the model, shared ones once; those of quantized layers count as what they stand for."""
+        return count_parameters(self.model)
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """Bytes of all files that are needed to run the model: weights, config and tokenizer."""
+        return sum(file.stat().st_size for file in self._files())
+
+    def _files(self) -> list[Path]:
+        folder = Path(self.path)
+        if not folder.is_dir():
+            raise StorageError(f'"{self.path}" is not a folder on this machine, so its files cannot be looked at.')
+        return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CARD_NAME)
+
+    def __fingerprint__(self) -> tuple[Any, ...]:
+        if self._fingerprint is not None:
+            return "node", self._fingerprint
+        if not Path(self.path).is_dir():
+            return "model", self.path
+        folder = Path(self.path)
+        return "model files", [(file.relative_to(folder).as_posix(), file_digest(file)) for file in self._files()]
+
+    # Using it
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The model, in evaluation mode, loaded when it is first asked for."""
+        from datadreamer_like import formats
+
+        options = {} if self.dtype is None else {"dtype": self.dtype}
+        model = formats.load(self.path, **options)
+        if self.device is not None:
+            model.to(self.device)
+        model.eval()
+        return cast("PreTrainedModel", model)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        from transformers import AutoTokenizer
+
+        return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(self.path))
+
+    def unload_model(self) -> None:
+        """Frees the memory of the model; it is loaded again when it is needed."""
+        if self.__dict__.pop("model", None) is None:
+            return
+        import torch
+
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def logits(
+        self, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Returns a classifier's logits, float array [texts, classes], in the order of `labels`.
+
+        Texts are run in batches of like length, so that little is computed on padding.
+
+        Args:
+            texts: The texts; longer ones than the model takes are cut.
+            batch_size: How many at once.
+            max_length: Cut at this many tokens instead.
+
+        Raises:
+            MethodMisfit: The model is no classifier.
+            DataError: One of the texts is not a text.
+        """
+        import numpy as np
+        import torch
+
+        classes = self.labels
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise DataError(f"Text {index} is {type(text).__name__}, not a text. Filter such rows out first.")
+        model, tokenizer = self.model, self.tokenizer
+        length = min(max_length or model_max_length(self.config, tokenizer), model_max_length(self.config, tokenizer))
+        order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
+        result = np.zeros((len(texts), len(classes)), dtype=np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                batch = tokenizer(
+                    [texts[row] for row in rows], truncation=True, max_length=length, padding=True, return_tensors="pt"
+                )
+                outputs = model(**batch.to(model.device))
+                result[rows] = outputs.logits.float().cpu().numpy()
+        return result
+
+    def predict(self, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None) -> Predictions:
+        """Classifies texts.
+
+        Args:
+            texts: The texts, in any order.
+            batch_size: How many at once.
+            max_length: Cut texts at this many tokens; None for what the model takes.
+
+        Returns:
+            Labels and probabilities in the order of the texts.
+
+        Raises:
+            MethodMisfit: The model is no classifier; let one that writes answer as an LLM: `HFTransformers(path)`.
+        """
+        import numpy as np
+
+        if self.task != "text-classification":
+            raise MethodMisfit(
+                f"{self!r} is no classifier (its task is {self.task}). Let it write with HFTransformers({self.path!r})."
+            )
+        logits = self.logits(texts, batch_size=batch_size, max_length=max_length).astype(np.float64)
+        classes = self.labels
+        labels: list[Any]
+        if self.is_multi_label:
+            probabilities = 1 / (1 + np.exp(-logits))
+            labels = [[classes[index] for index in np.flatnonzero(row > 0.5)] for row in probabilities]
+        else:
+            powers = np.exp(logits - logits.max(axis=1, keepdims=True)) if len(logits) else logits
+            probabilities = powers / powers.sum(axis=1, keepdims=True)
+            labels = [classes[index] for index in probabilities.argmax(axis=1)]
+        return Predictions(classes, labels, probabilities.astype(np.float32))
+
+    # Passing it on
+
+    def export(self, format: str = "safetensors", to: str | Path = "") -> Path:
+        """Writes the model for use elsewhere; an earlier export in the same place is replaced.
+
+        Args:
+            format: "safetensors": a folder that transformers and `TrainedModel.load` open.
+            to: The folder.
+
+        Returns:
+            The folder.
+
+        Raises:
+            DefinitionError: The format is unknown, or no folder is named.
+            StorageError: The folder holds something else.
+        """
+        if format not in EXPORTS:
+            raise DefinitionError(
+                f'"{format}" is no format to export to. There are: {", ".join(EXPORTS)}.'
+                + did_you_mean(format, EXPORTS)
+            )
+        if not str(to):
+            raise DefinitionError("export needs the folder to write to: export(to=folder).")
+        target = Path(to)
+        if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / CARD_NAME).is_file())):
+            raise StorageError(
+                f"{target} is there already and is no earlier export. Choose another folder, or remove it first."
+            )
+        fresh = target.with_name(f".{target.name}-new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        with explained("Exporting a model", target):
+            with new_folder(fresh) as draft:
+                EXPORTS[format](self, draft)
+                _write_card(draft, self.card)
+            if target.exists():
+                shutil.rmtree(target)
+            fresh.rename(target)
+        return target
+
+    def publish_to_hf_hub(
+        self,
+        repo_id: str,
+        branch: str | None = None,
+        private: bool = False,
+        token: str | None = None,
+        is_synthetic: bool = True,
+        **kwargs: Any,
+    ) -> str:
+        """Publishes the model with a generated card; nothing is committed where nothing changed.
+
+        Args:
+            repo_id: "user/name" on the Hub.
+            branch: Branch; None for the main one.
+            private: Whether a new repository is private.
+            token: The Hub's token; None for the one that `hf auth login` stored.
+            is_synthetic: Tag it as made with synthetic data.
+            **kwargs: Further options of `hub.publish_model`.
+
+        Returns:
+            Where it can be seen.
+
+        Raises:
+            HubError: The Hub refused, or cannot be reached.
+        """
+        from datadreamer_like.hub import publish_model
+
+        return publish_model(
+            Path(self.path),
+            repo_id,
+            card=self.card,
+            branch=branch,
+            private=private,
+            token=token,
+            is_synthetic=is_synthetic,
+            **kwargs,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "node": None, "card": self.card}
+        for loaded in ("model", "tokenizer"):
+            state.pop(loaded, None)
+        return state
+
+    def __repr__(self) -> str:
+        return f"TrainedModel({self.node.name if self.node is not None else self.path!r})"
+
+
+def task_of(config: PretrainedConfig) -> Task:
+    """Tells by a config what its model does."""
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    if architecture.endswith("ForSequenceClassification"):
+        return "text-classification"
+    if getattr(config, "is_encoder_decoder", False):
+        return "text2text-generation"
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return "text-generation"
+    return "feature-extraction"
+
+
+def model_max_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Returns how many tokens a model takes: the smaller of what its tokenizer and its positions say."""
+    # A tokenizer that does not know says 10^30.
+    known = [tokenizer.model_max_length] if tokenizer.model_max_length < 10**9 else []
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if positions and not getattr(config, "relative_attention_num_buckets", None):
+        # RoBERTa and its kin count positions from the padding id on.
+        offset = config.pad_token_id + 1 if config.model_type in _POSITIONS_AFTER_PADDING else 0
+        known.append(positions - offset)
+    return min(known, default=512)
+
+
+_POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "camembert", "longformer", "mpnet", "xlm-roberta-xl"}
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Counts a model's weights, shared ones once; those of quantized layers count as what they stand for."""
+    seen: set[int] = set()
+    total = 0
+    for module in model.modules():
+        own = {name: p for name, p in module.named_parameters(recurse=False) if id(p) not in seen}
+        seen.update(id(parameter) for parameter in own.values())
+        inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
+        has_weight = "weight" in dict(module.named_parameters(recurse=False))
+        if isinstance(inputs, int) and isinstance(outputs, int) and ("weight" in own or not has_weight):
+            # Packed codes are fewer (two to a byte) or kept in buffers.
+            total += inputs * outputs
+            bias = getattr(module, "bias", None)
+            if "bias" in own or (hasattr(bias, "numel") and "bias" in dict(module.named_buffers(recurse=False))):
+                total += outputs
+            own = {name: p for name, p in own.items() if name not in ("weight", "bias")}
+        total += sum(parameter.numel() for parameter in own.values())
+    return total
+
+
+def _copy_folder(trained: TrainedModel, folder: Path) -> None:
+    if not Path(trained.path).is_dir():
+        TrainedModel.save(trained.model, trained.tokenizer, folder)
+        return
+    shutil.copytree(trained.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD_NAME))
+
+
+EXPORTS: dict[str, Callable[[TrainedModel, Path], None]] = {"safetensors": _copy_folder}
+
+
+def _write_card(folder: Path, card: Card) -> None:
+    card.created = card.created or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    (folder / CARD_NAME).write_text(json.dumps(card.to_json(), indent=2, ensure_ascii=False), encoding="utf-8")

@@ -1,0 +1,151 @@
+"""Dropping whole layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from datadreamer_like.errors import DefinitionError, EmptyDataset
+from datadreamer_like.formats import rename_modules
+
+from .method import Batches, PruningMethod, evaluating, on_device
+
+
+@dataclass(frozen=True)
+class Layers(PruningMethod):
+    """Keeps some of a model's layers; what is saved loads in plain transformers.
+
+    With calibration data the layers of lowest block influence go, once, lowest first: `1 - E cos(h_in, h_out)` over
+    tokens that are not padding (ShortGPT, Men et al. 2024, arXiv:2403.03853). Without, the layers kept are spread
+    evenly from the first to the last, as DistilBERT's are.
+
+    Attributes:
+        keep: How many layers stay, or exactly which, by index from 0.
+    """
+
+    keep: int | tuple[int, ...] | list[int]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.keep, int):
+            object.__setattr__(self, "keep", tuple(self.keep))
+        indices = (self.keep - 1,) if isinstance(self.keep, int) else self.keep
+        if not indices or min(indices) < 0 or len(set(indices)) != len(indices):
+            raise DefinitionError(f"keep={self.keep} must be a count from 1, or different layer indices from 0.")
+
+    @classmethod
+    def example(cls) -> Self:
+        """One layer."""
+        return cls(keep=1)
+
+    def fits(self, model: nn.Module) -> str | None:
+        """Any transformers model with one stack of layers and their number in its config."""
+        config = getattr(model, "config", None)
+        if getattr(config, "is_encoder_decoder", False):
+            return "it has an encoder and a decoder. Use pruning.Magnitude."
+        if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+            return "its attention is scaled by the index of the layer, so the layers after a dropped one would change."
+        found = _stack(model)
+        if found is None:
+            return "it has no single list of layers as long as its config's num_hidden_layers."
+        last = self.keep - 1 if isinstance(self.keep, int) else max(self.keep)
+        if last >= len(found[1]):
+            return f"keep={self.keep} asks for more than its {len(found[1])} layers."
+        return None
+
+    def prune(self, model: nn.Module, calibration: Batches | None) -> None:
+        """Drops layers in place, and says so in the config."""
+        found = _stack(model)
+        assert found is not None, "fits() was asked before"
+        name, layers = found
+        keep = self._choose(model, layers, calibration)
+        _rewrite_config(model, keep, len(layers))
+        model.set_submodule(name, nn.ModuleList(layers[index] for index in keep))
+        for new, index in enumerate(keep):
+            for module in layers[index].modules():
+                if isinstance(getattr(module, "layer_idx", None), int):
+                    module.layer_idx = new  # type: ignore[assignment]
+        moved = {index: new for new, index in enumerate(keep)}
+        rename_modules(
+            model,
+            {f"{name}.{old}": f"{name}.{moved[old]}" if old in moved else None for old in range(len(layers))},
+        )
+
+    def _choose(self, model: nn.Module, layers: nn.ModuleList, calibration: Batches | None) -> list[int]:
+        if not isinstance(self.keep, int):
+            return sorted(self.keep)
+        if calibration is None:
+            return [round(index) for index in torch.linspace(0, len(layers) - 1, self.keep).tolist()]
+        influence = block_influence(model, layers, calibration)
+        highest_first = sorted(range(len(layers)), key=lambda index: (-influence[index], index))
+        return sorted(highest_first[: self.keep])
+
+
+@torch.no_grad()
+def block_influence(model: nn.Module, layers: Iterable[nn.Module], batches: Batches) -> list[float]:
+    """Measures how much each layer turns its input: `1 - E cos(h_in, h_out)`.
+
+    Args:
+        model: The model that runs the batches.
+        layers: Its layers.
+        batches: Calibration batches; positions where `attention_mask` is 0 do not count.
+
+    Returns:
+        One number a layer: 0 for a layer that changes no direction.
+
+    Raises:
+        EmptyDataset: There is no batch.
+    """
+    stack = list(layers)
+    cosines, tokens = torch.zeros(len(stack), dtype=torch.float64), 0.0
+    mask = torch.empty(0)
+
+    def hook(index: int) -> Any:
+        def measure(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            before = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            cosine = nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
+            cosines[index] += float((cosine * mask).sum())
+
+        return measure
+
+    handles = [layer.register_forward_hook(hook(index), with_kwargs=True) for index, layer in enumerate(stack)]
+    try:
+        with evaluating(model):
+            for batch in batches:
+                batch = on_device(batch, model)
+                ids = batch.get("input_ids", batch.get("inputs_embeds"))
+                assert ids is not None, "a transformers model takes input_ids or inputs_embeds"
+                mask = batch.get("attention_mask", torch.ones(ids.shape[:2], device=ids.device)).float()
+                tokens += float(mask.sum())
+                model(**batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not tokens:
+        raise EmptyDataset("Layers got no calibration batch. Pass some, or none at all to keep evenly spread layers.")
+    return [float(1 - cosine / tokens) for cosine in cosines]
+
+
+def _stack(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
+    count = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count and len({type(layer) for layer in module}) == 1
+    ]
+    # A list inside a layer, of experts for instance, may be as long.
+    outer = [(name, module) for name, module in found if not any(name.startswith(f"{other}.") for other, _ in found)]
+    return outer[0] if len(outer) == 1 else None
+
+
+def _rewrite_config(model: nn.Module, keep: list[int], count: int) -> None:
+    config: Any = model.config
+    for attribute, value in list(vars(config).items()):
+        # layer_types and its like: one value a layer.
+        if isinstance(value, list) and len(value) == count and "layer" in attribute:
+            setattr(config, attribute, [value[index] for index in keep])
+    config.num_hidden_layers = len(keep)

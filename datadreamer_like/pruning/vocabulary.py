@@ -1,0 +1,194 @@
+"""Trimming the vocabulary to what a corpus needs: half of a small encoder is its embedding."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, cast
+
+import tokenizers
+import torch
+from torch import nn
+
+from datadreamer_like.errors import DefinitionError, EmptyDataset, MethodMisfit
+from datadreamer_like.formats import foreign
+
+from .method import ModelT
+from .subwords import Subwords
+
+_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Keeps the tokens that a corpus uses, in the embedding, the output head and the tokenizer.
+
+    Special tokens always stay, and with each kept token what the tokenizer needs to build it or to fall back on: the
+    merges that lead to it (BPE), its characters (WordPiece, Unigram), the bytes (byte-level or byte fallback). Text
+    that uses kept tokens only is cut exactly as before, its ids map one to one, in the old order, and the logits are
+    equal; other text is cut into shorter kept pieces, or gives the unknown token where the tokenizer has no smaller
+    unit. The saved model and tokenizer load in plain transformers.
+
+    Attributes:
+        size: Most tokens to keep, special ones included: the most frequent stay. None keeps all that the corpus uses.
+
+    Example:
+        `small, trimmed = Vocabulary(size=8000).apply(model, texts, tokenizer=tokenizer)`
+    """
+
+    size: int | None = None
+
+    changes_tokenizer: ClassVar[bool] = True
+    needs_calibration: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise DefinitionError(f"size={self.size} must be a number of tokens from 1, or None.")
+
+    @classmethod
+    def example(cls) -> Self:
+        """All tokens of the corpus."""
+        return cls()
+
+    def fits(self, model: nn.Module, tokenizer: Any = None) -> str | None:
+        """Transformers models with one embedding of tokens, and tokenizers of the `tokenizers` library."""
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            return "it has an encoder and a decoder that may share embeddings. Use pruning.Magnitude."
+        try:
+            embedding = cast(Any, model).get_input_embeddings()
+        except (AttributeError, NotImplementedError):
+            embedding = None
+        if type(embedding) is not nn.Embedding:
+            return "it has no plain token embedding (nn.Embedding) to take rows from."
+        if tokenizer is None:
+            return None
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return f"its tokenizer, {type(tokenizer).__name__}, is not one of the `tokenizers` library."
+        if max(backend.get_vocab().values()) >= embedding.num_embeddings:
+            return f"its tokenizer has ids beyond the {embedding.num_embeddings} rows of the embedding."
+        return Subwords(backend).misfit()
+
+    def apply(
+        self, model: ModelT, calibration: Iterable[str] | None = None, *, tokenizer: Any = None
+    ) -> tuple[ModelT, Any]:
+        """Returns a smaller copy of the model and of its tokenizer; both originals are untouched.
+
+        Args:
+            model: A transformers model.
+            calibration: The corpus: texts as the model will see them.
+            tokenizer: The model's tokenizer.
+
+        Raises:
+            MethodMisfit: Model or tokenizer are of a kind that cannot be trimmed, or `size` is too small.
+            DefinitionError: There is no corpus or no tokenizer.
+            EmptyDataset: The corpus has no text.
+        """
+        if calibration is None or tokenizer is None:
+            raise DefinitionError(
+                f"{self} needs the corpus and the tokenizer. Call apply(model, calibration=texts, tokenizer=tokenizer)."
+            )
+        reason = foreign(model) or self.fits(model, tokenizer)
+        if reason:
+            raise MethodMisfit(f"{self} does not fit {type(model).__name__}: {reason}")
+        kept = self._choose(Subwords(tokenizer.backend_tokenizer), calibration, _special_ids(model))
+        new_id = {old: new for new, old in enumerate(kept)}
+        small = copy.deepcopy(model)
+        _trim_model(small, kept, new_id)
+        trimmed = copy.deepcopy(tokenizer)
+        trimmed._tokenizer = tokenizers.Tokenizer.from_str(Subwords(tokenizer.backend_tokenizer).trimmed(new_id))
+        return small, trimmed
+
+    def _choose(self, subwords: Subwords, corpus: Iterable[str], special: set[int]) -> list[int]:
+        counts = _count(subwords, corpus)
+        kept = subwords.always_needed() | special
+        if self.size is not None and len(kept) > self.size:
+            raise MethodMisfit(
+                f"size={self.size} is too small: special tokens and those that the tokenizer falls back on are "
+                f"{len(kept)} already. Ask for more."
+            )
+        for token, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+            with_parts = kept | subwords.parts(token)
+            if self.size is None or len(with_parts) <= self.size:
+                kept = with_parts
+        return sorted(kept)
+
+
+def _count(subwords: Subwords, corpus: Iterable[str]) -> Counter[int]:
+    counts: Counter[int] = Counter()
+    batch: list[str] = []
+
+    def flush() -> None:
+        for ids in subwords.encode(batch):
+            counts.update(ids)
+        batch.clear()
+
+    for text in corpus:
+        batch.append(text)
+        if len(batch) == _BATCH:
+            flush()
+    flush()
+    if not counts:
+        raise EmptyDataset("Vocabulary got no text to count tokens in. Pass the texts that the model will see.")
+    return counts
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    config, generation = cast(Any, model).config, getattr(model, "generation_config", None)
+    text = config.get_text_config()
+    return [config, *([text] if text is not config else []), *([generation] if generation is not None else [])]
+
+
+def _token_ids(config: Any) -> dict[str, int | list[int]]:
+    return {
+        name: value
+        for name, value in vars(config).items()
+        if name.endswith(("_token_id", "_token_ids")) and isinstance(value, int | list) and not isinstance(value, bool)
+    }
+
+
+def _special_ids(model: nn.Module) -> set[int]:
+    rows = cast(Any, model).get_input_embeddings().num_embeddings
+    found: set[int] = set()
+    for config in _configs(model):
+        for value in _token_ids(config).values():
+            found.update(value if isinstance(value, list) else [value])
+    return {token for token in found if 0 <= token < rows}
+
+
+@torch.no_grad()
+def _trim_model(model: Any, kept: list[int], new_id: dict[int, int]) -> None:
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    _refuse_moved_padding(model, embedding, new_id)
+    padding = embedding.padding_idx
+    rows = torch.tensor(kept, device=embedding.weight.device)
+    tensors = {id(embedding.weight): embedding.weight}
+    if head is not None:
+        tensors.update(
+            {id(tensor): tensor for tensor in (head.weight, getattr(head, "bias", None)) if tensor is not None}
+        )
+    for tensor in tensors.values():
+        # The rows that stay move to the front; resizing then cuts the rest, and ties what is tied.
+        tensor[: len(kept)] = tensor[rows].clone()
+    model.resize_token_embeddings(len(kept))
+    model.get_input_embeddings().padding_idx = None if padding is None else new_id.get(padding)
+    for config in _configs(model):
+        for name, value in _token_ids(config).items():
+            moved = (
+                [new_id.get(token, token) for token in value] if isinstance(value, list) else new_id.get(value, value)
+            )
+            setattr(config, name, moved)
+
+
+def _refuse_moved_padding(model: nn.Module, embedding: nn.Embedding, new_id: dict[int, int]) -> None:
+    # RoBERTa's positions are counted from the id of the padding token.
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module is not embedding and module.padding_idx:
+            old = module.padding_idx
+            if new_id.get(old, old) != old:
+                raise MethodMisfit(
+                    f"{type(model).__name__} counts positions from its padding token's id, {old}, which would become "
+                    f"{new_id[old]}, because tokens before it go. Use a tokenizer whose special tokens come first."
+                )

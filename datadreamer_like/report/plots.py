@@ -1,0 +1,213 @@
+"""Plots: what one measure costs in another, drawn by matplotlib without a screen, as PNG or as SVG for a page."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from datadreamer_like.errors import require_extra
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart; its yellow is too pale for text and left out.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4D4D4D", "#8C6BB1")
+_INK, _SOFT, _RULE = "#1d2129", "#667085", "#e4e7ec"
+_STYLE: dict[str, Any] = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "datadreamer_like",  # the same plot is the same file
+    "axes.edgecolor": _SOFT,
+    "axes.labelcolor": _INK,
+    "xtick.color": _SOFT,
+    "ytick.color": _SOFT,
+    "text.color": _INK,
+}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One thing that was measured.
+
+    Attributes:
+        label: Its name.
+        y: What is plotted upwards, the same in every panel.
+        x: What is plotted to the right, one value a panel; None leaves the mark out of that panel.
+        y_range: Ends of a bar through the mark, or None.
+        x_ranges: Ends of a bar for each panel, or None.
+    """
+
+    label: str
+    y: float
+    x: Sequence[float | None]
+    y_range: tuple[float, float] | None = None
+    x_ranges: Sequence[tuple[float, float] | None] = field(default=())
+
+
+def tradeoff(
+    marks: Sequence[Mark], x_labels: Sequence[str], y_label: str, *, title: str = "", caption: str = "", ratio: float = 3
+) -> Figure:
+    """Draws labelled marks with their bars in panels that share the upward axis.
+
+    A dashed line runs through the first mark: the others are read against it.
+
+    Args:
+        marks: What was measured, the baseline first.
+        x_labels: Label of the axis to the right, one a panel.
+        y_label: Label of the upward axis.
+        title: Heading.
+        caption: One sentence under the plot, for instance on what the bars are.
+        ratio: From which ratio of largest to smallest an axis to the right becomes logarithmic.
+
+    Returns:
+        A matplotlib figure; `write_png` and `to_svg` turn it into a file or a text.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    require_extra("report", "matplotlib", what="A plot")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with _styled():
+        figure = Figure(figsize=(5.6 * len(x_labels), 4.6), layout="constrained", facecolor="white")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(1, len(x_labels), sharey=True, squeeze=False)[0]
+        for number, (axis, x_label) in enumerate(zip(axes, x_labels, strict=True)):
+            _draw_panel(axis, marks, number, ratio)
+            axis.set_xlabel(x_label)
+        axes[0].set_ylabel(y_label)
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        if caption:
+            figure.supxlabel(caption, x=0.01, ha="left", fontsize=8.5, color=_SOFT)
+        figure.draw_without_rendering()  # where labels may stand is known once the panels have their places
+        for number, axis in enumerate(axes):
+            _label(axis, marks, number)
+    return figure
+
+
+def write_png(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:
+    """Writes a figure as a PNG file."""
+    with _styled():
+        figure.savefig(path, format="png", dpi=dpi, metadata={"Software": None})
+
+
+def to_svg(figure: Figure) -> str:
+    """Returns a figure as SVG, from `<svg` on, to stand inside a page."""
+    sink = io.StringIO()
+    with _styled():
+        figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
+    text = sink.getvalue()
+    return text[text.index("<svg") :].rstrip()
+
+
+def _styled() -> Any:
+    import matplotlib
+
+    return matplotlib.rc_context(_STYLE)
+
+
+def _draw_panel(axis: Axes, marks: Sequence[Mark], number: int, ratio: float) -> None:
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    axis.grid(True, color=_RULE, linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.margins(x=0.14, y=0.12)
+    shown = [(index, mark, mark.x[number]) for index, mark in enumerate(marks)]
+    places = [x for _, _, x in shown if x is not None]
+    if places and min(places) > 0 and max(places) / min(places) >= ratio:
+        _logarithmic(axis)
+    if marks:
+        axis.axhline(marks[0].y, color=_SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    for index, mark, x in shown:
+        if x is None:
+            continue
+        colour = _COLOURS[index % len(_COLOURS)]
+        x_range = mark.x_ranges[number] if mark.x_ranges else None
+        axis.errorbar(
+            [x],
+            [mark.y],
+            xerr=_error(x, x_range),
+            yerr=_error(mark.y, mark.y_range),
+            fmt="o",
+            markersize=8,
+            color=colour,
+            ecolor=colour,
+            elinewidth=1.4,
+            capsize=3,
+            markeredgecolor="white",
+            markeredgewidth=0.8,
+            zorder=3,
+        )
+
+
+def _logarithmic(axis: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _error(value: float, ends: tuple[float, float] | None) -> list[list[float]] | None:
+    return None if ends is None else [[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]]
+
+
+def _label(axis: Axes, marks: Sequence[Mark], number: int) -> None:
+    """Writes each label beside its mark, on the side and at the height where it covers no other label or mark."""
+    from matplotlib.transforms import Bbox
+
+    figure: Any = axis.figure
+    renderer = figure.canvas.get_renderer()
+    labels = [
+        (mark.label, x, mark.y, _COLOURS[index % len(_COLOURS)])
+        for index, mark in enumerate(marks)
+        if (x := mark.x[number]) is not None
+    ]
+    inside = axis.get_window_extent(renderer)
+    places = [axis.transData.transform((x, y)) for _, x, y, _ in labels]
+    taken = [Bbox.from_extents(x - 7, y - 7, x + 7, y + 7) for x, y in places]
+    for index in sorted(range(len(labels)), key=lambda i: -places[i][1]):
+        text, x, y, colour = labels[index]
+        best, least = None, float("inf")
+        for dx, dy, side, height in _OFFSETS:
+            note = axis.annotate(
+                text, (x, y), (dx, dy), textcoords="offset points", ha=side, va=height, color=colour, fontsize=9, zorder=4
+            )
+            box = note.get_window_extent(renderer).padded(1)
+            cost = sum(_shared(box, other) for number, other in enumerate(taken) if number != index)
+            cost += 4 * (box.width * box.height - _shared(box, inside))
+            if cost < least:
+                if best is not None:
+                    best[0].remove()
+                best, least = (note, box), cost
+            else:
+                note.remove()
+        if best is not None:
+            taken.append(best[1])
+
+
+_OFFSETS = [
+    (dx * step, dy * step, side, height)
+    for step in (1.0, 1.9, 2.9)
+    for dx, dy, side, height in (
+        (8, 6, "left", "bottom"),
+        (-8, 6, "right", "bottom"),
+        (8, -6, "left", "top"),
+        (-8, -6, "right", "top"),
+    )
+]
+
+
+def _shared(a: Any, b: Any) -> float:
+    """Area in square pixels that two boxes share."""
+    width = min(a.x1, b.x1) - max(a.x0, b.x0)
+    height = min(a.y1, b.y1) - max(a.y0, b.y0)
+    return float(max(0.0, width) * max(0.0, height))

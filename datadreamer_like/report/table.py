@@ -1,0 +1,210 @@
+"""A table that knows its units: one set of values, shown in a terminal, in Markdown, in HTML, or handed to pandas."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from .pages import page
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MISSING = "–"
+_GAP = 2
+_NARROWEST_TEXT = 12
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and the interval that it lies in, shown as `value [low, high]`."""
+
+    value: float
+    low: float
+    high: float
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+    def scaled(self, factor: float) -> Interval:
+        """Returns the interval in another unit."""
+        return Interval(self.value * factor, self.low * factor, self.high * factor)
+
+
+@dataclass(frozen=True)
+class Column:
+    """How one column of a table is headed and shown.
+
+    Attributes:
+        key: Its name in each row.
+        header: Its heading.
+        unit: Unit of what is shown, under the heading.
+        format: A format specification as Python's `format` takes it, for instance ",.1f".
+        factor: What a value is multiplied with before it is shown: 1e-6 shows bytes as MB.
+        align: Side that the values stand on.
+    """
+
+    key: str
+    header: str
+    unit: str = ""
+    format: str = ""
+    factor: float = 1.0
+    align: Literal["left", "right"] = "right"
+
+    def show(self, value: Any) -> str:
+        """Writes one value; None becomes a dash."""
+        if value is None:
+            return MISSING
+        if self.factor != 1.0:
+            value = value.scaled(self.factor) if isinstance(value, Interval) else value * self.factor
+        text = format(value, self.format) if self.format else str(value)
+        # A number that rounds to zero has no sign worth reading.
+        return text.replace("-", "−") if isinstance(value, int | float | Interval) else text
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows of plain values.
+
+    Args:
+        columns: The columns, in order; the first one names the row.
+        rows: One mapping from column key to value a row; a key that is absent or None is shown as a dash.
+        title: What the table shows.
+        notes: Sentences that belong under it.
+
+    Example:
+        >>> table = Table([Column("model", "model", align="left"), Column("bytes", "size", "MB", ",.1f", 1e-6)],
+        ...               [{"model": "teacher", "bytes": 90_900_000}, {"model": "student", "bytes": 5_100_000}])
+        >>> print(table)
+        model    size
+                   MB
+        ───────  ────
+        teacher  90.9
+        student   5.1
+    """
+
+    columns: Sequence[Column]
+    rows: Sequence[Mapping[str, Any]]
+    title: str = ""
+    notes: Sequence[str] = ()
+
+    def cells(self) -> list[list[str]]:
+        """Returns the values as they are shown, row by row."""
+        return [[column.show(row.get(column.key)) for column in self.columns] for row in self.rows]
+
+    def to_text(self, width: int = 120) -> str:
+        """Writes the table for a terminal; nothing is wider than `width` columns unless one value alone is.
+
+        Texts are wrapped first. What is still too wide goes on in a further block, which repeats the first column.
+        """
+        widths = self._widths(width)
+        blocks, block, used = [], [0], widths[0]
+        for index in range(1, len(self.columns)):
+            if len(block) > 1 and used + _GAP + widths[index] > width:
+                blocks.append(block)
+                block, used = [0], widths[0]
+            block.append(index)
+            used += _GAP + widths[index]
+        blocks.append(block)
+        text = "\n\n".join(self._block(block, widths) for block in blocks)
+        title = f"{self.title}\n\n" if self.title else ""
+        notes = "".join("\n" + textwrap.fill(note, width) for note in self.notes)
+        return title + text + ("\n" + notes if notes else "")
+
+    def to_markdown(self) -> str:
+        """Writes the table in GitHub's Markdown."""
+        heads = [column.header + (f" ({column.unit})" if column.unit else "") for column in self.columns]
+        rules = ["---" if column.align == "left" else "---:" for column in self.columns]
+        lines = [_markdown_line(heads), _markdown_line(rules), *map(_markdown_line, self.cells())]
+        notes = "".join(f"\n\n{note}" for note in self.notes)
+        return (f"**{self.title}**\n\n" if self.title else "") + "\n".join(lines) + notes
+
+    def to_html(self) -> str:
+        """Writes a whole page with the table, which needs no other file."""
+        return page(self.title, self._repr_html_())
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Returns the bare values, in base units; an interval becomes three columns."""
+        import pandas as pd
+
+        rows = []
+        for row in self.rows:
+            flat: dict[str, Any] = {}
+            for column in self.columns:
+                value = row.get(column.key)
+                if isinstance(value, Interval):
+                    low, high = f"{column.key}_low", f"{column.key}_high"
+                    flat |= {column.key: value.value, low: value.low, high: value.high}
+                else:
+                    flat[column.key] = value
+            rows.append(flat)
+        return pd.DataFrame(rows)
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def _repr_html_(self) -> str:
+        heads = "".join(
+            f'<th class="{column.align}">{html.escape(column.header)}'
+            + (f"<small>{html.escape(column.unit)}</small></th>" if column.unit else "</th>")
+            for column in self.columns
+        )
+        body = "\n".join(
+            "<tr>"
+            + "".join(
+                f'<td class="{column.align}">{html.escape(cell)}</td>'
+                for column, cell in zip(self.columns, cells, strict=True)
+            )
+            + "</tr>"
+            for cells in self.cells()
+        )
+        notes = "".join(f'\n<p class="note">{html.escape(note)}</p>' for note in self.notes)
+        return f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>{notes}"
+
+    def _widths(self, width: int) -> list[int]:
+        """Character widths of the columns: the natural ones, where texts give way when the line is too long."""
+        cells = self.cells()
+        widths = [
+            max(len(text) for text in [column.header, column.unit, *(row[index] for row in cells)])
+            for index, column in enumerate(self.columns)
+        ]
+        texts = [index for index, column in enumerate(self.columns) if column.align == "left"]
+        while texts and sum(widths) + _GAP * (len(widths) - 1) > width:
+            widest = max(texts, key=lambda index: widths[index])
+            if widths[widest] <= _NARROWEST_TEXT:
+                break
+            widths[widest] -= 1
+        return widths
+
+    def _block(self, indices: Sequence[int], widths: Sequence[int]) -> str:
+        columns = [self.columns[index] for index in indices]
+        lines = [[column.header for column in columns]]
+        if any(column.unit for column in self.columns):
+            lines.append([column.unit for column in columns])
+        rows = [[cells[index] for index in indices] for cells in self.cells()]
+        sizes = [widths[index] for index in indices]
+        out = [line for texts in lines for line in _lines(texts, columns, sizes)]
+        out.append((" " * _GAP).join("─" * size for size in sizes))
+        out += [line for cells in rows for line in _lines(cells, columns, sizes)]
+        return "\n".join(line.rstrip() for line in out)
+
+
+def _lines(texts: Sequence[str], columns: Sequence[Column], sizes: Sequence[int]) -> list[str]:
+    """One row as one or more lines of a terminal."""
+    wrapped = [textwrap.wrap(text, size) or [""] for text, size in zip(texts, sizes, strict=True)]
+    lines = []
+    for number in range(max(len(parts) for parts in wrapped)):
+        cells = []
+        for parts, column, size in zip(wrapped, columns, sizes, strict=True):
+            part = parts[number] if number < len(parts) else ""
+            cells.append(part.ljust(size) if column.align == "left" else part.rjust(size))
+        lines.append((" " * _GAP).join(cells))
+    return lines
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    escaped = (cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in cells)
+    return f"| {' | '.join(escaped)} |"

@@ -1,0 +1,571 @@
+"""The step: a node whose result is a dataset. Subclass it, register inputs, arguments and outputs, and write `run`."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DefinitionError,
+    SessionError,
+    UnknownColumn,
+    did_you_mean,
+)
+from datadreamer_like.graph.dataset import (
+    Batch,
+    Column,
+    OutputDataset,
+    OutputDatasetColumn,
+    OutputIterableDataset,
+    OutputIterableDatasetColumn,
+    RowSource,
+    unpickled,
+)
+from datadreamer_like.graph.fingerprint import fingerprint, is_installed
+from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.graph.meter import Meter
+from datadreamer_like.graph.node import Node, working_node
+from datadreamer_like.graph.pickles import is_pickled, pickle_value, repickled, unpickle
+from datadreamer_like.graph.session import NothingToKeep
+from datadreamer_like.storage.tables import TableWriter, open_table, table_batches
+
+from .export import Exports
+from .operations import Operations
+from .step_output import Result, normalized
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger("datadreamer_like")
+
+TABLE_FOLDER = "dataset"
+
+
+@dataclass(frozen=True)
+class Registered:
+    """One input, argument or output that a step has registered.
+
+    Attributes:
+        name: Its name.
+        required: Whether it must be given.
+        default: Value of an argument that is not given.
+        help: What it is, for `help`.
+        default_help: How the default is described.
+        type: What an argument must be an instance of; None for anything.
+    """
+
+    name: str
+    required: bool = True
+    default: Any = None
+    help: str | None = None
+    default_help: str | None = None
+    type: Any = None
+
+
+class StepMeta(type):
+    """Gives a step's class its `help`."""
+
+    @property
+    def help(cls) -> str:
+        """Inputs, arguments and outputs of the step, as text."""
+        kind: Any = cls
+        probe = kind.__new__(kind)
+        probe.name = cls.__name__
+        probe._registered()
+        return str(probe.help)
+
+
+class Step(Node, Operations, Exports, metaclass=StepMeta):
+    """A node whose result is a dataset.
+
+    Made inside a session it runs at once, or finds what an earlier run made. Made outside one it only checks itself.
+
+    Args:
+        name: What the step does, in a few words; its folder is named after it.
+        inputs: The step's input names and the columns to take them from.
+        args: The step's argument names and their values.
+        outputs: New names for the step's output columns.
+        progress_interval: Seconds between progress lines where there is no terminal; None for none.
+        force: Run although the result is there. Answers of models still come from the cache.
+        verbose: False shows only warnings of this step.
+        log_level: A level of `logging` that overrides `verbose`.
+        save_num_proc: Accepted for DataDreamer scripts; tables are written in one pass as their rows come.
+        save_num_shards: Accepted for DataDreamer scripts, likewise.
+        background: Run in a thread; use `wait` or ask for the output to wait for it.
+
+    Raises:
+        DefinitionError: A name is unknown, missing, or registered twice.
+        UnknownColumn: An input names a column that its step does not have.
+        ArgumentTypeError: An input is no column, or an argument has the wrong type.
+        FingerprintError: An argument cannot be told apart from another one.
+        StepOutputError: `run` returned what the outputs do not allow.
+
+    Example:
+        >>> class Shout(Step):
+        ...     def setup(self):
+        ...         self.register_input("texts")
+        ...         self.register_output("shouts")
+        ...     def run(self):
+        ...         return [text.upper() for text in self.inputs["texts"]]
+    """
+
+    kind = "step"
+
+    # Arguments that change how a result is made, never what it is.
+    neutral_args: ClassVar[frozenset[str]] = frozenset({"lazy"})
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls) and not is_installed(cls.__module__):
+            raise DefinitionError(
+                f"{cls.__name__} overrides __init__. Register inputs, arguments and outputs in setup(self) instead."
+            )
+
+    def __init__(
+        self,
+        name: str,
+        inputs: dict[str, Column] | None = None,
+        args: dict[str, Any] | None = None,
+        outputs: dict[str, str] | None = None,
+        progress_interval: float | None = 60,
+        force: bool = False,
+        verbose: bool | None = None,
+        log_level: int | None = None,
+        save_num_proc: int | None = None,
+        save_num_shards: int | None = None,
+        background: bool = False,
+    ) -> None:
+        self.name = name
+        self._registered()
+        self._inputs = self._checked_inputs(inputs or {})
+        self._args = self._checked_args(args or {})
+        self._renamed = self._checked_outputs(outputs or {})
+        around = working_node()
+        if around is not None and not isinstance(around, SuperStep):
+            raise SessionError(
+                f'"{name}" is made inside "{around.name}", which is no SuperStep. Derive its class from SuperStep.'
+            )
+        super().__init__(name, force=force, progress_interval=progress_interval)
+        self.parents = _distinct(column.step for column in self._inputs.values())
+        self.parents += _distinct(parent for value in self._args.values() for parent in getattr(value, "parents", ()))
+        self._log_level = log_level or (logging.WARNING if verbose is False else None)
+        self._output: OutputDataset | OutputIterableDataset | None = None
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._draft: Path | None = None
+        if self.session is None:
+            return
+        _ = self.fingerprint  # what cannot be fingerprinted says so now, not in a thread
+        if background:
+            context = contextvars.copy_context()
+            self._thread = threading.Thread(target=lambda: context.run(self._run_in_background), name=self.name)
+            self._thread.start()
+        else:
+            self._execute()
+
+    # The protocol of a step's author
+
+    def setup(self) -> None:
+        """Registers inputs, arguments and outputs; to be written by a subclass."""
+
+    def run(self) -> Any:
+        """Makes the rows; to be written by a subclass.
+
+        Returns:
+            By its shape and the number of outputs: None, one value, a list or iterator of values or rows, a dictionary
+            of columns, a list of dictionaries, a `Dataset`, an output dataset or column, a list of datasets side by
+            side, `LazyRows` or `LazyRowBatches`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no run().")
+
+    @property
+    def version(self) -> float:
+        """Raise it when the step's results change for a reason that its code does not show."""
+        return 1.0
+
+    def register_input(self, input_column_name: str, required: bool = True, help: str | None = None) -> None:
+        """Registers an input column.
+
+        Args:
+            input_column_name: Name of the input.
+            required: Whether it must be given.
+            help: What it is.
+        """
+        self._register(self._input_specs, Registered(input_column_name, required, help=help), "input")
+
+    def register_arg(
+        self,
+        arg_name: str,
+        required: bool = True,
+        default: Any = None,
+        help: str | None = None,
+        default_help: str | None = None,
+        type: Any = None,
+    ) -> None:
+        """Registers an argument.
+
+        Args:
+            arg_name: Name of the argument.
+            required: Whether it must be given.
+            default: Its value when it is not given.
+            help: What it is.
+            default_help: How the default is described.
+            type: A class or tuple of classes that the value must be an instance of; None itself is always allowed
+                where the argument is not required.
+        """
+        spec = Registered(arg_name, required, default, help, default_help, type)
+        self._register(self._arg_specs, spec, "argument")
+
+    def register_output(self, output_column_name: str, help: str | None = None) -> None:
+        """Registers an output column.
+
+        Args:
+            output_column_name: Name of the column.
+            help: What it holds.
+        """
+        self._register(self._output_specs, Registered(output_column_name, help=help), "output")
+
+    def register_data_card(self, data_card_type: str, data_card: Any) -> None:
+        """Adds a fact to the step's card.
+
+        Args:
+            data_card_type: A heading of `DataCardType`, or any other.
+            data_card: The fact.
+        """
+        self._card_facts.append((data_card_type, data_card))
+
+    @property
+    def inputs(self) -> dict[str, Column]:
+        """The input columns by name."""
+        return dict(self._inputs)
+
+    @property
+    def args(self) -> dict[str, Any]:
+        """The arguments by name, defaults included."""
+        return dict(self._args)
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the output columns, as renamed."""
+        return [self._renamed.get(name, name) for name in self._output_specs]
+
+    @property
+    def progress(self) -> float | None:
+        """Share of the work that is done, from 0 to 1; a `run` that knows it may set it."""
+        total = self.meter.total_rows
+        return min(1.0, self.meter.rows / total) if total else None
+
+    @progress.setter
+    def progress(self, value: float) -> None:
+        self.meter.note = f"{max(0.0, min(1.0, value)):.0%}"
+
+    @property
+    def logger(self) -> logging.Logger:
+        """Where a `run` may log."""
+        return logger
+
+    def get_run_output_folder_path(self) -> str:
+        """Returns a folder for files that `run` wants to keep beside its rows; they stay in the step's folder.
+
+        Raises:
+            SessionError: The step is not at work and has no folder.
+        """
+        folder = self._draft or self.folder
+        if folder is None:
+            raise SessionError(f'"{self.name}" was made outside a session, so it has no folder.')
+        return str(folder)
+
+    def pickle(self, value: Any, *args: Any, **kwargs: Any) -> bytes:
+        """Turns any Python object into a value that can be stored; it is restored when the output is read."""
+        return pickle_value(value, *args, **kwargs)
+
+    def unpickle(self, value: bytes) -> Any:
+        """Restores what `pickle` made."""
+        return unpickle(value)
+
+    # The result
+
+    @property
+    def output(self) -> OutputDataset | OutputIterableDataset:
+        """The dataset that the step made. Waits for a step that runs in the background.
+
+        Raises:
+            SessionError: The step was made outside a session, so it did not run.
+        """
+        self.wait()
+        if self._output is None:
+            raise SessionError(
+                f'"{self.name}" has no output: it was made outside a session, so it only checked itself. '
+                "Make it inside `with DataDreamer(folder):`."
+            )
+        return self._output
+
+    def wait(self) -> None:
+        """Waits for a step that runs in the background, and raises what it raised."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def errors(self) -> dict[int, str]:
+        """Row index to message, for rows that failed and hold None (the first thousand)."""
+        failures = self.manifest.failures if self.manifest is not None else self.meter.failures
+        return {int(index): message for index, message in failures.items()}
+
+    @property
+    def dataset_path(self) -> str:
+        """Folder of the dataset on disk, for `datasets.load_from_disk`.
+
+        Raises:
+            SessionError: The rows are made when they are asked for, so they are not on disk.
+        """
+        if self.manifest is None or self.folder is None:
+            raise SessionError(f'The rows of "{self.name}" are not on disk. Save them first: step.save().')
+        return str(self.folder / TABLE_FOLDER)
+
+    def head(self, n: int = 5, shuffle: bool = False, seed: int | None = None, buffer_size: int = 1000) -> pd.DataFrame:
+        """Returns some rows as a pandas frame; the arguments are those of the output's `head`."""
+        return self.output.head(n, shuffle=shuffle, seed=seed, buffer_size=buffer_size)
+
+    def data_card(self) -> dict[str, Any]:
+        """Returns what is known of the origin of the rows, node by node, oldest first."""
+        return {card.name: card.without_parents() for card in self.card.lineage()}
+
+    @property
+    def help(self) -> str:
+        """Inputs, arguments and outputs of the step, as text."""
+        doc = (type(self).__doc__ or "").strip().splitlines()
+        lines = [f"{type(self).__name__}: {doc[0] if doc else ''}".rstrip(": "), ""]
+        for title, specs in (
+            ("inputs", self._input_specs),
+            ("args", self._arg_specs),
+            ("outputs", self._output_specs),
+        ):
+            lines.append(f"{title}:")
+            lines.extend(f"  {_help_line(spec, title == 'args')}" for spec in specs.values())
+            if not specs:
+                lines.append("  none")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.wait()
+        return {**self.__dict__, "session": None, "_thread": None, "inside": None, "meter": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({**state, "meter": Meter()})
+
+    # How a step runs
+
+    def fingerprint_parts(self) -> dict[str, str]:
+        """Returns what decides the result, by name, each with its fingerprint."""
+        cls = type(self)
+        parts = {"code" if not is_installed(cls.__module__) else "class": fingerprint(cls, f"step {cls.__name__}")}
+        parts["version"] = fingerprint(self.version)
+        for name, value in self._args.items():
+            if name not in self.neutral_args:
+                parts[f"argument {name}"] = fingerprint(value, f'"{self.name}": argument "{name}"')
+        for name, column in self._inputs.items():
+            parts[f"input {name}"] = fingerprint(column, f'"{self.name}": input "{name}"')
+        if self._renamed:
+            parts["names of outputs"] = fingerprint(self._renamed)
+        return parts
+
+    def _run_in_background(self) -> None:
+        try:
+            self._execute()
+        except BaseException as error:
+            self._failure = error
+
+    def _execute(self) -> None:
+        lazy: list[Result] = []
+        try:
+            manifest = self.settle(lambda draft: self._build(draft, lazy))
+        except NothingToKeep:
+            self._output = self._lazy_output(lazy[0])
+            return
+        assert self.folder is not None
+        table = self.folder / TABLE_FOLDER
+        opened = open_table(table) if self.session is not None and self.session.in_memory else None
+        self._output = OutputDataset(
+            self,
+            opened if opened is not None else lambda: open_table(table),
+            manifest.pickled,
+            columns=manifest.columns,
+            num_rows=manifest.rows,
+        )
+
+    def _build(self, draft: Path, lazy: list[Result]) -> Manifest:
+        self._draft = draft
+        try:
+            what = f'"{self.name}"'
+            result, stays_lazy = normalized(self.run(), list(self._output_specs), what)
+            for kind, fact in self._card_facts:
+                self.card.register(kind, fact)
+            if stays_lazy:
+                lazy.append(result)
+                raise NothingToKeep
+            return self._write(result, draft)
+        finally:
+            self._draft = None
+
+    def _write(self, result: Result, draft: Path) -> Manifest:
+        folder = draft / TABLE_FOLDER
+        folder.mkdir()
+        writer = TableWriter(folder, self.output_names, f'"{self.name}"')
+        self.meter.total_rows = result.num_rows
+        pickled = False
+        names = dict(zip(self._output_specs, self.output_names, strict=True))
+        try:
+            if isinstance(result, OutputDataset) and not result.pickled:
+                for table in table_batches(result.dataset):
+                    writer.write(table.rename_columns(self.output_names))
+                    self.meter.add(rows=table.num_rows)
+            else:
+                for batch in result.batches():
+                    batch = {names.get(name, name): values for name, values in batch.items()}
+                    if result.pickled:
+                        batch = {name: repickled(values) for name, values in batch.items()}
+                    pickled = pickled or _holds_pickles(batch)
+                    writer.write(batch)
+                    self.meter.add(rows=len(next(iter(batch.values()), ())))
+            schema = writer.close(self.fingerprint)
+        except BaseException:
+            writer.abort()
+            raise
+        return self.new_manifest(columns=list(schema.names), rows=writer.num_rows, pickled=pickled)
+
+    def _lazy_output(self, result: Result) -> OutputIterableDataset:
+        source = result
+        if isinstance(source, OutputDataset | OutputIterableDataset):
+            source = RowSource(source.column_names, source.batches, source.num_rows)
+        names = dict(zip(self._output_specs, self.output_names, strict=True))
+
+        def batches() -> Iterator[Batch]:
+            for batch in source.batches():
+                yield unpickled({names.get(name, name): values for name, values in batch.items()})
+
+        return OutputIterableDataset(self, replace(source, columns=self.output_names, batches=batches))
+
+    # Registering and checking
+
+    def _registered(self) -> None:
+        self._input_specs: dict[str, Registered] = {}
+        self._arg_specs: dict[str, Registered] = {}
+        self._output_specs: dict[str, Registered] = {}
+        self._card_facts: list[tuple[str, Any]] = []
+        self._closed = False
+        self.setup()
+        self._closed = True
+
+    def _register(self, specs: dict[str, Registered], spec: Registered, what: str) -> None:
+        if getattr(self, "_closed", True):
+            raise DefinitionError(
+                f'"{self.name}" is constructed already. Register its {what} "{spec.name}" in setup().'
+            )
+        if spec.name in specs:
+            raise DefinitionError(f'{type(self).__name__} registers the {what} "{spec.name}" twice.')
+        specs[spec.name] = spec
+
+    def _checked_inputs(self, given: dict[str, Column]) -> dict[str, Column]:
+        self._check_names(given, self._input_specs, "input")
+        checked: dict[str, Column] = {}
+        for name, column in given.items():
+            value: Any = column
+            if value is None and not self._input_specs[name].required:
+                continue
+            if not isinstance(value, OutputDatasetColumn | OutputIterableDatasetColumn):
+                raise ArgumentTypeError(
+                    f'"{self.name}": input "{name}" is {_described(value)}; expected a column of a step, '
+                    'like other_step.output["text"].'
+                )
+            checked[name] = value
+        return checked
+
+    def _checked_args(self, given: dict[str, Any]) -> dict[str, Any]:
+        self._check_names(given, self._arg_specs, "argument")
+        for name, value in given.items():
+            spec = self._arg_specs.get(name)
+            if spec is None or spec.type is None or (value is None and not spec.required):
+                continue
+            if not _is_instance(value, spec.type):
+                raise ArgumentTypeError(
+                    f'"{self.name}": argument "{name}" is {_described(value)}; expected {_type_names(spec.type)}.'
+                )
+        return {**{name: spec.default for name, spec in self._arg_specs.items()}, **given}
+
+    def _checked_outputs(self, given: dict[str, str]) -> dict[str, str]:
+        if not self._output_specs:
+            raise DefinitionError(f"{type(self).__name__} registers no output. Call self.register_output() in setup().")
+        self._check_names(given, self._output_specs, "output", check_missing=False)
+        names = [given.get(name, name) for name in self._output_specs]
+        if len(set(names)) < len(names):
+            raise DefinitionError(f'"{self.name}": two outputs get the same name: {", ".join(names)}.')
+        return {name: new for name, new in given.items() if new != name}
+
+    def _check_names(
+        self, given: dict[str, Any], specs: dict[str, Registered], what: str, check_missing: bool = True
+    ) -> None:
+        if not isinstance(given, dict):
+            raise ArgumentTypeError(f'"{self.name}": {what}s are given as {_described(given)}; expected a dictionary.')
+        for name in given:
+            if name not in specs and not self._takes_extra(what):
+                offered = ", ".join(specs) or "none"
+                message = f'"{self.name}" has no {what} "{name}"; it takes: {offered}.{did_you_mean(name, specs)}'
+                raise UnknownColumn(message) if what == "output" else DefinitionError(message)
+        missing = [name for name, spec in specs.items() if spec.required and name not in given]
+        if missing and check_missing:
+            listed = ", ".join(f'"{name}"' for name in missing)
+            raise DefinitionError(
+                f'"{self.name}" misses the {what}{"s" if len(missing) > 1 else ""} {listed}. '
+                f"Give {what}s as {what if what != 'argument' else 'arg'}s={{{listed.split(',')[0]}: ...}}."
+            )
+
+    def _takes_extra(self, what: str) -> bool:
+        """Tells whether names beyond the registered ones are handed on: to `llm.run`, say."""
+        return False
+
+
+class SuperStep(Step):
+    """A step that may make other steps inside its `run`."""
+
+
+def _help_line(spec: Registered, is_argument: bool) -> str:
+    line = spec.name
+    if not spec.required:
+        default = spec.default_help or (repr(spec.default) if is_argument else None)
+        line += f" (optional, default: {default})" if default else " (optional)"
+    return f"{line}: {spec.help}" if spec.help else line
+
+
+def _holds_pickles(batch: Batch) -> bool:
+    return any(any(is_pickled(value) for value in values) for values in batch.values())
+
+
+def _distinct(nodes: Iterator[Node]) -> list[Node]:
+    return list({id(node): node for node in nodes}.values())
+
+
+def _described(value: Any) -> str:
+    shown = repr(value)
+    return f"{shown if len(shown) < 60 else shown[:57] + '...'} ({type(value).__name__})"
+
+
+def _is_instance(value: Any, kind: Any) -> bool:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if isinstance(value, bool):
+        return bool in kinds or object in kinds
+    return isinstance(value, kinds) or (float in kinds and isinstance(value, int))
+
+
+def _type_names(kind: Any) -> str:
+    return " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))

@@ -1,0 +1,173 @@
+"""The answers' store: what models returned, by key, in one SQLite file that survives a kill at any instant.
+
+Answers cost money and hours, so nothing here ever deletes one: a damaged file is reported, never replaced.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from datadreamer_like.errors import NewerFormat, StorageError
+
+ANSWERS_FORMAT = 1
+
+# Marks the file as ours: "ddla" read as a number.
+_APPLICATION_ID = 0x64646C61
+_BUSY_SECONDS = 60.0
+# Keys are hashes, so each insert touches a page of the index at random. Small pages keep down what a transaction
+# writes; a long log meets the same pages more often before they are copied to the file (measured: 2.4 times the rows
+# a second of SQLite's defaults with 32 rows a transaction).
+_PAGE_BYTES = 2_048
+_CHECKPOINT_PAGES = 16_000
+_CACHE_KIB = 32 * 1024
+_KEYS_A_QUERY = 512
+
+
+class AnswerStore:
+    """Key to value, both bytes, in one file that several threads and processes may use at once.
+
+    A value is on disk, safe from the death of this process, when `put_many` returns. (As with any database in this
+    mode, a power cut may lose the last moments, and never damages what is older.)
+
+    Args:
+        path: The file; its folder is made. `":memory:"` keeps all in memory, and `""` in a file that the system
+            removes when the store is closed.
+
+    Raises:
+        NewerFormat: The file was written by a newer version of this package.
+        StorageError: The file is damaged, or cannot be opened.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+        # One connection for the thread that looks up and the one that stores; SQLite's own lock would be as coarse.
+        self._lock = threading.Lock()
+        with self._explained("opened"):
+            if self.path not in ("", ":memory:"):
+                Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(
+                self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+        try:
+            with self._explained("opened"):
+                self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Returns the value of each key, None where there is none."""
+        found: dict[bytes, bytes] = {}
+        with self._lock, self._explained("read"):
+            for start in range(0, len(keys), _KEYS_A_QUERY):
+                part = keys[start : start + _KEYS_A_QUERY]
+                # Rounding the number of holes up keeps the number of different statements small.
+                holes = 1 << (len(part) - 1).bit_length()
+                query = f"SELECT key, value FROM answers WHERE key IN ({','.join('?' * holes)})"
+                found.update(self._connection.execute(query, [*part, *[part[-1]] * (holes - len(part))]))
+        return [found.get(key) for key in keys]
+
+    def put_many(self, items: Sequence[tuple[bytes, bytes]]) -> None:
+        """Stores values in one transaction; a key that is there already gets its new value.
+
+        Raises:
+            StorageError: The disk is full or not writable; what was stored before is safe.
+        """
+        with self._lock, self._explained("written"), self._transaction():
+            self._connection.executemany("INSERT OR REPLACE INTO answers (key, value) VALUES (?, ?)", items)
+
+    def __len__(self) -> int:
+        with self._lock, self._explained("read"):
+            return int(self._connection.execute("SELECT count(*) FROM answers").fetchone()[0])
+
+    def close(self) -> None:
+        """Closes the file; the store cannot be used afterwards."""
+        with self._lock:
+            self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _prepare(self) -> None:
+        ask = self._connection.execute
+        found = int(ask("PRAGMA user_version").fetchone()[0])
+        if found > ANSWERS_FORMAT:
+            raise NewerFormat(
+                f"{self.path} was written by a newer version of datadreamer-like (its format is {found}, this version "
+                f"reads up to {ANSWERS_FORMAT}). Upgrade with pip, or use another folder."
+            )
+        ask(f"PRAGMA page_size = {_PAGE_BYTES}")
+        ask("PRAGMA journal_mode = WAL")
+        ask("PRAGMA synchronous = NORMAL")
+        ask(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        ask(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        if found == ANSWERS_FORMAT:
+            return
+        with self._transaction():
+            tables = ask("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if tables and not int(ask("PRAGMA user_version").fetchone()[0]):
+                raise StorageError(f"{self.path} is a database of another program. Use another folder.")
+            # Rows lie in the order they came; only the index, which is small, is written at random.
+            ask("CREATE TABLE IF NOT EXISTS answers (key BLOB NOT NULL UNIQUE, value BLOB NOT NULL)")
+            ask(f"PRAGMA application_id = {_APPLICATION_ID}")
+            ask(f"PRAGMA user_version = {ANSWERS_FORMAT}")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _explained(self, done: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StorageError(f"{self.path} cannot be {done}: {error}. {_advice(error)}") from error
+        except PermissionError as error:
+            raise StorageError(f"{self.path} cannot be {done}: {error.strerror}. {_ADVICE['readonly']}") from error
+
+
+_ADVICE = {
+    "full": "No space is left; the answers stored before are safe. Free some space and run again: it continues.",
+    "readonly": "Choose a folder that you may write to, or change its permissions.",
+    "cantopen": "Check that its folder exists and that you may write to it.",
+    "busy": "Another process has been writing to it for a minute. Wait for that process to end, and run again.",
+    "damaged": (
+        "The file is damaged. It may hold answers that were paid for, so it is left as it is: copy it, save what can "
+        "be read with `sqlite3 FILE .recover | sqlite3 NEW_FILE`, and put the new file in its place; or move it away, "
+        "and its answers are asked for again."
+    ),
+}
+
+
+def _advice(error: sqlite3.Error) -> str:
+    # The low byte of an extended code is the code proper.
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    by_code = {
+        sqlite3.SQLITE_FULL: "full",
+        sqlite3.SQLITE_READONLY: "readonly",
+        sqlite3.SQLITE_PERM: "readonly",
+        sqlite3.SQLITE_CANTOPEN: "cantopen",
+        sqlite3.SQLITE_BUSY: "busy",
+        sqlite3.SQLITE_LOCKED: "busy",
+        sqlite3.SQLITE_CORRUPT: "damaged",
+        sqlite3.SQLITE_NOTADB: "damaged",
+    }
+    return _ADVICE.get(by_code.get(code, ""), "The answers stored before are safe; run again.")

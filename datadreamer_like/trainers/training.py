@@ -1,0 +1,379 @@
+"""The training loop: transformers' own, made quiet, resumable after a kill, and true to an objective."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import transformers
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from datadreamer_like.distillation import Objective
+from datadreamer_like.errors import DefinitionError, MethodMisfit
+from datadreamer_like.formats import layouts
+from datadreamer_like.formats.layout import kind_of
+from datadreamer_like.graph import current_meter
+from datadreamer_like.pruning import masks, reapply
+
+from .examples import Examples, ShuffledBatches, SortedBatches
+from .objectives import training_loss
+from .options import Training
+from .tasks import Batch, Task
+
+CHECKPOINTS = "checkpoints"
+_NOTES = 50
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a training came to.
+
+    Attributes:
+        metrics: Validation figures of the best epoch, which is the one that the model was left in.
+        epochs: How many passes were made.
+        history: Validation figures of each epoch.
+    """
+
+    metrics: dict[str, float]
+    epochs: float
+    history: list[dict[str, float]]
+
+
+def fit(
+    model: PreTrainedModel,
+    task: Task,
+    train: Examples,
+    validation: Examples,
+    training: Training,
+    folder: Path,
+    *,
+    objective: Objective,
+    device: torch.device | None = None,
+    autocast: str | None = None,
+) -> Fit:
+    """Trains a model in place and leaves it as it was after its best epoch.
+
+    After each epoch a checkpoint is written below `folder`; called again with the same arguments after the process was
+    killed, it goes on from there, and on a processor comes to the same weights as an undisturbed run. A model with
+    zeros that pruning left keeps them.
+
+    Args:
+        model: The model; a peft model trains its adapter alone.
+        task: What the rows are.
+        train: Rows to learn from.
+        validation: Rows by which the best epoch is chosen.
+        training: The options.
+        folder: Where checkpoints stand; the caller removes it when the model is safe.
+        objective: What is minimised.
+        device: Where to train; None for a GPU if there is one.
+        autocast: "bf16" or "fp16" for mixed precision.
+
+    Raises:
+        MethodMisfit: The model's weights are quantized, so they cannot be trained.
+        DefinitionError: transformers refuses the options.
+    """
+    check_trainable(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    with quiet():
+        arguments = _arguments(training, folder / CHECKPOINTS, device, autocast)
+        kept = masks(model)
+        callbacks: list[TrainerCallback] = [_Report(len(train))]
+        if training.early_stopping_patience is not None:
+            callbacks.append(_EarlyStop(training.early_stopping_patience, training.early_stopping_threshold))
+        if kept:
+            callbacks.append(_KeepZeros(kept))
+        loop = _Loop(model=model, args=arguments, callbacks=callbacks)
+        loop.take(task, train, validation, objective)
+        loop.remove_callback(PrinterCallback)
+        loop.train(resume_from_checkpoint=_newest_checkpoint(folder / CHECKPOINTS))
+        if kept:
+            reapply(model, kept)
+    state = loop.state
+    history = [
+        {name.removeprefix("eval_"): float(value) for name, value in entry.items() if name.startswith("eval_")}
+        for entry in state.log_history
+        if "eval_loss" in entry
+    ]
+    best = next(
+        entry for entry in state.log_history if "eval_loss" in entry and entry["step"] == state.best_global_step
+    )
+    metrics = {name.removeprefix("eval_"): float(value) for name, value in best.items() if name.startswith("eval_")}
+    model.eval()
+    return Fit(metrics, float(state.epoch or 0.0), history)
+
+
+def check_trainable(model: PreTrainedModel) -> None:
+    """Refuses a model whose weights are codes.
+
+    Raises:
+        MethodMisfit: They are.
+    """
+    frozen = [entry["kind"] for entry in layouts(model) if not kind_of(entry).trainable]
+    if frozen and not hasattr(model, "peft_config"):
+        raise MethodMisfit(
+            f"The weights of this {type(model).__name__} are quantized ({', '.join(frozen)}), so they cannot be "
+            "trained. Train before quantizing."
+        )
+
+
+def _arguments(
+    training: Training, folder: Path, device: torch.device | None, autocast: str | None
+) -> TrainingArguments:
+    options: dict[str, Any] = {
+        "per_device_eval_batch_size": 2 * training.batch_size,
+        "logging_nan_inf_filter": False,
+        "metric_for_best_model": "loss",
+        "save_total_limit": 1,
+        **training.further,
+    }
+    use_cpu = device is not None and device.type == "cpu"
+    try:
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            num_train_epochs=training.epochs,
+            per_device_train_batch_size=training.batch_size,
+            optim=training.optim,
+            learning_rate=training.learning_rate,
+            weight_decay=training.weight_decay,
+            lr_scheduler_type=training.lr_scheduler_type,
+            warmup_steps=training.warmup_steps,
+            neftune_noise_alpha=training.neftune_noise_alpha,
+            seed=training.seed,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            load_best_model_at_end=True,
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            label_names=["labels"],
+            use_cpu=use_cpu,
+            bf16=autocast == "bf16",
+            fp16=autocast == "fp16",
+            dataloader_pin_memory=not use_cpu and torch.cuda.is_available(),
+            **options,
+        )
+    except (ValueError, TypeError) as error:
+        raise DefinitionError(f"transformers refuses these training options: {error}") from error
+    # One process trains on one device: its DataParallel over all GPUs is slower and changes the batch size.
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
+
+
+def _newest_checkpoint(folder: Path) -> str | None:
+    """Finds the last complete checkpoint and removes those that a killed process left half written."""
+    complete: dict[int, Path] = {}
+    for path in folder.glob("checkpoint-*"):
+        try:
+            # Written last: where it can be read, all else is there.
+            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(path, ignore_errors=True)
+            continue
+        complete[int(state["global_step"])] = path
+    if not complete:
+        return None
+    newest = complete[max(complete)]
+    state = json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))
+    best = state.get("best_model_checkpoint")
+    if best and Path(best).parent != folder:  # the session's folder was moved in between
+        state["best_model_checkpoint"] = str(folder / Path(best).name)
+        (newest / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+    return str(newest)
+
+
+class _Loop(transformers.Trainer):
+    """transformers' loop with our batches, our loss and our measures."""
+
+    def take(self, task: Task, train: Examples, validation: Examples, objective: Objective) -> None:
+        self.task = task
+        self.examples = {"train": train, "validation": validation}
+        self.objective = objective
+        # The loss of a batch is its mean; the loop divides it where batches are accumulated.
+        self.loss_is_scaled_for_ga = False
+        self.model_accepts_loss_kwargs = False
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        train = self.examples["train"]
+        batches = ShuffledBatches(train.lengths, self._train_batch_size, self.args.seed)
+        return self._loader(train, batches)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        return self._validation_loader
+
+    @cached_property
+    def _validation_loader(self) -> DataLoader[Any]:
+        validation = self.examples["validation"]
+        return self._loader(validation, SortedBatches(validation.lengths, self.args.eval_batch_size))
+
+    def _loader(self, examples: Examples, batches: Any) -> DataLoader[Any]:
+        loader = DataLoader(
+            examples,
+            batch_sampler=batches,
+            collate_fn=self.task.collate,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return cast("DataLoader[Any]", self.accelerator.prepare(loader))
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        loss, logits = training_loss(model, self.task, self.objective, inputs)
+        return (loss, logits) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        self.model.eval()
+        measure, total, rows = self.task.measure(), 0.0, 0
+        with torch.no_grad():
+            for inputs in self.get_eval_dataloader():
+                batch = self._prepare_inputs(inputs)
+                with self.compute_loss_context_manager():
+                    loss, logits = self.compute_loss(self.model, batch, return_outputs=True)
+                size = len(batch["labels"])
+                total, rows = total + float(loss) * size, rows + size
+                measure.add(logits, batch)
+        metrics = {f"{metric_key_prefix}_{n}": v for n, v in {"loss": total / rows, **measure.result()}.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class _Report(TrainerCallback):
+    """Tells the node's meter how far the training is."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.noted = 0
+        self.words = ""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        current_meter().total_rows = round(self.rows * args.num_train_epochs)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._note(args, state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        meter = current_meter()
+        meter.add(rows=round(self.rows * (state.epoch or 0.0)) - meter.rows)
+        # Reading a loss waits for the GPU, so not after each batch.
+        if state.global_step - self.noted >= max(1, state.max_steps // _NOTES):
+            self.noted = state.global_step
+            control.should_log = True
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        if logs and "loss" in logs:
+            self.words = f", loss {float(logs['loss']):.3g}"
+        self._note(args, state)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
+    ) -> None:
+        if metrics:
+            self.words = f", validation loss {metrics['eval_loss']:.3g}"
+        self._note(args, state)
+
+    def _note(self, args: TrainingArguments, state: TrainerState) -> None:
+        epochs = max(1, -int(-args.num_train_epochs // 1))
+        current_meter().note = f"epoch {min(int(state.epoch or 0) + 1, epochs)} of {epochs}{self.words}"
+
+
+class _EarlyStop(TrainerCallback):
+    """Ends the training when validation has not become better for some epochs.
+
+    It looks at the whole history each time, so a resumed training needs no memory of its own.
+    """
+
+    def __init__(self, patience: int, threshold: float) -> None:
+        self.patience = patience
+        self.threshold = threshold
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        control.should_training_stop = self._is_over(args, state)
+        # The loop looks at this only after an epoch, so a resumed training that was over is given none.
+        if control.should_training_stop:
+            control.should_epoch_stop = True
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self._is_over(args, state):
+            control.should_training_stop = True
+
+    def _is_over(self, args: TrainingArguments, state: TrainerState) -> bool:
+        name = "eval_" + str(args.metric_for_best_model).removeprefix("eval_")
+        sign = 1.0 if args.greater_is_better else -1.0
+        best, since = -float("inf"), 0
+        for entry in state.log_history:
+            if name in entry:
+                value = sign * entry[name]
+                better = value > best + self.threshold
+                best, since = max(best, value), 0 if better else since + 1
+        return since >= self.patience
+
+
+class _KeepZeros(TrainerCallback):
+    """Sets pruned weights back to zero after each step of the optimizer."""
+
+    def __init__(self, kept: dict[str, torch.Tensor]) -> None:
+        self.kept = kept
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        reapply(model, self.kept)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draws all that is random inside the block from a seed, and leaves the generators as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(enabled=True):
+        transformers.set_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences the logs and progress bars of transformers inside the block."""
+    logs = transformers.logging
+    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logs.set_verbosity(level)
+        if bars:
+            logs.enable_progress_bar()

@@ -1,0 +1,268 @@
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import nn
+
+from datadreamer_like import formats
+from datadreamer_like.errors import DefinitionError, MethodMisfit, NewerFormat
+from datadreamer_like.formats.layout import LayoutKind, renamed
+from datadreamer_like.formats.quantizer import LayoutConfig
+from datadreamer_like.formats.sparse import from_sparse, to_sparse
+
+IDS = {"input_ids": torch.tensor([[5, 6, 7, 8]])}
+DENSE = "bert.encoder.layer.0.intermediate.dense"
+
+
+class Halved(nn.Module):
+    """A stand-in for a quantized layer: int8 codes and a float32 scale."""
+
+    def __init__(self, out_features: int, in_features: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
+        self.register_buffer("scale", torch.zeros(1, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(out_features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale.to(x.dtype), self.bias)
+
+
+class HalvedKind(LayoutKind):
+    name = "test-halved"
+    trainable = False
+
+    def rebuild(self, model: nn.Module, entry: formats.Entry) -> None:
+        for name in entry["modules"]:
+            old: Any = model.get_submodule(name)
+            model.set_submodule(name, Halved(old.out_features, old.in_features))
+
+
+formats.register(HalvedKind())
+
+
+def bert() -> transformers.BertForSequenceClassification:
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    return transformers.BertForSequenceClassification(config).eval()
+
+
+def halve(model: nn.Module, name: str) -> None:
+    old: Any = model.get_submodule(name)
+    new = Halved(*old.weight.shape)
+    scale = old.weight.detach().abs().max() / 127
+    new.weight = torch.round(old.weight.detach() / scale).to(torch.int8)
+    new.scale, new.bias = scale[None], old.bias
+    model.set_submodule(name, new)
+    formats.add_layout(model, {"kind": "test-halved", "modules": [name]})
+
+
+def thin(model: nn.Module, name: str) -> None:
+    with torch.no_grad():
+        weight: Any = model.get_submodule(name).weight
+        weight[weight.abs() < weight.abs().median()] = 0
+    formats.mark_sparse(model, [f"{name}.weight"])
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**IDS).logits
+
+
+def test_layouts_of_several_methods_are_kept_in_order_and_load_together(tmp_path: Path) -> None:
+    model = bert()
+    thin(model, DENSE)
+    halve(model, DENSE)
+    assert [entry["kind"] for entry in formats.layouts(model)] == ["sparse", "test-halved"]
+    expected = logits(model)
+    model.save_pretrained(tmp_path)
+    # The int8 codes of the sparse weight are stored sparse as well.
+    stored = load_file(tmp_path / "model.safetensors")
+    assert stored[f"{DENSE}.weight_values"].dtype == torch.int8
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    torch.testing.assert_close(logits(again), expected)
+    assert again.get_submodule(DENSE).weight.dtype == torch.int8
+    assert formats.layouts(again) == formats.layouts(model)
+
+
+def test_float32_scales_keep_their_dtype_when_loaded_in_another(tmp_path: Path) -> None:
+    model = bert()
+    halve(model, DENSE)
+    model.save_pretrained(tmp_path)
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert again.get_submodule(DENSE).scale.dtype == torch.float32
+    assert torch.equal(again.get_submodule(DENSE).scale, model.get_submodule(DENSE).scale)
+    assert again.get_submodule(DENSE).bias.dtype == torch.bfloat16
+
+
+def test_untrainable_layouts_count_as_quantized_and_others_do_not(tmp_path: Path) -> None:
+    model = bert()
+    thin(model, DENSE)
+    assert not model.is_quantized
+    model.save_pretrained(tmp_path / "thin")
+    assert not formats.load(tmp_path / "thin").is_quantized
+    halve(model, "bert.pooler.dense")
+    assert model.is_quantized
+    model.save_pretrained(tmp_path / "halved")
+    again = formats.load(tmp_path / "halved")
+    assert again.is_quantized
+    with pytest.raises(ValueError, match="fine-tun"):
+        transformers.Trainer(
+            again, transformers.TrainingArguments(str(tmp_path / "out"), report_to="none", use_cpu=True)
+        )
+
+
+def test_load_gives_the_class_that_was_saved(tmp_path: Path) -> None:
+    model = bert()
+    thin(model, DENSE)
+    model.save_pretrained(tmp_path)
+    again = formats.load(tmp_path)
+    assert type(again) is type(model)
+    torch.testing.assert_close(logits(again), logits(model))
+
+
+def test_the_bare_encoder_of_a_folder_loads_and_saves_its_own_names(tmp_path: Path) -> None:
+    model = bert()
+    thin(model, DENSE)
+    thin(model, "classifier")
+    model.save_pretrained(tmp_path / "whole")
+    bare = transformers.AutoModel.from_pretrained(tmp_path / "whole")
+    assert list(formats.layouts(bare)[0]["modules"]) == [DENSE.removeprefix("bert.")]
+    torch.testing.assert_close(
+        bare.get_submodule(DENSE.removeprefix("bert.")).weight, model.get_submodule(DENSE).weight
+    )
+    bare.save_pretrained(tmp_path / "bare")
+    around = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "bare")
+    assert list(formats.layouts(around)[0]["modules"]) == [DENSE]
+
+
+def test_a_copy_keeps_its_layouts_to_itself() -> None:
+    model = bert()
+    thin(model, DENSE)
+    other = copy.deepcopy(model)
+    halve(other, "bert.pooler.dense")
+    assert len(formats.layouts(model)) == 1
+    assert other.hf_quantizer.quantization_config is other.config.quantization_config
+    assert model.hf_quantizer.quantization_config is model.config.quantization_config
+
+
+def test_state_dict_of_a_checkpoint_loads_into_the_model_itself_and_into_one_around_it(tmp_path: Path) -> None:
+    model = bert()
+    thin(model, DENSE)
+    model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    other = copy.deepcopy(model)
+    nn.init.zeros_(other.get_submodule(DENSE).weight)
+    other.load_state_dict(stored)
+    torch.testing.assert_close(logits(other), logits(model))
+    nn.init.zeros_(other.get_submodule(DENSE).weight)
+    nn.ModuleDict({"student": other}).load_state_dict({f"student.{name}": value for name, value in stored.items()})
+    torch.testing.assert_close(logits(other), logits(model))
+
+
+def test_modules_that_move_or_go_are_followed() -> None:
+    model = bert()
+    thin(model, DENSE)
+    thin(model, DENSE.replace("layer.0", "layer.1"))
+    formats.rename_modules(model, {"bert.encoder.layer.0": None, "bert.encoder.layer.1": "bert.encoder.layer.0"})
+    assert list(formats.layouts(model)[0]["modules"]) == [DENSE]
+    assert renamed({"kind": "x", "modules": ["a", "b"]}, {"a": "c", "b": None}.get)["modules"] == ["c"]
+
+
+def test_a_plain_module_remembers_its_layouts() -> None:
+    model = nn.Linear(4, 4)
+    formats.add_layout(model, {"kind": "sparse", "modules": {"": {"weight": None}}})
+    assert formats.layouts(model)[0]["format"] == 1
+    assert formats.layouts(nn.Linear(4, 4)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layouts": [{"kind": "sparse", "format": 99, "modules": {}}]}, "format 99; this version reads up to 1"),
+        ({"layouts": [{"kind": "sparce", "format": 1, "modules": {}}]}, 'Did you mean "sparse"'),
+        ({"format": 99, "layouts": []}, "lists its layouts in format 99"),
+    ],
+)
+def test_a_folder_of_a_newer_version_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    model = bert()
+    thin(model, DENSE)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"].update(change)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(NewerFormat, match=message):
+        transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+
+
+def test_format_1_is_read_as_it_was_first_written(tmp_path: Path) -> None:
+    model = bert()
+    thin(model, DENSE)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    count = int(torch.count_nonzero(model.get_submodule(DENSE).weight))
+    assert config["quantization_config"] == {
+        "quant_method": "datadreamer_like",
+        "format": 1,
+        "layouts": [{"kind": "sparse", "format": 1, "modules": {DENSE: {"weight": count}}}],
+    }
+
+
+def test_a_model_quantized_by_another_library_is_refused() -> None:
+    model = bert()
+    model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    with pytest.raises(MethodMisfit, match="gptq"):
+        formats.add_layout(model, {"kind": "sparse", "modules": {}})
+    assert formats.foreign(bert()) is None
+    assert "gptq" in str(formats.foreign(model))
+
+
+def test_two_kinds_of_one_name_are_refused() -> None:
+    class Other(LayoutKind):
+        name = "sparse"
+
+    with pytest.raises(DefinitionError, match="already registered"):
+        formats.register(Other())
+    with pytest.raises(NewerFormat, match="unknown-kind"):
+        formats.add_layout(bert(), {"kind": "unknown-kind", "modules": []})
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (8, 3), (5, 1, 9), (0, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_sparse_tensors_come_back_bit_for_bit(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    tensor = torch.randint(-3, 3, shape).to(dtype)
+    bits, values = to_sparse(tensor)
+    assert bits.dtype == torch.uint8
+    assert len(bits) == -(-tensor.numel() // 8)
+    assert len(values) == int((tensor != 0).sum())
+    assert torch.equal(from_sparse(bits, values, tensor.shape), tensor)
+
+
+def test_bits_are_little_endian_over_the_flattened_tensor() -> None:
+    bits, values = to_sparse(torch.tensor([[1.0, 0, 0], [2, 0, 3], [0, 0, 0], [4, 0, 0]]))
+    assert bits.tolist() == [0b00101001, 0b00000010]
+    assert values.tolist() == [1, 2, 3, 4]
+
+
+def test_tied_weights_are_stored_once_and_dense(tmp_path: Path) -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    thin(model, "model.embed_tokens")
+    model.save_pretrained(tmp_path)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+    torch.testing.assert_close(logits(again), logits(model))
+    assert isinstance(again.config.quantization_config, LayoutConfig)

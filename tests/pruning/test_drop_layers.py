@@ -1,0 +1,114 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from datadreamer_like import pruning
+from datadreamer_like.errors import DefinitionError, EmptyDataset, MethodMisfit
+from datadreamer_like.formats import layouts
+from datadreamer_like.pruning.layers import _stack, block_influence
+
+from .conftest import batches, build, logits
+
+
+class Through(nn.Module):
+    """A layer that does nothing, for a reference."""
+
+    def __init__(self, like: nn.Module) -> None:
+        super().__init__()
+        self.attention_type = getattr(like, "attention_type", "full_attention")
+
+    def forward(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        return hidden_states
+
+
+def test_dropped_layer_is_skipped(family: str) -> None:
+    model = build(family)
+    small = pruning.Layers(keep=[0, 2]).apply(model)
+    reference = copy.deepcopy(model)
+    found = _stack(reference)
+    assert found is not None
+    name, layers = found
+    reference.set_submodule(f"{name}.1", Through(layers[1]))
+    batch = batches(model)[0]
+    torch.testing.assert_close(logits(small, batch), logits(reference, batch))
+    assert small.config.num_hidden_layers == 2
+    assert model.config.num_hidden_layers == 3
+    assert not layouts(small)
+
+
+def test_without_calibration_layers_are_spread_evenly_as_in_distilbert() -> None:
+    model = build("bert")
+    twelve = model.config
+    twelve.num_hidden_layers = 12
+    big = type(model)(twelve)
+    small = pruning.Layers(keep=6).apply(big)
+    for new, old in enumerate([0, 2, 4, 7, 9, 11]):
+        kept, source = small.bert.encoder.layer[new].state_dict(), big.bert.encoder.layer[old].state_dict()
+        assert all(torch.equal(kept[name], source[name]) for name in source)
+
+
+def test_block_influence_is_one_minus_the_mean_cosine_over_tokens(family: str) -> None:
+    model = build(family)
+    data = batches(model)
+    found = _stack(model)
+    assert found is not None
+    influence = block_influence(model, found[1], data)
+    if family in ("llama", "mistral", "qwen2", "qwen3", "gpt2"):
+        # Their last entry of hidden_states has passed the final norm.
+        influence = influence[:-1]
+    cosines, masks = [], torch.cat([batch["attention_mask"] for batch in data]).bool()
+    with torch.no_grad():
+        states = [model(**batch, output_hidden_states=True).hidden_states for batch in data]
+    joined = [torch.cat(parts) for parts in zip(*states, strict=True)]
+    for before, after in list(zip(joined, joined[1:], strict=False))[: len(influence)]:
+        cosines.append(1 - float(nn.functional.cosine_similarity(before[masks], after[masks], dim=-1).mean()))
+    assert influence == pytest.approx(cosines, abs=1e-5)
+
+
+def test_with_calibration_the_layer_of_least_influence_goes() -> None:
+    model = build("llama")
+    with torch.no_grad():
+        for name, parameter in model.model.layers[1].named_parameters():
+            if "o_proj" in name or "down_proj" in name:
+                parameter.mul_(1e-3)  # this layer hardly adds to the residual stream
+    small = pruning.Layers(keep=2).apply(model, batches(model))
+    assert torch.equal(small.model.layers[1].mlp.up_proj.weight, model.model.layers[2].mlp.up_proj.weight)
+
+
+def test_layer_types_and_cache_indices_follow() -> None:
+    model = build("qwen2")
+    model.config.layer_types = ["full_attention", "sliding_attention", "full_attention"]
+    small = pruning.Layers(keep=[0, 2]).apply(model)
+    assert small.config.layer_types == ["full_attention", "full_attention"]
+    assert [layer.self_attn.layer_idx for layer in small.model.layers] == [0, 1]
+    prompt = torch.tensor([[7, 8, 9]])
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    mask = torch.ones_like(prompt)
+    cached = small.generate(prompt, attention_mask=mask, **options)
+    assert cached.tolist() == small.generate(prompt, attention_mask=mask, use_cache=False, **options).tolist()
+
+
+def test_layouts_follow_the_layers_that_move() -> None:
+    model = build("bert")
+    narrow = pruning.Heads(0.5).apply(model, batches(model))
+    small = pruning.Layers(keep=[2]).apply(narrow)
+    names = set(layouts(small)[0]["modules"])
+    assert names
+    assert all(name.startswith("bert.encoder.layer.0.") for name in names)
+    assert {name.replace("layer.0", "layer.2") for name in names} <= set(layouts(narrow)[0]["modules"])
+
+
+def test_misuse_is_refused() -> None:
+    model = build("bert")
+    with pytest.raises(MethodMisfit, match="more than its 3 layers"):
+        pruning.Layers(keep=4).apply(model)
+    with pytest.raises(MethodMisfit, match="single list"):
+        pruning.Layers(keep=1).apply(nn.Linear(2, 2))
+    with pytest.raises(DefinitionError, match="different layer indices"):
+        pruning.Layers(keep=[1, 1])
+    with pytest.raises(DefinitionError, match="count from 1"):
+        pruning.Layers(keep=0)
+    with pytest.raises(EmptyDataset):
+        pruning.Layers(keep=1).apply(model, [])
