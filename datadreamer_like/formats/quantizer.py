@@ -61,12 +61,12 @@ class LayoutQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         config = self.quantization_config
-        applied = []
+        applied: dict[int, Entry] = {}
         for saved in in_order(config.layouts):
             entry = renamed(saved, lambda name: name_in(model, name))
             kind_of(entry).rebuild(model, entry)
-            applied.append(entry)
-        config.layouts = applied
+            applied[id(saved)] = entry
+        config.layouts = [applied[id(saved)] for saved in config.layouts]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         for entry in reversed(in_order(self.quantization_config.layouts)):

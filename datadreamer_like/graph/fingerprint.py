@@ -14,6 +14,7 @@ import enum
 import functools
 import hashlib
 import importlib.metadata
+import inspect
 import os
 import re
 import struct
@@ -233,13 +234,16 @@ class _Walk:
         return _hash("named", module.encode(), value.__qualname__.encode(), _version_of(module).encode())
 
     def code(self, value: types.CodeType) -> bytes:
-        constants = [item for item in value.co_consts if not isinstance(item, types.CodeType)]
-        if constants and isinstance(constants[0], str) and constants[0] not in _constants_used(value):
-            constants = constants[1:]  # the docstring
+        # Instructions with what they refer to, so that docstrings and unused constants do not count.
+        steps = [
+            (instruction.opname, None if isinstance(instruction.argval, types.CodeType) else instruction.argval)
+            for instruction in dis.get_instructions(value)
+        ]
         nested = [self.code(item) for item in value.co_consts if isinstance(item, types.CodeType)]
-        names = (value.co_names, value.co_varnames, value.co_freevars, value.co_cellvars)
-        arguments = (value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount, value.co_flags)
-        return _hash("code", value.co_code, *(self.digest(part) for part in (constants, names, arguments)), *nested)
+        names = (value.co_varnames, value.co_freevars, value.co_cellvars, value.co_exceptiontable)
+        arguments = (value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount)
+        flags = value.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR)
+        return _hash("code", *(self.digest(part) for part in (steps, names, arguments, flags)), *nested)
 
     def method(self, value: types.MethodType) -> bytes:
         return _hash("method", self.digest(value.__func__), self.digest(value.__self__, ".__self__"))
@@ -415,14 +419,6 @@ def _globals_used(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
                 yield from walk(constant)
 
     return walk(function.__code__)
-
-
-def _constants_used(code: types.CodeType) -> set[Any]:
-    return {
-        instruction.argval
-        for instruction in dis.get_instructions(code)
-        if instruction.opname in ("LOAD_CONST", "RETURN_CONST") and isinstance(instruction.argval, str)
-    }
 
 
 _NO_CONTENT = frozenset(

@@ -11,7 +11,7 @@ from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
 
-from datadreamer_like.errors import EmptyDataset, HubError
+from datadreamer_like.errors import ArgumentTypeError, EmptyDataset, HubError
 
 from .card import table
 
@@ -41,15 +41,23 @@ class Layout:
         """Checks that a dataset can be published as it is.
 
         Raises:
-            EmptyDataset: It has no rows.
+            ArgumentTypeError: It is another kind of dataset.
+            EmptyDataset: There is no split, or one has no rows.
             HubError: A split or the configuration has a name that `datasets` does not take, or splits differ in their
                 columns.
         """
         splits = {str(name): rows for name, rows in data.items()} if isinstance(data, dict) else {"train": data}
+        if not splits:
+            raise EmptyDataset("There are no splits to publish. Look at the step that made the dataset.")
         config = config_name or DEFAULT_CONFIG
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", config) or config == "data":
             raise HubError(f'"{config}" cannot name a configuration. Use letters, digits, "-", "_" and ".".')
         for name, rows in splits.items():
+            if not isinstance(rows, datasets.Dataset):
+                raise ArgumentTypeError(
+                    f"{type(rows).__name__} cannot be published. Give a Dataset or a DatasetDict; "
+                    "save lazy rows to disk first."
+                )
             if not re.fullmatch(r"\w+(\.\w+)*", name):
                 raise HubError(f'"{name}" cannot name a split. Use letters, digits, "_" and ".", such as "train".')
             first = next(iter(splits.values()))
@@ -58,8 +66,11 @@ class Layout:
                     f'The splits differ in their columns: "{next(iter(splits))}" has {first.features}, "{name}" has '
                     f"{rows.features}. Give all splits the same columns, or publish them under different config_name."
                 )
-        if not any(len(rows) for rows in splits.values()):
-            raise EmptyDataset("There are no rows to publish. Look at the step that made the dataset.")
+            if not len(rows):
+                raise EmptyDataset(
+                    f'The split "{name}" has no rows, and `load_dataset` fails on such a dataset. '
+                    "Leave the split out, or look at the step that made it."
+                )
         return cls(splits, config)
 
     @property

@@ -19,6 +19,9 @@ from .licenses import LICENSES
 TAG = "datadreamer-like"
 SYNTHETIC_TAG = "synthetic"
 
+# An absolute path inside of a longer text, whose last part is all that others need.
+PATH_IN_TEXT = re.compile(r"(?<![\w.:/~-])(?:~?/|[A-Za-z]:\\)[^\s'\",;()]*[/\\]([^\s/\\'\",;()]+)")
+
 SPECIAL_LANGUAGES = ("code", "multilingual")
 
 
@@ -110,10 +113,10 @@ def base_model(card: Card) -> str | None:
 
 def is_local(name: str) -> bool:
     """Tells whether a model's or dataset's name is a path on this machine."""
-    if name.startswith((".", "/", "~")) or "\\" in name or name.endswith("/") or re.match(r"[A-Za-z]:", name):
-        return "://" not in name
     if "://" in name:
         return False
+    if name.startswith((".", "/", "~")) or name.endswith("/") or re.match(r"([A-Za-z]:)?[^\s\\]*\\", name):
+        return True
     try:
         return Path(name).exists()
     except (OSError, ValueError):
@@ -128,7 +131,7 @@ def public_name(name: str) -> str:
     if "://" in name:
         url = urlsplit(name)
         return url._replace(netloc=url.netloc.rpartition("@")[2], query="", fragment="").geturl()
-    return name
+    return PATH_IN_TEXT.sub(r"\1 (local)", name)
 
 
 def stated(cards: Iterable[Card], attribute: str) -> list[str]:

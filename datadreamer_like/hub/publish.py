@@ -69,7 +69,7 @@ def publish_dataset(
 
     Raises:
         HubError: The Hub refuses or cannot be reached, or a name is one that it does not take.
-        EmptyDataset: There are no rows.
+        EmptyDataset: A split has no rows.
         StorageError: The disk has no room for a shard.
 
     Example:

@@ -12,7 +12,12 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, get_token
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.hf_api import RepoFile
 
 from datadreamer_like.errors import HubError
@@ -78,10 +83,10 @@ class Repository:
                 try:
                     persistently(lambda: self._api.repo_info(repo_id, repo_type=kind))
                     self._known[kind, repo_id] = True
-                except GatedRepoError:
-                    self._known[kind, repo_id] = True
-                except RepositoryNotFoundError:
-                    self._known[kind, repo_id] = False
+                except HfHubHTTPError as error:
+                    if passes(error):
+                        raise
+                    self._known[kind, repo_id] = isinstance(error, GatedRepoError)
         return self._known[kind, repo_id]
 
     def validate(self, readme: str) -> None:

@@ -22,6 +22,8 @@ from .layout import Layout
 # A row group is read whole by the Hub's viewer and by streaming readers: some MB are a good size.
 ROW_GROUP_BYTES = 16 * 1024 * 1024
 MOST_ROWS_A_GROUP = 2**16
+SAMPLES = 16
+SAMPLE_ROWS = 8
 # Chunking by content lets the Hub store a dataset that changed a little for the price of the change.
 WRITER_OPTIONS: dict[str, Any] = {"compression": "snappy", "write_page_index": True} | (
     {"use_content_defined_chunking": True} if int(pa.__version__.split(".")[0]) >= 21 else {}
@@ -45,8 +47,10 @@ def write_shards(layout: Layout, folder: Path, max_shard_size: int) -> Iterator[
         The shards of one split after the other; one without rows for a split without rows.
     """
     for split, data in layout.splits.items():
-        group_rows = _group_rows(data)
-        shard_rows = group_rows * max(1, max_shard_size // math.ceil(_row_bytes(data) * group_rows))
+        # Powers of two, so that a few bytes more or less a row do not move every boundary.
+        row_bytes = _row_bytes(data)
+        group_rows = min(MOST_ROWS_A_GROUP, _power_of_two(min(ROW_GROUP_BYTES, max_shard_size) / row_bytes))
+        shard_rows = group_rows * _power_of_two(max_shard_size / (row_bytes * group_rows))
         count = max(1, math.ceil(len(data) / shard_rows))
         layout.num_bytes[split] = 0
         for index in range(count):
@@ -60,29 +64,31 @@ def write_shards(layout: Layout, folder: Path, max_shard_size: int) -> Iterator[
 
 
 def _write(data: datasets.Dataset, start: int, stop: int, group_rows: int, file: Path) -> int:
-    schema = data.features.arrow_schema
-    embeds = any(require_storage_embed(feature) for feature in data.features.values())
-    rows = data.with_format("arrow")
     num_bytes = 0
-    with pq.ParquetWriter(file, schema, **WRITER_OPTIONS) as writer:
+    with pq.ParquetWriter(file, data.features.arrow_schema, **WRITER_OPTIONS) as writer:
         for first in range(start, stop, group_rows):
-            table = rows[first : min(stop, first + group_rows)]
-            if embeds:
-                table = embed_table_storage(table)
-            # Pages follow the chunks of a table, and those depend on how the rows were made.
-            table = table.cast(schema).combine_chunks()
-            num_bytes += table.nbytes
-            writer.write_table(table, row_group_size=group_rows)
+            group = _rows(data, first, min(stop, first + group_rows))
+            num_bytes += group.nbytes
+            writer.write_table(group, row_group_size=group_rows)
     return num_bytes
 
 
+def _rows(data: datasets.Dataset, start: int, stop: int) -> pa.Table:
+    """Reads rows into one chunk, whatever chunks and files they lie in, with the content of images and the like."""
+    rows = data.with_format("arrow")[start:stop]
+    if any(require_storage_embed(feature) for feature in data.features.values()):
+        rows = embed_table_storage(rows)
+    return rows.cast(data.features.arrow_schema).combine_chunks()
+
+
 def _row_bytes(data: datasets.Dataset) -> float:
-    """Mean bytes of a row in the table behind the dataset, which may hold more rows than were selected."""
-    mean: float = data.data.nbytes / max(1, data.data.num_rows)
+    """Mean bytes of a row, from rows all over the dataset: the same rows give the same, wherever they lie."""
+    step = max(1, len(data) // SAMPLES)
+    samples = [_rows(data, start, min(len(data), start + SAMPLE_ROWS)) for start in range(0, len(data), step)]
+    mean: float = sum(sample.nbytes for sample in samples) / sum(sample.num_rows for sample in samples)
     return max(1.0, mean)
 
 
-def _group_rows(data: datasets.Dataset) -> int:
-    """Rows of a row group: a power of two, so that a few bytes more or less a row do not move every boundary."""
-    fitting = max(1.0, ROW_GROUP_BYTES / _row_bytes(data))
-    return int(min(MOST_ROWS_A_GROUP, 2 ** math.floor(math.log2(fitting))))
+def _power_of_two(number: float) -> int:
+    """The largest one that does not exceed a number, and at least 1."""
+    return int(2 ** max(0, math.floor(math.log2(max(1.0, number)))))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,35 +54,36 @@ def find_gguf(model_name: str, model_file: str | None = None, revision: str | No
 
 
 def _from_hub(repo_id: str, model_file: str | None, revision: str | None) -> Path:
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
-    try:
-        if model_file is None:
+    what = f"{repo_id} at revision {revision}" if revision else repo_id
+    if model_file is None:
+        with _hub_errors(f"list of the files of {what}"):
             files = [file for file in HfApi().list_repo_files(repo_id, revision=revision) if file.endswith(".gguf")]
-            model_file = _chosen(files, None, f"The Hub repository {repo_id}")
+        model_file = _chosen(files, None, f"The Hub repository {repo_id}")
+    # What was downloaded once is used as it is: a rerun neither needs the network nor gets another model.
+    cached = try_to_load_from_cache(repo_id, model_file, revision=revision)
+    if isinstance(cached, str):
+        return Path(cached)
+    with _hub_errors(f"file {model_file} of {what}"):
         return Path(hf_hub_download(repo_id, model_file, revision=revision))
-    except LocalEntryNotFoundError as error:
+
+
+@contextmanager
+def _hub_errors(what: str) -> Iterator[None]:
+    from huggingface_hub import errors
+
+    absent = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError)
+    try:
+        yield
+    except Exception as error:  # among others those of the HTTP library beneath, which has changed once already
+        if isinstance(error, absent) and not isinstance(error, errors.LocalEntryNotFoundError):
+            raise UnknownModel(
+                f"The Hub has no {what}. Check the names; a private repository needs a token (`hf auth login`)."
+            ) from error
         raise HubError(
-            f"{model_file} of {repo_id} is not in the Hub's cache here, and the Hub cannot be reached. Connect to the "
-            "network, or give the path of a file."
-        ) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
-        what = f"{repo_id} at revision {revision}" if revision else repo_id
-        raise UnknownModel(
-            f"The Hub has no {model_file or 'GGUF file'} in {what}. Check the names; a private repository needs a "
-            "token (`hf auth login`)."
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise HubError(
-            f"The Hub did not give the files of {repo_id} ({type(error).__name__}). Try again later, give "
-            "model_file=, which works with what was downloaded before, or give the path of a file."
+            f"The Hub did not give the {what} ({type(error).__name__}), and it is not in the Hub's cache here. Connect "
+            "to the network, or give the path of a file. What was downloaded before is found when model_file= names it."
         ) from error
 
 

@@ -227,8 +227,8 @@ class OpenAI(LLM):
             return key
         if self._is_openai or self.api_version is not None:
             raise AuthenticationFailed(
-                f'There is no key for "{self.model_name}" at {self._address}. Set OPENAI_API_KEY in the environment, or '
-                "pass api_key=..."
+                f'There is no key for "{self.model_name}" at {self._address}. Set OPENAI_API_KEY in the environment, '
+                "or pass api_key=..."
             )
         # Servers that need no key still want a header.
         return "none"

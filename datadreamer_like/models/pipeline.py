@@ -173,12 +173,10 @@ def run_calls(
         desk = _Desk(recorder, store, meter, force=force, cache_only=cache_only)
         with make_engine(recorder) as engine:
             while True:
-                if (
-                    not source.ended
-                    and len(rows) + source.size <= window
-                    and not (source.slow and _head_is_ready(rows))
-                ):
-                    engine.submit(desk.admit(source.read(), rows))
+                room = 0 if source.ended else window - len(rows)
+                # Before waiting the window is filled up; while there is something to yield only whole chunks are read.
+                if room and (not _head_is_ready(rows) or (room >= source.size and not source.slow)):
+                    engine.submit(desk.admit(source.read(room), rows))
                     continue
                 if not rows:
                     break
@@ -210,14 +208,17 @@ class _Source(Generic[P]):
         self.slow = False
         self.ended = False
 
-    def read(self) -> list[P]:
+    def read(self, room: int) -> list[P]:
+        size = min(self.size, room)
         started = time.monotonic()
-        chunk = list(islice(self._iterator, self.size))
+        chunk = list(islice(self._iterator, size))
         took = time.monotonic() - started
-        self.ended = len(chunk) < self.size
-        self.slow = self.size == 1 and took > _READ_SECONDS
-        fitting = int(self.size * _READ_SECONDS / took) if took > _READ_SECONDS / 2 else 2 * self.size
-        self.size = max(1, min(fitting, 2 * self.size, self._most))
+        self.ended = len(chunk) < size
+        self.slow = size == 1 and took > _READ_SECONDS
+        if took > _READ_SECONDS / 2:
+            self.size = max(1, min(int(size * _READ_SECONDS / took), self._most))
+        elif size == self.size:
+            self.size = min(2 * size, self._most)
         return chunk
 
 

@@ -368,6 +368,12 @@ class TrainedModel:
         """
         from datadreamer_like.hub import publish_model
 
+        saved = getattr(self.config, "quantization_config", None) or {}
+        compressed = isinstance(saved, dict) and saved.get("quant_method") == "datadreamer_like"
+        options: dict[str, Any] = {"task": self.task, "imports": ["datadreamer_like.formats"] if compressed else []}
+        options.update(kwargs)
+        # The saved card may name files of this machine; the published one is made from it.
+        options["ignore"] = [*options.get("ignore", ()), CARD_NAME]
         return publish_model(
             Path(self.path),
             repo_id,
@@ -376,7 +382,7 @@ class TrainedModel:
             private=private,
             token=token,
             is_synthetic=is_synthetic,
-            **kwargs,
+            **options,
         )
 
     def __getstate__(self) -> dict[str, Any]:

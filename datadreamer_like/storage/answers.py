@@ -140,8 +140,10 @@ class AnswerStore:
             yield
         except sqlite3.Error as error:
             raise StorageError(f"{self.path} cannot be {done}: {error}. {_advice(error)}") from error
-        except PermissionError as error:
-            raise StorageError(f"{self.path} cannot be {done}: {error.strerror}. {_ADVICE['readonly']}") from error
+        except StorageError:
+            raise
+        except OSError as error:
+            raise StorageError(f"{self.path} cannot be {done}: {error.strerror}. {_ADVICE['cantopen']}") from error
 
 
 _ADVICE = {

@@ -115,6 +115,8 @@ def test_the_size_is_one_of_the_hubs_classes(rows: int, size: str) -> None:
         ("../a/b.csv", True, "b.csv (local)"),
         ("~/x", True, "x (local)"),
         (r"D:\data\rows.csv", True, "rows.csv (local)"),
+        ("LlamaCPP('/home/me/llm.gguf', n=2)", False, "LlamaCPP('llm.gguf (local)', n=2)"),
+        (r"128 rows of C:\data\rows.csv and org/name", False, "128 rows of rows.csv (local) and org/name"),
         ("s3://user:key@bucket/rows.csv?X-Amz-Signature=abc", False, "s3://bucket/rows.csv"),
         ("https://example.org/rows.csv", False, "https://example.org/rows.csv"),
     ],

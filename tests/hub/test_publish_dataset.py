@@ -12,7 +12,7 @@ import datasets
 import pytest
 from hub_server import HubServer
 
-from datadreamer_like.errors import EmptyDataset, HubError
+from datadreamer_like.errors import ArgumentTypeError, EmptyDataset, HubError
 from datadreamer_like.graph.card import Card
 from datadreamer_like.hub import publish_dataset
 
@@ -153,7 +153,7 @@ def test_shards_without_a_successor_are_deleted_in_the_same_commit(hub: HubServe
 
 
 def test_a_large_dataset_becomes_several_shards_in_one_commit_and_in_order(hub: HubServer, tmp_path: Path) -> None:
-    count = 200_000
+    count = 200_000  # 1.6 MB
     data = datasets.Dataset.from_dict({"number": list(range(count))})
     publish_dataset(data, "me/numbers", card=CARD, max_shard_size="600KB")
 
@@ -161,6 +161,27 @@ def test_a_large_dataset_becomes_several_shards_in_one_commit_and_in_order(hub: 
     assert shards == [f"data/train-{index:05d}-of-00004.parquet" for index in range(4)]
     assert len(hub.commits("dataset", "me/numbers")) == 1
     assert [row["number"] for row in loaded(hub, tmp_path / "fresh", "me/numbers")["train"]] == list(range(count))
+
+
+def test_rows_of_unequal_length_are_cut_alike_however_they_lie_in_memory(hub: HubServer) -> None:
+    texts = ["x" * (index % 977) for index in range(3_000)]
+    data = datasets.Dataset.from_dict({"text": texts + ["left out" * 1_000] * 500})
+    publish_dataset(data.select(range(3_000)), "me/texts", card=CARD, max_shard_size="300KB")
+    publish_dataset(
+        data.filter(lambda text: text[:1] != "l", input_columns="text"), "me/texts", card=CARD, max_shard_size="300KB"
+    )
+    publish_dataset(datasets.Dataset.from_dict({"text": texts}), "me/texts", card=CARD, max_shard_size="300KB")
+
+    assert len([path for path in hub.files("dataset", "me/texts") if path.endswith("parquet")]) > 4
+    assert len(hub.commits("dataset", "me/texts")) == 1
+
+
+def test_columns_of_fixed_shape_and_nested_ones_come_back(hub: HubServer, tmp_path: Path) -> None:
+    features = datasets.Features({"grid": datasets.Array2D((2, 2), "int32"), "more": {"a": datasets.Value("bool")}})
+    data = datasets.Dataset.from_dict({"grid": [[[1, 2], [3, 4]]], "more": [{"a": True}]}, features=features)
+    publish_dataset(data, "me/grids", card=CARD)
+
+    assert loaded(hub, tmp_path / "fresh", "me/grids") == {"": {"train": str(features)}, "train": data.to_list()}
 
 
 def test_configurations_live_beside_each_other(hub: HubServer, tmp_path: Path) -> None:
@@ -224,10 +245,12 @@ def test_an_image_travels_with_its_dataset(hub: HubServer, tmp_path: Path) -> No
 
 
 def test_what_cannot_be_published_is_refused_before_the_hub_is_asked(hub: HubServer) -> None:
-    with pytest.raises(EmptyDataset):
-        publish_dataset(rows(0), "me/topics", card=CARD)
+    with pytest.raises(EmptyDataset, match='The split "test" has no rows'):
+        publish_dataset(datasets.DatasetDict(train=rows(1), test=rows(0)), "me/topics", card=CARD)
     with pytest.raises(HubError, match='"my-split" cannot name a split'):
         publish_dataset(datasets.DatasetDict({"my-split": rows(1)}), "me/topics", card=CARD)
+    with pytest.raises(ArgumentTypeError, match="IterableDataset cannot be published"):
+        publish_dataset(rows(1).to_iterable_dataset(), "me/topics", card=CARD)
     different = datasets.DatasetDict(train=rows(1), test=datasets.Dataset.from_dict({"other": [1]}))
     with pytest.raises(HubError, match="The splits differ in their columns"):
         publish_dataset(different, "me/topics", card=CARD)

@@ -1,4 +1,4 @@
-"""A small HTTP server that speaks the chat completions protocol and misbehaves as it is told; it counts what it sees."""
+"""A small HTTP server that speaks the chat completions protocol, misbehaves as it is told, and counts what it sees."""
 
 from __future__ import annotations
 

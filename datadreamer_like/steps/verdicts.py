@@ -1,0 +1,114 @@
+"""What an LLM's judgement says: yes or no, a number, one of two candidates. None where it cannot be read."""
+
+from __future__ import annotations
+
+import re
+
+_THOUGHTS = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL | re.IGNORECASE)
+_YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
+_CONCLUSION = re.compile(r"\b(?:answer|verdict|conclusion|judge?ment)\b(?: is)?\W*(yes|no)\b", re.IGNORECASE)
+_NUMBER = r"[-+−]?\d+(?:,\d{3})*(?:\.\d+|,\d+)?"
+_OUT_OF = re.compile(rf"({_NUMBER})\s*(?:/|out of|von)\s*\d+", re.IGNORECASE)
+_RATED = re.compile(rf"\b(?:score|rating|rate|rank|grade|answer)\b[^\d\n+−-]{{0,30}}({_NUMBER})", re.IGNORECASE)
+_SCALE = re.compile(r"\b(?:from\s+|between\s+|of\s+)?\d+\s*(?:-|–|to|and)\s*\d+\b", re.IGNORECASE)
+_ANY_NUMBER = re.compile(_NUMBER)
+
+
+def read_yes_or_no(text: object) -> bool | None:
+    """Reads a yes or a no: the word that the text starts with, the only one of the two in it, or its conclusion.
+
+    Example:
+        >>> read_yes_or_no("**Yes**, it is."), read_yes_or_no("I would say no."), read_yes_or_no("Perhaps.")
+        (True, False, None)
+    """
+    if isinstance(text, bool):
+        return text
+    if not isinstance(text, str):
+        return None
+    said = _THOUGHTS.sub("", text)
+    words = [match.group(1).lower() for match in _YES_NO.finditer(said)]
+    if not words:
+        return None
+    first = re.match(r"\W*(yes|no)\b", said, re.IGNORECASE)
+    if first is not None:
+        return first.group(1).lower() == "yes"
+    if len(set(words)) == 1:
+        return words[0] == "yes"
+    conclusions = _CONCLUSION.findall(said)
+    return conclusions[-1].lower() == "yes" if conclusions else None
+
+
+def read_number(text: object) -> float | None:
+    """Reads a score: a number that the text starts with, one called a score or given out of a whole, or the first one.
+
+    Example:
+        >>> read_number("8/10"), read_number("On a scale of 1 to 10, I give it a 7."), read_number("good")
+        (8.0, 7.0, None)
+    """
+    if isinstance(text, bool):
+        return float(text)
+    if isinstance(text, int | float):
+        return float(text)
+    if not isinstance(text, str):
+        return None
+    said = _THOUGHTS.sub("", text)
+    start = re.match(rf"[\s*_`\"'(\[]*({_NUMBER})(?!\s*(?:-|–|to\b)\s*\d)", said)
+    if start is not None:
+        return _float(start.group(1))
+    without_scale = _SCALE.sub(" ", said)
+    for pattern in (_RATED, _OUT_OF):
+        found = pattern.search(without_scale)
+        if found is not None:
+            return _float(found.group(1))
+    found = _ANY_NUMBER.search(without_scale)
+    return None if found is None else _float(found.group())
+
+
+def read_winner(text: object, a_label: str, b_label: str) -> str | None:
+    """Reads which of two candidates an answer prefers.
+
+    Args:
+        text: The answer.
+        a_label: What the first candidate was called in the prompt.
+        b_label: What the second one was called.
+
+    Returns:
+        `"a"`, `"b"`, or None.
+
+    Example:
+        >>> read_winner("Response B is better.", "Response A:", "Response B:"), read_winner("Both.", "A:", "B:")
+        ('b', None)
+    """
+    if not isinstance(text, str):
+        return None
+    said = _THOUGHTS.sub("", text)
+    if said.strip().lower() in ("a", "b"):
+        return said.strip().lower()
+    names = {"a": _names(a_label), "b": _names(b_label)}
+    for kind in ("full", "short"):
+        patterns = {side: found[kind] for side, found in names.items() if kind in found}
+        starting = [side for side, name in patterns.items() if re.match(rf"\W*{name}(?!\w)(?!\s+[a-z])", said)]
+        if kind == "short" and len(starting) == 1:
+            return starting[0]
+        # "A" is a name only where it is not the article.
+        after = r"(?!\s+[a-z])" if kind == "short" else ""
+        mentioned = [side for side, name in patterns.items() if re.search(rf"(?<!\w){name}(?!\w){after}", said)]
+        if len(mentioned) == 1:
+            return mentioned[0]
+    return None
+
+
+def _names(label: str) -> dict[str, str]:
+    name = label.strip().rstrip(":").strip()
+    names = {"full": rf"(?i:{re.escape(name)})"} if name else {}
+    last = name.rpartition(" ")[2]
+    if len(last) == 1:
+        names["short"] = re.escape(last)
+    return names
+
+
+def _float(number: str) -> float:
+    plain = number.replace("−", "-")
+    if re.fullmatch(r"[-+]?\d+(,\d{3})+(\.\d+)?", plain):
+        return float(plain.replace(",", ""))
+    return float(plain.replace(",", "."))

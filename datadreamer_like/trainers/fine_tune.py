@@ -1,0 +1,123 @@
+"""Fine-tuning a language model to answer prompts."""
+
+from __future__ import annotations
+
+from typing import Any, Self, Unpack
+
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from datadreamer_like.distillation import Objective, Supervised
+from datadreamer_like.models.chat_template import AUTO, AutoText, checked
+from datadreamer_like.models.trained_model import model_max_length
+
+from .columns import Column
+from .hf import Columns, HFOptions, HFTrainer
+from .options import Training, TrainingOptions
+from .tasks import Task, Writing
+
+
+class TrainHFFineTune(HFTrainer):
+    """Fine-tunes a language model, causal or encoder-decoder, to answer each prompt as the training rows do.
+
+    The loss is on the answers alone: prompts and padding carry none.
+
+    Args:
+        name: The trainer's name.
+        model_name: Id on the Hub, folder, trainer, stage or `TrainedModel` to start from.
+        chat_prompt_template: How a prompt is dressed: AUTO for the tokenizer's own chat template where it has one, Jinja
+            code over `messages`, a text with the hole `{{prompt}}`, or None for the bare prompt.
+        system_prompt: A system prompt; AUTO leaves it to the template.
+        **options: See `HFOptions`; further ones go to `from_pretrained`.
+
+    Raises:
+        DefinitionError: An option is unknown.
+        ArgumentTypeError: A value is of the wrong type.
+
+    Example:
+        >>> trainer = TrainHFFineTune("Summaries", model_name="google/t5-efficient-tiny")
+        >>> trainer.train(  # doctest: +SKIP
+        ...     train_input=train.output["article"], train_output=train.output["summary"],
+        ...     validation_input=validation.output["article"], validation_output=validation.output["summary"],
+        ... )
+        >>> HFTransformers(trainer.model_path).run(["..."])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model_name: Any,
+        chat_prompt_template: AutoText = AUTO,
+        system_prompt: AutoText = AUTO,
+        **options: Unpack[HFOptions],
+    ) -> None:
+        super().__init__(name, model_name, options)
+        self.chat_prompt_template = checked("chat_prompt_template", chat_prompt_template)
+        self.system_prompt = checked("system_prompt", system_prompt)
+
+    def train(  # type: ignore[override]
+        self,
+        train_input: Column,
+        train_output: Column,
+        validation_input: Column,
+        validation_output: Column,
+        *,
+        objective: Objective | None = None,
+        **options: Unpack[TrainingOptions],
+    ) -> Self:
+        """Trains the model, or finds it trained.
+
+        Args:
+            train_input: Prompts to learn from.
+            train_output: Their answers.
+            validation_input: Prompts by which the best epoch is chosen.
+            validation_output: Their answers.
+            objective: What is minimised; None for the supervised loss. A teacher reads each batch as it comes, and must
+                have the student's vocabulary.
+            **options: See `TrainingOptions`.
+
+        Returns:
+            The trainer, which now is a model.
+
+        Raises:
+            SessionError: The trainer was made outside a session.
+            DefinitionError: Columns do not go together, an option is unknown, or the trainer is trained on other
+                things already.
+            ArgumentTypeError: An argument or a value in a column is of the wrong type.
+            EmptyDataset: There are no rows.
+            DataError: A value is missing, or nothing of any answer fits.
+            NotTrained: The teacher, or the model to start from, is not trained yet.
+            MethodMisfit: The model, or the teacher, does not fit.
+        """
+        self.need_session()
+        training = Training.from_options(options, f'"{self.name}".train')
+        columns = Columns.checked(train_input, train_output, validation_input, validation_output)
+        own = {"chat_prompt_template": self.chat_prompt_template, "system_prompt": self.system_prompt}
+        return self._run(columns, training, Supervised() if objective is None else objective, own)
+
+    def _task(
+        self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, columns: Columns, training: Training
+    ) -> Task:
+        most = model_max_length(config, tokenizer)
+        return Writing(
+            tokenizer,
+            min(training.max_length or most, most),
+            training.truncate,
+            encoder_decoder=config.is_encoder_decoder,
+            chat_prompt_template=self.chat_prompt_template,
+            system_prompt=self.system_prompt,
+        )
+
+    def _load(self, config: PretrainedConfig, task: Task, options: dict[str, Any]) -> PreTrainedModel:
+        self.PEFT_TASK = "SEQ_2_SEQ_LM" if config.is_encoder_decoder else "CAUSAL_LM"
+        model: PreTrainedModel = _auto_class(config).from_pretrained(self._source(), **options)
+        return model
+
+    @property
+    def auto_cls(self) -> Any:
+        """The transformers class that loads the model."""
+        return _auto_class(transformers.AutoConfig.from_pretrained(self._source(), **self._hub_options()))
+
+
+def _auto_class(config: PretrainedConfig) -> Any:
+    return transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM

@@ -1,0 +1,395 @@
+"""What trainers on transformers have in common: where the model comes from, adapters, teachers, and the run itself."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+import datadreamer_like.formats  # noqa: F401  (so that pruned and quantized models load)
+from datadreamer_like.distillation import Objective
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
+from datadreamer_like.graph import Node, current_meter, fingerprint
+from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.models.chat_template import AUTO
+from datadreamer_like.models.model_node import ModelNode, as_trained_model
+from datadreamer_like.models.trained_model import TrainedModel, model_max_length
+from datadreamer_like.pruning import masks, reapply
+
+from .columns import Column, check_column, check_pair
+from .examples import Examples
+from .objectives import teacher_of
+from .options import Training
+from .origin import hub_id, license_of
+from .tasks import Task
+from .trainer import Trainer
+from .training import fit, quiet, seeded
+
+logger = logging.getLogger("datadreamer_like")
+
+ADAPTER_FOLDER = "adapter"
+
+
+class HFOptions(TypedDict, total=False):
+    """How a trainer loads its model; any other name goes to `from_pretrained`."""
+
+    revision: str | None
+    """Branch, tag or commit of a model on the Hub."""
+    trust_remote_code: bool
+    """Run code that comes with the model."""
+    device: Any
+    """Where to train, such as "cpu" or "cuda:0"; None for a GPU if there is one."""
+    dtype: str | torch.dtype | None
+    """Precision; None for float32. With "bfloat16" or "float16" a full fine-tuning runs in mixed precision on float32
+    weights, an adapter's on a base model in that type."""
+    quantization_config: Any
+    """A transformers quantization config, to train an adapter on a quantized model (QLoRA)."""
+    peft_config: Any
+    """A peft config, such as `LoraConfig()`: an adapter is trained and merged into the model at the end."""
+    distributed_config: Any
+    """Accepted for DataDreamer scripts; one process trains on one device."""
+    fsdp: Any
+    """Likewise."""
+    fsdp_config: Any
+    """Likewise."""
+    force: bool
+    """Train again although the result is there."""
+    verbose: bool | None
+    """False shows only warnings of this trainer."""
+    log_level: int | None
+    """A level of `logging` that overrides `verbose`."""
+    progress_interval: float | None
+    """Seconds between progress lines where there is no terminal; None for none."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a training, by argument name.
+
+    Attributes:
+        train_input: What the model is given.
+        train_output: What it is to give.
+        validation_input: The same for the rows by which the best epoch is chosen.
+        validation_output: The same.
+    """
+
+    train_input: Column
+    train_output: Column
+    validation_input: Column
+    validation_output: Column
+
+    @classmethod
+    def checked(cls, *columns: object) -> Columns:
+        """Takes the columns of a call.
+
+        Raises:
+            ArgumentTypeError: One is no column.
+            DefinitionError: Two that belong together are of different length.
+            EmptyDataset: One has no rows.
+        """
+        names = ("train_input", "train_output", "validation_input", "validation_output")
+        taken = cls(*(check_column(column, name) for name, column in zip(names, columns, strict=True)))
+        check_pair(taken.train_input, taken.train_output, names[:2])
+        check_pair(taken.validation_input, taken.validation_output, names[2:])
+        return taken
+
+    def parts(self) -> dict[str, str]:
+        """Returns the fingerprints of the columns."""
+        return {f"input {name}": fingerprint(column, name) for name, column in vars(self).items()}
+
+    def steps(self) -> list[Node]:
+        """Returns the steps that the columns come from."""
+        return [column.step for column in vars(self).values()]
+
+
+class HFTrainer(Trainer):
+    """Base of trainers that fine-tune a transformers model.
+
+    Args:
+        name: The trainer's name.
+        model_name: Id on the Hub, folder, trainer, stage or `TrainedModel` to start from.
+        **options: See `HFOptions`.
+    """
+
+    def __init__(self, name: str, model_name: Any, options: Mapping[str, Any]) -> None:
+        given = dict(options)
+        node_options = {key: given.pop(key) for key in ("force", "verbose", "log_level") if key in given}
+        super().__init__(name, **node_options, progress_interval=given.pop("progress_interval", 60))
+        self.model_name = model_name
+        self.revision = given.pop("revision", None)
+        self.trust_remote_code = given.pop("trust_remote_code", False)
+        self.device = _one_device(given.pop("device", None))
+        self.dtype = _dtype(given.pop("dtype", None))
+        self.quantization_config = given.pop("quantization_config", None)
+        self.peft_config = given.pop("peft_config", None)
+        for option in ("distributed_config", "fsdp", "fsdp_config"):
+            if given.pop(option, AUTO) not in (AUTO, None, False, "", {}):
+                raise DefinitionError(
+                    f"{type(self).__name__}: {option} asks for several devices; one process trains on one device here. "
+                    "Leave it out, and choose the device with device=."
+                )
+        for option in given:
+            hint = did_you_mean(option, HFOptions.__annotations__)
+            if hint:
+                raise DefinitionError(f'{type(self).__name__} has no option "{option}".{hint}')
+        self.further = given
+        if self.quantization_config is not None and self.peft_config is None:
+            raise DefinitionError(
+                f"{type(self).__name__}: quantized weights cannot be trained. Pass a peft_config too, to train an "
+                "adapter on them, or leave quantization_config out and quantize the result."
+            )
+        if self.peft_config is not None:
+            from peft import PeftConfig
+
+            if not isinstance(self.peft_config, PeftConfig):
+                raise ArgumentTypeError(
+                    f"peft_config must be a peft config, such as peft.LoraConfig(r=8), not {self.peft_config!r}."
+                )
+
+    # What a kind of training decides
+
+    def _task(self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, columns: Columns, training: Training) -> Task:
+        raise NotImplementedError
+
+    def _load(self, config: PretrainedConfig, task: Task, options: dict[str, Any]) -> PreTrainedModel:
+        raise NotImplementedError
+
+    def _teach(self, teacher: TrainedModel, task: Task, examples: Examples, column: Column, path: Path) -> None:
+        """Puts what the teacher says of each row into the examples, where that is done before training."""
+
+    PEFT_TASK: str | None = None
+
+    # The run
+
+    def _run(
+        self, columns: Columns, training: Training, objective: Objective, own: Mapping[str, object] | None = None
+    ) -> Any:
+        start = None if isinstance(self.model_name, str | Path) else as_trained_model(self.model_name, "model_name")
+        teacher = teacher_of(objective)
+        parts = {
+            "class": fingerprint([type(self), self.result_version], "class"),
+            "model": fingerprint(start or _named(self.model_name, self.revision), "model_name"),
+            "objective": fingerprint(objective, "objective"),
+            **columns.parts(),
+        }
+        for name, value in {
+            **training.values(),
+            "dtype": str(self.dtype),
+            "peft_config": None if self.peft_config is None else self.peft_config.to_dict(),
+            "quantization_config": None if self.quantization_config is None else self.quantization_config.to_dict(),
+            **self.further,
+            **(own or {}),
+        }.items():
+            parts[f"argument {name}"] = fingerprint(value, name)
+        models = [trained.node for trained in (start, teacher) if trained is not None and trained.node is not None]
+        parents: Iterable[Node] = [*columns.steps(), *models]
+        return self.work(parts, parents, partial(self._build, columns, training, objective))
+
+    def _build(self, columns: Columns, training: Training, objective: Objective, draft: Path) -> Manifest:
+        source = self._source()
+        device = _training_device(self.device)
+        with quiet(), seeded(training.seed):
+            current_meter().note = "loading the model"
+            config = transformers.AutoConfig.from_pretrained(source, **self._hub_options())
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **self._hub_options())
+            if tokenizer.pad_token_id is None:
+                tokenizer.pad_token = tokenizer.eos_token
+            current_meter().note = "reading the rows"
+            task = self._task(config, tokenizer, columns, training)
+            train = task.read(columns.train_input, columns.train_output, ("train_input", "train_output"), self.scratch / "train")
+            validation = task.read(
+                columns.validation_input, columns.validation_output, ("validation_input", "validation_output"),
+                self.scratch / "validation",
+            )  # fmt: skip
+            self._say_dropped(train, validation)
+            teacher = teacher_of(objective)
+            if teacher is not None:
+                self._teach(teacher, task, train, columns.train_input, self.scratch / "teacher-train.npy")
+                self._teach(teacher, task, validation, columns.validation_input, self.scratch / "teacher-validation.npy")
+            transformers.set_seed(training.seed)
+            model = self._load(config, task, self._load_options())
+            model.config.pad_token_id = tokenizer.pad_token_id
+            kept = masks(model)
+            trained: Any = model if self.peft_config is None else self._with_adapter(model)
+            fitted = fit(
+                trained, task, train, validation, training, self.scratch,
+                objective=objective, device=device, autocast=self._autocast(),
+            )  # fmt: skip
+            if self.peft_config is not None:
+                trained.save_pretrained(str(draft / ADAPTER_FOLDER))
+                trained = trained.merge_and_unload()
+                reapply(trained, kept)
+            self._fill_card(fitted.metrics, teacher, objective)
+            if self.dtype is not None and self.quantization_config is None:
+                trained = trained.to(self.dtype)
+            TrainedModel.save(trained.cpu() if self.quantization_config is None else trained, tokenizer, draft / self.MODEL_FOLDER, self.card)
+        result = {"epochs": fitted.epochs, "history": fitted.history, "adapter": self.peft_config is not None}
+        return self.new_manifest(result=result)
+
+    def _source(self) -> str:
+        return str(self.model_name) if isinstance(self.model_name, str | Path) else as_trained_model(self.model_name).path
+
+    def _hub_options(self) -> dict[str, Any]:
+        passed = {key: self.further[key] for key in ("token", "cache_dir", "local_files_only") if key in self.further}
+        return {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code, **passed}
+
+    def _load_options(self) -> dict[str, Any]:
+        options = {**self._hub_options(), **self.further}
+        # A full fine-tuning in mixed precision keeps its weights in float32.
+        options["dtype"] = self.dtype if self.peft_config is not None and self.dtype is not None else torch.float32
+        if self.quantization_config is not None:
+            options["quantization_config"] = self.quantization_config
+        return options
+
+    def _autocast(self) -> str | None:
+        return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(self.dtype)  # type: ignore[call-overload, no-any-return]
+
+    def _with_adapter(self, model: PreTrainedModel) -> Any:
+        from peft import get_peft_model, prepare_model_for_kbit_training
+
+        config = copy.deepcopy(self.peft_config)
+        if config.task_type is None:
+            config.task_type = self.PEFT_TASK
+        if self.quantization_config is not None:
+            model = prepare_model_for_kbit_training(model)
+        return get_peft_model(model, config)
+
+    def _say_dropped(self, *examples: Examples) -> None:
+        dropped = sum(part.dropped for part in examples)
+        if dropped:
+            logger.warning(
+                "%s: %s rows are left out, as nothing of their answers is left after cutting. "
+                "Raise max_length, or shorten the prompts.", self.name, f"{dropped:,}",
+            )  # fmt: skip
+
+    def _fill_card(self, metrics: Mapping[str, float], teacher: TrainedModel | None, objective: Objective) -> None:
+        card = self.card
+        card.metrics = {name: round(value, 6) for name, value in metrics.items()}
+        if isinstance(self.model_name, str | Path):
+            card.base_model = str(self.model_name)
+            card.register("Model Name", self.model_name)
+        else:
+            card.base_model = as_trained_model(self.model_name).card.base_model
+        if teacher is not None and teacher.node is None:
+            card.register("Model Name", teacher.path)
+        card.register("License Information", self.license)
+        card.register("Model Card", self.base_model_card)
+        card.register("Objective", repr(objective))
+        for citation in self.citation or ():
+            card.register("Citation Information", citation)
+
+    # What DataDreamer scripts ask for
+
+    @property
+    def base_model_card(self) -> str | None:
+        """Address of the card of the model that training starts from, if it is on the Hub."""
+        name = hub_id(self.model_name)
+        return None if name is None else f"https://huggingface.co/{name}"
+
+    @property
+    def license(self) -> str | None:
+        """Licence of the model that training starts from, if its card is on this machine."""
+        if isinstance(self.model_name, str | Path):
+            return license_of(str(self.model_name), self.revision)
+        return next(iter(as_trained_model(self.model_name).card.licenses), None)
+
+    def export_to_disk(self, path: str | Path, adapter_only: bool = False) -> Path:
+        """Writes the trained model to a folder; an earlier export there is replaced.
+
+        Args:
+            path: The folder.
+            adapter_only: Only the adapter, where one was trained.
+
+        Raises:
+            DefinitionError: There is no adapter.
+        """
+        return self._adapter().export(to=path) if adapter_only else self.export(to=path)
+
+    def publish_to_hf_hub(
+        self,
+        repo_id: str,
+        branch: str | None = None,
+        private: bool = False,
+        token: str | None = None,
+        adapter_only: bool = False,
+        is_synthetic: bool = True,
+        **kwargs: Any,
+    ) -> str:
+        """Publishes the trained model with a generated card; nothing is committed where nothing changed.
+
+        Args:
+            repo_id: "user/name" on the Hub.
+            branch: Branch; None for the main one.
+            private: Whether a new repository is private.
+            token: The Hub's token; None for the one that `hf auth login` stored.
+            adapter_only: Only the adapter, where one was trained.
+            is_synthetic: Tag it as made with synthetic data.
+            **kwargs: Further options of `hub.publish_model`.
+
+        Returns:
+            Where it can be seen.
+
+        Raises:
+            DefinitionError: There is no adapter.
+            HubError: The Hub refused, or cannot be reached.
+        """
+        trained = self._adapter() if adapter_only else self.trained
+        return trained.publish_to_hf_hub(repo_id, branch, private, token, is_synthetic=is_synthetic, **kwargs)
+
+    def _adapter(self) -> TrainedModel:
+        folder = Path(self.trained.path).parent / ADAPTER_FOLDER
+        if not folder.is_dir():
+            raise DefinitionError(
+                f'"{self.name}" trained no adapter, so there is none to pass on alone. Leave adapter_only out, or '
+                "train with a peft_config."
+            )
+        adapter = TrainedModel(folder, node=self)
+        adapter.config = self.trained.config  # an adapter's folder has none of its own
+        return adapter
+
+
+def _named(model_name: str | Path, revision: str | None) -> object:
+    if Path(model_name).is_dir():
+        return TrainedModel(model_name)
+    return [str(model_name), revision]
+
+
+def _one_device(device: Any) -> str | int | torch.device | None:
+    if isinstance(device, Sequence) and not isinstance(device, str):
+        if len(device) > 1:
+            raise DefinitionError(
+                f"device={list(device)!r} names several devices; one process trains on one device here. Name one."
+            )
+        device = device[0] if device else None
+    if device is not None and not isinstance(device, str | int | torch.device):
+        raise ArgumentTypeError(f'device must be a name such as "cpu" or "cuda:0", not {device!r}.')
+    try:
+        return None if device is None else torch.device(device)
+    except RuntimeError as error:
+        raise DefinitionError(f'There is no device {device!r}. Pass "cpu", "cuda" or "cuda:0".') from error
+
+
+def _training_device(device: str | int | torch.device | None) -> torch.device | None:
+    if device is None:
+        return None
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DefinitionError(f'device="{device}" was asked for, but this machine has no CUDA device. Leave it out.')
+    return device
+
+
+def _dtype(dtype: Any) -> torch.dtype | None:
+    if dtype is None or dtype == "auto" or isinstance(dtype, torch.dtype):
+        return None if dtype in (None, "auto", torch.float32) else dtype
+    found = getattr(torch, str(dtype).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise DefinitionError(f'dtype {dtype!r} is unknown. Pass "float32", "bfloat16" or "float16".')
+    return None if found == torch.float32 else found

@@ -1,0 +1,225 @@
+"""Fingerprints: different content differs, equal content is equal, in this process and in any other."""
+
+import collections
+import dataclasses
+import datetime
+import decimal
+import enum
+import functools
+import logging
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+
+from datadreamer_like.errors import FingerprintError
+from datadreamer_like.graph.fingerprint import ByContent, fingerprint
+
+# Digests that results already on users' disks hang on: a change here reruns everything everywhere.
+FROZEN = {
+    "None": (None, "03207c79697da41c595ed3fbe09eb984"),
+    "1": (1, "ec1316b1b6a717bb2cb3a02bf6eb9a3b"),
+    "text 1": ("1", "58cec1023662f795fb7798dbddeccf8e"),
+    "True": (True, "583ac6481654d3ee080665fcdf6055bc"),
+    "1.0": (1.0, "24c6ce260f2a9ba8a1c76ce8f79ec243"),
+    "bytes": (b"1", "7bc12cf779b48aee678f2f99d70cb194"),
+    "list": ([1], "48b4c7fe33f32906d3031f5e8ffbda1d"),
+    "tuple": ((1,), "c250385eaa89c26eb58432ce902443c7"),
+    "set": ({1}, "2fc07f7867f862df4a88eac3518dbc35"),
+    "dict": ({"a": 1}, "4d3ce2feb9b304a980d23e64d89cdee2"),
+    "array": (np.arange(5, dtype=np.int64), "56ecd5af9974c175f4249a379f8c9a12"),
+    "tensor": (torch.arange(5), "6481a83e6ecb88c1afb540360f272285"),
+}
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_digests_of_earlier_versions_stay_valid(name):
+    value, digest = FROZEN[name]
+    assert fingerprint(value) == digest
+
+
+class Colour(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    y: int = 0
+
+
+class Holder:
+    def __init__(self, value):
+        self.value = value
+
+
+DIFFERENT = [
+    (0, False), (1, 1.0), ("a", b"a"), ([], ()), ({}, set()), ("", None), ([1, [2]], [[1], 2]), (["ab"], ["a", "b"]),
+    ({"a": 1}, {"a": "1"}), (0.1 + 0.2, 0.3), (10**30, 10**30 + 1), (Colour.RED, Colour.BLUE), (Point(1), Point(1, 1)),
+    (Holder(1), Holder(2)), (Path("a"), "a"), (re.compile("a"), re.compile("a", re.I)), (range(3), range(4)),
+    (np.zeros(3, np.float32), np.zeros(3, np.float64)), (np.zeros((2, 3)), np.zeros((3, 2))),
+    (torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.float16)), (torch.float32, torch.float16),
+    (pd.DataFrame({"a": [1]}), pd.DataFrame({"a": [2]})), (pd.DataFrame({"a": [1]}), pd.DataFrame({"b": [1]})),
+    (pa.table({"a": [1, None]}), pa.table({"a": [1, 0]})), (pa.table({"a": ["", "ab"]}), pa.table({"a": ["a", "b"]})),
+    (datetime.date(2020, 1, 1), datetime.date(2020, 1, 2)), (decimal.Decimal("1.0"), decimal.Decimal("1.00")),
+    (functools.partial(max, 1), functools.partial(max, 2)), (len, max), (str.upper, str.lower),
+    (collections.Counter("aab"), collections.Counter("abb")), (np.float32(1), np.float64(1)),
+    (["a", "bc"], ["ab", "c"]), ([1, 2], [2, 1]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("a", "b"), DIFFERENT)
+def test_different_values_differ(a, b):
+    assert fingerprint(a) != fingerprint(b)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+        ({"a", "b", "c"}, {"c", "b", "a"}),
+        (Point(1, 2), Point(1, 2)),
+        (Holder([1, {"k": 2.5}]), Holder([1, {"k": 2.5}])),
+        (np.arange(6).reshape(2, 3), np.asfortranarray(np.arange(6).reshape(2, 3))),
+        (np.arange(10)[::2], np.array([0, 2, 4, 6, 8])),
+        (torch.arange(6).reshape(2, 3).T, torch.arange(6).reshape(2, 3).T.contiguous()),
+        (logging.getLogger("x"), logging.getLogger("x")),
+        (float("nan"), float("nan")),
+    ],
+)
+def test_equal_content_is_equal(a, b):
+    assert fingerprint(a) == fingerprint(b)
+
+
+def test_datasets_are_told_by_content_not_by_how_they_were_cut():
+    rows = datasets.Dataset.from_dict({"a": list(range(25_000)), "b": [f"text {i}" for i in range(25_000)]})
+    cut = datasets.concatenate_datasets([rows.select(range(7)), rows.select(range(7, 25_000))])
+    indexed = rows.select(list(range(25_000)))
+    assert fingerprint(cut) == fingerprint(rows) == fingerprint(indexed)
+    changed = rows.map(lambda row: {"b": "other"} if row["a"] == 24_999 else row)
+    assert fingerprint(changed) != fingerprint(rows)
+    assert fingerprint(rows.select(range(24_999))) != fingerprint(rows)
+
+
+def test_functions_are_told_by_code_closure_defaults_and_globals(tmp_path):
+    def digest(source, **namespace):
+        names = {"__name__": "script", **namespace}
+        exec(textwrap.dedent(source), names)
+        return fingerprint(names["f"])
+
+    base = digest("def f(x): return x + 1")
+    assert digest("def f(x):\n    'Says what.'\n    # a comment\n    return x + 1") == base
+    assert digest("def f(x): return x + 2") != base
+    assert digest("def f(x, k=1): return x + k") != digest("def f(x, k=2): return x + k")
+    assert digest("def f(x, *, k=1): return x + k") != digest("def f(x, *, k=2): return x + k")
+    assert digest("def f(x): return x + K", K=1) != digest("def f(x): return x + K", K=2)
+    assert digest("def g(x): return x\ndef f(x): return g(x)") != digest("def g(x): return -x\ndef f(x): return g(x)")
+    assert digest("def f(x): return [y + K for y in x]", K=1) != digest("def f(x): return [y + K for y in x]", K=2)
+    assert digest("def f(n): return n and f(n - 1)") == digest("def f(n): return n and f(n - 1)")
+
+    def closing_over(value):
+        return lambda x: x + value
+
+    assert fingerprint(closing_over(1)) == fingerprint(closing_over(1))
+    assert fingerprint(closing_over(1)) != fingerprint(closing_over(2))
+
+
+def test_two_lambdas_on_one_line_differ():
+    a, b = (lambda x: x + 1), (lambda x: x + 2)
+    assert fingerprint(a) != fingerprint(b)
+
+
+def test_methods_depend_on_their_object_and_classes_on_their_code():
+    assert fingerprint(Holder(1).__init__) != fingerprint(Holder(2).__init__)
+
+    def make(value):
+        class Local:
+            limit = value
+
+            def run(self):
+                return self.limit
+
+        return Local
+
+    assert fingerprint(make(1)) == fingerprint(make(1))
+    assert fingerprint(make(1)) != fingerprint(make(2))
+
+
+def test_cycles_end():
+    a = [1]
+    a.append(a)
+    b = [1]
+    b.append(b)
+    assert fingerprint(a) == fingerprint(b)
+
+
+@pytest.mark.parametrize("make", [threading.Lock, lambda: (i for i in range(3)), lambda: iter([1]), object])
+def test_what_has_no_content_is_refused_with_the_place_and_the_way_out(make):
+    with pytest.raises(FingerprintError, match=r"argument \"llm\"\['client'\]\[0\]\.value .*__fingerprint__"):
+        fingerprint({"client": [Holder(make())]}, 'argument "llm"')
+
+
+def test_an_open_file_is_refused(tmp_path):
+    with (tmp_path / "x").open("w") as stream, pytest.raises(FingerprintError, match="cannot be fingerprinted"):
+        fingerprint(stream)
+
+
+def test_an_object_may_say_itself_what_decides_it():
+    class Client:
+        def __init__(self, model):
+            self.model = model
+            self.lock = threading.Lock()
+
+        def __fingerprint__(self):
+            return {"model": self.model}
+
+    assert fingerprint(Client("a")) == fingerprint(Client("a"))
+    assert fingerprint(Client("a")) != fingerprint(Client("b"))
+
+
+def test_files_count_by_content(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text("same")
+    two.write_text("same")
+    assert fingerprint(ByContent(one)) == fingerprint(ByContent(two))
+    two.write_text("other")
+    assert fingerprint(ByContent(one)) != fingerprint(ByContent(two))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_text("1")
+    before = fingerprint(ByContent(tmp_path / "a"))
+    (tmp_path / "a" / "x").rename(tmp_path / "a" / "y")
+    assert fingerprint(ByContent(tmp_path / "a")) != before
+
+
+def test_another_process_gives_the_same_fingerprints(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import re
+            from datadreamer_like.graph.fingerprint import fingerprint
+            LIMIT = {"a", "b", "c", "d"}
+            class Thing:
+                def __init__(self): self.names = {"x", "y", "z"}
+                def run(self, text): return re.sub("a", "b", text) in LIMIT
+            print(fingerprint([Thing(), Thing.run, lambda t: t in LIMIT, {"k": {1, 2, 3}}]))
+            """
+        )
+    )
+    seen = {
+        subprocess.run(
+            [sys.executable, str(script)], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(seen) == 1

@@ -1,0 +1,131 @@
+"""Folders are complete or absent, whatever happens to the process; refusals of the disk are explained."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from datadreamer_like.errors import StorageError
+from datadreamer_like.storage.folders import explained, locked, new_folder, sweep, write_file
+
+
+def test_a_folder_appears_when_its_block_ends(tmp_path):
+    target = tmp_path / "deep" / "result"
+    with new_folder(target) as draft:
+        (draft / "data").write_text("x")
+        assert not target.exists()
+    assert (target / "data").read_text() == "x"
+    assert [path.name for path in target.parent.iterdir()] == ["result"]
+
+
+def test_nothing_is_left_of_a_block_that_fails(tmp_path):
+    def fail():
+        with new_folder(tmp_path / "result") as draft:
+            (draft / "data").write_text("x")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_process_leaves_no_folder_and_its_draft_is_swept(tmp_path):
+    script = textwrap.dedent(
+        """
+        import sys, time
+        from pathlib import Path
+        from datadreamer_like.storage.folders import new_folder
+        with new_folder(Path(sys.argv[1]) / "a-b") as draft:
+            (draft / "data").write_text("x")
+            print("ready", flush=True)
+            time.sleep(60)
+        """
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (tmp_path / ".draft-a-b-c-1-abc").mkdir()  # of another name
+    assert not (tmp_path / "a-b").exists()
+    sweep(tmp_path, "a-b")
+    assert [path.name for path in tmp_path.iterdir()] == [".draft-a-b-c-1-abc"]
+
+
+def test_a_lock_is_freed_by_the_death_of_its_holder_and_the_next_one_is_told_that_it_waited(tmp_path, caplog):
+    script = textwrap.dedent(
+        """
+        import sys, time
+        from pathlib import Path
+        from datadreamer_like.storage.folders import locked
+        with locked(Path(sys.argv[1]), "it"):
+            print("held", flush=True)
+            time.sleep(60)
+        """
+    )
+    lock = tmp_path / "lock"
+    process = subprocess.Popen([sys.executable, "-c", script, str(lock)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    killer = subprocess.Popen(
+        [sys.executable, "-c", f"import os, time; time.sleep(0.5); os.kill({process.pid}, {int(signal.SIGKILL)})"]
+    )
+    with caplog.at_level("INFO", "datadreamer_like"), locked(lock, '"Step"') as waited:
+        assert waited
+    killer.wait()
+    process.communicate()
+    assert '"Step": another process is working on it' in caplog.text
+    with locked(lock, "again") as waited:
+        assert not waited
+
+
+def test_a_file_is_the_old_or_the_new_one(tmp_path):
+    path = tmp_path / "note.json"
+    write_file(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_file(path, "\ud800")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["note.json"]
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path):
+    # A limit on file size makes the system refuse as a full disk does, without filling one.
+    script = textwrap.dedent(
+        """
+        import resource, signal, sys
+        from datadreamer_like import DataDreamer
+        from datadreamer_like.errors import StorageError
+        from datadreamer_like.steps import DataSource
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        with DataDreamer(sys.argv[1]):
+            small = DataSource("Small", data={"text": ["x"]})
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+            try:
+                DataSource("Large", data={"text": ["x" * 1000] * 1000})
+            except StorageError as error:
+                print(error)
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert '"Large": no space left' in done.stdout, done.stderr
+    assert "run the script again" in done.stdout
+    assert (tmp_path / "small" / "node.json").exists()
+    assert not (tmp_path / "large").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_no_permission_is_one_clear_error_for_a_folder(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(StorageError, match="no permission"), explained("Saving", tmp_path):
+        (tmp_path / "x").mkdir()
+
+
+def test_no_permission_is_one_clear_error(tmp_path):
+    with (
+        pytest.raises(StorageError, match=r"Saving: no permission for .*Choose a folder"),
+        explained("Saving", tmp_path),
+    ):
+        raise PermissionError(13, "Permission denied", str(tmp_path))

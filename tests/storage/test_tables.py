@@ -1,0 +1,98 @@
+"""Tables: written once in batches, typed by all their rows, opened by `datasets` without being read."""
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from datadreamer_like.errors import StepOutputTypeError
+from datadreamer_like.storage.tables import TableWriter, open_table, table_batches
+
+
+def written(folder, *batches, columns=None):
+    writer = TableWriter(folder, columns, '"Load"')
+    for batch in batches:
+        writer.write(batch)
+    writer.close("fingerprint")
+    return open_table(folder)
+
+
+def test_rows_come_back_and_datasets_opens_the_folder(tmp_path):
+    values = {
+        "text": ["a", None, "ü"],
+        "number": [1, 2, None],
+        "nested": [{"k": [1.5]}, {"k": []}, None],
+        "flag": [True, None, False],
+        "raw": [b"\x00", b"", None],
+    }
+    assert written(tmp_path, values).to_dict() == values
+    assert datasets.load_from_disk(str(tmp_path)).to_dict() == values
+    # Two loads are one dataset to the caches of `datasets`.
+    assert open_table(tmp_path)._fingerprint == open_table(tmp_path)._fingerprint
+
+
+@pytest.mark.parametrize(
+    ("early", "late"),
+    [
+        ([None, None], ["text", "more"]),
+        ([1, 2], [0.5, None]),
+        ([[], []], [["a"], []]),
+        ([{"a": 1}, {"a": 2}], [{"a": 1, "b": "x"}, {"a": None, "b": None}]),
+        ([{"a": None}, {"a": None}], [{"a": [1]}, {"a": None}]),
+        ([[1], [2]], [[1.5], None]),
+    ],
+)
+def test_a_columns_type_is_that_of_all_its_rows(tmp_path, early, late):
+    dataset = written(tmp_path, {"x": early}, {"x": late}, {"x": early})
+    expected = [{"a": None, "b": None, **v} if isinstance(v, dict) and "b" in str(late) else v for v in early]
+    assert dataset["x"][:] == [*expected, *late, *expected]
+    assert len(dataset) == 6
+
+
+@pytest.mark.parametrize(
+    "values", [[1, "a"], ["a", 1], [True, 1], [1, True], ["a", b"a"], [{"a": 1}, {"a": "x"}], [[1], ["a"]], [[1], 1]]
+)
+def test_mixed_types_in_one_column_are_refused(tmp_path, values):
+    with pytest.raises(StepOutputTypeError, match=r'"Load": column "x"'):
+        written(tmp_path, {"x": values})
+    (tmp_path / "later").mkdir()
+    with pytest.raises(StepOutputTypeError, match=r'"Load": column "x"'):
+        written(tmp_path / "later", {"x": values[:1]}, {"x": values[1:]})
+
+
+def test_an_integer_beyond_64_bits_is_refused_in_words(tmp_path):
+    with pytest.raises(StepOutputTypeError, match="64 bits"):
+        written(tmp_path, {"x": [2**70]})
+
+
+def test_arrays_and_tensors_become_lists(tmp_path):
+    values = {
+        "np": [np.array([1.0, 2.0], np.float32), np.array([3.0], np.float32)],
+        "torch": [torch.tensor([1, 2]), torch.tensor([3])],
+        "scalar": [np.float64(1.5), np.float64(2.5)],
+        "matrix": [np.eye(2), np.zeros((1, 2))],
+        "bf16": [torch.ones(1, dtype=torch.bfloat16), None],
+    }
+    assert written(tmp_path, values).to_dict() == {
+        "np": [[1.0, 2.0], [3.0]],
+        "torch": [[1, 2], [3]],
+        "scalar": [1.5, 2.5],
+        "matrix": [[[1.0, 0.0], [0.0, 1.0]], [[0.0, 0.0]]],
+        "bf16": [[1.0], None],
+    }
+
+
+def test_no_rows_keep_their_columns(tmp_path):
+    dataset = written(tmp_path, columns=["a", "b"])
+    assert dataset.column_names == ["a", "b"]
+    assert len(dataset) == 0
+    assert list(table_batches(dataset)) == []
+
+
+def test_batches_are_the_same_through_an_index_as_without(tmp_path):
+    dataset = written(tmp_path, {"x": list(range(2500))})
+    plain = pa.concat_tables(table_batches(dataset, 1000))
+    indexed = pa.concat_tables(table_batches(dataset.select(list(range(2500))), 1000))
+    assert plain.column("x").to_pylist() == indexed.column("x").to_pylist() == list(range(2500))
+    assert [t.num_rows for t in table_batches(dataset, 1000)] == [1000, 1000, 500]
