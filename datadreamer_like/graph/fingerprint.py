@@ -139,6 +139,8 @@ class _Walk:
         for kinds, method in _BY_TYPE:
             if isinstance(value, kinds):
                 return method(self, value)
+        if type(value).__module__ in _TOOLS:
+            return _hash("tool", type(value).__qualname__.encode(), str(getattr(value, "name", "")).encode())
         for (module, name), method in _BY_NAME.items():
             if any(base.__module__.startswith(module) and base.__qualname__ == name for base in type(value).__mro__):
                 return method(self, value)
@@ -346,9 +348,6 @@ class _Walk:
     def hf_dataset_dict(self, value: Any) -> bytes:
         return self.mapping(value)
 
-    def named_thing(self, value: Any) -> bytes:
-        return _hash("named thing", type(value).__qualname__.encode(), str(getattr(value, "name", "")).encode())
-
 
 def _hash(kind: str, *parts: bytes) -> bytes:
     hasher = hashlib.blake2b(digest_size=_SIZE)
@@ -430,6 +429,9 @@ _NO_CONTENT = frozenset(
     }
 )  # fmt: skip
 
+# Modules whose objects code uses to work, not to decide: locks, events, loggers.
+_TOOLS = frozenset({"_thread", "threading", "logging", "_contextvars", "asyncio.locks"})
+
 _BY_TYPE: list[tuple[Any, Callable[[_Walk, Any], bytes]]] = [
     (types.NoneType, _Walk.none),
     (enum.Enum, _Walk.enumeration),
@@ -466,7 +468,6 @@ _BY_NAME: dict[tuple[str, str], Callable[[_Walk, Any], bytes]] = {
     ("pandas", "DataFrame"): _Walk.frame,
     ("pandas", "Series"): _Walk.frame,
     ("pyarrow", "Table"): _Walk.table,
-    ("logging", "Logger"): _Walk.named_thing,
     ("collections.abc", "Mapping"): _Walk.mapping,
     ("builtins", "dict"): _Walk.mapping,
     ("builtins", "mappingproxy"): _Walk.mapping,

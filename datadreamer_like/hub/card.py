@@ -188,7 +188,7 @@ def _totals(nodes: Sequence[Card]) -> str:
 
 
 def _facts(card: Card) -> str:
-    return table(("", ""), [(name, public_name(value)) for name, value in card.facts.items()])
+    return table(("fact", "value"), [(name, public_name(value)) for name, value in card.facts.items()])
 
 
 def _prompts(prompts: Sequence[str]) -> str:

@@ -36,17 +36,18 @@ def explained(repo_id: str) -> Iterator[None]:
         raise HubError(explanation(error, repo_id)) from error
 
 
-def persistently(call: Callable[[], Result], waits: tuple[float, ...] = WAITS) -> Result:
-    """Repeats a call while it fails with a status that passes by itself, and raises what the last attempt raised.
+def persistently(call: Callable[[], Result], *, first: bool = False) -> Result:
+    """Repeats a call while it fails in a way that passes by itself, then raises what the last attempt raised.
 
-    A connection that cannot be made is not tried again here, so that being offline is known at once; requests that
-    carry data are repeated by huggingface_hub itself.
+    Args:
+        call: A request that may be made twice.
+        first: Whether nothing was asked of the Hub before: then no connection means no network, which is known at once.
     """
-    for wait in waits:
+    for wait in WAITS:
         try:
             return call()
-        except HfHubHTTPError as error:
-            if status_of(error) not in PASSING:
+        except Exception as error:
+            if not passes(error) or (first and status_of(error) is None):
                 raise
             time.sleep(pause(error, wait))
     return call()

@@ -66,7 +66,7 @@ class Repository:
         self._api = HfApi(token=self._token, library_name="datadreamer-like")
         self._known: dict[tuple[str, str], bool] = {}
         with explained(repo_id):
-            account = persistently(self._api.whoami)
+            account = persistently(self._api.whoami, first=True)
         self.repo_id = _in_own_namespace(repo_id, account)
 
     @property

@@ -1,4 +1,7 @@
-"""ROOM stages."""
+"""Stages: nodes that take models. Some make a smaller model, others measure several.
+
+A stage works when it is constructed, like a step; one that makes a model can be used wherever a trained model can.
+"""
 
 import lazy_loader
 

@@ -1,1 +1,7 @@
-__all__: list[str] = []
+from .compare import Compare as Compare
+from .compression import Compression as Compression
+from .prune import Prune as Prune
+from .quantize import Quantize as Quantize
+from .stage import Stage as Stage
+
+__all__: list[str] = ["Compare", "Compression", "Prune", "Quantize", "Stage"]

@@ -94,7 +94,7 @@ def _of_rows(value: Any, outputs: list[str], what: str) -> RowSource:
             columns = {name: list(column) for name, column in zip(outputs, value, strict=True)}
             return _of_columns(columns, outputs, what)[0]  # type: ignore[return-value]
         return _source(value, outputs, what)
-    if isinstance(value, Iterator):
+    if isinstance(value, Iterator | range):
         return RowSource(outputs, _row_batches(value, outputs, what))
     return _source([value], outputs, what)
 
@@ -211,11 +211,13 @@ def _names(part: Result) -> list[str]:
 
 def _of_dataset(dataset: Any, outputs: list[str] | None = None) -> RowSource:
     names = outputs or list(dataset.column_names)
+    # A single column may have any name.
+    sources = names if set(names) == set(dataset.column_names) else list(dataset.column_names)
 
     def batches() -> Iterator[Batch]:
         for start in range(0, len(dataset), BATCH_SIZE):
             batch = dataset[start : start + BATCH_SIZE]
-            yield {name: list(batch[name]) for name in names}
+            yield {name: list(batch[source]) for name, source in zip(names, sources, strict=True)}
 
     return RowSource(names, batches, len(dataset))
 

@@ -7,10 +7,11 @@ import re
 _THOUGHTS = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL | re.IGNORECASE)
 _YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 _CONCLUSION = re.compile(r"\b(?:answer|verdict|conclusion|judge?ment)\b(?: is)?\W*(yes|no)\b", re.IGNORECASE)
-_NUMBER = r"[-+−]?\d+(?:,\d{3})*(?:\.\d+|,\d+)?"
-_OUT_OF = re.compile(rf"({_NUMBER})\s*(?:/|out of|von)\s*\d+", re.IGNORECASE)
+_NUMBER = r"[-+−]?\d+(?:,\d{3})*(?:\.\d+|,\d+)?(?!\d)"
+_OUT_OF = re.compile(rf"({_NUMBER})\s*(?:/|out of)\s*\d+", re.IGNORECASE)
 _RATED = re.compile(rf"\b(?:score|rating|rate|rank|grade|answer)\b[^\d\n+−-]{{0,30}}({_NUMBER})", re.IGNORECASE)
 _SCALE = re.compile(r"\b(?:from\s+|between\s+|of\s+)?\d+\s*(?:-|–|to|and)\s*\d+\b", re.IGNORECASE)
+_PRAISE = r"\W+(?:is|wins|seems|has)\b(?:(?!\bnot\b)[^.\n]){0,20}?\b(?:better|best|preferred|preferable|superior|stronger|more|winner)\b"
 _ANY_NUMBER = re.compile(_NUMBER)
 
 
@@ -84,27 +85,33 @@ def read_winner(text: object, a_label: str, b_label: str) -> str | None:
     said = _THOUGHTS.sub("", text)
     if said.strip().lower() in ("a", "b"):
         return said.strip().lower()
-    names = {"a": _names(a_label), "b": _names(b_label)}
-    for kind in ("full", "short"):
-        patterns = {side: found[kind] for side, found in names.items() if kind in found}
-        starting = [side for side, name in patterns.items() if re.match(rf"\W*{name}(?!\w)(?!\s+[a-z])", said)]
-        if kind == "short" and len(starting) == 1:
-            return starting[0]
-        # "A" is a name only where it is not the article.
-        after = r"(?!\s+[a-z])" if kind == "short" else ""
-        mentioned = [side for side, name in patterns.items() if re.search(rf"(?<!\w){name}(?!\w){after}", said)]
+    full = {"a": _full_name(a_label), "b": _full_name(b_label)}
+    short = {"a": _short_name(a_label), "b": _short_name(b_label)}
+    for names in (full, short):
+        mentioned = [side for side, name in names.items() if name and re.search(name, said)]
         if len(mentioned) == 1:
             return mentioned[0]
+        praised = [side for side, name in names.items() if name and re.search(name + _PRAISE, said)]
+        if len(praised) == 1:
+            return praised[0]
+        if mentioned:
+            alone = [side for side, name in names.items() if name and re.match(rf"\W*{name}\s*(?:[^\w\s]|\Z)", said)]
+            return alone[0] if len(alone) == 1 else None
     return None
 
 
-def _names(label: str) -> dict[str, str]:
+def _full_name(label: str) -> str | None:
     name = label.strip().rstrip(":").strip()
-    names = {"full": rf"(?i:{re.escape(name)})"} if name else {}
-    last = name.rpartition(" ")[2]
-    if len(last) == 1:
-        names["short"] = re.escape(last)
-    return names
+    return rf"(?<!\w)(?i:{re.escape(name)})(?!\w)" if name else None
+
+
+def _short_name(label: str) -> str | None:
+    last = label.strip().rstrip(":").strip().rpartition(" ")[2]
+    if len(last) != 1:
+        return None
+    # "A" before a word is the article, unless the word is a verb.
+    article = r"(?!\s+(?!is\b|wins\b|has\b)[a-z])" if last == "A" else ""
+    return rf"(?<!\w){re.escape(last)}(?!\w){article}"
 
 
 def _float(number: str) -> float:

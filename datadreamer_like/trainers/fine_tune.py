@@ -25,8 +25,8 @@ class TrainHFFineTune(HFTrainer):
     Args:
         name: The trainer's name.
         model_name: Id on the Hub, folder, trainer, stage or `TrainedModel` to start from.
-        chat_prompt_template: How a prompt is dressed: AUTO for the tokenizer's own chat template where it has one, Jinja
-            code over `messages`, a text with the hole `{{prompt}}`, or None for the bare prompt.
+        chat_prompt_template: How a prompt is dressed: AUTO for the tokenizer's own chat template where it has one,
+            Jinja code over `messages`, a text with the hole `{{prompt}}`, or None for the bare prompt.
         system_prompt: A system prompt; AUTO leaves it to the template.
         **options: See `HFOptions`; further ones go to `from_pretrained`.
 

@@ -17,11 +17,12 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 import datadreamer_like.formats  # noqa: F401  (so that pruned and quantized models load)
 from datadreamer_like.distillation import Objective
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
-from datadreamer_like.graph import Node, current_meter, fingerprint
+from datadreamer_like.graph import Node, current_meter
+from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.manifest import Manifest
 from datadreamer_like.models.chat_template import AUTO
-from datadreamer_like.models.model_node import ModelNode, as_trained_model
-from datadreamer_like.models.trained_model import TrainedModel, model_max_length
+from datadreamer_like.models.model_node import as_trained_model
+from datadreamer_like.models.trained_model import TrainedModel
 from datadreamer_like.pruning import masks, reapply
 
 from .columns import Column, check_column, check_pair
@@ -156,7 +157,9 @@ class HFTrainer(Trainer):
 
     # What a kind of training decides
 
-    def _task(self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, columns: Columns, training: Training) -> Task:
+    def _task(
+        self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, columns: Columns, training: Training
+    ) -> Task:
         raise NotImplementedError
 
     def _load(self, config: PretrainedConfig, task: Task, options: dict[str, Any]) -> PreTrainedModel:
@@ -204,7 +207,9 @@ class HFTrainer(Trainer):
                 tokenizer.pad_token = tokenizer.eos_token
             current_meter().note = "reading the rows"
             task = self._task(config, tokenizer, columns, training)
-            train = task.read(columns.train_input, columns.train_output, ("train_input", "train_output"), self.scratch / "train")
+            train = task.read(
+                columns.train_input, columns.train_output, ("train_input", "train_output"), self.scratch / "train"
+            )
             validation = task.read(
                 columns.validation_input, columns.validation_output, ("validation_input", "validation_output"),
                 self.scratch / "validation",
@@ -213,7 +218,9 @@ class HFTrainer(Trainer):
             teacher = teacher_of(objective)
             if teacher is not None:
                 self._teach(teacher, task, train, columns.train_input, self.scratch / "teacher-train.npy")
-                self._teach(teacher, task, validation, columns.validation_input, self.scratch / "teacher-validation.npy")
+                self._teach(
+                    teacher, task, validation, columns.validation_input, self.scratch / "teacher-validation.npy"
+                )
             transformers.set_seed(training.seed)
             model = self._load(config, task, self._load_options())
             model.config.pad_token_id = tokenizer.pad_token_id
@@ -230,12 +237,19 @@ class HFTrainer(Trainer):
             self._fill_card(fitted.metrics, teacher, objective)
             if self.dtype is not None and self.quantization_config is None:
                 trained = trained.to(self.dtype)
-            TrainedModel.save(trained.cpu() if self.quantization_config is None else trained, tokenizer, draft / self.MODEL_FOLDER, self.card)
+            TrainedModel.save(
+                trained.cpu() if self.quantization_config is None else trained,
+                tokenizer,
+                draft / self.MODEL_FOLDER,
+                self.card,
+            )
         result = {"epochs": fitted.epochs, "history": fitted.history, "adapter": self.peft_config is not None}
         return self.new_manifest(result=result)
 
     def _source(self) -> str:
-        return str(self.model_name) if isinstance(self.model_name, str | Path) else as_trained_model(self.model_name).path
+        return (
+            str(self.model_name) if isinstance(self.model_name, str | Path) else as_trained_model(self.model_name).path
+        )
 
     def _hub_options(self) -> dict[str, Any]:
         passed = {key: self.further[key] for key in ("token", "cache_dir", "local_files_only") if key in self.further}

@@ -127,11 +127,10 @@ class Training:
         if not isinstance(self.truncate, bool):
             raise ArgumentTypeError(f"{what}: truncate must be True or False, not {self.truncate!r}.")
         for name, kind in (("optim", OptimizerNames), ("lr_scheduler_type", SchedulerType)):
-            names = [member.value for member in kind]
-            if getattr(self, name) not in names:
+            value, names = str(getattr(self, name)), [member.value for member in kind]
+            if value not in names:
                 raise DefinitionError(
-                    f'{what}: {name} "{getattr(self, name)}" is unknown.{did_you_mean(str(getattr(self, name)), names)} '
-                    f"There are: {', '.join(names)}."
+                    f'{what}: {name} "{value}" is unknown.{did_you_mean(value, names)} There are: {", ".join(names)}.'
                 )
 
     def values(self) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from datadreamer_like.errors import DataError
 from datadreamer_like.models.chat_template import AUTO, AutoText, fill, given_text, is_text_template
 
-from .columns import Column, check_text, class_names, read_pairs
+from .columns import Column, check_text, read_pairs
 from .examples import IGNORED, Examples, Ragged, attention_mask, padded
-from .labels import LabelSet
+from .labels import LabelSet, class_names
 
 Batch = dict[str, torch.Tensor]
 

@@ -80,8 +80,8 @@ class Trainer(ModelNode):
         if self.manifest is not None and self._decided_by != dict(parts):
             changed = Manifest("", "", "", self._decided_by or {}).difference(dict(parts))
             raise DefinitionError(
-                f'"{self.name}" is trained already, and this call differs ({changed}). One trainer is one model: make '
-                f'another one, {type(self).__name__}("another name", ...). To go on from this model, pass it as model_name.'
+                f'"{self.name}" is trained already, and this call differs ({changed}). One trainer is one model: '
+                f"make another {type(self).__name__}. To train this model further, pass it as the other's model_name."
             )
         if self.manifest is None:
             self._decided_by = dict(parts)

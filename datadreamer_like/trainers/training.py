@@ -264,19 +264,13 @@ class _Report(TrainerCallback):
         self.noted = 0
         self.words = ""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         current_meter().total_rows = round(self.rows * args.num_train_epochs)
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._note(args, state)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         meter = current_meter()
         meter.add(rows=round(self.rows * (state.epoch or 0.0)) - meter.rows)
         # Reading a loss waits for the GPU, so not after each batch.
@@ -313,17 +307,13 @@ class _EarlyStop(TrainerCallback):
         self.patience = patience
         self.threshold = threshold
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         control.should_training_stop = self._is_over(args, state)
         # The loop looks at this only after an epoch, so a resumed training that was over is given none.
         if control.should_training_stop:
             control.should_epoch_stop = True
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._is_over(args, state):
             control.should_training_stop = True
 

@@ -109,6 +109,13 @@ def test_a_commit_whose_answer_was_lost_is_not_made_again(hub: HubServer) -> Non
     assert len(hub.commits("dataset", "me/rows")) == 1
 
 
+@pytest.mark.parametrize("request_", ["GET .*/tree", "POST /api/repos/create", "POST .*/branch", "PUT /lfs"])
+def test_a_connection_lost_on_the_way_is_made_again(hub: HubServer, request_: str) -> None:
+    hub.fail(request_)
+    publish_dataset(ROWS, "me/rows", card=CARD, branch="next")
+    assert len(hub.commits("dataset", "me/rows", "next")) == 1
+
+
 def test_a_change_by_someone_else_meanwhile_is_not_overwritten(hub: HubServer) -> None:
     publish_dataset(ROWS, "me/rows", card=CARD)
     hub.fail("POST .*/commit", status=412)

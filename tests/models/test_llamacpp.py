@@ -143,7 +143,10 @@ def test_templates_and_system_prompts_decide_what_the_model_sees(llm):
     filled = _copy(llm, chat_prompt_template=text, system_prompt="Unused {{prompt}}.")
     # SmolLM's own template puts its system message, this one does not.
     assert filled.final_count_tokens("Hi.") < base
-    jinja = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant{{ '\\n' }}"
+    jinja = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "<|im_start|>assistant{{ '\\n' }}"
+    )
     same = _copy(llm, chat_prompt_template=jinja)
     assert same.final_count_tokens("Hi.") == filled.final_count_tokens("Hi.")
     assert same.run(["Name a colour."], max_new_tokens=8) == filled.run(["Name a colour."], max_new_tokens=8)
@@ -369,8 +372,9 @@ for name, file in [("me/tiny", None), ("me/tiny", "tiny.Q4.gguf"), ("me/tiny", "
         server.shutdown()
         server.server_close()
     assert online[:2] == [found, found]
-    assert online[2].startswith("UnknownModel") and "other.gguf" in online[2]
-    assert online[3].startswith("UnknownModel") and "me/secret" in online[3]
+    assert [line.partition(" ")[0] for line in online[2:]] == ["UnknownModel", "UnknownModel"]
+    assert "other.gguf" in online[2]
+    assert "me/secret" in online[3]
     environment["HF_HUB_OFFLINE"] = "1"
     offline = lines()
     assert offline[1] == found

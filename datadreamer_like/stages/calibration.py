@@ -1,0 +1,100 @@
+"""Calibration data: a column of texts, and perhaps one of labels, as batches that a model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch  # noqa: TID253  (loaded with the first stage that compresses, whose methods need it anyway)
+
+from datadreamer_like.errors import DataError, EmptyDataset
+from datadreamer_like.graph import current_meter
+from datadreamer_like.models.trained_model import TrainedModel, model_max_length
+from datadreamer_like.trainers.columns import Column, check_text, read_pairs
+from datadreamer_like.trainers.examples import attention_mask, padded
+from datadreamer_like.trainers.labels import LabelSet, class_names
+
+
+class Calibration:
+    """Rows of one or two columns, read anew at each pass, so that any number of them costs the memory of a batch.
+
+    Args:
+        inputs: Column of texts.
+        labels: Column of labels, or None.
+        trained: The model that they are for.
+        batch_size: Texts in a batch.
+        max_length: Texts are cut at this many tokens; None for what the model takes.
+    """
+
+    def __init__(
+        self, inputs: Column, labels: Column | None, trained: TrainedModel, batch_size: int, max_length: int | None
+    ) -> None:
+        self.inputs, self.labels, self.trained = inputs, labels, trained
+        self.batch_size = batch_size
+        most = model_max_length(trained.config, trained.tokenizer)
+        self.max_length = min(max_length or most, most)
+
+    def texts(self) -> Iterator[str]:
+        """Yields the texts.
+
+        Raises:
+            DataError: One of them is None.
+            ArgumentTypeError: One of them is something else.
+            EmptyDataset: There are none.
+        """
+        row = -1
+        for row, text in enumerate(self.inputs.values()):
+            if text is None:
+                raise DataError(
+                    f'calibration, "{self.inputs.column_names[0]}" of "{self.inputs.step.name}", is None in row {row}. '
+                    "Filter such rows out first."
+                )
+            yield check_text(text, "calibration", row)
+        if row < 0:
+            raise EmptyDataset(
+                f'calibration, "{self.inputs.column_names[0]}" of "{self.inputs.step.name}", has no rows. '
+                "Look at what the steps before it keep: step.head()."
+            )
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Yields batches: `input_ids` and `attention_mask` [batch, seq], and `labels` where there are any."""
+        meter = current_meter()
+        meter.rows, meter.total_rows = 0, self.inputs.num_rows
+        for texts, labels in self._portions():
+            meter.note = f"measuring on batches of {self.batch_size}"
+            yield self._batch(texts) | labels
+            meter.add(rows=len(texts))
+
+    def _portions(self) -> Iterator[tuple[list[str], dict[str, torch.Tensor]]]:
+        if self.labels is None:
+            texts: list[str] = []
+            for text in self.texts():
+                texts.append(text)
+                if len(texts) == self.batch_size:
+                    yield texts, {}
+                    texts = []
+            if texts:
+                yield texts, {}
+            return
+        known = LabelSet(tuple(self.trained.labels), self.trained.is_multi_label)
+        naming = class_names(self.labels)
+        names = ("calibration", "calibration_labels")
+        start = 0
+        for pairs in read_pairs(self.inputs, self.labels, names, self.batch_size):
+            texts = [check_text(text, names[0], row) for row, (text, _) in enumerate(pairs, start)]
+            found = [known.positions(label, names[1], row, naming) for row, (_, label) in enumerate(pairs, start)]
+            start += len(pairs)
+            yield texts, {"labels": self._targets(found, len(known))}
+
+    def _targets(self, found: list[list[int]], classes: int) -> torch.Tensor:
+        if not self.trained.is_multi_label:
+            return torch.tensor([positions[0] for positions in found])
+        targets = torch.zeros(len(found), classes)
+        for row, positions in enumerate(found):
+            targets[row, positions] = 1.0
+        return targets
+
+    def _batch(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        tokenizer: Any = self.trained.tokenizer
+        ids = tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
+        return {"input_ids": padded(ids, int(tokenizer.pad_token_id or 0)), "attention_mask": attention_mask(ids)}

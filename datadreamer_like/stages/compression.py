@@ -1,0 +1,206 @@
+"""The stage that makes a model smaller with one method: what pruning and quantizing have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
+from datadreamer_like.graph import fingerprint
+from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.models.model_node import ModelNode
+from datadreamer_like.models.trained_model import CARD_NAME, TrainedModel
+from datadreamer_like.trainers.columns import Column, check_column, check_pair
+
+from .calibration import Calibration
+from .sizes import size_of
+from .stage import Stage, loaded, origins, taken
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class Method(Protocol):
+    """What a stage needs of a method; it may also say `needs_calibration` and `changes_tokenizer`."""
+
+    def fits(self, model: nn.Module) -> str | None:
+        """The reason why it does not fit a model, or None."""
+
+    def apply(self, model: Any, calibration: Any = None) -> Any:
+        """Returns a smaller copy of a model."""
+
+
+class Compression(Stage, ModelNode):
+    """Applies a compression method to a model; the result is a model.
+
+    It is done once: the next run finds it finished, and a changed model, method or calibration column makes it anew.
+
+    Args:
+        name: The name that the script gives.
+        model: What is made smaller: a trainer, a stage, a `TrainedModel`, a folder, or an id on the Hub. It stays as
+            it is.
+        method: The method with its options.
+        calibration: Column of texts for methods that look at what the model does; they are tokenized as the model
+            takes them. A method that changes the tokenizer gets the texts themselves.
+        calibration_labels: Column of their labels, for classifiers. Without it a method that needs a loss takes the
+            model's own most likely class for the label, and a language model's input for its answer.
+        batch_size: Texts in a calibration batch.
+        max_length: Calibration texts are cut at this many tokens; None for what the model takes.
+        device: Where the work is done and the result is used, such as "cuda"; None for where `model` is used.
+        force: Make the result again although it is there.
+        progress_interval: Seconds between progress lines where there is no terminal; None for none.
+
+    Raises:
+        SessionError: There is no session.
+        NotTrained: The model is a trainer that was not trained yet.
+        MethodMisfit: The method does not fit the model; said before any work.
+        DefinitionError: The method needs calibration data and got none.
+        ArgumentTypeError: The model is no model, the method no method of this stage, or a column no column of texts.
+        DataError: A calibration text or label is missing.
+        EmptyDataset: The calibration column has no rows.
+        LabelError: A calibration label is outside the model's set.
+    """
+
+    method_class: type[Any]
+    """What the stage's methods have in common."""
+
+    def __init__(
+        self,
+        name: str,
+        model: object,
+        method: Any,
+        calibration: Column | None = None,
+        calibration_labels: Column | None = None,
+        *,
+        batch_size: int = 32,
+        max_length: int | None = None,
+        device: str | int | torch.device | None = None,
+        force: bool = False,
+        progress_interval: float | None = 60,
+    ) -> None:
+        super().__init__(name, force=force, progress_interval=progress_interval)
+        self.source = taken(model, self.name, "model", device)
+        self.device, self.dtype = self.source.device, self.source.dtype
+        self.method: Method = self._checked(method)
+        self.calibration = self._column(calibration, "calibration")
+        self.calibration_labels = self._column(calibration_labels, "calibration_labels")
+        self.batch_size, self.max_length = batch_size, max_length
+        self._check_calibration()
+        self.prepare()
+        self.parents = origins([self.source], self.columns().values())
+        self.settle(self._build)
+
+    def prepare(self) -> None:
+        """Checks what a subclass was given beyond this, before any work."""
+
+    def columns(self) -> dict[str, Column]:
+        """Returns the columns that the stage reads, by argument name."""
+        columns = {"calibration": self.calibration, "calibration_labels": self.calibration_labels}
+        return {name: column for name, column in columns.items() if column is not None}
+
+    def fingerprint_parts(self) -> dict[str, str]:
+        """Returns what decides the result, by name, each with its fingerprint."""
+        parts = self.own_part() | {"model": fingerprint(self.source, "model"), **_method_parts(self.method)}
+        for name, column in self.columns().items():
+            parts[f"input {name}"] = fingerprint(column, name)
+        if self.calibration is not None:
+            parts["argument batch_size"] = fingerprint(self.batch_size)
+            parts["argument max_length"] = fingerprint(self.max_length)
+        return parts
+
+    def finish(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
+        """Does what remains to be done with the smaller model before it is saved; nothing, unless a subclass does."""
+        return model, tokenizer
+
+    def _build(self, draft: Path) -> Manifest:
+        folder = draft / self.MODEL_FOLDER
+        with loaded(self.source) as source:
+            self.meter.note = f"loading {source!r}"
+            before = size_of(source.model)
+            self._check_fit()
+            self.meter.note = f"applying {self.method}"
+            model, tokenizer = self._apply()
+        model, tokenizer = self.finish(model, tokenizer)
+        model.eval()
+        self.meter.note = "saving"
+        saved = TrainedModel.save(model, tokenizer, folder)
+        after = size_of(model)
+        self._register(before.facts(after))
+        if Path(self.source.path).is_dir():
+            self._register({"Bytes on disk": f"{self.source.bytes_on_disk:,} → {saved.bytes_on_disk:,}"})
+        self.card.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        note = json.dumps(self.card.to_json(), indent=2, ensure_ascii=False)
+        (folder / CARD_NAME).write_text(note, encoding="utf-8")
+        return self.new_manifest()
+
+    def _apply(self) -> tuple[Any, Any]:
+        source = self.source
+        data = None
+        if self.calibration is not None:
+            data = Calibration(self.calibration, self.calibration_labels, source, self.batch_size, self.max_length)
+        if getattr(self.method, "changes_tokenizer", False):
+            texts = None if data is None else data.texts()
+            small, tokenizer = self.method.apply(source.model, texts, tokenizer=source.tokenizer)  # type: ignore[call-arg]
+            return small, tokenizer
+        return self.method.apply(source.model, data), source.tokenizer
+
+    def _check_fit(self) -> None:
+        model = self.source.model
+        reason = self.method.fits(model)
+        if reason:
+            raise MethodMisfit(f'"{self.name}": {self.method} does not fit {type(model).__name__}: {reason}')
+
+    def _register(self, facts: dict[str, str]) -> None:
+        card = self.card
+        card.facts["Method"] = str(self.method)
+        card.facts.update(facts)
+        for paper in _papers(self.method):
+            card.register("Citation Information", f"{type(self.method).__name__}: {paper}")
+            card.register("URL", f"https://arxiv.org/abs/{paper.removeprefix('arXiv:')}")
+        if self.source.node is None:
+            card.register("Model Name", self.source.path)
+            card.base_model = self.source.card.base_model or self.source.path
+
+    def _checked(self, method: Any) -> Any:
+        if isinstance(method, self.method_class):
+            return method
+        hint = " Make an object of it, with its options." if isinstance(method, type) else ""
+        raise ArgumentTypeError(
+            f'"{self.name}": method is {method!r}, which is no {self.method_class.__name__}. '
+            f"{type(self).__name__} takes the methods of datadreamer_like.{self.method_class.__module__.split('.')[1]}."
+            + hint
+        )
+
+    def _column(self, value: object, name: str) -> Column | None:
+        return None if value is None else check_column(value, f'"{self.name}": {name}')
+
+    def _check_calibration(self) -> None:
+        if self.batch_size < 1:
+            raise DefinitionError(f'"{self.name}": batch_size is {self.batch_size}; it must be at least 1.')
+        if self.calibration_labels is not None and self.calibration is None:
+            raise DefinitionError(f'"{self.name}": calibration_labels are labels of texts. Pass calibration=... too.')
+        if self.calibration is None and getattr(self.method, "needs_calibration", False):
+            raise DefinitionError(
+                f'"{self.name}": {self.method} measures the model on data. Pass calibration=step.output[...], a column '
+                "of texts as the model will see them; some hundred are enough."
+            )
+        if self.calibration is not None and self.calibration_labels is not None:
+            check_pair(self.calibration, self.calibration_labels, ("calibration", "calibration_labels"))
+
+
+def _method_parts(method: Any) -> dict[str, str]:
+    """One part an option, so that a rerun names the option that changed."""
+    if not dataclasses.is_dataclass(method) or hasattr(method, "__fingerprint__"):
+        return {"method": fingerprint(method, "method")}
+    options = {f"method {f.name}": fingerprint(getattr(method, f.name), f.name) for f in dataclasses.fields(method)}
+    return {"method": fingerprint(type(method), "method"), **options}
+
+
+def _papers(method: object) -> list[str]:
+    """What a method's docstring cites."""
+    return list(dict.fromkeys(re.findall(r"arXiv:\d{4}\.\d{4,5}", type(method).__doc__ or "")))

@@ -1,0 +1,21 @@
+"""The stage that stores a model's weights in fewer bits."""
+
+from __future__ import annotations
+
+from datadreamer_like.quantization import QuantizationMethod
+
+from .compression import Compression
+
+
+class Quantize(Compression):
+    """Quantizes a model with a method of `datadreamer_like.quantization`; its arguments are those of `Compression`.
+
+    The result computes with the quantized weights, also after `TrainedModel.load` or `from_pretrained` in a fresh
+    process.
+
+    Example:
+        >>> small = Quantize("8 bit", model=student, method=quantization.DynamicInt8())  # doctest: +SKIP
+        >>> small.export(to="student-int8")  # doctest: +SKIP
+    """
+
+    method_class = QuantizationMethod

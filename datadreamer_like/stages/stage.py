@@ -1,0 +1,76 @@
+"""What every stage is: a node that takes models and works when it is constructed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import ClassVar, Literal
+
+from datadreamer_like.errors import ArgumentTypeError, SessionError
+from datadreamer_like.graph import Node, current_session, fingerprint
+from datadreamer_like.models.model_node import as_trained_model
+from datadreamer_like.models.trained_model import TrainedModel
+
+
+class Stage(Node):
+    """A node whose inputs are models.
+
+    Args:
+        name: The name that the script gives; in a session it becomes unique.
+        force: Make the result again although it is there.
+        progress_interval: Seconds between progress lines where there is no terminal; None for none.
+
+    Raises:
+        SessionError: There is no session.
+        ArgumentTypeError: The name is no text.
+    """
+
+    kind: ClassVar[Literal["step", "trainer", "stage"]] = "stage"
+    result_version: ClassVar[str] = "1"
+    """Changes when the same arguments give another result."""
+
+    def __init__(self, name: str, *, force: bool = False, progress_interval: float | None = 60) -> None:
+        if not isinstance(name, str):
+            raise ArgumentTypeError(f"A stage's name is a text, not {name!r}.")
+        if current_session() is None:
+            raise SessionError(
+                f'{type(self).__name__} "{name}" works when it is made, and there is no session that could keep its '
+                "result. Put it inside `with DataDreamer(folder):`."
+            )
+        super().__init__(name, force=force, progress_interval=progress_interval)
+
+    def own_part(self) -> dict[str, str]:
+        """Returns the part of the fingerprint that stands for the stage's class."""
+        return {"class": fingerprint((type(self), self.result_version), "the stage's class")}
+
+
+def taken(value: object, stage: str, argument: str, device: object = None) -> TrainedModel:
+    """Takes a stage's argument that names a model.
+
+    Args:
+        value: A trainer, a stage, a `TrainedModel`, a folder or an id on the Hub.
+        stage: Name of the stage, for the message.
+        argument: Name of the argument, for the message.
+        device: Where the stage works with it; None for where the model is used otherwise.
+    """
+    trained = as_trained_model(value, f'"{stage}": {argument}')
+    if device is None or str(device) == str(trained.device):
+        return trained
+    return TrainedModel(trained.path, device=device, dtype=trained.dtype, node=trained.node)  # type: ignore[arg-type]
+
+
+def origins(models: Iterable[TrainedModel], columns: Iterable[object]) -> list[Node]:
+    """Returns the nodes that models and columns come from, each once."""
+    nodes = [model.node for model in models] + [getattr(column, "step", None) for column in columns]
+    return list({id(node): node for node in nodes if node is not None}.values())
+
+
+@contextmanager
+def loaded(trained: TrainedModel) -> Iterator[TrainedModel]:
+    """Frees the model's memory after the block, unless it was in use before."""
+    in_use = "model" in vars(trained)
+    try:
+        yield trained
+    finally:
+        if not in_use:
+            trained.unload_model()

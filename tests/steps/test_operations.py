@@ -1,0 +1,248 @@
+"""Operations: the same rows whether they lie on disk or are made when asked for; exports."""
+
+import csv
+import json
+import random
+
+import datasets
+import pytest
+
+from datadreamer_like import DataDreamer, concat, concurrent, wait, zipped
+from datadreamer_like.errors import DefinitionError, EmptyDataset, StepOutputError, UnknownColumn
+from datadreamer_like.graph.dataset import OutputDataset
+from datadreamer_like.steps import DataSource, LazyRows, Step
+
+ROWS = [{"text": f"t{i}", "n": i, "label": "abc"[i % 3]} for i in range(30)]
+
+
+class Lazy(Step):
+    def setup(self):
+        self.register_arg("rows")
+        for name in self.columns:
+            self.register_output(name)
+
+    columns = ("text", "n", "label")
+
+    def run(self):
+        return LazyRows(lambda: iter(self.args["rows"]), total_num_rows=len(self.args["rows"]))
+
+
+@pytest.fixture(params=["table", "made when asked for"])
+def rows(request):
+    with DataDreamer(":memory:"):
+        if request.param == "table":
+            yield DataSource("Rows", data=ROWS)
+        else:
+            yield Lazy("Rows", args={"rows": ROWS})
+
+
+def values(step, column="n"):
+    return list(step.output[column])
+
+
+def test_operations_that_move_rows(rows):
+    assert values(rows.select([3, 1, 3, 29])) == [3, 1, 3, 29]
+    assert values(rows.take(4)) == [0, 1, 2, 3]
+    assert values(rows.skip(27)) == [27, 28, 29]
+    assert values(rows.take(99)) == list(range(30))
+    assert values(rows.skip(99)) == []
+    assert values(rows.reverse())[:3] == [29, 28, 27]
+    assert values(rows.shard(num_shards=4, index=1)) == list(range(1, 30, 4))
+    parts = [values(rows.shard(num_shards=4, index=i, contiguous=True)) for i in range(4)]
+    assert sum(parts, []) == list(range(30))
+    assert {len(part) for part in parts} <= {7, 8}
+
+
+def test_shuffle_gives_every_row_once_and_the_same_order_for_a_seed(rows):
+    once = values(rows.shuffle(seed=1))
+    assert once != list(range(30))
+    assert sorted(once) == list(range(30))
+    assert values(rows.shuffle(seed=1)) == once
+    assert values(rows.shuffle(seed=2)) != once
+    assert values(rows.shuffle()) == values(rows.shuffle())
+
+
+def test_sort_is_stable_and_places_missing_values():
+    data = [{"a": a, "b": b} for a, b in [(2, 0), (None, 1), (1, 2), (2, 3), (1, 4), (None, 5)]]
+    with DataDreamer(":memory:"):
+        step = DataSource("Rows", data=data)
+        assert values(step.sort("a"), "b") == [2, 4, 0, 3, 1, 5]
+        assert values(step.sort("a", reverse=True), "b") == [0, 3, 2, 4, 1, 5]
+        assert values(step.sort("a", null_placement="at_start"), "b") == [1, 5, 2, 4, 0, 3]
+        assert values(step.sort(["a", "b"], reverse=[False, True]), "b") == [4, 2, 3, 0, 5, 1]
+        with pytest.raises(DefinitionError, match="null_placement"):
+            step.sort("a", null_placement="last")
+
+
+def test_operations_on_columns(rows):
+    assert rows.select_columns(["n", "text"]).output.column_names == ["n", "text"]
+    assert rows.remove_columns("text").output.column_names == ["n", "label"]
+    assert rows.rename_column("n", "m").output.column_names == ["text", "m", "label"]
+    assert values(rows.rename_columns({"n": "text", "text": "n"}), "text") == list(range(30))
+    with pytest.raises(DefinitionError, match="two columns would have the same name"):
+        rows.rename_column("n", "text")
+    for wrong in (rows.select_columns, rows.remove_columns, rows.sort):
+        with pytest.raises(UnknownColumn, match='Did you mean "label"'):
+            wrong("lable")
+
+
+def test_map_in_all_its_forms(rows):
+    assert values(rows.map(lambda row: {"m": row["n"] + 1}), "m") == list(range(1, 31))
+    assert values(rows.map(lambda row: {"n": -row["n"]}))[:3] == [0, -1, -2]
+    assert values(rows.map(lambda row, i: {"m": i - row["n"]}, with_indices=True), "m") == [0] * 30
+    assert values(rows.map(lambda n, t: {"m": f"{t}{n}"}, input_columns=["n", "text"]), "m")[2] == "t22"
+    batched = rows.map(lambda b: {"m": [sum(b["n"])] * len(b["n"])}, batched=True, batch_size=10)
+    assert values(batched, "m") == [45] * 10 + [145] * 10 + [245] * 10
+    fewer = rows.map(
+        lambda b, i: {"m": [i[0]]}, batched=True, batch_size=7, with_indices=True, remove_columns=["text", "n", "label"]
+    )
+    assert values(fewer, "m") == [0, 7, 14, 21, 28]
+    assert rows.map(lambda row: {"m": 1}, remove_columns="n").output.column_names == ["text", "label", "m"]
+    assert values(rows.map(lambda row: {"m": row["n"]} if row["n"] % 2 else None), "m")[:4] == [None, 1, None, 3]
+    saved = rows.map(lambda row: {"m": row["n"]}, lazy=False)
+    assert isinstance(saved.output, OutputDataset)
+    assert saved.output["m"][5] == 5
+
+
+def test_map_and_filter_refuse_what_does_not_fit(rows):
+    with pytest.raises(StepOutputError, match="returned int for a row; expected a dict"):
+        rows.map(lambda row: 1)
+    with pytest.raises(StepOutputError, match=r"different lengths.*remove_columns"):
+        rows.map(lambda batch: {"m": [1]}, batched=True)
+    with pytest.raises(StepOutputError, match="returned 1 values for 30 rows"):
+        rows.filter(lambda batch: [True], batched=True).save()
+
+
+def test_filter_in_all_its_forms(rows):
+    assert values(rows.filter(lambda row: row["n"] % 10 == 0)) == [0, 10, 20]
+    assert values(rows.filter(lambda row, i: i < 2, with_indices=True)) == [0, 1]
+    assert values(rows.filter(lambda n: n > 27, input_columns="n")) == [28, 29]
+    assert values(rows.filter(lambda b: [n == 3 for n in b["n"]], batched=True, batch_size=4)) == [3]
+    nothing = rows.filter(lambda row: False)
+    assert values(nothing) == []
+    assert nothing.save().output.num_rows == 0
+    assert nothing.save().output.column_names == ["text", "n", "label"]
+
+
+def test_add_item_copy_and_save(rows):
+    more = rows.add_item({"text": "new", "n": 99, "label": "a"})
+    assert values(more)[-1] == 99
+    with pytest.raises(DefinitionError, match="the row has"):
+        rows.add_item({"text": "new"})
+    assert values(rows.copy()) == list(range(30))
+    assert type(rows.copy().output) is type(rows.output)
+    assert isinstance(rows.copy("Mine", lazy=False).output, OutputDataset)
+    saved = rows.save(name="Kept")
+    assert saved.name == "Kept"
+    assert list(saved.output) == ROWS
+
+
+def test_concat_and_zipped(rows):
+    both = concat(rows, rows.take(2))
+    assert values(both) == [*range(30), 0, 1]
+    swapped = concat(rows.take(1), rows.select_columns(["n", "label", "text"]).take(1))
+    assert list(swapped.output) == [ROWS[0], ROWS[0]]
+    side = zipped(rows.select_columns("n"), rows.select_columns("text").reverse())
+    assert list(side.output)[0] == {"n": 0, "text": "t29"}
+    assert both.name == "concat(Rows, Rows (take))"
+    with pytest.raises(DefinitionError, match="has the columns"):
+        concat(rows, rows.remove_columns("n"))
+    with pytest.raises(DefinitionError, match="more than one step has the column n"):
+        zipped(rows, rows.select_columns("n"))
+    with pytest.raises(DefinitionError, match="different numbers of rows"):
+        zipped(rows.select_columns("n"), rows.select_columns("text").take(3))
+    with pytest.raises(DefinitionError, match="at least one step"):
+        concat()
+
+
+def test_splits_are_disjoint_complete_and_the_same_in_every_run(rows):
+    splits = rows.splits(train_size=0.8, validation_size=0.1, test_size=0.1)
+    assert list(splits) == ["train", "validation", "test"]
+    parts = {name: values(step) for name, step in splits.items()}
+    assert {name: len(part) for name, part in parts.items()} == {"train": 24, "validation": 3, "test": 3}
+    assert sorted(sum(parts.values(), [])) == list(range(30))
+    assert parts["train"] != list(range(24))
+    assert {name: values(step) for name, step in rows.splits(0.8, 0.1, 0.1).items()} == parts
+    assert [len(values(step)) for step in rows.splits(train_size=20, test_size=5).values()] == [20, 5]
+    assert {name: len(values(step)) for name, step in rows.splits(train_size=0.9).items()} == {"train": 27, "test": 3}
+
+
+def test_stratified_splits_keep_the_shares_of_every_label():
+    rng = random.Random(0)
+    data = [{"n": i, "label": rng.choice("aaaaaabbbc")} for i in range(500)]
+    with DataDreamer(":memory:"):
+        splits = DataSource("Rows", data=data).splits(0.8, 0.1, 0.1, stratify_by_column="label")
+        parts = {name: values(step, "label") for name, step in splits.items()}
+        assert sorted(sum((values(step) for step in splits.values()), [])) == list(range(500))
+    for label in "abc":
+        total = sum(row["label"] == label for row in data)
+        for name, share in (("train", 0.8), ("validation", 0.1), ("test", 0.1)):
+            assert abs(parts[name].count(label) - share * total) <= 1.5
+
+
+def test_splits_refuse_sizes_that_do_not_fit(rows):
+    with pytest.raises(DefinitionError, match="more than the 30 rows"):
+        rows.splits(train_size=20, test_size=20)
+    with pytest.raises(DefinitionError, match="at least one of"):
+        rows.splits()
+    with pytest.raises(DefinitionError, match="expected a share"):
+        rows.splits(train_size="big")
+    with pytest.raises(EmptyDataset):
+        rows.filter(lambda row: False).splits(train_size=0.5)
+
+
+def test_names_of_operations_are_numbered_unless_given(rows):
+    def same(row):
+        return row
+
+    assert [rows.map(same).name for _ in range(3)] == ["Rows (map)", "Rows (map #2)", "Rows (map #3)"]
+    assert rows.map(same, name="Mine").name == "Mine"
+    with pytest.raises(DefinitionError, match="no option 'nmae'"):
+        rows.map(same, nmae="Mine")
+
+
+def test_a_closures_value_decides_a_mapped_result(tmp_path):
+    calls = []
+
+    def scaled(factor):
+        return lambda row: {"m": row["n"] * factor}
+
+    for factor in (2, 2, 3, 2):
+        with DataDreamer(tmp_path) as session:
+            step = DataSource("Rows", data=ROWS).map(scaled(factor), lazy=False)
+            assert values(step, "m")[1] == factor
+            calls.append(session.folder.joinpath("rows-(map)", "node.json").stat().st_ino)
+    assert calls[0] == calls[1] == calls[3] != calls[2]
+
+
+def test_exports_agree(rows, tmp_path):
+    assert rows.export_to_list() == ROWS
+    assert rows.export_to_dict()["n"] == list(range(30))
+    with open(rows.export_to_json(tmp_path / "a" / "rows.json")) as stream:
+        assert [json.loads(line) for line in stream] == ROWS
+    with open(rows.export_to_csv(tmp_path / "rows.csv", sep=";"), newline="") as stream:
+        assert [row["text"] for row in csv.DictReader(stream, delimiter=";")] == [f"t{i}" for i in range(30)]
+    assert rows.export_to_hf_dataset(tmp_path / "hf").to_list() == ROWS
+    split = rows.export_to_hf_dataset(tmp_path / "split", train_size=0.9, test_size=0.1)
+    assert {name: len(part) for name, part in split.items()} == {"train": 27, "test": 3}
+    assert datasets.load_from_disk(str(tmp_path / "split"))["test"].to_list() == split["test"].to_list()
+    paths = rows.export_to_json(tmp_path / "rows.jsonl", train_size=20, test_size=10)
+    assert paths == {"train": str(tmp_path / "rows.train.jsonl"), "test": str(tmp_path / "rows.test.jsonl")}
+    with pytest.raises(DefinitionError, match="'trian_size' is no option"):
+        rows.export_to_list(trian_size=0.5)
+
+
+def test_concurrent_functions_make_steps_in_one_session(tmp_path):
+    with DataDreamer(tmp_path):
+        made = concurrent(*(lambda i=i: DataSource(f"Rows {i}", data={"n": [i]}) for i in range(4)))
+        assert [values(step) for step in made] == [[0], [1], [2], [3]]
+        later = [DataSource(f"Later {i}", data={"n": [i]}, background=True) for i in range(3)]
+        wait(*later)
+        assert [values(step) for step in later] == [[0], [1], [2]]
+
+
+def test_head_shows_a_frame(rows):
+    assert rows.head(2)["text"].tolist() == ["t0", "t1"]
+    shuffled = rows.head(5, shuffle=True, seed=3)["n"].tolist()
+    assert len(set(shuffled)) == 5
+    assert rows.head(5, shuffle=True, seed=3)["n"].tolist() == shuffled
