@@ -1,4 +1,7 @@
-"""ROOM distillation."""
+"""Distillation: losses on tensors, objectives that a trainer minimises, and the teachers that objectives hold.
+
+The losses are pure functions and need no session; the objectives are frozen objects with their options.
+"""
 
 import lazy_loader
 

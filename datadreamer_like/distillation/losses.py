@@ -40,7 +40,6 @@ def supervised_loss(student_logits: Tensor, labels: Tensor, mask: Tensor | None 
     Raises:
         DefinitionError: Shapes do not fit together.
     """
-    student_logits, _, labels, mask = _as_questions(student_logits, None, labels, mask)
     (student,), kept_labels = _kept((student_logits,), labels, mask)
     if kept_labels is None:
         raise DefinitionError("The cross-entropy needs labels. Pass class indices [...].")
@@ -67,7 +66,6 @@ def hard_target_loss(
     Raises:
         DefinitionError: Shapes do not fit together.
     """
-    student_logits, teacher_logits, labels, mask = _as_questions(student_logits, teacher_logits, labels, mask)
     (student, teacher), _ = _kept((student_logits, teacher_logits), labels, mask)
     chosen = teacher.detach()[:, : student.shape[-1]].argmax(-1)
     return _mean(F.cross_entropy(_precise(student), chosen, reduction="none"))
@@ -105,7 +103,6 @@ def soft_target_loss(
     check_alpha(alpha)
     if labels is None and alpha < 1:
         raise DefinitionError(f"alpha is {alpha}, so labels weigh {1 - alpha:g}, but there are none. Pass labels.")
-    student_logits, teacher_logits, labels, mask = _as_questions(student_logits, teacher_logits, labels, mask)
     (student, teacher), kept_labels = _kept((student_logits, teacher_logits), labels, mask)
     loss = student.new_zeros((), dtype=_precise(student).dtype)
     if alpha > 0:
@@ -246,43 +243,43 @@ def _kept(
     logits: tuple[Tensor, ...], labels: Tensor | None, mask: Tensor | None
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """The positions that count, as rows: logits [kept, classes] and labels [kept]."""
+    if labels is not None and labels.is_floating_point():
+        logits, labels, mask = _as_questions(logits, labels, mask)
     shape = logits[0].shape[:-1]
-    given = {"teacher_logits": item.shape[:-1] for item in logits[1:]}
-    given |= {} if labels is None else {"labels": labels.shape}
-    given |= {} if mask is None else {"mask": mask.shape}
-    for name, other in given.items():
+    for what, other in (
+        *(("the teacher's logits", item.shape[:-1]) for item in logits[1:]),
+        *(() if labels is None else (("the labels", labels.shape),)),
+        *(() if mask is None else (("the mask", mask.shape),)),
+    ):
         if other != shape:
             raise DefinitionError(
-                f"The student's logits cover positions of shape {tuple(shape)}, but {name} {tuple(other)}. "
+                f"The student's logits cover positions of shape {tuple(shape)}, but {what} {tuple(other)}. "
                 "They must describe the same positions: logits [..., classes], labels and mask [...]."
             )
-    keep = None if mask is None else mask.bool()
+    rows = tuple(item.reshape(-1, item.shape[-1]) for item in logits)
+    keep = None if mask is None else mask.bool().flatten()
     if labels is not None:
+        labels = labels.flatten()
         labelled = labels != IGNORED_LABEL
         keep = labelled if keep is None else keep & labelled
-    rows = tuple(item.flatten(0, -2) if item.dim() > 1 else item[None] for item in logits)
     if keep is None:
-        return rows, None if labels is None else labels.flatten()
-    keep = keep.flatten()
-    return tuple(item[keep] for item in rows), None if labels is None else labels.flatten()[keep]
+        return rows, labels
+    return tuple(item[keep] for item in rows), None if labels is None else labels[keep]
 
 
 def _as_questions(
-    student: Tensor, teacher: Tensor | None, labels: Tensor | None, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    logits: tuple[Tensor, ...], labels: Tensor, mask: Tensor | None
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
     """Rows that may have several classes, as one yes-or-no question a class: [..., classes] becomes [..., classes, 2].
 
     The softmax of `(z, 0)` is the sigmoid of `z`, so every formula holds unchanged.
     """
-    if labels is None or not labels.is_floating_point():
-        return student, student if teacher is None else teacher, labels, mask
-    if student.shape != labels.shape or (teacher is not None and teacher.shape != labels.shape):
-        raise DefinitionError(
-            f"Labels of a floating dtype are 0-1 vectors of classes, of shape {tuple(labels.shape)} here, but the "
-            f"student's logits are {tuple(student.shape)}. Pass class indices as integers, or one number a class."
-        )
-    student, teacher = (
-        torch.stack((item, torch.zeros_like(item)), dim=-1) for item in (student, student if teacher is None else teacher)
-    )
-    mask = None if mask is None else mask[..., None].expand(labels.shape)
-    return student, teacher, torch.where(labels == IGNORED_LABEL, labels, labels < 0.5).long(), mask
+    for item in logits:
+        if item.shape != labels.shape:
+            raise DefinitionError(
+                f"Labels of a floating dtype are 0-1 vectors of classes, of shape {tuple(labels.shape)} here, but "
+                f"logits are of shape {tuple(item.shape)}. Pass class indices as integers, or one number a class."
+            )
+    questions = tuple(torch.stack((item, torch.zeros_like(item)), dim=-1) for item in logits)
+    answers = torch.where(labels == IGNORED_LABEL, labels, (labels < 0.5).to(labels.dtype)).long()
+    return questions, answers, None if mask is None else mask[..., None].expand(labels.shape)

@@ -97,14 +97,14 @@ class Card:
     def lineage(self) -> list[Card]:
         """Returns the cards of all that this result came from, oldest first, and this one last."""
         order: dict[int, Card] = {}
-
-        def walk(card: Card) -> None:
-            if id(card) not in order:
-                for parent in card.parents:
-                    walk(parent)
-                order[id(card)] = card
-
-        walk(self)
+        waiting: list[tuple[Card, bool]] = [(self, False)]
+        while waiting:  # not by recursion: a chain may be longer than Python's stack
+            card, parents_done = waiting.pop()
+            if parents_done:
+                order.setdefault(id(card), card)
+            elif id(card) not in order:
+                waiting.append((card, True))
+                waiting.extend((parent, False) for parent in reversed(card.parents))
         return list(order.values())
 
     def without_parents(self) -> dict[str, Any]:

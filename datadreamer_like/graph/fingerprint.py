@@ -425,7 +425,7 @@ _NO_CONTENT = frozenset(
         "__dict__", "__weakref__", "__module__", "__qualname__", "__doc__", "__firstlineno__", "__static_attributes__",
         "__annotations__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__match_args__",
         "__dataclass_params__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__hash__",
-        "__dataclass_fields__",
+        "__dataclass_fields__", "__slotnames__",
     }
 )  # fmt: skip
 

@@ -1,4 +1,7 @@
-"""ROOM kernels."""
+"""Kernels: pure functions of tensors, each with a reference in plain PyTorch and a faster path where there is one.
+
+`backend="reference"` or `backend="cpu"` forces a path; None takes the fastest that this machine has for the tensors.
+"""
 
 import lazy_loader
 

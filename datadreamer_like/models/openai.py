@@ -14,9 +14,11 @@ from typing_extensions import Unpack
 
 from datadreamer_like.errors import (
     AuthenticationFailed,
+    BadRequest,
     DefinitionError,
     MalformedAnswer,
     ModelError,
+    PromptTooLong,
     require_extra,
 )
 
@@ -118,7 +120,7 @@ class OpenAI(LLM):
         # OpenAI's newer models refuse the older name; many other servers know the older name only.
         self._limit_name = "max_completion_tokens" if self._is_openai else "max_tokens"
         self._refused: set[str] = set()
-        self._ignores_n = False
+        self._one_by_one = False
         self._client: OpenAIClient | None = None
         self._clients: dict[asyncio.AbstractEventLoop, AsyncOpenAI] = {}
         self._key()
@@ -142,11 +144,21 @@ class OpenAI(LLM):
     async def answer(self, request: Request) -> Answer:
         """Sends one chat completion; more than one where the server does not honour `n`."""
         wanted = request.sampling.n
-        completions = [await self._complete(request, 1 if self._ignores_n else wanted, request.seed)]
-        got = len(completions[0].choices)
-        if got < wanted and not self._ignores_n:
-            self._ignores_n = True
-            logger.info("%s ignores n; its answers are asked for one by one", self._address)
+        at_once = 1 if self._one_by_one else wanted
+        try:
+            first = await self._complete(request, at_once, request.seed)
+        except PromptTooLong:
+            raise
+        except BadRequest:
+            if at_once == 1:
+                raise
+            # It may be the number that is refused: llama.cpp takes as many as it has slots, others take one.
+            first = await self._complete(request, 1, request.seed)
+        completions = [first]
+        got = len(first.choices)
+        if got < at_once and not self._one_by_one:
+            self._one_by_one = True
+            logger.info("%s does not give %s answers at once; they are asked for one by one", self._address, wanted)
         while got < wanted:
             seed = request.seed + got if request.seed is not None else None
             completion = await self._complete(request, 1, seed)
@@ -307,8 +319,6 @@ class OpenAI(LLM):
             if other_name in self._refused:
                 return False
             self._limit_name = other_name
-        elif refused == "n":
-            self._ignores_n = True
         elif refused not in _OPTIONAL:
             return False
         else:

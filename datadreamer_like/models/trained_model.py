@@ -12,10 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from datadreamer_like.errors import DataError, DefinitionError, MethodMisfit, StorageError, did_you_mean
+from datadreamer_like.errors import DefinitionError, MethodMisfit, StorageError, did_you_mean
 from datadreamer_like.graph import Card
 from datadreamer_like.storage.digests import file_digest
 from datadreamer_like.storage.folders import explained, new_folder
+
+from .quiet import quiet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -210,7 +212,8 @@ class TrainedModel:
         from datadreamer_like import formats
 
         options = {} if self.dtype is None else {"dtype": self.dtype}
-        model = formats.load(self.path, **options)
+        with quiet():
+            model = formats.load(self.path, **options)
         if self.device is not None:
             model.to(self.device)
         model.eval()
@@ -221,7 +224,8 @@ class TrainedModel:
         """The model's tokenizer."""
         from transformers import AutoTokenizer
 
-        return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(self.path))
+        with quiet():
+            return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(self.path))
 
     def unload_model(self) -> None:
         """Frees the memory of the model; it is loaded again when it is needed."""
@@ -249,26 +253,11 @@ class TrainedModel:
             MethodMisfit: The model is no classifier.
             DataError: One of the texts is not a text.
         """
-        import numpy as np
-        import torch
+        from datadreamer_like.distillation import teacher_logits_for_texts
 
-        classes = self.labels
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise DataError(f"Text {index} is {type(text).__name__}, not a text. Filter such rows out first.")
-        model, tokenizer = self.model, self.tokenizer
-        length = min(max_length or model_max_length(self.config, tokenizer), model_max_length(self.config, tokenizer))
-        order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
-        result = np.zeros((len(texts), len(classes)), dtype=np.float32)
-        with torch.inference_mode():
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                batch = tokenizer(
-                    [texts[row] for row in rows], truncation=True, max_length=length, padding=True, return_tensors="pt"
-                )
-                outputs = model(**batch.to(model.device))
-                result[rows] = outputs.logits.float().cpu().numpy()
-        return result
+        _ = self.labels  # refuses what is no classifier
+        found = teacher_logits_for_texts(self, texts, batch_size=batch_size, max_length=max_length)
+        return cast("np.ndarray[Any, np.dtype[np.float32]]", found.numpy())
 
     def predict(self, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None) -> Predictions:
         """Classifies texts.

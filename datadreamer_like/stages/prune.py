@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.graph import fingerprint
 from datadreamer_like.models.trained_model import TrainedModel
 from datadreamer_like.pruning import PruningMethod
-from datadreamer_like.pruning.vocabulary import Vocabulary
 from datadreamer_like.trainers import TrainHFClassifier, TrainHFFineTune
 from datadreamer_like.trainers.columns import Column
 from datadreamer_like.trainers.hf import Columns
@@ -116,7 +115,9 @@ class Prune(Compression):
         """Trains the pruned model, if that was asked for; a training that is killed goes on where it was."""
         if self.retrain is None:
             return model, tokenizer
-        pruned = TrainedModel.save(model, tokenizer, _emptied(self.scratch / "pruned"))
+        folder = self.scratch / "pruned"
+        shutil.rmtree(folder, ignore_errors=True)
+        pruned = TrainedModel.save(model, tokenizer, folder)
         trainers = {
             "text-classification": TrainHFClassifier,
             "text-generation": TrainHFFineTune,

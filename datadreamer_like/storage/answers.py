@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -56,7 +57,7 @@ class AnswerStore:
             )
         try:
             with self._explained("opened"):
-                self._prepare()
+                self._prepare_patiently()
         except BaseException:
             self._connection.close()
             raise
@@ -98,6 +99,17 @@ class AnswerStore:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _prepare_patiently(self) -> None:
+        # SQLite waits for most locks by itself, but not where another process is just turning the log on.
+        until = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                return self._prepare()
+            except sqlite3.OperationalError as error:
+                if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
 
     def _prepare(self) -> None:
         ask = self._connection.execute
@@ -160,8 +172,6 @@ _ADVICE = {
 
 
 def _advice(error: sqlite3.Error) -> str:
-    # The low byte of an extended code is the code proper.
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     by_code = {
         sqlite3.SQLITE_FULL: "full",
         sqlite3.SQLITE_READONLY: "readonly",
@@ -172,4 +182,9 @@ def _advice(error: sqlite3.Error) -> str:
         sqlite3.SQLITE_CORRUPT: "damaged",
         sqlite3.SQLITE_NOTADB: "damaged",
     }
-    return _ADVICE.get(by_code.get(code, ""), "The answers stored before are safe; run again.")
+    return _ADVICE.get(by_code.get(_code(error), ""), "The answers stored before are safe; run again.")
+
+
+def _code(error: sqlite3.Error) -> int:
+    # The low byte of an extended code is the code proper.
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -12,17 +12,15 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from datadreamer_like.distillation import Objective, Supervised
 from datadreamer_like.graph import current_meter
-from datadreamer_like.models.trained_model import TrainedModel, model_max_length, task_of
+from datadreamer_like.models.trained_model import model_max_length, task_of
 
 from .columns import Column
 from .examples import Examples
 from .hf import Columns, HFOptions, HFTrainer
 from .labels import LabelSet, class_names, find_labels
-from .objectives import teacher_logits_of_texts
+from .objectives import borrowed, teacher_of
 from .options import Training, TrainingOptions
 from .tasks import Classification, Task
-
-logger = logging.getLogger("datadreamer_like")
 
 _PORTION = 2048
 
@@ -123,20 +121,25 @@ class TrainHFClassifier(HFTrainer):
         )
         return model
 
-    def _teach(self, teacher: TrainedModel, task: Task, examples: Examples, column: Column, path: Path) -> None:
+    def _teach(
+        self, objective: Objective, task: Task, examples: Examples, column: Column, path: Path, device: Any
+    ) -> None:
         assert isinstance(task, Classification)
         if not path.exists():
-            portions = []
-            meter = current_meter()
-            texts: list[str] = []
-            for text in column.values():
-                texts.append(text)
-                if len(texts) == _PORTION:
-                    portions.append(teacher_logits_of_texts(teacher, texts, task.labels))
-                    texts = []
-                    meter.note = f"asking the teacher, {sum(map(len, portions)):,} of {len(examples):,}"
-            if texts:
-                portions.append(teacher_logits_of_texts(teacher, texts, task.labels))
+            meter, done = current_meter(), 0
+
+            def say(rows: int) -> None:
+                nonlocal done
+                done += rows
+                meter.note = f"asking the teacher, {done:,} of {len(examples):,}"
+
+            ask: Any = objective
+            label2id = {name: index for index, name in enumerate(task.labels.names)}
+            values, portions = column.values(), []
+            with borrowed(teacher_of(objective)):
+                while texts := list(islice(values, _PORTION)):
+                    found = ask.teacher_logits(texts, label2id=label2id, device=device, on_rows=say)
+                    portions.append(found.numpy())
             draft = path.with_suffix(".draft.npy")
             np.save(draft, np.concatenate(portions))
             draft.replace(path)

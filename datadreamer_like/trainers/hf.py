@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from datadreamer_like.pruning import masks, reapply
 
 from .columns import Column, check_column, check_pair
 from .examples import Examples
-from .objectives import teacher_of
+from .objectives import borrowed, check_objective, node_of, teacher_of
 from .options import Training
 from .origin import hub_id, license_of
 from .tasks import Task
@@ -165,8 +165,10 @@ class HFTrainer(Trainer):
     def _load(self, config: PretrainedConfig, task: Task, options: dict[str, Any]) -> PreTrainedModel:
         raise NotImplementedError
 
-    def _teach(self, teacher: TrainedModel, task: Task, examples: Examples, column: Column, path: Path) -> None:
-        """Puts what the teacher says of each row into the examples, where that is done before training."""
+    def _teach(
+        self, objective: Objective, task: Task, examples: Examples, column: Column, path: Path, device: Any
+    ) -> None:
+        raise NotImplementedError
 
     PEFT_TASK: str | None = None
 
@@ -176,7 +178,7 @@ class HFTrainer(Trainer):
         self, columns: Columns, training: Training, objective: Objective, own: Mapping[str, object] | None = None
     ) -> Any:
         start = None if isinstance(self.model_name, str | Path) else as_trained_model(self.model_name, "model_name")
-        teacher = teacher_of(objective)
+        check_objective(objective)
         parts = {
             "class": fingerprint([type(self), self.result_version], "class"),
             "model": fingerprint(start or _named(self.model_name, self.revision), "model_name"),
@@ -192,8 +194,8 @@ class HFTrainer(Trainer):
             **(own or {}),
         }.items():
             parts[f"argument {name}"] = fingerprint(value, name)
-        models = [trained.node for trained in (start, teacher) if trained is not None and trained.node is not None]
-        parents: Iterable[Node] = [*columns.steps(), *models]
+        models = [start.node if start is not None else None, node_of(teacher_of(objective))]
+        parents = [*columns.steps(), *(node for node in models if node is not None)]
         return self.work(parts, parents, partial(self._build, columns, training, objective))
 
     def _build(self, columns: Columns, training: Training, objective: Objective, draft: Path) -> Manifest:
@@ -234,7 +236,7 @@ class HFTrainer(Trainer):
                 trained.save_pretrained(str(draft / ADAPTER_FOLDER))
                 trained = trained.merge_and_unload()
                 reapply(trained, kept)
-            self._fill_card(fitted.metrics, teacher, objective)
+            self._fill_card(fitted.metrics, objective)
             if self.dtype is not None and self.quantization_config is None:
                 trained = trained.to(self.dtype)
             TrainedModel.save(
@@ -284,15 +286,15 @@ class HFTrainer(Trainer):
                 "Raise max_length, or shorten the prompts.", self.name, f"{dropped:,}",
             )  # fmt: skip
 
-    def _fill_card(self, metrics: Mapping[str, float], teacher: TrainedModel | None, objective: Objective) -> None:
-        card = self.card
+    def _fill_card(self, metrics: Mapping[str, float], objective: Objective) -> None:
+        card, teacher = self.card, teacher_of(objective)
         card.metrics = {name: round(value, 6) for name, value in metrics.items()}
         if isinstance(self.model_name, str | Path):
             card.base_model = str(self.model_name)
             card.register("Model Name", self.model_name)
         else:
             card.base_model = as_trained_model(self.model_name).card.base_model
-        if teacher is not None and teacher.node is None:
+        if isinstance(teacher, TrainedModel) and teacher.node is None:
             card.register("Model Name", teacher.path)
         card.register("License Information", self.license)
         card.register("Model Card", self.base_model_card)

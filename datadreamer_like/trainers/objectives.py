@@ -2,92 +2,97 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
-from torch.nn import functional as F
 
-from datadreamer_like.distillation import Objective, Supervised
-from datadreamer_like.errors import MethodMisfit
-from datadreamer_like.models.model_node import as_trained_model
+from datadreamer_like.distillation import Objective
+from datadreamer_like.errors import ArgumentTypeError, MethodMisfit
+from datadreamer_like.graph import Node
+from datadreamer_like.models.model_node import ModelNode
 from datadreamer_like.models.trained_model import TrainedModel
 
-from .labels import LabelSet
-from .tasks import Batch, Classification, Task, Writing
+from .tasks import Batch, Task, Writing
 
 
-def teacher_of(objective: Objective) -> TrainedModel | None:
-    """Returns an objective's teacher, None where it has none.
-
-    Raises:
-        NotTrained: The teacher is a trainer that is not trained yet.
-        ArgumentTypeError: The teacher is no model.
-    """
-    return as_trained_model(objective.teacher, "teacher") if objective.needs_teacher else None
-
-
-def teacher_logits_of_texts(
-    teacher: TrainedModel, texts: list[str], labels: LabelSet
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Asks a classifier, and puts its classes in the student's order.
-
-    Args:
-        teacher: The classifier.
-        texts: The texts.
-        labels: The student's classes.
-
-    Returns:
-        Logits [texts, classes], in the order of `labels`.
+def check_objective(objective: object) -> Objective:
+    """Returns an argument that must be an objective.
 
     Raises:
-        MethodMisfit: The teacher does not know one of the classes.
+        ArgumentTypeError: It is something else.
+        NotTrained: Its teacher is a trainer that is not trained yet.
     """
-    position = teacher.label2id
-    unknown = [name for name in labels.names if name not in position]
-    if unknown:
-        raise MethodMisfit(
-            f"{teacher!r} does not know {len(unknown)} of the student's classes ({', '.join(unknown[:5])}); it knows: "
-            f"{', '.join(list(position)[:20])}. A teacher must have been trained on all of them."
+    if isinstance(objective, type) or not isinstance(objective, Objective):
+        raise ArgumentTypeError(
+            f"objective must be an objective, such as SoftTargets(teacher), not {objective!r}. "
+            "See datadreamer_like.distillation."
         )
-    return teacher.logits(texts)[:, [position[name] for name in labels.names]]
+    teacher = teacher_of(objective)
+    if isinstance(teacher, ModelNode):
+        _ = teacher.trained
+    return objective
+
+
+def teacher_of(objective: Objective) -> Any:
+    """Returns an objective's teacher, None where it has none."""
+    return getattr(objective, "teacher", None) if objective.needs_teacher else None
+
+
+def node_of(teacher: object) -> Node | None:
+    """Returns the node that a teacher comes from, if it comes from one."""
+    return teacher if isinstance(teacher, Node) else getattr(teacher, "node", None)
+
+
+@contextmanager
+def borrowed(teacher: Any) -> Iterator[None]:
+    """Frees the memory of a teacher behind the block, if it was not loaded before."""
+    trained = teacher.trained if isinstance(teacher, ModelNode) else teacher
+    was_loaded = not isinstance(trained, TrainedModel) or "model" in vars(trained)
+    try:
+        yield
+    finally:
+        if not was_loaded:
+            trained.unload_model()
 
 
 def training_loss(model: Any, task: Task, objective: Objective, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Runs a batch through the student, and the teacher where it is asked batch by batch.
+    """Runs a batch through the student, and through the teacher where that is asked batch by batch.
 
     Returns:
         The loss, a scalar with gradients, and the student's logits.
-
-    Raises:
-        MethodMisfit: The objective does not fit the task.
     """
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    labels = batch["labels"]
-    if isinstance(task, Classification):
+    if not isinstance(task, Writing):
         outputs = model(**inputs)
-        if task.labels.multi:
-            if not isinstance(objective, Supervised):
-                raise MethodMisfit(f"{objective!r} does not fit a model of several labels a row. Use Supervised().")
-            return F.binary_cross_entropy_with_logits(outputs.logits.float(), labels), outputs.logits
         return objective.loss(outputs, batch), outputs.logits
-    assert isinstance(task, Writing)
+    labels = batch["labels"]
     if task.encoder_decoder:
         inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
-    outputs = model(**inputs, use_cache=False)
-    seen: Batch = {"labels": labels}
-    logits = outputs.logits
+    logits = model(**inputs, use_cache=False).logits
+    # What a causal LM gives at a position is its guess of the next token.
+    shift = 0 if task.encoder_decoder else 1
+    end = labels.shape[1] - shift
+    seen = {"labels": labels[:, shift:]}
     if objective.needs_teacher:
-        with torch.no_grad():
-            seen["teacher_logits"] = _teacher_on(objective, logits)(**inputs, use_cache=False).logits
-    if not task.encoder_decoder:
-        # What stands at a position is the guess of the next token.
-        seen = {"labels": labels[:, 1:], **{k: v[:, :-1] for k, v in seen.items() if k != "labels"}}
-        logits = logits[:, :-1]
-    return objective.loss(SimpleNamespace(logits=logits), seen), outputs.logits
+        ask: Any = objective
+        said = ask.teacher_token_logits({**inputs, "labels": labels}, vocabulary_size=logits.shape[-1])
+        seen["teacher_logits"] = said[:, :end]
+    return objective.loss(SimpleNamespace(logits=logits[:, :end]), seen), logits
 
 
-def _teacher_on(objective: Objective, like: torch.Tensor) -> Any:
-    teacher = as_trained_model(objective.teacher).model
-    return teacher if teacher.device == like.device else teacher.to(like.device)
+def prepare_token_teacher(objective: Objective, task: Task, device: torch.device | None) -> None:
+    """Makes sure that a teacher of an LM shares its student's tokens, and puts it where the student is trained.
+
+    Raises:
+        MethodMisfit: The vocabularies differ, or the teacher is no language model.
+    """
+    ask: Any = objective
+    teacher = teacher_of(objective).model
+    if not hasattr(teacher, "generate"):
+        raise MethodMisfit(f"The teacher, {type(teacher).__name__}, is no language model, so it cannot teach one.")
+    ask.check_vocabulary(task.tokenizer)
+    if device is not None and not getattr(teacher, "is_quantized", False):
+        teacher.to(device)

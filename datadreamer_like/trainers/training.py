@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import random
 import shutil
 from collections.abc import Iterator
@@ -24,12 +25,15 @@ from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.formats import layouts
 from datadreamer_like.formats.layout import kind_of
 from datadreamer_like.graph import current_meter
+from datadreamer_like.models.quiet import quiet
 from datadreamer_like.pruning import masks, reapply
 
 from .examples import Examples, ShuffledBatches, SortedBatches
 from .objectives import training_loss
 from .options import Training
 from .tasks import Batch, Task
+
+logger = logging.getLogger("datadreamer_like")
 
 CHECKPOINTS = "checkpoints"
 _NOTES = 50
@@ -89,28 +93,38 @@ def fit(
         arguments = _arguments(training, folder / CHECKPOINTS, device, autocast)
         kept = masks(model)
         callbacks: list[TrainerCallback] = [_Report(len(train))]
+        stop: _EarlyStop | None = None
         if training.early_stopping_patience is not None:
-            callbacks.append(_EarlyStop(training.early_stopping_patience, training.early_stopping_threshold))
+            stop = _EarlyStop(training.early_stopping_patience, training.early_stopping_threshold)
+            callbacks.append(stop)
         if kept:
             callbacks.append(_KeepZeros(kept))
-        loop = _Loop(model=model, args=arguments, callbacks=callbacks)
-        loop.take(task, train, validation, objective)
+        checkpoint = _newest_checkpoint(folder / CHECKPOINTS)
+        if checkpoint is not None:
+            so_far = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+            logger.info("going on after epoch %s, where the training was interrupted", f"{so_far.epoch:g}")
+            if stop is not None and stop.is_over(arguments, so_far):
+                arguments.num_train_epochs = so_far.epoch
+        loop = _Loop(model=model, args=arguments, train_dataset=train, eval_dataset=validation, callbacks=callbacks)
+        loop.take(task, objective)
         loop.remove_callback(PrinterCallback)
-        loop.train(resume_from_checkpoint=_newest_checkpoint(folder / CHECKPOINTS))
+        loop.train(resume_from_checkpoint=checkpoint)
         if kept:
             reapply(model, kept)
     state = loop.state
-    history = [
-        {name.removeprefix("eval_"): float(value) for name, value in entry.items() if name.startswith("eval_")}
-        for entry in state.log_history
-        if "eval_loss" in entry
-    ]
-    best = next(
-        entry for entry in state.log_history if "eval_loss" in entry and entry["step"] == state.best_global_step
-    )
-    metrics = {name.removeprefix("eval_"): float(value) for name, value in best.items() if name.startswith("eval_")}
+    measured = [entry for entry in state.log_history if "eval_loss" in entry]
+    best = next((entry for entry in measured if entry["step"] == state.best_global_step), None)
+    if best is None:
+        raise DefinitionError(
+            f"The validation loss was {measured[-1]['eval_loss']} after every epoch: the training diverged. "
+            f"Lower learning_rate, which was {training.learning_rate}."
+        )
     model.eval()
-    return Fit(metrics, float(state.epoch or 0.0), history)
+    return Fit(_figures(best), float(state.epoch or 0.0), [_figures(entry) for entry in measured])
+
+
+def _figures(entry: dict[str, Any]) -> dict[str, float]:
+    return {name.removeprefix("eval_"): float(value) for name, value in entry.items() if name.startswith("eval_")}
 
 
 def check_trainable(model: PreTrainedModel) -> None:
@@ -197,16 +211,15 @@ def _newest_checkpoint(folder: Path) -> str | None:
 class _Loop(transformers.Trainer):
     """transformers' loop with our batches, our loss and our measures."""
 
-    def take(self, task: Task, train: Examples, validation: Examples, objective: Objective) -> None:
+    def take(self, task: Task, objective: Objective) -> None:
         self.task = task
-        self.examples = {"train": train, "validation": validation}
         self.objective = objective
         # The loss of a batch is its mean; the loop divides it where batches are accumulated.
         self.loss_is_scaled_for_ga = False
         self.model_accepts_loss_kwargs = False
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        train = self.examples["train"]
+        train = cast(Examples, self.train_dataset)
         batches = ShuffledBatches(train.lengths, self._train_batch_size, self.args.seed)
         return self._loader(train, batches)
 
@@ -215,7 +228,7 @@ class _Loop(transformers.Trainer):
 
     @cached_property
     def _validation_loader(self) -> DataLoader[Any]:
-        validation = self.examples["validation"]
+        validation = cast(Examples, self.eval_dataset)
         return self._loader(validation, SortedBatches(validation.lengths, self.args.eval_batch_size))
 
     def _loader(self, examples: Examples, batches: Any) -> DataLoader[Any]:
@@ -307,17 +320,11 @@ class _EarlyStop(TrainerCallback):
         self.patience = patience
         self.threshold = threshold
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        control.should_training_stop = self._is_over(args, state)
-        # The loop looks at this only after an epoch, so a resumed training that was over is given none.
-        if control.should_training_stop:
-            control.should_epoch_stop = True
-
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._is_over(args, state):
+        if self.is_over(args, state):
             control.should_training_stop = True
 
-    def _is_over(self, args: TrainingArguments, state: TrainerState) -> bool:
+    def is_over(self, args: TrainingArguments, state: TrainerState) -> bool:
         name = "eval_" + str(args.metric_for_best_model).removeprefix("eval_")
         sign = 1.0 if args.greater_is_better else -1.0
         best, since = -float("inf"), 0
@@ -345,25 +352,11 @@ class _KeepZeros(TrainerCallback):
 def seeded(seed: int) -> Iterator[None]:
     """Draws all that is random inside the block from a seed, and leaves the generators as they were."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(enabled=True):
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
         transformers.set_seed(seed)
         try:
             yield
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silences the logs and progress bars of transformers inside the block."""
-    logs = transformers.logging
-    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
-    logs.set_verbosity_error()
-    logs.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logs.set_verbosity(level)
-        if bars:
-            logs.enable_progress_bar()

@@ -1,0 +1,296 @@
+"""Teachers: what is asked of one, and how its logits are got."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from datadreamer_like.errors import ArgumentTypeError, DataError, LabelError, MethodMisfit
+
+_NO_LIMIT = 10**9
+_POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet"}
+
+
+class Teacher(Protocol):
+    """Whatever has a transformers model and its tokenizer: a trainer, a stage, a `TrainedModel`, a `TeacherModel`."""
+
+    @property
+    def model(self) -> Any:
+        """The transformers model."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer."""
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherModel:
+    """A model and its tokenizer as a teacher, outside of any session.
+
+    Attributes:
+        model: A transformers model.
+        tokenizer: Its tokenizer.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+
+    def __fingerprint__(self) -> dict[str, Any]:
+        """What decides the teacher's answers: class, config, weights and tokenizer, by content."""
+        config = getattr(self.model, "config", None)
+        return {
+            "class": type(self.model).__qualname__,
+            "config": None if config is None else config.to_json_string(),
+            "weights": _digest(self.model.state_dict()),
+            "tokenizer": _tokenizer_content(self.tokenizer),
+        }
+
+
+def check_teacher(teacher: object) -> None:
+    """Refuses what cannot teach, without loading its model.
+
+    Raises:
+        ArgumentTypeError: It has no `model` or no `tokenizer`.
+    """
+    known = {*dir(type(teacher)), *getattr(teacher, "__dict__", ())}
+    missing = [name for name in ("model", "tokenizer") if name not in known]
+    if missing:
+        raise ArgumentTypeError(
+            f"A {type(teacher).__name__} cannot be a teacher: it has no {' and no '.join(missing)}. Pass a trainer, a "
+            "stage, a TrainedModel, or distillation.TeacherModel(model, tokenizer)."
+        )
+
+
+@torch.inference_mode()
+def teacher_logits_for_texts(
+    teacher: Teacher,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    device: torch.device | str | None = None,
+    on_rows: Callable[[int], None] | None = None,
+) -> Tensor:
+    """What a classifier says of texts, cut into tokens by its own tokenizer: a student may have another.
+
+    Texts go through the model by length, so that little is computed on padding, without dropout.
+
+    Args:
+        teacher: The teacher.
+        texts: The texts.
+        batch_size: Texts in a batch.
+        max_length: Tokens at which a text is cut; None for what the teacher takes, which is also the most.
+        device: Where to compute; the model is back where it was afterwards. None for where it is.
+        on_rows: Called after each batch with its number of rows.
+
+    Returns:
+        Logits [rows, classes], fp32 on the CPU, in the order of the texts; the classes in the teacher's order.
+
+    Raises:
+        DataError: One of the texts is not a text.
+        MethodMisfit: The teacher gives no logits of this shape.
+    """
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"Text {index} is {type(text).__name__}, not a text. Filter such rows out first.")
+    model, tokenizer = teacher.model, teacher.tokenizer
+    longest = min(max_length or _NO_LIMIT, _most_tokens(model, tokenizer))
+    order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
+    with answering(model, device):
+        found = None
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = tokenizer(
+                [texts[row] for row in rows], padding=True, truncation=True, max_length=longest, return_tensors="pt"
+            )
+            logits = getattr(model(**batch.to(device_of(model))), "logits", None)
+            if not isinstance(logits, Tensor) or logits.dim() != 2:
+                raise MethodMisfit(
+                    f"The teacher, {type(model).__name__}, gives no logits [rows, classes], so it cannot teach a "
+                    "classifier. Load it as a model for sequence classification."
+                )
+            if found is None:
+                found = _ordinary_tensor(len(texts), logits.shape[-1])
+            found[rows] = logits.float().cpu()
+            if on_rows is not None:
+                on_rows(len(rows))
+    if found is None:
+        return _ordinary_tensor(0, int(getattr(getattr(model, "config", None), "num_labels", 0)))
+    return found
+
+
+@torch.no_grad()
+def teacher_logits_for_tokens(
+    teacher: Teacher, batch: Mapping[str, Tensor], *, vocabulary_size: int | None = None
+) -> Tensor:
+    """What an LM says at each position of a batch of token ids; student and teacher must share a vocabulary.
+
+    That they do is checked once, by `check_same_vocabulary`, and not with every batch.
+
+    Args:
+        teacher: The teacher, a causal or encoder-decoder LM, on the device of the batch.
+        batch: The student's batch: `input_ids` and `attention_mask` [batch, seq], `labels` [batch, seq or target],
+            which an encoder-decoder teacher is fed where the batch has no `decoder_input_ids`.
+        vocabulary_size: Number of the student's logits. Rows that the teacher's head has beyond it are padding, as no
+            token has their id, and are cut off.
+
+    Returns:
+        Logits [batch, seq or target, vocabulary], in the teacher's dtype, unshifted as the model gives them.
+
+    Raises:
+        MethodMisfit: The teacher gives no logits of this shape, or the student lacks some of its tokens.
+    """
+    model = teacher.model
+    inputs = _taken_by(model, batch)
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and "decoder_input_ids" not in inputs:
+        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+    with answering(model):
+        logits = getattr(model(**inputs), "logits", None)
+    if not isinstance(logits, Tensor) or logits.dim() != 3:
+        raise MethodMisfit(
+            f"The teacher, {type(model).__name__}, gives no logits [batch, seq, vocabulary], so it cannot teach a "
+            "language model. Load it as a model for causal or sequence-to-sequence language modelling."
+        )
+    if vocabulary_size is None or logits.shape[-1] <= vocabulary_size:
+        return logits
+    tokens = len(teacher.tokenizer)
+    if vocabulary_size < tokens:
+        raise MethodMisfit(
+            f"The student has logits for {vocabulary_size:,} tokens, but its teacher's vocabulary has {tokens:,}. "
+            "Distil by tokens only between models of one vocabulary."
+        )
+    return logits[..., :vocabulary_size]
+
+
+def check_same_vocabulary(teacher: Teacher, tokenizer: Any) -> None:
+    """Refuses a teacher that gives other ids to tokens than the student does, as logits would be mixed up silently.
+
+    Args:
+        teacher: The teacher.
+        tokenizer: The student's tokenizer.
+
+    Raises:
+        MethodMisfit: The vocabularies differ.
+    """
+    theirs, ours = teacher.tokenizer.get_vocab(), tokenizer.get_vocab()
+    if theirs == ours:
+        return
+    moved = sorted((token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token)), key=repr)
+    first = moved[0]
+    raise MethodMisfit(
+        f"Teacher and student have different vocabularies: {len(moved):,} tokens have another id or are in one of them "
+        f"only, {first!r} for instance (teacher: {theirs.get(first)}, student: {ours.get(first)}). Soft targets by "
+        "token need one tokenizer: start the student from a model of the teacher's family, or train it on texts that "
+        "the teacher writes."
+    )
+
+
+def align_labels(
+    teacher_logits: Tensor, teacher_label2id: Mapping[str, int], student_label2id: Mapping[str, int]
+) -> Tensor:
+    """Puts a teacher's classes into the student's order, by their names.
+
+    Args:
+        teacher_logits: [..., classes] in the teacher's order.
+        teacher_label2id: The teacher's classes and their positions.
+        student_label2id: The student's.
+
+    Returns:
+        Logits [..., classes] in the student's order.
+
+    Raises:
+        LabelError: The two know different classes.
+    """
+    order = label_order(teacher_label2id, student_label2id)
+    if order == list(range(teacher_logits.shape[-1])):
+        return teacher_logits
+    return teacher_logits[..., torch.tensor(order, device=teacher_logits.device)]
+
+
+def label_order(teacher_label2id: Mapping[str, int], student_label2id: Mapping[str, int]) -> list[int]:
+    """For each class of the student, in its order, the teacher's position of it.
+
+    Raises:
+        LabelError: The two know different classes.
+    """
+    lacking = sorted(student_label2id.keys() - teacher_label2id.keys())
+    unknown = sorted(teacher_label2id.keys() - student_label2id.keys())
+    if lacking or unknown:
+        parts = [f"the teacher does not know {', '.join(lacking)}"] if lacking else []
+        parts += [f"the student does not know {', '.join(unknown)}"] if unknown else []
+        raise LabelError(
+            f"Teacher and student have different classes: {'; '.join(parts)}. Train both on the same set of labels, "
+            "or rename the teacher's in its config (label2id and id2label)."
+        )
+    return [teacher_label2id[name] for name in sorted(student_label2id, key=lambda name: student_label2id[name])]
+
+
+@contextlib.contextmanager
+def answering(model: nn.Module, device: torch.device | str | None = None) -> Iterator[None]:
+    """Without dropout and on a device, inside the block; every module is as it was afterwards."""
+    home = device_of(model)
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        if device is not None:
+            model.to(device)
+        yield
+    finally:
+        if device is not None:
+            model.to(home)
+        for module in training:
+            module.training = True
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a model's weights, which may all be buffers where it is quantized."""
+    for tensors in (model.parameters(), model.buffers()):
+        for tensor in tensors:
+            return tensor.device
+    return torch.device("cpu")
+
+
+@torch.inference_mode(False)
+def _ordinary_tensor(rows: int, classes: int) -> Tensor:
+    # One that was made in inference mode could not take part in a training.
+    return torch.empty(rows, classes, dtype=torch.float32)
+
+
+def _most_tokens(model: Any, tokenizer: Any) -> int:
+    config = getattr(model, "config", None)
+    positions = getattr(config, "max_position_embeddings", None) or _NO_LIMIT
+    if getattr(config, "model_type", None) in _POSITIONS_AFTER_PADDING:
+        positions -= cast(Any, config).pad_token_id + 1
+    return int(min(tokenizer.model_max_length, positions))
+
+
+def _taken_by(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    known = inspect.signature(model.forward).parameters
+    return {name: value for name, value in batch.items() if name in known and name != "labels"}
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"\0{name}\0".encode())
+        if isinstance(value, Tensor):
+            plain = value.detach().cpu().contiguous()
+            digest.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
+            digest.update(plain.flatten().view(torch.uint8).numpy().data)
+        else:
+            digest.update(repr(value).encode())
+    return digest.hexdigest()
+
+
+def _tokenizer_content(tokenizer: Any) -> Any:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return hashlib.sha256(backend.to_str().encode()).hexdigest()
+    return type(tokenizer).__qualname__, dict(tokenizer.get_vocab()) if hasattr(tokenizer, "get_vocab") else None

@@ -1,0 +1,5 @@
+"""DataDreamer's name for the embedders of `datadreamer_like.models`."""
+
+from datadreamer_like.models import Embedder, SentenceTransformersEmbedder
+
+__all__ = ["Embedder", "SentenceTransformersEmbedder"]

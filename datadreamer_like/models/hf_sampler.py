@@ -1,0 +1,122 @@
+# ruff: noqa: TID253  (loaded only by models that have loaded torch)
+"""Choosing the next tokens of a batch whose rows must not depend on each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .generation import Sampling, TokenLogprob
+
+
+class RowSampler:
+    """A logits processor that leaves greedy search nothing but the token that was drawn for each row.
+
+    Every row draws from a generator of its own: by the Gumbel-max trick (Gumbel, 1954), the largest of logits plus
+    independent Gumbel noise is a sample of their softmax. So a seed gives the same text whatever else is in the
+    batch, which sampling with torch's one global generator does not.
+
+    Args:
+        sampling: The options.
+        seeds: A seed for each row; None for one that is random.
+        device: Where the logits are.
+    """
+
+    def __init__(self, sampling: Sampling, seeds: Sequence[int | None], device: torch.device) -> None:
+        from transformers import generation
+
+        self._top = sampling.top_logprobs
+        self._shaping: list[Any] = []
+        if sampling.repetition_penalty is not None:
+            self._shaping.append(generation.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+        self._bias = sampling.logit_bias or {}
+        self._cutting: list[Any] = []
+        if not sampling.deterministic:
+            if sampling.temperature != 1.0:
+                self._cutting.append(generation.TemperatureLogitsWarper(float(sampling.temperature)))
+            if top_k := sampling.extra.get("top_k"):
+                self._cutting.append(generation.TopKLogitsWarper(top_k))
+            if sampling.top_p < 1.0:
+                self._cutting.append(generation.TopPLogitsWarper(sampling.top_p))
+            if min_p := sampling.extra.get("min_p"):
+                self._cutting.append(generation.MinPLogitsWarper(min_p))
+        self._generators = [] if sampling.deterministic else [_generator(seed, device) for seed in seeds]
+        # For each step: chosen ids [rows], their log-probabilities [rows], top ids and log-probabilities [rows, k].
+        self._steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
+        """Returns scores [rows, vocabulary] whose maximum is the token to take."""
+        raw: torch.Tensor = scores.float()
+        shaped = raw
+        for processor in self._shaping:
+            shaped = processor(input_ids, shaped)
+        if self._bias:
+            shaped = shaped.clone()
+            for token, bias in self._bias.items():
+                shaped[:, int(token)] += float(bias)
+        for processor in self._cutting:
+            shaped = processor(input_ids, shaped)
+        if self._generators:
+            noise = torch.empty_like(shaped)
+            for row, generator in enumerate(self._generators):
+                noise[row].exponential_(generator=generator)
+            shaped = shaped - noise.log()
+        if self._top is not None:
+            self._record(raw, shaped.argmax(dim=-1), self._top)
+        return shaped
+
+    def _record(self, raw: torch.Tensor, chosen: torch.Tensor, top: int) -> None:
+        logprobs = raw.log_softmax(dim=-1)
+        best = logprobs.topk(min(top, logprobs.shape[-1]), dim=-1)
+        own = logprobs.gather(-1, chosen[:, None])[:, 0]
+        self._steps.append((chosen.cpu(), own.cpu(), best.indices.cpu(), best.values.cpu()))
+
+    def logprobs(self, row: int, length: int, tokenizer: Any) -> list[TokenLogprob]:
+        """Returns the log-probabilities of a row's first `length` tokens, as the model itself gave them."""
+        tokens = []
+        for chosen, own, indices, values in self._steps[:length]:
+            top = zip(indices[row].tolist(), values[row].tolist(), strict=True)
+            tokens.append(
+                TokenLogprob(
+                    tokenizer.decode([int(chosen[row])]),
+                    float(own[row]),
+                    tuple((tokenizer.decode([token]), logprob) for token, logprob in top),
+                )
+            )
+        return tokens
+
+
+class StopTexts:
+    """A stopping criterion that ends a row when one of some texts has come up in it.
+
+    Args:
+        stop: The texts.
+        tokenizer: Turns ids to text.
+        prompt_length: Ids at the start of each row that are not looked at.
+    """
+
+    def __init__(self, stop: Sequence[str], tokenizer: Any, prompt_length: int) -> None:
+        self._stop = stop
+        self._tokenizer = tokenizer
+        self._prompt_length = prompt_length
+        # A token is at least one byte, so a stop text lies within as many of the last tokens as it has bytes; a few
+        # more, because the first of them may decode differently at the start of a text.
+        self._reach = max(len(text.encode()) for text in stop) + 4
+
+    def __call__(self, input_ids: torch.LongTensor, scores: object, **_: object) -> torch.Tensor:
+        """Returns for each row whether it has ended."""
+        start = max(self._prompt_length, input_ids.shape[1] - self._reach)
+        tails = self._tokenizer.batch_decode(input_ids[:, start:], skip_special_tokens=True)
+        ended = [any(text in tail for text in self._stop) for tail in tails]
+        return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
+
+
+def _generator(seed: int | None, device: torch.device) -> torch.Generator:
+    generator = torch.Generator(device=device)
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator

@@ -1,0 +1,292 @@
+"""LLMs that run in this process with Hugging Face transformers."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from datadreamer_like.errors import DefinitionError, PromptTooLong, require_extra
+
+from .chat_template import AUTO, Auto, checked, fill, given_text, is_text_template
+from .generation import Answer, Prompt, Request, Sampling
+from .hf_source import hf_source
+from .llm import LLM
+from .trained_model import model_max_length
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+
+class HFTransformers(LLM):
+    """A causal or sequence-to-sequence language model, run by transformers on the processor or the GPU.
+
+    Prompts go through it in batches of like length. With `seed=...` a prompt gets the same answer in any batch.
+    JSON schemas are for `LlamaCPP` and for APIs.
+
+    Args:
+        model_name: A folder, a trainer or stage or trained model, a `.gguf` file (its weights are unpacked), or a Hub
+            id. Pruned and quantized students of this package load as they are.
+        chat_prompt_template: `AUTO` takes the tokenizer's chat template, and the plain prompt if it has none; None takes
+            the plain prompt; a text with `{{prompt}}` (and `{{system_prompt}}`) is filled in; other text is Jinja code
+            over `messages`.
+        system_prompt: The system message; `AUTO` and None send none, and the template may put its own.
+        revision: Branch, tag or commit on the Hub.
+        trust_remote_code: Whether code in the model's repository may run here.
+        device: Where the model runs; a list of GPUs spreads it over them; None takes a GPU if there is one.
+        device_map: How to spread it, as accelerate understands it, in place of `device`.
+        dtype: Data type of the weights, such as "bfloat16"; by default float32 on the processor and the model's own on
+            a GPU.
+        quantization_config: Quantize while loading, as transformers understands it.
+        adapter_name: Folder or Hub id of a PEFT adapter to put on the model.
+        adapter_kwargs: Further arguments of `PeftModel.from_pretrained`.
+        cache_folder_path: Where answers are cached outside a session.
+        **kwargs: Further arguments of `from_pretrained`.
+
+    Raises:
+        MissingExtra: torch, transformers or, for an adapter, peft is not installed.
+        UnknownModel: The path does not exist.
+
+    Example:
+        >>> llm = HFTransformers("HuggingFaceTB/SmolLM2-135M-Instruct")  # doctest: +SKIP
+        >>> llm.run(["Name three colours."], max_new_tokens=20, batch_size=32)  # doctest: +SKIP
+        ['Red, blue and green.']
+    """
+
+    extra_options: ClassVar[frozenset[str]] = frozenset({"top_k", "min_p"})
+
+    def __init__(
+        self,
+        model_name: str | os.PathLike[str] | Any,
+        chat_prompt_template: str | Auto | None = AUTO,
+        system_prompt: str | Auto | None = AUTO,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        device: int | str | torch.device | list[int | str | torch.device] | None = None,
+        device_map: Mapping[str, Any] | str | None = None,
+        dtype: str | torch.dtype | None = None,
+        quantization_config: Any = None,
+        adapter_name: str | None = None,
+        adapter_kwargs: Mapping[str, Any] | None = None,
+        cache_folder_path: str | Path | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(cache_folder_path)
+        require_extra("train", "torch", "transformers", what="HFTransformers")
+        if adapter_name is not None:
+            require_extra("train", "peft", what="An adapter")
+        self._source = hf_source(model_name, revision)
+        if self._source.gguf_file is not None:
+            require_extra("gguf", "gguf", what="HFTransformers with a .gguf file")
+        self._adapter = hf_source(adapter_name) if adapter_name is not None else None
+        self.model_name = str(model_name) if isinstance(model_name, str | os.PathLike) else self._source.name
+        self.chat_prompt_template = checked("chat_prompt_template", chat_prompt_template)
+        self.system_prompt = checked("system_prompt", system_prompt)
+        self.trust_remote_code = trust_remote_code
+        self.device = device
+        self.device_map = device_map
+        self.dtype = dtype
+        self.quantization_config = quantization_config
+        self.adapter_kwargs = dict(adapter_kwargs or {})
+        self.kwargs = kwargs
+
+    # What is loaded, each part when it is first needed.
+
+    @cached_property
+    def config(self) -> Any:
+        """The model's transformers config."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self._source.name, **self._loading_options)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer; a given Jinja template is in the place of its own."""
+        from transformers import AutoTokenizer
+
+        tokenizer: Any = AutoTokenizer.from_pretrained(self._source.name, **self._loading_options)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        # Generation goes on where a row ends, so padding stands before it; an encoder reads what is before it.
+        tokenizer.padding_side = "right" if self.config.is_encoder_decoder else "left"
+        template = given_text(self.chat_prompt_template)
+        if template is not None and not is_text_template(template):
+            tokenizer.chat_template = template
+        return tokenizer  # type: ignore[no-any-return]
+
+    @cached_property
+    def model(self) -> Any:
+        """The model, in evaluation mode, on its device."""
+        import transformers
+
+        # Teaches transformers to load the students that this package has pruned and quantized.
+        from datadreamer_like import formats
+
+        formats.layouts  # noqa: B018  (a lazy room is imported when it is first touched)
+        kind = "AutoModelForSeq2SeqLM" if self.config.is_encoder_decoder else "AutoModelForCausalLM"
+        device, placing = self._placing()
+        model: Any = getattr(transformers, kind).from_pretrained(
+            self._source.name, **self._loading_options, **self._typing(device), **placing, **self.kwargs
+        )
+        if self._adapter is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, self._adapter.name, **self.adapter_kwargs)
+        if not placing and self.quantization_config is None:
+            model = model.to(device)
+        return model.eval()
+
+    @property
+    def _loading_options(self) -> dict[str, Any]:
+        return {"trust_remote_code": self.trust_remote_code, **self._source.options}
+
+    def _typing(self, device: Any) -> dict[str, Any]:
+        options: dict[str, Any] = {}
+        if self.quantization_config is not None:
+            options["quantization_config"] = self.quantization_config
+        if self.dtype is not None:
+            options["dtype"] = self.dtype
+        elif getattr(self.config, "quantization_config", None) is None:
+            # Processors without bf16 units compute in it several times slower than in float32.
+            options["dtype"] = "float32" if str(device) == "cpu" else "auto"
+        return options
+
+    def _placing(self) -> tuple[Any, dict[str, Any]]:
+        """Returns the device, and the arguments that spread the model where it goes to several."""
+        import torch
+
+        if self.device_map is not None:
+            return "map", {"device_map": self.device_map}
+        if isinstance(self.device, list):
+            free = {device: torch.cuda.mem_get_info(device)[0] for device in self.device}
+            return "map", {"device_map": "auto", "max_memory": free}
+        if self.device is not None:
+            return torch.device(self.device), {}
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu"), {}
+
+    # What the pipeline asks.
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the model's content or name, and all options that decide an answer."""
+        return {
+            "model": self._source.identity,
+            "adapter": self._adapter.identity if self._adapter is not None else None,
+            "adapter_kwargs": self.adapter_kwargs,
+            "chat_prompt_template": self.chat_prompt_template,
+            "system_prompt": given_text(self.system_prompt),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "quantization_config": _plain(self.quantization_config),
+            "kwargs": self.kwargs,
+        }
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuses shaped answers, and more new tokens than the context holds."""
+        if sampling.response_format is not None:
+            raise DefinitionError(
+                "HFTransformers cannot keep answers to a JSON schema or response_format. Use LlamaCPP, or an API."
+            )
+        wanted = sampling.max_new_tokens
+        if wanted is not None and not self.config.is_encoder_decoder and wanted >= self._context_length:
+            raise DefinitionError(
+                f"max_new_tokens={wanted} leaves no room for a prompt: {self.display_name} has a context of "
+                f"{self._context_length} tokens. Lower it."
+            )
+
+    def answer_batch(self, requests: Sequence[Request]) -> Sequence[Answer]:
+        """Answers requests of one sampling together; an over-long prompt fails alone."""
+        sampling = requests[0].sampling
+        ids = [self._ids(request.prompt) for request in requests]
+        room = self.get_max_context_length(sampling.max_new_tokens or 1)
+        fitting = [index for index, row in enumerate(ids) if len(row) <= room]
+        answers = [
+            Answer.failed(
+                PromptTooLong(
+                    f"The prompt has {len(row)} tokens; {self.display_name} has room for {room} beside the new ones. "
+                    "Shorten it, or lower max_new_tokens."
+                )
+            )
+            for row in ids
+        ]
+        if fitting:
+            from .hf_generate import generate
+
+            generated = generate(
+                self.model,
+                self.tokenizer,
+                [ids[index] for index in fitting],
+                sampling,
+                [requests[index].seed for index in fitting],
+                self._context_length,
+            )
+            for index, answer in zip(fitting, generated, strict=True):
+                answers[index] = answer
+        return answers
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        tokenizer: Any = self.tokenizer
+        template = self.chat_prompt_template
+        chat = tokenizer.chat_template is not None and template is not None and not is_text_template(template)
+        if chat or not isinstance(prompt, str):
+            messages = Request(prompt, Sampling()).messages(given_text(self.system_prompt))
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        else:
+            text = fill(template, prompt, given_text(self.system_prompt)) if isinstance(template, str) else prompt
+            begins = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+            ids = tokenizer(text, add_special_tokens=not begins)["input_ids"]
+        # A model that adds no token of its own has nothing to start from with an empty prompt.
+        return list(ids) or [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
+
+    @property
+    def _context_length(self) -> int:
+        return model_max_length(self.config, self.tokenizer)
+
+    def count_tokens(self, value: str) -> int:
+        """Returns the number of tokens of a text."""
+        tokenizer: Any = self.tokenizer
+        return len(tokenizer(value, add_special_tokens=False)["input_ids"])
+
+    def final_count_tokens(self, value: str) -> int:
+        """Returns the number of tokens of a text as a whole prompt, with the chat template's own tokens."""
+        return len(self._ids(value))
+
+    def get_max_context_length(self, max_new_tokens: int | None) -> int:
+        """Returns how many tokens a prompt may have; what an encoder reads shares no room with the answer."""
+        return self._context_length - (0 if self.config.is_encoder_decoder else max_new_tokens or 0)
+
+    @property
+    def model_card(self) -> str | None:
+        """Address of the model's card on the Hub."""
+        return self._source.model_card
+
+    @property
+    def license(self) -> str | None:
+        """The model's licence, where its README or file states it."""
+        return self._source.license
+
+    @property
+    def citation(self) -> list[str] | None:
+        """BibTeX entries in the model's README."""
+        return self._source.citation
+
+    def unload_model(self) -> None:
+        """Frees the model's memory; it is loaded again when it is needed."""
+        self.__dict__.pop("tokenizer", None)
+        if self.__dict__.pop("model", None) is not None:
+            import torch
+
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("model", "tokenizer", "config")}
+
+
+def _plain(quantization_config: Any) -> Any:
+    to_dict = getattr(quantization_config, "to_dict", None)
+    return to_dict() if to_dict is not None else quantization_config

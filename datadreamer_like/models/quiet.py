@@ -1,0 +1,28 @@
+"""Hugging Face libraries without their logs and progress bars: the session shows its own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from datadreamer_like.graph import current_session
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences transformers inside the block, unless the session was opened with `hf_log=True`."""
+    from transformers import logging
+
+    session = current_session()
+    if session is not None and session.hf_log:
+        yield
+        return
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

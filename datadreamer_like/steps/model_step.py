@@ -1,0 +1,89 @@
+"""The base of steps that ask a model other than an LLM: an embedder, a retriever, a task model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from datadreamer_like.errors import DefinitionError, did_you_mean
+from datadreamer_like.graph.card import DataCardType
+from datadreamer_like.graph.dataset import Batch
+
+from .asking import answered
+from .step import Step
+from .step_output import LazyRowBatches
+
+
+class ModelStep(Step):
+    """Base of steps with one input, one model, and one answer a row; None in, or a failed row, gives None.
+
+    Attributes:
+        model_arg: Name of the argument that holds the model.
+        answers_to: Names of the input, which is also an output, and of the output for the answers.
+    """
+
+    neutral_args: ClassVar[frozenset[str]] = Step.neutral_args | {
+        "batch_size",
+        "batch_scheduler_buffer_size",
+        "adaptive_batch_size",
+        "concurrency",
+        "progress_interval",
+        "cache_only",
+        "verbose",
+        "log_level",
+    }
+
+    model_arg: ClassVar[str]
+    answers_to: ClassVar[tuple[str, str]]
+
+    def register_model(self, kind: type, help: str) -> None:
+        """Registers what every such step takes."""
+        self.register_arg(self.model_arg, type=kind, help=help)
+        self.register_arg(
+            "lazy", required=False, default=False, type=bool, help="Ask when the rows are asked for, and keep nothing."
+        )
+
+    def run(self) -> LazyRowBatches:
+        """Asks the model."""
+        model = self.args[self.model_arg]
+        for kind in ("model_name", "license", "model_card"):
+            heading = {"model_name": DataCardType.MODEL_NAME, "license": DataCardType.LICENSE}
+            fact = getattr(model, kind, None)
+            self.register_data_card(heading.get(kind, DataCardType.MODEL_CARD), fact)
+        for citation in model.citation or ():
+            self.register_data_card(DataCardType.CITATION, citation)
+        return LazyRowBatches(self.asked, total_num_rows=self._column.num_rows, save=not self.args["lazy"])
+
+    def asked(self) -> Iterator[Batch]:
+        """Yields the rows with their answers."""
+        given, made = self.answers_to
+        name = self._column.column_names[0]
+        portions = ((batch[name], {given: batch[name]}) for batch in self._column.batches())
+        for answers, rows in answered(portions, self._ask):
+            yield {**rows, made: answers}
+
+    @property
+    def _column(self) -> Any:
+        return self._inputs[self.answers_to[0]]
+
+    def _ask(self, values: Iterator[Any]) -> Iterator[Any]:
+        given = {name for name in self._args if name not in (self.model_arg, "lazy")}
+        options = {name: self._args[name] for name in given if self._args[name] is not None}
+        total = {f"total_num_{self.answers_to[0]}": self._column.num_rows}
+        yield from self._args[self.model_arg].run(values, return_generator=True, **total, **options)
+
+    def _takes_extra(self, what: str) -> bool:
+        return what == "argument"
+
+    def _checked_args(self, given: dict[str, Any]) -> dict[str, Any]:
+        args = super()._checked_args(given)
+        known = _options_of(args[self.model_arg])
+        for name in given:
+            if name not in self._arg_specs and known is not None and name not in known:
+                raise DefinitionError(
+                    f'"{self.name}" has no argument "{name}", and its {self.model_arg} has no such option.'
+                    f"{did_you_mean(name, {*self._arg_specs, *known})} The step takes: {', '.join(self._arg_specs)}. "
+                    f"The {self.model_arg} takes: {', '.join(sorted(known - set(self._arg_specs)))}."
+                )
+        return args

@@ -1,0 +1,525 @@
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import pickle
+import random
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from flaky_server import FlakyServer, Reply, error, prompt_of
+
+from datadreamer_like.errors import (
+    AuthenticationFailed,
+    BadRequest,
+    DefinitionError,
+    MalformedAnswer,
+    ModelError,
+    PromptTooLong,
+    RateLimited,
+    Unavailable,
+    UnknownModel,
+)
+from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.meter import Meter, metered
+from datadreamer_like.models import OpenAI
+from datadreamer_like.models.openai_errors import ERRORS_BY_CLASS, model_error, retry_after
+from datadreamer_like.storage.answers import AnswerStore
+
+PROMPTS = [f"prompt {number}" for number in range(40)]
+
+
+@pytest.fixture(autouse=True)
+def _no_key_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datadreamer_like.models.backoff._FIRST_SECONDS", 0.005)
+
+
+def client(server: FlakyServer, folder: Path, **options: Any) -> OpenAI:
+    return OpenAI("m", base_url=server.url, cache_folder_path=folder, **options)
+
+
+def echoes(prompts: list[str]) -> list[str]:
+    return [f"echo: {prompt}" for prompt in prompts]
+
+
+# Against a real server with a real model
+
+
+@pytest.fixture(scope="module")
+def llama_url(smollm_gguf: Path) -> Iterator[str]:
+    import xllamacpp
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    params = xllamacpp.CommonParams()
+    params.model.path = str(smollm_gguf)
+    params.n_ctx, params.n_parallel, params.cpuparams.n_threads, params.port, params.verbosity = 1_024, 2, 1, port, 0
+    server = xllamacpp.Server(params)
+    yield f"http://127.0.0.1:{port}/v1"
+    del server
+
+
+def test_a_real_server_answers_in_words_with_usage(llama_url: str, tmp_path: Path) -> None:
+    llm = OpenAI("smollm", base_url=llama_url, cache_folder_path=tmp_path)
+    prompts = ["What is the capital of France?", "Name a colour."]
+    paris, colour = llm.answers(prompts, max_new_tokens=24, concurrency=2)
+    assert len(str(paris.text).split()) > 2
+    assert colour.text
+    assert paris.prompt_tokens > 5
+    assert 1 <= paris.completion_tokens <= 24
+    assert set(paris.finish_reasons) <= {"stop", "length"}
+    assert llm.run(prompts, max_new_tokens=24, cache_only=True) == [paris.text, colour.text]
+
+
+def test_a_real_server_gives_n_samples_with_log_probabilities(llama_url: str, tmp_path: Path) -> None:
+    llm = OpenAI("smollm", base_url=llama_url, cache_folder_path=tmp_path)
+    (answer,) = llm.answers(["Name an animal."], n=3, max_new_tokens=6, top_p=1.0, top_logprobs=4, seed=5)
+    assert len(answer.texts) == 3
+    assert len(set(answer.texts)) > 1
+    assert answer.logprobs is not None
+    for text, tokens in zip(answer.texts, answer.logprobs, strict=True):
+        assert "".join(token.token for token in tokens).strip().startswith(str(text).strip())
+        for token in tokens:
+            assert token.logprob <= 0
+            assert len(token.top) == 4
+            assert [p for _, p in token.top] == sorted((p for _, p in token.top), reverse=True)
+
+
+def test_a_real_server_refuses_an_over_long_prompt_and_the_others_are_answered(llama_url: str, tmp_path: Path) -> None:
+    llm = OpenAI("smollm", base_url=llama_url, cache_folder_path=tmp_path)
+    before, long, after = llm.answers(["Say hi.", "long " * 2_000, "Say bye."], max_new_tokens=4)
+    assert before.text
+    assert after.text
+    assert isinstance(long.error, PromptTooLong)
+    assert "2031" in str(long.error)
+
+
+def test_a_real_server_honours_a_json_schema(llama_url: str, tmp_path: Path) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    llm = OpenAI("smollm", base_url=llama_url, cache_folder_path=tmp_path)
+    (text,) = llm.run(["The capital of France, as JSON."], json_schema=schema, max_new_tokens=40)
+    assert set(json.loads(text)) == {"city"}
+
+
+def test_the_context_window_is_what_the_server_says(llama_url: str, tmp_path: Path) -> None:
+    llm = OpenAI("smollm", base_url=llama_url, cache_folder_path=tmp_path)
+    assert llm.get_max_context_length(max_new_tokens=100) == 512 - 100
+    prompt = llm.format_prompt(100, "Sort these.", ["word " * 20] * 100, "Begin.")
+    assert 3 < prompt.count("\n") < 100
+    (answer,) = llm.answers([prompt], max_new_tokens=2)
+    assert answer.error is None
+    llm.unload_model()
+
+
+# What a healthy server does not do
+
+
+def test_429_is_waited_out_as_retry_after_says_and_requests_grow_fewer(tmp_path: Path) -> None:
+    arrived: list[float] = []
+
+    def behave(body: dict[str, Any], before: int) -> Reply:
+        arrived.append(time.monotonic())
+        if len(arrived) <= 4:
+            return error(429, "slow down", headers={"retry-after": "0.5"})
+        return Reply("fine", seconds=0.01)
+
+    with FlakyServer(behave) as server:
+        assert client(server, tmp_path).run(PROMPTS, concurrency=4) == ["fine"] * 40
+    assert arrived[4] - arrived[3] >= 0.45
+    assert sum(server.seen.values()) == 44
+
+
+def test_retry_after_is_read_as_seconds_milliseconds_and_date() -> None:
+    class Response:
+        def __init__(self, **headers: str) -> None:
+            self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+    assert retry_after(Response(retry_after="7")) == 7.0
+    assert retry_after(Response(retry_after_ms="250")) == 0.25
+    soon = retry_after(Response(retry_after=format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)))
+    assert soon is not None
+    assert 28 < soon <= 30
+    past = format_datetime(datetime.now(UTC) - timedelta(days=1), usegmt=True)
+    assert retry_after(Response(retry_after=past)) == 0.0
+    assert retry_after(Response(retry_after="tomorrow")) is None
+    assert retry_after(Response()) is None
+    assert retry_after(None) is None
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        error(500, "oops"),
+        error(503, "busy", headers={"retry-after": "0"}),
+        error(408, "slow"),
+        error(409, "conflict"),
+        Reply(status=502, body=b"<html>bad gateway</html>", headers={"content-type": "text/html"}),
+        Reply(drop=True),
+        Reply(seconds=30),
+        Reply(body=b'{"id": "x", "choi'),
+        Reply(body=b'{"id": "x"}'),
+        Reply(body=b"[1, 2]"),
+        Reply(body=b"<html>hello</html>", headers={"content-type": "text/html"}),
+        Reply(choices=0),
+    ],
+    ids=["500", "503", "408", "409", "502", "drop", "hang", "cut", "empty", "list", "html", "no-choices"],
+)
+def test_trouble_that_passes_is_retried_and_every_row_answered(trouble: Reply, tmp_path: Path) -> None:
+    def behave(body: dict[str, Any], before: int) -> Reply:
+        return (
+            trouble if before == 0 and int(prompt_of(body).split()[1]) % 4 == 1 else Reply(f"echo: {prompt_of(body)}")
+        )
+
+    with FlakyServer(behave) as server:
+        assert client(server, tmp_path, timeout=0.5).run(PROMPTS) == echoes(PROMPTS)
+    assert sum(server.seen.values()) == 50
+
+
+def test_trouble_that_stays_fails_its_row_alone_and_is_sent_again_by_the_next_run(tmp_path: Path) -> None:
+    def behave(body: dict[str, Any], before: int) -> Reply:
+        return error(500, "poison") if prompt_of(body) == "prompt 3" else Reply(f"echo: {prompt_of(body)}")
+
+    expected: list[Any] = echoes(PROMPTS)
+    expected[3] = None
+    with FlakyServer(behave) as server:
+        llm = client(server, tmp_path)
+        llm.max_tries = 3
+        meter = Meter()
+        with metered(meter):
+            assert llm.run(PROMPTS) == expected
+        assert server.seen["prompt 3"] == 3
+        assert list(meter.failures) == [3]
+        assert "poison" in meter.failures[3]
+        assert (meter.prompt_tokens, meter.completion_tokens) == (39 * 3, 39 * 2)
+        assert llm.run(PROMPTS) == expected
+        assert sum(server.seen.values()) == 39 + 6
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        (error(401, "Incorrect API key provided: sk-secret-123456.", code="invalid_api_key"), AuthenticationFailed),
+        (error(403, "not for you"), AuthenticationFailed),
+        (error(429, "no credit", code="insufficient_quota"), AuthenticationFailed),
+        (error(404, "no such model", code="model_not_found"), UnknownModel),
+    ],
+)
+def test_what_no_retry_can_mend_ends_the_run_at_once(reply: Reply, kind: type[ModelError], tmp_path: Path) -> None:
+    with FlakyServer(lambda body, before: reply) as server:
+        llm = client(server, tmp_path, api_key="sk-secret-123456")
+        with pytest.raises(kind) as caught:
+            llm.run((f"{number}" for number in range(100_000)), concurrency=4)
+    assert sum(server.seen.values()) <= 4
+    assert "secret" not in str(caught.value)
+
+
+def test_no_server_at_all_is_said_and_not_tried_a_million_times(tmp_path: Path) -> None:
+    llm = OpenAI("m", base_url="http://127.0.0.1:9/v1", cache_folder_path=tmp_path)
+    llm.max_tries = 2
+    with pytest.raises(Unavailable, match="127.0.0.1:9"):
+        llm.run((f"{number}" for number in range(1_000_000)), concurrency=3)
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "said"),
+    [
+        (Reply(None), MalformedAnswer, "no text"),
+        (Reply(None, finish_reason="content_filter"), ModelError, "content filter"),
+        (Reply(None, finish_reason="length"), ModelError, "max_new_tokens"),
+        (error(400, "flagged", code="content_policy_violation"), BadRequest, "flagged"),
+        (error(400, "This model's maximum context length is 10 tokens"), PromptTooLong, "context window"),
+        (error(413, "huge"), PromptTooLong, "huge"),
+        (error(422, "odd"), BadRequest, "odd"),
+    ],
+)
+def test_a_row_without_text_is_kept_with_its_error_and_never_ends_the_run(
+    reply: Reply, kind: type[ModelError], said: str, tmp_path: Path
+) -> None:
+    with FlakyServer(lambda body, before: reply if prompt_of(body) == "bad" else Reply("fine")) as server:
+        good, bad, also_good = client(server, tmp_path).answers(["good", "bad", "also good"])
+    assert (good.text, bad.text, also_good.text) == ("fine", None, "fine")
+    assert type(bad.error) is kind
+    assert said in str(bad.error)
+    assert server.seen["bad"] == 1
+
+
+def test_an_empty_text_is_an_answer(tmp_path: Path) -> None:
+    with FlakyServer(lambda body, before: Reply("")) as server:
+        assert client(server, tmp_path).run(["a"]) == [""]
+        assert client(server, tmp_path).run(["a"], cache_only=True) == [""]
+
+
+def test_a_text_with_half_a_character_can_be_written_to_a_file(tmp_path: Path) -> None:
+    with FlakyServer(lambda body, before: Reply("ok \ud83d 🤖")) as server:
+        (text,) = client(server, tmp_path).run(["a"])
+    assert text.encode() == "ok \ufffd 🤖".encode()
+
+
+# Scheduling
+
+
+def test_every_slot_is_kept_busy_when_latencies_vary(tmp_path: Path) -> None:
+    latencies = random.Random(0)
+    shares = []
+
+    def behave(body: dict[str, Any], before: int) -> Reply:
+        if sum(server.seen.values()) == 180:
+            shares.append(server.mean_at_once() / 10)
+        return Reply("fine", seconds=latencies.expovariate(1 / 0.1))
+
+    with FlakyServer(behave) as server:
+        client(server, tmp_path).run([f"{number}" for number in range(200)], concurrency=10)
+    assert server.most_at_once == 10
+    assert shares[0] >= 0.9
+
+
+def test_the_server_never_sees_more_at_once_than_was_asked_for(tmp_path: Path) -> None:
+    with FlakyServer(lambda body, before: Reply("fine", seconds=0.02)) as server:
+        client(server, tmp_path).run(PROMPTS, concurrency=3)
+    assert server.most_at_once == 3
+
+
+_KILLED = textwrap.dedent(
+    """
+    import sys
+    from datadreamer_like.models import OpenAI
+    llm = OpenAI("m", base_url=sys.argv[1], cache_folder_path=sys.argv[2])
+    for text in llm.run((f"prompt {n}" for n in range(300)), concurrency=8, return_generator=True):
+        print(text, flush=True)
+    """
+)
+
+
+def test_a_run_killed_again_and_again_repeats_no_more_than_was_under_way(tmp_path: Path) -> None:
+    def behave(body: dict[str, Any], before: int) -> Reply:
+        return Reply(f"echo: {prompt_of(body)}", seconds=0.02)
+
+    kill_after = random.Random(1)
+    output, under_way = "", 0
+    with FlakyServer(behave) as server:
+        command = [sys.executable, "-c", _KILLED, server.url, str(tmp_path)]
+        for _ in range(4):
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            wanted = sum(server.seen.values()) + kill_after.randint(20, 60)
+            while sum(server.seen.values()) < wanted and process.poll() is None:
+                time.sleep(0.005)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            under_way += 8
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert output.splitlines() == echoes([f"prompt {number}" for number in range(300)])
+    assert sum(server.seen.values()) - 300 <= under_way
+
+
+def test_two_processes_share_one_store(tmp_path: Path) -> None:
+    with FlakyServer(lambda body, before: Reply(f"echo: {prompt_of(body)}", seconds=0.005)) as server:
+        command = [sys.executable, "-c", _KILLED, server.url, str(tmp_path)]
+        both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        outputs = [process.communicate()[0] for process in both]
+        assert [process.returncode for process in both] == [0, 0]
+        assert outputs[0].splitlines() == outputs[1].splitlines() == echoes([f"prompt {n}" for n in range(300)])
+        asked = sum(server.seen.values())
+        client(server, tmp_path).run([f"prompt {number}" for number in range(300)])
+        assert sum(server.seen.values()) == asked
+    assert len(list(tmp_path.glob("*.sqlite"))) == 1
+
+
+def test_clients_and_threads_are_gone_when_a_run_ends(tmp_path: Path) -> None:
+    with FlakyServer() as server:
+        llm = client(server, tmp_path)
+        llm.run(PROMPTS)
+        assert llm._clients == {}
+        texts = llm.run((f"other {number}" for number in range(10_000)), return_generator=True)
+        next(texts)
+        texts.close()
+        assert llm._clients == {}
+        assert not any(thread.name == "datadreamer_like-requests" for thread in threading.enumerate())
+
+
+# Requests
+
+
+def test_a_request_says_what_was_asked_and_no_more(tmp_path: Path) -> None:
+    with FlakyServer() as server:
+        llm = client(server, tmp_path, system_prompt="Be brief.")
+        llm.run(["a"])
+        llm.run(
+            [[{"role": "system", "content": "Be long."}, {"role": "user", "content": "b"}]],
+            max_new_tokens=7, temperature=0.5, top_p=0.9, stop=["x", "y"], seed=3, logit_bias={5: -1.0},
+            repetition_penalty=1.2, presence_penalty=0.1, top_logprobs=0, response_format={"type": "json_object"},
+        )  # fmt: skip
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a"}]
+    assert server.requests[0] == {"model": "m", "messages": messages, "temperature": 0.0}
+    assert server.requests[1] == {
+        "model": "m",
+        "messages": [{"role": "system", "content": "Be long."}, {"role": "user", "content": "b"}],
+        "max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "stop": ["x", "y"], "seed": 3, "logit_bias": {"5": -1.0},
+        "repetition_penalty": 1.2, "repeat_penalty": 1.2, "presence_penalty": 0.1, "logprobs": True,
+        "response_format": {"type": "json_object"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("refusing", [False, True])
+def test_n_answers_come_one_by_one_from_a_server_without_n(refusing: bool, tmp_path: Path) -> None:
+    def behave(body: dict[str, Any], before: int) -> Reply:
+        if refusing and "n" in body:
+            return error(400, "no n", param="n", code="unsupported_parameter")
+        return Reply(f"{before}", choices=1)
+
+    with FlakyServer(behave) as server:
+        (texts,) = client(server, tmp_path).run(["a"], n=3, top_p=1.0, seed=5)
+    assert len(texts) == 3
+    assert [body["seed"] for body in server.requests][-3:] == ([5, 6, 7])
+    assert sum(server.seen.values()) == 3 + refusing
+
+
+def test_a_parameter_that_the_model_does_not_take_is_left_out_from_then_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def behave(body: dict[str, Any], before: int) -> Reply:
+        for name in ("max_tokens", "temperature"):
+            if name in body:
+                return error(400, f"Unsupported: {name}", param=name, code="unsupported_parameter")
+        return Reply("fine")
+
+    with FlakyServer(behave) as server, caplog.at_level(logging.WARNING, "datadreamer_like"):
+        llm = client(server, tmp_path)
+        assert llm.run(PROMPTS, max_new_tokens=5, concurrency=4) == ["fine"] * 40
+        assert sum(server.seen.values()) <= 40 + 2 * 4
+        assert server.requests[-1]["max_completion_tokens"] == 5
+        assert [record.message for record in caplog.records if "temperature" in record.message] == [
+            "OpenAI (m) does not take temperature=0.0; it is left out, and its default holds."
+        ]
+
+
+# Identity and secrets
+
+
+def test_what_decides_an_answer_is_in_the_fingerprint_and_the_key_is_not() -> None:
+    def of(**options: Any) -> str:
+        return fingerprint(OpenAI(**{"model_name": "m", "base_url": "http://a/v1", "api_key": "k", **options}))
+
+    same = of()
+    assert of(api_key="other") == of(timeout=3.0) == of(retry_on_fail=False) == of(organization="o") == same
+    assert of(base_url="http://user:password@a/v1/?key=k") == same
+    others = [of(model_name="m2"), of(base_url="http://b/v1"), of(system_prompt="s"), of(system_prompt="")]
+    assert len({same, *others}) == 5
+
+
+def test_another_system_prompt_or_server_is_another_question(tmp_path: Path) -> None:
+    with FlakyServer() as server, FlakyServer() as other:
+        client(server, tmp_path).run(["a"])
+        client(server, tmp_path).run(["a"])
+        assert server.seen == {"a": 1}
+        client(server, tmp_path, system_prompt="Be brief.").run(["a"])
+        client(other, tmp_path).run(["a"])
+        assert (server.seen, other.seen) == ({"a": 2}, {"a": 1})
+
+
+def test_the_key_comes_from_the_environment_reaches_the_server_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    caplog.set_level(logging.DEBUG, "datadreamer_like")
+    reply = error(400, "bad request with sk-very-secret")
+    with FlakyServer(lambda body, before: reply if before else Reply("fine")) as server:
+        llm, meter = client(server, tmp_path), Meter()
+        with metered(meter):
+            llm.run(["a", "b", "a"], temperature=1.0, top_p=1.0)
+        assert server.headers[0]["authorization"] == "Bearer sk-very-secret"
+    files = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    written = files + pickle.dumps(llm) + repr(llm).encode() + str(meter.failures).encode() + caplog.text.encode()
+    assert meter.failed_rows == 1
+    assert b"very-secret" not in written
+    monkeypatch.delenv("OPENAI_API_KEY")
+    explicit = OpenAI("m", api_key="sk-very-secret")
+    assert b"very-secret" not in pickle.dumps(explicit)
+
+
+def test_a_missing_key_is_said_at_construction_unless_the_server_is_ones_own() -> None:
+    with pytest.raises(AuthenticationFailed, match="OPENAI_API_KEY"):
+        OpenAI("gpt-5-mini")
+    assert OpenAI("m", base_url="http://localhost:1/v1").display_name == "OpenAI (m)"
+
+
+def test_a_pickled_llm_answers(tmp_path: Path) -> None:
+    with FlakyServer() as server:
+        llm = client(server, tmp_path)
+        assert llm.client.base_url.port == server.port
+        llm.run(["a"])
+        again = pickle.loads(pickle.dumps(llm))
+        assert again.run(["a"], cache_only=True) == ["echo: a"]
+        assert again.run(["b"]) == ["echo: b"]
+        llm.unload_model()
+
+
+def test_openais_own_api_has_no_repetition_penalty_and_a_known_window() -> None:
+    llm = OpenAI("gpt-5-mini", api_key="k")
+    with pytest.raises(DefinitionError, match="presence_penalty"):
+        llm.run(["a"], repetition_penalty=1.1)
+    assert llm.get_max_context_length(1_000) == 127_000
+    assert OpenAI("m", api_key="k", max_context_length=50).get_max_context_length(10) == 40
+
+
+def test_every_exception_of_the_sdk_is_mapped_by_its_own_name_or_its_close_base() -> None:
+    modules = [openai, openai._exceptions]
+    classes = {
+        member
+        for module in modules
+        for member in list(vars(module).values())
+        if inspect.isclass(member)
+        and issubclass(member, Exception)
+        and member.__module__.startswith("openai")
+        and not member.__name__.startswith("_")
+    }
+    unmapped = sorted(kind.__name__ for kind in classes if kind.__name__ not in ERRORS_BY_CLASS)
+    assert not unmapped
+    assert {kind.__name__ for kind in classes} == set(ERRORS_BY_CLASS)
+
+
+def test_a_rate_limit_carries_the_time_to_wait() -> None:
+    import httpx2
+
+    response = httpx2.Response(429, headers={"retry-after": "9"}, request=httpx2.Request("POST", "http://a"))
+    mapped = model_error(openai.RateLimitError("slow", response=response, body=None), "m", "http://a")
+    assert isinstance(mapped, RateLimited)
+    assert mapped.retry_after == 9.0
+
+
+def test_answers_are_stored_before_the_next_request_of_their_slot(tmp_path: Path) -> None:
+    stored_when_asked: list[int] = []
+
+    def behave(body: dict[str, Any], before: int) -> Reply:
+        paths = list(tmp_path.glob("*.sqlite"))
+        with AnswerStore(paths[0]) as store:
+            stored_when_asked.append(len(store))
+        return Reply("fine")
+
+    with FlakyServer(behave) as server:
+        client(server, tmp_path).run(PROMPTS, concurrency=1)
+    assert stored_when_asked == list(range(40))
