@@ -26,6 +26,7 @@ from datadreamer_like.storage.folders import explained, locked, new_folder, swee
 from .manifest import Manifest
 from .meter import current_meter, metered
 from .progress import Progress, ProgressHandler, duration, usage
+from .tracebacks import show_errors_briefly
 
 if TYPE_CHECKING:
     from .node import Node
@@ -126,6 +127,7 @@ class DataDreamer:
         else:
             self._open_folder()
         self._start_logging()
+        show_errors_briefly()
         self._names.clear()
         self._token = _current.set(self)
         _last_started = self

@@ -16,7 +16,7 @@ from datadreamer_like.errors import DefinitionError
 
 Axis = int | tuple[int, ...] | None
 
-_BLOCK = 1 << 18  # elements; 512 KiB in fp32, which stays in a core's cache from the first pass to the last
+_BLOCK = 1 << 18  # elements; 1 MiB in fp32, which stays in a core's cache from the first pass to the last
 
 
 def absmax_quantize(

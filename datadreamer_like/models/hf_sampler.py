@@ -25,23 +25,23 @@ class RowSampler:
     """
 
     def __init__(self, sampling: Sampling, seeds: Sequence[int | None], device: torch.device) -> None:
-        from transformers import generation
+        from transformers.generation import logits_process
 
         self._top = sampling.top_logprobs
         self._shaping: list[Any] = []
         if sampling.repetition_penalty is not None:
-            self._shaping.append(generation.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+            self._shaping.append(logits_process.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
         self._bias = sampling.logit_bias or {}
         self._cutting: list[Any] = []
         if not sampling.deterministic:
             if sampling.temperature != 1.0:
-                self._cutting.append(generation.TemperatureLogitsWarper(float(sampling.temperature)))
+                self._cutting.append(logits_process.TemperatureLogitsWarper(float(sampling.temperature)))
             if top_k := sampling.extra.get("top_k"):
-                self._cutting.append(generation.TopKLogitsWarper(top_k))
+                self._cutting.append(logits_process.TopKLogitsWarper(top_k))
             if sampling.top_p < 1.0:
-                self._cutting.append(generation.TopPLogitsWarper(sampling.top_p))
+                self._cutting.append(logits_process.TopPLogitsWarper(sampling.top_p))
             if min_p := sampling.extra.get("min_p"):
-                self._cutting.append(generation.MinPLogitsWarper(min_p))
+                self._cutting.append(logits_process.MinPLogitsWarper(min_p))
         self._generators = [] if sampling.deterministic else [_generator(seed, device) for seed in seeds]
         # For each step: chosen ids [rows], their log-probabilities [rows], top ids and log-probabilities [rows, k].
         self._steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []

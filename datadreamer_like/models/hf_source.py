@@ -126,8 +126,7 @@ def hf_source(model: Any, revision: str | None = None) -> HFSource:
 @functools.lru_cache(maxsize=64)
 def _hub_readme(repo_id: str, revision: str | None) -> str:
     """Returns a repository's README, from the Hub's cache or the Hub; nothing when neither has it: never an error."""
-    from huggingface_hub import constants, get_session, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub import HfApi, constants, get_session, hf_hub_url, try_to_load_from_cache
 
     try:
         cached = try_to_load_from_cache(repo_id, "README.md", revision=revision)
@@ -136,7 +135,9 @@ def _hub_readme(repo_id: str, revision: str | None) -> str:
         if constants.is_offline_mode():
             return ""
         url = hf_hub_url(repo_id, "README.md", revision=revision)
-        answer = get_session().get(url, headers=build_hf_headers(), timeout=_README_SECONDS, follow_redirects=True)
+        answer = get_session().get(
+            url, headers=HfApi()._build_hf_headers(), timeout=_README_SECONDS, follow_redirects=True
+        )
         return str(answer.text) if answer.status_code == 200 else ""
     except Exception:  # a card without a licence is better than a run that stops for it
         return ""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from datadreamer_like.errors import DefinitionError, PromptTooLong, require_extra
+from typing_extensions import Unpack
+
+from datadreamer_like.errors import BadRequest, DefinitionError, PromptTooLong, require_extra
 
 from .chat_template import AUTO, Auto, checked, fill, given_text, is_text_template
-from .generation import Answer, Prompt, Request, Sampling
+from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
 from .hf_source import hf_source
 from .llm import LLM
 from .trained_model import model_max_length
@@ -31,9 +33,9 @@ class HFTransformers(LLM):
     Args:
         model_name: A folder, a trainer or stage or trained model, a `.gguf` file (its weights are unpacked), or a Hub
             id. Pruned and quantized students of this package load as they are.
-        chat_prompt_template: `AUTO` takes the tokenizer's chat template, and the plain prompt if it has none; None takes
-            the plain prompt; a text with `{{prompt}}` (and `{{system_prompt}}`) is filled in; other text is Jinja code
-            over `messages`.
+        chat_prompt_template: `AUTO` takes the tokenizer's chat template, and the plain prompt if it has none; None
+            takes the plain prompt; a text with `{{prompt}}` (and `{{system_prompt}}`) is filled in; other text is
+            Jinja code over `messages`.
         system_prompt: The system message; `AUTO` and None send none, and the template may put its own.
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Whether code in the model's repository may run here.
@@ -124,9 +126,8 @@ class HFTransformers(LLM):
         import transformers
 
         # Teaches transformers to load the students that this package has pruned and quantized.
-        from datadreamer_like import formats
+        import datadreamer_like.formats  # noqa: F401
 
-        formats.layouts  # noqa: B018  (a lazy room is imported when it is first touched)
         kind = "AutoModelForSeq2SeqLM" if self.config.is_encoder_decoder else "AutoModelForCausalLM"
         device, placing = self._placing()
         model: Any = getattr(transformers, kind).from_pretrained(
@@ -170,6 +171,11 @@ class HFTransformers(LLM):
 
     # What the pipeline asks.
 
+    def answers(self, prompts: Iterable[Prompt], **options: Unpack[GenerationOptions]) -> Iterator[Answer]:
+        """Like `LLM.answers`, with `adaptive_batch_size=True` unless it is given."""
+        options.setdefault("adaptive_batch_size", True)
+        return super().answers(prompts, **options)
+
     def identity(self) -> dict[str, Any]:
         """Returns the model's content or name, and all options that decide an answer."""
         return {
@@ -199,32 +205,38 @@ class HFTransformers(LLM):
     def answer_batch(self, requests: Sequence[Request]) -> Sequence[Answer]:
         """Answers requests of one sampling together; an over-long prompt fails alone."""
         sampling = requests[0].sampling
-        ids = [self._ids(request.prompt) for request in requests]
         room = self.get_max_context_length(sampling.max_new_tokens or 1)
-        fitting = [index for index, row in enumerate(ids) if len(row) <= room]
-        answers = [
-            Answer.failed(
-                PromptTooLong(
-                    f"The prompt has {len(row)} tokens; {self.display_name} has room for {room} beside the new ones. "
-                    "Shorten it, or lower max_new_tokens."
-                )
-            )
-            for row in ids
-        ]
-        if fitting:
+        answers: list[Answer | None] = [None] * len(requests)
+        ids: dict[int, list[int]] = {}
+        for index, request in enumerate(requests):
+            try:
+                ids[index] = self._fitting_ids(request.prompt, room)
+            except BadRequest as error:
+                answers[index] = Answer.failed(error)
+        if ids:
             from .hf_generate import generate
 
-            generated = generate(
-                self.model,
-                self.tokenizer,
-                [ids[index] for index in fitting],
-                sampling,
-                [requests[index].seed for index in fitting],
-                self._context_length,
-            )
-            for index, answer in zip(fitting, generated, strict=True):
+            seeds = [requests[index].seed for index in ids]
+            generated = generate(self.model, self.tokenizer, list(ids.values()), sampling, seeds, self._context_length)
+            for index, answer in zip(ids, generated, strict=True):
                 answers[index] = answer
-        return answers
+        return [answer for answer in answers if answer is not None]
+
+    def _fitting_ids(self, prompt: Prompt, room: int) -> list[int]:
+        try:
+            ids = self._ids(prompt)
+        except (ValueError, TypeError) as error:
+            raise BadRequest(f"The prompt cannot be turned into tokens: {error}") from error
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] != "jinja2":
+                raise
+            raise BadRequest(f"The chat template refuses the prompt: {error}") from error
+        if len(ids) > room:
+            raise PromptTooLong(
+                f"The prompt has {len(ids)} tokens; {self.display_name} has room for {room} beside the new ones. "
+                "Shorten it, or lower max_new_tokens."
+            )
+        return ids
 
     def _ids(self, prompt: Prompt) -> list[int]:
         tokenizer: Any = self.tokenizer

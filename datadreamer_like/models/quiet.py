@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 from datadreamer_like.graph import current_session
 
@@ -11,7 +12,9 @@ from datadreamer_like.graph import current_session
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silences transformers inside the block, unless the session was opened with `hf_log=True`."""
-    from transformers import logging
+    from transformers.utils import logging as logs
+
+    logging: Any = logs
 
     session = current_session()
     if session is not None and session.hf_log:

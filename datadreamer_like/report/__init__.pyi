@@ -4,5 +4,6 @@ from .pages import page as page
 from .table import Column as Column
 from .table import Interval as Interval
 from .table import Table as Table
+from .table import frame as frame
 
-__all__: list[str] = ["Column", "Interval", "Table", "figure", "page", "plots"]
+__all__: list[str] = ["Column", "Interval", "Table", "figure", "frame", "page", "plots"]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4D4D4D", "#8C6BB1")
 _INK, _SOFT, _RULE = "#1d2129", "#667085", "#e4e7ec"
 _STYLE: dict[str, Any] = {
-    "font.family": ["DejaVu Sans"],
+    "font.family": ["DejaVu Sans", "sans-serif"],
     "font.size": 9.5,
     "svg.fonttype": "none",
     "svg.hashsalt": "datadreamer_like",  # the same plot is the same file
@@ -50,7 +50,13 @@ class Mark:
 
 
 def tradeoff(
-    marks: Sequence[Mark], x_labels: Sequence[str], y_label: str, *, title: str = "", caption: str = "", ratio: float = 3
+    marks: Sequence[Mark],
+    x_labels: Sequence[str],
+    y_label: str,
+    *,
+    title: str = "",
+    caption: str = "",
+    ratio: float = 3,
 ) -> Figure:
     """Draws labelled marks with their bars in panels that share the upward axis.
 
@@ -161,37 +167,41 @@ def _error(value: float, ends: tuple[float, float] | None) -> list[list[float]] 
 
 
 def _label(axis: Axes, marks: Sequence[Mark], number: int) -> None:
-    """Writes each label beside its mark, on the side and at the height where it covers no other label or mark."""
+    """Writes each label beside its mark, on the side and at the height where it covers least of other things."""
     from matplotlib.transforms import Bbox
 
     figure: Any = axis.figure
     renderer = figure.canvas.get_renderer()
-    labels = [
-        (mark.label, x, mark.y, _COLOURS[index % len(_COLOURS)])
-        for index, mark in enumerate(marks)
-        if (x := mark.x[number]) is not None
-    ]
     inside = axis.get_window_extent(renderer)
-    places = [axis.transData.transform((x, y)) for _, x, y, _ in labels]
-    taken = [Bbox.from_extents(x - 7, y - 7, x + 7, y + 7) for x, y in places]
-    for index in sorted(range(len(labels)), key=lambda i: -places[i][1]):
-        text, x, y, colour = labels[index]
-        best, least = None, float("inf")
+    shown = [(index, mark, x) for index, mark in enumerate(marks) if (x := mark.x[number]) is not None]
+    taken: list[tuple[Any, float]] = []
+    for _, mark, x in shown:
+        left, below = axis.transData.transform((x, mark.y))
+        taken.append((Bbox.from_extents(left - 7, below - 7, left + 7, below + 7), 1.0))
+        low, high = axis.transData.transform([(x, y) for y in mark.y_range or (mark.y, mark.y)])
+        taken.append((Bbox.from_extents(low[0] - 2, low[1], high[0] + 2, high[1]), 0.5))
+    for index, mark, x in sorted(shown, key=lambda one: -one[1].y):
+        notes = []
         for dx, dy, side, height in _OFFSETS:
             note = axis.annotate(
-                text, (x, y), (dx, dy), textcoords="offset points", ha=side, va=height, color=colour, fontsize=9, zorder=4
+                mark.label,
+                (x, mark.y),
+                (dx, dy),
+                textcoords="offset points",
+                ha=side,
+                va=height,
+                color=_COLOURS[index % len(_COLOURS)],
+                fontsize=9,
+                zorder=4,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8},
             )
             box = note.get_window_extent(renderer).padded(1)
-            cost = sum(_shared(box, other) for number, other in enumerate(taken) if number != index)
-            cost += 4 * (box.width * box.height - _shared(box, inside))
-            if cost < least:
-                if best is not None:
-                    best[0].remove()
-                best, least = (note, box), cost
-            else:
-                note.remove()
-        if best is not None:
-            taken.append(best[1])
+            cost = sum(weight * _shared(box, other) for other, weight in taken)
+            notes.append((cost + 4 * (box.width * box.height - _shared(box, inside)), note, box))
+        notes.sort(key=lambda one: one[0])
+        for _, note, _ in notes[1:]:
+            note.remove()
+        taken.append((notes[0][2], 1.0))
 
 
 _OFFSETS = [

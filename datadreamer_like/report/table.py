@@ -124,29 +124,10 @@ class Table:
 
     def to_html(self) -> str:
         """Writes a whole page with the table, which needs no other file."""
-        return page(self.title, self._repr_html_())
+        return page(self.title, self.to_fragment())
 
-    def to_pandas(self) -> pd.DataFrame:
-        """Returns the bare values, in base units; an interval becomes three columns."""
-        import pandas as pd
-
-        rows = []
-        for row in self.rows:
-            flat: dict[str, Any] = {}
-            for column in self.columns:
-                value = row.get(column.key)
-                if isinstance(value, Interval):
-                    low, high = f"{column.key}_low", f"{column.key}_high"
-                    flat |= {column.key: value.value, low: value.low, high: value.high}
-                else:
-                    flat[column.key] = value
-            rows.append(flat)
-        return pd.DataFrame(rows)
-
-    def __str__(self) -> str:
-        return self.to_text()
-
-    def _repr_html_(self) -> str:
+    def to_fragment(self) -> str:
+        """Writes the table as a piece of HTML, for a page with other things on it."""
         heads = "".join(
             f'<th class="{column.align}">{html.escape(column.header)}'
             + (f"<small>{html.escape(column.unit)}</small></th>" if column.unit else "</th>")
@@ -163,6 +144,17 @@ class Table:
         )
         notes = "".join(f'\n<p class="note">{html.escape(note)}</p>' for note in self.notes)
         return f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>{notes}"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Returns the bare values, in base units; an interval becomes three columns."""
+        keys = [column.key for column in self.columns]
+        return frame([{key: row.get(key) for key in keys} for row in self.rows])
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def _repr_html_(self) -> str:
+        return self.to_fragment()
 
     def _widths(self, width: int) -> list[int]:
         """Character widths of the columns: the natural ones, where texts give way when the line is too long."""
@@ -190,6 +182,22 @@ class Table:
         out.append((" " * _GAP).join("─" * size for size in sizes))
         out += [line for cells in rows for line in _lines(cells, columns, sizes)]
         return "\n".join(line.rstrip() for line in out)
+
+
+def frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Returns rows as a pandas frame; an interval becomes three columns: `x`, `x_low` and `x_high`."""
+    import pandas as pd
+
+    flat = []
+    for row in rows:
+        values: dict[str, Any] = {}
+        for key, value in row.items():
+            if isinstance(value, Interval):
+                values |= {key: value.value, f"{key}_low": value.low, f"{key}_high": value.high}
+            else:
+                values[key] = value
+        flat.append(values)
+    return pd.DataFrame(flat)
 
 
 def _lines(texts: Sequence[str], columns: Sequence[Column], sizes: Sequence[int]) -> list[str]:

@@ -67,9 +67,10 @@ def origins(models: Iterable[TrainedModel], columns: Iterable[object]) -> list[N
 
 @contextmanager
 def loaded(trained: TrainedModel) -> Iterator[TrainedModel]:
-    """Frees the model's memory after the block, unless it was in use before."""
+    """Loads the model, and frees its memory after the block unless it was in use before."""
     in_use = "model" in vars(trained)
     try:
+        assert trained.model is not None
         yield trained
     finally:
         if not in_use:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -70,29 +70,21 @@ class CosineSimilarity(Step):
 
     def _compared(self) -> Iterator[Batch]:
         for batch in columns_together(self._inputs, f'"{self.name}"'):
-            pairs = [(a, b) for a, b in zip(batch["a"], batch["b"], strict=True) if a is not None and b is not None]
-            found = iter(self._similarities(pairs))
-            similarities = [
-                None if a is None or b is None else next(found)
-                for a, b in zip(batch["a"], batch["b"], strict=True)
-            ]
-            yield {**batch, "similarities": similarities}
+            yield {**batch, "similarities": _cosines(*self._vectors(batch["a"], batch["b"]))}
 
-    def _similarities(self, pairs: list[tuple[Any, Any]]) -> list[float | None]:
-        if not pairs:
-            return []
+    def _vectors(self, a: list[Any], b: list[Any]) -> tuple[list[Any], list[Any]]:
         embedder = self.args["embedder"]
         if embedder is None:
-            if isinstance(pairs[0][0], str):
+            if any(isinstance(value, str) for value in (*a[:1], *b[:1])):
                 raise DefinitionError(
                     f'"{self.name}": its inputs are texts. Give an embedder: args={{"embedder": ...}}.'
                 )
-            return [_cosine(np.asarray(a), np.asarray(b)) for a, b in pairs]
+            return a, b
         own = set(self._arg_specs) - {"truncate"}
         options = {name: value for name, value in self._args.items() if name not in own}
-        vectors: Iterable[Any] = embedder.run([text for pair in pairs for text in pair], **options)
-        given = iter(vectors)
-        return [None if a is None or b is None else _cosine(a, b) for a, b in zip(given, given, strict=True)]
+        texts = list(dict.fromkeys(text for text in (*a, *b) if text is not None))
+        vectors = dict(zip(texts, embedder.run(texts, **options), strict=True))
+        return [vectors.get(text) for text in a], [vectors.get(text) for text in b]
 
     def _takes_extra(self, what: str) -> bool:
         return what == "argument"
@@ -108,7 +100,15 @@ class CosineSimilarity(Step):
         return args
 
 
-def _cosine(a: Any, b: Any) -> float:
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    length = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / length if length else 0.0
+def _cosines(a: list[Any], b: list[Any]) -> list[float | None]:
+    whole = [index for index, pair in enumerate(zip(a, b, strict=True)) if pair[0] is not None and pair[1] is not None]
+    similarities: list[float | None] = [None] * len(a)
+    if whole:
+        left = np.array([a[index] for index in whole], dtype=np.float64)
+        right = np.array([b[index] for index in whole], dtype=np.float64)
+        lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+        products = np.einsum("ij,ij->i", left, right)
+        cosines = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+        for index, cosine in zip(whole, cosines.tolist(), strict=True):
+            similarities[index] = cosine
+    return similarities

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Iterator
 from typing import Any, ClassVar
+
+import typing_extensions
 
 from datadreamer_like.errors import DefinitionError, did_you_mean
 from datadreamer_like.graph.card import DataCardType
@@ -47,10 +50,9 @@ class ModelStep(Step):
     def run(self) -> LazyRowBatches:
         """Asks the model."""
         model = self.args[self.model_arg]
-        for kind in ("model_name", "license", "model_card"):
-            heading = {"model_name": DataCardType.MODEL_NAME, "license": DataCardType.LICENSE}
-            fact = getattr(model, kind, None)
-            self.register_data_card(heading.get(kind, DataCardType.MODEL_CARD), fact)
+        self.register_data_card(DataCardType.MODEL_NAME, getattr(model, "model_name", None) or model.display_name)
+        self.register_data_card(DataCardType.MODEL_CARD, model.model_card)
+        self.register_data_card(DataCardType.LICENSE, model.license)
         for citation in model.citation or ():
             self.register_data_card(DataCardType.CITATION, citation)
         return LazyRowBatches(self.asked, total_num_rows=self._column.num_rows, save=not self.args["lazy"])
@@ -79,11 +81,29 @@ class ModelStep(Step):
     def _checked_args(self, given: dict[str, Any]) -> dict[str, Any]:
         args = super()._checked_args(given)
         known = _options_of(args[self.model_arg])
-        for name in given:
-            if name not in self._arg_specs and known is not None and name not in known:
+        for name in given if known is not None else ():
+            if name not in self._arg_specs and name not in known:
                 raise DefinitionError(
                     f'"{self.name}" has no argument "{name}", and its {self.model_arg} has no such option.'
                     f"{did_you_mean(name, {*self._arg_specs, *known})} The step takes: {', '.join(self._arg_specs)}. "
                     f"The {self.model_arg} takes: {', '.join(sorted(known - set(self._arg_specs)))}."
                 )
         return args
+
+
+def _options_of(model: Any) -> set[str] | None:
+    """Returns the names that a model's `run` takes, or None where it takes any."""
+    names: set[str] = set()
+    for parameter in list(inspect.signature(model.run).parameters.values())[1:]:
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            names.add(parameter.name)
+            continue
+        try:
+            hint = typing.get_type_hints(model.run, include_extras=True).get(parameter.name)
+        except NameError:  # a name that only type checkers see
+            return None
+        (options,) = typing.get_args(hint) or (None,)
+        if not typing_extensions.is_typeddict(options):
+            return None
+        names |= set(options.__annotations__)
+    return {name for name in names if name != "return_generator" and not name.startswith("total_num_")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -9,6 +10,9 @@ from typing import Any, TypeGuard
 
 from datadreamer_like.errors import StepOutputError
 from datadreamer_like.graph.dataset import BATCH_SIZE, Batch, OutputDataset, OutputIterableDataset, RowSource
+
+# Slow rows are handed on this often, so that progress is seen and kept; quick ones in full batches.
+_FLUSH_SECONDS = 0.5
 
 Rows = Callable[[], Iterable[Any]] | Iterable[Any]
 
@@ -140,11 +144,23 @@ def _source(rows: list[Any] | tuple[Any, ...], outputs: list[str], what: str) ->
 
 def _row_batches(value: Rows, outputs: list[str], what: str) -> Callable[[], Iterator[Batch]]:
     def batches() -> Iterator[Batch]:
-        rows = iter(value() if callable(value) else value)
-        while portion := list(islice(rows, BATCH_SIZE)):
+        for portion in _in_portions(value() if callable(value) else value):
             yield rows_to_batch(portion, outputs, what)
 
     return batches
+
+
+def _in_portions(rows: Iterable[Any]) -> Iterator[list[Any]]:
+    portion: list[Any] = []
+    due = time.monotonic() + _FLUSH_SECONDS
+    for row in rows:
+        portion.append(row)
+        if len(portion) >= BATCH_SIZE or time.monotonic() >= due:
+            yield portion
+            portion = []
+            due = time.monotonic() + _FLUSH_SECONDS
+    if portion:
+        yield portion
 
 
 def _batches(value: Rows, outputs: list[str], what: str) -> Callable[[], Iterator[Batch]]:

@@ -1,6 +1,6 @@
 from .classifier import TrainHFClassifier as TrainHFClassifier
 from .fine_tune import TrainHFFineTune as TrainHFFineTune
-from .hf import HFOptions as HFOptions
+from .loading import HFOptions as HFOptions
 from .options import Training as Training
 from .options import TrainingOptions as TrainingOptions
 from .trainer import Trainer as Trainer

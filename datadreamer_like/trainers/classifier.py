@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any, Self, Unpack
 
 import numpy as np
+import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from datadreamer_like.distillation import Objective, Supervised
 from datadreamer_like.graph import current_meter
-from datadreamer_like.models.trained_model import model_max_length, task_of
+from datadreamer_like.models.model_facts import model_max_length, task_of
 
-from .columns import Column
+from .columns import Column, Columns
 from .examples import Examples
-from .hf import Columns, HFOptions, HFTrainer
+from .hf import HFTrainer
 from .labels import LabelSet, class_names, find_labels
+from .loading import HFOptions
 from .objectives import borrowed, teacher_of
 from .options import Training, TrainingOptions
 from .tasks import Classification, Task
@@ -57,7 +59,7 @@ class TrainHFClassifier(HFTrainer):
     def __init__(self, name: str, model_name: Any, **options: Unpack[HFOptions]) -> None:
         super().__init__(name, model_name, options)
 
-    def train(  # type: ignore[override]
+    def train(
         self,
         train_input: Column,
         train_output: Column,
@@ -122,7 +124,7 @@ class TrainHFClassifier(HFTrainer):
         return model
 
     def _teach(
-        self, objective: Objective, task: Task, examples: Examples, column: Column, path: Path, device: Any
+        self, objective: Objective, task: Task, examples: Examples, column: Column, path: Path, device: torch.device
     ) -> None:
         assert isinstance(task, Classification)
         if not path.exists():

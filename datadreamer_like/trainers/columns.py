@@ -3,21 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice, zip_longest
 from typing import Any
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset
 from datadreamer_like.graph import (
+    Node,
     OutputDataset,
     OutputDatasetColumn,
     OutputIterableDataset,
     OutputIterableDatasetColumn,
 )
+from datadreamer_like.graph.fingerprint import fingerprint
 
 Column = OutputDatasetColumn | OutputIterableDatasetColumn
 
 PORTION = 1000
 _END = object()
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a training, by argument name.
+
+    Attributes:
+        train_input: What the model is given.
+        train_output: What it is to give.
+        validation_input: The same for the rows by which the best epoch is chosen.
+        validation_output: The same.
+    """
+
+    train_input: Column
+    train_output: Column
+    validation_input: Column
+    validation_output: Column
+
+    @classmethod
+    def checked(cls, *columns: object) -> Columns:
+        """Takes the columns of a call.
+
+        Raises:
+            ArgumentTypeError: One is no column.
+            DefinitionError: Two that belong together are of different length.
+            EmptyDataset: One has no rows.
+        """
+        names = ("train_input", "train_output", "validation_input", "validation_output")
+        taken = cls(*(check_column(column, name) for name, column in zip(names, columns, strict=True)))
+        check_pair(taken.train_input, taken.train_output, names[:2])
+        check_pair(taken.validation_input, taken.validation_output, names[2:])
+        return taken
+
+    def parts(self) -> dict[str, str]:
+        """Returns the fingerprints of the columns."""
+        return {f"input {name}": fingerprint(column, name) for name, column in vars(self).items()}
+
+    def steps(self) -> list[Node]:
+        """Returns the steps that the columns come from."""
+        return [column.step for column in vars(self).values()]
 
 
 def check_column(value: object, name: str) -> Column:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Self, Unpack
 
+import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from datadreamer_like.distillation import Objective, Supervised
 from datadreamer_like.models.chat_template import AUTO, AutoText, checked
-from datadreamer_like.models.trained_model import model_max_length
+from datadreamer_like.models.model_facts import model_max_length
 
-from .columns import Column
-from .hf import Columns, HFOptions, HFTrainer
+from .columns import Column, Columns
+from .examples import Examples
+from .hf import HFTrainer
+from .loading import HFOptions
+from .objectives import prepare_token_teacher
 from .options import Training, TrainingOptions
 from .tasks import Task, Writing
 
@@ -55,7 +60,7 @@ class TrainHFFineTune(HFTrainer):
         self.chat_prompt_template = checked("chat_prompt_template", chat_prompt_template)
         self.system_prompt = checked("system_prompt", system_prompt)
 
-    def train(  # type: ignore[override]
+    def train(
         self,
         train_input: Column,
         train_output: Column,
@@ -107,6 +112,11 @@ class TrainHFFineTune(HFTrainer):
             chat_prompt_template=self.chat_prompt_template,
             system_prompt=self.system_prompt,
         )
+
+    def _teach(
+        self, objective: Objective, task: Task, examples: Examples, column: Column, path: Path, device: torch.device
+    ) -> None:
+        prepare_token_teacher(objective, task, device)
 
     def _load(self, config: PretrainedConfig, task: Task, options: dict[str, Any]) -> PreTrainedModel:
         self.PEFT_TASK = "SEQ_2_SEQ_LM" if config.is_encoder_decoder else "CAUSAL_LM"

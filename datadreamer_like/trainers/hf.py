@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Self
 
 import torch
 import transformers
@@ -17,98 +16,29 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 import datadreamer_like.formats  # noqa: F401  (so that pruned and quantized models load)
 from datadreamer_like.distillation import Objective
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
-from datadreamer_like.graph import Node, current_meter
+from datadreamer_like.graph import current_meter
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.manifest import Manifest
 from datadreamer_like.models.chat_template import AUTO
 from datadreamer_like.models.model_node import as_trained_model
+from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained_model import TrainedModel
 from datadreamer_like.pruning import masks, reapply
 
-from .columns import Column, check_column, check_pair
+from .columns import Column, Columns
 from .examples import Examples
+from .loading import HFOptions, a_dtype, one_device, training_device
 from .objectives import borrowed, check_objective, node_of, teacher_of
 from .options import Training
 from .origin import hub_id, license_of
 from .tasks import Task
 from .trainer import Trainer
-from .training import fit, quiet, seeded
+from .training import fit, seeded
 
 logger = logging.getLogger("datadreamer_like")
 
 ADAPTER_FOLDER = "adapter"
-
-
-class HFOptions(TypedDict, total=False):
-    """How a trainer loads its model; any other name goes to `from_pretrained`."""
-
-    revision: str | None
-    """Branch, tag or commit of a model on the Hub."""
-    trust_remote_code: bool
-    """Run code that comes with the model."""
-    device: Any
-    """Where to train, such as "cpu" or "cuda:0"; None for a GPU if there is one."""
-    dtype: str | torch.dtype | None
-    """Precision; None for float32. With "bfloat16" or "float16" a full fine-tuning runs in mixed precision on float32
-    weights, an adapter's on a base model in that type."""
-    quantization_config: Any
-    """A transformers quantization config, to train an adapter on a quantized model (QLoRA)."""
-    peft_config: Any
-    """A peft config, such as `LoraConfig()`: an adapter is trained and merged into the model at the end."""
-    distributed_config: Any
-    """Accepted for DataDreamer scripts; one process trains on one device."""
-    fsdp: Any
-    """Likewise."""
-    fsdp_config: Any
-    """Likewise."""
-    force: bool
-    """Train again although the result is there."""
-    verbose: bool | None
-    """False shows only warnings of this trainer."""
-    log_level: int | None
-    """A level of `logging` that overrides `verbose`."""
-    progress_interval: float | None
-    """Seconds between progress lines where there is no terminal; None for none."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a training, by argument name.
-
-    Attributes:
-        train_input: What the model is given.
-        train_output: What it is to give.
-        validation_input: The same for the rows by which the best epoch is chosen.
-        validation_output: The same.
-    """
-
-    train_input: Column
-    train_output: Column
-    validation_input: Column
-    validation_output: Column
-
-    @classmethod
-    def checked(cls, *columns: object) -> Columns:
-        """Takes the columns of a call.
-
-        Raises:
-            ArgumentTypeError: One is no column.
-            DefinitionError: Two that belong together are of different length.
-            EmptyDataset: One has no rows.
-        """
-        names = ("train_input", "train_output", "validation_input", "validation_output")
-        taken = cls(*(check_column(column, name) for name, column in zip(names, columns, strict=True)))
-        check_pair(taken.train_input, taken.train_output, names[:2])
-        check_pair(taken.validation_input, taken.validation_output, names[2:])
-        return taken
-
-    def parts(self) -> dict[str, str]:
-        """Returns the fingerprints of the columns."""
-        return {f"input {name}": fingerprint(column, name) for name, column in vars(self).items()}
-
-    def steps(self) -> list[Node]:
-        """Returns the steps that the columns come from."""
-        return [column.step for column in vars(self).values()]
+_AUTOCAST: dict[object, str] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 class HFTrainer(Trainer):
@@ -127,8 +57,8 @@ class HFTrainer(Trainer):
         self.model_name = model_name
         self.revision = given.pop("revision", None)
         self.trust_remote_code = given.pop("trust_remote_code", False)
-        self.device = _one_device(given.pop("device", None))
-        self.dtype = _dtype(given.pop("dtype", None))
+        self.device = one_device(given.pop("device", None))
+        self.dtype = a_dtype(given.pop("dtype", None))
         self.quantization_config = given.pop("quantization_config", None)
         self.peft_config = given.pop("peft_config", None)
         for option in ("distributed_config", "fsdp", "fsdp_config"):
@@ -166,7 +96,7 @@ class HFTrainer(Trainer):
         raise NotImplementedError
 
     def _teach(
-        self, objective: Objective, task: Task, examples: Examples, column: Column, path: Path, device: Any
+        self, objective: Objective, task: Task, examples: Examples, column: Column, path: Path, device: torch.device
     ) -> None:
         raise NotImplementedError
 
@@ -176,7 +106,7 @@ class HFTrainer(Trainer):
 
     def _run(
         self, columns: Columns, training: Training, objective: Objective, own: Mapping[str, object] | None = None
-    ) -> Any:
+    ) -> Self:
         start = None if isinstance(self.model_name, str | Path) else as_trained_model(self.model_name, "model_name")
         check_objective(objective)
         parts = {
@@ -199,62 +129,64 @@ class HFTrainer(Trainer):
         return self.work(parts, parents, partial(self._build, columns, training, objective))
 
     def _build(self, columns: Columns, training: Training, objective: Objective, draft: Path) -> Manifest:
-        source = self._source()
-        device = _training_device(self.device)
-        with quiet(), seeded(training.seed):
-            current_meter().note = "loading the model"
-            config = transformers.AutoConfig.from_pretrained(source, **self._hub_options())
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **self._hub_options())
-            if tokenizer.pad_token_id is None:
-                tokenizer.pad_token = tokenizer.eos_token
+        device = training_device(self.device)
+        with quiet(), seeded(training.seed), borrowed(teacher_of(objective)):
+            config, tokenizer = self._config_and_tokenizer()
             current_meter().note = "reading the rows"
             task = self._task(config, tokenizer, columns, training)
-            train = task.read(
-                columns.train_input, columns.train_output, ("train_input", "train_output"), self.scratch / "train"
-            )
-            validation = task.read(
-                columns.validation_input, columns.validation_output, ("validation_input", "validation_output"),
-                self.scratch / "validation",
-            )  # fmt: skip
-            self._say_dropped(train, validation)
-            teacher = teacher_of(objective)
-            if teacher is not None:
-                self._teach(teacher, task, train, columns.train_input, self.scratch / "teacher-train.npy")
-                self._teach(
-                    teacher, task, validation, columns.validation_input, self.scratch / "teacher-validation.npy"
-                )
+            train, validation = self._read(task, columns, "train"), self._read(task, columns, "validation")
+            if objective.needs_teacher:
+                self._teach(objective, task, train, columns.train_input, self.scratch / "teacher-train.npy", device)
+                said = self.scratch / "teacher-validation.npy"
+                self._teach(objective, task, validation, columns.validation_input, said, device)
+            current_meter().note = "loading the model"
             transformers.set_seed(training.seed)
-            model = self._load(config, task, self._load_options())
+            model: Any = self._load(config, task, self._load_options())
             model.config.pad_token_id = tokenizer.pad_token_id
             kept = masks(model)
-            trained: Any = model if self.peft_config is None else self._with_adapter(model)
+            if self.peft_config is not None:
+                model = self._with_adapter(model)
             fitted = fit(
-                trained, task, train, validation, training, self.scratch,
-                objective=objective, device=device, autocast=self._autocast(),
+                model, task, train, validation, training, self.scratch,
+                objective=objective, device=device, autocast=_AUTOCAST.get(self.dtype),
             )  # fmt: skip
             if self.peft_config is not None:
-                trained.save_pretrained(str(draft / ADAPTER_FOLDER))
-                trained = trained.merge_and_unload()
-                reapply(trained, kept)
+                model.save_pretrained(str(draft / ADAPTER_FOLDER))
+                model = model.merge_and_unload()
+                reapply(model, kept)
+            if self.quantization_config is None:
+                model = model.to(device="cpu", dtype=self.dtype)
             self._fill_card(fitted.metrics, objective)
-            if self.dtype is not None and self.quantization_config is None:
-                trained = trained.to(self.dtype)
-            TrainedModel.save(
-                trained.cpu() if self.quantization_config is None else trained,
-                tokenizer,
-                draft / self.MODEL_FOLDER,
-                self.card,
-            )
+            TrainedModel.save(model, tokenizer, draft / self.MODEL_FOLDER, self.card)
         result = {"epochs": fitted.epochs, "history": fitted.history, "adapter": self.peft_config is not None}
         return self.new_manifest(result=result)
 
+    def _config_and_tokenizer(self) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+        source, options = self._source(), self._hub_options()
+        config = transformers.AutoConfig.from_pretrained(source, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return config, tokenizer
+
+    def _read(self, task: Task, columns: Columns, split: str) -> Examples:
+        names = f"{split}_input", f"{split}_output"
+        examples = task.read(getattr(columns, names[0]), getattr(columns, names[1]), names, self.scratch / split)
+        if examples.dropped:
+            logger.warning(
+                "%s: %s of the %s rows are left out, as nothing of their answers is left after cutting. "
+                "Raise max_length, or shorten the prompts.", self.name, f"{examples.dropped:,}", split,
+            )  # fmt: skip
+        return examples
+
     def _source(self) -> str:
-        return (
-            str(self.model_name) if isinstance(self.model_name, str | Path) else as_trained_model(self.model_name).path
-        )
+        named = isinstance(self.model_name, str | Path)
+        return str(self.model_name) if named else as_trained_model(self.model_name).path
 
     def _hub_options(self) -> dict[str, Any]:
-        passed = {key: self.further[key] for key in ("token", "cache_dir", "local_files_only") if key in self.further}
+        passed: dict[str, Any] = {
+            key: self.further[key] for key in ("token", "cache_dir", "local_files_only") if key in self.further
+        }
         return {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code, **passed}
 
     def _load_options(self) -> dict[str, Any]:
@@ -265,9 +197,6 @@ class HFTrainer(Trainer):
             options["quantization_config"] = self.quantization_config
         return options
 
-    def _autocast(self) -> str | None:
-        return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(self.dtype)  # type: ignore[call-overload, no-any-return]
-
     def _with_adapter(self, model: PreTrainedModel) -> Any:
         from peft import get_peft_model, prepare_model_for_kbit_training
 
@@ -275,16 +204,8 @@ class HFTrainer(Trainer):
         if config.task_type is None:
             config.task_type = self.PEFT_TASK
         if self.quantization_config is not None:
-            model = prepare_model_for_kbit_training(model)
+            model = prepare_model_for_kbit_training(model)  # type: ignore[no-untyped-call]
         return get_peft_model(model, config)
-
-    def _say_dropped(self, *examples: Examples) -> None:
-        dropped = sum(part.dropped for part in examples)
-        if dropped:
-            logger.warning(
-                "%s: %s rows are left out, as nothing of their answers is left after cutting. "
-                "Raise max_length, or shorten the prompts.", self.name, f"{dropped:,}",
-            )  # fmt: skip
 
     def _fill_card(self, metrics: Mapping[str, float], objective: Objective) -> None:
         card, teacher = self.card, teacher_of(objective)
@@ -329,7 +250,7 @@ class HFTrainer(Trainer):
         """
         return self._adapter().export(to=path) if adapter_only else self.export(to=path)
 
-    def publish_to_hf_hub(
+    def publish_to_hf_hub(  # type: ignore[override]  # DataDreamer puts adapter_only before is_synthetic
         self,
         repo_id: str,
         branch: str | None = None,
@@ -376,36 +297,3 @@ def _named(model_name: str | Path, revision: str | None) -> object:
     if Path(model_name).is_dir():
         return TrainedModel(model_name)
     return [str(model_name), revision]
-
-
-def _one_device(device: Any) -> str | int | torch.device | None:
-    if isinstance(device, Sequence) and not isinstance(device, str):
-        if len(device) > 1:
-            raise DefinitionError(
-                f"device={list(device)!r} names several devices; one process trains on one device here. Name one."
-            )
-        device = device[0] if device else None
-    if device is not None and not isinstance(device, str | int | torch.device):
-        raise ArgumentTypeError(f'device must be a name such as "cpu" or "cuda:0", not {device!r}.')
-    try:
-        return None if device is None else torch.device(device)
-    except RuntimeError as error:
-        raise DefinitionError(f'There is no device {device!r}. Pass "cpu", "cuda" or "cuda:0".') from error
-
-
-def _training_device(device: str | int | torch.device | None) -> torch.device | None:
-    if device is None:
-        return None
-    device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise DefinitionError(f'device="{device}" was asked for, but this machine has no CUDA device. Leave it out.')
-    return device
-
-
-def _dtype(dtype: Any) -> torch.dtype | None:
-    if dtype is None or dtype == "auto" or isinstance(dtype, torch.dtype):
-        return None if dtype in (None, "auto", torch.float32) else dtype
-    found = getattr(torch, str(dtype).removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype):
-        raise DefinitionError(f'dtype {dtype!r} is unknown. Pass "float32", "bfloat16" or "float16".')
-    return None if found == torch.float32 else found

@@ -83,7 +83,7 @@ def training_loss(model: Any, task: Task, objective: Objective, batch: Batch) ->
     return objective.loss(SimpleNamespace(logits=logits[:, :end]), seen), logits
 
 
-def prepare_token_teacher(objective: Objective, task: Task, device: torch.device | None) -> None:
+def prepare_token_teacher(objective: Objective, task: Task, device: torch.device) -> None:
     """Makes sure that a teacher of an LM shares its student's tokens, and puts it where the student is trained.
 
     Raises:
@@ -94,5 +94,5 @@ def prepare_token_teacher(objective: Objective, task: Task, device: torch.device
     if not hasattr(teacher, "generate"):
         raise MethodMisfit(f"The teacher, {type(teacher).__name__}, is no language model, so it cannot teach one.")
     ask.check_vocabulary(task.tokenizer)
-    if device is not None and not getattr(teacher, "is_quantized", False):
+    if not getattr(teacher, "is_quantized", False):
         teacher.to(device)

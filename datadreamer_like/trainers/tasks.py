@@ -254,7 +254,7 @@ class Writing(Task):
             return (f"{self.system_prompt}\n\n{prompt}" if self.system_prompt else prompt), answer
         messages = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         messages.append({"role": "user", "content": prompt})
-        options = {"chat_template": given_text(self.template), "tokenize": False}
+        options: dict[str, Any] = {"chat_template": given_text(self.template), "tokenize": False}
         asked = str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options))
         messages.append({"role": "assistant", "content": answer})
         whole = str(self.tokenizer.apply_chat_template(messages, **options))

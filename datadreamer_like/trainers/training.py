@@ -17,17 +17,17 @@ import numpy as np
 import torch
 import transformers
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from datadreamer_like.distillation import Objective
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.formats import layouts
 from datadreamer_like.formats.layout import kind_of
-from datadreamer_like.graph import current_meter
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.pruning import masks, reapply
 
+from .callbacks import EarlyStop, KeepZeros, Report
 from .examples import Examples, ShuffledBatches, SortedBatches
 from .objectives import training_loss
 from .options import Training
@@ -36,7 +36,6 @@ from .tasks import Batch, Task
 logger = logging.getLogger("datadreamer_like")
 
 CHECKPOINTS = "checkpoints"
-_NOTES = 50
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def fit(
     folder: Path,
     *,
     objective: Objective,
-    device: torch.device | None = None,
+    device: torch.device,
     autocast: str | None = None,
 ) -> Fit:
     """Trains a model in place and leaves it as it was after its best epoch.
@@ -80,7 +79,7 @@ def fit(
         training: The options.
         folder: Where checkpoints stand; the caller removes it when the model is safe.
         objective: What is minimised.
-        device: Where to train; None for a GPU if there is one.
+        device: Where to train.
         autocast: "bf16" or "fp16" for mixed precision.
 
     Raises:
@@ -92,13 +91,13 @@ def fit(
     with quiet():
         arguments = _arguments(training, folder / CHECKPOINTS, device, autocast)
         kept = masks(model)
-        callbacks: list[TrainerCallback] = [_Report(len(train))]
-        stop: _EarlyStop | None = None
+        callbacks: list[TrainerCallback] = [Report(len(train))]
+        stop: EarlyStop | None = None
         if training.early_stopping_patience is not None:
-            stop = _EarlyStop(training.early_stopping_patience, training.early_stopping_threshold)
+            stop = EarlyStop(training.early_stopping_patience, training.early_stopping_threshold)
             callbacks.append(stop)
         if kept:
-            callbacks.append(_KeepZeros(kept))
+            callbacks.append(KeepZeros(kept))
         checkpoint = _newest_checkpoint(folder / CHECKPOINTS)
         if checkpoint is not None:
             so_far = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
@@ -119,7 +118,7 @@ def fit(
             f"The validation loss was {measured[-1]['eval_loss']} after every epoch: the training diverged. "
             f"Lower learning_rate, which was {training.learning_rate}."
         )
-    model.eval()
+    model.train(False)
     return Fit(_figures(best), float(state.epoch or 0.0), [_figures(entry) for entry in measured])
 
 
@@ -141,9 +140,7 @@ def check_trainable(model: PreTrainedModel) -> None:
         )
 
 
-def _arguments(
-    training: Training, folder: Path, device: torch.device | None, autocast: str | None
-) -> TrainingArguments:
+def _arguments(training: Training, folder: Path, device: torch.device, autocast: str | None) -> TrainingArguments:
     options: dict[str, Any] = {
         "per_device_eval_batch_size": 2 * training.batch_size,
         "logging_nan_inf_filter": False,
@@ -151,7 +148,7 @@ def _arguments(
         "save_total_limit": 1,
         **training.further,
     }
-    use_cpu = device is not None and device.type == "cpu"
+    use_cpu = device.type == "cpu"
     try:
         arguments = TrainingArguments(
             output_dir=str(folder),
@@ -211,6 +208,9 @@ def _newest_checkpoint(folder: Path) -> str | None:
 class _Loop(transformers.Trainer):
     """transformers' loop with our batches, our loss and our measures."""
 
+    task: Task
+    objective: Objective
+
     def take(self, task: Task, objective: Objective) -> None:
         self.task = task
         self.objective = objective
@@ -253,13 +253,14 @@ class _Loop(transformers.Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        self.model.eval()
+        model: Any = self.model
+        model.eval()
         measure, total, rows = self.task.measure(), 0.0, 0
         with torch.no_grad():
             for inputs in self.get_eval_dataloader():
                 batch = self._prepare_inputs(inputs)
                 with self.compute_loss_context_manager():
-                    loss, logits = self.compute_loss(self.model, batch, return_outputs=True)
+                    loss, logits = self.compute_loss(model, batch, return_outputs=True)
                 size = len(batch["labels"])
                 total, rows = total + float(loss) * size, rows + size
                 measure.add(logits, batch)
@@ -267,85 +268,6 @@ class _Loop(transformers.Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-class _Report(TrainerCallback):
-    """Tells the node's meter how far the training is."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-        self.noted = 0
-        self.words = ""
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        current_meter().total_rows = round(self.rows * args.num_train_epochs)
-
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._note(args, state)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        meter = current_meter()
-        meter.add(rows=round(self.rows * (state.epoch or 0.0)) - meter.rows)
-        # Reading a loss waits for the GPU, so not after each batch.
-        if state.global_step - self.noted >= max(1, state.max_steps // _NOTES):
-            self.noted = state.global_step
-            control.should_log = True
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
-    ) -> None:
-        if logs and "loss" in logs:
-            self.words = f", loss {float(logs['loss']):.3g}"
-        self._note(args, state)
-
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
-    ) -> None:
-        if metrics:
-            self.words = f", validation loss {metrics['eval_loss']:.3g}"
-        self._note(args, state)
-
-    def _note(self, args: TrainingArguments, state: TrainerState) -> None:
-        epochs = max(1, -int(-args.num_train_epochs // 1))
-        current_meter().note = f"epoch {min(int(state.epoch or 0) + 1, epochs)} of {epochs}{self.words}"
-
-
-class _EarlyStop(TrainerCallback):
-    """Ends the training when validation has not become better for some epochs.
-
-    It looks at the whole history each time, so a resumed training needs no memory of its own.
-    """
-
-    def __init__(self, patience: int, threshold: float) -> None:
-        self.patience = patience
-        self.threshold = threshold
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.is_over(args, state):
-            control.should_training_stop = True
-
-    def is_over(self, args: TrainingArguments, state: TrainerState) -> bool:
-        name = "eval_" + str(args.metric_for_best_model).removeprefix("eval_")
-        sign = 1.0 if args.greater_is_better else -1.0
-        best, since = -float("inf"), 0
-        for entry in state.log_history:
-            if name in entry:
-                value = sign * entry[name]
-                better = value > best + self.threshold
-                best, since = max(best, value), 0 if better else since + 1
-        return since >= self.patience
-
-
-class _KeepZeros(TrainerCallback):
-    """Sets pruned weights back to zero after each step of the optimizer."""
-
-    def __init__(self, kept: dict[str, torch.Tensor]) -> None:
-        self.kept = kept
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
-    ) -> None:
-        reapply(model, self.kept)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,129 @@
+"""A linear layer of int8 weights whose activations are quantized as they come."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from datadreamer_like.errors import DefinitionError
+
+from .absmax import absmax_quantize, absmax_scale
+from .int8_matmul import PackedInt8Weight, fastest_engine, int8_matmul, pack_int8_weight
+
+Granularity = Literal["token", "tensor"]
+
+
+def int8_linear(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    granularity: Granularity = "token",
+    activation_bits: int | None = None,
+    packed: PackedInt8Weight | None = None,
+    backend: Literal["reference", "cpu"] | None = None,
+) -> Tensor:
+    """Returns `x Wᵀ + bias` with W in int8 and x quantized by AbsMax on the way: `(s_x s_wᵀ) ⊙ (X_q W_qᵀ) + bias`.
+
+    The vector-wise product of LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339), without its outliers. With a scale a
+    token, what a row gives does not hang on the other rows of its batch. The gradient flows into `x` and `bias` as if
+    nothing had been rounded. A row with an infinity or NaN gives infinities or NaNs.
+
+    Args:
+        x: [..., in], of any floating dtype.
+        weight: int8 [out, in].
+        weight_scale: fp32 [out, 1].
+        bias: [out].
+        granularity: "token": each row of x has its scale; "tensor": all share one, which is a little faster and
+            rounds worse.
+        activation_bits: Bits of x's codes, 2 to 8; None for 8, or 7 where the processor's int8 products overflow
+            with 8 (those without VNNI).
+        packed: `pack_int8_weight(weight, weight_scale)`, kept from call to call; the CPU path makes one each time
+            otherwise, which takes longer than the product.
+        backend: "reference" for exact integer products in plain PyTorch, on any device, at the speed of fp32;
+            "cpu" for the processor's int8 instructions; None for the fastest that can be had.
+
+    Returns:
+        [..., out] in the dtype of x.
+
+    Raises:
+        DefinitionError: An option is out of its range, shapes do not fit, or the backend cannot be had here.
+    """
+    _check(x, weight, weight_scale, granularity, backend)
+    if backend is None:
+        use_cpu = x.device.type == "cpu" and weight.device.type == "cpu" and not torch.compiler.is_compiling()
+        backend = "cpu" if use_cpu and fastest_engine() is not None else "reference"
+    if backend == "cpu" and packed is None:
+        packed = pack_int8_weight(weight, weight_scale)
+    options = (granularity, activation_bits, packed if backend == "cpu" else None)
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return cast(Tensor, _StraightThrough.apply(x, weight, weight_scale, bias, *options))  # type: ignore[no-untyped-call]
+    return _forward(x, weight, weight_scale, bias, *options)
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    granularity: Granularity,
+    bits: int | None,
+    packed: PackedInt8Weight | None,
+) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1]).float()
+    axis = -1 if granularity == "token" else None
+    if packed is None or not rows.shape[0]:
+        codes, scale = absmax_quantize(rows, bits or 8, axis, backend="reference")
+        product = int8_matmul(codes, weight) * weight_scale.flatten()
+    else:
+        largest = packed.largest if bits is None else min(packed.largest, 2 ** (bits - 1) - 1)
+        scale = absmax_scale(rows, largest, axis)
+        product = packed.product(torch.div(rows, scale).round_())
+    y = product.mul_(scale) if bias is None else torch.addcmul(bias.float(), product, scale)
+    return y.to(x.dtype).view(*x.shape[:-1], weight.shape[0])
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, *options: Any
+    ) -> Tensor:
+        ctx.save_for_backward(weight, weight_scale)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return _forward(x, weight, weight_scale, bias, *options)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        weight, weight_scale = ctx.saved_tensors
+        (grad,) = grads
+        into_x = into_bias = None
+        if ctx.needs_input_grad[0]:
+            into_x = grad @ (weight * weight_scale).to(grad.dtype)
+        if ctx.needs_input_grad[3]:
+            into_bias = grad.reshape(-1, grad.shape[-1]).sum(0, dtype=torch.float32).to(ctx.bias_dtype)
+        return into_x, None, None, into_bias, None, None, None
+
+
+def _check(x: Tensor, weight: Tensor, weight_scale: Tensor, granularity: str, backend: str | None) -> None:
+    if weight.dtype != torch.int8 or weight.dim() != 2 or x.shape[-1:] != weight.shape[1:]:
+        raise DefinitionError(
+            f"int8_linear takes x [..., in] and an int8 weight [out, in], and got {list(x.shape)} and "
+            f"{weight.dtype} {list(weight.shape)}. Quantize the weight along its last dimension."
+        )
+    if weight_scale.numel() != weight.shape[0]:
+        raise DefinitionError(
+            f"The weight has {weight.shape[0]} rows and {weight_scale.numel()} scales. Pass one scale a row, [out, 1]."
+        )
+    if granularity not in ("token", "tensor"):
+        raise DefinitionError(f'granularity is "{granularity}"; choose "token" or "tensor".')
+    if backend not in (None, "reference", "cpu"):
+        raise DefinitionError(f'There is no backend "{backend}" of int8_linear. Choose "reference" or "cpu".')
+    if backend == "cpu" and (x.device.type != "cpu" or weight.device.type != "cpu" or fastest_engine() is None):
+        raise DefinitionError(
+            f'backend="cpu" cannot be had for tensors on {x.device}'
+            f"{'' if fastest_engine() else ': this build of PyTorch has no int8 engine for this processor'}. "
+            'Use backend="reference", or None for whatever there is.'
+        )

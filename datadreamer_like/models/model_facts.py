@@ -1,0 +1,58 @@
+"""What can be told of a model by its config and its modules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+Task = Literal["text-classification", "text-generation", "text2text-generation", "feature-extraction"]
+
+
+def task_of(config: PretrainedConfig) -> Task:
+    """Tells by a config what its model does."""
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    if architecture.endswith("ForSequenceClassification"):
+        return "text-classification"
+    if getattr(config, "is_encoder_decoder", False):
+        return "text2text-generation"
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return "text-generation"
+    return "feature-extraction"
+
+
+def model_max_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Returns how many tokens a model takes: the smaller of what its tokenizer and its positions say."""
+    # A tokenizer that does not know says 10^30.
+    known = [tokenizer.model_max_length] if tokenizer.model_max_length < 10**9 else []
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if positions and not getattr(config, "relative_attention_num_buckets", None):
+        # RoBERTa and its kin count positions from the padding id on.
+        offset = config.pad_token_id + 1 if config.model_type in _POSITIONS_AFTER_PADDING else 0
+        known.append(positions - offset)
+    return min(known, default=512)
+
+
+_POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "camembert", "longformer", "mpnet", "xlm-roberta-xl"}
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Counts a model's weights, shared ones once; those of quantized layers count as what they stand for."""
+    seen: set[int] = set()
+    total = 0
+    for module in model.modules():
+        own = {name: p for name, p in module.named_parameters(recurse=False) if id(p) not in seen}
+        seen.update(id(parameter) for parameter in own.values())
+        inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
+        has_weight = "weight" in dict(module.named_parameters(recurse=False))
+        if isinstance(inputs, int) and isinstance(outputs, int) and ("weight" in own or not has_weight):
+            # Packed codes are fewer (two to a byte) or kept in buffers.
+            total += inputs * outputs
+            bias = getattr(module, "bias", None)
+            if "bias" in own or (hasattr(bias, "numel") and "bias" in dict(module.named_buffers(recurse=False))):
+                total += outputs
+            own = {name: p for name, p in own.items() if name not in ("weight", "bias")}
+        total += sum(parameter.numel() for parameter in own.values())
+    return total

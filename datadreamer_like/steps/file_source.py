@@ -1,0 +1,177 @@
+"""What sources of text files share: finding the files, reading them as text, and saying where a fault is."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import glob
+import gzip
+import io
+import lzma
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, ClassVar, Unpack, cast
+
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, did_you_mean
+from datadreamer_like.graph.card import DataCardType
+from datadreamer_like.graph.fingerprint import ByContent
+
+from .data_source import NodeOptions, Source
+
+Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+_COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+class FileSource(Source):
+    """Base of sources that read text files. What is in the files decides the rows, not where they lie.
+
+    Attributes:
+        suffixes: File names that are taken from a folder; compressed ones too.
+        known_options: Options of reading, each with its default.
+    """
+
+    suffixes: ClassVar[tuple[str, ...]]
+    known_options: ClassVar[Mapping[str, Any]]
+
+    def __init__(
+        self,
+        name: str,
+        data_folder: str | os.PathLike[str] | None,
+        data_files: Files | None,
+        config: Mapping[str, Any],
+        **options: Unpack[NodeOptions],
+    ) -> None:
+        for option in config:
+            if option not in self.known_options:
+                raise DefinitionError(
+                    f'"{name}": {type(self).__name__} has no option "{option}"; it takes: '
+                    f"{', '.join(self.known_options)}.{did_you_mean(option, self.known_options)}"
+                )
+        self.config = {**self.known_options, **config}
+        self.files = _find(name, data_folder, data_files, self.suffixes)
+        try:
+            codecs.lookup(self.config["encoding"])
+        except LookupError as error:
+            raise DefinitionError(
+                f'"{name}": there is no encoding "{self.config["encoding"]}". Common ones: utf-8, latin-1, cp1252, utf-16.'
+            ) from error
+        super().__init__(name, **options)
+
+    def decides(self) -> dict[str, Any]:
+        """Returns the content of the files, in order, and the options."""
+        parts = {f"option {name}": value for name, value in self.config.items()}
+        return {"content of the files": [ByContent(file) for file in self.files], **parts}
+
+    def register_files(self) -> None:
+        """Notes on the card where the rows come from."""
+        for file in self.files:
+            self.register_data_card(DataCardType.DATASET_NAME, file.name)
+
+    def _empty(self) -> str:
+        return f"{self.files[0]} is empty." if len(self.files) == 1 else "its files are empty."
+
+    @contextmanager
+    def opened(self, file: Path) -> Iterator[IO[str]]:
+        """Opens a file as text, line ends as they are.
+
+        Raises:
+            DataError: It cannot be read, or holds bytes that its encoding does not have.
+        """
+        encoding = "utf-8-sig" if _is_utf8(self.config["encoding"]) else self.config["encoding"]
+        try:
+            with io.TextIOWrapper(_binary(file), encoding=encoding, newline="") as stream:
+                yield stream
+        except UnicodeDecodeError as error:
+            raise self._wrong_encoding(file, encoding, error) from error
+        except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
+            raise DataError(f'"{self.name}": {file} is damaged ({error}). Fetch it again.') from error
+        except OSError as error:
+            raise DataError(f'"{self.name}": {file} cannot be read ({error.strerror or error}).') from error
+
+    def _wrong_encoding(self, file: Path, encoding: str, error: UnicodeDecodeError) -> DataError:
+        line, offset, byte = _fault(file, encoding)
+        other = "latin-1" if _is_utf8(encoding) else "utf-8"
+        return DataError(
+            f'"{self.name}": {file}, line {line}: byte 0x{byte:02x} (byte {offset} of the file) is not '
+            f'{self.config["encoding"]} ({error.reason}). Say how the file is encoded: encoding="{other}", say.'
+        )
+
+
+def _find(
+    name: str, folder: str | os.PathLike[str] | None, files: Files | None, suffixes: tuple[str, ...]
+) -> list[Path]:
+    """Returns the files to read, each once: as listed, patterns and folders in alphabetical order."""
+    if folder is None and files is None:
+        raise DefinitionError(f'"{name}": say what to read: data_files="rows{suffixes[0]}", or data_folder="folder".')
+    if isinstance(files, Mapping):
+        raise ArgumentTypeError(f'"{name}": data_files is a dictionary of splits. Make a source for each of them.')
+    base = Path(folder) if folder is not None else None
+    if base is not None and not base.is_dir():
+        raise DataError(f'"{name}": {base} is not a folder.')
+    if files is None:
+        assert base is not None
+        found = sorted(path for path in base.rglob("*") if path.is_file() and _fits(path, suffixes))
+        if not found:
+            raise DataError(f'"{name}": the folder {base} holds no file that ends in {" or ".join(suffixes)}.')
+        return found
+    listed = [files] if isinstance(files, str | os.PathLike) else list(files)
+    if not listed:
+        raise DefinitionError(f'"{name}": data_files is an empty list.')
+    found = [path for entry in listed for path in _matches(name, base, os.fspath(entry), suffixes)]
+    return list(dict.fromkeys(found))
+
+
+def _matches(name: str, base: Path | None, entry: str, suffixes: tuple[str, ...]) -> list[Path]:
+    if "://" in entry:
+        raise DataError(f'"{name}": {entry} is an address. Fetch the file first and give its path.')
+    path = base / entry if base is not None else Path(entry)
+    if path.is_dir():
+        return _find(name, path, None, suffixes)
+    if not path.exists() and glob.has_magic(entry):
+        matching = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if os.path.isfile(match))
+        if not matching:
+            raise DataError(f'"{name}": no file matches {path}.')
+        return matching
+    if not path.exists():
+        siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(f'"{name}": there is no file {path}.{did_you_mean(path.name, siblings)}')
+    if not os.access(path, os.R_OK):
+        raise DataError(f'"{name}": no permission to read {path}.')
+    return [path]
+
+
+def _fits(path: Path, suffixes: tuple[str, ...]) -> bool:
+    plain = path.with_suffix("") if path.suffix in _COMPRESSED else path
+    return plain.suffix.lower() in suffixes and not path.name.startswith(".")
+
+
+def _binary(file: Path) -> IO[bytes]:
+    opener = _COMPRESSED.get(file.suffix.lower(), open)
+    return cast(IO[bytes], opener(file, "rb"))
+
+
+def _is_utf8(encoding: str) -> bool:
+    return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
+
+
+def _fault(file: Path, encoding: str) -> tuple[int, int, int]:
+    """Returns line, offset and value of the first byte that does not decode."""
+    line, done = 1, 0
+    decoder = codecs.getincrementaldecoder(encoding)()
+    with _binary(file) as stream:
+        while True:
+            chunk = stream.read(2**16)
+            try:
+                line += decoder.decode(chunk, final=not chunk).count("\n")
+            except UnicodeDecodeError as error:
+                line += error.object[: error.start].decode(encoding, "replace").count("\n")
+                # What the decoder held back from earlier chunks comes first in the error's bytes.
+                offset = done + len(chunk) - len(error.object) + error.start
+                return line, offset, error.object[error.start]
+            done += len(chunk)
+            if not chunk:
+                return line, done, 0

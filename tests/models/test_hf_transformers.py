@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import logging
+import math
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    BadRequest,
+    DataError,
+    DefinitionError,
+    PromptTooLong,
+    UnknownModel,
+)
+from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.models.hf_source import hf_source
+from datadreamer_like.models.hf_transformers import HFTransformers
+
+BEGINNINGS = ["The cat sat", "A dog", "The bird", "Rain fell", "She read", "He wrote", "The train was", "We drank hot"]
+SAMPLED = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 12}
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_causal_lm):
+    return HFTransformers(str(tiny_causal_lm), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_causal_lm):
+    """The same model without its chat template: it goes on with what it is given."""
+    return HFTransformers(tiny_causal_lm, chat_prompt_template="<bos>{{prompt}}", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def seq2seq(tiny_seq2seq):
+    return HFTransformers(str(tiny_seq2seq), device="cpu")
+
+
+def _alone(llm: HFTransformers, text: str, max_new_tokens: int) -> str:
+    """What transformers itself gives for one prompt."""
+    ids = llm.tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    with torch.inference_mode():
+        out = llm.model.generate(input_ids=ids, max_new_tokens=max_new_tokens, do_sample=False)
+    return llm.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_a_batch_gives_what_each_prompt_gives_alone(plain):
+    answers = list(plain.answers(BEGINNINGS, max_new_tokens=12, batch_size=8))
+    assert [answer.text for answer in answers] == [_alone(plain, f"<bos>{text}", 12) for text in BEGINNINGS]
+    assert answers[0].text == " on the warm mat."
+    assert answers[0].finish_reasons == ["stop"]
+    assert answers[0].prompt_tokens == len(plain.tokenizer("<bos>The cat sat")["input_ids"])
+    assert answers[0].completion_tokens == len(plain.tokenizer(" on the warm mat.")["input_ids"]) + 1
+
+
+def test_the_chat_template_is_applied(llm):
+    assert llm.run(["The cat sat on the warm mat."], max_new_tokens=20) == ["The cat sat on the warm mat."]
+    expected = llm.tokenizer("<|user|>Hi.<eos><|assistant|>")["input_ids"]
+    assert llm.final_count_tokens("Hi.") == len(expected)
+    briefed = HFTransformers(llm.model_name, system_prompt="Be brief.")
+    expected = llm.tokenizer("<|system|>Be brief.<eos><|user|>Hi.<eos><|assistant|>")["input_ids"]
+    assert briefed.final_count_tokens("Hi.") == len(expected)
+    shouted = HFTransformers(llm.model_name, chat_prompt_template="{{ messages[0].content | upper }}")
+    assert shouted.final_count_tokens("hi.") == llm.count_tokens("HI.")
+
+
+def test_a_sequence_to_sequence_model_answers(seq2seq):
+    assert seq2seq.run(["Rain fell on the quiet town.<eos>"], max_new_tokens=20) == ["Rain fell on the quiet town."]
+    assert seq2seq.get_max_context_length(100) == 128
+    [cut] = seq2seq.answers(["Rain fell on the quiet town.<eos>"], max_new_tokens=3, top_logprobs=0)
+    assert cut.finish_reasons == ["length"]
+    assert "".join(token.token for token in cut.logprobs[0]) == cut.text
+
+
+def test_a_seed_gives_the_same_texts_in_any_batch(plain):
+    together = plain.run(BEGINNINGS, seed=7, batch_size=8, **SAMPLED)
+    one_by_one = plain.run(BEGINNINGS, seed=7, batch_size=1, force=True, **SAMPLED)
+    assert together == one_by_one
+    assert together != plain.run(BEGINNINGS, seed=8, **SAMPLED)
+
+
+def test_n_texts_differ_and_follow_each_others_seeds(plain):
+    [three] = plain.run(["The"], seed=1, n=3, **SAMPLED)
+    assert len(set(three)) > 1
+    assert three[1] == plain.run(["The"], seed=2, **SAMPLED)[0]
+    [greedy] = plain.answers(["The"], n=3, max_new_tokens=4, top_logprobs=0)
+    assert len(set(greedy.texts)) == 1
+    assert len(greedy.texts) == len(greedy.logprobs) == 3
+
+
+def test_drawn_tokens_follow_temperature_and_nucleus(plain):
+    """Shares over 2,000 draws against the softmax, computed by hand."""
+    [first] = plain.answers(["The"], max_new_tokens=1, top_logprobs=420)
+    top = first.logprobs[0][0].top
+    weights = [math.exp(logprob / 1.5) for _, logprob in top]
+    probabilities = [weight / sum(weights) for weight in weights]
+    kept = next(k for k in range(1, len(top)) if sum(probabilities[:k]) >= 0.8)
+    [drawn] = plain.answers(["The"], max_new_tokens=1, temperature=1.5, top_p=0.8, n=2000, seed=3)
+    nucleus = [text for text, _ in top[:kept]]
+    assert set(drawn.texts) <= set(nucleus)
+    for text, probability in zip(nucleus, probabilities, strict=False):
+        expected = probability / sum(probabilities[:kept])
+        share = sum(each == text for each in drawn.texts) / 2000
+        assert share == pytest.approx(expected, abs=5 * math.sqrt(expected * (1 - expected) / 2000) + 1e-3)
+
+
+def test_log_probabilities_are_the_models_own(plain):
+    [answer] = plain.answers(["Rain fell"], max_new_tokens=5, top_logprobs=2, repetition_penalty=1.2)
+    prompt = plain.tokenizer("<bos>Rain fell", return_tensors="pt")["input_ids"]
+    new = plain.tokenizer(answer.text, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        logits = plain.model(input_ids=torch.cat([prompt, new], dim=1)).logits[0]
+    expected = logits.log_softmax(-1)[prompt.shape[1] - 1 : -1]
+    [tokens] = answer.logprobs
+    own = [token.logprob for token in tokens]
+    assert own == pytest.approx(expected.gather(1, new[0][:, None])[:, 0].tolist(), abs=1e-4)
+    assert [token.top[0][1] for token in tokens] == pytest.approx(expected.max(-1).values.tolist(), abs=1e-4)
+
+
+def test_stop_bias_and_penalty_reach_the_sampler(plain):
+    [stopped] = plain.answers(["The cat sat"], max_new_tokens=12, stop=["warm", "zebra"])
+    assert stopped.text == " on the "
+    assert stopped.finish_reasons == ["stop"]
+    assert stopped.completion_tokens < 8
+    first = plain.tokenizer(" on")["input_ids"][0]
+    [banned] = plain.run(["The cat sat"], max_new_tokens=1, logit_bias={first: -1000.0})
+    assert not banned.startswith(" on")
+    [penalised] = plain.run(["The the the the"], max_new_tokens=6, repetition_penalty=50.0)
+    assert "the" not in penalised
+
+
+def test_bad_rows_do_not_end_a_run(llm):
+    prompts = ["The cat sat on the warm mat.", "far too long " * 60, [{"role": "user", "content": None}], ""]
+    answers = list(llm.answers(prompts, max_new_tokens=20))
+    assert [type(answer.error) for answer in answers] == [type(None), PromptTooLong, BadRequest, type(None)]
+    assert "room for 108" in str(answers[1].error)
+    with pytest.raises(PromptTooLong):
+        llm.run(prompts, max_new_tokens=20, on_error="raise")
+
+
+def test_what_cannot_be_honoured_is_refused_before_loading(tiny_causal_lm):
+    llm = HFTransformers(str(tiny_causal_lm))
+    with pytest.raises(DefinitionError, match="JSON schema"):
+        llm.run(["Hi."], json_schema={"type": "object"})
+    with pytest.raises(DefinitionError, match="128"):
+        llm.run(["Hi."], max_new_tokens=128)
+    assert "model" not in vars(llm)
+
+
+def test_out_of_memory_halves_the_batch(tiny_causal_lm):
+    llm = HFTransformers(str(tiny_causal_lm), chat_prompt_template="<bos>{{prompt}}")
+    sizes = []
+    generate = llm.model.generate
+
+    def limited(**options):
+        sizes.append(len(options["input_ids"]))
+        if sizes[-1] > 3:
+            raise torch.OutOfMemoryError("none left")
+        return generate(**options)
+
+    llm.model.generate = limited
+    answers = llm.run(BEGINNINGS, max_new_tokens=12, batch_size=8)
+    assert answers[0] == " on the warm mat."
+    assert None not in answers
+    assert sizes == [8, 4, 2, 2, 2, 2]
+
+
+def test_the_fingerprint_is_of_the_content_and_all_that_decides_answers(tiny_causal_lm, tiny_seq2seq, tmp_path):
+    copied = shutil.copytree(tiny_causal_lm, tmp_path / "copy")
+    one = HFTransformers(str(tiny_causal_lm))
+    assert fingerprint(HFTransformers(copied, device="cpu")) == fingerprint(one)
+    others = [
+        HFTransformers(str(tiny_causal_lm), system_prompt="Be brief."),
+        HFTransformers(str(tiny_causal_lm), chat_prompt_template=None),
+        HFTransformers(str(tiny_causal_lm), dtype=torch.bfloat16),
+        HFTransformers(str(tiny_seq2seq)),
+    ]
+    assert len({fingerprint(other) for other in [one, *others]}) == 5
+    (copied / "generation_config.json").write_text("{}")
+    assert fingerprint(HFTransformers(copied)) != fingerprint(one)
+
+
+def test_an_adapter_changes_answers_and_fingerprint(tiny_causal_lm, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_causal_lm)
+    adapted = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
+    torch.manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    adapted.save_pretrained(tmp_path)
+    plain = HFTransformers(str(tiny_causal_lm))
+    with_adapter = HFTransformers(str(tiny_causal_lm), adapter_name=str(tmp_path))
+    assert fingerprint(with_adapter) != fingerprint(plain)
+    prompt = "The cat sat on the warm mat."
+    assert with_adapter.run([prompt], max_new_tokens=12) != plain.run([prompt], max_new_tokens=12)
+
+
+def test_sources_of_a_model(tiny_causal_lm, tmp_path):
+    class Trained:
+        path = str(tiny_causal_lm)
+
+    assert hf_source(Trained()).name == str(tiny_causal_lm)
+    (tmp_path / "node").mkdir()
+    shutil.copytree(tiny_causal_lm, tmp_path / "node" / "model")
+    assert hf_source(tmp_path / "node").name == str(tmp_path / "node" / "model")
+    assert hf_source("me/model", "main").options == {"revision": "main"}
+    assert hf_source("me/model").model_card == "https://huggingface.co/me/model"
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n\n```bibtex\n@article{me,\n  title={It}\n}\n```\n")
+    assert hf_source(tmp_path).license == "mit"
+    assert hf_source(tmp_path).citation == ["@article{me,\n  title={It}\n}"]
+    with pytest.raises(UnknownModel, match="no model folder"):
+        hf_source(tmp_path / "nothing")
+    with pytest.raises(UnknownModel, match="no model file"):
+        hf_source(tmp_path / "nothing.gguf")
+    (tmp_path / "text.gguf").write_text("text")
+    with pytest.raises(DataError, match="not a GGUF file"):
+        HFTransformers(tmp_path / "text.gguf")
+    with pytest.raises(ArgumentTypeError):
+        hf_source(3)
+
+
+def test_it_is_pickled_without_the_loaded_model(plain):
+    expected = plain.run(["A dog"], max_new_tokens=8)
+    data = pickle.dumps(plain)
+    assert len(data) < 20_000
+    copy = pickle.loads(data)
+    assert copy.run(["A dog"], max_new_tokens=8) == expected
+    copy.unload_model()
+    assert "model" not in vars(copy)
+    assert copy.run(["A dog"], max_new_tokens=8) == expected
+
+
+@pytest.mark.slow
+def test_a_gguf_file_runs_as_it_does_on_llamacpp(smollm_gguf, caplog):
+    from datadreamer_like.models.llamacpp import LlamaCPP
+
+    caplog.set_level(logging.ERROR)
+    prompts = ["Name three colors.", "Count to five."]
+    llm = HFTransformers(str(smollm_gguf), device="cpu")
+    assert llm.license == "apache-2.0"
+    native = LlamaCPP(str(smollm_gguf), context_length=256, slots=2)
+    answers = list(llm.answers(prompts, max_new_tokens=6, top_logprobs=0))
+    natives = list(native.answers(prompts, max_new_tokens=6, top_logprobs=0))
+    assert [answer.prompt_tokens for answer in answers] == [answer.prompt_tokens for answer in natives]
+    for answer, other in zip(answers, natives, strict=True):
+        # llama.cpp rounds activations to 8 bits.
+        assert answer.logprobs[0][0].token == other.logprobs[0][0].token
+        assert answer.logprobs[0][0].logprob == pytest.approx(other.logprobs[0][0].logprob, abs=0.25)
+    native.unload_model()
+
+
+def test_loading_and_answering_write_nothing_to_the_terminal(tiny_causal_lm):
+    script = f"""
+from datadreamer_like import DataDreamer
+from datadreamer_like.models.hf_transformers import HFTransformers
+with DataDreamer(":memory:", verbose=False):
+    llm = HFTransformers({str(tiny_causal_lm)!r})
+    llm.run(["Hi.", "You."], max_new_tokens=4, n=2, temperature=1.0, top_p=0.9, stop=["x"])
+    llm.run(["Hi."], max_new_tokens=4)
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120, check=False, cwd=root)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
