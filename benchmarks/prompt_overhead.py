@@ -34,16 +34,22 @@ def prompts() -> list[str]:
 
 
 class AtOnce(LLM):
+    """Answers a batch at once."""
+
     model_name = "at-once"
 
     def answer_batch(self, requests: Sequence[Request]) -> Sequence[Answer]:
+        """Returns the prompts with a few words before them."""
         return [Answer([f"Here is one: {request.prompt}"], 12, 14, ["stop"]) for request in requests]
 
 
 class AtOnceAsync(LLM):
+    """Answers many requests at once, each at once."""
+
     model_name = "at-once-async"
 
     async def answer(self, request: Request) -> Answer:
+        """Returns the prompt with a few words before it."""
         return Answer([f"Here is one: {request.prompt}"], 12, 14, ["stop"])
 
 

@@ -3,6 +3,8 @@
 from datadreamer_like.graph import (
     OutputDataset,
     OutputDatasetColumn,
+    OutputDatasetColumnMixin,
+    OutputDatasetMixin,
     OutputIterableDataset,
     OutputIterableDatasetColumn,
 )
@@ -10,6 +12,8 @@ from datadreamer_like.graph import (
 __all__ = [
     "OutputDataset",
     "OutputDatasetColumn",
+    "OutputDatasetColumnMixin",
+    "OutputDatasetMixin",
     "OutputIterableDataset",
     "OutputIterableDatasetColumn",
 ]

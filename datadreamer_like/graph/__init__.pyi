@@ -3,6 +3,8 @@ from .card import DataCardType as DataCardType
 from .card import sort_data_card as sort_data_card
 from .dataset import OutputDataset as OutputDataset
 from .dataset import OutputDatasetColumn as OutputDatasetColumn
+from .dataset import OutputDatasetColumnMixin as OutputDatasetColumnMixin
+from .dataset import OutputDatasetMixin as OutputDatasetMixin
 from .dataset import OutputIterableDataset as OutputIterableDataset
 from .dataset import OutputIterableDatasetColumn as OutputIterableDatasetColumn
 from .fingerprint import ByContent as ByContent
@@ -21,6 +23,8 @@ __all__ = [
     "Node",
     "OutputDataset",
     "OutputDatasetColumn",
+    "OutputDatasetColumnMixin",
+    "OutputDatasetMixin",
     "OutputIterableDataset",
     "OutputIterableDatasetColumn",
     "current_meter",

@@ -33,12 +33,14 @@ class RowSource:
         batches: Starts a pass and yields batches: columns as lists of equal length.
         num_rows: How many rows a pass gives, where that is known.
         pickled: Whether values are Python objects that must be pickled to be stored.
+        sample: One row, where one was made already to learn its columns.
     """
 
     columns: list[str]
     batches: Callable[[], Iterator[Batch]]
     num_rows: int | None = None
     pickled: bool = False
+    sample: Batch | None = None
 
 
 def unpickled(batch: Batch) -> Batch:
@@ -130,6 +132,19 @@ class OutputDatasetMixin:
         return unpickled(batch)
 
 
+class OutputDatasetColumnMixin(OutputDatasetMixin):
+    """What columns of both kinds have in common: their elements are values."""
+
+    def values(self) -> Iterator[Any]:
+        """Yields all values."""
+        name = self.column_names[0]
+        for batch in self.batches():
+            yield from batch[name]
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.values()
+
+
 class OutputDataset(OutputDatasetMixin):
     """A dataset on disk, memory-mapped.
 
@@ -214,17 +229,8 @@ class OutputDataset(OutputDatasetMixin):
         return f"{type(self).__name__}({self.column_names}, num_rows={self.num_rows}, step={self._step.name!r})"
 
 
-class OutputDatasetColumn(OutputDataset):
+class OutputDatasetColumn(OutputDatasetColumnMixin, OutputDataset):
     """One column of a dataset on disk; its elements are values instead of rows."""
-
-    def values(self) -> Iterator[Any]:
-        """Yields all values."""
-        name = self.column_names[0]
-        for batch in self.batches():
-            yield from batch[name]
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.values()
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, str):
@@ -262,6 +268,11 @@ class OutputIterableDataset(OutputDatasetMixin):
             self._source = _source_of(dataset, total_num_rows)
             self._iterable = dataset
         self._rows = total_num_rows if total_num_rows is not None else self._source.num_rows
+
+    @property
+    def source(self) -> RowSource:
+        """How the rows are made."""
+        return self._source
 
     @property
     def dataset(self) -> IterableDataset:
@@ -325,17 +336,8 @@ class OutputIterableDataset(OutputDatasetMixin):
         return f"{type(self).__name__}({self.column_names}, num_rows={rows}, step={self._step.name!r})"
 
 
-class OutputIterableDatasetColumn(OutputIterableDataset):
+class OutputIterableDatasetColumn(OutputDatasetColumnMixin, OutputIterableDataset):
     """One column of a dataset whose rows are made when they are asked for; its elements are values."""
-
-    def values(self) -> Iterator[Any]:
-        """Yields all values."""
-        name = self.column_names[0]
-        for batch in self.batches():
-            yield from batch[name]
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.values()
 
 
 Column = OutputDatasetColumn | OutputIterableDatasetColumn

@@ -81,19 +81,17 @@ def absmax_scale(x: Tensor, largest: int, axis: Axis) -> Tensor:
 
     A subnormal scale would round codes badly, or be flushed to zero where the processor does that.
     """
+    dims = tuple(range(x.dim())) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    tiny = torch.finfo(x.dtype).tiny
     if x.numel() == 0:
-        dims = range(x.dim()) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-        kept = list(x.shape)
-        for dim in dims:
-            kept[dim] = 1
-        return x.new_full(kept, torch.finfo(x.dtype).tiny)
-    dims = tuple(range(x.dim())) if axis is None else axis
-    return x.abs().amax(dim=dims, keepdim=True).div_(largest).clamp_min_(torch.finfo(x.dtype).tiny)
+        reduced = {dim % x.dim() for dim in dims}
+        return x.new_full([1 if dim in reduced else size for dim, size in enumerate(x.shape)], tiny)
+    return x.abs().amax(dim=dims, keepdim=True).div_(largest).clamp_min_(tiny)
 
 
 def _quantize_in_blocks(x: Tensor, largest: int, by_row: bool) -> tuple[Tensor, Tensor]:
     rows = x.reshape(-1, x.shape[-1])
-    parts = rows.split(max(1, _BLOCK // rows.shape[1]))
+    parts = torch.split(rows, max(1, _BLOCK // rows.shape[1]))
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     codes = torch.empty(rows.shape, dtype=torch.int8)
     scale = torch.empty(rows.shape[0] if by_row else 1, 1, dtype=dtype)

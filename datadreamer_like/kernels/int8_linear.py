@@ -52,7 +52,7 @@ def int8_linear(
     Raises:
         DefinitionError: An option is out of its range, shapes do not fit, or the backend cannot be had here.
     """
-    _check(x, weight, weight_scale, granularity, backend)
+    _check(x, weight, weight_scale, granularity, activation_bits, backend)
     if backend is None:
         use_cpu = x.device.type == "cpu" and weight.device.type == "cpu" and not torch.compiler.is_compiling()
         backend = "cpu" if use_cpu and fastest_engine() is not None else "reference"
@@ -107,7 +107,9 @@ class _StraightThrough(torch.autograd.Function):
         return into_x, None, None, into_bias, None, None, None
 
 
-def _check(x: Tensor, weight: Tensor, weight_scale: Tensor, granularity: str, backend: str | None) -> None:
+def _check(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, granularity: str, bits: int | None, backend: str | None
+) -> None:
     if weight.dtype != torch.int8 or weight.dim() != 2 or x.shape[-1:] != weight.shape[1:]:
         raise DefinitionError(
             f"int8_linear takes x [..., in] and an int8 weight [out, in], and got {list(x.shape)} and "
@@ -119,6 +121,8 @@ def _check(x: Tensor, weight: Tensor, weight_scale: Tensor, granularity: str, ba
         )
     if granularity not in ("token", "tensor"):
         raise DefinitionError(f'granularity is "{granularity}"; choose "token" or "tensor".')
+    if bits is not None and not 2 <= bits <= 8:
+        raise DefinitionError(f"activation_bits is {bits}; codes are kept in an int8 each, so it must be from 2 to 8.")
     if backend not in (None, "reference", "cpu"):
         raise DefinitionError(f'There is no backend "{backend}" of int8_linear. Choose "reference" or "cpu".')
     if backend == "cpu" and (x.device.type != "cpu" or weight.device.type != "cpu" or fastest_engine() is None):

@@ -46,8 +46,9 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
         )
     total = torch.zeros(*a.shape[:-1], b.shape[0], dtype=torch.int32, device=a.device)
     with torch.autocast(a.device.type, enabled=False):
-        for part_a, part_b in zip(a.split(_EXACT_IN_FP32, -1), b.split(_EXACT_IN_FP32, -1), strict=True):
-            total += (part_a.float() @ part_b.float().T).int()
+        for start in range(0, a.shape[-1], _EXACT_IN_FP32):
+            part = slice(start, start + _EXACT_IN_FP32)
+            total += (a[..., part].float() @ b[:, part].float().T).int()
     return total
 
 
@@ -163,7 +164,7 @@ def _is_exact(engine: type[PackedInt8Weight]) -> bool:
     weight = torch.randint(-127, 128, (outputs, features), generator=generator, dtype=torch.int8)
     weight[:4] = torch.tensor([127, -127, 127, -127], dtype=torch.int8)[:, None]
     packed = engine(weight, torch.ones(outputs, 1))
-    # Engines have a loop of its own for one row, and others for a few and for many.
+    # Engines have other loops for one row than for few, and for many.
     for rows in (1, 5, 64):
         codes = torch.randint(-engine.largest, engine.largest + 1, (rows, features), generator=generator).float()
         codes[: (rows + 1) // 2] = engine.largest

@@ -15,8 +15,15 @@ from .pipeline import A, Engine, Job, Q, Recorder
 
 logger = logging.getLogger("datadreamer_like")
 
-# Batches quicker than this share a transaction, so that a fast model does not wait for the disk after each.
-_COMMIT_SECONDS = 0.01
+# Each batch is on disk before the next one starts, but for those so quick that the disk would take longer than the
+# model: these share a transaction, at least twenty times a second.
+_QUICK_SECONDS = 0.005
+_COMMIT_SECONDS = 0.05
+
+# Prompts read ahead to be sorted by length. A model that answers them within a moment gets more at a time.
+_WINDOW_IN_BATCHES = 10
+_LARGEST_WINDOW = 2_048
+_MOMENT_SECONDS = 0.1
 
 
 class BatchEngine(Engine[Q, A]):
@@ -27,6 +34,7 @@ class BatchEngine(Engine[Q, A]):
         recorder: Stores answers.
         batch_size: Requests in a batch.
         adaptive: Halve the batch when memory runs out, and go on with that size.
+        window: Prompts that are read ahead and sorted by length; 10 batches unless given, and more for fast models.
     """
 
     def __init__(
@@ -36,7 +44,11 @@ class BatchEngine(Engine[Q, A]):
         *,
         batch_size: int,
         adaptive: bool = False,
+        window: int | None = None,
     ) -> None:
+        self.window = max(window or _WINDOW_IN_BATCHES * batch_size, batch_size)
+        self._largest_window = self.window if window is not None else max(self.window, _LARGEST_WINDOW)
+        self._filled_at = time.monotonic()
         self._ask = ask
         self._recorder = recorder
         self._batch_size = batch_size
@@ -49,9 +61,15 @@ class BatchEngine(Engine[Q, A]):
 
     def submit(self, jobs: Sequence[Job[Q, A]]) -> None:
         """Adds jobs to the pool that batches are made of."""
-        if jobs:
-            self._pool.extend(jobs)
-            self._sorted = False
+        if not jobs:
+            return
+        if not self._pool:
+            now = time.monotonic()
+            if now - self._filled_at < _MOMENT_SECONDS:
+                self.window = min(2 * self.window, self._largest_window)
+            self._filled_at = now
+        self._pool.extend(jobs)
+        self._sorted = False
 
     def wait(self, job: Job[Q, A]) -> A:
         """Answers batches until the job is answered."""
@@ -65,12 +83,14 @@ class BatchEngine(Engine[Q, A]):
                 self._sorted = True
             batch = self._pool[-self._batch_size :]
             batch.reverse()
+            started = time.monotonic()
             answers = self._answer(batch)
+            now = time.monotonic()
             if answers is None:
                 continue
             del self._pool[-len(batch) :]
             self._finished.extend(zip(batch, answers, strict=True))
-            if time.monotonic() - self._committed_at >= _COMMIT_SECONDS:
+            if now - started >= _QUICK_SECONDS or now - self._committed_at >= _COMMIT_SECONDS:
                 self._commit()
         return job.answer
 

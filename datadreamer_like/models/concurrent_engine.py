@@ -37,7 +37,13 @@ _PATIENCE_WHEN_LIMITED = 5
 _DOWN_FROM_START = 3
 _DOWN_LATER = 20
 
+# Prompts read ahead for each request at once: enough that one slow answer does not hold up the others.
+_WINDOW_IN_REQUESTS = 16
+
 _JOIN_SECONDS = 10.0
+_LONG_PAUSE_SECONDS = 60.0
+
+THREAD_NAME = "datadreamer_like-requests"
 
 
 class ConcurrentEngine(Engine[Q, A]):
@@ -49,6 +55,7 @@ class ConcurrentEngine(Engine[Q, A]):
         concurrency: Most requests at once; fewer while the provider says that there are too many.
         max_tries: Times that a request is sent before its row fails.
         at_end: Called in the event loop when the run ends.
+        window: Most prompts that are read and not yet yielded; 16 for each request at once unless given.
     """
 
     def __init__(
@@ -59,7 +66,9 @@ class ConcurrentEngine(Engine[Q, A]):
         concurrency: int,
         max_tries: int,
         at_end: Callable[[], Awaitable[None]],
+        window: int | None = None,
     ) -> None:
+        self.window = window or _WINDOW_IN_REQUESTS * concurrency
         self._ask = ask
         self._recorder = recorder
         self._max_tries = max_tries
@@ -68,6 +77,8 @@ class ConcurrentEngine(Engine[Q, A]):
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Event
+        # Set when the loop runs, or could not be started.
+        self._ready = threading.Event()
         # Set by the loop whenever answers are on disk or the run has failed.
         self._news = threading.Event()
         self._failure: BaseException | None = None
@@ -109,7 +120,9 @@ class ConcurrentEngine(Engine[Q, A]):
         thread, self._thread = self._thread, None
         if thread is None:
             return
-        self._loop.call_soon_threadsafe(self._stop.set)
+        self._ready.wait()
+        if thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
         # The garbage collector may close an abandoned generator in any thread, this one included.
         if thread is not threading.current_thread():
             thread.join(_JOIN_SECONDS)
@@ -117,30 +130,30 @@ class ConcurrentEngine(Engine[Q, A]):
                 logger.warning("A request could not be cancelled within %s s; it is left behind.", int(_JOIN_SECONDS))
 
     def _start(self) -> None:
-        ready = threading.Event()
         # The caller's context holds the session and the meter.
         context = contextvars.copy_context()
-        self._thread = threading.Thread(
-            target=context.run, args=(self._serve, ready), name="datadreamer_like-requests", daemon=True
-        )
-        self._thread.start()
-        ready.wait()
+        thread = threading.Thread(target=context.run, args=(self._serve,), name=THREAD_NAME, daemon=True)
+        thread.start()
+        self._thread = thread
+        self._ready.wait()
+        if self._failure is not None:
+            raise self._failure
 
-    def _serve(self, ready: threading.Event) -> None:
+    def _serve(self) -> None:
         try:
-            asyncio.run(self._main(ready))
+            asyncio.run(self._main())
         except BaseException as error:
             self._fail(error)
         finally:
-            ready.set()
+            self._ready.set()
 
     # In the loop's thread.
 
-    async def _main(self, ready: threading.Event) -> None:
+    async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         workers = [asyncio.create_task(self._work()) for _ in range(self._allowance.most)]
-        ready.set()
+        self._ready.set()
         try:
             await self._stop.wait()
         finally:
@@ -174,8 +187,10 @@ class ConcurrentEngine(Engine[Q, A]):
         return self._queue.popleft()
 
     def _may_send(self) -> bool:
-        return self._active < self._allowance.allowed and (
-            not self._paused_until or self._loop.time() >= self._paused_until
+        return (
+            self._active < self._allowance.allowed
+            and self._failure is None
+            and (not self._paused_until or self._loop.time() >= self._paused_until)
         )
 
     async def _try(self, job: Job[Q, A], sent_at: float) -> A | None:
@@ -211,7 +226,7 @@ class ConcurrentEngine(Engine[Q, A]):
             delay = retry_delay(job.tries, after)
             logger.debug("try %s failed, next in %.1f s: %s", job.tries, delay, error)
             if limited and after is not None:
-                self._paused_until = max(self._paused_until, self._loop.time() + after)
+                self._pause(after)
             self._loop.call_later(delay, self._again, job)
             return None
         self._lost += 1
@@ -225,6 +240,12 @@ class ConcurrentEngine(Engine[Q, A]):
                 "answered before is kept: run again later to go on."
             ) from error
         return self._recorder.calls.failed(error)
+
+    def _pause(self, seconds: float) -> None:
+        until = self._loop.time() + seconds
+        if seconds >= _LONG_PAUSE_SECONDS and until > self._paused_until + _LONG_PAUSE_SECONDS:
+            logger.warning("The provider asks to wait %s s before the next request; waiting.", f"{seconds:,.0f}")
+        self._paused_until = max(self._paused_until, until)
 
     def _again(self, job: Job[Q, A]) -> None:
         self._queue.appendleft(job)

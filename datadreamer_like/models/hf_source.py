@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from datadreamer_like.errors import ArgumentTypeError, UnknownModel
-from datadreamer_like.storage.digests import file_digest, folder_digest
+from datadreamer_like.storage.digests import file_digest
 
 from .gguf_header import read_gguf_header
+from .trained_model import TrainedModel
 
 _README_SECONDS = 5
 _BIBTEX = re.compile(r"^\s*(@\w+\s*\{.*?^\s*\})", re.MULTILINE | re.DOTALL)
@@ -59,7 +60,7 @@ class HFSource:
             return self.name, self.revision
         if self.gguf_file is not None:
             return file_digest(self.folder / self.gguf_file)
-        return folder_digest(self.folder)
+        return TrainedModel(self.folder)
 
     @property
     def model_card(self) -> str | None:

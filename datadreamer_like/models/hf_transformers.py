@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,8 @@ from .chat_template import AUTO, Auto, checked, fill, given_text, is_text_templa
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
 from .hf_source import hf_source
 from .llm import LLM
-from .trained_model import model_max_length
+from .model_facts import model_max_length
+from .quiet import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -103,14 +105,16 @@ class HFTransformers(LLM):
         """The model's transformers config."""
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(self._source.name, **self._loading_options)
+        with quiet():
+            return AutoConfig.from_pretrained(self._source.name, **self._loading_options)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer; a given Jinja template is in the place of its own."""
         from transformers import AutoTokenizer
 
-        tokenizer: Any = AutoTokenizer.from_pretrained(self._source.name, **self._loading_options)
+        with quiet():
+            tokenizer: Any = AutoTokenizer.from_pretrained(self._source.name, **self._loading_options)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         # Generation goes on where a row ends, so padding stands before it; an encoder reads what is before it.
@@ -130,13 +134,17 @@ class HFTransformers(LLM):
 
         kind = "AutoModelForSeq2SeqLM" if self.config.is_encoder_decoder else "AutoModelForCausalLM"
         device, placing = self._placing()
-        model: Any = getattr(transformers, kind).from_pretrained(
-            self._source.name, **self._loading_options, **self._typing(device), **placing, **self.kwargs
-        )
+        with quiet():
+            model: Any = getattr(transformers, kind).from_pretrained(
+                self._source.name, **self._loading_options, **self._typing(device), **placing, **self.kwargs
+            )
         if self._adapter is not None:
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, self._adapter.name, **self.adapter_kwargs)
+            with warnings.catch_warnings():
+                # peft 0.21 asks transformers for a property by its older name.
+                warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+                model = PeftModel.from_pretrained(model, self._adapter.name, **self.adapter_kwargs)
         if not placing and self.quantization_config is None:
             model = model.to(device)
         return model.eval()
@@ -245,11 +253,11 @@ class HFTransformers(LLM):
         if chat or not isinstance(prompt, str):
             messages = Request(prompt, Sampling()).messages(given_text(self.system_prompt))
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         else:
             text = fill(template, prompt, given_text(self.system_prompt)) if isinstance(template, str) else prompt
             begins = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-            ids = tokenizer(text, add_special_tokens=not begins)["input_ids"]
+            ids = tokenizer(text, add_special_tokens=not begins, verbose=False)["input_ids"]
         # A model that adds no token of its own has nothing to start from with an empty prompt.
         return list(ids) or [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
 
@@ -260,7 +268,7 @@ class HFTransformers(LLM):
     def count_tokens(self, value: str) -> int:
         """Returns the number of tokens of a text."""
         tokenizer: Any = self.tokenizer
-        return len(tokenizer(value, add_special_tokens=False)["input_ids"])
+        return len(tokenizer(value, add_special_tokens=False, verbose=False)["input_ids"])
 
     def final_count_tokens(self, value: str) -> int:
         """Returns the number of tokens of a text as a whole prompt, with the chat template's own tokens."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from datadreamer_like.errors import ArgumentTypeError, ModelError
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from .llm import LLM
 
 logger = logging.getLogger("datadreamer_like")
-
-# Prompts read ahead, in requests at once or in batches: enough that one slow answer does not hold up the others.
-_WINDOW_IN_REQUESTS = 16
-_WINDOW_IN_BATCHES = 10
 
 
 class LLMCalls(Calls[Prompt, Request, Answer]):
@@ -97,7 +93,6 @@ def answer_prompts(
 ) -> Iterator[Answer]:
     """Yields an LLM's answers through the pipeline."""
     calls = LLMCalls(llm, generation)
-    concurrency = generation.concurrency or llm.default_concurrency
 
     def make_engine(recorder: Recorder[Prompt, Request, Answer]) -> Engine[Request, Answer]:
         if batched:
@@ -106,27 +101,22 @@ def answer_prompts(
                 recorder,
                 batch_size=generation.batch_size,
                 adaptive=generation.adaptive_batch_size,
+                window=generation.batch_scheduler_buffer_size,
             )
         return ConcurrentEngine(
             llm.answer,
             recorder,
-            concurrency=concurrency,
+            concurrency=generation.concurrency or llm.default_concurrency,
             max_tries=llm.max_tries if llm.retry_on_fail else 1,
             at_end=llm.end_run,
         )
 
-    if batched:
-        buffer = generation.batch_scheduler_buffer_size or _WINDOW_IN_BATCHES * generation.batch_size
-        window = max(buffer, generation.batch_size)
-    else:
-        window = _WINDOW_IN_REQUESTS * concurrency
     return run_calls(
         calls,
         prompts,
         make_engine,
         open_store,
         meter,
-        window=window,
         force=generation.force,
         cache_only=generation.cache_only,
         raise_errors=generation.on_error == "raise",
@@ -137,13 +127,21 @@ def answer_prompts(
 def _chat_bytes(prompt: Prompt) -> bytes:
     if isinstance(prompt, str):  # a subclass of str
         return prompt.encode("utf-8", "surrogatepass")
-    try:
-        # A text never starts with this byte, so no chat has the key of a text.
-        return b"\xff" + json.dumps(list(prompt), sort_keys=True, separators=(",", ":")).encode()
-    except TypeError as error:
-        raise ArgumentTypeError(
-            f"A prompt must be a text or a list of chat messages of plain values, not {prompt!r:.200}."
-        ) from error
+    if isinstance(prompt, Sequence) and prompt and all(isinstance(message, Mapping) for message in prompt):
+        try:
+            # A text never starts with this byte, so no chat has the key of a text.
+            return (
+                b"\xff"
+                + json.dumps(
+                    [dict(message) for message in prompt if isinstance(message, Mapping)],
+                    sort_keys=True,
+                    separators=(",", ":"),
+                ).encode()
+            )
+        except TypeError:
+            pass
+    shown = repr(prompt)[:200]
+    raise ArgumentTypeError(f"A prompt must be a text or a list of chat messages of plain values, not {shown}.")
 
 
 def _progress(llm: LLM, prompts: Iterable[Prompt], generation: Generation) -> Callable[[int], None] | None:

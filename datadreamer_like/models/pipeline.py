@@ -119,6 +119,9 @@ class Recorder(Generic[P, Q, A]):
 class Engine(ABC, Generic[Q, A]):
     """Takes jobs and gets them answered, inside its `with` block."""
 
+    window: int
+    """Most prompts that are read and not yet yielded; it may grow while the run goes on."""
+
     @abstractmethod
     def submit(self, jobs: Sequence[Job[Q, A]]) -> None:
         """Takes jobs over; raises what has ended the run."""
@@ -144,7 +147,6 @@ def run_calls(
     open_store: Callable[[], AbstractContextManager[AnswerStore]],
     meter: Meter,
     *,
-    window: int,
     force: bool = False,
     cache_only: bool = False,
     raise_errors: bool = False,
@@ -158,14 +160,13 @@ def run_calls(
         make_engine: Makes the engine that answers what the store does not hold.
         open_store: Opens the answers' store for this run.
         meter: Counts requests, cached answers, tokens and failed rows.
-        window: Most prompts that are read and not yet yielded.
         force: Ask even for what the store holds.
         cache_only: Raise in place of asking.
         raise_errors: Raise a failed row's error, in its turn, in place of yielding it.
-        progress: Called with the number of rows answered so far, after each.
+        progress: Called now and then with the number of rows yielded so far.
     """
     rows: deque[A | Job[Q, A]] = deque()
-    source = _Source(prompts, most=max(1, window // 4))
+    source = _Source(prompts)
     failures = _Failures(meter)
     done = 0
     with open_store() as store:
@@ -173,10 +174,12 @@ def run_calls(
         desk = _Desk(recorder, store, meter, force=force, cache_only=cache_only)
         with make_engine(recorder) as engine:
             while True:
-                room = 0 if source.ended else window - len(rows)
+                room = 0 if source.ended else engine.window - len(rows)
                 # Before waiting the window is filled up; while there is something to yield only whole chunks are read.
                 if room and (not _head_is_ready(rows) or (room >= source.size and not source.slow)):
-                    engine.submit(desk.admit(source.read(room), rows))
+                    engine.submit(desk.admit(source.read(room, most=max(1, engine.window // 4)), rows))
+                    if progress is not None:
+                        progress(done)
                     continue
                 if not rows:
                     break
@@ -192,8 +195,6 @@ def run_calls(
                 else:
                     answer = cast(A, row)
                 done += 1
-                if progress is not None:
-                    progress(done)
                 yield answer
     failures.log(done)
 
@@ -201,14 +202,13 @@ def run_calls(
 class _Source(Generic[P]):
     """Reads prompts by the chunk: large chunks of a quick iterable, single prompts of a slow one."""
 
-    def __init__(self, prompts: Iterable[P], most: int) -> None:
+    def __init__(self, prompts: Iterable[P]) -> None:
         self._iterator = iter(prompts)
-        self._most = most
         self.size = 1
         self.slow = False
         self.ended = False
 
-    def read(self, room: int) -> list[P]:
+    def read(self, room: int, most: int) -> list[P]:
         size = min(self.size, room)
         started = time.monotonic()
         chunk = list(islice(self._iterator, size))
@@ -216,9 +216,9 @@ class _Source(Generic[P]):
         self.ended = len(chunk) < size
         self.slow = size == 1 and took > _READ_SECONDS
         if took > _READ_SECONDS / 2:
-            self.size = max(1, min(int(size * _READ_SECONDS / took), self._most))
+            self.size = max(1, min(int(size * _READ_SECONDS / took), most))
         elif size == self.size:
-            self.size = min(2 * size, self._most)
+            self.size = min(2 * size, most)
         return chunk
 
 

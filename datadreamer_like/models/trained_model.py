@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import datetime
 import gc
 import json
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from datadreamer_like.errors import DefinitionError, MethodMisfit, StorageError, did_you_mean
+from datadreamer_like.errors import MethodMisfit, StorageError
 from datadreamer_like.graph import Card
 from datadreamer_like.storage.digests import file_digest
-from datadreamer_like.storage.folders import explained, new_folder
+from datadreamer_like.storage.folders import explained
 
+from .export import CARD_NAME, export_model, write_card
 from .model_facts import Task, count_parameters, task_of
 from .quiet import quiet
 
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from datadreamer_like.graph import Node
-
-CARD_NAME = "card.json"
 
 
 @dataclass(frozen=True)
@@ -127,7 +124,7 @@ class TrainedModel:
             if tokenizer is not None:
                 tokenizer.save_pretrained(str(folder))
             if card is not None:
-                _write_card(folder, card)
+                write_card(folder, card)
         return cls(folder)
 
     # What it is
@@ -306,28 +303,7 @@ class TrainedModel:
             DefinitionError: The format is unknown, or no folder is named.
             StorageError: The folder holds something else.
         """
-        if format not in EXPORTS:
-            raise DefinitionError(
-                f'"{format}" is no format to export to. There are: {", ".join(EXPORTS)}.'
-                + did_you_mean(format, EXPORTS)
-            )
-        if not str(to):
-            raise DefinitionError("export needs the folder to write to: export(to=folder).")
-        target = Path(to)
-        if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / CARD_NAME).is_file())):
-            raise StorageError(
-                f"{target} is there already and is no earlier export. Choose another folder, or remove it first."
-            )
-        fresh = target.with_name(f".{target.name}-new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        with explained("Exporting a model", target):
-            with new_folder(fresh) as draft:
-                EXPORTS[format](self, draft)
-                _write_card(draft, self.card)
-            if target.exists():
-                shutil.rmtree(target)
-            fresh.rename(target)
-        return target
+        return export_model(self, format, to)
 
     def publish_to_hf_hub(
         self,
@@ -381,18 +357,3 @@ class TrainedModel:
 
     def __repr__(self) -> str:
         return f"TrainedModel({self.node.name if self.node is not None else self.path!r})"
-
-
-def _copy_folder(trained: TrainedModel, folder: Path) -> None:
-    if not Path(trained.path).is_dir():
-        TrainedModel.save(trained.model, trained.tokenizer, folder)
-        return
-    shutil.copytree(trained.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD_NAME))
-
-
-EXPORTS: dict[str, Callable[[TrainedModel, Path], None]] = {"safetensors": _copy_folder}
-
-
-def _write_card(folder: Path, card: Card) -> None:
-    card.created = card.created or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    (folder / CARD_NAME).write_text(json.dumps(card.to_json(), indent=2, ensure_ascii=False), encoding="utf-8")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, which colour-blind readers can tell apart; its yellow is too pale for text and left out.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4D4D4D", "#8C6BB1")
 _INK, _SOFT, _RULE = "#1d2129", "#667085", "#e4e7ec"
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.family": ["DejaVu Sans", "sans-serif"],
     "font.size": 9.5,
     "svg.fonttype": "none",

@@ -9,7 +9,8 @@ import torch  # noqa: TID253  (loaded with the first stage that compresses, whos
 
 from datadreamer_like.errors import DataError, EmptyDataset
 from datadreamer_like.graph import current_meter
-from datadreamer_like.models.trained_model import TrainedModel, model_max_length
+from datadreamer_like.models.model_facts import model_max_length
+from datadreamer_like.models.trained_model import TrainedModel
 from datadreamer_like.trainers.columns import Column, check_text, read_pairs
 from datadreamer_like.trainers.examples import attention_mask, padded
 from datadreamer_like.trainers.labels import LabelSet, class_names

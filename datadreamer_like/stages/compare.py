@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError
-from datadreamer_like.graph import fingerprint
+from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained_model import TrainedModel
 from datadreamer_like.report import Interval, Table, frame
 from datadreamer_like.storage.tables import TableWriter, open_table
@@ -199,6 +200,10 @@ class Compare(Stage):
     # The work
 
     def _build(self, draft: Path) -> Manifest:
+        with quiet():
+            return self._measure(draft)
+
+    def _measure(self, draft: Path) -> Manifest:
         import torch
 
         texts, labels = read_rows(self.inputs, self.labels)

@@ -127,14 +127,16 @@ class Comparison:
 
     def table(self, title: str) -> Table:
         """Returns the comparison as a table."""
+        count, times = _prefix([model.parameters for model in self.models])
+        size, per_byte = _prefix([model.bytes_on_disk for model in self.models])
         columns = [
             Column("model", "model", align="left"),
             Column("accuracy", "accuracy", "%", ".1f", 100),
             Column("accuracy_difference", "difference", "points [95 %]", "+.1f", 100),
             Column("macro_f1", "macro-F1", "%", ".1f", 100),
-            Column("parameters", "parameters", "M", ",.2f", 1e-6),
-            Column("nonzero_parameters", "non-zero", "M", ",.2f", 1e-6),
-            Column("bytes_on_disk", "on disk", "MB", ",.1f", 1e-6),
+            Column("parameters", "parameters", count, ",.2f", times),
+            Column("nonzero_parameters", "non-zero", count, ",.2f", times),
+            Column("bytes_on_disk", "on disk", f"{size}B", ",.1f", per_byte),
             Column("latency", "latency", "ms [quartiles]", ",.1f", 1e3),
             Column("throughput", "throughput", "texts/s", ",.0f"),
         ]
@@ -151,6 +153,7 @@ class Comparison:
             MissingExtra: matplotlib is not installed.
         """
         base = self.models[0].accuracy
+        size, per_byte = _prefix([model.bytes_on_disk for model in self.models])
         marks = []
         for name, model in zip(self.names, self.models, strict=True):
             gain, latency = model.accuracy_difference, model.latency.scaled(1e3)
@@ -158,14 +161,14 @@ class Comparison:
                 plots.Mark(
                     name,
                     100 * model.accuracy,
-                    [None if model.bytes_on_disk is None else model.bytes_on_disk / 1e6, latency.value],
+                    [None if model.bytes_on_disk is None else per_byte * model.bytes_on_disk, latency.value],
                     None if gain is None else (100 * (base + gain.low), 100 * (base + gain.high)),
                     [None, (latency.low, latency.high)],
                 )
             )
         return plots.tradeoff(
             marks,
-            ["size on disk (MB)", "latency of one text (ms)"],
+            [f"size on disk ({size}B)", "latency of one text (ms)"],
             "accuracy (%)",
             title=title,
             caption=f"{self.rows:,} rows. Upright bars: 95 % interval of the paired difference to {self.names[0]} "
@@ -181,6 +184,12 @@ class Comparison:
             f"Timed in turn, {self.rounds} rounds, on {where} with {threads}, from text to answer; throughput in "
             f"batches of {self.batch_size}.",
         ]
+
+
+def _prefix(values: Sequence[int | None]) -> tuple[str, float]:
+    """The unit's prefix that suits these numbers, and what they are multiplied with to be shown in it."""
+    large = max((value for value in values if value is not None), default=0) >= 1_000_000
+    return ("M", 1e-6) if large else ("k", 1e-3)
 
 
 def unique(names: Sequence[str]) -> list[str]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
-from datadreamer_like.graph import fingerprint
+from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.models.export import write_card
 from datadreamer_like.models.model_node import ModelNode
-from datadreamer_like.models.trained_model import CARD_NAME, TrainedModel
+from datadreamer_like.models.quiet import quiet
+from datadreamer_like.models.trained_model import TrainedModel
 from datadreamer_like.trainers.columns import Column, check_column, check_pair
 
 from .calibration import Calibration
@@ -66,8 +66,8 @@ class Compression(Stage, ModelNode):
         LabelError: A calibration label is outside the model's set.
     """
 
-    method_class: type[Any]
-    """What the stage's methods have in common."""
+    method_classes: ClassVar[tuple[type[Any], ...]]
+    """The base classes of the stage's methods."""
 
     def __init__(
         self,
@@ -118,7 +118,10 @@ class Compression(Stage, ModelNode):
         return model, tokenizer
 
     def _build(self, draft: Path) -> Manifest:
-        folder = draft / self.MODEL_FOLDER
+        with quiet():
+            return self._make(draft / self.MODEL_FOLDER)
+
+    def _make(self, folder: Path) -> Manifest:
         with loaded(self.source) as source:
             self.meter.note = f"loading {source!r}"
             before = size_of(source.model)
@@ -133,9 +136,7 @@ class Compression(Stage, ModelNode):
         self._register(before.facts(after))
         if Path(self.source.path).is_dir():
             self._register({"Bytes on disk": f"{self.source.bytes_on_disk:,} → {saved.bytes_on_disk:,}"})
-        self.card.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        note = json.dumps(self.card.to_json(), indent=2, ensure_ascii=False)
-        (folder / CARD_NAME).write_text(note, encoding="utf-8")
+        write_card(folder, self.card)
         return self.new_manifest()
 
     def _apply(self) -> tuple[Any, Any]:
@@ -167,12 +168,12 @@ class Compression(Stage, ModelNode):
             card.base_model = self.source.card.base_model or self.source.path
 
     def _checked(self, method: Any) -> Any:
-        if isinstance(method, self.method_class):
+        if isinstance(method, self.method_classes):
             return method
+        room = self.method_classes[0].__module__.split(".")[1]
         hint = " Make an object of it, with its options." if isinstance(method, type) else ""
         raise ArgumentTypeError(
-            f'"{self.name}": method is {method!r}, which is no {self.method_class.__name__}. '
-            f"{type(self).__name__} takes the methods of datadreamer_like.{self.method_class.__module__.split('.')[1]}."
+            f'"{self.name}": method is {method!r}; {type(self).__name__} takes a method of datadreamer_like.{room}.'
             + hint
         )
 

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.errors import DefinitionError, MethodMisfit
-from datadreamer_like.graph import fingerprint
+from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models.trained_model import TrainedModel
-from datadreamer_like.pruning import PruningMethod
+from datadreamer_like.pruning import PruningMethod, Vocabulary
 from datadreamer_like.trainers import TrainHFClassifier, TrainHFFineTune
-from datadreamer_like.trainers.columns import Column
-from datadreamer_like.trainers.hf import Columns
+from datadreamer_like.trainers.columns import Column, Columns
 from datadreamer_like.trainers.options import Training
 
 from .compression import Compression
@@ -53,7 +52,7 @@ class Prune(Compression):
         ... )
     """
 
-    method_class = PruningMethod
+    method_classes = (PruningMethod, Vocabulary)
 
     def __init__(
         self,

@@ -18,4 +18,4 @@ class Quantize(Compression):
         >>> small.export(to="student-int8")  # doctest: +SKIP
     """
 
-    method_class = QuantizationMethod
+    method_classes = (QuantizationMethod,)

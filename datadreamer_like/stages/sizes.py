@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from datadreamer_like.formats import layouts
-from datadreamer_like.models.trained_model import count_parameters
+from datadreamer_like.models.model_facts import count_parameters
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,8 @@ def size_of(model: nn.Module) -> Size:
 
 def _zeros(model: nn.Module) -> int:
     # A quantized layer keeps its codes in a buffer of the weight's name; a code of 0 is a zero.
-    tensors = list(model.parameters())
-    tensors += [
-        module.weight
-        for module in model.modules()
-        if "weight" in dict(module.named_buffers(recurse=False)) and hasattr(module, "in_features")
-    ]
+    tensors: list[Tensor] = list(model.parameters())
+    for module in model.modules():
+        if hasattr(module, "in_features"):
+            tensors += [buffer for name, buffer in module.named_buffers(recurse=False) if name == "weight"]
     return sum(int((tensor == 0).sum()) for tensor in tensors)

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import ClassVar, Literal
 
 from datadreamer_like.errors import ArgumentTypeError, SessionError
-from datadreamer_like.graph import Node, current_session, fingerprint
+from datadreamer_like.graph import Node, current_session
+from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models.model_node import as_trained_model
 from datadreamer_like.models.trained_model import TrainedModel
 

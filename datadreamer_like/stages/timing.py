@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -80,7 +81,7 @@ def time_in_turn(
     """
     timings = [Timing() for _ in models]
     meter = current_meter()
-    with ExitStack() as stack, fixed_threads(threads):
+    with ExitStack() as stack, fixed_threads(threads), undisturbed():
         if keep_loaded:
             for model in models:
                 stack.enter_context(loaded(model))
@@ -88,7 +89,7 @@ def time_in_turn(
             for turn in range(len(models)):
                 index = (number + turn) % len(models)
                 meter.note = f"timing {names[index]}, round {number + 1} of {rounds}"
-                with loaded(models[index]) as model, undisturbed():
+                with loaded(models[index]) as model:
                     # Another model had the caches; the first run after it says nothing.
                     model.logits(texts[:batch_size] if number == 0 else texts[:1], max_length=max_length)
                     timings[index].seconds.append([_seconds(model, [text], 1, max_length) for text in singles])
@@ -129,6 +130,6 @@ def _seconds(model: TrainedModel, texts: Sequence[str], batch_size: int, max_len
     return time.perf_counter() - start
 
 
-def _quartiles(values: np.ndarray) -> Interval:  # type: ignore[type-arg]
+def _quartiles(values: np.ndarray[Any, Any]) -> Interval:
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
     return Interval(float(median), float(low), float(high))

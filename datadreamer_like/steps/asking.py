@@ -25,7 +25,7 @@ def answered(portions: Iterable[Portion], ask: Callable[[Iterator[Any]], Iterato
     """Yields answers and the rows that they belong to.
 
     Args:
-        portions: Read as far ahead as the model reads. A row whose value is None is not asked about; its answer is None.
+        portions: Read as far ahead as the model reads. A row whose value is None is not asked about and gets None.
         ask: Takes values and yields an answer to each, in order.
     """
     names: list[str] = []

@@ -18,7 +18,7 @@ EXAMPLES_HOLE = "examples"
 
 
 class DataFromAttributedPrompt(DataFromPrompt):
-    """Fills the holes of an instruction with every combination of attributes, in turn, until there are `n` rows.
+    r"""Fills the holes of an instruction with every combination of attributes, in turn, until there are `n` rows.
 
     Args: `llm`, `instruction` (with holes like `{topic}`; a brace that is no hole is written twice), `attributes` (name
     to list of values), `n`, `temperature` (1.0), `top_p` (1.0), `post_process`, `lazy`, and the options of `llm.run`.
@@ -36,7 +36,7 @@ class DataFromAttributedPrompt(DataFromPrompt):
         ...     inputs={"examples": real.output["text"], "example_attributes": real.output["topic"]},
         ...     args={
         ...         "llm": llm,
-        ...         "instruction": "Descriptions of {topic} packages:\\n{examples}\\nWrite another one.",
+        ...         "instruction": "Descriptions of {topic} packages:\n{examples}\nWrite another one.",
         ...         "attributes": {"topic": ["games", "science"]},
         ...         "n": 1000,
         ...     },
@@ -156,14 +156,14 @@ class DataFromAttributedPrompt(DataFromPrompt):
             raise DefinitionError(f'"{self.name}": num_examples is {args["num_examples"]}; expected 0 or more.')
         if not seeded and EXAMPLES_HOLE not in args["attributes"] and EXAMPLES_HOLE in _holes(args["instruction"]):
             raise DefinitionError(
-                f'"{self.name}": the instruction has the hole {{examples}}, but no examples were given. Give the inputs '
-                '"examples" and "example_attributes", or the argument "examples".'
+                f'"{self.name}": the instruction has the hole {{examples}}, but no examples were given. Give the '
+                'inputs "examples" and "example_attributes", or the argument "examples".'
             )
         return args
 
     def _check_attributes(self, attributes: Mapping[str, Any]) -> None:
         if not attributes:
-            raise DefinitionError(f'"{self.name}": there are no attributes. For a plain instruction use DataFromPrompt.')
+            raise DefinitionError(f'"{self.name}": there are no attributes. Without any, use DataFromPrompt.')
         for name, values in attributes.items():
             if isinstance(values, str) or not hasattr(values, "__iter__"):
                 raise ArgumentTypeError(
@@ -177,20 +177,21 @@ class DataFromAttributedPrompt(DataFromPrompt):
             holes = _holes(instruction)
         except ValueError as error:
             raise DefinitionError(
-                f'"{self.name}": the instruction\'s braces do not pair up ({error}). A brace that is no hole is written '
-                "twice: {{ or }}."
+                f'"{self.name}": the instruction\'s braces do not pair up ({error}). A brace that is no hole is '
+                "written twice: {{ or }}."
             ) from error
         for hole in holes:
             if hole not in attributes and hole != EXAMPLES_HOLE:
                 raise DefinitionError(
-                    f'"{self.name}": the instruction has the hole {{{hole}}}, but there is no such attribute; there are: '
-                    f"{', '.join(attributes)}.{did_you_mean(hole, attributes)} A brace that is no hole is written twice."
+                    f'"{self.name}": the instruction has the hole {{{hole}}}, but there is no such attribute; there '
+                    f"are: {', '.join(attributes)}.{did_you_mean(hole, attributes)} A brace that is no hole is written "
+                    "twice."
                 )
         unused = [name for name in attributes if name not in holes]
         if unused:
             raise DefinitionError(
-                f'"{self.name}": the instruction does not use the attribute "{unused[0]}". Put {{{unused[0]}}} where its '
-                "value belongs, or leave it out."
+                f'"{self.name}": the instruction does not use the attribute "{unused[0]}". Put {{{unused[0]}}} where '
+                "its value belongs, or leave it out."
             )
 
 

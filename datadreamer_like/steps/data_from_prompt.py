@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.dataset import BATCH_SIZE
@@ -50,7 +51,8 @@ class DataFromPrompt(PromptStep):
         """
         if distinct < self.args["n"] and not (self.args["temperature"] and self.args["top_p"]):
             logger.warning(
-                "%s: with temperature or top_p at 0, an LLM gives one answer to a prompt, so the rows repeat.", self.name
+                "%s: with temperature or top_p at 0, an LLM gives one answer to a prompt, so the rows repeat.",
+                self.name,
             )
 
     def prompted(self) -> Iterator[Portion]:
@@ -60,7 +62,7 @@ class DataFromPrompt(PromptStep):
             prompts = [self.args["instruction"]] * min(BATCH_SIZE, self.num_prompts() - start)
             yield prompts, {"prompts": prompts}
 
-    def _checked_args(self, given: dict[str, object]) -> dict[str, object]:
+    def _checked_args(self, given: dict[str, Any]) -> dict[str, Any]:
         args = super()._checked_args(given)
         if self.num_prompts() < 1:
             raise DefinitionError(f'"{self.name}": argument "n" is {args["n"]}; expected at least 1 row.')

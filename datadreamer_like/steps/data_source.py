@@ -183,8 +183,8 @@ class DataSource(Source):
                 _check_row(name, index, row)
         elif not (callable(data) or _is_dataset(data) or _is_iterable(data)):
             raise ArgumentTypeError(
-                f'"{name}": data is {type(data).__name__}; expected a dictionary of columns, a list of rows, a function '
-                "that yields rows, a Dataset or an IterableDataset (of a DatasetDict, one of its splits)."
+                f'"{name}": data is {type(data).__name__}; expected a dictionary of columns, a list of rows, a '
+                "function that yields rows, a Dataset or an IterableDataset (of a DatasetDict, one of its splits)."
             )
         elif _is_dataset(data) and not len(data):
             raise EmptyDataset(f'"{name}" has no rows: the dataset is empty. Give one with rows.')

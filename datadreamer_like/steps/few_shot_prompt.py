@@ -1,4 +1,4 @@
-"""Inputs answered after the pattern of examples, all of them or those that are most alike."""
+"""Inputs answered after the pattern of examples."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from datadreamer_like.errors import EmptyDataset
-from datadreamer_like.models import Embedder, EmbeddingRetriever
 
-from .asking import Portion, answered, columns_together
+from .asking import Portion, columns_together
 from .prompt_step import PromptStep, labelled
 
 
@@ -87,36 +86,4 @@ class FewShotPrompt(PromptStep):
         for batch in columns_together({"inputs": self._inputs["inputs"]}, f'"{self.name}"'):
             prompts = [self.prompt(index + i, value, examples) for i, value in enumerate(batch["inputs"])]
             index += len(prompts)
-            yield prompts, {**batch, "prompts": prompts}
-
-
-class FewShotPromptWithRetrieval(FewShotPrompt):
-    """Shows an LLM the examples whose inputs are most alike each input, then that input.
-
-    Inputs and outputs are those of `FewShotPrompt`. Further args: `embedder`, which tells what is alike, and `k`, how
-    many examples to take (5). The most alike stand first, and are kept where not all fit.
-    """
-
-    def setup(self) -> None:
-        """Registers the step's names."""
-        super().setup()
-        self.register_arg("embedder", type=Embedder, help="The model that tells which examples are alike.")
-        self.register_arg("k", required=False, default=5, type=int, help="How many examples to take.")
-
-    def prompted(self) -> Iterator[Portion]:
-        """Yields each input after the examples that are most alike."""
-        examples = self.examples()
-        retriever = EmbeddingRetriever(self._inputs["input_examples"], self.args["embedder"])
-        inputs = columns_together({"inputs": self._inputs["inputs"]}, f'"{self.name}"')
-
-        def retrieve(queries: Iterator[Any]) -> Iterator[Any]:
-            return iter(retriever.run(queries, k=self.args["k"], return_generator=True, total_num_queries=self.num_prompts()))
-
-        index = 0
-        for found, batch in answered(((batch["inputs"], batch) for batch in inputs), retrieve):
-            prompts = []
-            for value, result in zip(batch["inputs"], found, strict=True):
-                alike = [examples[row] for row in result["indices"]] if result is not None else []
-                prompts.append(self.prompt(index, value, alike))
-                index += 1
             yield prompts, {**batch, "prompts": prompts}

@@ -10,10 +10,10 @@ import io
 import lzma
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, ClassVar, Unpack, cast
+from typing import IO, Any, ClassVar, cast
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, did_you_mean
 from datadreamer_like.graph.card import DataCardType
@@ -23,7 +23,8 @@ from .data_source import NodeOptions, Source
 
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-_COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_OF_NODE = frozenset(NodeOptions.__annotations__)
+_COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 class FileSource(Source):
@@ -42,9 +43,10 @@ class FileSource(Source):
         name: str,
         data_folder: str | os.PathLike[str] | None,
         data_files: Files | None,
-        config: Mapping[str, Any],
-        **options: Unpack[NodeOptions],
+        options: Mapping[str, Any],
     ) -> None:
+        of_node = cast(NodeOptions, {option: options[option] for option in options if option in _OF_NODE})
+        config = {option: value for option, value in options.items() if option not in _OF_NODE}
         for option in config:
             if option not in self.known_options:
                 raise DefinitionError(
@@ -55,11 +57,11 @@ class FileSource(Source):
         self.files = _find(name, data_folder, data_files, self.suffixes)
         try:
             codecs.lookup(self.config["encoding"])
-        except LookupError as error:
+        except (LookupError, TypeError) as error:
             raise DefinitionError(
-                f'"{name}": there is no encoding "{self.config["encoding"]}". Common ones: utf-8, latin-1, cp1252, utf-16.'
+                f'"{name}": there is no encoding "{self.config["encoding"]}". Common ones: utf-8, latin-1, utf-16.'
             ) from error
-        super().__init__(name, **options)
+        super().__init__(name, **of_node)
 
     def decides(self) -> dict[str, Any]:
         """Returns the content of the files, in order, and the options."""

@@ -81,7 +81,9 @@ class ModelStep(Step):
     def _checked_args(self, given: dict[str, Any]) -> dict[str, Any]:
         args = super()._checked_args(given)
         known = _options_of(args[self.model_arg])
-        for name in given if known is not None else ():
+        if known is None:
+            return args
+        for name in given:
             if name not in self._arg_specs and name not in known:
                 raise DefinitionError(
                     f'"{self.name}" has no argument "{name}", and its {self.model_arg} has no such option.'

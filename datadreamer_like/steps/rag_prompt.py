@@ -15,8 +15,8 @@ class RAGPrompt(PromptStep):
     """Puts the texts that a retriever finds for each prompt before it.
 
     Inputs: `prompts`. Args: `llm`, `retriever`, `k` (5), `retrieved_text_label`, `prompt_label`, `max_new_tokens`,
-    `sep`, `min_in_context_retrieved_texts`, `max_in_context_retrieved_texts`, `post_process`, `lazy`, and the options of
-    `llm.run`. Outputs: `prompts` (as they were sent), `generations`.
+    `sep`, `min_in_context_retrieved_texts`, `max_in_context_retrieved_texts`, `post_process`, `lazy`, and the options
+    of `llm.run`. Outputs: `prompts` (as they were sent), `generations`.
 
     As many texts are shown, the best first, as fit the model's context with `max_new_tokens` left for the answer. A row
     for which not even `min_in_context_retrieved_texts` fit fails and holds None.

@@ -41,9 +41,7 @@ class RankWithPrompt(JudgeRows):
         super().setup()
         self.register_arg("sort", required=False, default=True, type=bool, help="Sort the rows by their scores.")
         self.register_arg("reverse", required=False, default=True, type=bool, help="Put the highest score first.")
-        self.register_arg(
-            "score_threshold", required=False, type=float, help="Rows with a lower score are dropped."
-        )
+        self.register_arg("score_threshold", required=False, type=float, help="Rows with a lower score are dropped.")
         self.register_output("scores", help="The scores.")
 
     def run(self) -> LazyRowBatches:
@@ -79,9 +77,7 @@ class RankWithPrompt(JudgeRows):
                 scores.extend(batch["scores"])
             writer.close(self.fingerprint)
             sign = -1.0 if self.args["reverse"] else 1.0
-            order = sorted(
-                range(len(scores)), key=lambda index: (scores[index] is None, sign * (scores[index] or 0.0))
-            )
+            order = sorted(range(len(scores)), key=lambda index: (scores[index] is None, sign * (scores[index] or 0.0)))
             if order:
                 yield from open_table(Path(folder)).select(order).iter(batch_size=1000)
 

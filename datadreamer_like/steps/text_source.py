@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.dataset import BATCH_SIZE, Batch
 
-from .data_source import NodeOptions
 from .file_source import Files, FileSource
 from .step_output import LazyRowBatches
 
@@ -22,8 +21,8 @@ class TextDataSource(FileSource):
         name: What the rows are.
         data_folder: Folder of `.txt` files, all of which are read, or from which `data_files` are.
         data_files: A file, a pattern like `"part-*.txt"`, or a list of them. `.gz`, `.bz2` and `.xz` are unpacked.
-        **options: Options of reading, and those of `Step`: `encoding` (utf-8), `keep_linebreaks` (False), `sample_by`
-            (`"line"`, `"paragraph"`: separated by empty lines, or `"document"`: a file a row).
+        **config_kwargs: Options of reading, and those of `Step`: `encoding` (utf-8), `keep_linebreaks` (False),
+            `sample_by` (`"line"`, `"paragraph"`: separated by empty lines, or `"document"`: a file a row).
 
     Raises:
         DataError: A file is not there or cannot be read; file and line are named.
@@ -38,27 +37,13 @@ class TextDataSource(FileSource):
         name: str,
         data_folder: str | os.PathLike[str] | None = None,
         data_files: Files | None = None,
-        progress_interval: float | None = 60,
-        force: bool = False,
-        verbose: bool | None = None,
-        log_level: int | None = None,
-        save_num_proc: int | None = None,
-        save_num_shards: int | None = None,
-        background: bool = False,
         **config_kwargs: Any,
     ) -> None:
         if config_kwargs.get("sample_by", "line") not in ("line", "paragraph", "document"):
             raise DefinitionError(
                 f'"{name}": sample_by is {config_kwargs["sample_by"]!r}; expected "line", "paragraph" or "document".'
             )
-        options: NodeOptions = {
-            "progress_interval": progress_interval,
-            "force": force,
-            "verbose": verbose,
-            "log_level": log_level,
-            "background": background,
-        }
-        super().__init__(name, data_folder, data_files, config_kwargs, **options)
+        super().__init__(name, data_folder, data_files, config_kwargs)
 
     def run(self) -> LazyRowBatches:
         """Reads the files."""

@@ -21,6 +21,9 @@ from datadreamer_like.storage.tables import TableWriter, open_table
 if TYPE_CHECKING:
     from datasets import Dataset
 
+# Rows that a mapped function is tried on to learn what columns it makes.
+_SAMPLES = 10
+
 Table = OutputDataset | OutputIterableDataset | RowSource
 
 
@@ -97,7 +100,7 @@ def span(rows: Table, start: int, count: int | None) -> Table:
         size = count if size is None else min(size, count)
     if is_table(rows):
         assert size is not None
-        return _view(rows, rows.dataset.select(range(min(start, rows.num_rows), min(start, rows.num_rows) + size)))
+        return _view(rows, rows.dataset.select(range(start, start + size) if size else range(0)))
 
     def batches() -> Iterator[Batch]:
         stop = None if count is None else start + count
@@ -252,9 +255,34 @@ def map_rows(rows: Table, call: Call, removed: list[str], total: int | None) -> 
     total = total if total is not None else (None if call.batched else rows.num_rows)
     # The names of new columns are known only by calling the function: on one row, now, so that a wrong name or a
     # function that fails is told before hours of work.
-    first = next(mapped(span(rows, 0, call.batch_size if call.batched else 1)), None)
+    first = _mapped_sample(rows, mapped)
     names = list(first) if first is not None else [name for name in columns_of(rows) if name not in removed]
-    return replace(_source(rows, lambda: mapped(rows), total, names))
+    return replace(_source(rows, lambda: mapped(rows), total, names), sample=first)
+
+
+def _mapped_sample(rows: Table, mapped: Callable[[Table], Iterator[Batch]]) -> Batch | None:
+    """Returns a mapped row: the first of a few for which the function returned something."""
+    tried = None
+    for row in _samples(rows):
+        made = next(mapped(_one_row(row)), None)
+        tried = tried or made
+        if made is not None and not (len(made) == len(row) and all(made[name] is row.get(name) for name in made)):
+            return made
+    return tried
+
+
+def _samples(rows: Table) -> Iterator[Batch]:
+    source = rows.source if isinstance(rows, OutputIterableDataset) else rows
+    if isinstance(source, RowSource) and source.sample is not None:
+        yield source.sample
+        return
+    names = columns_of(rows)
+    for row in itertools.islice(_tuples(rows), _SAMPLES):
+        yield {name: [value] for name, value in zip(names, row, strict=True)}
+
+
+def _one_row(row: Batch) -> RowSource:
+    return RowSource(list(row), lambda: iter([row]), 1)
 
 
 def filter_rows(rows: Table, call: Call, total: int | None) -> Table:
@@ -271,7 +299,9 @@ def filter_rows(rows: Table, call: Call, total: int | None) -> Table:
             elif any(flags):
                 yield {name: list(itertools.compress(values, flags)) for name, values in batch.items()}
 
-    return _source(rows, batches, total)
+    # A row that is dropped has the columns of one that is kept.
+    sample = rows.source.sample if isinstance(rows, OutputIterableDataset) else None
+    return replace(_source(rows, batches, total), sample=sample)
 
 
 @dataclass(frozen=True)

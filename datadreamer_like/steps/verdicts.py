@@ -11,7 +11,10 @@ _NUMBER = r"[-+−]?\d+(?:,\d{3})*(?:\.\d+|,\d+)?(?!\d)"
 _OUT_OF = re.compile(rf"({_NUMBER})\s*(?:/|out of)\s*\d+", re.IGNORECASE)
 _RATED = re.compile(rf"\b(?:score|rating|rate|rank|grade|answer)\b[^\d\n+−-]{{0,30}}({_NUMBER})", re.IGNORECASE)
 _SCALE = re.compile(r"\b(?:from\s+|between\s+|of\s+)?\d+\s*(?:-|–|to|and)\s*\d+\b", re.IGNORECASE)
-_PRAISE = r"\W+(?:is|wins|seems|has)\b(?:(?!\bnot\b)[^.\n]){0,20}?\b(?:better|best|preferred|preferable|superior|stronger|more|winner)\b"
+_PRAISE = (
+    r"\W+(?:is|wins|seems|has)\b(?:(?!\bnot\b)[^.\n]){0,20}?"
+    r"\b(?:better|best|preferred|preferable|superior|stronger|more|winner)\b"
+)
 _ANY_NUMBER = re.compile(_NUMBER)
 
 

@@ -22,12 +22,15 @@ class Report(TrainerCallback):
         self.words = ""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Says how many examples there will be."""
         current_meter().total_rows = round(self.rows * args.num_train_epochs)
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Says which epoch it is."""
         self._note(args, state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Counts the examples seen."""
         meter = current_meter()
         meter.add(rows=round(self.rows * (state.epoch or 0.0)) - meter.rows)
         # Reading a loss waits for the GPU, so not after each batch.
@@ -38,6 +41,7 @@ class Report(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
+        """Says the loss."""
         if logs and "loss" in logs:
             self.words = f", loss {float(logs['loss']):.3g}"
         self._note(args, state)
@@ -45,6 +49,7 @@ class Report(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
     ) -> None:
+        """Says the validation loss."""
         if metrics:
             self.words = f", validation loss {metrics['eval_loss']:.3g}"
         self._note(args, state)
@@ -65,10 +70,12 @@ class EarlyStop(TrainerCallback):
         self.threshold = threshold
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Ends the training when patience has run out."""
         if self.is_over(args, state):
             control.should_training_stop = True
 
     def is_over(self, args: TrainingArguments, state: TrainerState) -> bool:
+        """Tells whether patience has run out."""
         name = "eval_" + str(args.metric_for_best_model).removeprefix("eval_")
         sign = 1.0 if args.greater_is_better else -1.0
         best, since = -float("inf"), 0
@@ -89,4 +96,5 @@ class KeepZeros(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
+        """Sets them back."""
         reapply(model, self.kept)

@@ -19,6 +19,8 @@ _SORTED_TOGETHER = 50
 class Ragged:
     """Sequences of numbers of different length, appended to a file and read back from it without loading it.
 
+    It is filled inside a `with` block and read behind it.
+
     Args:
         path: The file; an old one is replaced.
     """
@@ -36,8 +38,10 @@ class Ragged:
             self._starts.append(self._starts[-1] + len(sequence))
         self._file.write(np.concatenate([np.asarray(s, dtype=np.int32) for s in sequences]).tobytes())
 
-    def close(self) -> None:
-        """Ends the writing; reading can begin."""
+    def __enter__(self) -> Ragged:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
         self.starts = np.asarray(self._starts, dtype=np.int64)
         del self._starts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -205,7 +206,10 @@ class HFTrainer(Trainer):
             config.task_type = self.PEFT_TASK
         if self.quantization_config is not None:
             model = prepare_model_for_kbit_training(model)  # type: ignore[no-untyped-call]
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # peft asks transformers under the old name; nothing that a user could mend.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            return get_peft_model(model, config)
 
     def _fill_card(self, metrics: Mapping[str, float], objective: Objective) -> None:
         card, teacher = self.card, teacher_of(objective)

@@ -101,20 +101,18 @@ class Classification(Task):
 
     def read(self, inputs: Column, outputs: Column, names: tuple[str, str], path: Path) -> Examples:
         """Reads texts and labels; see `Task.read`."""
-        input_ids = Ragged(path.with_suffix(".ids"))
         classes: list[Any] = []
         too_long: dict[int, int] = {}
         naming = class_names(outputs)
-        for part in read_pairs(inputs, outputs, names):
-            start = len(classes)
-            texts = [check_text(text, names[0], row) for row, (text, _) in enumerate(part, start)]
-            for row, (_, label) in enumerate(part, start):
-                positions = self.labels.positions(label, names[1], row, naming)
-                classes.append(self._target(positions))
-            ids = _tokens(self.tokenizer, texts, max_length=self.max_length if self.truncate else None)
-            too_long.update({start + i: len(x) for i, x in enumerate(ids) if len(x) > self.max_length})
-            input_ids.extend(ids)
-        input_ids.close()
+        with Ragged(path.with_suffix(".ids")) as input_ids:
+            for part in read_pairs(inputs, outputs, names):
+                start = len(classes)
+                texts = [check_text(text, names[0], row) for row, (text, _) in enumerate(part, start)]
+                for row, (_, label) in enumerate(part, start):
+                    classes.append(self._target(self.labels.positions(label, names[1], row, naming)))
+                ids = _tokens(self.tokenizer, texts, max_length=self.max_length if self.truncate else None)
+                too_long.update({start + i: len(x) for i, x in enumerate(ids) if len(x) > self.max_length})
+                input_ids.extend(ids)
         self._refuse_long(too_long, names[0])
         return Examples(input_ids, np.asarray(classes, dtype=np.float32 if self.labels.multi else np.int64))
 
@@ -195,27 +193,25 @@ class Writing(Task):
 
     def read(self, inputs: Column, outputs: Column, names: tuple[str, str], path: Path) -> Examples:
         """Reads prompts and answers; see `Task.read`."""
-        input_ids, labels = Ragged(path.with_suffix(".ids")), Ragged(path.with_suffix(".labels"))
         too_long: dict[int, int] = {}
         seen = dropped = 0
-        for part in read_pairs(inputs, outputs, names):
-            checked = [
-                (check_text(prompt, names[0], row), check_text(answer, names[1], row))
-                for row, (prompt, answer) in enumerate(part, seen)
-            ]
-            for row, (ids, target) in enumerate(self._encoded(checked), seen):
-                longest = max(len(ids), len(target))
-                if longest > self.max_length:
-                    too_long[row] = longest
-                ids, target = ids[: self.max_length], target[: self.max_length]
-                if all(token == IGNORED for token in target):
-                    dropped += 1
-                    continue
-                input_ids.extend([ids])
-                labels.extend([target])
-            seen += len(part)
-        input_ids.close()
-        labels.close()
+        with Ragged(path.with_suffix(".ids")) as input_ids, Ragged(path.with_suffix(".labels")) as labels:
+            for part in read_pairs(inputs, outputs, names):
+                pairs = [
+                    (check_text(prompt, names[0], row), check_text(answer, names[1], row))
+                    for row, (prompt, answer) in enumerate(part, seen)
+                ]
+                for row, (ids, target) in enumerate(self._encoded(pairs), seen):
+                    longest = max(len(ids), len(target))
+                    if longest > self.max_length:
+                        too_long[row] = longest
+                    kept = target[: self.max_length]
+                    if all(token == IGNORED for token in kept):
+                        dropped += 1
+                        continue
+                    input_ids.extend([ids[: self.max_length]])
+                    labels.extend([kept])
+                seen += len(part)
         if not self.truncate:
             self._refuse_long(too_long, names[0])
         if not len(input_ids):

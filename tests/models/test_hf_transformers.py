@@ -103,10 +103,12 @@ def test_drawn_tokens_follow_temperature_and_nucleus(plain):
     probabilities = [weight / sum(weights) for weight in weights]
     kept = next(k for k in range(1, len(top)) if sum(probabilities[:k]) >= 0.8)
     [drawn] = plain.answers(["The"], max_new_tokens=1, temperature=1.5, top_p=0.8, n=2000, seed=3)
-    nucleus = [text for text, _ in top[:kept]]
+    nucleus: dict[str, float] = {}
+    for (token, _), probability in zip(top[:kept], probabilities, strict=False):
+        text = "" if token.startswith("<") else token  # special tokens end a text or are left out of it
+        nucleus[text] = nucleus.get(text, 0) + probability / sum(probabilities[:kept])
     assert set(drawn.texts) <= set(nucleus)
-    for text, probability in zip(nucleus, probabilities, strict=False):
-        expected = probability / sum(probabilities[:kept])
+    for text, expected in nucleus.items():
         share = sum(each == text for each in drawn.texts) / 2000
         assert share == pytest.approx(expected, abs=5 * math.sqrt(expected * (1 - expected) / 2000) + 1e-3)
 
@@ -137,7 +139,7 @@ def test_stop_bias_and_penalty_reach_the_sampler(plain):
 
 
 def test_bad_rows_do_not_end_a_run(llm):
-    prompts = ["The cat sat on the warm mat.", "far too long " * 60, [{"role": "user", "content": None}], ""]
+    prompts = ["The cat sat on the warm mat.", "far too long " * 60, "half a \ud83d character", ""]
     answers = list(llm.answers(prompts, max_new_tokens=20))
     assert [type(answer.error) for answer in answers] == [type(None), PromptTooLong, BadRequest, type(None)]
     assert "room for 108" in str(answers[1].error)
@@ -187,6 +189,7 @@ def test_the_fingerprint_is_of_the_content_and_all_that_decides_answers(tiny_cau
     assert fingerprint(HFTransformers(copied)) != fingerprint(one)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_an_adapter_changes_answers_and_fingerprint(tiny_causal_lm, tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -196,7 +199,7 @@ def test_an_adapter_changes_answers_and_fingerprint(tiny_causal_lm, tmp_path):
     torch.manual_seed(0)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
+            torch.nn.init.normal_(parameter, std=5.0)
     adapted.save_pretrained(tmp_path)
     plain = HFTransformers(str(tiny_causal_lm))
     with_adapter = HFTransformers(str(tiny_causal_lm), adapter_name=str(tmp_path))
@@ -261,7 +264,7 @@ def test_a_gguf_file_runs_as_it_does_on_llamacpp(smollm_gguf, caplog):
 
 def test_loading_and_answering_write_nothing_to_the_terminal(tiny_causal_lm):
     script = f"""
-from datadreamer_like import DataDreamer
+from datadreamer_like.graph.session import DataDreamer
 from datadreamer_like.models.hf_transformers import HFTransformers
 with DataDreamer(":memory:", verbose=False):
     llm = HFTransformers({str(tiny_causal_lm)!r})

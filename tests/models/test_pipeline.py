@@ -165,7 +165,7 @@ def test_other_sampling_is_another_question(options: Any, tmp_path: Path) -> Non
     llm.run(["a"])
     llm.run(["a"], **options)
     assert llm.asked == {"a": 2}
-    llm.run(["a"], batch_size=3, concurrency=2, verbose=True, progress_interval=1)
+    llm.run(["a"], temperature=1, top_p=0, n=1, batch_size=3, concurrency=2, verbose=True, progress_interval=1)
     assert llm.asked == {"a": 2}
 
 
@@ -224,7 +224,9 @@ def test_prompts_are_read_a_bounded_way_ahead(kind: Any, tmp_path: Path) -> None
             yield prompt
 
     most_ahead = 0
-    options: Any = {"concurrency": 4} if kind is Asynchronous else {"batch_size": 6}
+    options: Any = {"concurrency": 4}
+    if kind is Batching:
+        options = {"batch_size": 6, "batch_scheduler_buffer_size": 60}
     for yielded, _ in enumerate(kind(tmp_path).run(prompts(), return_generator=True, **options)):
         most_ahead = max(most_ahead, read - yielded)
     assert read == 500
@@ -477,6 +479,19 @@ def test_batches_hold_prompts_of_like_length_the_longest_first(tmp_path: Path) -
     assert [length for batch in lengths for length in batch] == sorted(map(len, prompts), reverse=True)
 
 
+def test_a_model_that_answers_within_a_moment_gets_more_prompts_at_a_time_but_not_without_bound(tmp_path: Path) -> None:
+    read = most_ahead = 0
+
+    def prompts() -> Iterator[str]:
+        nonlocal read
+        for read in range(1, 20_001):
+            yield f"{read}"
+
+    for yielded, _ in enumerate(Batching(tmp_path).run(prompts(), return_generator=True)):
+        most_ahead = max(most_ahead, read - yielded)
+    assert 100 < most_ahead <= 2_048
+
+
 def test_a_batch_that_does_not_fit_in_memory_is_halved_until_it_does(tmp_path: Path) -> None:
     llm = Batching(tmp_path, room=3)
     assert llm.run(PROMPTS[:40], batch_size=16, adaptive_batch_size=True) == [f"{p}!" for p in PROMPTS[:40]]
@@ -507,6 +522,8 @@ def test_a_batch_with_an_answer_missing_is_a_definition_error(tmp_path: Path) ->
         ({"temperature": -1.0}, "0 or more"),
         ({"stop": 3}, "stop"),
         ({"on_error": "ignore"}, "keep"),
+        ({"temperature": "hot"}, "must be a number"),
+        ({"n": 1.5}, "must be a whole number"),
         ({"reasoning_effort": "low"}, "no generation option"),
         ({"json_schema": {}, "response_format": {}}, "not both"),
     ],
@@ -515,15 +532,15 @@ def test_a_wrong_option_is_refused_before_anything_is_sent(options: Any, match: 
     llm = Asynchronous(tmp_path)
     with pytest.raises(DefinitionError, match=match) as caught:
         llm.run(["a"], **options)
-    assert isinstance(caught.value, ArgumentTypeError) == (
-        "temprature" in options or "stop" in options or "reasoning_effort" in options
-    )
+    wrong_kind = "must be" in match or "option" in match or match in ("stop", 'Did you mean "temperature"')
+    assert isinstance(caught.value, ArgumentTypeError) == wrong_kind
     assert not llm.asked
 
 
 def test_a_prompt_that_is_no_text_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentTypeError, match="text or a list of chat messages"):
-        Asynchronous(tmp_path).run([3.5])  # type: ignore[list-item]
+    for prompt in (3.5, None, b"bytes", {"role": "user", "content": "a"}, ["a"], [], [{"content": object()}]):
+        with pytest.raises(ArgumentTypeError, match="text or a list of chat messages"):
+            Asynchronous(tmp_path).run([prompt])  # type: ignore[list-item]
 
 
 def test_an_answer_survives_being_stored() -> None:

@@ -104,11 +104,28 @@ def test_map_in_all_its_forms(rows):
     assert saved.output["m"][5] == 5
 
 
+def test_chained_functions_are_tried_on_one_row_before_the_rows_are_asked_for(rows, tmp_path):
+    log = tmp_path / "calls"
+
+    def noted(name):
+        def call(row):
+            with log.open("a") as stream:
+                stream.write(f"{name}{row['n']} ")
+            return {name: row["n"]}
+
+        return call
+
+    chained = rows.map(noted("a")).filter(lambda row: row["a"] > 27).map(noted("b"))
+    assert chained.output.column_names == ["text", "n", "label", "a", "b"]
+    assert log.read_text() == "a0 b0 "
+    assert values(chained, "b") == [28, 29]
+
+
 def test_map_and_filter_refuse_what_does_not_fit(rows):
     with pytest.raises(StepOutputError, match="returned int for a row; expected a dict"):
         rows.map(lambda row: 1)
     with pytest.raises(StepOutputError, match=r"different lengths.*remove_columns"):
-        rows.map(lambda batch: {"m": [1]}, batched=True)
+        rows.map(lambda batch: {"m": [1]}, batched=True).save()
     with pytest.raises(StepOutputError, match="returned 1 values for 30 rows"):
         rows.filter(lambda batch: [True], batched=True).save()
 

@@ -1,0 +1,193 @@
+"""Linear layers and embeddings in int8, one scale a row; activations are quantized as they come.
+
+    {"kind": "int8", "format": 1, "granularity": "token", "modules": {
+        "bert.embeddings.word_embeddings": {},
+        "bert.encoder.layer.0.attention.self.query": {},
+        "lm_head": {"tied": true}}}
+
+Each module keeps its codes in `weight` (int8, [out, in] or [rows, size]; a `Conv1D` is turned round), its scales in
+`weight_scale` (fp32, [out, 1]) and its bias, as it was, in `bias`. Sizes are those of the modules that are replaced.
+A head that is tied to the embedding has the same codes: they are stored once, and transformers ties them on loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from datadreamer_like.kernels.absmax import absmax_dequantize
+from datadreamer_like.kernels.int8_linear import Granularity, int8_linear
+from datadreamer_like.kernels.int8_matmul import PackedInt8Weight, fastest_engine, pack_int8_weight
+
+from .layout import Entry, LayoutKind, register
+
+
+class _Int8Rows(nn.Module):
+    """A matrix of int8 codes with a scale a row, which stays fp32 whatever the model is cast to."""
+
+    weight: Tensor
+    weight_scale: Tensor
+
+    def __init__(self, rows: int, size: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(rows, size, dtype=torch.int8))
+        self.register_buffer("weight_scale", torch.ones(rows, 1, dtype=torch.float32))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        scale = self.weight_scale
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.weight_scale.dtype != scale.dtype:
+            self.weight_scale = scale.to(self.weight_scale.device)
+        return self
+
+    def dequantized(self) -> Tensor:
+        """Returns the weight that the codes stand for, fp32 [rows, size]."""
+        return absmax_dequantize(self.weight, self.weight_scale)
+
+
+class Int8Linear(_Int8Rows):
+    """A linear layer with int8 weights [out, in] and activations quantized by AbsMax as they come.
+
+    Args:
+        in_features: Input features.
+        out_features: Output features.
+        bias: Whether there is one.
+        granularity: "token" for a scale a row of the activations, "tensor" for one in all.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, granularity: Granularity = "token"
+    ) -> None:
+        super().__init__(out_features, in_features)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.granularity: Granularity = granularity
+        self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
+        self._packed: tuple[Any, PackedInt8Weight | None] = (None, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns [..., out] for [..., in], in the dtype of x."""
+        return int8_linear(
+            x,
+            self.weight,
+            self.weight_scale,
+            self.bias,
+            granularity=self.granularity,
+            packed=self._pack() if x.device.type == "cpu" and not torch.compiler.is_compiling() else None,
+        )
+
+    def _pack(self) -> PackedInt8Weight | None:
+        """The weight as the processor's int8 engine takes it, made when first used and when the weight was changed."""
+        if fastest_engine() is None or self.weight.device.type != "cpu":
+            return None
+        now = (_version(self.weight), _version(self.weight_scale))
+        made_of, packed = self._packed
+        if made_of != now:
+            packed = pack_int8_weight(self.weight, self.weight_scale)
+            self._packed = (now, packed)
+        return packed
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The engine's form is neither copied nor pickled, but made anew.
+        return {**self.__dict__, "_packed": (None, None)}
+
+    def extra_repr(self) -> str:
+        """The options, for `print(model)`."""
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, granularity={self.granularity}"
+
+
+class Int8Embedding(_Int8Rows):
+    """An embedding whose rows are int8 codes [rows, size] with a scale each.
+
+    Args:
+        num_embeddings: Rows.
+        embedding_dim: Size of a row.
+        padding_idx: Row of the padding token.
+        dtype: Data type of what it returns; follows the model where that is cast.
+    """
+
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, padding_idx: int | None, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim)
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.padding_idx = padding_idx
+        self.dtype = dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Returns [..., size] for row numbers [...]."""
+        codes = F.embedding(ids, self.weight)
+        return absmax_dequantize(codes, F.embedding(ids, self.weight_scale), self.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        return super()._apply(fn, recurse)
+
+    def extra_repr(self) -> str:
+        """The options, for `print(model)`."""
+        return f"{self.num_embeddings}, {self.embedding_dim}, padding_idx={self.padding_idx}"
+
+
+Int8Module = Int8Linear | Int8Embedding
+
+
+class Int8(LayoutKind):
+    """Modules whose weights are int8 codes and a scale a row."""
+
+    name = "int8"
+    trainable = False
+
+    def rebuild(self, model: nn.Module, entry: Entry) -> None:
+        """Puts empty int8 modules in place."""
+        replace(model, {name: int8_like(model.get_submodule(name), entry["granularity"]) for name in entry["modules"]})
+
+    def pack(self, model: nn.Module, state: dict[str, Tensor], entry: Entry) -> None:
+        """Leaves out the codes of a tied head."""
+        for name, facts in entry["modules"].items():
+            if facts.get("tied"):
+                state.pop(f"{name}.weight", None)
+
+    def unpack(self, model: nn.Module, state: dict[str, Tensor], entry: Entry) -> None:
+        """Passes a tied head its own codes, as the embedding brings the new ones."""
+        for name, facts in entry["modules"].items():
+            if facts.get("tied") and f"{name}.weight_scale" in state:
+                state.setdefault(f"{name}.weight", cast(Int8Linear, model.get_submodule(name)).weight)
+
+
+def int8_like(module: nn.Module, granularity: Granularity) -> Int8Module:
+    """An int8 module of zeros, as large as a linear layer, `Conv1D` or embedding, on its device."""
+    weight = cast(Tensor, module.weight)
+    found: Int8Module
+    with torch.device(weight.device):
+        if isinstance(module, nn.Embedding):
+            found = Int8Embedding(module.num_embeddings, module.embedding_dim, module.padding_idx, weight.dtype)
+        else:
+            outputs, inputs = reversed(weight.shape) if isinstance(module, Conv1D) else weight.shape
+            found = Int8Linear(inputs, outputs, getattr(module, "bias", None) is not None, granularity)
+            if found.bias is not None:
+                found.bias.data = found.bias.data.to(cast(Tensor, module.bias).dtype)
+    return found.train(module.training)
+
+
+def replace(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Puts modules in the place of others, under every name that those have."""
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    for name, module in modules.items():
+        for other in names[id(model.get_submodule(name))]:
+            model.set_submodule(other, module)
+
+
+def _version(tensor: Tensor) -> tuple[int, int]:
+    # Tensors made in inference mode count no changes.
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+
+
+register(Int8())

@@ -1,0 +1,70 @@
+"""Writing a trained model for use elsewhere: a function for each format."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from datadreamer_like.errors import DefinitionError, StorageError, did_you_mean
+from datadreamer_like.graph import Card
+from datadreamer_like.storage.folders import explained, new_folder
+
+if TYPE_CHECKING:
+    from .trained_model import TrainedModel
+
+CARD_NAME = "card.json"
+
+
+def export_model(trained: TrainedModel, format: str, to: str | Path) -> Path:
+    """Writes a model to a folder that is complete or absent; an earlier export in the same place is replaced.
+
+    Args:
+        trained: The model.
+        format: One of `EXPORTS`.
+        to: The folder.
+
+    Raises:
+        DefinitionError: The format is unknown, or no folder is named.
+        StorageError: The folder holds something else.
+    """
+    if format not in EXPORTS:
+        raise DefinitionError(
+            f'"{format}" is no format to export to. There are: {", ".join(EXPORTS)}.' + did_you_mean(format, EXPORTS)
+        )
+    if not str(to):
+        raise DefinitionError("export needs the folder to write to: export(to=folder).")
+    target = Path(to)
+    if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / CARD_NAME).is_file())):
+        raise StorageError(
+            f"{target} is there already and is no earlier export. Choose another folder, or remove it first."
+        )
+    fresh = target.with_name(f".{target.name}-new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    with explained("Exporting a model", target):
+        with new_folder(fresh) as draft:
+            EXPORTS[format](trained, draft)
+            write_card(draft, trained.card)
+        if target.exists():
+            shutil.rmtree(target)
+        fresh.rename(target)
+    return target
+
+
+def write_card(folder: Path, card: Card) -> None:
+    """Writes a card with its lineage into a model's folder."""
+    card.created = card.created or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    (folder / CARD_NAME).write_text(json.dumps(card.to_json(), indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def _safetensors(trained: TrainedModel, folder: Path) -> None:
+    if Path(trained.path).is_dir():
+        shutil.copytree(trained.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD_NAME))
+    else:
+        trained.save(trained.model, trained.tokenizer, folder)
+
+
+EXPORTS: dict[str, Callable[[TrainedModel, Path], None]] = {"safetensors": _safetensors}

@@ -1,0 +1,143 @@
+"""The base of retrievers: queries in, the texts of a corpus that fit them out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, TypedDict
+
+from typing_extensions import Unpack
+
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset
+from datadreamer_like.graph.dataset import OutputDatasetColumn
+
+from .text_calls import TextOptions, TextRun
+
+Corpus: TypeAlias = OutputDatasetColumn | Sequence[str]
+"""Texts that can be looked up by position: a step's column, or a list."""
+
+
+Found: TypeAlias = tuple[list[int], list[float]]
+"""Positions in the corpus and their scores, best first."""
+
+
+class Retrieved(TypedDict):
+    """What was found for one query, best first.
+
+    Attributes:
+        indices: Positions in the corpus.
+        texts: The texts there.
+        scores: How well each fits; higher is better.
+    """
+
+    indices: list[int]
+    texts: list[str]
+    scores: list[float]
+
+
+class Retriever:
+    """Finds texts of a corpus. A subclass writes `search`, and `identity` with what decides its results.
+
+    Args:
+        texts: The corpus: a column of a step, or a list of texts.
+        cache_folder_path: Where the index is kept outside a session.
+
+    Raises:
+        EmptyDataset: The corpus has no texts.
+        ArgumentTypeError: The corpus cannot be looked up by position.
+    """
+
+    def __init__(self, texts: Corpus, cache_folder_path: str | Path | None = None) -> None:
+        if isinstance(texts, str) or not hasattr(texts, "__getitem__") or not hasattr(texts, "__len__"):
+            raise ArgumentTypeError(
+                "The texts of a retriever must be a column of a step, or a list of texts, not "
+                f"{type(texts).__name__}. Save a lazy step first: step.save().output[...]."
+            )
+        if len(texts) == 0:
+            raise EmptyDataset("The corpus of a retriever has no texts. Check the step that it comes from.")
+        self.texts = texts
+        self.cache_folder_path = cache_folder_path
+
+    # What a subclass writes.
+
+    @property
+    def index(self) -> Any:
+        """The index of the corpus; made, or found from an earlier run, when it is first needed."""
+        raise NotImplementedError(f"{type(self).__name__} has no index.")
+
+    def search(self, queries: Iterable[str], k: int, run: TextRun) -> Iterator[Found | None]:
+        """Yields positions and scores of up to `k` texts for each query, best first; None where a query failed."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement search.")
+
+    def identity(self) -> dict[str, Any]:
+        """Returns all that decides a result beside the class and the query."""
+        return {"texts": self.texts}
+
+    # What users call.
+
+    def run(self, queries: Iterable[str], k: int = 5, **options: Unpack[TextOptions]) -> Any:
+        """Finds the texts that fit each query best, in the queries' order.
+
+        Args:
+            queries: The queries; any iterable, read a bounded way ahead.
+            k: Texts for each query; all of them where the corpus has fewer.
+            **options: See `TextOptions`.
+
+        Returns:
+            A list, or a generator where `return_generator=True`, of `Retrieved`; None for a query that failed.
+
+        Raises:
+            DefinitionError: `k` is below 1.
+        """
+        if k < 1:
+            raise DefinitionError(f"k cannot be {k}: ask for at least one text.")
+        run = TextRun.from_options(options)
+        found = self._found(queries, min(k, len(self.texts)), run)
+        return found if run.return_generator else list(found)
+
+    def _found(self, queries: Iterable[str], k: int, run: TextRun) -> Iterator[Retrieved | None]:
+        for found in self.search(queries, k, run):
+            if found is None:
+                yield None
+                continue
+            indices, scores = found
+            yield Retrieved(indices=indices, texts=[self.texts[index] for index in indices], scores=scores)
+
+    @property
+    def model_card(self) -> str | None:
+        """Address of the card of the model that is used."""
+        return None
+
+    @property
+    def license(self) -> str | None:
+        """The licence of the model that is used."""
+        return None
+
+    @property
+    def citation(self) -> list[str] | None:
+        """BibTeX entries to cite."""
+        return None
+
+    @property
+    def version(self) -> float:
+        """Version of this class's behaviour; raising it makes older indexes stale."""
+        return 1.0
+
+    @property
+    def display_icon(self) -> str:
+        """A symbol for the display."""
+        return " 🔎 "
+
+    @property
+    def display_name(self) -> str:
+        """The class, for people."""
+        return type(self).__name__
+
+    def unload_model(self) -> None:
+        """Frees memory that the index and its model hold; they are loaded again when they are needed."""
+
+    def __fingerprint__(self) -> Any:
+        return {"class": type(self).__qualname__, "version": self.version, **self.identity()}
+
+    def __repr__(self) -> str:
+        return f"<{self.display_name}>"

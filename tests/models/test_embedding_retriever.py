@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset
+from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.meter import Meter, metered
+from datadreamer_like.graph.session import DataDreamer
+from datadreamer_like.models.embedder import Embedder
+from datadreamer_like.models.embedding_retriever import EmbeddingRetriever
+from datadreamer_like.models.sentence_transformers_embedder import SentenceTransformersEmbedder
+
+PETS = ["A kitten sleeps on the sofa.", "The stock market fell today.", "He repaired the old engine."]
+
+
+class Drawn(Embedder):
+    """A vector for each number; counts what it embeds."""
+
+    embedded = 0
+
+    @property
+    def model_max_length(self) -> int:
+        return 3
+
+    def count_tokens(self, value: str) -> int:
+        return len(value.split())
+
+    def compute(self, texts, *, instruction=None, **asks):
+        self.embedded += len(texts)
+        return [_vector(text) for text in texts]
+
+
+def _vector(text: str) -> np.ndarray:
+    seed = int(text.split()[0])
+    return np.random.default_rng(seed).normal(size=16).astype(np.float32) * (1 + seed % 3)
+
+
+def _brute_force(corpus: list[str], query: str, k: int) -> tuple[list[int], np.ndarray]:
+    matrix = np.stack([_vector(text) for text in corpus]).astype(np.float64)
+    one = _vector(query).astype(np.float64)
+    cosines = matrix @ one / np.linalg.norm(matrix, axis=1) / np.linalg.norm(one)
+    best = np.argsort(-cosines)[:k]
+    return best.tolist(), cosines[best]
+
+
+def test_results_are_those_of_brute_force():
+    corpus = [str(n) for n in range(5_000)]
+    retriever = EmbeddingRetriever(corpus, Drawn("drawn"), index_batch_size=500)
+    queries = [str(n) for n in range(10_000, 10_030)]
+    for query, found in zip(queries, retriever.run(queries, k=7), strict=True):
+        indices, cosines = _brute_force(corpus, query, 7)
+        assert found["indices"] == indices
+        assert found["texts"] == [corpus[index] for index in indices]
+        assert found["scores"] == pytest.approx(cosines.tolist(), abs=1e-5)
+
+
+def test_a_paraphrase_is_found_by_its_meaning(minilm_path):
+    retriever = EmbeddingRetriever(PETS, SentenceTransformersEmbedder(str(minilm_path), device="cpu"))
+    found = retriever.run(["a small cat is napping on the couch", "shares lost value", "fixing a motor"], k=1)
+    assert [each["indices"] for each in found] == [[0], [1], [2]]
+    assert all(each["scores"][0] > 0.4 for each in found)
+
+
+def test_more_than_there_are_gives_all_there_are():
+    retriever = EmbeddingRetriever(["1", "2", "3"], Drawn("drawn"))
+    [found] = retriever.run(["2"], k=10)
+    assert sorted(found["indices"]) == [0, 1, 2]
+    assert found["texts"][0] == "2"
+    assert found["scores"][0] == pytest.approx(1)
+    with pytest.raises(DefinitionError, match="k cannot be 0"):
+        retriever.run(["2"], k=0)
+
+
+def test_the_index_is_made_once_and_follows_the_corpus(tmp_path):
+    corpus = [str(n) for n in range(50)]
+    changed = [*corpus[:49], "777"]
+    with DataDreamer(tmp_path):
+        first = Drawn("drawn")
+        assert EmbeddingRetriever(corpus, first).run(["7"], k=1)[0]["texts"] == ["7"]
+        assert first.embedded == 50
+    with DataDreamer(tmp_path):
+        again = Drawn("drawn")
+        assert EmbeddingRetriever(corpus, again).run(["7"], k=1)[0]["texts"] == ["7"]
+        assert again.embedded == 0
+        # The ancestor answered this from the index of the older corpus.
+        other = EmbeddingRetriever(changed, again)
+        assert other.run(["777"], k=1)[0]["texts"] == ["777"]
+        assert again.embedded == 1
+        assert fingerprint(other) != fingerprint(EmbeddingRetriever(corpus, again))
+        assert EmbeddingRetriever(corpus, again).run(["49"], k=1)[0]["texts"] == ["49"]
+    assert len(list((tmp_path / ".cache").glob("EmbeddingRetriever-*.faiss"))) == 2
+    assert not list((tmp_path / ".cache").glob(".EmbeddingRetriever*"))
+
+
+def test_bad_texts_and_queries_are_left_out_and_counted_as_what_they_are():
+    corpus = ["1", "2 far too long a text", "3"]
+    meter = Meter()
+    with metered(meter):
+        retriever = EmbeddingRetriever(corpus, Drawn("drawn"))
+        found = retriever.run(["3", "1 far too long a query", "1"], k=3, batch_size=2)
+    assert found[0]["indices"][0] == 2
+    assert found[1] is None
+    assert sorted(found[2]["indices"]) == [0, 2]
+    assert list(meter.failures) == [1]
+    assert "query" not in corpus[1]
+    cut = EmbeddingRetriever(corpus, Drawn("drawn"), truncate=True)
+    assert cut.run(["2 far too long a query"], k=1)[0]["indices"] == [1]
+    with pytest.raises(EmptyDataset, match="truncate=True"):
+        EmbeddingRetriever([corpus[1]], Drawn("drawn")).run(["1"])
+
+
+def test_what_is_no_corpus_is_refused():
+    with pytest.raises(EmptyDataset):
+        EmbeddingRetriever([], Drawn("drawn"))
+    with pytest.raises(ArgumentTypeError, match="save"):
+        EmbeddingRetriever((str(n) for n in range(3)), Drawn("drawn"))
+    with pytest.raises(ArgumentTypeError):
+        EmbeddingRetriever("text", Drawn("drawn"))
+
+
+def test_other_kinds_of_index_and_their_parameters():
+    corpus = [str(n) for n in range(2_000)]
+    retriever = EmbeddingRetriever(corpus, Drawn("drawn"), index_type="IVF16,Flat", index_batch_size=500, nprobe=16)
+    [found] = retriever.run(["3000"], k=5)
+    assert found["indices"] == _brute_force(corpus, "3000", 5)[0]  # all 16 cells are looked at
+    with pytest.raises(DefinitionError, match='no index "Sphere"'):
+        EmbeddingRetriever(["1"], Drawn("drawn"), index_type="Sphere").run(["1"])
+    with pytest.raises(DefinitionError, match='no parameter "nprobes"'):
+        EmbeddingRetriever(["1"], Drawn("drawn"), nprobes=3).run(["1"])
+
+
+def test_it_is_pickled_without_the_index():
+    retriever = EmbeddingRetriever([str(n) for n in range(1_000)], Drawn("drawn"))
+    expected = retriever.run(["5"], k=2)
+    data = pickle.dumps(retriever)
+    assert len(data) < 20_000
+    assert pickle.loads(data).run(["5"], k=2) == expected

@@ -1,0 +1,60 @@
+"""Scripts as users write them, run in processes of their own, and what they leave in their folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Script:
+    """A script file; its process gets `arguments` as `sys.argv[1:]` and `variables` in its environment.
+
+    Attributes:
+        source: The text; it may be indented.
+        file: Where it is written to.
+    """
+
+    source: str
+    file: Path
+    arguments: list[str] = field(default_factory=list)
+    variables: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.file.write_text(textwrap.dedent(self.source), encoding="utf-8")
+
+    def start(self, *more: str, **variables: str) -> subprocess.Popen[str]:
+        """Starts the script and returns its process, with its output in pipes."""
+        return subprocess.Popen(
+            [sys.executable, str(self.file), *self.arguments, *more],
+            env={**os.environ, **self.variables, **variables},
+            cwd=self.file.parent,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *more: str, fails: bool = False, **variables: str) -> Any:
+        """Runs the script to its end and returns the finished process; refuses an end that was not expected."""
+        process = self.start(*more, **variables)
+        out, err = process.communicate(timeout=200)
+        assert (process.returncode != 0) == fails, f"{self.file.name} ended with {process.returncode}:\n{out}\n{err}"
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def files_of(folder: Path) -> dict[str, tuple[int, int]]:
+    """Returns time of change and size of everything below a folder."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.stat().st_size)
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def made(*nodes: Any) -> list[int]:
+    """Returns what tells one making of a node's result from another: the file that describes it, never rewritten."""
+    return [(node.folder / "node.json").stat().st_ino for node in nodes]

@@ -1,0 +1,249 @@
+"""What `Compare` reports is what independent counting finds, and it is measured once."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score
+from transformers import AutoModelForSequenceClassification
+
+from datadreamer_like import DataDreamer
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DataError,
+    DefinitionError,
+    EmptyDataset,
+    LabelError,
+    MethodMisfit,
+    NotTrained,
+    SessionError,
+)
+from datadreamer_like.models.trained_model import TrainedModel
+from datadreamer_like.pruning import Heads, Magnitude
+from datadreamer_like.stages import Compare, Prune
+from datadreamer_like.steps.data_source import DataSource
+from datadreamer_like.trainers import TrainHFClassifier
+
+from .conftest import LABELS, rows
+
+Column = Callable[[str], Any]
+QUICK: dict[str, Any] = {
+    "repeats": 2, "threads": 1, "latency_texts": 3, "throughput_texts": 8, "resamples": 500,
+}  # fmt: skip
+
+
+def _compare(models: list[Any], column: Column, name: str = "Cost", **options: Any) -> Compare:
+    return Compare(name, models, column("text"), column("label"), **{**QUICK, **options})
+
+
+def test_figures_are_those_of_independent_counting(session: DataDreamer, good: Path, poor: Path, column: Column):
+    compared = _compare([good, poor], column)
+    texts, labels = rows(100, 7)
+    for folder, row in zip((good, poor), compared.rows, strict=True):
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        tokens = TrainedModel(folder).tokenizer
+        with torch.no_grad():
+            said = [
+                model.config.id2label[int(model(**tokens(text, return_tensors="pt")).logits.argmax())] for text in texts
+            ]
+        assert row["accuracy"] == pytest.approx(accuracy_score(labels, said))
+        assert row["macro_f1"] == pytest.approx(f1_score(labels, said, average="macro", labels=LABELS, zero_division=0))
+        assert row["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+        assert row["nonzero_parameters"] is None
+        files = [os.path.join(root, file) for root, _, names in os.walk(folder) for file in names]
+        assert row["bytes_on_disk"] == sum(map(os.path.getsize, files))
+        assert compared.predictions[folder.name] == said
+    difference = compared.rows[1]["accuracy_difference"]
+    assert difference.value == pytest.approx(compared.rows[1]["accuracy"] - compared.rows[0]["accuracy"])
+    assert difference.low <= difference.value <= difference.high < 0
+
+
+def test_card_of_a_model_is_not_counted_as_its_size(session: DataDreamer, good: Path, column: Column):
+    slim = Prune("Slim", good, Magnitude(sparsity=0.5))
+    row = _compare([slim], column).rows[0]
+    files = [file for file in Path(slim.path).rglob("*") if file.is_file()]
+    assert "card.json" in {file.name for file in files}
+    assert row["bytes_on_disk"] == sum(file.stat().st_size for file in files if file.name != "card.json")
+
+
+def test_sparse_model_shows_the_weights_that_are_left(session: DataDreamer, good: Path, column: Column):
+    slim = Prune("Slim", good, Magnitude(sparsity=0.5))
+    dense, sparse = _compare([good, slim], column).rows
+    assert sparse["parameters"] == dense["parameters"]
+    assert sparse["nonzero_parameters"] == sum(int((p != 0).sum()) for p in slim.model.parameters())
+    assert dense["nonzero_parameters"] is None
+
+
+def test_the_same_model_twice_differs_by_exactly_nothing(session: DataDreamer, good: Path, column: Column):
+    first, second = _compare([good, good], column).rows
+    assert first["accuracy_difference"] is None
+    assert second["model"] == "good #2"
+    for key in ("accuracy_difference", "macro_f1_difference"):
+        assert (second[key].value, second[key].low, second[key].high) == (0, 0, 0)
+
+
+def test_every_model_is_timed_on_the_same_texts_in_every_round(
+    session: DataDreamer, good: Path, poor: Path, column: Column
+):
+    compared = _compare([good, poor], column, repeats=3, latency_texts=5)
+    for model, row in zip(compared.comparison.models, compared.rows, strict=True):
+        assert np.shape(model.round_seconds) == (3, 5)
+        assert len(model.round_rates) == 3
+        fastest = np.min(model.round_seconds, axis=0)
+        assert row["latency"].value == pytest.approx(np.median(fastest))
+        assert (row["latency"].low, row["latency"].high) == pytest.approx(tuple(np.quantile(fastest, [0.25, 0.75])))
+        assert row["throughput"].value == pytest.approx(np.median(model.round_rates))
+
+
+def test_threads_are_fixed_while_timing_and_given_back(session: DataDreamer, good: Path, column: Column):
+    before = torch.get_num_threads()
+    compared = _compare([good], column, threads=before + 1)
+    assert torch.get_num_threads() == before
+    assert compared.comparison.threads == before + 1
+
+
+def test_memory_is_freed_unless_the_model_was_in_use(session: DataDreamer, good: Path, poor: Path, column: Column):
+    in_use, other = TrainedModel(good), TrainedModel(poor)
+    held = in_use.model
+    for keep_loaded in (True, False):
+        _compare([in_use, other], column, keep_loaded=keep_loaded)
+        assert vars(in_use).get("model") is held
+        assert "model" not in vars(other)
+
+
+def test_rerun_finds_the_result_and_loads_no_model(tmp_path: Path, good: Path, poor: Path, column: Column):
+    texts, labels = rows(40, 7)
+    shown = []
+    for _ in range(2):
+        with DataDreamer(tmp_path / "out", verbose=False):
+            data = DataSource("Rows", data={"text": texts, "label": labels})
+            models = [TrainedModel(good), TrainedModel(poor)]
+            compared = Compare("Cost", models, data.output["text"], data.output["label"], **QUICK)
+            shown.append(str(compared))
+            written = (
+                compared.html_path.stat().st_mtime_ns,
+                compared.plot_path and compared.plot_path.stat().st_mtime_ns,
+            )
+            shown.append(str(written))
+    assert shown[:2] == shown[2:]
+    assert not any("model" in vars(model) or "config" in vars(model) for model in models)
+
+
+def test_renaming_what_came_before_measures_nothing_anew(tmp_path: Path, good: Path):
+    texts, labels = rows(40, 7)
+    found = []
+    for name in ("Slim", "Thin"):
+        with DataDreamer(tmp_path / "out", verbose=False):
+            data = DataSource("Rows", data={"text": texts, "label": labels})
+            slim = Prune(name, good, Magnitude(sparsity=0.5))
+            compared = Compare("Cost", [slim], data.output["text"], data.output["label"], **QUICK)
+            found.append(compared.comparison.models)
+            assert name in str(compared)
+            assert name in compared.html_path.read_text(encoding="utf-8")
+            assert compared.predictions.column_names == ["text", "label", name]
+    assert found[0] == found[1]
+
+
+def test_changed_option_measures_again_and_says_why(tmp_path: Path, good: Path, caplog: pytest.LogCaptureFixture):
+    texts, labels = rows(40, 7)
+    for seed in (0, 1):
+        with DataDreamer(tmp_path / "out"), caplog.at_level("INFO", "datadreamer_like"):
+            data = DataSource("Rows", data={"text": texts, "label": labels})
+            Compare("Cost", [good], data.output["text"], data.output["label"], **QUICK, seed=seed)
+    assert 'rerunning "Cost": argument seed changed' in caplog.text
+
+
+def test_result_on_disk_stands_alone(session: DataDreamer, good: Path, poor: Path, column: Column):
+    compared = _compare([good, poor], column, names=["big & good", "small <poor>"])
+    data = json.loads((compared.html_path.parent / "comparison.json").read_text(encoding="utf-8"))
+    assert data["format"] == 1
+    assert [model["accuracy"] for model in data["models"]] == [row["accuracy"] for row in compared.rows]
+    text = compared.html_path.read_text(encoding="utf-8")
+    assert "small &lt;poor&gt;" in text
+    assert "<svg" in text
+    assert compared.plot_path is not None
+    assert compared.plot_path.read_bytes().startswith(b"\x89PNG")
+    assert compared.predictions.column_names == ["text", "label", "big & good", "small <poor>"]
+    assert str(compared) == compared.table.to_text()
+    assert max(map(len, str(compared).splitlines())) <= 120
+    assert compared.to_pandas()["model"].tolist() == ["big & good", "small <poor>"]
+
+
+def test_parents_are_the_models_and_the_rows(session: DataDreamer, good: Path, column: Column):
+    slim = Prune("Slim", good, Heads(sparsity=0.5), column("text"))
+    compared = _compare([good, slim], column)
+    assert [parent.name for parent in compared.parents] == ["Slim", "Held out"]
+    assert compared.card.facts["Rows compared"] == "100"
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "says"),
+    [
+        ({"text": ["a cat", "rain"], "label": ["animals", "wether"]}, LabelError, 'Row 1 .*"wether".*good.*"weather"'),
+        ({"text": ["a cat", None], "label": ["animals", "food"]}, DataError, "inputs.*None in row 1"),
+        ({"text": ["a cat", "tea"], "label": ["animals", None]}, DataError, "labels.*None in row 1"),
+        ({"text": [1, 2], "label": ["animals", "food"]}, ArgumentTypeError, "inputs must hold texts; row 0 holds 1"),
+        ({"text": ["a"], "label": [0.5]}, LabelError, "0.5 in row 0"),
+    ],
+)
+def test_rows_that_cannot_be_compared_are_refused_before_a_model_runs(
+    session: DataDreamer, good: Path, data: dict[str, Any], error: type[Exception], says: str
+):
+    rows_ = DataSource("Rows", data=data)
+    model = TrainedModel(good)
+    with pytest.raises(error, match=says):
+        Compare("Cost", [model], rows_.output["text"], rows_.output["label"], **QUICK)
+    assert "model" not in vars(model)
+
+
+def test_no_rows_are_refused(session: DataDreamer, good: Path, column: Column):
+    none = DataSource("Rows", data={"text": ["a"], "label": ["food"]}).filter(lambda row: False, lazy=False)
+    with pytest.raises(EmptyDataset, match="no rows"):
+        Compare("Cost", [good], none.output["text"], none.output["label"], **QUICK)
+
+
+def test_models_that_cannot_be_compared_are_refused(
+    session: DataDreamer, good: Path, tiny_causal_lm: Path, column: Column
+):
+    with pytest.raises(MethodMisfit, match="text-generation"):
+        _compare([good, tiny_causal_lm], column)
+    with pytest.raises(NotTrained, match="Student"):
+        _compare([good, TrainHFClassifier("Student", model_name=str(good))], column)
+    with pytest.raises(DefinitionError, match="models is empty"):
+        _compare([], column)
+    with pytest.raises(ArgumentTypeError, match="list of models"):
+        _compare(good, column)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentTypeError, match=r"models\[1\] is of type int"):
+        _compare([good, 3], column)
+    with pytest.raises(DefinitionError, match="1 models and 2 names"):
+        _compare([good], column, names=["a", "b"])
+    with pytest.raises(DefinitionError, match="repeats is 0"):
+        _compare([good], column, repeats=0)
+
+
+def test_numbers_of_a_class_label_column_are_read_by_their_names(session: DataDreamer, good: Path):
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    texts, labels = rows(30, 7)
+    order = ["weather", "food", "animals"]
+    features = Features({"text": Value("string"), "label": ClassLabel(names=order)})
+    numbers = Dataset.from_dict({"text": texts, "label": [order.index(label) for label in labels]}, features=features)
+    by_number = DataSource("By number", data=numbers)
+    by_name = DataSource("By name", data={"text": texts, "label": labels})
+    found = [
+        Compare("Cost", [good], data.output["text"], data.output["label"], **QUICK).rows[0]["accuracy"]
+        for data in (by_number, by_name)
+    ]
+    assert found[0] == found[1] > 0.5
+
+
+def test_outside_a_session_it_says_where_it_belongs(tmp_path: Path, good: Path):
+    with DataDreamer(tmp_path / "out", verbose=False):
+        data = DataSource("Rows", data={"text": ["a cat"], "label": ["animals"]})
+    with pytest.raises(SessionError, match=r"with DataDreamer\(folder\)"):
+        Compare("Cost", [good], data.output["text"], data.output["label"], **QUICK)

@@ -1,0 +1,97 @@
+"""Scores against scikit-learn, intervals against a plain bootstrap of rows and against differences that were planted."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, f1_score
+
+from datadreamer_like.report import Interval
+from datadreamer_like.stages.quality import accuracy, macro_f1, paired_differences
+
+
+def _rows(count: int, right_first: float, right_other: float, seed: int) -> tuple[list[str], list[str], list[str]]:
+    """Rows of four uneven classes; both models are right on a shared core, then each on its own share."""
+    random = np.random.default_rng(seed)
+    truth = random.choice(["a", "b", "c", "d"], size=count, p=[0.5, 0.3, 0.15, 0.05])
+    hard = random.random(count)
+    predictions = []
+    for right in (right_first, right_other):
+        noise = hard + 0.2 * random.standard_normal(count)
+        wrong = random.choice(["a", "b", "c", "d", "e"], size=count)
+        predictions.append(np.where(noise < right, truth, wrong).tolist())
+    return truth.tolist(), predictions[0], predictions[1]
+
+
+def test_scores_are_those_of_scikit_learn():
+    truth, first, _ = _rows(301, 0.6, 0.6, seed=1)
+    assert accuracy(truth, first) == pytest.approx(accuracy_score(truth, first))
+    expected = f1_score(truth, first, labels=sorted(set(truth)), average="macro", zero_division=0)
+    assert macro_f1(truth, first) == pytest.approx(expected)
+
+
+def test_intervals_are_those_of_a_plain_bootstrap_of_rows():
+    truth, first, other = (np.array(column) for column in _rows(240, 0.7, 0.6, seed=2))
+    random = np.random.default_rng(5)
+    drawn: dict[str, list[float]] = {"accuracy": [], "macro_f1": []}
+    for _ in range(2000):
+        rows = random.integers(0, len(truth), len(truth))
+        labels = sorted(set(truth[rows]))
+        scores = [
+            f1_score(truth[rows], said[rows], labels=labels, average="macro", zero_division=0)
+            for said in (first, other)
+        ]
+        drawn["macro_f1"].append(scores[1] - scores[0])
+        drawn["accuracy"].append(np.mean(truth[rows] == other[rows]) - np.mean(truth[rows] == first[rows]))
+    found = paired_differences(truth.tolist(), first.tolist(), other.tolist(), resamples=20_000)
+    for name, values in drawn.items():
+        low, high = np.quantile(values, [0.025, 0.975])
+        # Two bootstraps differ by chance: quantiles of 2,000 draws stand within about a tenth of a deviation.
+        tolerance = 0.25 * np.std(values)
+        assert found[name].low == pytest.approx(low, abs=tolerance)
+        assert found[name].high == pytest.approx(high, abs=tolerance)
+
+
+def test_interval_covers_a_planted_difference_as_often_as_it_says():
+    planted = _rows(400_000, 0.70, 0.63, seed=3)
+    expected = {
+        "accuracy": accuracy(planted[0], planted[2]) - accuracy(planted[0], planted[1]),
+        "macro_f1": macro_f1(planted[0], planted[2]) - macro_f1(planted[0], planted[1]),
+    }
+    covered = {"accuracy": 0, "macro_f1": 0}
+    trials = 200
+    for trial in range(trials):
+        found = paired_differences(*_rows(300, 0.70, 0.63, seed=100 + trial), resamples=500, seed=trial)
+        for name, interval in found.items():
+            covered[name] += interval.low <= expected[name] <= interval.high
+    # 95 % of 200 trials, less four deviations of chance.
+    assert all(count >= 0.95 * trials - 4 * np.sqrt(trials * 0.95 * 0.05) for count in covered.values())
+
+
+def test_difference_is_other_minus_first_and_inside_its_interval():
+    truth, first, other = _rows(500, 0.8, 0.5, seed=4)
+    found = paired_differences(truth, first, other)
+    assert found["accuracy"].value == pytest.approx(accuracy(truth, other) - accuracy(truth, first))
+    assert found["macro_f1"].value == pytest.approx(macro_f1(truth, other) - macro_f1(truth, first))
+    for interval in found.values():
+        assert interval.low < interval.value < interval.high < 0
+
+
+def test_models_that_say_the_same_differ_by_nothing():
+    truth, first, _ = _rows(50, 0.6, 0.6, seed=5)
+    assert paired_differences(truth, first, first) == {
+        "accuracy": Interval(0.0, 0.0, 0.0),
+        "macro_f1": Interval(0.0, 0.0, 0.0),
+    }
+
+
+def test_same_seed_gives_the_same_interval_and_another_seed_another():
+    rows = _rows(80, 0.7, 0.6, seed=6)
+    assert paired_differences(*rows, seed=1) == paired_differences(*rows, seed=1)
+    assert paired_differences(*rows, seed=1, resamples=300) != paired_differences(*rows, seed=2, resamples=300)
+
+
+def test_pairing_makes_the_interval_narrower_than_independent_rows_would():
+    truth, first, other = _rows(400, 0.7, 0.68, seed=7)
+    paired = paired_differences(truth, first, other)["accuracy"]
+    right = [np.mean(np.array(truth) == np.array(said)) for said in (first, other)]
+    independent = 2 * 1.96 * np.sqrt(sum(p * (1 - p) / len(truth) for p in right))
+    assert paired.high - paired.low < independent

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import csv
+import gzip
+from pathlib import Path
+
+import pytest
+
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset, UnknownColumn
+from datadreamer_like.graph import DataDreamer
+from datadreamer_like.steps import CSVDataSource
+
+
+def write(folder: Path, text: str | bytes, name: str = "rows.csv") -> Path:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_types_come_from_all_rows(session: DataDreamer, tmp_path: Path) -> None:
+    lines = ["whole,decimal,truth,late,mixed,zip,id,empty"]
+    lines += [f"{i},{i}.5,True,{i},{i},{i:05},{i}," for i in range(10_500)]
+    lines += ["-7,1e3,false,2.5,x,00007,12345678901234567890,"]
+    rows = CSVDataSource("rows", data_files=write(tmp_path, "\n".join(lines)), dtype={"zip": str})
+    assert rows.output.num_rows == 10_501
+    assert rows.output[0] == {
+        "whole": 0, "decimal": 0.5, "truth": True, "late": 0.0, "mixed": "0", "zip": "00000", "id": "0", "empty": None,
+    }  # fmt: skip
+    assert rows.output[10_500] == {
+        "whole": -7, "decimal": 1000.0, "truth": False, "late": 2.5, "mixed": "x", "zip": "00007",
+        "id": "12345678901234567890", "empty": None,
+    }  # fmt: skip
+    assert isinstance(rows.output[0]["late"], float)
+
+
+def test_text_is_kept_as_it_stands_in_the_file(session: DataDreamer, tmp_path: Path) -> None:
+    values = ["a,b", 'say "hi"', "two\nlines", "two\r\nlines", " spaces ", "NA", "None", "ünï", "007x"]
+    path = tmp_path / "rows.csv"
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([["text"], *([value] for value in values)])
+    assert list(CSVDataSource("rows", data_files=str(path)).output["text"]) == values
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "expected"),
+    [
+        ("a,b\n1,\n,x\n", {}, {"a": [1, None], "b": [None, "x"]}),
+        ("a,b\nNaN,True\n2,NA\n", {}, {"a": [None, 2], "b": [True, None]}),
+        ("a,b\n1,\n2,x\n", {"keep_default_na": False}, {"a": [1, 2], "b": ["", "x"]}),
+        ("a\n1\n-\n", {"na_values": ["-"]}, {"a": [1, None]}),
+        ("a;b\n1;2,5\n", {"sep": ";"}, {"a": [1], "b": ["2,5"]}),
+        ("\ufeffa,b\n1,2\n", {}, {"a": [1], "b": [2]}),
+        ("1,2\n3,4\n", {"header": None}, {"0": [1, 3], "1": [2, 4]}),
+        ("1,2\n3,4\n", {"column_names": ["x", "y"]}, {"x": [1, 3], "y": [2, 4]}),
+        ("1,2\n3,4\n", {"names": ["x", "y"]}, {"x": [1, 3], "y": [2, 4]}),
+        ("note\n\na,b\n1,2\n", {"skiprows": 2}, {"a": [1], "b": [2]}),
+        ("a,b\n1,2\n3,4\n", {"usecols": ["b"]}, {"b": [2, 4]}),
+        ("a,b\n1,2\n3,4\n", {"nrows": 1}, {"a": [1], "b": [2]}),
+        ("a,b\n'x,y',2\n", {"quotechar": "'"}, {"a": ["x,y"], "b": [2]}),
+        ('a\n5" pipe\n', {"quotechar": None}, {"a": ['5" pipe']}),
+        ("a\r\n1\r\n\r\n2\r\n", {}, {"a": [1, 2]}),
+        ("a\n0x1F\n", {}, {"a": ["0x1F"]}),
+        ("a\n1_000\n", {}, {"a": ["1_000"]}),
+        ("a\n1\n2\n", {"dtype": float}, {"a": [1.0, 2.0]}),
+    ],
+)
+def test_options(session: DataDreamer, tmp_path: Path, text: str, options: dict, expected: dict) -> None:
+    output = CSVDataSource("rows", data_files=write(tmp_path, text), **options).output
+    assert {name: list(output[name]) for name in output.column_names} == expected
+
+
+def test_encodings_and_compression(session: DataDreamer, tmp_path: Path) -> None:
+    latin = write(tmp_path, "text\ncafé\n".encode("latin-1"), "latin.csv")
+    assert CSVDataSource("latin", data_files=latin, encoding="latin-1").output["text"][0] == "café"
+    wide = write(tmp_path, "text\ncafé\n".encode("utf-16"), "wide.csv")
+    assert CSVDataSource("wide", data_files=wide, encoding="utf-16").output["text"][0] == "café"
+    packed = write(tmp_path, gzip.compress("text\ncafé\n".encode()), "packed.csv.gz")
+    assert CSVDataSource("packed", data_files=packed).output["text"][0] == "café"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "says"),
+    [
+        ("a,b\n1,2\n1,2,3\n", {}, ["rows.csv, line 3 has 3 fields", "the header has 2"]),
+        ('a,b\n"x\ny",2\n1\n', {}, ["rows.csv, line 4 has 1 fields", "the header has 2"]),
+        ("skip\na,b\n1\n", {"skiprows": 1}, ["line 3 has 1 fields"]),
+        ('a,b\n1,2\n"open,3\n4,5\n', {}, ["rows.csv, line 3", "never ends"]),
+        ('a\n"x"y\n', {}, ["rows.csv, line 2 is malformed", "written twice"]),
+        ("a,a\n1,2\n", {}, ['names the column "a" twice']),
+        ("1,2\n", {"names": ["x"]}, ["line 1 has 2 fields", "there are names for 1"]),
+        (b"a\nok\ncaf\xe9\n", {}, ["rows.csv, line 3", "byte 0xe9 (byte 8 of the file) is not utf-8", "latin-1"]),
+        ("a\nx\n", {"dtype": int}, ['column "a" is to be int by dtype', "'x'"]),
+    ],
+)
+def test_a_malformed_file_is_one_clear_error(
+    session: DataDreamer, tmp_path: Path, text: str | bytes, options: dict, says: list[str]
+) -> None:
+    with pytest.raises(DataError) as caught:
+        CSVDataSource("rows", data_files=write(tmp_path, text), **options)
+    for part in says:
+        assert part in str(caught.value)
+    assert not (session.folder / "rows").exists()
+
+
+def test_a_wrong_byte_far_into_a_file_is_found(session: DataDreamer, tmp_path: Path) -> None:
+    text = b"a\n" + b"\xc3\xa9\n" * 100_000 + b"\xff\n"
+    with pytest.raises(DataError, match=r"line 100002: byte 0xff \(byte 300002 of the file\)"):
+        CSVDataSource("rows", data_files=write(tmp_path, text))
+
+
+@pytest.mark.parametrize(("text", "kind"), [("", EmptyDataset), ("a,b\n", EmptyDataset)])
+def test_an_empty_file_is_refused(session: DataDreamer, tmp_path: Path, text: str, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match="no rows"):
+        CSVDataSource("rows", data_files=write(tmp_path, text))
+
+
+def test_a_damaged_archive_is_refused(session: DataDreamer, tmp_path: Path) -> None:
+    path = write(tmp_path, gzip.compress(b"a\n" + b"x\n" * 1000)[:-12], "rows.csv.gz")
+    with pytest.raises(DataError, match="is damaged"):
+        CSVDataSource("rows", data_files=path)
+
+
+def test_files_are_looked_for_before_anything_runs(tmp_path: Path) -> None:
+    write(tmp_path, "a\n1\n")
+    with pytest.raises(DataError, match='there is no file .*row.csv. Did you mean "rows.csv"'):
+        CSVDataSource("rows", data_files=str(tmp_path / "row.csv"))
+    with pytest.raises(DataError, match="no file matches"):
+        CSVDataSource("rows", data_files=str(tmp_path / "x*.csv"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no file that ends in .csv or .tsv"):
+        CSVDataSource("rows", data_folder=str(tmp_path / "empty"))
+    with pytest.raises(DataError, match="is not a folder"):
+        CSVDataSource("rows", data_folder=str(tmp_path / "rows.csv"))
+    with pytest.raises(DefinitionError, match="say what to read"):
+        CSVDataSource("rows")
+    with pytest.raises(DefinitionError, match='no option "quotchar".*Did you mean "quotechar"'):
+        CSVDataSource("rows", data_files=str(tmp_path / "rows.csv"), quotchar="'")
+    with pytest.raises(DefinitionError, match="no encoding"):
+        CSVDataSource("rows", data_files=str(tmp_path / "rows.csv"), encoding="utf8-ish")
+    with pytest.raises(DefinitionError, match="expected one character"):
+        CSVDataSource("rows", data_files=str(tmp_path / "rows.csv"), sep="||")
+    with pytest.raises(ArgumentTypeError, match="dictionary of splits"):
+        CSVDataSource("rows", data_files={"train": "rows.csv"})
+
+
+def test_wrong_columns_are_named(session: DataDreamer, tmp_path: Path) -> None:
+    path = write(tmp_path, "name\nx\n")
+    with pytest.raises(UnknownColumn, match='"nmae"; the files have: name. Did you mean "name"'):
+        CSVDataSource("rows", data_files=path, usecols=["nmae"])
+    with pytest.raises(UnknownColumn, match='"age"; there are: name'):
+        CSVDataSource("rows", data_files=path, dtype={"age": int})
+
+
+def test_several_files_are_one_table(session: DataDreamer, tmp_path: Path) -> None:
+    write(tmp_path, "a,b\n1,x\n", "1.csv")
+    write(tmp_path, "b,a\ny,2.5\n", "2.csv")
+    rows = CSVDataSource("rows", data_folder=str(tmp_path), data_files="*.csv")
+    assert list(rows.output) == [{"a": 1.0, "b": "x"}, {"a": 2.5, "b": "y"}]
+    assert list(CSVDataSource("all", data_folder=str(tmp_path)).output) == list(rows.output)
+    write(tmp_path, "a,c\n1,x\n", "3.csv")
+    with pytest.raises(DataError, match=r"3.csv has the columns a, c; .*1.csv has a, b"):
+        CSVDataSource("rows", data_files=str(tmp_path / "*.csv"))
+
+
+def test_content_and_separator_decide_the_rows_but_not_the_place(tmp_path: Path) -> None:
+    def run(path: Path, **options: object) -> tuple[str, list]:
+        with DataDreamer(tmp_path / "output", verbose=False):
+            rows = CSVDataSource("rows", data_files=path, **options)
+            return rows.fingerprint, list(rows.output)
+
+    path = write(tmp_path, "a;b\n1;2\n")
+    semicolons, rows = run(path, sep=";")
+    assert rows == [{"a": 1, "b": 2}]
+    assert run(path) == (run(path)[0], [{"a;b": "1;2"}])
+    moved = tmp_path / "elsewhere.csv"
+    path.rename(moved)
+    assert run(moved, sep=";") == (semicolons, rows)
+    moved.write_text("a;b\n1;3\n")
+    assert run(moved, sep=";")[1] == [{"a": 1, "b": 3}]

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from datadreamer_like.errors import DataError, DefinitionError, EmptyDataset
+from datadreamer_like.graph import DataDreamer
+from datadreamer_like.steps import JSONDataSource, TextDataSource
+from datadreamer_like.steps.json_source import _CHUNK
+
+ROWS = [
+    {"text": "a\nb", "n": 1, "tags": ["x"], "inner": {"k": 1}},
+    {"text": "ü]", "n": 2.5, "tags": [], "inner": None, "late": True},
+]
+FULL = [
+    {"text": "a\nb", "n": 1.0, "tags": ["x"], "inner": {"k": 1}, "late": None},
+    {"text": "ü]", "n": 2.5, "tags": [], "inner": None, "late": True},
+]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join(json.dumps(row) for row in ROWS),
+        "\n\n" + "\r\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + "\r\n",
+        json.dumps(ROWS),
+        json.dumps(ROWS, indent=2, ensure_ascii=False),
+        "\ufeff \n" + json.dumps(ROWS),
+    ],
+)
+def test_json_lines_and_arrays_give_the_same_rows(session: DataDreamer, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(text, encoding="utf-8", newline="")
+    assert list(JSONDataSource("rows", data_files=str(path)).output) == FULL
+
+
+def test_a_long_array_is_read_element_by_element(session: DataDreamer, tmp_path: Path) -> None:
+    rows = [{"i": i, "text": "é" * (i % 977), "list": [[i], {"a": "}],["}]} for i in range(3_000)]
+    rows.append({"i": -1, "text": "x" * 5 * _CHUNK, "list": []})
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
+    plain = [{k: v for k, v in row.items() if k != "list"} for row in rows]
+    path.write_text(json.dumps(plain, ensure_ascii=False, indent=1), encoding="utf-8")
+    assert list(JSONDataSource("rows", data_files=str(path)).output) == plain
+
+
+def test_plain_values_of_several_types_become_texts(session: DataDreamer, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a": "x"}\n{"a": true}\n{"a": null}\n')
+    assert list(JSONDataSource("rows", data_files=str(path)).output["a"]) == ["1", "x", "true", None]
+
+
+def test_a_field_of_an_object(session: DataDreamer, tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text('{"version": 1, "data": [{"a": 1}]}')
+    assert list(JSONDataSource("rows", data_files=str(path), field="data").output) == [{"a": 1}]
+    with pytest.raises(DataError, match='no array in a field "rows"; it holds the fields version, data'):
+        JSONDataSource("wrong", data_files=str(path), field="rows")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"a": 1}\n\n{"a": \n', ["rows.json, line 3 is malformed", "a JSON object in each line"]),
+        ('{"a": 1}\n[1, 2]\n', ["rows.json, line 2 is an array", "expected an object"]),
+        ('[\n {"a": 1},\n {"a": 2}\n {"a": 3}\n]', ["rows.json, line 4 is malformed", "expected ',' or ']'"]),
+        ('[\n {"a": 1},\n {"a": }\n]', ["rows.json, line 3 is malformed"]),
+        ('[\n {"a": 1},\n "x"\n]', ["rows.json, line 3 is a text"]),
+        ('[\n {"a": 1}\n', ["rows.json, line 3 is malformed", "the end of the file"]),
+        ('[{"a": 1}]\n{}', ["line 2 is malformed", "more after the end"]),
+        ('{"a": 1}\n{"a": [1]}\n', ['line 2: column "a" is an array; earlier rows have a number']),
+    ],
+)
+def test_malformed_json_is_one_clear_error(session: DataDreamer, tmp_path: Path, text: str, says: list[str]) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    with pytest.raises(DataError) as caught:
+        JSONDataSource("rows", data_files=str(path))
+    for part in says:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "\n \n"])
+def test_json_without_rows_is_refused(session: DataDreamer, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    with pytest.raises(EmptyDataset, match="rows.json is empty"):
+        JSONDataSource("rows", data_files=str(path))
+
+
+def test_a_line_a_row(session: DataDreamer, tmp_path: Path) -> None:
+    path = tmp_path / "rows.txt"
+    path.write_bytes("one\r\n\n thrée \u2028same\nlast".encode())
+    assert list(TextDataSource("rows", data_files=str(path)).output["text"]) == ["one", "", " thrée \u2028same", "last"]
+    kept = TextDataSource("kept", data_files=str(path), keep_linebreaks=True)
+    assert list(kept.output["text"]) == ["one\n", "\n", " thrée \u2028same\n", "last"]
+    paragraphs = TextDataSource("paragraphs", data_files=str(path), sample_by="paragraph")
+    assert list(paragraphs.output["text"]) == ["one", " thrée \u2028same\nlast"]
+    whole = TextDataSource("whole", data_files=str(path), sample_by="document")
+    assert list(whole.output["text"]) == ["one\n\n thrée \u2028same\nlast"]
+
+
+def test_bad_text_files(session: DataDreamer, tmp_path: Path) -> None:
+    path = tmp_path / "rows.txt"
+    path.write_bytes(b"ok\ncaf\xe9")
+    with pytest.raises(DataError, match="line 2: byte 0xe9"):
+        TextDataSource("rows", data_files=str(path))
+    path.write_bytes(b"")
+    with pytest.raises(EmptyDataset):
+        TextDataSource("rows", data_files=str(path))
+    with pytest.raises(DefinitionError, match="expected \"line\""):
+        TextDataSource("rows", data_files=str(path), sample_by="word")

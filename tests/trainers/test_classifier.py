@@ -1,0 +1,351 @@
+"""TrainHFClassifier: it learns, it is found again, and it refuses what cannot be learnt."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score
+from transformers import AutoModelForSequenceClassification
+
+from datadreamer_like import DataDreamer
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DataError,
+    DefinitionError,
+    EmptyDataset,
+    LabelError,
+    MethodMisfit,
+    NotTrained,
+    SessionError,
+)
+from datadreamer_like.models.trained_model import TrainedModel
+from datadreamer_like.trainers import TrainHFClassifier
+
+from .conftest import Rows, opinions
+
+QUICK: dict[str, Any] = {"epochs": 3, "batch_size": 8, "learning_rate": 3e-3}
+
+
+def test_it_learns_and_predicts_in_the_order_of_the_texts(session, tiny_encoder, data):
+    trainer = TrainHFClassifier("Opinions", model_name=str(tiny_encoder))
+    trainer.train(**data(opinions(256)), **{**QUICK, "epochs": 6})
+    held_out = opinions(40, seed=2)
+    said = trainer.predict(held_out["text"])
+    assert said.classes == ["negative", "positive"]
+    assert said.labels == held_out["label"]
+    assert np.allclose(said.probabilities.sum(axis=1), 1, atol=1e-5)
+    assert trainer.model.config.id2label == {0: "negative", 1: "positive"}
+    one_by_one = np.concatenate([trainer.predict([text]).probabilities for text in held_out["text"][:5]])
+    assert np.allclose(one_by_one, said.probabilities[:5], atol=1e-4)
+
+
+def test_metrics_are_those_of_the_saved_model_on_the_validation_rows(session, tiny_encoder, data):
+    trainer = TrainHFClassifier("Opinions", model_name=str(tiny_encoder))
+    trainer.train(**data(), **{**QUICK, "epochs": 1, "learning_rate": 1e-3})
+    rows = opinions(32, seed=1)
+    said = trainer.predict(rows["text"])
+    assert trainer.metrics["accuracy"] == pytest.approx(accuracy_score(rows["label"], said.labels), abs=1e-6)
+    assert trainer.metrics["macro_f1"] == pytest.approx(f1_score(rows["label"], said.labels, average="macro"), abs=1e-6)
+    wanted = [said.classes.index(label) for label in rows["label"]]
+    loss = -np.log(said.probabilities[np.arange(32), wanted]).mean()
+    assert trainer.metrics["loss"] == pytest.approx(loss, abs=1e-4)
+
+
+def test_same_seed_same_weights_and_another_seed_other_weights(session, tiny_encoder, data):
+    columns = data()
+    weights = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        trainer = TrainHFClassifier(name, model_name=str(tiny_encoder), force=True)
+        trainer.train(**columns, **QUICK, seed=seed)
+        weights.append(trainer.model.classifier.weight.detach().clone())
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_training_leaves_the_random_generators_as_they_were(session, tiny_encoder, data):
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    TrainHFClassifier("a", model_name=str(tiny_encoder)).train(**data(), **{**QUICK, "epochs": 1})
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_a_rerun_does_no_work_and_loads_no_model(tmp_path, tiny_encoder, data, monkeypatch):
+    def run() -> TrainHFClassifier:
+        with DataDreamer(tmp_path, verbose=False):
+            trainer = TrainHFClassifier("a", model_name=str(tiny_encoder))
+            return trainer.train(**data(), **{**QUICK, "epochs": 1})
+
+    first = run()
+    made = Path(first.path, "model.safetensors").stat().st_mtime_ns
+    monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", None)
+    second = run()
+    assert Path(second.path, "model.safetensors").stat().st_mtime_ns == made
+    assert "model" not in vars(second.trained)
+    assert second.metrics == first.metrics
+    monkeypatch.undo()
+    assert second.predict(["good"]).labels == first.predict(["good"]).labels
+
+
+def test_a_changed_argument_says_so_and_undoing_it_finds_the_older_model(tmp_path, tiny_encoder, data, caplog):
+    def run(**options: Any) -> TrainHFClassifier:
+        with DataDreamer(tmp_path), caplog.at_level(logging.INFO, logger="datadreamer_like"):
+            caplog.clear()
+            trainer = TrainHFClassifier("a", model_name=str(tiny_encoder))
+            return trainer.train(**data(), **{**QUICK, "epochs": 1, **options})
+
+    seconds = run().card.seconds
+    run(learning_rate=1e-4)
+    assert 'rerunning "a": argument learning_rate changed' in caplog.text
+    assert run().card.seconds == seconds
+    assert "found finished" in caplog.text
+
+
+def test_a_renamed_trainer_step_and_another_device_change_no_fingerprint(session, tiny_encoder, data):
+    columns = data()
+    one = TrainHFClassifier("a", model_name=str(tiny_encoder)).train(**columns, **QUICK)
+    two = TrainHFClassifier("b", model_name=str(tiny_encoder), device="cpu").train(**data(), **QUICK)
+    assert one.fingerprint == two.fingerprint
+
+
+def test_early_stopping_stops_and_the_best_epoch_is_kept(session, tiny_encoder, data):
+    # Labels without a pattern: validation can only become worse.
+    train = opinions(64)
+    train["label"] = [("positive", "negative")[i % 2] for i in range(64)]
+    trainer = TrainHFClassifier("a", model_name=str(tiny_encoder))
+    trainer.train(**data(train), epochs=30, batch_size=8, learning_rate=3e-3, early_stopping_patience=2)
+    losses = [entry["loss"] for entry in trainer.manifest.result["history"]]
+    assert len(losses) < 30
+    assert losses.index(min(losses)) == len(losses) - 3
+    assert trainer.metrics["loss"] == pytest.approx(min(losses), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [([3, 1, 10], ["1", "3", "10"]), ([True, False], ["False", "True"]), (["b", "a"], ["a", "b"])],
+)
+def test_labels_may_be_texts_numbers_or_truth_values(session, tiny_encoder, data, labels, names):
+    rows = {"text": opinions(12)["text"], "label": [labels[i % len(labels)] for i in range(12)]}
+    trainer = TrainHFClassifier("a", model_name=str(tiny_encoder)).train(**data(rows, rows), **{**QUICK, "epochs": 1})
+    assert trainer.trained.labels == names
+    assert trainer.trained.label2id == {name: index for index, name in enumerate(names)}
+
+
+def test_names_of_a_class_label_column_become_the_classes(session, tiny_encoder, data):
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["positive", "negative", "mixed"])}
+    )
+    rows = datasets.Dataset.from_dict(opinions(24), features=features)
+    trainer = TrainHFClassifier("a", model_name=str(tiny_encoder)).train(**data(rows, rows), **{**QUICK, "epochs": 1})
+    assert trainer.trained.labels == ["positive", "negative", "mixed"]
+
+
+def test_several_labels_a_row_are_learnt_as_questions_of_their_own(session, tiny_encoder, data):
+    def tagged(rows: int, seed: int) -> dict[str, Any]:
+        texts = opinions(rows, seed)["text"]
+        return {"text": texts, "label": [[w for w in ("tea", "very", "film") if w in text.split()] for text in texts]}
+
+    trainer = TrainHFClassifier("a", model_name=str(tiny_encoder))
+    trainer.train(**data(tagged(256, 0), tagged(32, 1)), **{**QUICK, "epochs": 15, "learning_rate": 5e-3})
+    said = trainer.predict(["the tea was very", "film", "day"])
+    assert said.labels == [["tea", "very"], ["film"], []]
+    assert trainer.trained.is_multi_label
+    assert trainer.metrics["accuracy"] > 0.9
+
+
+def test_training_goes_on_from_a_trained_classifier_with_its_classes_in_their_order(session, tiny_encoder, data):
+    columns = data()
+    first = TrainHFClassifier("a", model_name=str(tiny_encoder)).train(**columns, **QUICK)
+    second = TrainHFClassifier("b", model_name=first)
+    second.train(**columns, **{**QUICK, "learning_rate": 0.0, "epochs": 1})
+    assert torch.equal(first.model.classifier.weight, second.model.classifier.weight)
+    assert [card.name for card in second.card.lineage()] == ["Train rows", "Validation rows", "a", "b"]
+    assert second.card.base_model == str(tiny_encoder)
+
+
+def test_a_saved_model_loads_in_a_fresh_process_with_its_lineage(session, tiny_encoder, data, tmp_path):
+    trainer = TrainHFClassifier("a", model_name=str(tiny_encoder)).train(**data(), **QUICK)
+    folder = trainer.export(to=tmp_path / "export")
+    trainer.export(to=folder)  # again: an earlier export is replaced
+    script = (
+        "import sys; from datadreamer_like.models.trained_model import TrainedModel\n"
+        "m = TrainedModel.load(sys.argv[1])\n"
+        "print(m.predict(['the tea was good', 'awful film']).labels, m.task, [c.name for c in m.card.lineage()])\n"
+        "from transformers import AutoModelForSequenceClassification\n"
+        "print(AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).config.label2id)"
+    )
+    run = [sys.executable, "-c", script, str(folder)]
+    out = subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()
+    here = trainer.predict(["the tea was good", "awful film"]).labels
+    assert out[0] == f"{here} text-classification ['Train rows', 'Validation rows', 'a']"
+    assert out[1] == "{'negative': 0, 'positive': 1}"
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft, in this test
+def test_lora_trains_an_adapter_that_is_merged_and_can_be_passed_on_alone(session, tiny_encoder, data, tmp_path):
+    from peft import LoraConfig, PeftModel
+
+    trainer = TrainHFClassifier("a", str(tiny_encoder), peft_config=LoraConfig(r=8, target_modules=["query", "value"]))
+    trainer.train(**data(opinions(256)), **{**QUICK, "epochs": 10, "learning_rate": 1e-2})
+    assert trainer.metrics["accuracy"] > 0.9
+    assert not any("lora" in name for name, _ in trainer.model.named_parameters())
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_encoder)
+    frozen = "bert.encoder.layer.0.output.dense.weight"
+    assert torch.equal(trainer.model.get_parameter(frozen), base.get_parameter(frozen))
+    adapter = trainer.export_to_disk(tmp_path / "adapter", adapter_only=True)
+    assert sum(file.stat().st_size for file in adapter.glob("*.safetensors")) < trainer.trained.bytes_on_disk / 2
+    with_adapter = PeftModel.from_pretrained(base, str(adapter)).eval()
+    batch = trainer.tokenizer(["the tea was good"], return_tensors="pt")
+    with torch.no_grad():
+        assert torch.allclose(with_adapter(**batch).logits, trainer.model(**batch).logits, atol=1e-4)
+    plain = TrainHFClassifier("b", str(tiny_encoder)).train(**data(), **{**QUICK, "epochs": 1})
+    with pytest.raises(DefinitionError, match="trained no adapter"):
+        plain.export_to_disk(tmp_path / "none", adapter_only=True)
+
+
+def test_a_pruned_model_keeps_its_zeros_through_training(session, tiny_encoder, data):
+    from datadreamer_like.pruning import Magnitude
+
+    columns = data()
+    dense = TrainHFClassifier("dense", str(tiny_encoder)).train(**columns, **QUICK)
+    sparse = TrainedModel.save(
+        Magnitude(sparsity=0.6).apply(dense.model), dense.tokenizer, session.folder / "sparse", dense.card
+    )
+    again = TrainHFClassifier("again", sparse).train(**columns, **QUICK)
+    name = "bert.encoder.layer.0.intermediate.dense.weight"
+    zeros = sparse.model.get_parameter(name) == 0
+    assert 0.2 < zeros.float().mean() < 0.9
+    assert torch.equal(again.model.get_parameter(name) == 0, zeros)
+    assert not torch.equal(again.model.get_parameter(name), sparse.model.get_parameter(name))
+
+
+def test_a_trained_model_can_be_pickled_without_its_weights(session, tiny_encoder, data):
+    trainer = TrainHFClassifier("a", str(tiny_encoder)).train(**data(), **{**QUICK, "epochs": 1})
+    before = trainer.predict(["good"]).probabilities
+    sent = pickle.dumps(trainer.trained)
+    assert len(sent) < 20_000
+    assert np.array_equal(pickle.loads(sent).predict(["good"]).probabilities, before)
+    trainer.unload_model()
+    assert "model" not in vars(trainer.trained)
+
+
+# What is refused
+
+
+def test_an_untrained_trainer_says_so_by_name(session, tiny_encoder, data):
+    from datadreamer_like.distillation import SoftTargets
+
+    teacher = TrainHFClassifier("Teacher", str(tiny_encoder))
+    for use in (
+        lambda: teacher.model,
+        lambda: teacher.path,
+        lambda: teacher.predict(["x"]),
+        lambda: teacher.model_path,
+    ):
+        with pytest.raises(NotTrained, match='"Teacher" is not trained yet'):
+            use()
+    student = TrainHFClassifier("Student", str(tiny_encoder))
+    with pytest.raises(NotTrained, match='"Teacher"'):
+        student.train(**data(), objective=SoftTargets(teacher))
+    with pytest.raises(NotTrained, match='"Teacher"'):
+        TrainHFClassifier("Other", teacher).train(**data())
+
+
+def test_outside_a_session_it_says_so(tiny_encoder):
+    with pytest.raises(SessionError, match="outside a session"):
+        TrainHFClassifier("a", str(tiny_encoder)).train(None, None, None, None)
+
+
+def test_training_twice_on_other_things_is_refused_and_on_the_same_is_nothing(session, tiny_encoder, data):
+    columns = data()
+    trainer = TrainHFClassifier("a", str(tiny_encoder)).train(**columns, **QUICK)
+    assert trainer.train(**columns, **QUICK) is trainer
+    with pytest.raises(DefinitionError, match="argument epochs changed"):
+        trainer.train(**columns, **{**QUICK, "epochs": 4})
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "error", "words"),
+    [
+        ({"text": [], "label": []}, None, EmptyDataset, 'train_input, "text" of "Train rows", has no rows'),
+        (None, {"text": [], "label": []}, EmptyDataset, "validation_input"),
+        ({"text": ["a", None], "label": ["x", "y"]}, None, DataError, "train_input.*None in row 1"),
+        ({"text": ["a", "b"], "label": ["x", None]}, None, DataError, "train_output.*None in row 1"),
+        ({"text": [1, 2], "label": ["x", "y"]}, None, ArgumentTypeError, "train_input must hold texts; row 0 holds 1"),
+        ({"text": ["a", "b"], "label": [0.5, 1.5]}, None, LabelError, "0.5 in row 0"),
+        ({"text": ["a", "b"], "label": ["x", "x"]}, None, LabelError, "only one label"),
+        (None, {"text": ["a", "b"], "label": ["positive", "positiv"]}, LabelError, '"positiv" in row 1.*Did you mean'),
+    ],
+)
+def test_bad_rows_are_refused_before_training(session, tiny_encoder, data, train, validation, error, words):
+    if train == {"text": [], "label": []} or validation == {"text": [], "label": []}:
+        empty = datasets.Dataset.from_dict({"text": [], "label": []}).cast(
+            datasets.Features({"text": datasets.Value("string"), "label": datasets.Value("string")})
+        )
+        first = Rows("Train rows", empty if train else opinions(8)).output
+        second = Rows("Validation rows", empty if validation else opinions(8)).output
+        columns = (first["text"], first["label"], second["text"], second["label"])
+    else:
+        columns = tuple(data(train, validation).values())
+    with pytest.raises(error, match=words):
+        TrainHFClassifier("a", str(tiny_encoder)).train(*columns)
+
+
+def test_columns_of_different_length_and_other_things_than_columns_are_refused(session, tiny_encoder, data):
+    columns = data()
+    trainer = TrainHFClassifier("a", str(tiny_encoder))
+    with pytest.raises(DefinitionError, match="96 and 32 rows"):
+        trainer.train(**{**columns, "train_output": columns["validation_output"]})
+    with pytest.raises(ArgumentTypeError, match="train_input is of type list"):
+        trainer.train(**{**columns, "train_input": ["a"]})
+    with pytest.raises(ArgumentTypeError, match=r'whole dataset.*output\["text"\]'):
+        trainer.train(**{**columns, "train_input": Rows("r", opinions(4)).output})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epoch": 3}, 'Did you mean "epochs"'),
+        ({"num_train_epochs": 3}, 'it is called "epochs"'),
+        ({"output_dir": "x"}, 'decides "output_dir" itself'),
+        ({"epochs": 0}, "must be over 0"),
+        ({"batch_size": 2.5}, "a whole number"),
+        ({"optim": "adamw_torhc"}, 'Did you mean "adamw_torch"'),
+        ({"truncate": False, "max_length": 4}, "more than the 4 tokens"),
+        ({"learning_rate": 1e30}, "Lower learning_rate"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(session, tiny_encoder, data, options, words):
+    with pytest.raises((DefinitionError, DataError), match=words):
+        TrainHFClassifier("a", str(tiny_encoder)).train(**data(), **options)
+
+
+def test_options_of_the_trainer_itself_are_checked(session, tiny_encoder):
+    with pytest.raises(DefinitionError, match='Did you mean "peft_config"'):
+        TrainHFClassifier("a", str(tiny_encoder), pef_config=None)
+    with pytest.raises(DefinitionError, match="several devices"):
+        TrainHFClassifier("a", str(tiny_encoder), device=["cuda:0", "cuda:1"])
+    with pytest.raises(DefinitionError, match="dtype"):
+        TrainHFClassifier("a", str(tiny_encoder), dtype="float33")
+
+
+def test_further_training_arguments_are_passed_on(session, tiny_encoder, data):
+    trainer = TrainHFClassifier("a", str(tiny_encoder))
+    trainer.train(**data(), **QUICK, gradient_accumulation_steps=2, metric_for_best_model="accuracy", max_grad_norm=0.5)
+    history = trainer.manifest.result["history"]
+    assert trainer.metrics["accuracy"] == pytest.approx(max(entry["accuracy"] for entry in history), abs=1e-6)
+
+
+def test_a_quantized_model_is_not_trained(session, tiny_encoder, data):
+    writer = TrainedModel(tiny_encoder)
+    with pytest.raises(MethodMisfit, match="no classifier"):
+        writer.predict(["x"])

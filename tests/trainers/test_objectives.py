@@ -1,0 +1,139 @@
+"""What a trainer minimises is the objective's formula, on the teacher's answers, class by class and token by token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from datadreamer_like.distillation import HardTargets, SoftTargets
+from datadreamer_like.errors import ArgumentTypeError, LabelError, MethodMisfit
+from datadreamer_like.trainers import TrainHFClassifier, TrainHFFineTune
+from datadreamer_like.trainers.examples import ShuffledBatches
+
+from .conftest import opinions
+
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def hand_written(model: Any, batches: list[Any], loss_of: Any, learning_rate: float, steps: int) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    model.train()
+    for batch in batches:
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    model.eval()
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_two_steps_for_a_classifier_are_those_of_a_hand_written_loop(session, tiny_encoder, data, kind):
+    columns = data()
+    teacher = TrainHFClassifier("Teacher", str(tiny_encoder)).train(
+        **columns, epochs=3, batch_size=8, learning_rate=3e-3
+    )
+    # The student has the classes in another order than the teacher, so they must be matched by name.
+    start = TrainHFClassifier("Start", str(tiny_encoder), **NO_DROPOUT)
+    start.train(**columns, epochs=1, batch_size=96, learning_rate=0.0)
+    objective = SoftTargets(teacher, temperature=3.0, alpha=0.7) if kind == "soft" else HardTargets(teacher)
+    student = TrainHFClassifier("Student", start, **NO_DROPOUT)
+    student.train(**columns, objective=objective, epochs=1, batch_size=48, learning_rate=1e-3, weight_decay=0.0)
+
+    rows = opinions(96)
+    tokenizer = teacher.tokenizer
+    lengths = np.array([len(ids) for ids in tokenizer(rows["text"])["input_ids"]])
+    batches = []
+    for indices in ShuffledBatches(lengths, 48, seed=42):
+        batch = tokenizer([rows["text"][i] for i in indices], padding=True, return_tensors="pt")
+        batches.append((batch, torch.tensor([int(rows["label"][i] == "positive") for i in indices])))
+
+    def loss_of(model: Any, batch: Any) -> torch.Tensor:
+        inputs, labels = batch
+        logits = model(**inputs).logits
+        with torch.no_grad():
+            said = teacher.model(**inputs).logits
+        if kind == "hard":
+            return F.cross_entropy(logits, said.argmax(-1))
+        soft = F.kl_div(F.log_softmax(logits / 3, -1), F.softmax(said / 3, -1), reduction="batchmean")
+        return 0.7 * 9 * soft + 0.3 * F.cross_entropy(logits, labels)
+
+    model = AutoModelForSequenceClassification.from_pretrained(start.path, **NO_DROPOUT)
+    hand_written(model, batches, loss_of, 1e-3, steps=2)
+    for name, weight in model.named_parameters():
+        assert torch.allclose(weight, student.model.get_parameter(name), atol=2e-6), name
+
+
+def test_two_steps_for_a_language_model_look_at_the_answers_alone(session, tiny_causal_lm, data):
+    rows = {"text": ["The cat", "A dog", "The bird sang"], "label": ["sat on the mat.", "ran.", "in the tree."]}
+    columns = data(rows, rows)
+    teacher = TrainHFFineTune("Teacher", str(tiny_causal_lm)).train(**columns, epochs=2, learning_rate=1e-2)
+    student = TrainHFFineTune("Student", str(tiny_causal_lm))
+    options = {"epochs": 2, "batch_size": 3, "learning_rate": 1e-3, "weight_decay": 0.0}
+    student.train(**columns, objective=SoftTargets(teacher, temperature=2.0, alpha=0.5), **options)
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_causal_lm)
+    sequences = []
+    for prompt, answer in zip(rows["text"], rows["label"], strict=True):
+        asked = tokenizer.encode(f"<|user|>{prompt}<eos><|assistant|>", add_special_tokens=False)
+        answered = tokenizer.encode(f"{answer}<eos>", add_special_tokens=False)
+        sequences.append((asked + answered, len(asked)))
+
+    def loss_of(model: Any, _: Any) -> torch.Tensor:
+        # Row by row without padding, which must make no difference.
+        wanted, given, taught = [], [], []
+        for ids, start in sequences:
+            inputs = torch.tensor([ids])
+            given.append(model(inputs).logits[0, start - 1 : -1])
+            with torch.no_grad():
+                taught.append(teacher.model(inputs).logits[0, start - 1 : -1])
+            wanted.append(inputs[0, start:])
+        logits, said, labels = torch.cat(given), torch.cat(taught), torch.cat(wanted)
+        soft = F.kl_div(F.log_softmax(logits / 2, -1), F.softmax(said / 2, -1), reduction="batchmean")
+        return 0.5 * 4 * soft + 0.5 * F.cross_entropy(logits, labels)
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_causal_lm)
+    hand_written(model, [None, None], loss_of, 1e-3, steps=2)
+    with torch.no_grad():
+        assert student.metrics["loss"] == pytest.approx(float(loss_of(student.model, None)), abs=1e-5)
+    for name, weight in model.named_parameters():
+        assert torch.allclose(weight, student.model.get_parameter(name), atol=2e-5), name
+
+
+def test_another_teacher_is_another_student_and_the_teacher_is_among_its_ancestors(session, tiny_encoder, data):
+    columns = data()
+    options = {"epochs": 1, "batch_size": 8}
+    teachers = [
+        TrainHFClassifier(f"Teacher {n}", str(tiny_encoder)).train(**columns, seed=n, **options) for n in (1, 2)
+    ]
+    students = [
+        TrainHFClassifier(f"Student of {teacher.name}", str(tiny_encoder)).train(
+            **columns, objective=SoftTargets(teacher), **options
+        )
+        for teacher in teachers
+    ]
+    assert students[0].fingerprint != students[1].fingerprint
+    assert "Teacher 1" in [card.name for card in students[0].card.lineage()]
+    # The teacher was asked once, before training, and its memory is free again.
+    assert "model" not in vars(teachers[0].trained)
+
+
+def test_a_teacher_of_other_classes_or_other_tokens_is_refused(
+    session, tiny_encoder, tiny_causal_lm, tiny_seq2seq, data
+):
+    columns = data()
+    teacher = TrainHFClassifier("Teacher", str(tiny_encoder)).train(**columns, epochs=1)
+    rows = opinions(16)
+    rows["label"] = [label.upper() for label in rows["label"]]
+    with pytest.raises(LabelError, match="different classes"):
+        TrainHFClassifier("Student", str(tiny_encoder)).train(**data(rows, rows), objective=SoftTargets(teacher))
+    with pytest.raises(MethodMisfit, match="no language model"):
+        TrainHFFineTune("LM", str(tiny_causal_lm)).train(**data(), objective=SoftTargets(teacher))
+    with pytest.raises(ArgumentTypeError, match="objective must be an objective"):
+        TrainHFClassifier("Wrong", str(tiny_encoder)).train(**columns, objective="soft")
