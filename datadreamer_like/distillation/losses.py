@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from datadreamer_like.errors import DefinitionError, did_you_mean
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"]
+"""How two distributions are compared; see `divergence`."""
 
 IGNORED_LABEL = -100
 """The label of a position that carries no loss, as in transformers."""

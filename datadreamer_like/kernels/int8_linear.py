@@ -13,6 +13,9 @@ from .absmax import absmax_quantize, absmax_scale
 from .int8_matmul import PackedInt8Weight, fastest_engine, int8_matmul, pack_int8_weight
 
 Granularity = Literal["token", "tensor"]
+"""What shares one scale of the activations: each token, or all of a call."""
+
+_BLOCK = 1 << 18  # elements, as in absmax
 
 
 def int8_linear(
@@ -73,17 +76,36 @@ def _forward(
     bits: int | None,
     packed: PackedInt8Weight | None,
 ) -> Tensor:
-    rows = x.reshape(-1, x.shape[-1]).float()
-    axis = -1 if granularity == "token" else None
-    if packed is None or not rows.shape[0]:
-        codes, scale = absmax_quantize(rows, bits or 8, axis, backend="reference")
-        product = int8_matmul(codes, weight) * weight_scale.flatten()
+    rows = x.reshape(-1, x.shape[-1])
+    if packed is not None and rows.shape[0]:
+        y = _packed_forward(rows, packed, bias, granularity, bits)
     else:
-        largest = packed.largest if bits is None else min(packed.largest, 2 ** (bits - 1) - 1)
-        scale = absmax_scale(rows, largest, axis)
-        product = packed.product(torch.div(rows, scale).round_())
-    y = product.mul_(scale) if bias is None else torch.addcmul(bias.float(), product, scale)
+        axis = -1 if granularity == "token" else None
+        codes, scale = absmax_quantize(rows.float(), bits or 8, axis, backend="reference")
+        product = int8_matmul(codes, weight) * weight_scale.flatten()
+        y = product.mul_(scale) if bias is None else torch.addcmul(bias.float(), product, scale)
     return y.to(x.dtype).view(*x.shape[:-1], weight.shape[0])
+
+
+def _packed_forward(
+    rows: Tensor, packed: PackedInt8Weight, bias: Tensor | None, granularity: Granularity, bits: int | None
+) -> Tensor:
+    largest = packed.largest if bits is None else min(packed.largest, 2 ** (bits - 1) - 1)
+    outputs, inputs = packed.shape
+    y = torch.empty(rows.shape[0], outputs, dtype=torch.float32)
+    shared = absmax_scale(rows.float(), largest, None) if granularity == "tensor" else None
+    bias = None if bias is None else bias.float()
+    # What lies between the passes over some rows is to stay in the processor's cache.
+    step = max(64, _BLOCK // (inputs + outputs))
+    for part, out in zip(torch.split(rows, step), torch.split(y, step), strict=True):
+        part = part.float()
+        scale = absmax_scale(part, largest, -1) if shared is None else shared
+        product = packed.product(torch.div(part, scale).round_())
+        if bias is None:
+            torch.mul(product, scale, out=out)
+        else:
+            torch.addcmul(bias, product, scale, out=out)
+    return y
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -244,7 +244,8 @@ def _unit(vectors: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Returns vectors [rows, dims] of length one, so that their inner product is their cosine."""
     matrix = np.asarray(vectors, dtype=np.float32)
     lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
-    return matrix / np.maximum(lengths, np.float32(1e-30))
+    unit: np.ndarray[Any, np.dtype[np.float32]] = matrix / np.maximum(lengths, np.float32(1e-30))
+    return unit
 
 
 def _write(faiss: Any, index: Any, path: Path) -> None:

@@ -39,7 +39,7 @@ def generate(
     decoder_only = not model.config.is_encoder_decoder
     prompt_length = batch["input_ids"].shape[1] if decoder_only else 1
     room = context_length - prompt_length if decoder_only else context_length
-    sampler = RowSampler(sampling, row_seeds, model.device)
+    sampler = RowSampler(sampling, row_seeds)
     with torch.inference_mode():
         output = model.generate(
             input_ids=batch["input_ids"],

@@ -21,10 +21,9 @@ class RowSampler:
     Args:
         sampling: The options.
         seeds: A seed for each row; None for one that is random.
-        device: Where the logits are.
     """
 
-    def __init__(self, sampling: Sampling, seeds: Sequence[int | None], device: torch.device) -> None:
+    def __init__(self, sampling: Sampling, seeds: Sequence[int | None]) -> None:
         from transformers.generation import logits_process
 
         self._top = sampling.top_logprobs
@@ -42,7 +41,8 @@ class RowSampler:
                 self._cutting.append(logits_process.TopPLogitsWarper(sampling.top_p))
             if min_p := sampling.extra.get("min_p"):
                 self._cutting.append(logits_process.MinPLogitsWarper(min_p))
-        self._generators = [] if sampling.deterministic else [_generator(seed, device) for seed in seeds]
+        self._seeds = () if sampling.deterministic else seeds
+        self._generators: list[torch.Generator] = []
         # For each step: chosen ids [rows], their log-probabilities [rows], top ids and log-probabilities [rows, k].
         self._steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
@@ -58,7 +58,9 @@ class RowSampler:
                 shaped[:, int(token)] += float(bias)
         for processor in self._cutting:
             shaped = processor(input_ids, shaped)
-        if self._generators:
+        if self._seeds:
+            # A model that is spread over devices says only now where its logits are.
+            self._generators = self._generators or [_generator(seed, raw.device) for seed in self._seeds]
             noise = torch.empty_like(shaped)
             for row, generator in enumerate(self._generators):
                 noise[row].exponential_(generator=generator)

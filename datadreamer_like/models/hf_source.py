@@ -5,17 +5,21 @@ from __future__ import annotations
 import functools
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datadreamer_like.errors import ArgumentTypeError, UnknownModel
+from datadreamer_like.errors import ArgumentTypeError, DataError, HubError, UnknownModel
 from datadreamer_like.storage.digests import file_digest
 
 from .gguf_header import read_gguf_header
+from .quiet import quiet
 from .trained_model import TrainedModel
 
 _README_SECONDS = 5
+_MODEL_FILES = ("config.json", "modules.json", "adapter_config.json")
 _BIBTEX = re.compile(r"^\s*(@\w+\s*\{.*?^\s*\})", re.MULTILINE | re.DOTALL)
 
 
@@ -115,6 +119,11 @@ def hf_source(model: Any, revision: str | None = None) -> HFSource:
         inner = path / "model"  # where the folder of a trainer or stage has it
         if not (path / "config.json").is_file() and (inner / "config.json").is_file():
             path = inner
+        if not any((path / name).is_file() for name in _MODEL_FILES):
+            raise UnknownModel(
+                f"{path} is not the folder of a saved model: it has no config.json. Give a folder that "
+                "`save_pretrained` wrote, or a trainer's or stage's `path`."
+            )
         return HFSource(str(path.absolute()), origin=origin)
     if path.is_file() or path.is_absolute() or len(path.parts) > 2 or str(model).startswith((".", "~")):
         raise UnknownModel(
@@ -122,6 +131,29 @@ def hf_source(model: Any, revision: str | None = None) -> HFSource:
             'as in "owner/name".'
         )
     return HFSource(str(model), revision=revision, origin=origin)
+
+
+@contextmanager
+def loading(source: HFSource) -> Iterator[None]:
+    """Loads quietly inside the block, and says in one sentence what is wrong with what is loaded.
+
+    Raises:
+        UnknownModel: Neither this machine nor the Hub has the model, or it lacks a file.
+        HubError: The Hub cannot be reached, and the model is not in its cache.
+        DataError: transformers cannot make a model of what is there.
+    """
+    try:
+        with quiet():
+            yield
+    except OSError as error:
+        if "connect" in str(error).lower() or "offline" in str(error).lower():
+            raise HubError(
+                f"{source.name} is not in the Hub's cache here, and the Hub cannot be reached. Connect to the network, "
+                "or give the folder of a model."
+            ) from error
+        raise UnknownModel(f"transformers finds no complete model in {source.name}: {error}") from error
+    except (ValueError, KeyError) as error:
+        raise DataError(f"transformers cannot load {source.name}: {error}") from error
 
 
 @functools.lru_cache(maxsize=64)

@@ -16,10 +16,9 @@ from datadreamer_like.errors import BadRequest, DefinitionError, PromptTooLong, 
 
 from .chat_template import AUTO, Auto, checked, fill, given_text, is_text_template
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
-from .hf_source import hf_source
+from .hf_source import hf_source, loading
 from .llm import LLM
 from .model_facts import model_max_length
-from .quiet import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +104,7 @@ class HFTransformers(LLM):
         """The model's transformers config."""
         from transformers import AutoConfig
 
-        with quiet():
+        with loading(self._source):
             return AutoConfig.from_pretrained(self._source.name, **self._loading_options)
 
     @cached_property
@@ -113,7 +112,7 @@ class HFTransformers(LLM):
         """The model's tokenizer; a given Jinja template is in the place of its own."""
         from transformers import AutoTokenizer
 
-        with quiet():
+        with loading(self._source):
             tokenizer: Any = AutoTokenizer.from_pretrained(self._source.name, **self._loading_options)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -134,7 +133,7 @@ class HFTransformers(LLM):
 
         kind = "AutoModelForSeq2SeqLM" if self.config.is_encoder_decoder else "AutoModelForCausalLM"
         device, placing = self._placing()
-        with quiet():
+        with loading(self._source):
             model: Any = getattr(transformers, kind).from_pretrained(
                 self._source.name, **self._loading_options, **self._typing(device), **placing, **self.kwargs
             )

@@ -39,8 +39,8 @@ class LlamaCPP(LLM):
         system_prompt: The system message; `AUTO` and None send none, and the model's template may put its own.
         context_length: Tokens that a prompt and its answer have together; by default 2048, or what the model was
             trained for if that is less. Memory is taken for `slots` times as many.
-        slots: Prompts answered at once. Eight was measured as best on small machines: a token of one answer costs
-            nearly as much as one of each.
+        slots: Prompts answered at once. On two cores, eight gave half as many tokens a second again as one did; on one
+            core any number gives the same.
         threads: CPU threads; by default as many as there are cores free when the model is loaded.
         gpu_layers: Layers kept on the GPU, where xllamacpp was installed for one; None leaves it to llama.cpp.
         revision: Branch, tag or commit of the Hub repository.

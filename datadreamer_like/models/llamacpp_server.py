@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from datadreamer_like.errors import BadRequest, ModelError, PromptTooLong, Unavailable
+from datadreamer_like.errors import BadRequest, DataError, ModelError, PromptTooLong, Unavailable
 
 _LOOPBACK_SECONDS = 60
 
@@ -61,7 +61,7 @@ class LlamaServer:
     """A loaded model with its slots. Threads may ask at the same time: that is what keeps the slots busy.
 
     Raises:
-        ModelError: llama.cpp cannot load the file.
+        DataError: llama.cpp cannot load the file.
     """
 
     def __init__(self, options: ServerOptions) -> None:
@@ -71,12 +71,12 @@ class LlamaServer:
         try:
             self._server = xllamacpp.Server(_parameters(xllamacpp, options, self._key, patient))
         except RuntimeError as error:
-            raise ModelError(
+            # No ModelError: it would fail one row after the other, each after an attempt to load.
+            raise DataError(
                 f"llama.cpp (xllamacpp {xllamacpp.__version__}) cannot load {options.path}. The file may be cut off, "
                 f"of an architecture that this release does not know, or too large for the memory with "
                 f"{options.slots} slots of {options.context_length} tokens."
             ) from error
-
         _first_pid = _first_pid or os.getpid()
         if _first_pid != os.getpid():
             # llama.cpp has threads for the whole process too, and a fork inherits none: freeing would wait for them.
@@ -179,7 +179,8 @@ def _xllamacpp() -> tuple[Any, bool]:
 
 def _openmp_is_loaded() -> bool:
     try:
-        return "libgomp" in Path("/proc/self/maps").read_text()
+        # Under this very name xllamacpp asks for it; torch brings it too, others bring it under names of their own.
+        return "/libgomp.so.1" in Path("/proc/self/maps").read_text()
     except OSError:
         return False
 

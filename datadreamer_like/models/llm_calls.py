@@ -16,8 +16,10 @@ from datadreamer_like.graph.meter import Meter
 from .batch_engine import BatchEngine
 from .cache import StoreOpener
 from .concurrent_engine import ConcurrentEngine
-from .generation import Answer, Generation, Prompt, Request, decode_answer, encode_answer
+from .generation import Answer, Generation, Prompt, Request
 from .pipeline import Calls, Engine, Recorder, run_calls
+from .repetitions import Repetitions
+from .stored_answer import decode_answer, encode_answer
 
 if TYPE_CHECKING:
     from .llm import LLM
@@ -38,32 +40,26 @@ class LLMCalls(Calls[Prompt, Request, Answer]):
         self._sampling = generation.sampling
         identity = f"{fingerprint(llm)}\0{generation.sampling.key_material()}\0"
         self._prefix = hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=16)
-        # Eight bytes of each distinct prompt's hash, to how often it came.
-        self._times: dict[int, int] | None = None if generation.sampling.deterministic else {}
+        self._repetitions = None if generation.sampling.deterministic else Repetitions()
 
     def admit(self, prompts: Sequence[Prompt]) -> tuple[list[bytes], list[Request]]:
         """Returns keys and requests; a repetition under a seed gets a seed of its own."""
-        prefix, sampling, times = self._prefix, self._sampling, self._times
-        seed = sampling.seed
+        sampling = self._sampling
         keys: list[bytes] = []
-        requests: list[Request] = []
         for prompt in prompts:
-            hasher = prefix.copy()
+            hasher = self._prefix.copy()
             hasher.update(prompt.encode("utf-8", "surrogatepass") if type(prompt) is str else _chat_bytes(prompt))
-            key = hasher.digest()
-            if times is None:
-                requests.append(Request(prompt, sampling, seed))
-            else:
-                short = int.from_bytes(key[:8], "little")
-                time_before = times.get(short, 0)
-                times[short] = time_before + 1
+            keys.append(hasher.digest())
+        requests = [Request(prompt, sampling, sampling.seed) for prompt in prompts]
+        if self._repetitions is not None:
+            times = self._repetitions.count([int.from_bytes(key[:8], "little") for key in keys])
+            for row, time_before in enumerate(times):
                 if time_before:
-                    hasher.update(b"\0again %d" % time_before)
-                    key = hasher.digest()
-                # Seeds of one request's n answers follow each other, so those of its repetition start n later.
-                own_seed = seed + time_before * sampling.n if seed is not None else None
-                requests.append(Request(prompt, sampling, own_seed))
-            keys.append(key)
+                    keys[row] = hashlib.blake2b(keys[row] + b"%d" % time_before, digest_size=16).digest()
+                    if sampling.seed is not None:
+                        # Seeds of one request's n answers follow each other, so its repetition's start n later.
+                        seed = sampling.seed + time_before * sampling.n
+                        requests[row] = requests[row]._replace(seed=seed)
         return keys, requests
 
     encode = staticmethod(encode_answer)

@@ -43,16 +43,24 @@ def count_parameters(model: nn.Module) -> int:
     seen: set[int] = set()
     total = 0
     for module in model.modules():
-        own = {name: p for name, p in module.named_parameters(recurse=False) if id(p) not in seen}
-        seen.update(id(parameter) for parameter in own.values())
-        inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
-        has_weight = "weight" in dict(module.named_parameters(recurse=False))
-        if isinstance(inputs, int) and isinstance(outputs, int) and ("weight" in own or not has_weight):
-            # Packed codes are fewer (two to a byte) or kept in buffers.
-            total += inputs * outputs
-            bias = getattr(module, "bias", None)
-            if "bias" in own or (hasattr(bias, "numel") and "bias" in dict(module.named_buffers(recurse=False))):
-                total += outputs
-            own = {name: p for name, p in own.items() if name not in ("weight", "bias")}
-        total += sum(parameter.numel() for parameter in own.values())
+        parameters = dict(module.named_parameters(recurse=False))
+        tensors = {**dict(module.named_buffers(recurse=False)), **parameters}
+        fresh = {name for name, tensor in tensors.items() if id(tensor) not in seen}
+        seen.update(id(tensor) for tensor in tensors.values())
+        stated = _stated_size(module)
+        if stated is not None:
+            # Packed codes are fewer (two to a byte), or kept in buffers.
+            total += stated if "weight" in fresh or ("weight" not in tensors and fresh) else 0
+            total += tensors["bias"].numel() if "bias" in fresh else 0
+            fresh -= {"weight", "bias"}
+        total += sum(parameter.numel() for name, parameter in parameters.items() if name in fresh)
     return total
+
+
+def _stated_size(module: nn.Module) -> int | None:
+    """Weights that a linear layer or an embedding says it has, however it stores them."""
+    for rows, columns in (("out_features", "in_features"), ("num_embeddings", "embedding_dim")):
+        sizes = getattr(module, rows, None), getattr(module, columns, None)
+        if isinstance(sizes[0], int) and isinstance(sizes[1], int):
+            return sizes[0] * sizes[1]
+    return None

@@ -22,15 +22,15 @@ from datadreamer_like.errors import (
     require_extra,
 )
 
-from .generation import Answer, GenerationOptions, Prompt, Request, Sampling, TokenLogprob, missing_text
+from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
 from .llm import LLM
+from .openai_answer import read_answer
 from .openai_errors import model_error, refused_parameter
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from openai import OpenAI as OpenAIClient
     from openai.types.chat import ChatCompletion
-    from openai.types.chat.chat_completion import Choice
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -164,7 +164,7 @@ class OpenAI(LLM):
             completion = await self._complete(request, 1, seed)
             completions.append(completion)
             got += len(completion.choices)
-        return self._read(completions, request.sampling)
+        return read_answer(completions, request.sampling, self._address)
 
     async def end_run(self) -> None:
         """Closes the client of the run's event loop."""
@@ -329,25 +329,6 @@ class OpenAI(LLM):
         self._refused.add(refused)
         return True
 
-    def _read(self, completions: list[ChatCompletion], sampling: Sampling) -> Answer:
-        choices = [choice for completion in completions for choice in completion.choices][: sampling.n]
-        try:
-            texts = [_valid(choice.message.content) for choice in choices]
-            reasons = [choice.finish_reason for choice in choices]
-            if all(text is None for text in texts):
-                return Answer.failed(missing_text(reasons[0], getattr(choices[0].message, "refusal", None)))
-            logprobs = [_logprobs(choice) for choice in choices] if sampling.top_logprobs is not None else None
-        except (AttributeError, TypeError) as error:
-            raise MalformedAnswer(f"{self._address} sent an answer that cannot be read: {error}.") from error
-        usages = [completion.usage for completion in completions if completion.usage is not None]
-        return Answer(
-            texts,
-            prompt_tokens=sum(usage.prompt_tokens or 0 for usage in usages),
-            completion_tokens=sum(usage.completion_tokens or 0 for usage in usages),
-            finish_reasons=reasons,
-            logprobs=logprobs,
-        )
-
     def _served_context_length(self) -> int | None:
         try:
             models = list(self.client.models.list())
@@ -361,19 +342,3 @@ class OpenAI(LLM):
                 if isinstance(facts.get(name), int):
                     return int(facts[name])
         return None
-
-
-def _valid(text: str | None) -> str | None:
-    """Replaces what is no character: half a surrogate pair, which JSON can carry and no file can."""
-    if text is None or text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _logprobs(choice: Choice) -> list[TokenLogprob]:
-    if choice.logprobs is None or choice.logprobs.content is None:
-        return []
-    return [
-        TokenLogprob(token.token, token.logprob, tuple((top.token, top.logprob) for top in token.top_logprobs or ()))
-        for token in choice.logprobs.content
-    ]

@@ -14,8 +14,7 @@ import numpy as np
 from datadreamer_like.errors import require_extra
 
 from .embedder import Embedder, Vector
-from .hf_source import hf_source
-from .quiet import quiet
+from .hf_source import hf_source, loading
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +71,7 @@ class SentenceTransformersEmbedder(Embedder):
         if self.dtype is not None:
             options["model_kwargs"] = {"dtype": self.dtype, **options.get("model_kwargs", {})}
         device = f"cuda:{self.device}" if isinstance(self.device, int) else self.device
-        with quiet():
+        with loading(self._source):
             return SentenceTransformer(
                 self._source.name,
                 device=str(device) if device is not None else None,

@@ -142,7 +142,9 @@ class TaskModel(Generic[V]):
         if good:
             values = self.compute([texts[index] for index in good], **asks)
             for index, value in zip(good, values, strict=True):
-                rows[index].value = value
+                # Read back at once, so that a result is the same whether it is new or from the cache.
+                rows[index].stored = self.encode_value(value)
+                rows[index].value = self.decode_value(rows[index].stored)
         return [rows[index] for index in range(len(texts))]
 
     def _count(self, text: str, asks: Mapping[str, Any]) -> int:

@@ -116,11 +116,13 @@ class Computed:
 
     Attributes:
         value: The result; None for a failed row.
+        stored: The result as it is stored.
         tokens: Tokens of the text, where the model counts them.
         error: Why there is no result.
     """
 
     value: Any = None
+    stored: bytes = b""
     tokens: int = 0
     error: ModelError | None = None
 
@@ -151,7 +153,7 @@ class TextCalls(Calls[str, str, Computed]):
 
     def encode(self, answer: Computed) -> bytes:
         """Returns a result as the model stores it."""
-        return self._model.encode_value(answer.value)
+        return answer.stored
 
     def decode(self, value: bytes) -> Computed:
         """Reads a stored result."""

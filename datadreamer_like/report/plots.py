@@ -180,28 +180,33 @@ def _label(axis: Axes, marks: Sequence[Mark], number: int) -> None:
         taken.append((Bbox.from_extents(left - 7, below - 7, left + 7, below + 7), 1.0))
         low, high = axis.transData.transform([(x, y) for y in mark.y_range or (mark.y, mark.y)])
         taken.append((Bbox.from_extents(low[0] - 2, low[1], high[0] + 2, high[1]), 0.5))
+    pixels = figure.dpi / 72
     for index, mark, x in sorted(shown, key=lambda one: -one[1].y):
-        notes = []
+        note = axis.annotate(
+            mark.label,
+            (x, mark.y),
+            (0, 0),
+            textcoords="offset points",
+            color=_COLOURS[index % len(_COLOURS)],
+            fontsize=9,
+            zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8},
+        )
+        size = note.get_window_extent(renderer)
+        left, below = axis.transData.transform((x, mark.y))
+        places: list[tuple[float, int, Any]] = []
         for dx, dy, side, height in _OFFSETS:
-            note = axis.annotate(
-                mark.label,
-                (x, mark.y),
-                (dx, dy),
-                textcoords="offset points",
-                ha=side,
-                va=height,
-                color=_COLOURS[index % len(_COLOURS)],
-                fontsize=9,
-                zorder=4,
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8},
-            )
-            box = note.get_window_extent(renderer).padded(1)
+            x0 = left + dx * pixels - (size.width if side == "right" else 0)
+            y0 = below + dy * pixels - (size.height if height == "top" else 0)
+            box = Bbox.from_bounds(x0 - 1, y0 - 1, size.width + 2, size.height + 2)
             cost = sum(weight * _shared(box, other) for other, weight in taken)
-            notes.append((cost + 4 * (box.width * box.height - _shared(box, inside)), note, box))
-        notes.sort(key=lambda one: one[0])
-        for _, note, _ in notes[1:]:
-            note.remove()
-        taken.append((notes[0][2], 1.0))
+            cost += 4 * (box.width * box.height - _shared(box, inside))
+            places.append((cost, len(places), box))
+        _, best, box = min(places, key=lambda place: place[:2])
+        dx, dy, side, height = _OFFSETS[best]
+        note.xyann = (dx, dy)
+        note.set(ha=side, va=height)
+        taken.append((box, 1.0))
 
 
 _OFFSETS = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,8 +64,8 @@ class Compare(Stage):
         resamples: Resamples behind the intervals.
         seed: Seed of the resampling.
         device: Where all models are run, such as "cuda"; None for where each is used otherwise.
-        keep_loaded: Whether all models stay in memory while they are timed. With False each is loaded for its turn,
-            which takes longer and leaves the times as they are.
+        keep_loaded: Whether all models stay in memory till the end. With False each is loaded when its turn comes,
+            which takes longer and leaves the measured times as they are.
         force: Measure again although the result is there.
         progress_interval: Seconds between progress lines where there is no terminal; None for none.
 
@@ -200,18 +201,21 @@ class Compare(Stage):
     # The work
 
     def _build(self, draft: Path) -> Manifest:
-        with quiet():
-            return self._measure(draft)
+        with quiet(), ExitStack() as stack:
+            texts, labels = read_rows(self.inputs, self.labels)
+            check_models(self.models, self.names, labels)
+            for model, name in zip(self.models, self.names, strict=True):
+                self.meter.note = f"loading {name}"
+                if self.keep_loaded:
+                    stack.enter_context(loaded(model))
+            return self._measure(draft, texts, labels)
 
-    def _measure(self, draft: Path) -> Manifest:
+    def _measure(self, draft: Path, texts: list[str], labels: list[str]) -> Manifest:
         import torch
 
-        texts, labels = read_rows(self.inputs, self.labels)
-        check_models(self.models, self.names, labels)
         self.meter.total_rows = len(texts) * len(self.models)
         predicted, sizes = [], []
         for model, name in zip(self.models, self.names, strict=True):
-            self.meter.note = f"loading {name}"
             with loaded(model):
                 sizes.append(size_of(model.model))
                 predicted.append(list(self._predict(model, name, texts)))
@@ -225,7 +229,6 @@ class Compare(Stage):
             batch_size=self.batch_size,
             max_length=self.max_length,
             threads=threads,
-            keep_loaded=self.keep_loaded,
         )
         self.meter.note = "drawing"
         comparison = Comparison(

@@ -129,4 +129,7 @@ class Prune(Compression):
         trainer: Any = trainers[pruned.task]("Retraining", model_name=pruned, device=self.device)
         trainer.train(**self.retrain)
         self.card.metrics.update(trainer.metrics)
+        self.card.citations += [text for text in trainer.card.citations if text not in self.card.citations]
+        options = {key: value for key, value in self.retrain.items() if key not in _COLUMNS}
+        self.card.facts["Retrained with"] = ", ".join(f"{key}={value}" for key, value in options.items()) or "defaults"
         return trainer.model, trainer.tokenizer

@@ -87,9 +87,9 @@ class _Score:
     """Scores one model's predictions under many weightings of the rows at once: weights [weightings, rows]."""
 
     def __init__(self, truth: Sequence[str], predicted: Sequence[str]) -> None:
-        classes = sorted(set(truth))
-        self.is_class = np.array([[label == name for name in classes] for label in truth], dtype=np.float64)
-        self.is_said = np.array([[label == name for name in classes] for label in predicted], dtype=np.float64)
+        classes = np.unique(np.asarray(truth))
+        self.is_class = (np.asarray(truth)[:, None] == classes).astype(np.float64)
+        self.is_said = (np.asarray(predicted)[:, None] == classes).astype(np.float64)
         self.is_hit = self.is_class * self.is_said
 
     def accuracy(self, weights: Counts) -> Counts:

@@ -43,8 +43,8 @@ def size_of(model: nn.Module) -> Size:
 
 def _zeros(model: nn.Module) -> int:
     # A quantized layer keeps its codes in a buffer of the weight's name; a code of 0 is a zero.
-    tensors: list[Tensor] = list(model.parameters())
-    for module in model.modules():
-        if hasattr(module, "in_features"):
-            tensors += [buffer for name, buffer in module.named_buffers(recurse=False) if name == "weight"]
-    return sum(int((tensor == 0).sum()) for tensor in tensors)
+    tensors: dict[int, Tensor] = {id(parameter): parameter for parameter in model.parameters()}
+    for name, buffer in model.named_buffers():
+        if name.rpartition(".")[2] == "weight":
+            tensors[id(buffer)] = buffer
+    return sum(int((tensor == 0).sum()) for tensor in tensors.values())

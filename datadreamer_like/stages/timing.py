@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,12 +64,11 @@ def time_in_turn(
     batch_size: int,
     max_length: int | None,
     threads: int,
-    keep_loaded: bool = True,
 ) -> list[Timing]:
     """Measures latency and throughput of models in turn; a first, unmeasured run warms each of them up.
 
     Args:
-        models: Classifiers.
+        models: Classifiers; one that is not loaded yet is loaded for each of its turns.
         names: What to call them in the progress.
         singles: Texts that are run one at a time.
         texts: Texts that are run in batches, sorted by length.
@@ -77,14 +76,10 @@ def time_in_turn(
         batch_size: Texts in a batch.
         max_length: Texts are cut at this many tokens; None for what the model takes.
         threads: Threads of the processor that a model may use.
-        keep_loaded: Whether all models stay in memory; otherwise each is loaded for its turn.
     """
     timings = [Timing() for _ in models]
     meter = current_meter()
-    with ExitStack() as stack, fixed_threads(threads), undisturbed():
-        if keep_loaded:
-            for model in models:
-                stack.enter_context(loaded(model))
+    with fixed_threads(threads), undisturbed():
         for number in range(rounds):
             for turn in range(len(models)):
                 index = (number + turn) % len(models)

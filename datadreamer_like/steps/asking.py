@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.dataset import BATCH_SIZE, Batch, Column, OutputDataset, OutputIterableDataset
+from datadreamer_like.graph.meter import Meter, current_meter, metered
 from datadreamer_like.graph.pickles import repickled
 
 from .step import Step
 
 # Answers of a slow model become rows this often, so that progress is seen; those of a fast one in full batches.
 _FLUSH_SECONDS = 0.5
+
+HOW_ASKED = frozenset(
+    {
+        "batch_size",
+        "batch_scheduler_buffer_size",
+        "adaptive_batch_size",
+        "concurrency",
+        "progress_interval",
+        "cache_only",
+        "verbose",
+        "log_level",
+    }
+)
+"""Options of a model's `run` that change how answers are fetched, never what is asked."""
+
+T = TypeVar("T")
+
+_END = object()
 
 Portion = tuple[list[Any], Batch]
 """Values to ask a model about, and the rows that they belong to, as columns of the same length."""
@@ -31,14 +51,20 @@ def answered(portions: Iterable[Portion], ask: Callable[[Iterator[Any]], Iterato
     names: list[str] = []
     waiting: deque[tuple[Any, ...]] = deque()
     done: list[tuple[Any, ...]] = []
+    around = current_meter()
+    meter = _RowMeter(around)
 
     def values() -> Iterator[Any]:
-        for asked, rows in portions:
+        count = 0
+        for asked, rows in _under(around, portions):
             if not names:
                 names.extend(rows)
             for row in zip(asked, *rows.values(), strict=True):
                 waiting.append(row)
-                if row[0] is not None:
+                if row[0] is None:
+                    meter.skipped.append(count)
+                else:
+                    count += 1
                     yield row[0]
 
     def flushed() -> Portion:
@@ -47,7 +73,7 @@ def answered(portions: Iterable[Portion], ask: Callable[[Iterator[Any]], Iterato
         return answers, dict(zip(names, columns, strict=True))
 
     due = time.monotonic() + _FLUSH_SECONDS
-    for answer in ask(values()):
+    for answer in _under(meter, ask(values()), only_first=True):
         row = waiting.popleft()
         while row[0] is None:
             done.append(row)
@@ -59,6 +85,41 @@ def answered(portions: Iterable[Portion], ask: Callable[[Iterator[Any]], Iterato
     done.extend(waiting)
     if done:
         yield flushed()
+
+
+class _RowMeter(Meter):
+    """Counts for another meter, and tells it of failures by row where the model counts only what it was asked.
+
+    Attributes:
+        skipped: For each row that is not asked about, how many were asked about before it.
+    """
+
+    def __init__(self, around: Meter) -> None:
+        super().__init__()
+        self._around = around
+        self.skipped: list[int] = []
+
+    def add(self, **counts: Any) -> None:
+        """Adds to the other meter."""
+        self._around.add(**counts)
+
+    def row_failed(self, index: int, message: str) -> None:
+        """Tells the other meter which row it was."""
+        self._around.row_failed(index + bisect_right(self.skipped, index), message)
+
+
+def _under(meter: Meter, values: Iterable[T], only_first: bool = False) -> Iterator[T]:
+    """Yields values that are made while `meter` is the current one; a model asks for it once, at its first answer."""
+    iterator = iter(values)
+    while True:
+        with metered(meter):
+            value = next(iterator, _END)
+        if value is _END:
+            return
+        yield cast(T, value)
+        if only_first:
+            yield from iterator
+            return
 
 
 def columns_together(columns: Mapping[str, Column], what: str) -> Iterator[Batch]:

@@ -102,7 +102,7 @@ class CSVDataSource(FileSource):
         columns, header_of = self._header()
         wanted = self._wanted(columns)
         types = self._given_types(wanted)
-        guesses = {name: _Guess(self._is_missing) for name in wanted if name not in types}
+        guesses = {name: _Guess(self._missing) for name in wanted if name not in types}
         count = 0
         for batch in self._texts(columns, header_of):
             count += len(next(iter(batch.values())))
@@ -162,8 +162,12 @@ class CSVDataSource(FileSource):
                 )
         return types
 
-    def _is_missing(self, text: str) -> bool:
-        return (text == "" and self.config["keep_default_na"]) or text in self.config["na_values"]
+    @property
+    def _missing(self) -> frozenset[str]:
+        """The fields that are None in every column."""
+        return frozenset(
+            {"", *self.config["na_values"]} if self.config["keep_default_na"] else self.config["na_values"]
+        )
 
     # Reading
 
@@ -172,10 +176,11 @@ class CSVDataSource(FileSource):
             yield {name: self._converted(batch[name], kind, name) for name, kind in types.items()}
 
     def _converted(self, texts: list[str], kind: str, name: str) -> list[Any]:
+        missing = self._missing
         if kind == "str":
-            return [None if self._is_missing(text) else text for text in texts]
+            return [None if text in missing else text for text in texts]
         convert = _CONVERT[kind]
-        plain = [None if self._is_missing(text) else text.strip() for text in texts]
+        plain = [None if text in missing else text.strip() for text in texts]
         try:
             return [None if text is None or text in _MISSING_VALUES else convert(text) for text in plain]
         except (ValueError, KeyError) as error:
@@ -260,8 +265,8 @@ class CSVDataSource(FileSource):
 class _Guess:
     """The narrowest type that all values of a column have so far."""
 
-    def __init__(self, is_missing: Callable[[str], bool]) -> None:
-        self._is_missing = is_missing
+    def __init__(self, missing: frozenset[str]) -> None:
+        self._missing = missing
         self._fitting = ["bool", "int", "float"]
         self._seen = False
 
@@ -274,7 +279,7 @@ class _Guess:
         """Drops the types that some of the texts do not have."""
         if not self._fitting:
             return
-        present = {text.strip() for text in texts if not self._is_missing(text)} - _MISSING_VALUES
+        present = {text.strip() for text in set(texts) - self._missing} - _MISSING_VALUES
         if present:
             self._seen = True
             self._fitting = [kind for kind in self._fitting if all(map(_FITS[kind], present))]

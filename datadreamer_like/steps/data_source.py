@@ -165,6 +165,11 @@ class DataSource(Source):
 
     def _check(self, name: str) -> None:
         data = self.data
+        if _is_hf(data, "DatasetDict"):
+            raise ArgumentTypeError(
+                f'"{name}": data is a DatasetDict with the splits {", ".join(data)}. Give one of them, or make a '
+                "source for each."
+            )
         if isinstance(data, Mapping):
             for key, column in data.items():
                 if isinstance(column, str | bytes) or not hasattr(column, "__len__"):
@@ -184,7 +189,7 @@ class DataSource(Source):
         elif not (callable(data) or _is_dataset(data) or _is_iterable(data)):
             raise ArgumentTypeError(
                 f'"{name}": data is {type(data).__name__}; expected a dictionary of columns, a list of rows, a '
-                "function that yields rows, a Dataset or an IterableDataset (of a DatasetDict, one of its splits)."
+                "function that yields rows, a Dataset or an IterableDataset."
             )
         elif _is_dataset(data) and not len(data):
             raise EmptyDataset(f'"{name}" has no rows: the dataset is empty. Give one with rows.')

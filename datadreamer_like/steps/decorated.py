@@ -269,7 +269,8 @@ def step(
 
     Example:
         >>> from datadreamer_like import DataDreamer
-        >>> from datadreamer_like.steps import DataSource, step
+        >>> from datadreamer_like.steps import DataSource
+        >>> from datadreamer_like.steps.decorated import step
         >>> @step
         ... def shout(text: str, *, mark: str = "!") -> str:
         ...     return text.upper() + mark

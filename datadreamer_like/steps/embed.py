@@ -9,7 +9,7 @@ import numpy as np
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.dataset import Batch
-from datadreamer_like.models import Embedder
+from datadreamer_like.models.embedder import Embedder
 
 from .asking import columns_together
 from .model_step import ModelStep

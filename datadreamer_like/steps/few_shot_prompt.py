@@ -42,26 +42,27 @@ class FewShotPrompt(PromptStep):
         """Returns how many inputs there are."""
         return self._inputs["inputs"].num_rows
 
-    def examples(self) -> list[str | None]:
-        """Returns the examples as they stand in a prompt; None for one that misses its input or output.
+    def examples(self) -> tuple[list[str], list[str]]:
+        """Returns the examples' inputs, and the examples as they stand in a prompt.
+
+        One that misses its input or output is left out.
 
         Raises:
             EmptyDataset: There is no whole one.
         """
-        pairs = {name: self._inputs[name] for name in ("input_examples", "output_examples")}
-        sep = self.args["sep"]
-        examples = [
-            None
-            if given is None or wanted is None
-            else f"{labelled(self.args['input_label'], given)}{sep}{labelled(self.args['output_label'], wanted)}"
-            for batch in columns_together(pairs, f'"{self.name}"')
+        columns = {name: self._inputs[name] for name in ("input_examples", "output_examples")}
+        pairs = [
+            (str(given), wanted)
+            for batch in columns_together(columns, f'"{self.name}"')
             for given, wanted in zip(*batch.values(), strict=True)
+            if given is not None and wanted is not None
         ]
-        if not any(examples):
+        if not pairs:
             raise EmptyDataset(f'"{self.name}": there are no examples. Give columns with at least one full pair.')
-        return examples
+        before, between = self.args["input_label"], f"{self.args['sep']}{labelled(self.args['output_label'], '')}"
+        return [given for given, _ in pairs], [f"{labelled(before, given)}{between}{wanted}" for given, wanted in pairs]
 
-    def prompt(self, index: int, value: Any, examples: list[str | None]) -> str | None:
+    def prompt(self, index: int, value: Any, examples: list[str]) -> str | None:
         """Returns the prompt for one input, or None where it is missing or not even the fewest examples fit."""
         if value is None:
             return None
@@ -71,7 +72,7 @@ class FewShotPrompt(PromptStep):
             lambda: self.args["llm"].format_prompt(
                 max_new_tokens=self.args["max_new_tokens"],
                 beg_instruction=self.args["instruction"],
-                in_context_examples=[example for example in examples if example is not None],
+                in_context_examples=examples,
                 end_instruction=self.args["sep"].join(part for part in (question, self.args["output_label"]) if part),
                 sep=self.args["sep"],
                 min_in_context_examples=self.args["min_in_context_examples"],
@@ -81,7 +82,7 @@ class FewShotPrompt(PromptStep):
 
     def prompted(self) -> Iterator[Portion]:
         """Yields each input after the examples."""
-        examples = self.examples()
+        _, examples = self.examples()
         index = 0
         for batch in columns_together({"inputs": self._inputs["inputs"]}, f'"{self.name}"'):
             prompts = [self.prompt(index + i, value, examples) for i, value in enumerate(batch["inputs"])]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from datadreamer_like.models import Embedder, EmbeddingRetriever
+from datadreamer_like.models.embedder import Embedder
+from datadreamer_like.models.embedding_retriever import EmbeddingRetriever
 
 from .asking import Portion, answered, columns_together
 from .few_shot_prompt import FewShotPrompt
@@ -26,14 +27,12 @@ class FewShotPromptWithRetrieval(FewShotPrompt):
 
     def prompted(self) -> Iterator[Portion]:
         """Yields each input after the examples that are most alike."""
-        examples = self.examples()
-        retriever = EmbeddingRetriever(self._inputs["input_examples"], self.args["embedder"])
+        corpus, examples = self.examples()
+        retriever = EmbeddingRetriever(corpus, self.args["embedder"])
         inputs = columns_together({"inputs": self._inputs["inputs"]}, f'"{self.name}"')
 
         def retrieve(queries: Iterator[Any]) -> Iterator[Any]:
-            return iter(
-                retriever.run(queries, k=self.args["k"], return_generator=True, total_num_queries=self.num_prompts())
-            )
+            yield from retriever.run(queries, k=self.args["k"], return_generator=True)
 
         index = 0
         for found, batch in answered(((batch["inputs"], batch) for batch in inputs), retrieve):

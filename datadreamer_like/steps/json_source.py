@@ -197,10 +197,11 @@ class _Array:
                 value, end = self._decoder.raw_decode(self._text, self._place)
             except json.JSONDecodeError as error:
                 # Perhaps it goes on in what is not read yet; twice as much each time keeps the work linear.
+                fault = error.pos - self._place
                 if self._read(wanted):
                     wanted *= 2
                     continue
-                self._count(error.pos)
+                self._count(self._place + fault)
                 raise ValueError(error.msg) from error
             if end == len(self._text) and not isinstance(value, dict | list | str) and self._read(_CHUNK):
                 continue  # a number may be cut

@@ -13,7 +13,7 @@ from datadreamer_like.errors import DefinitionError, did_you_mean
 from datadreamer_like.graph.card import DataCardType
 from datadreamer_like.graph.dataset import Batch
 
-from .asking import answered
+from .asking import HOW_ASKED, answered
 from .step import Step
 from .step_output import LazyRowBatches
 
@@ -26,16 +26,7 @@ class ModelStep(Step):
         answers_to: Names of the input, which is also an output, and of the output for the answers.
     """
 
-    neutral_args: ClassVar[frozenset[str]] = Step.neutral_args | {
-        "batch_size",
-        "batch_scheduler_buffer_size",
-        "adaptive_batch_size",
-        "concurrency",
-        "progress_interval",
-        "cache_only",
-        "verbose",
-        "log_level",
-    }
+    neutral_args: ClassVar[frozenset[str]] = Step.neutral_args | HOW_ASKED
 
     model_arg: ClassVar[str]
     answers_to: ClassVar[tuple[str, str]]
@@ -72,8 +63,7 @@ class ModelStep(Step):
     def _ask(self, values: Iterator[Any]) -> Iterator[Any]:
         given = {name for name in self._args if name not in (self.model_arg, "lazy")}
         options = {name: self._args[name] for name in given if self._args[name] is not None}
-        total = {f"total_num_{self.answers_to[0]}": self._column.num_rows}
-        yield from self._args[self.model_arg].run(values, return_generator=True, **total, **options)
+        yield from self._args[self.model_arg].run(values, return_generator=True, **options)
 
     def _takes_extra(self, what: str) -> bool:
         return what == "argument"

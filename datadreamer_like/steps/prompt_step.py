@@ -11,7 +11,7 @@ from datadreamer_like.graph.dataset import Batch
 from datadreamer_like.models.generation import Generation, GenerationOptions
 from datadreamer_like.models.llm import LLM, overrides_only_run
 
-from .asking import Portion, answered, columns_together, num_rows_of
+from .asking import HOW_ASKED, Portion, answered, columns_together, num_rows_of
 from .step import Step
 from .step_output import LazyRowBatches
 
@@ -26,17 +26,7 @@ class PromptStep(Step):
     rows are asked for), and whatever options `llm.run` knows. A prompt that fails gives None in its row.
     """
 
-    # How the answers are fetched, as opposed to what is asked.
-    neutral_args: ClassVar[frozenset[str]] = Step.neutral_args | {
-        "batch_size",
-        "batch_scheduler_buffer_size",
-        "adaptive_batch_size",
-        "concurrency",
-        "progress_interval",
-        "cache_only",
-        "verbose",
-        "log_level",
-    }
+    neutral_args: ClassVar[frozenset[str]] = Step.neutral_args | HOW_ASKED
 
     # Registered arguments that `llm.run` knows by the same name.
     run_args: ClassVar[tuple[str, ...]] = ("max_new_tokens", "temperature", "top_p", "seed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from datadreamer_like.models import Retriever
+from datadreamer_like.models.retriever import Retriever
 
 from .asking import Portion, answered
 from .prompt_step import PromptStep, labelled
@@ -55,10 +55,7 @@ class RAGPrompt(PromptStep):
         self.register_data_card("Retriever", self.args["retriever"].display_name)
 
     def _retrieve(self, questions: Iterator[Any]) -> Iterator[Any]:
-        found = self.args["retriever"].run(
-            questions, k=self.args["k"], return_generator=True, total_num_queries=self.num_prompts()
-        )
-        yield from found
+        yield from self.args["retriever"].run(questions, k=self.args["k"], return_generator=True)
 
     def _prompt(self, index: int, question: str, texts: list[str]) -> str | None:
         return self.fitted(

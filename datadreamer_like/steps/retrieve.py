@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datadreamer_like.models import Retriever
+from datadreamer_like.models.retriever import Retriever
 
 from .model_step import ModelStep
 

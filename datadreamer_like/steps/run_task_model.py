@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datadreamer_like.models import TaskModel
+from datadreamer_like.models.task_model import TaskModel
 
 from .model_step import ModelStep
 

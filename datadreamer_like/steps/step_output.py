@@ -114,10 +114,10 @@ def _are_columns(value: list[Any] | tuple[Any, ...], outputs: list[str]) -> bool
 
 
 def _of_columns(value: Mapping[str, Any], outputs: list[str], what: str) -> tuple[Result, bool]:
-    if all(_is_dataset(column) for column in value.values()) and value:
-        _check_columns(list(value), outputs, what)
+    if set(value) != set(outputs):
+        raise _wrong_columns(list(value), outputs, what)
+    if all(_is_dataset(column) for column in value.values()):
         return _side_by_side([value[name] for name in outputs], outputs, what)
-    _check_columns(list(value), outputs, what)
     columns: Batch = {}
     for name in outputs:
         column = value[name]
@@ -254,9 +254,13 @@ def _check_columns(found: list[str], outputs: list[str], what: str) -> None:
     if len(found) == 1 and len(outputs) == 1:
         return
     if set(found) != set(outputs):
-        raise StepOutputError(
-            f"{what}: run() returned the columns {', '.join(map(str, found))}; expected {', '.join(outputs)}."
-        )
+        raise _wrong_columns(found, outputs, what)
+
+
+def _wrong_columns(found: list[str], outputs: list[str], what: str) -> StepOutputError:
+    return StepOutputError(
+        f"{what}: run() returned the columns {', '.join(map(str, found))}; expected {', '.join(outputs)}."
+    )
 
 
 def _is_dataset(value: Any) -> TypeGuard[Any]:

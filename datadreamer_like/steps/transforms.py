@@ -266,9 +266,15 @@ def _mapped_sample(rows: Table, mapped: Callable[[Table], Iterator[Batch]]) -> B
     for row in _samples(rows):
         made = next(mapped(_one_row(row)), None)
         tried = tried or made
-        if made is not None and not (len(made) == len(row) and all(made[name] is row.get(name) for name in made)):
+        if made is not None and not _is_same_row(made, row):
             return made
     return tried
+
+
+def _is_same_row(made: Batch, row: Batch) -> bool:
+    return list(made) == list(row) and all(
+        len(values) == 1 and values[0] is row[name][0] for name, values in made.items()
+    )
 
 
 def _samples(rows: Table) -> Iterator[Batch]:

@@ -160,6 +160,10 @@ class AnswerStore:
 
 _ADVICE = {
     "full": "No space is left; the answers stored before are safe. Free some space and run again: it continues.",
+    "refused": (
+        "The disk refused: it may be full, or a quota or a limit on the size of files is reached. The answers stored "
+        "before are safe. Make room and run again: it continues."
+    ),
     "readonly": "Choose a folder that you may write to, or change its permissions.",
     "cantopen": "Check that its folder exists and that you may write to it.",
     "busy": "Another process has been writing to it for a minute. Wait for that process to end, and run again.",
@@ -174,6 +178,7 @@ _ADVICE = {
 def _advice(error: sqlite3.Error) -> str:
     by_code = {
         sqlite3.SQLITE_FULL: "full",
+        sqlite3.SQLITE_IOERR: "refused",
         sqlite3.SQLITE_READONLY: "readonly",
         sqlite3.SQLITE_PERM: "readonly",
         sqlite3.SQLITE_CANTOPEN: "cantopen",

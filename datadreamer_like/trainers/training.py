@@ -36,6 +36,8 @@ from .tasks import Batch, Task
 logger = logging.getLogger("datadreamer_like")
 
 CHECKPOINTS = "checkpoints"
+# The same algorithm in one kernel: on a processor a third of the time of a small model's step is the plain one's.
+_FASTER = {"adamw_torch": "adamw_torch_fused"}
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def _arguments(training: Training, folder: Path, device: torch.device, autocast:
             output_dir=str(folder),
             num_train_epochs=training.epochs,
             per_device_train_batch_size=training.batch_size,
-            optim=training.optim,
+            optim=_FASTER.get(training.optim, training.optim),
             learning_rate=training.learning_rate,
             weight_decay=training.weight_decay,
             lr_scheduler_type=training.lr_scheduler_type,

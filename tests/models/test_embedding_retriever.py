@@ -4,10 +4,13 @@ import pickle
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset
+from datadreamer_like.graph.dataset import OutputDataset, OutputDatasetColumn
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.meter import Meter, metered
+from datadreamer_like.graph.node import Node
 from datadreamer_like.graph.session import DataDreamer
 from datadreamer_like.models.embedder import Embedder
 from datadreamer_like.models.embedding_retriever import EmbeddingRetriever
@@ -93,6 +96,34 @@ def test_the_index_is_made_once_and_follows_the_corpus(tmp_path):
         assert EmbeddingRetriever(corpus, again).run(["49"], k=1)[0]["texts"] == ["49"]
     assert len(list((tmp_path / ".cache").glob("EmbeddingRetriever-*.faiss"))) == 2
     assert not list((tmp_path / ".cache").glob(".EmbeddingRetriever*"))
+
+
+class _Corpus(Node):
+    """A step's stand-in: its content decides its fingerprint."""
+
+    def __init__(self, texts: list[str]) -> None:
+        super().__init__("Corpus")
+        self.content = texts
+
+    def fingerprint_parts(self) -> dict[str, str]:
+        return {"content": fingerprint(self.content)}
+
+
+def _column(texts: list[str]) -> OutputDatasetColumn:
+    return OutputDataset(_Corpus(texts), Dataset.from_dict({"text": texts}))["text"]
+
+
+def test_a_steps_column_is_a_corpus(tmp_path):
+    texts = [str(n) for n in range(100)]
+    with DataDreamer(tmp_path):
+        drawn = Drawn("drawn")
+        [found] = EmbeddingRetriever(_column(texts), drawn).run(["42"], k=2)
+        assert found["texts"][0] == "42"
+        assert found["indices"] == _brute_force(texts, "42", 2)[0]
+        assert EmbeddingRetriever(_column([*texts, "500"]), drawn).run(["500"], k=1)[0]["indices"] == [100]
+        assert drawn.embedded == 101
+        with pytest.raises(EmptyDataset):
+            EmbeddingRetriever(_column([]), drawn)
 
 
 def test_bad_texts_and_queries_are_left_out_and_counted_as_what_they_are():

@@ -218,6 +218,11 @@ def test_sources_of_a_model(tiny_causal_lm, tmp_path):
     assert hf_source(tmp_path / "node").name == str(tmp_path / "node" / "model")
     assert hf_source("me/model", "main").options == {"revision": "main"}
     assert hf_source("me/model").model_card == "https://huggingface.co/me/model"
+    with pytest.raises(UnknownModel, match=r"no config\.json"):
+        hf_source(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(DataError, match="cannot load"):
+        HFTransformers(tmp_path).run(["Hi."])
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n\n```bibtex\n@article{me,\n  title={It}\n}\n```\n")
     assert hf_source(tmp_path).license == "mit"
     assert hf_source(tmp_path).citation == ["@article{me,\n  title={It}\n}"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,7 @@ CHANGES = [
     Change("an LLM's system prompt", ASKING, '"m"', '"m", system_prompt="Be kind."', '"m", system_prompt="Be rude."', True),
     Change("an LLM's base_url", ASKING, "URL", "URL + '/a'", "URL + '/b'", True),
     Change("an LLM's model name", ASKING, '"m"', '"m-1"', '"m-2"', True),
-    Change("a sampling argument", ASKING, "llm}", 'llm, "temperature": 0.5}', 'llm, "temperature": 0.7}', True),
+    Change("a sampling argument", ASKING, "llm}", 'llm, "top_p": 0.5}', 'llm, "top_p": 0.7}', True),
     Change(
         "an LLM's class",
         "class Shout(LLM):\n    model_name = 'm'\n    def answer_batch(self, requests):\n"
@@ -136,7 +137,7 @@ CHANGES = [
         ASKING_LOCALLY,
         '"cpu"',
         '"cpu", chat_prompt_template="{{ messages[-1].content }}"',
-        '"cpu", chat_prompt_template="The {{ messages[-1].content }}"',
+        '"cpu", chat_prompt_template="A dog ran"',
     ),
     Change("an LLM's adapter", ASKING_LOCALLY, '"cpu"', '"cpu"', '"cpu", adapter_name=ADAPTER'),
     Change(
@@ -218,14 +219,14 @@ def tiny_adapter(tiny_causal_lm: Path, tmp_path_factory: pytest.TempPathFactory)
     from transformers import AutoModelForCausalLM
 
     folder = tmp_path_factory.mktemp("adapter")
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(tiny_causal_lm),
-        LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], init_lora_weights=False),
-    )
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
-    model.save_pretrained(folder)
+    config = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_causal_lm), config)
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+        model.save_pretrained(folder)
     return folder
 
 

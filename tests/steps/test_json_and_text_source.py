@@ -110,5 +110,5 @@ def test_bad_text_files(session: DataDreamer, tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(EmptyDataset):
         TextDataSource("rows", data_files=str(path))
-    with pytest.raises(DefinitionError, match="expected \"line\""):
+    with pytest.raises(DefinitionError, match='expected "line"'):
         TextDataSource("rows", data_files=str(path), sample_by="word")

@@ -349,3 +349,26 @@ def test_a_quantized_model_is_not_trained(session, tiny_encoder, data):
     writer = TrainedModel(tiny_encoder)
     with pytest.raises(MethodMisfit, match="no classifier"):
         writer.predict(["x"])
+
+
+# What is passed on
+
+
+def test_a_published_student_loads_from_the_hub_and_publishing_again_commits_nothing(
+    session, tiny_encoder, data, hub_server, monkeypatch, tmp_path
+):
+    hub_server.connect(monkeypatch, tmp_path / "hf-home")
+    trainer = TrainHFClassifier("a", str(tiny_encoder)).train(**data(), **{**QUICK, "epochs": 1})
+    trainer.publish_to_hf_hub("me/opinions", token=None)
+    assert len(hub_server.commits("model", "me/opinions")) >= 1
+    published = len(hub_server.commits("model", "me/opinions"))
+    trainer.publish_to_hf_hub("me/opinions")
+    assert len(hub_server.commits("model", "me/opinions")) == published
+    loaded = AutoModelForSequenceClassification.from_pretrained("me/opinions")
+    assert torch.equal(loaded.classifier.weight, trainer.model.classifier.weight)
+    files = hub_server.files("model", "me/opinions")
+    assert not any(str(tiny_encoder) in _text(content) for content in files.values())
+
+
+def _text(content: Any) -> str:
+    return content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)

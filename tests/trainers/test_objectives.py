@@ -67,7 +67,9 @@ def test_two_steps_for_a_classifier_are_those_of_a_hand_written_loop(session, ti
     model = AutoModelForSequenceClassification.from_pretrained(start.path, **NO_DROPOUT)
     hand_written(model, batches, loss_of, 1e-3, steps=2)
     for name, weight in model.named_parameters():
-        assert torch.allclose(weight, student.model.get_parameter(name), atol=2e-6), name
+        # A bias on all keys changes no attention: its gradient is rounding noise, which Adam blows up.
+        if not name.endswith("key.bias"):
+            assert torch.allclose(weight, student.model.get_parameter(name), atol=2e-6), name
 
 
 def test_two_steps_for_a_language_model_look_at_the_answers_alone(session, tiny_causal_lm, data):

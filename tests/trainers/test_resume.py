@@ -2,109 +2,111 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
 from datadreamer_like import DataDreamer
 from datadreamer_like.distillation import SoftTargets
 from datadreamer_like.models.trained_model import TrainedModel
 from datadreamer_like.trainers import TrainHFClassifier
-from tests.trainers.conftest import Rows, opinions
 
-folder, encoder, teacher = sys.argv[1:4]
-with DataDreamer(folder):
-    rows, other = Rows("Train rows", opinions(192)).output, Rows("Validation rows", opinions(32, seed=1)).output
-    columns = (rows["text"], rows["label"], other["text"], other["label"])
-    objective = SoftTargets(TrainedModel(teacher)) if teacher != "none" else None
-    options = {{"early_stopping_patience": 3}} if teacher == "none" else {{}}
-    TrainHFClassifier("A", encoder).train(*columns, objective=objective, epochs=8, batch_size=8, learning_rate=2e-3, **options)
-print("finished")
-"""
+from .conftest import Rows, opinions
+
+EPOCHS = 8
 
 
-def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
-    script = SCRIPT.format(tests=str(Path(__file__).parents[2]))
-    command = [sys.executable, "-c", script, str(folder), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def train(folder: Path, encoder: Path, teacher: Path | None) -> None:
+    """What each process runs."""
+    with DataDreamer(folder, verbose=False):
+        rows, other = Rows("Train rows", opinions(192)).output, Rows("Validation rows", opinions(32, seed=1)).output
+        objective = SoftTargets(TrainedModel(teacher)) if teacher is not None else None
+        TrainHFClassifier("A", str(encoder)).train(
+            rows["text"], rows["label"], other["text"], other["label"],
+            objective=objective, epochs=EPOCHS, batch_size=8, learning_rate=2e-3, early_stopping_patience=5,
+        )  # fmt: skip
 
 
-def finish(folder: Path, *arguments: object) -> str:
-    process = start(folder, *arguments)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert "finished" in out
-    return err
+@pytest.fixture(scope="module")
+def start() -> Any:
+    """Starts a process of its own that trains; the libraries are loaded once for all of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.trainers.test_resume", "sklearn.metrics"])
+
+    def run(*arguments: Any) -> Any:
+        process = context.Process(target=train, args=arguments)
+        process.start()
+        return process
+
+    return run
 
 
-def epochs_done(folder: Path) -> int:
-    states = folder.glob(".work/*/checkpoints/checkpoint-*/trainer_state.json")
-    done = 0
-    for state in states:
+def finish(process: Any) -> None:
+    process.join(timeout=120)
+    assert process.exitcode == 0
+
+
+def checkpoints(folder: Path) -> list[int]:
+    """The epochs of the complete checkpoints."""
+    found = []
+    for state in folder.glob(".work/*/checkpoints/checkpoint-*/trainer_state.json"):
         try:
-            done = max(done, round(json.loads(state.read_text())["epoch"]))
+            found.append(round(json.loads(state.read_text())["epoch"]))
         except (ValueError, OSError):
             continue
-    return done
+    return sorted(found)
 
 
-def kill_after(folder: Path, epochs: int, wait: float, *arguments: object) -> None:
-    process = start(folder, *arguments)
-    while epochs_done(folder) < epochs and process.poll() is None:
-        time.sleep(0.01)
+def kill(process: Any, folder: Path, epochs: int, wait: float) -> None:
+    while max(checkpoints(folder), default=0) < epochs and process.is_alive():
+        time.sleep(0.005)
     time.sleep(wait)
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.join()
 
 
-@pytest.mark.slow
-def test_a_killed_training_ends_in_the_same_weights_and_repeats_no_finished_epoch(tiny_encoder, tmp_path):
-    finish(tmp_path / "whole", tiny_encoder, "none")
-    cut, dice = tmp_path / "cut", random.Random()
-    for epochs in (1, 3):
-        kill_after(cut, epochs, dice.uniform(0, 0.25), tiny_encoder, "none")
-    done = epochs_done(cut)
-    log = finish(cut, tiny_encoder, "none")
-    assert done >= 3 or (cut / "a").exists()
-    if not (cut / "a").exists() or "found finished" not in log:
-        assert f"going on after epoch {done}" in log
-    whole, again = (load_file(folder / "a/model/model.safetensors") for folder in (tmp_path / "whole", cut))
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
-    results = [json.loads((folder / "a/node.json").read_text())["result"] for folder in (tmp_path / "whole", cut)]
-    assert results[0] == results[1]
+def result(folder: Path) -> Any:
+    return json.loads((folder / "a/node.json").read_text())["result"]
+
+
+def test_a_killed_training_ends_in_the_same_weights_and_repeats_no_finished_epoch(tiny_encoder, tmp_path, start):
+    whole, cut, dice = tmp_path / "whole", tmp_path / "cut", random.Random()
+    finish(start(whole, tiny_encoder, None))
+    for epochs in (0, 1, 3):
+        kill(start(cut, tiny_encoder, None), cut, epochs, dice.uniform(0, 0.3))
+    done = checkpoints(cut)
+    process, seen = start(cut, tiny_encoder, None), set()
+    while process.is_alive():
+        seen.update(checkpoints(cut))
+    finish(process)
+    assert not [epoch for epoch in seen if done and epoch < max(done) and epoch not in done]
+    first, second = (load_file(folder / "a/model/model.safetensors") for folder in (whole, cut))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert result(whole) == result(cut)
+    assert len(result(cut)["history"]) <= EPOCHS
     assert not list(cut.glob(".work/*"))
 
 
-@pytest.mark.slow
-def test_the_teacher_is_not_asked_again_after_a_kill(tiny_encoder, tmp_path):
-    finish(tmp_path / "teacher", tiny_encoder, "none")
-    teacher = tmp_path / "teacher/a/model"
-    cut = tmp_path / "cut"
-    kill_after(cut, 1, 0.0, tiny_encoder, teacher)
-    if (cut / "a").exists():
-        pytest.skip("the training was over before it could be killed")
-    said = next(cut.glob(".work/*/teacher-train.npy"))
-    made = said.stat().st_mtime_ns
+def test_the_teacher_is_not_asked_again_after_a_kill(tiny_encoder, tmp_path, start):
+    finish(start(tmp_path / "teacher", tiny_encoder, None))
+    teacher, cut = tmp_path / "teacher/a/model", tmp_path / "cut"
+    kill(start(cut, tiny_encoder, teacher), cut, 1, 0.0)
+    said = next(cut.glob(".work/*/teacher-train.npy"), None)
+    assert said is not None, "the training was over before it could be killed"
+    made, seen = said.stat().st_mtime_ns, set()
     process = start(cut, tiny_encoder, teacher)
-    seen = set()
-    while process.poll() is None:
-        try:
+    while process.is_alive():
+        with contextlib.suppress(FileNotFoundError):
             seen.add(said.stat().st_mtime_ns)
-        except FileNotFoundError:
-            break
-        time.sleep(0.02)
-    process.communicate(timeout=120)
-    assert process.returncode == 0
+    finish(process)
     assert seen == {made}

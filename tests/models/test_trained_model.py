@@ -1,0 +1,153 @@
+"""TrainedModel: a folder that is a model, with where it came from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit, StorageError
+from datadreamer_like.graph import Card
+from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.models.model_facts import count_parameters, model_max_length
+from datadreamer_like.models.model_node import as_trained_model
+from datadreamer_like.models.trained_model import TrainedModel
+
+TEXTS = ["A parser.", "Reads and writes tables of numbers, quickly.", "x", "Sends mail over a network. " * 30]
+
+
+@pytest.fixture(scope="module")
+def classifier(minilm_path: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        minilm_path, num_labels=3, id2label={0: "b", 1: "a", 2: "c"}, label2id={"b": 0, "a": 1, "c": 2}
+    )
+    parent = Card("rows", "step", "DataSource", datasets=["descriptions"])
+    card = Card("student", "trainer", "TrainHFClassifier", metrics={"accuracy": 0.5}, parents=[parent])
+    folder = tmp_path_factory.mktemp("classifier") / "model"
+    return TrainedModel.save(model, AutoTokenizer.from_pretrained(minilm_path), folder, card)
+
+
+def test_predictions_are_the_models_own_in_the_order_of_the_texts(classifier):
+    said = classifier.predict(TEXTS, batch_size=2)
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(classifier.path).eval(), classifier.tokenizer
+    for index, text in enumerate(TEXTS):
+        with torch.no_grad():
+            inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=512)
+            wanted = model(**inputs).logits.softmax(-1)[0].numpy()
+        assert np.allclose(said.probabilities[index], wanted, atol=1e-5)
+        assert said.labels[index] == ["b", "a", "c"][wanted.argmax()]
+    assert len(classifier.predict([])) == 0
+
+
+def test_what_it_tells_of_itself(classifier):
+    assert classifier.task == "text-classification"
+    assert classifier.labels == ["b", "a", "c"]
+    assert classifier.label2id == {"b": 0, "a": 1, "c": 2}
+    assert classifier.num_parameters == sum(p.numel() for p in classifier.model.parameters())
+    files = [file for file in Path(classifier.path).iterdir() if file.name != "card.json"]
+    assert classifier.bytes_on_disk == sum(file.stat().st_size for file in files)
+    assert not classifier.model.training
+
+
+def test_the_card_and_its_lineage_come_from_the_folder(classifier):
+    card = TrainedModel.load(classifier.path).card
+    assert [node.name for node in card.lineage()] == ["rows", "student"]
+    assert card.metrics == {"accuracy": 0.5}
+    assert card.parents[0].datasets == ["descriptions"]
+
+
+def test_the_fingerprint_is_that_of_the_files_wherever_they_lie_and_whenever_they_were_made(classifier, tmp_path):
+    copied = TrainedModel(classifier.export(to=tmp_path / "copy"))
+    assert fingerprint(copied) == fingerprint(classifier)
+    config = Path(copied.path) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_dropout_prob": 0.3}))
+    assert fingerprint(TrainedModel(copied.path)) != fingerprint(classifier)
+
+
+def test_dtype_and_unloading(classifier):
+    half = TrainedModel.load(classifier.path, dtype="bfloat16")
+    assert half.model.dtype == torch.bfloat16
+    half.unload_model()
+    assert "model" not in vars(half)
+    sent = pickle.loads(pickle.dumps(half))
+    assert sent.model.dtype == torch.bfloat16
+    assert [node.name for node in sent.card.lineage()] == ["rows", "student"]
+
+
+def test_a_language_model_is_told_from_a_classifier(tiny_causal_lm, tiny_seq2seq, minilm_path):
+    assert TrainedModel(tiny_causal_lm).task == "text-generation"
+    assert TrainedModel(tiny_seq2seq).task == "text2text-generation"
+    assert TrainedModel(minilm_path).task == "feature-extraction"
+    assert isinstance(TrainedModel(tiny_causal_lm).model, type(AutoModelForCausalLM.from_pretrained(tiny_causal_lm)))
+    with pytest.raises(MethodMisfit, match="HFTransformers"):
+        TrainedModel(tiny_causal_lm).predict(["x"])
+    with pytest.raises(MethodMisfit, match="no classifier"):
+        _ = TrainedModel(tiny_causal_lm).labels
+
+
+def test_exports_replace_exports_and_nothing_else(classifier, tmp_path):
+    target = tmp_path / "export"
+    classifier.export(to=target)
+    (target / "old.bin").write_bytes(b"")
+    classifier.export(to=target)
+    assert not (target / "old.bin").exists()
+    assert AutoModel.from_pretrained(target) is not None
+    other = tmp_path / "mine"
+    other.mkdir()
+    (other / "notes.txt").write_text("keep")
+    with pytest.raises(StorageError, match="no earlier export"):
+        classifier.export(to=other)
+    assert (other / "notes.txt").read_text() == "keep"
+    with pytest.raises(DefinitionError, match='Did you mean "safetensors"'):
+        classifier.export("safetensor", to=target)
+    with pytest.raises(DefinitionError, match="needs the folder"):
+        classifier.export()
+
+
+def test_a_folder_without_a_model_and_things_that_are_none_are_refused(tmp_path):
+    with pytest.raises(StorageError, match=r"no config\.json"):
+        TrainedModel.load(tmp_path)
+    with pytest.raises(ArgumentTypeError, match="base is of type int"):
+        as_trained_model(3, "base")
+
+
+def test_weights_of_packed_layers_count_as_what_they_stand_for(classifier):
+    class Packed(nn.Module):
+        def __init__(self, linear: nn.Linear) -> None:
+            super().__init__()
+            self.in_features, self.out_features = linear.in_features, linear.out_features
+            self.register_buffer("codes", torch.zeros(linear.weight.numel() // 2, dtype=torch.uint8))
+            self.bias = linear.bias
+
+    model: Any = AutoModelForSequenceClassification.from_pretrained(classifier.path)
+    before = count_parameters(model)
+    model.set_submodule("bert.pooler.dense", Packed(model.bert.pooler.dense))
+    assert count_parameters(model) == before
+
+
+def test_shared_weights_count_once(tiny_causal_lm):
+    model = AutoModelForCausalLM.from_pretrained(tiny_causal_lm)
+    assert count_parameters(model) == sum(p.numel() for p in model.parameters())
+
+
+def test_the_longest_text_is_what_positions_and_tokenizer_allow(classifier, tiny_seq2seq, tiny_causal_lm):
+    assert model_max_length(classifier.config, classifier.tokenizer) == 512
+    assert model_max_length(TrainedModel(tiny_causal_lm).config, TrainedModel(tiny_causal_lm).tokenizer) == 128
+    assert model_max_length(TrainedModel(tiny_seq2seq).config, TrainedModel(tiny_seq2seq).tokenizer) == 128
+
+
+def test_loading_is_quiet(classifier, capfd, caplog):
+    with caplog.at_level(logging.DEBUG):
+        TrainedModel.load(classifier.path).predict(["x"])
+    out, err = capfd.readouterr()
+    assert out == err == ""
+    assert "transformers" not in {record.name.partition(".")[0] for record in caplog.records}
