@@ -201,6 +201,7 @@ def _label(axis: Axes, marks: Sequence[Mark], number: int) -> None:
             box = Bbox.from_bounds(x0 - 1, y0 - 1, size.width + 2, size.height + 2)
             cost = sum(weight * _shared(box, other) for other, weight in taken)
             cost += 4 * (box.width * box.height - _shared(box, inside))
+            cost += 0.01 * box.width * box.height * (abs(dx) / abs(_OFFSETS[0][0]) - 1)  # near its mark if it can be
             places.append((cost, len(places), box))
         _, best, box = min(places, key=lambda place: place[:2])
         dx, dy, side, height = _OFFSETS[best]

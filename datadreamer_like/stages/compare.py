@@ -18,7 +18,7 @@ from datadreamer_like.report import Interval, Table, frame
 from datadreamer_like.storage.tables import TableWriter, open_table
 from datadreamer_like.trainers.columns import Column, check_column, check_pair
 
-from .comparison import HTML_NAME, PNG_NAME, Comparison, Measured, unique
+from .comparison import HTML_NAME, PNG_NAME, PREDICTED, Comparison, Measured, unique
 from .quality import accuracy, macro_f1, paired_differences
 from .rows import check_models, read_rows
 from .sizes import Size, size_of
@@ -247,7 +247,7 @@ class Compare(Stage):
         (draft / _PREDICTIONS).mkdir()
         table = TableWriter(draft / _PREDICTIONS, what=f'"{self.name}"')
         columns = {f"model_{index + 1}": values for index, values in enumerate(predicted)}
-        table.write({"text": texts, "label": labels, **columns})
+        table.write({**dict(zip(PREDICTED, (texts, labels), strict=True)), **columns})
         table.close(self.fingerprint)
         self.card.facts["Rows compared"] = f"{len(texts):,}"
         self.card.facts["Models compared"] = f"{len(self.models)}"

@@ -13,6 +13,9 @@ from datadreamer_like.report import Column, Interval, Table, figure, page, plots
 from datadreamer_like.storage.folders import write_file
 
 COMPARISON_FORMAT = 1
+PREDICTED = ("text", "label")
+"""Columns of the predictions beside those of the models."""
+
 JSON_NAME, HTML_NAME, PNG_NAME = "comparison.json", "comparison.html", "comparison.png"
 
 
@@ -193,8 +196,8 @@ def _prefix(values: Sequence[int | None]) -> tuple[str, float]:
 
 
 def unique(names: Sequence[str]) -> list[str]:
-    """Numbers names that come more than once, so that each stands for one model."""
-    seen: dict[str, int] = {}
+    """Numbers names that come more than once, so that each stands for one model and for one column of predictions."""
+    seen = dict.fromkeys(PREDICTED, 1)
     result = []
     for name in names:
         seen[name] = seen.get(name, 0) + 1

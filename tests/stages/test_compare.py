@@ -175,6 +175,12 @@ def test_result_on_disk_stands_alone(session: DataDreamer, good: Path, poor: Pat
     assert compared.to_pandas()["model"].tolist() == ["big & good", "small <poor>"]
 
 
+def test_model_may_be_called_like_a_column_of_the_rows(session: DataDreamer, good: Path, poor: Path, column: Column):
+    compared = _compare([good, poor], column, names=["label", "label"])
+    assert compared.predictions.column_names == ["text", "label", "label #2", "label #3"]
+    assert compared.predictions["label"] == rows(100, 7)[1]
+
+
 def test_parents_are_the_models_and_the_rows(session: DataDreamer, good: Path, column: Column):
     slim = Prune("Slim", good, Heads(sparsity=0.5), column("text"))
     compared = _compare([good, slim], column)
