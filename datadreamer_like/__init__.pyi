@@ -1,3 +1,11 @@
+from . import distillation as distillation
+from . import kernels as kernels
+from . import models as models
+from . import pruning as pruning
+from . import quantization as quantization
+from . import stages as stages
+from . import steps as steps
+from . import trainers as trainers
 from .graph import DataDreamer as DataDreamer
 from .models import TrainedModel as TrainedModel
 from .steps import concat as concat
@@ -6,4 +14,20 @@ from .steps import step as step
 from .steps import wait as wait
 from .steps import zipped as zipped
 
-__all__ = ["DataDreamer", "TrainedModel", "concat", "concurrent", "step", "wait", "zipped"]
+__all__ = [
+    "DataDreamer",
+    "TrainedModel",
+    "concat",
+    "concurrent",
+    "distillation",
+    "kernels",
+    "models",
+    "pruning",
+    "quantization",
+    "stages",
+    "step",
+    "steps",
+    "trainers",
+    "wait",
+    "zipped",
+]

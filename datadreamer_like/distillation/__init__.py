@@ -5,4 +5,8 @@ The losses are pure functions and need no session; the objectives are frozen obj
 
 import lazy_loader
 
+from datadreamer_like.errors import require_extra
+
+require_extra("train", "torch", "transformers", what="Working on models")
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

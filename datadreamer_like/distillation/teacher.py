@@ -30,7 +30,7 @@ class Teacher(Protocol):
         """Its tokenizer."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TeacherModel:
     """A model and its tokenizer as a teacher, outside of any session.
 
@@ -41,6 +41,9 @@ class TeacherModel:
 
     model: nn.Module
     tokenizer: Any
+
+    def __repr__(self) -> str:
+        return f"TeacherModel({type(self.model).__name__})"
 
     def __fingerprint__(self) -> dict[str, Any]:
         """What decides the teacher's answers: class, config, weights and tokenizer, by content."""

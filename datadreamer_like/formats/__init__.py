@@ -18,6 +18,10 @@ here and not with the methods: whichever room a script imports, every kind is kn
 
 import lazy_loader
 
-from . import int8, sparse, widths  # noqa: F401  (importing them registers their kinds)
+from datadreamer_like.errors import require_extra
+
+require_extra("train", "torch", "transformers", what="Working on models")
+
+from . import int8, sparse, widths  # noqa: E402, F401  (importing them registers their kinds)
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, overload
 
@@ -202,7 +203,7 @@ class OutputDataset(OutputDatasetMixin):
             self._check_column(key)
             return OutputDatasetColumn(
                 self._step,
-                lambda: self.dataset.select_columns([key]),
+                partial(self._only, key),
                 self._pickled,
                 columns=[key],
                 num_rows=self._rows,
@@ -213,6 +214,9 @@ class OutputDataset(OutputDatasetMixin):
         if isinstance(key, int):
             return {name: unpickle(value) for name, value in found.items()}
         return self._unpickled(found)
+
+    def _only(self, column: str) -> Dataset:
+        return self.dataset.select_columns([column])
 
     def batches(self, batch_size: int = BATCH_SIZE) -> Iterator[Batch]:
         """Yields all rows as columns of up to `batch_size` values."""

@@ -92,7 +92,9 @@ def tradeoff(
             figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         if caption:
             figure.supxlabel(caption, x=0.01, ha="left", fontsize=8.5, color=_SOFT)
-        figure.draw_without_rendering()  # where labels may stand is known once the panels have their places
+        # Where labels may stand is known once the panels have their places, and those are kept from then on.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
         for number, axis in enumerate(axes):
             _label(axis, marks, number)
     return figure

@@ -12,7 +12,7 @@ from datadreamer_like.graph.dataset import Batch
 from datadreamer_like.models.embedder import Embedder
 
 from .asking import columns_together
-from .model_step import ModelStep
+from .model_step import ModelStep, check_options
 from .step import Step
 from .step_output import LazyRowBatches
 
@@ -97,6 +97,8 @@ class CosineSimilarity(Step):
                 f'"{self.name}" has no argument "{extra[0]}"; without an embedder it takes: '
                 f"{', '.join(self._arg_specs)}."
             )
+        if extra:
+            check_options(self.name, self._arg_specs, given, args["embedder"], "embedder")
         return args
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, ClassVar
 
 import typing_extensions
@@ -70,17 +70,33 @@ class ModelStep(Step):
 
     def _checked_args(self, given: dict[str, Any]) -> dict[str, Any]:
         args = super()._checked_args(given)
-        known = _options_of(args[self.model_arg])
-        if known is None:
-            return args
-        for name in given:
-            if name not in self._arg_specs and name not in known:
-                raise DefinitionError(
-                    f'"{self.name}" has no argument "{name}", and its {self.model_arg} has no such option.'
-                    f"{did_you_mean(name, {*self._arg_specs, *known})} The step takes: {', '.join(self._arg_specs)}. "
-                    f"The {self.model_arg} takes: {', '.join(sorted(known - set(self._arg_specs)))}."
-                )
+        check_options(self.name, self._arg_specs, given, args[self.model_arg], self.model_arg)
         return args
+
+
+def check_options(step: str, own: Collection[str], given: Iterable[str], model: Any, role: str) -> None:
+    """Refuses arguments that neither a step nor its model's `run` knows.
+
+    Args:
+        step: Name of the step.
+        own: Arguments of the step.
+        given: Arguments that it was given.
+        model: The model.
+        role: Name of the argument that holds it.
+
+    Raises:
+        DefinitionError: One is unknown.
+    """
+    known = _options_of(model)
+    if known is None:
+        return
+    for name in given:
+        if name not in own and name not in known:
+            raise DefinitionError(
+                f'"{step}" has no argument "{name}", and its {role} has no such option.'
+                f"{did_you_mean(name, {*own, *known})} The step takes: {', '.join(own)}. "
+                f"The {role} takes: {', '.join(sorted(known - set(own)))}."
+            )
 
 
 def _options_of(model: Any) -> set[str] | None:

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -398,7 +399,7 @@ class Step(Node, Operations, Exports, metaclass=StepMeta):
         opened = open_table(table) if self.session is not None and self.session.in_memory else None
         self._output = OutputDataset(
             self,
-            opened if opened is not None else lambda: open_table(table),
+            opened if opened is not None else partial(open_table, table),
             manifest.pickled,
             columns=manifest.columns,
             num_rows=manifest.rows,

@@ -6,7 +6,7 @@ import re
 
 _THOUGHTS = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL | re.IGNORECASE)
 _YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
-_CONCLUSION = re.compile(r"\b(?:answer|verdict|conclusion|judge?ment)\b(?: is)?\W*(yes|no)\b", re.IGNORECASE)
+_CONCLUSION = re.compile(r"\b(?:answer|verdict|conclusion|judgment|judgement)\b(?: is)?\W*(yes|no)\b", re.IGNORECASE)
 _NUMBER = r"[-+−]?\d+(?:,\d{3})*(?:\.\d+|,\d+)?(?!\d)"
 _OUT_OF = re.compile(rf"({_NUMBER})\s*(?:/|out of)\s*\d+", re.IGNORECASE)
 _RATED = re.compile(rf"\b(?:score|rating|rate|rank|grade|answer)\b[^\d\n+−-]{{0,30}}({_NUMBER})", re.IGNORECASE)

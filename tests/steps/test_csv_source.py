@@ -145,8 +145,8 @@ def test_files_are_looked_for_before_anything_runs(tmp_path: Path) -> None:
 
 def test_wrong_columns_are_named(session: DataDreamer, tmp_path: Path) -> None:
     path = write(tmp_path, "name\nx\n")
-    with pytest.raises(UnknownColumn, match='"nmae"; the files have: name. Did you mean "name"'):
-        CSVDataSource("rows", data_files=path, usecols=["nmae"])
+    with pytest.raises(UnknownColumn, match='"names"; the files have: name. Did you mean "name"'):
+        CSVDataSource("rows", data_files=path, usecols=["names"])
     with pytest.raises(UnknownColumn, match='"age"; there are: name'):
         CSVDataSource("rows", data_files=path, dtype={"age": int})
 

@@ -123,7 +123,7 @@ def test_further_arguments_go_to_the_llm(pets: DataSource) -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ({"temprature": 1.0}, 'no argument "temprature".*Did you mean "temperature"'),
+        ({"temperatures": 1.0}, 'no argument "temperatures".*Did you mean "temperature"'),
         ({"postprocess": len}, 'Did you mean "post_process"'),
         ({"return_generator": True}, 'no argument "return_generator"'),
         ({"top_p": 2.0}, '"top_p" cannot be 2.0'),
@@ -186,7 +186,7 @@ def test_attributes_fill_the_holes_in_every_combination(session: DataDreamer) ->
 @pytest.mark.parametrize(
     ("args", "kind", "says"),
     [
-        ({"instruction": "A {sise} {pet}."}, DefinitionError, 'hole {sise}.*Did you mean "size"'),
+        ({"instruction": "A {sizes} {pet}."}, DefinitionError, 'hole {sizes}.*Did you mean "size"'),
         ({"instruction": "A {size}."}, DefinitionError, 'does not use the attribute "pet"'),
         ({"instruction": "A {size} {pet} {"}, DefinitionError, "written twice"),
         ({"instruction": "A {size} {pet} {}"}, DefinitionError, "no such attribute"),
