@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -292,8 +293,13 @@ def _digest(state: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _tokenizer_content(tokenizer: Any) -> Any:
+def _tokenizer_content(tokenizer: Any) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        return hashlib.sha256(backend.to_str().encode()).hexdigest()
-    return type(tokenizer).__qualname__, dict(tokenizer.get_vocab()) if hasattr(tokenizer, "get_vocab") else None
+    if backend is None:
+        vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else None
+        return {"class": type(tokenizer).__qualname__, "vocabulary": vocabulary}
+    content = json.loads(backend.to_str())
+    # These two are left behind by the last call, whatever it was.
+    content |= {"truncation": None, "padding": None}
+    sides = [getattr(tokenizer, name, None) for name in ("padding_side", "truncation_side", "model_max_length")]
+    return {"content": hashlib.sha256(json.dumps(content).encode()).hexdigest(), "sides": sides}

@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset
 from datadreamer_like.graph.dataset import OutputDatasetColumn
+from datadreamer_like.graph.node import Node
 
 from .text_calls import TextOptions, TextRun
 
@@ -75,12 +76,15 @@ class Retriever:
 
     # What users call.
 
-    def run(self, queries: Iterable[str], k: int = 5, **options: Unpack[TextOptions]) -> Any:
+    def run(
+        self, queries: Iterable[str], k: int = 5, total_num_queries: int | None = None, **options: Unpack[TextOptions]
+    ) -> Any:
         """Finds the texts that fit each query best, in the queries' order.
 
         Args:
             queries: The queries; any iterable, read a bounded way ahead.
             k: Texts for each query; all of them where the corpus has fewer.
+            total_num_queries: Number of queries, where it is known and `len(queries)` is not.
             **options: See `TextOptions`.
 
         Returns:
@@ -91,6 +95,8 @@ class Retriever:
         """
         if k < 1:
             raise DefinitionError(f"k cannot be {k}: ask for at least one text.")
+        if total_num_queries is not None:
+            options["total_num_texts"] = total_num_queries
         run = TextRun.from_options(options)
         found = self._found(queries, min(k, len(self.texts)), run)
         return found if run.return_generator else list(found)
@@ -102,6 +108,11 @@ class Retriever:
                 continue
             indices, scores = found
             yield Retrieved(indices=indices, texts=[self.texts[index] for index in indices], scores=scores)
+
+    @property
+    def parents(self) -> list[Node]:
+        """The node that the corpus comes from, if it is a step's."""
+        return [self.texts.step] if isinstance(self.texts, OutputDatasetColumn) else []
 
     @property
     def model_card(self) -> str | None:

@@ -1,10 +1,13 @@
 from .background import concurrent as concurrent
 from .background import wait as wait
+from .base import Step as Step
+from .base import SuperStep as SuperStep
 from .csv_source import CSVDataSource as CSVDataSource
 from .data_from_attributed_prompt import DataFromAttributedPrompt as DataFromAttributedPrompt
 from .data_from_prompt import DataFromPrompt as DataFromPrompt
 from .data_source import DataSource as DataSource
 from .data_source import HFDatasetDataSource as HFDatasetDataSource
+from .decorated import step as step
 from .derived import concat as concat
 from .derived import zipped as zipped
 from .embed import CosineSimilarity as CosineSimilarity
@@ -22,8 +25,6 @@ from .rag_prompt import RAGPrompt as RAGPrompt
 from .rank_with_prompt import RankWithPrompt as RankWithPrompt
 from .retrieve import Retrieve as Retrieve
 from .run_task_model import RunTaskModel as RunTaskModel
-from .step import Step as Step
-from .step import SuperStep as SuperStep
 from .step_output import LazyRowBatches as LazyRowBatches
 from .step_output import LazyRows as LazyRows
 from .text_source import TextDataSource as TextDataSource
@@ -56,6 +57,7 @@ __all__ = [
     "TextDataSource",
     "concat",
     "concurrent",
+    "step",
     "wait",
     "zipped",
 ]

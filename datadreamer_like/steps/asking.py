@@ -14,7 +14,7 @@ from datadreamer_like.graph.dataset import BATCH_SIZE, Batch, Column, OutputData
 from datadreamer_like.graph.meter import Meter, current_meter, metered
 from datadreamer_like.graph.pickles import repickled
 
-from .step import Step
+from .base import Step
 
 # Answers of a slow model become rows this often, so that progress is seen; those of a fast one in full batches.
 _FLUSH_SECONDS = 0.5

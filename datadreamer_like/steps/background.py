@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from .step import Step
+from .base import Step
 
 
 def wait(*steps: Step, poll_interval: float = 1.0) -> None:

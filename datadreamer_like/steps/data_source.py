@@ -12,7 +12,7 @@ from datadreamer_like.graph.dataset import BATCH_SIZE, Batch, OutputDataset
 from datadreamer_like.graph.fingerprint import ByContent, fingerprint
 from datadreamer_like.graph.manifest import Manifest
 
-from .step import Step
+from .base import Step
 from .step_output import LazyRowBatches
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from datadreamer_like.graph.dataset import (
 )
 
 from .asking import columns_together, num_rows_of
+from .base import Step
 from .data_source import NodeOptions
 from .signature import OF_CALL, Definition, defined
-from .step import Step
 from .step_output import LazyRowBatches, rows_to_batch
 
 P = ParamSpec("P")

@@ -11,8 +11,8 @@ from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.node import Node
 
 from . import transforms
+from .base import Step
 from .operations import OperationOptions
-from .step import Step
 
 _OPTIONS = OperationOptions.__annotations__
 

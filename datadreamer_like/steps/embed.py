@@ -12,8 +12,8 @@ from datadreamer_like.graph.dataset import Batch
 from datadreamer_like.models.embedder import Embedder
 
 from .asking import columns_together
+from .base import Step
 from .model_step import ModelStep, check_options
-from .step import Step
 from .step_output import LazyRowBatches
 
 

@@ -14,7 +14,7 @@ from . import transforms
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-    from .step import Step
+    from .base import Step
 
 
 class ExportOptions(TypedDict, total=False):

@@ -14,7 +14,7 @@ from datadreamer_like.graph.card import DataCardType
 from datadreamer_like.graph.dataset import Batch
 
 from .asking import HOW_ASKED, answered
-from .step import Step
+from .base import Step
 from .step_output import LazyRowBatches
 
 

@@ -10,8 +10,8 @@ from datadreamer_like.errors import DefinitionError, UnknownColumn, did_you_mean
 from . import transforms
 
 if TYPE_CHECKING:
+    from .base import Step
     from .derived import Derived
-    from .step import Step
 
 
 class RunOptions(TypedDict, total=False):

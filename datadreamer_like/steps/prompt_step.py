@@ -12,7 +12,7 @@ from datadreamer_like.models.generation import Generation, GenerationOptions
 from datadreamer_like.models.llm import LLM, overrides_only_run
 
 from .asking import HOW_ASKED, Portion, answered, columns_together, num_rows_of
-from .step import Step
+from .base import Step
 from .step_output import LazyRowBatches
 
 # What the step itself says to `llm.run`.

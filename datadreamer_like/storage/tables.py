@@ -17,7 +17,7 @@ import pyarrow as pa
 from datadreamer_like.errors import StepOutputTypeError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 
 class TableWriter:
@@ -27,10 +27,18 @@ class TableWriter:
         folder: An existing, empty folder.
         columns: Names of the columns, in order; None takes those of the first batch.
         what: Whose rows these are, for error messages.
+        features: What `datasets` knows of the columns beyond their Arrow types: names of classes, images.
     """
 
-    def __init__(self, folder: Path, columns: list[str] | None = None, what: str = "table") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        columns: list[str] | None = None,
+        what: str = "table",
+        features: Features | None = None,
+    ) -> None:
         self.folder = folder
+        self.features = features
         self.columns = columns
         self.what = what
         self.num_rows = 0
@@ -84,6 +92,8 @@ class TableWriter:
                 _rewrite(part, self.folder / name, self._schema)
             names.append(name)
         features = Features.from_arrow_schema(self._schema)
+        if self.features is not None and self.features.arrow_schema.remove_metadata() == self._schema:
+            features = self.features
         info = {"citation": "", "description": "", "features": features.to_dict(), "homepage": "", "license": ""}
         state: dict[str, Any] = {
             "_data_files": [{"filename": name} for name in names],

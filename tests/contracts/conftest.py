@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def small_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a BERT classifier of four layers with random weights, and a tokenizer of whole words and letters."""
+    """A folder with a BERT classifier of four layers with random weights, and a tokenizer of words and letters."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast

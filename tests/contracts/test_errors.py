@@ -11,7 +11,9 @@ import pytest
 
 from datadreamer_like import errors
 
-CLASSES = {name: thing for name, thing in vars(errors).items() if inspect.isclass(thing) and issubclass(thing, Exception)}
+CLASSES = {
+    name: thing for name, thing in vars(errors).items() if inspect.isclass(thing) and issubclass(thing, Exception)
+}
 BUILTINS = {thing for thing in vars(builtins).values() if inspect.isclass(thing) and issubclass(thing, Exception)}
 
 

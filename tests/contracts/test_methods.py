@@ -1,4 +1,4 @@
-"""Every pruning and quantization method: input untouched, deterministic, saved = loaded, fewer bytes, misfits refused."""
+"""Every pruning and quantization method: input untouched, deterministic, saved = loaded, fewer bytes, misfit refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.graph.fingerprint import fingerprint
 
-METHODS = [kind for kind in classes_of("pruning", "quantization") if hasattr(kind, "apply") and hasattr(kind, "example")]
+METHODS = [
+    kind for kind in classes_of("pruning", "quantization") if hasattr(kind, "apply") and hasattr(kind, "example")
+]
 TEXTS = ["the cat sat", "the dog sat on the mat", "a mat", "the the cat"]
 
 
@@ -117,9 +119,7 @@ class TestMethod:
         states = once.state_dict(), again.state_dict()
         assert list(states[0]) == list(states[1])
         assert all(
-            torch.equal(value, states[1][name])
-            for name, value in states[0].items()
-            if isinstance(value, torch.Tensor)
+            torch.equal(value, states[1][name]) for name, value in states[0].items() if isinstance(value, torch.Tensor)
         )
         assert any(
             name not in states[0] or not torch.equal(states[0][name], value)

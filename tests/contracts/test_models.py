@@ -68,7 +68,8 @@ for room, names in rooms.items():
     for name in names:
         try:
             thing = getattr(importlib.import_module(f"datadreamer_like.{room}"), name)
-            if inspect.isclass(thing) and room == "models" and "model_name" in inspect.signature(thing.__init__).parameters:
+            is_model = inspect.isclass(thing) and room == "models"
+            if is_model and "model_name" in inspect.signature(thing.__init__).parameters:
                 thing("nobody/nothing")
             found[f"{room}.{name}"] = "works"
         except MissingExtra as error:

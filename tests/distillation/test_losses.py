@@ -56,7 +56,9 @@ def test_divergences_are_their_formulas(shape, kind, dtype):
     for options in ({}, {"temperature": 2.5}, {"beta": 0.1, "skew": 0.7}):
         found = divergence(student, teacher, kind=kind, **options)
         assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        assert float(found) == pytest.approx(in_numpy(student, teacher, kind, **options), rel=TOLERANCE[dtype], abs=1e-6)
+        assert float(found) == pytest.approx(
+            in_numpy(student, teacher, kind, **options), rel=TOLERANCE[dtype], abs=1e-6
+        )
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
@@ -273,4 +275,6 @@ def test_soft_targets_refuse_what_cannot_be():
         soft_target_loss(student, teacher, None, alpha=0.5)
     with pytest.raises(DefinitionError, match="teacher"):
         soft_target_loss(student, teacher[:3], torch.zeros(4).long())
-    assert float(soft_target_loss(student, teacher, None, alpha=1.0)) == float(divergence(student, teacher, temperature=2.0))
+    assert float(soft_target_loss(student, teacher, None, alpha=1.0)) == float(
+        divergence(student, teacher, temperature=2.0)
+    )

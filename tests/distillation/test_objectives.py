@@ -150,7 +150,9 @@ def test_another_vocabulary_is_refused_and_says_which_token(writer, tiny_causal_
 
 
 def test_a_teacher_of_the_wrong_kind_is_refused(writer, classifier):
-    assert repr(SoftTargets(writer)) == "SoftTargets(teacher=TeacherModel(LlamaForCausalLM), temperature=2.0, alpha=0.5)"
+    assert (
+        repr(SoftTargets(writer)) == "SoftTargets(teacher=TeacherModel(LlamaForCausalLM), temperature=2.0, alpha=0.5)"
+    )
     with pytest.raises(MethodMisfit, match="sequence classification"):
         teacher_logits_for_texts(writer, TEXTS)
     batch = {"input_ids": torch.zeros(1, 4, dtype=torch.long)}
@@ -193,8 +195,8 @@ def test_options_out_of_range_are_refused(classifier):
             SoftTargets(classifier, **options)
 
 
-def test_the_fingerprint_follows_options_and_weights(classifier, tokenizer):
-    again = TeacherModel(transformers.BertForSequenceClassification(classifier.model.config), tokenizer)
+def test_the_fingerprint_follows_options_and_weights_and_not_use(classifier):
+    again = TeacherModel(transformers.BertForSequenceClassification(classifier.model.config), classifier.tokenizer)
     again.model.load_state_dict(classifier.model.state_dict())
     seen = {
         fingerprint(objective)
@@ -208,7 +210,10 @@ def test_the_fingerprint_follows_options_and_weights(classifier, tokenizer):
         )
     }
     assert len(seen) == 5
-    assert fingerprint(SoftTargets(again)) == fingerprint(SoftTargets(classifier))
+    before = fingerprint(SoftTargets(classifier))
+    assert fingerprint(SoftTargets(again)) == before
+    teacher_logits_for_texts(classifier, TEXTS, max_length=3)
+    assert fingerprint(SoftTargets(classifier)) == before
     json.dumps(again.__fingerprint__())
     with torch.no_grad():
         again.model.classifier.bias[0] += 1e-3

@@ -11,7 +11,7 @@ import pytest
 # Its home is the room that it was written for; this room asks it what a script sent.
 sys.path.append(str(Path(__file__).parents[1] / "models"))
 
-from flaky_server import FlakyServer  # noqa: E402
+from flaky_server import FlakyServer
 
 
 @pytest.fixture

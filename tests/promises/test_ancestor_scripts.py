@@ -210,7 +210,8 @@ TRAIN = """
         classifier.export_to_disk("./classifier")
         tuner.export_to_disk("./tuned")
         classifier.publish_to_hf_hub(repo_id="me/classifier")
-        tuner.publish_to_hf_hub(repo_id="me/tuned-adapter", adapter_only=True)
+        tuner.export_to_disk("./adapter", adapter_only=True)
+        tuner.publish_to_hf_hub(repo_id="me/tuned", private=True)
         tuned = HFTransformers(tuner.model_path, device="cpu")
         answers = Prompt(
             "Ask it", inputs={"prompts": splits["validation"].output["label"]}, args={"llm": tuned, "max_new_tokens": 3}
@@ -357,11 +358,11 @@ def test_training_exporting_and_publishing(
 ) -> None:
     result = run(TRAIN, str(tiny_classifier_base), str(tiny_causal_lm))
     assert len(result["answers"]) == 6
-    for folder in ("classifier", "tuned"):
-        assert (tmp_path / folder / "config.json").exists()
-    assert "model.safetensors" in hub_server.files("model", "me/classifier")
-    assert "adapter_model.safetensors" in hub_server.files("model", "me/tuned-adapter")
-    assert len(hub_server.commits("model", "me/classifier")) == 1
+    for folder, file in (("classifier", "config.json"), ("tuned", "config.json"), ("adapter", "adapter_config.json")):
+        assert (tmp_path / folder / file).exists()
+    for name in ("me/classifier", "me/tuned"):
+        assert "model.safetensors" in hub_server.files("model", name)
+        assert len(hub_server.commits("model", name)) == 1
 
 
 def test_steps_of_ones_own(run: Callable[..., dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ import stat
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,10 @@ class Mistake:
 def wrote(path: Path, content: str | bytes) -> str:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return str(path)
+
+
+def added(numbers: Any, row: Any) -> Any:
+    return {"number": next(numbers)}
 
 
 def asked(column: Any, llm: Any, **args: Any) -> Any:
@@ -126,9 +131,9 @@ MISTAKES = [
     ),
     Mistake(
         "a function that cannot be fingerprinted",
-        lambda folder, rows, llm: rows.map(lambda row, more=iter([1]): row, lazy=False),
+        lambda folder, rows, llm: rows.map(partial(added, iter([1])), lazy=False),
         errors.FingerprintError,
-        ("Rows", "function", "__defaults__"),
+        ("Rows", "function", "iterator"),
     ),
     Mistake(
         "splits of an empty dataset",
@@ -156,7 +161,7 @@ MISTAKES = [
     ),
     Mistake(
         "a file that is not text",
-        lambda folder, rows, llm: TextDataSource("Read", data_files=wrote(folder / "a.txt", b"good\n\xff\xfe\x00bad\n")),
+        lambda folder, rows, llm: TextDataSource("Read", data_files=wrote(folder / "a.txt", b"good\n\xff\x00bad\n")),
         errors.DataError,
         ("a.txt",),
     ),
@@ -218,9 +223,19 @@ MISTAKES = [
         errors.UnknownColumn,
         ("nothing",),
     ),
-    Mistake("a name with a slash", lambda folder, rows, llm: DataSource("a/b", data={"x": [1]}), errors.DefinitionError, ("a/b",)),
-    Mistake("a session in a session", lambda folder, rows, llm: DataDreamer(folder).start(), errors.SessionError, ("open",)),
-]  # fmt: skip
+    Mistake(
+        "a name with a slash",
+        lambda folder, rows, llm: DataSource("a/b", data={"x": [1]}),
+        errors.DefinitionError,
+        ("a/b",),
+    ),
+    Mistake(
+        "a session in a session",
+        lambda folder, rows, llm: DataDreamer(folder).start(),
+        errors.SessionError,
+        ("open",),
+    ),
+]
 
 
 class WrongColumns(Step):
@@ -389,7 +404,8 @@ FULL_DISK = """
         llm = OpenAI("m", base_url=url)
         try:
             full_disk(when == "asking")
-            answers = Prompt("Answers", inputs={"prompts": asked.output["prompts"]}, args={"llm": llm, "concurrency": 4})
+            args = {"llm": llm, "concurrency": 4}
+            answers = Prompt("Answers", inputs={"prompts": asked.output["prompts"]}, args=args)
             full_disk(when == "saving")
             print(len(answers.map(lambda row: {"text": row["generations"] * 3}, lazy=False).output))
         except errors.DataDreamerError as error:

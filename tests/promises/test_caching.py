@@ -121,7 +121,7 @@ CHANGES = [
         "FACTOR = VALUE\ndef function(row):\n    return {'n': row['n'] * FACTOR}" + textwrap.dedent(MAPPING),
         "VALUE", "2", "2.0",
     ),
-    Change("an LLM's system prompt", ASKING, '"m"', '"m", system_prompt="Be kind."', '"m", system_prompt="Be rude."', True),
+    Change("an LLM's system prompt", ASKING, '"m"', '"m", system_prompt="Kind."', '"m", system_prompt="Rude."', True),
     Change("an LLM's base_url", ASKING, "URL", "URL + '/a'", "URL + '/b'", True),
     Change("an LLM's model name", ASKING, '"m"', '"m-1"', '"m-2"', True),
     Change("a sampling argument", ASKING, "llm}", 'llm, "top_p": 0.5}', 'llm, "top_p": 0.7}', True),

@@ -20,8 +20,10 @@ FINISHED = """
     with DataDreamer(folder):
         llm = OpenAI("m", base_url=url)
         real = CSVDataSource("Real", data_files="real.csv")
-        made = DataFromPrompt("Made", args={"llm": llm, "instruction": "Write.", "n": 20}, outputs={"generations": "text"})
-        kept = FilterWithPrompt("Kept", inputs={"inputs": made.output["text"]}, args={"llm": llm, "instruction": "Good?"})
+        writing = {"llm": llm, "instruction": "Write.", "n": 20}
+        made = DataFromPrompt("Made", args=writing, outputs={"generations": "text"})
+        judging = {"llm": llm, "instruction": "Good?"}
+        kept = FilterWithPrompt("Kept", inputs={"inputs": made.output["text"]}, args=judging)
         data = concat(real, kept.select_columns("text")).shuffle(seed=1).map(lambda row: {"text": row["text"] + "."})
         parts = data.save(name="Data").splits(train_size=0.8, validation_size=0.2)
         small = HFTransformers(model, device="cpu")
@@ -69,7 +71,8 @@ TRAINED = """
 
     register_module_module_registration_hook(count)
     words = ["cat", "dog", "train", "tea", "sun", "bread"]
-    rows = [{"text": f"The {words[i % 6]} was number {i}.", "label": "animal" if i % 6 < 2 else "thing"} for i in range(24)]
+    kinds = ["animal", "animal", "thing", "thing", "thing", "thing"]
+    rows = [{"text": f"The {words[i % 6]} was number {i}.", "label": kinds[i % 6]} for i in range(24)]
     with DataDreamer(folder):
         data = DataSource("Rows", data=rows)
         columns = {

@@ -43,7 +43,8 @@ MANY_ROWS = """
         squares = numbers.map(square).save(name="Squares")
         kept = squares.filter(is_kept, lazy=False, name="Kept")
         rows = kept.export_to_dict()
-        json.dump([sum(rows["number"]), sum(rows["square"]), len(rows["square"]), squares.output[59_999]], open(result, "w"))
+        found = [sum(rows["number"]), sum(rows["square"]), len(rows["square"]), squares.output[59_999]]
+        json.dump(found, open(result, "w"))
 """
 
 
@@ -99,7 +100,8 @@ MODELS = """
 
     register_optimizer_step_post_hook(count)
     words = ["cat", "dog", "train", "tea", "sun", "bread"]
-    rows = [{"text": f"The {words[i % 6]} was number {i}.", "label": "animal" if i % 6 < 2 else "thing"} for i in range(40)]
+    kinds = ["animal", "animal", "thing", "thing", "thing", "thing"]
+    rows = [{"text": f"The {words[i % 6]} was number {i}.", "label": kinds[i % 6]} for i in range(40)]
 
     with DataDreamer(folder):
         data = DataSource("Rows", data=rows)

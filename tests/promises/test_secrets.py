@@ -21,7 +21,8 @@ SCRIPT = """
     logging.getLogger().setLevel(logging.DEBUG)
     logging.basicConfig(stream=sys.stderr, level=logging.DEBUG)
     with DataDreamer(folder, log_level=logging.DEBUG):
-        given = OpenAI("given", base_url=url, api_key=os.environ["KEY"], default_headers={"X-Pass": os.environ["HEADER"]})
+        headers = {"X-Pass": os.environ["HEADER"]}
+        given = OpenAI("given", base_url=url, api_key=os.environ["KEY"], default_headers=headers)
         found = OpenAI("found", base_url=url)
         asked = DataSource("Questions", data={"prompts": [f"question {i}" for i in range(12)]})
         for llm in (given, found):

@@ -48,10 +48,11 @@ class Script:
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, int]]:
-    """Returns time of change and size of everything below a folder."""
+    """Returns time of change and size of every file below a folder."""
     return {
         str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.stat().st_size)
         for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
 
 

@@ -218,6 +218,15 @@ def test_names_of_operations_are_numbered_unless_given(rows):
         rows.map(same, nmae="Mine")
 
 
+def test_names_of_classes_stay_with_their_column(tmp_path):
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    with DataDreamer(tmp_path):
+        step = DataSource("Rows", data=datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, features))
+        moved = step.shuffle(seed=1).rename_column("label", "answer").save()
+        assert moved.output.dataset.features["answer"].names == ["no", "yes"]
+        assert moved.splits(train_size=1)["train"].output.dataset.features["answer"].names == ["no", "yes"]
+
+
 def test_a_closures_value_decides_a_mapped_result(tmp_path):
     calls = []
 

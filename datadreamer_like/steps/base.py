@@ -425,15 +425,15 @@ class Step(Node, Operations, Exports, metaclass=StepMeta):
         writer = TableWriter(folder, self.output_names, f'"{self.name}"')
         self.meter.total_rows = result.num_rows
         pickled = False
-        names = dict(zip(self._output_specs, self.output_names, strict=True))
         try:
             if isinstance(result, OutputDataset) and not result.pickled:
+                features = result.dataset.features
+                writer.features = type(features)(zip(self.output_names, features.values(), strict=True))
                 for table in table_batches(result.dataset):
                     writer.write(table.rename_columns(self.output_names))
                     self.meter.add(rows=table.num_rows)
             else:
-                for batch in result.batches():
-                    batch = {names.get(name, name): values for name, values in batch.items()}
+                for batch in self._named(result.batches()):
                     if result.pickled:
                         batch = {name: repickled(values) for name, values in batch.items()}
                     pickled = pickled or _holds_pickles(batch)
@@ -445,15 +445,18 @@ class Step(Node, Operations, Exports, metaclass=StepMeta):
             raise
         return self.new_manifest(columns=list(schema.names), rows=writer.num_rows, pickled=pickled)
 
+    def _named(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        names = dict(zip(self._output_specs, self.output_names, strict=True))
+        for batch in batches:
+            yield {names.get(name, name): values for name, values in batch.items()}
+
     def _lazy_output(self, result: Result) -> OutputIterableDataset:
         source = result
         if isinstance(source, OutputDataset | OutputIterableDataset):
             source = RowSource(source.column_names, source.batches, source.num_rows)
-        names = dict(zip(self._output_specs, self.output_names, strict=True))
 
         def batches() -> Iterator[Batch]:
-            for batch in source.batches():
-                yield unpickled({names.get(name, name): values for name, values in batch.items()})
+            return map(unpickled, self._named(source.batches()))
 
         return OutputIterableDataset(self, replace(source, columns=self.output_names, batches=batches))
 
