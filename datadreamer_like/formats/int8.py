@@ -20,9 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from datadreamer_like.kernels.absmax import absmax_dequantize
-from datadreamer_like.kernels.int8_linear import Granularity, int8_linear
-from datadreamer_like.kernels.int8_matmul import PackedInt8Weight, fastest_engine, pack_int8_weight
+from datadreamer_like.kernels import (
+    Granularity,
+    PackedInt8Weight,
+    absmax_dequantize,
+    int8_linear,
+    pack_int8_weight,
+)
 
 from .layout import Entry, LayoutKind, register
 
@@ -30,12 +34,12 @@ from .layout import Entry, LayoutKind, register
 class _Int8Rows(nn.Module):
     """A matrix of int8 codes with a scale a row, which stays fp32 whatever the model is cast to."""
 
-    weight: Tensor
     weight_scale: Tensor
 
     def __init__(self, rows: int, size: int) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.zeros(rows, size, dtype=torch.int8))
+        # A parameter, as those can be tied, but not one to train.
+        self.weight = nn.Parameter(torch.zeros(rows, size, dtype=torch.int8), requires_grad=False)
         self.register_buffer("weight_scale", torch.ones(rows, 1, dtype=torch.float32))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -83,7 +87,7 @@ class Int8Linear(_Int8Rows):
 
     def _pack(self) -> PackedInt8Weight | None:
         """The weight as the processor's int8 engine takes it, made when first used and when the weight was changed."""
-        if fastest_engine() is None or self.weight.device.type != "cpu":
+        if self.weight.device.type != "cpu":
             return None
         now = (_version(self.weight), _version(self.weight_scale))
         made_of, packed = self._packed

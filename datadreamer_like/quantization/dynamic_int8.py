@@ -91,7 +91,7 @@ class DynamicInt8(QuantizationMethod):
     def quantize(self, model: nn.Module, calibration: Batches | None) -> None:
         """Replaces the layers in place; calibration data are not used."""
         tied = _tied_names(model)
-        codes: dict[int, Tensor] = {}
+        codes: dict[int, nn.Parameter] = {}
         made: dict[str, nn.Module] = {}
         facts: dict[str, dict[str, Any]] = {}
         for name, module in self._chosen(model):
@@ -99,7 +99,7 @@ class DynamicInt8(QuantizationMethod):
             made[name] = new = int8_like(module, self.granularity)
             found, new.weight_scale = _rows_in_int8(weight.T if isinstance(module, Conv1D) else weight, name)
             # Modules that shared a weight share its codes.
-            new.weight = codes.setdefault(id(weight), found)
+            new.weight = codes.setdefault(id(weight), nn.Parameter(found, requires_grad=False))
             if isinstance(new, Int8Linear) and new.bias is not None:
                 new.bias = nn.Parameter(cast(Tensor, module.bias).detach(), requires_grad=False)
             facts[name] = {"tied": True} if f"{name}.weight" in tied else {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.storage.folders import explained
 
-from . import transforms
+from . import splitting, transforms
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -141,7 +141,7 @@ class Exports:
         if all(size is None for size in sizes.values()):
             return {"": rows}
         by = known.get("stratify_by_column")
-        return {split: transforms.Split(sizes, split, by)(rows) for split in transforms.split_names(sizes)}
+        return {split: splitting.Split(sizes, split, by)(rows) for split in splitting.split_names(sizes)}
 
     def _dataset(self, options: Any) -> Dataset | DatasetDict:
         from datasets import DatasetDict

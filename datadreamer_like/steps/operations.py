@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from datadreamer_like.errors import DefinitionError, UnknownColumn, did_you_mean
 
-from . import transforms
+from . import row_functions, splitting, transforms
 
 if TYPE_CHECKING:
     from .base import Step
@@ -143,11 +143,11 @@ class Operations:
             lazy: Make the rows when they are asked for.
             **options: See `OperationOptions`.
         """
-        call = transforms.Call(function, with_indices, self._known(input_columns), batched, batch_size)
+        call = row_functions.Call(function, with_indices, self._known(input_columns), batched, batch_size)
         removed = self._known(remove_columns)
         args = {"function": call.decides(), "remove_columns": removed}
         return self._derived(
-            "map", lazy, options, args, lambda rows: transforms.map_rows(rows, call, removed, total_num_rows)
+            "map", lazy, options, args, lambda rows: row_functions.map_rows(rows, call, removed, total_num_rows)
         )
 
     def filter(
@@ -163,13 +163,13 @@ class Operations:
         **options: Unpack[OperationOptions],
     ) -> Derived:
         """Keeps the rows for which a function returns something true; the arguments are those of `map`."""
-        call = transforms.Call(function, with_indices, self._known(input_columns), batched, batch_size)
+        call = row_functions.Call(function, with_indices, self._known(input_columns), batched, batch_size)
         return self._derived(
             "filter",
             lazy,
             options,
             {"function": call.decides()},
-            lambda rows: transforms.filter_rows(rows, call, total_num_rows),
+            lambda rows: row_functions.filter_rows(rows, call, total_num_rows),
         )
 
     def rename_column(
@@ -227,12 +227,12 @@ class Operations:
         if stratify_by_column is not None:
             self._known(stratify_by_column)
         made = {}
-        for split in transforms.split_names(sizes):
+        for split in splitting.split_names(sizes):
             args = {"sizes": sizes, "split": split, "stratify_by_column": stratify_by_column}
             name = options.get("name")
             named: OperationOptions = {**options, "name": f"{name} ({split})"} if name else options
             made[split] = self._derived(
-                f"{split} split", False, named, args, transforms.Split(sizes, split, stratify_by_column)
+                f"{split} split", False, named, args, splitting.Split(sizes, split, stratify_by_column)
             )
         return made
 

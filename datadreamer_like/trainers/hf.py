@@ -110,6 +110,10 @@ class HFTrainer(Trainer):
     ) -> Self:
         start = None if isinstance(self.model_name, str | Path) else as_trained_model(self.model_name, "model_name")
         check_objective(objective)
+        if self.dtype == torch.float16 and training_device(self.device).type == "cpu":
+            raise DefinitionError(
+                f'"{self.name}": training in float16 needs a GPU. Leave dtype out, or pass dtype="bfloat16".'
+            )
         parts = {
             "class": fingerprint([type(self), self.result_version], "class"),
             "model": fingerprint(start or _named(self.model_name, self.revision), "model_name"),

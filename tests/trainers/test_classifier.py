@@ -346,9 +346,28 @@ def test_further_training_arguments_are_passed_on(session, tiny_encoder, data):
 
 
 def test_a_quantized_model_is_not_trained(session, tiny_encoder, data):
-    writer = TrainedModel(tiny_encoder)
-    with pytest.raises(MethodMisfit, match="no classifier"):
-        writer.predict(["x"])
+    from datadreamer_like.quantization import DynamicInt8
+
+    columns = data()
+    dense = TrainHFClassifier("dense", str(tiny_encoder)).train(**columns, **{**QUICK, "epochs": 1})
+    small = TrainedModel.save(DynamicInt8().apply(dense.model), dense.tokenizer, session.folder / "int8")
+    assert small.num_parameters == dense.trained.num_parameters
+    assert small.predict(["good", "awful"]).labels == dense.predict(["good", "awful"]).labels
+    with pytest.raises(MethodMisfit, match="Train before quantizing"):
+        TrainHFClassifier("again", small).train(**columns, **QUICK)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_bfloat16_trains_in_mixed_precision_and_is_saved_so(session, tiny_encoder, data, adapter):
+    from peft import LoraConfig
+
+    options = {"peft_config": LoraConfig(r=4, target_modules=["query"])} if adapter else {}
+    trainer = TrainHFClassifier("a", str(tiny_encoder), dtype="bfloat16", device="cpu", **options)
+    trainer.train(**data(), **{**QUICK, "epochs": 1})
+    assert trainer.model.dtype == torch.bfloat16
+    assert np.isfinite(trainer.metrics["loss"])
+    with pytest.raises(DefinitionError, match="float16 needs a GPU"):
+        TrainHFClassifier("b", str(tiny_encoder), dtype="float16", device="cpu").train(**data(), **QUICK)
 
 
 # What is passed on
