@@ -48,9 +48,8 @@ def main() -> None:
     imports = [run(IMPORT).split() for _ in range(5)]
     bare = [float(run(BARE)) for _ in range(5)]
     seconds = statistics.median(float(line[0]) for line in imports)
-    print(
-        f"import datadreamer_like: {seconds:.3f} s (bar 0.3 s); numpy and pyarrow alone: {statistics.median(bare):.3f} s"
-    )
+    alone = statistics.median(bare)
+    print(f"import datadreamer_like: {seconds:.3f} s (bar 0.3 s); numpy and pyarrow alone: {alone:.3f} s")
     print(f"torch imported: {imports[0][1]}")
     with tempfile.TemporaryDirectory() as folder:
         first = json.loads(run(SCRIPT, folder))

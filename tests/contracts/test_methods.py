@@ -1,4 +1,4 @@
-"""Every pruning and quantization method: input untouched, deterministic, saved = loaded, fewer bytes, misfit refused."""
+"""Every pruning and quantization method: input untouched, deterministic, saved = loaded, smaller, a misfit refused."""
 
 from __future__ import annotations
 

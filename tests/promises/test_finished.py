@@ -6,7 +6,6 @@ import json
 import signal
 from pathlib import Path
 
-import pytest
 from flaky_server import FlakyServer, Reply
 from user_scripts import Script, files_of
 
@@ -51,58 +50,6 @@ def test_a_finished_script_sends_nothing_changes_no_file_and_loads_no_model(
     assert again.stderr.count("found finished") == len(list(folder.glob("*/node.json")))
     assert files_of(folder) == files
     assert json.loads(result.read_text()) == rows
-
-
-TRAINED = """
-    import sys
-    from torch.nn.modules.module import register_module_module_registration_hook
-    from datadreamer_like import DataDreamer, pruning, quantization
-    from datadreamer_like.distillation import SoftTargets
-    from datadreamer_like.stages import Compare, Prune, Quantize
-    from datadreamer_like.steps import DataSource
-    from datadreamer_like.trainers import TrainHFClassifier
-
-    folder, base = sys.argv[1:]
-    layers = 0
-
-    def count(module, name, submodule):
-        global layers
-        layers += 1
-
-    register_module_module_registration_hook(count)
-    words = ["cat", "dog", "train", "tea", "sun", "bread"]
-    kinds = ["animal", "animal", "thing", "thing", "thing", "thing"]
-    rows = [{"text": f"The {words[i % 6]} was number {i}.", "label": kinds[i % 6]} for i in range(24)]
-    with DataDreamer(folder):
-        data = DataSource("Rows", data=rows)
-        columns = {
-            f"{split}_{kind}": data.output[column]
-            for split in ("train", "validation")
-            for kind, column in (("input", "text"), ("output", "label"))
-        }
-        options = {"epochs": 1, "batch_size": 12, "learning_rate": 1e-3}
-        teacher = TrainHFClassifier("Teacher", model_name=base, device="cpu").train(**columns, **options)
-        student = TrainHFClassifier("Student", model_name=base, device="cpu")
-        student.train(**columns, **options, objective=SoftTargets(teacher))
-        slim = Prune("Slim", model=student, method=pruning.Heads(sparsity=0.5), calibration=data.output["text"])
-        small = Quantize("Small", model=slim, method=quantization.DynamicInt8())
-        Compare(
-            "Compared", models=[teacher, student, slim, small], inputs=data.output["text"], labels=data.output["label"]
-        )
-    print(layers)
-"""
-
-
-@pytest.mark.slow
-def test_finished_trainers_and_stages_build_no_model_and_change_no_file(
-    tmp_path: Path, tiny_classifier_base: Path
-) -> None:
-    folder = tmp_path / "session"
-    script = Script(TRAINED, tmp_path / "script.py", [str(folder), str(tiny_classifier_base)])
-    assert int(script.run().stdout) > 0
-    files = files_of(folder)
-    assert script.run().stdout.strip() == "0"
-    assert files_of(folder) == files
 
 
 TWICE = """

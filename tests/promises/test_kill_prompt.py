@@ -90,7 +90,7 @@ def answers_on_disk(folder: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("source", "kills"), [(PROMPT_STEP, 4), (ATTRIBUTED_STEP, 2)], ids=["Prompt", "DataFromAttributedPrompt"]
+    ("source", "kills"), [(PROMPT_STEP, 3), (ATTRIBUTED_STEP, 1)], ids=["Prompt", "DataFromAttributedPrompt"]
 )
 def test_a_killed_prompt_step_resends_only_what_was_in_flight(tmp_path: Path, source: str, kills: int) -> None:
     with FlakyServer(slow_echo) as server:

@@ -82,23 +82,28 @@ def test_a_kill_at_any_moment_of_a_script_leaves_complete_results_only(tmp_path:
 
 MODELS = """
     import json, os, signal, sys
-    import torch
+    from torch.nn.modules.module import register_module_module_registration_hook
     from torch.optim.optimizer import register_optimizer_step_post_hook
-    from datadreamer_like import DataDreamer, pruning
-    from datadreamer_like.stages import Prune
+    from datadreamer_like import DataDreamer, pruning, quantization
+    from datadreamer_like.stages import Compare, Prune, Quantize
     from datadreamer_like.steps import DataSource
     from datadreamer_like.trainers import TrainHFClassifier
 
     folder, base, result = sys.argv[1:]
-    steps = 0
+    steps = modules = 0
 
-    def count(optimizer, args, kwargs):
+    def count_step(optimizer, args, kwargs):
         global steps
         steps += 1
         if steps == int(os.environ.get("DIES_AT", -1)):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    register_optimizer_step_post_hook(count)
+    def count_module(module, name, submodule):
+        global modules
+        modules += 1
+
+    register_optimizer_step_post_hook(count_step)
+    register_module_module_registration_hook(count_module)
     words = ["cat", "dog", "train", "tea", "sun", "bread"]
     kinds = ["animal", "animal", "thing", "thing", "thing", "thing"]
     rows = [{"text": f"The {words[i % 6]} was number {i}.", "label": kinds[i % 6]} for i in range(40)]
@@ -110,39 +115,50 @@ MODELS = """
             for split in ("train", "validation")
             for kind, column in (("input", "text"), ("output", "label"))
         }
-        teacher = TrainHFClassifier("Teacher", model_name=base, device="cpu")
-        teacher.train(**columns, epochs=3, batch_size=10, learning_rate=1e-3)
-        slim = Prune(
-            "Slim",
-            model=teacher,
-            method=pruning.Magnitude(sparsity=0.5),
-            retrain={**columns, "epochs": 2, "batch_size": 10, "learning_rate": 1e-3},
+        options = {"epochs": 2, "batch_size": 10, "learning_rate": 1e-3}
+        teacher = TrainHFClassifier("Teacher", model_name=base, device="cpu").train(**columns, **options)
+        magnitude = pruning.Magnitude(sparsity=0.5)
+        slim = Prune("Slim", model=teacher, method=magnitude, retrain={**columns, **options})
+        small = Quantize("Small", model=slim, method=quantization.DynamicInt8())
+        models = [teacher, slim, small]
+        Compare(
+            "Compared", models, data.output["text"], data.output["label"],
+            repeats=1, latency_texts=4, throughput_texts=8, resamples=100,
         )
+        built = modules
         texts = [row["text"] for row in rows]
-        found = [model.predict(texts).probabilities.tolist() for model in (teacher, slim)]
-        json.dump({"steps": steps, "found": found}, open(result, "w"))
+        found = [model.predict(texts).probabilities.tolist() for model in models]
+        json.dump({"steps": steps, "modules": built, "found": found}, open(result, "w"))
 """
-# 40 rows in batches of 10: an epoch is four steps of the optimizer.
-TRAINING, RETRAINING = 3 * 4, 2 * 4
+# 40 rows in batches of 10: an epoch is four steps of the optimizer. Both trainings have two.
+EPOCH = 4
 
 
 @pytest.mark.slow
-def test_a_killed_training_and_a_killed_stage_go_on_after_their_last_finished_epoch(
+def test_killed_trainings_and_stages_go_on_after_their_last_finished_epoch_and_once_finished_do_nothing(
     tmp_path: Path, tiny_classifier_base: Path
 ) -> None:
     calm = tmp_path / "calm.json"
     Script(MODELS, tmp_path / "calm.py", [str(tmp_path / "calm"), str(tiny_classifier_base), str(calm)]).run()
     undisturbed = json.loads(calm.read_text())
-    assert undisturbed["steps"] == TRAINING + RETRAINING
+    assert undisturbed["steps"] == 4 * EPOCH
+    assert undisturbed["modules"] > 0
 
     folder, result = tmp_path / "session", tmp_path / "result.json"
     script = Script(MODELS, tmp_path / "script.py", [str(folder), str(tiny_classifier_base), str(result)])
-    # Within the teacher's second epoch: its first one is kept.
-    assert script.run(fails=True, DIES_AT="6").returncode == -signal.SIGKILL
+    # Within the teacher's second epoch.
+    assert script.run(fails=True, DIES_AT=str(EPOCH + 2)).returncode == -signal.SIGKILL
     assert not (folder / "teacher").exists()
-    # The teacher's other two epochs, one of the retraining, and a part of the next.
-    assert script.run(fails=True, DIES_AT=str(8 + 4 + 2)).returncode == -signal.SIGKILL
+    # After that epoch and the first one of the retraining, within its second.
+    assert script.run(fails=True, DIES_AT=str(2 * EPOCH + 2)).returncode == -signal.SIGKILL
     assert (folder / "teacher" / "node.json").exists()
     assert not (folder / "slim").exists()
     script.run()
-    assert json.loads(result.read_text()) == {"steps": 4, "found": undisturbed["found"]}
+    last = json.loads(result.read_text())
+    assert last["steps"] == EPOCH
+    assert last["found"] == undisturbed["found"]
+
+    files = files_of(folder)
+    script.run()
+    assert json.loads(result.read_text()) == {"steps": 0, "modules": 0, "found": undisturbed["found"]}
+    assert files_of(folder) == files
