@@ -74,8 +74,10 @@ with DataDreamer(OUTPUT):
     def judged(batch):
         texts = [tidy(text) for text in batch["generations"]]
         topics = [attributes["topic"] for attributes in batch["attributes"]]
-        scores = teacher.predict(texts, max_length=64).probabilities
-        chances = [float(row[teacher.label2id[topic]]) for row, topic in zip(scores, topics, strict=True)]
+        found = teacher.predict(texts, max_length=64)
+        chances = [
+            float(row[found.classes.index(topic)]) for row, topic in zip(found.probabilities, topics, strict=True)
+        ]
         copied = [
             len(runs_of_words(text) & runs_of_words(prompt)) / (len(runs_of_words(text)) or 1)
             for text, prompt in zip(texts, batch["prompts"], strict=True)
@@ -103,7 +105,7 @@ with DataDreamer(OUTPUT):
     small = Quantize("Pruned and 8 bit", slim, quantization.DynamicInt8())
 
     models = [teacher, hard, soft, student, slim, small]
-    compared = Compare("Comparison", models, test.output["description"], test.output["topic"], max_length=64, threads=2)
+    compared = Compare("Comparison", models, test.output["description"], test.output["topic"], max_length=64, threads=1)
     print(f"\n{compared}\n\nSome of the {kept.output.num_rows} synthetic rows that were kept:")
     for row in kept.shuffle(seed=3).take(3).output:
         print(f"  {row['topic']}: {row['description']}")

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -180,6 +181,10 @@ class DataDreamer:
         if not self.hf_log:
             for name, value in _QUIET_LIBRARIES.items():
                 os.environ.setdefault(name, value)
+            # Those that the script has imported already have read their environment.
+            for name in ("huggingface_hub.utils", "datasets"):
+                if name in sys.modules:
+                    sys.modules[name].disable_progress_bars()
 
     # What nodes ask for
 

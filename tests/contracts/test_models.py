@@ -21,6 +21,7 @@ SETTINGS = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding=
 EXTRAS: dict[str, list[str]] = SETTINGS["project"]["optional-dependencies"]
 LLMS = [kind for kind in classes_of("models", below=LLM) if kind is not LLM]
 EMBEDDERS = [kind for kind in classes_of("models", below=TaskModel) if kind not in (TaskModel, Embedder)]
+RETRIEVERS = [kind for kind in classes_of("models", below=Retriever) if kind is not Retriever]
 SECRET = "sk-S3cr3tK3y-0123456789abcdef"
 
 # Names under which the distributions of the extras are imported, where they differ.
@@ -64,13 +65,16 @@ import datadreamer_like
 from datadreamer_like.errors import MissingExtra
 
 found = {}
+values = {"model_name": "nobody/nothing", "texts": ["a text"], "embedder": None}
 for room, names in rooms.items():
     for name in names:
         try:
             thing = getattr(importlib.import_module(f"datadreamer_like.{room}"), name)
-            is_model = inspect.isclass(thing) and room == "models"
-            if is_model and "model_name" in inspect.signature(thing.__init__).parameters:
-                thing("nobody/nothing")
+            if inspect.isclass(thing) and room == "models":
+                parameters = inspect.signature(thing.__init__).parameters.values()
+                required = {p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+                if required - {"self"} <= values.keys():
+                    thing(**{name: values[name] for name in required - {"self"}})
             found[f"{room}.{name}"] = "works"
         except MissingExtra as error:
             found[f"{room}.{name}"] = str(error)
@@ -97,7 +101,7 @@ def without_extras() -> dict[str, str]:
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("kind", [*LLMS, *EMBEDDERS])
+@pytest.mark.parametrize("kind", [*LLMS, *EMBEDDERS, *RETRIEVERS])
 def test_a_model_without_its_extra_names_the_pip_command(without_extras: dict[str, str], kind: type) -> None:
     said = without_extras[f"models.{kind.__name__}"]
     command = re.search(r'pip install "datadreamer-like\[(\w+)\]"', said)
@@ -149,4 +153,4 @@ def test_a_model_is_named_in_messages(kind: type, local: dict[str, str]) -> None
 def test_every_kind_of_model_is_there() -> None:
     assert {"OpenAI", "LlamaCPP", "HFTransformers"} <= {kind.__name__ for kind in LLMS}
     assert "SentenceTransformersEmbedder" in {kind.__name__ for kind in EMBEDDERS}
-    assert "EmbeddingRetriever" in {kind.__name__ for kind in classes_of("models", below=Retriever)}
+    assert "EmbeddingRetriever" in {kind.__name__ for kind in RETRIEVERS}

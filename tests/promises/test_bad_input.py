@@ -458,10 +458,12 @@ def as_nobody(work: Callable[[], object]) -> str:
 
 def test_no_permission_is_one_clear_error(tmp_path: Path) -> None:
     folder = tmp_path / "session"
-    with DataDreamer(folder):
-        DataSource("Rows", data={"text": ["a"]})
     secret = tmp_path / "secret.csv"
     secret.write_text("text\na\n")
+    with DataDreamer(folder):
+        DataSource("Rows", data={"text": ["a"]})
+        # All that the other user will do, so that every module is loaded that it might not be able to read.
+        CSVDataSource("Read", data_files=str(secret)).export_to_csv(tmp_path / "rows.csv")
     secret.chmod(0)
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)

@@ -78,11 +78,13 @@ def test_of_two_processes_on_one_folder_the_second_waits_and_finds_what_the_firs
         while not server.seen:
             assert one.poll() is None
         one.send_signal(signal.SIGSTOP)  # it holds the step, for as long as the other one needs to come there
-        two = second.start()
-        assert two.stderr is not None
-        said = next(line for line in two.stderr if "another process" in line)
+        try:
+            two = second.start()
+            assert two.stderr is not None
+            said = next((line for line in two.stderr if "another process" in line), "nothing of the kind")
+        finally:
+            one.send_signal(signal.SIGCONT)
         assert said.startswith('"Answers": another process is working on it; waiting')
-        one.send_signal(signal.SIGCONT)
         for process in (one, two):
             _, log = process.communicate(timeout=60)
             assert process.returncode == 0, log
