@@ -70,7 +70,7 @@ for room, names in rooms.items():
     for name in names:
         try:
             thing = getattr(importlib.import_module(f"datadreamer_like.{room}"), name)
-            if inspect.isclass(thing) and room == "models":
+            if inspect.isclass(thing) and room == "models" and hasattr(thing, "run"):
                 parameters = inspect.signature(thing.__init__).parameters.values()
                 required = {p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
                 if required - {"self"} <= values.keys():

@@ -221,6 +221,8 @@ def test_a_model_quantized_by_another_library_is_refused() -> None:
         formats.add_layout(model, {"kind": "sparse", "modules": {}})
     assert formats.foreign(bert()) is None
     assert "gptq" in str(formats.foreign(model))
+    model.config.quantization_config = {"quant_method": "gguf"}  # what is left of a GGUF file read into plain weights
+    assert formats.foreign(model) is None
 
 
 def test_two_kinds_of_one_name_are_refused() -> None:

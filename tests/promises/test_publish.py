@@ -70,6 +70,7 @@ def test_what_is_published_loads_in_a_fresh_process_and_is_the_same(
     publishes = Script(PUBLISHES, tmp_path / "publish.py", [str(folder), str(tiny_classifier_base), texts])
     done = publishes.run(**hub_server.environment(tmp_path / "home"))
     said = json.loads(done.stdout.splitlines()[-1])
+    assert "it/s]" not in done.stderr, "the Hub's own progress bars are shown, although hf_log is off"
     repositories = [("dataset", "me/descriptions"), ("model", "me/student"), ("model", "me/small")]
     for kind, name in repositories:
         assert len(hub_server.commits(kind, name)) == 1, f"{name} was published again although nothing had changed"
