@@ -69,9 +69,9 @@ class ByContent(os.PathLike[str]):
 def is_installed(module_name: str) -> bool:
     """Tells whether a module belongs to an installed package or the standard library, not to the user's own code."""
     top = module_name.partition(".")[0]
-    if top in sys.stdlib_module_names and top != "__main__":
-        return True
-    if top == "datadreamer_like":
+    if top == "__main__":  # under a debugger or profiler that module is theirs, the script's functions are not
+        return False
+    if top in sys.stdlib_module_names or top == "datadreamer_like":
         return True
     module = sys.modules.get(module_name) or sys.modules.get(top)
     file = getattr(module, "__file__", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,15 +13,18 @@ from datadreamer_like.graph import current_session
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silences transformers inside the block, unless the session was opened with `hf_log=True`."""
+    from huggingface_hub import utils
     from transformers.utils import logging as logs
 
     logging: Any = logs
+    hub: Any = utils
 
     session = current_session()
     if session is not None and session.hf_log:
         yield
         return
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    quiet_hub = hub.are_progress_bars_disabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -28,4 +32,9 @@ def quiet() -> Iterator[None]:
     finally:
         logging.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # where the environment forbids the Hub's bars
+                logging.enable_progress_bar()
+            # That has turned on the Hub's bars too.
+            if quiet_hub:
+                hub.disable_progress_bars()

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch  # noqa: TID253  (loaded with the first stage that compresses, whose methods need it anyway)
 
-from datadreamer_like.errors import DataError, EmptyDataset
 from datadreamer_like.graph import current_meter
 from datadreamer_like.models.model_facts import model_max_length
 from datadreamer_like.models.trained_model import TrainedModel
 from datadreamer_like.trainers.columns import Column, check_text, read_pairs
 from datadreamer_like.trainers.examples import attention_mask, padded
 from datadreamer_like.trainers.labels import LabelSet, class_names
+
+from .rows import read_texts
 
 
 class Calibration:
@@ -36,26 +37,14 @@ class Calibration:
         self.max_length = min(max_length or most, most)
 
     def texts(self) -> Iterator[str]:
-        """Yields the texts.
+        """Returns the texts, read as they are asked for.
 
         Raises:
             DataError: One of them is None.
             ArgumentTypeError: One of them is something else.
             EmptyDataset: There are none.
         """
-        row = -1
-        for row, text in enumerate(self.inputs.values()):
-            if text is None:
-                raise DataError(
-                    f'calibration, "{self.inputs.column_names[0]}" of "{self.inputs.step.name}", is None in row {row}. '
-                    "Filter such rows out first."
-                )
-            yield check_text(text, "calibration", row)
-        if row < 0:
-            raise EmptyDataset(
-                f'calibration, "{self.inputs.column_names[0]}" of "{self.inputs.step.name}", has no rows. '
-                "Look at what the steps before it keep: step.head()."
-            )
+        return read_texts(self.inputs, "calibration")
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """Yields batches: `input_ids` and `attention_mask` [batch, seq], and `labels` where there are any."""

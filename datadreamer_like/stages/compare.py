@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.models.chat_template import AUTO, AutoText, checked
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained_model import TrainedModel
 from datadreamer_like.report import Interval, Table, frame
 from datadreamer_like.storage.tables import TableWriter, open_table
 from datadreamer_like.trainers.columns import Column, check_column, check_pair
 
-from .comparison import HTML_NAME, PNG_NAME, PREDICTED, Comparison, Measured, unique
-from .quality import accuracy, macro_f1, paired_differences
-from .rows import check_models, read_rows
+from .comparison import HTML_NAME, PNG_NAME, Comparison, Measured, unique
+from .judge import Asking, Judge
+from .judges import judge_for
+from .rows import NAMES
 from .sizes import Size, size_of
 from .stage import Stage, loaded, origins, taken
 from .timing import Timing, evenly_spaced, time_in_turn
@@ -35,32 +37,41 @@ _BATCHES_AT_ONCE = 8
 
 
 class Compare(Stage):
-    """Measures classifiers on the same rows: what each stage cost in quality, and what it saved.
+    """Measures models on the same rows: what each stage cost in quality, and what it saved.
 
-    Quality is accuracy and macro-F1, with a 95 % interval for the paired difference to the first model (see
-    `stages.quality`). Size is the number of weights, and the bytes of the files that are needed to run the model:
-    weights, config and tokenizer. Latency is the time of one text alone, throughput that of texts in batches, both
-    from text to logits, measured with the models taking turns, in another order each round, with a fixed number of
-    threads, after a warm-up that does not count. Latency is the median, with quartiles, over the texts, each at its
-    fastest round; throughput the median over the rounds. Labels are compared by name, in whatever order a model has
-    them.
+    Quality of classifiers of one label a text is accuracy and macro-F1; labels are compared by name, in whatever order
+    a model has them. Quality of language models, causal or encoder-decoder, is how well they foresee the answers to
+    prompts: bits per byte of the answers, which can be compared whatever the tokenizers, and loss and perplexity by
+    token, which cannot (see `stages.language_modelling`). The main figure has a 95 % interval for the paired
+    difference to the first model (see `stages.bootstrap`).
 
-    The figures, every prediction, a page and a picture stay in the node's folder; a rerun finds them and loads no
-    model. Times belong to the machine that they were taken on: to take them anew, pass `force=True`.
+    Size is the number of weights, and the bytes of the files that are needed to run the model: weights, config and
+    tokenizer. Latency is the time of one row alone, throughput that of rows in batches, from text to answer; for a
+    language model that is from text to the loss of the answer, in one pass through the model. The models take turns,
+    in another order each round, with a fixed number of threads, after a warm-up that does not count. Latency is the
+    median, with quartiles, over the rows, each at its fastest round; throughput the median over the rounds.
+
+    The figures, what each model made of each row, a page and a picture stay in the node's folder; a rerun finds them
+    and loads no model. Times belong to the machine that they were taken on: to take them anew, pass `force=True`.
 
     Args:
         name: The name that the script gives.
         models: Trainers, stages, `TrainedModel`s, folders or ids on the Hub; the first is what the others are
             compared with.
-        inputs: Column of texts, which none of the models was trained on.
-        labels: Column of their labels.
+        inputs: Column of texts or prompts, which none of the models was trained on.
+        labels: Column of their labels or answers. None for causal language models that are to foresee the texts of
+            `inputs` as they stand.
         names: What to call the models; None for the names of their nodes or folders.
-        batch_size: Texts in a batch, for predictions and throughput.
-        max_length: Texts are cut at this many tokens; None for what each model takes.
+        batch_size: Rows in a batch, for quality and throughput.
+        max_length: The most tokens of a row; None for what each model takes. A text to classify is cut there; a prompt
+            with its answer that is longer for one of the models is left out for all.
+        chat_prompt_template: How language models' prompts are dressed, as `TrainHFFineTune` has it. AUTO for how each
+            was trained in this session, or else for its tokenizer's own chat template where it has one.
+        system_prompt: The system prompt for language models; AUTO likewise.
         repeats: Rounds of timing.
         threads: Threads of the processor while timing; None for what torch uses now.
-        latency_texts: How many texts are timed alone.
-        throughput_texts: How many texts are timed in batches.
+        latency_texts: How many rows are timed alone.
+        throughput_texts: How many rows are timed in batches.
         resamples: Resamples behind the intervals.
         seed: Seed of the resampling.
         device: Where all models are run, such as "cuda"; None for where each is used otherwise.
@@ -72,9 +83,9 @@ class Compare(Stage):
     Raises:
         SessionError: There is no session.
         NotTrained: One of the models is a trainer that was not trained yet.
-        MethodMisfit: One of the models is no classifier of one label a text.
+        MethodMisfit: One of the models does another task than the others, or one that cannot be compared.
         LabelError: A label of the rows is outside a model's set; said before any model is run.
-        DataError: A text or label is missing.
+        DataError: A value is missing, or no row fits all the models.
         EmptyDataset: There are no rows.
         DefinitionError: An option makes no sense, or the columns do not go together.
         ArgumentTypeError: An argument is of the wrong type.
@@ -92,11 +103,13 @@ class Compare(Stage):
         name: str,
         models: Sequence[object],
         inputs: Column,
-        labels: Column,
+        labels: Column | None = None,
         *,
         names: Sequence[str] | None = None,
         batch_size: int = 32,
         max_length: int | None = None,
+        chat_prompt_template: AutoText = AUTO,
+        system_prompt: AutoText = AUTO,
         repeats: int = 5,
         threads: int | None = None,
         latency_texts: int = 32,
@@ -116,8 +129,11 @@ class Compare(Stage):
         self.models = [taken(model, self.name, f"models[{index}]", device) for index, model in enumerate(models)]
         self.names = self._names(names)
         self.inputs = check_column(inputs, f'"{self.name}": inputs')
-        self.labels = check_column(labels, f'"{self.name}": labels')
-        check_pair(self.inputs, self.labels, ("inputs", "labels"))
+        self.labels = None if labels is None else check_column(labels, f'"{self.name}": labels')
+        if self.labels is not None:
+            check_pair(self.inputs, self.labels, NAMES)
+        self.chat_prompt_template = checked("chat_prompt_template", chat_prompt_template)
+        self.system_prompt = checked("system_prompt", system_prompt)
         self.batch_size, self.max_length, self.repeats, self.threads = batch_size, max_length, repeats, threads
         self.latency_texts, self.throughput_texts = latency_texts, throughput_texts
         self.resamples, self.seed, self.keep_loaded = resamples, seed, keep_loaded
@@ -133,13 +149,11 @@ class Compare(Stage):
             parts[f"model {index + 1}"] = fingerprint(model, f"models[{index}]")
             parts[f"device of model {index + 1}"] = fingerprint(str(model.device))
         for option in (
-            "batch_size", "max_length", "repeats", "threads", "latency_texts", "throughput_texts", "resamples", "seed",
+            "batch_size", "max_length", "chat_prompt_template", "system_prompt", "repeats", "threads", "latency_texts",
+            "throughput_texts", "resamples", "seed",
         ):  # fmt: skip
             parts[f"argument {option}"] = fingerprint(getattr(self, option), option)
-        return parts | {
-            "input inputs": fingerprint(self.inputs, "inputs"),
-            "input labels": fingerprint(self.labels, "labels"),
-        }
+        return parts | {f"input {name}": fingerprint(getattr(self, name), name) for name in NAMES}
 
     # The result
 
@@ -164,7 +178,10 @@ class Compare(Stage):
 
     @property
     def predictions(self) -> Dataset:
-        """What each model said of each row: `text`, `label`, and a column a model."""
+        """What each model made of each row: `text`, `label` if there are any, and a column a model.
+
+        A classifier's column holds labels, a language model's the loss of the answer in nats, summed over its tokens.
+        """
         columns = {f"model_{index + 1}": name for index, name in enumerate(self._comparison.names)}
         return open_table(self._folder / _PREDICTIONS).rename_columns(columns)
 
@@ -202,39 +219,40 @@ class Compare(Stage):
 
     def _build(self, draft: Path) -> Manifest:
         with quiet(), ExitStack() as stack:
-            texts, labels = read_rows(self.inputs, self.labels)
-            check_models(self.models, self.names, labels)
+            asking = Asking(self.max_length, self.chat_prompt_template, self.system_prompt)
+            judge = judge_for(self.models, self.names)(self.inputs, self.labels, self.models, self.names, asking)
             for model, name in zip(self.models, self.names, strict=True):
                 self.meter.note = f"loading {name}"
                 if self.keep_loaded:
                     stack.enter_context(loaded(model))
-            return self._measure(draft, texts, labels)
+            return self._measure(draft, judge)
 
-    def _measure(self, draft: Path, texts: list[str], labels: list[str]) -> Manifest:
+    def _measure(self, draft: Path, judge: Judge) -> Manifest:
         import torch
 
-        self.meter.total_rows = len(texts) * len(self.models)
-        predicted, sizes = [], []
+        self.meter.total_rows = len(judge.rows) * len(self.models)
+        answers, sizes = [], []
         for model, name in zip(self.models, self.names, strict=True):
             with loaded(model):
                 sizes.append(size_of(model.model))
-                predicted.append(list(self._predict(model, name, texts)))
+                answers.append(list(self._ask(judge, model, name)))
         threads = torch.get_num_threads() if self.threads is None else self.threads
         timings = time_in_turn(
             self.models,
             self.names,
-            evenly_spaced(texts, self.latency_texts),
-            evenly_spaced(texts, self.throughput_texts),
+            judge.answers,
+            singles=evenly_spaced(judge.rows, self.latency_texts),
+            batched=evenly_spaced(judge.rows, self.throughput_texts),
             rounds=self.repeats,
             batch_size=self.batch_size,
-            max_length=self.max_length,
             threads=threads,
         )
         self.meter.note = "drawing"
         comparison = Comparison(
-            self._measured(labels, predicted, sizes, timings),
-            rows=len(texts),
-            classes=len(set(labels)),
+            judge.kind,
+            self._measured(judge, answers, sizes, timings),
+            rows=len(judge.rows),
+            facts=dict(judge.facts),
             rounds=self.repeats,
             threads=threads,
             batch_size=self.batch_size,
@@ -246,29 +264,27 @@ class Compare(Stage):
         comparison.write(draft, self.name)
         (draft / _PREDICTIONS).mkdir()
         table = TableWriter(draft / _PREDICTIONS, what=f'"{self.name}"')
-        columns = {f"model_{index + 1}": values for index, values in enumerate(predicted)}
-        table.write({**dict(zip(PREDICTED, (texts, labels), strict=True)), **columns})
+        kept = {f"model_{index + 1}": judge.kept(said) for index, said in enumerate(answers)}
+        table.write({**judge.columns, **kept})
         table.close(self.fingerprint)
-        self.card.facts["Rows compared"] = f"{len(texts):,}"
+        self.card.facts["Rows compared"] = f"{len(judge.rows):,}"
         self.card.facts["Models compared"] = f"{len(self.models)}"
         return self.new_manifest()
 
     def _measured(
-        self, labels: list[str], predicted: list[list[str]], sizes: list[Size], timings: list[Timing]
+        self, judge: Judge, answers: list[list[Any]], sizes: list[Size], timings: list[Timing]
     ) -> list[Measured]:
         measured = []
         for index, model in enumerate(self.models):
-            said = predicted[index]
-            gain: dict[str, Interval] = {}
+            said = answers[index]
+            differences: dict[str, Interval] = {}
             if index:
                 self.meter.note = f"comparing {self.names[index]} with {self.names[0]}"
-                gain = paired_differences(labels, predicted[0], said, resamples=self.resamples, seed=self.seed)
+                differences = judge.differences(answers[0], said, resamples=self.resamples, seed=self.seed)
             measured.append(
                 Measured(
-                    accuracy=accuracy(labels, said),
-                    macro_f1=macro_f1(labels, said),
-                    accuracy_difference=gain.get("accuracy"),
-                    macro_f1_difference=gain.get("macro_f1"),
+                    quality=judge.quality(said),
+                    differences=differences,
                     parameters=sizes[index].parameters,
                     nonzero_parameters=sizes[index].nonzero,
                     bytes_on_disk=model.bytes_on_disk if os.path.isdir(model.path) else None,
@@ -280,12 +296,12 @@ class Compare(Stage):
             )
         return measured
 
-    def _predict(self, model: TrainedModel, name: str, texts: list[str]) -> Iterator[str]:
+    def _ask(self, judge: Judge, model: TrainedModel, name: str) -> Iterator[Any]:
         portion = self.batch_size * _BATCHES_AT_ONCE
-        for start in range(0, len(texts), portion):
-            part = texts[start : start + portion]
+        for start in range(0, len(judge.rows), portion):
+            part = judge.rows[start : start + portion]
             self.meter.note = f"asking {name}"
-            yield from model.predict(part, batch_size=self.batch_size, max_length=self.max_length).labels
+            yield from judge.answers(model, part, self.batch_size)
             self.meter.add(rows=len(part))
 
     def _names(self, names: Sequence[str] | None) -> list[str]:

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from datadreamer_like.errors import MissingExtra, NewerFormat
-from datadreamer_like.report import Column, Interval, Table, figure, page, plots
+from datadreamer_like.report import Column, Interval, Mark, Table, figure, page, to_svg, tradeoff, write_png
 from datadreamer_like.storage.folders import write_file
+
+from .judge import Judge
+from .judges import JUDGES
 
 COMPARISON_FORMAT = 1
 PREDICTED = ("text", "label")
@@ -24,25 +27,21 @@ class Measured:
     """Figures of one model.
 
     Attributes:
-        accuracy: Share of the rows that it labels right.
-        macro_f1: Mean of the F1 scores of the classes that occur among the labels.
-        accuracy_difference: By how much its accuracy is better than the first model's on the same rows, with its
-            interval; None for the first.
-        macro_f1_difference: The same of macro-F1.
+        quality: How good its answers are, by the names of the task's figures: "accuracy" and "macro_f1" of a
+            classifier, "bits_per_byte", "loss" and "perplexity" of a language model.
+        differences: What its quality is less the first model's on the same rows, with intervals; empty for the first.
         parameters: Weights; those of quantized layers count as what they stand for.
         nonzero_parameters: Weights that are not zero, where the model is stored sparse.
         bytes_on_disk: Bytes of all files that are needed to run it, weights, config and tokenizer; None for a model
             that is not in a folder here.
-        latency: Seconds for one text alone, from text to logits: median and quartiles over the texts.
-        throughput: Texts per second in batches: median and quartiles over the rounds.
-        round_seconds: Seconds [rounds, texts] behind the latency.
-        round_rates: Texts per second [rounds] behind the throughput.
+        latency: Seconds for one row alone: median and quartiles over the rows.
+        throughput: Rows per second in batches: median and quartiles over the rounds.
+        round_seconds: Seconds [rounds, rows] behind the latency.
+        round_rates: Rows per second [rounds] behind the throughput.
     """
 
-    accuracy: float
-    macro_f1: float
-    accuracy_difference: Interval | None
-    macro_f1_difference: Interval | None
+    quality: dict[str, float]
+    differences: dict[str, Interval]
     parameters: int
     nonzero_parameters: int | None
     bytes_on_disk: int | None
@@ -54,8 +53,9 @@ class Measured:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Measured:
         """Reads back what `asdict` gave."""
-        intervals = ("accuracy_difference", "macro_f1_difference", "latency", "throughput")
-        return cls(**{**data, **{key: data[key] and Interval(**data[key]) for key in intervals}})
+        differences = {key: Interval(**value) for key, value in data["differences"].items()}
+        timed = {key: Interval(**data[key]) for key in ("latency", "throughput")}
+        return cls(**{**data, **timed, "differences": differences})
 
 
 @dataclass(frozen=True)
@@ -63,22 +63,24 @@ class Comparison:
     """A finished comparison.
 
     Attributes:
+        kind: Kind of task that the models do: a key of `stages.judges.JUDGES`.
         models: Figures of each model, in the order in which the models were given.
         rows: Rows that they were compared on.
-        classes: Different labels among them.
+        facts: What the task's notes need to know of the rows.
         rounds: How often each model was timed.
         threads: Threads of the processor that each could use.
-        batch_size: Texts in a batch, for the throughput.
-        max_length: Texts were cut at this many tokens; None for what each model takes.
+        batch_size: Rows in a batch, for the throughput.
+        max_length: The most tokens of a row; None for what each model takes.
         devices: Where each model was run.
         torch_version: The version of torch that ran them.
         names: What the models were called when the page and the picture were drawn.
         format: Version of this layout.
     """
 
+    kind: str
     models: list[Measured]
     rows: int
-    classes: int
+    facts: dict[str, Any]
     rounds: int
     threads: int
     batch_size: int
@@ -114,19 +116,21 @@ class Comparison:
         except MissingExtra:
             parts.append('<p class="note">Install datadreamer-like[report] for the plot.</p>')
         else:
-            parts.append(figure(plots.to_svg(plot), f"{title}: accuracy against size on disk and against latency"))
+            parts.append(figure(to_svg(plot), f"{title}: {self._judge.axis} against size on disk and latency"))
             draft = folder / f".{PNG_NAME}"
-            plots.write_png(plot, draft)
+            write_png(plot, draft)
             draft.replace(folder / PNG_NAME)
         write_file(folder / HTML_NAME, page(title, *parts))
 
     def records(self) -> list[dict[str, Any]]:
         """Returns the figures of each model as one flat mapping, without those of single rounds."""
-        left_out = ("round_seconds", "round_rates")
-        return [
-            {"model": name, **{f.name: getattr(model, f.name) for f in fields(model) if f.name not in left_out}}
-            for name, model in zip(self.names, self.models, strict=True)
-        ]
+        apart = ("quality", "differences", "round_seconds", "round_rates")
+        records = []
+        for name, model in zip(self.names, self.models, strict=True):
+            gains = {f"{key}_difference": model.differences.get(key) for key in self.models[-1].differences}
+            rest = {f.name: getattr(model, f.name) for f in fields(model) if f.name not in apart}
+            records.append({"model": name, **model.quality, **gains, **rest})
+        return records
 
     def table(self, title: str) -> Table:
         """Returns the comparison as a table."""
@@ -134,19 +138,17 @@ class Comparison:
         size, per_byte = _prefix([model.bytes_on_disk for model in self.models])
         columns = [
             Column("model", "model", align="left"),
-            Column("accuracy", "accuracy", "%", ".1f", 100),
-            Column("accuracy_difference", "difference", "points [95 %]", "+.1f", 100),
-            Column("macro_f1", "macro-F1", "%", ".1f", 100),
+            *self._judge.figures,
             Column("parameters", "parameters", count, ",.2f", times),
             Column("nonzero_parameters", "non-zero", count, ",.2f", times),
             Column("bytes_on_disk", "on disk", f"{size}B", ",.1f", per_byte),
             Column("latency", "latency", "ms [quartiles]", ",.1f", 1e3),
-            Column("throughput", "throughput", "texts/s", ",.0f"),
+            Column("throughput", "throughput", "rows/s", ",.0f"),
         ]
         rows: list[dict[str, Any]] = []
         for record in self.records():
             rows.append({**record, "throughput": record["throughput"].value})
-        shown = [column for column in columns if any(row[column.key] is not None for row in rows)]
+        shown = [column for column in columns if any(row.get(column.key) is not None for row in rows)]
         return Table(shown, rows, title, self._notes())
 
     def plot(self, title: str) -> Any:
@@ -155,37 +157,41 @@ class Comparison:
         Raises:
             MissingExtra: matplotlib is not installed.
         """
-        base = self.models[0].accuracy
+        main = self._judge.figures[0]
+        base = self.models[0].quality[main.key]
         size, per_byte = _prefix([model.bytes_on_disk for model in self.models])
         marks = []
         for name, model in zip(self.names, self.models, strict=True):
-            gain, latency = model.accuracy_difference, model.latency.scaled(1e3)
+            gain, latency = model.differences.get(main.key), model.latency.scaled(1e3)
             marks.append(
-                plots.Mark(
+                Mark(
                     name,
-                    100 * model.accuracy,
+                    main.factor * model.quality[main.key],
                     [None if model.bytes_on_disk is None else per_byte * model.bytes_on_disk, latency.value],
-                    None if gain is None else (100 * (base + gain.low), 100 * (base + gain.high)),
+                    None if gain is None else (main.factor * (base + gain.low), main.factor * (base + gain.high)),
                     [None, (latency.low, latency.high)],
                 )
             )
-        return plots.tradeoff(
+        return tradeoff(
             marks,
-            [f"size on disk ({size}B)", "latency of one text (ms)"],
-            "accuracy (%)",
+            [f"size on disk ({size}B)", "latency of one row (ms)"],
+            self._judge.axis,
             title=title,
             caption=f"{self.rows:,} rows. Upright bars: 95 % interval of the paired difference to {self.names[0]} "
             "(dashed). Level bars: quartiles.",
         )
 
+    @property
+    def _judge(self) -> type[Judge]:
+        return JUDGES[self.kind]
+
     def _notes(self) -> list[str]:
         where = ", ".join(dict.fromkeys(self.devices))
         threads = f"{self.threads} thread" + ("s" if self.threads != 1 else "")
         return [
-            f"{self.rows:,} rows of {self.classes} classes. Difference: of accuracy, to {self.names[0]} on the same "
-            "rows; 95 % interval by paired bootstrap.",
-            f"Timed in turn, {self.rounds} rounds, on {where} with {threads}, from text to answer; throughput in "
-            f"batches of {self.batch_size}.",
+            self._judge.note(self.rows, self.facts, self.names[0]),
+            f"Timed in turn, {self.rounds} rounds, on {where} with {threads}, {self._judge.timed}: latency of one row "
+            f"alone, throughput in batches of {self.batch_size}.",
         ]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
+from datadreamer_like.graph import Node
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.manifest import Manifest
 from datadreamer_like.models.export import write_card
@@ -92,7 +93,7 @@ class Compression(Stage, ModelNode):
         self.batch_size, self.max_length = batch_size, max_length
         self._check_calibration()
         self.prepare()
-        self.parents = origins([self.source], self.columns().values())
+        self.parents = self.origins()
         self.settle(self._build)
 
     def prepare(self) -> None:
@@ -102,6 +103,10 @@ class Compression(Stage, ModelNode):
         """Returns the columns that the stage reads, by argument name."""
         columns = {"calibration": self.calibration, "calibration_labels": self.calibration_labels}
         return {name: column for name, column in columns.items() if column is not None}
+
+    def origins(self) -> list[Node]:
+        """Returns the nodes that the result comes from, each once."""
+        return origins([self.source], self.columns().values())
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns what decides the result, by name, each with its fingerprint."""

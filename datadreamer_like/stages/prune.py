@@ -7,14 +7,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.errors import DefinitionError, MethodMisfit
+from datadreamer_like.graph import Node
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models.trained_model import TrainedModel
 from datadreamer_like.pruning import PruningMethod, Vocabulary
 from datadreamer_like.trainers import TrainHFClassifier, TrainHFFineTune
 from datadreamer_like.trainers.columns import Column, Columns
+from datadreamer_like.trainers.objectives import check_objective, node_of, teacher_of
 from datadreamer_like.trainers.options import Training
 
 from .compression import Compression
+from .dressing import dressing_of
 
 if TYPE_CHECKING:
     import torch
@@ -96,11 +99,22 @@ class Prune(Compression):
         Columns.checked(*(self.retrain[column] for column in _COLUMNS))
         options = {key: value for key, value in self.retrain.items() if key not in (*_COLUMNS, "objective")}
         Training.from_options(options, f'"{self.name}": retrain')
+        if self.retrain.get("objective") is not None:
+            check_objective(self.retrain["objective"])
 
     def columns(self) -> dict[str, Column]:
         """Returns the columns that the stage reads, by argument name."""
         retrain = {} if self.retrain is None else {f"retrain {key}": self.retrain[key] for key in _COLUMNS}
         return super().columns() | retrain
+
+    def origins(self) -> list[Node]:
+        """Returns the nodes that the result comes from, each once; the teacher of the retraining is one."""
+        teacher = node_of(self._teacher())
+        return list(dict.fromkeys([*super().origins(), *([] if teacher is None else [teacher])]))
+
+    def _teacher(self) -> Any:
+        objective = (self.retrain or {}).get("objective")
+        return None if objective is None else teacher_of(objective)
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns what decides the result, by name, each with its fingerprint."""
@@ -126,10 +140,15 @@ class Prune(Compression):
             raise MethodMisfit(
                 f'"{self.name}": {type(model).__name__} is of no kind that can be retrained here. Leave retrain out.'
             )
-        trainer: Any = trainers[pruned.task]("Retraining", model_name=pruned, device=self.device)
+        # A language model is asked on as it was taught to be.
+        dressing = {} if pruned.task == "text-classification" else dressing_of(self.source)._asdict()
+        trainer: Any = trainers[pruned.task]("Retraining", model_name=pruned, device=self.device, **dressing)
         trainer.train(**self.retrain)
         self.card.metrics.update(trainer.metrics)
         self.card.citations += [text for text in trainer.card.citations if text not in self.card.citations]
+        teacher = self._teacher()
+        if isinstance(teacher, TrainedModel) and teacher.node is None:
+            self.card.register("Model Name", teacher.path)
         options = {key: value for key, value in self.retrain.items() if key not in _COLUMNS}
         self.card.facts["Retrained with"] = ", ".join(f"{key}={value}" for key, value in options.items()) or "defaults"
         return trainer.model, trainer.tokenizer

@@ -1,22 +1,15 @@
-"""How good a classifier's answers are, and how sure it is that one model's are better than another's.
-
-Both models answer the same rows, so their difference is measured in pairs: what is hard for one is mostly hard for the
-other, and the interval of the difference is far narrower than those of the two qualities.
-"""
+"""How good a classifier's answers are, and by how much one model's are better than another's."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from datadreamer_like.report import Interval
 
-_AT_ONCE = 500
-
-Counts = np.ndarray[Any, np.dtype[np.float64]]
+from .bootstrap import Weights, paired_bootstrap
 
 
 def accuracy(truth: Sequence[str], predicted: Sequence[str]) -> float:
@@ -40,10 +33,7 @@ def paired_differences(
 ) -> dict[str, Interval]:
     """Returns by how much another model is better than a first one on the same rows, with an interval for each.
 
-    The interval is the paired bootstrap's percentile interval (Efron 1979; Koehn 2004 for paired comparisons): rows
-    are drawn anew with replacement, each with its label and both predictions, and the difference is taken each time.
-    An interval that excludes 0 says that other rows of the same kind would show a difference of the same sign. It
-    covers the choice of the rows alone, not what another training seed would give.
+    The interval is that of the paired bootstrap: see `stages.bootstrap.paired_bootstrap`.
 
     Args:
         truth: Labels [rows].
@@ -58,29 +48,17 @@ def paired_differences(
     """
     # Rows with the same label and the same two predictions are alike, so it is enough to draw how many of each come.
     kinds = Counter(zip(truth, first, other, strict=True))
-    counts = np.array(list(kinds.values()), dtype=np.float64)
     truths, firsts, others = (list(part) for part in zip(*kinds, strict=True))
     better, worse = _Score(truths, others), _Score(truths, firsts)
 
-    def differences(weights: Counts) -> dict[str, Counts]:
+    def differences(weights: Weights) -> dict[str, Weights]:
         return {
             "accuracy": better.accuracy(weights) - worse.accuracy(weights),
             "macro_f1": better.macro_f1(weights) - worse.macro_f1(weights),
         }
 
-    random = np.random.default_rng(seed)
-    drawn: dict[str, list[Counts]] = {"accuracy": [], "macro_f1": []}
-    for start in range(0, resamples, _AT_ONCE):
-        size = min(_AT_ONCE, resamples - start)
-        weights = random.multinomial(len(truth), counts / len(truth), size=size).astype(np.float64)
-        for name, values in differences(weights).items():
-            drawn[name].append(values)
-    tail = (1 - level) / 2
-    result = {}
-    for name, values in differences(counts[None, :]).items():
-        low, high = np.quantile(np.concatenate(drawn[name]), [tail, 1 - tail])
-        result[name] = Interval(float(values[0]), float(low), float(high))
-    return result
+    counts = np.array(list(kinds.values()), dtype=np.float64)
+    return paired_bootstrap(differences, counts, resamples=resamples, seed=seed, level=level)
 
 
 class _Score:
@@ -92,14 +70,14 @@ class _Score:
         self.is_said = (np.asarray(predicted)[:, None] == classes).astype(np.float64)
         self.is_hit = self.is_class * self.is_said
 
-    def accuracy(self, weights: Counts) -> Counts:
-        hits: Counts = weights @ self.is_hit.sum(1) / weights.sum(1)
+    def accuracy(self, weights: Weights) -> Weights:
+        hits: Weights = weights @ self.is_hit.sum(1) / weights.sum(1)
         return hits
 
-    def macro_f1(self, weights: Counts) -> Counts:
+    def macro_f1(self, weights: Weights) -> Weights:
         """Classes of which a resample has no row are left out of its mean."""
         wanted, said, hits = weights @ self.is_class, weights @ self.is_said, weights @ self.is_hit
         scores = 2 * hits / np.maximum(wanted + said, 1e-12)
         present = wanted > 0
-        mean: Counts = (scores * present).sum(1) / present.sum(1)
+        mean: Weights = (scores * present).sum(1) / present.sum(1)
         return mean

@@ -1,17 +1,63 @@
-"""The rows that models are compared on: read, checked, and labels brought to the names that models use."""
+"""The rows that stages read: texts, and texts with the names of their labels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from datadreamer_like.errors import LabelError, MethodMisfit, did_you_mean
-from datadreamer_like.models.trained_model import TrainedModel
+from datadreamer_like.errors import DataError, EmptyDataset, LabelError
 from datadreamer_like.trainers.columns import Column, check_text, read_pairs
 from datadreamer_like.trainers.labels import class_names
 
+NAMES = ("inputs", "labels")
+"""What the two columns of a comparison are called, for messages."""
 
-def read_rows(inputs: Column, labels: Column) -> tuple[list[str], list[str]]:
+
+def read_texts(column: Column, name: str) -> Iterator[str]:
+    """Yields the texts of a column.
+
+    Args:
+        column: The column.
+        name: What the argument is called, for messages.
+
+    Raises:
+        DataError: One of them is None.
+        ArgumentTypeError: One of them is something else.
+        EmptyDataset: There are none.
+    """
+    row = -1
+    for row, text in enumerate(column.values()):
+        if text is None:
+            raise DataError(
+                f'{name}, "{column.column_names[0]}" of "{column.step.name}", is None in row {row}. '
+                "Filter such rows out first."
+            )
+        yield check_text(text, name, row)
+    if row < 0:
+        raise EmptyDataset(
+            f'{name}, "{column.column_names[0]}" of "{column.step.name}", has no rows. '
+            "Look at what the steps before it keep: step.head()."
+        )
+
+
+def read_prompts(inputs: Column, labels: Column) -> tuple[list[str], list[str]]:
+    """Reads prompts and their answers.
+
+    Raises:
+        DataError: A value is missing.
+        ArgumentTypeError: A prompt or an answer is no text.
+        EmptyDataset: There are no rows.
+    """
+    prompts: list[str] = []
+    answers: list[str] = []
+    for pairs in read_pairs(inputs, labels, NAMES):
+        for prompt, answer in pairs:
+            prompts.append(check_text(prompt, NAMES[0], len(prompts)))
+            answers.append(check_text(answer, NAMES[1], len(answers)))
+    return prompts, answers
+
+
+def read_labelled(inputs: Column, labels: Column) -> tuple[list[str], list[str]]:
     """Reads texts and the names of their labels.
 
     Raises:
@@ -20,36 +66,14 @@ def read_rows(inputs: Column, labels: Column) -> tuple[list[str], list[str]]:
         LabelError: A label is something that no label can be.
         EmptyDataset: There are no rows.
     """
-    naming = class_names(labels)
     texts: list[str] = []
     names: list[str] = []
-    for pairs in read_pairs(inputs, labels, ("inputs", "labels")):
+    naming = class_names(labels)
+    for pairs in read_pairs(inputs, labels, NAMES):
         for text, label in pairs:
-            texts.append(check_text(text, "inputs", len(texts)))
+            texts.append(check_text(text, NAMES[0], len(texts)))
             names.append(_name(label, len(names), naming))
     return texts, names
-
-
-def check_models(models: Sequence[TrainedModel], names: Sequence[str], labels: Sequence[str]) -> None:
-    """Refuses models that cannot be compared on these labels; no model is loaded for that.
-
-    Raises:
-        MethodMisfit: One of them is no classifier of one label a text.
-        LabelError: One of them does not know one of the labels.
-    """
-    first_rows = {label: row for row, label in reversed(list(enumerate(labels)))}
-    for model, name in zip(models, names, strict=True):
-        if model.task != "text-classification" or model.is_multi_label:
-            does = "gives several labels a text" if model.task == "text-classification" else f"does {model.task}"
-            raise MethodMisfit(f"{name} {does}; only classifiers of one label a text are compared. Leave it out.")
-        known = model.labels
-        for label, row in sorted(first_rows.items(), key=lambda item: item[1]):
-            if label not in known:
-                raise LabelError(
-                    f'Row {row} has the label "{label}", which {name} does not know; its labels are '
-                    f"{', '.join(known)}.{did_you_mean(label, known)} Mend the label, filter such rows out, or leave "
-                    "the model out."
-                )
 
 
 def _name(label: Any, row: int, naming: tuple[str, ...] | None) -> str:

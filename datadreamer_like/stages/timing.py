@@ -1,14 +1,14 @@
-"""How long models take, measured in turn on the same texts.
+"""How long models take, measured in turn on the same rows.
 
 The machine's speed drifts: it warms up, others want its cores. So models take turns, A B C, B C A, ..., and whatever
-happens hits all of them alike. Everything is measured as a user meets it: from texts to logits, tokenizing included.
+happens hits all of them alike. Everything is measured as a user meets it: from texts to answers, tokenizing included.
 """
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,14 +21,17 @@ from datadreamer_like.report import Interval
 
 from .stage import loaded
 
+Answers = Callable[[TrainedModel, Sequence[Any], int], object]
+"""Puts rows to a model, so many at once. What it returns is in the processor's memory, so an accelerator is done."""
+
 
 @dataclass
 class Timing:
     """What was measured of one model, round by round.
 
     Attributes:
-        seconds: Seconds [rounds, texts] that one text alone took.
-        rates: Texts per second [rounds] in batches.
+        seconds: Seconds [rounds, rows] that one row alone took.
+        rates: Rows per second [rounds] in batches.
     """
 
     seconds: list[list[float]] = field(default_factory=list)
@@ -36,47 +39,53 @@ class Timing:
 
     @property
     def latency(self) -> Interval:
-        """Seconds for one text: median and quartiles over the texts, each at its fastest round.
+        """Seconds for one row: median and quartiles over the rows, each at its fastest round.
 
-        What else runs on the machine only ever makes a text slower, so the fastest round is the least disturbed one.
+        What else runs on the machine only ever makes a row slower, so the fastest round is the least disturbed one.
         """
         return _quartiles(np.min(np.asarray(self.seconds), axis=0))
 
     @property
     def throughput(self) -> Interval:
-        """Texts per second in batches: median and quartiles over the rounds."""
+        """Rows per second in batches: median and quartiles over the rounds."""
         return _quartiles(np.asarray(self.rates))
 
 
-def evenly_spaced(texts: Sequence[str], count: int) -> list[str]:
-    """Returns up to `count` texts spread over all of them: those at the start may be of one kind."""
-    count = min(count, len(texts))
-    return [texts[index * len(texts) // count] for index in range(count)]
+def evenly_spaced(rows: Sequence[Any], count: int) -> list[Any]:
+    """Returns up to `count` rows spread over all of them: those at the start may be of one kind."""
+    count = min(count, len(rows))
+    return [rows[index * len(rows) // count] for index in range(count)]
 
 
 def time_in_turn(
     models: Sequence[TrainedModel],
     names: Sequence[str],
-    singles: Sequence[str],
-    texts: Sequence[str],
+    answers: Answers,
     *,
+    singles: Sequence[Any],
+    batched: Sequence[Any],
     rounds: int,
     batch_size: int,
-    max_length: int | None,
     threads: int,
 ) -> list[Timing]:
     """Measures latency and throughput of models in turn; a first, unmeasured run warms each of them up.
 
     Args:
-        models: Classifiers; one that is not loaded yet is loaded for each of its turns.
+        models: The models; one that is not loaded yet is loaded for each of its turns.
         names: What to call them in the progress.
-        singles: Texts that are run one at a time.
-        texts: Texts that are run in batches, sorted by length.
+        answers: What is timed: puts rows to a model in batches, and returns when all answers are there.
+        singles: Rows that are put one at a time.
+        batched: Rows that are put in batches.
         rounds: How often each model's turn comes.
-        batch_size: Texts in a batch.
-        max_length: Texts are cut at this many tokens; None for what the model takes.
+        batch_size: Rows in a batch.
         threads: Threads of the processor that a model may use.
     """
+
+    def seconds(model: TrainedModel, rows: Sequence[Any], at_once: int) -> float:
+        start = time.perf_counter()
+        answers(model, rows, at_once)
+        return time.perf_counter() - start
+
     timings = [Timing() for _ in models]
     meter = current_meter()
     with fixed_threads(threads), undisturbed():
@@ -86,9 +95,9 @@ def time_in_turn(
                 meter.note = f"timing {names[index]}, round {number + 1} of {rounds}"
                 with loaded(models[index]) as model:
                     # Another model had the caches; the first run after it says nothing.
-                    model.logits(texts[:batch_size] if number == 0 else texts[:1], max_length=max_length)
-                    timings[index].seconds.append([_seconds(model, [text], 1, max_length) for text in singles])
-                    timings[index].rates.append(len(texts) / _seconds(model, texts, batch_size, max_length))
+                    answers(model, batched[:batch_size] if number == 0 else batched[:1], batch_size)
+                    timings[index].seconds.append([seconds(model, [row], 1) for row in singles])
+                    timings[index].rates.append(len(batched) / seconds(model, batched, batch_size))
     return timings
 
 
@@ -116,13 +125,6 @@ def undisturbed() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def _seconds(model: TrainedModel, texts: Sequence[str], batch_size: int, max_length: int | None) -> float:
-    # Logits come back as numpy arrays, so an accelerator has finished when the call returns.
-    start = time.perf_counter()
-    model.logits(texts, batch_size=batch_size, max_length=max_length)
-    return time.perf_counter() - start
 
 
 def _quartiles(values: np.ndarray[Any, Any]) -> Interval:

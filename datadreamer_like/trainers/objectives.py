@@ -64,13 +64,11 @@ def training_loss(model: Any, task: Task, objective: Objective, batch: Batch) ->
     Returns:
         The loss, a scalar with gradients, and the student's logits.
     """
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     if not isinstance(task, Writing):
-        outputs = model(**inputs)
+        outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         return objective.loss(outputs, batch), outputs.logits
     labels = batch["labels"]
-    if task.encoder_decoder:
-        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
+    inputs = task.model_inputs(model, batch)
     logits = model(**inputs, use_cache=False).logits
     # What a causal LM gives at a position is its guess of the next token.
     shift = 0 if task.encoder_decoder else 1

@@ -202,7 +202,7 @@ class Writing(Task):
                     (check_text(prompt, names[0], row), check_text(answer, names[1], row))
                     for row, (prompt, answer) in enumerate(part, seen)
                 ]
-                for row, (ids, target) in enumerate(self._encoded(pairs), seen):
+                for row, (ids, target) in enumerate(self.encoded(pairs), seen):
                     longest = max(len(ids), len(target))
                     if longest > self.max_length:
                         too_long[row] = longest
@@ -222,7 +222,13 @@ class Writing(Task):
             )
         return Examples(input_ids, labels, dropped)
 
-    def _encoded(self, pairs: list[tuple[str, str]]) -> Iterable[tuple[list[int], list[int]]]:
+    def encoded(self, pairs: Sequence[tuple[str, str]]) -> Iterable[tuple[list[int], list[int]]]:
+        """Tokenizes prompts and answers, however long.
+
+        Yields:
+            Token ids that the model reads, and what it is to give: as many of them for a causal model, with -100 where
+            the prompt stands, and the answer's alone for an encoder-decoder.
+        """
         if self.encoder_decoder:
             prompts = _tokens(self.tokenizer, [self._dressed(p, a)[0] for p, a in pairs])
             answers = self.tokenizer(text_target=[answer for _, answer in pairs], verbose=False)["input_ids"]
@@ -274,9 +280,33 @@ class Writing(Task):
             "labels": padded([row["labels"] for row in rows], IGNORED),
         }
 
+    def model_inputs(self, model: Any, batch: Batch) -> Batch:
+        """Returns what of a batch the model is called with, to give logits for `labels`."""
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        if self.encoder_decoder:
+            inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        return inputs
+
     def measure(self) -> Measure:
         """Returns a measure of perplexity, by the tokens of the answers."""
         return _TokenMeasure(shift=not self.encoder_decoder)
+
+
+def token_losses(logits: torch.Tensor, labels: torch.Tensor, *, shift: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the loss of every token that carries one.
+
+    Args:
+        logits: What the model gives [batch, seq, vocabulary].
+        labels: What it is to give [batch, seq]; -100 carries no loss.
+        shift: Whether a position's logits are a guess of the next one's label, as with a causal model.
+
+    Returns:
+        Losses in nats [tokens], and the row of the batch that each stands in [tokens].
+    """
+    if shift:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    kept = labels != IGNORED
+    return F.cross_entropy(logits[kept].float(), labels[kept], reduction="none"), kept.nonzero()[:, 0]
 
 
 class _TokenMeasure(Measure):
@@ -286,12 +316,9 @@ class _TokenMeasure(Measure):
         self.tokens = 0
 
     def add(self, logits: torch.Tensor, batch: Batch) -> None:
-        labels = batch["labels"]
-        if self.shift:
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        kept = labels != IGNORED
-        self.total += float(F.cross_entropy(logits[kept].float(), labels[kept], reduction="sum"))
-        self.tokens += int(kept.sum())
+        losses, _ = token_losses(logits, batch["labels"], shift=self.shift)
+        self.total += float(losses.sum())
+        self.tokens += len(losses)
 
     def result(self) -> dict[str, float]:
         entropy = self.total / max(1, self.tokens)

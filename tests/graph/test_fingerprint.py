@@ -217,10 +217,11 @@ def test_another_process_gives_the_same_fingerprints(tmp_path):
             """
         )
     )
+    runs = [("1", []), ("2", []), ("3", ["-m", "cProfile", "-o", str(tmp_path / "profile")])]
     seen = {
         subprocess.run(
-            [sys.executable, str(script)], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
+            [sys.executable, *how, str(script)], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
         ).stdout
-        for seed in ("1", "2", "3")
+        for seed, how in runs
     }
     assert len(seen) == 1

@@ -8,23 +8,23 @@ import pytest
 
 from datadreamer_like import errors
 from datadreamer_like.errors import MissingExtra
-from datadreamer_like.report import plots
+from datadreamer_like.report import Mark, to_svg, tradeoff, write_png
 
 pytest.importorskip("matplotlib")
 
 MARKS = [
-    plots.Mark("Teacher & co", 72.0, [91.0, 9.8]),
-    plots.Mark("Student", 71.0, [23.0, 2.1], (69.0, 72.5), [None, (1.9, 2.4)]),
-    plots.Mark("Somewhere else", 65.0, [None, 30.0]),
+    Mark("Teacher & co", 72.0, [91.0, 9.8]),
+    Mark("Student", 71.0, [23.0, 2.1], (69.0, 72.5), [None, (1.9, 2.4)]),
+    Mark("Somewhere else", 65.0, [None, 30.0]),
 ]
 
 
 def _drawn() -> Any:
-    return plots.tradeoff(MARKS, ["size (MB)", "latency (ms)"], "accuracy (%)", title="A title", caption="A caption.")
+    return tradeoff(MARKS, ["size (MB)", "latency (ms)"], "accuracy (%)", title="A title", caption="A caption.")
 
 
 def test_svg_holds_every_label_as_text_and_loads_nothing():
-    svg = plots.to_svg(_drawn())
+    svg = to_svg(_drawn())
     root = ElementTree.fromstring(svg)
     texts = ["".join(node.itertext()).strip() for node in root.iter() if node.tag.endswith("}text")]
     for text in ("Teacher & co", "Student", "size (MB)", "latency (ms)", "accuracy (%)", "A title", "A caption."):
@@ -37,7 +37,7 @@ def test_svg_holds_every_label_as_text_and_loads_nothing():
 
 def test_png_is_an_image_of_two_panels(tmp_path: Path):
     path = tmp_path / "plot.png"
-    plots.write_png(_drawn(), path)
+    write_png(_drawn(), path)
     data = path.read_bytes()
     assert data.startswith(b"\x89PNG")
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
@@ -46,13 +46,13 @@ def test_png_is_an_image_of_two_panels(tmp_path: Path):
 
 def test_same_marks_give_the_same_file(tmp_path: Path):
     for name in ("a", "b"):
-        plots.write_png(_drawn(), tmp_path / name)
+        write_png(_drawn(), tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert plots.to_svg(_drawn()) == plots.to_svg(_drawn())
+    assert to_svg(_drawn()) == to_svg(_drawn())
 
 
 def test_axis_is_logarithmic_only_where_values_are_far_apart():
-    figure = plots.tradeoff([plots.Mark("a", 1, [1.0, 1.0]), plots.Mark("b", 2, [100.0, 1.2])], ["x", "y"], "z")
+    figure = tradeoff([Mark("a", 1, [1.0, 1.0]), Mark("b", 2, [100.0, 1.2])], ["x", "y"], "z")
     assert [axis.get_xscale() for axis in figure.axes] == ["log", "linear"]
 
 
@@ -63,8 +63,8 @@ def test_bars_reach_from_end_to_end():
 
 
 def test_labels_do_not_cover_each_other():
-    marks = [plots.Mark(f"model {i}", 70 + i * 0.01, [10 + i * 0.01]) for i in range(5)]
-    figure = plots.tradeoff(marks, ["x"], "y")
+    marks = [Mark(f"model {i}", 70 + i * 0.01, [10 + i * 0.01]) for i in range(5)]
+    figure = tradeoff(marks, ["x"], "y")
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert len(boxes) == 5

@@ -1,5 +1,6 @@
 """Tiny BERT classifiers that really tell three kinds of sentences apart, and columns to measure them on."""
 
+import gc
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +9,13 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.steps.data_source import DataSource
@@ -92,6 +99,12 @@ def save(model: BertForSequenceClassification, folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _libraries_are_no_garbage() -> None:
+    """Stages collect garbage when they free a model; walking all that the imports left would be most of these tests."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a classifier that knows the three topics well."""
@@ -102,6 +115,44 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def poor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one that hardly began to learn, whose classes stand in another order."""
     return save(classifier(4, LABELS[::-1], seed=3), tmp_path_factory.mktemp("models") / "poor")
+
+
+@pytest.fixture(scope="session")
+def byte_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an untrained Llama of one layer whose tokens are single bytes; no chat template; context 96."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.train_from_iterator(
+        ["a"],
+        trainers.BpeTrainer(
+            vocab_size=258,
+            special_tokens=["<pad>", "<eos>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokens = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", model_max_length=96, padding_side="left"
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokens),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=96,
+                pad_token_id=0,
+                bos_token_id=None,
+                eos_token_id=1,
+            )
+        )
+    folder = tmp_path_factory.mktemp("models") / "bytes"
+    model.save_pretrained(folder)
+    tokens.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

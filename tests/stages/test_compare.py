@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.errors import (
@@ -19,14 +19,15 @@ from datadreamer_like.errors import (
     DefinitionError,
     EmptyDataset,
     LabelError,
-    MethodMisfit,
     NotTrained,
     SessionError,
 )
 from datadreamer_like.graph import OutputDataset
 from datadreamer_like.models.trained_model import TrainedModel
-from datadreamer_like.pruning import Heads, Magnitude
-from datadreamer_like.stages import Compare, Prune
+from datadreamer_like.pruning import Magnitude
+from datadreamer_like.quantization import DynamicInt8
+from datadreamer_like.stages import Compare, Prune, Quantize
+from datadreamer_like.stages.timing import fixed_threads
 from datadreamer_like.steps.data_source import DataSource
 from datadreamer_like.trainers import TrainHFClassifier
 
@@ -42,10 +43,24 @@ def _compare(models: list[Any], column: Column, name: str = "Cost", **options: A
     return Compare(name, models, column("text"), column("label"), **{**QUICK, **options})
 
 
-def test_figures_are_those_of_independent_counting(session: DataDreamer, good: Path, poor: Path, column: Column):
-    compared = _compare([good, poor], column)
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory, good: Path, poor: Path) -> Compare:
+    """Five models on a hundred rows: one twice, one sparse, one quantized, and names that need care."""
+    with DataDreamer(tmp_path_factory.mktemp("compared"), verbose=False):
+        texts, labels = rows(100, 7)
+        held_out = DataSource("Held out", data={"text": texts, "label": labels}).output
+        slim = Prune("Slim", good, Magnitude(sparsity=0.5))
+        small = Quantize("8 bit", slim, DynamicInt8())
+        return Compare(
+            "Cost", [good, poor, slim, small, good], held_out["text"], held_out["label"],
+            names=["big & good", "small <poor>", "label", "label", "big & good"],
+            repeats=3, latency_texts=5, throughput_texts=8, resamples=500, threads=1,
+        )  # fmt: skip
+
+
+def test_figures_are_those_of_independent_counting(compared: Compare, good: Path, poor: Path):
     texts, labels = rows(100, 7)
-    for folder, row in zip((good, poor), compared.rows, strict=True):
+    for folder, row in zip((good, poor), compared.rows, strict=False):
         model = AutoModelForSequenceClassification.from_pretrained(folder)
         tokens = TrainedModel(folder).tokenizer
         with torch.no_grad():
@@ -58,40 +73,36 @@ def test_figures_are_those_of_independent_counting(session: DataDreamer, good: P
         assert row["nonzero_parameters"] is None
         files = [os.path.join(root, file) for root, _, names in os.walk(folder) for file in names]
         assert row["bytes_on_disk"] == sum(map(os.path.getsize, files))
-        assert compared.predictions[folder.name] == said
+        assert compared.predictions[row["model"]] == said
     difference = compared.rows[1]["accuracy_difference"]
     assert difference.value == pytest.approx(compared.rows[1]["accuracy"] - compared.rows[0]["accuracy"])
     assert difference.low <= difference.value <= difference.high < 0
 
 
-def test_card_of_a_model_is_not_counted_as_its_size(session: DataDreamer, good: Path, column: Column):
-    slim = Prune("Slim", good, Magnitude(sparsity=0.5))
-    row = _compare([slim], column).rows[0]
-    files = [file for file in Path(slim.path).rglob("*") if file.is_file()]
-    assert "card.json" in {file.name for file in files}
-    assert row["bytes_on_disk"] == sum(file.stat().st_size for file in files if file.name != "card.json")
+def test_card_of_a_model_is_not_counted_as_its_size(compared: Compare):
+    for row, model in list(zip(compared.rows, compared.models, strict=True))[2:4]:
+        files = [file for file in Path(model.path).rglob("*") if file.is_file()]
+        assert "card.json" in {file.name for file in files}
+        assert row["bytes_on_disk"] == sum(file.stat().st_size for file in files if file.name != "card.json")
 
 
-def test_sparse_model_shows_the_weights_that_are_left(session: DataDreamer, good: Path, column: Column):
-    slim = Prune("Slim", good, Magnitude(sparsity=0.5))
-    dense, sparse = _compare([good, slim], column).rows
-    assert sparse["parameters"] == dense["parameters"]
-    assert sparse["nonzero_parameters"] == sum(int((p != 0).sum()) for p in slim.model.parameters())
+def test_sparse_model_shows_the_weights_that_are_left(compared: Compare):
+    dense, _, sparse, small, _ = compared.rows
+    assert sparse["parameters"] == small["parameters"] == dense["parameters"]
+    model = BertForSequenceClassification.from_pretrained(compared.models[2].path)
+    assert sparse["nonzero_parameters"] == sum(int((p != 0).sum()) for p in model.parameters())
     assert dense["nonzero_parameters"] is None
 
 
-def test_the_same_model_twice_differs_by_exactly_nothing(session: DataDreamer, good: Path, column: Column):
-    first, second = _compare([good, good], column).rows
+def test_the_same_model_twice_differs_by_exactly_nothing(compared: Compare):
+    first, *_, again = compared.rows
     assert first["accuracy_difference"] is None
-    assert second["model"] == "good #2"
+    assert again["model"] == "big & good #2"
     for key in ("accuracy_difference", "macro_f1_difference"):
-        assert (second[key].value, second[key].low, second[key].high) == (0, 0, 0)
+        assert (again[key].value, again[key].low, again[key].high) == (0, 0, 0)
 
 
-def test_every_model_is_timed_on_the_same_texts_in_every_round(
-    session: DataDreamer, good: Path, poor: Path, column: Column
-):
-    compared = _compare([good, poor], column, repeats=3, latency_texts=5)
+def test_every_model_is_timed_on_the_same_texts_in_every_round(compared: Compare):
     for model, row in zip(compared.comparison.models, compared.rows, strict=True):
         assert np.shape(model.round_seconds) == (3, 5)
         assert len(model.round_rates) == 3
@@ -103,9 +114,37 @@ def test_every_model_is_timed_on_the_same_texts_in_every_round(
 
 def test_threads_are_fixed_while_timing_and_given_back(session: DataDreamer, good: Path, column: Column):
     before = torch.get_num_threads()
-    compared = _compare([good], column, threads=before + 1)
+    found = _compare([good], column, threads=before + 1, repeats=1, latency_texts=1, throughput_texts=1)
     assert torch.get_num_threads() == before
-    assert compared.comparison.threads == before + 1
+    assert found.comparison.threads == before + 1
+    with fixed_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_result_on_disk_stands_alone(compared: Compare):
+    data = json.loads((compared.html_path.parent / "comparison.json").read_text(encoding="utf-8"))
+    assert data["format"] == 1
+    assert [model["quality"]["accuracy"] for model in data["models"]] == [row["accuracy"] for row in compared.rows]
+    text = compared.html_path.read_text(encoding="utf-8")
+    assert "small &lt;poor&gt;" in text
+    assert "<svg" in text
+    assert compared.plot_path is not None
+    assert compared.plot_path.read_bytes().startswith(b"\x89PNG")
+    assert str(compared) == compared.table.to_text()
+    assert max(map(len, str(compared).splitlines())) <= 120
+    assert compared.to_pandas()["model"].tolist() == [row["model"] for row in compared.rows]
+
+
+def test_model_may_be_called_like_a_column_of_the_rows(compared: Compare):
+    named = ["big & good", "small <poor>", "label #2", "label #3", "big & good #2"]
+    assert compared.predictions.column_names == ["text", "label", *named]
+    assert compared.predictions["label"] == rows(100, 7)[1]
+
+
+def test_parents_are_the_models_and_the_rows(compared: Compare):
+    assert [parent.name for parent in compared.parents] == ["Slim", "8 bit", "Held out"]
+    assert compared.card.facts["Rows compared"] == "100"
 
 
 def test_memory_is_freed_unless_the_model_was_in_use(session: DataDreamer, good: Path, poor: Path, column: Column):
@@ -117,22 +156,23 @@ def test_memory_is_freed_unless_the_model_was_in_use(session: DataDreamer, good:
         assert "model" not in vars(other)
 
 
-def test_rerun_finds_the_result_and_loads_no_model(tmp_path: Path, good: Path, poor: Path, column: Column):
+def test_rerun_finds_the_result_and_loads_no_model_and_a_changed_option_says_so(
+    tmp_path: Path, good: Path, poor: Path, caplog: pytest.LogCaptureFixture
+):
     texts, labels = rows(40, 7)
     shown = []
-    for _ in range(2):
-        with DataDreamer(tmp_path / "out", verbose=False):
+    for seed in (0, 0, 1):
+        with DataDreamer(tmp_path / "out"), caplog.at_level("INFO", "datadreamer_like"):
             data = DataSource("Rows", data={"text": texts, "label": labels})
             models = [TrainedModel(good), TrainedModel(poor)]
-            compared = Compare("Cost", models, data.output["text"], data.output["label"], **QUICK)
-            shown.append(str(compared))
-            written = (
-                compared.html_path.stat().st_mtime_ns,
-                compared.plot_path and compared.plot_path.stat().st_mtime_ns,
-            )
-            shown.append(str(written))
-    assert shown[:2] == shown[2:]
-    assert not any("model" in vars(model) or "config" in vars(model) for model in models)
+            compared = Compare("Cost", models, data.output["text"], data.output["label"], **QUICK, seed=seed)
+            files = [compared.html_path, compared.plot_path or compared.html_path]
+            shown.append((str(compared), [file.stat().st_mtime_ns for file in files]))
+        if len(shown) == 2:
+            assert not any("model" in vars(model) or "config" in vars(model) for model in models)
+            assert "rerunning" not in caplog.text
+    assert shown[0] == shown[1] != shown[2]
+    assert 'rerunning "Cost": argument seed changed' in caplog.text
 
 
 def test_renaming_what_came_before_measures_nothing_anew(tmp_path: Path, good: Path):
@@ -148,44 +188,6 @@ def test_renaming_what_came_before_measures_nothing_anew(tmp_path: Path, good: P
             assert name in compared.html_path.read_text(encoding="utf-8")
             assert compared.predictions.column_names == ["text", "label", name]
     assert found[0] == found[1]
-
-
-def test_changed_option_measures_again_and_says_why(tmp_path: Path, good: Path, caplog: pytest.LogCaptureFixture):
-    texts, labels = rows(40, 7)
-    for seed in (0, 1):
-        with DataDreamer(tmp_path / "out"), caplog.at_level("INFO", "datadreamer_like"):
-            data = DataSource("Rows", data={"text": texts, "label": labels})
-            Compare("Cost", [good], data.output["text"], data.output["label"], **QUICK, seed=seed)
-    assert 'rerunning "Cost": argument seed changed' in caplog.text
-
-
-def test_result_on_disk_stands_alone(session: DataDreamer, good: Path, poor: Path, column: Column):
-    compared = _compare([good, poor], column, names=["big & good", "small <poor>"])
-    data = json.loads((compared.html_path.parent / "comparison.json").read_text(encoding="utf-8"))
-    assert data["format"] == 1
-    assert [model["accuracy"] for model in data["models"]] == [row["accuracy"] for row in compared.rows]
-    text = compared.html_path.read_text(encoding="utf-8")
-    assert "small &lt;poor&gt;" in text
-    assert "<svg" in text
-    assert compared.plot_path is not None
-    assert compared.plot_path.read_bytes().startswith(b"\x89PNG")
-    assert compared.predictions.column_names == ["text", "label", "big & good", "small <poor>"]
-    assert str(compared) == compared.table.to_text()
-    assert max(map(len, str(compared).splitlines())) <= 120
-    assert compared.to_pandas()["model"].tolist() == ["big & good", "small <poor>"]
-
-
-def test_model_may_be_called_like_a_column_of_the_rows(session: DataDreamer, good: Path, poor: Path, column: Column):
-    compared = _compare([good, poor], column, names=["label", "label"])
-    assert compared.predictions.column_names == ["text", "label", "label #2", "label #3"]
-    assert compared.predictions["label"] == rows(100, 7)[1]
-
-
-def test_parents_are_the_models_and_the_rows(session: DataDreamer, good: Path, column: Column):
-    slim = Prune("Slim", good, Heads(sparsity=0.5), column("text"))
-    compared = _compare([good, slim], column)
-    assert [parent.name for parent in compared.parents] == ["Slim", "Held out"]
-    assert compared.card.facts["Rows compared"] == "100"
 
 
 @pytest.mark.parametrize(
@@ -214,11 +216,9 @@ def test_no_rows_are_refused(session: DataDreamer, good: Path, column: Column):
         Compare("Cost", [good], none.output["text"], none.output["label"], **QUICK)
 
 
-def test_models_that_cannot_be_compared_are_refused(
-    session: DataDreamer, good: Path, tiny_causal_lm: Path, column: Column
-):
-    with pytest.raises(MethodMisfit, match="text-generation"):
-        _compare([good, tiny_causal_lm], column)
+def test_models_that_cannot_be_compared_are_refused(session: DataDreamer, good: Path, column: Column):
+    with pytest.raises(DefinitionError, match=r"good is a classifier.*no labels"):
+        Compare("Cost", [good], column("text"), **QUICK)
     with pytest.raises(NotTrained, match="Student"):
         _compare([good, TrainHFClassifier("Student", model_name=str(good))], column)
     with pytest.raises(DefinitionError, match="models is empty"):
@@ -233,20 +233,16 @@ def test_models_that_cannot_be_compared_are_refused(
         _compare([good], column, repeats=0)
 
 
-def test_numbers_of_a_class_label_column_are_read_by_their_names(session: DataDreamer, good: Path):
+def test_numbers_of_a_class_label_column_are_read_by_their_names(session: DataDreamer, good: Path, compared: Compare):
     from datasets import ClassLabel, Dataset, Features, Value
 
-    texts, labels = rows(30, 7)
+    texts, labels = rows(100, 7)
     order = ["weather", "food", "animals"]
     features = Features({"text": Value("string"), "label": ClassLabel(names=order)})
     numbers = Dataset.from_dict({"text": texts, "label": [order.index(label) for label in labels]}, features=features)
-    by_name = DataSource("Rows", data={"text": texts, "label": labels})
-    by_number = OutputDataset(by_name, numbers)
-    found = [
-        Compare("Cost", [good], data["text"], data["label"], **QUICK).rows[0]["accuracy"]
-        for data in (by_number, by_name.output)
-    ]
-    assert found[0] == found[1] > 0.4
+    by_number = OutputDataset(DataSource("Rows", data={"text": texts}), numbers)
+    found = Compare("Cost", [good], by_number["text"], by_number["label"], **QUICK).rows[0]
+    assert found["accuracy"] == compared.rows[0]["accuracy"] > 0.4
 
 
 def test_outside_a_session_it_says_where_it_belongs(tmp_path: Path, good: Path):

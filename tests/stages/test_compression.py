@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from datadreamer_like import DataDreamer
+from datadreamer_like.distillation import SoftTargets
 from datadreamer_like.errors import (
     ArgumentTypeError,
     DataError,
@@ -24,22 +26,17 @@ from datadreamer_like.errors import (
 from datadreamer_like.models.trained_model import TrainedModel
 from datadreamer_like.pruning import Heads, Layers, Magnitude, Vocabulary
 from datadreamer_like.quantization import DynamicInt8
-from datadreamer_like.stages import Compare, Prune, Quantize
+from datadreamer_like.stages import Prune, Quantize
 from datadreamer_like.steps.data_source import DataSource
 from datadreamer_like.trainers import TrainHFClassifier
 
 from .conftest import rows
-from .test_compare import QUICK, Column
+
+Column = Callable[[str], Any]
 
 
 def _state(folder: str | Path) -> dict[str, torch.Tensor]:
     return dict(BertForSequenceClassification.from_pretrained(folder).state_dict())
-
-
-def _in_a_fresh_process(code: str, *arguments: str) -> Any:
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def test_result_is_what_the_method_alone_gives(session: DataDreamer, good: Path, column: Column):
@@ -77,28 +74,32 @@ def test_chain_gives_the_same_answers_in_a_fresh_process_by_both_roads(
     slim = Prune("Fewer heads", good, Heads(sparsity=0.5), column("text"))
     sparse = Prune("Fewer weights", slim, Magnitude(sparsity=0.5))
     small = Quantize("8 bit", sparse, DynamicInt8())
-    compared = Compare("Cost", [good, slim, sparse, small], column("text"), column("label"), **QUICK)
-    sizes = [row["bytes_on_disk"] for row in compared.rows]
+    sizes = [model.bytes_on_disk for model in (TrainedModel(good), slim.trained, sparse.trained, small.trained)]
     assert sizes == sorted(sizes, reverse=True)
-    assert compared.rows[3]["parameters"] == compared.rows[1]["parameters"] < compared.rows[0]["parameters"]
+    assert small.trained.num_parameters == slim.trained.num_parameters < TrainedModel(good).num_parameters
     texts, _ = rows(8, 11)
     exported = small.export(to=tmp_path / "student")
-    by_class = (
-        "import sys, json; from datadreamer_like.models.trained_model import TrainedModel\n"
-        "print(json.dumps(TrainedModel.load(sys.argv[1]).logits(json.loads(sys.argv[2])).tolist()))"
-    )
-    by_auto = (
+    # transformers' road comes first: nothing but the one import of ours may be needed for it.
+    code = (
         "import sys, json, torch, datadreamer_like.quantization\n"
         "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n"
-        "model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).eval()\n"
-        "tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])\n"
-        "batch = tokenizer(json.loads(sys.argv[2]), padding=True, return_tensors='pt')\n"
-        "with torch.no_grad(): print(json.dumps(model(**batch).logits.tolist()))"
+        "texts, exported, saved = json.loads(sys.argv[1]), *sys.argv[2:]\n"
+        "model = AutoModelForSequenceClassification.from_pretrained(exported).eval()\n"
+        "batch = AutoTokenizer.from_pretrained(exported)(texts, padding=True, return_tensors='pt')\n"
+        "with torch.no_grad(): by_auto = model(**batch).logits.tolist()\n"
+        "from datadreamer_like.models.trained_model import TrainedModel\n"
+        "print(json.dumps([by_auto, TrainedModel.load(saved).logits(texts).tolist()]))"
     )
     expected = torch.from_numpy(small.trained.logits(texts))
-    for code, folder in ((by_class, small.path), (by_auto, str(exported))):
-        found = torch.tensor(_in_a_fresh_process(code, folder, json.dumps(texts)))
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(texts), str(exported), small.path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for found in json.loads(done.stdout):
+        torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_trimmed_vocabulary_takes_its_tokenizer_along(session: DataDreamer, good: Path, column: Column):
@@ -154,7 +155,7 @@ def test_calibration_texts_decide_the_result_and_unused_options_do_not(tmp_path:
     for count, batch_size in ((20, 8), (20, 16), (30, 16)):
         with DataDreamer(":memory:", verbose=False):
             data = DataSource("Rows", data={"text": rows(count, 7)[0]})
-            with_data = Prune("A", good, Heads(sparsity=0.5), data.output["text"], batch_size=batch_size)
+            with_data = Prune("A", good, Heads(sparsity=0.5, step=0.5), data.output["text"], batch_size=batch_size)
             without = Prune("B", good, Magnitude(sparsity=0.5), batch_size=batch_size)
             prints.append((with_data.fingerprint, without.fingerprint))
     assert len({with_data for with_data, _ in prints}) == 3
@@ -183,6 +184,25 @@ def test_pruned_model_can_be_trained_on_and_keeps_its_zeros_and_shape(session: D
         assert moved > 1000
     assert again.metrics["accuracy"] == trainer.metrics["accuracy"]
     assert again.trained.labels == TrainedModel(good).labels
+
+
+def test_teacher_of_the_retraining_is_in_the_lineage(session: DataDreamer, good: Path, poor: Path):
+    texts, labels = rows(12, 7)
+    held_out = DataSource("Few", data={"text": texts, "label": labels}).output
+    data = {
+        "train_input": held_out["text"], "train_output": held_out["label"],
+        "validation_input": held_out["text"], "validation_output": held_out["label"],
+    }  # fmt: skip
+    teacher = Quantize("Teacher", good, DynamicInt8())
+    for name, objective in (("By a stage", SoftTargets(teacher)), ("By a folder", SoftTargets(TrainedModel(poor)))):
+        slim = Prune(name, good, Magnitude(sparsity=0.5), retrain={**data, "objective": objective, "epochs": 1})
+        by_stage = objective.teacher is teacher
+        lineage = [card.name for card in slim.card.lineage()]
+        assert lineage == (["Few", "Teacher", name] if by_stage else ["Few", name])
+        assert set(slim.card.models) == ({str(good)} if by_stage else {str(good), str(poor)})
+    untrained = SoftTargets(TrainHFClassifier("Student", model_name=str(good)))
+    with pytest.raises(NotTrained, match="Student"):
+        Prune("Slim", good, Magnitude(sparsity=0.5), retrain={**data, "objective": untrained})
 
 
 def test_retraining_is_checked_before_pruning(session: DataDreamer, good: Path, column: Column):

@@ -1,10 +1,12 @@
-"""Scores against scikit-learn, intervals against a plain bootstrap of rows and against planted differences."""
+"""Scores against scikit-learn and by hand, intervals against a plain bootstrap of rows and planted differences."""
 
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from datadreamer_like.report import Interval
+from datadreamer_like.stages import bootstrap
+from datadreamer_like.stages.likelihood import bits_per_byte, paired_bits_per_byte, perplexity, token_loss
 from datadreamer_like.stages.quality import accuracy, macro_f1, paired_differences
 
 
@@ -99,3 +101,44 @@ def test_pairing_makes_the_interval_narrower_than_independent_rows_would():
     right = [np.mean(np.array(truth) == np.array(said)) for said in (first, other)]
     independent = 2 * 1.96 * np.sqrt(sum(p * (1 - p) / len(truth) for p in right))
     assert paired.high - paired.low < independent
+
+
+def _losses(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Losses of texts of very different length under two models, and the texts' bytes."""
+    random = np.random.default_rng(seed)
+    sizes = random.integers(1, 400, count)
+    hard = random.gamma(4, 0.2, count)
+    return sizes * hard, sizes * (hard + 0.05 * random.standard_normal(count) + 0.02), sizes
+
+
+def test_bits_per_byte_weighs_texts_by_their_length():
+    assert bits_per_byte([8 * np.log(2), 2 * np.log(2)], [8, 2]) == pytest.approx(1)
+    assert bits_per_byte([8 * np.log(2), 0], [1, 7]) == pytest.approx(1)
+    assert token_loss([3.0, 1.0], [1, 3]) == 1
+    assert perplexity(np.log(5)) == pytest.approx(5)
+    assert np.isfinite(perplexity(1e4))
+
+
+def test_interval_of_bits_per_byte_is_that_of_a_plain_bootstrap_of_rows():
+    first, other, sizes = _losses(200, seed=8)
+    random = np.random.default_rng(9)
+    drawn = []
+    for _ in range(2000):
+        rows = random.integers(0, len(sizes), len(sizes))
+        drawn.append((other[rows].sum() - first[rows].sum()) / sizes[rows].sum() / np.log(2))
+    found = paired_bits_per_byte(first.tolist(), other.tolist(), sizes.tolist())
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert found.low == pytest.approx(low, abs=0.25 * np.std(drawn))
+    assert found.high == pytest.approx(high, abs=0.25 * np.std(drawn))
+    expected = bits_per_byte(other.tolist(), sizes.tolist()) - bits_per_byte(first.tolist(), sizes.tolist())
+    assert found.value == pytest.approx(expected)
+    same = paired_bits_per_byte(first.tolist(), first.tolist(), sizes.tolist())
+    assert same == Interval(0.0, 0.0, 0.0)
+
+
+def test_interval_does_not_depend_on_how_many_rows_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch):
+    columns = [column.tolist() for column in _losses(30, seed=10)]
+    before = paired_bits_per_byte(*columns, resamples=100)
+    monkeypatch.setattr(bootstrap, "_NUMBERS_AT_ONCE", 30 * 7)
+    after = paired_bits_per_byte(*columns, resamples=100)
+    assert (after.low, after.high) == pytest.approx((before.low, before.high))
