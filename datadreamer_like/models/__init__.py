@@ -1,4 +1,4 @@
-"""ROOM models."""
+"""Models: things that answer (LLMs, embedders, retrievers), the pipeline of their calls, and trained models."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""ROOM steps."""
+"""Steps: nodes that make datasets: sources, prompts, embeddings and retrieval, operations, and your own."""
 
 import lazy_loader
 

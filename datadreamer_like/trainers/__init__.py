@@ -1,4 +1,4 @@
-"""ROOM trainers."""
+"""Trainers: nodes that make models out of columns when their `train` is called."""
 
 import lazy_loader
 
