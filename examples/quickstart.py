@@ -59,7 +59,7 @@ with DataDreamer(OUTPUT):
         inputs={"examples": real.output["description"], "example_attributes": real.output["topic"]},
         args={
             "llm": llm,
-            "n": 240,
+            "n": 160,
             "instruction": "Here are descriptions of software packages for {topic}.\n{examples}\n"
             "Describe another software package for {topic} in two sentences. Write only the description.",
             "attributes": {"topic": sorted(set(real.output["topic"]))},
@@ -94,7 +94,7 @@ with DataDreamer(OUTPUT):
     # The student starts as two of the teacher's layers, with the words that the descriptions use most.
     layers = Prune("Two layers", model=teacher, method=pruning.Layers(keep=[0, 5]))
     start = Prune("4,000 words", layers, pruning.Vocabulary(size=4000), calibration=real.output["description"])
-    recipe = {"epochs": 4, "learning_rate": 5e-4}
+    recipe = {"epochs": 3, "learning_rate": 5e-4}
     soft_targets = SoftTargets(teacher, temperature=2.0, alpha=0.5)
     hard = train("Student, hard targets", start, real, objective=HardTargets(teacher), **recipe)
     soft = train("Student, soft targets", start, real, objective=soft_targets, **recipe)

@@ -6,42 +6,18 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from datadreamer_like.graph.fingerprint import fingerprint, is_installed
+from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.session import current_session
 from datadreamer_like.storage.answers import AnswerStore
+
+from .described import Described
 
 StoreOpener = Callable[[], AbstractContextManager[AnswerStore]]
 
 
-class CachedModel(Protocol):
-    """What a model must have for its answers to be kept."""
-
-    model_name: str
-    cache_folder_path: str | Path | None
-
-    @property
-    def version(self) -> float:
-        """Version of the class's behaviour."""
-        ...
-
-    def identity(self) -> dict[str, Any]:
-        """Returns what decides an answer beside class, version and name."""
-        ...
-
-    def __fingerprint__(self) -> Any: ...
-
-
-def model_identity(model: CachedModel) -> dict[str, Any]:
-    """Returns all that tells a model's answers from those of another, for `graph.fingerprint`."""
-    kind = type(model)
-    # Our own classes say with `version` when their answers change; of a script's own class, the code says it.
-    code: object = f"{kind.__module__}.{kind.__qualname__}" if is_installed(kind.__module__) else kind
-    return {"class": code, "version": model.version, "model": model.model_name, **model.identity()}
-
-
-def model_answers(model: CachedModel) -> StoreOpener:
+def model_answers(model: Described) -> StoreOpener:
     """Returns how to open the store of a model's answers, as seen from the session that is current now.
 
     With `cache_folder_path`, the file lies there; else in the session's cache folder; in a `":memory:"` session it

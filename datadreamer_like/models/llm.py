@@ -11,7 +11,8 @@ from typing_extensions import Unpack
 from datadreamer_like.errors import DefinitionError, ModelError, PromptTooLong
 from datadreamer_like.graph.meter import current_meter
 
-from .cache import model_answers, model_identity
+from .cache import model_answers
+from .described import Described
 from .generation import Answer, Generation, GenerationOptions, Prompt, Request, Sampling
 from .llm_calls import answer_prompts
 
@@ -19,7 +20,7 @@ Generated: TypeAlias = str | None | list[str | None]
 """What `run` gives for one prompt: a text, a list of texts where `n > 1`, None for a failed row."""
 
 
-class LLM:
+class LLM(Described):
     """A model that answers prompts.
 
     A provider implements one of two methods and inherits the rest (caching, retries, order, limits, errors by row):
@@ -42,8 +43,7 @@ class LLM:
         cache_folder_path: Folder for the answers, in place of the session's.
     """
 
-    model_name: str = ""
-    cache_folder_path: str | Path | None = None
+    icon = " 🤖 "
     retry_on_fail: bool = True
 
     extra_options: ClassVar[frozenset[str]] = frozenset()
@@ -78,10 +78,6 @@ class LLM:
 
     async def end_run(self) -> None:
         """Called in a run's event loop when the run ends; closes what `answer` opened there."""
-
-    def identity(self) -> dict[str, Any]:
-        """Returns all that decides an answer beside the class, `model_name`, prompt and sampling; never a secret."""
-        return {}
 
     def check(self, sampling: Sampling) -> None:
         """Refuses, before anything is sent, sampling options that this engine cannot honour.
@@ -198,45 +194,6 @@ class LLM:
                 f"max_new_tokens."
             )
         return joined(low)
-
-    @property
-    def model_card(self) -> str | None:
-        """Address of the model's card."""
-        return None
-
-    @property
-    def license(self) -> str | None:
-        """The model's licence, or where it stands."""
-        return None
-
-    @property
-    def citation(self) -> list[str] | None:
-        """BibTeX entries to cite when using the model."""
-        return None
-
-    @property
-    def version(self) -> float:
-        """Version of this class's behaviour; raising it makes the answers of older versions stale."""
-        return 1.0
-
-    @property
-    def display_icon(self) -> str:
-        """A symbol for the display."""
-        return " 🤖 "
-
-    @property
-    def display_name(self) -> str:
-        """Class and model, for people."""
-        return f"{type(self).__name__} ({self.model_name})" if self.model_name else type(self).__name__
-
-    def unload_model(self) -> None:
-        """Frees memory that the model holds; it is loaded again when it is needed."""
-
-    def __fingerprint__(self) -> Any:
-        return model_identity(self)
-
-    def __repr__(self) -> str:
-        return f"<{self.display_name}>"
 
 
 def answers_in_batches(llm: LLM) -> bool:

@@ -12,6 +12,7 @@ from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDat
 from datadreamer_like.graph.dataset import OutputDatasetColumn
 from datadreamer_like.graph.node import Node
 
+from .described import Described
 from .text_calls import TextOptions, TextRun
 
 Corpus: TypeAlias = OutputDatasetColumn | Sequence[str]
@@ -36,7 +37,7 @@ class Retrieved(TypedDict):
     scores: list[float]
 
 
-class Retriever:
+class Retriever(Described):
     """Finds texts of a corpus. A subclass writes `search`, and `identity` with what decides its results.
 
     Args:
@@ -47,6 +48,8 @@ class Retriever:
         EmptyDataset: The corpus has no texts.
         ArgumentTypeError: The corpus cannot be looked up by position.
     """
+
+    icon = " 🔎 "
 
     def __init__(self, texts: Corpus, cache_folder_path: str | Path | None = None) -> None:
         if isinstance(texts, str) or not hasattr(texts, "__getitem__") or not hasattr(texts, "__len__"):
@@ -113,42 +116,3 @@ class Retriever:
     def parents(self) -> list[Node]:
         """The node that the corpus comes from, if it is a step's."""
         return [self.texts.step] if isinstance(self.texts, OutputDatasetColumn) else []
-
-    @property
-    def model_card(self) -> str | None:
-        """Address of the card of the model that is used."""
-        return None
-
-    @property
-    def license(self) -> str | None:
-        """The licence of the model that is used."""
-        return None
-
-    @property
-    def citation(self) -> list[str] | None:
-        """BibTeX entries to cite."""
-        return None
-
-    @property
-    def version(self) -> float:
-        """Version of this class's behaviour; raising it makes older indexes stale."""
-        return 1.0
-
-    @property
-    def display_icon(self) -> str:
-        """A symbol for the display."""
-        return " 🔎 "
-
-    @property
-    def display_name(self) -> str:
-        """The class, for people."""
-        return type(self).__name__
-
-    def unload_model(self) -> None:
-        """Frees memory that the index and its model hold; they are loaded again when they are needed."""
-
-    def __fingerprint__(self) -> Any:
-        return {"class": type(self).__qualname__, "version": self.version, **self.identity()}
-
-    def __repr__(self) -> str:
-        return f"<{self.display_name}>"

@@ -13,14 +13,15 @@ from datadreamer_like.errors import PromptTooLong
 from datadreamer_like.graph.meter import current_meter
 
 from .batch_engine import BatchEngine
-from .cache import model_answers, model_identity
+from .cache import model_answers
+from .described import Described
 from .pipeline import Recorder, run_calls
 from .text_calls import Computed, TextCalls, TextOptions, TextRun, not_a_text
 
 V = TypeVar("V")
 
 
-class TaskModel(Generic[V]):
+class TaskModel(Described, Generic[V]):
     """A model that computes a value V of each text.
 
     A subclass writes `compute(texts, ...)`, `count_tokens` and `model_max_length`, and says in `identity` what decides
@@ -31,7 +32,7 @@ class TaskModel(Generic[V]):
         cache_folder_path: Where results are cached outside a session.
     """
 
-    model_name: str = ""
+    icon = " 🧠 "
 
     def __init__(self, cache_folder_path: str | Path | None = None) -> None:
         self.cache_folder_path = cache_folder_path
@@ -46,10 +47,6 @@ class TaskModel(Generic[V]):
             **asks: What this run asks for beside them.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement compute.")
-
-    def identity(self) -> dict[str, Any]:
-        """Returns all that decides a result beside the class, `model_name` and the text; never a secret."""
-        return {}
 
     def count_tokens(self, value: str) -> int:
         """Returns the number of tokens of a text as the model reads it."""
@@ -149,42 +146,3 @@ class TaskModel(Generic[V]):
 
     def _count(self, text: str, asks: Mapping[str, Any]) -> int:
         return self.count_tokens(text)
-
-    @property
-    def model_card(self) -> str | None:
-        """Address of the model's card."""
-        return None
-
-    @property
-    def license(self) -> str | None:
-        """The model's licence, or where it stands."""
-        return None
-
-    @property
-    def citation(self) -> list[str] | None:
-        """BibTeX entries to cite when using the model."""
-        return None
-
-    @property
-    def version(self) -> float:
-        """Version of this class's behaviour; raising it makes the results of older versions stale."""
-        return 1.0
-
-    @property
-    def display_icon(self) -> str:
-        """A symbol for the display."""
-        return " 🧠 "
-
-    @property
-    def display_name(self) -> str:
-        """Class and model, for people."""
-        return f"{type(self).__name__} ({self.model_name})" if self.model_name else type(self).__name__
-
-    def unload_model(self) -> None:
-        """Frees memory that the model holds; it is loaded again when it is needed."""
-
-    def __fingerprint__(self) -> Any:
-        return model_identity(self)
-
-    def __repr__(self) -> str:
-        return f"<{self.display_name}>"
