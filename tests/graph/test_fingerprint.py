@@ -218,10 +218,9 @@ def test_another_process_gives_the_same_fingerprints(tmp_path):
         )
     )
     runs = [("1", []), ("2", []), ("3", ["-m", "cProfile", "-o", str(tmp_path / "profile")])]
-    seen = {
-        subprocess.run(
-            [sys.executable, *how, str(script)], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
-        ).stdout
-        for seed, how in runs
-    }
+    seen = set()
+    for seed, how in runs:
+        command = [sys.executable, *how, str(script)]
+        environment = {"PYTHONHASHSEED": seed}
+        seen.add(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
     assert len(seen) == 1
