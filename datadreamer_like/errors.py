@@ -12,8 +12,7 @@
     │   ├── EmptyDataset        there are no rows where rows are needed
     │   └── LabelError          a label is outside the set that the model knows
     ├── StorageError            the disk: full, not permitted, damaged
-    │   ├── NewerFormat         the folder was written by a newer version of this package
-    │   └── FolderBusy          another process holds the folder
+    │   └── NewerFormat         the folder was written by a newer version of this package
     ├── ModelError              an LLM, embedder or other model did not answer
     │   ├── AuthenticationFailed   wrong or missing key; never retried
     │   ├── UnknownModel        the provider does not know this model; never retried
@@ -91,10 +90,6 @@ class StorageError(DataDreamerError, OSError):
 
 class NewerFormat(StorageError):
     """A folder was written by a newer version of this package."""
-
-
-class FolderBusy(StorageError):
-    """Another process is working in the folder."""
 
 
 class ModelError(DataDreamerError, RuntimeError):

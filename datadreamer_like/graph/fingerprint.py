@@ -110,6 +110,10 @@ class _Walk:
     def __init__(self, what: str) -> None:
         self.path = [what]
         self.inside: dict[int, int] = {}
+        # The user's functions and classes met while one of them is hashed, each with its number and the way to it.
+        self.numbers: dict[int, int] | None = None
+        self.waiting: list[tuple[Any, str]] = []
+        self.known: dict[int, tuple[Any, bytes]] = {}  # with the object, so that no other one gets its id
 
     def digest(self, value: Any, step: str = "") -> bytes:
         if len(self.path) > _MAX_DEPTH:
@@ -120,7 +124,7 @@ class _Walk:
             # A cycle is told by how far back it goes.
             result = _hash("cycle", str(len(self.inside) - self.inside[id(value)]).encode())
         else:
-            shared = not isinstance(value, str | bytes | int | float | bool | None)
+            shared = not isinstance(value, str | bytes | int | float | bool | None | types.FunctionType | type)
             if shared:
                 self.inside[id(value)] = len(self.inside)
             try:
@@ -188,11 +192,20 @@ class _Walk:
 
     def mapping(self, value: Mapping[Any, Any]) -> bytes:
         # Order decides nothing that a step may rely on, except the order of columns, which steps hash themselves.
-        items = sorted(self.digest(key) + self.digest(item, f"[{key!r}]") for key, item in value.items())
-        return _hash("dict", *items)
+        items = sorted(((self.alone(key), key, item) for key, item in value.items()), key=lambda entry: entry[0])
+        return _hash("dict", *(digest + self.digest(item, f"[{key!r}]") for digest, key, item in items))
 
     def set(self, value: set[Any] | frozenset[Any]) -> bytes:
-        return _hash("set", *sorted(self.digest(item) for item in value))
+        return _hash("set", *sorted(self.alone(item) for item in value))
+
+    def alone(self, value: Any) -> bytes:
+        """Digests what stands in no order, so that no number of a function hangs on when it was met."""
+        numbers, waiting = self.numbers, self.waiting
+        self.numbers = None
+        try:
+            return self.digest(value)
+        finally:
+            self.numbers, self.waiting = numbers, waiting
 
     def range(self, value: range) -> bytes:
         return _hash("range", f"{value.start},{value.stop},{value.step}".encode())
@@ -211,15 +224,44 @@ class _Walk:
     def module(self, value: types.ModuleType) -> bytes:
         if is_installed(value.__name__):
             return _hash("module", value.__name__.encode(), _version_of(value.__name__).encode())
-        file = getattr(value, "__file__", None)
-        if file is None:
+        if getattr(value, "__file__", None) is None:
             raise self.refuse(value, "a module without a file has no content")
-        return _hash("module", value.__name__.encode(), file_digest(file).encode())
+        files = {name: file_digest(file) for name, file in _own_files(value).items()}
+        return _hash("module", value.__name__.encode(), *(f"{name}\0{files[name]}".encode() for name in sorted(files)))
 
     def function(self, value: types.FunctionType) -> bytes:
-        if is_installed(value.__module__ or ""):
+        if is_installed(value.__module__ or "") and _is_found_by_name(value):
             return self.named(value)
-        parts = [self.code(value.__code__), self.digest(value.__defaults__, ".__defaults__")]
+        return self.written(value)
+
+    def written(self, value: types.FunctionType | type) -> bytes:
+        """Digests a function or class of the user's with all those that it leads to, each once.
+
+        They may refer to each other in any way: to follow every way would take for ever, so each gets a number when
+        it is first met, in an order that their content alone decides, and stands for itself from then on.
+        """
+        if self.numbers is not None:
+            if id(value) not in self.numbers:
+                self.numbers[id(value)] = len(self.numbers)
+                self.waiting.append((value, "".join(self.path)))
+            return _hash("number", str(self.numbers[id(value)]).encode())
+        if id(value) not in self.known:
+            path, parts = self.path, []
+            self.numbers, self.waiting = {id(value): 0}, [(value, "".join(path))]
+            try:
+                for unit, way in self.waiting:  # grows while it is walked
+                    self.path = [way]
+                    parts.append(self.own_class(unit) if isinstance(unit, type) else self.own_function(unit))
+            finally:
+                self.numbers, self.path = None, path
+            self.known[id(value)] = value, _hash("written", *parts)
+        return self.known[id(value)][1]
+
+    def own_function(self, value: types.FunctionType) -> bytes:
+        installed = is_installed(value.__module__ or "")
+        # What a function of a library has made holds in its closure what it was made with.
+        parts = [self.named(value)] if installed else []
+        parts += [self.code(value.__code__), self.digest(value.__defaults__, ".__defaults__")]
         parts.append(self.digest(value.__kwdefaults__, ".__kwdefaults__"))
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
             try:
@@ -227,9 +269,12 @@ class _Walk:
             except ValueError:  # not assigned yet
                 continue
             parts.append(_hash(name, self.digest(content, f" → {value.__qualname__}'s variable {name!r}")))
-        for name, used in sorted(_globals_used(value)):
+        for name, used in [] if installed else sorted(_globals_used(value)):
             parts.append(_hash(name, self.digest(used, f" → {value.__qualname__}'s global {name!r}")))
         return _hash("function", *parts)
+
+    def cached(self, value: Any) -> bytes:
+        return _hash("cached", self.digest(value.__wrapped__))
 
     def named(self, value: Any) -> bytes:
         module = value.__module__ or ""
@@ -260,14 +305,14 @@ class _Walk:
         return _hash("partial", *(self.digest(part) for part in (value.func, value.args, value.keywords)))
 
     def class_(self, value: type) -> bytes:
-        if is_installed(value.__module__):
-            return self.named(value)
+        return self.named(value) if is_installed(value.__module__) else self.written(value)
+
+    def own_class(self, value: type) -> bytes:
         parts = [value.__qualname__.encode()]
         parts.extend(self.digest(base, f" → base {base.__qualname__}") for base in value.__bases__)
         for name, member in sorted(vars(value).items()):
             if name in _NO_CONTENT or isinstance(member, types.GetSetDescriptorType | types.MemberDescriptorType):
                 continue
-            member = getattr(member, "__wrapped__", member) if isinstance(member, functools.cached_property) else member
             parts.append(_hash(name, self.digest(_unwrapped(member), f".{name}")))
         return _hash("class", *parts)
 
@@ -400,6 +445,33 @@ def _unwrapped(member: Any) -> Any:
     return member
 
 
+def _is_found_by_name(function: types.FunctionType) -> bool:
+    """Tells whether a function is what its module has under its name, so that the name says all."""
+    found: Any = sys.modules.get(function.__module__)
+    for name in function.__qualname__.split("."):
+        found = getattr(found, name, None)
+    found = getattr(found, "__func__", found)
+    return callable(found) and inspect.unwrap(found) is function
+
+
+def _own_files(module: types.ModuleType) -> dict[str, str]:
+    """Returns the files of a module of the user's and of those that it uses, by module."""
+    files: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        current = waiting.pop()
+        file = getattr(current, "__file__", None)
+        if current.__name__ in files or current.__name__ == "__main__" or file is None:
+            continue
+        files[current.__name__] = file
+        for used in list(vars(current).values()):
+            of = used if isinstance(used, types.FunctionType | type) else type(used)
+            name = used.__name__ if isinstance(used, types.ModuleType) else of.__module__
+            if name in sys.modules and not is_installed(name):
+                waiting.append(sys.modules[name])
+    return files
+
+
 def _globals_used(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     seen: set[str] = set()
 
@@ -449,6 +521,7 @@ _BY_TYPE: list[tuple[Any, Callable[[_Walk, Any], bytes]]] = [
     (re.Pattern, _Walk.pattern),
     (types.ModuleType, _Walk.module),
     (types.FunctionType, _Walk.function),
+    (type(functools.cache(len)), _Walk.cached),
     (types.MethodType, _Walk.method),
     (types.BuiltinFunctionType, _Walk.builtin),
     (functools.partial, _Walk.partial),

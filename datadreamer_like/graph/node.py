@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,12 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from datadreamer_like.errors import SessionError
+from datadreamer_like.errors import SessionError, StorageError
 
 from .card import Card
 from .manifest import Manifest
 from .meter import Meter
-from .session import DataDreamer, current_session
+from .session import DataDreamer, aside_of, current_session
+
+logger = logging.getLogger("datadreamer_like")
 
 _working: ContextVar[Node | None] = ContextVar("datadreamer_like_node", default=None)
 
@@ -45,6 +48,8 @@ class Node:
     """
 
     kind: ClassVar[Literal["step", "trainer", "stage"]]
+
+    _log_level: int | None = None
 
     def __init__(self, name: str, *, force: bool = False, progress_interval: float | None = 60) -> None:
         self.session: DataDreamer | None = current_session()
@@ -82,6 +87,9 @@ class Node:
     @cached_property
     def card(self) -> Card:
         """What is known of the result's origin."""
+        # Oldest first, and not by recursion: a chain may be longer than Python's stack.
+        for node in _without_card(self):
+            _ = node.card
         if self.manifest is not None and self.manifest.card:
             card = Card(**{**self.manifest.card, "parents": []})
             # A renamed parent, or this node under another name, is found by its fingerprint: today's names are shown.
@@ -90,6 +98,22 @@ class Node:
             card = Card(self.name, self.kind, type(self).__name__)
         card.parents = [parent.card for parent in self.parents]
         return card
+
+    @property
+    def result_folder(self) -> Path:
+        """Where the result stands: in `folder`, or aside where a later session has put another result since.
+
+        Raises:
+            SessionError: The node was made outside a session.
+            StorageError: The result was removed.
+        """
+        if self.folder is None:
+            raise SessionError(f'"{self.name}" was made outside a session, so it has no folder.')
+        for folder in (self.folder, aside_of(self.folder) / self.fingerprint):
+            found = Manifest.read(folder)
+            if found is not None and found.fingerprint == self.fingerprint:
+                return folder
+        raise StorageError(f'The result of "{self.name}" is no longer in {self.folder}. Run the script again.')
 
     @property
     def scratch(self) -> Path:
@@ -109,7 +133,7 @@ class Node:
                 f'{type(self).__name__} "{self.name}" was made outside a session, so it cannot run. '
                 "Make it inside `with DataDreamer(folder):`."
             )
-        with self.at_work():
+        with self.at_work(), self._at_log_level():
             manifest = self.session.settle(self, build)
         self.manifest = manifest
         self.__dict__.pop("card", None)
@@ -124,9 +148,33 @@ class Node:
         finally:
             _working.reset(token)
 
+    @contextmanager
+    def _at_log_level(self) -> Iterator[None]:
+        level = logger.level
+        if self._log_level is not None:
+            logger.setLevel(self._log_level)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
     def new_manifest(self, **fields: object) -> Manifest:
         """Returns a manifest of this node's result."""
         manifest = Manifest(self.name, type(self).__name__, self.fingerprint, dict(self.parts))
         for name, value in fields.items():
             setattr(manifest, name, value)
         return manifest
+
+
+def _without_card(node: Node) -> list[Node]:
+    """Returns the nodes behind one that have no card yet, each after those that it was made from."""
+    found: dict[int, Node] = {}
+    waiting = [(parent, False) for parent in node.parents]
+    while waiting:
+        current, parents_done = waiting.pop()
+        if parents_done:
+            found.setdefault(id(current), current)
+        elif id(current) not in found and "card" not in vars(current):
+            waiting.append((current, True))
+            waiting.extend((parent, False) for parent in current.parents)
+    return list(found.values())

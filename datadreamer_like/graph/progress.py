@@ -88,8 +88,9 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Writes one line above the live table."""
-        if self._console is not None:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console = self._console  # which another thread may take away
+        if console is not None:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             self.stream.write(text + "\n")
             self.stream.flush()
@@ -112,8 +113,10 @@ class Progress:
             )
             self._live.start()
         elif not self.terminal and self._teller is None:
-            self._wake.clear()
-            self._teller = threading.Thread(target=self._tell, daemon=True, name="datadreamer_like progress")
+            self._wake = threading.Event()  # a thread that has not ended yet still waits for its own
+            self._teller = threading.Thread(
+                target=self._tell, args=(self._wake,), daemon=True, name="datadreamer_like progress"
+            )
             self._teller.start()
 
     def _stop(self) -> None:
@@ -133,8 +136,7 @@ class Progress:
             table.add_row(Spinner("dots"), f"[bold]{_escaped(task.name)}[/bold]", _escaped(task.line()))
         return table
 
-    def _tell(self) -> None:
-        wake = self._wake
+    def _tell(self, wake: threading.Event) -> None:
         while not wake.wait(1.0):
             now = time.monotonic()
             for task in list(self._tasks):
@@ -154,7 +156,10 @@ class ProgressHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Writes the record's line."""
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        self.progress.say(prefix + self.format(record))
+        try:
+            self.progress.say(prefix + self.format(record))
+        except Exception:  # a terminal that was closed is no reason to end the work
+            self.handleError(record)
 
 
 def usage(meter: Meter) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("datadreamer_like")
 
 SESSION_FORMAT = 1
+
+# File systems take 255 bytes; locks and drafts put two such names, or other parts, around one.
+_LONGEST_SLUG = 120
 
 
 class NothingToKeep(Exception):
@@ -201,12 +205,12 @@ class DataDreamer:
         prefix = f"{parent.name} / " if parent is not None else ""
         base = self.folder if parent is None else self.folder / ".inside" / _slug(parent.name)
         with self._names_lock:
-            key = str(base / _slug(name))
-            count = self._names[key] = self._names.get(key, 0) + 1
-            if count > 1:
-                name = f"{name} #{count}"
-                self._names.setdefault(str(base / _slug(name)), 1)
-        return prefix + name, base / _slug(name)
+            first, free = str(base / _slug(name)), name
+            while str(base / _slug(free)) in self._names:
+                self._names[first] += 1
+                free = f"{name} #{self._names[first]}"
+            self._names[str(base / _slug(free))] = 1
+        return prefix + free, base / _slug(free)
 
     def numbered(self, first: str, nth: Callable[[int], str]) -> str:
         """Returns a name that is free: `first`, or `nth(2)`, `nth(3)` ..."""
@@ -235,7 +239,7 @@ class DataDreamer:
                 self._say_found(node, found)
                 return found
         lock = self.folder / ".locks" / f"{folder.parent.name if folder.parent != self.folder else ''}~{folder.name}"
-        older = folder.parent / ".older" / folder.name
+        older = aside_of(folder)
         with explained(f'"{node.name}"', folder), locked(lock, f'"{node.name}"') as waited, _kept_if_used(older):
             if not node.force or waited:
                 found = self._find(node, folder, older)
@@ -368,10 +372,20 @@ def _kept_if_used(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
+def aside_of(folder: Path) -> Path:
+    """Returns where a node's other results stand, each under its fingerprint."""
+    return folder.parent / ".older" / folder.name
+
+
 def _slug(name: str) -> str:
     """Turns a name into a folder name: lower case, hyphens for spaces, nothing that a file system minds."""
     slug = re.sub(r"[^\w\-#().,&+=@!~' ]", "_", name.lower()).strip()
-    return re.sub(r"\s+", "-", slug).lstrip(".") or "_"
+    slug = re.sub(r"\s+", "-", slug).lstrip(".") or "_"
+    content = slug.encode()
+    if len(content) <= _LONGEST_SLUG:
+        return slug
+    digest = hashlib.blake2b(content, digest_size=4).hexdigest()
+    return f"{content[: _LONGEST_SLUG - 9].decode(errors='ignore')}~{digest}"
 
 
 _QUIET_LIBRARIES = {

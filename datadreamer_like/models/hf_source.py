@@ -18,6 +18,9 @@ from .gguf_header import read_gguf_header
 from .quiet import quiet
 from .trained_model import TrainedModel
 
+HOW_FETCHED = frozenset({"token", "cache_dir", "local_files_only"})
+"""Arguments of `from_pretrained` that say how a model is fetched, never which one; the first is a secret."""
+
 _README_SECONDS = 5
 _MODEL_FILES = ("config.json", "modules.json", "adapter_config.json")
 _BIBTEX = re.compile(r"^\s*(@\w+\s*\{.*?^\s*\})", re.MULTILINE | re.DOTALL)

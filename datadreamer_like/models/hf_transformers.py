@@ -16,7 +16,7 @@ from datadreamer_like.errors import BadRequest, DefinitionError, PromptTooLong, 
 
 from .chat_template import AUTO, Auto, checked, fill, given_text, is_text_template
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
-from .hf_source import hf_source, loading
+from .hf_source import HOW_FETCHED, hf_source, loading
 from .llm import LLM
 from .model_facts import model_max_length
 
@@ -135,7 +135,7 @@ class HFTransformers(LLM):
         device, placing = self._placing()
         with loading(self._source):
             model: Any = getattr(transformers, kind).from_pretrained(
-                self._source.name, **self._loading_options, **self._typing(device), **placing, **self.kwargs
+                self._source.name, **{**self._loading_options, **self._typing(device), **placing, **self.kwargs}
             )
         if self._adapter is not None:
             from peft import PeftModel
@@ -150,7 +150,8 @@ class HFTransformers(LLM):
 
     @property
     def _loading_options(self) -> dict[str, Any]:
-        return {"trust_remote_code": self.trust_remote_code, **self._source.options}
+        fetched = {name: value for name, value in self.kwargs.items() if name in HOW_FETCHED}
+        return {"trust_remote_code": self.trust_remote_code, **fetched, **self._source.options}
 
     def _typing(self, device: Any) -> dict[str, Any]:
         options: dict[str, Any] = {}
@@ -193,7 +194,7 @@ class HFTransformers(LLM):
             "system_prompt": given_text(self.system_prompt),
             "dtype": str(self.dtype).removeprefix("torch."),
             "quantization_config": _plain(self.quantization_config),
-            "kwargs": self.kwargs,
+            "kwargs": {name: value for name, value in self.kwargs.items() if name not in HOW_FETCHED},
         }
 
     def check(self, sampling: Sampling) -> None:

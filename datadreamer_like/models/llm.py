@@ -52,6 +52,9 @@ class LLM(Described):
     default_concurrency: int = 32
     """Requests at once where a run does not say."""
 
+    max_context_length: int | None = None
+    """The context window in tokens, where the script gave one: it decides how many examples a prompt shows."""
+
     max_tries: int = 8
     """Times that a request is sent before its row fails; only failures that may pass are retried."""
 

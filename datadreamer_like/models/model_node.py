@@ -44,7 +44,7 @@ class ModelNode(Node):
             raise NotTrained(self._not_ready())
         if self._trained is None:
             self._trained = TrainedModel(
-                self.folder / self.MODEL_FOLDER, device=self.device, dtype=self.dtype, node=self
+                self.result_folder / self.MODEL_FOLDER, device=self.device, dtype=self.dtype, node=self
             )
         return self._trained
 

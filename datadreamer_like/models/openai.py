@@ -113,7 +113,7 @@ class OpenAI(LLM):
         self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI_URL
         self.api_version = api_version
         self.retry_on_fail = retry_on_fail
-        self.max_context_length = max_context_length
+        self.max_context_length = self._context_length = max_context_length
         self.timeout = timeout
         self.kwargs = kwargs
         self._api_key = api_key
@@ -186,11 +186,11 @@ class OpenAI(LLM):
         vLLM, llama.cpp and most hosted servers say it in their list of models; OpenAI does not, and is taken to have
         128,000 tokens, as its smallest current model has.
         """
-        if self.max_context_length is None:
-            self.max_context_length = _OPENAI_CONTEXT_LENGTH if self._is_openai else self._served_context_length()
-        if self.max_context_length is None:
+        if self._context_length is None:
+            self._context_length = _OPENAI_CONTEXT_LENGTH if self._is_openai else self._served_context_length()
+        if self._context_length is None:
             return super().get_max_context_length(max_new_tokens)
-        return self.max_context_length - (max_new_tokens or 0)
+        return self._context_length - (max_new_tokens or 0)
 
     @property
     def client(self) -> OpenAIClient:

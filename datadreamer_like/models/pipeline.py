@@ -16,8 +16,9 @@ from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any, Generic, Self, TypeVar, cast
 
-from datadreamer_like.errors import ModelError
+from datadreamer_like.errors import ArgumentTypeError, ModelError
 from datadreamer_like.graph.meter import Meter
+from datadreamer_like.graph.node import working_node
 from datadreamer_like.storage.answers import AnswerStore
 
 logger = logging.getLogger("datadreamer_like")
@@ -203,6 +204,9 @@ class _Source(Generic[P]):
     """Reads prompts by the chunk: large chunks of a quick iterable, single prompts of a slow one."""
 
     def __init__(self, prompts: Iterable[P]) -> None:
+        if isinstance(prompts, str | bytes):
+            # Else each of its letters would be sent, and paid for.
+            raise ArgumentTypeError("A model was given one text; expected a list of them, as in run([text]).")
         self._iterator = iter(prompts)
         self.size = 1
         self.slow = False
@@ -294,7 +298,8 @@ class _Failures:
         self._first = self._first or (row, error)
 
     def log(self, rows: int) -> None:
-        if self._first is not None:
+        # A step that is at work says it itself, by its own rows.
+        if self._first is not None and working_node() is None:
             logger.warning(
                 "%s of %s prompts failed and have no answer; the first is row %s: %s",
                 f"{self._count:,}", f"{rows:,}", *self._first,

@@ -14,7 +14,7 @@ import numpy as np
 from datadreamer_like.errors import require_extra
 
 from .embedder import Embedder, Vector
-from .hf_source import hf_source, loading
+from .hf_source import HOW_FETCHED, hf_source, loading
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +89,7 @@ class SentenceTransformersEmbedder(Embedder):
         return {
             "model": self._source.identity,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "kwargs": self.kwargs,
+            "kwargs": {name: value for name, value in self.kwargs.items() if name not in HOW_FETCHED},
         }
 
     def compute(self, texts: Sequence[str], *, instruction: str | None = None, **asks: Any) -> list[Vector]:

@@ -195,10 +195,13 @@ class TrainedModel:
     def __fingerprint__(self) -> tuple[Any, ...]:
         if self._fingerprint is not None:
             return "node", self._fingerprint
+        # What is loaded in another data type answers otherwise.
+        cast_to = () if self.dtype is None else (str(self.dtype).removeprefix("torch."),)
         if not Path(self.path).is_dir():
-            return "model", self.path
+            return "model", self.path, *cast_to
         folder = Path(self.path)
-        return "model files", [(file.relative_to(folder).as_posix(), file_digest(file)) for file in self._files()]
+        files = [(file.relative_to(folder).as_posix(), file_digest(file)) for file in self._files()]
+        return "model files", files, *cast_to
 
     # Using it
 

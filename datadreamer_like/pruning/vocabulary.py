@@ -110,9 +110,9 @@ class Vocabulary:
                 f"{len(kept)} already. Ask for more."
             )
         for token, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-            with_parts = kept | subwords.parts(token)
-            if self.size is None or len(with_parts) <= self.size:
-                kept = with_parts
+            added = subwords.parts(token) - kept
+            if self.size is None or len(kept) + len(added) <= self.size:
+                kept |= added
         return sorted(kept)
 
 

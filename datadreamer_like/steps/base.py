@@ -7,7 +7,6 @@ import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,6 +37,7 @@ from .step_output import Result, normalized
 
 if TYPE_CHECKING:
     import pandas as pd
+    from datasets import Dataset
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -250,7 +250,7 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
         """
         if self.manifest is None or self.folder is None:
             raise SessionError(f'The rows of "{self.name}" are not on disk. Save them first: step.save().')
-        return str(self.folder / TABLE_FOLDER)
+        return str(self.result_folder / TABLE_FOLDER)
 
     def head(self, n: int = 5, shuffle: bool = False, seed: int | None = None, buffer_size: int = 1000) -> pd.DataFrame:
         """Returns some rows as a pandas frame; the arguments are those of the output's `head`."""
@@ -291,6 +291,8 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
             self._execute()
         except BaseException as error:
             self._failure = error
+            # Perhaps nobody asks for the output.
+            logger.error('"%s" failed in the background: %s', self.name, error)
 
     def _execute(self) -> None:
         lazy: list[Result] = []
@@ -299,16 +301,17 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
         except NothingToKeep:
             self._output = self._lazy_output(lazy[0])
             return
-        assert self.folder is not None
-        table = self.folder / TABLE_FOLDER
-        opened = open_table(table) if self.session is not None and self.session.in_memory else None
+        in_memory = self.session is not None and self.session.in_memory
         self._output = OutputDataset(
             self,
-            opened if opened is not None else partial(open_table, table),
+            self._open_table() if in_memory else self._open_table,
             manifest.pickled,
             columns=manifest.columns,
             num_rows=manifest.rows,
         )
+
+    def _open_table(self) -> Dataset:
+        return open_table(self.result_folder / TABLE_FOLDER)
 
     def _build(self, draft: Path, lazy: list[Result]) -> Manifest:
         self._draft = draft

@@ -171,6 +171,7 @@ class DataSource(Source):
                 "source for each."
             )
         if isinstance(data, Mapping):
+            _check_names(name, data)
             for key, column in data.items():
                 if isinstance(column, str | bytes) or not hasattr(column, "__len__"):
                     raise ArgumentTypeError(
@@ -244,6 +245,13 @@ def _check_row(name: str, index: int, row: Any) -> None:
         raise DataError(
             f'"{name}": row {index} is {type(row).__name__}; expected a dictionary of column names and values.'
         )
+    _check_names(name, row)
+
+
+def _check_names(name: str, columns: Mapping[Any, Any]) -> None:
+    for column in columns:
+        if not isinstance(column, str):
+            raise DataError(f'"{name}": the column {column!r} has a name that is no text. Call it {str(column)!r}.')
 
 
 def _is_dataset(data: Any) -> bool:

@@ -73,7 +73,7 @@ class Derived(Step):
         for name, value in self.operation_args.items():
             parts[f"argument {name}"] = fingerprint(value, f'"{self.name}": argument "{name}"')
         for index, source in enumerate(self.sources):
-            parts[f"rows {index + 1}"] = source.fingerprint
+            parts["input" if len(self.sources) == 1 else f"input {index + 1}"] = source.fingerprint
         return parts
 
     def _execute(self) -> None:

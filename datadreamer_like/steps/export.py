@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
+import pyarrow as pa
+
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.storage.folders import explained
+from datadreamer_like.storage.tables import table_batches
 
 from . import splitting, transforms
 
@@ -70,19 +74,17 @@ class Exports:
         return self._files(path, options, lambda dataset, file, rest: dataset.to_json(file, **rest))
 
     def export_to_csv(self, path: str | os.PathLike[str], sep: str = ",", **options: Any) -> Any:
-        """Writes CSV with a header.
+        """Writes CSV with a header; lists and dictionaries become JSON.
 
         Args:
             path: The file; with splits, `data.csv` becomes `data.train.csv` and so on.
             sep: Separator.
-            **options: See `ExportOptions`; others go to `datasets.Dataset.to_csv`.
+            **options: See `ExportOptions`; others go to `pandas.DataFrame.to_csv`.
 
         Returns:
             The path; with splits, paths by split.
         """
-        return self._files(
-            path, options, lambda dataset, file, rest: dataset.to_csv(file, **{"sep": sep, "index": False, **rest})
-        )
+        return self._files(path, options, lambda dataset, file, rest: _write_csv(dataset, file, {"sep": sep, **rest}))
 
     def export_to_hf_dataset(
         self, path: str | os.PathLike[str], **options: Unpack[ExportOptions]
@@ -172,6 +174,27 @@ def _columns(rows: transforms.Table) -> dict[str, list[Any]]:
 
 def _rows(rows: transforms.Table) -> list[dict[str, Any]]:
     return [dict(zip(batch, row, strict=True)) for batch in rows.batches() for row in zip(*batch.values(), strict=True)]
+
+
+def _write_csv(dataset: Dataset, file: str, options: dict[str, Any]) -> None:
+    import pandas as pd
+
+    frames = table_batches(dataset) if len(dataset) else [dataset.with_format("arrow")[:]]
+    with open(file, "w", encoding=options.pop("encoding", "utf-8"), newline="") as stream:
+        for number, table in enumerate(frames):
+            nested = {field.name for field in table.schema if pa.types.is_nested(field.type)}
+            columns = {name: table.column(name).to_pylist() for name in table.column_names}
+            for name in nested:
+                columns[name] = [None if value is None else _json(value) for value in columns[name]]
+            frame = pd.DataFrame(columns, dtype=object)
+            try:
+                frame.to_csv(stream, **{"index": False, "header": number == 0, **options})
+            except TypeError as error:
+                raise DefinitionError(f"export_to_csv: pandas refuses the options {list(options)}: {error}") from error
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _checked(options: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from datadreamer_like.errors import DefinitionError, UnknownColumn, did_you_mean
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, UnknownColumn, did_you_mean
 
 from . import row_functions, splitting, transforms
 
@@ -143,6 +143,7 @@ class Operations:
             lazy: Make the rows when they are asked for.
             **options: See `OperationOptions`.
         """
+        _check_function("map", function)
         call = row_functions.Call(function, with_indices, self._known(input_columns), batched, batch_size)
         removed = self._known(remove_columns)
         args = {"function": call.decides(), "remove_columns": removed}
@@ -163,6 +164,7 @@ class Operations:
         **options: Unpack[OperationOptions],
     ) -> Derived:
         """Keeps the rows for which a function returns something true; the arguments are those of `map`."""
+        _check_function("filter", function)
         call = row_functions.Call(function, with_indices, self._known(input_columns), batched, batch_size)
         return self._derived(
             "filter",
@@ -309,3 +311,10 @@ class Operations:
         from .derived import Derived
 
         return Derived.of(operation, [self._step], args, lambda: transform(self._step.output), lazy, options)
+
+
+def _check_function(operation: str, function: Any) -> None:
+    if not callable(function):
+        raise ArgumentTypeError(
+            f"{operation}: {function!r} is {type(function).__name__}; expected a function of a row."
+        )

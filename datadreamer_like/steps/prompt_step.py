@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from datadreamer_like.errors import DefinitionError, PromptTooLong, did_you_mean
 from datadreamer_like.graph.card import DataCardType
 from datadreamer_like.graph.dataset import Batch
+from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models.generation import Generation, GenerationOptions
 from datadreamer_like.models.llm import LLM, overrides_only_run
 
@@ -34,6 +35,12 @@ class PromptStep(Step):
     def prompted(self) -> Iterator[Portion]:
         """Yields prompts with the columns that stand beside the answers; to be written by a subclass."""
         raise NotImplementedError(f"{type(self).__name__} has no prompted().")
+
+    def fingerprint_parts(self) -> dict[str, str]:
+        """Returns what decides the result; a context window that the script gave decides prompts, but no answer."""
+        parts = super().fingerprint_parts()
+        given = self.args["llm"].max_context_length
+        return parts if given is None else {**parts, "argument llm: max_context_length": fingerprint(given)}
 
     def num_prompts(self) -> int | None:
         """Returns how many prompts there will be, where that is known."""

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from datadreamer_like.errors import StepOutputError
 from datadreamer_like.graph.dataset import BATCH_SIZE, Batch, OutputIterableDataset, RowSource
+from datadreamer_like.graph.meter import current_meter
 
 from .transforms import Table, columns_of, is_table, row_tuples, source_like
 
 # Rows that a mapped function is tried on to learn what columns it makes.
 _SAMPLES = 10
+
+# A function that takes its time is shown at work this often.
+_TELL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Call:
             position += size
             if self.batched:
                 given: list[Any] = [batch[name] for name in self.input_columns] or [dict(batch)]
-                yield batch, [self.function(*given, *([list(indices)] if self.with_indices else []))]
+                yield batch, list(self._results([(*given, *([list(indices)] if self.with_indices else []))], indices))
                 continue
             arguments: Any
             if self.input_columns:
@@ -58,7 +63,24 @@ class Call:
                 arguments = ((dict(zip(names, row, strict=True)),) for row in zip(*batch.values(), strict=True))
             if self.with_indices:
                 arguments = ((*row, index) for row, index in zip(arguments, indices, strict=True))
-            yield batch, [self.function(*row) for row in arguments]
+            yield batch, list(self._results(arguments, indices))
+
+    def _results(self, arguments: Iterable[tuple[Any, ...]], indices: range) -> Iterator[Any]:
+        """Calls the function; tells the progress display of slow ones, and an error's reader which row it was."""
+        meter = current_meter()
+        due = time.monotonic() + _TELL_SECONDS
+        index = indices.start
+        try:
+            for index, given in enumerate(arguments, indices.start):
+                yield self.function(*given)
+                if time.monotonic() >= due:
+                    meter.note = f"row {index + 1:,}"
+                    due = time.monotonic() + _TELL_SECONDS
+        except Exception as error:
+            where = f"rows {indices.start} to {indices.stop - 1}" if self.batched else f"row {index}"
+            error.add_note(f"The function was given {where} of the step's input (counted from 0).")
+            raise
+        meter.note = ""
 
 
 def map_rows(rows: Table, call: Call, removed: list[str], total: int | None) -> Table:

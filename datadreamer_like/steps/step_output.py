@@ -25,9 +25,16 @@ class _Lazy:
     save: bool = False
     save_writer_batch_size: int | None = None
 
+    @property
+    def stays_lazy(self) -> bool:
+        """Whether rows are made when they are asked for; an iterator gives its rows once, so they are kept."""
+        return not self.save and not isinstance(self.value, Iterator)
+
 
 class LazyRows(_Lazy):
     """Rows that a step makes when they are asked for.
+
+    An iterator, which can be read only once, is read at once and its rows are kept.
 
     Args:
         value: A generator function, an iterator, or an `IterableDataset` that yields rows: dictionaries, tuples in the
@@ -40,7 +47,7 @@ class LazyRows(_Lazy):
 
 
 class LazyRowBatches(_Lazy):
-    """Batches of rows that a step makes when they are asked for.
+    """Batches of rows that a step makes when they are asked for; of an iterator at once, as with `LazyRows`.
 
     Args:
         value: A generator function or iterator that yields batches: a dictionary of columns, a list of rows, or a tuple
@@ -70,9 +77,9 @@ def normalized(value: Any, outputs: list[str], what: str) -> tuple[Result, bool]
         StepOutputError: The value does not fit the outputs.
     """
     if isinstance(value, LazyRows):
-        return RowSource(outputs, _row_batches(value.value, outputs, what), value.total_num_rows), not value.save
+        return RowSource(outputs, _row_batches(value.value, outputs, what), value.total_num_rows), value.stays_lazy
     if isinstance(value, LazyRowBatches):
-        return RowSource(outputs, _batches(value.value, outputs, what), value.total_num_rows), not value.save
+        return RowSource(outputs, _batches(value.value, outputs, what), value.total_num_rows), value.stays_lazy
     if isinstance(value, OutputDataset | OutputIterableDataset):
         _check_columns(value.column_names, outputs, what)
         return _reordered(value, outputs), isinstance(value, OutputIterableDataset)

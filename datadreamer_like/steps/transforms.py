@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import DefinitionError, StepOutputError
 from datadreamer_like.graph.dataset import BATCH_SIZE, Batch, OutputDataset, OutputIterableDataset, RowSource
 from datadreamer_like.storage.tables import TableWriter, open_table
 
@@ -216,8 +216,15 @@ def side_by_side(tables: list[OutputDataset | OutputIterableDataset]) -> Table:
         return OutputDataset(tables[0].step, concatenate_datasets([rows.dataset for rows in tables], axis=1))
 
     def batches() -> Iterator[Batch]:
-        joined = zip(*(row_tuples(rows) for rows in tables), strict=True)
-        yield from _portions((tuple(itertools.chain(*row)) for row in joined), names)
+        ended = object()
+        joined = itertools.zip_longest(*(row_tuples(rows) for rows in tables), fillvalue=ended)
+        yield from _portions((joint(row, index, ended) for index, row in enumerate(joined)), names)
+
+    def joint(row: tuple[Any, ...], index: int, ended: object) -> tuple[Any, ...]:
+        if any(part is ended for part in row):
+            short = ", ".join(f'"{rows.step.name}"' for rows, part in zip(tables, row, strict=True) if part is ended)
+            raise StepOutputError(f"zipped: the steps have different numbers of rows: {short} ends after {index}.")
+        return tuple(itertools.chain(*row))
 
     sizes = [rows.num_rows for rows in tables if rows.num_rows is not None]
     return RowSource(names, batches, sizes[0] if sizes else None, any(rows.pickled for rows in tables))

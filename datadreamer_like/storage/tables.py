@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from datadreamer_like.errors import StepOutputTypeError
+from datadreamer_like.errors import StepOutputTypeError, StorageError
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -128,10 +128,22 @@ class TableWriter:
 
 
 def open_table(folder: Path) -> Dataset:
-    """Opens a written table without reading its rows into memory."""
+    """Opens a written table without reading its rows into memory.
+
+    Raises:
+        StorageError: The table is gone or damaged.
+    """
     from datasets import Dataset
 
-    return Dataset.load_from_disk(str(folder), keep_in_memory=False)
+    try:
+        return Dataset.load_from_disk(str(folder), keep_in_memory=False)
+    except FileNotFoundError as error:
+        raise StorageError(f"The rows in {folder} are gone. Run the script again: it makes them anew.") from error
+    except (pa.ArrowInvalid, ValueError) as error:
+        raise StorageError(
+            f"The rows in {folder} are damaged ({error}). Remove the folder {folder.parent} and run the script again: "
+            "it makes them anew."
+        ) from error
 
 
 def table_batches(dataset: Dataset, batch_size: int = 1000) -> Iterator[pa.Table]:
@@ -148,8 +160,11 @@ def to_table(batch: Mapping[str, Any], what: str = "table") -> pa.Table:
     """Turns columns of Python values into an Arrow table, refusing columns of mixed types.
 
     Raises:
-        StepOutputTypeError: A column holds values of types that do not go together.
+        StepOutputTypeError: A column holds values of types that do not go together, or its name is no text.
     """
+    for name in batch:
+        if not isinstance(name, str):
+            raise StepOutputTypeError(f"{what}: the column {name!r} has a name that is no text. Call it {str(name)!r}.")
     return pa.table({name: _to_array(values, name, what) for name, values in batch.items()})
 
 
@@ -172,6 +187,11 @@ def _to_array(values: Any, name: str, what: str) -> pa.Array:
     except OverflowError as error:
         raise StepOutputTypeError(
             f'{what}: column "{name}" holds an integer beyond 64 bits. Store it as text or as a float.'
+        ) from error
+    except UnicodeEncodeError as error:
+        raise StepOutputTypeError(
+            f'{what}: column "{name}" holds a text with half a surrogate pair ({error.object[error.start]!r}), '
+            'which is no valid Unicode. Repair it: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
         ) from error
 
 

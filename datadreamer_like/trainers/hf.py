@@ -21,6 +21,7 @@ from datadreamer_like.graph import current_meter
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.manifest import Manifest
 from datadreamer_like.models.chat_template import AUTO
+from datadreamer_like.models.hf_source import HOW_FETCHED
 from datadreamer_like.models.model_node import as_trained_model
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained_model import TrainedModel
@@ -125,7 +126,7 @@ class HFTrainer(Trainer):
             "dtype": str(self.dtype),
             "peft_config": None if self.peft_config is None else self.peft_config.to_dict(),
             "quantization_config": None if self.quantization_config is None else self.quantization_config.to_dict(),
-            **self.further,
+            **{key: value for key, value in self.further.items() if key not in HOW_FETCHED},
             **(own or {}),
         }.items():
             parts[f"argument {name}"] = fingerprint(value, name)
@@ -189,9 +190,7 @@ class HFTrainer(Trainer):
         return str(self.model_name) if named else as_trained_model(self.model_name).path
 
     def _hub_options(self) -> dict[str, Any]:
-        passed: dict[str, Any] = {
-            key: self.further[key] for key in ("token", "cache_dir", "local_files_only") if key in self.further
-        }
+        passed: dict[str, Any] = {key: value for key, value in self.further.items() if key in HOW_FETCHED}
         return {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code, **passed}
 
     def _load_options(self) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,8 +12,6 @@ from datadreamer_like.errors import ArgumentTypeError, DefinitionError, NotTrain
 from datadreamer_like.graph import Node
 from datadreamer_like.graph.manifest import Manifest
 from datadreamer_like.models.model_node import ModelNode
-
-logger = logging.getLogger("datadreamer_like")
 
 
 class Trainer(ModelNode):
@@ -88,19 +85,8 @@ class Trainer(ModelNode):
             for settled in ("parts", "fingerprint", "card"):
                 self.__dict__.pop(settled, None)
             self.parents = list(dict.fromkeys(parents))
-            with self._at_log_level():
-                self.settle(build)
+            self.settle(build)
         return self
-
-    @contextmanager
-    def _at_log_level(self) -> Iterator[None]:
-        level = logger.level
-        if self._log_level is not None:
-            logger.setLevel(self._log_level)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns what decides the model; known once `train` was called.

@@ -135,6 +135,63 @@ def test_functions_are_told_by_code_closure_defaults_and_globals(tmp_path):
     assert fingerprint(closing_over(1)) != fingerprint(closing_over(2))
 
 
+def test_cached_functions_and_functions_that_a_library_made_are_told_by_what_they_hold():
+    def digest(source, name="script"):
+        names = {"__name__": name, "functools": functools}
+        exec(textwrap.dedent(source), names)
+        return fingerprint(names["f"])
+
+    plus = "@functools.lru_cache\ndef g(x): return x + {}\ndef f(x): return g(x)"
+    assert digest(plus.format(1)) == digest(plus.format(1)) != digest(plus.format(2))
+    made = "def make(n):\n    return lambda x: x + n\nf = make({})"
+    assert digest(made.format(1), "statistics") == digest(made.format(1), "statistics")
+    assert digest(made.format(1), "statistics") != digest(made.format(2), "statistics")
+
+
+def test_helpers_of_a_module_that_a_function_uses_are_part_of_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "inner_helpers_19.py").write_text("def twice(x): return 2 * x")
+    (tmp_path / "outer_helpers_19.py").write_text("import inner_helpers_19\ndef f(x): return inner_helpers_19.twice(x)")
+    import outer_helpers_19
+
+    def mapped(x):
+        return outer_helpers_19.f(x)
+
+    before = fingerprint(mapped)
+    assert fingerprint(mapped) == before
+    (tmp_path / "inner_helpers_19.py").write_text("def twice(x): return 3 * x")
+    assert fingerprint(mapped) != before
+
+
+def test_functions_that_refer_to_each_other_in_every_way_are_told_in_a_moment():
+    def digest(last):
+        names = [f"f{index}" for index in range(40)]
+        calls = {name: " + ".join(f"{other}(x)" for other in names if other != name) for name in names}
+        source = "\n".join(f"def {name}(x): return {calls[name]}" for name in names)
+        namespace = {"__name__": "script"}
+        exec(f"{source} + {last}", namespace)
+        return fingerprint(namespace["f0"])
+
+    assert digest(1) == digest(1) != digest(2)
+
+
+def test_the_order_of_a_mapping_of_functions_decides_nothing():
+    def helper(x):
+        return x
+
+    def one(x):
+        return helper(x)
+
+    def two(x):
+        return helper(one(x))
+
+    def of(table):
+        return lambda x: [call(x) for call in table.values()]
+
+    assert fingerprint(of({"a": one, "b": two})) == fingerprint(of({"b": two, "a": one}))
+    assert fingerprint(of({"a": one, "b": two})) != fingerprint(of({"a": two, "b": one}))
+
+
 def test_two_lambdas_on_one_line_differ():
     a, b = (lambda x: x + 1), (lambda x: x + 2)
     assert fingerprint(a) != fingerprint(b)
@@ -213,7 +270,11 @@ def test_another_process_gives_the_same_fingerprints(tmp_path):
             class Thing:
                 def __init__(self): self.names = {"x", "y", "z"}
                 def run(self, text): return re.sub("a", "b", text) in LIMIT
-            print(fingerprint([Thing(), Thing.run, lambda t: t in LIMIT, {"k": {1, 2, 3}}]))
+            def one(x): return two(x) in LIMIT
+            def two(x): return x and one(x[1:])
+            CALLS = {one, two, len}
+            def all_of(x): return [call(x) for call in CALLS]
+            print(fingerprint([Thing(), Thing.run, lambda t: t in LIMIT, {"k": {1, 2, 3}}, all_of]))
             """
         )
     )

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,6 +96,38 @@ def test_names_are_numbered_and_refused(tmp_path):
             Work("a/b", 1)
         with pytest.raises(DefinitionError, match="needs a name"):
             Work("  ", 1)
+
+
+def test_no_two_nodes_share_a_folder_whatever_they_are_called(tmp_path):
+    with DataDreamer(tmp_path):
+        folders = [Work(name, index).folder for index, name in enumerate(["A #2", "A", "A", "a", "A #2"])]
+        assert len(set(folders)) == 5
+        long = [Work("x" * 300 + end, end) for end in ("1", "2")]
+        assert len({node.folder for node in long}) == 2
+        assert [node.result() for node in long] == ["1", "2"]
+
+
+def test_a_result_that_a_later_session_has_replaced_is_still_ones_own(tmp_path):
+    with DataDreamer(tmp_path):
+        first = Work("Do it", "a")
+    with DataDreamer(tmp_path):
+        second = Work("Do it", "b")
+    assert (first.result_folder / "result").read_text() == "a"
+    assert (second.result_folder / "result").read_text() == "b"
+    shutil.rmtree(tmp_path / ".older")
+    with pytest.raises(StorageError, match='"Do it" is no longer in'):
+        _ = first.result_folder
+
+
+def test_a_long_chain_has_a_card_in_the_run_that_finds_it_too(tmp_path):
+    for _ in range(2):
+        with DataDreamer(tmp_path, verbose=False):
+            node = Work("0", 0)
+            for index in range(1, 400):
+                before, node = node, Work(str(index), index)
+                node.parents = [before]
+                node.__dict__.pop("card", None)
+            assert [card.name for card in node.card.lineage()] == [str(index) for index in range(400)]
 
 
 def test_sessions_do_not_nest_and_do_not_share_names(tmp_path):

@@ -178,6 +178,9 @@ def test_the_fingerprint_is_of_the_content_and_all_that_decides_answers(tiny_cau
     copied = shutil.copytree(tiny_causal_lm, tmp_path / "copy")
     one = HFTransformers(str(tiny_causal_lm))
     assert fingerprint(HFTransformers(copied, device="cpu")) == fingerprint(one)
+    fetched = HFTransformers(copied, token="hf_secret", cache_dir=str(tmp_path))
+    assert fingerprint(fetched) == fingerprint(one)
+    assert fetched.config.vocab_size == one.config.vocab_size
     others = [
         HFTransformers(str(tiny_causal_lm), system_prompt="Be brief."),
         HFTransformers(str(tiny_causal_lm), chat_prompt_template=None),

@@ -215,6 +215,14 @@ def test_without_a_session_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.M
 
 
 @KINDS
+def test_one_text_is_no_list_of_prompts(kind: Any, tmp_path: Path) -> None:
+    llm = kind(tmp_path)
+    with pytest.raises(ArgumentTypeError, match="expected a list"):
+        llm.run("Say hi.")
+    assert not llm.asked
+
+
+@KINDS
 def test_prompts_are_read_a_bounded_way_ahead(kind: Any, tmp_path: Path) -> None:
     read = 0
 

@@ -76,6 +76,7 @@ def test_the_fingerprint_is_that_of_the_files_wherever_they_lie_and_whenever_the
 def test_dtype_and_unloading(classifier):
     half = TrainedModel.load(classifier.path, dtype="bfloat16")
     assert half.model.dtype == torch.bfloat16
+    assert fingerprint(half) != fingerprint(TrainedModel.load(classifier.path))
     half.unload_model()
     assert "model" not in vars(half)
     sent = pickle.loads(pickle.dumps(half))

@@ -119,3 +119,9 @@ def test_a_saved_dataset(session: DataDreamer, tmp_path: Path) -> None:
         HFDatasetDataSource("rows", str(tmp_path / "other"))
     Dataset.from_dict({"a": [1, 3]}).save_to_disk(str(tmp_path / "one"))
     assert HFDatasetDataSource("rows", str(tmp_path / "one")).fingerprint != source.fingerprint
+
+
+@pytest.mark.parametrize("data", [{1: ["x"]}, [{"a": 1}, {1: "x"}], lambda: iter([{1: "x"}])])
+def test_column_names_are_texts(session: DataDreamer, data: Any) -> None:
+    with pytest.raises(DataError, match="Call it '1'"):
+        DataSource("rows", data=data)

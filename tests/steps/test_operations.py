@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from datadreamer_like import DataDreamer, concat, concurrent, wait, zipped
-from datadreamer_like.errors import DefinitionError, EmptyDataset, StepOutputError, UnknownColumn
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, StepOutputError, UnknownColumn
 from datadreamer_like.graph.dataset import OutputDataset
 from datadreamer_like.steps import DataSource, LazyRows, Step
 
@@ -102,6 +102,12 @@ def test_map_in_all_its_forms(rows):
     saved = rows.map(lambda row: {"m": row["n"]}, lazy=False)
     assert isinstance(saved.output, OutputDataset)
     assert saved.output["m"][5] == 5
+
+
+def test_a_function_that_fails_says_at_which_row(rows):
+    with pytest.raises(ZeroDivisionError) as caught:
+        rows.map(lambda row: {"m": 1 / (row["n"] - 7)}, lazy=False)
+    assert "row 7 of the step's input" in caught.value.__notes__[0]
 
 
 def test_chained_functions_are_tried_on_one_row_before_the_rows_are_asked_for(rows, tmp_path):
@@ -258,6 +264,23 @@ def test_exports_agree(rows, tmp_path):
         rows.export_to_list(trian_size=0.5)
 
 
+def test_nested_values_can_be_read_back_from_csv(tmp_path):
+    data = [
+        {"g": ['it\'s, "a"', "b"], "e": [i / 7 for i in range(1500)], "d": {"k": 1}},
+        {"g": [], "e": None, "d": None},
+    ]
+    with DataDreamer(":memory:"):
+        path = DataSource("Rows", data=data).export_to_csv(tmp_path / "rows.csv")
+        with pytest.raises(DefinitionError, match="pandas refuses the options"):
+            DataSource("Rows", data=data).export_to_csv(tmp_path / "x.csv", indx=True)
+    csv.field_size_limit(10**6)
+    with open(path, newline="") as stream:
+        read = [
+            {name: json.loads(text) if text else None for name, text in row.items()} for row in csv.DictReader(stream)
+        ]
+    assert read == data
+
+
 def test_concurrent_functions_make_steps_in_one_session(tmp_path):
     with DataDreamer(tmp_path):
         made = concurrent(*(lambda i=i: DataSource(f"Rows {i}", data={"n": [i]}) for i in range(4)))
@@ -272,3 +295,18 @@ def test_head_shows_a_frame(rows):
     shuffled = rows.head(5, shuffle=True, seed=3)["n"].tolist()
     assert len(set(shuffled)) == 5
     assert rows.head(5, shuffle=True, seed=3)["n"].tolist() == shuffled
+
+
+@pytest.mark.parametrize("operation", ["map", "filter"])
+@pytest.mark.parametrize("function", [None, "n"])
+def test_what_is_no_function_is_refused_at_once(session, operation, function):
+    with pytest.raises(ArgumentTypeError, match="expected a function"):
+        getattr(DataSource("Rows", data={"n": [1]}), operation)(function)
+
+
+def test_lazy_steps_of_different_lengths_are_not_zipped(session):
+    rows = DataSource("Rows", data={"n": [1, 2, 3]})
+    few = rows.filter(lambda row: row["n"] < 3, name="Few")
+    many = rows.map(lambda row: {"m": row["n"]}, remove_columns=["n"])
+    with pytest.raises(StepOutputError, match='"Few" ends after 2'):
+        list(zipped(few, many).output)

@@ -268,6 +268,16 @@ def test_few_shot_prompt_fits_the_context(pets: DataSource) -> None:
     assert "in-context examples" in made.errors[0]
 
 
+def test_a_context_window_that_was_given_decides_the_prompts(pets: DataSource) -> None:
+    made = []
+    for window in (None, 12, 40):
+        llm = Echo(context=window)
+        llm.max_context_length = window
+        made.append(few_shot(pets, llm))
+    assert len({step.fingerprint for step in made}) == 3
+    assert [step.output["prompts"][0].count("Output:") for step in made[1:]] == [2, 3]
+
+
 def test_few_shot_without_examples(pets: DataSource) -> None:
     nothing = DataSource("Nothing", data={"in": [None], "out": ["x"]})
     with pytest.raises(EmptyDataset, match="no examples"):

@@ -315,7 +315,34 @@ def test_a_super_step_makes_named_steps_that_are_found_again(tmp_path):
     assert log.read_text() == "Outer / Inner\n"
 
 
-def test_a_background_step_runs_beside_and_raises_when_asked(session):
+def test_rows_of_an_iterator_are_read_once_and_kept(session):
+    rows, batches = lambda: iter(range(2500)), lambda: iter([list(range(2000)), list(range(500))])
+    for make in (lambda step: LazyRows(rows()), lambda step: LazyRowBatches(batches())):
+        step = returning(make)
+        assert len(step.map(lambda row: {"twice": 2 * row["out1"]}).output["twice"].head(3000)) == 2500
+        assert len(list(step.output)) == 2500
+
+
+def test_a_table_is_ones_own_when_a_later_session_has_replaced_it(tmp_path):
+    with DataDreamer(tmp_path, verbose=False):
+        first = returning([1, 2])
+    with DataDreamer(tmp_path, verbose=False):
+        second = returning([3])
+    assert list(first.output["out1"]) == [1, 2]
+    assert list(second.output["out1"]) == [3]
+    assert list(datasets.load_from_disk(first.dataset_path)["out1"]) == [1, 2]
+
+
+def test_a_quiet_step_says_nothing(tmp_path, caplog):
+    with DataDreamer(tmp_path):
+        returning([1], name="Loud")
+        returning([1], name="Quiet", verbose=False)
+    said = " ".join(caplog.messages)
+    assert "Loud: done" in said
+    assert "Quiet" not in said
+
+
+def test_a_background_step_runs_beside_and_raises_when_asked(session, caplog):
     import threading
 
     gate = threading.Event()
@@ -325,6 +352,7 @@ def test_a_background_step_runs_beside_and_raises_when_asked(session):
     assert list(slow.output["out1"]) == [1]
     with pytest.raises(ZeroDivisionError):
         _ = fails.output
+    assert '"Fails" failed in the background: division by zero' in caplog.messages
 
 
 def test_files_beside_the_rows_are_kept(tmp_path):

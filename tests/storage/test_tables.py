@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from datadreamer_like.errors import StepOutputTypeError
+from datadreamer_like.errors import StepOutputTypeError, StorageError
 from datadreamer_like.storage.tables import TableWriter, open_table, table_batches
 
 
@@ -96,3 +96,25 @@ def test_batches_are_the_same_through_an_index_as_without(tmp_path):
     indexed = pa.concat_tables(table_batches(dataset.select(list(range(2500))), 1000))
     assert plain.column("x").to_pylist() == indexed.column("x").to_pylist() == list(range(2500))
     assert [t.num_rows for t in table_batches(dataset, 1000)] == [1000, 1000, 500]
+
+
+def test_half_a_surrogate_pair_is_refused_with_a_remedy(tmp_path):
+    with pytest.raises(StepOutputTypeError, match="half a surrogate pair"):
+        written(tmp_path, {"x": ["fine", "broken \ud83d"]})
+
+
+def test_a_column_name_that_is_no_text_is_refused(tmp_path):
+    with pytest.raises(StepOutputTypeError, match="Call it '1'"):
+        written(tmp_path, {1: ["x"]})
+
+
+def test_a_damaged_or_removed_table_says_what_to_do(tmp_path):
+    written(tmp_path, {"x": list(range(100))})
+    (folder,) = {path.parent for path in tmp_path.rglob("*.arrow")}
+    (arrow,) = folder.glob("*.arrow")
+    with open(arrow, "r+b") as stream:
+        stream.truncate(20)
+    with pytest.raises(StorageError, match=r"damaged .*Remove the folder"):
+        open_table(folder)
+    with pytest.raises(StorageError, match="are gone"):
+        open_table(tmp_path / "nowhere")
