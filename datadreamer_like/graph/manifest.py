@@ -57,7 +57,7 @@ class Manifest:
         """
         path = folder / MANIFEST_NAME
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = dict(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             if folder.exists():
                 raise StorageError(
@@ -65,7 +65,7 @@ class Manifest:
                     "Move it away or choose another output folder."
                 ) from None
             return None
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise StorageError(f"{path} is damaged ({error}). Remove the folder {folder} to make it anew.") from error
         if data.get("format", 0) > MANIFEST_FORMAT:
             raise NewerFormat(

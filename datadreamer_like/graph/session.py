@@ -102,6 +102,7 @@ class DataDreamer:
         self._token: Token[DataDreamer | None] | None = None
         self._handler: logging.Handler | None = None
         self._cleanup: Callable[[], object] | None = None
+        self._beside: list[Callable[[], None]] = []
 
     @property
     def cache_folder(self) -> Path | None:
@@ -115,6 +116,12 @@ class DataDreamer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if error is not None:
+            # What goes wrong beside it now would only hide the reason; Ctrl-C means now.
+            waits, self._beside = self._beside, []
+            for wait in waits if not isinstance(error, KeyboardInterrupt) else []:
+                with contextlib.suppress(Exception):
+                    wait()
         self.stop()
 
     def start(self) -> None:
@@ -138,7 +145,20 @@ class DataDreamer:
         _last_started = self
 
     def stop(self) -> None:
-        """Ends the session."""
+        """Ends the session, when the steps that run in the background are done; raises what one of them raised."""
+        waits, self._beside = self._beside, []
+        try:
+            with contextlib.ExitStack() as all_of_them:
+                for wait in reversed(waits):
+                    all_of_them.callback(wait)
+        finally:
+            self._end()
+
+    def wait_at_end(self, wait: Callable[[], None]) -> None:
+        """Takes note of work that runs beside the script: `wait` returns when it is done, or raises what it raised."""
+        self._beside.append(wait)
+
+    def _end(self) -> None:
         global _last_started
         if _last_started is self:
             _last_started = None

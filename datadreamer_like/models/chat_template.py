@@ -6,7 +6,7 @@ import enum
 import re
 from typing import Final, TypeAlias
 
-from datadreamer_like.errors import ArgumentTypeError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 
 
 class Auto(enum.Enum):
@@ -52,6 +52,22 @@ def checked(name: str, value: object) -> AutoText:
     if value is None or isinstance(value, str | Auto):
         return value
     raise ArgumentTypeError(f"{name} must be a text, AUTO or None, not {type(value).__name__}.")
+
+
+def checked_template(value: object) -> AutoText:
+    """Returns a chat prompt template that has a place for the prompt.
+
+    Raises:
+        ArgumentTypeError: It is no text, `AUTO` or None.
+        DefinitionError: It would say the same whatever the prompt, so that nothing of it reached the model.
+    """
+    template = checked("chat_prompt_template", value)
+    if isinstance(template, str) and not is_text_template(template) and "messages" not in template:
+        raise DefinitionError(
+            f"chat_prompt_template {template[:80]!r} has no place for the prompt. Put {{{{prompt}}}} into it, write Jinja "
+            "code over `messages`, or pass None for the bare prompt."
+        )
+    return template
 
 
 def given_text(value: AutoText) -> str | None:

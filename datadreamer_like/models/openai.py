@@ -84,6 +84,7 @@ class OpenAI(LLM):
     Raises:
         MissingExtra: The `openai` package is not installed.
         AuthenticationFailed: There is no key, and the server is OpenAI's own.
+        DefinitionError: `base_url` is no address of a server.
     """
 
     extra_options: ClassVar[frozenset[str]] = frozenset(OpenAIOptions.__annotations__) - frozenset(
@@ -123,6 +124,7 @@ class OpenAI(LLM):
         self._one_by_one = False
         self._client: OpenAIClient | None = None
         self._clients: dict[asyncio.AbstractEventLoop, AsyncOpenAI] = {}
+        self._check_address()
         self._key()
 
     if TYPE_CHECKING:
@@ -232,6 +234,13 @@ class OpenAI(LLM):
         """The server's address without what may be secret in it: user, password and query."""
         parts = urlsplit(self.base_url)
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+
+    def _check_address(self) -> None:
+        if urlsplit(self.base_url).scheme not in ("http", "https"):
+            raise DefinitionError(
+                f"base_url is {self.base_url!r}; it must start with http:// or https://, as in "
+                '"http://localhost:8080/v1".'
+            )
 
     def _key(self) -> str:
         key = self._api_key or os.environ.get("OPENAI_API_KEY")

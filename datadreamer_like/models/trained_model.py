@@ -10,12 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from datadreamer_like.errors import MethodMisfit, StorageError
+from datadreamer_like.errors import ArgumentTypeError, MethodMisfit, StorageError
 from datadreamer_like.graph import Card
 from datadreamer_like.storage.digests import file_digest
 from datadreamer_like.storage.folders import explained
 
 from .export import CARD_NAME, export_model, write_card
+from .hf_source import hf_source, loading
 from .model_facts import Task, count_parameters, task_of
 from .quiet import quiet
 
@@ -134,7 +135,8 @@ class TrainedModel:
         """The model's transformers config."""
         from transformers import AutoConfig
 
-        return cast("PretrainedConfig", AutoConfig.from_pretrained(self.path))
+        with loading(hf_source(self.path)):
+            return cast("PretrainedConfig", AutoConfig.from_pretrained(self.path))
 
     @property
     def task(self) -> Task:
@@ -250,10 +252,13 @@ class TrainedModel:
 
         Raises:
             MethodMisfit: The model is no classifier.
+            ArgumentTypeError: One text stands in place of a list of them.
             DataError: One of the texts is not a text.
         """
         from datadreamer_like.distillation import teacher_logits_for_texts
 
+        if isinstance(texts, str):
+            raise ArgumentTypeError(f"texts is one text, {texts[:40]!r}; it must be a list of texts. Put it into a list.")
         _ = self.labels  # refuses what is no classifier
         found = teacher_logits_for_texts(self, texts, batch_size=batch_size, max_length=max_length)
         return cast("np.ndarray[Any, np.dtype[np.float32]]", found.numpy())

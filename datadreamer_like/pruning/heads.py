@@ -10,11 +10,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
+from datadreamer_like.distillation.teacher import answering
 from datadreamer_like.errors import DefinitionError, EmptyDataset
 from datadreamer_like.formats import add_layout
 
 from .attention import FORMS, Attention, attentions
-from .method import Batches, PruningMethod, check_share, evaluating, loss_on
+from .method import Batches, PruningMethod, check_share, loss_on, quantized
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Heads(PruningMethod):
         config = getattr(model, "config", None)
         if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
             return "it has cross-attention, whose heads this method does not know. Use pruning.Magnitude or Layers."
+        if reason := quantized(model):
+            return reason
         groups = [attention.groups for attention in attentions(model)]
         if not groups:
             return (
@@ -115,7 +118,7 @@ def importance(model: nn.Module, found: list[Attention], batches: Batches) -> li
     totals = [torch.zeros(attention.groups) for attention in found]
     examples = 0
     alive = [index for index, attention in enumerate(found) if attention.groups]
-    with evaluating(model), torch.enable_grad(), _contexts([found[index] for index in alive]) as contexts:
+    with answering(model), torch.enable_grad(), _contexts([found[index] for index in alive]) as contexts:
         for batch in batches:
             contexts.clear()
             loss = loss_on(model, batch)

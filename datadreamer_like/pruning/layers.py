@@ -9,10 +9,11 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from datadreamer_like.distillation.teacher import answering
 from datadreamer_like.errors import DefinitionError, EmptyDataset
 from datadreamer_like.formats import rename_modules
 
-from .method import Batches, PruningMethod, evaluating, on_device
+from .method import Batches, PruningMethod, on_device
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def block_influence(model: nn.Module, layers: Iterable[nn.Module], batches: Batc
 
     handles = [layer.register_forward_hook(hook(index), with_kwargs=True) for index, layer in enumerate(stack)]
     try:
-        with evaluating(model):
+        with answering(model):
             for batch in batches:
                 batch = on_device(batch, model)
                 ids = batch.get("input_ids", batch.get("inputs_embeds"))

@@ -13,7 +13,7 @@ from torch import nn
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.formats import mark_sparse
 
-from .method import Batches, PruningMethod, check_share
+from .method import Batches, PruningMethod, check_share, quantized
 
 Scope = Literal["model", "layer", "distribution"]
 Part = Literal["embeddings", "biases", "norms"]
@@ -62,7 +62,9 @@ class Magnitude(PruningMethod):
         return cls(sparsity=0.5)
 
     def fits(self, model: nn.Module) -> str | None:
-        """Any module with floating-point weights."""
+        """Any module with floating-point weights, unquantized."""
+        if reason := quantized(model):
+            return reason
         if not any(True for _ in self._weights(model)):
             return "it has no floating-point weight that this method may prune (biases, norms and embeddings are kept)."
         return None

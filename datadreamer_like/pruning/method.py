@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import nn
 
-from datadreamer_like.errors import DataError, DefinitionError, MethodMisfit
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, MethodMisfit
 from datadreamer_like.formats import foreign
+from datadreamer_like.formats.int8 import Int8Embedding, Int8Linear
 
 Batches = Iterable[Mapping[str, torch.Tensor]]
 """Calibration data: batches as the model takes them, each a mapping of keyword to tensor."""
@@ -66,29 +66,37 @@ class PruningMethod(ABC):
         return pruned
 
 
+def quantized(model: nn.Module) -> str | None:
+    """Says so if layers of the model are quantized, for the methods that need their weights as they were."""
+    if any(isinstance(module, Int8Linear | Int8Embedding) for module in model.modules()):
+        return "it is quantized already. Prune first, quantize what is left: start from the model as it was before."
+    return None
+
+
 def check_share(name: str, value: float) -> None:
     """Refuses a share outside [0, 1).
 
     Raises:
         DefinitionError: It is outside.
+        ArgumentTypeError: It is no number.
     """
+    if not isinstance(value, int | float):
+        raise ArgumentTypeError(f"{name} must be a number, not {value!r}.")
     if not 0 <= value < 1:
         raise DefinitionError(f"{name} is {value}; it is the share removed, so it must be at least 0 and under 1.")
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Turns dropout off for a while."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
 def on_device(batch: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """The batch where the model's parameters are."""
+    """The batch where the model's parameters are.
+
+    Raises:
+        ArgumentTypeError: It is no mapping, as where one batch is passed in place of a list of them.
+    """
+    if not isinstance(batch, Mapping):
+        raise ArgumentTypeError(
+            f"A calibration batch is of type {type(batch).__name__}. Pass an iterable of dicts of tensors as the model "
+            "takes them, such as [tokenizer(texts, padding=True, return_tensors='pt')]."
+        )
     device = next(model.parameters()).device
     return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 

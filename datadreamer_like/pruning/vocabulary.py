@@ -12,10 +12,10 @@ import tokenizers
 import torch
 from torch import nn
 
-from datadreamer_like.errors import DefinitionError, EmptyDataset, MethodMisfit
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset, MethodMisfit
 from datadreamer_like.formats import foreign
 
-from .method import ModelT
+from .method import ModelT, quantized
 from .subwords import Subwords
 
 _BATCH = 1000
@@ -54,6 +54,8 @@ class Vocabulary:
 
     def fits(self, model: nn.Module, tokenizer: Any = None) -> str | None:
         """Transformers models with one embedding of tokens, and tokenizers of the `tokenizers` library."""
+        if reason := quantized(model):
+            return reason
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
             return "it has an encoder and a decoder that may share embeddings. Use pruning.Magnitude."
         try:
@@ -85,11 +87,15 @@ class Vocabulary:
             MethodMisfit: Model or tokenizer are of a kind that cannot be trimmed, or `size` is too small.
             DefinitionError: There is no corpus or no tokenizer.
             EmptyDataset: The corpus has no text.
+            ArgumentTypeError: The corpus is one text.
+            DataError: One of the texts is not a text.
         """
         if calibration is None or tokenizer is None:
             raise DefinitionError(
                 f"{self} needs the corpus and the tokenizer. Call apply(model, calibration=texts, tokenizer=tokenizer)."
             )
+        if isinstance(calibration, str):
+            raise ArgumentTypeError("calibration is one text; it must be an iterable of texts. Put it into a list.")
         reason = foreign(model) or self.fits(model, tokenizer)
         if reason:
             raise MethodMisfit(f"{self} does not fit {type(model).__name__}: {reason}")
@@ -125,7 +131,9 @@ def _count(subwords: Subwords, corpus: Iterable[str]) -> Counter[int]:
             counts.update(ids)
         batch.clear()
 
-    for text in corpus:
+    for index, text in enumerate(corpus):
+        if not isinstance(text, str):
+            raise DataError(f"Calibration text {index} is {type(text).__name__}, not a text. Filter such rows out first.")
         batch.append(text)
         if len(batch) == _BATCH:
             flush()

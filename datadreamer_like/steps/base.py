@@ -134,6 +134,7 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
         self._output: OutputDataset | OutputIterableDataset | None = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._failure_told = False
         self._draft: Path | None = None
         if self.session is None:
             return
@@ -142,6 +143,7 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
             context = contextvars.copy_context()
             self._thread = threading.Thread(target=lambda: context.run(self._run_in_background), name=self.name)
             self._thread.start()
+            self.session.wait_at_end(self._end_in_background)
         else:
             self._execute()
 
@@ -233,6 +235,7 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         if self._failure is not None:
+            self._failure_told = True
             raise self._failure
 
     @property
@@ -290,9 +293,13 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
         try:
             self._execute()
         except BaseException as error:
-            self._failure = error
-            # Perhaps nobody asks for the output.
-            logger.error('"%s" failed in the background: %s', self.name, error)
+            self._failure = error  # raised when the output is asked for, and at the session's end
+
+    def _end_in_background(self) -> None:
+        assert self._thread is not None
+        self._thread.join()
+        if self._failure is not None and not self._failure_told:
+            self.wait()
 
     def _execute(self) -> None:
         lazy: list[Result] = []

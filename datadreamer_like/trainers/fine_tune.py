@@ -10,7 +10,7 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from datadreamer_like.distillation import Objective, Supervised
-from datadreamer_like.models.chat_template import AUTO, AutoText, checked
+from datadreamer_like.models.chat_template import AUTO, AutoText, checked, checked_template
 from datadreamer_like.models.model_facts import model_max_length
 
 from .columns import Column, Columns
@@ -36,7 +36,7 @@ class TrainHFFineTune(HFTrainer):
         **options: See `HFOptions`; further ones go to `from_pretrained`.
 
     Raises:
-        DefinitionError: An option is unknown.
+        DefinitionError: An option is unknown, or the template has no place for the prompt.
         ArgumentTypeError: A value is of the wrong type.
 
     Example:
@@ -57,7 +57,7 @@ class TrainHFFineTune(HFTrainer):
         **options: Unpack[HFOptions],
     ) -> None:
         super().__init__(name, model_name, options)
-        self.chat_prompt_template = checked("chat_prompt_template", chat_prompt_template)
+        self.chat_prompt_template = checked_template(chat_prompt_template)
         self.system_prompt = checked("system_prompt", system_prompt)
 
     def train(

@@ -21,7 +21,7 @@ from datadreamer_like.graph import current_meter
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.manifest import Manifest
 from datadreamer_like.models.chat_template import AUTO
-from datadreamer_like.models.hf_source import HOW_FETCHED
+from datadreamer_like.models.hf_source import HOW_FETCHED, hf_source, loading
 from datadreamer_like.models.model_node import as_trained_model
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained_model import TrainedModel
@@ -169,8 +169,9 @@ class HFTrainer(Trainer):
 
     def _config_and_tokenizer(self) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
         source, options = self._source(), self._hub_options()
-        config = transformers.AutoConfig.from_pretrained(source, **options)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+        with loading(hf_source(source)):
+            config = transformers.AutoConfig.from_pretrained(source, **options)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return config, tokenizer

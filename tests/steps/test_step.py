@@ -1,5 +1,7 @@
 """The protocol of a step: what it registers, what it refuses, what its `run` may return."""
 
+import threading
+
 import datasets
 import pytest
 
@@ -342,17 +344,41 @@ def test_a_quiet_step_says_nothing(tmp_path, caplog):
     assert "Quiet" not in said
 
 
-def test_a_background_step_runs_beside_and_raises_when_asked(session, caplog):
-    import threading
-
+def test_a_background_step_runs_beside_and_raises_when_asked(tmp_path):
     gate = threading.Event()
-    slow = returning(lambda self: gate.wait(60) and [1], name="Slow", background=True)
-    fails = returning(lambda self: 1 / 0, name="Fails", background=True)
-    gate.set()
-    assert list(slow.output["out1"]) == [1]
+    with DataDreamer(tmp_path):
+        slow = returning(lambda self: gate.wait(60) and [1], name="Slow", background=True)
+        fails = returning(lambda self: 1 / 0, name="Fails", background=True)
+        gate.set()
+        assert list(slow.output["out1"]) == [1]
+        with pytest.raises(ZeroDivisionError):
+            _ = fails.output
+
+
+def test_a_session_ends_when_its_background_steps_have_and_raises_what_nobody_asked_for():
+    gate = threading.Event()
+
+    def run():
+        with DataDreamer(":memory:"):
+            made.append(returning(lambda self: gate.wait(60) and [1], name="Slow", background=True))
+            returning(lambda self: 1 / 0, name="Fails", background=True)
+            threading.Timer(0.2, gate.set).start()
+
+    made = []
     with pytest.raises(ZeroDivisionError):
-        _ = fails.output
-    assert '"Fails" failed in the background: division by zero' in caplog.messages
+        run()
+    assert list(made[0].output["out1"]) == [1]
+    assert not DataDreamer.initialized()
+
+
+def test_an_error_in_the_script_is_not_hidden_by_one_in_the_background():
+    def run():
+        with DataDreamer(":memory:"):
+            returning(lambda self: 1 / 0, name="Fails", background=True)
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        run()
 
 
 def test_files_beside_the_rows_are_kept(tmp_path):
