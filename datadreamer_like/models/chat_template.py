@@ -64,8 +64,8 @@ def checked_template(value: object) -> AutoText:
     template = checked("chat_prompt_template", value)
     if isinstance(template, str) and not is_text_template(template) and "messages" not in template:
         raise DefinitionError(
-            f"chat_prompt_template {template[:80]!r} has no place for the prompt. Put {{{{prompt}}}} into it, write Jinja "
-            "code over `messages`, or pass None for the bare prompt."
+            f"chat_prompt_template {template[:80]!r} has no place for the prompt. Put {{{{prompt}}}} into it, write "
+            "Jinja code over `messages`, or pass None for the bare prompt."
         )
     return template
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import Unpack
 
-from datadreamer_like.errors import BadRequest, DefinitionError, PromptTooLong, require_extra
+from datadreamer_like.errors import BadRequest, DefinitionError, MethodMisfit, PromptTooLong, require_extra
 
 from .chat_template import AUTO, Auto, checked, fill, given_text, is_text_template
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
 from .hf_source import HOW_FETCHED, hf_source, loading
 from .llm import LLM
-from .model_facts import model_max_length
+from .model_facts import is_bidirectional, model_max_length
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +53,7 @@ class HFTransformers(LLM):
     Raises:
         MissingExtra: torch, transformers or, for an adapter, peft is not installed.
         UnknownModel: The path does not exist.
+        MethodMisfit: The model is an encoder; said when it is first used.
 
     Example:
         >>> llm = HFTransformers("HuggingFaceTB/SmolLM2-135M-Instruct")  # doctest: +SKIP
@@ -105,7 +106,13 @@ class HFTransformers(LLM):
         from transformers import AutoConfig
 
         with loading(self._source):
-            return AutoConfig.from_pretrained(self._source.name, **self._loading_options)
+            config = AutoConfig.from_pretrained(self._source.name, **self._loading_options)
+        if is_bidirectional(config) and not self.kwargs.get("is_decoder"):
+            raise MethodMisfit(
+                f"{self._source.name} is an encoder ({config.model_type}) and writes no text. Give a causal or "
+                "encoder-decoder model."
+            )
+        return config
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

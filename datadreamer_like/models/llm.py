@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from typing_extensions import Unpack
 
-from datadreamer_like.errors import DefinitionError, ModelError, PromptTooLong
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, PromptTooLong
 from datadreamer_like.graph.meter import current_meter
 
 from .cache import model_answers
@@ -130,6 +130,7 @@ class LLM(Described):
             where `n > 1`; None for a prompt that failed.
 
         Raises:
+            ArgumentTypeError: One text stands in place of a list of prompts.
             AuthenticationFailed: The key is wrong; what was answered before is kept in the cache, here and below.
             UnknownModel: The provider does not know the model.
             Unavailable: The provider answers nobody.
@@ -142,6 +143,10 @@ class LLM(Described):
 
     def answers(self, prompts: Iterable[Prompt], **options: Unpack[GenerationOptions]) -> Iterator[Answer]:
         """Like `run`, but yields whole answers: texts, tokens, finish reasons, log-probabilities, error."""
+        if isinstance(prompts, str):
+            raise ArgumentTypeError(
+                f"prompts is one text, {prompts[:40]!r}; it must be a list of prompts. Put it into a list."
+            )
         generation = Generation.from_options(options, self.extra_options)
         meter = current_meter()
         if overrides_only_run(self):

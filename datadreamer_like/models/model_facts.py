@@ -23,6 +23,15 @@ def task_of(config: PretrainedConfig) -> Task:
     return "feature-extraction"
 
 
+def is_bidirectional(config: PretrainedConfig) -> bool:
+    """Whether a model is an encoder, of which transformers makes a "causal" model that reads what it is to write."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    if getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False):
+        return False
+    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and task_of(config) != "text-generation"
+
+
 def model_max_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     """Returns how many tokens a model takes: the smaller of what its tokenizer and its positions say."""
     # A tokenizer that does not know says 10^30.

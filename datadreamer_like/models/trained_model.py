@@ -16,7 +16,6 @@ from datadreamer_like.storage.digests import file_digest
 from datadreamer_like.storage.folders import explained
 
 from .export import CARD_NAME, export_model, write_card
-from .hf_source import hf_source, loading
 from .model_facts import Task, count_parameters, task_of
 from .quiet import quiet
 
@@ -134,6 +133,8 @@ class TrainedModel:
     def config(self) -> PretrainedConfig:
         """The model's transformers config."""
         from transformers import AutoConfig
+
+        from .hf_source import hf_source, loading
 
         with loading(hf_source(self.path)):
             return cast("PretrainedConfig", AutoConfig.from_pretrained(self.path))
@@ -258,7 +259,9 @@ class TrainedModel:
         from datadreamer_like.distillation import teacher_logits_for_texts
 
         if isinstance(texts, str):
-            raise ArgumentTypeError(f"texts is one text, {texts[:40]!r}; it must be a list of texts. Put it into a list.")
+            raise ArgumentTypeError(
+                f"texts is one text, {texts[:40]!r}; it must be a list of texts. Put it into a list."
+            )
         _ = self.labels  # refuses what is no classifier
         found = teacher_logits_for_texts(self, texts, batch_size=batch_size, max_length=max_length)
         return cast("np.ndarray[Any, np.dtype[np.float32]]", found.numpy())
@@ -280,9 +283,9 @@ class TrainedModel:
         import numpy as np
 
         if self.task != "text-classification":
-            raise MethodMisfit(
-                f"{self!r} is no classifier (its task is {self.task}). Let it write with HFTransformers({self.path!r})."
-            )
+            writes = self.task in ("text-generation", "text2text-generation")
+            way_out = f"Let it write with HFTransformers({self.path!r})." if writes else "Train it as one first."
+            raise MethodMisfit(f"{self!r} is no classifier (its task is {self.task}). {way_out}")
         logits = self.logits(texts, batch_size=batch_size, max_length=max_length).astype(np.float64)
         classes = self.labels
         labels: list[Any]

@@ -133,7 +133,7 @@ def _count(subwords: Subwords, corpus: Iterable[str]) -> Counter[int]:
 
     for index, text in enumerate(corpus):
         if not isinstance(text, str):
-            raise DataError(f"Calibration text {index} is {type(text).__name__}, not a text. Filter such rows out first.")
+            raise DataError(f"Calibration text {index} is {type(text).__name__}, not a text. Filter it out first.")
         batch.append(text)
         if len(batch) == _BATCH:
             flush()

@@ -10,8 +10,9 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from datadreamer_like.distillation import Objective, Supervised
+from datadreamer_like.errors import MethodMisfit
 from datadreamer_like.models.chat_template import AUTO, AutoText, checked, checked_template
-from datadreamer_like.models.model_facts import model_max_length
+from datadreamer_like.models.model_facts import is_bidirectional, model_max_length
 
 from .columns import Column, Columns
 from .examples import Examples
@@ -103,6 +104,11 @@ class TrainHFFineTune(HFTrainer):
     def _task(
         self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, columns: Columns, training: Training
     ) -> Task:
+        if is_bidirectional(config) and not self.further.get("is_decoder"):
+            raise MethodMisfit(
+                f'"{self.name}": {self._source()} is an encoder ({config.model_type}), which sees the answer that it '
+                "is to foresee. Start from a causal or encoder-decoder model, or train it with TrainHFClassifier."
+            )
         most = model_max_length(config, tokenizer)
         return Writing(
             tokenizer,

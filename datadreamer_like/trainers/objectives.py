@@ -91,6 +91,13 @@ def prepare_token_teacher(objective: Objective, task: Task, device: torch.device
     teacher = teacher_of(objective).model
     if not hasattr(teacher, "generate"):
         raise MethodMisfit(f"The teacher, {type(teacher).__name__}, is no language model, so it cannot teach one.")
+    reads_apart = bool(getattr(getattr(teacher, "config", None), "is_encoder_decoder", False))
+    if reads_apart != getattr(task, "encoder_decoder", reads_apart):
+        kinds = ("an encoder-decoder", "causal") if reads_apart else ("causal", "an encoder-decoder")
+        raise MethodMisfit(
+            f"The teacher, {type(teacher).__name__}, is {kinds[0]}, and the student is {kinds[1]}: their answers stand "
+            "at different places. Take a teacher of the student's kind, or let it write the answers to train on."
+        )
     ask.check_vocabulary(task.tokenizer)
     if not getattr(teacher, "is_quantized", False):
         teacher.to(device)

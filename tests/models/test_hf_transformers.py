@@ -16,6 +16,7 @@ from datadreamer_like.errors import (
     BadRequest,
     DataError,
     DefinitionError,
+    MethodMisfit,
     PromptTooLong,
     UnknownModel,
 )
@@ -282,3 +283,8 @@ with DataDreamer(":memory:", verbose=False):
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120, check=False, cwd=root)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_an_encoder_is_refused(minilm_path: Path) -> None:
+    with pytest.raises(MethodMisfit, match=r"is an encoder \(bert\) and writes no text"):
+        HFTransformers(str(minilm_path)).run(["a"])

@@ -23,6 +23,7 @@ import pytest
 from flaky_server import FlakyServer, Reply, error, prompt_of
 
 from datadreamer_like.errors import (
+    ArgumentTypeError,
     AuthenticationFailed,
     BadRequest,
     DefinitionError,
@@ -523,3 +524,14 @@ def test_answers_are_stored_before_the_next_request_of_their_slot(tmp_path: Path
     with FlakyServer(behave) as server:
         client(server, tmp_path).run(PROMPTS, concurrency=1)
     assert stored_when_asked == list(range(40))
+
+
+def test_an_address_without_http_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DefinitionError, match="base_url is 'localhost:8080/v1'; it must start with http"):
+        OpenAI("m", base_url="localhost:8080/v1", cache_folder_path=tmp_path)
+
+
+def test_one_text_in_place_of_a_list_of_prompts_is_refused(tmp_path: Path) -> None:
+    llm = OpenAI("m", base_url="http://localhost:9/v1", cache_folder_path=tmp_path)
+    with pytest.raises(ArgumentTypeError, match="prompts is one text, 'abc'"):
+        llm.run("abc")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit, StorageError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit, StorageError, UnknownModel
 from datadreamer_like.graph import Card
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models.model_facts import count_parameters, model_max_length
@@ -152,3 +152,13 @@ def test_loading_is_quiet(classifier, capfd, caplog):
     out, err = capfd.readouterr()
     assert out == err == ""
     assert "transformers" not in {record.name.partition(".")[0] for record in caplog.records}
+
+
+def test_one_text_in_place_of_a_list_is_refused(classifier):
+    with pytest.raises(ArgumentTypeError, match="texts is one text, 'A parser.'; it must be a list"):
+        classifier.predict("A parser.")
+
+
+def test_a_folder_that_is_no_model_is_called_one(tmp_path):
+    with pytest.raises(UnknownModel, match="There is no model folder"):
+        _ = TrainedModel(tmp_path / "typo").config

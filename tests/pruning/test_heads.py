@@ -5,8 +5,8 @@ import torch
 import transformers
 from torch import nn
 
-from datadreamer_like import pruning
-from datadreamer_like.errors import DataError, DefinitionError, EmptyDataset, MethodMisfit
+from datadreamer_like import pruning, quantization
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset, MethodMisfit
 from datadreamer_like.formats import layouts
 from datadreamer_like.pruning.attention import attentions
 from datadreamer_like.pruning.heads import importance
@@ -163,3 +163,18 @@ def test_heads_refuse_what_they_do_not_fit() -> None:
         pruning.Heads(1.0)
     with pytest.raises(DataError, match="neither a loss nor logits"):
         pruning.Heads(0.5).apply(bert.bert, [{"input_ids": torch.tensor([[1, 2, 3]])}])
+
+
+def test_one_batch_in_place_of_a_list_is_refused() -> None:
+    model = build("bert")
+    with pytest.raises(ArgumentTypeError, match="batch is of type str. Pass an iterable of dicts"):
+        pruning.Heads(0.5).apply(model, batches(model)[0])  # type: ignore[arg-type]
+    with pytest.raises(ArgumentTypeError, match="sparsity must be a number, not 'half'"):
+        pruning.Heads("half")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", [pruning.Heads(0.5), pruning.Magnitude(0.5), pruning.Vocabulary()], ids=str)
+def test_a_quantized_model_is_refused_as_one(method: pruning.Heads | pruning.Magnitude | pruning.Vocabulary) -> None:
+    reason = method.fits(quantization.DynamicInt8().apply(build("bert")))
+    assert reason is not None
+    assert reason.startswith("it is quantized already. Prune first")

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from datadreamer_like import pruning
-from datadreamer_like.errors import DefinitionError, EmptyDataset, MethodMisfit
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset, MethodMisfit
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
 TRAINING = [
@@ -247,3 +247,12 @@ def test_misuse_is_refused() -> None:
         pruning.Vocabulary().apply(model, CORPUS, tokenizer=words)
     with pytest.raises(DefinitionError):
         pruning.Vocabulary(size=0)
+
+
+def test_a_corpus_that_is_one_text_or_holds_none_is_refused() -> None:
+    tokenizer = byte_level_bpe()
+    model = AutoModel.from_config(transformers.BertConfig(vocab_size=len(tokenizer), **SIZES))
+    with pytest.raises(ArgumentTypeError, match="calibration is one text"):
+        pruning.Vocabulary().apply(model, CORPUS[0], tokenizer=tokenizer)
+    with pytest.raises(DataError, match="Calibration text 1 is NoneType"):
+        pruning.Vocabulary().apply(model, ["a", None], tokenizer=tokenizer)  # type: ignore[list-item]

@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from datadreamer_like.errors import DataError
+from datadreamer_like.distillation import SoftTargets
+from datadreamer_like.errors import DataError, DefinitionError, MethodMisfit, UnknownModel
+from datadreamer_like.models.trained_model import TrainedModel
 from datadreamer_like.trainers import TrainHFFineTune
 from datadreamer_like.trainers.examples import IGNORED
 from datadreamer_like.trainers.tasks import Writing
@@ -99,3 +101,23 @@ def test_long_rows_are_cut_or_refused_and_rows_without_an_answer_left_out(sessio
     hopeless = {"text": ["The cat " * 40], "label": ["sat."]}
     with pytest.raises(DataError, match="in none of the 1 rows"):
         TrainHFFineTune("C", str(tiny_causal_lm)).train(**data(hopeless, ROWS), max_length=32)
+
+
+def test_a_template_without_a_place_for_the_prompt_is_refused(tiny_causal_lm):
+    # It would be taken for Jinja code, and all prompts and answers alike would become that one text.
+    with pytest.raises(DefinitionError, match="'Answer briefly.' has no place for the prompt"):
+        TrainHFFineTune("LM", str(tiny_causal_lm), chat_prompt_template="Answer briefly.")
+
+
+def test_what_cannot_learn_to_write_or_teach_it_is_refused_before_training(
+    session, tiny_causal_lm, tiny_seq2seq, tiny_encoder, data, tmp_path
+):
+    columns = data(ROWS, ROWS)
+    with pytest.raises(MethodMisfit, match=r"is an encoder \(bert\), which sees the answer"):
+        TrainHFFineTune("Encoder", str(tiny_encoder)).train(**columns)
+    with pytest.raises(MethodMisfit, match="is causal, and the student is an encoder-decoder"):
+        TrainHFFineTune("Student", str(tiny_seq2seq)).train(
+            **columns, objective=SoftTargets(TrainedModel.load(tiny_causal_lm))
+        )
+    with pytest.raises(UnknownModel, match="There is no model folder"):
+        TrainHFFineTune("Nothing", str(tmp_path / "typo")).train(**columns)
