@@ -237,9 +237,9 @@ class OpenAI(LLM):
 
     def _check_address(self) -> None:
         if urlsplit(self.base_url).scheme not in ("http", "https"):
+            shown = self.base_url.rpartition("@")[2].partition("?")[0]  # what may be secret stays out
             raise DefinitionError(
-                f"base_url is {self.base_url!r}; it must start with http:// or https://, as in "
-                '"http://localhost:8080/v1".'
+                f'base_url is {shown!r}; it must start with http:// or https://, as in "http://localhost:8080/v1".'
             )
 
     def _key(self) -> str:

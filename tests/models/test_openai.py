@@ -528,7 +528,7 @@ def test_answers_are_stored_before_the_next_request_of_their_slot(tmp_path: Path
 
 def test_an_address_without_http_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(DefinitionError, match="base_url is 'localhost:8080/v1'; it must start with http"):
-        OpenAI("m", base_url="localhost:8080/v1", cache_folder_path=tmp_path)
+        OpenAI("m", base_url="me:secret@localhost:8080/v1?key=secret", cache_folder_path=tmp_path)
 
 
 def test_one_text_in_place_of_a_list_of_prompts_is_refused(tmp_path: Path) -> None:
