@@ -159,7 +159,7 @@ class SoftTargets(_FromTeacher):
     """Distillation in which `alpha` weighs the soft term, the teacher's probabilities; `1 - alpha` weighs the labels.
 
     The loss is `alpha T² KL(q_T ‖ p_T) + (1 - alpha) CE(labels, p)`: Hinton, Vinyals and Dean 2015, arXiv:1503.02531.
-    `alpha=0` is supervised learning, `alpha=1` learns from the teacher alone, on text without labels too.
+    `alpha=0` is supervised learning, `alpha=1` learns from the teacher alone: labels do not count.
 
     Attributes:
         teacher: A trainer, a stage, a `TrainedModel`, or `TeacherModel(model, tokenizer)`.

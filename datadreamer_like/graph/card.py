@@ -107,6 +107,13 @@ class Card:
                 waiting.extend((parent, False) for parent in reversed(card.parents))
         return list(order.values())
 
+    def is_synthetic(self) -> bool:
+        """Tells whether a language model wrote any of the rows that this result came from."""
+        return any(
+            card.kind == "step" and bool(card.completion_tokens or card.prompts or "Prompt" in card.class_name)
+            for card in self.lineage()
+        )
+
     def without_parents(self) -> dict[str, Any]:
         """Returns this node's own facts as plain JSON values."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "parents"}

@@ -36,7 +36,7 @@ def publish_dataset(
     branch: str | None = None,
     private: bool = False,
     token: str | None = None,
-    is_synthetic: bool = True,
+    is_synthetic: bool | None = None,
     config_name: str | None = None,
     task_categories: Sequence[str] = (),
     language: Sequence[str] = (),
@@ -57,7 +57,8 @@ def publish_dataset(
         private: Whether only its owners may see the repository. One that exists keeps its visibility, and to publish
             privately to a public one is refused.
         token: Access token; None takes the one of `HF_TOKEN` or of `hf auth login`.
-        is_synthetic: Whether a language model wrote the rows or a part of them: tagged, and said on the card.
+        is_synthetic: Whether a language model wrote the rows or a part of them: tagged, and said on the card. None
+            finds out from the card.
         config_name: Configuration of the dataset; other configurations in the repository stay.
         task_categories: The Hub's names of tasks that the dataset is made for, such as `text-classification`.
         language: ISO 639 codes of the languages in it.
@@ -83,7 +84,7 @@ def publish_dataset(
         rows=layout.rows,
         task_categories=task_categories,
         language=language,
-        is_synthetic=is_synthetic,
+        is_synthetic=card.is_synthetic() if is_synthetic is None else is_synthetic,
         on_hub=repository.exists,
     )
 
@@ -123,7 +124,7 @@ def publish_model(
     branch: str | None = None,
     private: bool = False,
     token: str | None = None,
-    is_synthetic: bool = True,
+    is_synthetic: bool | None = None,
     task: str = "text-classification",
     imports: Sequence[str] = (),
     language: Sequence[str] = (),
@@ -145,7 +146,8 @@ def publish_model(
         private: Whether only its owners may see the repository. One that exists keeps its visibility, and to publish
             privately to a public one is refused.
         token: Access token; None takes the one of `HF_TOKEN` or of `hf auth login`.
-        is_synthetic: Whether it was trained on rows that a language model wrote: tagged, and said on the card.
+        is_synthetic: Whether it was trained on rows that a language model wrote: tagged, and said on the card. None
+            finds out from the card.
         task: The Hub's name of the task, such as `text-generation`.
         imports: Modules to import before loading, such as `datadreamer_like.quantization`.
         language: ISO 639 codes of the languages that it knows.
@@ -172,7 +174,7 @@ def publish_model(
         library=library,
         adapter=ADAPTER in files,
         language=language,
-        is_synthetic=is_synthetic,
+        is_synthetic=card.is_synthetic() if is_synthetic is None else is_synthetic,
         on_hub=repository.exists,
     )
     written = readme("model", card, metadata, load=_load_model(repository, library, task, imports))

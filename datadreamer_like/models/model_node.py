@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datadreamer_like.errors import ArgumentTypeError, NotTrained
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, NotTrained
 from datadreamer_like.graph import Node
 
 from .trained_model import Predictions, TrainedModel
@@ -79,13 +79,27 @@ class ModelNode(Node):
         """Writes the model for use elsewhere; see `TrainedModel.export`."""
         return self.trained.export(format, to)
 
+    def export_to_disk(self, path: str | Path, adapter_only: bool = False) -> Path:
+        """Writes the model to a folder; an earlier export there is replaced.
+
+        Args:
+            path: The folder.
+            adapter_only: Only the adapter, where a trainer trained one.
+
+        Raises:
+            DefinitionError: There is no adapter.
+        """
+        if adapter_only:
+            raise DefinitionError(f'"{self.name}" trained no adapter. Leave adapter_only out.')
+        return self.export("safetensors", to=path)
+
     def publish_to_hf_hub(
         self,
         repo_id: str,
         branch: str | None = None,
         private: bool = False,
         token: str | None = None,
-        is_synthetic: bool = True,
+        is_synthetic: bool | None = None,
         **kwargs: Any,
     ) -> str:
         """Publishes the model with a generated card; see `TrainedModel.publish_to_hf_hub`."""

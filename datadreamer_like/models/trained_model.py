@@ -322,7 +322,7 @@ class TrainedModel:
         branch: str | None = None,
         private: bool = False,
         token: str | None = None,
-        is_synthetic: bool = True,
+        is_synthetic: bool | None = None,
         **kwargs: Any,
     ) -> str:
         """Publishes the model with a generated card; nothing is committed where nothing changed.
@@ -332,7 +332,7 @@ class TrainedModel:
             branch: Branch; None for the main one.
             private: Whether a new repository is private.
             token: The Hub's token; None for the one that `hf auth login` stored.
-            is_synthetic: Tag it as made with synthetic data.
+            is_synthetic: Tag it as made with synthetic data; None finds out from where the rows came from.
             **kwargs: Further options of `hub.publish_model`.
 
         Returns:

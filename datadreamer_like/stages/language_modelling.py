@@ -9,6 +9,7 @@ import torch  # noqa: TID253  (loaded with the first comparison, whose models ne
 
 from datadreamer_like.errors import DataError, MethodMisfit
 from datadreamer_like.models.chat_template import AUTO
+from datadreamer_like.models.dressing import dressing_on
 from datadreamer_like.models.model_facts import model_max_length
 from datadreamer_like.models.trained_model import TrainedModel
 from datadreamer_like.report import Column, Interval
@@ -16,7 +17,6 @@ from datadreamer_like.trainers.columns import Column as Rows
 from datadreamer_like.trainers.examples import IGNORED
 from datadreamer_like.trainers.tasks import Writing, token_losses
 
-from .dressing import dressing_of
 from .judge import Asking, Judge
 from .likelihood import bits_per_byte, paired_bits_per_byte, perplexity, token_loss
 from .rows import NAMES, read_prompts, read_texts
@@ -151,7 +151,7 @@ class LanguageJudge(Judge):
 
     def _task(self, model: TrainedModel) -> Writing:
         most = model_max_length(model.config, model.tokenizer)
-        own = dressing_of(model)
+        own = dressing_on(model.card)
         template, system_prompt = self.asking.chat_prompt_template, self.asking.system_prompt
         return Writing(
             model.tokenizer,

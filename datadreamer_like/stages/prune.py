@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.graph import Node
 from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.models.dressing import dressing_on
 from datadreamer_like.models.trained_model import TrainedModel
 from datadreamer_like.pruning import PruningMethod, Vocabulary
 from datadreamer_like.trainers import TrainHFClassifier, TrainHFFineTune
@@ -17,7 +18,6 @@ from datadreamer_like.trainers.objectives import check_objective, node_of, teach
 from datadreamer_like.trainers.options import Training
 
 from .compression import Compression
-from .dressing import dressing_of
 
 if TYPE_CHECKING:
     import torch
@@ -141,7 +141,7 @@ class Prune(Compression):
                 f'"{self.name}": {type(model).__name__} is of no kind that can be retrained here. Leave retrain out.'
             )
         # A language model is asked on as it was taught to be.
-        dressing = {} if pruned.task == "text-classification" else dressing_of(self.source)._asdict()
+        dressing = {} if pruned.task == "text-classification" else dressing_on(self.source.card)._asdict()
         trainer: Any = trainers[pruned.task]("Retraining", model_name=pruned, device=self.device, **dressing)
         trainer.train(**self.retrain)
         self.card.metrics.update(trainer.metrics)

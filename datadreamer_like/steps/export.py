@@ -105,7 +105,7 @@ class Exports:
         branch: str | None = None,
         private: bool = False,
         token: str | None = None,
-        is_synthetic: bool = True,
+        is_synthetic: bool | None = None,
         **options: Any,
     ) -> str:
         """Publishes the rows with a card on the Hugging Face Hub; what is there already makes no commit.
@@ -115,7 +115,7 @@ class Exports:
             branch: Branch to publish to; made if it is not there.
             private: Make a new repository private.
             token: Access token; by default the one that `hf auth login` or `HF_TOKEN` gives.
-            is_synthetic: Tag the dataset as synthetic.
+            is_synthetic: Tag the dataset as synthetic; None finds out from where the rows came from.
             **options: See `ExportOptions`.
 
         Returns:

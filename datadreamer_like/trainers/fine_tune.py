@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -12,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from datadreamer_like.distillation import Objective, Supervised
 from datadreamer_like.errors import MethodMisfit
 from datadreamer_like.models.chat_template import AUTO, AutoText, checked, checked_template
+from datadreamer_like.models.dressing import Dressing, note_dressing
 from datadreamer_like.models.model_facts import is_bidirectional, model_max_length
 
 from .columns import Column, Columns
@@ -128,6 +130,10 @@ class TrainHFFineTune(HFTrainer):
         self.PEFT_TASK = "SEQ_2_SEQ_LM" if config.is_encoder_decoder else "CAUSAL_LM"
         model: PreTrainedModel = _auto_class(config).from_pretrained(self._source(), **options)
         return model
+
+    def _fill_card(self, metrics: Mapping[str, float], objective: Objective) -> None:
+        super()._fill_card(metrics, objective)
+        note_dressing(self.card, Dressing(self.chat_prompt_template, self.system_prompt))
 
     @property
     def auto_cls(self) -> Any:

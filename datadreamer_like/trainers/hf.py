@@ -265,7 +265,7 @@ class HFTrainer(Trainer):
         private: bool = False,
         token: str | None = None,
         adapter_only: bool = False,
-        is_synthetic: bool = True,
+        is_synthetic: bool | None = None,
         **kwargs: Any,
     ) -> str:
         """Publishes the trained model with a generated card; nothing is committed where nothing changed.
@@ -276,7 +276,7 @@ class HFTrainer(Trainer):
             private: Whether a new repository is private.
             token: The Hub's token; None for the one that `hf auth login` stored.
             adapter_only: Only the adapter, where one was trained.
-            is_synthetic: Tag it as made with synthetic data.
+            is_synthetic: Tag it as made with synthetic data; None finds out from where the rows came from.
             **kwargs: Further options of `hub.publish_model`.
 
         Returns:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, NotTrained, SessionError
@@ -147,17 +146,3 @@ class Trainer(ModelNode):
             NotTrained: There is no model yet.
         """
         return {card.name: card.without_parents() for card in self.trained.card.lineage()}
-
-    def export_to_disk(self, path: str | Path, adapter_only: bool = False) -> Path:
-        """Writes the trained model to a folder; an earlier export there is replaced.
-
-        Args:
-            path: The folder.
-            adapter_only: Only the adapter, where one was trained.
-
-        Raises:
-            DefinitionError: There is no adapter.
-        """
-        if adapter_only:
-            raise DefinitionError(f'"{self.name}" trained no adapter. Leave adapter_only out.')
-        return self.export("safetensors", to=path)

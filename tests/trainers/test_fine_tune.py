@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from datadreamer_like.distillation import SoftTargets
 from datadreamer_like.errors import DataError, DefinitionError, MethodMisfit, UnknownModel
+from datadreamer_like.models import AUTO, HFTransformers
 from datadreamer_like.models.trained_model import TrainedModel
 from datadreamer_like.trainers import TrainHFFineTune
 from datadreamer_like.trainers.examples import IGNORED
@@ -101,6 +102,20 @@ def test_long_rows_are_cut_or_refused_and_rows_without_an_answer_left_out(sessio
     hopeless = {"text": ["The cat " * 40], "label": ["sat."]}
     with pytest.raises(DataError, match="in none of the 1 rows"):
         TrainHFFineTune("C", str(tiny_causal_lm)).train(**data(hopeless, ROWS), max_length=32)
+
+
+@pytest.mark.parametrize("template", [None, "Q: {{prompt}} A:"])
+def test_a_model_is_asked_as_it_was_taught(session, tiny_causal_lm, data, tmp_path, template):
+    trainer = TrainHFFineTune("LM", str(tiny_causal_lm), chat_prompt_template=template, system_prompt="Be brief.")
+    trainer.train(**data(ROWS, ROWS), **{**OPTIONS, "epochs": 2})
+    folder = trainer.export_to_disk(tmp_path / "exported")
+    for model in (trainer, trainer.model_path, folder):
+        llm = HFTransformers(model)
+        assert (llm.chat_prompt_template, llm.system_prompt) == (template, "Be brief.")
+    told = HFTransformers(trainer.model_path, chat_prompt_template=template, system_prompt="Be brief.")
+    asked = {"prompts": ["The cat sat"], "max_new_tokens": 8, "temperature": 0.0}
+    assert HFTransformers(folder).run(**asked) == told.run(**asked)
+    assert HFTransformers(str(tiny_causal_lm)).chat_prompt_template is AUTO
 
 
 def test_a_template_without_a_place_for_the_prompt_is_refused(tiny_causal_lm):
