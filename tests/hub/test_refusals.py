@@ -119,7 +119,7 @@ def test_a_connection_lost_on_the_way_is_made_again(hub: HubServer, request_: st
 def test_a_change_by_someone_else_meanwhile_is_not_overwritten(hub: HubServer) -> None:
     publish_dataset(ROWS, "me/rows", card=CARD)
     hub.fail("POST .*/commit", status=412)
-    assert "was changed by someone else meanwhile" in refused(is_synthetic=False)
+    assert "was changed by someone else meanwhile" in refused(is_synthetic=True)
     assert len(hub.commits("dataset", "me/rows")) == 1
 
 

@@ -217,7 +217,7 @@ def test_without_a_session_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.M
 @KINDS
 def test_one_text_is_no_list_of_prompts(kind: Any, tmp_path: Path) -> None:
     llm = kind(tmp_path)
-    with pytest.raises(ArgumentTypeError, match="expected a list"):
+    with pytest.raises(ArgumentTypeError, match="must be a list of prompts"):
         llm.run("Say hi.")
     assert not llm.asked
 

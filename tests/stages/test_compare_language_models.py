@@ -166,11 +166,12 @@ def test_model_is_asked_as_its_trainer_asked_it(session: DataDreamer, tiny_causa
     assert found.rows[0]["loss"] == pytest.approx(trainer.metrics["cross_entropy"], rel=1e-4)
     expected = _of_causal(Path(slim.path), lambda prompt: f"Q: {prompt} A:", PAIRS)
     assert found.predictions["Slim"] == pytest.approx([nats for nats, _ in expected], rel=1e-4)
-    # A folder says nothing of how its model was trained, so it is asked by its own chat template, unless told.
+    # The card in its folder says it too.
+    assert found.predictions["model"] == pytest.approx(found.predictions["LM"][:])
     by_chat = _of_causal(Path(trainer.model_path), _chat, PAIRS)
-    assert found.predictions["model"] == pytest.approx([nats for nats, _ in by_chat], rel=1e-4)
-    told = Compare("Told", [trainer.model_path], *columns, chat_prompt_template="Q: {{prompt}} A:", **QUICK)
-    assert told.rows[0]["loss"] == pytest.approx(found.rows[0]["loss"])
+    jinja = AutoTokenizer.from_pretrained(trainer.model_path).chat_template
+    told = Compare("Told", [trainer.model_path], *columns, chat_prompt_template=jinja, **QUICK)
+    assert told.predictions["model"] == pytest.approx([nats for nats, _ in by_chat], rel=1e-4)
 
 
 def test_rerun_loads_no_language_model(tmp_path: Path, byte_lm: Path):
