@@ -13,21 +13,3 @@ from .steps import concurrent as concurrent
 from .steps import step as step
 from .steps import wait as wait
 from .steps import zipped as zipped
-
-__all__ = [
-    "DataDreamer",
-    "TrainedModel",
-    "concat",
-    "concurrent",
-    "distillation",
-    "kernels",
-    "models",
-    "pruning",
-    "quantization",
-    "stages",
-    "step",
-    "steps",
-    "trainers",
-    "wait",
-    "zipped",
-]

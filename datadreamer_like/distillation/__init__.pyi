@@ -13,21 +13,3 @@ from .teacher import align_labels as align_labels
 from .teacher import check_same_vocabulary as check_same_vocabulary
 from .teacher import teacher_logits_for_texts as teacher_logits_for_texts
 from .teacher import teacher_logits_for_tokens as teacher_logits_for_tokens
-
-__all__: list[str] = [
-    "Divergence",
-    "HardTargets",
-    "Objective",
-    "SoftTargets",
-    "Supervised",
-    "Teacher",
-    "TeacherModel",
-    "align_labels",
-    "check_same_vocabulary",
-    "divergence",
-    "hard_target_loss",
-    "soft_target_loss",
-    "supervised_loss",
-    "teacher_logits_for_texts",
-    "teacher_logits_for_tokens",
-]

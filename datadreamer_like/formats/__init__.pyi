@@ -7,15 +7,3 @@ from .quantizer import layouts as layouts
 from .quantizer import load as load
 from .quantizer import rename_modules as rename_modules
 from .sparse import mark_sparse as mark_sparse
-
-__all__: list[str] = [
-    "Entry",
-    "LayoutKind",
-    "add_layout",
-    "foreign",
-    "layouts",
-    "load",
-    "mark_sparse",
-    "register",
-    "rename_modules",
-]

@@ -15,8 +15,8 @@ from datadreamer_like.errors import SessionError, StorageError
 
 from .card import Card
 from .manifest import Manifest
-from .meter import Meter
 from .session import DataDreamer, aside_of, current_session
+from .usage import Usage
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -44,7 +44,7 @@ class Node:
         session: The session that the node was made in, or None.
         folder: Where the result stands when it is complete; None outside a session.
         parents: The nodes that this one was made from.
-        meter: What the node has used in this run.
+        usage: What the node has used in this run.
     """
 
     kind: ClassVar[Literal["step", "trainer", "stage"]]
@@ -61,7 +61,7 @@ class Node:
         self.force = force
         self.progress_interval = progress_interval
         self.parents: list[Node] = []
-        self.meter = Meter()
+        self.usage = Usage()
         self.manifest: Manifest | None = None
 
     def fingerprint_parts(self) -> dict[str, str]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
-from .meter import Meter
+from .usage import Usage
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,25 +25,25 @@ _REFRESHES_PER_SECOND = 4
 @dataclass
 class _Task:
     name: str
-    meter: Meter
+    usage: Usage
     started: float = field(default_factory=time.monotonic)
     said: float = field(default_factory=time.monotonic)
     interval: float | None = 60
 
     def line(self) -> str:
-        meter = self.meter
+        usage = self.usage
         seconds = time.monotonic() - self.started
-        rate = meter.rows / seconds if seconds > 0 else 0.0
-        parts = [f"{meter.rows:,}" + (f" of {meter.total_rows:,}" if meter.total_rows else "") + " rows"]
-        if not meter.rows and not meter.total_rows:
+        rate = usage.rows / seconds if seconds > 0 else 0.0
+        parts = [f"{usage.rows:,}" + (f" of {usage.total_rows:,}" if usage.total_rows else "") + " rows"]
+        if not usage.rows and not usage.total_rows:
             parts = []
-        if meter.note:
-            parts.append(meter.note)
-        if rate >= 0.05 and meter.rows:
+        if usage.note:
+            parts.append(usage.note)
+        if rate >= 0.05 and usage.rows:
             parts.append(f"{rate:,.1f} rows/s" if rate < 100 else f"{rate:,.0f} rows/s")
-        if meter.total_rows and rate and meter.rows < meter.total_rows:
-            parts.append(f"{duration((meter.total_rows - meter.rows) / rate)} left")
-        return ", ".join([*parts, *usage(meter), f"{duration(seconds)} so far"])
+        if usage.total_rows and rate and usage.rows < usage.total_rows:
+            parts.append(f"{duration((usage.total_rows - usage.rows) / rate)} left")
+        return ", ".join([*parts, *describe_usage(usage), f"{duration(seconds)} so far"])
 
 
 class Progress:
@@ -66,15 +66,15 @@ class Progress:
         self._teller: threading.Thread | None = None
 
     @contextmanager
-    def show(self, name: str, meter: Meter, interval: float | None = 60) -> Iterator[None]:
+    def show(self, name: str, usage: Usage, interval: float | None = 60) -> Iterator[None]:
         """Shows a node as long as the block runs.
 
         Args:
             name: The node's name.
-            meter: Its counts, read while they grow.
+            usage: Its counts, read while they grow.
             interval: Seconds between lines where there is no terminal; None for none.
         """
-        task = _Task(name, meter, interval=interval)
+        task = _Task(name, usage, interval=interval)
         with self._lock:
             self._tasks.append(task)
             self._start()
@@ -162,19 +162,19 @@ class ProgressHandler(logging.Handler):
             self.handleError(record)
 
 
-def usage(meter: Meter) -> list[str]:
+def describe_usage(usage: Usage) -> list[str]:
     """Says what models were used for, in a few words each."""
     parts = []
-    if meter.requests:
-        parts.append(f"{meter.requests:,} request{'s' if meter.requests != 1 else ''}")
-    if meter.cached:
-        parts.append(f"{meter.cached:,} cached")
-    if meter.prompt_tokens or meter.completion_tokens:
-        parts.append(f"{meter.prompt_tokens:,} + {meter.completion_tokens:,} tokens")
-    if meter.cost:
-        parts.append(f"{meter.cost:,.4f} USD")
-    if meter.failed_rows:
-        parts.append(f"{meter.failed_rows:,} failed")
+    if usage.requests:
+        parts.append(f"{usage.requests:,} request{'s' if usage.requests != 1 else ''}")
+    if usage.cached:
+        parts.append(f"{usage.cached:,} cached")
+    if usage.prompt_tokens or usage.completion_tokens:
+        parts.append(f"{usage.prompt_tokens:,} + {usage.completion_tokens:,} tokens")
+    if usage.cost:
+        parts.append(f"{usage.cost:,.4f} USD")
+    if usage.failed_rows:
+        parts.append(f"{usage.failed_rows:,} failed")
     return parts
 
 

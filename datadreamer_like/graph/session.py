@@ -26,9 +26,9 @@ from datadreamer_like.errors import DefinitionError, NewerFormat, SessionError, 
 from datadreamer_like.storage.folders import explained, locked, new_folder, sweep, write_file
 
 from .manifest import Manifest
-from .meter import current_meter, metered
-from .progress import Progress, ProgressHandler, duration, usage
+from .progress import Progress, ProgressHandler, describe_usage, duration
 from .tracebacks import show_errors_briefly
+from .usage import counting, current_usage
 
 if TYPE_CHECKING:
     from .node import Node
@@ -289,9 +289,9 @@ class DataDreamer:
 
     def _make(self, node: Node, target: Path, build: Callable[[Path], Manifest]) -> Manifest:
         started = time.monotonic()
-        meter = node.meter
-        around = current_meter()
-        with metered(meter), self.progress.show(node.name, meter, node.progress_interval):
+        usage = node.usage
+        around = current_usage()
+        with counting(usage), self.progress.show(node.name, usage, node.progress_interval):
             logger.debug('running "%s"', node.name)
             with new_folder(target) as draft:
                 manifest = build(draft)
@@ -300,12 +300,12 @@ class DataDreamer:
                 card.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
                 card.package_version = package_version()
                 card.rows = manifest.rows
-                card.prompt_tokens, card.completion_tokens = meter.prompt_tokens, meter.completion_tokens
-                card.cost, card.failed_rows = meter.cost, meter.failed_rows
+                card.prompt_tokens, card.completion_tokens = usage.prompt_tokens, usage.completion_tokens
+                card.cost, card.failed_rows = usage.cost, usage.failed_rows
                 manifest.card = card.without_parents()
-                manifest.failures = {str(index): message for index, message in sorted(meter.failures.items())}
+                manifest.failures = {str(index): message for index, message in sorted(usage.failures.items())}
                 manifest.write(draft)
-        around.absorb(meter)
+        around.absorb(usage)
         self._say_made(node, manifest)
         return manifest
 
@@ -315,13 +315,13 @@ class DataDreamer:
 
     def _say_made(self, node: Node, manifest: Manifest) -> None:
         parts = [f"{manifest.rows:,} rows"] if manifest.rows is not None else []
-        parts += [f"{duration(node.card.seconds)}", *usage(node.meter)]
+        parts += [f"{duration(node.card.seconds)}", *describe_usage(node.usage)]
         logger.info("%s: done, %s", node.name, ", ".join(parts))
-        if node.meter.failed_rows:
-            index, message = next(iter(sorted(node.meter.failures.items())))
+        if node.usage.failed_rows:
+            index, message = next(iter(sorted(node.usage.failures.items())))
             logger.warning(
                 "%s: %s of its rows failed and hold None; the first is row %s: %s",
-                node.name, f"{node.meter.failed_rows:,}", index, message,
+                node.name, f"{node.usage.failed_rows:,}", index, message,
             )  # fmt: skip
 
     # What DataDreamer scripts ask for

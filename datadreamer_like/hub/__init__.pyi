@@ -1,4 +1,2 @@
 from .publish import publish_dataset as publish_dataset
 from .publish import publish_model as publish_model
-
-__all__ = ["publish_dataset", "publish_model"]

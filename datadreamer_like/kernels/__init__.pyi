@@ -5,13 +5,3 @@ from .int8_linear import int8_linear as int8_linear
 from .int8_matmul import PackedInt8Weight as PackedInt8Weight
 from .int8_matmul import int8_matmul as int8_matmul
 from .int8_matmul import pack_int8_weight as pack_int8_weight
-
-__all__: list[str] = [
-    "Granularity",
-    "PackedInt8Weight",
-    "absmax_dequantize",
-    "absmax_quantize",
-    "int8_linear",
-    "int8_matmul",
-    "pack_int8_weight",
-]

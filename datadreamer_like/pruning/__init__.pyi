@@ -7,15 +7,3 @@ from .retraining import cubic_sparsity as cubic_sparsity
 from .retraining import masks as masks
 from .retraining import reapply as reapply
 from .vocabulary import Vocabulary as Vocabulary
-
-__all__: list[str] = [
-    "Batches",
-    "Heads",
-    "Layers",
-    "Magnitude",
-    "PruningMethod",
-    "Vocabulary",
-    "cubic_sparsity",
-    "masks",
-    "reapply",
-]

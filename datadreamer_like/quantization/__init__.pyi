@@ -1,5 +1,3 @@
 from .dynamic_int8 import DynamicInt8 as DynamicInt8
 from .method import Batches as Batches
 from .method import QuantizationMethod as QuantizationMethod
-
-__all__: list[str] = ["Batches", "DynamicInt8", "QuantizationMethod"]

@@ -8,16 +8,3 @@ from .table import Column as Column
 from .table import Interval as Interval
 from .table import Table as Table
 from .table import frame as frame
-
-__all__: list[str] = [
-    "Column",
-    "Interval",
-    "Mark",
-    "Table",
-    "figure",
-    "frame",
-    "page",
-    "to_svg",
-    "tradeoff",
-    "write_png",
-]

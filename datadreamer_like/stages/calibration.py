@@ -7,14 +7,13 @@ from typing import Any
 
 import torch  # noqa: TID253  (loaded with the first stage that compresses, whose methods need it anyway)
 
-from datadreamer_like.graph import current_meter
-from datadreamer_like.models.model_facts import model_max_length
-from datadreamer_like.models.trained_model import TrainedModel
-from datadreamer_like.trainers.columns import Column, check_text, read_pairs
-from datadreamer_like.trainers.examples import attention_mask, padded
-from datadreamer_like.trainers.labels import LabelSet, class_names
-
-from .rows import read_texts
+from datadreamer_like.evaluation.rows import read_texts
+from datadreamer_like.graph import current_usage
+from datadreamer_like.models.trained.model_facts import model_max_length
+from datadreamer_like.models.trained.trained_model import TrainedModel
+from datadreamer_like.trainers.training.columns import Column, check_text, read_pairs
+from datadreamer_like.trainers.training.examples import attention_mask, padded
+from datadreamer_like.trainers.training.labels import LabelSet, class_names
 
 
 class Calibration:
@@ -48,12 +47,12 @@ class Calibration:
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """Yields batches: `input_ids` and `attention_mask` [batch, seq], and `labels` where there are any."""
-        meter = current_meter()
-        meter.rows, meter.total_rows = 0, self.inputs.num_rows
+        usage = current_usage()
+        usage.rows, usage.total_rows = 0, self.inputs.num_rows
         for texts, labels in self._portions():
-            meter.note = f"measuring on batches of {self.batch_size}"
+            usage.note = f"measuring on batches of {self.batch_size}"
             yield self._batch(texts) | labels
-            meter.add(rows=len(texts))
+            usage.add(rows=len(texts))
 
     def _portions(self) -> Iterator[tuple[list[str], dict[str, torch.Tensor]]]:
         if self.labels is None:

@@ -10,22 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError
+from datadreamer_like.evaluation.judge import Asking, Judge
+from datadreamer_like.evaluation.judges import judge_for
+from datadreamer_like.evaluation.rows import NAMES
+from datadreamer_like.evaluation.sizes import Size, size_of
+from datadreamer_like.evaluation.timing import Timing, evenly_spaced, time_in_turn
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.manifest import Manifest
-from datadreamer_like.models.chat_template import AUTO, AutoText, checked
+from datadreamer_like.models.llms.chat_template import AUTO, AutoText, checked
 from datadreamer_like.models.quiet import quiet
-from datadreamer_like.models.trained_model import TrainedModel
+from datadreamer_like.models.trained.trained_model import TrainedModel, loaded
 from datadreamer_like.report import Interval, Table, frame
 from datadreamer_like.storage.tables import TableWriter, open_table
-from datadreamer_like.trainers.columns import Column, check_column, check_pair
+from datadreamer_like.trainers.training.columns import Column, check_column, check_pair
 
 from .comparison import HTML_NAME, PNG_NAME, Comparison, Measured, unique
-from .judge import Asking, Judge
-from .judges import judge_for
-from .rows import NAMES
-from .sizes import Size, size_of
-from .stage import Stage, loaded, origins, taken
-from .timing import Timing, evenly_spaced, time_in_turn
+from .stage import Stage, origins, taken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -222,7 +222,7 @@ class Compare(Stage):
             asking = Asking(self.max_length, self.chat_prompt_template, self.system_prompt)
             judge = judge_for(self.models, self.names)(self.inputs, self.labels, self.models, self.names, asking)
             for model, name in zip(self.models, self.names, strict=True):
-                self.meter.note = f"loading {name}"
+                self.usage.note = f"loading {name}"
                 if self.keep_loaded:
                     stack.enter_context(loaded(model))
             return self._measure(draft, judge)
@@ -230,7 +230,7 @@ class Compare(Stage):
     def _measure(self, draft: Path, judge: Judge) -> Manifest:
         import torch
 
-        self.meter.total_rows = len(judge.rows) * len(self.models)
+        self.usage.total_rows = len(judge.rows) * len(self.models)
         answers, sizes = [], []
         for model, name in zip(self.models, self.names, strict=True):
             with loaded(model):
@@ -247,7 +247,7 @@ class Compare(Stage):
             batch_size=self.batch_size,
             threads=threads,
         )
-        self.meter.note = "drawing"
+        self.usage.note = "drawing"
         comparison = Comparison(
             judge.kind,
             self._measured(judge, answers, sizes, timings),
@@ -279,7 +279,7 @@ class Compare(Stage):
             said = answers[index]
             differences: dict[str, Interval] = {}
             if index:
-                self.meter.note = f"comparing {self.names[index]} with {self.names[0]}"
+                self.usage.note = f"comparing {self.names[index]} with {self.names[0]}"
                 differences = judge.differences(answers[0], said, resamples=self.resamples, seed=self.seed)
             measured.append(
                 Measured(
@@ -300,9 +300,9 @@ class Compare(Stage):
         portion = self.batch_size * _BATCHES_AT_ONCE
         for start in range(0, len(judge.rows), portion):
             part = judge.rows[start : start + portion]
-            self.meter.note = f"asking {name}"
+            self.usage.note = f"asking {name}"
             yield from judge.answers(model, part, self.batch_size)
-            self.meter.add(rows=len(part))
+            self.usage.add(rows=len(part))
 
     def _names(self, names: Sequence[str] | None) -> list[str]:
         if names is None:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from datadreamer_like.errors import MissingExtra, NewerFormat
+from datadreamer_like.evaluation.judge import Judge
+from datadreamer_like.evaluation.judges import JUDGES
 from datadreamer_like.report import Column, Interval, Mark, Table, figure, page, to_svg, tradeoff, write_png
 from datadreamer_like.storage.folders import write_file
-
-from .judge import Judge
-from .judges import JUDGES
 
 COMPARISON_FORMAT = 1
 PREDICTED = ("text", "label")

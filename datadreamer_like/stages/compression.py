@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
+from datadreamer_like.evaluation.sizes import size_of
 from datadreamer_like.graph import Node
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.manifest import Manifest
-from datadreamer_like.models.export import write_card
-from datadreamer_like.models.model_node import ModelNode
 from datadreamer_like.models.quiet import quiet
-from datadreamer_like.models.trained_model import TrainedModel
-from datadreamer_like.trainers.columns import Column, check_column, check_pair
+from datadreamer_like.models.trained.export import write_card
+from datadreamer_like.models.trained.model_node import ModelNode
+from datadreamer_like.models.trained.trained_model import TrainedModel, loaded
+from datadreamer_like.trainers.training.columns import Column, check_column, check_pair
 
 from .calibration import Calibration
-from .sizes import size_of
-from .stage import Stage, loaded, origins, taken
+from .stage import Stage, origins, taken
 
 if TYPE_CHECKING:
     import torch
@@ -128,14 +128,14 @@ class Compression(Stage, ModelNode):
 
     def _make(self, folder: Path) -> Manifest:
         with loaded(self.source) as source:
-            self.meter.note = f"loading {source!r}"
+            self.usage.note = f"loading {source!r}"
             before = size_of(source.model)
             self._check_fit()
-            self.meter.note = f"applying {self.method}"
+            self.usage.note = f"applying {self.method}"
             model, tokenizer = self._apply()
         model, tokenizer = self.finish(model, tokenizer)
         model.eval()
-        self.meter.note = "saving"
+        self.usage.note = "saving"
         saved = TrainedModel.save(model, tokenizer, folder)
         after = size_of(model)
         self._register(before.facts(after))

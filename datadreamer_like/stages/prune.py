@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.graph import Node
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.models.dressing import dressing_on
-from datadreamer_like.models.trained_model import TrainedModel
+from datadreamer_like.models.trained.trained_model import TrainedModel
+from datadreamer_like.models.trained.training_template import dressing_on
 from datadreamer_like.pruning import PruningMethod, Vocabulary
 from datadreamer_like.trainers import TrainHFClassifier, TrainHFFineTune
-from datadreamer_like.trainers.columns import Column, Columns
-from datadreamer_like.trainers.objectives import check_objective, node_of, teacher_of
-from datadreamer_like.trainers.options import Training
+from datadreamer_like.trainers.training.columns import Column, Columns
+from datadreamer_like.trainers.training.objectives import check_objective, node_of, teacher_of
+from datadreamer_like.trainers.training.options import Training
 
 from .compression import Compression
 

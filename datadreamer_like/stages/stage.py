@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 from datadreamer_like.errors import ArgumentTypeError, SessionError
 from datadreamer_like.graph import Node, current_session
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.models.model_node import as_trained_model
-from datadreamer_like.models.trained_model import TrainedModel
+from datadreamer_like.models.trained.model_node import as_trained_model
+from datadreamer_like.models.trained.trained_model import TrainedModel
 
 
 class Stage(Node):
@@ -64,15 +63,3 @@ def origins(models: Iterable[TrainedModel], columns: Iterable[object]) -> list[N
     """Returns the nodes that models and columns come from, each once."""
     nodes = [model.node for model in models] + [getattr(column, "step", None) for column in columns]
     return list({id(node): node for node in nodes if node is not None}.values())
-
-
-@contextmanager
-def loaded(trained: TrainedModel) -> Iterator[TrainedModel]:
-    """Loads the model, and frees its memory after the block unless it was in use before."""
-    in_use = "model" in vars(trained)
-    try:
-        assert trained.model is not None
-        yield trained
-    finally:
-        if not in_use:
-            trained.unload_model()

@@ -12,17 +12,17 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from datadreamer_like.distillation import Objective, Supervised
-from datadreamer_like.graph import current_meter
-from datadreamer_like.models.model_facts import model_max_length, task_of
+from datadreamer_like.graph import current_usage
+from datadreamer_like.models.trained.model_facts import model_max_length, task_of
 
-from .columns import Column, Columns
-from .examples import Examples
-from .hf import HFTrainer
-from .labels import LabelSet, class_names, find_labels
-from .loading import HFOptions
-from .objectives import borrowed, teacher_of
-from .options import Training, TrainingOptions
-from .tasks import Classification, Task
+from .training.columns import Column, Columns
+from .training.examples import Examples
+from .training.hf import HFTrainer
+from .training.labels import LabelSet, class_names, find_labels
+from .training.loading import HFOptions
+from .training.objectives import borrowed, teacher_of
+from .training.options import Training, TrainingOptions
+from .training.tasks import Classification, Task
 
 _PORTION = 2048
 
@@ -128,12 +128,12 @@ class TrainHFClassifier(HFTrainer):
     ) -> None:
         assert isinstance(task, Classification)
         if not path.exists():
-            meter, done = current_meter(), 0
+            usage, done = current_usage(), 0
 
             def say(rows: int) -> None:
                 nonlocal done
                 done += rows
-                meter.note = f"asking the teacher, {done:,} of {len(examples):,}"
+                usage.note = f"asking the teacher, {done:,} of {len(examples):,}"
 
             ask: Any = objective
             label2id = {name: index for index, name in enumerate(task.labels.names)}

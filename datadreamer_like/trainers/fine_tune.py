@@ -12,17 +12,17 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from datadreamer_like.distillation import Objective, Supervised
 from datadreamer_like.errors import MethodMisfit
-from datadreamer_like.models.chat_template import AUTO, AutoText, checked, checked_template
-from datadreamer_like.models.dressing import Dressing, note_dressing
-from datadreamer_like.models.model_facts import is_bidirectional, model_max_length
+from datadreamer_like.models.llms.chat_template import AUTO, AutoText, checked, checked_template
+from datadreamer_like.models.trained.model_facts import is_bidirectional, model_max_length
+from datadreamer_like.models.trained.training_template import Dressing, note_dressing
 
-from .columns import Column, Columns
-from .examples import Examples
-from .hf import HFTrainer
-from .loading import HFOptions
-from .objectives import prepare_token_teacher
-from .options import Training, TrainingOptions
-from .tasks import Task, Writing
+from .training.columns import Column, Columns
+from .training.examples import Examples
+from .training.hf import HFTrainer
+from .training.loading import HFOptions
+from .training.objectives import prepare_token_teacher
+from .training.options import Training, TrainingOptions
+from .training.tasks import Task, Writing
 
 
 class TrainHFFineTune(HFTrainer):

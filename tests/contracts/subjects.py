@@ -14,11 +14,8 @@ ROOMS = sorted(stub.parent.name for stub in PACKAGE.glob("*/__init__.pyi"))
 
 def names_of(room: str) -> list[str]:
     """The public names of a room, as its stub lists them."""
-    for node in ast.parse((PACKAGE / room / "__init__.pyi").read_text(encoding="utf-8")).body:
-        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-        if isinstance(target, ast.Name) and target.id == "__all__":
-            return sorted(ast.literal_eval(node.value))
-    return []
+    stub = ast.parse((PACKAGE / room / "__init__.pyi").read_text(encoding="utf-8"))
+    return sorted(alias.name for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names)
 
 
 def public(room: str, name: str) -> Any:

@@ -24,7 +24,7 @@ def parse(path: Path) -> ast.Module:
 def re_exports(stub: Path) -> dict[str, Path]:
     """The names that a stub takes from the files beside it, each with its file."""
     return {
-        alias.asname or alias.name: stub.parent / f"{node.module}.py"
+        alias.asname or alias.name: stub.parent / f"{node.module.replace('.', '/')}.py"
         for node in parse(stub).body
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 1
         for alias in node.names
@@ -42,15 +42,6 @@ def names_defined(path: Path) -> set[str]:
         elif isinstance(node, ast.alias):
             found.add(node.asname or node.name)
     return found
-
-
-def declared(stub: Path) -> list[str]:
-    """The stub's `__all__`."""
-    for node in parse(stub).body:
-        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-        if isinstance(target, ast.Name) and target.id == "__all__":
-            return list(ast.literal_eval(node.value))
-    pytest.fail(f"{stub} has no __all__")
 
 
 def names_called(path: Path) -> set[str]:
@@ -71,14 +62,12 @@ def test_a_rooms_stub_takes_names_from_its_own_files_only(room):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 1, f"line {node.lineno} takes names from outside the room"
             assert node.module, f"line {node.lineno} names no file"
-            assert "." not in node.module, f"line {node.lineno} reaches into a folder: its own stub is the place"
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_public_name_exists_where_the_stub_says(room):
     stub = PACKAGE / room / "__init__.pyi"
     exports = re_exports(stub)
-    assert sorted(declared(stub)) == sorted(exports)
     for name, file in exports.items():
         assert file.exists(), f"{name}: there is no {file.name} in {room}"
         assert name in names_defined(file), f"{file.relative_to(ROOT)} defines no {name}"
@@ -94,7 +83,7 @@ def test_every_top_level_name_is_public_in_the_room_that_it_comes_from():
             if node.module is None:
                 assert (PACKAGE / alias.name).is_dir() or (PACKAGE / f"{alias.name}.py").exists(), alias.name
             elif node.module in ROOMS:
-                assert alias.name in declared(PACKAGE / node.module / "__init__.pyi"), alias.name
+                assert alias.name in re_exports(PACKAGE / node.module / "__init__.pyi"), alias.name
             else:
                 assert alias.name in names_defined(PACKAGE / f"{node.module}.py"), alias.name
 

@@ -22,7 +22,7 @@ def text_below(room: str, name: str) -> str:
     """The text below an assignment, which is the docstring of an alias or a constant."""
     stub = ast.parse((PACKAGE / room / "__init__.pyi").read_text(encoding="utf-8"))
     file = next(
-        PACKAGE / room / f"{node.module}.py"
+        PACKAGE / room / f"{node.module.replace('.', '/')}.py"
         for node in stub.body
         if isinstance(node, ast.ImportFrom) and name in [alias.name for alias in node.names]
     )

@@ -313,9 +313,9 @@ def test_progress_lines_appear_without_a_terminal(tmp_path):
             def fingerprint_parts(self):
                 return {"a": "1"}
             def build(self, draft):
-                self.meter.total_rows = 40
+                self.usage.total_rows = 40
                 for _ in range(25):
-                    self.meter.add(rows=1, requests=1, completion_tokens=7)
+                    self.usage.add(rows=1, requests=1, completion_tokens=7)
                     time.sleep(0.1)
                 return self.new_manifest(rows=40)
 

@@ -7,14 +7,14 @@ import pytest
 from datasets import Dataset
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset
-from datadreamer_like.graph.dataset import OutputDataset, OutputDatasetColumn
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.graph.meter import Meter, metered
 from datadreamer_like.graph.node import Node
+from datadreamer_like.graph.output import OutputDataset, OutputDatasetColumn
 from datadreamer_like.graph.session import DataDreamer
-from datadreamer_like.models.embedder import Embedder
-from datadreamer_like.models.embedding_retriever import EmbeddingRetriever
-from datadreamer_like.models.sentence_transformers_embedder import SentenceTransformersEmbedder
+from datadreamer_like.graph.usage import Usage, counting
+from datadreamer_like.models.embedders.embedder import Embedder
+from datadreamer_like.models.embedders.sentence_transformers_embedder import SentenceTransformersEmbedder
+from datadreamer_like.models.retrievers.embedding_retriever import EmbeddingRetriever
 
 PETS = ["A kitten sleeps on the sofa.", "The stock market fell today.", "He repaired the old engine."]
 
@@ -128,14 +128,14 @@ def test_a_steps_column_is_a_corpus(tmp_path):
 
 def test_bad_texts_and_queries_are_left_out_and_counted_as_what_they_are():
     corpus = ["1", "2 far too long a text", "3"]
-    meter = Meter()
-    with metered(meter):
+    usage = Usage()
+    with counting(usage):
         retriever = EmbeddingRetriever(corpus, Drawn("drawn"))
         found = retriever.run(["3", "1 far too long a query", "1"], k=3, batch_size=2)
     assert found[0]["indices"][0] == 2
     assert found[1] is None
     assert sorted(found[2]["indices"]) == [0, 2]
-    assert list(meter.failures) == [1]
+    assert list(usage.failures) == [1]
     assert "query" not in corpus[1]
     cut = EmbeddingRetriever(corpus, Drawn("drawn"), truncate=True)
     assert cut.run(["2 far too long a query"], k=1)[0]["indices"] == [1]

@@ -21,8 +21,8 @@ from datadreamer_like.errors import (
     UnknownModel,
 )
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.models.hf_source import hf_source
-from datadreamer_like.models.hf_transformers import HFTransformers
+from datadreamer_like.models.llms.hf_transformers import HFTransformers
+from datadreamer_like.models.trained.hf_source import hf_source
 
 BEGINNINGS = ["The cat sat", "A dog", "The bird", "Rain fell", "She read", "He wrote", "The train was", "We drank hot"]
 SAMPLED = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 12}
@@ -254,7 +254,7 @@ def test_it_is_pickled_without_the_loaded_model(plain):
 
 @pytest.mark.slow
 def test_a_gguf_file_runs_as_it_does_on_llamacpp(smollm_gguf, caplog):
-    from datadreamer_like.models.llamacpp import LlamaCPP
+    from datadreamer_like.models.llms.llamacpp import LlamaCPP
 
     caplog.set_level(logging.ERROR)
     prompts = ["Name three colors.", "Count to five."]
@@ -274,7 +274,7 @@ def test_a_gguf_file_runs_as_it_does_on_llamacpp(smollm_gguf, caplog):
 def test_loading_and_answering_write_nothing_to_the_terminal(tiny_causal_lm):
     script = f"""
 from datadreamer_like.graph.session import DataDreamer
-from datadreamer_like.models.hf_transformers import HFTransformers
+from datadreamer_like.models.llms.hf_transformers import HFTransformers
 with DataDreamer(":memory:", verbose=False):
     llm = HFTransformers({str(tiny_causal_lm)!r})
     llm.run(["Hi.", "You."], max_new_tokens=4, n=2, temperature=1.0, top_p=0.9, stop=["x"])

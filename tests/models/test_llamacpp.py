@@ -16,9 +16,9 @@ import pytest
 
 from datadreamer_like.errors import BadRequest, DataError, DefinitionError, PromptTooLong, UnknownModel
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.models.generation import Request, Sampling
-from datadreamer_like.models.gguf_header import read_gguf_header
-from datadreamer_like.models.llamacpp import LlamaCPP
+from datadreamer_like.models.llms.generation import Request, Sampling
+from datadreamer_like.models.llms.gguf_header import read_gguf_header
+from datadreamer_like.models.llms.llamacpp import LlamaCPP
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +274,7 @@ def test_a_forked_process_loads_its_own(llm):
 
 def test_llamacpp_writes_nothing_to_the_terminal(smollm_gguf):
     script = f"""
-from datadreamer_like.models.llamacpp import LlamaCPP
+from datadreamer_like.models.llms.llamacpp import LlamaCPP
 llm = LlamaCPP({str(smollm_gguf)!r}, context_length=256, slots=2)
 llm.run(["Hi.", "word " * 400, "JSON"], max_new_tokens=4, top_logprobs=1)
 llm.run(["Hi."], max_new_tokens=8, json_schema={{"type": "object"}})
@@ -341,7 +341,7 @@ def test_a_file_is_downloaded_from_the_hub_and_found_again_offline(tmp_path):
     script = """
 import sys
 from datadreamer_like.errors import DataDreamerError
-from datadreamer_like.models.llamacpp import LlamaCPP
+from datadreamer_like.models.llms.llamacpp import LlamaCPP
 for name, file in [("me/tiny", None), ("me/tiny", "tiny.Q4.gguf"), ("me/tiny", "other.gguf"), ("me/secret", None)]:
     try:
         llm = LlamaCPP(name, file)

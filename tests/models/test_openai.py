@@ -35,9 +35,9 @@ from datadreamer_like.errors import (
     UnknownModel,
 )
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.graph.meter import Meter, metered
+from datadreamer_like.graph.usage import Usage, counting
 from datadreamer_like.models import OpenAI
-from datadreamer_like.models.openai_errors import ERRORS_BY_CLASS, model_error, retry_after
+from datadreamer_like.models.llms.openai_errors import ERRORS_BY_CLASS, model_error, retry_after
 from datadreamer_like.storage.answers import AnswerStore
 
 PROMPTS = [f"prompt {number}" for number in range(40)]
@@ -51,7 +51,7 @@ def _no_key_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datadreamer_like.models.backoff._FIRST_SECONDS", 0.005)
+    monkeypatch.setattr("datadreamer_like.models.calls.backoff._FIRST_SECONDS", 0.005)
 
 
 def client(server: FlakyServer, folder: Path, **options: Any) -> OpenAI:
@@ -210,13 +210,13 @@ def test_trouble_that_stays_fails_its_row_alone_and_is_sent_again_by_the_next_ru
     with FlakyServer(behave) as server:
         llm = client(server, tmp_path)
         llm.max_tries = 3
-        meter = Meter()
-        with metered(meter):
+        usage = Usage()
+        with counting(usage):
             assert llm.run(PROMPTS) == expected
         assert server.seen["prompt 3"] == 3
-        assert list(meter.failures) == [3]
-        assert "poison" in meter.failures[3]
-        assert (meter.prompt_tokens, meter.completion_tokens) == (39 * 3, 39 * 2)
+        assert list(usage.failures) == [3]
+        assert "poison" in usage.failures[3]
+        assert (usage.prompt_tokens, usage.completion_tokens) == (39 * 3, 39 * 2)
         assert llm.run(PROMPTS) == expected
         assert sum(server.seen.values()) == 39 + 6
 
@@ -449,13 +449,13 @@ def test_the_key_comes_from_the_environment_reaches_the_server_and_nothing_else(
     caplog.set_level(logging.DEBUG, "datadreamer_like")
     reply = error(400, "bad request with sk-very-secret")
     with FlakyServer(lambda body, before: reply if before else Reply("fine")) as server:
-        llm, meter = client(server, tmp_path), Meter()
-        with metered(meter):
+        llm, usage = client(server, tmp_path), Usage()
+        with counting(usage):
             llm.run(["a", "b", "a"], temperature=1.0, top_p=1.0)
         assert server.headers[0]["authorization"] == "Bearer sk-very-secret"
     files = b"".join(path.read_bytes() for path in tmp_path.iterdir())
-    written = files + pickle.dumps(llm) + repr(llm).encode() + str(meter.failures).encode() + caplog.text.encode()
-    assert meter.failed_rows == 1
+    written = files + pickle.dumps(llm) + repr(llm).encode() + str(usage.failures).encode() + caplog.text.encode()
+    assert usage.failed_rows == 1
     assert b"very-secret" not in written
     monkeypatch.delenv("OPENAI_API_KEY")
     explicit = OpenAI("m", api_key="sk-very-secret")

@@ -30,11 +30,11 @@ from datadreamer_like.errors import (
     StorageError,
     Unavailable,
 )
-from datadreamer_like.graph.meter import Meter, metered
-from datadreamer_like.models.backoff import Allowance, retry_delay
-from datadreamer_like.models.generation import Answer, Request, TokenLogprob
-from datadreamer_like.models.llm import LLM
-from datadreamer_like.models.stored_answer import decode_answer, encode_answer
+from datadreamer_like.graph.usage import Usage, counting
+from datadreamer_like.models.calls.backoff import Allowance, retry_delay
+from datadreamer_like.models.calls.stored_answer import decode_answer, encode_answer
+from datadreamer_like.models.llms.generation import Answer, Request, TokenLogprob
+from datadreamer_like.models.llms.llm import LLM
 
 
 class Asynchronous(LLM):
@@ -107,11 +107,11 @@ def test_answers_come_in_the_order_of_the_prompts(kind: Any, tmp_path: Path) -> 
 @KINDS
 def test_a_rerun_asks_nothing_and_gives_the_same(kind: Any, tmp_path: Path) -> None:
     first = kind(tmp_path).run(PROMPTS)
-    meter, again = Meter(), kind(tmp_path)
-    with metered(meter):
+    usage, again = Usage(), kind(tmp_path)
+    with counting(usage):
         assert again.run(PROMPTS) == first
     assert not again.asked
-    assert (meter.requests, meter.cached, meter.prompt_tokens) == (0, 500, 0)
+    assert (usage.requests, usage.cached, usage.prompt_tokens) == (0, 500, 0)
 
 
 @KINDS
@@ -341,11 +341,11 @@ class Failing(Asynchronous):
 def test_a_bad_row_is_none_in_its_place_counted_logged_and_not_stored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    meter = Meter()
-    with metered(meter), caplog.at_level(logging.WARNING, "datadreamer_like"):
+    usage = Usage()
+    with counting(usage), caplog.at_level(logging.WARNING, "datadreamer_like"):
         assert Failing(tmp_path).run(["a", "long", "b", "bad"]) == ["a!", None, "b!", None]
-    assert meter.failed_rows == 2
-    assert meter.failures == {1: "too long", 3: "not this one"}
+    assert usage.failed_rows == 2
+    assert usage.failures == {1: "too long", 3: "not this one"}
     assert "2 of 4 prompts failed" in caplog.text
     again = Failing(tmp_path)
     assert again.run(["a", "long", "b"]) == ["a!", None, "b!"]
@@ -394,12 +394,12 @@ class Recovering(Asynchronous):
 
 @pytest.mark.parametrize("error", [Unavailable("down", 0.001), RateLimited("slow", 0.001)])
 def test_what_passes_is_tried_again_and_every_try_counts_as_a_request(error: ModelError, tmp_path: Path) -> None:
-    llm, meter = Recovering(tmp_path), Meter()
+    llm, usage = Recovering(tmp_path), Usage()
     llm.error = error
-    with metered(meter):
+    with counting(usage):
         assert llm.run(PROMPTS[:30]) == [f"{p}!" for p in PROMPTS[:30]]
     assert set(llm.asked.values()) == {3}
-    assert meter.requests == 90
+    assert usage.requests == 90
 
 
 def test_retry_on_fail_false_tries_once(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from datadreamer_like.models import repetitions
-from datadreamer_like.models.repetitions import Repetitions
+from datadreamer_like.models.calls import repetitions
+from datadreamer_like.models.calls.repetitions import Repetitions
 
 
 @pytest.mark.parametrize("recent", [1, 7, 100_000])

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from datadreamer_like.errors import ArgumentTypeError, BadRequest, DefinitionError, PromptTooLong
-from datadreamer_like.graph.meter import Meter, metered
 from datadreamer_like.graph.session import DataDreamer
-from datadreamer_like.models.embedder import Embedder
-from datadreamer_like.models.task_model import TaskModel
+from datadreamer_like.graph.usage import Usage, counting
+from datadreamer_like.models.embedders.embedder import Embedder
+from datadreamer_like.models.task_models.task_model import TaskModel
 
 
 class Lengths(TaskModel[dict[str, int]]):
@@ -72,23 +72,23 @@ def test_a_text_is_computed_once_and_found_again(tmp_path):
     assert len(first.run(["a", "bb", "a", "a"])) == 4
     assert sum(map(len, first.batches)) == 2
     second = Lengths(cache_folder_path=tmp_path)
-    meter = Meter()
-    with metered(meter):
+    usage = Usage()
+    with counting(usage):
         assert second.run(["bb", "a", "ccc"], return_generator=False) == [{"characters": n} for n in (2, 1, 3)]
     assert second.batches == [["ccc"]]
-    assert (meter.cached, meter.requests, meter.prompt_tokens) == (2, 1, 1)
+    assert (usage.cached, usage.requests, usage.prompt_tokens) == (2, 1, 1)
     second.run(["a"], force=True)
     assert second.batches[-1] == ["a"]
 
 
 def test_bad_rows_keep_their_place():
-    meter = Meter()
-    with metered(meter):
+    usage = Usage()
+    with counting(usage):
         rows = Lengths().run(["fine", "one two three four five six", None, 7, ""])
     assert rows == [{"characters": 4}, None, None, None, {"characters": 0}]
-    assert sorted(meter.failures) == [1, 2, 3]
-    assert "truncate=True" in meter.failures[1]
-    assert "NoneType" in meter.failures[2]
+    assert sorted(usage.failures) == [1, 2, 3]
+    assert "truncate=True" in usage.failures[1]
+    assert "NoneType" in usage.failures[2]
     assert Lengths().run(["one two three four five six"], truncate=True) == [{"characters": 27}]
     with pytest.raises(PromptTooLong):
         Lengths().run(["one two three four five six"], on_error="raise")

@@ -17,9 +17,9 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit, StorageError, UnknownModel
 from datadreamer_like.graph import Card
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.models.model_facts import count_parameters, model_max_length
-from datadreamer_like.models.model_node import as_trained_model
-from datadreamer_like.models.trained_model import TrainedModel
+from datadreamer_like.models.trained.model_facts import count_parameters, model_max_length
+from datadreamer_like.models.trained.model_node import as_trained_model
+from datadreamer_like.models.trained.trained_model import TrainedModel
 
 TEXTS = ["A parser.", "Reads and writes tables of numbers, quickly.", "x", "Sends mail over a network. " * 30]
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from datadreamer_like import DataDreamer
-from datadreamer_like.steps.data_source import DataSource
+from datadreamer_like.steps.sources.data_source import DataSource
 
 WORDS = {
     "animals": ["cat", "dog", "bird", "horse", "fish", "mouse"],

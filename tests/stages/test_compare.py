@@ -22,13 +22,13 @@ from datadreamer_like.errors import (
     NotTrained,
     SessionError,
 )
+from datadreamer_like.evaluation.timing import fixed_threads
 from datadreamer_like.graph import OutputDataset
-from datadreamer_like.models.trained_model import TrainedModel
+from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.pruning import Magnitude
 from datadreamer_like.quantization import DynamicInt8
 from datadreamer_like.stages import Compare, Prune, Quantize
-from datadreamer_like.stages.timing import fixed_threads
-from datadreamer_like.steps.data_source import DataSource
+from datadreamer_like.steps.sources.data_source import DataSource
 from datadreamer_like.trainers import TrainHFClassifier
 
 from .conftest import LABELS, rows

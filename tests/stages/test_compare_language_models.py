@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.errors import DataError, MethodMisfit
-from datadreamer_like.models.trained_model import TrainedModel
+from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.pruning import Magnitude
 from datadreamer_like.stages import Compare, Prune
-from datadreamer_like.steps.data_source import DataSource
+from datadreamer_like.steps.sources.data_source import DataSource
 from datadreamer_like.trainers import TrainHFFineTune
 
 PAIRS = [

@@ -23,11 +23,11 @@ from datadreamer_like.errors import (
     NotTrained,
     SessionError,
 )
-from datadreamer_like.models.trained_model import TrainedModel
+from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.pruning import Heads, Layers, Magnitude, Vocabulary
 from datadreamer_like.quantization import DynamicInt8
 from datadreamer_like.stages import Prune, Quantize
-from datadreamer_like.steps.data_source import DataSource
+from datadreamer_like.steps.sources.data_source import DataSource
 from datadreamer_like.trainers import TrainHFClassifier
 
 from .conftest import rows
@@ -87,7 +87,7 @@ def test_chain_gives_the_same_answers_in_a_fresh_process_by_both_roads(
         "model = AutoModelForSequenceClassification.from_pretrained(exported).eval()\n"
         "batch = AutoTokenizer.from_pretrained(exported)(texts, padding=True, return_tensors='pt')\n"
         "with torch.no_grad(): by_auto = model(**batch).logits.tolist()\n"
-        "from datadreamer_like.models.trained_model import TrainedModel\n"
+        "from datadreamer_like.models.trained.trained_model import TrainedModel\n"
         "print(json.dumps([by_auto, TrainedModel.load(saved).logits(texts).tolist()]))"
     )
     expected = torch.from_numpy(small.trained.logits(texts))
@@ -114,7 +114,7 @@ def test_trimmed_vocabulary_takes_its_tokenizer_along(session: DataDreamer, good
 def test_layers_are_measured_on_the_calibration_texts(session: DataDreamer, good: Path, column: Column):
     slim = Prune("One layer", good, Layers(keep=1), column("text"), batch_size=7)
     assert slim.model.config.num_hidden_layers == 1
-    assert slim.meter.rows == slim.meter.total_rows == 100
+    assert slim.usage.rows == slim.usage.total_rows == 100
 
 
 def test_card_says_what_was_done_and_from_what(session: DataDreamer, good: Path, column: Column):

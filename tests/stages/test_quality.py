@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
+from datadreamer_like.evaluation import bootstrap
+from datadreamer_like.evaluation.likelihood import bits_per_byte, paired_bits_per_byte, perplexity, token_loss
+from datadreamer_like.evaluation.quality import accuracy, macro_f1, paired_differences
 from datadreamer_like.report import Interval
-from datadreamer_like.stages import bootstrap
-from datadreamer_like.stages.likelihood import bits_per_byte, paired_bits_per_byte, perplexity, token_loss
-from datadreamer_like.stages.quality import accuracy, macro_f1, paired_differences
 
 
 def _rows(count: int, right_first: float, right_other: float, seed: int) -> tuple[list[str], list[str], list[str]]:

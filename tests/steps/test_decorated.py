@@ -10,7 +10,7 @@ import pytest
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, StepOutputError
 from datadreamer_like.graph import DataDreamer, OutputIterableDataset
 from datadreamer_like.steps import DataSource
-from datadreamer_like.steps.decorated import step
+from datadreamer_like.steps.base.decorated import step
 
 
 class Size(TypedDict):

@@ -8,7 +8,7 @@ import pytest
 from datadreamer_like.errors import DataError, DefinitionError, EmptyDataset
 from datadreamer_like.graph import DataDreamer
 from datadreamer_like.steps import JSONDataSource, TextDataSource
-from datadreamer_like.steps.json_source import _CHUNK
+from datadreamer_like.steps.sources.json_source import _CHUNK
 
 ROWS = [
     {"text": "a\nb", "n": 1, "tags": ["x"], "inner": {"k": 1}},

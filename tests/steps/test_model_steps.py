@@ -10,9 +10,9 @@ from engines import Echo
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph import DataDreamer, OutputIterableDataset
-from datadreamer_like.models.embedder import Embedder
-from datadreamer_like.models.embedding_retriever import EmbeddingRetriever
-from datadreamer_like.models.task_model import TaskModel
+from datadreamer_like.models.embedders.embedder import Embedder
+from datadreamer_like.models.retrievers.embedding_retriever import EmbeddingRetriever
+from datadreamer_like.models.task_models.task_model import TaskModel
 from datadreamer_like.steps import (
     CosineSimilarity,
     DataSource,
@@ -160,7 +160,7 @@ def test_run_task_model(corpus: DataSource) -> None:
 
 
 def test_embed_with_the_real_model(session: DataDreamer, minilm_path: Path) -> None:
-    from datadreamer_like.models.sentence_transformers_embedder import SentenceTransformersEmbedder
+    from datadreamer_like.models.embedders.sentence_transformers_embedder import SentenceTransformersEmbedder
 
     source = DataSource("Pairs", data={"a": ["a small cat"], "b": ["a little kitten"], "c": ["tax law"]})
     embedder = SentenceTransformersEmbedder(str(minilm_path))

@@ -9,7 +9,7 @@ import pytest
 
 from datadreamer_like import DataDreamer, concat, concurrent, wait, zipped
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, StepOutputError, UnknownColumn
-from datadreamer_like.graph.dataset import OutputDataset
+from datadreamer_like.graph.output import OutputDataset
 from datadreamer_like.steps import DataSource, LazyRows, Step
 
 ROWS = [{"text": f"t{i}", "n": i, "label": "abc"[i % 3]} for i in range(30)]

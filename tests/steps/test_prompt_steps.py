@@ -433,7 +433,7 @@ def test_what_a_post_processing_function_closes_over_reruns_the_step(tmp_path: P
 
 
 def test_a_prompt_step_with_the_real_llm(session: DataDreamer, smollm_gguf: Path, pets: DataSource) -> None:
-    from datadreamer_like.models.llamacpp import LlamaCPP
+    from datadreamer_like.models.llms.llamacpp import LlamaCPP
 
     llm = LlamaCPP(str(smollm_gguf))
     made = ProcessWithPrompt(

@@ -14,7 +14,7 @@ from datadreamer_like.errors import (
     StepOutputTypeError,
     UnknownColumn,
 )
-from datadreamer_like.graph.dataset import OutputDataset, OutputIterableDataset
+from datadreamer_like.graph.output import OutputDataset, OutputIterableDataset
 from datadreamer_like.steps import LazyRowBatches, LazyRows, Step, SuperStep
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from datadreamer_like.steps.verdicts import read_number, read_winner, read_yes_or_no
+from datadreamer_like.steps.prompting.answer_readers import read_number, read_winner, read_yes_or_no
 
 
 @pytest.mark.parametrize(

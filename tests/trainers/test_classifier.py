@@ -27,7 +27,7 @@ from datadreamer_like.errors import (
     NotTrained,
     SessionError,
 )
-from datadreamer_like.models.trained_model import TrainedModel
+from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.trainers import TrainHFClassifier
 
 from .conftest import Rows, opinions
@@ -187,7 +187,7 @@ def test_a_saved_model_loads_in_a_fresh_process_with_its_lineage(session, tiny_e
     folder = trainer.export(to=tmp_path / "export")
     trainer.export(to=folder)  # again: an earlier export is replaced
     script = (
-        "import sys; from datadreamer_like.models.trained_model import TrainedModel\n"
+        "import sys; from datadreamer_like.models.trained.trained_model import TrainedModel\n"
         "m = TrainedModel.load(sys.argv[1])\n"
         "print(m.predict(['the tea was good', 'awful film']).labels, m.task, [c.name for c in m.card.lineage()])\n"
         "from transformers import AutoModelForSequenceClassification\n"

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from datadreamer_like.distillation import SoftTargets
 from datadreamer_like.errors import DataError, DefinitionError, MethodMisfit, UnknownModel
 from datadreamer_like.models import AUTO, HFTransformers
-from datadreamer_like.models.trained_model import TrainedModel
+from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.trainers import TrainHFFineTune
-from datadreamer_like.trainers.examples import IGNORED
-from datadreamer_like.trainers.tasks import Writing
+from datadreamer_like.trainers.training.examples import IGNORED
+from datadreamer_like.trainers.training.tasks import Writing
 
 from .conftest import Rows
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from datadreamer_like.distillation import HardTargets, SoftTargets
 from datadreamer_like.errors import ArgumentTypeError, LabelError, MethodMisfit
 from datadreamer_like.trainers import TrainHFClassifier, TrainHFFineTune
-from datadreamer_like.trainers.examples import ShuffledBatches
+from datadreamer_like.trainers.training.examples import ShuffledBatches
 
 from .conftest import opinions
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.distillation import SoftTargets
-from datadreamer_like.models.trained_model import TrainedModel
+from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.trainers import TrainHFClassifier
 
 from .conftest import Rows, opinions

@@ -1,0 +1,1 @@
+from .quality import paired_differences as paired_differences

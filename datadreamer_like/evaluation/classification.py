@@ -1,0 +1,88 @@
+"""Classifiers of one label a text, judged by how often they give the right one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datadreamer_like.errors import DefinitionError, LabelError, MethodMisfit, did_you_mean
+from datadreamer_like.models.trained.trained_model import TrainedModel
+from datadreamer_like.report import Column, Interval
+from datadreamer_like.trainers.training.columns import Column as Rows
+
+from .judge import Asking, Judge
+from .quality import accuracy, macro_f1, paired_differences
+from .rows import read_labelled
+
+
+class ClassificationJudge(Judge):
+    """Asks each model for a text's label, compared by name, in whatever order a model has its classes; see `Judge`.
+
+    Raises:
+        DefinitionError: There are no labels.
+        MethodMisfit: A model gives several labels a text.
+        LabelError: A model does not know one of the labels.
+        DataError: A text or label is missing.
+    """
+
+    kind = "classification"
+    tasks = frozenset({"text-classification"})
+    figures = (
+        Column("accuracy", "accuracy", "%", ".1f", 100),
+        Column("accuracy_difference", "difference", "points [95 %]", "+.1f", 100),
+        Column("macro_f1", "macro-F1", "%", ".1f", 100),
+    )
+    axis = "accuracy (%)"
+    timed = "from text to answer"
+
+    def __init__(
+        self, inputs: Rows, labels: Rows | None, models: Sequence[TrainedModel], names: Sequence[str], asking: Asking
+    ) -> None:
+        if labels is None:
+            raise DefinitionError(f"{names[0]} is a classifier, and there are no labels to compare by. Pass labels=...")
+        self.rows, self.labels = read_labelled(inputs, labels)
+        self.max_length = asking.max_length
+        self.columns = {"text": list(self.rows), "label": self.labels}
+        self.facts = {"classes": len(set(self.labels))}
+        first_rows = {label: row for row, label in reversed(list(enumerate(self.labels)))}
+        for model, name in zip(models, names, strict=True):
+            _check(model, name, first_rows)
+
+    def answers(self, model: TrainedModel, rows: Sequence[str], batch_size: int) -> list[str]:
+        """Returns the label that the model holds most likely for each text."""
+        return model.predict(rows, batch_size=batch_size, max_length=self.max_length).labels
+
+    def kept(self, answers: Sequence[str]) -> list[str]:
+        """Returns the labels."""
+        return list(answers)
+
+    def quality(self, answers: Sequence[str]) -> dict[str, float]:
+        """Returns "accuracy" and "macro_f1"."""
+        return {"accuracy": accuracy(self.labels, answers), "macro_f1": macro_f1(self.labels, answers)}
+
+    def differences(
+        self, first: Sequence[str], other: Sequence[str], *, resamples: int, seed: int
+    ) -> dict[str, Interval]:
+        """Returns by how much the other's "accuracy" and "macro_f1" are better."""
+        return paired_differences(self.labels, first, other, resamples=resamples, seed=seed)
+
+    @classmethod
+    def note(cls, rows: int, facts: Mapping[str, Any], first: str) -> str:
+        """Says how many classes there are, and what the difference is of."""
+        return (
+            f"{rows:,} rows of {facts['classes']} classes. Difference: of accuracy, to {first} on the same rows; "
+            "95 % interval by paired bootstrap."
+        )
+
+
+def _check(model: TrainedModel, name: str, first_rows: Mapping[str, int]) -> None:
+    if model.is_multi_label:
+        raise MethodMisfit(f"{name} gives several labels a text; only classifiers of one are compared. Leave it out.")
+    known = model.labels
+    for label, row in sorted(first_rows.items(), key=lambda item: item[1]):
+        if label not in known:
+            raise LabelError(
+                f'Row {row} has the label "{label}", which {name} does not know; its labels are '
+                f"{', '.join(known)}.{did_you_mean(label, known)} Mend the label, filter such rows out, or leave "
+                "the model out."
+            )

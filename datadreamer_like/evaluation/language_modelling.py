@@ -1,0 +1,206 @@
+"""Language models, judged by how well they foresee the answers that they are to give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch  # noqa: TID253  (loaded with the first comparison, whose models need it anyway)
+
+from datadreamer_like.errors import DataError, MethodMisfit
+from datadreamer_like.models.llms.chat_template import AUTO
+from datadreamer_like.models.trained.model_facts import model_max_length
+from datadreamer_like.models.trained.trained_model import TrainedModel
+from datadreamer_like.models.trained.training_template import dressing_on
+from datadreamer_like.report import Column, Interval
+from datadreamer_like.trainers.training.columns import Column as Rows
+from datadreamer_like.trainers.training.examples import IGNORED
+from datadreamer_like.trainers.training.tasks import Writing, token_losses
+
+from .judge import Asking, Judge
+from .likelihood import bits_per_byte, paired_bits_per_byte, perplexity, token_loss
+from .rows import NAMES, read_prompts, read_texts
+
+_ENCODED_AT_ONCE = 1000
+
+Row = tuple[str, str]
+"""A prompt, which is empty where a text is judged as it stands, and the answer."""
+
+Encoded = tuple[list[int], list[int]]
+"""Token ids, and what each position is to give, as `trainers.tasks.Writing` has them."""
+
+
+class Foreseen(NamedTuple):
+    """How well a model foresaw one answer.
+
+    Attributes:
+        nats: Loss summed over the answer's tokens.
+        tokens: How many there are.
+    """
+
+    nats: float
+    tokens: int
+
+
+class LanguageJudge(Judge):
+    """Asks each model how likely the answers are, as its trainer does: see `Judge` and `trainers.tasks.Writing`.
+
+    With prompts the loss is that of the answer's tokens, among them what ends it, as in training; without labels that
+    of all tokens of the inputs, and of nothing behind them. A text that nothing stands before is started with the
+    tokenizer's first token (its last one where it has none), so that its first token is foreseen too.
+
+    Every model must be given the same bytes, so rows that are too long for one of the models are left out for all; the
+    notes say how many. Bits per byte take for granted that a tokenizer can spell any text: one that has a single token
+    for all that it does not know gets off lightly where texts hold such.
+
+    Raises:
+        MethodMisfit: There are no labels, and a model must be prompted.
+        DataError: A prompt or answer is missing, or no row fits all the models, or all answers are empty.
+    """
+
+    kind = "language modelling"
+    tasks = frozenset({"text-generation", "text2text-generation"})
+    figures = (
+        Column("bits_per_byte", "bits/byte", format=".3f"),
+        Column("bits_per_byte_difference", "difference", "bits/byte [95 %]", "+.3f"),
+        Column("loss", "loss", "nats/token", ".3f"),
+        Column("perplexity", "perplexity", "by token", ",.2f"),
+    )
+    axis = "bits per byte (less is better)"
+    timed = "from text to loss, which is one pass through the model and writes nothing"
+
+    def __init__(
+        self, inputs: Rows, labels: Rows | None, models: Sequence[TrainedModel], names: Sequence[str], asking: Asking
+    ) -> None:
+        self.asking, self.prompted = asking, labels is not None
+        if labels is None:
+            for model, name in zip(models, names, strict=True):
+                if model.config.is_encoder_decoder:
+                    raise MethodMisfit(
+                        f"{name} answers prompts ({model.task}), and there are only texts. Pass the prompts as inputs "
+                        "and the answers as labels, or leave the model out."
+                    )
+            rows = [("", text) for text in read_texts(inputs, NAMES[0])]
+        else:
+            rows = list(zip(*read_prompts(inputs, labels), strict=True))
+        counts = [self._counts(model, rows) for model in models]
+        fit = [row for row, tokens in enumerate(zip(*counts, strict=True)) if None not in tokens]
+        if not fit:
+            takes = [sum(tokens is not None for tokens in one) for one in counts]
+            raise DataError(
+                f"None of the {len(rows):,} rows fits all the models whole; {names[takes.index(min(takes))]} takes "
+                f"{min(takes):,} of them. Compare on shorter rows, raise max_length, or leave that model out."
+            )
+        self.rows = [rows[row] for row in fit]
+        self.sizes = [len(answer.encode()) for _, answer in self.rows]
+        if not any(self.sizes):
+            raise DataError(
+                f"{NAMES[self.prompted]} holds nothing but empty texts, and how well those are foreseen says nothing. "
+                "Choose another column."
+            )
+        prompts, answers = (list(part) for part in zip(*self.rows, strict=True))
+        self.columns = {"text": prompts, "label": answers} if self.prompted else {"text": answers}
+        self.facts = {
+            "bytes": sum(self.sizes),
+            "left_out": len(rows) - len(fit),
+            "prompted": self.prompted,
+            "same_tokens": all(one[row] == counts[0][row] for one in counts for row in fit),
+        }
+
+    def answers(self, model: TrainedModel, rows: Sequence[Row], batch_size: int) -> list[Foreseen]:
+        """Returns how well the model foresees each answer, all of its tokens at once."""
+        task = self._task(model)
+        encoded = self._encoded(task, model, rows)
+        order = sorted(range(len(rows)), key=lambda row: -len(encoded[row][0]))
+        found: dict[int, Foreseen] = {}
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            found.update(zip(part, _foreseen(model, task, [encoded[row] for row in part]), strict=True))
+        return [found[row] for row in range(len(rows))]
+
+    def kept(self, answers: Sequence[Foreseen]) -> list[float]:
+        """Returns the loss of each answer in nats, summed over its tokens."""
+        return [answer.nats for answer in answers]
+
+    def quality(self, answers: Sequence[Foreseen]) -> dict[str, float]:
+        """Returns "bits_per_byte", and "loss" and "perplexity" by token."""
+        nats = self.kept(answers)
+        loss = token_loss(nats, [answer.tokens for answer in answers])
+        return {"bits_per_byte": bits_per_byte(nats, self.sizes), "loss": loss, "perplexity": perplexity(loss)}
+
+    def differences(
+        self, first: Sequence[Foreseen], other: Sequence[Foreseen], *, resamples: int, seed: int
+    ) -> dict[str, Interval]:
+        """Returns by how much the other's "bits_per_byte" are more."""
+        found = paired_bits_per_byte(self.kept(first), self.kept(other), self.sizes, resamples=resamples, seed=seed)
+        return {"bits_per_byte": found}
+
+    @classmethod
+    def note(cls, rows: int, facts: Mapping[str, Any], first: str) -> str:
+        """Says what was foreseen, what the difference is of, and whether losses by token can be compared."""
+        parts = [
+            f"{rows:,} {'answers' if facts['prompted'] else 'texts'} of {facts['bytes']:,} bytes in all.",
+            f"Difference: of bits per byte, to {first} on the same rows, below 0 is better; 95 % interval by paired "
+            "bootstrap.",
+        ]
+        if facts["left_out"]:
+            parts.insert(1, f"{facts['left_out']:,} more were too long for one of the models and are left out.")
+        if not facts["same_tokens"]:
+            parts.append("Loss and perplexity are by token, and these models cut texts into different tokens.")
+        return " ".join(parts)
+
+    def _task(self, model: TrainedModel) -> Writing:
+        most = model_max_length(model.config, model.tokenizer)
+        own = dressing_on(model.card)
+        template, system_prompt = self.asking.chat_prompt_template, self.asking.system_prompt
+        return Writing(
+            model.tokenizer,
+            min(self.asking.max_length or most, most),
+            encoder_decoder=bool(model.config.is_encoder_decoder),
+            chat_prompt_template=own.chat_prompt_template if template is AUTO else template,
+            system_prompt=own.system_prompt if system_prompt is AUTO else system_prompt,
+        )
+
+    def _encoded(self, task: Writing, model: TrainedModel, rows: Sequence[Row]) -> list[Encoded]:
+        if self.prompted:
+            pairs = list(task.encoded(rows))
+        else:
+            ids = task.tokenizer([text for _, text in rows], add_special_tokens=False, verbose=False)["input_ids"]
+            pairs = [(row, row) for row in ids]
+        return [_started(task, model, *pair) for pair in pairs]
+
+    def _counts(self, model: TrainedModel, rows: Sequence[Row]) -> list[int | None]:
+        """Tokens of each answer; None where the row is too long."""
+        task = self._task(model)
+        counts: list[int | None] = []
+        for start in range(0, len(rows), _ENCODED_AT_ONCE):
+            for ids, target in self._encoded(task, model, rows[start : start + _ENCODED_AT_ONCE]):
+                fits = max(len(ids), len(target)) <= task.max_length
+                counts.append(sum(token != IGNORED for token in target) if fits else None)
+        return counts
+
+
+def _started(task: Writing, model: TrainedModel, ids: list[int], target: list[int]) -> Encoded:
+    """Puts a token before a text that nothing stands before."""
+    if ids and (task.encoder_decoder or target[0] == IGNORED):
+        return ids, target
+    tokenizer = task.tokenizer
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if start is None:
+        raise MethodMisfit(
+            f"The tokenizer of {model!r} has neither a first nor a last token, so that nothing can stand before a "
+            "text's own first token. Pass prompts that are not empty."
+        )
+    return [start, *ids], target if task.encoder_decoder else [IGNORED, *target]
+
+
+def _foreseen(model: TrainedModel, task: Writing, rows: Sequence[Encoded]) -> list[Foreseen]:
+    batch = task.collate([{"input_ids": ids, "labels": target} for ids, target in rows])
+    network: Any = model.model
+    batch = {name: tensor.to(network.device) for name, tensor in batch.items()}
+    with torch.inference_mode():
+        logits = network(**task.model_inputs(network, batch), use_cache=False).logits
+        losses, places = token_losses(logits, batch["labels"], shift=not task.encoder_decoder)
+        nats = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, places.cpu(), losses.double().cpu())
+    tokens = torch.bincount(places.cpu(), minlength=len(rows))
+    return [Foreseen(*pair) for pair in zip(nats.tolist(), tokens.tolist(), strict=True)]

@@ -1,0 +1,298 @@
+"""The engine for models that take many requests at once: fixed workers in an event loop on a thread of its own.
+
+A worker takes its next request as soon as its last answer is on disk, so every slot is busy whatever the latencies;
+there are no batches to wait for. The thread makes it work alike in a script, in a notebook and inside a running loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from datadreamer_like.errors import (
+    AuthenticationFailed,
+    MalformedAnswer,
+    ModelError,
+    RateLimited,
+    Unavailable,
+    UnknownModel,
+)
+
+from .backoff import Allowance, retry_delay
+from .pipeline import A, Engine, Job, Q, Recorder
+
+logger = logging.getLogger("datadreamer_like")
+
+_FATAL = (AuthenticationFailed, UnknownModel)
+_PASSING = (RateLimited, Unavailable, MalformedAnswer)
+
+# Being told to slow down is no fault of the request, so it is tried for longer.
+_PATIENCE_WHEN_LIMITED = 5
+# Rows that fail one after another, each after all its tries, before the provider counts as down.
+_DOWN_FROM_START = 3
+_DOWN_LATER = 20
+
+# Prompts read ahead for each request at once: enough that one slow answer does not hold up the others.
+_WINDOW_IN_REQUESTS = 16
+
+_JOIN_SECONDS = 10.0
+_LONG_PAUSE_SECONDS = 60.0
+
+THREAD_NAME = "datadreamer_like-requests"
+
+
+class ConcurrentEngine(Engine[Q, A]):
+    """Keeps up to `concurrency` requests under way.
+
+    Args:
+        ask: Sends one request; cancelled when the run is ended early.
+        recorder: Stores answers.
+        concurrency: Most requests at once; fewer while the provider says that there are too many.
+        max_tries: Times that a request is sent before its row fails.
+        at_end: Called in the event loop when the run ends.
+        window: Most prompts that are read and not yet yielded; 16 for each request at once unless given.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[Q], Awaitable[A]],
+        recorder: Recorder[Any, Q, A],
+        *,
+        concurrency: int,
+        max_tries: int,
+        at_end: Callable[[], Awaitable[None]],
+        window: int | None = None,
+    ) -> None:
+        self.window = window or _WINDOW_IN_REQUESTS * concurrency
+        self._ask = ask
+        self._recorder = recorder
+        self._max_tries = max_tries
+        self._at_end = at_end
+        self._allowance = Allowance(concurrency)
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._stop: asyncio.Event
+        # Set when the loop runs, or could not be started.
+        self._ready = threading.Event()
+        # Set by the loop whenever answers are on disk or the run has failed.
+        self._news = threading.Event()
+        self._failure: BaseException | None = None
+        # All below belongs to the loop's thread.
+        self._queue: deque[Job[Q, A]] = deque()
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._active = 0
+        self._paused_until = 0.0
+        self._finished: list[tuple[Job[Q, A], A]] = []
+        self._committed: asyncio.Future[None] | None = None
+        self._submitted = 0
+        self._lost = 0
+
+    # In the caller's thread.
+
+    def submit(self, jobs: Sequence[Job[Q, A]]) -> None:
+        """Queues jobs; the thread starts with the first one."""
+        if self._failure is not None:
+            raise self._failure
+        if not jobs:
+            return
+        if self._thread is None:
+            self._start()
+        self._loop.call_soon_threadsafe(self._enqueue, jobs)
+
+    def wait(self, job: Job[Q, A]) -> A:
+        """Blocks until the job is answered."""
+        while True:
+            self._news.clear()
+            if job.answer is not None:
+                return job.answer
+            if self._failure is not None:
+                raise self._failure
+            # A time limit keeps Ctrl-C working where a bare wait cannot be interrupted.
+            self._news.wait(1.0)
+
+    def close(self) -> None:
+        """Cancels what is under way, keeps what has come back, and ends the thread."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        self._ready.wait()
+        if thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+        # The garbage collector may close an abandoned generator in any thread, this one included.
+        if thread is not threading.current_thread():
+            thread.join(_JOIN_SECONDS)
+            if thread.is_alive():
+                logger.warning("A request could not be cancelled within %s s; it is left behind.", int(_JOIN_SECONDS))
+
+    def _start(self) -> None:
+        # The caller's context holds the session and the usage.
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(self._serve,), name=THREAD_NAME, daemon=True)
+        thread.start()
+        self._thread = thread
+        self._ready.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def _serve(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            self._ready.set()
+
+    # In the loop's thread.
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        workers = [asyncio.create_task(self._work()) for _ in range(self._allowance.most)]
+        self._ready.set()
+        try:
+            await self._stop.wait()
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+            self._commit()
+            await self._at_end()
+
+    async def _work(self) -> None:
+        try:
+            while True:
+                job = await self._next()
+                sent_at = self._loop.time()
+                self._active += 1
+                try:
+                    answer = await self._try(job, sent_at)
+                finally:
+                    self._active -= 1
+                if answer is not None:
+                    await self._keep(job, answer)
+                self._wake()
+        except Exception as error:
+            self._fail(error)
+
+    async def _next(self) -> Job[Q, A]:
+        while not (self._queue and self._may_send()):
+            place: asyncio.Future[None] = self._loop.create_future()
+            self._idle.append(place)
+            await place
+        return self._queue.popleft()
+
+    def _may_send(self) -> bool:
+        return (
+            self._active < self._allowance.allowed
+            and self._failure is None
+            and (not self._paused_until or self._loop.time() >= self._paused_until)
+        )
+
+    async def _try(self, job: Job[Q, A], sent_at: float) -> A | None:
+        """Sends a job once; returns what stands in its row, or None when it will be sent again."""
+        job.tries += 1
+        try:
+            answer = await self._ask(job.request)
+        except _FATAL:
+            raise
+        except _PASSING as error:
+            return self._failed_for_now(job, error, sent_at)
+        except ModelError as error:
+            answer = self._recorder.calls.failed(error)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # The engine's own library cancelled the call, not this run.
+            return self._failed_for_now(job, Unavailable("The request was cancelled by the client library."), sent_at)
+        self._lost = 0
+        self._recorder.knows_answers = True
+        self._allowance.went_well()
+        return answer
+
+    def _failed_for_now(
+        self, job: Job[Q, A], error: RateLimited | Unavailable | MalformedAnswer, sent_at: float
+    ) -> A | None:
+        limited = isinstance(error, RateLimited)
+        after = None if isinstance(error, MalformedAnswer) else error.retry_after
+        if limited:
+            self._allowance.refused(sent_at, self._loop.time())
+        if job.tries < self._max_tries * (_PATIENCE_WHEN_LIMITED if limited and self._max_tries > 1 else 1):
+            delay = retry_delay(job.tries, after)
+            logger.debug("try %s failed, next in %.1f s: %s", job.tries, delay, error)
+            if limited and after is not None:
+                self._pause(after)
+            self._loop.call_later(delay, self._again, job)
+            return None
+        self._lost += 1
+        if self._recorder.knows_answers:
+            down_from = max(_DOWN_LATER, 2 * self._allowance.most)
+        else:
+            down_from = min(_DOWN_FROM_START, self._submitted)
+        if self._lost >= down_from:
+            raise type(error)(
+                f"The last {self._lost} requests have all failed, each tried {job.tries} times: {error} What was "
+                "answered before is kept: run again later to go on."
+            ) from error
+        return self._recorder.calls.failed(error)
+
+    def _pause(self, seconds: float) -> None:
+        until = self._loop.time() + seconds
+        if seconds >= _LONG_PAUSE_SECONDS and until > self._paused_until + _LONG_PAUSE_SECONDS:
+            logger.warning("The provider asks to wait %s s before the next request; waiting.", f"{seconds:,.0f}")
+        self._paused_until = max(self._paused_until, until)
+
+    def _again(self, job: Job[Q, A]) -> None:
+        self._queue.appendleft(job)
+        self._wake()
+
+    def _enqueue(self, jobs: Sequence[Job[Q, A]]) -> None:
+        self._queue.extend(jobs)
+        self._submitted += len(jobs)
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self._idle or not self._queue:
+            return
+        pause = self._paused_until - self._loop.time() if self._paused_until else 0.0
+        if pause > 0:
+            self._loop.call_later(pause, self._wake)
+            return
+        for _ in range(min(len(self._queue), self._allowance.allowed - self._active)):
+            while self._idle:
+                place = self._idle.popleft()
+                if not place.done():
+                    place.set_result(None)
+                    break
+
+    async def _keep(self, job: Job[Q, A], answer: A) -> None:
+        """Returns when the answer is on disk; those that come in the same moment share a transaction."""
+        self._finished.append((job, answer))
+        if self._committed is None:
+            self._committed = self._loop.create_future()
+            self._loop.call_soon(self._commit)
+        await self._committed
+
+    def _commit(self) -> None:
+        finished, self._finished = self._finished, []
+        committed, self._committed = self._committed, None
+        try:
+            if finished:
+                self._recorder.record(finished)
+        except Exception as error:
+            self._fail(error)
+        else:
+            self._news.set()
+        if committed is not None and not committed.done():
+            committed.set_result(None)
+
+    def _fail(self, error: BaseException) -> None:
+        # The first failure is the cause; those that follow from it would hide it.
+        if self._failure is None:
+            self._failure = error
+        self._news.set()

@@ -1,0 +1,76 @@
+"""The base of embedders: texts in, vectors out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from typing_extensions import Unpack
+
+from ..calls.text_calls import TextOptions
+from ..task_models.task_model import TaskModel
+
+Vector: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
+"""One embedding: float32 array [dims]."""
+
+
+class Embedder(TaskModel[Vector]):
+    """A model that turns texts into vectors of `dims` numbers.
+
+    A subclass writes `compute(texts, instruction=None) -> vectors [texts, dims]`, `count_tokens`, `model_max_length`
+    and `dims`. Vectors are kept as 4 bytes a number.
+
+    Args:
+        model_name: What the script calls the model.
+        cache_folder_path: Where vectors are cached outside a session.
+    """
+
+    def __init__(self, model_name: str, cache_folder_path: str | Path | None = None) -> None:
+        super().__init__(cache_folder_path)
+        self.model_name = str(model_name)
+
+    @property
+    def dims(self) -> int:
+        """Length of the vectors."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how long its vectors are.")
+
+    def run(
+        self,
+        texts: Iterable[str],
+        truncate: bool = False,
+        instruction: str | None = None,
+        **options: Unpack[TextOptions],
+    ) -> Any:
+        """Embeds texts, in their order; what was embedded before is not embedded again.
+
+        Args:
+            texts: The texts; any iterable, read a bounded way ahead.
+            truncate: Read only the beginning of a text that is too long, in place of failing that row.
+            instruction: Put before each text, for models that were trained with one; it counts as part of the text.
+            **options: See `TextOptions`.
+
+        Returns:
+            A list, or a generator where `return_generator=True`, of float32 arrays [dims]; None for a failed row.
+
+        Raises:
+            ModelError: A row failed and `on_error="raise"`.
+        """
+        return self._run(texts, truncate, {"instruction": instruction}, options)
+
+    def _count(self, text: str, asks: Mapping[str, Any]) -> int:
+        return self.count_tokens(f"{asks['instruction']}{text}" if asks.get("instruction") else text)
+
+    def encode_value(self, value: Vector) -> bytes:
+        """Returns a vector as 4 bytes a number, little-endian."""
+        return np.ascontiguousarray(value, dtype="<f4").tobytes()
+
+    def decode_value(self, value: bytes) -> Vector:
+        """Reads a stored vector."""
+        return np.frombuffer(value, dtype="<f4").astype(np.float32)
+
+    @property
+    def display_icon(self) -> str:
+        """A symbol for the display."""
+        return " 🧭 "

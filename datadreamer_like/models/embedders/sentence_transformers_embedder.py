@@ -1,0 +1,144 @@
+"""Embedders that run in this process with sentence-transformers."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datadreamer_like.errors import require_extra
+
+from ..trained.hf_source import HOW_FETCHED, hf_source, loading
+from .embedder import Embedder, Vector
+
+if TYPE_CHECKING:
+    import torch
+
+
+class SentenceTransformersEmbedder(Embedder):
+    """A sentence-transformers model, or a plain encoder whose token vectors are averaged.
+
+    Args:
+        model_name: A folder, a trainer or trained model, or a Hub id.
+        trust_remote_code: Whether code in the model's repository may run here.
+        device: Where the model runs; None takes a GPU if there is one.
+        dtype: Data type of the weights, such as "bfloat16"; vectors are float32 whatever it is.
+        cache_folder_path: Where vectors are cached outside a session.
+        **kwargs: Further arguments of `SentenceTransformer`, such as `revision` or `truncate_dim`.
+
+    Raises:
+        MissingExtra: torch or sentence-transformers is not installed.
+        UnknownModel: The path does not exist.
+
+    Example:
+        >>> embedder = SentenceTransformersEmbedder("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
+        >>> embedder.run(["A cat sat on the mat."])[0].shape  # doctest: +SKIP
+        (384,)
+    """
+
+    def __init__(
+        self,
+        model_name: str | os.PathLike[str] | Any,
+        trust_remote_code: bool = False,
+        device: int | str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        cache_folder_path: str | Path | None = None,
+        **kwargs: Any,
+    ) -> None:
+        require_extra("embed", "torch", "sentence_transformers", what="SentenceTransformersEmbedder")
+        self._source = hf_source(model_name, kwargs.get("revision"))
+        named = isinstance(model_name, str | os.PathLike)
+        super().__init__(str(model_name) if named else self._source.name, cache_folder_path)
+        self.trust_remote_code = trust_remote_code
+        self.device = device
+        self.dtype = dtype
+        self.kwargs = kwargs
+
+    @cached_property
+    def model(self) -> Any:
+        """The `SentenceTransformer`, on its device."""
+        from sentence_transformers import SentenceTransformer
+
+        # Teaches transformers to load the students that this package has pruned and quantized.
+        import datadreamer_like.formats  # noqa: F401
+
+        options = dict(self.kwargs)
+        if self.dtype is not None:
+            options["model_kwargs"] = {"dtype": self.dtype, **options.get("model_kwargs", {})}
+        device = f"cuda:{self.device}" if isinstance(self.device, int) else self.device
+        with loading(self._source):
+            return SentenceTransformer(
+                self._source.name,
+                device=str(device) if device is not None else None,
+                trust_remote_code=self.trust_remote_code,
+                **options,
+            ).eval()
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self.model.tokenizer
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the model's content or name, and all options that decide a vector."""
+        return {
+            "model": self._source.identity,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "kwargs": {name: value for name, value in self.kwargs.items() if name not in HOW_FETCHED},
+        }
+
+    def compute(self, texts: Sequence[str], *, instruction: str | None = None, **asks: Any) -> list[Vector]:
+        """Embeds a batch; returns float32 arrays [dims]."""
+        vectors = self.model.encode(
+            list(texts), prompt=instruction, batch_size=len(texts), show_progress_bar=False, convert_to_numpy=True
+        )
+        return list(np.asarray(vectors, dtype=np.float32))
+
+    def count_tokens(self, value: str) -> int:
+        """Returns the number of tokens of a text, with those that the model puts around it."""
+        return len(self.tokenizer(value, verbose=False)["input_ids"])
+
+    @cached_property
+    def model_max_length(self) -> int:
+        """Number of tokens that the model reads of a text."""
+        return int(self.model.max_seq_length or self.tokenizer.model_max_length)
+
+    @cached_property
+    def dims(self) -> int:
+        """Length of the vectors."""
+        # Version 6 has renamed it.
+        name = "get_embedding_dimension"
+        name = name if hasattr(self.model, name) else "get_sentence_embedding_dimension"
+        return int(getattr(self.model, name)())
+
+    @property
+    def model_card(self) -> str | None:
+        """Address of the model's card on the Hub."""
+        return self._source.model_card
+
+    @property
+    def license(self) -> str | None:
+        """The model's licence, where its README states it."""
+        return self._source.license
+
+    @property
+    def citation(self) -> list[str] | None:
+        """BibTeX entries in the model's README."""
+        return self._source.citation
+
+    def unload_model(self) -> None:
+        """Frees the model's memory; it is loaded again when it is needed."""
+        if self.__dict__.pop("model", None) is not None:
+            import torch
+
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "model"}

@@ -1,0 +1,330 @@
+"""LLMs that run in this process with Hugging Face transformers."""
+
+from __future__ import annotations
+
+import gc
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from typing_extensions import Unpack
+
+from datadreamer_like.errors import BadRequest, DefinitionError, MethodMisfit, PromptTooLong, require_extra
+
+from ..trained.hf_source import HOW_FETCHED, hf_source, loading
+from ..trained.model_facts import is_bidirectional, model_max_length
+from ..trained.training_template import training_template
+from .chat_template import AUTO, Auto, checked, fill, given_text, is_text_template
+from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
+from .llm import LLM
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+
+class HFTransformers(LLM):
+    """A causal or sequence-to-sequence language model, run by transformers on the processor or the GPU.
+
+    Prompts go through it in batches of like length. With `seed=...` a prompt gets the same answer in any batch.
+    JSON schemas are for `LlamaCPP` and for APIs.
+
+    Args:
+        model_name: A folder, a trainer or stage or trained model, a `.gguf` file (its weights are unpacked), or a Hub
+            id. Pruned and quantized students of this package load as they are.
+        chat_prompt_template: `AUTO` takes what a trainer of ours taught the model with, else the tokenizer's chat
+            template, and the plain prompt if it has none; None takes the plain prompt; a text with `{{prompt}}` (and
+            `{{system_prompt}}`) is filled in; other text is Jinja code over `messages`.
+        system_prompt: The system message; `AUTO` takes the trainer's likewise, else it and None send none, and the
+            template may put its own.
+        revision: Branch, tag or commit on the Hub.
+        trust_remote_code: Whether code in the model's repository may run here.
+        device: Where the model runs; a list of GPUs spreads it over them; None takes a GPU if there is one.
+        device_map: How to spread it, as accelerate understands it, in place of `device`.
+        dtype: Data type of the weights, such as "bfloat16"; by default float32 on the processor and the model's own on
+            a GPU.
+        quantization_config: Quantize while loading, as transformers understands it.
+        adapter_name: Folder or Hub id of a PEFT adapter to put on the model.
+        adapter_kwargs: Further arguments of `PeftModel.from_pretrained`.
+        cache_folder_path: Where answers are cached outside a session.
+        **kwargs: Further arguments of `from_pretrained`.
+
+    Raises:
+        MissingExtra: torch, transformers or, for an adapter, peft is not installed.
+        UnknownModel: The path does not exist.
+        MethodMisfit: The model is an encoder; said when it is first used.
+
+    Example:
+        >>> llm = HFTransformers("HuggingFaceTB/SmolLM2-135M-Instruct")  # doctest: +SKIP
+        >>> llm.run(["Name three colours."], max_new_tokens=20, batch_size=32)  # doctest: +SKIP
+        ['Red, blue and green.']
+    """
+
+    extra_options: ClassVar[frozenset[str]] = frozenset({"top_k", "min_p"})
+
+    def __init__(
+        self,
+        model_name: str | os.PathLike[str] | Any,
+        chat_prompt_template: str | Auto | None = AUTO,
+        system_prompt: str | Auto | None = AUTO,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        device: int | str | torch.device | list[int | str | torch.device] | None = None,
+        device_map: Mapping[str, Any] | str | None = None,
+        dtype: str | torch.dtype | None = None,
+        quantization_config: Any = None,
+        adapter_name: str | None = None,
+        adapter_kwargs: Mapping[str, Any] | None = None,
+        cache_folder_path: str | Path | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(cache_folder_path)
+        require_extra("train", "torch", "transformers", what="HFTransformers")
+        if adapter_name is not None:
+            require_extra("train", "peft", what="An adapter")
+        self._source = hf_source(model_name, revision)
+        if self._source.gguf_file is not None:
+            require_extra("gguf", "gguf", what="HFTransformers with a .gguf file")
+        self._adapter = hf_source(adapter_name) if adapter_name is not None else None
+        self.model_name = str(model_name) if isinstance(model_name, str | os.PathLike) else self._source.name
+        self.chat_prompt_template = checked("chat_prompt_template", chat_prompt_template)
+        self.system_prompt = checked("system_prompt", system_prompt)
+        taught = training_template(Path(self._source.name))
+        if self.chat_prompt_template is AUTO:
+            self.chat_prompt_template = taught.chat_prompt_template
+        if self.system_prompt is AUTO:
+            self.system_prompt = taught.system_prompt
+        self.trust_remote_code = trust_remote_code
+        self.device = device
+        self.device_map = device_map
+        self.dtype = dtype
+        self.quantization_config = quantization_config
+        self.adapter_kwargs = dict(adapter_kwargs or {})
+        self.kwargs = kwargs
+
+    # What is loaded, each part when it is first needed.
+
+    @cached_property
+    def config(self) -> Any:
+        """The model's transformers config."""
+        from transformers import AutoConfig
+
+        with loading(self._source):
+            config = AutoConfig.from_pretrained(self._source.name, **self._loading_options)
+        if is_bidirectional(config) and not self.kwargs.get("is_decoder"):
+            raise MethodMisfit(
+                f"{self._source.name} is an encoder ({config.model_type}) and writes no text. Give a causal or "
+                "encoder-decoder model."
+            )
+        return config
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer; a given Jinja template is in the place of its own."""
+        from transformers import AutoTokenizer
+
+        with loading(self._source):
+            tokenizer: Any = AutoTokenizer.from_pretrained(self._source.name, **self._loading_options)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        # Generation goes on where a row ends, so padding stands before it; an encoder reads what is before it.
+        tokenizer.padding_side = "right" if self.config.is_encoder_decoder else "left"
+        template = given_text(self.chat_prompt_template)
+        if template is not None and not is_text_template(template):
+            tokenizer.chat_template = template
+        return tokenizer  # type: ignore[no-any-return]
+
+    @cached_property
+    def model(self) -> Any:
+        """The model, in evaluation mode, on its device."""
+        import transformers
+
+        # Teaches transformers to load the students that this package has pruned and quantized.
+        import datadreamer_like.formats  # noqa: F401
+
+        kind = "AutoModelForSeq2SeqLM" if self.config.is_encoder_decoder else "AutoModelForCausalLM"
+        device, placing = self._placing()
+        with loading(self._source):
+            model: Any = getattr(transformers, kind).from_pretrained(
+                self._source.name, **{**self._loading_options, **self._typing(device), **placing, **self.kwargs}
+            )
+        if self._adapter is not None:
+            from peft import PeftModel
+
+            with warnings.catch_warnings():
+                # peft 0.21 asks transformers for a property by its older name.
+                warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+                model = PeftModel.from_pretrained(model, self._adapter.name, **self.adapter_kwargs)
+        if not placing and self.quantization_config is None:
+            model = model.to(device)
+        return model.eval()
+
+    @property
+    def _loading_options(self) -> dict[str, Any]:
+        fetched = {name: value for name, value in self.kwargs.items() if name in HOW_FETCHED}
+        return {"trust_remote_code": self.trust_remote_code, **fetched, **self._source.options}
+
+    def _typing(self, device: Any) -> dict[str, Any]:
+        options: dict[str, Any] = {}
+        if self.quantization_config is not None:
+            options["quantization_config"] = self.quantization_config
+        if self.dtype is not None:
+            options["dtype"] = self.dtype
+        elif getattr(self.config, "quantization_config", None) is None:
+            # Processors without bf16 units compute in it several times slower than in float32.
+            options["dtype"] = "float32" if str(device) == "cpu" else "auto"
+        return options
+
+    def _placing(self) -> tuple[Any, dict[str, Any]]:
+        """Returns the device, and the arguments that spread the model where it goes to several."""
+        import torch
+
+        if self.device_map is not None:
+            return "map", {"device_map": self.device_map}
+        if isinstance(self.device, list):
+            free = {device: torch.cuda.mem_get_info(device)[0] for device in self.device}
+            return "map", {"device_map": "auto", "max_memory": free}
+        if self.device is not None:
+            return torch.device(self.device), {}
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu"), {}
+
+    # What the pipeline asks.
+
+    def answers(self, prompts: Iterable[Prompt], **options: Unpack[GenerationOptions]) -> Iterator[Answer]:
+        """Like `LLM.answers`, with `adaptive_batch_size=True` unless it is given."""
+        options.setdefault("adaptive_batch_size", True)
+        return super().answers(prompts, **options)
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the model's content or name, and all options that decide an answer."""
+        return {
+            "model": self._source.identity,
+            "adapter": self._adapter.identity if self._adapter is not None else None,
+            "adapter_kwargs": self.adapter_kwargs,
+            "chat_prompt_template": self.chat_prompt_template,
+            "system_prompt": given_text(self.system_prompt),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "quantization_config": _plain(self.quantization_config),
+            "kwargs": {name: value for name, value in self.kwargs.items() if name not in HOW_FETCHED},
+        }
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuses shaped answers, and more new tokens than the context holds."""
+        if sampling.response_format is not None:
+            raise DefinitionError(
+                "HFTransformers cannot keep answers to a JSON schema or response_format. Use LlamaCPP, or an API."
+            )
+        wanted = sampling.max_new_tokens
+        if wanted is not None and not self.config.is_encoder_decoder and wanted >= self._context_length:
+            raise DefinitionError(
+                f"max_new_tokens={wanted} leaves no room for a prompt: {self.display_name} has a context of "
+                f"{self._context_length} tokens. Lower it."
+            )
+
+    def answer_batch(self, requests: Sequence[Request]) -> Sequence[Answer]:
+        """Answers requests of one sampling together; an over-long prompt fails alone."""
+        sampling = requests[0].sampling
+        room = self.get_max_context_length(sampling.max_new_tokens or 1)
+        answers: list[Answer | None] = [None] * len(requests)
+        ids: dict[int, list[int]] = {}
+        for index, request in enumerate(requests):
+            try:
+                ids[index] = self._fitting_ids(request.prompt, room)
+            except BadRequest as error:
+                answers[index] = Answer.failed(error)
+        if ids:
+            from .hf_generate import generate
+
+            seeds = [requests[index].seed for index in ids]
+            generated = generate(self.model, self.tokenizer, list(ids.values()), sampling, seeds, self._context_length)
+            for index, answer in zip(ids, generated, strict=True):
+                answers[index] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def _fitting_ids(self, prompt: Prompt, room: int) -> list[int]:
+        try:
+            ids = self._ids(prompt)
+        except (ValueError, TypeError) as error:
+            raise BadRequest(f"The prompt cannot be turned into tokens: {error}") from error
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] != "jinja2":
+                raise
+            raise BadRequest(f"The chat template refuses the prompt: {error}") from error
+        if len(ids) > room:
+            raise PromptTooLong(
+                f"The prompt has {len(ids)} tokens; {self.display_name} has room for {room} beside the new ones. "
+                "Shorten it, or lower max_new_tokens."
+            )
+        return ids
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        tokenizer: Any = self.tokenizer
+        template = self.chat_prompt_template
+        chat = tokenizer.chat_template is not None and template is not None and not is_text_template(template)
+        if chat or not isinstance(prompt, str):
+            messages = Request(prompt, Sampling()).messages(given_text(self.system_prompt))
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        else:
+            system_prompt = given_text(self.system_prompt)
+            if isinstance(template, str):
+                text = fill(template, prompt, system_prompt)
+            else:
+                text = f"{system_prompt}\n\n{prompt}" if system_prompt else prompt
+            begins = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+            ids = tokenizer(text, add_special_tokens=not begins, verbose=False)["input_ids"]
+        # A model that adds no token of its own has nothing to start from with an empty prompt.
+        return list(ids) or [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
+
+    @property
+    def _context_length(self) -> int:
+        return model_max_length(self.config, self.tokenizer)
+
+    def count_tokens(self, value: str) -> int:
+        """Returns the number of tokens of a text."""
+        tokenizer: Any = self.tokenizer
+        return len(tokenizer(value, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def final_count_tokens(self, value: str) -> int:
+        """Returns the number of tokens of a text as a whole prompt, with the chat template's own tokens."""
+        return len(self._ids(value))
+
+    def get_max_context_length(self, max_new_tokens: int | None) -> int:
+        """Returns how many tokens a prompt may have; what an encoder reads shares no room with the answer."""
+        return self._context_length - (0 if self.config.is_encoder_decoder else max_new_tokens or 0)
+
+    @property
+    def model_card(self) -> str | None:
+        """Address of the model's card on the Hub."""
+        return self._source.model_card
+
+    @property
+    def license(self) -> str | None:
+        """The model's licence, where its README or file states it."""
+        return self._source.license
+
+    @property
+    def citation(self) -> list[str] | None:
+        """BibTeX entries in the model's README."""
+        return self._source.citation
+
+    def unload_model(self) -> None:
+        """Frees the model's memory; it is loaded again when it is needed."""
+        self.__dict__.pop("tokenizer", None)
+        if self.__dict__.pop("model", None) is not None:
+            import torch
+
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("model", "tokenizer", "config")}
+
+
+def _plain(quantization_config: Any) -> Any:
+    to_dict = getattr(quantization_config, "to_dict", None)
+    return to_dict() if to_dict is not None else quantization_config

@@ -1,0 +1,1 @@
+"""Retrievers: queries in, the texts of a corpus that fit them out."""

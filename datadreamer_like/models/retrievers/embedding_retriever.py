@@ -1,0 +1,266 @@
+"""Retrieval by the cosine of embeddings, with FAISS."""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datadreamer_like.errors import DefinitionError, EmptyDataset, require_extra
+from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.session import current_session
+from datadreamer_like.graph.usage import Usage, counting, current_usage
+from datadreamer_like.storage.folders import explained, locked
+
+from ..calls.text_calls import TextRun
+from ..embedders.embedder import Embedder, Vector
+from .retriever import Corpus, Found, Retriever
+
+if TYPE_CHECKING:
+    import torch
+
+# Vectors that an index with cells is trained on; the first ones of the corpus.
+_TRAINING_VECTORS = 65_536
+_VECTORS_AT_ONCE = 4_096
+
+
+class EmbeddingRetriever(Retriever):
+    """Finds the texts whose embeddings have the largest cosine with that of the query.
+
+    The index is made once and kept in the session's cache folder, under the corpus's content, the embedder and all
+    options: a changed corpus has another index, and the older one is found again when the change is undone.
+
+    Args:
+        texts: The corpus: a column of a step, or a list of texts.
+        embedder: Embeds corpus and queries.
+        truncate: Read only the beginning of a text that is too long, in place of leaving it out.
+        index_type: A FAISS factory string, such as "IVF256,Flat" or "HNSW32"; None compares with every text, exactly.
+        index_batch_size: Texts embedded at once while the index is made.
+        index_instruction: Put before each text of the corpus.
+        query_instruction: Put before each query.
+        cache_folder_path: Where the index is kept outside a session.
+        device: A GPU that searches, where FAISS was built for GPUs; None for the processor.
+        **kwargs: Attributes to set on the index, such as `nprobe`.
+
+    Raises:
+        EmptyDataset: The corpus has no texts.
+        MissingExtra: FAISS is not installed.
+        DefinitionError: `index_type` or one of `kwargs` means nothing to FAISS.
+
+    Example:
+        >>> retriever = EmbeddingRetriever(step.output["text"], embedder)  # doctest: +SKIP
+        >>> retriever.run(["a pet"], k=1)  # doctest: +SKIP
+        [{'indices': [3], 'texts': ['A cat sat on the mat.'], 'scores': [0.41]}]
+    """
+
+    def __init__(
+        self,
+        texts: Corpus,
+        embedder: Embedder,
+        truncate: bool = False,
+        index_type: str | None = None,
+        index_batch_size: int = 10,
+        index_instruction: str | None = None,
+        query_instruction: str | None = None,
+        cache_folder_path: str | Path | None = None,
+        device: int | str | torch.device | list[int | str | torch.device] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(texts, cache_folder_path)
+        require_extra("embed", "faiss", what="EmbeddingRetriever")
+        self.embedder = embedder
+        self.truncate = truncate
+        self.index_type = index_type
+        self.index_batch_size = index_batch_size
+        self.index_instruction = index_instruction
+        self.query_instruction = query_instruction
+        self.device = device
+        self.kwargs = kwargs
+        self._index: Any = None
+        self._lock = threading.Lock()
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the corpus, the embedder and all options that decide what is found."""
+        return {**self._index_identity(), "query_instruction": self.query_instruction, "kwargs": self.kwargs}
+
+    def _index_identity(self) -> dict[str, Any]:
+        return {
+            "texts": self.texts,
+            "embedder": self.embedder,
+            "truncate": self.truncate,
+            "index_type": self.index_type,
+            "index_instruction": self.index_instruction,
+        }
+
+    @property
+    def index(self) -> Any:
+        """The FAISS index, whose ids are positions in the corpus."""
+        with self._lock:
+            if self._index is None:
+                self._index = self._prepared(self._found_or_made())
+            return self._index
+
+    def search(self, queries: Iterable[str], k: int, run: TextRun) -> Iterator[Found | None]:
+        """Yields positions and cosines of the `k` nearest texts for each query."""
+        index = self.index
+        vectors = self.embedder.run(
+            queries,
+            truncate=self.truncate,
+            instruction=self.query_instruction,
+            **{**asdict(run), "return_generator": True},
+        )
+        while portion := list(islice(vectors, run.batch_size)):
+            good = [vector for vector in portion if vector is not None]
+            scores, ids = index.search(_unit(good), k) if good else ((), ())
+            found = zip(ids, scores, strict=True)
+            for vector in portion:
+                yield _pairs(*next(found)) if vector is not None else None
+
+    def _found_or_made(self) -> Any:
+        import faiss
+
+        session = current_session()
+        folder = self.cache_folder_path or (session.cache_folder if session is not None else None)
+        if folder is None:
+            return self._made()
+        name = f"{type(self).__name__}-{fingerprint([self.version, self._index_identity()], 'retriever')[:24]}"
+        path = Path(folder) / f"{name}.faiss"
+        if not path.exists():
+            with explained("Keeping a retriever's index", path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with locked(path.with_suffix(".lock"), self.display_name):
+                    if not path.exists():
+                        _write(faiss, self._made(), path)
+        return faiss.read_index(str(path))
+
+    def _made(self) -> Any:
+        # Texts that fail are rows of the corpus, not of the node that asks.
+        usage = Usage()
+        with counting(usage):
+            vectors = self.embedder.run(
+                self.texts,
+                truncate=self.truncate,
+                instruction=self.index_instruction,
+                batch_size=self.index_batch_size,
+                total_num_texts=len(self.texts),
+                return_generator=True,
+            )
+        index = self._filled((row, vector) for row, vector in enumerate(vectors) if vector is not None)
+        current_usage().absorb(usage)
+        return index
+
+    def _filled(self, good: Iterator[tuple[int, Vector]]) -> Any:
+        import faiss
+
+        portion = list(islice(good, _VECTORS_AT_ONCE))
+        if not portion:
+            raise EmptyDataset(
+                f"None of the {len(self.texts)} texts of the corpus could be embedded. If they are too long, pass "
+                "truncate=True."
+            )
+        try:
+            kind = self.index_type or "Flat"
+            core = faiss.index_factory(len(portion[0][1]), kind, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as error:
+            raise DefinitionError(
+                f'FAISS has no index "{self.index_type}". See its index factory for the names, or leave index_type out.'
+            ) from error
+        if not core.is_trained:
+            portion += islice(good, _TRAINING_VECTORS - len(portion))
+            core.train(_unit([vector for _, vector in portion]))
+        index = faiss.IndexIDMap(core)
+        while portion:
+            positions = np.asarray([position for position, _ in portion], dtype=np.int64)
+            index.add_with_ids(_unit([vector for _, vector in portion]), positions)
+            portion = list(islice(good, _VECTORS_AT_ONCE))
+        return index
+
+    def _prepared(self, index: Any) -> Any:
+        import faiss
+
+        parameters = faiss.ParameterSpace()
+        for name, value in self.kwargs.items():
+            try:
+                parameters.set_index_parameter(index, name, value)
+            except (RuntimeError, TypeError) as error:
+                raise DefinitionError(
+                    f'The FAISS index {self.index_type or "Flat"} has no parameter "{name}" that can be {value!r}.'
+                ) from error
+        if self.device is None or str(self.device) == "cpu" or not hasattr(faiss, "StandardGpuResources"):
+            return index
+        devices = self.device if isinstance(self.device, list) else [self.device]
+        numbers = [int(str(device).rpartition(":")[2]) if str(device) != "cuda" else 0 for device in devices]
+        return faiss.index_cpu_to_gpus_list(index, gpus=numbers)
+
+    @property
+    def model_card(self) -> str | None:
+        """Address of the embedder's card."""
+        return self.embedder.model_card
+
+    @property
+    def license(self) -> str | None:
+        """The embedder's licence."""
+        return self.embedder.license
+
+    @property
+    def citation(self) -> list[str] | None:
+        """FAISS's paper, and what the embedder asks to cite."""
+        return [_FAISS_CITATION, *(self.embedder.citation or [])]
+
+    @property
+    def display_name(self) -> str:
+        """Class and embedder, for people."""
+        return f"{type(self).__name__} ({self.embedder.model_name})"
+
+    def unload_model(self) -> None:
+        """Frees the index and the embedder; they are loaded again when they are needed."""
+        with self._lock:
+            self._index = None
+        self.embedder.unload_model()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_index", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._index = None
+        self._lock = threading.Lock()
+
+
+def _pairs(ids: Any, scores: Any) -> Found:
+    # An index with cells may find fewer than k, and fills up with -1.
+    found = ids >= 0
+    return ids[found].tolist(), scores[found].tolist()
+
+
+def _unit(vectors: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Returns vectors [rows, dims] of length one, so that their inner product is their cosine."""
+    matrix = np.asarray(vectors, dtype=np.float32)
+    lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
+    unit: np.ndarray[Any, np.dtype[np.float32]] = matrix / np.maximum(lengths, np.float32(1e-30))
+    return unit
+
+
+def _write(faiss: Any, index: Any, path: Path) -> None:
+    draft = path.with_name(f".{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    try:
+        faiss.write_index(index, str(draft))
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+_FAISS_CITATION = """@article{douze2024faiss,
+  title={The {Faiss} library},
+  author={Douze, Matthijs and Guzhva, Alexandr and Deng, Chengqi and Johnson, Jeff and Szilvasy, Gergely and
+    Mazar{\\'e}, Pierre-Emmanuel and Lomeli, Maria and Hosseini, Lucas and J{\\'e}gou, Herv{\\'e}},
+  journal={arXiv preprint arXiv:2401.08281},
+  year={2024}
+}"""

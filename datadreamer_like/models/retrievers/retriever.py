@@ -1,0 +1,118 @@
+"""The base of retrievers: queries in, the texts of a corpus that fit them out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, TypedDict
+
+from typing_extensions import Unpack
+
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset
+from datadreamer_like.graph.node import Node
+from datadreamer_like.graph.output import OutputDatasetColumn
+
+from ..calls.text_calls import TextOptions, TextRun
+from ..model import Model
+
+Corpus: TypeAlias = OutputDatasetColumn | Sequence[str]
+"""Texts that can be looked up by position: a step's column, or a list."""
+
+
+Found: TypeAlias = tuple[list[int], list[float]]
+"""Positions in the corpus and their scores, best first."""
+
+
+class Retrieved(TypedDict):
+    """What was found for one query, best first.
+
+    Attributes:
+        indices: Positions in the corpus.
+        texts: The texts there.
+        scores: How well each fits; higher is better.
+    """
+
+    indices: list[int]
+    texts: list[str]
+    scores: list[float]
+
+
+class Retriever(Model):
+    """Finds texts of a corpus. A subclass writes `search`, and `identity` with what decides its results.
+
+    Args:
+        texts: The corpus: a column of a step, or a list of texts.
+        cache_folder_path: Where the index is kept outside a session.
+
+    Raises:
+        EmptyDataset: The corpus has no texts.
+        ArgumentTypeError: The corpus cannot be looked up by position.
+    """
+
+    icon = " 🔎 "
+
+    def __init__(self, texts: Corpus, cache_folder_path: str | Path | None = None) -> None:
+        if isinstance(texts, str) or not hasattr(texts, "__getitem__") or not hasattr(texts, "__len__"):
+            raise ArgumentTypeError(
+                "The texts of a retriever must be a column of a step, or a list of texts, not "
+                f"{type(texts).__name__}. Save a lazy step first: step.save().output[...]."
+            )
+        if len(texts) == 0:
+            raise EmptyDataset("The corpus of a retriever has no texts. Check the step that it comes from.")
+        self.texts = texts
+        self.cache_folder_path = cache_folder_path
+
+    # What a subclass writes.
+
+    @property
+    def index(self) -> Any:
+        """The index of the corpus; made, or found from an earlier run, when it is first needed."""
+        raise NotImplementedError(f"{type(self).__name__} has no index.")
+
+    def search(self, queries: Iterable[str], k: int, run: TextRun) -> Iterator[Found | None]:
+        """Yields positions and scores of up to `k` texts for each query, best first; None where a query failed."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement search.")
+
+    def identity(self) -> dict[str, Any]:
+        """Returns all that decides a result beside the class and the query."""
+        return {"texts": self.texts}
+
+    # What users call.
+
+    def run(
+        self, queries: Iterable[str], k: int = 5, total_num_queries: int | None = None, **options: Unpack[TextOptions]
+    ) -> Any:
+        """Finds the texts that fit each query best, in the queries' order.
+
+        Args:
+            queries: The queries; any iterable, read a bounded way ahead.
+            k: Texts for each query; all of them where the corpus has fewer.
+            total_num_queries: Number of queries, where it is known and `len(queries)` is not.
+            **options: See `TextOptions`.
+
+        Returns:
+            A list, or a generator where `return_generator=True`, of `Retrieved`; None for a query that failed.
+
+        Raises:
+            DefinitionError: `k` is below 1.
+        """
+        if k < 1:
+            raise DefinitionError(f"k cannot be {k}: ask for at least one text.")
+        if total_num_queries is not None:
+            options["total_num_texts"] = total_num_queries
+        run = TextRun.from_options(options)
+        found = self._found(queries, min(k, len(self.texts)), run)
+        return found if run.return_generator else list(found)
+
+    def _found(self, queries: Iterable[str], k: int, run: TextRun) -> Iterator[Retrieved | None]:
+        for found in self.search(queries, k, run):
+            if found is None:
+                yield None
+                continue
+            indices, scores = found
+            yield Retrieved(indices=indices, texts=[self.texts[index] for index in indices], scores=scores)
+
+    @property
+    def parents(self) -> list[Node]:
+        """The node that the corpus comes from, if it is a step's."""
+        return [self.texts.step] if isinstance(self.texts, OutputDatasetColumn) else []

@@ -1,0 +1,1 @@
+"""Models that compute something of each text, such as classifiers."""

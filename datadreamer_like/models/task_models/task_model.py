@@ -1,0 +1,148 @@
+"""The base of models that compute something of each text: embedders, classifiers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from typing_extensions import Unpack
+
+from datadreamer_like.errors import PromptTooLong
+from datadreamer_like.graph.usage import current_usage
+
+from ..calls.batch_engine import BatchEngine
+from ..calls.cache import model_answers
+from ..calls.pipeline import Recorder, run_calls
+from ..calls.text_calls import Computed, TextCalls, TextOptions, TextRun, not_a_text
+from ..model import Model
+
+V = TypeVar("V")
+
+
+class TaskModel(Model, Generic[V]):
+    """A model that computes a value V of each text.
+
+    A subclass writes `compute(texts, ...)`, `count_tokens` and `model_max_length`, and says in `identity` what decides
+    its results; deduplication, caching, batches by length, order and errors by row stand above, the same as for LLMs.
+    Values are stored as JSON unless `encode_value` and `decode_value` say otherwise.
+
+    Args:
+        cache_folder_path: Where results are cached outside a session.
+    """
+
+    icon = " 🧠 "
+
+    def __init__(self, cache_folder_path: str | Path | None = None) -> None:
+        self.cache_folder_path = cache_folder_path
+
+    # What a subclass writes.
+
+    def compute(self, texts: Sequence[str], **asks: Any) -> Sequence[V]:
+        """Computes the values of texts of similar length, in their order; texts that are too long are truncated.
+
+        Args:
+            texts: The texts.
+            **asks: What this run asks for beside them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement compute.")
+
+    def count_tokens(self, value: str) -> int:
+        """Returns the number of tokens of a text as the model reads it."""
+        raise NotImplementedError(f"{type(self).__name__} does not count tokens.")
+
+    @property
+    def model_max_length(self) -> int:
+        """Number of tokens that the model reads of a text."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how long a text may be.")
+
+    def encode_value(self, value: V) -> bytes:
+        """Returns a value as it is stored."""
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+    def decode_value(self, value: bytes) -> V:
+        """Reads a stored value."""
+        decoded: V = json.loads(value.decode("utf-8", "surrogatepass"))
+        return decoded
+
+    # What users call.
+
+    def run(self, texts: Iterable[str], truncate: bool = False, **options: Unpack[TextOptions]) -> Any:
+        """Computes the value of each text, in the texts' order; what was computed before is not computed again.
+
+        Args:
+            texts: The texts; any iterable, read a bounded way ahead.
+            truncate: Read only the beginning of a text that is too long, in place of failing that row.
+            **options: See `TextOptions`.
+
+        Returns:
+            A list, or a generator where `return_generator=True`; None for a row that failed.
+
+        Raises:
+            ModelError: A row failed and `on_error="raise"`.
+        """
+        return self._run(texts, truncate, {}, options)
+
+    def _run(self, texts: Iterable[str], truncate: bool, asks: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+        run = TextRun.from_options(options)
+        values = self._values(texts, truncate, asks, run)
+        return values if run.return_generator else list(values)
+
+    def _values(
+        self, texts: Iterable[str], truncate: bool, asks: Mapping[str, Any], run: TextRun
+    ) -> Iterator[V | None]:
+        calls = TextCalls(self, {**asks, "truncate": truncate})
+
+        def ask(batch: Sequence[str]) -> Sequence[Computed]:
+            return self._compute_rows(batch, truncate, asks)
+
+        def make_engine(recorder: Recorder[str, str, Computed]) -> BatchEngine[str, Computed]:
+            return BatchEngine(
+                ask,
+                recorder,
+                batch_size=run.batch_size,
+                adaptive=run.adaptive_batch_size,
+                window=run.batch_scheduler_buffer_size,
+            )
+
+        computed = run_calls(
+            calls,
+            texts,
+            make_engine,
+            model_answers(self),
+            current_usage(),
+            force=run.force,
+            cache_only=run.cache_only,
+            raise_errors=run.on_error == "raise",
+            progress=run.progress(texts, self.display_name),
+        )
+        return (row.value for row in computed)
+
+    def _compute_rows(self, texts: Sequence[Any], truncate: bool, asks: Mapping[str, Any]) -> list[Computed]:
+        rows: dict[int, Computed] = {}
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):  # what a column holds is known only here
+                rows[index] = Computed(error=not_a_text(text))
+                continue
+            tokens = self._count(text, asks)
+            if tokens > self.model_max_length and not truncate:
+                rows[index] = Computed(
+                    error=PromptTooLong(
+                        f"The text has {tokens} tokens; {self.display_name} reads {self.model_max_length}. Shorten it, "
+                        "or pass truncate=True to read its beginning only."
+                    )
+                )
+            else:
+                rows[index] = Computed(tokens=min(tokens, self.model_max_length))
+        good = [index for index, row in rows.items() if row.error is None]
+        if good:
+            values = self.compute([texts[index] for index in good], **asks)
+            for index, value in zip(good, values, strict=True):
+                # Read back at once, so that a result is the same whether it is new or from the cache.
+                rows[index].stored = self.encode_value(value)
+                rows[index].value = self.decode_value(rows[index].stored)
+        return [rows[index] for index in range(len(texts))]
+
+    def _count(self, text: str, asks: Mapping[str, Any]) -> int:
+        return self.count_tokens(text)

@@ -1,0 +1,1 @@
+"""Trained models: loading them, exporting them, and the node whose result is one."""

@@ -1,0 +1,179 @@
+"""Where a Hugging Face model comes from: a folder, a trained model, a GGUF file, or the Hub."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datadreamer_like.errors import ArgumentTypeError, DataError, HubError, UnknownModel
+from datadreamer_like.storage.digests import file_digest
+
+from ..llms.gguf_header import read_gguf_header
+from ..quiet import quiet
+from .trained_model import TrainedModel
+
+HOW_FETCHED = frozenset({"token", "cache_dir", "local_files_only"})
+"""Arguments of `from_pretrained` that say how a model is fetched, never which one; the first is a secret."""
+
+_README_SECONDS = 5
+_MODEL_FILES = ("config.json", "modules.json", "adapter_config.json")
+_BIBTEX = re.compile(r"^\s*(@\w+\s*\{.*?^\s*\})", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class HFSource:
+    """A model that transformers can load.
+
+    Attributes:
+        name: What `from_pretrained` takes: a folder or a Hub id.
+        gguf_file: The file in that folder, where it is a GGUF file.
+        revision: Branch, tag or commit on the Hub.
+        origin: The trainer, stage or trained model that was given, if one was.
+    """
+
+    name: str
+    gguf_file: str | None = None
+    revision: str | None = None
+    origin: Any = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder on this machine; None for a Hub id."""
+        path = Path(self.name)
+        return path if path.is_dir() else None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Further arguments of `from_pretrained` that say which files to take."""
+        options: dict[str, Any] = {}
+        if self.gguf_file is not None:
+            options["gguf_file"] = self.gguf_file
+        if self.revision is not None:
+            options["revision"] = self.revision
+        return options
+
+    @property
+    def identity(self) -> Any:
+        """What tells this model from others: its content where it is at hand, else its name and revision."""
+        if hasattr(type(self.origin), "__fingerprint__"):
+            return self.origin
+        if self.folder is None:
+            return self.name, self.revision
+        if self.gguf_file is not None:
+            return file_digest(self.folder / self.gguf_file)
+        return TrainedModel(self.folder)
+
+    @property
+    def model_card(self) -> str | None:
+        """Address of the model's card on the Hub."""
+        return f"https://huggingface.co/{self.name}" if self.folder is None else None
+
+    @property
+    def license(self) -> str | None:
+        """The licence, where the model's README or GGUF file states it."""
+        if self.folder is not None and self.gguf_file is not None:
+            return read_gguf_header(self.folder / self.gguf_file).license
+        stated = re.search(r"^license:\s*(\S+)\s*$", self._readme().partition("\n---")[0], re.MULTILINE)
+        return stated[1].strip("\"'") if stated else None
+
+    @property
+    def citation(self) -> list[str] | None:
+        """BibTeX entries in the model's README."""
+        return [entry.strip() for entry in _BIBTEX.findall(self._readme())] or None
+
+    def _readme(self) -> str:
+        if self.folder is not None:
+            readme = self.folder / "README.md"
+            return readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+        return _hub_readme(self.name, self.revision)
+
+
+def hf_source(model: Any, revision: str | None = None) -> HFSource:
+    """Returns the source of a model.
+
+    Args:
+        model: A folder, the folder of a trainer's or stage's result, a `.gguf` file, a Hub id, or an object with
+            a `path` (a trainer, a stage, a trained model).
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        UnknownModel: The path does not exist.
+        ArgumentTypeError: It is none of these.
+        NotTrained: The trainer has not trained yet.
+    """
+    origin = None
+    if not isinstance(model, str | os.PathLike):
+        origin, model = model, getattr(model, "path", None)
+        if not isinstance(model, str | os.PathLike):
+            raise ArgumentTypeError(
+                f"A model is named by a folder, a .gguf file, a Hub id, or an object with a path, not {origin!r}."
+            )
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf":
+        read_gguf_header(path)
+        return HFSource(str(path.absolute().parent), path.name, origin=origin)
+    if path.is_dir():
+        inner = path / "model"  # where the folder of a trainer or stage has it
+        if not (path / "config.json").is_file() and (inner / "config.json").is_file():
+            path = inner
+        if not any((path / name).is_file() for name in _MODEL_FILES):
+            raise UnknownModel(
+                f"{path} is not the folder of a saved model: it has no config.json. Give a folder that "
+                "`save_pretrained` wrote, or a trainer's or stage's `path`."
+            )
+        return HFSource(str(path.absolute()), origin=origin)
+    if path.is_file() or path.is_absolute() or len(path.parts) > 2 or str(model).startswith((".", "~")):
+        raise UnknownModel(
+            f"There is no model folder {model}. Give a folder that `save_pretrained` wrote, a .gguf file, or a Hub id "
+            'as in "owner/name".'
+        )
+    return HFSource(str(model), revision=revision, origin=origin)
+
+
+@contextmanager
+def loading(source: HFSource) -> Iterator[None]:
+    """Loads quietly inside the block, and says in one sentence what is wrong with what is loaded.
+
+    Raises:
+        UnknownModel: Neither this machine nor the Hub has the model, or it lacks a file.
+        HubError: The Hub cannot be reached, and the model is not in its cache.
+        DataError: transformers cannot make a model of what is there.
+    """
+    try:
+        with quiet():
+            yield
+    except OSError as error:
+        if "connect" in str(error).lower() or "offline" in str(error).lower():
+            raise HubError(
+                f"{source.name} is not in the Hub's cache here, and the Hub cannot be reached. Connect to the network, "
+                "or give the folder of a model."
+            ) from error
+        raise UnknownModel(f"transformers finds no complete model in {source.name}: {error}") from error
+    except (ValueError, KeyError) as error:
+        raise DataError(f"transformers cannot load {source.name}: {error}") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _hub_readme(repo_id: str, revision: str | None) -> str:
+    """Returns a repository's README, from the Hub's cache or the Hub; nothing when neither has it: never an error."""
+    from huggingface_hub import HfApi, constants, get_session, hf_hub_url, try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(repo_id, "README.md", revision=revision)
+        if isinstance(cached, str):
+            return Path(cached).read_text(encoding="utf-8", errors="replace")
+        if constants.is_offline_mode():
+            return ""
+        url = hf_hub_url(repo_id, "README.md", revision=revision)
+        answer = get_session().get(
+            url, headers=HfApi()._build_hf_headers(), timeout=_README_SECONDS, follow_redirects=True
+        )
+        return str(answer.text) if answer.status_code == 200 else ""
+    except Exception:  # a card without a licence is better than a run that stops for it
+        return ""

@@ -1,0 +1,383 @@
+"""A model in a folder: what trainers and stages yield, what they start from, and what a teacher is."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from datadreamer_like.errors import ArgumentTypeError, MethodMisfit, StorageError
+from datadreamer_like.graph import Card
+from datadreamer_like.storage.digests import file_digest
+from datadreamer_like.storage.folders import explained
+
+from ..quiet import quiet
+from .export import CARD_NAME, export_model, write_card
+from .model_facts import Task, count_parameters, task_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from datadreamer_like.graph import Node
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a classifier says of some texts.
+
+    Attributes:
+        classes: The classes, in the order of the probabilities.
+        labels: For each text its most likely class; for a model of several labels the list of those over one half.
+        probabilities: Float array [texts, classes]; rows add up to 1, except for a model of several labels.
+    """
+
+    classes: list[str]
+    labels: list[Any]
+    probabilities: np.ndarray[Any, np.dtype[np.float32]]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class TrainedModel:
+    """A trained model with its tokenizer and its origin, loaded from its folder when it is first used.
+
+    Any folder that transformers opens can be one; `TrainedModel.load(folder)` loads what trainers and stages
+    saved or exported, pruned and quantized models too, in a fresh process with one call. It can be pickled: the
+    weights are loaded anew on the other side.
+
+    Args:
+        path: Folder of the model, or its id on the Hub.
+        device: Where the model is loaded to, such as "cuda"; None for the processor.
+        dtype: Data type to load it in, such as "bfloat16"; None for the one that it was saved in.
+        node: The trainer or stage that made it, which then decides its fingerprint and its card.
+
+    Example:
+        >>> student = TrainedModel.load("output/student")  # doctest: +SKIP
+        >>> student.predict(["Parses command lines."]).labels  # doctest: +SKIP
+        ['cli']
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str | int | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        node: Node | None = None,
+    ) -> None:
+        self.path = str(path)
+        self.device = device
+        self.dtype = dtype
+        self.node = node
+        self._fingerprint = None if node is None else node.fingerprint
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        device: str | int | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> TrainedModel:
+        """Opens a saved or exported model.
+
+        Raises:
+            StorageError: There is no model in the folder.
+        """
+        # The folder of a trainer's or stage's node has the model inside.
+        inner = Path(folder) / "model"
+        found = inner if (inner / "config.json").is_file() and not (Path(folder) / "config.json").is_file() else folder
+        if not (Path(found) / "config.json").is_file():
+            raise StorageError(
+                f"{folder} is not the folder of a saved model: it has no config.json. Pass the folder that was "
+                "exported, or a trainer's or stage's `path`."
+            )
+        return cls(found, device=device, dtype=dtype)
+
+    @classmethod
+    def save(
+        cls,
+        model: PreTrainedModel | nn.Module,
+        tokenizer: PreTrainedTokenizerBase | None,
+        folder: str | Path,
+        card: Card | None = None,
+    ) -> TrainedModel:
+        """Saves a model so that this class and transformers' own `from_pretrained` load it.
+
+        Args:
+            model: A transformers model; compressed ones keep their layout.
+            tokenizer: Its tokenizer.
+            folder: Where to; made if it is not there.
+            card: Where the model came from; saved with its lineage.
+        """
+        folder = Path(folder)
+        with explained("Saving a model", folder):
+            cast("PreTrainedModel", model).save_pretrained(str(folder))
+            if tokenizer is not None:
+                tokenizer.save_pretrained(str(folder))
+            if card is not None:
+                write_card(folder, card)
+        return cls(folder)
+
+    # What it is
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The model's transformers config."""
+        from transformers import AutoConfig
+
+        from .hf_source import hf_source, loading
+
+        with loading(hf_source(self.path)):
+            return cast("PretrainedConfig", AutoConfig.from_pretrained(self.path))
+
+    @property
+    def task(self) -> Task:
+        """What the model does, in the Hub's words."""
+        return task_of(self.config)
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """A classifier's classes and their positions.
+
+        Raises:
+            MethodMisfit: The model is no classifier.
+        """
+        return {label: index for index, label in enumerate(self.labels)}
+
+    @property
+    def labels(self) -> list[str]:
+        """A classifier's classes, in the order of its logits.
+
+        Raises:
+            MethodMisfit: The model is no classifier.
+        """
+        if self.task != "text-classification":
+            raise MethodMisfit(f"{self!r} is no classifier (its task is {self.task}), so it has no labels.")
+        return [str(label) for _, label in sorted((self.config.id2label or {}).items())]
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether a text may have several labels at once."""
+        return getattr(self.config, "problem_type", None) == "multi_label_classification"
+
+    @cached_property
+    def card(self) -> Card:
+        """Where the model came from."""
+        if self.node is not None:
+            return self.node.card
+        saved = Path(self.path) / CARD_NAME
+        if saved.is_file():
+            return Card.from_json(json.loads(saved.read_text(encoding="utf-8")))
+        return Card(Path(self.path).name, "trainer", type(self).__name__, models=[self.path], base_model=self.path)
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the model, shared ones once; those of quantized layers count as what they stand for."""
+        return count_parameters(self.model)
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """Bytes of all files that are needed to run the model: weights, config and tokenizer."""
+        return sum(file.stat().st_size for file in self._files())
+
+    def _files(self) -> list[Path]:
+        folder = Path(self.path)
+        if not folder.is_dir():
+            raise StorageError(f'"{self.path}" is not a folder on this machine, so its files cannot be looked at.')
+        return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CARD_NAME)
+
+    def __fingerprint__(self) -> tuple[Any, ...]:
+        if self._fingerprint is not None:
+            return "node", self._fingerprint
+        # What is loaded in another data type answers otherwise.
+        cast_to = () if self.dtype is None else (str(self.dtype).removeprefix("torch."),)
+        if not Path(self.path).is_dir():
+            return "model", self.path, *cast_to
+        folder = Path(self.path)
+        files = [(file.relative_to(folder).as_posix(), file_digest(file)) for file in self._files()]
+        return "model files", files, *cast_to
+
+    # Using it
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The model, in evaluation mode, loaded when it is first asked for."""
+        from datadreamer_like import formats
+
+        options = {} if self.dtype is None else {"dtype": self.dtype}
+        with quiet():
+            model = formats.load(self.path, **options)
+        if self.device is not None:
+            model.to(self.device)
+        model.eval()
+        return cast("PreTrainedModel", model)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        from transformers import AutoTokenizer
+
+        with quiet():
+            return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(self.path))
+
+    def unload_model(self) -> None:
+        """Frees the memory of the model; it is loaded again when it is needed."""
+        if self.__dict__.pop("model", None) is None:
+            return
+        import torch
+
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def logits(
+        self, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Returns a classifier's logits, float array [texts, classes], in the order of `labels`.
+
+        Texts are run in batches of like length, so that little is computed on padding.
+
+        Args:
+            texts: The texts; longer ones than the model takes are cut.
+            batch_size: How many at once.
+            max_length: Cut at this many tokens instead.
+
+        Raises:
+            MethodMisfit: The model is no classifier.
+            ArgumentTypeError: One text stands in place of a list of them.
+            DataError: One of the texts is not a text.
+        """
+        from datadreamer_like.distillation import teacher_logits_for_texts
+
+        if isinstance(texts, str):
+            raise ArgumentTypeError(
+                f"texts is one text, {texts[:40]!r}; it must be a list of texts. Put it into a list."
+            )
+        _ = self.labels  # refuses what is no classifier
+        found = teacher_logits_for_texts(self, texts, batch_size=batch_size, max_length=max_length)
+        return cast("np.ndarray[Any, np.dtype[np.float32]]", found.numpy())
+
+    def predict(self, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None) -> Predictions:
+        """Classifies texts.
+
+        Args:
+            texts: The texts, in any order.
+            batch_size: How many at once.
+            max_length: Cut texts at this many tokens; None for what the model takes.
+
+        Returns:
+            Labels and probabilities in the order of the texts.
+
+        Raises:
+            MethodMisfit: The model is no classifier; let one that writes answer as an LLM: `HFTransformers(path)`.
+        """
+        import numpy as np
+
+        if self.task != "text-classification":
+            writes = self.task in ("text-generation", "text2text-generation")
+            way_out = f"Let it write with HFTransformers({self.path!r})." if writes else "Train it as one first."
+            raise MethodMisfit(f"{self!r} is no classifier (its task is {self.task}). {way_out}")
+        logits = self.logits(texts, batch_size=batch_size, max_length=max_length).astype(np.float64)
+        classes = self.labels
+        labels: list[Any]
+        if self.is_multi_label:
+            probabilities = 1 / (1 + np.exp(-logits))
+            labels = [[classes[index] for index in np.flatnonzero(row > 0.5)] for row in probabilities]
+        else:
+            powers = np.exp(logits - logits.max(axis=1, keepdims=True)) if len(logits) else logits
+            probabilities = powers / powers.sum(axis=1, keepdims=True)
+            labels = [classes[index] for index in probabilities.argmax(axis=1)]
+        return Predictions(classes, labels, probabilities.astype(np.float32))
+
+    # Passing it on
+
+    def export(self, format: str = "safetensors", to: str | Path = "") -> Path:
+        """Writes the model for use elsewhere; an earlier export in the same place is replaced.
+
+        Args:
+            format: "safetensors": a folder that transformers and `TrainedModel.load` open.
+            to: The folder.
+
+        Returns:
+            The folder.
+
+        Raises:
+            DefinitionError: The format is unknown, or no folder is named.
+            StorageError: The folder holds something else.
+        """
+        return export_model(self, format, to)
+
+    def publish_to_hf_hub(
+        self,
+        repo_id: str,
+        branch: str | None = None,
+        private: bool = False,
+        token: str | None = None,
+        is_synthetic: bool | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Publishes the model with a generated card; nothing is committed where nothing changed.
+
+        Args:
+            repo_id: "user/name" on the Hub.
+            branch: Branch; None for the main one.
+            private: Whether a new repository is private.
+            token: The Hub's token; None for the one that `hf auth login` stored.
+            is_synthetic: Tag it as made with synthetic data; None finds out from where the rows came from.
+            **kwargs: Further options of `hub.publish_model`.
+
+        Returns:
+            Where it can be seen.
+
+        Raises:
+            HubError: The Hub refused, or cannot be reached.
+        """
+        from datadreamer_like.hub import publish_model
+
+        saved = getattr(self.config, "quantization_config", None) or {}
+        compressed = isinstance(saved, dict) and saved.get("quant_method") == "datadreamer_like"
+        options: dict[str, Any] = {"task": self.task, "imports": ["datadreamer_like.formats"] if compressed else []}
+        options.update(kwargs)
+        # The saved card may name files of this machine; the published one is made from it.
+        options["ignore"] = [*options.get("ignore", ()), CARD_NAME]
+        return publish_model(
+            Path(self.path),
+            repo_id,
+            card=self.card,
+            branch=branch,
+            private=private,
+            token=token,
+            is_synthetic=is_synthetic,
+            **options,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "node": None, "card": self.card}
+        for loaded in ("model", "tokenizer"):
+            state.pop(loaded, None)
+        return state
+
+    def __repr__(self) -> str:
+        return f"TrainedModel({self.node.name if self.node is not None else self.path!r})"
+
+
+@contextmanager
+def loaded(trained: TrainedModel) -> Iterator[TrainedModel]:
+    """Loads the model, and frees its memory after the block unless it was in use before."""
+    in_use = "model" in vars(trained)
+    try:
+        assert trained.model is not None
+        yield trained
+    finally:
+        if not in_use:
+            trained.unload_model()

@@ -1,0 +1,252 @@
+"""A function as a step: its parameters are the step's inputs and arguments, what it returns its rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Generic, ParamSpec, TypeVar, overload
+
+from datadreamer_like.errors import DefinitionError, StepOutputError, did_you_mean
+from datadreamer_like.graph.output import (
+    BATCH_SIZE,
+    Batch,
+    Column,
+)
+
+from ..sources.data_source import NodeOptions
+from .returned import LazyRowBatches, rows_to_batch
+from .row_answers import columns_together, num_rows_of
+from .signature import OF_CALL, Definition, defined
+from .step import Step
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class FunctionStep(Step):
+    """A step that a decorated function describes; see `step`."""
+
+    definition: ClassVar[Definition]
+
+    def setup(self) -> None:
+        """Registers what the function's signature says."""
+        definition = self.definition
+        for name, required in definition.inputs.items():
+            self.register_input(name, required=required)
+        for name, parameter in definition.arguments.items():
+            required = parameter.default is parameter.empty
+            default = None if required else parameter.default
+            self.register_arg(name, required=required, default=default, type=definition.types.get(name))
+        self.register_arg("lazy", required=False, default=False, type=bool, help="Make rows when they are asked for.")
+        for name in definition.outputs:
+            self.register_output(name)
+
+    def run(self) -> LazyRowBatches:
+        """Calls the function."""
+        definition = self.definition
+        total = None if definition.many or definition.batched else num_rows_of(self._inputs) or 1
+        return LazyRowBatches(self._rows, total_num_rows=total, save=not self.args["lazy"])
+
+    def _rows(self) -> Iterator[Batch]:
+        definition = self.definition
+        arguments = {name: self.args[name] for name in definition.arguments}
+        if not self._inputs:
+            yield from self._batches(self._called((), arguments, "it"))
+            return
+        position = 0
+        for batch in columns_together(self._inputs, f'"{self.name}"'):
+            size = len(next(iter(batch.values())))
+            if definition.batched:
+                for start in range(0, size, definition.batch_size):
+                    columns = {name: values[start : start + definition.batch_size] for name, values in batch.items()}
+                    yield from self._batches(self._called(self._given(columns), arguments, f"row {position + start}"))
+            else:
+                yield from self._batches(
+                    row
+                    for index, values in enumerate(zip(*batch.values(), strict=True), position)
+                    for row in self._called(
+                        self._given(dict(zip(batch, values, strict=True))), arguments, f"row {index}"
+                    )
+                )
+            position += size
+
+    def _given(self, values: Mapping[str, Any]) -> Iterable[Any]:
+        """Returns the positional arguments; an input that was not given leaves its parameter's default."""
+        parameters = inspect.signature(self.definition.function).parameters
+        return [values[name] if name in values else parameters[name].default for name in self.definition.inputs]
+
+    def _called(self, given: Iterable[Any], arguments: dict[str, Any], where: str) -> Iterator[Any]:
+        try:
+            result = self.definition.function(*given, **arguments)
+            if self.definition.many:
+                yield from result
+            else:
+                yield result
+        except Exception as error:
+            error.add_note(f'In step "{self.name}", called with {where}.')
+            raise
+
+    def _batches(self, results: Iterable[Any]) -> Iterator[Batch]:
+        if self.definition.batched:
+            for result in results:
+                yield self._batch(result)
+            return
+        rows: list[Any] = []
+        for row in results:
+            rows.append(self._row(row))
+            if len(rows) == BATCH_SIZE:
+                yield rows_to_batch(rows, self.definition.outputs, f'"{self.name}"')
+                rows = []
+        if rows:
+            yield rows_to_batch(rows, self.definition.outputs, f'"{self.name}"')
+
+    def _row(self, row: Any) -> Any:
+        if self.definition.one_value:
+            return (row,)
+        if dataclasses.is_dataclass(row) and not isinstance(row, type):
+            return {name: getattr(row, name) for name in self.definition.outputs}
+        if len(self.definition.outputs) == 1 and not isinstance(row, Mapping):
+            return (row,)
+        return dict(row) if isinstance(row, Mapping) else tuple(row) if isinstance(row, Sequence) else row
+
+    def _batch(self, result: Any) -> Batch:
+        names = self.definition.outputs
+        if isinstance(result, Mapping) and set(result) == set(names):
+            return {name: list(result[name]) for name in names}
+        if len(names) == 1 and isinstance(result, Iterable) and not isinstance(result, str | Mapping):
+            return {names[0]: list(result)}
+        if isinstance(result, tuple) and len(result) == len(names):
+            return {name: list(column) for name, column in zip(names, result, strict=True)}
+        found = ", ".join(map(str, result)) if isinstance(result, Mapping) else type(result).__name__
+        raise StepOutputError(
+            f'"{self.name}": {self.definition.function.__name__} returned {found}; a batched function returns a list '
+            f"for each of its outputs: {', '.join(names)}."
+        )
+
+
+class StepFunction(Generic[P, R]):
+    """What `@step` makes of a function: call it with columns to make a step of them.
+
+    Attributes:
+        function: The function itself, to call on single values, in a test say.
+        step_class: The class of the steps that it makes.
+    """
+
+    def __init__(self, function: Callable[P, R], definition: Definition) -> None:
+        self.function = function
+        self.__name__ = function.__name__
+        self.__doc__ = function.__doc__
+        self.__module__ = function.__module__
+        self.step_class: type[FunctionStep] = type(
+            function.__name__,
+            (FunctionStep,),
+            {"definition": definition, "__module__": function.__module__, "__doc__": function.__doc__},
+        )
+
+    def __call__(
+        self,
+        *given: str | Column,
+        name: str | None = None,
+        inputs: dict[str, Column] | None = None,
+        args: dict[str, Any] | None = None,
+        outputs: dict[str, str] | None = None,
+        **others: Any,
+    ) -> FunctionStep:
+        """Makes a step, as a step's class does (`shout("Shout", inputs=..., args=...)`), or shorter.
+
+        Args:
+            *given: Columns for the function's positional parameters, in their order; a name may stand first.
+            name: The step's name; by default the function's, with spaces.
+            inputs: Columns by parameter.
+            args: Arguments by parameter.
+            outputs: New names for the step's output columns.
+            **others: Columns and arguments by parameter, and options of `Step`.
+
+        Raises:
+            DefinitionError: A parameter is unknown, missing, or given twice.
+        """
+        definition = self.step_class.definition
+        columns = list(given)
+        if columns and isinstance(columns[0], str):
+            name = columns.pop(0) if name is None else name  # type: ignore[assignment]
+        name = name or self.__name__.replace("_", " ")
+        if len(columns) > len(definition.inputs):
+            raise DefinitionError(
+                f'"{name}" was given {len(columns)} columns; it takes {len(definition.inputs)} '
+                f"({', '.join(definition.inputs) or 'none'}). Arguments are given by name."
+            )
+        all_inputs: dict[str, Any] = dict(zip(definition.inputs, columns, strict=False))
+        all_args = dict(args or {})
+        options: dict[str, Any] = {}
+        for key, value in [*(inputs or {}).items(), *others.items()]:
+            if key in definition.inputs or key in (inputs or {}):
+                if key in all_inputs:
+                    raise DefinitionError(f'"{name}": the input "{key}" is given twice.')
+                all_inputs[key] = value
+            elif key in definition.arguments or key == "lazy":
+                all_args[key] = value
+            elif key in NodeOptions.__annotations__:
+                options[key] = value
+            else:
+                known = [*definition.inputs, *definition.arguments, *sorted(OF_CALL)]
+                raise DefinitionError(
+                    f'"{name}" has no parameter "{key}"; it takes: {", ".join(known)}.{did_you_mean(key, known)}'
+                )
+        return self.step_class(name, all_inputs, all_args, outputs, **options)
+
+    @property
+    def help(self) -> str:
+        """Inputs, arguments and outputs of the step, as text."""
+        return str(self.step_class.help)
+
+    def __repr__(self) -> str:
+        return f"<step {self.__name__}>"
+
+
+@overload
+def step(function: Callable[P, R], /) -> StepFunction[P, R]: ...
+@overload
+def step(
+    *, outputs: Sequence[str] | None = None, batched: bool = False, batch_size: int = BATCH_SIZE
+) -> Callable[[Callable[P, R]], StepFunction[P, R]]: ...
+def step(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    outputs: Sequence[str] | None = None,
+    batched: bool = False,
+    batch_size: int = BATCH_SIZE,
+) -> Any:
+    """Makes a step of a function.
+
+    Its positional parameters are input columns, of which it gets one row's values; its keyword-only parameters are
+    arguments, checked by their annotations. It returns the value of the one output, which is called after it; or a row,
+    as a dictionary, tuple or dataclass, whose columns `outputs` names or the return annotation (a `TypedDict`, a
+    `NamedTuple`, a dataclass). A generator function yields any number of rows for each row. A change of its code reruns
+    it.
+
+    Args:
+        function: The function.
+        outputs: Names of the columns that it makes.
+        batched: Give it many rows at once, each parameter a list; it returns a list for each output.
+        batch_size: How many at most.
+
+    Raises:
+        DefinitionError: The signature does not say what the inputs, arguments and outputs are.
+
+    Example:
+        >>> from datadreamer_like import DataDreamer
+        >>> from datadreamer_like.steps import DataSource
+        >>> from datadreamer_like.steps.base.decorated import step
+        >>> @step
+        ... def shout(text: str, *, mark: str = "!") -> str:
+        ...     return text.upper() + mark
+        >>> with DataDreamer(":memory:"):
+        ...     words = DataSource("Words", {"text": ["hello"]})
+        ...     shout(words.output["text"], mark="?").output["shout"][0]
+        'HELLO?'
+    """
+    if function is None:
+        return lambda decorated: StepFunction(decorated, defined(decorated, outputs, batched, batch_size))
+    return StepFunction(function, defined(function, outputs, batched, batch_size))

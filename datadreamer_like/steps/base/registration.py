@@ -1,0 +1,206 @@
+"""What a step registers in `setup`, and the checks of what it is then given: early, by name, with the way out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, UnknownColumn, did_you_mean
+from datadreamer_like.graph.output import Column, OutputDatasetColumn, OutputIterableDatasetColumn
+
+
+@dataclass(frozen=True)
+class Registered:
+    """One input, argument or output that a step has registered.
+
+    Attributes:
+        name: Its name.
+        required: Whether it must be given.
+        default: Value of an argument that is not given.
+        help: What it is, for `help`.
+        default_help: How the default is described.
+        type: What an argument must be an instance of; None for anything.
+    """
+
+    name: str
+    required: bool = True
+    default: Any = None
+    help: str | None = None
+    default_help: str | None = None
+    type: Any = None
+
+
+class Registration:
+    """The part of a step that knows its inputs, arguments and outputs."""
+
+    name: str
+
+    def setup(self) -> None:
+        """Registers inputs, arguments and outputs; to be written by a subclass."""
+
+    def register_input(self, input_column_name: str, required: bool = True, help: str | None = None) -> None:
+        """Registers an input column.
+
+        Args:
+            input_column_name: Name of the input.
+            required: Whether it must be given.
+            help: What it is.
+        """
+        self._register(self._input_specs, Registered(input_column_name, required, help=help), "input")
+
+    def register_arg(
+        self,
+        arg_name: str,
+        required: bool = True,
+        default: Any = None,
+        help: str | None = None,
+        default_help: str | None = None,
+        type: Any = None,
+    ) -> None:
+        """Registers an argument.
+
+        Args:
+            arg_name: Name of the argument.
+            required: Whether it must be given.
+            default: Its value when it is not given.
+            help: What it is.
+            default_help: How the default is described.
+            type: A class or tuple of classes that the value must be an instance of; None itself is always allowed
+                where the argument is not required.
+        """
+        spec = Registered(arg_name, required, default, help, default_help, type)
+        self._register(self._arg_specs, spec, "argument")
+
+    def register_output(self, output_column_name: str, help: str | None = None) -> None:
+        """Registers an output column.
+
+        Args:
+            output_column_name: Name of the column.
+            help: What it holds.
+        """
+        self._register(self._output_specs, Registered(output_column_name, help=help), "output")
+
+    def register_data_card(self, data_card_type: str, data_card: Any) -> None:
+        """Adds a fact to the step's card.
+
+        Args:
+            data_card_type: A heading of `DataCardType`, or any other.
+            data_card: The fact.
+        """
+        self._card_facts.append((data_card_type, data_card))
+
+    @property
+    def help(self) -> str:
+        """Inputs, arguments and outputs of the step, as text."""
+        doc = (type(self).__doc__ or "").strip().splitlines()
+        lines = [f"{type(self).__name__}: {doc[0] if doc else ''}".rstrip(": "), ""]
+        for title, specs in (
+            ("inputs", self._input_specs),
+            ("args", self._arg_specs),
+            ("outputs", self._output_specs),
+        ):
+            lines.append(f"{title}:")
+            lines.extend(f"  {_help_line(spec, title == 'args')}" for spec in specs.values())
+            if not specs:
+                lines.append("  none")
+        return "\n".join(lines)
+
+    def _registered(self) -> None:
+        self._input_specs: dict[str, Registered] = {}
+        self._arg_specs: dict[str, Registered] = {}
+        self._output_specs: dict[str, Registered] = {}
+        self._card_facts: list[tuple[str, Any]] = []
+        self._closed = False
+        self.setup()
+        self._closed = True
+
+    def _register(self, specs: dict[str, Registered], spec: Registered, what: str) -> None:
+        if getattr(self, "_closed", True):
+            raise DefinitionError(
+                f'"{self.name}" is constructed already. Register its {what} "{spec.name}" in setup().'
+            )
+        if spec.name in specs:
+            raise DefinitionError(f'{type(self).__name__} registers the {what} "{spec.name}" twice.')
+        specs[spec.name] = spec
+
+    def _checked_inputs(self, given: dict[str, Column]) -> dict[str, Column]:
+        self._check_names(given, self._input_specs, "input")
+        checked: dict[str, Column] = {}
+        for name, column in given.items():
+            value: Any = column
+            if value is None and not self._input_specs[name].required:
+                continue
+            if not isinstance(value, OutputDatasetColumn | OutputIterableDatasetColumn):
+                raise ArgumentTypeError(
+                    f'"{self.name}": input "{name}" is {_described(value)}; expected a column of a step, '
+                    'like other_step.output["text"].'
+                )
+            checked[name] = value
+        return checked
+
+    def _checked_args(self, given: dict[str, Any]) -> dict[str, Any]:
+        self._check_names(given, self._arg_specs, "argument")
+        for name, value in given.items():
+            spec = self._arg_specs.get(name)
+            if spec is None or spec.type is None or (value is None and not spec.required):
+                continue
+            if not _is_instance(value, spec.type):
+                raise ArgumentTypeError(
+                    f'"{self.name}": argument "{name}" is {_described(value)}; expected {_type_names(spec.type)}.'
+                )
+        return {**{name: spec.default for name, spec in self._arg_specs.items()}, **given}
+
+    def _checked_outputs(self, given: dict[str, str]) -> dict[str, str]:
+        if not self._output_specs:
+            raise DefinitionError(f"{type(self).__name__} registers no output. Call self.register_output() in setup().")
+        self._check_names(given, self._output_specs, "output", check_missing=False)
+        names = [given.get(name, name) for name in self._output_specs]
+        if len(set(names)) < len(names):
+            raise DefinitionError(f'"{self.name}": two outputs get the same name: {", ".join(names)}.')
+        return {name: new for name, new in given.items() if new != name}
+
+    def _check_names(
+        self, given: dict[str, Any], specs: dict[str, Registered], what: str, check_missing: bool = True
+    ) -> None:
+        if not isinstance(given, dict):
+            raise ArgumentTypeError(f'"{self.name}": {what}s are given as {_described(given)}; expected a dictionary.')
+        for name in given:
+            if name not in specs and not self._takes_extra(what):
+                offered = ", ".join(specs) or "none"
+                message = f'"{self.name}" has no {what} "{name}"; it takes: {offered}.{did_you_mean(name, specs)}'
+                raise UnknownColumn(message) if what == "output" else DefinitionError(message)
+        missing = [name for name, spec in specs.items() if spec.required and name not in given]
+        if missing and check_missing:
+            listed = ", ".join(f'"{name}"' for name in missing)
+            raise DefinitionError(
+                f'"{self.name}" misses the {what}{"s" if len(missing) > 1 else ""} {listed}. '
+                f"Give {what}s as {what if what != 'argument' else 'arg'}s={{{listed.split(',')[0]}: ...}}."
+            )
+
+    def _takes_extra(self, what: str) -> bool:
+        """Tells whether names beyond the registered ones are handed on: to `llm.run`, say."""
+        return False
+
+
+def _help_line(spec: Registered, is_argument: bool) -> str:
+    line = spec.name
+    if not spec.required:
+        default = spec.default_help or (repr(spec.default) if is_argument else None)
+        line += f" (optional, default: {default})" if default else " (optional)"
+    return f"{line}: {spec.help}" if spec.help else line
+
+
+def _described(value: Any) -> str:
+    shown = repr(value)
+    return f"{shown if len(shown) < 60 else shown[:57] + '...'} ({type(value).__name__})"
+
+
+def _is_instance(value: Any, kind: Any) -> bool:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if isinstance(value, bool):
+        return bool in kinds or object in kinds
+    return isinstance(value, kinds) or (float in kinds and isinstance(value, int))
+
+
+def _type_names(kind: Any) -> str:
+    return " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))

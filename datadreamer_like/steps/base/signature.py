@@ -1,0 +1,142 @@
+"""What a function's signature says about the step that is made of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any
+
+import typing_extensions
+
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError
+
+from ..sources.data_source import NodeOptions
+
+OF_CALL = frozenset({"name", "inputs", "args", "outputs", "lazy", *NodeOptions.__annotations__})
+"""Names that a call of the step takes itself, so that no parameter may have them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Definition:
+    """What a decorated function says about its step.
+
+    Attributes:
+        function: The function.
+        inputs: Names of its positional parameters, to whether they must be given.
+        arguments: Its keyword-only parameters.
+        types: Classes that an argument must be an instance of, where its annotation says so.
+        outputs: Names of the columns that it makes.
+        one_value: Whether it returns the value of its single output itself, not a row.
+        many: Whether it yields any number of rows, or batches, for each call.
+        batched: Whether it gets many rows at once, as lists.
+        batch_size: How many.
+    """
+
+    function: Callable[..., Any]
+    inputs: dict[str, bool]
+    arguments: dict[str, inspect.Parameter]
+    types: dict[str, tuple[type, ...]]
+    outputs: list[str]
+    one_value: bool
+    many: bool
+    batched: bool
+    batch_size: int
+
+
+def defined(function: Callable[..., Any], outputs: Sequence[str] | None, batched: bool, batch_size: int) -> Definition:
+    """Reads a function's signature and annotations.
+
+    Args:
+        function: The function.
+        outputs: Names of its columns, where its annotation does not say them.
+        batched: Whether it gets many rows at once.
+        batch_size: How many.
+
+    Raises:
+        DefinitionError: They do not say what the inputs, arguments and outputs are.
+    """
+    if not isinstance(function, types.FunctionType):
+        raise ArgumentTypeError(f"@step is for functions; got {function!r}. Put it on a function.")
+    what = function.__name__
+    if batch_size < 1:
+        raise DefinitionError(f"{what}: batch_size is {batch_size}; expected at least 1.")
+    inputs: dict[str, bool] = {}
+    arguments: dict[str, inspect.Parameter] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise DefinitionError(f"{what}: a step has a fixed number of parameters; name them, not {parameter}.")
+        if name in OF_CALL:
+            raise DefinitionError(f'{what}: the parameter "{name}" is an option of every step. Call it something else.')
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            arguments[name] = parameter
+        else:
+            inputs[name] = parameter.default is parameter.empty
+    hints = _hints(function)
+    many = inspect.isgeneratorfunction(function)
+    names, one_value = _outputs(what, outputs, hints.get("return"), many)
+    return Definition(
+        function=function,
+        inputs=inputs,
+        arguments=arguments,
+        types={name: kinds for name in arguments if (kinds := _classes(hints.get(name)))},
+        outputs=names,
+        one_value=one_value,
+        many=many,
+        batched=batched,
+        batch_size=batch_size,
+    )
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function)
+    except NameError:  # a name that only type checkers see
+        return {}
+
+
+def _outputs(what: str, outputs: Sequence[str] | None, returned: Any, many: bool) -> tuple[list[str], bool]:
+    """Returns the names of the outputs, and whether the function returns the value of the only one itself."""
+    if outputs is not None:
+        names = [outputs] if isinstance(outputs, str) else list(outputs)
+        if not names or len(set(names)) < len(names):
+            raise DefinitionError(f"{what}: outputs is {outputs!r}; expected different names, at least one.")
+        return names, False
+    if many and typing.get_origin(returned) in (Iterator, Iterable, Generator):
+        returned = typing.get_args(returned)[0]
+    if typing_extensions.is_typeddict(returned):
+        return list(typing.get_type_hints(returned)), False
+    if dataclasses.is_dataclass(returned):
+        return [field.name for field in dataclasses.fields(returned)], False
+    if isinstance(returned, type) and issubclass(returned, tuple) and hasattr(returned, "_fields"):
+        return list(returned._fields), False
+    if returned is dict or typing.get_origin(returned) is dict:
+        raise DefinitionError(
+            f'{what}: it returns a dictionary, whose columns are not known. Name them: @step(outputs=["a", "b"]), or '
+            "annotate a TypedDict."
+        )
+    return [what], True
+
+
+def _classes(annotation: Any) -> tuple[type, ...] | None:
+    """Returns the classes that an annotation allows, or None where that cannot be checked."""
+    if annotation is None:
+        return None
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        members = [_classes(member) for member in typing.get_args(annotation)]
+        if any(member is None for member in members):
+            return None
+        return tuple(kind for member in members if member is not None for kind in member)
+    if origin is typing.Literal:
+        return tuple({type(value) for value in typing.get_args(annotation)})
+    kind = origin if isinstance(origin, type) else annotation
+    if not isinstance(kind, type) or typing_extensions.is_typeddict(kind):
+        return None
+    try:
+        isinstance(None, kind)
+    except TypeError:  # a protocol that cannot be checked
+        return None
+    return (kind,)

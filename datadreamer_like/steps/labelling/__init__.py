@@ -1,0 +1,1 @@
+"""Steps that label rows with a model."""

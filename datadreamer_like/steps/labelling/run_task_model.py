@@ -1,0 +1,26 @@
+"""Texts through a task model: a classifier, say."""
+
+from __future__ import annotations
+
+from datadreamer_like.models.task_models.task_model import TaskModel
+
+from ..base.model_step import ModelStep
+
+
+class RunTaskModel(ModelStep):
+    """Runs a task model on texts.
+
+    Inputs: `texts`. Args: `model`, `truncate` (False: a text that is too long fails its row), `lazy`, and the options
+    of `model.run`. Outputs: `texts`, `results` (what the model gives; None for a row that failed).
+    """
+
+    model_arg = "model"
+    answers_to = ("texts", "results")
+
+    def setup(self) -> None:
+        """Registers the step's names."""
+        self.register_input("texts", help="What the model gets.")
+        self.register_model(TaskModel, "The task model.")
+        self.register_arg("truncate", required=False, default=False, type=bool, help="Cut texts that are too long.")
+        self.register_output("texts", help="The texts.")
+        self.register_output("results", help="What the model gives for each.")

@@ -1,0 +1,320 @@
+"""Operations on a step's rows: each gives another step, by default one whose rows are made when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, UnknownColumn, did_you_mean
+
+from . import row_functions, splitting, transforms
+
+if TYPE_CHECKING:
+    from ..base.step import Step
+    from .derived import Derived
+
+
+class RunOptions(TypedDict, total=False):
+    """Options on how an operation runs.
+
+    Attributes:
+        progress_interval: Seconds between progress lines where there is no terminal.
+        force: Make the rows again although they are there.
+        writer_batch_size: Accepted for DataDreamer scripts; rows are written as they come.
+        save_num_proc: Accepted for DataDreamer scripts.
+        save_num_shards: Accepted for DataDreamer scripts.
+        background: Run in a thread.
+    """
+
+    progress_interval: float | None
+    force: bool
+    writer_batch_size: int | None
+    save_num_proc: int | None
+    save_num_shards: int | None
+    background: bool
+
+
+class OperationOptions(RunOptions, total=False):
+    """Options that every operation takes: those of `RunOptions` and a name.
+
+    Attributes:
+        name: Name of the new step; by default that of this step with the operation in parentheses.
+    """
+
+    name: str | None
+
+
+class Operations:
+    """The operations of a step. Rows of an eager step that are only chosen or reordered are views on its table."""
+
+    def select(self, indices: Iterable[int], lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
+        """Takes the rows at some positions, in that order."""
+        chosen = [int(index) for index in indices]
+        return self._derived("select", lazy, options, {"indices": chosen}, lambda rows: transforms.select(rows, chosen))
+
+    def select_columns(
+        self, column_names: str | list[str], lazy: bool = True, **options: Unpack[OperationOptions]
+    ) -> Derived:
+        """Keeps some columns."""
+        names = self._known(column_names)
+        return self._derived(
+            "select_columns", lazy, options, {"column_names": names}, lambda rows: transforms.keep_columns(rows, names)
+        )
+
+    def take(self, n: int, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
+        """Takes the first `n` rows."""
+        return self._derived("take", lazy, options, {"n": n}, lambda rows: transforms.span(rows, 0, n))
+
+    def skip(self, n: int, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
+        """Leaves out the first `n` rows."""
+        return self._derived("skip", lazy, options, {"n": n}, lambda rows: transforms.span(rows, n, None))
+
+    def shuffle(
+        self, seed: int | None = None, buffer_size: int = 1000, lazy: bool = True, **options: Unpack[OperationOptions]
+    ) -> Derived:
+        """Puts the rows in random order.
+
+        Args:
+            seed: Seed; without one the order is random, but the same in every run of the script.
+            buffer_size: Rows to draw from where rows are made when they are asked for; a table is shuffled as a whole.
+            lazy: Make the rows when they are asked for.
+            **options: See `OperationOptions`.
+        """
+        args = {"seed": seed, "buffer_size": buffer_size}
+        return self._derived(
+            "shuffle", lazy, options, args, lambda rows: transforms.shuffle(rows, seed or 0, buffer_size)
+        )
+
+    def sort(
+        self,
+        column_names: str | Sequence[str],
+        reverse: bool | Sequence[bool] = False,
+        null_placement: str = "at_end",
+        **options: Unpack[OperationOptions],
+    ) -> Derived:
+        """Sorts the rows by one or more columns; equal rows keep their order.
+
+        Args:
+            column_names: Columns to sort by, the most important first.
+            reverse: Largest first, for all columns or one by one.
+            null_placement: `"at_end"` or `"at_start"`.
+            **options: See `OperationOptions`.
+        """
+        names = self._known(column_names)
+        backwards = [reverse] * len(names) if isinstance(reverse, bool) else list(reverse)
+        if len(backwards) != len(names):
+            raise DefinitionError(f"sort: {len(backwards)} values of reverse for {len(names)} columns.")
+        args = {"column_names": names, "reverse": backwards, "null_placement": null_placement}
+        return self._derived(
+            "sort", False, options, args, lambda rows: transforms.sort(rows, names, backwards, null_placement)
+        )
+
+    def add_item(self, item: dict[str, Any], lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
+        """Appends a row."""
+        if set(item) != set(self._columns()):
+            raise DefinitionError(f"add_item: the row has {list(item)}; expected {self._columns()}.")
+        return self._derived("add_item", lazy, options, {"item": item}, lambda rows: transforms.append(rows, item))
+
+    def map(
+        self,
+        function: Callable[..., Any],
+        with_indices: bool = False,
+        input_columns: str | list[str] | None = None,
+        batched: bool = False,
+        batch_size: int = 1000,
+        remove_columns: str | list[str] | None = None,
+        total_num_rows: int | None = None,
+        auto_progress: bool = True,
+        lazy: bool = True,
+        **options: Unpack[OperationOptions],
+    ) -> Derived:
+        """Applies a function to every row; what it returns is added to the row.
+
+        Args:
+            function: Gets a row as a dictionary, or the values of `input_columns`; returns a dictionary of columns to
+                add or replace. With `batched` it gets and returns columns as lists, and may change their length.
+            with_indices: Give it the row's position (or positions) as a further argument.
+            input_columns: Columns whose values it gets as arguments.
+            batched: Give it many rows at once.
+            batch_size: How many.
+            remove_columns: Columns to leave out, unless the function makes them.
+            total_num_rows: How many rows there will be, where `batched` changes that and it is known.
+            auto_progress: Count the rows as progress.
+            lazy: Make the rows when they are asked for.
+            **options: See `OperationOptions`.
+        """
+        _check_function("map", function)
+        call = row_functions.Call(function, with_indices, self._known(input_columns), batched, batch_size)
+        removed = self._known(remove_columns)
+        args = {"function": call.decides(), "remove_columns": removed}
+        return self._derived(
+            "map", lazy, options, args, lambda rows: row_functions.map_rows(rows, call, removed, total_num_rows)
+        )
+
+    def filter(
+        self,
+        function: Callable[..., Any],
+        with_indices: bool = False,
+        input_columns: str | list[str] | None = None,
+        batched: bool = False,
+        batch_size: int = 1000,
+        total_num_rows: int | None = None,
+        auto_progress: bool = True,
+        lazy: bool = True,
+        **options: Unpack[OperationOptions],
+    ) -> Derived:
+        """Keeps the rows for which a function returns something true; the arguments are those of `map`."""
+        _check_function("filter", function)
+        call = row_functions.Call(function, with_indices, self._known(input_columns), batched, batch_size)
+        return self._derived(
+            "filter",
+            lazy,
+            options,
+            {"function": call.decides()},
+            lambda rows: row_functions.filter_rows(rows, call, total_num_rows),
+        )
+
+    def rename_column(
+        self, original_column_name: str, new_column_name: str, lazy: bool = True, **options: Unpack[OperationOptions]
+    ) -> Derived:
+        """Gives a column another name."""
+        return self._rename("rename_column", {original_column_name: new_column_name}, lazy, options)
+
+    def rename_columns(
+        self, column_mapping: dict[str, str], lazy: bool = True, **options: Unpack[OperationOptions]
+    ) -> Derived:
+        """Gives columns other names."""
+        return self._rename("rename_columns", column_mapping, lazy, options)
+
+    def remove_columns(
+        self, column_names: str | list[str], lazy: bool = True, **options: Unpack[OperationOptions]
+    ) -> Derived:
+        """Leaves columns out."""
+        removed = self._known(column_names)
+        names = [name for name in self._columns() if name not in removed]
+        return self._derived(
+            "remove_columns",
+            lazy,
+            options,
+            {"column_names": removed},
+            lambda rows: transforms.keep_columns(rows, names),
+        )
+
+    def splits(
+        self,
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        test_size: float | None = None,
+        stratify_by_column: str | None = None,
+        **options: Unpack[OperationOptions],
+    ) -> dict[str, Derived]:
+        """Divides the rows at random, the same way in every run; within a split they keep their order.
+
+        Args:
+            train_size: Share (a float up to 1.0) or number (an int) of the rows in the split `train`.
+            validation_size: Likewise for `validation`.
+            test_size: Likewise for `test`.
+            stratify_by_column: A column whose values get the same shares in every split.
+            **options: See `OperationOptions`.
+
+        Returns:
+            A step for each split that a size was given for; the rows that a single size leaves over are `test`, or
+            `train` where that was not named.
+
+        Raises:
+            DefinitionError: The sizes do not fit the rows.
+            EmptyDataset: There are no rows.
+        """
+        sizes = {"train": train_size, "validation": validation_size, "test": test_size}
+        if stratify_by_column is not None:
+            self._known(stratify_by_column)
+        made = {}
+        for split in splitting.split_names(sizes):
+            args = {"sizes": sizes, "split": split, "stratify_by_column": stratify_by_column}
+            name = options.get("name")
+            named: OperationOptions = {**options, "name": f"{name} ({split})"} if name else options
+            made[split] = self._derived(
+                f"{split} split", False, named, args, splitting.Split(sizes, split, stratify_by_column)
+            )
+        return made
+
+    def shard(
+        self, num_shards: int, index: int, contiguous: bool = False, **options: Unpack[OperationOptions]
+    ) -> Derived:
+        """Takes one of `num_shards` parts.
+
+        Args:
+            num_shards: Number of parts.
+            index: Which one, from 0.
+            contiguous: Take neighbouring rows instead of every `num_shards`-th.
+            **options: See `OperationOptions`.
+        """
+        if not 0 <= index < num_shards:
+            raise DefinitionError(f"shard: index {index} is not within 0 to {num_shards - 1}.")
+        args = {"num_shards": num_shards, "index": index, "contiguous": contiguous}
+        return self._derived(
+            "shard", False, options, args, lambda rows: transforms.shard(rows, num_shards, index, contiguous)
+        )
+
+    def reverse(self, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
+        """Puts the last row first."""
+        return self._derived("reverse", lazy, options, {}, transforms.reverse)
+
+    def save(self, **options: Unpack[OperationOptions]) -> Derived:
+        """Makes all rows and keeps them on disk."""
+        return self._derived("save", False, options, {}, lambda rows: rows)
+
+    def copy(self, name: str | None = None, lazy: bool | None = None, **options: Unpack[RunOptions]) -> Derived:
+        """Makes a step with the same rows.
+
+        Args:
+            name: Name of the new step.
+            lazy: Make the rows when they are asked for; by default as this step does.
+            **options: See `RunOptions`.
+        """
+        keep_lazy = not transforms.is_table(self._step.output) if lazy is None else lazy
+        return self._derived("copy", keep_lazy, {**options, "name": name}, {}, lambda rows: rows)
+
+    def _rename(self, what: str, names: dict[str, str], lazy: bool, options: OperationOptions) -> Derived:
+        self._known(list(names))
+        new = [names.get(name, name) for name in self._columns()]
+        if len(set(new)) < len(new):
+            raise DefinitionError(f"{what}: two columns would have the same name: {', '.join(new)}.")
+        return self._derived(what, lazy, options, {"names": names}, lambda rows: transforms.rename(rows, names))
+
+    @property
+    def _step(self) -> Step:
+        return self  # type: ignore[return-value]
+
+    def _columns(self) -> list[str]:
+        return self._step.output.column_names
+
+    def _known(self, names: str | Sequence[str] | None) -> list[str]:
+        listed = [names] if isinstance(names, str) else list(names or ())
+        columns = self._columns()
+        for name in listed:
+            if name not in columns:
+                raise UnknownColumn(
+                    f'"{self._step.name}" has no column "{name}"; it offers: {", ".join(columns)}.'
+                    + did_you_mean(name, columns)
+                )
+        return listed
+
+    def _derived(
+        self,
+        operation: str,
+        lazy: bool,
+        options: OperationOptions,
+        args: dict[str, Any],
+        transform: Callable[[transforms.Table], transforms.Table],
+    ) -> Derived:
+        from .derived import Derived
+
+        return Derived.of(operation, [self._step], args, lambda: transform(self._step.output), lazy, options)
+
+
+def _check_function(operation: str, function: Any) -> None:
+    if not callable(function):
+        raise ArgumentTypeError(
+            f"{operation}: {function!r} is {type(function).__name__}; expected a function of a row."
+        )

@@ -1,0 +1,69 @@
+"""Rows out of nothing but an instruction."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from datadreamer_like.errors import DefinitionError
+from datadreamer_like.graph.output import BATCH_SIZE
+
+from ..base.row_answers import Portion
+from .prompt_step import PromptStep
+
+logger = logging.getLogger("datadreamer_like")
+
+
+class DataFromPrompt(PromptStep):
+    """Sends one instruction `n` times, each time for another answer.
+
+    Args: `llm`, `instruction`, `n`, `temperature` (1.0), `top_p` (1.0), `post_process`, `lazy`, and the options of
+    `llm.run`. Outputs: `prompts`, `generations`.
+    """
+
+    def setup(self) -> None:
+        """Registers the step's names."""
+        self.register_data_args()
+        self.register_prompt_outputs()
+
+    def register_data_args(self) -> None:
+        """Registers the arguments that steps making data from an instruction share."""
+        self.register_llm()
+        self.register_arg("instruction", type=str, help="What the LLM is to write.")
+        self.register_arg("n", type=int, help="How many rows to make.")
+        self.register_arg(
+            "temperature", required=False, default=1.0, type=float, help="0 makes all answers to a prompt the same."
+        )
+        self.register_arg(
+            "top_p", required=False, default=1.0, type=float, help="0 makes all answers to a prompt the same."
+        )
+
+    def num_prompts(self) -> int:
+        """Returns the number of rows to make."""
+        return int(self.args["n"])
+
+    def warn_of_repetition(self, distinct: int) -> None:
+        """Says so when fewer different answers can come than rows are asked for.
+
+        Args:
+            distinct: Number of different prompts.
+        """
+        if distinct < self.args["n"] and not (self.args["temperature"] and self.args["top_p"]):
+            logger.warning(
+                "%s: with temperature or top_p at 0, an LLM gives one answer to a prompt, so the rows repeat.",
+                self.name,
+            )
+
+    def prompted(self) -> Iterator[Portion]:
+        """Yields the instruction `n` times."""
+        self.warn_of_repetition(1)
+        for start in range(0, self.num_prompts(), BATCH_SIZE):
+            prompts = [self.args["instruction"]] * min(BATCH_SIZE, self.num_prompts() - start)
+            yield prompts, {"prompts": prompts}
+
+    def _checked_args(self, given: dict[str, Any]) -> dict[str, Any]:
+        args = super()._checked_args(given)
+        if self.num_prompts() < 1:
+            raise DefinitionError(f'"{self.name}": argument "n" is {args["n"]}; expected at least 1 row.')
+        return args

@@ -1,0 +1,116 @@
+"""Texts to vectors, and how alike two of them are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+
+from datadreamer_like.errors import DefinitionError
+from datadreamer_like.graph.output import Batch
+from datadreamer_like.models.embedders.embedder import Embedder
+
+from ..base.model_step import ModelStep, check_options
+from ..base.returned import LazyRowBatches
+from ..base.row_answers import columns_together
+from ..base.step import Step
+
+
+class Embed(ModelStep):
+    """Embeds texts.
+
+    Inputs: `texts`. Args: `embedder`, `truncate` (False: a text that is too long fails its row), `instruction`, `lazy`,
+    and the options of `embedder.run`. Outputs: `texts`, `embeddings` (vectors; None for a row that failed).
+    """
+
+    model_arg = "embedder"
+    answers_to = ("texts", "embeddings")
+
+    def setup(self) -> None:
+        """Registers the step's names."""
+        self.register_input("texts", help="What to embed.")
+        self.register_model(Embedder, "The model that embeds.")
+        self.register_arg("truncate", required=False, default=False, type=bool, help="Cut texts that are too long.")
+        self.register_arg("instruction", required=False, type=str, help="What the model is told to embed for.")
+        self.register_output("texts", help="The texts.")
+        self.register_output("embeddings", help="Their vectors.")
+
+
+class CosineSimilarity(Step):
+    """Tells how alike two columns are, row by row.
+
+    Inputs: `a`, `b`: vectors, or texts if an `embedder` is given. Args: `similarity_batch_size`, `device`, `embedder`,
+    `truncate`, `lazy`, and the options of `embedder.run`. Outputs: `a`, `b`, `similarities` (from -1 to 1; 0 where a
+    vector has no direction, None where a value is missing).
+
+    `similarity_batch_size` and `device` are accepted for DataDreamer scripts: the products are quicker to make than to
+    move to a device.
+    """
+
+    neutral_args: ClassVar[frozenset[str]] = ModelStep.neutral_args | {"similarity_batch_size", "device"}
+
+    def setup(self) -> None:
+        """Registers the step's names."""
+        self.register_input("a", help="Vectors, or texts.")
+        self.register_input("b", help="Vectors, or texts.")
+        self.register_arg("similarity_batch_size", required=False, type=int, help="Changes nothing.")
+        self.register_arg("device", required=False, help="Changes nothing.")
+        self.register_arg("embedder", required=False, type=Embedder, help="Embeds the inputs if they are texts.")
+        self.register_arg("truncate", required=False, default=False, type=bool, help="Cut texts that are too long.")
+        self.register_arg("lazy", required=False, default=False, type=bool, help="Compare when the rows are asked for.")
+        self.register_output("a", help="As it came in.")
+        self.register_output("b", help="As it came in.")
+        self.register_output("similarities", help="Cosines of the angles.")
+
+    def run(self) -> LazyRowBatches:
+        """Compares the two columns."""
+        total = self._inputs["a"].num_rows
+        return LazyRowBatches(self._compared, total_num_rows=total, save=not self.args["lazy"])
+
+    def _compared(self) -> Iterator[Batch]:
+        for batch in columns_together(self._inputs, f'"{self.name}"'):
+            yield {**batch, "similarities": _cosines(*self._vectors(batch["a"], batch["b"]))}
+
+    def _vectors(self, a: list[Any], b: list[Any]) -> tuple[list[Any], list[Any]]:
+        embedder = self.args["embedder"]
+        if embedder is None:
+            if any(isinstance(value, str) for value in (*a[:1], *b[:1])):
+                raise DefinitionError(
+                    f'"{self.name}": its inputs are texts. Give an embedder: args={{"embedder": ...}}.'
+                )
+            return a, b
+        own = set(self._arg_specs) - {"truncate"}
+        options = {name: value for name, value in self._args.items() if name not in own}
+        texts = list(dict.fromkeys(text for text in (*a, *b) if text is not None))
+        vectors = dict(zip(texts, embedder.run(texts, **options), strict=True))
+        return [vectors.get(text) for text in a], [vectors.get(text) for text in b]
+
+    def _takes_extra(self, what: str) -> bool:
+        return what == "argument"
+
+    def _checked_args(self, given: dict[str, Any]) -> dict[str, Any]:
+        args = super()._checked_args(given)
+        extra = [name for name in given if name not in self._arg_specs]
+        if extra and args["embedder"] is None:
+            raise DefinitionError(
+                f'"{self.name}" has no argument "{extra[0]}"; without an embedder it takes: '
+                f"{', '.join(self._arg_specs)}."
+            )
+        if extra:
+            check_options(self.name, self._arg_specs, given, args["embedder"], "embedder")
+        return args
+
+
+def _cosines(a: list[Any], b: list[Any]) -> list[float | None]:
+    whole = [index for index, pair in enumerate(zip(a, b, strict=True)) if pair[0] is not None and pair[1] is not None]
+    similarities: list[float | None] = [None] * len(a)
+    if whole:
+        left = np.array([a[index] for index in whole], dtype=np.float64)
+        right = np.array([b[index] for index in whole], dtype=np.float64)
+        lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+        products = np.einsum("ij,ij->i", left, right)
+        cosines = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+        for index, cosine in zip(whole, cosines.tolist(), strict=True):
+            similarities[index] = cosine
+    return similarities

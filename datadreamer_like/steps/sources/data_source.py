@@ -1,0 +1,272 @@
+"""Rows that a script has already: in memory, in a generator function, or in a dataset."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count, islice
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from datadreamer_like.errors import ArgumentTypeError, DataError, EmptyDataset, did_you_mean
+from datadreamer_like.graph.fingerprint import ByContent, fingerprint
+from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.graph.output import BATCH_SIZE, Batch, OutputDataset
+
+from ..base.returned import LazyRowBatches
+from ..base.step import Step
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from datasets import Dataset, IterableDataset
+
+    from ..base.returned import Result
+
+
+class NodeOptions(TypedDict, total=False):
+    """Options that every step takes; see `Step`."""
+
+    progress_interval: float | None
+    force: bool
+    verbose: bool | None
+    log_level: int | None
+    save_num_proc: int | None
+    save_num_shards: int | None
+    background: bool
+
+
+class Source(Step):
+    """Base of steps that bring rows in. Their columns are those of the rows."""
+
+    def __init__(self, name: str, **options: Unpack[NodeOptions]) -> None:
+        super().__init__(name, **options)
+
+    def setup(self) -> None:
+        """Registers whatever columns the rows have; known when they are read."""
+        self.register_output("*", help="The columns of the rows.")
+
+    def decides(self) -> dict[str, Any]:
+        """Returns what decides the rows, by what it is called; to be written by a subclass."""
+        raise NotImplementedError(f"{type(self).__name__} has no decides().")
+
+    def fingerprint_parts(self) -> dict[str, str]:
+        """Returns the class and what decides the rows."""
+        parts = {"class": fingerprint(type(self)), "version": fingerprint(self.version)}
+        for what, value in self.decides().items():
+            parts[what] = fingerprint(value, f'"{self.name}": {what}')
+        return parts
+
+    def found_columns(self, names: Sequence[str]) -> list[str]:
+        """Makes the rows' columns the step's outputs."""
+        spec = next(iter(self._output_specs.values()))
+        self._output_specs = {str(name): spec for name in names}
+        return list(self._output_specs)
+
+    def _write(self, result: Result, draft: Path) -> Manifest:
+        manifest = super()._write(result, draft)
+        if not manifest.rows:
+            raise EmptyDataset(f'"{self.name}" has no rows: {self._empty()} Give at least one.')
+        return manifest
+
+    def _empty(self) -> str:
+        return "what it was given is empty."
+
+
+class DataSource(Source):
+    """Rows that the script gives.
+
+    A generator function and an `IterableDataset` are read when the rows are asked for, each time anew, and nothing is
+    kept; everything else is saved.
+
+    Args:
+        name: What the rows are.
+        data: Columns by name, a list of rows (dictionaries; a column that a row does not have is None there), a
+            function that yields such rows, a `datasets.Dataset` or an `IterableDataset`.
+        total_num_rows: How many rows a function or an iterable gives, where that is known.
+        auto_progress: Accepted for DataDreamer scripts; rows are always counted as progress.
+        **options: See `Step`.
+
+    Raises:
+        ArgumentTypeError: The data are none of these.
+        DataError: Columns have different lengths, or a row is no dictionary.
+        EmptyDataset: There are no rows.
+
+    Example:
+        >>> from datadreamer_like import DataDreamer
+        >>> with DataDreamer(":memory:"):
+        ...     DataSource("Pets", data={"pet": ["cat", "dog"]}).output["pet"][1]
+        'dog'
+    """
+
+    def __init__(
+        self,
+        name: str,
+        data: dict[str, Any]
+        | list[dict[str, Any]]
+        | Callable[[], Iterator[dict[str, Any]]]
+        | Dataset
+        | IterableDataset,
+        total_num_rows: int | None = None,
+        auto_progress: bool = True,
+        **options: Unpack[NodeOptions],
+    ) -> None:
+        self.data: Any = data
+        self.total_num_rows = total_num_rows
+        self._check(name)
+        super().__init__(name, **options)
+
+    def decides(self) -> dict[str, Any]:
+        """Returns the data; of a dictionary also the order of its columns."""
+        if isinstance(self.data, Mapping):
+            return {"data": self.data, "order of columns": list(self.data)}
+        if _is_iterable(self.data):
+            return {"data": _origin(self.data)}
+        return {"data": self.data}
+
+    def run(self) -> Any:
+        """Brings the rows in."""
+        data = self.data
+        if isinstance(data, Mapping):
+            self.found_columns(list(data))
+            return {name: list(column) for name, column in data.items()}
+        if isinstance(data, list | tuple):
+            names = self.found_columns(list(dict.fromkeys(name for row in data for name in row)))
+            return {name: [row.get(name) for row in data] for name in names}
+        if callable(data) or _is_iterable(data):
+            return self._streamed(data if callable(data) else lambda: iter(data))
+        self.found_columns(data.column_names)
+        return OutputDataset(self, data)
+
+    def _streamed(self, read: Callable[[], Any]) -> LazyRowBatches:
+        # The columns are those of the first row, so it is made now, and again in each pass.
+        first = next(iter(read()), None)
+        if first is None:
+            raise EmptyDataset(f'"{self.name}" has no rows: the function yields none. Yield at least one.')
+        _check_row(self.name, 0, first)
+        names = self.found_columns(list(first))
+
+        def batches() -> Iterator[Batch]:
+            rows = iter(read())
+            for start in count(0, BATCH_SIZE):
+                portion = list(islice(rows, BATCH_SIZE))
+                if not portion:
+                    return
+                for index, row in enumerate(portion, start):
+                    _check_row(self.name, index, row)
+                    unknown = [name for name in row if name not in names]
+                    if unknown:
+                        raise DataError(
+                            f'"{self.name}": row {index} has the column "{unknown[0]}"; the first row has only: '
+                            f"{', '.join(names)}.{did_you_mean(str(unknown[0]), names)} Let every row have the same."
+                        )
+                yield {name: [row.get(name) for row in portion] for name in names}
+
+        return LazyRowBatches(batches, total_num_rows=self.total_num_rows)
+
+    def _check(self, name: str) -> None:
+        data = self.data
+        if _is_hf(data, "DatasetDict"):
+            raise ArgumentTypeError(
+                f'"{name}": data is a DatasetDict with the splits {", ".join(data)}. Give one of them, or make a '
+                "source for each."
+            )
+        if isinstance(data, Mapping):
+            _check_names(name, data)
+            for key, column in data.items():
+                if isinstance(column, str | bytes) or not hasattr(column, "__len__"):
+                    raise ArgumentTypeError(
+                        f'"{name}": column "{key}" is {type(column).__name__}; expected a list of its values.'
+                    )
+            lengths = {key: len(column) for key, column in data.items()}
+            if len(set(lengths.values())) > 1:
+                raise DataError(f'"{name}": the columns have different lengths: {lengths}. Make them equally long.')
+            if not sum(lengths.values()):
+                raise EmptyDataset(f'"{name}" has no rows: its columns are empty. Give at least one value.')
+        elif isinstance(data, list | tuple):
+            if not data:
+                raise EmptyDataset(f'"{name}" has no rows: the list is empty. Give at least one.')
+            for index, row in enumerate(data):
+                _check_row(name, index, row)
+        elif not (callable(data) or _is_dataset(data) or _is_iterable(data)):
+            raise ArgumentTypeError(
+                f'"{name}": data is {type(data).__name__}; expected a dictionary of columns, a list of rows, a '
+                "function that yields rows, a Dataset or an IterableDataset."
+            )
+        elif _is_dataset(data) and not len(data):
+            raise EmptyDataset(f'"{name}" has no rows: the dataset is empty. Give one with rows.')
+
+
+class HFDatasetDataSource(Source):
+    """Rows of a dataset folder, as `Dataset.save_to_disk` writes it.
+
+    Args:
+        name: What the rows are.
+        dataset_path: The folder.
+        **options: See `Step`.
+
+    Raises:
+        DataError: There is no dataset in the folder, or there are several splits.
+        EmptyDataset: There are no rows.
+    """
+
+    def __init__(self, name: str, dataset_path: str | os.PathLike[str], **options: Unpack[NodeOptions]) -> None:
+        self.source_path = os.fspath(dataset_path)
+        if not os.path.isdir(self.source_path):
+            raise DataError(f'"{name}": {self.source_path} is not a folder. Give the folder that save_to_disk wrote.')
+        if os.path.exists(os.path.join(self.source_path, "dataset_dict.json")):
+            splits = sorted(entry.name for entry in os.scandir(self.source_path) if entry.is_dir())
+            raise DataError(
+                f'"{name}": {self.source_path} holds several splits ({", ".join(splits)}). Give one of their folders: '
+                f"{os.path.join(self.source_path, splits[0] if splits else 'train')}."
+            )
+        super().__init__(name, **options)
+
+    def decides(self) -> dict[str, Any]:
+        """Returns the folder's content."""
+        return {"content of the dataset": ByContent(self.source_path)}
+
+    def run(self) -> OutputDataset:
+        """Opens the folder."""
+        from datasets import load_from_disk
+
+        try:
+            dataset = load_from_disk(self.source_path)
+        except Exception as error:
+            raise DataError(
+                f'"{self.name}": {self.source_path} cannot be read as a dataset ({error}). Give the folder that '
+                "Dataset.save_to_disk wrote."
+            ) from error
+        self.found_columns(dataset.column_names)
+        return OutputDataset(self, dataset)
+
+
+def _check_row(name: str, index: int, row: Any) -> None:
+    if not isinstance(row, Mapping):
+        raise DataError(
+            f'"{name}": row {index} is {type(row).__name__}; expected a dictionary of column names and values.'
+        )
+    _check_names(name, row)
+
+
+def _check_names(name: str, columns: Mapping[Any, Any]) -> None:
+    for column in columns:
+        if not isinstance(column, str):
+            raise DataError(f'"{name}": the column {column!r} has a name that is no text. Call it {str(column)!r}.')
+
+
+def _is_dataset(data: Any) -> bool:
+    return _is_hf(data, "Dataset")
+
+
+def _is_iterable(data: Any) -> bool:
+    return _is_hf(data, "IterableDataset")
+
+
+def _is_hf(data: Any, name: str) -> bool:
+    kinds = type(data).__mro__
+    return any(kind.__name__ == name and kind.__module__.partition(".")[0] == "datasets" for kind in kinds)
+
+
+def _origin(dataset: Any) -> Any:
+    """Returns what decides an iterable dataset's rows: where it reads and what is done to them."""
+    return dataset._ex_iterable

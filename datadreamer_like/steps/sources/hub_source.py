@@ -1,0 +1,205 @@
+"""Rows of a dataset on the Hugging Face Hub, or of anything else that `datasets.load_dataset` knows."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datadreamer_like.errors import ArgumentTypeError, DataError, HubError
+from datadreamer_like.graph.card import DataCardType
+from datadreamer_like.graph.fingerprint import ByContent
+from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.graph.output import BATCH_SIZE, Batch, OutputDataset
+
+from ..base.returned import LazyRowBatches
+from .data_source import NodeOptions, Source
+
+if TYPE_CHECKING:
+    from ..base.returned import Result
+
+logger = logging.getLogger("datadreamer_like")
+
+_OF_NODE = frozenset(NodeOptions.__annotations__)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class HFHubDataSource(Source):
+    """Rows of a dataset on the Hugging Face Hub.
+
+    The commit that the revision stands for decides the rows: a new upload is noticed; give a commit as the
+    revision to stay with it. Without a connection the commit of the last run counts. A token is found by
+    `huggingface_hub` where it always is (`HF_TOKEN`, or a login).
+
+    Args:
+        name: What the rows are.
+        path: Id of the dataset, a local folder, or a format that `load_dataset` knows (then with `data_files`).
+        config_name: Configuration of the dataset.
+        split: One split, or a part: `"train[:1000]"`. May be left out where there is one only.
+        revision: Branch, tag or commit.
+        trust_remote_code: Accepted for DataDreamer scripts; `datasets` no longer runs code of datasets.
+        streaming: Read rows when they are asked for, and keep nothing.
+        **config_kwargs: Further arguments of `datasets.load_dataset`, and options of `Step`.
+
+    Raises:
+        HubError: The Hub refuses or cannot be reached, and there is no copy on this machine.
+        DataError: There are several splits and none was named.
+        EmptyDataset: There are no rows.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        config_name: str | None = None,
+        split: Any = None,
+        revision: Any = None,
+        trust_remote_code: bool = False,
+        streaming: bool = False,
+        **config_kwargs: Any,
+    ) -> None:
+        if not isinstance(path, str):
+            raise ArgumentTypeError(f'"{name}": path is {type(path).__name__}; expected the id of a dataset.')
+        self.path = path
+        self.config_name = config_name
+        self.split = None if split is None else str(split)
+        self.revision = None if revision is None else str(revision)
+        self.streaming = streaming
+        self.config = {key: value for key, value in config_kwargs.items() if key not in _OF_NODE}
+        if trust_remote_code:
+            logger.warning("%s: trust_remote_code changes nothing: datasets no longer runs code of datasets.", name)
+        self._commit: str | None = None
+        super().__init__(name, **{key: value for key, value in config_kwargs.items() if key in _OF_NODE})
+
+    def decides(self) -> dict[str, Any]:
+        """Returns the commit, or the content of local files, and the options."""
+        files = {key: _by_content(value) for key, value in self.config.items() if key in ("data_files", "data_dir")}
+        options = {key: value for key, value in self.config.items() if key not in files and key != "token"}
+        if os.path.exists(self.path):
+            origin: Any = ByContent(self.path)
+        elif self._is_on_hub:
+            self._commit = self._resolved()
+            origin = (self.path, self._commit)
+        else:
+            origin = self.path
+        return {
+            "revision of the dataset": origin,
+            "configuration": self.config_name,
+            "split": self.split,
+            **{f"option {key}": value for key, value in {**options, **files}.items()},
+        }
+
+    def run(self) -> Any:
+        """Loads the dataset."""
+        from datasets import DatasetDict, IterableDatasetDict, load_dataset
+
+        self.register_data_card(DataCardType.DATASET_NAME, self.path)
+        try:
+            loaded = load_dataset(
+                self.path,
+                self.config_name,
+                split=self.split,
+                revision=self._commit if self._commit is not None else self.revision,
+                streaming=self.streaming,
+                **self.config,
+            )
+        except Exception as error:
+            raise HubError(
+                f'"{self.name}": {self.path} cannot be loaded ({type(error).__name__}: {error}). Check its name, '
+                "configuration, split and revision, and the token if it is private."
+            ) from error
+        if isinstance(loaded, DatasetDict | IterableDatasetDict):
+            if len(loaded) > 1:
+                raise DataError(
+                    f'"{self.name}": {self.path} has the splits {", ".join(map(str, loaded))}. Say which one: '
+                    f'split="{next(iter(loaded))}".'
+                )
+            loaded = next(iter(loaded.values()))
+        self.register_data_card(DataCardType.LICENSE, loaded.info.license)
+        self.register_data_card(DataCardType.CITATION, loaded.info.citation)
+        if self._is_on_hub:
+            self.register_data_card("Revision", self._commit or self.revision)
+        if not self.streaming:
+            self.found_columns(loaded.column_names)
+            return OutputDataset(self, loaded)
+        return self._streamed(loaded)
+
+    def _streamed(self, rows: Any) -> LazyRowBatches:
+        names = self.found_columns(rows.column_names or list(next(iter(rows), {})))
+
+        def batches() -> Iterator[Batch]:
+            given = iter(rows)
+            while portion := list(islice(given, BATCH_SIZE)):
+                yield {name: [row.get(name) for row in portion] for name in names}
+
+        return LazyRowBatches(batches)
+
+    @property
+    def _is_on_hub(self) -> bool:
+        from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+
+        return not os.path.exists(self.path) and self.path not in _PACKAGED_DATASETS_MODULES
+
+    def _resolved(self) -> str | None:
+        """Returns the commit that the revision stands for, now or when it was last known."""
+        if self.revision is not None and _COMMIT.fullmatch(self.revision):
+            return self.revision
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+        try:
+            info = HfApi(token=self.config.get("token")).dataset_info(self.path, revision=self.revision, timeout=10)
+            return str(info.sha)
+        except HfHubHTTPError as error:
+            if error.response is not None and error.response.status_code < 500:
+                raise HubError(
+                    f'"{self.name}": the Hub has no dataset {self.path}'
+                    f"{f' at revision {self.revision}' if self.revision else ''} that you may read ({error}). Check "
+                    "the name; for a private one, log in or set HF_TOKEN."
+                ) from error
+            known = self._known_commit()
+        except (OfflineModeIsEnabled, OSError, RuntimeError):  # no connection, in the words of several libraries
+            known = self._known_commit()
+        logger.warning(
+            "%s: the Hub cannot be asked for news of %s; %s.",
+            self.name,
+            self.path,
+            f"commit {known} counts" if known else "what this machine has of it counts",
+        )
+        return known
+
+    def _known_commit(self) -> str | None:
+        if self.folder is not None:
+            manifest = Manifest.read(self.folder)
+            origin = manifest.result.get("commit") if manifest is not None else None
+            if origin and origin[:2] == [self.path, self.revision]:
+                return str(origin[2])
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        refs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.path, repo_type="dataset") / "refs"
+        try:
+            return (refs / (self.revision or "main")).read_text(encoding="utf-8").strip() or None
+        except OSError:
+            return None
+
+    def _write(self, result: Result, draft: Path) -> Manifest:
+        manifest = super()._write(result, draft)
+        if self._commit is not None:
+            manifest.result["commit"] = [self.path, self.revision, self._commit]
+        return manifest
+
+    def _empty(self) -> str:
+        return f"{self.path} is empty{f' in split {self.split}' if self.split else ''}."
+
+
+def _by_content(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _by_content(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_by_content(item) for item in value]
+    return ByContent(value) if isinstance(value, str | os.PathLike) and os.path.exists(value) else value

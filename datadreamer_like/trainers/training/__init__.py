@@ -1,0 +1,1 @@
+"""The training loop, the tasks and the options of trainers."""

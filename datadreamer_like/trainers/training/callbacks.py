@@ -1,0 +1,100 @@
+"""What happens beside the training loop: progress, an early end, zeros that stay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from datadreamer_like.graph import current_usage
+from datadreamer_like.pruning import reapply
+
+_NOTES = 50
+
+
+class Report(TrainerCallback):
+    """Tells the node's usage how far the training is."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.noted = 0
+        self.words = ""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Says how many examples there will be."""
+        current_usage().total_rows = round(self.rows * args.num_train_epochs)
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Says which epoch it is."""
+        self._note(args, state)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Counts the examples seen."""
+        usage = current_usage()
+        usage.add(rows=round(self.rows * (state.epoch or 0.0)) - usage.rows)
+        # Reading a loss waits for the GPU, so not after each batch.
+        if state.global_step - self.noted >= max(1, state.max_steps // _NOTES):
+            self.noted = state.global_step
+            control.should_log = True
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        """Says the loss."""
+        if logs and "loss" in logs:
+            self.words = f", loss {float(logs['loss']):.3g}"
+        self._note(args, state)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
+    ) -> None:
+        """Says the validation loss."""
+        if metrics:
+            self.words = f", validation loss {metrics['eval_loss']:.3g}"
+        self._note(args, state)
+
+    def _note(self, args: TrainingArguments, state: TrainerState) -> None:
+        epochs = max(1, -int(-args.num_train_epochs // 1))
+        current_usage().note = f"epoch {min(int(state.epoch or 0) + 1, epochs)} of {epochs}{self.words}"
+
+
+class EarlyStop(TrainerCallback):
+    """Ends the training when validation has not become better for some epochs.
+
+    It looks at the whole history each time, so a resumed training needs no memory of its own.
+    """
+
+    def __init__(self, patience: int, threshold: float) -> None:
+        self.patience = patience
+        self.threshold = threshold
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Ends the training when patience has run out."""
+        if self.is_over(args, state):
+            control.should_training_stop = True
+
+    def is_over(self, args: TrainingArguments, state: TrainerState) -> bool:
+        """Tells whether patience has run out."""
+        name = "eval_" + str(args.metric_for_best_model).removeprefix("eval_")
+        sign = 1.0 if args.greater_is_better else -1.0
+        best, since = -float("inf"), 0
+        for entry in state.log_history:
+            if name in entry:
+                value = sign * entry[name]
+                better = value > best + self.threshold
+                best, since = max(best, value), 0 if better else since + 1
+        return since >= self.patience
+
+
+class KeepZeros(TrainerCallback):
+    """Sets pruned weights back to zero after each step of the optimizer."""
+
+    def __init__(self, kept: dict[str, torch.Tensor]) -> None:
+        self.kept = kept
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        """Sets them back."""
+        reapply(model, self.kept)

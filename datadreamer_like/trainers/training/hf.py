@@ -1,0 +1,307 @@
+"""What trainers on transformers have in common: where the model comes from, adapters, teachers, and the run itself."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+import datadreamer_like.formats  # noqa: F401  (so that pruned and quantized models load)
+from datadreamer_like.distillation import Objective
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
+from datadreamer_like.graph import current_usage
+from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.models.llms.chat_template import AUTO
+from datadreamer_like.models.quiet import quiet
+from datadreamer_like.models.trained.hf_source import HOW_FETCHED, hf_source, loading
+from datadreamer_like.models.trained.model_node import as_trained_model
+from datadreamer_like.models.trained.trained_model import TrainedModel
+from datadreamer_like.pruning import masks, reapply
+
+from ..trainer import Trainer
+from .columns import Column, Columns
+from .examples import Examples
+from .loading import HFOptions, a_dtype, one_device, training_device
+from .objectives import borrowed, check_objective, node_of, teacher_of
+from .options import Training
+from .origin import hub_id, license_of
+from .tasks import Task
+from .training import fit, seeded
+
+logger = logging.getLogger("datadreamer_like")
+
+ADAPTER_FOLDER = "adapter"
+_AUTOCAST: dict[object, str] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+class HFTrainer(Trainer):
+    """Base of trainers that fine-tune a transformers model.
+
+    Args:
+        name: The trainer's name.
+        model_name: Id on the Hub, folder, trainer, stage or `TrainedModel` to start from.
+        **options: See `HFOptions`.
+    """
+
+    def __init__(self, name: str, model_name: Any, options: Mapping[str, Any]) -> None:
+        given = dict(options)
+        node_options = {key: given.pop(key) for key in ("force", "verbose", "log_level") if key in given}
+        super().__init__(name, **node_options, progress_interval=given.pop("progress_interval", 60))
+        self.model_name = model_name
+        self.revision = given.pop("revision", None)
+        self.trust_remote_code = given.pop("trust_remote_code", False)
+        self.device = one_device(given.pop("device", None))
+        self.dtype = a_dtype(given.pop("dtype", None))
+        self.quantization_config = given.pop("quantization_config", None)
+        self.peft_config = given.pop("peft_config", None)
+        for option in ("distributed_config", "fsdp", "fsdp_config"):
+            if given.pop(option, AUTO) not in (AUTO, None, False, "", {}):
+                raise DefinitionError(
+                    f"{type(self).__name__}: {option} asks for several devices; one process trains on one device here. "
+                    "Leave it out, and choose the device with device=."
+                )
+        for option in given:
+            hint = did_you_mean(option, HFOptions.__annotations__)
+            if hint:
+                raise DefinitionError(f'{type(self).__name__} has no option "{option}".{hint}')
+        self.further = given
+        if self.quantization_config is not None and self.peft_config is None:
+            raise DefinitionError(
+                f"{type(self).__name__}: quantized weights cannot be trained. Pass a peft_config too, to train an "
+                "adapter on them, or leave quantization_config out and quantize the result."
+            )
+        if self.peft_config is not None:
+            from peft import PeftConfig
+
+            if not isinstance(self.peft_config, PeftConfig):
+                raise ArgumentTypeError(
+                    f"peft_config must be a peft config, such as peft.LoraConfig(r=8), not {self.peft_config!r}."
+                )
+
+    # What a kind of training decides
+
+    def _task(
+        self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, columns: Columns, training: Training
+    ) -> Task:
+        raise NotImplementedError
+
+    def _load(self, config: PretrainedConfig, task: Task, options: dict[str, Any]) -> PreTrainedModel:
+        raise NotImplementedError
+
+    def _teach(
+        self, objective: Objective, task: Task, examples: Examples, column: Column, path: Path, device: torch.device
+    ) -> None:
+        raise NotImplementedError
+
+    PEFT_TASK: str | None = None
+
+    # The run
+
+    def _run(
+        self, columns: Columns, training: Training, objective: Objective, own: Mapping[str, object] | None = None
+    ) -> Self:
+        start = None if isinstance(self.model_name, str | Path) else as_trained_model(self.model_name, "model_name")
+        check_objective(objective)
+        if self.dtype == torch.float16 and training_device(self.device).type == "cpu":
+            raise DefinitionError(
+                f'"{self.name}": training in float16 needs a GPU. Leave dtype out, or pass dtype="bfloat16".'
+            )
+        parts = {
+            "class": fingerprint([type(self), self.result_version], "class"),
+            "model": fingerprint(start or _named(self.model_name, self.revision), "model_name"),
+            "objective": fingerprint(objective, "objective"),
+            **columns.parts(),
+        }
+        for name, value in {
+            **training.values(),
+            "dtype": str(self.dtype),
+            "peft_config": None if self.peft_config is None else self.peft_config.to_dict(),
+            "quantization_config": None if self.quantization_config is None else self.quantization_config.to_dict(),
+            **{key: value for key, value in self.further.items() if key not in HOW_FETCHED},
+            **(own or {}),
+        }.items():
+            parts[f"argument {name}"] = fingerprint(value, name)
+        models = [start.node if start is not None else None, node_of(teacher_of(objective))]
+        parents = [*columns.steps(), *(node for node in models if node is not None)]
+        return self.work(parts, parents, partial(self._build, columns, training, objective))
+
+    def _build(self, columns: Columns, training: Training, objective: Objective, draft: Path) -> Manifest:
+        device = training_device(self.device)
+        with quiet(), seeded(training.seed), borrowed(teacher_of(objective)):
+            config, tokenizer = self._config_and_tokenizer()
+            current_usage().note = "reading the rows"
+            task = self._task(config, tokenizer, columns, training)
+            train, validation = self._read(task, columns, "train"), self._read(task, columns, "validation")
+            if objective.needs_teacher:
+                self._teach(objective, task, train, columns.train_input, self.scratch / "teacher-train.npy", device)
+                said = self.scratch / "teacher-validation.npy"
+                self._teach(objective, task, validation, columns.validation_input, said, device)
+            current_usage().note = "loading the model"
+            transformers.set_seed(training.seed)
+            model: Any = self._load(config, task, self._load_options())
+            model.config.pad_token_id = tokenizer.pad_token_id
+            kept = masks(model)
+            if self.peft_config is not None:
+                model = self._with_adapter(model)
+            fitted = fit(
+                model, task, train, validation, training, self.scratch,
+                objective=objective, device=device, autocast=_AUTOCAST.get(self.dtype),
+            )  # fmt: skip
+            if self.peft_config is not None:
+                model.save_pretrained(str(draft / ADAPTER_FOLDER))
+                model = model.merge_and_unload()
+                reapply(model, kept)
+            if self.quantization_config is None:
+                model = model.to(device="cpu", dtype=self.dtype)
+            self._fill_card(fitted.metrics, objective)
+            TrainedModel.save(model, tokenizer, draft / self.MODEL_FOLDER, self.card)
+        result = {"epochs": fitted.epochs, "history": fitted.history, "adapter": self.peft_config is not None}
+        return self.new_manifest(result=result)
+
+    def _config_and_tokenizer(self) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+        source, options = self._source(), self._hub_options()
+        with loading(hf_source(source)):
+            config = transformers.AutoConfig.from_pretrained(source, **options)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return config, tokenizer
+
+    def _read(self, task: Task, columns: Columns, split: str) -> Examples:
+        names = f"{split}_input", f"{split}_output"
+        examples = task.read(getattr(columns, names[0]), getattr(columns, names[1]), names, self.scratch / split)
+        if examples.dropped:
+            logger.warning(
+                "%s: %s of the %s rows are left out, as nothing of their answers is left after cutting. "
+                "Raise max_length, or shorten the prompts.", self.name, f"{examples.dropped:,}", split,
+            )  # fmt: skip
+        return examples
+
+    def _source(self) -> str:
+        named = isinstance(self.model_name, str | Path)
+        return str(self.model_name) if named else as_trained_model(self.model_name).path
+
+    def _hub_options(self) -> dict[str, Any]:
+        passed: dict[str, Any] = {key: value for key, value in self.further.items() if key in HOW_FETCHED}
+        return {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code, **passed}
+
+    def _load_options(self) -> dict[str, Any]:
+        options = {**self._hub_options(), **self.further}
+        # A full fine-tuning in mixed precision keeps its weights in float32.
+        options["dtype"] = self.dtype if self.peft_config is not None and self.dtype is not None else torch.float32
+        if self.quantization_config is not None:
+            options["quantization_config"] = self.quantization_config
+        return options
+
+    def _with_adapter(self, model: PreTrainedModel) -> Any:
+        from peft import get_peft_model, prepare_model_for_kbit_training
+
+        config = copy.deepcopy(self.peft_config)
+        if config.task_type is None:
+            config.task_type = self.PEFT_TASK
+        if self.quantization_config is not None:
+            model = prepare_model_for_kbit_training(model)  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():
+            # peft asks transformers under the old name; nothing that a user could mend.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            return get_peft_model(model, config)
+
+    def _fill_card(self, metrics: Mapping[str, float], objective: Objective) -> None:
+        card, teacher = self.card, teacher_of(objective)
+        card.metrics = {name: round(value, 6) for name, value in metrics.items()}
+        if isinstance(self.model_name, str | Path):
+            card.base_model = str(self.model_name)
+            card.register("Model Name", self.model_name)
+        else:
+            card.base_model = as_trained_model(self.model_name).card.base_model
+        if isinstance(teacher, TrainedModel) and teacher.node is None:
+            card.register("Model Name", teacher.path)
+        card.register("License Information", self.license)
+        card.register("Model Card", self.base_model_card)
+        card.register("Objective", repr(objective))
+        for citation in self.citation or ():
+            card.register("Citation Information", citation)
+
+    # What DataDreamer scripts ask for
+
+    @property
+    def base_model_card(self) -> str | None:
+        """Address of the card of the model that training starts from, if it is on the Hub."""
+        name = hub_id(self.model_name)
+        return None if name is None else f"https://huggingface.co/{name}"
+
+    @property
+    def license(self) -> str | None:
+        """Licence of the model that training starts from, if its card is on this machine."""
+        if isinstance(self.model_name, str | Path):
+            return license_of(str(self.model_name), self.revision)
+        return next(iter(as_trained_model(self.model_name).card.licenses), None)
+
+    def export_to_disk(self, path: str | Path, adapter_only: bool = False) -> Path:
+        """Writes the trained model to a folder; an earlier export there is replaced.
+
+        Args:
+            path: The folder.
+            adapter_only: Only the adapter, where one was trained.
+
+        Raises:
+            DefinitionError: There is no adapter.
+        """
+        return self._adapter().export(to=path) if adapter_only else self.export(to=path)
+
+    def publish_to_hf_hub(  # type: ignore[override]  # DataDreamer puts adapter_only before is_synthetic
+        self,
+        repo_id: str,
+        branch: str | None = None,
+        private: bool = False,
+        token: str | None = None,
+        adapter_only: bool = False,
+        is_synthetic: bool | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Publishes the trained model with a generated card; nothing is committed where nothing changed.
+
+        Args:
+            repo_id: "user/name" on the Hub.
+            branch: Branch; None for the main one.
+            private: Whether a new repository is private.
+            token: The Hub's token; None for the one that `hf auth login` stored.
+            adapter_only: Only the adapter, where one was trained.
+            is_synthetic: Tag it as made with synthetic data; None finds out from where the rows came from.
+            **kwargs: Further options of `hub.publish_model`.
+
+        Returns:
+            Where it can be seen.
+
+        Raises:
+            DefinitionError: There is no adapter.
+            HubError: The Hub refused, or cannot be reached.
+        """
+        trained = self._adapter() if adapter_only else self.trained
+        return trained.publish_to_hf_hub(repo_id, branch, private, token, is_synthetic=is_synthetic, **kwargs)
+
+    def _adapter(self) -> TrainedModel:
+        folder = Path(self.trained.path).parent / ADAPTER_FOLDER
+        if not folder.is_dir():
+            raise DefinitionError(
+                f'"{self.name}" trained no adapter, so there is none to pass on alone. Leave adapter_only out, or '
+                "train with a peft_config."
+            )
+        adapter = TrainedModel(folder, node=self)
+        adapter.config = self.trained.config  # an adapter's folder has none of its own
+        return adapter
+
+
+def _named(model_name: str | Path, revision: str | None) -> object:
+    if Path(model_name).is_dir():
+        return TrainedModel(model_name)
+    return [str(model_name), revision]
