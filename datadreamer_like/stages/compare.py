@@ -44,7 +44,7 @@ class Compare(Stage):
     a model has them. Quality of language models, causal or encoder-decoder, is how well they foresee the answers to
     prompts: bits per byte of the answers, which can be compared whatever the tokenizers, and loss and perplexity by
     token, which cannot (see `stages.language_modelling`). The main figure has a 95 % interval for the paired
-    difference to the first model (see `stages.bootstrap`).
+    difference to the first model (see `evaluation.bootstrap`).
 
     Size is the number of weights, and the bytes of the files that are needed to run the model: weights, config and
     tokenizer. Latency is the time of one row alone, throughput that of rows in batches, from text to answer; for a

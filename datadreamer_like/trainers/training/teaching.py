@@ -126,7 +126,8 @@ def prepare_teacher(
     teacher = objective.teacher
     if teacher is None:
         return {"train": NoTeacher(), "validation": NoTeacher()}
-    task.check_teacher(teacher)
+    if "logits" in objective.wants:
+        task.check_teacher(teacher)
     if not objective.wants <= task.stored:
         task.check_tokens(teacher)
         check_attentions(teacher.model, objective.wants, "the teacher")
