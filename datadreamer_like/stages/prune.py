@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from datadreamer_like.compression import CompressionMethod
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.graph import Node
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.models.trained.training_template import dressing_on
-from datadreamer_like.pruning import PruningMethod, Vocabulary
 from datadreamer_like.trainers import TrainHFClassifier, TrainHFFineTune
 from datadreamer_like.trainers.training.columns import Column, Columns
 from datadreamer_like.trainers.training.objectives import check_objective, node_of, teacher_of
@@ -55,13 +55,13 @@ class Prune(Compression):
         ... )
     """
 
-    method_classes = (PruningMethod, Vocabulary)
+    method_kind = "pruning"
 
     def __init__(
         self,
         name: str,
         model: object,
-        method: Any,
+        method: CompressionMethod,
         calibration: Column | None = None,
         calibration_labels: Column | None = None,
         *,

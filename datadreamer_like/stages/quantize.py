@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datadreamer_like.quantization import QuantizationMethod
-
 from .compression import Compression
 
 
@@ -18,4 +16,4 @@ class Quantize(Compression):
         >>> small.export(to="student-int8")  # doctest: +SKIP
     """
 
-    method_classes = (QuantizationMethod,)
+    method_kind = "quantization"

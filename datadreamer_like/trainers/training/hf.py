@@ -14,9 +14,9 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-import datadreamer_like.formats  # noqa: F401  (so that pruned and quantized models load)
 from datadreamer_like.distillation import Objective
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
+from datadreamer_like.formats import dequantize
 from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.manifest import Manifest
@@ -158,6 +158,7 @@ class HFTrainer(Trainer):
             )  # fmt: skip
             if self.peft_config is not None:
                 model.save_pretrained(str(draft / ADAPTER_FOLDER))
+                dequantize(model)  # an adapter cannot be merged into codes
                 model = model.merge_and_unload()
                 reapply(model, kept)
             if self.quantization_config is None:
