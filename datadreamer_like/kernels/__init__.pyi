@@ -5,3 +5,4 @@ from .int8_linear import int8_linear as int8_linear
 from .int8_matmul import PackedInt8Weight as PackedInt8Weight
 from .int8_matmul import int8_matmul as int8_matmul
 from .int8_matmul import pack_int8_weight as pack_int8_weight
+from .wanda import wanda_mask as wanda_mask
