@@ -16,7 +16,6 @@ from datadreamer_like.errors import BadRequest, DefinitionError, MethodMisfit, P
 
 from ..trained.hf_source import HOW_FETCHED, hf_source, loading
 from ..trained.model_facts import is_bidirectional, model_max_length
-from ..trained.training_template import training_template
 from .chat_template import AUTO, Auto, checked, fill, given_text, is_text_template
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
 from .llm import LLM
@@ -35,11 +34,10 @@ class HFTransformers(LLM):
     Args:
         model_name: A folder, a trainer or stage or trained model, a `.gguf` file (its weights are unpacked), or a Hub
             id. Pruned and quantized students of this package load as they are.
-        chat_prompt_template: `AUTO` takes what a trainer of ours taught the model with, else the tokenizer's chat
-            template, and the plain prompt if it has none; None takes the plain prompt; a text with `{{prompt}}` (and
-            `{{system_prompt}}`) is filled in; other text is Jinja code over `messages`.
-        system_prompt: The system message; `AUTO` takes the trainer's likewise, else it and None send none, and the
-            template may put its own.
+        chat_prompt_template: `AUTO` takes the tokenizer's chat template, and the plain prompt if it has none; None
+            takes the plain prompt; a text with `{{prompt}}` (and `{{system_prompt}}`) is filled in; other text is Jinja
+            code over `messages`.
+        system_prompt: The system message; `AUTO` and None send none, and the template may put its own.
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Whether code in the model's repository may run here.
         device: Where the model runs; a list of GPUs spreads it over them; None takes a GPU if there is one.
@@ -92,11 +90,6 @@ class HFTransformers(LLM):
         self.model_name = str(model_name) if isinstance(model_name, str | os.PathLike) else self._source.name
         self.chat_prompt_template = checked("chat_prompt_template", chat_prompt_template)
         self.system_prompt = checked("system_prompt", system_prompt)
-        taught = training_template(Path(self._source.name))
-        if self.chat_prompt_template is AUTO:
-            self.chat_prompt_template = taught.chat_prompt_template
-        if self.system_prompt is AUTO:
-            self.system_prompt = taught.system_prompt
         self.trust_remote_code = trust_remote_code
         self.device = device
         self.device_map = device_map
