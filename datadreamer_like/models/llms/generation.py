@@ -6,7 +6,7 @@ import json
 import logging
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MalformedAnswer, ModelError, did_you_mean
@@ -228,7 +228,8 @@ class Answer:
         completion_tokens: Tokens of all texts together.
         finish_reasons: Why each text ended: "stop", "length", "content_filter", ...
         logprobs: For each text its tokens, where they were asked for.
-        error: Why there is no answer; `texts` is empty then.
+        error: Why the row failed; `texts` is empty then, or holds a rejected answer.
+        value: What a step's `parse` made of the texts; never stored.
     """
 
     texts: Sequence[str | None]
@@ -237,16 +238,36 @@ class Answer:
     finish_reasons: Sequence[str | None] = ()
     logprobs: Sequence[Sequence[TokenLogprob]] | None = None
     error: ModelError | None = None
+    value: Any = None
 
     @property
     def text(self) -> str | None:
-        """The first text; None for a failed row."""
+        """The first text; None where there is none."""
         return self.texts[0] if self.texts else None
 
     @classmethod
     def failed(cls, error: ModelError) -> Answer:
         """Returns the answer that stands in a failed row's place."""
         return cls((), error=error)
+
+    def each(self) -> list[Answer]:
+        """Returns its texts as answers of one text each; tokens and cost stay with the whole."""
+        return [
+            Answer(
+                [text],
+                finish_reasons=self.finish_reasons[index : index + 1],
+                logprobs=None if self.logprobs is None else self.logprobs[index : index + 1],
+            )
+            for index, text in enumerate(self.texts)
+        ]
+
+    def with_error(self, error: ModelError) -> Answer:
+        """Returns this answer as a failed row's; its texts are kept."""
+        return replace(self, error=error)
+
+    def with_value(self, value: Any) -> Answer:
+        """Returns this answer with what `parse` made of it."""
+        return replace(self, value=value)
 
 
 def missing_text(finish_reason: str | None, refusal: str | None = None) -> ModelError:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import gc
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
-
-from typing_extensions import Unpack
 
 from datadreamer_like.errors import BadRequest, DefinitionError, MethodMisfit, PromptTooLong, require_extra
 
 from ..trained.hf_source import HOW_FETCHED, hf_source, loading
 from ..trained.model_facts import is_bidirectional, model_max_length
 from .chat_template import AUTO, Auto, checked, fill, given_text, is_text_template
-from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
+from .generation import Answer, Prompt, Request, Sampling
 from .llm import LLM
 
 if TYPE_CHECKING:
@@ -186,10 +184,12 @@ class HFTransformers(LLM):
 
     # What the pipeline asks.
 
-    def answers(self, prompts: Iterable[Prompt], **options: Unpack[GenerationOptions]) -> Iterator[Answer]:
-        """Like `LLM.answers`, with `adaptive_batch_size=True` unless it is given."""
-        options.setdefault("adaptive_batch_size", True)
-        return super().answers(prompts, **options)
+    @property
+    def takes_chat(self) -> bool:
+        """Whether the tokenizer's chat template is applied to a text."""
+        template = self.chat_prompt_template
+        chat: Any = self.tokenizer.chat_template
+        return chat is not None and template is not None and not is_text_template(template)
 
     def identity(self) -> dict[str, Any]:
         """Returns the model's content or name, and all options that decide an answer."""
@@ -256,8 +256,7 @@ class HFTransformers(LLM):
     def _ids(self, prompt: Prompt) -> list[int]:
         tokenizer: Any = self.tokenizer
         template = self.chat_prompt_template
-        chat = tokenizer.chat_template is not None and template is not None and not is_text_template(template)
-        if chat or not isinstance(prompt, str):
+        if self.takes_chat or not isinstance(prompt, str):
             messages = Request(prompt, Sampling()).messages(given_text(self.system_prompt))
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

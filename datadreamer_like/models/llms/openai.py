@@ -87,6 +87,7 @@ class OpenAI(LLM):
         DefinitionError: `base_url` is no address of a server.
     """
 
+    enforces_schemas: ClassVar[bool] = True
     extra_options: ClassVar[frozenset[str]] = frozenset(OpenAIOptions.__annotations__) - frozenset(
         GenerationOptions.__annotations__
     )
