@@ -14,12 +14,12 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-import datadreamer_like.formats  # noqa: F401  (so that pruned and quantized models load)
 from datadreamer_like.distillation import Objective, Supervised
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
 from datadreamer_like.evaluation.columns import Columns
 from datadreamer_like.evaluation.tasks.examples import Examples
 from datadreamer_like.evaluation.tasks.task import Task, check_attentions
+from datadreamer_like.formats import dequantize
 from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
@@ -215,6 +215,7 @@ class HFTrainer(Trainer):
             fitted = self.fit(run)
             if self.peft_config is not None:
                 model.save_pretrained(str(draft / ADAPTER_FOLDER))
+                dequantize(model)  # an adapter cannot be merged into codes
                 model = model.merge_and_unload()
                 reapply(model, kept)
             if self.quantization_config is None:
