@@ -74,9 +74,9 @@ class LLMCalls(Calls[Prompt, Request, Answer]):
         """Returns the tokens as the engine counted them."""
         return answer.prompt_tokens, answer.completion_tokens
 
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Returns what the LLM asks for so many tokens."""
-        return self._llm.cost(prompt_tokens, completion_tokens)
+    def cost(self, answer: Answer) -> float | None:
+        """Returns what the answer cost."""
+        return answer.cost
 
     def size(self, request: Request) -> int:
         """Returns the characters of the prompt."""

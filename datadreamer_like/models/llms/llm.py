@@ -89,10 +89,6 @@ class LLM(Model):
             DefinitionError: An option is not supported here.
         """
 
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Returns the price of so many tokens in US dollars; 0 where it is not known."""
-        return 0.0
-
     def count_tokens(self, value: str) -> int:
         """Returns the number of tokens of a text; a cautious estimate where the tokenizer is not at hand."""
         # English takes about four characters a token; a text of other scripts takes about one byte in two.
