@@ -164,6 +164,11 @@ class HFTransformers(LLM):
             options["quantization_config"] = self.quantization_config
         if self.dtype is not None:
             options["dtype"] = self.dtype
+            import torch
+
+            name = str(self.dtype).removeprefix("torch.")
+            if name != "auto" and not isinstance(getattr(torch, name, None), torch.dtype):
+                raise DefinitionError(f'dtype cannot be {self.dtype!r}; expected a torch dtype such as "bfloat16".')
         elif getattr(self.config, "quantization_config", None) is None:
             # Processors without bf16 units compute in it several times slower than in float32.
             options["dtype"] = "float32" if str(device) == "cpu" else "auto"
@@ -179,7 +184,10 @@ class HFTransformers(LLM):
             free = {device: torch.cuda.mem_get_info(device)[0] for device in self.device}
             return "map", {"device_map": "auto", "max_memory": free}
         if self.device is not None:
-            return torch.device(self.device), {}
+            try:
+                return torch.device(self.device), {}
+            except (RuntimeError, TypeError) as error:
+                raise DefinitionError(f"device cannot be {self.device!r}: {error}.") from error
         return torch.device("cuda" if torch.cuda.is_available() else "cpu"), {}
 
     # What the pipeline asks.
@@ -206,9 +214,10 @@ class HFTransformers(LLM):
 
     def check(self, sampling: Sampling) -> None:
         """Refuses shaped answers, and more new tokens than the context holds."""
-        if sampling.response_format is not None:
+        if sampling.schema is not None:
             raise DefinitionError(
-                "HFTransformers cannot keep answers to a JSON schema or response_format. Use LlamaCPP, or an API."
+                "HFTransformers cannot constrain answers to a schema. Use LlamaCPP or an API, or describe the schema "
+                "in the prompt and check the answers."
             )
         wanted = sampling.max_new_tokens
         if wanted is not None and not self.config.is_encoder_decoder and wanted >= self._context_length:
