@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
+from datadreamer_like.evaluation.columns import check_column, check_lengths
 from datadreamer_like.evaluation.judge import Asking, Judge
 from datadreamer_like.evaluation.judges import judge_for
 from datadreamer_like.evaluation.rows import NAMES
 from datadreamer_like.evaluation.sizes import Size, size_of
 from datadreamer_like.evaluation.timing import Timing, evenly_spaced, time_in_turn
 from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.graph.output import Column
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText, checked
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.trained_model import TrainedModel, loaded
 from datadreamer_like.report import Interval, Table, frame
 from datadreamer_like.storage.tables import TableWriter, open_table
-from datadreamer_like.trainers.training.columns import Column, check_column, check_pair
 
 from .comparison import HTML_NAME, PNG_NAME, Comparison, Measured, unique
 from .stage import Stage, origins, taken
@@ -66,9 +68,9 @@ class Compare(Stage):
         batch_size: Rows in a batch, for quality and throughput.
         max_length: The most tokens of a row; None for what each model takes. A text to classify is cut there; a prompt
             with its answer that is longer for one of the models is left out for all.
-        chat_prompt_template: How language models' prompts are dressed, as `TrainHFFineTune` has it. AUTO for how each
-            was trained in this session, or else for its tokenizer's own chat template where it has one.
-        system_prompt: The system prompt for language models; AUTO likewise.
+        chat_prompt_template: The prompt template of language models, as `TrainHFFineTune` has it; AUTO for each
+            tokenizer's own chat template, which is the one that its model was trained with.
+        system_prompt: The system prompt for language models; AUTO for the template's own.
         repeats: Rounds of timing.
         threads: Threads of the processor while timing; None for what torch uses now.
         latency_texts: How many rows are timed alone.
@@ -98,6 +100,12 @@ class Compare(Stage):
         ... )
         >>> print(compared)  # doctest: +SKIP
     """
+
+    @classmethod
+    def example(cls, model: object) -> dict[str, Any]:
+        """Returns the smallest arguments beside the name, for tests and documentation."""
+        options = {"repeats": 1, "latency_texts": 1, "throughput_texts": 2, "resamples": 10}
+        return {"models": [model, model], "inputs": ["a cat", "a dog"], "labels": ["cat", "dog"], **options}
 
     def __init__(
         self,
@@ -134,7 +142,7 @@ class Compare(Stage):
         self.inputs = check_column(inputs, f'"{self.name}": inputs')
         self.labels = None if labels is None else check_column(labels, f'"{self.name}": labels')
         if self.labels is not None:
-            check_pair(self.inputs, self.labels, NAMES)
+            check_lengths(dict(zip(NAMES, (self.inputs, self.labels), strict=True)))
         self.chat_prompt_template = checked("chat_prompt_template", chat_prompt_template)
         self.system_prompt = checked("system_prompt", system_prompt)
         self.batch_size, self.max_length, self.repeats, self.threads = batch_size, max_length, repeats, threads
@@ -147,7 +155,7 @@ class Compare(Stage):
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns what decides the result, by name, each with its fingerprint."""
-        parts = self.own_part()
+        parts = class_part(type(self))
         for index, model in enumerate(self.models):
             parts[f"model {index + 1}"] = fingerprint(model, f"models[{index}]")
             parts[f"device of model {index + 1}"] = fingerprint(str(model.device))

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from datadreamer_like.compression import CompressionMethod
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
+from datadreamer_like.evaluation.columns import check_column, check_lengths
 from datadreamer_like.evaluation.sizes import size_of
 from datadreamer_like.graph import Node
 from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.graph.output import Column
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.export import write_card
 from datadreamer_like.models.trained.model_node import ModelNode
 from datadreamer_like.models.trained.trained_model import TrainedModel, loaded
-from datadreamer_like.trainers.training.columns import Column, check_column, check_pair
 
 from .calibration import Calibration
 from .stage import Stage, origins, taken
@@ -99,7 +101,7 @@ class Compression(Stage, ModelNode):
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns what decides the result, by name, each with its fingerprint."""
-        parts = self.own_part() | {"model": fingerprint(self.source, "model"), **_method_parts(self.method)}
+        parts = class_part(type(self)) | {"model": fingerprint(self.source, "model"), **_method_parts(self.method)}
         for name, column in self.columns().items():
             parts[f"input {name}"] = fingerprint(column, name)
         if self.calibration is not None:
@@ -181,7 +183,7 @@ class Compression(Stage, ModelNode):
                 "of texts as the model will see them; some hundred are enough."
             )
         if self.calibration is not None and self.calibration_labels is not None:
-            check_pair(self.calibration, self.calibration_labels, ("calibration", "calibration_labels"))
+            check_lengths({"calibration": self.calibration, "calibration_labels": self.calibration_labels})
 
 
 def _method_parts(method: Any) -> dict[str, str]:

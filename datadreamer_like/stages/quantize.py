@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from datadreamer_like.quantization import DynamicInt8
+
 from .compression import Compression
 
 
@@ -17,3 +21,8 @@ class Quantize(Compression):
     """
 
     method_kind = "quantization"
+
+    @classmethod
+    def example(cls, model: object) -> dict[str, Any]:
+        """Returns the smallest arguments beside the name, for tests and documentation."""
+        return {"model": model, "method": DynamicInt8.example()}
