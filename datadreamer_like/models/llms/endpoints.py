@@ -41,3 +41,15 @@ def provider(endpoint: Endpoint) -> type[OpenAICompatible]:
             "endpoint": endpoint,
         },
     )
+
+
+Together = provider(
+    Endpoint(
+        "Together",
+        base_url="https://api.together.xyz/v1",
+        key_variable="TOGETHER_API_KEY",
+        quirks=Quirks(penalty_names=("repetition_penalty",), logprobs_as_count=True),
+        models_url="https://docs.together.ai/docs/serverless-models",
+        terms_url="https://www.together.ai/terms-of-service",
+    )
+)
