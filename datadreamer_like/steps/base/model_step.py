@@ -13,7 +13,7 @@ from datadreamer_like.errors import DefinitionError, did_you_mean
 from datadreamer_like.graph.card import DataCardType
 from datadreamer_like.graph.output import Batch
 
-from .returned import LazyRowBatches
+from .lazy_rows import LazyRowBatches
 from .row_answers import HOW_ASKED, answered
 from .step import Step
 

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from itertools import compress
 from typing import Any
 
-from datadreamer_like.graph.output import Batch
-
-from ..base.returned import LazyRowBatches
-from ..base.row_answers import Portion, answered, columns_of, whole_rows
+from ..base.columns import columns_of, whole_rows, whole_schema
+from ..base.lazy_rows import From, LazyRowBatches, Traced
+from ..base.row_answers import Portion, answered
 from .answer_readers import read_yes_or_no
 from .process_with_prompt import ProcessWithPrompt
 
@@ -88,18 +87,22 @@ class FilterWithPrompt(JudgeRows):
     def run(self) -> LazyRowBatches:
         """Asks the LLM about every row."""
         self.register_facts()
-        return LazyRowBatches(self._kept, save=not self.args["lazy"])
+        return LazyRowBatches(self._kept, save=not self.args["lazy"], like=whole_schema(self._inputs["inputs"]))
 
-    def _kept(self) -> Iterator[Batch]:
+    def _kept(self) -> Iterator[Traced]:
         keep: Callable[[Any], Any] = self.args["filter_func"] or _majority
         counts: Counter[str] = Counter()
         for answers, rows in self.judged():
             verdicts = [None if answer is None else keep(answer) for answer in answers]
+            start = counts["rows"]
             counts["rows"] += len(verdicts)
             counts["missing"] += answers.count(None)
             counts["unreadable"] += verdicts.count(None) - answers.count(None)
             if any(verdicts):
-                yield {name: list(compress(values, verdicts)) for name, values in rows.items()}
+                kept = list(compress(range(start, start + len(verdicts)), verdicts))
+                yield Traced(
+                    {name: list(compress(values, verdicts)) for name, values in rows.items()}, From("inputs", kept)
+                )
         if counts["missing"] or counts["unreadable"]:
             logger.warning(
                 "%s: of %s rows, %s got no answer and %s one that says neither yes nor no; they were dropped.",

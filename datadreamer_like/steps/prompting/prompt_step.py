@@ -12,7 +12,7 @@ from datadreamer_like.graph.output import Batch
 from datadreamer_like.models.llms.generation import Generation, GenerationOptions
 from datadreamer_like.models.llms.llm import LLM, overrides_only_run
 
-from ..base.returned import LazyRowBatches
+from ..base.lazy_rows import LazyRowBatches
 from ..base.row_answers import HOW_ASKED, Portion, answered, columns_together, num_rows_of
 from ..base.step import Step
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import re
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from datadreamer_like.errors import DefinitionError
-from datadreamer_like.graph.output import Batch
-from datadreamer_like.storage.tables import TableWriter, open_table
+import pyarrow as pa
 
-from ..base.returned import LazyRowBatches
-from ..base.row_answers import columns_of
+from datadreamer_like.errors import DefinitionError
+from datadreamer_like.graph.rows import Batch, Rows, untyped
+from datadreamer_like.storage.values import to_batch
+
+from ..base.columns import columns_of, whole_schema
+from ..base.lazy_rows import From, LazyRowBatches, Traced
+from ..operations.sorting import sorted_positions
+from ..operations.transforms import kept
 from .answer_readers import read_number
 from .filter_with_prompt import JudgeRows
 
@@ -48,38 +50,52 @@ class RankWithPrompt(JudgeRows):
         """Asks the LLM about every row."""
         self.register_facts()
         total = self.num_prompts() if self.args["score_threshold"] is None else None
-        rows = self._sorted if self.args["sort"] else self._scored
-        return LazyRowBatches(rows, total_num_rows=total, save=not self.args["lazy"])
+        return LazyRowBatches(
+            self._sorted if self.args["sort"] else self._scored,
+            total_num_rows=total,
+            save=not self.args["lazy"],
+            like=whole_schema(self._inputs["inputs"]),
+        )
 
-    def _scored(self) -> Iterator[Batch]:
+    def _scored(self) -> Iterator[Traced]:
+        for batch, positions in self._kept_batches():
+            yield Traced(batch, From("inputs", positions))
+
+    def _sorted(self) -> Iterator[Traced]:
+        # However many rows there are, only their scores and positions are held in memory.
+        positions: list[int] = []
+        known = whole_schema(self._inputs["inputs"])
+
+        def read() -> Iterator[pa.RecordBatch]:
+            for batch, kept_positions in self._kept_batches():
+                positions.extend(kept_positions)
+                yield to_batch(batch, f'"{self.name}"', known)
+
+        table = kept(Rows(untyped([*known.names, "scores"]), None, read)).table
+        assert table is not None
+        order = sorted_positions(table, ["scores"], [self.args["reverse"]])
+        place = 0
+        for batch in table.select(order).batches():
+            taken = order[place : place + batch.num_rows]
+            yield Traced(batch, From("inputs", [positions[row] for row in taken]))
+            place += batch.num_rows
+
+    def _kept_batches(self) -> Iterator[tuple[Batch, list[int]]]:
+        """Yields the rows that pass the threshold, with their scores, and their positions among the inputs."""
         threshold = self.args["score_threshold"]
         count = unscored = 0
         for answers, rows in self.judged():
             scores = [_score(answer) for answer in answers]
+            chosen = list(range(len(scores)))
+            if threshold is not None:
+                chosen = [index for index, score in enumerate(scores) if score is not None and score >= threshold]
+            if chosen:
+                batch = {name: [values[index] for index in chosen] for name, values in rows.items()}
+                yield {**batch, "scores": [scores[index] for index in chosen]}, [count + index for index in chosen]
             count += len(scores)
             unscored += scores.count(None)
-            rows = {**rows, "scores": scores}
-            if threshold is not None:
-                kept = [index for index, score in enumerate(scores) if score is not None and score >= threshold]
-                rows = {name: [values[index] for index in kept] for name, values in rows.items()}
-            if rows["scores"]:
-                yield rows
         if unscored:
             logger.warning("%s: %s of %s rows got no score.", self.name, f"{unscored:,}", f"{count:,}")
-
-    def _sorted(self) -> Iterator[Batch]:
-        # However many rows there are, only their scores are held in memory.
-        with tempfile.TemporaryDirectory(prefix="datadreamer_like-") as folder:
-            writer = TableWriter(Path(folder), list(self._output_specs), f'"{self.name}"')
-            scores: list[float | None] = []
-            for batch in self._scored():
-                writer.write(batch)
-                scores.extend(batch["scores"])
-            writer.close(self.fingerprint)
-            sign = -1.0 if self.args["reverse"] else 1.0
-            order = sorted(range(len(scores)), key=lambda index: (scores[index] is None, sign * (scores[index] or 0.0)))
-            if order:
-                yield from open_table(Path(folder)).select(order).iter(batch_size=1000)
 
     def _says_how_to_answer(self, instruction: str) -> bool:
         return self.args["post_process"] is not None or re.search(r"\bnumber\b", instruction, re.IGNORECASE) is not None

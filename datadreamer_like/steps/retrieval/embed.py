@@ -11,8 +11,8 @@ from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.output import Batch
 from datadreamer_like.models.embedders.embedder import Embedder
 
+from ..base.lazy_rows import LazyRowBatches
 from ..base.model_step import ModelStep, check_options
-from ..base.returned import LazyRowBatches
 from ..base.row_answers import columns_together
 from ..base.step import Step
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datadreamer_like.errors import DataError, LabelError, did_you_mean
-from datadreamer_like.graph import OutputDatasetColumn
+from datadreamer_like.storage.values import class_names as class_names_of
 
 from .columns import Column
 
@@ -65,11 +65,7 @@ class LabelSet:
 
 def class_names(column: Column) -> tuple[str, ...] | None:
     """Returns what a column of the `datasets.ClassLabel` type calls its numbers; None for any other column."""
-    if not isinstance(column, OutputDatasetColumn):  # rows made when they are asked for say nothing of their types
-        return None
-    feature: Any = column.dataset.features[column.column_names[0]]
-    feature = getattr(feature, "feature", feature)
-    names = getattr(feature, "names", None)
+    names = class_names_of(column.rows.schema.field(0), in_lists=True)
     return tuple(names) if names else None
 
 
