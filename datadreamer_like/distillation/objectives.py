@@ -48,21 +48,24 @@ class Objective(Protocol):
 class Supervised:
     """Cross-entropy with the labels: learning without a teacher."""
 
+    result_version: ClassVar[int] = 1
     needs_teacher: ClassVar[bool] = False
+
+    @classmethod
+    def example(cls, teacher: Teacher) -> Self:
+        """The objective, which has no use for a teacher, for tests and documentation."""
+        return cls()
 
     def loss(self, student_outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Returns the cross-entropy of the student's logits with `batch["labels"]`."""
         return supervised_loss(_logits(student_outputs), batch["labels"])
-
-    def __fingerprint__(self) -> dict[str, Any]:
-        """The class and its version."""
-        return {"class": "Supervised", "version": 1}
 
 
 @dataclass(frozen=True)
 class _FromTeacher:
     teacher: Teacher
 
+    result_version: ClassVar[int] = 1
     needs_teacher: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -123,11 +126,6 @@ class _FromTeacher:
             MethodMisfit: The vocabularies differ.
         """
         check_same_vocabulary(self.teacher, tokenizer)
-
-    def __fingerprint__(self) -> dict[str, Any]:
-        """The class, its version, its options and the teacher."""
-        options = {name: value for name, value in vars(self).items() if name != "teacher"}
-        return {"class": type(self).__name__, "version": 1, "options": options, "teacher": self.teacher}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -216,7 +217,7 @@ class OutputDataset(OutputDatasetMixin):
             self._check_column(key)
             column = OutputDatasetColumn(
                 self._step,
-                lambda: self.rows.select_columns([key]),
+                partial(self._only, key),
                 self.pickled,
                 columns=[key],
                 num_rows=self.num_rows,
@@ -225,6 +226,9 @@ class OutputDataset(OutputDatasetMixin):
             return column
         found = self._taken(key)
         return {name: values[0] for name, values in found.items()} if _is_index(key) else found
+
+    def _only(self, column: str) -> Rows:
+        return self.rows.select_columns([column])
 
     def _taken(self, key: Any) -> Batch:
         table = self.rows.table

@@ -27,6 +27,8 @@ class PruningMethod(ABC):
     """
 
     changes_tokenizer: ClassVar[bool] = False
+    result_version: ClassVar[int] = 1
+    """Raised when the same options give another model."""
     needs_calibration: ClassVar[bool] = False
 
     @classmethod

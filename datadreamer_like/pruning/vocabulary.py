@@ -40,6 +40,7 @@ class Vocabulary:
 
     size: int | None = None
 
+    result_version: ClassVar[int] = 1
     changes_tokenizer: ClassVar[bool] = True
     needs_calibration: ClassVar[bool] = True
 

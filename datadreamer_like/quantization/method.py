@@ -28,6 +28,8 @@ class QuantizationMethod(ABC):
         needs_calibration: Whether the method looks at activations, so that `apply` needs batches.
     """
 
+    result_version: ClassVar[int] = 1
+    """Raised when the same options give another model."""
     needs_calibration: ClassVar[bool] = False
 
     @classmethod

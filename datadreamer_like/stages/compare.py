@@ -16,6 +16,7 @@ from datadreamer_like.evaluation.rows import NAMES
 from datadreamer_like.evaluation.sizes import Size, size_of
 from datadreamer_like.evaluation.timing import Timing, evenly_spaced, time_in_turn
 from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.manifest import Manifest
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText, checked
 from datadreamer_like.models.quiet import quiet
@@ -98,6 +99,12 @@ class Compare(Stage):
         >>> print(compared)  # doctest: +SKIP
     """
 
+    @classmethod
+    def example(cls, model: object) -> dict[str, Any]:
+        """Returns the smallest arguments beside the name, for tests and documentation."""
+        options = {"repeats": 1, "latency_texts": 1, "throughput_texts": 2, "resamples": 10}
+        return {"models": [model, model], "inputs": ["a cat", "a dog"], "labels": ["cat", "dog"], **options}
+
     def __init__(
         self,
         name: str,
@@ -144,7 +151,7 @@ class Compare(Stage):
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns what decides the result, by name, each with its fingerprint."""
-        parts = self.own_part()
+        parts = class_part(type(self))
         for index, model in enumerate(self.models):
             parts[f"model {index + 1}"] = fingerprint(model, f"models[{index}]")
             parts[f"device of model {index + 1}"] = fingerprint(str(model.device))

@@ -11,6 +11,7 @@ from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMi
 from datadreamer_like.evaluation.sizes import size_of
 from datadreamer_like.graph import Node
 from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.manifest import Manifest
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.export import write_card
@@ -110,7 +111,7 @@ class Compression(Stage, ModelNode):
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns what decides the result, by name, each with its fingerprint."""
-        parts = self.own_part() | {"model": fingerprint(self.source, "model"), **_method_parts(self.method)}
+        parts = class_part(type(self)) | {"model": fingerprint(self.source, "model"), **_method_parts(self.method)}
         for name, column in self.columns().items():
             parts[f"input {name}"] = fingerprint(column, name)
         if self.calibration is not None:

@@ -11,7 +11,7 @@ from datadreamer_like.graph import Node
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.models.trained.training_template import dressing_on
-from datadreamer_like.pruning import PruningMethod, Vocabulary
+from datadreamer_like.pruning import Magnitude, PruningMethod, Vocabulary
 from datadreamer_like.trainers import TrainHFClassifier, TrainHFFineTune
 from datadreamer_like.trainers.training.columns import Column, Columns
 from datadreamer_like.trainers.training.objectives import check_objective, node_of, teacher_of
@@ -56,6 +56,11 @@ class Prune(Compression):
     """
 
     method_classes = (PruningMethod, Vocabulary)
+
+    @classmethod
+    def example(cls, model: object) -> dict[str, Any]:
+        """Returns the smallest arguments beside the name, for tests and documentation."""
+        return {"model": model, "method": Magnitude.example()}
 
     def __init__(
         self,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from datadreamer_like.quantization import QuantizationMethod
+from typing import Any
+
+from datadreamer_like.quantization import DynamicInt8, QuantizationMethod
 
 from .compression import Compression
 
@@ -19,3 +21,8 @@ class Quantize(Compression):
     """
 
     method_classes = (QuantizationMethod,)
+
+    @classmethod
+    def example(cls, model: object) -> dict[str, Any]:
+        """Returns the smallest arguments beside the name, for tests and documentation."""
+        return {"model": model, "method": DynamicInt8.example()}

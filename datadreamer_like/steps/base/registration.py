@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, UnknownColumn, did_you_mean
 from datadreamer_like.graph.output import Column, OutputDatasetColumn, OutputIterableDatasetColumn
+
+RegistrationT = TypeVar("RegistrationT", bound="Registration")
+
+_EXAMPLES: dict[Any, Any] = {str: "Is it good?", int: 2, float: 0.5, bool: True}
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,28 @@ class Registration:
 
     def setup(self) -> None:
         """Registers inputs, arguments and outputs; to be written by a subclass."""
+
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Returns the smallest arguments with which the step does something, for tests and documentation.
+
+        A step that only takes texts, numbers and models as required arguments inherits this one.
+
+        Args:
+            folder: An empty folder for files that the example reads.
+
+        Returns:
+            What the constructor takes beside the name; columns are lists of values, and models are left out of `args`,
+            since they are whatever the reader has.
+        """
+        step = registered(cls)
+        inputs = {name: ["one text", "another text"] for name, spec in step._input_specs.items() if spec.required}
+        args = {
+            name: _EXAMPLES[spec.type]
+            for name, spec in step._arg_specs.items()
+            if spec.required and spec.type in _EXAMPLES
+        }
+        return {"inputs": inputs, "args": args}
 
     def register_input(self, input_column_name: str, required: bool = True, help: str | None = None) -> None:
         """Registers an input column.
@@ -180,6 +207,14 @@ class Registration:
     def _takes_extra(self, what: str) -> bool:
         """Tells whether names beyond the registered ones are handed on: to `llm.run`, say."""
         return False
+
+
+def registered(cls: type[RegistrationT]) -> RegistrationT:
+    """Returns an object of a step's class that has registered its names and nothing more."""
+    probe = cls.__new__(cls)
+    probe.name = cls.__name__
+    probe._registered()
+    return probe
 
 
 def _help_line(spec: Registered, is_argument: bool) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+import numpy as np
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, UnknownColumn, did_you_mean
 from datadreamer_like.graph.rows import Rows
@@ -51,7 +54,7 @@ class Operations:
 
     def select(self, indices: Iterable[int], lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
         """Takes the rows at some positions, in that order."""
-        chosen = indices if isinstance(indices, range) else [int(index) for index in indices]
+        chosen = np.fromiter(map(operator.index, indices), dtype=np.int64)
         return self._derived("select", lazy, options, {"indices": chosen}, lambda rows: transforms.select(rows, chosen))
 
     def select_columns(

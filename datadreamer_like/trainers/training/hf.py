@@ -19,6 +19,7 @@ from datadreamer_like.distillation import Objective
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
 from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.manifest import Manifest
 from datadreamer_like.models.llms.chat_template import AUTO
 from datadreamer_like.models.quiet import quiet
@@ -116,7 +117,7 @@ class HFTrainer(Trainer):
                 f'"{self.name}": training in float16 needs a GPU. Leave dtype out, or pass dtype="bfloat16".'
             )
         parts = {
-            "class": fingerprint([type(self), self.result_version], "class"),
+            **class_part(type(self)),
             "model": fingerprint(start or _named(self.model_name, self.revision), "model_name"),
             "objective": fingerprint(objective, "objective"),
             **columns.parts(),
