@@ -40,9 +40,11 @@ class Several:
     rows: np.ndarray[Any, Any]
 
     @classmethod
-    def of(cls, lists: Iterable[Sequence[int] | None]) -> Several:
+    def of(cls, lists: Iterable[Sequence[int] | None]) -> Several | Every:
         """Takes a list of positions for each row."""
         taken = [list(rows) if rows is not None else [] for rows in lists]
+        if taken and all(rows == taken[0] for rows in taken):
+            return Every(np.array(taken[0], dtype=np.int64))
         ends = np.cumsum([len(rows) for rows in taken], dtype=np.int64)
         return cls(ends, np.array([row for rows in taken for row in rows], dtype=np.int64))
 
@@ -66,7 +68,7 @@ class Positions:
             if piece and place == piece.start == last.stop:
                 self.pieces[-1] = range(last.start, piece.stop, last.step)
                 return
-        if isinstance(piece, Every) and isinstance(last, Every) and piece.rows is last.rows:
+        if isinstance(piece, Every) and isinstance(last, Every) and np.array_equal(piece.rows, last.rows):
             return
         self.starts.append(start)
         self.pieces.append(_small(piece))

@@ -79,6 +79,11 @@ def whole_schema(column: Column) -> pa.Schema:
     return _whole(column).rows.schema
 
 
+def inputs_schema(columns: Mapping[str, Column]) -> pa.Schema:
+    """Returns what is known of some columns, by their names in the step."""
+    return pa.schema([column.rows.schema.field(0).with_name(name) for name, column in columns.items()])
+
+
 def num_rows_of(columns: Mapping[str, Column]) -> int | None:
     """Returns the number of rows that columns side by side have; None where it is not known beforehand."""
     return next((column.num_rows for column in columns.values() if column.num_rows is not None), None)
