@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Self, Unpack
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.node import Node
-from datadreamer_like.graph.output import OutputDataset, OutputIterableDataset, RowSource
+from datadreamer_like.graph.output import OutputDataset, OutputIterableDataset
+from datadreamer_like.graph.rows import Rows
 
 from ..base.step import Step
 from . import transforms
@@ -26,7 +28,7 @@ class Derived(Step):
         operation: str,
         sources: list[Step],
         args: dict[str, Any],
-        make: Callable[[], transforms.Table],
+        make: Callable[[], Rows],
         lazy: bool,
         options: OperationOptions,
     ) -> None:
@@ -48,7 +50,7 @@ class Derived(Step):
         operation: str,
         sources: list[Step],
         args: dict[str, Any],
-        make: Callable[[], transforms.Table],
+        make: Callable[[], Rows],
         lazy: bool,
         options: OperationOptions,
     ) -> Self:
@@ -63,7 +65,7 @@ class Derived(Step):
         """Registers whatever columns the operation gives; known when it runs."""
         self.register_output("*")
 
-    def run(self) -> transforms.Table:
+    def run(self) -> Rows:
         """Applies the operation."""
         return self._make()
 
@@ -79,17 +81,16 @@ class Derived(Step):
     def _execute(self) -> None:
         self.parents = list(dict.fromkeys(self.sources))
         if self._lazy:
-            # Nothing is kept, so there is nothing to find: a view on a table, or rows made when they are asked for.
+            # Nothing is kept, so there is nothing to find: a view on a table, or rows generated lazily.
             with self.at_work():
                 made = self._make()
-            self._output = _output(self, made)
+            rows = replace(made, node=self)
+            self._output = OutputIterableDataset(self, rows) if rows.table is None else OutputDataset(self, rows)
             return
         super()._execute()
 
     def _build(self, draft: Any, lazy: list[Any]) -> Any:
-        made = self._make()
-        self._output_specs = {name: self._output_specs["*"] for name in transforms.columns_of(made)}
-        return self._write(made, draft)
+        return self._write(self._make(), draft)
 
 
 def concat(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
@@ -97,7 +98,7 @@ def concat(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions])
 
     Args:
         *steps: Steps with the same columns.
-        lazy: Make the rows when they are asked for.
+        lazy: Generate the rows lazily.
         **options: See `OperationOptions`.
 
     Raises:
@@ -112,7 +113,7 @@ def concat(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions])
                 "Rename or select columns first."
             )
     return Derived.of(
-        "concat", list(steps), {}, lambda: transforms.concatenated([step.output for step in steps]), lazy, options
+        "concat", list(steps), {}, lambda: transforms.concatenated([step.output.rows for step in steps]), lazy, options
     )
 
 
@@ -121,7 +122,7 @@ def zipped(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions])
 
     Args:
         *steps: Steps with equally many rows and different columns.
-        lazy: Make the rows when they are asked for.
+        lazy: Generate the rows lazily.
         **options: See `OperationOptions`.
 
     Raises:
@@ -136,7 +137,7 @@ def zipped(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions])
     if len(set(lengths.values())) > 1:
         raise DefinitionError(f"zipped: the steps have different numbers of rows: {lengths}.")
     return Derived.of(
-        "zipped", list(steps), {}, lambda: transforms.side_by_side([step.output for step in steps]), lazy, options
+        "zipped", list(steps), {}, lambda: transforms.side_by_side([step.output.rows for step in steps]), lazy, options
     )
 
 
@@ -160,11 +161,3 @@ def _name(operation: str, sources: list[Step]) -> str:
 
 def _own_name(node: Node) -> str:
     return node.name.rpartition(" / ")[2]
-
-
-def _output(step: Derived, made: transforms.Table) -> OutputDataset | OutputIterableDataset:
-    if isinstance(made, RowSource):
-        return OutputIterableDataset(step, made)
-    if isinstance(made, OutputDataset):
-        return OutputDataset(step, made.dataset, made.pickled, num_rows=made.num_rows)
-    return OutputIterableDataset(step, RowSource(made.column_names, made.batches, made.num_rows))
