@@ -26,7 +26,7 @@ class Usage:
         cached: Answers found in the cache instead.
         prompt_tokens: Tokens sent.
         completion_tokens: Tokens received.
-        cost: Money spent, in US dollars.
+        cost: Money spent, in US dollars; 0 where nothing was paid for, None where a price is not known.
         failed_rows: Rows that have an error in place of a value.
         failures: The first thousand of these, row index to message.
         note: A few words on what is happening now, for the progress display.
@@ -38,7 +38,7 @@ class Usage:
     cached: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    cost: float = 0.0
+    cost: float | None = 0.0
     failed_rows: int = 0
     failures: dict[int, str] = field(default_factory=dict)
     note: str = ""
@@ -52,7 +52,7 @@ class Usage:
         cached: int = 0,
         prompt_tokens: int = 0,
         completion_tokens: int = 0,
-        cost: float = 0.0,
+        cost: float | None = 0.0,
     ) -> None:
         """Adds to the counts."""
         with self._lock:
@@ -61,7 +61,7 @@ class Usage:
             self.cached += cached
             self.prompt_tokens += prompt_tokens
             self.completion_tokens += completion_tokens
-            self.cost += cost
+            self.cost = None if self.cost is None or cost is None else self.cost + cost
 
     def row_failed(self, index: int, message: str) -> None:
         """Counts a row that has an error in place of a value."""

@@ -28,8 +28,8 @@ class Trainer(ModelNode):
     """
 
     kind: ClassVar = "trainer"
-    result_version: ClassVar[str] = "1"
-    """Changes when the same arguments give another model."""
+    result_version: ClassVar[int] = 1
+    """Raised when the same arguments give another model."""
 
     def __init__(
         self,
@@ -45,6 +45,11 @@ class Trainer(ModelNode):
         super().__init__(name, force=force, progress_interval=progress_interval)
         self._log_level = log_level or (logging.WARNING if verbose is False else None)
         self._decided_by: dict[str, str] | None = None
+
+    @classmethod
+    def example(cls) -> dict[str, Any]:
+        """Returns the smallest arguments of `train`, for tests and documentation; columns are lists of values."""
+        raise NotImplementedError(f"{cls.__name__} has no example().")
 
     def train(self, *args: Any, **kwargs: Any) -> Self:
         """Trains, or finds what was trained before."""
@@ -115,9 +120,9 @@ class Trainer(ModelNode):
         return self.path
 
     @property
-    def version(self) -> str:
-        """Version of the trainer: it changes when the same arguments give another model."""
-        return self.result_version
+    def version(self) -> float:
+        """Version of the trainer: raised when the same arguments give another model."""
+        return float(self.result_version)
 
     @property
     def display_name(self) -> str:

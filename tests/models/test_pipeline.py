@@ -159,7 +159,14 @@ def test_cache_only_gives_what_is_known_and_refuses_to_ask(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "options",
-    [{"temperature": 0.5}, {"top_p": 0.9}, {"max_new_tokens": 5}, {"seed": 1}, {"stop": "x"}, {"json_schema": {}}],
+    [
+        {"temperature": 0.5},
+        {"top_p": 0.9},
+        {"max_new_tokens": 5},
+        {"seed": 1},
+        {"stop": "x"},
+        {"schema": {}},
+    ],
 )
 def test_other_sampling_is_another_question(options: Any, tmp_path: Path) -> None:
     llm = Asynchronous(tmp_path)
@@ -531,7 +538,13 @@ def test_a_batch_with_an_answer_missing_is_a_definition_error(tmp_path: Path) ->
         ({"temperature": "hot"}, "must be a number"),
         ({"n": 1.5}, "must be a whole number"),
         ({"reasoning_effort": "low"}, "no generation option"),
-        ({"json_schema": {}, "response_format": {}}, "not both"),
+        ({"response_format": {"type": "json_object"}}, "no generation option"),
+        ({"schema": 3}, "must be a pydantic model class or a JSON schema"),
+        ({"schema": {"type": "sandwich"}}, "not a valid JSON schema: at type"),
+        ({"repetition_penalty": 0.0}, "a number above 0"),
+        ({"logit_bias": {"a": 1}}, "must be a dict from token ids"),
+        ({"temperature": float("nan")}, "0 or more"),
+        ({"n": float("inf")}, "must be a whole number"),
     ],
 )
 def test_a_wrong_option_is_refused_before_anything_is_sent(options: Any, match: str, tmp_path: Path) -> None:
@@ -556,9 +569,11 @@ def test_an_answer_survives_being_stored() -> None:
         9,
         ["stop", "length"],
         [[TokenLogprob("a", -0.5, (("a", -0.5), ("b", -1.25)))], []],
+        ["thought", None],
+        cost=0.0,
     )
     assert decode_answer(encode_answer(answer)) == answer
-    assert decode_answer(b'[["x"],1,2,["stop"]]') == Answer(["x"], 1, 2, ["stop"])
+    assert decode_answer(b'[["x"],1,2,["stop"]]') == Answer(["x"], 1, 2, ["stop"], cost=0.0)
 
 
 def test_n_answers_are_a_list_a_row(tmp_path: Path) -> None:

@@ -42,7 +42,6 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
     Args:
         identity: Hash of all that decides the LLM's answers besides sampling and prompt.
         sampling: How to answer.
-        cost: Returns the price of prompt and completion tokens.
         follow_up: Returns the prompt that asks again, from the request, its answer and the reason for its rejection.
     """
 
@@ -50,11 +49,9 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
         self,
         identity: str,
         sampling: Sampling,
-        cost: Callable[[int, int], float],
         follow_up: Callable[[Request, Answer, str], Prompt],
     ) -> None:
         self._sampling = sampling
-        self._cost = cost
         self._follow_up = follow_up
         decided_by = f"{identity}\0{sampling.key_material()}\0"
         self._prefix = hashlib.blake2b(decided_by.encode("utf-8", "surrogatepass"), digest_size=16)
@@ -106,9 +103,9 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
         """Returns the tokens as the engine counted them."""
         return answer.prompt_tokens, answer.completion_tokens
 
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Returns what the LLM costs for so many tokens."""
-        return self._cost(prompt_tokens, completion_tokens)
+    def cost(self, answer: Answer) -> float | None:
+        """Returns what the answer cost."""
+        return answer.cost
 
     def size(self, request: Request) -> int:
         """Returns the characters of the prompt."""

@@ -73,8 +73,8 @@ class Calls(ABC, Generic[P, Q, A]):
         """Returns the prompt's and the answer's tokens."""
         return 0, 0
 
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Returns the price of so many tokens, in US dollars."""
+    def cost(self, answer: A) -> float | None:
+        """Returns what an answer cost, in US dollars; None where that is not known."""
         return 0.0
 
     def size(self, request: Q) -> int:
@@ -135,14 +135,18 @@ class Recorder(Generic[P, Q, A]):
         calls = self.calls
         items = []
         prompt_tokens = completion_tokens = requests = 0
+        cost: float | None = 0.0
         for job, answer in finished:
             job.answer = answer
             requests += job.tries
             if calls.error(answer) is None:
                 items.append((job.key, calls.encode(answer)))
-                sent, received = calls.tokens(answer)
-                prompt_tokens += sent
-                completion_tokens += received
+            # A failed row may have been paid for too.
+            sent, received = calls.tokens(answer)
+            prompt_tokens += sent
+            completion_tokens += received
+            price = calls.cost(answer)
+            cost = None if cost is None or price is None else cost + price
         if items:
             self._store.put_many(items)
             self.knows_answers = True
@@ -150,7 +154,7 @@ class Recorder(Generic[P, Q, A]):
             requests=requests,
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
-            cost=calls.cost(prompt_tokens, completion_tokens),
+            cost=cost,
         )
         self.stored.extend([job for job, _ in finished])
 

@@ -121,10 +121,6 @@ class LLM(Model):
         """Whether a text is sent as a chat message; False for models that continue a plain text."""
         return True
 
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Returns the price of so many tokens in US dollars; 0 where it is not known."""
-        return 0.0
-
     def count_tokens(self, value: str) -> int:
         """Returns the number of tokens of a text; a cautious estimate where the tokenizer is not at hand."""
         # English takes about four characters a token; a text of other scripts takes about one byte in two.
@@ -224,7 +220,7 @@ class LLM(Model):
             )
 
         return run_calls(
-            LLMCalls(fingerprint(self), generation.sampling, self.cost, self.follow_up),
+            LLMCalls(fingerprint(self), generation.sampling, self.follow_up),
             prompts,
             make_engine,
             model_answers(self),

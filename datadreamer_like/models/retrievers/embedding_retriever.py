@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -85,6 +85,11 @@ class EmbeddingRetriever(Retriever):
         self._index: Any = None
         self._lock = threading.Lock()
 
+    @classmethod
+    def example(cls, model: Any) -> Self:
+        """Returns a retriever of three texts, for tests and documentation."""
+        return cls(["a", "a cat", "two big dogs"], model)
+
     def identity(self) -> dict[str, Any]:
         """Returns the corpus, the embedder and all options that decide what is found."""
         return {**self._index_identity(), "query_instruction": self.query_instruction, "kwargs": self.kwargs}
@@ -126,7 +131,7 @@ class EmbeddingRetriever(Retriever):
         folder = self.cache_folder_path or (session.cache_folder if session is not None else None)
         if folder is None:
             return self._made()
-        name = f"{type(self).__name__}-{fingerprint([self.version, self._index_identity()], 'retriever')[:24]}"
+        name = f"{type(self).__name__}-{fingerprint([type(self), self._index_identity()], 'retriever')[:24]}"
         path = Path(folder) / f"{name}.faiss"
         if not path.exists():
             with explained("Keeping a retriever's index", path):

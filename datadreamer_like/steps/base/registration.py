@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, UnknownColumn, did_you_mean
 from datadreamer_like.graph.output import Column, OutputDatasetColumn, OutputIterableDatasetColumn
+
+RegistrationT = TypeVar("RegistrationT", bound="Registration")
+
+_EXAMPLES: dict[Any, Any] = {str: "Is it good?", int: 2, float: 0.5, bool: True}
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,28 @@ class Registration:
 
     def setup(self) -> None:
         """Registers inputs, arguments and outputs; to be written by a subclass."""
+
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Returns the smallest arguments with which the step does something, for tests and documentation.
+
+        A step that only takes texts, numbers and models as required arguments inherits this one.
+
+        Args:
+            folder: An empty folder for files that the example reads.
+
+        Returns:
+            What the constructor takes beside the name; columns are lists of values, and models are left out of `args`,
+            since they are whatever the reader has.
+        """
+        step = registered(cls)
+        inputs = {name: ["one text", "another text"] for name, spec in step._input_specs.items() if spec.required}
+        args = {
+            name: _EXAMPLES[spec.type]
+            for name, spec in step._arg_specs.items()
+            if spec.required and spec.type in _EXAMPLES
+        }
+        return {"inputs": inputs, "args": args}
 
     def configure(self) -> None:
         """Called when inputs and arguments have been checked one by one, before outputs are renamed.
@@ -207,6 +234,14 @@ class Registration:
                 f'"{self.name}" misses the {what}{"s" if len(missing) > 1 else ""} {listed}. '
                 f"Give {what}s as {what if what != 'argument' else 'arg'}s={{{listed.split(',')[0]}: ...}}."
             )
+
+
+def registered(cls: type[RegistrationT]) -> RegistrationT:
+    """Returns an object of a step's class that has registered its names and nothing more."""
+    probe = cls.__new__(cls)
+    probe.name = cls.__name__
+    probe._registered()
+    return probe
 
 
 def _help_line(spec: Registered, is_argument: bool) -> str:

@@ -14,7 +14,9 @@ from datadreamer_like.errors import (
     DefinitionError,
     SessionError,
 )
-from datadreamer_like.graph.fingerprint import fingerprint, is_installed
+from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.identity import class_part
+from datadreamer_like.graph.installed import is_installed
 from datadreamer_like.graph.manifest import Manifest
 from datadreamer_like.graph.node import Node, working_node
 from datadreamer_like.graph.output import (
@@ -93,6 +95,9 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
 
     kind = "step"
 
+    result_version: ClassVar[int] = 1
+    """Raised when the same inputs and arguments give other rows."""
+
     # Arguments that change how a result is made, never what it is.
     neutral_args: ClassVar[frozenset[str]] = frozenset({"lazy"})
 
@@ -162,8 +167,8 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
 
     @property
     def version(self) -> float:
-        """Raise it when the step's results change for a reason that its code does not show."""
-        return 1.0
+        """Version of the results; a script's own step may raise it for a reason that its code does not show."""
+        return float(self.result_version)
 
     @property
     def inputs(self) -> dict[str, Column]:
@@ -278,9 +283,9 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns what decides the result, by name, each with its fingerprint."""
-        cls = type(self)
-        parts = {"code" if not is_installed(cls.__module__) else "class": fingerprint(cls, f"step {cls.__name__}")}
-        parts["version"] = fingerprint(self.version)
+        parts = class_part(type(self))
+        if type(self).version is not Step.version:
+            parts["version"] = fingerprint(self.version)
         for name, value in self._args.items():
             if name not in self.neutral_args:
                 parts[f"argument {name}"] = fingerprint(value, f'"{self.name}": argument "{name}"')

@@ -6,6 +6,7 @@ import random
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, islice, product
+from pathlib import Path
 from typing import Any
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
@@ -66,6 +67,12 @@ class DataFromAttributedPrompt(DataFromPrompt):
         self.register_arg("seed", required=False, type=int, help="For the examples' order, and for the LLM.")
         self.register_output("attributes", help="The attributes of each row.")
         self.register_prompt_outputs()
+
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Returns the smallest arguments with which the step does something, for tests and documentation."""
+        args = {"instruction": "Write a {tone} review.", "attributes": {"tone": ["kind", "angry"]}, "n": 2}
+        return {"inputs": {}, "args": args}
 
     def input_batches(self) -> Iterator[Batch]:
         """Yields the attributes of each row, and the examples that its prompt shows."""

@@ -277,7 +277,7 @@ class PromptStep(Step):
             if name not in own and not (value is None and name in self._arg_specs)
         }
         if self.schema is not None and self._enforces_schema():
-            options["json_schema"] = self.schema.json_schema
+            options["schema"] = self.schema.json_schema
         return options
 
     def fitted(self, make: Callable[[], str]) -> RowPrompt:
@@ -331,7 +331,7 @@ class PromptStep(Step):
         llm = self.args["llm"]
         if self.schema is None or not llm.enforces_schemas:
             return False
-        options = {"json_schema": self.schema.json_schema}
+        options = {"schema": self.schema.json_schema}
         try:
             llm.check(Generation.from_options(options, llm.extra_options).sampling)
         except DefinitionError:  # a keyword that this engine cannot keep

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import DefinitionError, did_you_mean
 from datadreamer_like.graph.output import Batch
 from datadreamer_like.models.embedders.embedder import Embedder
 
@@ -64,6 +65,11 @@ class CosineSimilarity(Step):
         self.register_output("b", help="As it came in.")
         self.register_output("similarities", help="Cosines of the angles.")
 
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Returns the smallest arguments with which the step does something, for tests and documentation."""
+        return {"inputs": {"a": [[1.0, 0.0], [0.6, 0.8]], "b": [[0.0, 1.0], [0.6, 0.8]]}, "args": {}}
+
     def run(self) -> LazyRowBatches:
         """Compares the two columns."""
         total = self._inputs["a"].num_rows
@@ -94,7 +100,7 @@ class CosineSimilarity(Step):
         if extra and embedder is None:
             raise DefinitionError(
                 f'"{self.name}" has no argument "{extra[0]}"; without an embedder it takes: '
-                f"{', '.join(self._arg_specs)}."
+                f"{', '.join(self._arg_specs)}.{did_you_mean(extra[0], self._arg_specs)}"
             )
         if extra:
             check_options(self.name, self._arg_specs, self._args, embedder, "embedder")

@@ -92,6 +92,12 @@ class CSVDataSource(FileSource):
                 raise DefinitionError(f'"{name}": {option} is {value!r}; expected a number of 0 or more.')
         super().__init__(name, data_folder, data_files, config_kwargs)
 
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Returns the smallest arguments with which the step does something, for tests and documentation."""
+        (folder / "texts.csv").write_text("text,stars\none,1\ntwo,2\n", encoding="utf-8")
+        return {"data_files": folder / "texts.csv"}
+
     def decides(self) -> dict[str, Any]:
         """Returns the content of the files, the separator and the options."""
         return {**super().decides(), "sep": self.sep}

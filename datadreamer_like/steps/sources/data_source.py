@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, EmptyDataset, did_you_mean
 from datadreamer_like.graph.fingerprint import ByContent, fingerprint
+from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.manifest import Manifest
 from datadreamer_like.graph.output import BATCH_SIZE, Batch, OutputDataset
 
@@ -51,7 +52,7 @@ class Source(Step):
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns the class and what decides the rows."""
-        parts = {"class": fingerprint(type(self)), "version": fingerprint(self.version)}
+        parts = class_part(type(self))
         for what, value in self.decides().items():
             parts[what] = fingerprint(value, f'"{self.name}": {what}')
         return parts
@@ -114,6 +115,11 @@ class DataSource(Source):
         self.total_num_rows = total_num_rows
         self._check(name)
         super().__init__(name, **options)
+
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Returns the smallest arguments with which the step does something, for tests and documentation."""
+        return {"data": {"text": ["one", "two"]}}
 
     def decides(self) -> dict[str, Any]:
         """Returns the data; of a dictionary also the order of its columns."""
@@ -220,6 +226,14 @@ class HFDatasetDataSource(Source):
                 f"{os.path.join(self.source_path, splits[0] if splits else 'train')}."
             )
         super().__init__(name, **options)
+
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Returns the smallest arguments with which the step does something, for tests and documentation."""
+        from datasets import Dataset
+
+        Dataset.from_dict({"text": ["one", "two"]}).save_to_disk(folder / "saved")
+        return {"dataset_path": folder / "saved"}
 
     def decides(self) -> dict[str, Any]:
         """Returns the folder's content."""

@@ -75,6 +75,12 @@ class HFHubDataSource(Source):
         self._commit: str | None = None
         super().__init__(name, **{key: value for key, value in config_kwargs.items() if key in _OF_NODE})
 
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Returns the smallest arguments with which the step does something, for tests and documentation."""
+        (folder / "texts.csv").write_text("text\none\ntwo\n", encoding="utf-8")
+        return {"path": "csv", "split": "train", "data_files": str(folder / "texts.csv")}
+
     def decides(self) -> dict[str, Any]:
         """Returns the commit, or the content of local files, and the options."""
         files = {key: _by_content(value) for key, value in self.config.items() if key in ("data_files", "data_dir")}

@@ -52,6 +52,12 @@ class JSONDataSource(FileSource):
     ) -> None:
         super().__init__(name, data_folder, data_files, config_kwargs)
 
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Returns the smallest arguments with which the step does something, for tests and documentation."""
+        (folder / "texts.jsonl").write_text('{"text": "one", "stars": 1}\n{"text": "two"}\n', encoding="utf-8")
+        return {"data_files": folder / "texts.jsonl"}
+
     def run(self) -> LazyRowBatches:
         """Reads the files twice: for columns, types and faults, and then for the rows."""
         self.register_files()
