@@ -28,7 +28,7 @@ from datadreamer_like.graph.output import (
     unpickled,
 )
 from datadreamer_like.graph.pickles import is_pickled, pickle_value, repickled, unpickle
-from datadreamer_like.graph.session import NothingToKeep
+from datadreamer_like.graph.results import Kept, OnDemand, Outcome
 from datadreamer_like.graph.usage import Usage
 from datadreamer_like.storage.tables import TableWriter, open_table, table_batches
 
@@ -307,12 +307,11 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
             self.wait()
 
     def _execute(self) -> None:
-        lazy: list[Result] = []
-        try:
-            manifest = self.settle(lambda draft: self._build(draft, lazy))
-        except NothingToKeep:
-            self._output = self._lazy_output(lazy[0])
+        outcome = self.find_or_make()
+        if isinstance(outcome, OnDemand):
+            self._output = self._lazy_output(outcome.value)
             return
+        manifest = outcome.manifest
         in_memory = self.session is not None and self.session.in_memory
         self._output = OutputDataset(
             self,
@@ -325,7 +324,8 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
     def _open_table(self) -> Dataset:
         return open_table(self.result_folder / TABLE_FOLDER)
 
-    def _build(self, draft: Path, lazy: list[Result]) -> Manifest:
+    def build(self, draft: Path) -> Outcome:
+        """Runs the step."""
         self._draft = draft
         try:
             what = f'"{self.name}"'
@@ -333,9 +333,8 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
             for kind, fact in self._card_facts:
                 self.card.register(kind, fact)
             if stays_lazy:
-                lazy.append(result)
-                raise NothingToKeep
-            return self._write(result, draft)
+                return OnDemand(result)
+            return Kept(self._write(result, draft))
         finally:
             self._draft = None
 
@@ -363,7 +362,7 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
         except BaseException:
             writer.abort()
             raise
-        return self.new_manifest(columns=list(schema.names), rows=writer.num_rows, pickled=pickled)
+        return self.kept(columns=list(schema.names), rows=writer.num_rows, pickled=pickled).manifest
 
     def _named(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         names = dict(zip(self._output_specs, self.output_names, strict=True))

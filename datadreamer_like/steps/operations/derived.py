@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self, Unpack
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.graph.node import Node
+from datadreamer_like.graph.node import Node, working
 from datadreamer_like.graph.output import OutputDataset, OutputIterableDataset, RowSource
+from datadreamer_like.graph.results import Kept, Outcome
 
 from ..base.step import Step
 from . import transforms
@@ -80,16 +82,17 @@ class Derived(Step):
         self.parents = list(dict.fromkeys(self.sources))
         if self._lazy:
             # Nothing is kept, so there is nothing to find: a view on a table, or rows made when they are asked for.
-            with self.at_work():
+            with working(self):
                 made = self._make()
             self._output = _output(self, made)
             return
         super()._execute()
 
-    def _build(self, draft: Any, lazy: list[Any]) -> Any:
+    def build(self, draft: Path) -> Outcome:
+        """Applies the operation and keeps its rows."""
         made = self._make()
         self._output_specs = {name: self._output_specs["*"] for name in transforms.columns_of(made)}
-        return self._write(made, draft)
+        return Kept(self._write(made, draft))
 
 
 def concat(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
@@ -155,7 +158,7 @@ def _name(operation: str, sources: list[Step]) -> str:
     session = sources[0].session
     if session is None:
         return f"{first} ({operation})"
-    return session.numbered(f"{first} ({operation})", lambda count: f"{first} ({operation} #{count})")
+    return session.results.free_name(f"{first} ({operation})", lambda count: f"{first} ({operation} #{count})")
 
 
 def _own_name(node: Node) -> str:

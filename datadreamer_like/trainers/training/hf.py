@@ -20,7 +20,7 @@ from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_
 from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
-from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.llms.chat_template import AUTO
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.hf_source import HOW_FETCHED, hf_source, loading
@@ -135,7 +135,7 @@ class HFTrainer(Trainer):
         parents = [*columns.steps(), *(node for node in models if node is not None)]
         return self.work(parts, parents, partial(self._build, columns, training, objective))
 
-    def _build(self, columns: Columns, training: Training, objective: Objective, draft: Path) -> Manifest:
+    def _build(self, columns: Columns, training: Training, objective: Objective, draft: Path) -> Kept:
         device = training_device(self.device)
         with quiet(), seeded(training.seed), borrowed(teacher_of(objective)):
             config, tokenizer = self._config_and_tokenizer()
@@ -166,7 +166,7 @@ class HFTrainer(Trainer):
             self._fill_card(fitted.metrics, objective)
             TrainedModel.save(model, tokenizer, draft / self.MODEL_FOLDER, self.card)
         result = {"epochs": fitted.epochs, "history": fitted.history, "adapter": self.peft_config is not None}
-        return self.new_manifest(result=result)
+        return self.kept(result=result)
 
     def _config_and_tokenizer(self) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
         source, options = self._source(), self._hub_options()
