@@ -20,7 +20,8 @@
     │   │   └── PromptTooLong   the prompt and the answer do not fit the context window
     │   ├── RateLimited         too many requests; retried after the time the provider names
     │   ├── Unavailable         no connection, a time-out or a server error; retried
-    │   └── MalformedAnswer     the provider answered with something that is no answer; retried
+    │   ├── MalformedAnswer     the provider answered with something that is no answer; retried
+    │   └── RejectedAnswer      an answer did not pass `parse` or a schema, or a function of it raised
     ├── MissingExtra            an optional dependency is not installed
     ├── NotTrained              a trainer is used before `train`
     ├── MethodMisfit            a compression method does not fit this model
@@ -34,6 +35,9 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Iterable
+
+# Characters of a rejected answer in its row's error.
+_ANSWER_SHOWN = 500
 
 
 class DataDreamerError(Exception):
@@ -140,6 +144,17 @@ class Unavailable(ModelError, ConnectionError):
 
 class MalformedAnswer(ModelError, ValueError):
     """The provider answered with something that is no answer."""
+
+
+class RejectedAnswer(ModelError, ValueError):
+    """The answer does not pass `parse` or a schema, or a function that was given it raised."""
+
+    @classmethod
+    def of(cls, text: str | None, reason: str, cause: Exception | None = None) -> RejectedAnswer:
+        """Returns the error of a row whose last answer was `text`; `cause` is why asking again failed, if it did."""
+        shown = repr(text) if text is None or len(text) <= _ANSWER_SHOWN else f"{text[:_ANSWER_SHOWN]!r}..."
+        again = f" Asking again failed: {cause}" if cause is not None else ""
+        return cls(f"{reason} The last answer was: {shown}.{again}")
 
 
 class MissingExtra(DataDreamerError, ImportError):

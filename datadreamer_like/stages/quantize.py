@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from datadreamer_like.quantization import DynamicInt8, QuantizationMethod
+from datadreamer_like.quantization import DynamicInt8
 
 from .compression import Compression
 
@@ -20,7 +20,7 @@ class Quantize(Compression):
         >>> small.export(to="student-int8")  # doctest: +SKIP
     """
 
-    method_classes = (QuantizationMethod,)
+    method_kind = "quantization"
 
     @classmethod
     def example(cls, model: object) -> dict[str, Any]:

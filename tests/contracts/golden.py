@@ -13,6 +13,7 @@ import numpy as np
 from subjects import ROOMS, Lengths, Parrot, classes_of, example_of, public
 
 from datadreamer_like import DataDreamer
+from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models import LLM, Embedder, Retriever, TaskModel
 from datadreamer_like.models.model import Model
 from datadreamer_like.stages import Stage
@@ -92,7 +93,7 @@ def of_llm(kind: Any, given: Given, folder: Path) -> Any:
     os.environ.setdefault(f"{kind.__name__.upper()}_API_KEY", "none")  # nothing is sent to the provider
     llm = kind.example(str(given.files.get(kind.__name__, "example/model")))
     options: dict[str, Any] = {"max_new_tokens": 5, "temperature": 0.7, "top_p": 0.9, "n": 2, "seed": 3}
-    calls = LLMCalls(llm, Generation.from_options(options, llm.extra_options))
+    calls = LLMCalls(fingerprint(llm), Generation.from_options(options, llm.extra_options).sampling, llm.follow_up)
     keys, _ = calls.admit(["Say yes.", "Say yes.", [{"role": "user", "content": "Say no."}]])
     result: dict[str, Any] = {"keys": [key.hex() for key in keys]}
     if "base_url" in inspect.signature(kind.__init__).parameters:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +17,11 @@ from subjects import classes_of
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from datadreamer_like.compression import CompressionMethod
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.graph.fingerprint import fingerprint
 
-METHODS = [
-    kind for kind in classes_of("pruning", "quantization") if hasattr(kind, "apply") and hasattr(kind, "example")
-]
+METHODS = classes_of("pruning", "quantization", below=CompressionMethod)
 TEXTS = ["the cat sat", "the dog sat on the mat", "a mat", "the the cat"]
 
 
@@ -39,10 +39,9 @@ class Given:
     def applied(self, method: Any, model: Any = None) -> tuple[Any, Any]:
         """Returns the smaller model and its tokenizer."""
         model = self.model if model is None else model
-        if getattr(method, "changes_tokenizer", False):
-            return method.apply(model, TEXTS, tokenizer=self.tokenizer)  # type: ignore[no-any-return]
-        labels = torch.tensor([0, 1, 2, 0])
-        return method.apply(model, [{**self.batch(), "labels": labels}]), self.tokenizer
+        batches = [{**self.batch(), "labels": torch.tensor([0, 1, 2, 0])}]
+        data = TEXTS if method.changes_tokenizer else batches
+        return method.apply(model, data, tokenizer=self.tokenizer)  # type: ignore[no-any-return]
 
 
 def logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -154,11 +153,22 @@ class TestMethod:
         assert method.fits(given.model) is None
 
     def test_data_that_it_needs_are_asked_for(self, given: Given, kind: Any) -> None:
-        if getattr(kind, "needs_calibration", False):
+        if kind.needs_calibration:
             with pytest.raises(DefinitionError, match="calibration"):
                 kind.example().apply(given.model)
         else:
             kind.example().apply(given.model)
+
+    def test_without_a_tokenizer_it_returns_the_model_alone(self, given: Given, kind: Any) -> None:
+        if kind.changes_tokenizer:
+            with pytest.raises(DefinitionError, match="tokenizer=tokenizer"):
+                kind.example().apply(given.model, TEXTS)
+        else:
+            assert type(kind.example().apply(given.model, [given.batch()])) is type(given.model)
+
+    def test_the_papers_that_cards_cite_are_those_of_its_docstring(self, kind: Any) -> None:
+        assert list(kind.papers) == re.findall(r"arXiv:(\d{4}\.\d{4,5})", kind.__doc__)
+        assert kind.kind == kind.__module__.split(".")[1]
 
     def test_it_is_a_value_that_a_cache_can_tell_from_others(self, kind: Any) -> None:
         method = kind.example()

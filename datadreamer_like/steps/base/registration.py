@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, UnknownColumn, did_you_mean
 from datadreamer_like.graph.output import Column, OutputDatasetColumn, OutputIterableDatasetColumn
@@ -40,6 +41,9 @@ class Registration:
 
     name: str
 
+    takes_options: ClassVar[bool] = False
+    """Whether arguments beyond the registered ones are accepted: the options of a model's `run`, say."""
+
     def setup(self) -> None:
         """Registers inputs, arguments and outputs; to be written by a subclass."""
 
@@ -64,6 +68,12 @@ class Registration:
             if spec.required and spec.type in _EXAMPLES
         }
         return {"inputs": inputs, "args": args}
+
+    def configure(self) -> None:
+        """Called when inputs and arguments have been checked one by one, before outputs are renamed.
+
+        A subclass refuses here what does not go together, and may register outputs that depend on what was given.
+        """
 
     def register_input(self, input_column_name: str, required: bool = True, help: str | None = None) -> None:
         """Registers an input column.
@@ -107,6 +117,22 @@ class Registration:
         """
         self._register(self._output_specs, Registered(output_column_name, help=help), "output")
 
+    def replace_output(self, output_column_name: str, names: Iterable[str]) -> None:
+        """Puts outputs in the place of one; for `configure`, where the names depend on the inputs.
+
+        Args:
+            output_column_name: A registered output.
+            names: The names of the columns that it stands for.
+
+        Raises:
+            DefinitionError: A name is registered already.
+        """
+        specs = dict(self._output_specs)
+        self._output_specs.clear()
+        for name, spec in specs.items():
+            for new in names if name == output_column_name else (name,):
+                self._register(self._output_specs, replace(spec, name=new), "output")
+
     def register_data_card(self, data_card_type: str, data_card: Any) -> None:
         """Adds a fact to the step's card.
 
@@ -139,6 +165,11 @@ class Registration:
         self._card_facts: list[tuple[str, Any]] = []
         self._closed = False
         self.setup()
+        self._closed = True
+
+    def _configured(self) -> None:
+        self._closed = False
+        self.configure()
         self._closed = True
 
     def _register(self, specs: dict[str, Registered], spec: Registered, what: str) -> None:
@@ -192,7 +223,7 @@ class Registration:
         if not isinstance(given, dict):
             raise ArgumentTypeError(f'"{self.name}": {what}s are given as {_described(given)}; expected a dictionary.')
         for name in given:
-            if name not in specs and not self._takes_extra(what):
+            if name not in specs and not (what == "argument" and self.takes_options):
                 offered = ", ".join(specs) or "none"
                 message = f'"{self.name}" has no {what} "{name}"; it takes: {offered}.{did_you_mean(name, specs)}'
                 raise UnknownColumn(message) if what == "output" else DefinitionError(message)
@@ -203,10 +234,6 @@ class Registration:
                 f'"{self.name}" misses the {what}{"s" if len(missing) > 1 else ""} {listed}. '
                 f"Give {what}s as {what if what != 'argument' else 'arg'}s={{{listed.split(',')[0]}: ...}}."
             )
-
-    def _takes_extra(self, what: str) -> bool:
-        """Tells whether names beyond the registered ones are handed on: to `llm.run`, say."""
-        return False
 
 
 def registered(cls: type[RegistrationT]) -> RegistrationT:

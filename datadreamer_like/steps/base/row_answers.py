@@ -1,25 +1,23 @@
-"""Rows through a model: one value of each row goes out, what comes back joins its row again, in order."""
+"""Rows through a model: one value of each row is sent, and its answer joins its row again, in order."""
 
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
-from typing import Any, TypeVar, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice, takewhile
+from typing import Any, NamedTuple, cast
 
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import DefinitionError, ModelError
 from datadreamer_like.graph.output import BATCH_SIZE, Batch, Column, OutputDataset, OutputIterableDataset
 from datadreamer_like.graph.pickles import repickled
-from datadreamer_like.graph.usage import Usage, counting, current_usage
 
 from .step import Step
 
 # Answers of a slow model become rows this often, so that progress is seen; those of a fast one in full batches.
 _FLUSH_SECONDS = 0.5
 
-HOW_ASKED = frozenset(
+FETCH_OPTIONS = frozenset(
     {
         "batch_size",
         "batch_scheduler_buffer_size",
@@ -31,95 +29,120 @@ HOW_ASKED = frozenset(
         "log_level",
     }
 )
-"""Options of a model's `run` that change how answers are fetched, never what is asked."""
-
-T = TypeVar("T")
-
-_END = object()
-
-Portion = tuple[list[Any], Batch]
-"""Values to ask a model about, and the rows that they belong to, as columns of the same length."""
+"""Options of a model's `run` that change how answers are fetched, not what they are."""
 
 
-def answered(portions: Iterable[Portion], ask: Callable[[Iterator[Any]], Iterator[Any]]) -> Iterator[Portion]:
-    """Yields answers and the rows that they belong to.
-
-    Args:
-        portions: Read as far ahead as the model reads. A row whose value is None is not asked about and gets None.
-        ask: Takes values and yields an answer to each, in order.
-    """
-    names: list[str] = []
-    waiting: deque[tuple[Any, ...]] = deque()
-    done: list[tuple[Any, ...]] = []
-    around = current_usage()
-    usage = _RowUsage(around)
-
-    def values() -> Iterator[Any]:
-        count = 0
-        for asked, rows in _under(around, portions):
-            if not names:
-                names.extend(rows)
-            for row in zip(asked, *rows.values(), strict=True):
-                waiting.append(row)
-                if row[0] is None:
-                    usage.skipped.append(count)
-                else:
-                    count += 1
-                    yield row[0]
-
-    def flushed() -> Portion:
-        answers, *columns = map(list, zip(*done, strict=True))
-        done.clear()
-        return answers, dict(zip(names, columns, strict=True))
-
-    due = time.monotonic() + _FLUSH_SECONDS
-    for answer in _under(usage, ask(values()), only_first=True):
-        row = waiting.popleft()
-        while row[0] is None:
-            done.append(row)
-            row = waiting.popleft()
-        done.append((answer, *row[1:]))
-        if len(done) >= BATCH_SIZE or time.monotonic() >= due:
-            yield flushed()
-            due = time.monotonic() + _FLUSH_SECONDS
-    done.extend(waiting)
-    if done:
-        yield flushed()
-
-
-class _RowUsage(Usage):
-    """Counts for another usage, and tells it of failures by row where the model counts only what it was asked.
+class Questions(NamedTuple):
+    """Values to send to a model, and the rows that they belong to.
 
     Attributes:
-        skipped: For each row that is not asked about, how many were asked about before it.
+        values: One for each row: what is sent, None where nothing is, or the error of a row that cannot be sent.
+        rows: Columns of the same length.
     """
 
-    def __init__(self, around: Usage) -> None:
-        super().__init__()
-        self._around = around
-        self.skipped: list[int] = []
-
-    def add(self, **counts: Any) -> None:
-        """Adds to the other usage."""
-        self._around.add(**counts)
-
-    def row_failed(self, index: int, message: str) -> None:
-        """Tells the other usage which row it was."""
-        self._around.row_failed(index + bisect_right(self.skipped, index), message)
+    values: Sequence[Any]
+    rows: Batch
 
 
-def _under(usage: Usage, values: Iterable[T], only_first: bool = False) -> Iterator[T]:
-    """Yields values that are made while `usage` is the current one; a model asks for it once, at its first answer."""
-    iterator = iter(values)
-    while True:
-        with counting(usage):
-            value = next(iterator, _END)
-        if value is _END:
-            return
-        yield cast(T, value)
-        if only_first:
-            yield from iterator
-            return
+class AnsweredRows(NamedTuple):
+    """Rows with the answers to their values.
+
+    Attributes:
+        values: What was sent; None for a row that could not be.
+        rows: Columns of the same length.
+        answers: One for each row; None where nothing was sent, or the error of a row that could not be sent.
+    """
+
+    values: list[Any]
+    rows: Batch
+    answers: list[Any]
+
+
+class RowAnswers:
+    """Sends the values of rows to a model and joins its answers to the rows.
+
+    Args:
+        questions: Read as far ahead as the model reads.
+    """
+
+    def __init__(self, questions: Iterable[Questions]) -> None:
+        self._questions = questions
+        self._waiting: deque[tuple[Questions, int, Sequence[int]]] = deque()
+
+    def values(self) -> Iterator[Any]:
+        """Yields what is sent, for the model to read."""
+        count = 0
+        for questions in self._questions:
+            # Positions in the batch of the rows that are sent.
+            sent: Sequence[int] = range(len(questions.values))
+            if any(value is None or isinstance(value, ModelError) for value in questions.values):
+                sent = [
+                    position
+                    for position, value in enumerate(questions.values)
+                    if value is not None and not isinstance(value, ModelError)
+                ]
+            self._waiting.append((questions, count, sent))
+            count += len(sent)
+            for position in sent:
+                yield questions.values[position]
+
+    def row(self, index: int) -> dict[str, Any]:
+        """Returns the row of the `index`-th value that was sent, which has not been yielded yet."""
+        questions, first, sent = next(entry for entry in self._waiting if index < entry[1] + len(entry[2]))
+        position = sent[index - first]
+        return {name: column[position] for name, column in questions.rows.items()}
+
+    def joined(self, answers: Iterable[Any]) -> Iterator[AnsweredRows]:
+        """Yields rows with the model's answers, in order.
+
+        Raises:
+            DefinitionError: The model gave fewer answers than it was sent values.
+        """
+        done: list[Any] = []
+        start = 0
+        due = time.monotonic() + _FLUSH_SECONDS
+        for answer in answers:
+            while not self._waiting[0][2]:
+                yield self._unsent()
+            questions, _, sent = self._waiting[0]
+            if len(sent) == len(questions.values):
+                done.append(answer)
+            else:
+                done.extend(_unsent_from(questions.values, len(done)))
+                done.append(answer)
+                done.extend(_unsent_from(questions.values, len(done)))
+            if len(done) == len(questions.values):
+                yield _part(questions, done, start)
+                self._waiting.popleft()
+                done, start = [], 0
+            elif time.monotonic() >= due:
+                yield _part(questions, done, start)
+                start = len(done)
+            else:
+                continue
+            due = time.monotonic() + _FLUSH_SECONDS
+        while self._waiting:
+            if self._waiting[0][2]:
+                raise DefinitionError("The model gave fewer answers than it was sent prompts.")
+            yield self._unsent()
+
+    def _unsent(self) -> AnsweredRows:
+        questions, _, _ = self._waiting.popleft()
+        return _part(questions, questions.values, 0)
+
+
+def _unsent_from(values: Sequence[Any], start: int) -> Iterator[Any]:
+    """Yields the values from `start` on that are not sent, up to the next one that is."""
+    return takewhile(lambda value: value is None or isinstance(value, ModelError), islice(values, start, None))
+
+
+def _part(questions: Questions, answers: Sequence[Any], start: int) -> AnsweredRows:
+    stop = len(answers)
+    values = [None if isinstance(value, ModelError) else value for value in questions.values[start:stop]]
+    rows = questions.rows
+    if (start, stop) != (0, len(questions.values)):
+        rows = {name: column[start:stop] for name, column in rows.items()}
+    return AnsweredRows(values, rows, list(answers[start:stop]))
 
 
 def columns_together(columns: Mapping[str, Column], what: str) -> Iterator[Batch]:

@@ -126,6 +126,7 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
         self._registered()
         self._inputs = self._checked_inputs(inputs or {})
         self._args = self._checked_args(args or {})
+        self._configured()
         self._renamed = self._checked_outputs(outputs or {})
         around = working_node()
         if around is not None and not isinstance(around, SuperStep):

@@ -1,35 +1,37 @@
-"""Rows out of an instruction with holes, one for each combination of attributes, seeded with real examples."""
+"""Rows made from an instruction with placeholders, one a combination of attributes, seeded with real examples."""
 
 from __future__ import annotations
 
 import random
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Any
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
-from datadreamer_like.graph.output import BATCH_SIZE
+from datadreamer_like.graph.output import BATCH_SIZE, Batch
 
-from ..base.row_answers import Portion, columns_together
+from ..base.row_answers import columns_together
 from .data_from_prompt import DataFromPrompt
+from .prompt_step import RowPrompt
 
-EXAMPLES_HOLE = "examples"
+EXAMPLES = "examples"
+"""Name of the placeholder for examples."""
 
 
 class DataFromAttributedPrompt(DataFromPrompt):
-    r"""Fills the holes of an instruction with every combination of attributes, in turn, until there are `n` rows.
+    r"""Fills an instruction's placeholders with every combination of attributes, in turn, until there are `n` rows.
 
-    Args: `llm`, `instruction` (with holes like `{topic}`; a brace that is no hole is written twice), `attributes` (name
-    to list of values), `n`, `temperature` (1.0), `top_p` (1.0), `post_process`, `lazy`, and the options of `llm.run`.
-    Outputs: `attributes` (a dictionary a row), `prompts`, `generations`.
+    Args: `instruction` (with placeholders like `{topic}`; other braces are doubled), `attributes` (name to list of
+    values), `n`, `temperature` (1.0), `top_p` (1.0), and those of `PromptStep`. Outputs: `attributes` (a dictionary a
+    row), `prompts`, `generations`, and a column for each property of `output_schema`.
 
     Each prompt may be seeded with real texts that have its attribute's value. They come from two columns, the inputs
     `examples` and `example_attributes`, or from the argument `examples`, a dictionary of value to texts.
     `examples_attribute` names the attribute that the values belong to, where there are several. Each prompt shows
-    `num_examples` (3) of them, as many as fit the model's context: where the instruction has the hole `{examples}`, or
-    else before it. They are dealt out in random order (by `seed`), so that all are shown before one is shown again.
+    `num_examples` (3) of them, as many as fit the model's context: where the instruction has the placeholder
+    `{examples}`, or else before it. They come in random order (by `seed`), all of them before one comes again.
 
     Example:
         >>> made = DataFromAttributedPrompt(  # doctest: +SKIP
@@ -60,7 +62,7 @@ class DataFromAttributedPrompt(DataFromPrompt):
         )
         self.register_arg("num_examples", required=False, default=3, type=int, help="Examples in each prompt.")
         self.register_arg("example_label", required=False, default="Example:", type=str, help="Before each example.")
-        self.register_arg("sep", required=False, default="\n", type=str, help="Stands between examples.")
+        self.register_arg("sep", required=False, default="\n", type=str, help="Between examples.")
         self.register_arg("max_new_tokens", required=False, type=int, help="Most tokens of an answer.")
         self.register_arg("seed", required=False, type=int, help="For the examples' order, and for the LLM.")
         self.register_output("attributes", help="The attributes of each row.")
@@ -72,33 +74,36 @@ class DataFromAttributedPrompt(DataFromPrompt):
         args = {"instruction": "Write a {tone} review.", "attributes": {"tone": ["kind", "angry"]}, "n": 2}
         return {"inputs": {}, "args": args}
 
-    def prompted(self) -> Iterator[Portion]:
-        """Yields the instruction with its holes filled."""
+    def input_batches(self) -> Iterator[Batch]:
+        """Yields the attributes of each row, and the examples that its prompt shows."""
         attributes: dict[str, list[Any]] = {name: list(values) for name, values in self.args["attributes"].items()}
         combinations = [dict(zip(attributes, values, strict=True)) for values in product(*attributes.values())]
         examples = self._examples()
         if examples is None:
             self.warn_of_repetition(len(combinations))
-        index = 0
+        count = self.args["num_examples"]
         rows = islice(cycle(combinations), self.num_prompts())
-        while portion := list(islice(rows, BATCH_SIZE)):
-            prompts = []
-            for combination in portion:
-                prompts.append(self._prompt(index, combination, examples))
-                index += 1
-            yield prompts, {"attributes": portion, "prompts": prompts}
+        while attributes_of_rows := list(islice(rows, BATCH_SIZE)):
+            batch: Batch = {"attributes": attributes_of_rows}
+            if examples is not None:
+                of = self._examples_attribute()
+                batch["examples"] = [examples.draw(combination[of], count) for combination in attributes_of_rows]
+            yield batch
 
-    def _prompt(self, index: int, combination: dict[str, Any], examples: _Deck | None) -> str | None:
+    def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
+        """Returns the instruction with its placeholders filled, for each row."""
+        shown = batch.get("examples", [None] * len(batch["attributes"]))
+        return [self._prompt(*row) for row in zip(batch["attributes"], shown, strict=True)]
+
+    def _prompt(self, combination: dict[str, Any], shown: list[str] | None) -> RowPrompt:
         instruction = str(self.args["instruction"])
-        if examples is None:
+        if shown is None:
             return instruction.format(**combination)
-        shown = examples.draw(combination[self._examples_attribute()], self.args["num_examples"])
-        before, hole, after = _filled(instruction, combination).partition(_MARK)
-        if not hole:
+        before, mark, after = _filled(instruction, combination).partition(_MARK)
+        if not mark:
             before, after = "", before
         label = self.args["example_label"]
         return self.fitted(
-            index,
             lambda: self.args["llm"].format_prompt(
                 max_new_tokens=self.args["max_new_tokens"],
                 beg_instruction=before.removesuffix("\n") or None,
@@ -108,7 +113,7 @@ class DataFromAttributedPrompt(DataFromPrompt):
             ),
         )
 
-    def _examples(self) -> _Deck | None:
+    def _examples(self) -> _Examples | None:
         groups: dict[Any, list[str]] = {}
         if "examples" in self._inputs:
             for batch in columns_together(self._inputs, f'"{self.name}"'):
@@ -127,24 +132,22 @@ class DataFromAttributedPrompt(DataFromPrompt):
                 f"{', '.join(map(repr, list(groups)[:20])) or 'nothing'}. Add some, or leave that value out of "
                 "the attributes."
             )
-        return _Deck(groups, self.args["seed"])
+        return _Examples(groups, self.args["seed"])
 
     def _examples_attribute(self) -> str:
         return str(self.args["examples_attribute"] or next(iter(self.args["attributes"])))
 
-    def _checked_inputs(self, given: dict[str, Any]) -> dict[str, Any]:
-        inputs = super()._checked_inputs(given)
-        if len(inputs) == 1:
+    def configure(self) -> None:
+        """Refuses an instruction, attributes and examples that do not fit each other."""
+        super().configure()
+        args = self.args
+        if len(self._inputs) == 1:
             raise DefinitionError(
                 f'"{self.name}": the inputs "examples" and "example_attributes" go together: real texts, and the '
                 "attribute's value of each."
             )
-        return inputs
-
-    def _checked_args(self, given: dict[str, Any]) -> dict[str, Any]:
-        args = super()._checked_args(given)
         self._check_attributes(args["attributes"])
-        self._check_holes(str(args["instruction"]), args["attributes"])
+        self._check_placeholders(str(args["instruction"]), args["attributes"])
         seeded = bool(self._inputs) or args["examples"] is not None
         if self._inputs and args["examples"] is not None:
             raise DefinitionError(f'"{self.name}": give examples as inputs or as an argument, not both.')
@@ -161,12 +164,11 @@ class DataFromAttributedPrompt(DataFromPrompt):
             )
         if args["num_examples"] < 0:
             raise DefinitionError(f'"{self.name}": num_examples is {args["num_examples"]}; expected 0 or more.')
-        if not seeded and EXAMPLES_HOLE not in args["attributes"] and EXAMPLES_HOLE in _holes(args["instruction"]):
+        if not seeded and EXAMPLES not in args["attributes"] and EXAMPLES in _placeholders(args["instruction"]):
             raise DefinitionError(
-                f'"{self.name}": the instruction has the hole {{examples}}, but no examples were given. Give the '
+                f'"{self.name}": the instruction has the placeholder {{examples}}, but there are no examples. Give the '
                 'inputs "examples" and "example_attributes", or the argument "examples".'
             )
-        return args
 
     def _check_attributes(self, attributes: Mapping[str, Any]) -> None:
         if not attributes:
@@ -179,22 +181,22 @@ class DataFromAttributedPrompt(DataFromPrompt):
             if not list(values):
                 raise DefinitionError(f'"{self.name}": attribute "{name}" has no values.')
 
-    def _check_holes(self, instruction: str, attributes: Mapping[str, Any]) -> None:
+    def _check_placeholders(self, instruction: str, attributes: Mapping[str, Any]) -> None:
         try:
-            holes = _holes(instruction)
+            placeholders = _placeholders(instruction)
         except ValueError as error:
             raise DefinitionError(
-                f'"{self.name}": the instruction\'s braces do not pair up ({error}). A brace that is no hole is '
-                "written twice: {{ or }}."
+                f'"{self.name}": the instruction\'s braces do not pair up ({error}). Write a brace that '
+                "belongs to the text twice: {{ or }}."
             ) from error
-        for hole in holes:
-            if hole not in attributes and hole != EXAMPLES_HOLE:
+        for name in placeholders:
+            if name not in attributes and name != EXAMPLES:
                 raise DefinitionError(
-                    f'"{self.name}": the instruction has the hole {{{hole}}}, but there is no such attribute; there '
-                    f"are: {', '.join(attributes)}.{did_you_mean(hole, attributes)} A brace that is no hole is written "
-                    "twice."
+                    f'"{self.name}": the instruction has the placeholder {{{name}}}, but no such attribute; there '
+                    f"are: {', '.join(attributes)}.{did_you_mean(name, attributes)} Write a brace that belongs to the "
+                    "text twice."
                 )
-        unused = [name for name in attributes if name not in holes]
+        unused = [name for name in attributes if name not in placeholders]
         if unused:
             raise DefinitionError(
                 f'"{self.name}": the instruction does not use the attribute "{unused[0]}". Put {{{unused[0]}}} where '
@@ -202,8 +204,8 @@ class DataFromAttributedPrompt(DataFromPrompt):
             )
 
 
-class _Deck:
-    """Texts by value, each value's in random order, dealt out in turn."""
+class _Examples:
+    """Texts by value; each value's are drawn in random order, all of them before one comes again."""
 
     def __init__(self, groups: dict[Any, list[str]], seed: int | None) -> None:
         self._rng = random.Random(seed or 0)
@@ -225,13 +227,13 @@ class _Deck:
         return drawn
 
 
-# Stands in the hole for examples until they are there; no text holds it.
+# Fills the placeholder for examples until they are there; no text holds it.
 _MARK = "\0examples\0"
 
 
 def _filled(instruction: str, combination: dict[str, Any]) -> str:
-    return instruction.format(**{EXAMPLES_HOLE: _MARK, **combination})
+    return instruction.format(**{EXAMPLES: _MARK, **combination})
 
 
-def _holes(instruction: str) -> list[str]:
+def _placeholders(instruction: str) -> list[str]:
     return [name for _, name, _, _ in string.Formatter().parse(instruction) if name is not None]

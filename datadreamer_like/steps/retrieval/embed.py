@@ -49,6 +49,7 @@ class CosineSimilarity(Step):
     move to a device.
     """
 
+    takes_options = True
     neutral_args: ClassVar[frozenset[str]] = ModelStep.neutral_args | {"similarity_batch_size", "device"}
 
     def setup(self) -> None:
@@ -92,20 +93,17 @@ class CosineSimilarity(Step):
         vectors = dict(zip(texts, embedder.run(texts, **options), strict=True))
         return [vectors.get(text) for text in a], [vectors.get(text) for text in b]
 
-    def _takes_extra(self, what: str) -> bool:
-        return what == "argument"
-
-    def _checked_args(self, given: dict[str, Any]) -> dict[str, Any]:
-        args = super()._checked_args(given)
-        extra = [name for name in given if name not in self._arg_specs]
-        if extra and args["embedder"] is None:
+    def configure(self) -> None:
+        """Refuses arguments that neither the step nor its embedder takes."""
+        embedder = self.args["embedder"]
+        extra = [name for name in self._args if name not in self._arg_specs]
+        if extra and embedder is None:
             raise DefinitionError(
                 f'"{self.name}" has no argument "{extra[0]}"; without an embedder it takes: '
                 f"{', '.join(self._arg_specs)}.{did_you_mean(extra[0], self._arg_specs)}"
             )
         if extra:
-            check_options(self.name, self._arg_specs, given, args["embedder"], "embedder")
-        return args
+            check_options(self.name, self._arg_specs, self._args, embedder, "embedder")
 
 
 def _cosines(a: list[Any], b: list[Any]) -> list[float | None]:

@@ -8,8 +8,7 @@ from typing import Any
 
 from datadreamer_like.errors import DataError, LabelError, did_you_mean
 from datadreamer_like.graph import OutputDatasetColumn
-
-from .columns import Column
+from datadreamer_like.graph.output import Column
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,12 @@ class LabelSet:
             raise LabelError(f"{where} has {value!r} in row {row}, where the training rows have {wanted}.")
         found = []
         for label in value if self.multi else (value,):
-            name = _name(label, where, row, naming)
+            name = label_name(label, where, row, naming)
             if name not in self._index:
                 raise LabelError(
                     f'{where} has the label "{name}" in row {row}, which is none of the {len(self)} of the training '
-                    f"rows: {_listed(self.names)}.{did_you_mean(name, self.names)} Mend the label, filter the row "
-                    "out, or put rows with this label among the training rows."
+                    f"rows: {_listed(self.names)}.{did_you_mean(name, self.names)} Correct the label, filter the row "
+                    "out, or add training rows with this label."
                 )
             found.append(self._index[name])
         return found
@@ -64,8 +63,8 @@ class LabelSet:
 
 
 def class_names(column: Column) -> tuple[str, ...] | None:
-    """Returns what a column of the `datasets.ClassLabel` type calls its numbers; None for any other column."""
-    if not isinstance(column, OutputDatasetColumn):  # rows made when they are asked for say nothing of their types
+    """Returns the names of a `datasets.ClassLabel` column's numbers; None for any other column."""
+    if not isinstance(column, OutputDatasetColumn):  # lazy rows have no types
         return None
     feature: Any = column.dataset.features[column.column_names[0]]
     feature = getattr(feature, "feature", feature)
@@ -73,8 +72,16 @@ def class_names(column: Column) -> tuple[str, ...] | None:
     return tuple(names) if names else None
 
 
-def find_labels(values: Iterable[Any], where: str, naming: tuple[str, ...] | None = None) -> LabelSet:
+def find_labels(
+    values: Iterable[Any], where: str, naming: tuple[str, ...] | None = None, *, optional: bool = False
+) -> LabelSet:
     """Collects the classes of the training rows, in order: numbers by value, names by the alphabet.
+
+    Args:
+        values: The labels.
+        where: Name of the argument, for messages.
+        naming: Names of the column's numbers.
+        optional: Whether rows may be without a label (None); the set is empty where all are.
 
     Raises:
         LabelError: A value cannot be a label, kinds of labels are mixed, or there is only one class.
@@ -85,29 +92,45 @@ def find_labels(values: Iterable[Any], where: str, naming: tuple[str, ...] | Non
     multi: bool | None = None
     for row, value in enumerate(values):
         if value is None:
-            raise DataError(f"{where} is None in row {row}. Filter such rows out first.")
+            if optional:
+                continue
+            raise DataError(
+                f"{where} is None in row {row}, and this objective learns from labels alone. Filter such rows out "
+                "first, or learn from a teacher: objective=SoftTargets(teacher)."
+            )
         is_list = isinstance(value, list | tuple)
         if multi is None:
             multi = is_list
         if multi != is_list:
             raise LabelError(f"{where} has one label in some rows and a list of labels in others (row {row}).")
         for label in value if is_list else (value,):
-            _name(label, where, row, naming)
+            label_name(label, where, row, naming)
             kinds.setdefault(type(label), row)
             found[label] = None
     if len(kinds) > 1:
         spoken = ", ".join(f"{kind.__name__} (row {row})" for kind, row in kinds.items())
         raise LabelError(f"{where} mixes labels of different types: {spoken}. Make them of one type with step.map.")
     names = naming or tuple(str(label) for label in sorted(found))
-    if found and len(names) < 2 and not multi:
+    if found and len(names) < 2 and not multi and not optional:
         raise LabelError(f'{where} has only one label, "{names[0]}", so there is nothing to learn. It needs two.')
     return LabelSet(names, bool(multi))
 
 
-def _name(label: Any, where: str, row: int, naming: tuple[str, ...] | None) -> str:
+def label_name(label: Any, where: str, row: int, naming: tuple[str, ...] | None = None) -> str:
+    """Returns a label's name.
+
+    Args:
+        label: The label: a text, a whole number, or a truth value.
+        where: Name of the argument, for the message.
+        row: Number of the row, for the message.
+        naming: Names of the column's numbers.
+
+    Raises:
+        LabelError: The value cannot be a label, or its number is out of range.
+    """
     if not isinstance(label, str | int):
         raise LabelError(
-            f"{where} holds {label!r} in row {row}, of type {type(label).__name__}; a label is a text, a whole number "
+            f"{where} holds {label!r} in row {row}, of type {type(label).__name__}; a label is a text, a whole number, "
             "or True or False."
         )
     if naming is not None and isinstance(label, int) and not isinstance(label, bool):

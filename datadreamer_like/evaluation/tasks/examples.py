@@ -1,8 +1,8 @@
-"""Tokenized rows: token ids in one flat file on disk, whatever their number, and batches of like length."""
+"""Tokenized rows: token ids in one flat file on disk, and batches of rows of similar length."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-IGNORED = -100
-"""The label of positions that carry no loss."""
-
 _SORTED_TOGETHER = 50
 
 
 class Ragged:
     """Sequences of numbers of different length, appended to a file and read back from it without loading it.
 
-    It is filled inside a `with` block and read behind it.
+    It is filled inside a `with` block and read after it.
 
     Args:
         path: The file; an old one is replaced.
@@ -65,33 +62,26 @@ class Examples(Dataset[dict[str, Any]]):
     """Tokenized rows of one task.
 
     Args:
-        input_ids: Token ids of each row.
-        labels: What each row is to give: a class, a 0-1 vector of classes, or the token ids of an answer.
-        dropped: Rows of the columns that are not among them, because nothing of their answer fitted.
-
-    Attributes:
-        teacher_logits: Float array [rows, classes] of what the teacher says of each row, where one was asked.
+        fields: What each row has, by name; a row also has its number, `row`.
+        lengths: Number of tokens of each row, by which batches are made.
+        dropped: How many rows of the columns were left out because nothing of their answers fitted.
     """
 
-    def __init__(self, input_ids: Ragged, labels: Ragged | np.ndarray[Any, Any], dropped: int = 0) -> None:
-        self.input_ids = input_ids
-        self.labels = labels
+    def __init__(
+        self,
+        fields: Mapping[str, Ragged | np.ndarray[Any, Any]],
+        lengths: np.ndarray[Any, Any],
+        dropped: int = 0,
+    ) -> None:
+        self.fields = dict(fields)
+        self.lengths = lengths
         self.dropped = dropped
-        self.teacher_logits: np.ndarray[Any, Any] | None = None
-
-    @property
-    def lengths(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Number of tokens of each row."""
-        return self.input_ids.lengths
 
     def __len__(self) -> int:
-        return len(self.input_ids)
+        return len(self.lengths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = {"input_ids": self.input_ids[index], "labels": self.labels[index]}
-        if self.teacher_logits is not None:
-            row["teacher_logits"] = self.teacher_logits[index]
-        return row
+        return {"row": index, **{name: values[index] for name, values in self.fields.items()}}
 
 
 def padded(sequences: Sequence[Any], value: int) -> torch.Tensor:
@@ -104,7 +94,7 @@ def padded(sequences: Sequence[Any], value: int) -> torch.Tensor:
 
 
 def attention_mask(sequences: Sequence[Any]) -> torch.Tensor:
-    """Returns the mask [batch, longest] of what `padded` did not fill up."""
+    """Returns the mask [batch, longest] of what is not padding in `padded`."""
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     return (torch.arange(int(lengths.max()))[None, :] < lengths[:, None]).long()
 
