@@ -146,7 +146,7 @@ class PromptStep(Step):
     def answered(self) -> Iterator[AnsweredRows]:
         """Yields the rows with their answers, and counts those that failed."""
         count = 0
-        self.usage.failed_rows = 0  # lazy rows are made again in each pass
+        self.usage.forget_failures()  # lazy rows are made again in each pass
         for rows in self.answers(self.questions()):
             self.note_failures(count, rows)
             if self._args.get("on_error") == "raise":
