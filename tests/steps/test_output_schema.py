@@ -122,7 +122,7 @@ class Enforcing(Echo):
         return [Answer([self.fitting(request)]) for request in requests]
 
     def fitting(self, request: Request) -> str:
-        schema = request.sampling.json_schema
+        schema = request.sampling.schema
         assert schema is not None
         values = {"string": "x", "number": 1, "integer": 2}
         return json.dumps({name: values[spec["type"]] for name, spec in schema["properties"].items()})
