@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class ModelNode(Node):
     """A node that makes a model; it can be used wherever a `TrainedModel` can.
 
-    A subclass saves the model to `draft / MODEL_FOLDER` with `TrainedModel.save` in the function that it gives to
-    `settle`; everything here then works on what is saved there.
+    The `build` of a subclass saves the model to `draft / MODEL_FOLDER` with `TrainedModel.save`; everything here then
+    works on what is saved there.
 
     Attributes:
         device: Where the model is loaded to when it is used.

@@ -14,12 +14,11 @@ from datadreamer_like.errors import DefinitionError, SessionError, StepOutputErr
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.installed import is_installed
-from datadreamer_like.graph.manifest import Manifest
 from datadreamer_like.graph.node import Node, working_node
 from datadreamer_like.graph.origin import Origin
 from datadreamer_like.graph.output import Column, OutputDataset, OutputIterableDataset
+from datadreamer_like.graph.results import Kept, OnDemand, Outcome
 from datadreamer_like.graph.rows import Batch, Rows
-from datadreamer_like.graph.session import NothingToKeep
 from datadreamer_like.graph.usage import Usage
 from datadreamer_like.storage.pickles import pickle_value, unpickle
 from datadreamer_like.storage.tables import TableWriter, read_table
@@ -361,12 +360,11 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
             self.wait()
 
     def _execute(self) -> None:
-        lazy: list[Rows] = []
-        try:
-            manifest = self.settle(lambda draft: self._build(draft, lazy))
-        except NothingToKeep:
-            self._output = OutputIterableDataset(self, lazy[0])
+        outcome = self.find_or_make()
+        if isinstance(outcome, OnDemand):
+            self._output = OutputIterableDataset(self, outcome.value)
             return
+        manifest = outcome.manifest
         in_memory = self.session is not None and self.session.in_memory
         self._output = OutputDataset(
             self,
@@ -382,7 +380,8 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
         origin = Origin.load(folder, self.manifest.result.get("origin"), [self, *self.parents])
         return Rows.of_table(read_table(folder / TABLE_FOLDER), origin, self)
 
-    def _build(self, draft: Path, lazy: list[Rows]) -> Manifest:
+    def build(self, draft: Path) -> Outcome:
+        """Runs the step."""
         self._draft = draft
         try:
             returned = self.run()  # a source learns its columns by running
@@ -393,13 +392,13 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
                 self.card.register(kind, fact)
             rows = rows.renamed(self._renamed)
             if stays_lazy:
-                lazy.append(replace(rows, node=self))
-                raise NothingToKeep
-            return self._write(rows, draft)
+                return OnDemand(replace(rows, node=self))
+            return self.write_rows(rows, draft)
         finally:
             self._draft = None
 
-    def _write(self, rows: Rows, draft: Path) -> Manifest:
+    def write_rows(self, rows: Rows, draft: Path) -> Kept:
+        """Writes the step's rows into its folder, with where each came from; a source may refuse or add to them."""
         folder = draft / TABLE_FOLDER
         folder.mkdir()
         writer = TableWriter(folder, what=f'"{self.name}"', schema=rows.schema)
@@ -412,13 +411,13 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
         except BaseException:
             writer.abort()
             raise
-        manifest = self.new_manifest(columns=list(schema.names), rows=writer.num_rows, pickled=holds_pickles(schema))
-        manifest.result["origin"] = rows.origin.save(draft)
-        manifest.result["origins of lazy rows"] = {
+        kept = self.kept(columns=list(schema.names), rows=writer.num_rows, pickled=holds_pickles(schema))
+        kept.manifest.result["origin"] = rows.origin.save(draft)
+        kept.manifest.result["origins of lazy rows"] = {
             node.fingerprint: origin.save(draft, f"lazy-origin-{index}")
             for index, (node, origin) in enumerate(lazy_origins(self.parents))
         }
-        return manifest
+        return kept
 
 
 class SuperStep(Step):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self, Unpack
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.graph.node import Node
+from datadreamer_like.graph.node import Node, working
 from datadreamer_like.graph.output import OutputDataset, OutputIterableDataset
+from datadreamer_like.graph.results import Outcome
 from datadreamer_like.graph.rows import Rows
 
 from ..base.step import Step
@@ -87,15 +89,16 @@ class Derived(Step):
         self.parents = list(dict.fromkeys(self.sources))
         if self._lazy:
             # Nothing is kept, so there is nothing to find: a view on a table, or rows generated lazily.
-            with self.at_work():
+            with working(self):
                 made = self._make()
             rows = replace(made, node=self)
             self._output = OutputIterableDataset(self, rows) if rows.table is None else OutputDataset(self, rows)
             return
         super()._execute()
 
-    def _build(self, draft: Any, lazy: list[Any]) -> Any:
-        return self._write(self._make(), draft)
+    def build(self, draft: Path) -> Outcome:
+        """Applies the operation and keeps its rows."""
+        return self.write_rows(self._make(), draft)
 
 
 def concat(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
@@ -161,7 +164,7 @@ def _name(operation: str, sources: list[Step]) -> str:
     session = sources[0].session
     if session is None:
         return f"{first} ({operation})"
-    return session.numbered(f"{first} ({operation})", lambda count: f"{first} ({operation} #{count})")
+    return session.results.free_name(f"{first} ({operation})", lambda count: f"{first} ({operation} #{count})")
 
 
 def _own_name(node: Node) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from datadreamer_like.errors import ArgumentTypeError, DataError, EmptyDataset, did_you_mean
 from datadreamer_like.graph.fingerprint import ByContent, fingerprint
 from datadreamer_like.graph.identity import class_part
-from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.graph.results import Kept
 from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows
 
 from ..base.lazy_rows import LazyRowBatches
@@ -61,11 +61,12 @@ class Source(Step):
         self._output_specs = {str(name): spec for name in names}
         return list(self._output_specs)
 
-    def _write(self, rows: Rows, draft: Path) -> Manifest:
-        manifest = super()._write(rows, draft)
-        if not manifest.rows:
+    def write_rows(self, rows: Rows, draft: Path) -> Kept:
+        """Writes the rows; a source without rows is refused."""
+        kept = super().write_rows(rows, draft)
+        if not kept.manifest.rows:
             raise EmptyDataset(f'"{self.name}" has no rows: {self._empty()} Give at least one.')
-        return manifest
+        return kept
 
     def _empty(self) -> str:
         return "what it was given is empty."

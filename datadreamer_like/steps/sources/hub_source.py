@@ -14,6 +14,7 @@ from datadreamer_like.errors import ArgumentTypeError, DataError, HubError
 from datadreamer_like.graph.card import DataCardType
 from datadreamer_like.graph.fingerprint import ByContent
 from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.graph.results import Kept
 from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows
 
 from ..base.lazy_rows import LazyRowBatches
@@ -190,11 +191,12 @@ class HFHubDataSource(Source):
         except OSError:
             return None
 
-    def _write(self, rows: Rows, draft: Path) -> Manifest:
-        manifest = super()._write(rows, draft)
+    def write_rows(self, rows: Rows, draft: Path) -> Kept:
+        """Writes the rows, and which commit of the repository they are from."""
+        kept = super().write_rows(rows, draft)
         if self._commit is not None:
-            manifest.result["commit"] = [self.path, self.revision, self._commit]
-        return manifest
+            kept.manifest.result["commit"] = [self.path, self.revision, self._commit]
+        return kept
 
     def _empty(self) -> str:
         return f"{self.path} is empty{f' in split {self.split}' if self.split else ''}."
