@@ -94,9 +94,9 @@ def test_a_pydantic_model_validates_and_fills_defaults(session: DataDreamer) -> 
 @pytest.mark.parametrize(
     ("schema", "args", "says"),
     [
-        ("name", {}, "pydantic model class or a JSON schema"),
-        (int, {}, "pydantic model class or a JSON schema"),
-        ({"type": "objekt", "properties": {"a": {}}}, {}, "not a valid JSON schema at type"),
+        ("name", {}, "output_schema: schema must be a pydantic"),
+        (int, {}, "output_schema: schema must be a pydantic"),
+        ({"type": "objekt", "properties": {"a": {}}}, {}, "not a valid JSON schema: at type"),
         ({"type": "array"}, {}, "object with properties"),
         ({"type": "object", "properties": {"generations": {}}}, {}, 'property "generations"'),
         (SCHEMA, {"n": 2}, "n must be 1"),
