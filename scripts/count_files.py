@@ -92,7 +92,9 @@ def count(kind: type[FakeBatches | FakeRequests], recorder: Recorder, everything
         source = DataSource("Prompts", data=data)
         if everything:
             recorder.on = True
-        step = Prompt("Ask", inputs={"prompts": source.output["prompts"]}, args={"llm": llm, "temperature": 0.5})
+        step = Prompt(
+            "Ask", inputs={"prompts": source.output["prompts"]}, args={"llm": llm, "temperature": 1.0, "top_p": 1.0}
+        )
         recorder.on = False
         assert step.output[ROWS - 1]["generations"] == f"SAY SOMETHING ABOUT {ROWS - 1}."
     return recorder.seen

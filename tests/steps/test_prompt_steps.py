@@ -299,7 +299,7 @@ def test_filter_keeps_whole_rows(pets: DataSource, caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.WARNING, "datadreamer_like"):
         kept = FilterWithPrompt("Keep", {"inputs": pets.output["pet"]}, {"llm": llm, "instruction": "Is it soft?"})
     assert list(kept.output) == [{"pet": "cat", "legs": 4}]
-    assert "1 row" in caplog.text
+    assert "Keep: 1 of its rows failed" in caplog.text
     assert list(kept.errors) == [2]
     assert "The last answer was: 'maybe'" in kept.errors[2]
     assert llm.prompts[0] == "Input: cat\n\nInstruction: Is it soft? Answer with one word: yes or no."

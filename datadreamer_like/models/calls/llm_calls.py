@@ -60,29 +60,27 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
     def admit(self, prompts: Sequence[Prompt | Repeated]) -> tuple[list[bytes], list[Request]]:
         """Returns keys and requests; a repetition under a seed gets a seed of its own."""
         sampling = self._sampling
+        seed = sampling.seed
         given: dict[int, int] = {}
-        plain: list[Prompt] = []
-        for index, prompt in enumerate(prompts):
-            if isinstance(prompt, Repeated):
-                given[index] = prompt.times_before
-                prompt = prompt.prompt
-            plain.append(prompt)
         keys: list[bytes] = []
-        for prompt in plain:
+        requests: list[Request] = []
+        for prompt in prompts:
+            if isinstance(prompt, Repeated):
+                given[len(keys)] = prompt.times_before
+                prompt = prompt.prompt
             hasher = self._prefix.copy()
-            hasher.update(_prompt_bytes(prompt))
+            hasher.update(prompt.encode("utf-8", "surrogatepass") if type(prompt) is str else _prompt_bytes(prompt))
             keys.append(hasher.digest())
-        requests = [Request(prompt, sampling, sampling.seed) for prompt in plain]
+            requests.append(Request(prompt, sampling, seed))
         if self._repetitions is not None:
             times = self._repetitions.count([int.from_bytes(key[:8], "little") for key in keys])
             for row, counted in enumerate(times):
                 times_before = given.get(row, counted)
                 if times_before:
                     keys[row] = hashlib.blake2b(keys[row] + b"%d" % times_before, digest_size=16).digest()
-                    if sampling.seed is not None:
+                    if seed is not None:
                         # Seeds of one request's n answers follow each other, so its repetition's start n later.
-                        seed = sampling.seed + times_before * sampling.n
-                        requests[row] = requests[row]._replace(seed=seed)
+                        requests[row] = requests[row]._replace(seed=seed + times_before * sampling.n)
         return keys, requests
 
     def encode(self, answer: Answer) -> bytes:

@@ -306,7 +306,7 @@ class _Pending(Generic[P, Q, A]):
         if not prompts:
             return []
         keys, requests = self._recorder.calls.admit(prompts)
-        rows = [_Row[A](index) for index in range(self._count, self._count + len(prompts))]
+        rows: list[_Row[A]] = [_Row(index) for index in range(self._count, self._count + len(prompts))]
         self._count += len(rows)
         self.rows.extend(rows)
         return self._ask(rows, keys, requests) + self._ask_again()
@@ -319,9 +319,13 @@ class _Pending(Generic[P, Q, A]):
             del self._in_flight[job.key]
             if self._force:
                 self._fresh.add(job.key)
-            assert job.answer is not None
+            answer = job.answer
+            assert answer is not None
             for row in job.rows:
-                self._take(row, job.key, job.request, job.answer)
+                if self._check is None:
+                    row.answer = answer
+                else:
+                    self._take(row, job.key, job.request, answer)
         return self._ask_again()
 
     def _ask(self, rows: Sequence[_Row[A]], keys: Sequence[bytes], requests: Sequence[Q]) -> list[Job[Q, A]]:

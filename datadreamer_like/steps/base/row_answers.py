@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, takewhile
+from itertools import chain, islice, takewhile
 from typing import Any, NamedTuple
 
 from datadreamer_like.errors import DefinitionError, ModelError
@@ -80,8 +80,10 @@ class RowAnswers:
                 ]
             self._waiting.append((questions, count, sent))
             count += len(sent)
-            for position in sent:
-                yield questions.values[position]
+            if len(sent) == len(questions.values):
+                yield from questions.values
+            else:
+                yield from (questions.values[position] for position in sent)
 
     def row(self, index: int) -> dict[str, Any]:
         """Returns the row of the `index`-th value that was sent, which has not been yielded yet."""
@@ -95,28 +97,31 @@ class RowAnswers:
         Raises:
             DefinitionError: The model gave fewer answers than it was sent values.
         """
-        done: list[Any] = []
-        start = 0
+        answers = iter(answers)
         due = time.monotonic() + _FLUSH_SECONDS
-        for answer in answers:
+        for first in answers:
             while not self._waiting[0][2]:
                 yield self._unsent()
             questions, _, sent = self._waiting[0]
-            if len(sent) == len(questions.values):
+            size = len(questions.values)
+            done: list[Any] = []
+            start = 0
+            for answer in chain((first,), answers):
+                if len(sent) < size:
+                    done.extend(_unsent_from(questions.values, len(done)))
                 done.append(answer)
+                if len(sent) < size:
+                    done.extend(_unsent_from(questions.values, len(done)))
+                if len(done) == size:
+                    break
+                if time.monotonic() >= due:
+                    yield _part(questions, done, start)
+                    start = len(done)
+                    due = time.monotonic() + _FLUSH_SECONDS
             else:
-                done.extend(_unsent_from(questions.values, len(done)))
-                done.append(answer)
-                done.extend(_unsent_from(questions.values, len(done)))
-            if len(done) == len(questions.values):
-                yield _part(questions, done, start)
-                self._waiting.popleft()
-                done, start = [], 0
-            elif time.monotonic() >= due:
-                yield _part(questions, done, start)
-                start = len(done)
-            else:
-                continue
+                break
+            yield _part(questions, done, start)
+            self._waiting.popleft()
             due = time.monotonic() + _FLUSH_SECONDS
         while self._waiting:
             if self._waiting[0][2]:

@@ -377,11 +377,11 @@ class Step(Node, Registration, Operations, Exports):
             rows = rows.renamed(self._renamed)
             if stays_lazy:
                 return OnDemand(replace(rows, node=self))
-            return self.keep_rows(rows, draft)
+            return self.write_rows(rows, draft)
         finally:
             self._draft = None
 
-    def keep_rows(self, rows: Rows, draft: Path) -> Kept:
+    def write_rows(self, rows: Rows, draft: Path) -> Kept:
         """Writes the step's rows into the folder of its result."""
         folder = draft / TABLE_FOLDER
         folder.mkdir()

@@ -93,7 +93,7 @@ class Derived(Step):
 
     def build(self, draft: Path) -> Kept:
         """Applies the operation and keeps its rows."""
-        return self.keep_rows(self._make(), draft)
+        return self.write_rows(self._make(), draft)
 
 
 def concat(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:

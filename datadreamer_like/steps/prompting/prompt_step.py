@@ -235,9 +235,11 @@ class PromptStep(Step):
             return self.texts(rows)
         if self.args["post_process"] is not None or self.args["parse"] is not None or _overrides_parse(type(self)):
             return self.values(rows)
-        if self.num_answers != 1:
-            return [None if answer is None or answer.error is not None else list(answer.texts) for answer in answers]
-        return [None if answer is None or answer.error is not None else answer.text for answer in answers]
+        several = self.num_answers != 1
+        return [
+            None if answer is None or answer.error is not None else list(answer.texts) if several else answer.texts[0]
+            for answer in answers
+        ]
 
     def texts(self, rows: AnsweredRows) -> list[Any]:
         """Returns each row's text, a rejected one too; lists where `n > 1`, None where there is none."""

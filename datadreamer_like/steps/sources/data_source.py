@@ -61,9 +61,9 @@ class Source(Step):
         self._output_specs = {str(name): spec for name in names}
         return list(self._output_specs)
 
-    def keep_rows(self, rows: Rows, draft: Path) -> Kept:
+    def write_rows(self, rows: Rows, draft: Path) -> Kept:
         """Writes the rows, and refuses a source that has none."""
-        kept = super().keep_rows(rows, draft)
+        kept = super().write_rows(rows, draft)
         if not kept.manifest.rows:
             raise EmptyDataset(f'"{self.name}" has no rows: {self.describe_empty()} Give at least one.')
         return kept

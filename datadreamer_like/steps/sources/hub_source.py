@@ -191,9 +191,9 @@ class HFHubDataSource(Source):
         except OSError:
             return None
 
-    def keep_rows(self, rows: Rows, draft: Path) -> Kept:
+    def write_rows(self, rows: Rows, draft: Path) -> Kept:
         """Writes the rows, and notes the commit that they are of."""
-        kept = super().keep_rows(rows, draft)
+        kept = super().write_rows(rows, draft)
         if self._commit is not None:
             kept.manifest.result["commit"] = [self.path, self.revision, self._commit]
         return kept
