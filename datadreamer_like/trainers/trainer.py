@@ -98,7 +98,7 @@ class Trainer(ModelNode):
     def build(self, draft: Path) -> Kept:
         """Trains as the last call of `train` said, and saves the model."""
         if self._train is None:
-            raise NotTrained(self._not_ready())
+            raise NotTrained(self.describe_missing())
         return self._train(draft)
 
     def fingerprint_parts(self) -> dict[str, str]:
@@ -108,10 +108,11 @@ class Trainer(ModelNode):
             NotTrained: It was not.
         """
         if self._decided_by is None:
-            raise NotTrained(self._not_ready())
+            raise NotTrained(self.describe_missing())
         return self._decided_by
 
-    def _not_ready(self) -> str:
+    def describe_missing(self) -> str:
+        """Returns why there is no model yet."""
         return f'{type(self).__name__} "{self.name}" is not trained yet. Call its train(...) first, then use it.'
 
     def compute_fingerprint(self) -> str:

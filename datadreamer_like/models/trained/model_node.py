@@ -41,14 +41,15 @@ class ModelNode(Node):
             NotTrained: There is none yet.
         """
         if self.manifest is None or self.folder is None:
-            raise NotTrained(self._not_ready())
+            raise NotTrained(self.describe_missing())
         if self._trained is None:
             self._trained = TrainedModel(
                 self.result_folder / self.MODEL_FOLDER, device=self.device, dtype=self.dtype, node=self
             )
         return self._trained
 
-    def _not_ready(self) -> str:
+    def describe_missing(self) -> str:
+        """Returns why there is no model yet."""
         return f'"{self.name}" has no model yet: its work is not done.'
 
     @property

@@ -28,7 +28,7 @@ from ..operations.operations import Operations
 from .columns import columns_together, num_rows_of
 from .export import Exports
 from .lazy_rows import LazyRowBatches
-from .registration import Registration
+from .registration import Registration, run_setup
 from .returned import Expected, normalized
 from .trace import Trace, lazy_origins, traced
 
@@ -40,20 +40,7 @@ logger = logging.getLogger("datadreamer_like")
 TABLE_FOLDER = "dataset"
 
 
-class StepMeta(type):
-    """Gives a step's class its `help`."""
-
-    @property
-    def help(cls) -> str:
-        """Inputs, arguments and outputs of the step, as text."""
-        kind: Any = cls
-        probe = kind.__new__(kind)
-        probe.name = cls.__name__
-        probe._registered()
-        return str(probe.help)
-
-
-class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
+class Step(Node, Registration, Operations, Exports):
     """A node whose result is a dataset.
 
     Made inside a session it runs at once, or finds what an earlier run made. Made outside one it only checks itself.
@@ -117,11 +104,8 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
         background: bool = False,
     ) -> None:
         self.name = name
-        self._registered()
-        self._inputs = self._checked_inputs(inputs or {})
-        self._args = self._checked_args(args or {})
-        self._configured()
-        self._renamed = self._checked_outputs(outputs or {})
+        run_setup(self)
+        self.accept(inputs or {}, args or {}, outputs or {})
         around = working_node()
         if around is not None and not isinstance(around, SuperStep):
             raise SessionError(
@@ -145,7 +129,7 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
             self._thread.start()
             self.session.wait_at_end(self._end_in_background)
         else:
-            self._execute()
+            self._output = self.make_output()
 
     # The protocol of a step's author
 
@@ -349,7 +333,7 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
 
     def _run_in_background(self) -> None:
         try:
-            self._execute()
+            self._output = self.make_output()
         except BaseException as error:
             self._failure = error  # raised when the output is asked for, and at the session's end
 
@@ -359,14 +343,14 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
         if self._failure is not None and not self._failure_told:
             self.wait()
 
-    def _execute(self) -> None:
+    def make_output(self) -> OutputDataset | OutputIterableDataset:
+        """Finds the step's rows, or makes them."""
         outcome = self.find_or_make()
         if isinstance(outcome, OnDemand):
-            self._output = OutputIterableDataset(self, outcome.value)
-            return
+            return OutputIterableDataset(self, outcome.value)
         manifest = outcome.manifest
         in_memory = self.session is not None and self.session.in_memory
-        self._output = OutputDataset(
+        return OutputDataset(
             self,
             self._open_rows() if in_memory else self._open_rows,
             manifest.pickled,
@@ -381,7 +365,7 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
         return Rows.of_table(read_table(folder / TABLE_FOLDER), origin, self)
 
     def build(self, draft: Path) -> Outcome:
-        """Runs the step."""
+        """Runs the step, and keeps its rows unless they are lazy."""
         self._draft = draft
         try:
             returned = self.run()  # a source learns its columns by running
@@ -398,7 +382,7 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
             self._draft = None
 
     def write_rows(self, rows: Rows, draft: Path) -> Kept:
-        """Writes the step's rows into its folder, with where each came from; a source may refuse or add to them."""
+        """Writes the step's rows into the folder of its result."""
         folder = draft / TABLE_FOLDER
         folder.mkdir()
         writer = TableWriter(folder, what=f'"{self.name}"', schema=rows.schema)
@@ -411,13 +395,16 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
         except BaseException:
             writer.abort()
             raise
-        kept = self.kept(columns=list(schema.names), rows=writer.num_rows, pickled=holds_pickles(schema))
-        kept.manifest.result["origin"] = rows.origin.save(draft)
-        kept.manifest.result["origins of lazy rows"] = {
+        origins = {
             node.fingerprint: origin.save(draft, f"lazy-origin-{index}")
             for index, (node, origin) in enumerate(lazy_origins(self.parents))
         }
-        return kept
+        return self.kept(
+            columns=list(schema.names),
+            rows=writer.num_rows,
+            pickled=holds_pickles(schema),
+            result={"origin": rows.origin.save(draft), "origins of lazy rows": origins},
+        )
 
 
 class SuperStep(Step):

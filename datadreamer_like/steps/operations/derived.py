@@ -11,7 +11,7 @@ from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.node import Node, working
 from datadreamer_like.graph.output import OutputDataset, OutputIterableDataset
-from datadreamer_like.graph.results import Outcome
+from datadreamer_like.graph.results import Kept
 from datadreamer_like.graph.rows import Rows
 
 from ..base.step import Step
@@ -85,18 +85,18 @@ class Derived(Step):
             parts["input" if len(self.sources) == 1 else f"input {index + 1}"] = source.fingerprint
         return parts
 
-    def _execute(self) -> None:
+    def make_output(self) -> OutputDataset | OutputIterableDataset:
+        """Applies the operation, or finds its rows; lazy ones are neither kept nor looked for."""
         self.parents = list(dict.fromkeys(self.sources))
         if self._lazy:
             # Nothing is kept, so there is nothing to find: a view on a table, or rows generated lazily.
             with working(self):
                 made = self._make()
             rows = replace(made, node=self)
-            self._output = OutputIterableDataset(self, rows) if rows.table is None else OutputDataset(self, rows)
-            return
-        super()._execute()
+            return OutputIterableDataset(self, rows) if rows.table is None else OutputDataset(self, rows)
+        return super().make_output()
 
-    def build(self, draft: Path) -> Outcome:
+    def build(self, draft: Path) -> Kept:
         """Applies the operation and keeps its rows."""
         return self.write_rows(self._make(), draft)
 

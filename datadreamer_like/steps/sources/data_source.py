@@ -62,13 +62,14 @@ class Source(Step):
         return list(self._output_specs)
 
     def write_rows(self, rows: Rows, draft: Path) -> Kept:
-        """Writes the rows; a source without rows is refused."""
+        """Writes the rows, and refuses a source that has none."""
         kept = super().write_rows(rows, draft)
         if not kept.manifest.rows:
-            raise EmptyDataset(f'"{self.name}" has no rows: {self._empty()} Give at least one.')
+            raise EmptyDataset(f'"{self.name}" has no rows: {self.describe_empty()} Give at least one.')
         return kept
 
-    def _empty(self) -> str:
+    def describe_empty(self) -> str:
+        """Returns what is empty where there are no rows, for the error."""
         return "what it was given is empty."
 
 

@@ -192,13 +192,14 @@ class HFHubDataSource(Source):
             return None
 
     def write_rows(self, rows: Rows, draft: Path) -> Kept:
-        """Writes the rows, and which commit of the repository they are from."""
+        """Writes the rows, and notes the commit that they are of."""
         kept = super().write_rows(rows, draft)
         if self._commit is not None:
             kept.manifest.result["commit"] = [self.path, self.revision, self._commit]
         return kept
 
-    def _empty(self) -> str:
+    def describe_empty(self) -> str:
+        """Returns which dataset and split are empty."""
         return f"{self.path} is empty{f' in split {self.split}' if self.split else ''}."
 
 
