@@ -79,7 +79,7 @@ ONE: dict[str, tuple[Operation, Callable[[list[list[int]]], list[list[int]]]]] =
 
 @pytest.mark.parametrize("lazy", [False, True])
 @given(chain=st.lists(st.sampled_from(sorted(ONE)), max_size=5))
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 def test_chains_of_operations_lead_back_to_the_rows_that_they_moved(lazy: bool, chain: list[str]) -> None:
     with DataDreamer(":memory:", verbose=False):
         made: Any = Lazy("Rows") if lazy else DataSource("Rows", data=ROWS)
