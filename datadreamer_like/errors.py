@@ -6,6 +6,7 @@
     │   ├── UnknownColumn       an input names a column that its step does not have
     │   ├── ArgumentTypeError   an argument is of the wrong type
     │   └── FingerprintError    an argument cannot be told apart from another one, so nothing can be cached
+    ├── NoSuchRow               a row was asked for beyond the last one
     ├── StepOutputError         a step's `run` returned what its outputs do not allow
     │   └── StepOutputTypeError one column holds values of different types
     ├── DataError               what was read is not what it should be: a malformed line, an unreadable file
@@ -66,6 +67,10 @@ class ArgumentTypeError(DefinitionError, TypeError):
 
 class FingerprintError(DefinitionError, TypeError):
     """A value cannot be fingerprinted."""
+
+
+class NoSuchRow(DataDreamerError, IndexError):
+    """A row was asked for by a position that no row has."""
 
 
 class StepOutputError(DataDreamerError, ValueError):

@@ -50,7 +50,8 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "t5": lambda: transformers.T5ForConditionalGeneration(
         transformers.T5Config(
-            vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=3, num_decoder_layers=2, num_heads=4
+            vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=3, num_decoder_layers=2, num_heads=4,
+            decoder_start_token_id=0,
         )
     ),
 }  # fmt: skip

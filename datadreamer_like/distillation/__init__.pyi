@@ -1,3 +1,4 @@
+from .hidden_states import HiddenStates as HiddenStates
 from .losses import Divergence as Divergence
 from .losses import divergence as divergence
 from .losses import hard_target_loss as hard_target_loss

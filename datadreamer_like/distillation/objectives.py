@@ -35,8 +35,13 @@ class Objective(ABC):
 
     @property
     def wants(self) -> frozenset[str]:
-        """Fields of `Outputs` that `loss` reads, of the student and of the teacher."""
+        """Fields of the student's `Outputs` that `loss` reads."""
         return frozenset({"logits"})
+
+    @property
+    def teacher_wants(self) -> frozenset[str]:
+        """Fields of the teacher's `Outputs` that `loss` reads; those of the student's, where there is a teacher."""
+        return frozenset() if self.teacher is None else self.wants
 
     @property
     def needs_labels(self) -> bool:
@@ -63,7 +68,7 @@ class Objective(ABC):
 
         Args:
             student: The student's outputs, with what the objective `wants`.
-            teacher: The teacher's, without gradients: from a live model or from stored answers.
+            teacher: The teacher's, with `teacher_wants`, without gradients: from a live model or from stored answers.
             batch: The batch.
             modules: What `modules` returned.
         """
@@ -223,6 +228,11 @@ class Combined(Objective):
     def wants(self) -> frozenset[str]:
         """What any of them reads."""
         return frozenset().union(*(objective.wants for objective in self.objectives))
+
+    @property
+    def teacher_wants(self) -> frozenset[str]:
+        """What those with a teacher read of it."""
+        return frozenset().union(*(objective.teacher_wants for objective in self.objectives))
 
     @property
     def needs_labels(self) -> bool:

@@ -47,7 +47,7 @@ def paired_differences(
 ) -> dict[str, Interval]:
     """Returns by how much another model is better than a first one on the same rows, with an interval for each.
 
-    The interval is that of the paired bootstrap: see `stages.bootstrap.paired_bootstrap`.
+    The interval is that of the paired bootstrap: see `evaluation.bootstrap.paired_bootstrap`.
 
     Args:
         truth: Labels [rows].

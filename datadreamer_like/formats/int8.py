@@ -173,6 +173,7 @@ def int8_like(module: nn.Module, granularity: Granularity) -> Int8Module:
         else:
             outputs, inputs = reversed(weight.shape) if isinstance(module, Conv1D) else weight.shape
             found = Int8Linear(inputs, outputs, getattr(module, "bias", None) is not None, granularity)
+            found.was_conv1d = isinstance(module, Conv1D)
             if found.bias is not None:
                 found.bias.data = found.bias.data.to(cast(Tensor, module.bias).dtype)
     return found.train(module.training)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from datadreamer_like.errors import DefinitionError, NewerFormat, did_you_mean
 
@@ -19,27 +20,30 @@ class CodedModule(nn.Module):
 
     Attributes:
         exact: Names of buffers that keep their dtype when the model is cast.
+        was_conv1d: Whether it stands for a transformers `Conv1D`, whose weight is [in, out].
     """
 
     exact: ClassVar[tuple[str, ...]] = ()
+    was_conv1d = False
 
     def dequantized(self) -> Tensor:
         """Returns the weight that the codes stand for, as fp32 [out, in] or [rows, size]."""
         raise NotImplementedError
 
-    def plain(self) -> nn.Module:
-        """Returns the module with that weight instead of codes: an `nn.Linear` or `nn.Embedding`."""
-        weight = nn.Parameter(self.dequantized())
-        made: nn.Linear | nn.Embedding
+    def plain(self, dtype: torch.dtype) -> nn.Module:
+        """Returns the module with that weight instead of codes: an `nn.Linear`, `Conv1D` or `nn.Embedding`."""
+        weight = self.dequantized().to(dtype)
+        rows, size = weight.shape
+        made: Any
         with torch.device("meta"):
             if hasattr(self, "num_embeddings"):
-                made = nn.Embedding(weight.shape[0], weight.shape[1], getattr(self, "padding_idx", None))
+                made = nn.Embedding(rows, size, getattr(self, "padding_idx", None))
             else:
-                made = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-        made.weight = weight
-        if isinstance(made, nn.Linear) and (bias := getattr(self, "bias", None)) is not None:
+                made = Conv1D(rows, size) if self.was_conv1d else nn.Linear(size, rows, bias=False)  # type: ignore[no-untyped-call]
+        made.weight = nn.Parameter(weight.T.contiguous() if self.was_conv1d else weight)
+        if (bias := getattr(self, "bias", None)) is not None:
             made.bias = nn.Parameter(bias.detach().clone())
-        return made.train(self.training)
+        return cast(nn.Module, made).train(self.training)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         before = {name: self._buffers[name] for name in self.exact}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from .layout import CodedModule, in_order, kind_of, kind_of_module
@@ -51,11 +52,12 @@ def dequantize(model: nn.Module) -> None:
     Args:
         model: The model; also one with adapters on quantized layers, which can be merged afterwards.
     """
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     weights: dict[int, nn.Parameter] = {}
     plain: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if isinstance(module, CodedModule):
-            plain[name] = made = module.plain()
+            plain[name] = made = module.plain(dtype)
             made.weight = weights.setdefault(id(module.weight), made.weight)  # type: ignore[arg-type]
     replace_modules(model, plain)
     entries = layouts(model)

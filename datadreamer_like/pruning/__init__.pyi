@@ -5,3 +5,4 @@ from .retraining import cubic_sparsity as cubic_sparsity
 from .retraining import masks as masks
 from .retraining import reapply as reapply
 from .vocabulary import Vocabulary as Vocabulary
+from .wanda import Wanda as Wanda

@@ -18,8 +18,8 @@ from datadreamer_like.evaluation.sizes import Size, size_of
 from datadreamer_like.evaluation.timing import Timing, evenly_spaced, time_in_turn
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
-from datadreamer_like.graph.manifest import Manifest
 from datadreamer_like.graph.output import Column
+from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText, checked
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.trained_model import TrainedModel, loaded
@@ -150,7 +150,7 @@ class Compare(Stage):
         self.resamples, self.seed, self.keep_loaded = resamples, seed, keep_loaded
         self._check_options()
         self.parents = origins(self.models, [self.inputs, self.labels])
-        self.settle(self._build)
+        self.find_or_make()
         self._comparison = self._read()
 
     def fingerprint_parts(self) -> dict[str, str]:
@@ -228,7 +228,8 @@ class Compare(Stage):
 
     # The work
 
-    def _build(self, draft: Path) -> Manifest:
+    def build(self, draft: Path) -> Kept:
+        """Measures the models."""
         with quiet(), ExitStack() as stack:
             asking = Asking(self.max_length, self.chat_prompt_template, self.system_prompt)
             judge = judge_for(self.models, self.names)(self.inputs, self.labels, self.models, self.names, asking)
@@ -238,7 +239,7 @@ class Compare(Stage):
                     stack.enter_context(loaded(model))
             return self._measure(draft, judge)
 
-    def _measure(self, draft: Path, judge: Judge) -> Manifest:
+    def _measure(self, draft: Path, judge: Judge) -> Kept:
         import torch
 
         self.usage.total_rows = len(judge.rows) * len(self.models)
@@ -281,7 +282,7 @@ class Compare(Stage):
         table.close(self.fingerprint)
         self.card.facts["Rows compared"] = f"{len(judge.rows):,}"
         self.card.facts["Models compared"] = f"{len(self.models)}"
-        return self.new_manifest()
+        return self.kept()
 
     def _measured(
         self, judge: Judge, answers: list[list[Any]], sizes: list[Size], timings: list[Timing]

@@ -13,8 +13,8 @@ from datadreamer_like.evaluation.sizes import size_of
 from datadreamer_like.graph import Node
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
-from datadreamer_like.graph.manifest import Manifest
 from datadreamer_like.graph.output import Column
+from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.export import write_card
 from datadreamer_like.models.trained.model_node import ModelNode
@@ -85,7 +85,7 @@ class Compression(Stage, ModelNode):
         self._check_calibration()
         self.prepare()
         self.parents = self.origins()
-        self.settle(self._build)
+        self.find_or_make()
 
     def prepare(self) -> None:
         """Checks what a subclass was given beyond this, before any work."""
@@ -113,11 +113,12 @@ class Compression(Stage, ModelNode):
         """Does what remains to be done with the smaller model before it is saved; nothing, unless a subclass does."""
         return model, tokenizer
 
-    def _build(self, draft: Path) -> Manifest:
+    def build(self, draft: Path) -> Kept:
+        """Applies the method and saves the smaller model."""
         with quiet():
             return self._make(draft / self.MODEL_FOLDER)
 
-    def _make(self, folder: Path) -> Manifest:
+    def _make(self, folder: Path) -> Kept:
         with loaded(self.source) as source:
             self.usage.note = f"loading {source!r}"
             before = size_of(source.model)
@@ -133,7 +134,7 @@ class Compression(Stage, ModelNode):
         if Path(self.source.path).is_dir():
             self._register({"Bytes on disk": f"{self.source.bytes_on_disk:,} → {saved.bytes_on_disk:,}"})
         write_card(folder, self.card)
-        return self.new_manifest()
+        return self.kept()
 
     def _apply(self) -> tuple[Any, Any]:
         source = self.source

@@ -128,12 +128,13 @@ class TrainHFClassifier(HFTrainer):
         labels = LabelSet(())
         if output is not None:
             labels = find_labels(output.values(), "train_output", class_names(output), optional=teacher is not None)
-        if objective.needs_labels and not labels.names:
+        knows_classes = teacher is not None and "logits" in objective.teacher_wants
+        if not labels.names and (objective.needs_labels or not knows_classes):
             raise DefinitionError(
                 f'"{self.name}": none of the training rows has a label, and {type(objective).__name__} needs some. '
                 "Pass train_output, or learn from the teacher alone: SoftTargets(teacher, alpha=1.0)."
             )
-        if teacher is not None:
+        if teacher is not None and knows_classes:
             labels = _taught_labels(labels, teacher, has_labels=bool(labels.names))
         most = model_max_length(config, tokenizer)
         length = min(training.max_length or most, most)

@@ -49,7 +49,7 @@ class CausalLM(Generation):
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         found = run_model(model, inputs, wants, use_cache=False)
         return Outputs(
-            logits=found.logits[:, :-1],
+            logits=found.logits[:, :-1] if "logits" in wants else None,
             hidden_states=getattr(found, "hidden_states", None),
             attentions=getattr(found, "attentions", None),
             mask=batch["attention_mask"].bool(),

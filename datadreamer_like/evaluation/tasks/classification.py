@@ -104,7 +104,7 @@ class Classification(Task):
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         found = run_model(model, inputs, wants)
         return Outputs(
-            logits=found.logits,
+            logits=found.logits if "logits" in wants else None,
             hidden_states=getattr(found, "hidden_states", None),
             attentions=getattr(found, "attentions", None),
             mask=batch["attention_mask"].bool(),

@@ -31,7 +31,7 @@ class Seq2SeqLM(Generation):
         inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
         found = run_model(model, inputs, wants, use_cache=False)
         return Outputs(
-            logits=found.logits,
+            logits=found.logits if "logits" in wants else None,
             hidden_states=getattr(found, "decoder_hidden_states", None),
             attentions=getattr(found, "decoder_attentions", None),
             mask=batch["mask"],

@@ -86,7 +86,7 @@ class Task(ABC):
         Args:
             model: The model.
             batch: What `collate` made.
-            wants: Fields of `Outputs` to fill; `logits` always are.
+            wants: Fields of `Outputs` to fill; others may be filled too.
         """
 
     @abstractmethod
@@ -95,7 +95,7 @@ class Task(ABC):
 
     @abstractmethod
     def check_teacher(self, teacher: Teacher) -> None:
-        """Refuses a teacher of another kind of model, or of other classes.
+        """Refuses a teacher whose logits cannot teach: of another kind of model, or of other classes.
 
         Raises:
             MethodMisfit: It does not fit.
@@ -151,7 +151,8 @@ class Task(ABC):
         """Runs a student's batch through its teacher, without dropout and without gradients."""
         with torch.no_grad(), answering(teacher.model):
             outputs = self.forward(teacher.model, batch, wants)
-        assert outputs.logits is not None
+        if outputs.logits is None or "logits" not in wants:
+            return outputs
         return outputs.replaced(logits=self.aligned(teacher, outputs.logits, student_logits))
 
     def refuse_long(self, too_long: Mapping[int, int], name: str) -> None:
@@ -173,14 +174,14 @@ class Task(ABC):
 
 
 def run_model(model: Any, inputs: Mapping[str, torch.Tensor], wants: frozenset[str], **options: Any) -> Any:
-    """Calls a transformers model for its logits and for what else is wanted.
+    """Calls a transformers model for what is wanted.
 
     Raises:
         MethodMisfit: The model does not return what is wanted.
     """
     asked = {f"output_{name}": True for name in ("hidden_states", "attentions") if name in wants}
     found = model(**inputs, **asked, **options)
-    if not isinstance(getattr(found, "logits", None), torch.Tensor):
+    if "logits" in wants and not isinstance(getattr(found, "logits", None), torch.Tensor):
         raise MethodMisfit(f"{type(model).__name__} returns no logits. Load it as a model with a head for this task.")
     return found
 

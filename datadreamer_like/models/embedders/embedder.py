@@ -65,7 +65,8 @@ class Embedder(TaskModel[Vector]):
         """Like `run`, but yields whole results, in the texts' order: the vector, or the error of a failed row."""
         return self.results_of(texts, truncate, {"instruction": instruction}, options)
 
-    def _count(self, text: str, asks: Mapping[str, Any]) -> int:
+    def count_input_tokens(self, text: str, asks: Mapping[str, Any]) -> int:
+        """Returns the number of tokens of a text with what this run puts before it."""
         return self.count_tokens(f"{asks['instruction']}{text}" if asks.get("instruction") else text)
 
     def encode_value(self, value: Vector) -> bytes:

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 from datadreamer_like.errors import AuthenticationFailed
 
-from .endpoint import Endpoint, Limits, Quirks
+from .endpoint import Quirks
+from .endpoints import OPENAI
 from .openai_compatible import OpenAICompatible
 from .prices import Prices
 
@@ -56,22 +57,7 @@ class OpenAI(OpenAICompatible):
         DefinitionError: `base_url` is not the address of a server, or `prices` are malformed.
     """
 
-    endpoint = Endpoint(
-        "OpenAI",
-        base_url="https://api.openai.com/v1",
-        key_variable="OPENAI_API_KEY",
-        url_variable="OPENAI_BASE_URL",
-        quirks=Quirks(
-            # Its newer models refuse the older name.
-            limit_name="max_completion_tokens",
-            refuses={"repetition_penalty": "Use presence_penalty or frequency_penalty, or leave it out."},
-        ),
-        prices="openai",
-        # Of its models that are still served, none has less.
-        limits=Limits(context_length=128_000),
-        models_url="https://platform.openai.com/docs/models",
-        terms_url="https://openai.com/policies",
-    )
+    endpoint = OPENAI
 
     def __init__(
         self,

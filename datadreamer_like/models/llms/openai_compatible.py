@@ -137,7 +137,7 @@ class OpenAICompatible(LLM):
         self._one_by_one = not self.quirks.several_answers
         self._client: OpenAIClient | None = None
         self._clients: dict[asyncio.AbstractEventLoop, AsyncOpenAI] = {}
-        self._key = self.find_key()
+        self.key  # noqa: B018  (a missing key is an error now, not at the first request)
 
     if TYPE_CHECKING:
 
@@ -164,6 +164,11 @@ class OpenAICompatible(LLM):
         """
         return self.endpoint.key_for(self.base_url, self._api_key, self.model_name)
 
+    @cached_property
+    def key(self) -> str:
+        """The key in use; looked up anew after unpickling, since no key is ever written."""
+        return self.find_key()
+
     def uses_sdk_environment(self) -> bool:
         """Whether the SDK's own environment variables (organization, project, headers) are meant for this server."""
         return False
@@ -185,7 +190,7 @@ class OpenAICompatible(LLM):
 
     def client_options(self) -> dict[str, Any]:
         """Returns the arguments of the SDK's clients."""
-        options: dict[str, Any] = {"api_key": self._key, "timeout": self.timeout, "max_retries": 0, **self.kwargs}
+        options: dict[str, Any] = {"api_key": self.key, "timeout": self.timeout, "max_retries": 0, **self.kwargs}
         ambient = os.environ.get("OPENAI_CUSTOM_HEADERS")
         if ambient and not self.uses_sdk_environment():
             import openai
@@ -193,7 +198,7 @@ class OpenAICompatible(LLM):
             left_out = {line.partition(":")[0].strip(): openai.Omit() for line in ambient.split("\n") if ":" in line}
             options["default_headers"] = {
                 **left_out,
-                "Authorization": f"Bearer {self._key}",
+                "Authorization": f"Bearer {self.key}",
                 **(self.kwargs.get("default_headers") or {}),
             }
         return options
@@ -303,13 +308,9 @@ class OpenAICompatible(LLM):
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "_api_key": None, "_client": None, "_clients": {}}
-        state.pop("tokenizer", None)
-        del state["_key"]
+        for name in ("tokenizer", "key"):
+            state.pop(name, None)
         return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._key = self.find_key()
 
     @property
     def _address(self) -> str:

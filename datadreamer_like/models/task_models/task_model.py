@@ -132,7 +132,7 @@ class TaskModel(Model, Generic[V]):
             if not isinstance(text, str):  # what a column holds is known only here
                 rows[index] = Computed(error=not_a_text(text))
                 continue
-            tokens = self._count(text, asks)
+            tokens = self.count_input_tokens(text, asks)
             if tokens > self.model_max_length and not truncate:
                 rows[index] = Computed(
                     error=PromptTooLong(
@@ -151,5 +151,6 @@ class TaskModel(Model, Generic[V]):
                 rows[index].value = self.decode_value(rows[index].stored)
         return [rows[index] for index in range(len(texts))]
 
-    def _count(self, text: str, asks: Mapping[str, Any]) -> int:
+    def count_input_tokens(self, text: str, asks: Mapping[str, Any]) -> int:
+        """Returns the number of tokens of a text with what this run puts before it."""
         return self.count_tokens(text)

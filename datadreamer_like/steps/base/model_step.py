@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import typing_extensions
 
 from datadreamer_like.errors import DefinitionError, did_you_mean
 from datadreamer_like.graph.card import DataCardType
-from datadreamer_like.graph.output import Batch
 
-from .returned import LazyRowBatches
+from .columns import inputs_schema
+from .lazy_rows import From, LazyRowBatches, Traced
 from .row_answers import FETCH_OPTIONS, Questions, RowAnswers
 from .step import Step
 
@@ -53,9 +53,22 @@ class ModelStep(Step):
         for citation in model.citation or ():
             self.register_data_card(DataCardType.CITATION, citation)
         column = self.inputs[self.answers_to[0]]
-        return LazyRowBatches(self.result_batches, total_num_rows=column.num_rows, save=not self.args["lazy"])
+        return LazyRowBatches(
+            self.result_batches,
+            total_num_rows=column.num_rows,
+            save=not self.args["lazy"],
+            like=inputs_schema(self._inputs),
+        )
 
-    def result_batches(self) -> Iterator[Batch]:
+    def origin(self, results: list[Any]) -> Sequence[From]:
+        """Returns which rows a batch of results came from: by default the input's rows of the same positions.
+
+        Args:
+            results: What the model gave for each row; None for a row that failed.
+        """
+        return [From(self.answers_to[0])]
+
+    def result_batches(self) -> Iterator[Traced]:
         """Yields the rows with the model's results."""
         given, made = self.answers_to
         column = self.inputs[given]
@@ -70,7 +83,8 @@ class ModelStep(Step):
                 if answer is not None and answer.error is not None:
                     self.usage.row_failed(index, str(answer.error))
             count += len(answers)
-            yield {**batch, made: [None if answer is None else answer.value for answer in answers]}
+            values = [None if answer is None else answer.value for answer in answers]
+            yield Traced({**batch, made: values}, *self.origin(values))
 
 
 def check_options(step: str, own: Collection[str], given: Iterable[str], model: Any, role: str) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice, takewhile
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from datadreamer_like.errors import DefinitionError, ModelError
-from datadreamer_like.graph.output import BATCH_SIZE, Batch, Column, OutputDataset, OutputIterableDataset
-from datadreamer_like.graph.pickles import repickled
-
-from .step import Step
+from datadreamer_like.graph.rows import Batch
 
 # Answers of a slow model become rows this often, so that progress is seen; those of a fast one in full batches.
 _FLUSH_SECONDS = 0.5
@@ -148,65 +145,3 @@ def _part(questions: Questions, answers: Sequence[Any], start: int) -> AnsweredR
     if (start, stop) != (0, len(questions.values)):
         rows = {name: column[start:stop] for name, column in rows.items()}
     return AnsweredRows(values, rows, list(answers[start:stop]))
-
-
-def columns_together(columns: Mapping[str, Column], what: str) -> Iterator[Batch]:
-    """Yields batches of several columns side by side.
-
-    Args:
-        columns: Name in the batches, to column. Columns of one step that makes its rows when they are asked for are
-            read in one pass.
-        what: The step that reads them, for messages.
-
-    Raises:
-        DefinitionError: The columns have different numbers of rows.
-    """
-    sizes = {name: column.num_rows for name, column in columns.items()}
-    if len({size for size in sizes.values() if size is not None}) > 1:
-        raise DefinitionError(f"{what}: the inputs have different numbers of rows: {sizes}. Give columns of one step.")
-    first = next(iter(columns.values()))
-    if len(columns) == 1:
-        name = next(iter(columns))
-        for batch in first.batches():
-            yield {name: next(iter(batch.values()))}
-    elif all(column.step is first.step and not isinstance(column, OutputDataset) for column in columns.values()):
-        for batch in step_of(first).output.batches():
-            yield {name: batch[column.column_names[0]] for name, column in columns.items()}
-    else:
-        yield from _zipped(columns, what)
-
-
-def whole_rows(column: Column) -> Iterator[Batch]:
-    """Yields batches of all columns of the step that a column belongs to, ready to be stored again."""
-    rows = step_of(column).output
-    for batch in rows.batches():
-        yield {name: repickled(values) for name, values in batch.items()} if rows.pickled else batch
-
-
-def step_of(column: Column) -> Step:
-    """Returns the step that a column belongs to."""
-    return cast(Step, column.step)
-
-
-def num_rows_of(columns: Mapping[str, Column]) -> int | None:
-    """Returns the number of rows that columns side by side have; None where it is not known beforehand."""
-    return next((column.num_rows for column in columns.values() if column.num_rows is not None), None)
-
-
-def columns_of(column: Column) -> list[str]:
-    """Returns the names of all columns of the step that a column belongs to."""
-    rows: OutputDataset | OutputIterableDataset = step_of(column).output
-    return rows.column_names
-
-
-def _zipped(columns: Mapping[str, Column], what: str) -> Iterator[Batch]:
-    rows = zip(*(column.values() for column in columns.values()), strict=True)
-    try:
-        while portion := list(islice(rows, BATCH_SIZE)):
-            yield dict(zip(columns, map(list, zip(*portion, strict=True)), strict=True))
-    except ValueError as error:
-        if "argument" not in str(error):
-            raise
-        raise DefinitionError(
-            f"{what}: the inputs {', '.join(columns)} have different numbers of rows. Give columns of one step."
-        ) from error

@@ -7,14 +7,16 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, islice, product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
 from datadreamer_like.graph.output import BATCH_SIZE, Batch
 
-from ..base.row_answers import columns_together
+from ..base.columns import columns_together
+from ..base.lazy_rows import From
+from ..base.row_answers import AnsweredRows
 from .data_from_prompt import DataFromPrompt
-from .prompt_step import RowPrompt
+from .prompt_step import RowPrompt, shown
 
 EXAMPLES = "examples"
 """Name of the placeholder for examples."""
@@ -87,8 +89,17 @@ class DataFromAttributedPrompt(DataFromPrompt):
             batch: Batch = {"attributes": attributes_of_rows}
             if examples is not None:
                 of = self._examples_attribute()
-                batch["examples"] = [examples.draw(combination[of], count) for combination in attributes_of_rows]
+                drawn = [examples.draw(combination[of], count) for combination in attributes_of_rows]
+                batch["examples"] = [[text for text, _ in one] for one in drawn]
+                batch["example_rows"] = [[row for _, row in one] for one in drawn]
             yield batch
+
+    def origin(self, rows: AnsweredRows) -> Sequence[From]:
+        """Returns the examples that each prompt shows."""
+        if not self._inputs:
+            return []
+        found = shown(rows.values, rows.rows["examples"], rows.rows["example_rows"])
+        return [From(name, found, role="example") for name in self._inputs]
 
     def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
         """Returns the instruction with its placeholders filled, for each row."""
@@ -114,14 +125,17 @@ class DataFromAttributedPrompt(DataFromPrompt):
         )
 
     def _examples(self) -> _Examples | None:
-        groups: dict[Any, list[str]] = {}
+        groups: dict[Any, list[Example]] = {}
         if "examples" in self._inputs:
-            for batch in columns_together(self._inputs, f'"{self.name}"'):
-                for text, value in zip(batch["examples"], batch["example_attributes"], strict=True):
-                    if text is not None:
-                        groups.setdefault(value, []).append(text)
+            batches = columns_together(self._inputs, f'"{self.name}"')
+            pairs = (
+                pair for batch in batches for pair in zip(batch["examples"], batch["example_attributes"], strict=True)
+            )
+            for row, (text, value) in enumerate(pairs):
+                if text is not None:
+                    groups.setdefault(value, []).append((text, row))
         elif self.args["examples"] is not None:
-            groups = {value: list(texts) for value, texts in self.args["examples"].items()}
+            groups = {value: [(text, -1) for text in texts] for value, texts in self.args["examples"].items()}
         else:
             return None
         name = self._examples_attribute()
@@ -204,23 +218,28 @@ class DataFromAttributedPrompt(DataFromPrompt):
             )
 
 
+Example: TypeAlias = tuple[str, int]
+"""A text, and its position in its column."""
+
+
 class _Examples:
     """Texts by value; each value's are drawn in random order, all of them before one comes again."""
 
-    def __init__(self, groups: dict[Any, list[str]], seed: int | None) -> None:
+    def __init__(self, groups: dict[Any, list[Example]], seed: int | None) -> None:
         self._rng = random.Random(seed or 0)
         self._groups = groups
-        self._left: dict[Any, list[str]] = {}
+        self._left: dict[Any, list[Example]] = {}
 
-    def draw(self, value: Any, count: int) -> list[str]:
+    def draw(self, value: Any, count: int) -> list[Example]:
         """Returns up to `count` different texts of a value."""
         texts = self._groups[value]
-        drawn: list[str] = []
+        drawn: list[Example] = []
         left = self._left.setdefault(value, [])
         for _ in range(min(count, len(texts))):
             if not left:
                 # A new round starts without the texts that this draw holds already; they come with the next one.
-                left.extend(text for text in texts if text not in drawn)
+                held = {text for text, _ in drawn}
+                left.extend(example for example in texts if example[0] not in held)
                 self._rng.shuffle(left)
             if left:
                 drawn.append(left.pop())

@@ -8,8 +8,10 @@ from typing import Any
 from datadreamer_like.errors import EmptyDataset
 from datadreamer_like.graph.output import Batch
 
-from ..base.row_answers import columns_together
-from .prompt_step import PromptStep, RowPrompt, labelled
+from ..base.columns import columns_together
+from ..base.lazy_rows import From
+from ..base.row_answers import AnsweredRows
+from .prompt_step import PromptStep, RowPrompt, labelled, shown
 
 
 class FewShotPrompt(PromptStep):
@@ -43,25 +45,29 @@ class FewShotPrompt(PromptStep):
         """Returns how many inputs there are."""
         return self._inputs["inputs"].num_rows
 
-    def examples(self) -> tuple[list[str], list[str]]:
-        """Returns the examples' inputs, and the examples as they stand in a prompt.
+    def examples(self) -> tuple[list[str], list[str], list[int]]:
+        """Returns the examples' inputs, the examples as they are in a prompt, and their positions in the columns.
 
         An example without input or output is left out.
 
         Raises:
             EmptyDataset: There is no complete example.
         """
-        columns = {name: self._inputs[name] for name in ("input_examples", "output_examples")}
         pairs = [
-            (str(given), wanted)
-            for batch in columns_together(columns, f'"{self.name}"')
-            for given, wanted in zip(*batch.values(), strict=True)
+            (str(given), wanted, row)
+            for row, (given, wanted) in enumerate(self._pairs())
             if given is not None and wanted is not None
         ]
         if not pairs:
             raise EmptyDataset(f'"{self.name}": there are no examples. Give columns with at least one full pair.')
         before, between = self.args["input_label"], f"{self.args['sep']}{labelled(self.args['output_label'], '')}"
-        return [given for given, _ in pairs], [f"{labelled(before, given)}{between}{wanted}" for given, wanted in pairs]
+        texts = [f"{labelled(before, given)}{between}{wanted}" for given, wanted, _ in pairs]
+        return [given for given, _, _ in pairs], texts, [row for _, _, row in pairs]
+
+    def _pairs(self) -> Iterator[tuple[Any, Any]]:
+        columns = {name: self._inputs[name] for name in ("input_examples", "output_examples")}
+        for batch in columns_together(columns, f'"{self.name}"'):
+            yield from zip(*batch.values(), strict=True)
 
     def prompt(self, value: Any, examples: list[str]) -> RowPrompt:
         """Returns the prompt for one input; None where it is missing, an error where the fewest examples do not fit."""
@@ -82,10 +88,18 @@ class FewShotPrompt(PromptStep):
 
     def input_batches(self) -> Iterator[Batch]:
         """Yields the inputs, and for each the examples to show."""
-        _, examples = self.examples()
+        _, examples, positions = self.examples()
         for batch in columns_together({"inputs": self._inputs["inputs"]}, f'"{self.name}"'):
-            yield {**batch, "examples": [examples] * len(batch["inputs"])}
+            size = len(batch["inputs"])
+            yield {**batch, "examples": [examples] * size, "example_rows": [positions] * size}
 
     def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
         """Returns each input after its examples."""
         return [self.prompt(*row) for row in zip(batch["inputs"], batch["examples"], strict=True)]
+
+    def origin(self, rows: AnsweredRows) -> Sequence[From]:
+        """Returns the inputs' rows, and the examples that each prompt shows."""
+        texts = [[] if isinstance(examples, Exception) else examples for examples in rows.rows["examples"]]
+        found = shown(rows.values, texts, rows.rows["example_rows"])
+        examples = [From(name, found, role="example") for name in ("input_examples", "output_examples")]
+        return [From("inputs"), *examples]

@@ -11,7 +11,8 @@ from datadreamer_like.models.calls.text_calls import Computed
 from datadreamer_like.models.embedders.embedder import Embedder
 from datadreamer_like.models.retrievers.embedding_retriever import EmbeddingRetriever
 
-from ..base.row_answers import Questions, RowAnswers, columns_together
+from ..base.columns import columns_together
+from ..base.row_answers import Questions, RowAnswers
 from .few_shot_prompt import FewShotPrompt
 from .prompt_step import RowPrompt
 
@@ -31,19 +32,27 @@ class FewShotPromptWithRetrieval(FewShotPrompt):
 
     def input_batches(self) -> Iterator[Batch]:
         """Yields the inputs, and for each the examples that are most similar."""
-        corpus, examples = self.examples()
+        corpus, examples, positions = self.examples()
         retriever = EmbeddingRetriever(corpus, self.args["embedder"])
         inputs = columns_together({"inputs": self._inputs["inputs"]}, f'"{self.name}"')
-        rows = RowAnswers(Questions(batch["inputs"], batch) for batch in inputs)
-        for _, batch, found in rows.joined(retriever.results(rows.values(), k=self.args["k"])):
-            yield {**batch, "examples": [_shown(result, examples) for result in found]}
+        asked = RowAnswers(Questions(batch["inputs"], batch) for batch in inputs)
+        for _, batch, found in asked.joined(retriever.results(asked.values(), k=self.args["k"])):
+            rows = [_indices(result) for result in found]
+            texts = [[examples[index] for index in indices] for indices in rows]
+            yield {
+                **batch,
+                "examples": [_error(result) or text for result, text in zip(found, texts, strict=True)],
+                "example_rows": [[positions[index] for index in indices] for indices in rows],
+            }
 
     def prompt(self, value: Any, examples: Any) -> RowPrompt:
         """Returns the prompt for one input, or the error of one that could not be looked up."""
         return examples if isinstance(examples, ModelError) else super().prompt(value, examples)
 
 
-def _shown(result: Computed | None, examples: list[str]) -> list[str] | ModelError:
-    if result is None:
-        return []
-    return result.error if result.error is not None else [examples[row] for row in result.value["indices"]]
+def _error(result: Computed | None) -> ModelError | None:
+    return None if result is None else result.error
+
+
+def _indices(result: Computed | None) -> list[int]:
+    return [] if result is None or result.error is not None else result.value["indices"]

@@ -13,8 +13,9 @@ from datadreamer_like.graph.output import Batch
 from datadreamer_like.models.calls.pipeline import Rejected
 from datadreamer_like.models.llms.generation import Answer
 
-from ..base.returned import LazyRowBatches
-from ..base.row_answers import AnsweredRows, columns_of, whole_rows
+from ..base.columns import columns_of, whole_rows, whole_schema
+from ..base.lazy_rows import From, LazyRowBatches, Traced
+from ..base.row_answers import AnsweredRows
 from .answer_readers import read_yes_or_no
 from .process_with_prompt import ProcessWithPrompt
 from .prompt_step import RowPrompt
@@ -136,15 +137,20 @@ class FilterWithPrompt(JudgeRows):
     def run(self) -> LazyRowBatches:
         """Prompts the LLM for every row."""
         self.register_facts()
-        return LazyRowBatches(self.result_batches, save=not self.args["lazy"])
+        known = whole_schema(self._inputs["inputs"])
+        return LazyRowBatches(self.result_batches, save=not self.args["lazy"], like=known)
 
-    def result_batches(self) -> Iterator[Batch]:
+    def result_batches(self) -> Iterator[Traced]:
         """Yields the rows that are kept."""
+        start = 0
         for rows in self.judged():
             kept = self.values(rows)
             if any(kept):
                 columns = {**rows.rows, **self.field_columns(rows)}
-                yield {name: list(compress(values, kept)) for name, values in columns.items()}
+                positions = list(compress(range(start, start + len(kept)), kept))
+                batch = {name: list(compress(values, kept)) for name, values in columns.items()}
+                yield Traced(batch, From("inputs", positions))
+            start += len(kept)
 
     def reads_verdicts(self) -> bool:
         """Whether the step itself reads a yes or a no."""

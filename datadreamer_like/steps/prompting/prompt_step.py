@@ -14,8 +14,9 @@ from datadreamer_like.models.calls.pipeline import Rejected
 from datadreamer_like.models.llms.generation import Answer, Generation, GenerationOptions, Prompt
 from datadreamer_like.models.llms.llm import LLM, overrides_only_run
 
-from ..base.returned import LazyRowBatches
-from ..base.row_answers import FETCH_OPTIONS, AnsweredRows, Questions, RowAnswers, columns_together, num_rows_of
+from ..base.columns import columns_together, inputs_schema, num_rows_of
+from ..base.lazy_rows import From, LazyRowBatches, Traced
+from ..base.row_answers import FETCH_OPTIONS, AnsweredRows, Questions, RowAnswers
 from ..base.step import Step
 from .output_schema import OutputSchema
 
@@ -109,6 +110,13 @@ class PromptStep(Step):
         batch = {name: values for name, values in rows.rows.items() if name in self._output_specs}
         return {**batch, "prompts": rows.values, "generations": self.generations(rows)} | self.field_columns(rows)
 
+    def origin(self, rows: AnsweredRows) -> Sequence[From]:
+        """Returns which rows some answered rows came from: by default the inputs' rows of the same positions.
+
+        What else a prompt shows (examples, documents) is stated here too, so that `trace` finds it.
+        """
+        return [From(name) for name in self._inputs]
+
     def num_prompts(self) -> int | None:
         """Returns how many rows there will be, where that is known."""
         return num_rows_of(self._inputs)
@@ -123,17 +131,22 @@ class PromptStep(Step):
     def run(self) -> LazyRowBatches:
         """Prompts the LLM."""
         self.register_facts()
-        return LazyRowBatches(self.result_batches, total_num_rows=self.num_prompts(), save=not self.args["lazy"])
+        return LazyRowBatches(
+            self.result_batches,
+            total_num_rows=self.num_prompts(),
+            save=not self.args["lazy"],
+            like=inputs_schema(self._inputs),
+        )
 
-    def result_batches(self) -> Iterator[Batch]:
-        """Yields output columns."""
+    def result_batches(self) -> Iterator[Traced]:
+        """Yields output columns, with the rows that they came from."""
         for rows in self.answered():
-            yield self.output_batch(rows)
+            yield Traced(self.output_batch(rows), *self.origin(rows))
 
     def answered(self) -> Iterator[AnsweredRows]:
         """Yields the rows with their answers, and counts those that failed."""
         count = 0
-        self.usage.failed_rows = 0  # lazy rows are made again in each pass
+        self.usage.forget_failures()  # lazy rows are made again in each pass
         for rows in self.answers(self.questions()):
             self.note_failures(count, rows)
             if self._args.get("on_error") == "raise":
@@ -373,3 +386,26 @@ def raise_first_error(rows: AnsweredRows) -> None:
 def labelled(label: str, text: Any) -> str:
     """Puts a label before a text."""
     return f"{label} {text}" if label else str(text)
+
+
+def shown(
+    prompts: Sequence[Any], texts: Sequence[Sequence[str]], positions: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """Returns the positions of the texts that each prompt has room for: the first ones, in their order.
+
+    Args:
+        prompts: Prompts as they were sent.
+        texts: For each, the texts that it was to show.
+        positions: For each, the positions of these.
+    """
+    found = []
+    for prompt, offered, rows in zip(prompts, texts, positions, strict=True):
+        count = place = 0
+        if isinstance(prompt, str):
+            for text in offered:
+                place = prompt.find(text, place) + len(text)
+                if place < len(text):
+                    break
+                count += 1
+        found.append(list(rows[:count]))
+    return found

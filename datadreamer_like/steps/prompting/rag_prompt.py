@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from datadreamer_like.errors import ModelError
 from datadreamer_like.graph.output import Batch
 from datadreamer_like.models.calls.text_calls import Computed
 from datadreamer_like.models.retrievers.retriever import Retriever
 
-from ..base.row_answers import Questions, RowAnswers
-from .prompt_step import PromptStep, RowPrompt, labelled
+from ..base.lazy_rows import From
+from ..base.row_answers import AnsweredRows, Questions, RowAnswers
+from ..retrieval.retrieve import from_corpus
+from .prompt_step import PromptStep, RowPrompt, labelled, shown
 
 
 class RAGPrompt(PromptStep):
@@ -50,6 +53,12 @@ class RAGPrompt(PromptStep):
         """Returns each question after the texts found for it."""
         return [self._prompt(*row) for row in zip(batch["prompts"], batch["found"], strict=True)]
 
+    def origin(self, rows: AnsweredRows) -> Sequence[From]:
+        """Returns the questions' rows, and the documents that each prompt shows."""
+        found = [_found(result) for result in rows.rows["found"]]
+        texts, positions = [one["texts"] for one in found], [one["indices"] for one in found]
+        return [*super().origin(rows), *from_corpus(self.args["retriever"], shown(rows.values, texts, positions))]
+
     def register_facts(self) -> None:
         """Notes the retriever too."""
         super().register_facts()
@@ -69,3 +78,9 @@ class RAGPrompt(PromptStep):
                 max_in_context_examples=self.args["max_in_context_retrieved_texts"],
             ),
         )
+
+
+def _found(result: Computed | ModelError | None) -> dict[str, Any]:
+    if isinstance(result, Computed) and result.error is None:
+        return dict(result.value)
+    return {"texts": [], "indices": []}

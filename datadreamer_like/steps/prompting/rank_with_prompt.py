@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
-from datadreamer_like.graph.output import Batch
-from datadreamer_like.storage.tables import TableWriter, open_table
+import pyarrow as pa
 
-from ..base.returned import LazyRowBatches
+from datadreamer_like.graph.rows import Rows, untyped
+from datadreamer_like.storage.values import to_batch
+
+from ..base.columns import whole_schema
+from ..base.lazy_rows import From, LazyRowBatches, Traced
+from ..operations.sorting import sorted_positions
+from ..operations.transforms import kept as written
 from .answer_readers import read_number
 from .filter_with_prompt import JudgeRows
 
@@ -45,9 +48,10 @@ class RankWithPrompt(JudgeRows):
         """Prompts the LLM for every row."""
         self.register_facts()
         total = self.num_prompts() if self.args["score_threshold"] is None else None
-        return LazyRowBatches(self.result_batches, total_num_rows=total, save=not self.args["lazy"])
+        known = whole_schema(self._inputs["inputs"])
+        return LazyRowBatches(self.result_batches, total_num_rows=total, save=not self.args["lazy"], like=known)
 
-    def result_batches(self) -> Iterator[Batch]:
+    def result_batches(self) -> Iterator[Traced]:
         """Yields the rows with their scores, sorted if they are to be."""
         return self._sorted() if self.args["sort"] else self._scored()
 
@@ -59,30 +63,38 @@ class RankWithPrompt(JudgeRows):
         """Returns the mean of several scores."""
         return fmean(value for value in values if value is not None)
 
-    def _scored(self) -> Iterator[Batch]:
+    def _scored(self) -> Iterator[Traced]:
         threshold = self.args["score_threshold"]
+        start = 0
         for rows in self.judged():
             scores = self.values(rows)
             batch = {**rows.rows, "scores": scores, **self.field_columns(rows)}
+            kept = list(range(len(scores)))
             if threshold is not None:
                 kept = [index for index, score in enumerate(scores) if score is not None and score >= threshold]
                 batch = {name: [values[index] for index in kept] for name, values in batch.items()}
-            if batch["scores"]:
-                yield batch
+            if kept:
+                yield Traced(batch, From("inputs", [start + index for index in kept]))
+            start += len(scores)
 
-    def _sorted(self) -> Iterator[Batch]:
-        # However many rows there are, only their scores are held in memory.
-        with tempfile.TemporaryDirectory(prefix="datadreamer_like-") as folder:
-            writer = TableWriter(Path(folder), list(self._output_specs), f'"{self.name}"')
-            scores: list[float | None] = []
-            for batch in self._scored():
-                writer.write(batch)
-                scores.extend(batch["scores"])
-            writer.close(self.fingerprint)
-            sign = -1.0 if self.args["reverse"] else 1.0
-            order = sorted(range(len(scores)), key=lambda index: (scores[index] is None, sign * (scores[index] or 0.0)))
-            if order:
-                yield from open_table(Path(folder)).select(order).iter(batch_size=1000)
+    def _sorted(self) -> Iterator[Traced]:
+        # However many rows there are, only their scores and positions are held in memory.
+        positions: list[Any] = []
+        known = whole_schema(self._inputs["inputs"])
+
+        def read() -> Iterator[pa.RecordBatch]:
+            for scored in self._scored():
+                positions.extend(cast(list[int], scored.sources[0].rows))
+                yield to_batch(scored.value, f'"{self.name}"', known)
+
+        table = written(Rows(untyped(self._output_specs), None, read)).table
+        assert table is not None
+        order = sorted_positions(table, ["scores"], [self.args["reverse"]])
+        place = 0
+        for batch in table.select(order).batches():
+            taken = order[place : place + batch.num_rows]
+            yield Traced(batch, From("inputs", [positions[row] for row in taken]))
+            place += batch.num_rows
 
     def says_how_to_answer(self, instruction: str) -> bool:
         """Whether the instruction asks for a number, or a function makes one of the answer."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,8 +12,6 @@ from datadreamer_like.graph.output import Batch
 from datadreamer_like.models.embedders.embedder import Embedder
 
 from ..base.model_step import ModelStep, check_options
-from ..base.returned import LazyRowBatches
-from ..base.row_answers import columns_together
 from ..base.step import Step
 
 
@@ -70,14 +67,9 @@ class CosineSimilarity(Step):
         """Returns the smallest arguments with which the step does something, for tests and documentation."""
         return {"inputs": {"a": [[1.0, 0.0], [0.6, 0.8]], "b": [[0.0, 1.0], [0.6, 0.8]]}, "args": {}}
 
-    def run(self) -> LazyRowBatches:
+    def process(self, batch: Batch) -> Batch:
         """Compares the two columns."""
-        total = self._inputs["a"].num_rows
-        return LazyRowBatches(self._compared, total_num_rows=total, save=not self.args["lazy"])
-
-    def _compared(self) -> Iterator[Batch]:
-        for batch in columns_together(self._inputs, f'"{self.name}"'):
-            yield {**batch, "similarities": _cosines(*self._vectors(batch["a"], batch["b"]))}
+        return {**batch, "similarities": _cosines(*self._vectors(batch["a"], batch["b"]))}
 
     def _vectors(self, a: list[Any], b: list[Any]) -> tuple[list[Any], list[Any]]:
         embedder = self.args["embedder"]

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, UnknownColumn, did_you_mean
 from datadreamer_like.graph.output import Batch
 
-from ..base.returned import LazyRowBatches
+from ..base.lazy_rows import LazyRowBatches
 from .file_source import Files, FileSource
 
 _ROWS_AT_ONCE = 10_000

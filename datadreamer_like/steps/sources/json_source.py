@@ -12,7 +12,7 @@ from typing import IO, Any, ClassVar
 from datadreamer_like.errors import DataError
 from datadreamer_like.graph.output import BATCH_SIZE, Batch
 
-from ..base.returned import LazyRowBatches
+from ..base.lazy_rows import LazyRowBatches
 from .file_source import Files, FileSource
 
 Row = dict[str, Any]

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.output import BATCH_SIZE, Batch
 
-from ..base.returned import LazyRowBatches
+from ..base.lazy_rows import LazyRowBatches
 from .file_source import Files, FileSource
 
 

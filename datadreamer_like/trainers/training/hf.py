@@ -23,7 +23,7 @@ from datadreamer_like.formats import dequantize
 from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
-from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.llms.chat_template import AUTO
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.hf_source import HOW_FETCHED, hf_source, loading
@@ -187,7 +187,7 @@ class HFTrainer(Trainer):
         parents = [*columns.steps(), *(node for node in nodes if node is not None)]
         return self.work(parts, parents, partial(self._build, columns, training, objective))
 
-    def _build(self, columns: Columns, training: Training, objective: Objective | None, draft: Path) -> Manifest:
+    def _build(self, columns: Columns, training: Training, objective: Objective | None, draft: Path) -> Kept:
         device, minimised = training_device(self.device), objective or Supervised()
         with quiet(), seeded(training.seed), borrowed(minimised.teacher):
             config, tokenizer = self._config_and_tokenizer()
@@ -223,7 +223,7 @@ class HFTrainer(Trainer):
             self.fill_card(fitted.metrics, objective)
             TrainedModel.save(model, tokenizer, draft / self.MODEL_FOLDER, self.card)
         result = {"epochs": fitted.epochs, "history": fitted.history, "adapter": self.peft_config is not None}
-        return self.new_manifest(result=result)
+        return self.kept(result=result)
 
     def _config_and_tokenizer(self) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
         source, options = self.source, self.hub_options()

@@ -247,7 +247,7 @@ class ObjectiveLoop(LoopOverExamples):
 
     def outputs_and_loss(self, model: Any, batch: Batch, split: str) -> tuple[Outputs, torch.Tensor]:
         """Returns the student's outputs for a batch, and the loss, a scalar with gradients."""
-        student = self.run.task.forward(model, batch, self.run.objective.wants)
+        student = self.run.task.forward(model, batch, self.run.objective.wants | {"logits"})
         assert student.logits is not None
         teacher = self.run.teachers[split].outputs(batch, student.logits.shape[-1])
         return student, self.run.objective.loss(student, teacher, batch, self.run.modules)

@@ -126,13 +126,15 @@ def prepare_teacher(
     teacher = objective.teacher
     if teacher is None:
         return {"train": NoTeacher(), "validation": NoTeacher()}
-    task.check_teacher(teacher)
-    if not objective.wants <= task.stored:
+    wants = objective.teacher_wants
+    if "logits" in wants:
+        task.check_teacher(teacher)
+    if not wants <= task.stored:
         task.check_tokens(teacher)
-        check_attentions(teacher.model, objective.wants, "the teacher")
+        check_attentions(teacher.model, wants, "the teacher")
         if not getattr(teacher.model, "is_quantized", False):
             teacher.model.to(device)
-        live = LiveTeacher(task, teacher, objective.wants)
+        live = LiveTeacher(task, teacher, wants)
         return {"train": live, "validation": live}
     session = current_session()
     cache = (session.cache_folder if session is not None else None) or scratch
