@@ -152,9 +152,9 @@ class Anthropic(LLM):
             """See `LLM.run`."""
 
     @classmethod
-    def example(cls) -> Self:
-        """Returns a model that is never asked."""
-        return cls("example-model", api_key="example-key")
+    def example(cls, model: Any) -> Self:
+        """Returns a model that is never asked, for tests and documentation."""
+        return cls(str(model), api_key="example-key")
 
     @cached_property
     def key(self) -> str | None:
