@@ -2,140 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 
-from .losses import check_alpha, check_temperature, hard_target_loss, soft_target_loss, supervised_loss
-from .teacher import (
-    Teacher,
-    align_labels,
-    check_same_vocabulary,
-    check_teacher,
-    label_order,
-    teacher_logits_for_texts,
-    teacher_logits_for_tokens,
-)
+from .losses import IGNORED_LABEL, check_alpha, check_temperature, hard_target_loss, soft_target_loss, supervised_loss
+from .outputs import Outputs
+from .teacher import Teacher, check_teacher
+
+Batch = Mapping[str, Tensor]
 
 
-@runtime_checkable
-class Objective(Protocol):
-    """What a trainer minimises: one method, from what the student gave for a batch to a scalar.
+class Objective(ABC):
+    """What a trainer minimises: a subclass, usually a frozen dataclass with its options, writes `loss`.
 
-    `loss` finds `logits` [..., classes] in the student's outputs and `labels` [...] in the batch, position by
-    position: a trainer of causal LMs has shifted them. Positions labelled -100 carry no loss; labels of a floating
-    dtype [..., classes] are 0-1 vectors of rows that may have several classes.
-
-    Attributes:
-        needs_teacher: Whether `loss` wants `teacher_logits` [..., classes] in the batch. The trainer puts them there,
-            having asked the objective's `teacher_logits` (texts) or `teacher_token_logits` (batches of token ids).
+    The batch has `labels`, -100 where a position has none (0-1 vectors [..., classes] of a floating dtype where a row
+    may have several classes), and `mask` [...], True where a position counts. Logits are [..., classes]. A row without
+    a label counts too, for what is learnt from a teacher.
     """
 
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether a teacher's logits must be in the batch."""
+    result_version: ClassVar[int] = 1
+    """Changes when the same options give another loss."""
 
-    def loss(self, student_outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        """Returns a scalar, the mean over the positions that count, which carries the student's gradient."""
+    teacher: Teacher | None
+    """The model that is imitated; None for none."""
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """Fields of the student's `Outputs` that `loss` reads."""
+        return frozenset({"logits"})
+
+    @property
+    def teacher_wants(self) -> frozenset[str]:
+        """Fields of the teacher's `Outputs` that `loss` reads; those of the student's, where there is a teacher."""
+        return frozenset() if self.teacher is None else self.wants
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether labels decide the loss. Where they do, a row without one still counts for the teacher's part."""
+        return False
+
+    def modules(self, student: nn.Module, teacher: nn.Module | None) -> nn.Module | None:
+        """Returns modules of its own that the objective needs, such as a projection; called once before training.
+
+        They are trained along with the student, are part of its checkpoints, and are not part of the saved student.
+
+        Args:
+            student: The student, before training.
+            teacher: The teacher's model.
+
+        Raises:
+            MethodMisfit: The two do not go together.
+        """
+        return None
+
+    @abstractmethod
+    def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
+        """Returns a scalar with the student's gradient, the mean over the positions that count.
+
+        Args:
+            student: The student's outputs, with what the objective `wants`.
+            teacher: The teacher's, with `teacher_wants`, without gradients: from a live model or from stored answers.
+            batch: The batch.
+            modules: What `modules` returned.
+        """
+
+    def __fingerprint__(self) -> dict[str, Any]:
+        """Class, version, options and teacher."""
+        options = {name: value for name, value in vars(self).items() if name != "teacher"}
+        return {"class": type(self), "options": options, "teacher": self.teacher}
 
 
 @dataclass(frozen=True)
-class Supervised:
+class Supervised(Objective):
     """Cross-entropy with the labels: learning without a teacher."""
 
-    needs_teacher: ClassVar[bool] = False
+    teacher: ClassVar[None] = None  # type: ignore[misc]
 
-    def loss(self, student_outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    @classmethod
+    def example(cls, teacher: Teacher | None = None) -> Self:
+        """The objective, for tests and documentation."""
+        return cls()
+
+    @property
+    def needs_labels(self) -> bool:
+        """Labels are all there is."""
+        return True
+
+    def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the cross-entropy of the student's logits with `batch["labels"]`."""
-        return supervised_loss(_logits(student_outputs), batch["labels"])
-
-    def __fingerprint__(self) -> dict[str, Any]:
-        """The class and its version."""
-        return {"class": "Supervised", "version": 1}
+        return supervised_loss(_logits(student, "student"), batch["labels"])
 
 
 @dataclass(frozen=True)
-class _FromTeacher:
-    teacher: Teacher
-
-    needs_teacher: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_teacher(self.teacher)
-
-    def teacher_logits(
-        self,
-        texts: Sequence[str],
-        *,
-        label2id: Mapping[str, int] | None = None,
-        batch_size: int = 32,
-        max_length: int | None = None,
-        device: torch.device | str | None = None,
-        on_rows: Callable[[int], None] | None = None,
-    ) -> Tensor:
-        """What the teacher, a classifier, says of texts, in the order of the student's classes.
-
-        Args:
-            texts: The texts.
-            label2id: The student's classes and their positions, by which the teacher's are put in order; None leaves
-                them in the teacher's.
-            batch_size: Texts in a batch.
-            max_length: Tokens at which a text is cut; None for what the teacher takes.
-            device: Where to compute; None for where the teacher is.
-            on_rows: Called after each batch with its number of rows.
-
-        Returns:
-            Logits [rows, classes], fp32 on the CPU.
-
-        Raises:
-            LabelError: Teacher and student know different classes; said before anything is computed.
-            MethodMisfit: The teacher is no classifier.
-        """
-        theirs = None if label2id is None else dict(self.teacher.model.config.label2id)
-        if theirs is not None and label2id is not None:
-            label_order(theirs, label2id)
-        found = teacher_logits_for_texts(
-            self.teacher, texts, batch_size=batch_size, max_length=max_length, device=device, on_rows=on_rows
-        )
-        return found if theirs is None or label2id is None else align_labels(found, theirs, label2id)
-
-    def teacher_token_logits(self, batch: Mapping[str, Tensor], vocabulary_size: int | None = None) -> Tensor:
-        """What the teacher, an LM, says at each position of a batch of token ids; see `teacher_logits_for_tokens`.
-
-        Args:
-            batch: The student's batch, on the teacher's device.
-            vocabulary_size: Number of the student's logits.
-
-        Returns:
-            Logits [batch, seq or target, vocabulary], unshifted.
-        """
-        return teacher_logits_for_tokens(self.teacher, batch, vocabulary_size=vocabulary_size)
-
-    def check_vocabulary(self, tokenizer: Any) -> None:
-        """Refuses a student's tokenizer that gives other ids to tokens than the teacher's; for LMs, before training.
-
-        Raises:
-            MethodMisfit: The vocabularies differ.
-        """
-        check_same_vocabulary(self.teacher, tokenizer)
-
-    def __fingerprint__(self) -> dict[str, Any]:
-        """The class, its version, its options and the teacher."""
-        options = {name: value for name, value in vars(self).items() if name != "teacher"}
-        return {"class": type(self).__name__, "version": 1, "options": options, "teacher": self.teacher}
-
-
-@dataclass(frozen=True)
-class HardTargets(_FromTeacher):
-    """Cross-entropy with the class, or token, that the teacher holds most likely; the labels are not looked at.
+class HardTargets(Objective):
+    """Cross-entropy with the class, or token, that the teacher finds most likely; labels are ignored.
 
     Hinton, Vinyals and Dean 2015, arXiv:1503.02531. What a plain relabelling of the data by the teacher gives, and so
-    the measure of what soft targets add.
+    the measure of what soft targets add. Rows need no labels.
 
     Attributes:
         teacher: A trainer, a stage, a `TrainedModel`, or `TeacherModel(model, tokenizer)`.
@@ -144,22 +114,29 @@ class HardTargets(_FromTeacher):
         ArgumentTypeError: The teacher has no model or tokenizer.
     """
 
+    teacher: Teacher
+
+    def __post_init__(self) -> None:
+        check_teacher(self.teacher)
+
     @classmethod
     def example(cls, teacher: Teacher) -> Self:
         """The objective with this teacher, for tests and documentation."""
         return cls(teacher)
 
-    def loss(self, student_outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        """Returns the cross-entropy with the teacher's choice; positions labelled -100 are left out."""
-        return hard_target_loss(_logits(student_outputs), _teacher_logits(batch), batch.get("labels"))
+    def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
+        """Returns the cross-entropy with the teacher's choice at the positions that count."""
+        logits, mask = _logits(student, "student"), _counted(batch)
+        return hard_target_loss(logits, _logits(teacher, "teacher"), _questions(batch), mask)
 
 
 @dataclass(frozen=True)
-class SoftTargets(_FromTeacher):
+class SoftTargets(Objective):
     """Distillation in which `alpha` weighs the soft term, the teacher's probabilities; `1 - alpha` weighs the labels.
 
     The loss is `alpha T² KL(q_T ‖ p_T) + (1 - alpha) CE(labels, p)`: Hinton, Vinyals and Dean 2015, arXiv:1503.02531.
-    `alpha=0` is supervised learning, `alpha=1` learns from the teacher alone: labels do not count.
+    `alpha=0` is supervised learning; `alpha=1` learns from the teacher alone and needs no labels. The soft term counts
+    every row, the cross-entropy those that have a label.
 
     Attributes:
         teacher: A trainer, a stage, a `TrainedModel`, or `TeacherModel(model, tokenizer)`.
@@ -174,11 +151,12 @@ class SoftTargets(_FromTeacher):
         `student.train(..., objective=SoftTargets(teacher, temperature=2.0, alpha=0.5))`
     """
 
+    teacher: Teacher
     temperature: float = 2.0
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check_teacher(self.teacher)
         check_temperature(self.temperature)
         check_alpha(self.alpha)
 
@@ -187,28 +165,111 @@ class SoftTargets(_FromTeacher):
         """The objective with this teacher, for tests and documentation."""
         return cls(teacher)
 
-    def loss(self, student_outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    @property
+    def needs_labels(self) -> bool:
+        """Labels count where `alpha` is under 1."""
+        return self.alpha < 1
+
+    def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the weighted sum of the soft term and the cross-entropy with the labels."""
-        return soft_target_loss(
-            _logits(student_outputs),
-            _teacher_logits(batch),
-            batch.get("labels"),
-            temperature=self.temperature,
-            alpha=self.alpha,
+        logits = _logits(student, "student")
+        soft = soft_target_loss(
+            logits, _logits(teacher, "teacher"), _questions(batch), self.temperature, alpha=1.0, mask=_counted(batch)
         )
+        if not self.needs_labels:
+            return soft
+        return self.alpha * soft + (1 - self.alpha) * supervised_loss(logits, batch["labels"])
 
 
-def _logits(student_outputs: Any) -> Tensor:
-    logits = student_outputs["logits"] if isinstance(student_outputs, Mapping) else student_outputs.logits
-    if not isinstance(logits, Tensor):
-        raise DefinitionError(f"The student's outputs ({type(student_outputs).__name__}) hold no tensor named logits.")
-    return logits
+@dataclass(frozen=True)
+class Combined(Objective):
+    """Several objectives at once: the weighted sum of their losses.
+
+    Attributes:
+        objectives: The objectives; those that have a teacher have the same one.
+        weights: The weight of each.
+
+    Raises:
+        ArgumentTypeError: One of them is not an objective.
+        DefinitionError: There are none, the weights are another number or not positive, or the teachers differ.
+
+    Example:
+        `Combined([SoftTargets(teacher), HiddenStates(teacher)], weights=[1.0, 0.5])`
+    """
+
+    objectives: Sequence[Objective]
+    weights: Sequence[float]
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(objective, Objective) for objective in self.objectives):
+            raise ArgumentTypeError(f"objectives must be a list of objectives, not {self.objectives!r}.")
+        if not self.objectives or len(self.objectives) != len(self.weights):
+            raise DefinitionError(
+                f"There are {len(self.objectives)} objectives and {len(self.weights)} weights. Pass one weight for "
+                "each objective."
+            )
+        if not all(weight > 0 for weight in self.weights):
+            raise DefinitionError(f"weights are {list(self.weights)}; each must be above 0.")
+        teachers = [objective.teacher for objective in self.objectives if objective.teacher is not None]
+        if any(teacher is not teachers[0] for teacher in teachers):
+            raise DefinitionError("The objectives have different teachers. Give all of them the same one.")
+
+    @classmethod
+    def example(cls, teacher: Teacher) -> Self:
+        """The objective with this teacher, for tests and documentation."""
+        return cls([Supervised(), HardTargets(teacher)], [0.5, 0.5])
+
+    @property
+    def teacher(self) -> Teacher | None:  # type: ignore[override]
+        """The teacher of all."""
+        return next((each.teacher for each in self.objectives if each.teacher is not None), None)
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """What any of them reads."""
+        return frozenset().union(*(objective.wants for objective in self.objectives))
+
+    @property
+    def teacher_wants(self) -> frozenset[str]:
+        """What those with a teacher read of it."""
+        return frozenset().union(*(objective.teacher_wants for objective in self.objectives))
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether labels decide any of their losses."""
+        return any(objective.needs_labels for objective in self.objectives)
+
+    def modules(self, student: nn.Module, teacher: nn.Module | None) -> nn.Module | None:
+        """Returns the modules of all."""
+        found = {str(index): each.modules(student, teacher) for index, each in enumerate(self.objectives)}
+        own = {name: module for name, module in found.items() if module is not None}
+        return nn.ModuleDict(own) if own else None
+
+    def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
+        """Returns the weighted sum of their losses."""
+        own = dict(modules.items()) if isinstance(modules, nn.ModuleDict) else {}
+        losses = [
+            weight * objective.loss(student, teacher, batch, own.get(str(index)))
+            for index, (objective, weight) in enumerate(zip(self.objectives, self.weights, strict=True))
+        ]
+        return torch.stack(losses).sum()
 
 
-def _teacher_logits(batch: Mapping[str, Tensor]) -> Tensor:
-    if "teacher_logits" not in batch:
-        raise DefinitionError(
-            f'This objective needs "teacher_logits" in the batch, which has {", ".join(batch)}. Put there what '
-            "`objective.teacher_logits(texts)` or `objective.teacher_token_logits(batch)` returns."
-        )
-    return batch["teacher_logits"]
+def _logits(outputs: Outputs | None, whose: str) -> Tensor:
+    if outputs is None or outputs.logits is None:
+        raise DefinitionError(f"The {whose}'s outputs have no logits. Pass Outputs(logits=...).")
+    return outputs.logits
+
+
+def _counted(batch: Batch) -> Tensor | None:
+    """Positions that count: those that the batch says, or else those that have labels."""
+    labels = batch.get("labels")
+    if "mask" in batch or labels is None:
+        return batch.get("mask")
+    return None if labels.is_floating_point() else labels != IGNORED_LABEL
+
+
+def _questions(batch: Batch) -> Tensor | None:
+    """Labels that only say that each class is a question of its own, whether a row has labels or not."""
+    labels = batch.get("labels")
+    return None if labels is None or not labels.is_floating_point() else labels.clamp(min=0)

@@ -1,10 +1,9 @@
-"""Teachers: what is asked of one, and how its logits are got."""
+"""Teachers: what one must have, and how a classifier's logits of texts are computed."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,7 +81,7 @@ def teacher_logits_for_texts(
     device: torch.device | str | None = None,
     on_rows: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """What a classifier says of texts, cut into tokens by its own tokenizer: a student may have another.
+    """Returns a classifier's logits of texts, which its own tokenizer reads: a student may have another.
 
     Texts go through the model by length, so that little is computed on padding, without dropout.
 
@@ -128,49 +127,6 @@ def teacher_logits_for_texts(
     if found is None:
         return _ordinary_tensor(0, int(getattr(getattr(model, "config", None), "num_labels", 0)))
     return found
-
-
-@torch.no_grad()
-def teacher_logits_for_tokens(
-    teacher: Teacher, batch: Mapping[str, Tensor], *, vocabulary_size: int | None = None
-) -> Tensor:
-    """What an LM says at each position of a batch of token ids; student and teacher must share a vocabulary.
-
-    That they do is checked once, by `check_same_vocabulary`, and not with every batch.
-
-    Args:
-        teacher: The teacher, a causal or encoder-decoder LM, on the device of the batch.
-        batch: The student's batch: `input_ids` and `attention_mask` [batch, seq], `labels` [batch, seq or target],
-            which an encoder-decoder teacher is fed where the batch has no `decoder_input_ids`.
-        vocabulary_size: Number of the student's logits. Rows that the teacher's head has beyond it are padding, as no
-            token has their id, and are cut off.
-
-    Returns:
-        Logits [batch, seq or target, vocabulary], in the teacher's dtype, unshifted as the model gives them.
-
-    Raises:
-        MethodMisfit: The teacher gives no logits of this shape, or the student lacks some of its tokens.
-    """
-    model = teacher.model
-    inputs = _taken_by(model, batch)
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and "decoder_input_ids" not in inputs:
-        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
-    with answering(model):
-        logits = getattr(model(**inputs), "logits", None)
-    if not isinstance(logits, Tensor) or logits.dim() != 3:
-        raise MethodMisfit(
-            f"The teacher, {type(model).__name__}, gives no logits [batch, seq, vocabulary], so it cannot teach a "
-            "language model. Load it as a model for causal or sequence-to-sequence language modelling."
-        )
-    if vocabulary_size is None or logits.shape[-1] <= vocabulary_size:
-        return logits
-    tokens = len(teacher.tokenizer)
-    if vocabulary_size < tokens:
-        raise MethodMisfit(
-            f"The student has logits for {vocabulary_size:,} tokens, but its teacher's vocabulary has {tokens:,}. "
-            "Distil by tokens only between models of one vocabulary."
-        )
-    return logits[..., :vocabulary_size]
 
 
 def check_same_vocabulary(teacher: Teacher, tokenizer: Any) -> None:
@@ -273,11 +229,6 @@ def _most_tokens(model: Any, tokenizer: Any) -> int:
     if getattr(config, "model_type", None) in _POSITIONS_AFTER_PADDING:
         positions -= cast(Any, config).pad_token_id + 1
     return int(min(tokenizer.model_max_length, positions))
-
-
-def _taken_by(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    known = inspect.signature(model.forward).parameters
-    return {name: value for name, value in batch.items() if name in known and name != "labels"}
 
 
 def _digest(state: Mapping[str, Any]) -> str:

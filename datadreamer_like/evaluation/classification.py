@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datadreamer_like.errors import DefinitionError, LabelError, MethodMisfit, did_you_mean
+from datadreamer_like.graph.output import Column as Rows
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.report import Column, Interval
-from datadreamer_like.trainers.training.columns import Column as Rows
 
 from .judge import Asking, Judge
 from .quality import accuracy, macro_f1, paired_differences

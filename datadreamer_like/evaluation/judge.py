@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from datadreamer_like.graph.output import Column as Rows
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.report import Column, Interval
-from datadreamer_like.trainers.training.columns import Column as Rows
 
 
 @dataclass(frozen=True)

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch  # noqa: TID253  (loaded with the first comparison, whose models need it anyway)
 
+from datadreamer_like.distillation.losses import IGNORED_LABEL
 from datadreamer_like.errors import DataError, MethodMisfit
+from datadreamer_like.graph.output import Column as Rows
 from datadreamer_like.models.llms.chat_template import AUTO
 from datadreamer_like.models.trained.model_facts import model_max_length
+from datadreamer_like.models.trained.prompt_template import set_prompt_template
 from datadreamer_like.models.trained.trained_model import TrainedModel
-from datadreamer_like.models.trained.training_template import dressing_on
 from datadreamer_like.report import Column, Interval
-from datadreamer_like.trainers.training.columns import Column as Rows
-from datadreamer_like.trainers.training.examples import IGNORED
-from datadreamer_like.trainers.training.tasks import Writing, token_losses
 
 from .judge import Asking, Judge
 from .likelihood import bits_per_byte, paired_bits_per_byte, perplexity, token_loss
 from .rows import NAMES, read_prompts, read_texts
+from .tasks.causal_lm import CausalLM
+from .tasks.generation import Generation, token_losses
+from .tasks.seq2seq_lm import Seq2SeqLM
 
 _ENCODED_AT_ONCE = 1000
 
@@ -27,7 +30,7 @@ Row = tuple[str, str]
 """A prompt, which is empty where a text is judged as it stands, and the answer."""
 
 Encoded = tuple[list[int], list[int]]
-"""Token ids, and what each position is to give, as `trainers.tasks.Writing` has them."""
+"""Token ids, and what each position is to give, as `evaluation.tasks.generation.Generation` has them."""
 
 
 class Foreseen(NamedTuple):
@@ -43,7 +46,7 @@ class Foreseen(NamedTuple):
 
 
 class LanguageJudge(Judge):
-    """Asks each model how likely the answers are, as its trainer does: see `Judge` and `trainers.tasks.Writing`.
+    """Asks each model how likely the answers are, as its trainer does: see `Judge` and `tasks.generation.Generation`.
 
     With prompts the loss is that of the answer's tokens, among them what ends it, as in training; without labels that
     of all tokens of the inputs, and of nothing behind them. A text that nothing stands before is started with the
@@ -149,19 +152,18 @@ class LanguageJudge(Judge):
             parts.append("Loss and perplexity are by token, and these models cut texts into different tokens.")
         return " ".join(parts)
 
-    def _task(self, model: TrainedModel) -> Writing:
-        most = model_max_length(model.config, model.tokenizer)
-        own = dressing_on(model.card)
+    def _task(self, model: TrainedModel) -> Generation:
+        tokenizer: Any = model.tokenizer
+        is_encoder_decoder = bool(model.config.is_encoder_decoder)
         template, system_prompt = self.asking.chat_prompt_template, self.asking.system_prompt
-        return Writing(
-            model.tokenizer,
-            min(self.asking.max_length or most, most),
-            encoder_decoder=bool(model.config.is_encoder_decoder),
-            chat_prompt_template=own.chat_prompt_template if template is AUTO else template,
-            system_prompt=own.system_prompt if system_prompt is AUTO else system_prompt,
-        )
+        if template is not AUTO or isinstance(system_prompt, str):
+            tokenizer = copy.deepcopy(tokenizer)
+            set_prompt_template(tokenizer, template, system_prompt, encoder_decoder=is_encoder_decoder)
+        most = model_max_length(model.config, tokenizer)
+        kind = Seq2SeqLM if is_encoder_decoder else CausalLM
+        return kind(tokenizer, min(self.asking.max_length or most, most))
 
-    def _encoded(self, task: Writing, model: TrainedModel, rows: Sequence[Row]) -> list[Encoded]:
+    def _encoded(self, task: Generation, model: TrainedModel, rows: Sequence[Row]) -> list[Encoded]:
         if self.prompted:
             pairs = list(task.encoded(rows))
         else:
@@ -176,13 +178,13 @@ class LanguageJudge(Judge):
         for start in range(0, len(rows), _ENCODED_AT_ONCE):
             for ids, target in self._encoded(task, model, rows[start : start + _ENCODED_AT_ONCE]):
                 fits = max(len(ids), len(target)) <= task.max_length
-                counts.append(sum(token != IGNORED for token in target) if fits else None)
+                counts.append(sum(token != IGNORED_LABEL for token in target) if fits else None)
         return counts
 
 
-def _started(task: Writing, model: TrainedModel, ids: list[int], target: list[int]) -> Encoded:
+def _started(task: Generation, model: TrainedModel, ids: list[int], target: list[int]) -> Encoded:
     """Puts a token before a text that nothing stands before."""
-    if ids and (task.encoder_decoder or target[0] == IGNORED):
+    if ids and (task.encoder_decoder or target[0] == IGNORED_LABEL):
         return ids, target
     tokenizer = task.tokenizer
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
@@ -191,16 +193,17 @@ def _started(task: Writing, model: TrainedModel, ids: list[int], target: list[in
             f"The tokenizer of {model!r} has neither a first nor a last token, so that nothing can stand before a "
             "text's own first token. Pass prompts that are not empty."
         )
-    return [start, *ids], target if task.encoder_decoder else [IGNORED, *target]
+    return [start, *ids], target if task.encoder_decoder else [IGNORED_LABEL, *target]
 
 
-def _foreseen(model: TrainedModel, task: Writing, rows: Sequence[Encoded]) -> list[Foreseen]:
-    batch = task.collate([{"input_ids": ids, "labels": target} for ids, target in rows])
+def _foreseen(model: TrainedModel, task: Generation, rows: Sequence[Encoded]) -> list[Foreseen]:
+    examples = [{"row": row, "input_ids": ids, "labels": target} for row, (ids, target) in enumerate(rows)]
     network: Any = model.model
-    batch = {name: tensor.to(network.device) for name, tensor in batch.items()}
+    batch = {name: tensor.to(network.device) for name, tensor in task.collate(examples).items()}
     with torch.inference_mode():
-        logits = network(**task.model_inputs(network, batch), use_cache=False).logits
-        losses, places = token_losses(logits, batch["labels"], shift=not task.encoder_decoder)
+        logits = task.forward(network, batch, frozenset({"logits"})).logits
+        assert logits is not None
+        losses, places = token_losses(logits, batch["labels"])
         nats = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, places.cpu(), losses.double().cpu())
     tokens = torch.bincount(places.cpu(), minlength=len(rows))
     return [Foreseen(*pair) for pair in zip(nats.tolist(), tokens.tolist(), strict=True)]

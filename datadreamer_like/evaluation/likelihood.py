@@ -51,7 +51,7 @@ def paired_bits_per_byte(
     """Returns how many bits a byte another model needs more than a first one for the same texts; below 0 is better.
 
     Both are ratios of sums over the rows drawn, losses over bytes, so that a text counts by its length as it does in
-    `bits_per_byte`. The interval is that of the paired bootstrap: see `stages.bootstrap.paired_bootstrap`.
+    `bits_per_byte`. The interval is that of the paired bootstrap: see `evaluation.bootstrap.paired_bootstrap`.
 
     Args:
         first: Loss of each text in nats under the first model, summed over its tokens [rows].

@@ -22,6 +22,20 @@ def macro_f1(truth: Sequence[str], predicted: Sequence[str]) -> float:
     return float(_Score(truth, predicted).macro_f1(np.ones((1, len(truth))))[0])
 
 
+def macro_f1_of_counts(hits: Weights, predicted: Weights, wanted: Weights) -> Weights:
+    """Returns the macro-F1 from counts of rows; a class without a row of its own is left out of the mean.
+
+    Args:
+        hits: Rows of each class that were predicted to be of it [..., classes].
+        predicted: Rows that were predicted to be of each class [..., classes].
+        wanted: Rows of each class [..., classes].
+    """
+    scores = 2 * hits / np.maximum(predicted + wanted, 1e-12)
+    present = wanted > 0
+    mean: Weights = (scores * present).sum(-1) / np.maximum(present.sum(-1), 1)
+    return mean
+
+
 def paired_differences(
     truth: Sequence[str],
     first: Sequence[str],
@@ -33,7 +47,7 @@ def paired_differences(
 ) -> dict[str, Interval]:
     """Returns by how much another model is better than a first one on the same rows, with an interval for each.
 
-    The interval is that of the paired bootstrap: see `stages.bootstrap.paired_bootstrap`.
+    The interval is that of the paired bootstrap: see `evaluation.bootstrap.paired_bootstrap`.
 
     Args:
         truth: Labels [rows].
@@ -75,9 +89,4 @@ class _Score:
         return hits
 
     def macro_f1(self, weights: Weights) -> Weights:
-        """Classes of which a resample has no row are left out of its mean."""
-        wanted, said, hits = weights @ self.is_class, weights @ self.is_said, weights @ self.is_hit
-        scores = 2 * hits / np.maximum(wanted + said, 1e-12)
-        present = wanted > 0
-        mean: Weights = (scores * present).sum(1) / present.sum(1)
-        return mean
+        return macro_f1_of_counts(weights @ self.is_hit, weights @ self.is_said, weights @ self.is_class)

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch  # noqa: TID253  (loaded with the first stage that compresses, whose methods need it anyway)
 
+from datadreamer_like.evaluation.columns import check_text, read_rows
+from datadreamer_like.evaluation.labels import LabelSet, class_names
 from datadreamer_like.evaluation.rows import read_texts
+from datadreamer_like.evaluation.tasks.examples import attention_mask, padded
 from datadreamer_like.graph import current_usage
+from datadreamer_like.graph.output import Column
 from datadreamer_like.models.trained.model_facts import model_max_length
 from datadreamer_like.models.trained.trained_model import TrainedModel
-from datadreamer_like.trainers.training.columns import Column, check_text, read_pairs
-from datadreamer_like.trainers.training.examples import attention_mask, padded
-from datadreamer_like.trainers.training.labels import LabelSet, class_names
 
 
 class Calibration:
@@ -69,7 +70,8 @@ class Calibration:
         naming = class_names(self.labels)
         names = ("calibration", "calibration_labels")
         start = 0
-        for pairs in read_pairs(self.inputs, self.labels, names, self.batch_size):
+        columns = dict(zip(names, (self.inputs, self.labels), strict=True))
+        for pairs in read_rows(columns, portion=self.batch_size):
             texts = [check_text(text, names[0], row) for row, (text, _) in enumerate(pairs, start)]
             found = [known.positions(label, names[1], row, naming) for row, (_, label) in enumerate(pairs, start)]
             start += len(pairs)

@@ -6,16 +6,17 @@ import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from datadreamer_like.compression import CompressionMethod
 from datadreamer_like.errors import DefinitionError, MethodMisfit
+from datadreamer_like.evaluation.columns import Columns
 from datadreamer_like.graph import Node
 from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.output import Column
 from datadreamer_like.models.trained.trained_model import TrainedModel
-from datadreamer_like.models.trained.training_template import dressing_on
-from datadreamer_like.pruning import PruningMethod, Vocabulary
+from datadreamer_like.pruning import Magnitude
 from datadreamer_like.trainers import TrainHFClassifier, TrainHFFineTune
-from datadreamer_like.trainers.training.columns import Column, Columns
-from datadreamer_like.trainers.training.objectives import check_objective, node_of, teacher_of
 from datadreamer_like.trainers.training.options import Training
+from datadreamer_like.trainers.training.teaching import check_objective, node_of
 
 from .compression import Compression
 
@@ -55,13 +56,18 @@ class Prune(Compression):
         ... )
     """
 
-    method_classes = (PruningMethod, Vocabulary)
+    method_kind = "pruning"
+
+    @classmethod
+    def example(cls, model: object) -> dict[str, Any]:
+        """Returns the smallest arguments beside the name, for tests and documentation."""
+        return {"model": model, "method": Magnitude.example()}
 
     def __init__(
         self,
         name: str,
         model: object,
-        method: Any,
+        method: CompressionMethod,
         calibration: Column | None = None,
         calibration_labels: Column | None = None,
         *,
@@ -96,7 +102,8 @@ class Prune(Compression):
                 f'"{self.name}": retrain lacks {", ".join(missing)}. It takes what a trainer\'s train takes: the '
                 "columns, an objective if wanted, and training options."
             )
-        Columns.checked(*(self.retrain[column] for column in _COLUMNS))
+        optional = _COLUMNS if self.retrain.get("objective") is not None else ()
+        Columns.checked(optional, **{column: self.retrain[column] for column in _COLUMNS})
         options = {key: value for key, value in self.retrain.items() if key not in (*_COLUMNS, "objective")}
         Training.from_options(options, f'"{self.name}": retrain')
         if self.retrain.get("objective") is not None:
@@ -104,8 +111,8 @@ class Prune(Compression):
 
     def columns(self) -> dict[str, Column]:
         """Returns the columns that the stage reads, by argument name."""
-        retrain = {} if self.retrain is None else {f"retrain {key}": self.retrain[key] for key in _COLUMNS}
-        return super().columns() | retrain
+        given = {} if self.retrain is None else {f"retrain {key}": self.retrain[key] for key in _COLUMNS}
+        return super().columns() | {name: column for name, column in given.items() if column is not None}
 
     def origins(self) -> list[Node]:
         """Returns the nodes that the result comes from, each once; the teacher of the retraining is one."""
@@ -114,7 +121,7 @@ class Prune(Compression):
 
     def _teacher(self) -> Any:
         objective = (self.retrain or {}).get("objective")
-        return None if objective is None else teacher_of(objective)
+        return None if objective is None else objective.teacher
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns what decides the result, by name, each with its fingerprint."""
@@ -140,9 +147,7 @@ class Prune(Compression):
             raise MethodMisfit(
                 f'"{self.name}": {type(model).__name__} is of no kind that can be retrained here. Leave retrain out.'
             )
-        # A language model is asked on as it was taught to be.
-        dressing = {} if pruned.task == "text-classification" else dressing_on(self.source.card)._asdict()
-        trainer: Any = trainers[pruned.task]("Retraining", model_name=pruned, device=self.device, **dressing)
+        trainer: Any = trainers[pruned.task]("Retraining", model_name=pruned, device=self.device)
         trainer.train(**self.retrain)
         self.card.metrics.update(trainer.metrics)
         self.card.citations += [text for text in trainer.card.citations if text not in self.card.citations]

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from itertools import islice
-from pathlib import Path
 from typing import Any, Self, Unpack
 
-import numpy as np
-import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from datadreamer_like.distillation import Objective, Supervised
-from datadreamer_like.graph import current_usage
+from datadreamer_like.distillation import Objective, Supervised, Teacher
+from datadreamer_like.errors import DefinitionError
+from datadreamer_like.evaluation.columns import Columns
+from datadreamer_like.evaluation.labels import LabelSet, class_names, find_labels
+from datadreamer_like.evaluation.tasks.classification import Classification
+from datadreamer_like.evaluation.tasks.task import Task
+from datadreamer_like.graph.output import Column
 from datadreamer_like.models.trained.model_facts import model_max_length, task_of
 
-from .training.columns import Column, Columns
-from .training.examples import Examples
 from .training.hf import HFTrainer
-from .training.labels import LabelSet, class_names, find_labels
 from .training.loading import HFOptions
-from .training.objectives import borrowed, teacher_of
 from .training.options import Training, TrainingOptions
-from .training.tasks import Classification, Task
-
-_PORTION = 2048
+from .training.teaching import check_objective
 
 
 class TrainHFClassifier(HFTrainer):
@@ -36,7 +31,7 @@ class TrainHFClassifier(HFTrainer):
 
     Args:
         name: The trainer's name.
-        model_name: Id on the Hub, folder, trainer, stage or `TrainedModel` to start from.
+        model_name: Id on the Hub, folder, GGUF file, trainer, stage or `TrainedModel` to start from.
         **options: See `HFOptions`; further ones go to `from_pretrained`.
 
     Raises:
@@ -54,7 +49,12 @@ class TrainHFClassifier(HFTrainer):
         ['cli']
     """
 
-    PEFT_TASK = "SEQ_CLS"
+    @classmethod
+    def example(cls) -> dict[str, Any]:
+        """Returns the smallest arguments of `train`, for tests and documentation; columns are lists of values."""
+        texts, labels = ["a cat", "a dog", "the cat", "the dog"], ["cat", "dog"] * 2
+        columns = {"train_input": texts, "train_output": labels, "validation_input": texts, "validation_output": labels}
+        return {**columns, "epochs": 2, "batch_size": 2, "learning_rate": 1e-3}
 
     def __init__(self, name: str, model_name: Any, **options: Unpack[HFOptions]) -> None:
         super().__init__(name, model_name, options)
@@ -62,9 +62,9 @@ class TrainHFClassifier(HFTrainer):
     def train(
         self,
         train_input: Column,
-        train_output: Column,
+        train_output: Column | None,
         validation_input: Column,
-        validation_output: Column,
+        validation_output: Column | None,
         *,
         objective: Objective | None = None,
         **options: Unpack[TrainingOptions],
@@ -73,11 +73,12 @@ class TrainHFClassifier(HFTrainer):
 
         Args:
             train_input: Texts to learn from.
-            train_output: Their labels.
+            train_output: Their labels. With a teacher, a row's label may be None, which leaves the row to the teacher;
+                and None in place of the column leaves all rows to it, where the objective needs no labels.
             validation_input: Texts by which the best epoch is chosen.
-            validation_output: Their labels, each of them one that the training rows have.
-            objective: What is minimised; None for the supervised loss. With `HardTargets` or `SoftTargets` the
-                teacher is asked once for all rows, before training; its classes are matched by name.
+            validation_output: Their labels, each of them one that the training rows or the teacher have; None likewise.
+            objective: What is minimised; None for the supervised loss. Where it needs only a teacher's logits, the
+                teacher is asked about each text once, for all students; its classes are matched by name.
             **options: See `TrainingOptions`.
 
         Returns:
@@ -96,26 +97,59 @@ class TrainHFClassifier(HFTrainer):
         """
         self.need_session()
         training = Training.from_options(options, f'"{self.name}".train')
-        columns = Columns.checked(train_input, train_output, validation_input, validation_output)
-        return self._run(columns, training, Supervised() if objective is None else objective)
+        objective = check_objective(Supervised() if objective is None else objective)
+        columns = Columns.checked(
+            ("train_output", "validation_output") if objective.teacher is not None else (),
+            train_input=train_input,
+            train_output=train_output,
+            validation_input=validation_input,
+            validation_output=validation_output,
+        )
+        missing = [
+            name for name, value in (("train", train_output), ("validation", validation_output)) if value is None
+        ]
+        if missing and objective.needs_labels:
+            raise DefinitionError(
+                f'"{self.name}": {missing[0]}_output is None, and {type(objective).__name__} needs labels. Pass '
+                f"{missing[0]}_output, or learn from the teacher alone: SoftTargets(teacher, alpha=1.0)."
+            )
+        return self.run_training(columns, training, objective)
 
-    def _task(
-        self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, columns: Columns, training: Training
-    ) -> Task:
-        labels = find_labels(columns.train_output.values(), "train_output", class_names(columns.train_output))
+    def make_task(
+        self,
+        config: PretrainedConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        columns: Columns,
+        training: Training,
+        objective: Objective,
+    ) -> Classification:
+        """Returns a classification into the classes of the training rows, or of the teacher where they have none."""
+        teacher, output = objective.teacher, columns.train.get("train_output")
+        labels = LabelSet(())
+        if output is not None:
+            labels = find_labels(output.values(), "train_output", class_names(output), optional=teacher is not None)
+        knows_classes = teacher is not None and "logits" in objective.teacher_wants
+        if not labels.names and (objective.needs_labels or not knows_classes):
+            raise DefinitionError(
+                f'"{self.name}": none of the training rows has a label, and {type(objective).__name__} needs some. '
+                "Pass train_output, or learn from the teacher alone: SoftTargets(teacher, alpha=1.0)."
+            )
+        if teacher is not None and knows_classes:
+            labels = _taught_labels(labels, teacher, has_labels=bool(labels.names))
         most = model_max_length(config, tokenizer)
         length = min(training.max_length or most, most)
-        return Classification(tokenizer, _kept_labels(config, labels), length, training.truncate)
+        kept = _kept_labels(config, labels)
+        return Classification(tokenizer, kept, length, training.truncate, optional=teacher is not None)
 
-    def _load(self, config: PretrainedConfig, task: Task, options: dict[str, Any]) -> PreTrainedModel:
+    def load_model(self, config: PretrainedConfig, task: Task, options: dict[str, Any]) -> PreTrainedModel:
+        """Returns the model with a head for the classes."""
         assert isinstance(task, Classification)
-        names = dict(enumerate(task.labels.names))
         model: PreTrainedModel = transformers.AutoModelForSequenceClassification.from_pretrained(
-            self._source(),
+            self.source,
             **{
-                "num_labels": len(names),
-                "id2label": names,
-                "label2id": {name: index for index, name in names.items()},
+                "num_labels": len(task.labels),
+                "id2label": dict(enumerate(task.labels.names)),
+                "label2id": task.label2id,
                 "problem_type": f"{'multi' if task.labels.multi else 'single'}_label_classification",
                 "ignore_mismatched_sizes": True,
                 **options,
@@ -123,29 +157,9 @@ class TrainHFClassifier(HFTrainer):
         )
         return model
 
-    def _teach(
-        self, objective: Objective, task: Task, examples: Examples, column: Column, path: Path, device: torch.device
-    ) -> None:
-        assert isinstance(task, Classification)
-        if not path.exists():
-            usage, done = current_usage(), 0
-
-            def say(rows: int) -> None:
-                nonlocal done
-                done += rows
-                usage.note = f"asking the teacher, {done:,} of {len(examples):,}"
-
-            ask: Any = objective
-            label2id = {name: index for index, name in enumerate(task.labels.names)}
-            values, portions = column.values(), []
-            with borrowed(teacher_of(objective)):
-                while texts := list(islice(values, _PORTION)):
-                    found = ask.teacher_logits(texts, label2id=label2id, device=device, on_rows=say)
-                    portions.append(found.numpy())
-            draft = path.with_suffix(".draft.npy")
-            np.save(draft, np.concatenate(portions))
-            draft.replace(path)
-        examples.teacher_logits = np.load(path, mmap_mode="r")
+    def peft_task(self, config: PretrainedConfig) -> str:
+        """Returns peft's name of the task."""
+        return "SEQ_CLS"
 
     @property
     def auto_cls(self) -> Any:
@@ -160,3 +174,15 @@ def _kept_labels(config: PretrainedConfig, labels: LabelSet) -> LabelSet:
     known = tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
     is_multi = config.problem_type == "multi_label_classification"
     return LabelSet(known, labels.multi) if {*labels.names} <= {*known} and is_multi == labels.multi else labels
+
+
+def _taught_labels(labels: LabelSet, teacher: Teacher, *, has_labels: bool) -> LabelSet:
+    """Returns the classes to learn: those of the rows where they are all the teacher's, or else the teacher's.
+
+    A few labelled rows may lack some of the classes.
+    """
+    config = teacher.model.config
+    known = tuple(str(name) for _, name in sorted((getattr(config, "id2label", None) or {}).items()))
+    if not has_labels:
+        return LabelSet(known, getattr(config, "problem_type", None) == "multi_label_classification")
+    return LabelSet(known, labels.multi) if {*labels.names} < {*known} else labels

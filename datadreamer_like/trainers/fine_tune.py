@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self, Unpack
 
-import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from datadreamer_like.distillation import Objective, Supervised
 from datadreamer_like.errors import MethodMisfit
+from datadreamer_like.evaluation.columns import Columns
+from datadreamer_like.evaluation.tasks.causal_lm import CausalLM
+from datadreamer_like.evaluation.tasks.seq2seq_lm import Seq2SeqLM
+from datadreamer_like.evaluation.tasks.task import Task
+from datadreamer_like.graph.output import Column
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText, checked, checked_template
 from datadreamer_like.models.trained.model_facts import is_bidirectional, model_max_length
-from datadreamer_like.models.trained.training_template import Dressing, note_dressing
+from datadreamer_like.models.trained.prompt_template import set_prompt_template
 
-from .training.columns import Column, Columns
-from .training.examples import Examples
 from .training.hf import HFTrainer
 from .training.loading import HFOptions
-from .training.objectives import prepare_token_teacher
 from .training.options import Training, TrainingOptions
-from .training.tasks import Task, Writing
 
 
 class TrainHFFineTune(HFTrainer):
@@ -32,10 +30,11 @@ class TrainHFFineTune(HFTrainer):
 
     Args:
         name: The trainer's name.
-        model_name: Id on the Hub, folder, trainer, stage or `TrainedModel` to start from.
-        chat_prompt_template: How a prompt is dressed: AUTO for the tokenizer's own chat template where it has one,
-            Jinja code over `messages`, a text with the hole `{{prompt}}`, or None for the bare prompt.
-        system_prompt: A system prompt; AUTO leaves it to the template.
+        model_name: Id on the Hub, folder, GGUF file, trainer, stage or `TrainedModel` to start from.
+        chat_prompt_template: The prompt template: AUTO for the tokenizer's own chat template where it has one, Jinja
+            code over `messages`, a text with the placeholder `{{prompt}}`, or None for the bare prompt. It becomes the
+            chat template of the saved tokenizer, so that whatever loads the model asks it in the same way.
+        system_prompt: A system prompt, which becomes the template's default; AUTO leaves it to the template.
         **options: See `HFOptions`; further ones go to `from_pretrained`.
 
     Raises:
@@ -62,6 +61,14 @@ class TrainHFFineTune(HFTrainer):
         super().__init__(name, model_name, options)
         self.chat_prompt_template = checked_template(chat_prompt_template)
         self.system_prompt = checked("system_prompt", system_prompt)
+
+    @classmethod
+    def example(cls) -> dict[str, Any]:
+        """Returns the smallest arguments of `train`, for tests and documentation; columns are lists of values."""
+        prompts, answers = ["the cat", "the dog"], ["sat on a mat", "ran to a tree"]
+        columns = {"train_input": prompts, "train_output": answers}
+        columns |= {"validation_input": prompts, "validation_output": answers}
+        return {**columns, "epochs": 2, "batch_size": 2, "learning_rate": 1e-3}
 
     def train(
         self,
@@ -99,46 +106,54 @@ class TrainHFFineTune(HFTrainer):
         """
         self.need_session()
         training = Training.from_options(options, f'"{self.name}".train')
-        columns = Columns.checked(train_input, train_output, validation_input, validation_output)
-        own = {"chat_prompt_template": self.chat_prompt_template, "system_prompt": self.system_prompt}
-        return self._run(columns, training, Supervised() if objective is None else objective, own)
-
-    def _task(
-        self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, columns: Columns, training: Training
-    ) -> Task:
-        if is_bidirectional(config) and not self.further.get("is_decoder"):
-            raise MethodMisfit(
-                f'"{self.name}": {self._source()} is an encoder ({config.model_type}), which sees the answer that it '
-                "is to foresee. Start from a causal or encoder-decoder model, or train it with TrainHFClassifier."
-            )
-        most = model_max_length(config, tokenizer)
-        return Writing(
-            tokenizer,
-            min(training.max_length or most, most),
-            training.truncate,
-            encoder_decoder=config.is_encoder_decoder,
+        columns = Columns.checked(
+            train_input=train_input,
+            train_output=train_output,
+            validation_input=validation_input,
+            validation_output=validation_output,
+        )
+        return self.run_training(
+            columns,
+            training,
+            Supervised() if objective is None else objective,
             chat_prompt_template=self.chat_prompt_template,
             system_prompt=self.system_prompt,
         )
 
-    def _teach(
-        self, objective: Objective, task: Task, examples: Examples, column: Column, path: Path, device: torch.device
-    ) -> None:
-        prepare_token_teacher(objective, task, device)
+    def make_task(
+        self,
+        config: PretrainedConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        columns: Columns,
+        training: Training,
+        objective: Objective,
+    ) -> Task:
+        """Returns a language modelling task, with the prompt template in the tokenizer."""
+        if is_bidirectional(config) and not self.further.get("is_decoder"):
+            raise MethodMisfit(
+                f'"{self.name}": {self.source} is an encoder ({config.model_type}), which sees the target tokens that '
+                "it is to predict. Start from a causal or encoder-decoder model, or train it with TrainHFClassifier."
+            )
+        set_prompt_template(
+            tokenizer, self.chat_prompt_template, self.system_prompt, encoder_decoder=bool(config.is_encoder_decoder)
+        )
+        most = model_max_length(config, tokenizer)
+        kind = Seq2SeqLM if config.is_encoder_decoder else CausalLM
+        return kind(tokenizer, min(training.max_length or most, most), training.truncate)
 
-    def _load(self, config: PretrainedConfig, task: Task, options: dict[str, Any]) -> PreTrainedModel:
-        self.PEFT_TASK = "SEQ_2_SEQ_LM" if config.is_encoder_decoder else "CAUSAL_LM"
-        model: PreTrainedModel = _auto_class(config).from_pretrained(self._source(), **options)
+    def load_model(self, config: PretrainedConfig, task: Task, options: dict[str, Any]) -> PreTrainedModel:
+        """Returns the language model."""
+        model: PreTrainedModel = _auto_class(config).from_pretrained(self.source, **options)
         return model
 
-    def _fill_card(self, metrics: Mapping[str, float], objective: Objective) -> None:
-        super()._fill_card(metrics, objective)
-        note_dressing(self.card, Dressing(self.chat_prompt_template, self.system_prompt))
+    def peft_task(self, config: PretrainedConfig) -> str:
+        """Returns peft's name of the task."""
+        return "SEQ_2_SEQ_LM" if config.is_encoder_decoder else "CAUSAL_LM"
 
     @property
     def auto_cls(self) -> Any:
         """The transformers class that loads the model."""
-        return _auto_class(transformers.AutoConfig.from_pretrained(self._source(), **self._hub_options()))
+        return _auto_class(transformers.AutoConfig.from_pretrained(self.source, **self.hub_options()))
 
 
 def _auto_class(config: PretrainedConfig) -> Any:

@@ -1,26 +1,29 @@
 """Objectives and teachers, with small real models."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from datadreamer_like.distillation import (
+    Combined,
     HardTargets,
     Objective,
+    Outputs,
     SoftTargets,
+    StoredAnswers,
     Supervised,
     TeacherModel,
     align_labels,
     check_same_vocabulary,
     hard_target_loss,
+    label_order,
     soft_target_loss,
     supervised_loss,
     teacher_logits_for_texts,
-    teacher_logits_for_tokens,
 )
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, LabelError, MethodMisfit
 from datadreamer_like.graph.fingerprint import fingerprint
@@ -93,52 +96,13 @@ def test_a_row_that_is_no_text_is_named(classifier):
 
 def test_classes_are_put_in_the_students_order_by_name(classifier):
     plain = teacher_logits_for_texts(classifier, TEXTS)
-    objective = SoftTargets(classifier)
     student = {"air": 0, "sea": 1, "land": 2}
-    torch.testing.assert_close(objective.teacher_logits(TEXTS, label2id=student), plain[:, [2, 0, 1]])
     torch.testing.assert_close(align_labels(plain, {"sea": 0, "land": 1, "air": 2}, student), plain[:, [2, 0, 1]])
-    torch.testing.assert_close(objective.teacher_logits(TEXTS), plain)
 
 
-def test_other_classes_are_refused_by_name_before_anything_is_computed(classifier):
-    computed = []
+def test_other_classes_are_refused_by_name():
     with pytest.raises(LabelError, match="does not know fire; the student does not know air"):
-        SoftTargets(classifier).teacher_logits(
-            TEXTS, label2id={"sea": 0, "land": 1, "fire": 2}, on_rows=computed.append
-        )
-    assert not computed
-
-
-def test_an_lm_teacher_gives_logits_at_each_position(writer):
-    batch = writer.tokenizer(TEXTS, return_tensors="pt", padding=True)
-    batch["labels"] = batch["input_ids"]
-    found = teacher_logits_for_tokens(writer, batch)
-    with torch.no_grad():
-        wanted = writer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    torch.testing.assert_close(found, wanted)
-    assert not found.requires_grad
-
-
-def test_an_encoder_decoder_teacher_is_fed_the_labels(tiny_seq2seq):
-    teacher = TeacherModel(
-        AutoModelForSeq2SeqLM.from_pretrained(tiny_seq2seq), AutoTokenizer.from_pretrained(tiny_seq2seq)
-    )
-    batch = dict(teacher.tokenizer(TEXTS[:1], return_tensors="pt"))
-    batch["labels"] = teacher.tokenizer(TEXTS[1:2], return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        wanted = teacher.model(**batch).logits
-    torch.testing.assert_close(teacher_logits_for_tokens(teacher, batch), wanted)
-
-
-def test_padding_rows_of_a_head_are_cut_and_missing_tokens_refused(writer):
-    tokens = len(writer.tokenizer)
-    writer.model.resize_token_embeddings(tokens + 28)
-    batch = writer.tokenizer(TEXTS, return_tensors="pt", padding=True)
-    assert teacher_logits_for_tokens(writer, batch).shape[-1] == tokens + 28
-    assert teacher_logits_for_tokens(writer, batch, vocabulary_size=tokens).shape[-1] == tokens
-    assert teacher_logits_for_tokens(writer, batch, vocabulary_size=tokens + 100).shape[-1] == tokens + 28
-    with pytest.raises(MethodMisfit, match=f"{tokens - 1} tokens"):
-        SoftTargets(writer).teacher_token_logits(batch, tokens - 1)
+        label_order({"sea": 0, "land": 1, "air": 2}, {"sea": 0, "land": 1, "fire": 2})
 
 
 def test_another_vocabulary_is_refused_and_says_which_token(writer, tiny_causal_lm):
@@ -146,7 +110,7 @@ def test_another_vocabulary_is_refused_and_says_which_token(writer, tiny_causal_
     check_same_vocabulary(writer, same)
     same.add_tokens(["<extra>"])
     with pytest.raises(MethodMisfit, match=r"1 tokens .*<extra>"):
-        SoftTargets(writer).check_vocabulary(same)
+        check_same_vocabulary(writer, same)
 
 
 def test_a_teacher_of_the_wrong_kind_is_refused(writer, classifier):
@@ -155,9 +119,6 @@ def test_a_teacher_of_the_wrong_kind_is_refused(writer, classifier):
     )
     with pytest.raises(MethodMisfit, match="sequence classification"):
         teacher_logits_for_texts(writer, TEXTS)
-    batch = {"input_ids": torch.zeros(1, 4, dtype=torch.long)}
-    with pytest.raises(MethodMisfit, match="language model"):
-        teacher_logits_for_tokens(classifier, batch)
     for objective in (SoftTargets, HardTargets):
         with pytest.raises(ArgumentTypeError, match="no model and no tokenizer"):
             objective("gpt-4")
@@ -176,17 +137,85 @@ def test_a_teacher_is_not_loaded_before_it_is_asked():
 
 def test_objectives_are_their_losses(classifier):
     torch.manual_seed(0)
-    batch = {"labels": torch.tensor([0, -100, 2, 1]), "teacher_logits": torch.randn(4, 3)}
-    outputs = SimpleNamespace(logits=torch.randn(4, 3))
-    student, labels, teacher = outputs.logits, batch["labels"], batch["teacher_logits"]
+    batch = {"labels": torch.tensor([0, -100, 2, 1])}
+    student, teacher, labels = torch.randn(4, 3), torch.randn(4, 3), batch["labels"]
+    given, said = Outputs(logits=student), Outputs(logits=teacher)
     soft = SoftTargets(classifier, temperature=3.0, alpha=0.7)
-    assert soft.loss(outputs, batch) == soft_target_loss(student, teacher, labels, temperature=3.0, alpha=0.7)
-    assert HardTargets(classifier).loss(outputs, batch) == hard_target_loss(student, teacher, labels)
-    assert Supervised().loss({"logits": student}, batch) == supervised_loss(student, labels)
-    assert [o.needs_teacher for o in (Supervised(), HardTargets(classifier), soft)] == [False, True, True]
+    wanted = soft_target_loss(student, teacher, labels, temperature=3.0, alpha=0.7)
+    torch.testing.assert_close(soft.loss(given, said, batch), wanted)
+    assert HardTargets(classifier).loss(given, said, batch) == hard_target_loss(student, teacher, labels)
+    assert Supervised().loss(given, None, batch) == supervised_loss(student, labels)
+    assert [o.teacher for o in (Supervised(), HardTargets(classifier), soft)] == [None, classifier, classifier]
+    assert [o.needs_labels for o in (Supervised(), HardTargets(classifier), soft)] == [True, False, True]
+    assert not SoftTargets(classifier, alpha=1.0).needs_labels
     assert all(isinstance(o, Objective) for o in (Supervised(), HardTargets(classifier), soft))
-    with pytest.raises(DefinitionError, match="teacher_logits"):
-        soft.loss(outputs, {"labels": labels})
+    with pytest.raises(DefinitionError, match="teacher's outputs have no logits"):
+        soft.loss(given, None, batch)
+
+
+@pytest.mark.parametrize("multi", [False, True])
+def test_a_row_without_a_label_counts_for_the_teacher_and_not_for_the_labels(classifier, multi):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(4, 3), torch.randn(4, 3)
+    labels = torch.tensor([0, -100, 2, -100])
+    if multi:
+        labels = torch.tensor([[1.0, 0, 1], [-100.0] * 3, [0, 0, 1], [-100.0] * 3])
+    batch = {"labels": labels, "mask": torch.ones(4, dtype=torch.bool)}
+    given, said = Outputs(logits=student), Outputs(logits=teacher)
+    known = [0, 2]
+    if multi:
+        p, q = (torch.sigmoid(x / 2) for x in (student, teacher))
+        soft = 4 * (q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()).mean()
+        hard = F.binary_cross_entropy_with_logits(student, (teacher > 0).float())
+        known_loss = F.binary_cross_entropy_with_logits(student[known], labels[known])
+    else:
+        p, q = ((x / 2).softmax(-1) for x in (student, teacher))
+        soft = 4 * (q * (q / p).log()).sum(-1).mean()
+        hard = F.cross_entropy(student, teacher.argmax(-1))
+        known_loss = F.cross_entropy(student[known], labels[known])
+    mixed = SoftTargets(classifier, temperature=2.0, alpha=0.3)
+    torch.testing.assert_close(mixed.loss(given, said, batch), 0.3 * soft + 0.7 * known_loss)
+    torch.testing.assert_close(SoftTargets(classifier, alpha=1.0).loss(given, said, batch), soft)
+    torch.testing.assert_close(HardTargets(classifier).loss(given, said, batch), hard)
+
+
+def test_a_combination_is_the_weighted_sum_and_wants_what_its_parts_want(classifier, writer):
+    torch.manual_seed(0)
+    batch = {"labels": torch.tensor([0, 2])}
+    student, said = Outputs(logits=torch.randn(2, 3)), Outputs(logits=torch.randn(2, 3))
+    parts = [Supervised(), HardTargets(classifier)]
+    both = Combined(parts, weights=[0.25, 2.0])
+    losses = [part.loss(student, said, batch) for part in parts]
+    torch.testing.assert_close(both.loss(student, said, batch), 0.25 * losses[0] + 2.0 * losses[1])
+    assert both.teacher is classifier
+    assert both.wants == {"logits"}
+    assert both.needs_labels
+    assert both.modules(classifier.model, None) is None
+    with pytest.raises(DefinitionError, match="2 objectives and 1 weights"):
+        Combined(parts, weights=[1.0])
+    with pytest.raises(DefinitionError, match="different teachers"):
+        Combined([HardTargets(writer), HardTargets(classifier)], weights=[1.0, 1.0])
+    with pytest.raises(ArgumentTypeError, match="a list of objectives"):
+        Combined(["soft"], weights=[1.0])
+
+
+def test_stored_answers_are_found_text_by_text_and_asked_once(tmp_path):
+    asked = []
+
+    def ask(texts):
+        asked.append(list(texts))
+        return torch.tensor([[float(len(text)), float(ord(text[0]))] for text in texts])
+
+    first = StoredAnswers(tmp_path).rows(iter(["a", "bb", "a", "ccc"]), ask, portion=2)
+    assert asked == [["a", "bb"], ["ccc"]]
+    assert first[torch.tensor([3, 0, 2])].tolist() == [[3.0, 99.0], [1.0, 97.0], [1.0, 97.0]]
+    again = StoredAnswers(tmp_path).rows(["dd", "ccc", "bb"], ask)
+    assert asked[2:] == [["dd"]]
+    assert again[torch.tensor([0, 1, 2])].tolist() == [[2.0, 100.0], [3.0, 99.0], [2.0, 98.0]]
+    assert len(StoredAnswers(tmp_path)) == 4
+    # What a killed process left half written is not read.
+    (tmp_path / "x.1234.draft").write_bytes(b"half")
+    assert len(StoredAnswers(tmp_path)) == 4
 
 
 def test_options_out_of_range_are_refused(classifier):

@@ -166,10 +166,10 @@ def test_model_is_asked_as_its_trainer_asked_it(session: DataDreamer, tiny_causa
     assert found.rows[0]["loss"] == pytest.approx(trainer.metrics["cross_entropy"], rel=1e-4)
     expected = _of_causal(Path(slim.path), lambda prompt: f"Q: {prompt} A:", PAIRS)
     assert found.predictions["Slim"] == pytest.approx([nats for nats, _ in expected], rel=1e-4)
-    # The card in its folder says it too.
+    # The tokenizer in its folder has it.
     assert found.predictions["model"] == pytest.approx(found.predictions["LM"][:])
     by_chat = _of_causal(Path(trainer.model_path), _chat, PAIRS)
-    jinja = AutoTokenizer.from_pretrained(trainer.model_path).chat_template
+    jinja = AutoTokenizer.from_pretrained(tiny_causal_lm).chat_template
     told = Compare("Told", [trainer.model_path], *columns, chat_prompt_template=jinja, **QUICK)
     assert told.predictions["model"] == pytest.approx([nats for nats, _ in by_chat], rel=1e-4)
 

@@ -313,7 +313,7 @@ def test_bad_rows_are_refused_before_training(session, tiny_encoder, data, train
 def test_columns_of_different_length_and_other_things_than_columns_are_refused(session, tiny_encoder, data):
     columns = data()
     trainer = TrainHFClassifier("a", str(tiny_encoder))
-    with pytest.raises(DefinitionError, match="96 and 32 rows"):
+    with pytest.raises(DefinitionError, match="the same number of rows, but have 96 and 32"):
         trainer.train(**{**columns, "train_output": columns["validation_output"]})
     with pytest.raises(ArgumentTypeError, match="train_input is of type list"):
         trainer.train(**{**columns, "train_input": ["a"]})

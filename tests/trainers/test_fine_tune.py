@@ -10,12 +10,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from datadreamer_like.distillation import SoftTargets
+from datadreamer_like.distillation.losses import IGNORED_LABEL
 from datadreamer_like.errors import DataError, DefinitionError, MethodMisfit, UnknownModel
-from datadreamer_like.models import AUTO, HFTransformers
+from datadreamer_like.evaluation.tasks.causal_lm import CausalLM
+from datadreamer_like.evaluation.tasks.seq2seq_lm import Seq2SeqLM
+from datadreamer_like.models import HFTransformers
+from datadreamer_like.models.trained.prompt_template import set_prompt_template
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.trainers import TrainHFFineTune
-from datadreamer_like.trainers.training.examples import IGNORED
-from datadreamer_like.trainers.training.tasks import Writing
 
 from .conftest import Rows
 
@@ -68,28 +70,70 @@ def test_lora_on_a_causal_model_is_merged(session, tiny_causal_lm, data):
     assert trainer.trained.num_parameters == sum(p.numel() for p in base.parameters())
 
 
-def encoded(tokenizer: Any, folder: Any, prompt: str, text: str, **options: Any) -> dict[str, Any]:
-    task = Writing(tokenizer, options.pop("max_length", 64), options.pop("truncate", True), **options)
+def encoded(tokenizer: Any, folder: Any, prompt: str, text: str, **template: Any) -> dict[str, Any]:
+    set_prompt_template(tokenizer, **template)
     rows = Rows("rows", {"prompt": [prompt], "text": [text]}).output
-    row = task.read(rows["prompt"], rows["text"], ("train_input", "train_output"), folder / "x")[0]
-    learnt = [token for token in row["labels"].tolist() if token != IGNORED]
-    return {"all": tokenizer.decode(row["input_ids"].tolist()), "learnt": tokenizer.decode(learnt)}
+    columns = {"train_input": rows["prompt"], "train_output": rows["text"]}
+    row = CausalLM(tokenizer, 64).encode(columns, folder / "x")[0]
+    targets = [token for token in row["labels"].tolist() if token != IGNORED_LABEL]
+    return {"all": tokenizer.decode(row["input_ids"].tolist()), "targets": tokenizer.decode(targets)}
 
 
-def test_prompts_are_dressed_as_asked_and_carry_no_loss(tiny_causal_lm, tmp_path):
+BRACKETS = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "whole", "targets"),
+    [
+        ({}, "<|user|>The cat<eos><|assistant|>sat.<eos>", "sat.<eos>"),
+        (
+            {"system_prompt": 'Say "{{x}}"\n'},
+            '<|system|>Say "{{x}}"\n<eos><|user|>The cat<eos><|assistant|>sat.<eos>',
+            None,
+        ),
+        ({"template": None}, "The catsat.<eos>", "sat.<eos>"),
+        ({"template": None, "system_prompt": "Rain"}, "Rain\n\nThe catsat.<eos>", "sat.<eos>"),
+        ({"template": "Q {{prompt}} A "}, "Q The cat A sat.<eos>", "sat.<eos>"),
+        (
+            {"template": "{{system_prompt}}:\n{% {{ prompt }}", "system_prompt": "é🙂"},
+            "é🙂:\n{% The catsat.<eos>",
+            None,
+        ),
+        ({"template": BRACKETS}, "[The cat][sat.]<eos>", "[sat.]<eos>"),
+        ({"template": BRACKETS, "system_prompt": "Rain"}, "[Rain][The cat][sat.]<eos>", "[sat.]<eos>"),
+    ],
+)
+def test_the_template_is_part_of_the_tokenizer_and_prompts_carry_no_loss(
+    tiny_causal_lm, tmp_path, template, whole, targets
+):
     tokenizer = AutoTokenizer.from_pretrained(tiny_causal_lm)
-    said = {"prompt": "The cat", "text": "sat."}
-    assert encoded(tokenizer, tmp_path, **said) == {
-        "all": "<|user|>The cat<eos><|assistant|>sat.<eos>",
-        "learnt": "sat.<eos>",
-    }
-    dressed = encoded(tokenizer, tmp_path, **said, system_prompt="Rain")
-    assert dressed["all"].startswith("<|system|>Rain<eos><|user|>")
-    assert encoded(tokenizer, tmp_path, **said, chat_prompt_template=None)["all"] == "The catsat.<eos>"
-    text = encoded(tokenizer, tmp_path, **said, chat_prompt_template="Q {{prompt}} A ")
-    assert text == {"all": "Q The cat A sat.<eos>", "learnt": "sat.<eos>"}
-    jinja = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
-    assert encoded(tokenizer, tmp_path, **said, chat_prompt_template=jinja)["learnt"] == "[sat.]<eos>"
+    found = encoded(tokenizer, tmp_path, "The cat", "sat.", **template)
+    assert found["all"] == whole
+    assert targets is None or found["targets"] == targets
+
+
+def test_a_text_template_writes_the_special_tokens_that_the_tokenizer_would(tiny_causal_lm, tmp_path):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_causal_lm)
+    ends = [("<bos>", tokenizer.bos_token_id), ("<eos>", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=ends)
+    assert (
+        encoded(tokenizer, tmp_path, "The cat", "sat.", template="Q {{prompt}} A ")["all"]
+        == "<bos>Q The cat A sat.<eos>"
+    )
+    assert encoded(tokenizer, tmp_path, "The cat", "sat.", template=None)["all"] == "<bos>The catsat.<eos>"
+    set_prompt_template(tokenizer, "Q {{prompt}} A", encoder_decoder=True)
+    prompt, answer = next(Seq2SeqLM(tokenizer, 64).encoded([("The cat", "sat.")]))
+    assert tokenizer.decode(prompt) == "<bos>Q The cat A<eos>"
+    assert tokenizer.decode(answer) == "<bos>sat.<eos>"
+
+
+def test_a_template_that_refuses_the_prompt_is_one_clear_error(session, tiny_causal_lm, data):
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + BRACKETS
+    trainer = TrainHFFineTune("LM", str(tiny_causal_lm), chat_prompt_template=refusing, system_prompt="Be brief.")
+    with pytest.raises(MethodMisfit, match="The chat template refuses the prompt: no system"):
+        trainer.train(**data(ROWS, ROWS), epochs=1)
 
 
 def test_long_rows_are_cut_or_refused_and_rows_without_an_answer_left_out(session, tiny_causal_lm, data, caplog):
@@ -104,18 +148,17 @@ def test_long_rows_are_cut_or_refused_and_rows_without_an_answer_left_out(sessio
         TrainHFFineTune("C", str(tiny_causal_lm)).train(**data(hopeless, ROWS), max_length=32)
 
 
-@pytest.mark.parametrize("template", [None, "Q: {{prompt}} A:"])
-def test_a_model_is_asked_as_it_was_taught(session, tiny_causal_lm, data, tmp_path, template):
+@pytest.mark.parametrize("template", [None, "Q: {{prompt}} A:", BRACKETS])
+def test_a_model_is_asked_with_the_template_that_it_was_trained_with(session, tiny_causal_lm, data, tmp_path, template):
     trainer = TrainHFFineTune("LM", str(tiny_causal_lm), chat_prompt_template=template, system_prompt="Be brief.")
     trainer.train(**data(ROWS, ROWS), **{**OPTIONS, "epochs": 2})
     folder = trainer.export_to_disk(tmp_path / "exported")
+    asked = {"prompts": ["The cat sat"], "max_new_tokens": 8, "temperature": 0.0}
+    told = HFTransformers(trainer.model_path, chat_prompt_template=template, system_prompt="Be brief.")
     for model in (trainer, trainer.model_path, folder):
         llm = HFTransformers(model)
-        assert (llm.chat_prompt_template, llm.system_prompt) == (template, "Be brief.")
-    told = HFTransformers(trainer.model_path, chat_prompt_template=template, system_prompt="Be brief.")
-    asked = {"prompts": ["The cat sat"], "max_new_tokens": 8, "temperature": 0.0}
-    assert HFTransformers(folder).run(**asked) == told.run(**asked)
-    assert HFTransformers(str(tiny_causal_lm)).chat_prompt_template is AUTO
+        assert llm._ids("The cat sat") == told._ids("The cat sat")
+        assert llm.run(**asked) == told.run(**asked)
 
 
 def test_a_template_without_a_place_for_the_prompt_is_refused(tiny_causal_lm):
@@ -128,7 +171,7 @@ def test_what_cannot_learn_to_write_or_teach_it_is_refused_before_training(
     session, tiny_causal_lm, tiny_seq2seq, tiny_encoder, data, tmp_path
 ):
     columns = data(ROWS, ROWS)
-    with pytest.raises(MethodMisfit, match=r"is an encoder \(bert\), which sees the answer"):
+    with pytest.raises(MethodMisfit, match=r"is an encoder \(bert\), which sees the target tokens"):
         TrainHFFineTune("Encoder", str(tiny_encoder)).train(**columns)
     with pytest.raises(MethodMisfit, match="is causal, and the student is an encoder-decoder"):
         TrainHFFineTune("Student", str(tiny_seq2seq)).train(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,40 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from datadreamer_like.distillation import HardTargets, SoftTargets
-from datadreamer_like.errors import ArgumentTypeError, LabelError, MethodMisfit
+from datadreamer_like.distillation import HardTargets, SoftTargets, Supervised
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, LabelError, MethodMisfit
+from datadreamer_like.evaluation.tasks.examples import ShuffledBatches
 from datadreamer_like.trainers import TrainHFClassifier, TrainHFFineTune
-from datadreamer_like.trainers.training.examples import ShuffledBatches
 
 from .conftest import opinions
 
 # A large epsilon keeps Adam from blowing the rounding noise of vanishing gradients up to whole steps.
 OPTIONS: dict[str, Any] = {"learning_rate": 1e-2, "weight_decay": 0.0, "adam_epsilon": 1e-3}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+@dataclass(frozen=True, eq=False)
+class CountedTeacher:
+    """A teacher that writes down the texts that it reads; what it is makes its fingerprint."""
+
+    trainer: Any
+    asked: list[str]
+
+    @property
+    def model(self) -> Any:
+        return self.trainer.model
+
+    @property
+    def tokenizer(self) -> Any:
+        def tokenize(texts: list[str], **options: Any) -> Any:
+            self.asked.extend(texts)
+            return self.trainer.tokenizer(texts, **options)
+
+        tokenize.model_max_length = self.trainer.tokenizer.model_max_length  # type: ignore[attr-defined]
+        return tokenize
+
+    def __fingerprint__(self) -> Any:
+        return self.trainer
 
 
 def hand_written(model: Any, batches: list[Any], loss_of: Any, learning_rate: float, steps: int) -> None:
@@ -127,8 +152,92 @@ def test_another_teacher_is_another_student_and_the_teacher_is_among_its_ancesto
     ]
     assert students[0].fingerprint != students[1].fingerprint
     assert "Teacher 1" in [card.name for card in students[0].card.lineage()]
-    # The teacher was asked once, before training, and its memory is free again.
+    # The teacher was asked before training, and its memory is free again.
     assert "model" not in vars(teachers[0].trained)
+
+
+def test_the_next_student_finds_the_teachers_answers_and_asks_about_new_rows_alone(session, tiny_encoder, data):
+    columns = data()
+    teacher = TrainHFClassifier("Teacher", str(tiny_encoder)).train(**columns, epochs=1)
+    more = opinions(120)
+    asked = []
+
+    # A teacher is known by what it is, so all three students have the same one.
+    for name, objective, rows in (
+        ("Soft", SoftTargets, None), ("Hard", HardTargets, None), ("More", SoftTargets, more),
+    ):  # fmt: skip
+        student = TrainHFClassifier(name, str(tiny_encoder))
+        counted = CountedTeacher(teacher, asked)
+        student.train(**(columns if rows is None else data(rows)), objective=objective(counted), epochs=1)
+        if name == "Soft":
+            assert set(asked) == {*opinions(96)["text"], *opinions(32, seed=1)["text"]}
+            assert len(asked) == len(set(asked))
+            asked.clear()
+    assert set(asked) == set(more["text"]) - set(opinions(96)["text"]) - set(opinions(32, seed=1)["text"])
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_rows_without_labels_are_learnt_from_the_teacher_alone(session, tiny_encoder, data, alpha):
+    columns = data(opinions(256))
+    teacher = TrainHFClassifier("Teacher", str(tiny_encoder)).train(
+        **columns, epochs=8, batch_size=8, learning_rate=3e-3
+    )
+    rows = opinions(256)
+    rows["label"] = [label if row < 4 else None for row, label in enumerate(rows["label"])]
+    some = data(rows)
+    objective = SoftTargets(teacher, alpha=alpha)
+    student = TrainHFClassifier("Some labels", str(tiny_encoder))
+    student.train(**some, objective=objective, epochs=8, batch_size=8, learning_rate=3e-3)
+    assert student.trained.labels == ["negative", "positive"]
+    assert student.metrics["accuracy"] > 0.9
+    if alpha == 1.0:
+        alone = TrainHFClassifier("No labels", str(tiny_encoder))
+        alone.train(
+            some["train_input"], None, some["validation_input"], None, objective=objective, epochs=8, batch_size=8,
+            learning_rate=3e-3,
+        )  # fmt: skip
+        assert set(alone.metrics) == {"loss"}
+        # Which rows have labels makes no difference.
+        assert torch.equal(alone.model.classifier.weight, student.model.classifier.weight)
+
+
+def test_missing_labels_are_refused_where_the_objective_needs_them(session, tiny_encoder, data):
+    columns = data()
+    teacher = TrainHFClassifier("Teacher", str(tiny_encoder)).train(**columns, epochs=1)
+    soft = SoftTargets(teacher, alpha=0.5)
+    for name in ("train_output", "validation_output"):
+        with pytest.raises(DefinitionError, match=rf"{name} is None, and SoftTargets needs labels.*alpha=1.0"):
+            TrainHFClassifier("A", str(tiny_encoder)).train(**{**columns, name: None}, objective=soft)
+    with pytest.raises(ArgumentTypeError, match="train_output is of type NoneType"):
+        TrainHFClassifier("B", str(tiny_encoder)).train(**{**columns, "train_output": None})
+    rows = opinions(16)
+    rows["label"][3] = None
+    with pytest.raises(DataError, match=r"train_output is None in row 3, and this objective learns from labels alone"):
+        TrainHFClassifier("C", str(tiny_encoder)).train(**data(rows))
+    none = {**rows, "label": [None] * 16}
+    with pytest.raises(DefinitionError, match="none of the training rows has a label"):
+        TrainHFClassifier("D", str(tiny_encoder)).train(**data(none), objective=soft)
+
+
+class Wanting(Supervised):
+    """An objective that asks for more than it uses."""
+
+    def __init__(self, *wants: str) -> None:
+        object.__setattr__(self, "wanted", frozenset({"logits", *wants}))
+
+    @property
+    def wants(self) -> frozenset[str]:
+        return self.wanted
+
+
+def test_an_objective_that_wants_what_its_task_cannot_give_is_refused_before_work(session, tiny_encoder, data):
+    columns = data()
+    with pytest.raises(MethodMisfit, match="needs values, but models for Classification give attentions"):
+        TrainHFClassifier("A", str(tiny_encoder)).train(**columns, objective=Wanting("values"))
+    with pytest.raises(MethodMisfit, match=r'the student does not return with attn_implementation="sdpa".*"eager"'):
+        TrainHFClassifier("B", str(tiny_encoder)).train(**columns, objective=Wanting("attentions"))
+    eager = TrainHFClassifier("C", str(tiny_encoder), attn_implementation="eager")
+    eager.train(**columns, objective=Wanting("attentions"), epochs=1)
 
 
 def test_a_teacher_of_other_classes_or_other_tokens_is_refused(
@@ -140,7 +249,7 @@ def test_a_teacher_of_other_classes_or_other_tokens_is_refused(
     rows["label"] = [label.upper() for label in rows["label"]]
     with pytest.raises(LabelError, match="different classes"):
         TrainHFClassifier("Student", str(tiny_encoder)).train(**data(rows, rows), objective=SoftTargets(teacher))
-    with pytest.raises(MethodMisfit, match="no language model"):
+    with pytest.raises(MethodMisfit, match="is not a language model"):
         TrainHFFineTune("LM", str(tiny_causal_lm)).train(**data(), objective=SoftTargets(teacher))
     with pytest.raises(ArgumentTypeError, match="objective must be an objective"):
         TrainHFClassifier("Wrong", str(tiny_encoder)).train(**columns, objective="soft")

@@ -43,6 +43,17 @@ def fill(template: str, prompt: str, system_prompt: str | None) -> str:
     return _HOLE.sub(lambda hole: values[hole[1]], template)
 
 
+def split_text_template(template: str) -> list[str]:
+    """Cuts a text template into literal parts and the placeholders `{{prompt}}` and `{{system_prompt}}`.
+
+    Example:
+        >>> split_text_template("Q: {{ prompt }} A:")
+        ['Q: ', '{{prompt}}', ' A:']
+    """
+    parts = _HOLE.split(template)
+    return [f"{{{{{part}}}}}" if index % 2 else part for index, part in enumerate(parts)]
+
+
 def checked(name: str, value: object) -> AutoText:
     """Returns an argument that may be a text, `AUTO` or None.
 

@@ -7,7 +7,7 @@ import logging
 import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, did_you_mean
@@ -229,7 +229,8 @@ class Answer:
         cached_tokens: Tokens of the prompt that the provider found in its own prompt cache.
         cost: US dollars; 0 for a model that runs here and for an answer found in our cache, None where the price is
             not known.
-        error: Why there is no answer; `texts` is empty then.
+        error: Why the row failed; `texts` is empty then, or holds a rejected answer.
+        value: What a step's `parse` made of the texts; never stored.
     """
 
     texts: Sequence[str | None]
@@ -241,16 +242,37 @@ class Answer:
     cached_tokens: int = 0
     cost: float | None = None
     error: ModelError | None = None
+    value: Any = None
 
     @property
     def text(self) -> str | None:
-        """The first text; None for a failed row."""
+        """The first text; None where there is none."""
         return self.texts[0] if self.texts else None
 
     @classmethod
     def failed(cls, error: ModelError) -> Answer:
         """Returns the answer that stands in a failed row's place."""
         return cls((), cost=0.0, error=error)
+
+    def each(self) -> list[Answer]:
+        """Returns its texts as answers of one text each; tokens and cost stay with the whole."""
+        return [
+            Answer(
+                [text],
+                finish_reasons=self.finish_reasons[index : index + 1],
+                logprobs=None if self.logprobs is None else self.logprobs[index : index + 1],
+                reasoning=None if self.reasoning is None else self.reasoning[index : index + 1],
+            )
+            for index, text in enumerate(self.texts)
+        ]
+
+    def with_error(self, error: ModelError) -> Answer:
+        """Returns this answer as a failed row's; its texts are kept."""
+        return replace(self, error=error)
+
+    def with_value(self, value: Any) -> Answer:
+        """Returns this answer with what `parse` made of it."""
+        return replace(self, value=value)
 
 
 _WHOLE = {"max_new_tokens", "n", "seed", "top_logprobs", "batch_size", "batch_scheduler_buffer_size", "concurrency"}

@@ -5,20 +5,17 @@ from __future__ import annotations
 import gc
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
-
-from typing_extensions import Unpack
 
 from datadreamer_like.errors import BadRequest, DefinitionError, MethodMisfit, PromptTooLong, require_extra
 
 from ..trained.hf_source import HOW_FETCHED, hf_source, loading
 from ..trained.model_facts import is_bidirectional, model_max_length
-from ..trained.training_template import training_template
 from .chat_template import AUTO, Auto, checked, fill, given_text, is_text_template
-from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
+from .generation import Answer, Prompt, Request, Sampling
 from .llm import LLM
 
 if TYPE_CHECKING:
@@ -35,11 +32,10 @@ class HFTransformers(LLM):
     Args:
         model_name: A folder, a trainer or stage or trained model, a `.gguf` file (its weights are unpacked), or a Hub
             id. Pruned and quantized students of this package load as they are.
-        chat_prompt_template: `AUTO` takes what a trainer of ours taught the model with, else the tokenizer's chat
-            template, and the plain prompt if it has none; None takes the plain prompt; a text with `{{prompt}}` (and
-            `{{system_prompt}}`) is filled in; other text is Jinja code over `messages`.
-        system_prompt: The system message; `AUTO` takes the trainer's likewise, else it and None send none, and the
-            template may put its own.
+        chat_prompt_template: `AUTO` takes the tokenizer's chat template, and the plain prompt if it has none; None
+            takes the plain prompt; a text with `{{prompt}}` (and `{{system_prompt}}`) is filled in; other text is Jinja
+            code over `messages`.
+        system_prompt: The system message; `AUTO` and None send none, and the template may put its own.
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Whether code in the model's repository may run here.
         device: Where the model runs; a list of GPUs spreads it over them; None takes a GPU if there is one.
@@ -92,11 +88,6 @@ class HFTransformers(LLM):
         self.model_name = str(model_name) if isinstance(model_name, str | os.PathLike) else self._source.name
         self.chat_prompt_template = checked("chat_prompt_template", chat_prompt_template)
         self.system_prompt = checked("system_prompt", system_prompt)
-        taught = training_template(Path(self._source.name))
-        if self.chat_prompt_template is AUTO:
-            self.chat_prompt_template = taught.chat_prompt_template
-        if self.system_prompt is AUTO:
-            self.system_prompt = taught.system_prompt
         self.trust_remote_code = trust_remote_code
         self.device = device
         self.device_map = device_map
@@ -201,10 +192,12 @@ class HFTransformers(LLM):
 
     # What the pipeline asks.
 
-    def answers(self, prompts: Iterable[Prompt], **options: Unpack[GenerationOptions]) -> Iterator[Answer]:
-        """Like `LLM.answers`, with `adaptive_batch_size=True` unless it is given."""
-        options.setdefault("adaptive_batch_size", True)
-        return super().answers(prompts, **options)
+    @property
+    def takes_chat(self) -> bool:
+        """Whether the tokenizer's chat template is applied to a text."""
+        template = self.chat_prompt_template
+        chat: Any = self.tokenizer.chat_template
+        return chat is not None and template is not None and not is_text_template(template)
 
     def identity(self) -> dict[str, Any]:
         """Returns the model's content or name, and all options that decide an answer."""
@@ -272,8 +265,7 @@ class HFTransformers(LLM):
     def _ids(self, prompt: Prompt) -> list[int]:
         tokenizer: Any = self.tokenizer
         template = self.chat_prompt_template
-        chat = tokenizer.chat_template is not None and template is not None and not is_text_template(template)
-        if chat or not isinstance(prompt, str):
+        if self.takes_chat or not isinstance(prompt, str):
             messages = Request(prompt, Sampling()).messages(given_text(self.system_prompt))
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -61,6 +61,7 @@ class LlamaCPP(LLM):
         ['Red, blue and green.']
     """
 
+    enforces_schemas: ClassVar[bool] = True
     extra_options: ClassVar[frozenset[str]] = frozenset(
         {"top_k", "min_p", "typical_p", "presence_penalty", "frequency_penalty", "grammar"}
     )
@@ -199,7 +200,7 @@ class LlamaCPP(LLM):
 
     def _prompt_body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
         schema = sampling.schema
-        if self._is_chat(prompt):
+        if self.takes_chat or not isinstance(prompt, str):
             messages = Request(prompt, sampling).messages(given_text(self.system_prompt))
             shape = {"type": "json_schema", "json_schema": {"schema": schema}}
             return {"messages": messages} | ({"response_format": shape} if schema is not None else {})
@@ -208,10 +209,10 @@ class LlamaCPP(LLM):
             body["json_schema"] = schema
         return body
 
-    def _is_chat(self, prompt: Prompt) -> bool:
+    @property
+    def takes_chat(self) -> bool:
+        """Whether a chat template is applied to a text."""
         template = self.chat_prompt_template
-        if not isinstance(prompt, str):
-            return True
         if isinstance(template, Auto):
             return "tokenizer.chat_template" in self._header.values
         return template is not None and not is_text_template(template)
@@ -227,7 +228,7 @@ class LlamaCPP(LLM):
 
     def final_count_tokens(self, value: str) -> int:
         """Returns the number of tokens of a text as a whole prompt, with the chat template's own tokens."""
-        if self._is_chat(value):
+        if self.takes_chat:
             messages = Request(value, Sampling()).messages(given_text(self.system_prompt))
             return len(self.server.tokenize(self.server.apply_template(messages), special=True))
         return len(self.server.tokenize(self._plain_prompt(value), special=True))

@@ -85,6 +85,8 @@ class OpenAICompatible(LLM):
     endpoint: ClassVar[Endpoint]
     """The provider."""
 
+    enforces_schemas = True
+
     extra_options: ClassVar[frozenset[str]] = frozenset(OpenAIOptions.__annotations__) - frozenset(
         GenerationOptions.__annotations__
     )
@@ -142,9 +144,9 @@ class OpenAICompatible(LLM):
             """See `LLM.run`."""
 
     @classmethod
-    def example(cls) -> Self:
-        """Returns a model that is never asked."""
-        return cls("example-model", api_key="example-key")
+    def example(cls, model: Any) -> Self:
+        """Returns a model that is never asked, for tests and documentation."""
+        return cls(str(model), api_key="example-key")
 
     # What a provider may change.
 

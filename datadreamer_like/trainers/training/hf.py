@@ -1,4 +1,4 @@
-"""What trainers on transformers have in common: where the model comes from, adapters, teachers, and the run itself."""
+"""What trainers on transformers share: where the model comes from, adapters, teachers, and the run itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,28 +14,29 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-import datadreamer_like.formats  # noqa: F401  (so that pruned and quantized models load)
-from datadreamer_like.distillation import Objective
+from datadreamer_like.distillation import Objective, Supervised
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
+from datadreamer_like.evaluation.columns import Columns
+from datadreamer_like.evaluation.tasks.examples import Examples
+from datadreamer_like.evaluation.tasks.task import Task, check_attentions
+from datadreamer_like.formats import dequantize
 from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.graph.identity import class_part
+from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.llms.chat_template import AUTO
 from datadreamer_like.models.quiet import quiet
-from datadreamer_like.models.trained.hf_source import HOW_FETCHED, hf_source, loading
+from datadreamer_like.models.trained.hf_source import HOW_FETCHED, HFSource, forget_gguf, hf_source, loading
 from datadreamer_like.models.trained.model_node import as_trained_model
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.pruning import masks, reapply
 
 from ..trainer import Trainer
-from .columns import Column, Columns
-from .examples import Examples
 from .loading import HFOptions, a_dtype, one_device, training_device
-from .objectives import borrowed, check_objective, node_of, teacher_of
+from .loop import fit, seeded
 from .options import Training
-from .origin import hub_id, license_of
-from .tasks import Task
-from .training import fit, seeded
+from .run import Fit, Run
+from .teaching import LiveTeacher, borrowed, check_objective, node_of, prepare_teacher
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -44,7 +45,7 @@ _AUTOCAST: dict[object, str] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 class HFTrainer(Trainer):
-    """Base of trainers that fine-tune a transformers model.
+    """Base of trainers that fine-tune a transformers model: one writes `train`, `make_task` and `load_model`.
 
     Args:
         name: The trainer's name.
@@ -87,136 +88,48 @@ class HFTrainer(Trainer):
                     f"peft_config must be a peft config, such as peft.LoraConfig(r=8), not {self.peft_config!r}."
                 )
 
-    # What a kind of training decides
+    # What a trainer's author writes
 
-    def _task(
-        self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, columns: Columns, training: Training
+    def make_task(
+        self,
+        config: PretrainedConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        columns: Columns,
+        training: Training,
+        objective: Objective,
     ) -> Task:
-        raise NotImplementedError
+        """Returns the task that the columns are encoded for.
 
-    def _load(self, config: PretrainedConfig, task: Task, options: dict[str, Any]) -> PreTrainedModel:
-        raise NotImplementedError
+        Args:
+            config: The config of the model to start from.
+            tokenizer: Its tokenizer, which is saved with the trained model; a trainer may change it.
+            columns: The columns of the call.
+            training: The options of the call.
+            objective: What is minimised.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement make_task.")
 
-    def _teach(
-        self, objective: Objective, task: Task, examples: Examples, column: Column, path: Path, device: torch.device
-    ) -> None:
-        raise NotImplementedError
+    def load_model(self, config: PretrainedConfig, task: Task, options: dict[str, Any]) -> PreTrainedModel:
+        """Returns the model to start from.
 
-    PEFT_TASK: str | None = None
+        Args:
+            config: Its config.
+            task: The task.
+            options: Arguments of `from_pretrained`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement load_model.")
 
-    # The run
+    def peft_task(self, config: PretrainedConfig) -> str | None:
+        """Returns the task type of an adapter, in peft's words."""
+        return None
 
-    def _run(
-        self, columns: Columns, training: Training, objective: Objective, own: Mapping[str, object] | None = None
-    ) -> Self:
-        start = None if isinstance(self.model_name, str | Path) else as_trained_model(self.model_name, "model_name")
-        check_objective(objective)
-        if self.dtype == torch.float16 and training_device(self.device).type == "cpu":
-            raise DefinitionError(
-                f'"{self.name}": training in float16 needs a GPU. Leave dtype out, or pass dtype="bfloat16".'
-            )
-        parts = {
-            "class": fingerprint([type(self), self.result_version], "class"),
-            "model": fingerprint(start or _named(self.model_name, self.revision), "model_name"),
-            "objective": fingerprint(objective, "objective"),
-            **columns.parts(),
-        }
-        for name, value in {
-            **training.values(),
-            "dtype": str(self.dtype),
-            "peft_config": None if self.peft_config is None else self.peft_config.to_dict(),
-            "quantization_config": None if self.quantization_config is None else self.quantization_config.to_dict(),
-            **{key: value for key, value in self.further.items() if key not in HOW_FETCHED},
-            **(own or {}),
-        }.items():
-            parts[f"argument {name}"] = fingerprint(value, name)
-        models = [start.node if start is not None else None, node_of(teacher_of(objective))]
-        parents = [*columns.steps(), *(node for node in models if node is not None)]
-        return self.work(parts, parents, partial(self._build, columns, training, objective))
+    def fit(self, run: Run) -> Fit:
+        """Trains `run.model` in place; unless a trainer takes another library's loop, by minimising the objective."""
+        return fit(run)
 
-    def _build(self, columns: Columns, training: Training, objective: Objective, draft: Path) -> Manifest:
-        device = training_device(self.device)
-        with quiet(), seeded(training.seed), borrowed(teacher_of(objective)):
-            config, tokenizer = self._config_and_tokenizer()
-            current_usage().note = "reading the rows"
-            task = self._task(config, tokenizer, columns, training)
-            train, validation = self._read(task, columns, "train"), self._read(task, columns, "validation")
-            if objective.needs_teacher:
-                self._teach(objective, task, train, columns.train_input, self.scratch / "teacher-train.npy", device)
-                said = self.scratch / "teacher-validation.npy"
-                self._teach(objective, task, validation, columns.validation_input, said, device)
-            current_usage().note = "loading the model"
-            transformers.set_seed(training.seed)
-            model: Any = self._load(config, task, self._load_options())
-            model.config.pad_token_id = tokenizer.pad_token_id
-            kept = masks(model)
-            if self.peft_config is not None:
-                model = self._with_adapter(model)
-            fitted = fit(
-                model, task, train, validation, training, self.scratch,
-                objective=objective, device=device, autocast=_AUTOCAST.get(self.dtype),
-            )  # fmt: skip
-            if self.peft_config is not None:
-                model.save_pretrained(str(draft / ADAPTER_FOLDER))
-                model = model.merge_and_unload()
-                reapply(model, kept)
-            if self.quantization_config is None:
-                model = model.to(device="cpu", dtype=self.dtype)
-            self._fill_card(fitted.metrics, objective)
-            TrainedModel.save(model, tokenizer, draft / self.MODEL_FOLDER, self.card)
-        result = {"epochs": fitted.epochs, "history": fitted.history, "adapter": self.peft_config is not None}
-        return self.new_manifest(result=result)
-
-    def _config_and_tokenizer(self) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
-        source, options = self._source(), self._hub_options()
-        with loading(hf_source(source)):
-            config = transformers.AutoConfig.from_pretrained(source, **options)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        return config, tokenizer
-
-    def _read(self, task: Task, columns: Columns, split: str) -> Examples:
-        names = f"{split}_input", f"{split}_output"
-        examples = task.read(getattr(columns, names[0]), getattr(columns, names[1]), names, self.scratch / split)
-        if examples.dropped:
-            logger.warning(
-                "%s: %s of the %s rows are left out, as nothing of their answers is left after cutting. "
-                "Raise max_length, or shorten the prompts.", self.name, f"{examples.dropped:,}", split,
-            )  # fmt: skip
-        return examples
-
-    def _source(self) -> str:
-        named = isinstance(self.model_name, str | Path)
-        return str(self.model_name) if named else as_trained_model(self.model_name).path
-
-    def _hub_options(self) -> dict[str, Any]:
-        passed: dict[str, Any] = {key: value for key, value in self.further.items() if key in HOW_FETCHED}
-        return {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code, **passed}
-
-    def _load_options(self) -> dict[str, Any]:
-        options = {**self._hub_options(), **self.further}
-        # A full fine-tuning in mixed precision keeps its weights in float32.
-        options["dtype"] = self.dtype if self.peft_config is not None and self.dtype is not None else torch.float32
-        if self.quantization_config is not None:
-            options["quantization_config"] = self.quantization_config
-        return options
-
-    def _with_adapter(self, model: PreTrainedModel) -> Any:
-        from peft import get_peft_model, prepare_model_for_kbit_training
-
-        config = copy.deepcopy(self.peft_config)
-        if config.task_type is None:
-            config.task_type = self.PEFT_TASK
-        if self.quantization_config is not None:
-            model = prepare_model_for_kbit_training(model)  # type: ignore[no-untyped-call]
-        with warnings.catch_warnings():
-            # peft asks transformers under the old name; nothing that a user could mend.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-            return get_peft_model(model, config)
-
-    def _fill_card(self, metrics: Mapping[str, float], objective: Objective) -> None:
-        card, teacher = self.card, teacher_of(objective)
+    def fill_card(self, metrics: Mapping[str, float], objective: Objective | None) -> None:
+        """Writes on the card what the model comes from and how good it is."""
+        card, teacher = self.card, None if objective is None else objective.teacher
         card.metrics = {name: round(value, 6) for name, value in metrics.items()}
         if isinstance(self.model_name, str | Path):
             card.base_model = str(self.model_name)
@@ -227,23 +140,161 @@ class HFTrainer(Trainer):
             card.register("Model Name", teacher.path)
         card.register("License Information", self.license)
         card.register("Model Card", self.base_model_card)
-        card.register("Objective", repr(objective))
+        card.register("Objective", repr(objective) if objective is not None else None)
         for citation in self.citation or ():
             card.register("Citation Information", citation)
+
+    # The run
+
+    def run_training(
+        self, columns: Columns, training: Training, objective: Objective | None = None, **own: object
+    ) -> Self:
+        """Finds the model that the arguments decide, or trains it; what a trainer's `train` ends with.
+
+        Args:
+            columns: The columns of the call.
+            training: The options of the call.
+            objective: What is minimised; None where another library's loop decides that.
+            **own: What else decides the result, by name.
+
+        Returns:
+            The trainer.
+        """
+        start = None if isinstance(self.model_name, str | Path) else as_trained_model(self.model_name, "model_name")
+        if objective is not None:
+            check_objective(objective)
+        if self.dtype == torch.float16 and training_device(self.device).type == "cpu":
+            raise DefinitionError(
+                f'"{self.name}": training in float16 needs a GPU. Leave dtype out, or pass dtype="bfloat16".'
+            )
+        parts = {
+            **class_part(type(self)),
+            "model": fingerprint(start or self._start.identity, "model_name"),
+            "objective": fingerprint(objective, "objective"),
+            **columns.parts(),
+        }
+        for name, value in {
+            **training.values(),
+            "dtype": str(self.dtype),
+            "peft_config": None if self.peft_config is None else self.peft_config.to_dict(),
+            "quantization_config": None if self.quantization_config is None else self.quantization_config.to_dict(),
+            **{key: value for key, value in self.further.items() if key not in HOW_FETCHED},
+            **own,
+        }.items():
+            parts[f"argument {name}"] = fingerprint(value, name)
+        teacher = None if objective is None else objective.teacher
+        nodes = [None if start is None else start.node, node_of(teacher), *map(node_of, own.values())]
+        parents = [*columns.steps(), *(node for node in nodes if node is not None)]
+        return self.work(parts, parents, partial(self._build, columns, training, objective))
+
+    def _build(self, columns: Columns, training: Training, objective: Objective | None, draft: Path) -> Kept:
+        device, minimised = training_device(self.device), objective or Supervised()
+        with quiet(), seeded(training.seed), borrowed(minimised.teacher):
+            config, tokenizer = self._config_and_tokenizer()
+            current_usage().note = "reading the rows"
+            task = self.make_task(config, tokenizer, columns, training, minimised)
+            task.check_wants(minimised.wants)
+            train, validation = self._read(task, columns, "train"), self._read(task, columns, "validation")
+            current_usage().note = "loading the model"
+            transformers.set_seed(training.seed)
+            model: Any = self.load_model(config, task, self.load_options())
+            if self._start.gguf_file is not None:
+                forget_gguf(model)
+            model.config.pad_token_id = tokenizer.pad_token_id
+            check_attentions(model, minimised.wants, "the student")
+            teachers = prepare_teacher(minimised, task, columns, device, training.max_length, self.scratch)
+            live = isinstance(teachers["train"], LiveTeacher) and minimised.teacher is not None
+            kept = masks(model)
+            # Whatever was drawn until here: new weights and batches are the same in a run that goes on after a kill.
+            transformers.set_seed(training.seed)
+            modules = minimised.modules(model, minimised.teacher.model if live else None)  # type: ignore[union-attr]
+            if self.peft_config is not None:
+                model = self._with_adapter(model, config)
+            run = Run(
+                model, task, train, validation, training, self.scratch, device, _AUTOCAST.get(self.dtype),
+                minimised, teachers, modules,
+            )  # fmt: skip
+            fitted = self.fit(run)
+            if self.peft_config is not None:
+                model.save_pretrained(str(draft / ADAPTER_FOLDER))
+                dequantize(model)  # an adapter cannot be merged into codes
+                model = model.merge_and_unload()
+                reapply(model, kept)
+            if self.quantization_config is None:
+                model = model.to(device="cpu", dtype=self.dtype)
+            self.fill_card(fitted.metrics, objective)
+            TrainedModel.save(model, tokenizer, draft / self.MODEL_FOLDER, self.card)
+        result = {"epochs": fitted.epochs, "history": fitted.history, "adapter": self.peft_config is not None}
+        return self.kept(result=result)
+
+    def _config_and_tokenizer(self) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+        source, options = self.source, self.hub_options()
+        with loading(self._start):
+            config = transformers.AutoConfig.from_pretrained(source, **options)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return config, tokenizer
+
+    def _read(self, task: Task, columns: Columns, split: str) -> Examples:
+        examples = task.encode(getattr(columns, split), self.scratch / split)
+        if examples.dropped:
+            logger.warning(
+                "%s: %s of the %s rows are left out, as nothing of their answers is left after cutting. "
+                "Raise max_length, or shorten the prompts.", self.name, f"{examples.dropped:,}", split,
+            )  # fmt: skip
+        return examples
+
+    @cached_property
+    def _start(self) -> HFSource:
+        named = isinstance(self.model_name, str | Path)
+        return hf_source(self.model_name if named else as_trained_model(self.model_name).path, self.revision)
+
+    @property
+    def source(self) -> str:
+        """Folder or Hub id of the model to start from."""
+        return self._start.name
+
+    def hub_options(self) -> dict[str, Any]:
+        """Returns the arguments of `from_pretrained` that say where a model comes from."""
+        passed: dict[str, Any] = {key: value for key, value in self.further.items() if key in HOW_FETCHED}
+        options = {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code, **passed}
+        return {**options, **self._start.options}
+
+    def load_options(self) -> dict[str, Any]:
+        """Returns the arguments of `from_pretrained`."""
+        options = {**self.hub_options(), **self.further}
+        # A full fine-tuning in mixed precision keeps its weights in float32.
+        options["dtype"] = self.dtype if self.peft_config is not None and self.dtype is not None else torch.float32
+        if self.quantization_config is not None:
+            options["quantization_config"] = self.quantization_config
+        return options
+
+    def _with_adapter(self, model: PreTrainedModel, task_config: PretrainedConfig) -> Any:
+        from peft import get_peft_model, prepare_model_for_kbit_training
+
+        config = copy.deepcopy(self.peft_config)
+        if config.task_type is None:
+            config.task_type = self.peft_task(task_config)
+        if self.quantization_config is not None:
+            model = prepare_model_for_kbit_training(model)  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():
+            # peft asks transformers under the old name; nothing that a user could mend.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            return get_peft_model(model, config)
 
     # What DataDreamer scripts ask for
 
     @property
     def base_model_card(self) -> str | None:
         """Address of the card of the model that training starts from, if it is on the Hub."""
-        name = hub_id(self.model_name)
-        return None if name is None else f"https://huggingface.co/{name}"
+        return self._start.model_card
 
     @property
     def license(self) -> str | None:
-        """Licence of the model that training starts from, if its card is on this machine."""
+        """Licence of the model that training starts from, if its README states one."""
         if isinstance(self.model_name, str | Path):
-            return license_of(str(self.model_name), self.revision)
+            return self._start.license
         return next(iter(as_trained_model(self.model_name).card.licenses), None)
 
     def export_to_disk(self, path: str | Path, adapter_only: bool = False) -> Path:
@@ -299,9 +350,3 @@ class HFTrainer(Trainer):
         adapter = TrainedModel(folder, node=self)
         adapter.config = self.trained.config  # an adapter's folder has none of its own
         return adapter
-
-
-def _named(model_name: str | Path, revision: str | None) -> object:
-    if Path(model_name).is_dir():
-        return TrainedModel(model_name)
-    return [str(model_name), revision]

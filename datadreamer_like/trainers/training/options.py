@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self, TypedDict
 
@@ -15,7 +15,7 @@ from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_
 
 
 class TrainingOptions(TypedDict, total=False):
-    """What `train` takes beside its columns; any further field of `transformers.TrainingArguments` is passed on."""
+    """What `train` takes in addition to its columns; other fields of `transformers.TrainingArguments` are passed on."""
 
     truncate: bool
     """Cut texts that are longer than the model takes; False refuses them instead."""
@@ -83,22 +83,34 @@ class Training:
     further: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any], what: str = "train") -> Self:
+    def from_options(
+        cls,
+        options: Mapping[str, Any],
+        what: str = "train",
+        arguments: type[transformers.TrainingArguments] = transformers.TrainingArguments,
+        refused: Collection[str] = (),
+    ) -> Self:
         """Takes the options of a call.
+
+        Args:
+            options: The options, by name.
+            what: The call, for messages.
+            arguments: Class of the loop's arguments, whose fields may be options too.
+            refused: Fields that the trainer decides itself, besides those that every trainer does.
 
         Raises:
             DefinitionError: A name is unknown, or a value makes no sense.
             ArgumentTypeError: A value is of the wrong type.
         """
         own = {f.name: f for f in dataclasses.fields(cls) if f.name != "further"}
-        known = {f.name for f in dataclasses.fields(transformers.TrainingArguments) if f.init}
+        known = {f.name for f in dataclasses.fields(arguments) if f.init}
         further = {}
         for name, value in options.items():
             if name in own:
                 continue
             if name in _OUR_NAMES:
                 raise DefinitionError(f'{what} has no option "{name}"; here it is called "{_OUR_NAMES[name]}".')
-            if name in _OURS:
+            if name in _OURS or name in refused:
                 raise DefinitionError(f'{what} decides "{name}" itself. Leave it out.')
             if name not in known:
                 hint = did_you_mean(name, [*own, *known])

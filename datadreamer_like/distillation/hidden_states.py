@@ -1,0 +1,157 @@
+"""Hidden states: the student's layers imitate those of its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datadreamer_like.errors import DefinitionError, MethodMisfit, did_you_mean
+
+from .objectives import Batch, Objective
+from .outputs import Outputs
+from .teacher import Teacher, check_teacher
+
+Distance = Literal["mse", "cosine"]
+
+
+@dataclass(frozen=True)
+class HiddenStates(Objective):
+    """The distance between hidden states of the student and of the teacher, layer by layer, over all tokens.
+
+    `mse` is the mean over tokens and dimensions of `(h W - t)²`, TinyBERT's (Jiao et al. 2019, arXiv:1909.10351);
+    `cosine` the mean over tokens of `1 - cos(h W, t)`, DistilBERT's for its last layer (Sanh et al. 2019,
+    arXiv:1910.01108). Layers count alike. Where the student is narrower or wider, a projection `W`, one for all layers,
+    is trained along with it and thrown away afterwards; elsewhere there is none. Rows need no labels. Student and
+    teacher must read the same tokens. Usually one of several: `Combined([SoftTargets(teacher), HiddenStates(teacher)],
+    weights=[1.0, 1.0])`.
+
+    Attributes:
+        teacher: A trainer, a stage, a `TrainedModel`, or `TeacherModel(model, tokenizer)`; it needs no head.
+        distance: "mse" or "cosine".
+        layers: Layer of the student to the layer of the teacher that it imitates; 0 stands for the embeddings. None
+            spreads the teacher's layers evenly: layer m of M imitates layer m N / M of N, rounded.
+
+    Raises:
+        DefinitionError: The distance is unknown, or the map is empty or has negative layers.
+        ArgumentTypeError: The teacher has no model or tokenizer.
+
+    Example:
+        `student.train(..., objective=HiddenStates(teacher, distance="cosine", layers={3: 12}))`
+    """
+
+    teacher: Teacher
+    distance: Distance = "mse"
+    layers: Mapping[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_teacher(self.teacher)
+        if self.distance not in get_args(Distance):
+            raise DefinitionError(
+                f'distance "{self.distance}" is unknown.{did_you_mean(self.distance, get_args(Distance))} '
+                f"Choose one of {', '.join(get_args(Distance))}."
+            )
+        if self.layers is not None and (not self.layers or any(min(pair) < 0 for pair in self.layers.items())):
+            raise DefinitionError(
+                f"layers is {dict(self.layers)}; it must map layers of the student to layers of the teacher, counted "
+                "from 1 (0 is the embeddings), such as {1: 3, 2: 6}."
+            )
+
+    @classmethod
+    def example(cls, teacher: Teacher) -> Self:
+        """The objective with this teacher, for tests and documentation."""
+        return cls(teacher)
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """Hidden states alone."""
+        return frozenset({"hidden_states"})
+
+    def modules(self, student: nn.Module, teacher: nn.Module | None) -> nn.Module | None:
+        """Returns the projection from the student's width to the teacher's; None where they are the same.
+
+        Raises:
+            MethodMisfit: One of the models has no hidden states, or they stand for different texts, or lack a layer.
+        """
+        (width, depth, kind), (wanted, teacher_depth, teacher_kind) = _shape(student), _shape(teacher)
+        if kind != teacher_kind:
+            raise MethodMisfit(
+                f"{type(student).__name__} and its teacher, {type(teacher).__name__}, share no hidden states: one is "
+                "an encoder-decoder and the other is not. Choose a teacher of the student's kind."
+            )
+        for layer, theirs in (self.layers or {}).items():
+            if layer > depth or theirs > teacher_depth:
+                raise MethodMisfit(
+                    f"layers maps {layer} to {theirs}, but the student has {depth} layers and the teacher "
+                    f"{teacher_depth}. Leave layers out for an even map."
+                )
+        return None if width == wanted else nn.Linear(width, wanted, bias=False)
+
+    def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
+        """Returns the mean distance over the mapped layers."""
+        ours, theirs = _states(student, "student"), _states(teacher, "teacher")
+        layers = even_layers(len(ours) - 1, len(theirs) - 1) if self.layers is None else self.layers
+        losses = [self._distance(ours[layer], theirs[other], student.mask, modules) for layer, other in layers.items()]
+        return torch.stack(losses).mean()
+
+    def _distance(self, ours: Tensor, theirs: Tensor, mask: Tensor | None, projection: nn.Module | None) -> Tensor:
+        if ours.shape[:-1] != theirs.shape[:-1]:
+            raise MethodMisfit(
+                f"Student and teacher share no hidden states: they have positions of shape {tuple(ours.shape[:-1])} "
+                f"and {tuple(theirs.shape[:-1])} for the same batch. Both must read the same tokens."
+            )
+        if mask is not None:
+            ours, theirs = ours[mask], theirs[mask]
+        ours = ours if projection is None else projection(ours)
+        if ours.shape[-1] != theirs.shape[-1]:
+            raise DefinitionError(
+                f"The student's hidden states have {ours.shape[-1]} dimensions and the teacher's {theirs.shape[-1]}. "
+                "Pass what `modules(student, teacher)` returned, which projects them."
+            )
+        ours, theirs = ours.float(), theirs.detach().float()
+        if self.distance == "mse":
+            return F.mse_loss(ours, theirs)
+        return (1 - F.cosine_similarity(ours, theirs, dim=-1)).mean()
+
+
+def even_layers(student_layers: int, teacher_layers: int) -> dict[int, int]:
+    """Returns the layers of a teacher that a student's imitate when they are spread evenly, the last by the last.
+
+    Example:
+        >>> even_layers(4, 12)
+        {1: 3, 2: 6, 3: 9, 4: 12}
+        >>> even_layers(2, 3)
+        {1: 2, 2: 3}
+    """
+    return {
+        layer: (2 * layer * teacher_layers + student_layers) // (2 * student_layers)
+        for layer in range(1, student_layers + 1)
+    }
+
+
+def _shape(model: Any) -> tuple[int, int, bool]:
+    """Width of a model's hidden states, number of its layers, and whether they are a decoder's that has an encoder."""
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    is_encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
+    names = (
+        ("num_decoder_layers", "decoder_layers", "num_hidden_layers") if is_encoder_decoder else ("num_hidden_layers",)
+    )
+    depth = next((found for name in names if (found := getattr(config, name, None))), None)
+    width = getattr(config, "hidden_size", None)
+    if width is None or depth is None:
+        raise MethodMisfit(
+            f"{type(model).__name__} shares no hidden states: its config names no hidden_size and num_hidden_layers. "
+            "Choose a transformer, or learn from the teacher's logits: SoftTargets(teacher)."
+        )
+    return int(width), int(depth), is_encoder_decoder
+
+
+def _states(outputs: Outputs | None, whose: str) -> tuple[Tensor, ...]:
+    if outputs is None or not outputs.hidden_states:
+        raise MethodMisfit(f"The {whose} gives no hidden states. Choose a transformer, or another objective.")
+    return outputs.hidden_states

@@ -1,0 +1,162 @@
+"""Tokenized rows: token ids in one flat file on disk, and batches of rows of similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+_SORTED_TOGETHER = 50
+
+
+class Ragged:
+    """Sequences of numbers of different length, appended to a file and read back from it without loading it.
+
+    It is filled inside a `with` block and read after it.
+
+    Args:
+        path: The file; an old one is replaced.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._starts = [0]
+        self._file = path.open("wb")
+        self._flat: np.ndarray[Any, np.dtype[np.int32]] | None = None
+
+    def extend(self, sequences: Sequence[Sequence[int]]) -> None:
+        """Appends sequences."""
+        for sequence in sequences:
+            self._starts.append(self._starts[-1] + len(sequence))
+        self._file.write(np.concatenate([np.asarray(s, dtype=np.int32) for s in sequences]).tobytes())
+
+    def __enter__(self) -> Ragged:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self.starts = np.asarray(self._starts, dtype=np.int64)
+        del self._starts
+        empty = np.zeros(0, dtype=np.int32)
+        self._flat = np.memmap(self.path, dtype=np.int32, mode="r") if self.path.stat().st_size else empty
+
+    @property
+    def lengths(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Length of each sequence."""
+        return np.diff(self.starts)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+        assert self._flat is not None
+        return self._flat[self.starts[index] : self.starts[index + 1]]
+
+
+class Examples(Dataset[dict[str, Any]]):
+    """Tokenized rows of one task.
+
+    Args:
+        fields: What each row has, by name; a row also has its number, `row`.
+        lengths: Number of tokens of each row, by which batches are made.
+        dropped: How many rows of the columns were left out because nothing of their answers fitted.
+    """
+
+    def __init__(
+        self,
+        fields: Mapping[str, Ragged | np.ndarray[Any, Any]],
+        lengths: np.ndarray[Any, Any],
+        dropped: int = 0,
+    ) -> None:
+        self.fields = dict(fields)
+        self.lengths = lengths
+        self.dropped = dropped
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"row": index, **{name: values[index] for name, values in self.fields.items()}}
+
+
+def padded(sequences: Sequence[Any], value: int) -> torch.Tensor:
+    """Returns sequences of token ids as one tensor [batch, longest], filled up on the right."""
+    longest = max(len(sequence) for sequence in sequences)
+    result = np.full((len(sequences), longest), value, dtype=np.int64)
+    for row, sequence in zip(result, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return torch.from_numpy(result)
+
+
+def attention_mask(sequences: Sequence[Any]) -> torch.Tensor:
+    """Returns the mask [batch, longest] of what is not padding in `padded`."""
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    return (torch.arange(int(lengths.max()))[None, :] < lengths[:, None]).long()
+
+
+class ShuffledBatches(Sampler[list[int]]):
+    """Batches in random order of rows of like length, so that little is computed on padding.
+
+    Rows are shuffled, then sorted by length within portions of fifty batches, and the batches shuffled again. The
+    order follows from the seed and the number of the epoch alone: a resumed training sees the same batches.
+
+    Args:
+        lengths: Number of tokens of each row.
+        batch_size: Rows in a batch.
+        seed: Seed of the shuffling.
+    """
+
+    def __init__(self, lengths: np.ndarray[Any, Any], batch_size: int, seed: int) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+        self.drop_last = False
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch whose order is given next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        random = np.random.default_rng([self.seed, self.epoch])
+        order = random.permutation(len(self.lengths))
+        portion = self.batch_size * _SORTED_TOGETHER
+        batches = []
+        for start in range(0, len(order), portion):
+            rows = order[start : start + portion]
+            rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
+            batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        # The batch that needs the most memory comes first, so that too large a batch size shows at once.
+        longest = int(np.argmax([self.lengths[batch].max() for batch in batches]))
+        rest = [index for index in range(len(batches)) if index != longest]
+        for index in [longest, *random.permutation(rest).tolist()]:
+            yield batches[index].tolist()
+
+
+class SortedBatches(Sampler[list[int]]):
+    """Batches by length, longest first, for measuring.
+
+    Args:
+        lengths: Number of tokens of each row.
+        batch_size: Rows in a batch.
+    """
+
+    def __init__(self, lengths: np.ndarray[Any, Any], batch_size: int) -> None:
+        self.order = np.argsort(-lengths, kind="stable")
+        self.batch_size = batch_size
+        self.drop_last = False
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in range(0, len(self.order), self.batch_size):
+            yield self.order[start : start + self.batch_size].tolist()

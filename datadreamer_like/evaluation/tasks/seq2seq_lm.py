@@ -1,0 +1,38 @@
+"""Sequence-to-sequence language modelling: an encoder reads the prompt, a decoder writes the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+from datadreamer_like.distillation import Outputs
+from datadreamer_like.models.trained.prompt_template import has_template
+
+from .generation import Generation
+from .task import Batch, run_model, tokenize
+
+
+class Seq2SeqLM(Generation):
+    """Answers that a decoder writes to prompts that an encoder reads, each up to `max_length`; see `Generation`."""
+
+    encoder_decoder: ClassVar[bool] = True
+
+    def encoded(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[list[int], list[int]]]:
+        """Tokenizes prompts and answers, however long; see `Generation.encoded`."""
+        prompts, _ = self.rendered(pairs)
+        asked = tokenize(self.tokenizer, prompts, special=not has_template(self.tokenizer))
+        answers = self.tokenizer(text_target=[answer for _, answer in pairs], verbose=False)["input_ids"]
+        for prompt, answer in zip(asked, answers, strict=True):
+            yield prompt, self.ended(answer, rendered=False)
+
+    def forward(self, model: Any, batch: Batch, wants: frozenset[str]) -> Outputs:
+        """Returns logits [batch, target, vocabulary], and the decoder's hidden states."""
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        found = run_model(model, inputs, wants, use_cache=False)
+        return Outputs(
+            logits=found.logits if "logits" in wants else None,
+            hidden_states=getattr(found, "decoder_hidden_states", None),
+            attentions=getattr(found, "decoder_attentions", None),
+            mask=batch["mask"],
+        )

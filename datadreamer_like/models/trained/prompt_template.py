@@ -1,0 +1,111 @@
+"""How a language model is prompted, as a chat template: saved with the tokenizer, read by everything that asks it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from datadreamer_like.errors import MethodMisfit
+
+from ..llms.chat_template import AUTO, AutoText, given_text, is_text_template, split_text_template
+
+
+def set_prompt_template(
+    tokenizer: Any, template: AutoText = AUTO, system_prompt: AutoText = AUTO, *, encoder_decoder: bool = False
+) -> None:
+    """Makes a prompt template and a system prompt the tokenizer's chat template.
+
+    A system prompt becomes the template's default: one in the messages replaces it.
+
+    Args:
+        tokenizer: The tokenizer, changed in place.
+        template: Jinja code over `messages`, a text with the placeholder `{{prompt}}`, None for the bare prompt, or
+            AUTO for the tokenizer's own template.
+        system_prompt: The system prompt; AUTO and None leave it to the template.
+        encoder_decoder: Whether prompts go to an encoder, which reads the tokens that end a text too.
+    """
+    system = given_text(system_prompt)
+    own = tokenizer.get_chat_template() if tokenizer.chat_template else None
+    jinja = own if template is AUTO else template
+    if jinja is None and system:
+        jinja = "{{system_prompt}}\n\n{{prompt}}"
+    if jinja is None or (template is AUTO and not system):
+        if template is not AUTO:
+            tokenizer.chat_template = None
+    elif is_text_template(jinja):
+        tokenizer.chat_template = _from_text(tokenizer, str(jinja), system, encoder_decoder)
+    elif system:
+        default = f"{{'role': 'system', 'content': {_quoted(system)}}}"
+        tokenizer.chat_template = (
+            "{% if not messages or messages[0]['role'] != 'system' %}"
+            f"{{% set messages = [{default}] + messages %}}{{% endif %}}{jinja}"
+        )
+    else:
+        tokenizer.chat_template = jinja
+
+
+def has_template(tokenizer: Any) -> bool:
+    """Whether prompts are written by a chat template, which then writes the special tokens too."""
+    return bool(tokenizer.chat_template)
+
+
+def render(tokenizer: Any, prompt: str, answer: str) -> tuple[str, str]:
+    """Returns a prompt and its answer as the tokenizer's chat template writes them; as they are without one.
+
+    Raises:
+        MethodMisfit: The template refuses such messages.
+    """
+    if not has_template(tokenizer):
+        return prompt, answer
+    messages = [{"role": "user", "content": prompt}]
+    reply = {"role": "assistant", "content": answer}
+    try:
+        asked = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        whole = str(tokenizer.apply_chat_template([*messages, reply], tokenize=False))
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "jinja2":
+            raise
+        raise MethodMisfit(
+            f"The chat template refuses the prompt: {error}. Pass another chat_prompt_template, or leave system_prompt "
+            "out."
+        ) from error
+    # Some templates write the past of a conversation otherwise than its end: then the answer follows as it is.
+    return asked, whole[len(asked) :] if whole.startswith(asked) else answer
+
+
+def _from_text(tokenizer: Any, template: str, system: str | None, encoder_decoder: bool) -> str:
+    """Returns Jinja code that writes what filling in the placeholders of a text does."""
+    before, after = _special_tokens(tokenizer)
+    parts = []
+    for part in split_text_template(template):
+        if part == "{{prompt}}":
+            parts.append("{{ message['content'] }}")
+        elif part == "{{system_prompt}}":
+            parts.append("{{ asked.system }}")
+        elif part:
+            parts.append(f"{{{{ {_quoted(part)} }}}}")
+    # What ends a text ends what an encoder reads, but not a prompt that the answer follows.
+    end = f"{{{{ {_quoted(after)} }}}}" if encoder_decoder and after else ""
+    return (
+        (f"{{{{ {_quoted(before)} }}}}" if before else "")
+        + f"{{% set asked = namespace(system={_quoted(system or '')}) %}}"
+        + "{% for message in messages %}{% if message['role'] == 'system' %}{% set asked.system = message['content'] %}"
+        + f"{{% elif message['role'] == 'user' %}}{''.join(parts)}{end}"
+        + "{% else %}{{ message['content'] }}{% if not loop.last %}{{ eos_token or '' }}{% endif %}"
+        + "{% endif %}{% endfor %}"
+    )
+
+
+def _special_tokens(tokenizer: Any) -> tuple[str, str]:
+    """The special tokens that a tokenizer puts before and after a text."""
+    bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            sides = whole[:start], whole[start + len(bare) :]
+            return tuple("".join(tokenizer.convert_ids_to_tokens(ids)) for ids in sides)  # type: ignore[return-value]
+    return "", ""
+
+
+def _quoted(text: str) -> str:
+    """A Jinja string literal, whose escapes are those of JSON."""
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,28 @@
+"""Python objects as column values: pickled bytes with a mark in front, so that other bytes are left alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_MARK = b"\x00datadreamer_like pickle 1\x00"
+
+
+def pickle_value(value: Any, *args: Any, **kwargs: Any) -> bytes:
+    """Pickles any object, local classes and functions included; further arguments go to `dill.dumps`."""
+    import dill
+
+    return _MARK + bytes(dill.dumps(value, *args, **kwargs))
+
+
+def is_pickled(value: Any) -> bool:
+    """Returns whether a value came from `pickle_value`."""
+    return isinstance(value, bytes) and value.startswith(_MARK)
+
+
+def unpickle(value: Any) -> Any:
+    """Restores what `pickle_value` made; any other value is returned unchanged."""
+    if not is_pickled(value):
+        return value
+    import dill
+
+    return dill.loads(value[len(_MARK) :])

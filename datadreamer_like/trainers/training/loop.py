@@ -1,0 +1,304 @@
+"""The training loop: transformers' own, made quiet, resumable after a kill, and minimising an objective."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import random
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_model, save_model
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from datadreamer_like.distillation import Outputs
+from datadreamer_like.errors import DefinitionError, MethodMisfit
+from datadreamer_like.evaluation.tasks.examples import Examples, ShuffledBatches, SortedBatches
+from datadreamer_like.evaluation.tasks.task import Batch
+from datadreamer_like.formats.stored import untrainable
+from datadreamer_like.models.quiet import quiet
+from datadreamer_like.pruning import masks, reapply
+
+from .callbacks import EarlyStop, KeepZeros, Report
+from .run import Fit, Run
+
+logger = logging.getLogger("datadreamer_like")
+
+CHECKPOINTS = "checkpoints"
+MODULES_NAME = "objective.safetensors"
+# The same algorithm in one kernel: on a processor a third of the time of a small model's step is the plain one's.
+_FASTER = {"adamw_torch": "adamw_torch_fused"}
+
+
+def fit(
+    run: Run,
+    make_loop: Callable[..., LoopOverExamples] | None = None,
+    arguments: type[TrainingArguments] = TrainingArguments,
+    **options: Any,
+) -> Fit:
+    """Trains a model in place and leaves it with the weights of its best epoch.
+
+    After each epoch a checkpoint is written below `run.folder`; called again with the same arguments after the process
+    was killed, it goes on from there, and on a processor comes to the same weights as an undisturbed run. A model with
+    zeros that pruning left keeps them.
+
+    Args:
+        run: The model, its data and the options.
+        make_loop: The loop, called with `run`, `args` and `callbacks`; None for the one that minimises an objective.
+        arguments: Class of the loop's arguments.
+        **options: Further ones of them, for the options that the user did not give.
+
+    Raises:
+        MethodMisfit: The model's weights are quantized, so they cannot be trained.
+        DefinitionError: The options are refused, or the training diverged.
+    """
+    model, training = run.model, run.training
+    check_trainable(model)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with quiet():
+        args = _arguments(arguments, run, options)
+        kept = masks(model)
+        callbacks: list[TrainerCallback] = [Report(len(run.train))]
+        stop: EarlyStop | None = None
+        if training.early_stopping_patience is not None:
+            stop = EarlyStop(training.early_stopping_patience, training.early_stopping_threshold)
+            callbacks.append(stop)
+        if kept:
+            callbacks.append(KeepZeros(kept))
+        checkpoint = _newest_checkpoint(run.folder / CHECKPOINTS)
+        if checkpoint is not None:
+            so_far = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+            logger.info("going on after epoch %s, where the training was interrupted", f"{so_far.epoch:g}")
+            if stop is not None and stop.is_over(args, so_far):
+                args.num_train_epochs = so_far.epoch
+        loop = (make_loop or ObjectiveLoop)(run=run, args=args, callbacks=callbacks)
+        loop.remove_callback(PrinterCallback)
+        loop.train(resume_from_checkpoint=checkpoint)
+        if kept:
+            reapply(model, kept)
+    state = loop.state
+    measured = [entry for entry in state.log_history if "eval_loss" in entry]
+    best = next((entry for entry in measured if entry["step"] == state.best_global_step), None)
+    if best is None:
+        raise DefinitionError(
+            f"The validation loss was {measured[-1]['eval_loss']} after every epoch: the training diverged. "
+            f"Lower learning_rate, which was {training.learning_rate}."
+        )
+    model.train(False)
+    return Fit(_figures(best), float(state.epoch or 0.0), [_figures(entry) for entry in measured])
+
+
+# What loops add to each evaluation that says nothing of the model.
+_NOT_FIGURES = {"runtime", "samples_per_second", "steps_per_second", "num_tokens"}
+
+
+def _figures(entry: dict[str, Any]) -> dict[str, float]:
+    figures = {name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_")}
+    return {name: float(value) for name, value in figures.items() if name not in _NOT_FIGURES}
+
+
+def check_trainable(model: PreTrainedModel) -> None:
+    """Refuses a model whose weights, or the adapters on them, cannot be trained because they are codes.
+
+    Raises:
+        MethodMisfit: They cannot.
+    """
+    reason = untrainable(model, adapters=hasattr(model, "peft_config"))
+    if reason:
+        raise MethodMisfit(f"{reason[0].upper()}{reason[1:]} Train before quantizing.")
+
+
+def _arguments(kind: type[TrainingArguments], run: Run, defaults: Mapping[str, Any]) -> TrainingArguments:
+    training, device = run.training, run.device
+    options: dict[str, Any] = {
+        "per_device_eval_batch_size": 2 * training.batch_size,
+        "logging_nan_inf_filter": False,
+        "metric_for_best_model": "loss",
+        "save_total_limit": 1,
+        **defaults,
+        **training.further,
+    }
+    use_cpu = device.type == "cpu"
+    try:
+        arguments = kind(
+            output_dir=str(run.folder / CHECKPOINTS),
+            num_train_epochs=training.epochs,
+            per_device_train_batch_size=training.batch_size,
+            optim=_FASTER.get(training.optim, training.optim),
+            learning_rate=training.learning_rate,
+            weight_decay=training.weight_decay,
+            lr_scheduler_type=training.lr_scheduler_type,
+            warmup_steps=training.warmup_steps,
+            neftune_noise_alpha=training.neftune_noise_alpha,
+            seed=training.seed,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            load_best_model_at_end=True,
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            label_names=["labels"],
+            use_cpu=use_cpu,
+            bf16=run.autocast == "bf16",
+            fp16=run.autocast == "fp16",
+            dataloader_pin_memory=not use_cpu and torch.cuda.is_available(),
+            **options,
+        )
+    except (ValueError, TypeError) as error:
+        raise DefinitionError(f"The training options are refused: {error}") from error
+    # One process trains on one device: its DataParallel over all GPUs is slower and changes the batch size.
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
+
+
+def _newest_checkpoint(folder: Path) -> str | None:
+    """Finds the last complete checkpoint and removes those that a killed process left half written."""
+    complete: dict[int, Path] = {}
+    for path in folder.glob("checkpoint-*"):
+        try:
+            # Written last: where it can be read, all else is there.
+            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(path, ignore_errors=True)
+            continue
+        complete[int(state["global_step"])] = path
+    if not complete:
+        return None
+    newest = complete[max(complete)]
+    state = json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))
+    best = state.get("best_model_checkpoint")
+    if best and Path(best).parent != folder:  # the session's folder was moved in between
+        state["best_model_checkpoint"] = str(folder / Path(best).name)
+        (newest / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+    return str(newest)
+
+
+class LoopOverExamples(transformers.Trainer):
+    """Loops of transformers and of libraries on it, over our batches; a subclass may put it before such a loop.
+
+    Args:
+        run: The model and its data.
+        **options: Further arguments of the loop.
+    """
+
+    def __init__(self, run: Run, **options: Any) -> None:
+        self.run = run
+        super().__init__(model=run.model, **options)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Returns the training batches in the order of the epoch."""
+        lengths = self.run.train.lengths
+        return self._loader(self.run.train, ShuffledBatches(lengths, self._train_batch_size, self.args.seed))
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Returns the validation batches, longest rows first."""
+        return self._validation_loader
+
+    @cached_property
+    def _validation_loader(self) -> DataLoader[Any]:
+        lengths = self.run.validation.lengths
+        return self._loader(self.run.validation, SortedBatches(lengths, self.args.eval_batch_size))
+
+    def _loader(self, examples: Examples, batches: Any) -> DataLoader[Any]:
+        loader = DataLoader(
+            examples,
+            batch_sampler=batches,
+            collate_fn=self.run.task.collate,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return cast("DataLoader[Any]", self.accelerator.prepare(loader))
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Counts nothing: it would cost time."""
+        return 0
+
+
+class ObjectiveLoop(LoopOverExamples):
+    """The loop that minimises an objective; its own modules are part of the model while it runs."""
+
+    def __init__(self, run: Run, **options: Any) -> None:
+        if run.modules is not None:
+            # As a part of the model they are moved, clipped and stepped with it.
+            run.model.objective_modules = run.modules.to(run.device)
+        super().__init__(run, train_dataset=run.train, eval_dataset=run.validation, **options)
+        # The loss of a batch is its mean; the loop divides it where batches are accumulated.
+        self.loss_is_scaled_for_ga = False
+        self.model_accepts_loss_kwargs = False
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains, and takes the objective's modules out of the model again."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.run.modules is not None:
+                del self.run.model.objective_modules
+
+    def outputs_and_loss(self, model: Any, batch: Batch, split: str) -> tuple[Outputs, torch.Tensor]:
+        """Returns the student's outputs for a batch, and the loss, a scalar with gradients."""
+        student = self.run.task.forward(model, batch, self.run.objective.wants | {"logits"})
+        assert student.logits is not None
+        teacher = self.run.teachers[split].outputs(batch, student.logits.shape[-1])
+        return student, self.run.objective.loss(student, teacher, batch, self.run.modules)
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Returns the loss of a training batch."""
+        outputs, loss = self.outputs_and_loss(model, inputs, "train")
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Returns the validation loss and the task's figures."""
+        model: Any = self.model
+        model.eval()
+        measure, total, rows = self.run.task.measure(), 0.0, 0
+        with torch.no_grad():
+            for inputs in self.get_eval_dataloader():
+                batch = self._prepare_inputs(inputs)
+                with self.compute_loss_context_manager():
+                    outputs, loss = self.outputs_and_loss(model, batch, "validation")
+                size = len(batch["rows"])
+                total, rows = total + float(loss) * size, rows + size
+                measure.add(outputs, batch)
+        metrics = {f"{metric_key_prefix}_{n}": v for n, v in {"loss": total / rows, **measure.result()}.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.run.modules is not None:  # an adapter's checkpoint has none but the adapter
+            save_model(self.run.modules, str(Path(str(output_dir or self.args.output_dir)) / MODULES_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.run.modules is not None:
+            load_model(self.run.modules, str(Path(resume_from_checkpoint) / MODULES_NAME))
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draws all that is random inside the block from a seed, and leaves the generators as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        transformers.set_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
