@@ -1,8 +1,8 @@
 """What a prompt costs beside the model: a `Prompt` step with an LLM that answers at once, against the bare floor.
 
 The floor is what no cached pipeline can do without: hash each prompt, look it up in SQLite, store its answer there,
-and write prompt and answer to an Arrow file. The bar is half of the floor's rows a second. Also shown: the same with
-an engine that takes many requests at once, the pipeline without a step, and a rerun that finds all answers cached.
+and write prompt and answer to an Arrow file. The bar is half of the floor's rows a second, for both kinds of engine.
+Also shown: the pipeline without a step, and a rerun that finds all answers cached.
 """
 
 from __future__ import annotations
@@ -127,9 +127,10 @@ def main() -> int:
     for name, of_name in rates.items():
         ratios[name] = statistics.median(rate / bare for rate, bare in zip(of_name, rates["floor"], strict=True))
         print(f"  {name:30} {statistics.median(of_name):10,.0f} rows/s   {ratios[name]:5.2f} of the floor")
-    ratio = ratios["Prompt step, batch engine"]
-    print(f"ratio {ratio:.2f}, bar {BAR}: {'met' if ratio >= BAR else 'MISSED'}")
-    return 0 if ratio >= BAR else 1
+    held = {name: ratios[name] for name in ("Prompt step, batch engine", "Prompt step, async engine")}
+    for name, ratio in held.items():
+        print(f"{name}: ratio {ratio:.2f}, bar {BAR}: {'met' if ratio >= BAR else 'MISSED'}")
+    return 0 if min(held.values()) >= BAR else 1
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
     │   ├── UnknownColumn       an input names a column that its step does not have
     │   ├── ArgumentTypeError   an argument is of the wrong type
     │   └── FingerprintError    an argument cannot be told apart from another one, so nothing can be cached
+    ├── NoSuchRow               a row was asked for beyond the last one
     ├── StepOutputError         a step's `run` returned what its outputs do not allow
     │   └── StepOutputTypeError one column holds values of different types
     ├── DataError               what was read is not what it should be: a malformed line, an unreadable file
@@ -20,7 +21,8 @@
     │   │   └── PromptTooLong   the prompt and the answer do not fit the context window
     │   ├── RateLimited         too many requests; retried after the time the provider names
     │   ├── Unavailable         no connection, a time-out or a server error; retried
-    │   └── MalformedAnswer     the provider answered with something that is no answer; retried
+    │   ├── MalformedAnswer     the provider answered with something that is no answer; retried
+    │   └── RejectedAnswer      an answer did not pass `parse` or a schema, or a function of it raised
     ├── MissingExtra            an optional dependency is not installed
     ├── NotTrained              a trainer is used before `train`
     ├── MethodMisfit            a compression method does not fit this model
@@ -34,6 +36,9 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Iterable
+
+# Characters of a rejected answer in its row's error.
+_ANSWER_SHOWN = 500
 
 
 class DataDreamerError(Exception):
@@ -62,6 +67,10 @@ class ArgumentTypeError(DefinitionError, TypeError):
 
 class FingerprintError(DefinitionError, TypeError):
     """A value cannot be fingerprinted."""
+
+
+class NoSuchRow(DataDreamerError, IndexError):
+    """A row was asked for by a position that no row has."""
 
 
 class StepOutputError(DataDreamerError, ValueError):
@@ -140,6 +149,17 @@ class Unavailable(ModelError, ConnectionError):
 
 class MalformedAnswer(ModelError, ValueError):
     """The provider answered with something that is no answer."""
+
+
+class RejectedAnswer(ModelError, ValueError):
+    """The answer does not pass `parse` or a schema, or a function that was given it raised."""
+
+    @classmethod
+    def of(cls, text: str | None, reason: str, cause: Exception | None = None) -> RejectedAnswer:
+        """Returns the error of a row whose last answer was `text`; `cause` is why asking again failed, if it did."""
+        shown = repr(text) if text is None or len(text) <= _ANSWER_SHOWN else f"{text[:_ANSWER_SHOWN]!r}..."
+        again = f" Asking again failed: {cause}" if cause is not None else ""
+        return cls(f"{reason} The last answer was: {shown}.{again}")
 
 
 class MissingExtra(DataDreamerError, ImportError):

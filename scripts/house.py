@@ -182,22 +182,8 @@ def is_own(node: ast.Import | ast.ImportFrom) -> bool:
 
 def public_names(stub: Path) -> list[str]:
     """What a room's `__init__.pyi` offers."""
-    for node in ast.parse(stub.read_text(encoding="utf-8")).body:
-        target = (
-            node.targets[0]
-            if isinstance(node, ast.Assign)
-            else node.target
-            if isinstance(node, ast.AnnAssign)
-            else None
-        )
-        if (
-            isinstance(target, ast.Name)
-            and target.id == "__all__"
-            and isinstance(node, ast.Assign | ast.AnnAssign)
-            and node.value
-        ):
-            return list(ast.literal_eval(node.value))
-    return []
+    tree = ast.parse(stub.read_text(encoding="utf-8"))
+    return [alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
 
 
 def rooms_of(sources: Iterable[Source], tests: Iterable[Source]) -> dict[str, Room]:

@@ -16,7 +16,7 @@ import pytest
 pytest_plugins = ["hub_server"]
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 # Models this small run slower on two threads than on one, and many times slower when another process wants a core.
 # Set before torch is imported, and inherited by the processes that tests start.
@@ -67,104 +67,55 @@ def minilm_path() -> Path:
 @pytest.fixture(scope="session")
 def tiny_causal_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a Llama of 2 layers and 64 hidden units, its tokenizer and a chat template; context 128."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import tiny_models
 
     tokenizer = _tiny_tokenizer()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=64,
-                intermediate_size=128,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=128,
-                tie_word_embeddings=True,
-                pad_token_id=tokenizer.pad_token_id,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-        )
-        texts = [f"<bos>{sentence}<eos>" for sentence in SENTENCES]
-        texts += [f"<bos><|user|>{s}<eos><|assistant|>{s}<eos>" for s in SENTENCES]
-        batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        _fit(model, steps=60, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels)
-    return _saved(model, tokenizer, tmp_path_factory.mktemp("tiny-causal-lm"))
+    texts = [f"<bos>{sentence}<eos>" for sentence in SENTENCES]
+    texts += [f"<bos><|user|>{s}<eos><|assistant|>{s}<eos>" for s in SENTENCES]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    model = tiny_models.llama(tokenizer, num_key_value_heads=2, tie_word_embeddings=True)
+    tiny_models.fit(model, 60, **batch, labels=labels)
+    return tiny_models.save(model, tokenizer, tmp_path_factory.mktemp("tiny-causal-lm"))
 
 
 @pytest.fixture(scope="session")
 def tiny_seq2seq(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a T5 of 2 + 2 layers and 64 hidden units and its tokenizer, which has no chat template."""
-    import torch
+    import tiny_models
     from transformers import T5Config, T5ForConditionalGeneration
 
     tokenizer = _tiny_tokenizer(chat=False)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = T5ForConditionalGeneration(
-            T5Config(
-                vocab_size=len(tokenizer),
-                d_model=64,
-                d_kv=16,
-                d_ff=128,
-                num_layers=2,
-                num_decoder_layers=2,
-                num_heads=4,
-                dropout_rate=0.0,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                decoder_start_token_id=tokenizer.pad_token_id,
-            )
-        )
-        batch = tokenizer([f"{sentence}<eos>" for sentence in SENTENCES], return_tensors="pt", padding=True)
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        _fit(model, steps=60, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels)
-    return _saved(model, tokenizer, tmp_path_factory.mktemp("tiny-seq2seq"))
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=64,
+        d_kv=16,
+        d_ff=128,
+        num_layers=2,
+        num_decoder_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+    )
+    model = tiny_models.made(T5ForConditionalGeneration, config)
+    batch = tokenizer([f"{sentence}<eos>" for sentence in SENTENCES], return_tensors="pt", padding=True)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    tiny_models.fit(model, 60, **batch, labels=labels)
+    return tiny_models.save(model, tokenizer, tmp_path_factory.mktemp("tiny-seq2seq"))
 
 
 def _tiny_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+    from tiny_models import byte_pairs
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=420,
-        special_tokens=["<pad>", "<bos>", "<eos>", "<|system|>", "<|user|>", "<|assistant|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    return byte_pairs(
+        SENTENCES,
+        420,
+        ["<pad>", "<bos>", "<eos>", "<|system|>", "<|user|>", "<|assistant|>"],
         pad_token="<pad>",
         bos_token="<bos>",
         eos_token="<eos>",
         model_max_length=128,
-        padding_side="left",
         chat_template=CHAT_TEMPLATE if chat else None,
     )
-
-
-def _fit(model: PreTrainedModel, steps: int, **batch: object) -> None:
-    import torch
-
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    model.train()
-    for _ in range(steps):
-        loss = model(**batch).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.eval()
-
-
-def _saved(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder

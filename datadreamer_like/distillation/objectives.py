@@ -75,11 +75,8 @@ class Objective(ABC):
 
     def __fingerprint__(self) -> dict[str, Any]:
         """Class, version, options and teacher."""
-        kind = type(self)
-        # Our own classes say with `result_version` when their losses change; of a script's own class, its code does.
-        code: object = kind.__name__ if kind.__module__.startswith("datadreamer_like.") else kind
         options = {name: value for name, value in vars(self).items() if name != "teacher"}
-        return {"class": code, "version": self.result_version, "options": options, "teacher": self.teacher}
+        return {"class": type(self), "options": options, "teacher": self.teacher}
 
 
 @dataclass(frozen=True)

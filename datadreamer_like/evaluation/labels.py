@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from datadreamer_like.errors import DataError, LabelError, did_you_mean
-from datadreamer_like.graph import OutputDatasetColumn
 from datadreamer_like.graph.output import Column
+from datadreamer_like.storage.values import class_names as names_of_classes
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,7 @@ class LabelSet:
 
 def class_names(column: Column) -> tuple[str, ...] | None:
     """Returns the names of a `datasets.ClassLabel` column's numbers; None for any other column."""
-    if not isinstance(column, OutputDatasetColumn):  # lazy rows have no types
-        return None
-    feature: Any = column.dataset.features[column.column_names[0]]
-    feature = getattr(feature, "feature", feature)
-    names = getattr(feature, "names", None)
+    names = names_of_classes(column.rows.schema.field(0), in_lists=True)
     return tuple(names) if names else None
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from datadreamer_like.formats import layouts
+from datadreamer_like.formats import count_zeros, layouts
 from datadreamer_like.models.trained.model_facts import count_parameters
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,4 @@ def size_of(model: nn.Module) -> Size:
     """Counts a model's weights."""
     parameters = count_parameters(model)
     sparse = any(entry["kind"] == "sparse" for entry in layouts(model))
-    return Size(parameters, parameters - _zeros(model) if sparse else None)
-
-
-def _zeros(model: nn.Module) -> int:
-    # A quantized layer keeps its codes in a buffer of the weight's name; a code of 0 is a zero.
-    tensors: dict[int, Tensor] = {id(parameter): parameter for parameter in model.parameters()}
-    for name, buffer in model.named_buffers():
-        if name.rpartition(".")[2] == "weight":
-            tensors[id(buffer)] = buffer
-    return sum(int((tensor == 0).sum()) for tensor in tensors.values())
+    return Size(parameters, parameters - count_zeros(model) if sparse else None)

@@ -9,12 +9,15 @@ process `AutoModelForSequenceClassification.from_pretrained(folder)` gives the p
         {"kind": "sparse", "format": 1, "modules": {"bert.encoder.layer.0.intermediate.dense": {"weight": 117964}}}]}
 
 Adding a kind takes one file here: subclass `LayoutKind`, give it a name, write `rebuild` (and `finish`, `pack`,
-`unpack` where tensors are stored in another form than they are used in), call `register(kind)` at the end of the file,
-and import the file below. A method that produces the layout changes the modules itself, then calls
+`unpack` where tensors are stored in another form than they are used in), and call `register(kind)` at the end of the
+file; every file of this room is imported with it. A method that produces the layout changes the modules, then calls
 `add_layout(model, entry)`. An entry names modules only under its key `modules` (a list, or a dict by name), so that
 names can be followed when a model loses layers or is loaded without its head. Kinds are storage formats, so they live
 here and not with the methods: whichever room a script imports, every kind is known.
 """
+
+import importlib
+import pkgutil
 
 import lazy_loader
 
@@ -22,6 +25,7 @@ from datadreamer_like.errors import require_extra
 
 require_extra("train", "torch", "transformers", what="Working on models")
 
-from . import int8, sparse, widths  # noqa: E402, F401  (importing them registers their kinds)
+for _module in pkgutil.iter_modules(__path__):  # importing them registers their kinds
+    importlib.import_module(f"{__name__}.{_module.name}")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,3 +1,4 @@
+from .layout import CodedModule as CodedModule
 from .layout import Entry as Entry
 from .layout import LayoutKind as LayoutKind
 from .layout import register as register
@@ -7,3 +8,6 @@ from .quantizer import layouts as layouts
 from .quantizer import load as load
 from .quantizer import rename_modules as rename_modules
 from .sparse import mark_sparse as mark_sparse
+from .stored import count_zeros as count_zeros
+from .stored import dequantize as dequantize
+from .stored import stored_bytes as stored_bytes

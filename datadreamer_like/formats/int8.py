@@ -12,7 +12,7 @@ A head that is tied to the embedding has the same codes: they are stored once, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -28,12 +28,14 @@ from datadreamer_like.kernels import (
     pack_int8_weight,
 )
 
-from .layout import Entry, LayoutKind, register
+from .layout import CodedModule, Entry, LayoutKind, register
+from .modules import replace_modules
 
 
-class _Int8Rows(nn.Module):
-    """A matrix of int8 codes with a scale a row, which stays fp32 whatever the model is cast to."""
+class _Int8Rows(CodedModule):
+    """A matrix of int8 codes with a scale a row, which stays fp32 when the model is cast."""
 
+    exact = ("weight_scale",)
     weight_scale: Tensor
 
     def __init__(self, rows: int, size: int) -> None:
@@ -41,13 +43,6 @@ class _Int8Rows(nn.Module):
         # A parameter, as those can be tied, but not one to train.
         self.weight = nn.Parameter(torch.zeros(rows, size, dtype=torch.int8), requires_grad=False)
         self.register_buffer("weight_scale", torch.ones(rows, 1, dtype=torch.float32))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        scale = self.weight_scale
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.weight_scale.dtype != scale.dtype:
-            self.weight_scale = scale.to(self.weight_scale.device)
-        return self
 
     def dequantized(self) -> Tensor:
         """Returns the weight that the codes stand for, fp32 [rows, size]."""
@@ -145,11 +140,15 @@ class Int8(LayoutKind):
     """Modules whose weights are int8 codes and a scale a row."""
 
     name = "int8"
+    modules = (Int8Linear, Int8Embedding)
     trainable = False
+    takes_adapters = False
 
     def rebuild(self, model: nn.Module, entry: Entry) -> None:
         """Puts empty int8 modules in place."""
-        replace(model, {name: int8_like(model.get_submodule(name), entry["granularity"]) for name in entry["modules"]})
+        replace_modules(
+            model, {name: int8_like(model.get_submodule(name), entry["granularity"]) for name in entry["modules"]}
+        )
 
     def pack(self, model: nn.Module, state: dict[str, Tensor], entry: Entry) -> None:
         """Leaves out the codes of a tied head."""
@@ -174,19 +173,10 @@ def int8_like(module: nn.Module, granularity: Granularity) -> Int8Module:
         else:
             outputs, inputs = reversed(weight.shape) if isinstance(module, Conv1D) else weight.shape
             found = Int8Linear(inputs, outputs, getattr(module, "bias", None) is not None, granularity)
+            found.was_conv1d = isinstance(module, Conv1D)
             if found.bias is not None:
                 found.bias.data = found.bias.data.to(cast(Tensor, module.bias).dtype)
     return found.train(module.training)
-
-
-def replace(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    """Puts modules in the place of others, under every name that those have."""
-    names: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(id(module), []).append(name)
-    for name, module in modules.items():
-        for other in names[id(model.get_submodule(name))]:
-            model.set_submodule(other, module)
 
 
 def _version(tensor: Tensor) -> tuple[int, int]:

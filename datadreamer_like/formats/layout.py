@@ -3,15 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from datadreamer_like.errors import DefinitionError, NewerFormat, did_you_mean
 
 Entry = dict[str, Any]
 """One layout entry: JSON values only, with "kind", "format" and "modules" (module names, as a list or as keys)."""
+
+
+class CodedModule(nn.Module):
+    """A linear layer or an embedding whose `weight` is codes of few bits, with tensors that say what they stand for.
+
+    Attributes:
+        exact: Names of buffers that keep their dtype when the model is cast.
+        was_conv1d: Whether it stands for a transformers `Conv1D`, whose weight is [in, out].
+    """
+
+    exact: ClassVar[tuple[str, ...]] = ()
+    was_conv1d = False
+
+    def dequantized(self) -> Tensor:
+        """Returns the weight that the codes stand for, as fp32 [out, in] or [rows, size]."""
+        raise NotImplementedError
+
+    def plain(self, dtype: torch.dtype) -> nn.Module:
+        """Returns the module with that weight instead of codes: an `nn.Linear`, `Conv1D` or `nn.Embedding`."""
+        weight = self.dequantized().to(dtype)
+        rows, size = weight.shape
+        made: Any
+        with torch.device("meta"):
+            if hasattr(self, "num_embeddings"):
+                made = nn.Embedding(rows, size, getattr(self, "padding_idx", None))
+            else:
+                made = Conv1D(rows, size) if self.was_conv1d else nn.Linear(size, rows, bias=False)  # type: ignore[no-untyped-call]
+        made.weight = nn.Parameter(weight.T.contiguous() if self.was_conv1d else weight)
+        if (bias := getattr(self, "bias", None)) is not None:
+            made.bias = nn.Parameter(bias.detach().clone())
+        return cast(nn.Module, made).train(self.training)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        before = {name: self._buffers[name] for name in self.exact}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in before.items():
+            now = self._buffers[name]
+            if buffer is not None and now is not None and now.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(now.device)
+        return self
 
 
 class LayoutKind:
@@ -23,15 +64,20 @@ class LayoutKind:
     Attributes:
         name: Value of "kind" in an entry.
         format: The newest version of the entry that this code reads and the one it writes.
-        trainable: Whether the model's weights can go on being trained as they are. A model with an entry that is not
+        modules: Classes of modules that the kind puts in the place of linear layers and embeddings; empty if it keeps
+            those that there are.
+        trainable: Whether the weights of its modules can go on being trained. A model with an entry that is not
             trainable counts as quantized for transformers: its `Trainer` refuses it.
+        takes_adapters: Whether adapters such as LoRA can be trained on its modules.
         storage_only: Whether the modules are used as they were and only the tensors on disk differ. Such entries are
             rebuilt, and packed, after all others, so that they apply to whatever tensors those leave.
     """
 
     name: str
     format: int = 1
+    modules: tuple[type[CodedModule], ...] = ()
     trainable: bool = True
+    takes_adapters: bool = True
     storage_only: bool = False
 
     def rebuild(self, model: nn.Module, entry: Entry) -> None:
@@ -49,6 +95,14 @@ class LayoutKind:
 
     def unpack(self, model: nn.Module, state: dict[str, torch.Tensor], entry: Entry) -> None:
         """Undoes `pack` on the tensors that are there, in place: a trainer resumes with `load_state_dict`."""
+
+    def kept(self, model: nn.Module, entry: Entry) -> dict[str, Tensor]:
+        """Returns the zeros that training must keep: for each parameter with some, bool, True where it is not zero."""
+        return {}
+
+    def zeros(self, module: CodedModule) -> int:
+        """Returns how many weights of one of the kind's own modules are zero."""
+        return int((module.dequantized() == 0).sum())
 
 
 _KINDS: dict[str, LayoutKind] = {}
@@ -85,6 +139,11 @@ def kind_of(entry: Entry) -> LayoutKind:
             f"{kind.format}. Upgrade datadreamer-like to load it."
         )
     return kind
+
+
+def kind_of_module(module: nn.Module) -> LayoutKind | None:
+    """Returns the kind that a module belongs to; None for modules of the plain architecture."""
+    return next((kind for kind in _KINDS.values() if isinstance(module, kind.modules)), None)
 
 
 def in_order(entries: list[Entry]) -> list[Entry]:

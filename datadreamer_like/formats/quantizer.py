@@ -71,7 +71,7 @@ class LayoutQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         for entry in reversed(in_order(self.quantization_config.layouts)):
             kind_of(entry).finish(model, entry)
-        _attach(model, self)
+        attach(model, self)
         return model
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, torch.Tensor] | None, dict[str, str]]:
@@ -89,13 +89,13 @@ class LayoutQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """Whether every layout leaves the weights trainable."""
-        return all(kind_of(entry).trainable for entry in self.quantization_config.layouts)
+        """Whether adapters can be trained on every layout."""
+        return all(kind_of(entry).takes_adapters for entry in self.quantization_config.layouts)
 
     @property
     def is_qat_trainable(self) -> bool:
-        """The same: what `transformers.Trainer` asks before it trains weights without an adapter."""
-        return self.is_trainable
+        """Whether every layout leaves the weights trainable: what `transformers.Trainer` asks without an adapter."""
+        return all(kind_of(entry).trainable for entry in self.quantization_config.layouts)
 
     @property
     def is_compileable(self) -> bool:
@@ -103,11 +103,12 @@ class LayoutQuantizer(HfQuantizer):
         return True
 
 
-def _attach(model: nn.Module, quantizer: LayoutQuantizer) -> None:
+def attach(model: nn.Module, quantizer: LayoutQuantizer) -> None:
+    """Tells transformers how the model is saved, and whether it counts as quantized."""
     model.hf_quantizer = quantizer  # type: ignore[assignment]
     # A model that is only pruned is no quantized model: transformers would refuse `.half()`, and Trainer to train it.
-    model.is_quantized = not quantizer.is_trainable  # type: ignore[assignment]
-    if quantizer.is_trainable:
+    model.is_quantized = not quantizer.is_qat_trainable  # type: ignore[assignment]
+    if quantizer.is_qat_trainable:
         for module in model.modules():
             if hasattr(getattr(module, "config", None), "_is_quantized"):
                 del cast(Any, module).config._is_quantized
@@ -156,7 +157,7 @@ def add_layout(model: nn.Module, entry: Entry) -> None:
     if not isinstance(getattr(config, "quantization_config", None), LayoutConfig):
         config.quantization_config = LayoutConfig([])
     config.quantization_config.layouts = [*layouts(model), entry]
-    _attach(model, LayoutQuantizer(config.quantization_config))
+    attach(model, LayoutQuantizer(config.quantization_config))
 
 
 def foreign(model: nn.Module) -> str | None:
@@ -165,7 +166,8 @@ def foreign(model: nn.Module) -> str | None:
     if saved is None or isinstance(saved, LayoutConfig):
         return None
     method = saved.get("quant_method") if isinstance(saved, Mapping) else getattr(saved, "quant_method", None)
-    if getattr(method, "value", method) == "gguf" and getattr(model, "hf_quantizer", None) is None:
+    loader = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
+    if getattr(method, "value", method) == "gguf" and (loader is None or getattr(loader, "dequantize", False)):
         return None  # read out of a GGUF file into plain weights; the config only remembers where they came from
     return (
         f"{type(model).__name__} is already quantized ({getattr(method, 'value', method)}), and its config has room "

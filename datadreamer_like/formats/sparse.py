@@ -93,6 +93,12 @@ class Sparse(LayoutKind):
                     shape = getattr(model.get_submodule(name), tensor_name).shape
                     state[key] = from_sparse(state.pop(key + _BITS), state.pop(key + _VALUES), shape)
 
+    def kept(self, model: nn.Module, entry: Entry) -> dict[str, torch.Tensor]:
+        """The zeros of every tensor that the entry names."""
+        parameters = dict(model.named_parameters())
+        names = [f"{name}.{tensor}".removeprefix(".") for name, counts in entry["modules"].items() for tensor in counts]
+        return {name: parameters[name].detach() != 0 for name in names if name in parameters}
+
 
 def mark_sparse(model: nn.Module, names: Iterable[str]) -> None:
     """Records that these tensors have zeros worth leaving out of the file.

@@ -43,7 +43,7 @@ class Card:
         urls: Where more is to be read.
         prompt_tokens: Tokens sent to models.
         completion_tokens: Tokens received from models.
-        cost: US dollars.
+        cost: US dollars; 0 where nothing was paid for, None where a price is not known.
         failed_rows: Rows that have an error in place of a value.
         metrics: Measured quality, name to value.
         base_model: Model that training or compression started from, as the script gave it.
@@ -67,7 +67,7 @@ class Card:
     urls: list[str] = field(default_factory=list)
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    cost: float = 0.0
+    cost: float | None = 0.0
     failed_rows: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     base_model: str | None = None

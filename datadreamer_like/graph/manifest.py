@@ -1,8 +1,9 @@
-"""What stands in a node's folder beside its result: what it is, what decided it, and how it came about."""
+"""The manifest in a node's folder: what its result is, what decided it, which rows failed, and how it came about."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ class Manifest:
         rows: Number of rows, for steps.
         pickled: Whether the table holds pickled Python objects.
         card: The node's card, without its parents'.
-        failures: Row index to error, for the first thousand rows that have an error in place of a value.
+        failed_rows: Indices of all rows that have an error instead of a value, as ranges: "3,7-9".
+        failures: Row index to error, for the first thousand of them.
         result: Anything else that the node's class wants to read back without opening its result.
     """
 
@@ -40,8 +42,15 @@ class Manifest:
     rows: int | None = None
     pickled: bool = False
     card: dict[str, Any] = field(default_factory=dict)
+    failed_rows: str = ""
     failures: dict[str, str] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> list[int]:
+        """Indices of all rows that have an error instead of a value, in order."""
+        ranges = [part.split("-") for part in self.failed_rows.split(",") if part]
+        return [index for part in ranges for index in range(int(part[0]), int(part[-1]) + 1)]
 
     def write(self, folder: Path) -> None:
         """Writes the manifest into a folder that is not in use yet."""
@@ -76,7 +85,7 @@ class Manifest:
         known = {f.name for f in fields(cls)}
         return cls(**{key: value for key, value in data.items() if key in known})
 
-    def difference(self, parts: dict[str, str]) -> str:
+    def difference(self, parts: Mapping[str, str]) -> str:
         """Says in words what differs between this result's fingerprint and a new one's."""
         changed = [
             f"{name} {_verb(name, self.parts, parts)}"
@@ -86,7 +95,18 @@ class Manifest:
         return ", ".join(changed) or "it was made by another version"
 
 
-def _verb(name: str, old: dict[str, str], new: dict[str, str]) -> str:
+def row_ranges(indices: Iterable[int]) -> str:
+    """Returns row indices as text, neighbours together: "3,7-9"."""
+    ranges: list[list[int]] = []
+    for index in sorted(set(indices)):
+        if ranges and ranges[-1][1] == index - 1:
+            ranges[-1][1] = index
+        else:
+            ranges.append([index, index])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+
+
+def _verb(name: str, old: Mapping[str, str], new: Mapping[str, str]) -> str:
     if name not in old:
         return "was added"
     return "was removed" if name not in new else "changed"

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
+import importlib.metadata
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from datadreamer_like.errors import SessionError, StorageError
+from datadreamer_like.errors import SessionError
 
 from .card import Card
-from .manifest import Manifest
-from .session import DataDreamer, aside_of, current_session
+from .manifest import Manifest, row_ranges
+from .results import Kept, Outcome, Results, Wanted
+from .session import DataDreamer, current_session
 from .usage import Usage
 
 logger = logging.getLogger("datadreamer_like")
@@ -28,10 +31,20 @@ def working_node() -> Node | None:
     return _working.get()
 
 
+@contextmanager
+def working(node: Node) -> Iterator[None]:
+    """Makes a node the one that nodes made inside the block belong to."""
+    token = _working.set(node)
+    try:
+        yield
+    finally:
+        _working.reset(token)
+
+
 class Node:
     """What steps, trainers and stages have in common.
 
-    A subclass says what decides its result in `fingerprint_parts` and calls `settle` to have it found or made.
+    A subclass says what decides its result in `fingerprint_parts`, makes it in `build`, and calls `find_or_make`.
 
     Args:
         name: The name that the script gave; in a session it becomes unique.
@@ -42,7 +55,7 @@ class Node:
         kind: What sort of node this is.
         name: The name within the session.
         session: The session that the node was made in, or None.
-        folder: Where the result stands when it is complete; None outside a session.
+        folder: Where the result belongs; None outside a session.
         parents: The nodes that this one was made from.
         usage: What the node has used in this run.
     """
@@ -56,8 +69,10 @@ class Node:
         self.name = name
         self.folder: Path | None = None
         self.inside: Node | None = working_node()
+        self._kept_in: Results | None = None
         if self.session is not None:
-            self.name, self.folder = self.session.claim(name, self.inside)
+            self._kept_in = self.session.results
+            self.name, self.folder = self._kept_in.claim(name, None if self.inside is None else self.inside.name)
         self.force = force
         self.progress_interval = progress_interval
         self.parents: list[Node] = []
@@ -100,30 +115,50 @@ class Node:
         return card
 
     @property
+    def wanted(self) -> Wanted:
+        """The result, and where it belongs.
+
+        Raises:
+            SessionError: The node was made outside a session.
+        """
+        if self.folder is None:
+            raise SessionError(f'"{self.name}" was made outside a session, so it has no folder.')
+        return Wanted(self.name, self.folder, self.fingerprint, self.parts, self.force)
+
+    @property
     def result_folder(self) -> Path:
-        """Where the result stands: in `folder`, or aside where a later session has put another result since.
+        """Folder of the result.
 
         Raises:
             SessionError: The node was made outside a session.
             StorageError: The result was removed.
         """
-        if self.folder is None:
-            raise SessionError(f'"{self.name}" was made outside a session, so it has no folder.')
-        for folder in (self.folder, aside_of(self.folder) / self.fingerprint):
-            found = Manifest.read(folder)
-            if found is not None and found.fingerprint == self.fingerprint:
-                return folder
-        raise StorageError(f'The result of "{self.name}" is no longer in {self.folder}. Run the script again.')
+        return self._results.folder_of(self.wanted)
 
     @property
     def scratch(self) -> Path:
-        """A folder for unfinished work that outlives a killed process and goes when the result is complete."""
-        if self.session is None or self.folder is None:
-            raise SessionError(f'"{self.name}" was made outside a session, so it has no folder to work in.')
-        return self.session.folder / ".work" / f"{self.folder.name}-{self.fingerprint}"
+        """A folder for unfinished work, which outlives a killed process and is removed when the result is complete."""
+        return self._results.scratch(self.wanted)
 
-    def settle(self, build: Callable[[Path], Manifest]) -> Manifest:
-        """Finds this node's result, or makes it with `build`, which fills a folder and returns the manifest.
+    @property
+    def _results(self) -> Results:
+        if self._kept_in is None:
+            raise SessionError(f'"{self.name}" was made outside a session, so it has no folder.')
+        return self._kept_in
+
+    def build(self, draft: Path) -> Outcome:
+        """Makes the result; to be written by a subclass.
+
+        Args:
+            draft: An empty folder, which becomes the result's.
+
+        Returns:
+            `self.kept()` for a result in that folder, or `OnDemand` for one that is made each time that it is read.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no build().")
+
+    def find_or_make(self) -> Outcome:
+        """Finds this node's result, or makes it with `build`.
 
         Raises:
             SessionError: The node was made outside a session.
@@ -133,20 +168,25 @@ class Node:
                 f'{type(self).__name__} "{self.name}" was made outside a session, so it cannot run. '
                 "Make it inside `with DataDreamer(folder):`."
             )
-        with self.at_work(), self._at_log_level():
-            manifest = self.session.settle(self, build)
-        self.manifest = manifest
-        self.__dict__.pop("card", None)
-        return manifest
+        with working(self), self._at_log_level():
+            outcome = self.session.engine.run(self)
+        if isinstance(outcome, Kept):
+            self.manifest = outcome.manifest
+            self.__dict__.pop("card", None)
+        return outcome
 
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Makes this node the one that nodes made inside the block belong to."""
-        token = _working.set(self)
-        try:
-            yield
-        finally:
-            _working.reset(token)
+    def complete(self, manifest: Manifest, seconds: float) -> None:
+        """Adds to a manifest what is known when the work is done: the card and the failed rows."""
+        card, usage = self.card, self.usage
+        card.seconds = round(seconds, 3)
+        card.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        card.package_version = package_version()
+        card.rows = manifest.rows
+        card.prompt_tokens, card.completion_tokens = usage.prompt_tokens, usage.completion_tokens
+        card.cost, card.failed_rows = usage.cost, usage.failed_rows
+        manifest.card = card.without_parents()
+        manifest.failed_rows = row_ranges(usage.failed)
+        manifest.failures = {str(index): message for index, message in sorted(usage.failures.items())}
 
     @contextmanager
     def _at_log_level(self) -> Iterator[None]:
@@ -158,12 +198,13 @@ class Node:
         finally:
             logger.setLevel(level)
 
-    def new_manifest(self, **fields: object) -> Manifest:
-        """Returns a manifest of this node's result."""
-        manifest = Manifest(self.name, type(self).__name__, self.fingerprint, dict(self.parts))
-        for name, value in fields.items():
-            setattr(manifest, name, value)
-        return manifest
+    def kept(self, **fields: Any) -> Kept:
+        """Returns what `build` returns when the result is in its folder.
+
+        Args:
+            **fields: Fields of the manifest that the node's class wants to read back.
+        """
+        return Kept(Manifest(self.name, type(self).__name__, self.fingerprint, dict(self.parts), **fields))
 
 
 def _without_card(node: Node) -> list[Node]:
@@ -178,3 +219,11 @@ def _without_card(node: Node) -> list[Node]:
             waiting.append((current, True))
             waiting.extend((parent, False) for parent in current.parents)
     return list(found.values())
+
+
+def package_version() -> str:
+    """Returns the installed version of this package."""
+    try:
+        return importlib.metadata.version("datadreamer-like")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

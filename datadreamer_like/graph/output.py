@@ -1,62 +1,41 @@
-"""Datasets that steps yield, and their columns: on disk and read as needed, or made anew at each pass."""
+"""What scripts see of a step's rows: datasets and columns, each a thin view of `Rows`."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
-from datadreamer_like.errors import UnknownColumn, did_you_mean
-from datadreamer_like.storage.tables import table_batches
+import numpy as np
+import pyarrow as pa
 
-from .pickles import is_pickled, unpickle
+from datadreamer_like.errors import DefinitionError, NoSuchRow, UnknownColumn, did_you_mean
+from datadreamer_like.storage.tables import as_dataset
+from datadreamer_like.storage.values import PICKLED, features_of, to_batch, to_columns
+
+from .node import Node
+from .origin import Origin
+from .rows import BATCH_SIZE as BATCH_SIZE
+from .rows import Batch as Batch
+from .rows import Rows, untyped
 
 if TYPE_CHECKING:
     import pandas as pd
     from datasets import Dataset, DatasetInfo, IterableDataset
 
-    from .node import Node
-
-Batch = dict[str, list[Any]]
-
-BATCH_SIZE = 1000
-
-
-@dataclass(frozen=True)
-class RowSource:
-    """Rows that are made when they are asked for, each pass anew.
-
-    Attributes:
-        columns: Names of the columns, in order.
-        batches: Starts a pass and yields batches: columns as lists of equal length.
-        num_rows: How many rows a pass gives, where that is known.
-        pickled: Whether values are Python objects that must be pickled to be stored.
-        sample: One row, where one was made already to learn its columns.
-    """
-
-    columns: list[str]
-    batches: Callable[[], Iterator[Batch]]
-    num_rows: int | None = None
-    pickled: bool = False
-    sample: Batch | None = None
-
-
-def unpickled(batch: Batch) -> Batch:
-    """Restores pickled values."""
-    return {
-        name: [unpickle(value) for value in values] if any(map(is_pickled, values)) else values
-        for name, values in batch.items()
-    }
-
 
 class OutputDatasetMixin:
-    """What datasets and columns of both kinds have in common."""
+    """What datasets and columns have in common.
+
+    Attributes:
+        pickled: Whether values may be pickled Python objects, restored when they are read.
+    """
 
     _step: Node
-    _pickled: bool
+    pickled: bool
 
     @property
     def step(self) -> Node:
@@ -64,19 +43,31 @@ class OutputDatasetMixin:
         return self._step
 
     @property
-    def column_names(self) -> list[str]:
-        """Names of the columns."""
+    def rows(self) -> Rows:
+        """The rows as Arrow batches."""
         raise NotImplementedError
 
     @property
-    def num_rows(self) -> int | None:
-        """Number of rows; None if that is not known before they are made."""
-        raise NotImplementedError
+    def column_names(self) -> list[str]:
+        """Names of the columns."""
+        return self.rows.columns
 
     @property
     def num_columns(self) -> int:
         """Number of columns."""
         return len(self.column_names)
+
+    @property
+    def num_rows(self) -> int | None:
+        """Number of rows; None if it is not known before they are read."""
+        return self.rows.num_rows
+
+    @property
+    def info(self) -> DatasetInfo:
+        """The `datasets.DatasetInfo`."""
+        from datasets import DatasetInfo
+
+        return DatasetInfo(features=features_of(self.rows.schema))
 
     @property
     def fingerprint(self) -> str:
@@ -88,10 +79,9 @@ class OutputDatasetMixin:
 
     def batches(self, batch_size: int = BATCH_SIZE) -> Iterator[Batch]:
         """Yields all rows as columns of up to `batch_size` values."""
-        raise NotImplementedError
+        return self.rows.batches(batch_size)
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Yields all rows as dictionaries."""
+    def __iter__(self) -> Iterator[Any]:
         for batch in self.batches():
             names = list(batch)
             for values in zip(*batch.values(), strict=True):
@@ -108,17 +98,20 @@ class OutputDatasetMixin:
         """
         import pandas as pd
 
+        wanted = max(n, buffer_size) if shuffle else n
+        rows: list[tuple[Any, ...]] = []
+        for batch in self.batches(min(wanted, BATCH_SIZE) or 1):
+            rows += zip(*batch.values(), strict=True)
+            if len(rows) >= wanted:
+                break
         if shuffle:
-            pool = list(islice(self.rows(), buffer_size))
+            pool = rows[:buffer_size]
             rows = random.Random(seed).sample(pool, min(n, len(pool)))
-        else:
-            rows = list(islice(self.rows(), n))
-        return pd.DataFrame(rows, columns=self.column_names)
+        return pd.DataFrame(rows[:n], columns=self.column_names)
 
-    @property
-    def pickled(self) -> bool:
-        """Whether values may be pickled Python objects, restored when read."""
-        return self._pickled
+    def __repr__(self) -> str:
+        rows = "?" if self.num_rows is None else self.num_rows
+        return f"{type(self).__name__}({self.column_names}, num_rows={rows}, step={self._step.name!r})"
 
     def _check_column(self, name: str) -> None:
         if name not in self.column_names:
@@ -127,130 +120,154 @@ class OutputDatasetMixin:
                 + did_you_mean(name, self.column_names)
             )
 
-    def _unpickled(self, batch: Batch) -> Batch:
-        if not self._pickled:
-            return batch
-        return unpickled(batch)
+    def _check(self, step: Any, dataset: Any, kind: str) -> None:
+        if not isinstance(step, Node):
+            raise DefinitionError(f"{type(self).__name__} needs the step that the rows belong to, got {step!r}.")
+        if not isinstance(dataset, Rows) and not callable(dataset) and type(dataset).__name__ != kind:
+            raise DefinitionError(f"{type(self).__name__} takes a datasets.{kind}, got {type(dataset).__name__}.")
 
 
 class OutputDatasetColumnMixin(OutputDatasetMixin):
-    """What columns of both kinds have in common: their elements are values."""
+    """What columns have in common: their elements are values.
+
+    Attributes:
+        whole: The dataset that the column was taken from; None for one made by hand.
+    """
+
+    whole: OutputDatasetMixin | None = None
 
     def values(self) -> Iterator[Any]:
         """Yields all values."""
-        name = self.column_names[0]
         for batch in self.batches():
-            yield from batch[name]
+            (values,) = batch.values()
+            yield from values
 
     def __iter__(self) -> Iterator[Any]:
         return self.values()
 
+    def _check(self, step: Any, dataset: Any, kind: str) -> None:
+        super()._check(step, dataset, kind)
+        names = dataset.columns if isinstance(dataset, Rows) else getattr(dataset, "column_names", None)
+        if names is not None and len(names) != 1:
+            raise DefinitionError(f"{type(self).__name__} takes one column, got {', '.join(names) or 'none'}.")
+
 
 class OutputDataset(OutputDatasetMixin):
-    """A dataset on disk, memory-mapped.
+    """A dataset whose rows can be taken by position.
 
     Args:
         step: The step that it belongs to.
-        dataset: The rows, or a function that opens them when they are first needed.
+        dataset: A `datasets.Dataset`, or `Rows` of a table, or a function that opens them when they are first needed.
         pickled: Whether values may be pickled Python objects, to be restored when read.
+        columns: Names of the columns, where they are known without opening the rows.
+        num_rows: Number of rows, where it is known without opening them.
     """
 
     def __init__(
         self,
         step: Node,
-        dataset: Dataset | Callable[[], Dataset],
+        dataset: Dataset | Rows | Callable[[], Rows],
         pickled: bool = False,
         *,
         columns: list[str] | None = None,
         num_rows: int | None = None,
     ) -> None:
+        self._check(step, dataset, "Dataset")
         self._step = step
-        self._pickled = pickled
-        self._dataset = dataset
+        self.pickled = pickled
+        self._given = dataset
+        self._rows: Rows | None = dataset if isinstance(dataset, Rows) else None
+        self._dataset: Dataset | None = None if self._rows is not None or callable(dataset) else dataset
         self._columns = columns
-        self._rows = num_rows
+        self._num_rows = num_rows
+
+    @property
+    def rows(self) -> Rows:
+        """The rows as Arrow batches."""
+        if self._rows is None:
+            given: Any = self._given
+            rows = given() if callable(given) else Rows.of_dataset(given)
+            self._rows = _marked(replace(rows, node=rows.node or self._step), self.pickled)
+        return self._rows
 
     @property
     def dataset(self) -> Dataset:
         """The rows as a `datasets.Dataset`."""
-        if callable(self._dataset):
-            self._dataset = self._dataset()
+        if self._dataset is None:
+            table = self.rows.table
+            assert table is not None
+            self._dataset = as_dataset(table.data, table.indices, self._step.fingerprint)
         return self._dataset
 
     @property
     def column_names(self) -> list[str]:
         """Names of the columns."""
-        return list(self._columns) if self._columns is not None else list(self.dataset.column_names)
+        return list(self._columns) if self._columns is not None else self.rows.columns
 
     @property
     def num_rows(self) -> int:
         """Number of rows."""
-        return self._rows if self._rows is not None else len(self.dataset)
-
-    @property
-    def info(self) -> DatasetInfo:
-        """The `datasets.DatasetInfo`."""
-        return self.dataset.info
+        return self._num_rows if self._num_rows is not None else self.rows.num_rows or 0
 
     def __len__(self) -> int:
         return self.num_rows
 
-    def __iter__(self) -> Iterator[Any]:
-        return self.rows()
-
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, str):
             self._check_column(key)
-            return OutputDatasetColumn(
+            column = OutputDatasetColumn(
                 self._step,
                 partial(self._only, key),
-                self._pickled,
+                self.pickled,
                 columns=[key],
-                num_rows=self._rows,
+                num_rows=self.num_rows,
             )
-        found = self.dataset[key]
-        if not self._pickled:
-            return found
-        if isinstance(key, int):
-            return {name: unpickle(value) for name, value in found.items()}
-        return self._unpickled(found)
+            column.whole = self
+            return column
+        found = self._taken(key)
+        return {name: values[0] for name, values in found.items()} if _is_index(key) else found
 
-    def _only(self, column: str) -> Dataset:
-        return self.dataset.select_columns([column])
+    def _only(self, column: str) -> Rows:
+        return self.rows.select_columns([column])
 
-    def batches(self, batch_size: int = BATCH_SIZE) -> Iterator[Batch]:
-        """Yields all rows as columns of up to `batch_size` values."""
-        if not self.column_names:
-            return
-        for table in table_batches(self.dataset, batch_size):
-            yield self._unpickled(_python_values(table, self.dataset))
+    def _taken(self, key: Any) -> Batch:
+        table = self.rows.table
+        assert table is not None
+        size = len(table)
+        if _is_index(key):
+            if not -size <= key < size:
+                raise NoSuchRow(f'"{self._step.name}" has no row {key}; it has {size:,} rows.')
+            chosen: Any = range(key % size, key % size + 1)
+        elif isinstance(key, slice):
+            chosen = range(size)[key]
+        else:
+            positions = np.asarray(list(key), dtype=np.int64)
+            if len(positions) and not (-size <= positions.min() and positions.max() < size):
+                raise NoSuchRow(f'"{self._step.name}" has no row {positions.max()}; it has {size:,} rows.')
+            chosen = np.where(positions < 0, positions + size, positions)
+        return to_columns(table.select(chosen).whole())
 
     def save_to_disk(self, path: str, num_proc: int | None = None, num_shards: int | None = None) -> None:
         """Saves a copy that `datasets.load_from_disk` opens."""
         self.dataset.save_to_disk(path, num_proc=num_proc, num_shards=num_shards)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.column_names}, num_rows={self.num_rows}, step={self._step.name!r})"
-
 
 class OutputDatasetColumn(OutputDatasetColumnMixin, OutputDataset):
-    """One column of a dataset on disk; its elements are values instead of rows."""
+    """One column of a dataset; its elements are values instead of rows."""
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, str):
             return super().__getitem__(key)
-        found = self.dataset[key][self.column_names[0]]
-        if not self._pickled:
-            return found
-        return unpickle(found) if isinstance(key, int) else [unpickle(value) for value in found]
+        (values,) = self._taken(key).values()
+        return values[0] if _is_index(key) else values
 
 
 class OutputIterableDataset(OutputDatasetMixin):
-    """A dataset whose rows are made when they are asked for.
+    """A dataset of lazy rows, generated anew in each pass.
 
     Args:
         step: The step that it belongs to.
-        dataset: The rows.
+        dataset: A `datasets.IterableDataset`, or `Rows`.
         pickled: Whether values may be pickled Python objects, to be restored when read.
         total_num_rows: How many rows there are, where that is known.
     """
@@ -258,25 +275,28 @@ class OutputIterableDataset(OutputDatasetMixin):
     def __init__(
         self,
         step: Node,
-        dataset: IterableDataset | RowSource,
+        dataset: IterableDataset | Rows,
         pickled: bool = False,
         total_num_rows: int | None = None,
     ) -> None:
+        self._check(step, dataset, "IterableDataset")
         self._step = step
-        self._pickled = pickled
-        if isinstance(dataset, RowSource):
-            self._pickled = pickled or dataset.pickled
-            self._source = dataset
-            self._iterable: IterableDataset | None = None
-        else:
-            self._source = _source_of(dataset, total_num_rows)
-            self._iterable = dataset
-        self._rows = total_num_rows if total_num_rows is not None else self._source.num_rows
+        rows = dataset if isinstance(dataset, Rows) else rows_of_iterable(dataset)
+        self.pickled = pickled or rows.pickled
+        if total_num_rows is not None:
+            rows = replace(rows, num_rows=max(0, total_num_rows))
+        self._rows = _marked(replace(rows, node=rows.node or step), pickled)
+        self._iterable: IterableDataset | None = None if isinstance(dataset, Rows) else dataset
 
     @property
-    def source(self) -> RowSource:
-        """How the rows are made."""
-        return self._source
+    def rows(self) -> Rows:
+        """The rows as Arrow batches."""
+        return self._rows
+
+    @property
+    def total_num_rows(self) -> int | None:
+        """Number of rows; None if it is not known before they are read."""
+        return self.num_rows
 
     @property
     def dataset(self) -> IterableDataset:
@@ -284,86 +304,58 @@ class OutputIterableDataset(OutputDatasetMixin):
         if self._iterable is None:
             from datasets import IterableDataset
 
-            self._iterable = IterableDataset.from_generator(self.rows)
+            self._iterable = IterableDataset.from_generator(lambda: OutputDatasetMixin.__iter__(self))
         return self._iterable
 
-    @property
-    def column_names(self) -> list[str]:
-        """Names of the columns."""
-        return list(self._source.columns)
-
-    @property
-    def num_rows(self) -> int | None:
-        """Number of rows; None if that is not known before they are made."""
-        return self._rows
-
-    @property
-    def info(self) -> DatasetInfo:
-        """The `datasets.DatasetInfo`."""
-        return self.dataset.info
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.rows()
-
-    @overload
-    def __getitem__(self, key: str) -> OutputIterableDatasetColumn: ...
-    @overload
-    def __getitem__(self, key: Any) -> Any: ...
     def __getitem__(self, key: Any) -> Any:
         if not isinstance(key, str):
             raise TypeError(
-                f'The rows of "{self._step.name}" are made when they are asked for, so they have no positions. '
+                f'The rows of "{self._step.name}" are generated lazily, so they have no positions. '
                 "Save them first: step.save().output[i]."
             )
         self._check_column(key)
-
-        def batches() -> Iterator[Batch]:
-            for batch in self._source.batches():
-                yield {key: batch[key]}
-
-        source = RowSource([key], batches, self._rows, self._source.pickled)
-        return OutputIterableDatasetColumn(self._step, source, self._pickled, self._rows)
-
-    def batches(self, batch_size: int = BATCH_SIZE) -> Iterator[Batch]:
-        """Yields all rows as columns of up to `batch_size` values, in the portions in which they are made."""
-        for batch in self._source.batches():
-            size = len(next(iter(batch.values()), ()))
-            if size <= batch_size:
-                yield self._unpickled(batch)
-                continue
-            for start in range(0, size, batch_size):
-                part = {name: values[start : start + batch_size] for name, values in batch.items()}
-                yield self._unpickled(part)
-
-    def __repr__(self) -> str:
-        rows = "?" if self._rows is None else self._rows
-        return f"{type(self).__name__}({self.column_names}, num_rows={rows}, step={self._step.name!r})"
+        column = OutputIterableDatasetColumn(self._step, self.rows.select_columns([key]), self.pickled)
+        column.whole = self
+        return column
 
 
 class OutputIterableDatasetColumn(OutputDatasetColumnMixin, OutputIterableDataset):
-    """One column of a dataset whose rows are made when they are asked for; its elements are values."""
+    """One column of a dataset of lazy rows; its elements are values."""
 
 
 Column = OutputDatasetColumn | OutputIterableDatasetColumn
 
 
-def _python_values(table: Any, dataset: Dataset) -> Batch:
-    batch = {name: table.column(name).to_pylist() for name in table.column_names}
-    for name, feature in dataset.features.items():
-        # Images, audio and the like are stored encoded and read as objects.
-        if hasattr(feature, "decode_example") and name in batch:
-            batch[name] = [None if value is None else feature.decode_example(value) for value in batch[name]]
-    return batch
+def rows_of_iterable(dataset: IterableDataset) -> Rows:
+    """Returns the rows of a `datasets.IterableDataset`."""
+    names = dataset.column_names or list(next(iter(dataset), {}))
 
-
-def _source_of(dataset: IterableDataset, num_rows: int | None) -> RowSource:
-    columns = dataset.column_names
-    if columns is None:
-        columns = list(next(iter(dataset), {}))
-
-    def batches() -> Iterator[Batch]:
+    def read() -> Iterator[pa.RecordBatch]:
         rows = iter(dataset)
         while portion := list(islice(rows, BATCH_SIZE)):
-            yield {name: [row.get(name) for row in portion] for name in columns}
+            yield to_batch({name: [row.get(name) for row in portion] for name in names})
 
-    return RowSource(list(columns), batches, num_rows)
+    return Rows(untyped(names), None, read, Origin())
+
+
+def _marked(rows: Rows, pickled: bool) -> Rows:
+    """Returns the rows with their columns of bytes marked as pickled."""
+    if not pickled or rows.pickled:
+        return rows
+
+    def marked(schema: pa.Schema) -> pa.Schema:
+        return pa.schema(
+            column.with_metadata({**(column.metadata or {}), PICKLED: b"1"})
+            if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
+            else column
+            for column in schema
+        )
+
+    if rows.table is not None:
+        table = replace(rows.table, data=rows.table.data.cast(marked(rows.schema)))
+        return replace(Rows.of_table(table), origin=rows.origin, node=rows.node)
+    return replace(rows, read=lambda: (batch.cast(marked(batch.schema)) for batch in rows.read()))
+
+
+def _is_index(key: Any) -> bool:
+    return isinstance(key, int | np.integer)

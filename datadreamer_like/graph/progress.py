@@ -171,7 +171,9 @@ def describe_usage(usage: Usage) -> list[str]:
         parts.append(f"{usage.cached:,} cached")
     if usage.prompt_tokens or usage.completion_tokens:
         parts.append(f"{usage.prompt_tokens:,} + {usage.completion_tokens:,} tokens")
-    if usage.cost:
+    if usage.cost is None:
+        parts.append("cost unknown")
+    elif usage.cost:
         parts.append(f"{usage.cost:,.4f} USD")
     if usage.failed_rows:
         parts.append(f"{usage.failed_rows:,} failed")

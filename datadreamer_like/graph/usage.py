@@ -6,6 +6,7 @@ Whatever works inside a node (an LLM, a trainer) adds to the current usage witho
 from __future__ import annotations
 
 import threading
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -26,8 +27,8 @@ class Usage:
         cached: Answers found in the cache instead.
         prompt_tokens: Tokens sent.
         completion_tokens: Tokens received.
-        cost: Money spent, in US dollars.
-        failed_rows: Rows that have an error in place of a value.
+        cost: Money spent, in US dollars; 0 where nothing was paid for, None where a price is not known.
+        failed: Indices of the rows that have an error instead of a value, as they failed.
         failures: The first thousand of these, row index to message.
         note: A few words on what is happening now, for the progress display.
     """
@@ -38,8 +39,8 @@ class Usage:
     cached: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    cost: float = 0.0
-    failed_rows: int = 0
+    cost: float | None = 0.0
+    failed: array[int] = field(default_factory=lambda: array("q"))
     failures: dict[int, str] = field(default_factory=dict)
     note: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
@@ -52,7 +53,7 @@ class Usage:
         cached: int = 0,
         prompt_tokens: int = 0,
         completion_tokens: int = 0,
-        cost: float = 0.0,
+        cost: float | None = 0.0,
     ) -> None:
         """Adds to the counts."""
         with self._lock:
@@ -61,14 +62,25 @@ class Usage:
             self.cached += cached
             self.prompt_tokens += prompt_tokens
             self.completion_tokens += completion_tokens
-            self.cost += cost
+            self.cost = None if self.cost is None or cost is None else self.cost + cost
+
+    @property
+    def failed_rows(self) -> int:
+        """Number of rows that have an error instead of a value."""
+        return len(self.failed)
 
     def row_failed(self, index: int, message: str) -> None:
-        """Counts a row that has an error in place of a value."""
+        """Counts a row that has an error instead of a value."""
         with self._lock:
-            self.failed_rows += 1
+            self.failed.append(index)
             if len(self.failures) < _MESSAGES_KEPT:
                 self.failures[index] = message
+
+    def forget_failures(self) -> None:
+        """Starts counting failed rows anew, where all rows are made again."""
+        with self._lock:
+            del self.failed[:]
+            self.failures.clear()
 
     def absorb(self, other: Usage) -> None:
         """Adds what a node inside this one has used; its rows stay its own."""

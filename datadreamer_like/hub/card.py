@@ -166,7 +166,7 @@ def _lineage(nodes: Sequence[Card]) -> str:
             "–" if node.rows is None else f"{node.rows:,}",
             _duration(node.seconds),
             f"{node.prompt_tokens + node.completion_tokens:,}",
-            f"{node.cost:.4f}",
+            "–" if node.cost == 0 else _dollars([node]),
         )
         for node in shown
     ]
@@ -180,11 +180,19 @@ def _totals(nodes: Sequence[Card]) -> str:
     sent, received = sum(n.prompt_tokens for n in nodes), sum(n.completion_tokens for n in nodes)
     text = f"In all: {_duration(sum(n.seconds for n in nodes))}"
     if sent or received:
-        text += (
-            f", {sent:,} tokens sent to models and {received:,} received, {sum(n.cost for n in nodes):.4f} US dollars"
-        )
+        text += f", {sent:,} tokens sent to models and {received:,} received"
+    if any(node.cost != 0 for node in nodes):
+        text += f", cost in US dollars: {_dollars(nodes)}"
     failed = sum(n.failed_rows for n in nodes)
     return text + (f"; {failed:,} rows failed." if failed else ".")
+
+
+def _dollars(nodes: Sequence[Card]) -> str:
+    """Returns what nodes cost together; "unknown" where a price is not known, and at least what is."""
+    known = sum(node.cost for node in nodes if node.cost is not None)
+    if all(node.cost is not None for node in nodes):
+        return f"{known:.4f}"
+    return f"unknown, at least {known:.4f}" if known else "unknown"
 
 
 def _facts(card: Card) -> str:

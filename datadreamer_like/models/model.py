@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
-from datadreamer_like.graph.fingerprint import is_installed
+from datadreamer_like.graph.identity import class_part
 
 
 class Model:
@@ -16,12 +16,24 @@ class Model:
         cache_folder_path: Where results are cached, in place of the session's folder.
     """
 
+    result_version: ClassVar[int] = 1
+    """Raised when the same arguments and prompts give another result."""
+
     model_name: str = ""
     cache_folder_path: str | Path | None = None
     icon: str = ""
 
+    @classmethod
+    def example(cls, model: Any) -> Self:
+        """Returns the smallest instance, for tests and documentation.
+
+        Args:
+            model: Name, folder or file of the model; for a retriever the embedder.
+        """
+        return cls(model)  # type: ignore[call-arg]
+
     def identity(self) -> dict[str, Any]:
-        """Returns all that decides a result beside class, name, version and what is asked; never a secret."""
+        """Returns all that decides a result in addition to class, name and what is asked; never a secret."""
         return {}
 
     @property
@@ -41,8 +53,8 @@ class Model:
 
     @property
     def version(self) -> float:
-        """Version of this class's behaviour; raising it makes the results of older versions stale."""
-        return 1.0
+        """Version of the behaviour; a script's own class may raise it for a reason that its code does not show."""
+        return float(self.result_version)
 
     @property
     def display_icon(self) -> str:
@@ -59,9 +71,8 @@ class Model:
 
     def __fingerprint__(self) -> Any:
         kind = type(self)
-        # Our own classes say with `version` when their results change; of a script's own class, the code says it.
-        code: object = f"{kind.__module__}.{kind.__qualname__}" if is_installed(kind.__module__) else kind
-        return {"class": code, "version": self.version, "model": self.model_name, **self.identity()}
+        version = {} if kind.version is Model.version else {"version": self.version}
+        return {**class_part(kind), **version, "model": self.model_name, **self.identity()}
 
     def __repr__(self) -> str:
         return f"<{self.display_name}>"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import logging as python_logging
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from datadreamer_like.graph import current_session
+
+# On a processor its import advises to install kernels from a hub; peft and transformers import it unasked.
+python_logging.getLogger("bitsandbytes").setLevel(python_logging.ERROR)
 
 
 @contextlib.contextmanager

@@ -1,87 +1,20 @@
-"""Where the heads of a model are, and how to take some out.
+"""Removing heads from an attention. Forward passes count heads by the width of the projections, so those are narrowed.
 
-The architectures are data: one `Form` says for a family how its attention names its parts. Their forward passes count
-heads by the width of their projections, so narrowing those is enough.
+How each architecture names its parts is a table in `formats.modules`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from datadreamer_like.formats import modules
+from datadreamer_like.formats.modules import AttentionForm
 from datadreamer_like.formats.widths import apply_change, keep_inputs, keep_outputs
-
-
-@dataclass(frozen=True)
-class Form:
-    """How one family of attention modules names its parts; paths are relative to the module.
-
-    Attributes:
-        query: Path of the query projection; if `fused`, of the one that gives query, key and value side by side.
-        key: Path of the key projection.
-        value: Path of the value projection.
-        output: Path of the projection back to the hidden size.
-        core: Path of the part that computes heads; empty if that is the module itself, output projection included.
-        head_size: Attribute of the core: features of one head.
-        counts: Attributes of the core that follow the number of heads left, and how: "heads" or "features".
-        fused: Whether query, key and value are one projection.
-    """
-
-    query: str
-    key: str
-    value: str
-    output: str
-    core: str = ""
-    head_size: str = "head_dim"
-    counts: dict[str, str] = field(default_factory=dict)
-    fused: bool = False
-
-
-_BERT = Form(
-    "self.query",
-    "self.key",
-    "self.value",
-    "output.dense",
-    core="self",
-    head_size="attention_head_size",
-    counts={"num_attention_heads": "heads", "all_head_size": "features"},
-)
-_LLAMA = Form("q_proj", "k_proj", "v_proj", "o_proj")
-_DISTILBERT = Form(
-    "q_lin",
-    "k_lin",
-    "v_lin",
-    "out_lin",
-    head_size="attention_head_size",
-    counts={"n_heads": "heads", "dim": "features"},
-)
-_GPT2 = Form(
-    "c_attn", "c_attn", "c_attn", "c_proj", counts={"num_heads": "heads", "split_size": "features"}, fused=True
-)
-
-FORMS: dict[str, Form] = {
-    "BertAttention": _BERT,
-    "RobertaAttention": _BERT,
-    "XLMRobertaAttention": _BERT,
-    "CamembertAttention": _BERT,
-    "ElectraAttention": _BERT,
-    "ErnieAttention": _BERT,
-    "Data2VecTextAttention": _BERT,
-    "DistilBertSelfAttention": _DISTILBERT,
-    "LlamaAttention": _LLAMA,
-    "MistralAttention": _LLAMA,
-    "Qwen2Attention": _LLAMA,
-    "Qwen3Attention": _LLAMA,
-    "SmolLM3Attention": _LLAMA,
-    "GemmaAttention": _LLAMA,
-    "GraniteAttention": _LLAMA,
-    "GPT2Attention": _GPT2,
-}
 
 
 class Attention:
@@ -100,7 +33,7 @@ class Attention:
         group_size: Query features of one group; they lie side by side in the input of the output projection.
     """
 
-    def __init__(self, model: nn.Module, name: str, form: Form) -> None:
+    def __init__(self, model: nn.Module, name: str, form: AttentionForm) -> None:
         self.model, self.name, self.form = model, name, form
         self.head_size = int(getattr(self._part(form.core), form.head_size))
         blocks = 3 if form.fused else 1
@@ -176,18 +109,9 @@ class Attention:
 
 def attentions(model: nn.Module) -> Iterator[Attention]:
     """Finds the attentions whose heads can be removed, in the order of the layers."""
-    for name, module in model.named_modules():
-        form = FORMS.get(type(module).__name__)
-        if form is not None and _is_plain(module, form):
+    for name, form in modules.attentions(model):
+        if not form.fixed:
             yield Attention(model, name, form)
-
-
-def _is_plain(module: nn.Module, form: Form) -> bool:
-    try:
-        parts = [module.get_submodule(path) for path in (form.query, form.key, form.value, form.output)]
-    except AttributeError:
-        return False
-    return all(type(part) in (nn.Linear, Conv1D) for part in parts)
 
 
 def _out_features(module: nn.Module) -> int:

@@ -1,25 +1,29 @@
-"""Pruning attention heads by how much the loss hangs on them."""
+"""Pruning attention heads by how much the loss depends on them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import nn
 
+from datadreamer_like.compression import Batches, CompressionMethod
+from datadreamer_like.compression.calibration import as_list, loss_on
+from datadreamer_like.compression.method import already_quantized, check_share
 from datadreamer_like.distillation.teacher import answering
-from datadreamer_like.errors import DefinitionError, EmptyDataset
+from datadreamer_like.errors import DefinitionError
 from datadreamer_like.formats import add_layout
+from datadreamer_like.formats.modules import ATTENTIONS
+from datadreamer_like.formats.modules import attentions as find_attentions
 
-from .attention import FORMS, Attention, attentions
-from .method import Batches, PruningMethod, check_share, loss_on, quantized
+from .attention import Attention, attentions
 
 
 @dataclass(frozen=True)
-class Heads(PruningMethod):
+class Heads(CompressionMethod):
     """Removes the attention heads on which the loss depends least; their weights are gone, not zero.
 
     Michel, Levy and Neubig, "Are Sixteen Heads Really Better than One?", 2019, arXiv:1905.10650. A head's importance
@@ -41,7 +45,10 @@ class Heads(PruningMethod):
     step: float = 0.1
     at_least: int = 0
 
-    needs_calibration: ClassVar[bool] = True
+    kind = "pruning"
+    needs_calibration = True
+    needs_gradients = True
+    papers = ("1905.10650",)
 
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)
@@ -59,25 +66,24 @@ class Heads(PruningMethod):
         """The encoders and decoders whose attention has a known form, unquantized."""
         config = getattr(model, "config", None)
         if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
-            return "it has cross-attention, whose heads this method does not know. Use pruning.Magnitude or Layers."
-        if reason := quantized(model):
+            return "it has cross-attention, whose heads this method cannot remove. Use pruning.Magnitude or Layers."
+        if reason := already_quantized(model):
             return reason
         groups = [attention.groups for attention in attentions(model)]
         if not groups:
-            return (
-                "none of its modules is an attention that this method can narrow. It knows unquantized "
-                f"{', '.join(sorted(name.removesuffix('Attention') for name in FORMS))}."
+            known = sorted(name.removesuffix("Attention") for name, form in ATTENTIONS.items() if not form.fixed)
+            fixed = next(
+                (form.fixed for _, form in find_attentions(model)), "it has no attention that this method knows"
             )
+            return f"{fixed}. Heads can be removed from {', '.join(known)}."
         spare = sum(max(0, count - self.at_least) for count in groups)
         if round(self.sparsity * sum(groups)) > spare:
             return f"at_least={self.at_least} in each layer leaves {spare} of {sum(groups)} heads to remove."
         return None
 
-    def prune(self, model: nn.Module, calibration: Batches | None) -> None:
+    def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Removes heads in place, step by step."""
-        batches = list(calibration or ())
-        if not batches:
-            raise EmptyDataset(f"{self} got no calibration batch. Pass at least one, better some hundred examples.")
+        batches = as_list(calibration, self)
         found = list(attentions(model))
         total = sum(attention.groups for attention in found)
         left, stride = round(self.sparsity * total), max(1, round(self.step * total))

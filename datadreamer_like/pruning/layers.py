@@ -9,15 +9,16 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from datadreamer_like.compression import Batches, CompressionMethod
+from datadreamer_like.compression.calibration import on_device
 from datadreamer_like.distillation.teacher import answering
 from datadreamer_like.errors import DefinitionError, EmptyDataset
 from datadreamer_like.formats import rename_modules
-
-from .method import Batches, PruningMethod, on_device
+from datadreamer_like.formats.modules import Stack, stacks
 
 
 @dataclass(frozen=True)
-class Layers(PruningMethod):
+class Layers(CompressionMethod):
     """Keeps some of a model's layers; what is saved loads in plain transformers.
 
     With calibration data the layers of lowest block influence go, once, lowest first: `1 - E cos(h_in, h_out)` over
@@ -29,6 +30,9 @@ class Layers(PruningMethod):
     """
 
     keep: int | tuple[int, ...] | list[int]
+
+    kind = "pruning"
+    papers = ("2403.03853",)
 
     def __post_init__(self) -> None:
         if not isinstance(self.keep, int):
@@ -43,7 +47,7 @@ class Layers(PruningMethod):
         return cls(keep=1)
 
     def fits(self, model: nn.Module) -> str | None:
-        """Any transformers model with one stack of layers and their number in its config."""
+        """Any transformers model with one stack of layers whose number is in its config."""
         config = getattr(model, "config", None)
         if getattr(config, "is_encoder_decoder", False):
             return "it has an encoder and a decoder. Use pruning.Magnitude."
@@ -57,10 +61,10 @@ class Layers(PruningMethod):
             return f"keep={self.keep} asks for more than its {len(found[1])} layers."
         return None
 
-    def prune(self, model: nn.Module, calibration: Batches | None) -> None:
-        """Drops layers in place, and says so in the config."""
+    def change(self, model: nn.Module, calibration: Batches | None) -> None:
+        """Drops layers in place, and changes their number in the config."""
         found = _stack(model)
-        assert found is not None, "fits() was asked before"
+        assert found is not None, "apply() checks fits() first"
         name, layers = found
         keep = self._choose(model, layers, calibration)
         _rewrite_config(model, keep, len(layers))
@@ -131,16 +135,9 @@ def block_influence(model: nn.Module, layers: Iterable[nn.Module], batches: Batc
     return [float(1 - cosine / tokens) for cosine in cosines]
 
 
-def _stack(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
-    count = getattr(getattr(model, "config", None), "num_hidden_layers", None)
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count and len({type(layer) for layer in module}) == 1
-    ]
-    # A list inside a layer, of experts for instance, may be as long.
-    outer = [(name, module) for name, module in found if not any(name.startswith(f"{other}.") for other, _ in found)]
-    return outer[0] if len(outer) == 1 else None
+def _stack(model: nn.Module) -> Stack | None:
+    found = stacks(model)
+    return found[0] if len(found) == 1 else None
 
 
 def _rewrite_config(model: nn.Module, keep: list[int], count: int) -> None:

@@ -10,17 +10,17 @@ from typing import Literal, Self, get_args
 import torch
 from torch import nn
 
+from datadreamer_like.compression import Batches, CompressionMethod
+from datadreamer_like.compression.method import already_quantized, check_share
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.formats import mark_sparse
-
-from .method import Batches, PruningMethod, check_share, quantized
 
 Scope = Literal["model", "layer", "distribution"]
 Part = Literal["embeddings", "biases", "norms"]
 
 
 @dataclass(frozen=True)
-class Magnitude(PruningMethod):
+class Magnitude(CompressionMethod):
     """Sets the weights of smallest magnitude to zero, and stores the rest sparse.
 
     Han et al. 2015, arXiv:1506.02626; the scopes are those of See, Luong and Manning 2016, arXiv:1606.09274. Exactly
@@ -48,6 +48,9 @@ class Magnitude(PruningMethod):
     include: tuple[Part, ...] = ()
     exclude: tuple[str, ...] = ()
 
+    kind = "pruning"
+    papers = ("1506.02626", "1606.09274")
+
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)
         if self.scope not in get_args(Scope):
@@ -63,14 +66,13 @@ class Magnitude(PruningMethod):
 
     def fits(self, model: nn.Module) -> str | None:
         """Any module with floating-point weights, unquantized."""
-        if reason := quantized(model):
+        if reason := already_quantized(model):
             return reason
         if not any(True for _ in self._weights(model)):
             return "it has no floating-point weight that this method may prune (biases, norms and embeddings are kept)."
         return None
 
-    @torch.no_grad()
-    def prune(self, model: nn.Module, calibration: Batches | None) -> None:
+    def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Zeroes the smallest weights in place; calibration data are not used."""
         weights = dict(self._weights(model))
         if self.scope == "layer":

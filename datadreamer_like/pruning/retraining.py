@@ -9,6 +9,7 @@ from torch import nn
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.formats import layouts
+from datadreamer_like.formats.layout import kind_of
 
 
 def masks(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -20,15 +21,10 @@ def masks(model: nn.Module) -> dict[str, torch.Tensor]:
     Returns:
         For each pruned parameter, by name, a bool tensor of its shape: True where a weight was kept.
     """
-    pruned = [
-        f"{module}.{tensor}" if module else tensor
-        for entry in layouts(model)
-        if entry["kind"] == "sparse"
-        for module, tensors in entry["modules"].items()
-        for tensor in tensors
-    ]
-    parameters = dict(model.named_parameters())
-    return {name: parameters[name].detach() != 0 for name in pruned if name in parameters}
+    found: dict[str, torch.Tensor] = {}
+    for entry in layouts(model):
+        found |= kind_of(entry).kept(model, entry)
+    return found
 
 
 @torch.no_grad()

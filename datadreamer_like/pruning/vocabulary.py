@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, cast
+from typing import Any, Self, cast
 
 import tokenizers
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset, MethodMisfit
-from datadreamer_like.formats import foreign
+from datadreamer_like.compression import CompressionMethod, Corpus
+from datadreamer_like.compression.method import already_quantized
+from datadreamer_like.errors import DataError, DefinitionError, EmptyDataset, MethodMisfit
+from datadreamer_like.formats.modules import token_embeddings
 
-from .method import ModelT, quantized
 from .subwords import Subwords
 
 _BATCH = 1000
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class Vocabulary(CompressionMethod):
     """Keeps the tokens that a corpus uses, in the embedding, the output head and the tokenizer.
 
     Special tokens always stay, and with each kept token what the tokenizer needs to build it or to fall back on: the
@@ -40,8 +41,9 @@ class Vocabulary:
 
     size: int | None = None
 
-    changes_tokenizer: ClassVar[bool] = True
-    needs_calibration: ClassVar[bool] = True
+    kind = "pruning"
+    needs_calibration = True
+    changes_tokenizer = True
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 1:
@@ -52,20 +54,19 @@ class Vocabulary:
         """All tokens of the corpus."""
         return cls()
 
-    def fits(self, model: nn.Module, tokenizer: Any = None) -> str | None:
-        """Transformers models with one embedding of tokens, and tokenizers of the `tokenizers` library."""
-        if reason := quantized(model):
+    def fits(self, model: nn.Module) -> str | None:
+        """Transformers models with one embedding of tokens."""
+        if reason := already_quantized(model):
             return reason
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
             return "it has an encoder and a decoder that may share embeddings. Use pruning.Magnitude."
-        try:
-            embedding = cast(Any, model).get_input_embeddings()
-        except (AttributeError, NotImplementedError):
-            embedding = None
-        if type(embedding) is not nn.Embedding:
+        if not isinstance(model, PreTrainedModel) or not token_embeddings(model):
             return "it has no plain token embedding (nn.Embedding) to take rows from."
-        if tokenizer is None:
-            return None
+        return None
+
+    def fits_tokenizer(self, model: nn.Module, tokenizer: Any) -> str | None:
+        """Tokenizers of the `tokenizers` library."""
+        embedding = cast(Any, model).get_input_embeddings()
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             return f"its tokenizer, {type(tokenizer).__name__}, is not one of the `tokenizers` library."
@@ -73,39 +74,20 @@ class Vocabulary:
             return f"its tokenizer has ids beyond the {embedding.num_embeddings} rows of the embedding."
         return Subwords(backend).misfit()
 
-    def apply(
-        self, model: ModelT, calibration: Iterable[str] | None = None, *, tokenizer: Any = None
-    ) -> tuple[ModelT, Any]:
-        """Returns a smaller copy of the model and of its tokenizer; both originals are untouched.
-
-        Args:
-            model: A transformers model.
-            calibration: The corpus: texts as the model will see them.
-            tokenizer: The model's tokenizer.
+    def change(self, model: nn.Module, calibration: Corpus) -> None:
+        """Trims model and tokenizer in place.
 
         Raises:
-            MethodMisfit: Model or tokenizer are of a kind that cannot be trimmed, or `size` is too small.
-            DefinitionError: There is no corpus or no tokenizer.
+            MethodMisfit: `size` is too small.
             EmptyDataset: The corpus has no text.
-            ArgumentTypeError: The corpus is one text.
             DataError: One of the texts is not a text.
         """
-        if calibration is None or tokenizer is None:
-            raise DefinitionError(
-                f"{self} needs the corpus and the tokenizer. Call apply(model, calibration=texts, tokenizer=tokenizer)."
-            )
-        if isinstance(calibration, str):
-            raise ArgumentTypeError("calibration is one text; it must be an iterable of texts. Put it into a list.")
-        reason = foreign(model) or self.fits(model, tokenizer)
-        if reason:
-            raise MethodMisfit(f"{self} does not fit {type(model).__name__}: {reason}")
-        kept = self._choose(Subwords(tokenizer.backend_tokenizer), calibration, _special_ids(model))
+        tokenizer = calibration.tokenizer
+        subwords = Subwords(tokenizer.backend_tokenizer)
+        kept = self._choose(subwords, calibration.texts, _special_ids(model))
         new_id = {old: new for new, old in enumerate(kept)}
-        small = copy.deepcopy(model)
-        _trim_model(small, kept, new_id)
-        trimmed = copy.deepcopy(tokenizer)
-        trimmed._tokenizer = tokenizers.Tokenizer.from_str(Subwords(tokenizer.backend_tokenizer).trimmed(new_id))
-        return small, trimmed
+        _trim_model(model, kept, new_id)
+        tokenizer._tokenizer = tokenizers.Tokenizer.from_str(subwords.trimmed(new_id))
 
     def _choose(self, subwords: Subwords, corpus: Iterable[str], special: set[int]) -> list[int]:
         counts = _count(subwords, corpus)
@@ -166,7 +148,6 @@ def _special_ids(model: nn.Module) -> set[int]:
     return {token for token in found if 0 <= token < rows}
 
 
-@torch.no_grad()
 def _trim_model(model: Any, kept: list[int], new_id: dict[int, int]) -> None:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     _refuse_moved_padding(model, embedding, new_id)

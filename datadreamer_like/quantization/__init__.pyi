@@ -1,3 +1,2 @@
 from .dynamic_int8 import DynamicInt8 as DynamicInt8
-from .method import Batches as Batches
-from .method import QuantizationMethod as QuantizationMethod
+from .nf4 import NF4 as NF4

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
 from datadreamer_like.evaluation.columns import check_column, check_lengths
 from datadreamer_like.evaluation.judge import Asking, Judge
 from datadreamer_like.evaluation.judges import judge_for
@@ -17,8 +17,9 @@ from datadreamer_like.evaluation.rows import NAMES
 from datadreamer_like.evaluation.sizes import Size, size_of
 from datadreamer_like.evaluation.timing import Timing, evenly_spaced, time_in_turn
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.output import Column
+from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText, checked
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.trained_model import TrainedModel, loaded
@@ -43,8 +44,8 @@ class Compare(Stage):
     Quality of classifiers of one label a text is accuracy and macro-F1; labels are compared by name, in whatever order
     a model has them. Quality of language models, causal or encoder-decoder, is how well they foresee the answers to
     prompts: bits per byte of the answers, which can be compared whatever the tokenizers, and loss and perplexity by
-    token, which cannot (see `stages.language_modelling`). The main figure has a 95 % interval for the paired
-    difference to the first model (see `evaluation.bootstrap`).
+    token, which cannot (see `evaluation.language_modelling`). The main figure has a 95 % interval for the paired
+    difference to the baseline (see `evaluation.bootstrap`).
 
     Size is the number of weights, and the bytes of the files that are needed to run the model: weights, config and
     tokenizer. Latency is the time of one row alone, throughput that of rows in batches, from text to answer; for a
@@ -57,12 +58,13 @@ class Compare(Stage):
 
     Args:
         name: The name that the script gives.
-        models: Trainers, stages, `TrainedModel`s, folders or ids on the Hub; the first is what the others are
-            compared with.
+        models: Trainers, stages, `TrainedModel`s, folders or ids on the Hub.
         inputs: Column of texts or prompts, which none of the models was trained on.
         labels: Column of their labels or answers. None for causal language models that are to foresee the texts of
             `inputs` as they stand.
         names: What to call the models; None for the names of their nodes or folders.
+        baseline: The model that the others are compared with: one of `models`, or what it is called in the table.
+            None for the first.
         batch_size: Rows in a batch, for quality and throughput.
         max_length: The most tokens of a row; None for what each model takes. A text to classify is cut there; a prompt
             with its answer that is longer for one of the models is left out for all.
@@ -99,6 +101,12 @@ class Compare(Stage):
         >>> print(compared)  # doctest: +SKIP
     """
 
+    @classmethod
+    def example(cls, model: object) -> dict[str, Any]:
+        """Returns the smallest arguments beside the name, for tests and documentation."""
+        options = {"repeats": 1, "latency_texts": 1, "throughput_texts": 2, "resamples": 10}
+        return {"models": [model, model], "inputs": ["a cat", "a dog"], "labels": ["cat", "dog"], **options}
+
     def __init__(
         self,
         name: str,
@@ -107,6 +115,7 @@ class Compare(Stage):
         labels: Column | None = None,
         *,
         names: Sequence[str] | None = None,
+        baseline: object | None = None,
         batch_size: int = 32,
         max_length: int | None = None,
         chat_prompt_template: AutoText = AUTO,
@@ -129,6 +138,7 @@ class Compare(Stage):
             raise DefinitionError(f'"{self.name}": models is empty. Pass at least one.')
         self.models = [taken(model, self.name, f"models[{index}]", device) for index, model in enumerate(models)]
         self.names = self._names(names)
+        self.baseline = self._baseline(baseline, models)
         self.inputs = check_column(inputs, f'"{self.name}": inputs')
         self.labels = None if labels is None else check_column(labels, f'"{self.name}": labels')
         if self.labels is not None:
@@ -140,18 +150,18 @@ class Compare(Stage):
         self.resamples, self.seed, self.keep_loaded = resamples, seed, keep_loaded
         self._check_options()
         self.parents = origins(self.models, [self.inputs, self.labels])
-        self.settle(self._build)
+        self.find_or_make()
         self._comparison = self._read()
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns what decides the result, by name, each with its fingerprint."""
-        parts = self.own_part()
+        parts = class_part(type(self))
         for index, model in enumerate(self.models):
             parts[f"model {index + 1}"] = fingerprint(model, f"models[{index}]")
             parts[f"device of model {index + 1}"] = fingerprint(str(model.device))
         for option in (
-            "batch_size", "max_length", "chat_prompt_template", "system_prompt", "repeats", "threads", "latency_texts",
-            "throughput_texts", "resamples", "seed",
+            "baseline", "batch_size", "max_length", "chat_prompt_template", "system_prompt", "repeats", "threads",
+            "latency_texts", "throughput_texts", "resamples", "seed",
         ):  # fmt: skip
             parts[f"argument {option}"] = fingerprint(getattr(self, option), option)
         return parts | {f"input {name}": fingerprint(getattr(self, name), name) for name in NAMES}
@@ -218,7 +228,8 @@ class Compare(Stage):
 
     # The work
 
-    def _build(self, draft: Path) -> Manifest:
+    def build(self, draft: Path) -> Kept:
+        """Measures the models."""
         with quiet(), ExitStack() as stack:
             asking = Asking(self.max_length, self.chat_prompt_template, self.system_prompt)
             judge = judge_for(self.models, self.names)(self.inputs, self.labels, self.models, self.names, asking)
@@ -228,7 +239,7 @@ class Compare(Stage):
                     stack.enter_context(loaded(model))
             return self._measure(draft, judge)
 
-    def _measure(self, draft: Path, judge: Judge) -> Manifest:
+    def _measure(self, draft: Path, judge: Judge) -> Kept:
         import torch
 
         self.usage.total_rows = len(judge.rows) * len(self.models)
@@ -261,6 +272,7 @@ class Compare(Stage):
             devices=[str(model.device or "cpu") for model in self.models],
             torch_version=torch.__version__,
             names=self.names,
+            baseline=self.baseline,
         )
         comparison.write(draft, self.name)
         (draft / _PREDICTIONS).mkdir()
@@ -270,18 +282,18 @@ class Compare(Stage):
         table.close(self.fingerprint)
         self.card.facts["Rows compared"] = f"{len(judge.rows):,}"
         self.card.facts["Models compared"] = f"{len(self.models)}"
-        return self.new_manifest()
+        return self.kept()
 
     def _measured(
         self, judge: Judge, answers: list[list[Any]], sizes: list[Size], timings: list[Timing]
     ) -> list[Measured]:
-        measured = []
+        measured, base = [], self.baseline
         for index, model in enumerate(self.models):
             said = answers[index]
             differences: dict[str, Interval] = {}
-            if index:
-                self.usage.note = f"comparing {self.names[index]} with {self.names[0]}"
-                differences = judge.differences(answers[0], said, resamples=self.resamples, seed=self.seed)
+            if index != base:
+                self.usage.note = f"comparing {self.names[index]} with {self.names[base]}"
+                differences = judge.differences(answers[base], said, resamples=self.resamples, seed=self.seed)
             measured.append(
                 Measured(
                     quality=judge.quality(said),
@@ -315,6 +327,24 @@ class Compare(Stage):
                 f'"{self.name}": there are {len(self.models)} models and {len(names)} names. Pass one name a model.'
             )
         return unique([str(name) for name in names])
+
+    def _baseline(self, baseline: object | None, models: Sequence[object]) -> int:
+        """Index of the model that the others are compared with."""
+        if baseline is None:
+            return 0
+        for index, model in enumerate(models):
+            if baseline is model or baseline is self.models[index]:
+                return index
+        if not isinstance(baseline, str | Path):
+            raise DefinitionError(f'"{self.name}": baseline is {baseline!r}, which is not in models. Add it there.')
+        for index, name in enumerate(self.names):
+            if baseline == name or str(baseline) == str(models[index]):
+                return index
+        offered = ", ".join(f'"{name}"' for name in self.names)
+        raise DefinitionError(
+            f'"{self.name}": no model is called "{baseline}" (baseline); the models are {offered}.'
+            + did_you_mean(str(baseline), self.names)
+        )
 
     def _check_options(self) -> None:
         for option in ("batch_size", "repeats", "threads", "latency_texts", "throughput_texts", "resamples"):

@@ -28,7 +28,7 @@ class Measured:
     Attributes:
         quality: How good its answers are, by the names of the task's figures: "accuracy" and "macro_f1" of a
             classifier, "bits_per_byte", "loss" and "perplexity" of a language model.
-        differences: What its quality is less the first model's on the same rows, with intervals; empty for the first.
+        differences: What its quality is less the baseline's on the same rows, with intervals; empty for the baseline.
         parameters: Weights; those of quantized layers count as what they stand for.
         nonzero_parameters: Weights that are not zero, where the model is stored sparse.
         bytes_on_disk: Bytes of all files that are needed to run it, weights, config and tokenizer; None for a model
@@ -73,6 +73,7 @@ class Comparison:
         devices: Where each model was run.
         torch_version: The version of torch that ran them.
         names: What the models were called when the page and the picture were drawn.
+        baseline: Index of the model that the others are compared with.
         format: Version of this layout.
     """
 
@@ -87,6 +88,7 @@ class Comparison:
     devices: list[str]
     torch_version: str
     names: list[str]
+    baseline: int = 0
     format: int = COMPARISON_FORMAT
 
     @classmethod
@@ -124,9 +126,10 @@ class Comparison:
     def records(self) -> list[dict[str, Any]]:
         """Returns the figures of each model as one flat mapping, without those of single rounds."""
         apart = ("quality", "differences", "round_seconds", "round_rates")
+        compared = list(dict.fromkeys(key for model in self.models for key in model.differences))
         records = []
         for name, model in zip(self.names, self.models, strict=True):
-            gains = {f"{key}_difference": model.differences.get(key) for key in self.models[-1].differences}
+            gains = {f"{key}_difference": model.differences.get(key) for key in compared}
             rest = {f.name: getattr(model, f.name) for f in fields(model) if f.name not in apart}
             records.append({"model": name, **model.quality, **gains, **rest})
         return records
@@ -157,7 +160,7 @@ class Comparison:
             MissingExtra: matplotlib is not installed.
         """
         main = self._judge.figures[0]
-        base = self.models[0].quality[main.key]
+        base = self.models[self.baseline].quality[main.key]
         size, per_byte = _prefix([model.bytes_on_disk for model in self.models])
         marks = []
         for name, model in zip(self.names, self.models, strict=True):
@@ -171,14 +174,19 @@ class Comparison:
                     [None, (latency.low, latency.high)],
                 )
             )
+        marks.insert(0, marks.pop(self.baseline))  # the line to read the others against runs through the first mark
         return tradeoff(
             marks,
             [f"size on disk ({size}B)", "latency of one row (ms)"],
             self._judge.axis,
             title=title,
-            caption=f"{self.rows:,} rows. Upright bars: 95 % interval of the paired difference to {self.names[0]} "
+            caption=f"{self.rows:,} rows. Upright bars: 95 % interval of the paired difference to {self._base_name} "
             "(dashed). Level bars: quartiles.",
         )
+
+    @property
+    def _base_name(self) -> str:
+        return self.names[self.baseline]
 
     @property
     def _judge(self) -> type[Judge]:
@@ -188,7 +196,7 @@ class Comparison:
         where = ", ".join(dict.fromkeys(self.devices))
         threads = f"{self.threads} thread" + ("s" if self.threads != 1 else "")
         return [
-            self._judge.note(self.rows, self.facts, self.names[0]),
+            self._judge.note(self.rows, self.facts, self._base_name),
             f"Timed in turn, {self.rounds} rounds, on {where} with {threads}, {self._judge.timed}: latency of one row "
             f"alone, throughput in batches of {self.batch_size}.",
         ]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from datadreamer_like.compression import CompressionMethod
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
 from datadreamer_like.evaluation.columns import check_column, check_lengths
 from datadreamer_like.evaluation.sizes import size_of
 from datadreamer_like.graph import Node
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.output import Column
+from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.export import write_card
 from datadreamer_like.models.trained.model_node import ModelNode
@@ -24,17 +25,6 @@ from .stage import Stage, origins, taken
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
-
-
-class Method(Protocol):
-    """What a stage needs of a method; it may also say `needs_calibration` and `changes_tokenizer`."""
-
-    def fits(self, model: nn.Module) -> str | None:
-        """The reason why it does not fit a model, or None."""
-
-    def apply(self, model: Any, calibration: Any = None) -> Any:
-        """Returns a smaller copy of a model."""
 
 
 class Compression(Stage, ModelNode):
@@ -68,14 +58,14 @@ class Compression(Stage, ModelNode):
         LabelError: A calibration label is outside the model's set.
     """
 
-    method_classes: ClassVar[tuple[type[Any], ...]]
-    """The base classes of the stage's methods."""
+    method_kind: ClassVar[str]
+    """`kind` of the methods that the stage takes."""
 
     def __init__(
         self,
         name: str,
         model: object,
-        method: Any,
+        method: CompressionMethod,
         calibration: Column | None = None,
         calibration_labels: Column | None = None,
         *,
@@ -88,14 +78,14 @@ class Compression(Stage, ModelNode):
         super().__init__(name, force=force, progress_interval=progress_interval)
         self.source = taken(model, self.name, "model", device)
         self.device, self.dtype = self.source.device, self.source.dtype
-        self.method: Method = self._checked(method)
+        self.method = self._checked(method)
         self.calibration = self._column(calibration, "calibration")
         self.calibration_labels = self._column(calibration_labels, "calibration_labels")
         self.batch_size, self.max_length = batch_size, max_length
         self._check_calibration()
         self.prepare()
         self.parents = self.origins()
-        self.settle(self._build)
+        self.find_or_make()
 
     def prepare(self) -> None:
         """Checks what a subclass was given beyond this, before any work."""
@@ -111,7 +101,7 @@ class Compression(Stage, ModelNode):
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns what decides the result, by name, each with its fingerprint."""
-        parts = self.own_part() | {"model": fingerprint(self.source, "model"), **_method_parts(self.method)}
+        parts = class_part(type(self)) | {"model": fingerprint(self.source, "model"), **_method_parts(self.method)}
         for name, column in self.columns().items():
             parts[f"input {name}"] = fingerprint(column, name)
         if self.calibration is not None:
@@ -123,11 +113,12 @@ class Compression(Stage, ModelNode):
         """Does what remains to be done with the smaller model before it is saved; nothing, unless a subclass does."""
         return model, tokenizer
 
-    def _build(self, draft: Path) -> Manifest:
+    def build(self, draft: Path) -> Kept:
+        """Applies the method and saves the smaller model."""
         with quiet():
             return self._make(draft / self.MODEL_FOLDER)
 
-    def _make(self, folder: Path) -> Manifest:
+    def _make(self, folder: Path) -> Kept:
         with loaded(self.source) as source:
             self.usage.note = f"loading {source!r}"
             before = size_of(source.model)
@@ -143,18 +134,15 @@ class Compression(Stage, ModelNode):
         if Path(self.source.path).is_dir():
             self._register({"Bytes on disk": f"{self.source.bytes_on_disk:,} → {saved.bytes_on_disk:,}"})
         write_card(folder, self.card)
-        return self.new_manifest()
+        return self.kept()
 
     def _apply(self) -> tuple[Any, Any]:
         source = self.source
         data = None
         if self.calibration is not None:
             data = Calibration(self.calibration, self.calibration_labels, source, self.batch_size, self.max_length)
-        if getattr(self.method, "changes_tokenizer", False):
-            texts = None if data is None else data.texts()
-            small, tokenizer = self.method.apply(source.model, texts, tokenizer=source.tokenizer)  # type: ignore[call-arg]
-            return small, tokenizer
-        return self.method.apply(source.model, data), source.tokenizer
+        texts = data.texts() if data is not None and self.method.changes_tokenizer else None
+        return self.method.apply(source.model, data if texts is None else texts, tokenizer=source.tokenizer)
 
     def _check_fit(self) -> None:
         model = self.source.model
@@ -166,21 +154,20 @@ class Compression(Stage, ModelNode):
         card = self.card
         card.facts["Method"] = str(self.method)
         card.facts.update(facts)
-        for paper in _papers(self.method):
-            card.register("Citation Information", f"{type(self.method).__name__}: {paper}")
-            card.register("URL", f"https://arxiv.org/abs/{paper.removeprefix('arXiv:')}")
+        for paper in self.method.papers:
+            card.register("Citation Information", f"{type(self.method).__name__}: arXiv:{paper}")
+            card.register("URL", f"https://arxiv.org/abs/{paper}")
         if self.source.node is None:
             card.register("Model Name", self.source.path)
             card.base_model = self.source.card.base_model or self.source.path
 
-    def _checked(self, method: Any) -> Any:
-        if isinstance(method, self.method_classes):
+    def _checked(self, method: object) -> CompressionMethod:
+        if isinstance(method, CompressionMethod) and method.kind == self.method_kind:
             return method
-        room = self.method_classes[0].__module__.split(".")[1]
         hint = " Make an object of it, with its options." if isinstance(method, type) else ""
         raise ArgumentTypeError(
-            f'"{self.name}": method is {method!r}; {type(self).__name__} takes a method of datadreamer_like.{room}.'
-            + hint
+            f'"{self.name}": method is {method!r}; {type(self).__name__} takes a method of '
+            f"datadreamer_like.{self.method_kind}.{hint}"
         )
 
     def _column(self, value: object, name: str) -> Column | None:
@@ -191,7 +178,7 @@ class Compression(Stage, ModelNode):
             raise DefinitionError(f'"{self.name}": batch_size is {self.batch_size}; it must be at least 1.')
         if self.calibration_labels is not None and self.calibration is None:
             raise DefinitionError(f'"{self.name}": calibration_labels are labels of texts. Pass calibration=... too.')
-        if self.calibration is None and getattr(self.method, "needs_calibration", False):
+        if self.calibration is None and self.method.needs_calibration:
             raise DefinitionError(
                 f'"{self.name}": {self.method} measures the model on data. Pass calibration=step.output[...], a column '
                 "of texts as the model will see them; some hundred are enough."
@@ -206,8 +193,3 @@ def _method_parts(method: Any) -> dict[str, str]:
         return {"method": fingerprint(method, "method")}
     options = {f"method {f.name}": fingerprint(getattr(method, f.name), f.name) for f in dataclasses.fields(method)}
     return {"method": fingerprint(type(method), "method"), **options}
-
-
-def _papers(method: object) -> list[str]:
-    """What a method's docstring cites."""
-    return list(dict.fromkeys(re.findall(r"arXiv:\d{4}\.\d{4,5}", type(method).__doc__ or "")))

@@ -6,13 +6,14 @@ import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from datadreamer_like.compression import CompressionMethod
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.evaluation.columns import Columns
 from datadreamer_like.graph import Node
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.output import Column
 from datadreamer_like.models.trained.trained_model import TrainedModel
-from datadreamer_like.pruning import PruningMethod, Vocabulary
+from datadreamer_like.pruning import Magnitude
 from datadreamer_like.trainers import TrainHFClassifier, TrainHFFineTune
 from datadreamer_like.trainers.training.options import Training
 from datadreamer_like.trainers.training.teaching import check_objective, node_of
@@ -55,13 +56,18 @@ class Prune(Compression):
         ... )
     """
 
-    method_classes = (PruningMethod, Vocabulary)
+    method_kind = "pruning"
+
+    @classmethod
+    def example(cls, model: object) -> dict[str, Any]:
+        """Returns the smallest arguments beside the name, for tests and documentation."""
+        return {"model": model, "method": Magnitude.example()}
 
     def __init__(
         self,
         name: str,
         model: object,
-        method: Any,
+        method: CompressionMethod,
         calibration: Column | None = None,
         calibration_labels: Column | None = None,
         *,

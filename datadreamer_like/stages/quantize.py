@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from datadreamer_like.quantization import QuantizationMethod
+from typing import Any
+
+from datadreamer_like.quantization import DynamicInt8
 
 from .compression import Compression
 
@@ -18,4 +20,9 @@ class Quantize(Compression):
         >>> small.export(to="student-int8")  # doctest: +SKIP
     """
 
-    method_classes = (QuantizationMethod,)
+    method_kind = "quantization"
+
+    @classmethod
+    def example(cls, model: object) -> dict[str, Any]:
+        """Returns the smallest arguments beside the name, for tests and documentation."""
+        return {"model": model, "method": DynamicInt8.example()}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from datadreamer_like.errors import ArgumentTypeError, SessionError
 from datadreamer_like.graph import Node, current_session
-from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models.trained.model_node import as_trained_model
 from datadreamer_like.models.trained.trained_model import TrainedModel
 
@@ -26,8 +25,17 @@ class Stage(Node):
     """
 
     kind: ClassVar[Literal["step", "trainer", "stage"]] = "stage"
-    result_version: ClassVar[str] = "1"
-    """Changes when the same arguments give another result."""
+    result_version: ClassVar[int] = 1
+    """Raised when the same arguments give another result."""
+
+    @classmethod
+    def example(cls, model: object) -> dict[str, Any]:
+        """Returns the smallest arguments beside the name, for tests and documentation; columns are lists of values.
+
+        Args:
+            model: A classifier whose classes are `cat` and `dog`.
+        """
+        raise NotImplementedError(f"{cls.__name__} has no example().")
 
     def __init__(self, name: str, *, force: bool = False, progress_interval: float | None = 60) -> None:
         if not isinstance(name, str):
@@ -38,10 +46,6 @@ class Stage(Node):
                 "result. Put it inside `with DataDreamer(folder):`."
             )
         super().__init__(name, force=force, progress_interval=progress_interval)
-
-    def own_part(self) -> dict[str, str]:
-        """Returns the part of the fingerprint that stands for the stage's class."""
-        return {"class": fingerprint((type(self), self.result_version), "the stage's class")}
 
 
 def taken(value: object, stage: str, argument: str, device: object = None) -> TrainedModel:

@@ -1,10 +1,13 @@
 from .base.background import concurrent as concurrent
 from .base.background import wait as wait
 from .base.decorated import step as step
-from .base.returned import LazyRowBatches as LazyRowBatches
-from .base.returned import LazyRows as LazyRows
+from .base.lazy_rows import From as From
+from .base.lazy_rows import LazyRowBatches as LazyRowBatches
+from .base.lazy_rows import LazyRows as LazyRows
+from .base.lazy_rows import Traced as Traced
 from .base.step import Step as Step
 from .base.step import SuperStep as SuperStep
+from .base.trace import Trace as Trace
 from .labelling.run_task_model import RunTaskModel as RunTaskModel
 from .operations.derived import concat as concat
 from .operations.derived import zipped as zipped

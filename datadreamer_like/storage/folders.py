@@ -49,7 +49,9 @@ def explained(what: str, path: Path) -> Iterator[None]:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Gives an empty folder to fill, which becomes `target` when the block ends well, and vanishes otherwise.
+    """Gives an empty folder to fill, which becomes `target` when the block ends well, and is deleted otherwise.
+
+    A block that deletes the folder itself leaves no `target`.
 
     The folder stands beside `target`, so that one rename moves it; its files are flushed to the disk before.
     A process that is killed leaves a hidden folder behind, which `sweep` removes.
@@ -59,9 +61,10 @@ def new_folder(target: Path) -> Iterator[Path]:
     draft.mkdir()
     try:
         yield draft
-        flush_folder(draft)
-        os.rename(draft, target)
-        _flush(target.parent)
+        if draft.exists():
+            flush_folder(draft)
+            os.rename(draft, target)
+            _flush(target.parent)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise

@@ -49,6 +49,13 @@ class TrainHFClassifier(HFTrainer):
         ['cli']
     """
 
+    @classmethod
+    def example(cls) -> dict[str, Any]:
+        """Returns the smallest arguments of `train`, for tests and documentation; columns are lists of values."""
+        texts, labels = ["a cat", "a dog", "the cat", "the dog"], ["cat", "dog"] * 2
+        columns = {"train_input": texts, "train_output": labels, "validation_input": texts, "validation_output": labels}
+        return {**columns, "epochs": 2, "batch_size": 2, "learning_rate": 1e-3}
+
     def __init__(self, name: str, model_name: Any, **options: Unpack[HFOptions]) -> None:
         super().__init__(name, model_name, options)
 

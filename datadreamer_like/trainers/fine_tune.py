@@ -62,6 +62,14 @@ class TrainHFFineTune(HFTrainer):
         self.chat_prompt_template = checked_template(chat_prompt_template)
         self.system_prompt = checked("system_prompt", system_prompt)
 
+    @classmethod
+    def example(cls) -> dict[str, Any]:
+        """Returns the smallest arguments of `train`, for tests and documentation; columns are lists of values."""
+        prompts, answers = ["the cat", "the dog"], ["sat on a mat", "ran to a tree"]
+        columns = {"train_input": prompts, "train_output": answers}
+        columns |= {"validation_input": prompts, "validation_output": answers}
+        return {**columns, "epochs": 2, "batch_size": 2, "learning_rate": 1e-3}
+
     def train(
         self,
         train_input: Column,

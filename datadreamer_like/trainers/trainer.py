@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, NotTrained, SessionError
 from datadreamer_like.graph import Node
 from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.trained.model_node import ModelNode
 
 
@@ -28,8 +29,8 @@ class Trainer(ModelNode):
     """
 
     kind: ClassVar = "trainer"
-    result_version: ClassVar[str] = "1"
-    """Changes when the same arguments give another model."""
+    result_version: ClassVar[int] = 1
+    """Raised when the same arguments give another model."""
 
     def __init__(
         self,
@@ -45,6 +46,12 @@ class Trainer(ModelNode):
         super().__init__(name, force=force, progress_interval=progress_interval)
         self._log_level = log_level or (logging.WARNING if verbose is False else None)
         self._decided_by: dict[str, str] | None = None
+        self._train: Callable[[Path], Kept] | None = None
+
+    @classmethod
+    def example(cls) -> dict[str, Any]:
+        """Returns the smallest arguments of `train`, for tests and documentation; columns are lists of values."""
+        raise NotImplementedError(f"{cls.__name__} has no example().")
 
     def train(self, *args: Any, **kwargs: Any) -> Self:
         """Trains, or finds what was trained before."""
@@ -62,13 +69,13 @@ class Trainer(ModelNode):
                 "Make it inside `with DataDreamer(folder):`."
             )
 
-    def work(self, parts: Mapping[str, str], parents: Iterable[Node], build: partial[Manifest]) -> Self:
+    def work(self, parts: Mapping[str, str], parents: Iterable[Node], build: Callable[[Path], Kept]) -> Self:
         """Finds the model that `parts` decide, or makes it with `build`.
 
         Args:
             parts: What decides the result, by name, each with its fingerprint.
             parents: The nodes that the result comes from.
-            build: Saves the model below the folder that it is given and returns the manifest.
+            build: Saves the model below the folder that it is given and returns `self.kept()`.
 
         Raises:
             DefinitionError: This trainer was trained on something else before, in this very script.
@@ -81,11 +88,18 @@ class Trainer(ModelNode):
             )
         if self.manifest is None:
             self._decided_by = dict(parts)
-            for settled in ("parts", "fingerprint", "card"):
-                self.__dict__.pop(settled, None)
+            for known in ("parts", "fingerprint", "card"):
+                self.__dict__.pop(known, None)
             self.parents = list(dict.fromkeys(parents))
-            self.settle(build)
+            self._train = build
+            self.find_or_make()
         return self
+
+    def build(self, draft: Path) -> Kept:
+        """Trains as the last call of `train` said, and saves the model."""
+        if self._train is None:
+            raise NotTrained(self.describe_missing())
+        return self._train(draft)
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns what decides the model; known once `train` was called.
@@ -94,10 +108,11 @@ class Trainer(ModelNode):
             NotTrained: It was not.
         """
         if self._decided_by is None:
-            raise NotTrained(self._not_ready())
+            raise NotTrained(self.describe_missing())
         return self._decided_by
 
-    def _not_ready(self) -> str:
+    def describe_missing(self) -> str:
+        """Returns why there is no model yet."""
         return f'{type(self).__name__} "{self.name}" is not trained yet. Call its train(...) first, then use it.'
 
     def compute_fingerprint(self) -> str:
@@ -115,9 +130,9 @@ class Trainer(ModelNode):
         return self.path
 
     @property
-    def version(self) -> str:
-        """Version of the trainer: it changes when the same arguments give another model."""
-        return self.result_version
+    def version(self) -> float:
+        """Version of the trainer: raised when the same arguments give another model."""
+        return float(self.result_version)
 
     @property
     def display_name(self) -> str:

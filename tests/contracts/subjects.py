@@ -1,12 +1,22 @@
-"""Where the contracts find what they hold for: the package's own stubs, so that nothing new has to be listed here."""
+"""Where the contracts find what they hold for: the package's own stubs, so that nothing new has to be listed here.
+
+Also the fake models that stand in for what an `example()` leaves to its reader.
+"""
 
 from __future__ import annotations
 
 import ast
 import importlib
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from datadreamer_like.models import LLM, Answer, Embedder, Retriever, TaskModel
+from datadreamer_like.steps import DataSource, Step
+from datadreamer_like.steps.base.registration import registered
 
 PACKAGE = Path(__file__).resolve().parents[2] / "datadreamer_like"
 ROOMS = sorted(stub.parent.name for stub in PACKAGE.glob("*/__init__.pyi"))
@@ -30,3 +40,90 @@ def classes_of(*rooms: str, below: type | None = None) -> list[type]:
         for thing in found
         if inspect.isclass(thing) and not inspect.isabstract(thing) and (below is None or issubclass(thing, below))
     ]
+
+
+class Parrot(LLM):
+    """Says yes, gives seven points, and prefers the first."""
+
+    model_name = "parrot"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def answer_batch(self, requests: Sequence[Any]) -> list[Answer]:
+        self.asked.extend(str(request.prompt) for request in requests)
+        return [Answer(["Yes. 7. Response A"] * request.sampling.n) for request in requests]
+
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+
+class Lengths(Embedder):
+    """Embeds a text as its number of characters and of words."""
+
+    def __init__(self) -> None:
+        super().__init__("lengths")
+
+    def compute(self, texts: Sequence[str], **asks: Any) -> Any:
+        return np.array([[len(text), len(text.split())] for text in texts], dtype=np.float32)
+
+    def count_tokens(self, value: str) -> int:
+        return len(value)
+
+    @property
+    def model_max_length(self) -> int:
+        return 1_000
+
+    @property
+    def dims(self) -> int:
+        return 2
+
+
+class Lower(TaskModel[str]):
+    """Gives each text in lower case."""
+
+    model_name = "lower"
+
+    def compute(self, texts: Sequence[str], **asks: Any) -> list[str]:
+        return [text.lower() for text in texts]
+
+    def count_tokens(self, value: str) -> int:
+        return len(value)
+
+    @property
+    def model_max_length(self) -> int:
+        return 1_000
+
+
+class First(Retriever):
+    """Finds the first texts, whatever is asked."""
+
+    def search(self, queries: Sequence[str], k: int, *args: Any, **kwargs: Any) -> Any:
+        return [(list(range(k)), [1.0] * k) for _ in queries]
+
+
+MODELS: dict[Any, Any] = {
+    LLM: Parrot,
+    Embedder: Lengths,
+    TaskModel: Lower,
+    Retriever: lambda: First(["one", "two"]),
+}
+"""What makes a model of each kind that a step may ask for."""
+
+
+def required_models(kind: type[Step]) -> dict[str, Any]:
+    """A model for each argument that must be one."""
+    arguments = registered(kind)._arg_specs.items()
+    return {name: MODELS[spec.type]() for name, spec in arguments if spec.required and spec.type in MODELS}
+
+
+def example_of(kind: Any, folder: Path) -> dict[str, Any]:
+    """What a step's or source's constructor takes beside the name; columns are those of a new step."""
+    given = dict(kind.example(folder))
+    if "args" not in given:
+        return given
+    given["args"] = {**required_models(kind), **given["args"]}
+    rows = DataSource("Rows", data=given["inputs"]) if given["inputs"] else None
+    given["inputs"] = {name: rows.output[name] for name in given["inputs"]} if rows is not None else {}
+    return given

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "datadreamer_like"
 ROOMS = sorted(stub.parent.name for stub in PACKAGE.glob("*/__init__.pyi"))
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-TEACHES_TRANSFORMERS = {"formats", "pruning", "quantization"}
+TEACHES_TRANSFORMERS = {"compression", "formats", "pruning", "quantization"}
 """Rooms whose import lets `from_pretrained` read compressed models, so that they may load torch and transformers."""
 HEAVY = SETTINGS["tool"]["ruff"]["lint"]["flake8-tidy-imports"]["banned-module-level-imports"]
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,12 +18,11 @@ from subjects import classes_of
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from datadreamer_like.compression import CompressionMethod
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.graph.fingerprint import fingerprint
 
-METHODS = [
-    kind for kind in classes_of("pruning", "quantization") if hasattr(kind, "apply") and hasattr(kind, "example")
-]
+METHODS = classes_of("pruning", "quantization", below=CompressionMethod)
 TEXTS = ["the cat sat", "the dog sat on the mat", "a mat", "the the cat"]
 
 
@@ -39,10 +40,9 @@ class Given:
     def applied(self, method: Any, model: Any = None) -> tuple[Any, Any]:
         """Returns the smaller model and its tokenizer."""
         model = self.model if model is None else model
-        if getattr(method, "changes_tokenizer", False):
-            return method.apply(model, TEXTS, tokenizer=self.tokenizer)  # type: ignore[no-any-return]
-        labels = torch.tensor([0, 1, 2, 0])
-        return method.apply(model, [{**self.batch(), "labels": labels}]), self.tokenizer
+        batches = [{**self.batch(), "labels": torch.tensor([0, 1, 2, 0])}]
+        data = TEXTS if method.changes_tokenizer else batches
+        return method.apply(model, data, tokenizer=self.tokenizer)  # type: ignore[no-any-return]
 
 
 def logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -154,11 +154,22 @@ class TestMethod:
         assert method.fits(given.model) is None
 
     def test_data_that_it_needs_are_asked_for(self, given: Given, kind: Any) -> None:
-        if getattr(kind, "needs_calibration", False):
+        if kind.needs_calibration:
             with pytest.raises(DefinitionError, match="calibration"):
                 kind.example().apply(given.model)
         else:
             kind.example().apply(given.model)
+
+    def test_without_a_tokenizer_it_returns_the_model_alone(self, given: Given, kind: Any) -> None:
+        if kind.changes_tokenizer:
+            with pytest.raises(DefinitionError, match="tokenizer=tokenizer"):
+                kind.example().apply(given.model, TEXTS)
+        else:
+            assert type(kind.example().apply(given.model, [given.batch()])) is type(given.model)
+
+    def test_the_papers_that_cards_cite_are_those_of_its_docstring(self, kind: Any) -> None:
+        assert list(kind.papers) == re.findall(r"arXiv:(\d{4}\.\d{4,5})", kind.__doc__)
+        assert kind.kind == kind.__module__.split(".")[1]
 
     def test_it_is_a_value_that_a_cache_can_tell_from_others(self, kind: Any) -> None:
         method = kind.example()
@@ -168,3 +179,21 @@ class TestMethod:
         assert repr(method).startswith(kind.__name__)
         with pytest.raises(dataclasses.FrozenInstanceError):
             method.anything = 1
+
+
+def test_the_worked_example_for_contributors_is_a_method(given: Given) -> None:
+    page = Path(__file__).parents[2] / "docs" / "contributing" / "add-a-method.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    # A dataclass looks its module up.
+    module = ModuleType("worked_example")
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(code, str(page), "exec", dont_inherit=True), module.__dict__)
+        method = module.__dict__["RowMagnitude"].example()
+        small = method.apply(given.model)
+        weight = small.bert.encoder.layer[0].output.dense.weight
+        assert (weight == 0).sum(1).tolist() == [weight.shape[1] // 2] * weight.shape[0]
+        with pytest.raises(MethodMisfit, match="it has no linear layers"):
+            method.apply(nn.Sequential(nn.ReLU()))
+    finally:
+        del sys.modules[module.__name__]

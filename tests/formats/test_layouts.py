@@ -1,19 +1,24 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from tiny_models import build
 from torch import nn
 
 from datadreamer_like import formats
 from datadreamer_like.errors import DefinitionError, MethodMisfit, NewerFormat
+from datadreamer_like.formats import stored_bytes
 from datadreamer_like.formats.layout import LayoutKind, renamed
 from datadreamer_like.formats.quantizer import LayoutConfig
 from datadreamer_like.formats.sparse import from_sparse, to_sparse
+from datadreamer_like.formats.stored import has_codes
+from datadreamer_like.quantization import DynamicInt8
 
 IDS = {"input_ids": torch.tensor([[5, 6, 7, 8]])}
 DENSE = "bert.encoder.layer.0.intermediate.dense"
@@ -223,6 +228,11 @@ def test_a_model_quantized_by_another_library_is_refused() -> None:
     assert "gptq" in str(formats.foreign(model))
     model.config.quantization_config = {"quant_method": "gguf"}  # what is left of a GGUF file read into plain weights
     assert formats.foreign(model) is None
+    config = SimpleNamespace(dequantize=True)  # what transformers keeps of its loader then
+    model.hf_quantizer = SimpleNamespace(quantization_config=config)
+    assert formats.foreign(model) is None
+    config.dequantize = False
+    assert "gguf" in str(formats.foreign(model))
 
 
 def test_two_kinds_of_one_name_are_refused() -> None:
@@ -268,3 +278,36 @@ def test_tied_weights_are_stored_once_and_dense(tmp_path: Path) -> None:
     assert again.lm_head.weight is again.model.embed_tokens.weight
     torch.testing.assert_close(logits(again), logits(model))
     assert isinstance(again.config.quantization_config, LayoutConfig)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_a_dequantized_model_is_plain_again_with_the_values_of_its_codes(family: str, tmp_path: Path) -> None:
+    model = build(family)
+    small = DynamicInt8().apply(model)
+    assert stored_bytes(small) < 0.4 * stored_bytes(model)
+    embedded = small.get_input_embeddings().dequantized()
+    formats.dequantize(small)
+    assert not has_codes(small)
+    assert not small.is_quantized
+    assert formats.layouts(small) == []
+    assert str(small) == str(model)
+    for (name, one), other in zip(small.named_parameters(), model.named_parameters(), strict=True):
+        assert (name, one.shape, one.dtype) == (other[0], other[1].shape, other[1].dtype)
+        torch.testing.assert_close(one, other[1], rtol=0, atol=float(other[1].detach().abs().max()) / 200)
+    assert torch.equal(small.get_input_embeddings().weight, embedded)
+    head = small.get_output_embeddings()
+    if head is not None and model.config.tie_word_embeddings:
+        assert head.weight is small.get_input_embeddings().weight
+    small.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    for one, other in zip(again.state_dict().values(), small.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_zeros_are_counted_in_codes_too() -> None:
+    model = nn.Sequential(nn.Linear(4, 2, bias=False), nn.Linear(2, 2))
+    model[0].weight.data = torch.tensor([[1.0, 0, 0, 0], [0, 0, -1, 2]])
+    model[1].weight.data.fill_(1)
+    model[1].bias.data = torch.tensor([0.0, 1.0])
+    assert formats.count_zeros(model) == 6
+    assert formats.count_zeros(DynamicInt8(exclude=("1",)).apply(model)) == 6

@@ -7,6 +7,7 @@ import decimal
 import enum
 import functools
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -282,6 +283,6 @@ def test_another_process_gives_the_same_fingerprints(tmp_path):
     seen = set()
     for seed, how in runs:
         command = [sys.executable, *how, str(script)]
-        environment = {"PYTHONHASHSEED": seed}
+        environment = {"PYTHONHASHSEED": seed, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
         seen.add(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
     assert len(seen) == 1

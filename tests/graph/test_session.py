@@ -27,7 +27,7 @@ class Work(Node):
     def __init__(self, name, argument, **kwargs):
         self.argument = argument
         super().__init__(name, **kwargs)
-        self.settle(self.build)
+        self.find_or_make()
 
     def fingerprint_parts(self):
         return {"argument text": fingerprint(self.argument)}
@@ -35,7 +35,7 @@ class Work(Node):
     def build(self, draft):
         type(self).runs += 1
         (draft / "result").write_text(str(self.argument))
-        return self.new_manifest(rows=1)
+        return self.kept(rows=1)
 
     def result(self):
         return (self.folder / "result").read_text()
@@ -235,14 +235,14 @@ def test_two_processes_make_one_result_the_second_waits(tmp_path):
             kind = "step"
             def __init__(self, name):
                 super().__init__(name)
-                self.settle(self.build)
+                self.find_or_make()
             def fingerprint_parts(self):
                 return {"a": "1"}
             def build(self, draft):
                 with open(sys.argv[1] + "/made", "a") as stream:
                     stream.write("x")
                 time.sleep(1)
-                return self.new_manifest(rows=1)
+                return self.kept(rows=1)
 
         with DataDreamer(sys.argv[1]):
             Slow("Slow")
@@ -270,13 +270,13 @@ def test_a_kill_at_any_moment_leaves_only_complete_results(tmp_path):
             def __init__(self, name, value):
                 self.value = value
                 super().__init__(name)
-                self.settle(self.build)
+                self.find_or_make()
             def fingerprint_parts(self):
                 return {"value": str(self.value)}
             def build(self, draft):
                 for i in range(20):
                     (draft / f"part {i}").write_text(str(self.value))
-                return self.new_manifest(rows=1)
+                return self.kept(rows=1)
 
         print("ready", flush=True)
         while True:
@@ -309,7 +309,7 @@ def test_progress_lines_appear_without_a_terminal(tmp_path):
             kind = "step"
             def __init__(self, name):
                 super().__init__(name, progress_interval=1)
-                self.settle(self.build)
+                self.find_or_make()
             def fingerprint_parts(self):
                 return {"a": "1"}
             def build(self, draft):
@@ -317,7 +317,7 @@ def test_progress_lines_appear_without_a_terminal(tmp_path):
                 for _ in range(25):
                     self.usage.add(rows=1, requests=1, completion_tokens=7)
                     time.sleep(0.1)
-                return self.new_manifest(rows=40)
+                return self.kept(rows=40)
 
         with DataDreamer(":memory:"):
             Slow("Slow one")

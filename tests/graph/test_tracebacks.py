@@ -38,7 +38,7 @@ def test_a_typo_shows_the_line_and_the_way_out(tmp_path):
 def test_everything_is_shown_on_request(tmp_path):
     said = ended(tmp_path, "return ['a']", DATADREAMER_LIKE_FULL_TRACEBACK="1")
     assert "Traceback" in said
-    assert "datadreamer_like/graph/dataset.py" in said
+    assert "datadreamer_like/graph/output.py" in said
 
 
 def test_errors_of_the_users_own_code_keep_their_traceback(tmp_path):

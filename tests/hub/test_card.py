@@ -79,7 +79,7 @@ def test_the_table_shows_each_node_of_a_lineage_once_with_its_price() -> None:
     assert text.count("| Real | CSVDataSource |") == 1
     assert r"| Made \| up | DataFromPrompt | Real | gpt-5-mini | 50 | 1 min | 1,234 | 0.2500 |" in text
     assert r"| Kept | FilterWithPrompt | Real, Made \| up |" in text
-    assert "1,000 tokens sent to models and 234 received, 0.2500 US dollars; 3 rows failed." in text
+    assert "1,000 tokens sent to models and 234 received, cost in US dollars: 0.2500; 3 rows failed." in text
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from datadreamer_like.errors import (
 )
 from datadreamer_like.graph.usage import Usage, counting
 from datadreamer_like.models.calls.backoff import Allowance, retry_delay
-from datadreamer_like.models.calls.stored_answer import decode_answer, encode_answer
+from datadreamer_like.models.calls.llm_calls import decode_answer, encode_answer
 from datadreamer_like.models.llms.generation import Answer, Request, TokenLogprob
 from datadreamer_like.models.llms.llm import LLM
 
@@ -159,7 +159,14 @@ def test_cache_only_gives_what_is_known_and_refuses_to_ask(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "options",
-    [{"temperature": 0.5}, {"top_p": 0.9}, {"max_new_tokens": 5}, {"seed": 1}, {"stop": "x"}, {"json_schema": {}}],
+    [
+        {"temperature": 0.5},
+        {"top_p": 0.9},
+        {"max_new_tokens": 5},
+        {"seed": 1},
+        {"stop": "x"},
+        {"schema": {}},
+    ],
 )
 def test_other_sampling_is_another_question(options: Any, tmp_path: Path) -> None:
     llm = Asynchronous(tmp_path)
@@ -341,12 +348,9 @@ class Failing(Asynchronous):
 def test_a_bad_row_is_none_in_its_place_counted_logged_and_not_stored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    usage = Usage()
-    with counting(usage), caplog.at_level(logging.WARNING, "datadreamer_like"):
+    with caplog.at_level(logging.WARNING, "datadreamer_like"):
         assert Failing(tmp_path).run(["a", "long", "b", "bad"]) == ["a!", None, "b!", None]
-    assert usage.failed_rows == 2
-    assert usage.failures == {1: "too long", 3: "not this one"}
-    assert "2 of 4 prompts failed" in caplog.text
+    assert "2 of 4 prompts failed and have no answer; the first is row 1: too long" in caplog.text
     again = Failing(tmp_path)
     assert again.run(["a", "long", "b"]) == ["a!", None, "b!"]
     assert again.asked == {"long": 1}
@@ -534,7 +538,13 @@ def test_a_batch_with_an_answer_missing_is_a_definition_error(tmp_path: Path) ->
         ({"temperature": "hot"}, "must be a number"),
         ({"n": 1.5}, "must be a whole number"),
         ({"reasoning_effort": "low"}, "no generation option"),
-        ({"json_schema": {}, "response_format": {}}, "not both"),
+        ({"response_format": {"type": "json_object"}}, "no generation option"),
+        ({"schema": 3}, "must be a pydantic model class or a JSON schema"),
+        ({"schema": {"type": "sandwich"}}, "not a valid JSON schema: at type"),
+        ({"repetition_penalty": 0.0}, "a number above 0"),
+        ({"logit_bias": {"a": 1}}, "must be a dict from token ids"),
+        ({"temperature": float("nan")}, "0 or more"),
+        ({"n": float("inf")}, "must be a whole number"),
     ],
 )
 def test_a_wrong_option_is_refused_before_anything_is_sent(options: Any, match: str, tmp_path: Path) -> None:
@@ -559,9 +569,11 @@ def test_an_answer_survives_being_stored() -> None:
         9,
         ["stop", "length"],
         [[TokenLogprob("a", -0.5, (("a", -0.5), ("b", -1.25)))], []],
+        ["thought", None],
+        cost=0.0,
     )
     assert decode_answer(encode_answer(answer)) == answer
-    assert decode_answer(b'[["x"],1,2,["stop"]]') == Answer(["x"], 1, 2, ["stop"])
+    assert decode_answer(b'[["x"],1,2,["stop"]]') == Answer(["x"], 1, 2, ["stop"], cost=0.0)
 
 
 def test_n_answers_are_a_list_a_row(tmp_path: Path) -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-# Its home is the room that it was written for; this room asks it what a script sent.
-sys.path.append(str(Path(__file__).parents[1] / "models"))
-
+import tiny_models
 from flaky_server import FlakyServer
 
 
@@ -30,32 +26,7 @@ def _no_key_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def tiny_classifier_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an untrained BERT of two layers to fine-tune within a second."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("tiny-classifier")
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(
-        ["The cat and the dog had tea, bread and sun on the train; it was number 0123456789."],
-        trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False),
+    tokenizer = tiny_models.word_pieces(
+        ["The cat and the dog had tea, bread and sun on the train; it was number 0123456789."]
     )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names).save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        BertForSequenceClassification(config).save_pretrained(folder)
-    return folder
+    return tiny_models.save(tiny_models.bert(tokenizer), tokenizer, tmp_path_factory.mktemp("tiny-classifier"))

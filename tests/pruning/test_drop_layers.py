@@ -2,14 +2,13 @@ import copy
 
 import pytest
 import torch
+from tiny_models import batches, build, logits
 from torch import nn
 
 from datadreamer_like import pruning
 from datadreamer_like.errors import DefinitionError, EmptyDataset, MethodMisfit
 from datadreamer_like.formats import layouts
 from datadreamer_like.pruning.layers import _stack, block_influence
-
-from .conftest import batches, build, logits
 
 
 class Through(nn.Module):

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 import transformers
+from tiny_models import batches, build, logits
 from torch import nn
 
 from datadreamer_like import pruning, quantization
@@ -10,8 +11,6 @@ from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionErro
 from datadreamer_like.formats import layouts
 from datadreamer_like.pruning.attention import attentions
 from datadreamer_like.pruning.heads import importance
-
-from .conftest import batches, build, logits
 
 
 def mask_groups(model: nn.Module, gone: dict[str, list[int]]) -> nn.Module:

@@ -2,13 +2,12 @@ import copy
 
 import pytest
 import torch
+from tiny_models import build
 from torch import nn
 
 from datadreamer_like import pruning
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.formats import layouts
-
-from .conftest import build
 
 
 def matrices(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -9,12 +9,13 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from tiny_models import batches, build, logits
 from torch import nn
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 import datadreamer_like.pruning as pruning
 
-from .conftest import FAMILIES, batches, build, logits
+from .conftest import PRUNABLE
 
 LOADER = """
 import sys, warnings, torch, transformers, json
@@ -55,7 +56,7 @@ def combined(family: str) -> nn.Module:
 @pytest.mark.parametrize("room", ["datadreamer_like.pruning", "datadreamer_like.formats"])
 def test_every_family_loads_with_equal_logits_in_a_fresh_process(tmp_path: Path, room: str) -> None:
     expected = {}
-    for family in FAMILIES:
+    for family in PRUNABLE:
         model = combined(family)
         batch = {name: value for name, value in batches(model)[0].items() if name != "labels"}
         model.save_pretrained(tmp_path / family)

@@ -234,7 +234,7 @@ def test_padding_that_positions_are_counted_from_may_not_move() -> None:
 
 def test_misuse_is_refused() -> None:
     model, tokenizer = masked_lm(200), word_piece()
-    with pytest.raises(DefinitionError, match="corpus and the tokenizer"):
+    with pytest.raises(DefinitionError, match="texts, tokenizer=tokenizer"):
         pruning.Vocabulary().apply(model, CORPUS)
     with pytest.raises(EmptyDataset):
         pruning.Vocabulary().apply(model, [], tokenizer=tokenizer)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from tiny_models import build
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
@@ -16,32 +17,9 @@ from datadreamer_like import pruning
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.formats import layouts
 from datadreamer_like.formats.int8 import Int8Embedding, Int8Linear
-from datadreamer_like.quantization import DynamicInt8, QuantizationMethod
+from datadreamer_like.quantization import DynamicInt8
 
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-FAMILIES = {
-    "bert": lambda: transformers.BertForSequenceClassification(
-        transformers.BertConfig(vocab_size=90, num_labels=3, max_position_embeddings=64, **SIZES)
-    ),
-    "bert-mlm": lambda: transformers.BertForMaskedLM(
-        transformers.BertConfig(vocab_size=90, max_position_embeddings=64, **SIZES)
-    ),
-    "llama-tied": lambda: transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(vocab_size=90, num_key_value_heads=2, tie_word_embeddings=True, **SIZES)
-    ),
-    "qwen2": lambda: transformers.Qwen2ForCausalLM(
-        transformers.Qwen2Config(vocab_size=90, num_key_value_heads=2, tie_word_embeddings=False, **SIZES)
-    ),
-    "gpt2": lambda: transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(vocab_size=90, n_embd=32, n_layer=2, n_head=4, n_positions=64)
-    ),
-    "t5": lambda: transformers.T5ForConditionalGeneration(
-        transformers.T5Config(vocab_size=90, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
-    ),
-    "mpnet": lambda: transformers.MPNetForSequenceClassification(
-        transformers.MPNetConfig(vocab_size=90, num_labels=3, max_position_embeddings=64, **SIZES)
-    ),
-}
+FAMILIES = ["bert", "bert-mlm", "llama", "qwen2", "gpt2", "t5", "mpnet"]
 AUTO = {
     "SequenceClassification": "AutoModelForSequenceClassification",
     "MaskedLM": "AutoModelForMaskedLM",
@@ -55,15 +33,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def build(family):
-    torch.manual_seed(0)
-    model = FAMILIES[family]()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
 
 
 def batch_for(model):
@@ -156,7 +125,7 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
 def variants():
     for family in FAMILIES:
         yield family, DynamicInt8().apply(build(family))
-    yield "llama-no-embeddings", DynamicInt8(embeddings=False).apply(build("llama-tied"))
+    yield "llama-no-embeddings", DynamicInt8(embeddings=False).apply(build("llama"))
     yield "qwen2-head", DynamicInt8(lm_head=True, granularity="tensor").apply(build("qwen2"))
     bert = build("bert")
     heads = pruning.Heads(sparsity=0.4).apply(bert, [{**batch_for(bert), "labels": torch.tensor([0, 1, 2])}])
@@ -188,7 +157,7 @@ def test_saved_models_load_in_a_fresh_process_with_equal_logits(tmp_path):
 
 
 def test_a_tied_head_has_the_codes_of_the_embedding_and_is_stored_once(tmp_path):
-    small = DynamicInt8().apply(build("llama-tied"))
+    small = DynamicInt8().apply(build("llama"))
     assert small.lm_head.weight.data_ptr() == small.model.embed_tokens.weight.data_ptr()
     small.save_pretrained(tmp_path)
     with (tmp_path / "model.safetensors").open("rb") as file:
@@ -205,7 +174,7 @@ def test_the_head_of_a_language_model_is_quantized_only_when_asked_for():
     model = build("qwen2")
     assert type(DynamicInt8().apply(model).lm_head) is nn.Linear
     assert type(DynamicInt8(lm_head=True).apply(model).lm_head) is Int8Linear
-    tied = build("llama-tied")
+    tied = build("llama")
     assert type(DynamicInt8(embeddings=False).apply(tied).lm_head) is nn.Linear
     with pytest.raises(MethodMisfit, match='"lm_head" is tied'):
         DynamicInt8(embeddings=False, lm_head=True).apply(tied)
@@ -342,13 +311,12 @@ def test_misfits_are_refused_with_a_reason():
 def test_adapters_are_to_be_merged_first():
     import peft
 
-    adapted = peft.get_peft_model(build("llama-tied"), peft.LoraConfig(target_modules=["q_proj"]))
+    adapted = peft.get_peft_model(build("llama"), peft.LoraConfig(target_modules=["q_proj"]))
     assert "merge_and_unload" in DynamicInt8().fits(adapted)
     assert DynamicInt8().fits(adapted.merge_and_unload()) is None
 
 
 def test_the_example_is_deterministic():
     model = build("bert")
-    assert isinstance(DynamicInt8.example(), QuantizationMethod)
     one, other = (DynamicInt8.example().apply(model).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -7,15 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.steps.sources.data_source import DataSource
@@ -43,60 +37,25 @@ def rows(count: int, seed: int) -> tuple[list[str], list[str]]:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    raw.normalizer = normalizers.BertNormalizer()
-    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    raw.train_from_iterator(
-        rows(300, 0)[0], trainers.WordPieceTrainer(vocab_size=150, special_tokens=special, show_progress=False)
-    )
-    raw.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_max_length=32,
-    )
+    return tiny_models.word_pieces(rows(300, 0)[0], max_length=32, vocab_size=150)
 
 
-def classifier(steps: int, labels: list[str], seed: int = 0, **config: Any) -> BertForSequenceClassification:
+def classifier(steps: int, labels: list[str], seed: int = 0) -> BertForSequenceClassification:
     """A BERT of two layers, trained for some steps; its classes are in the order of `labels`."""
     tokens = tokenizer()
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+    model: BertForSequenceClassification = tiny_models.bert(tokens, seed=seed, num_labels=len(labels), **names)
+    texts, found = rows(256, 1)
+    batch = tokens(texts, return_tensors="pt", padding=True)
+    target = torch.tensor([labels.index(name) for name in found])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = BertForSequenceClassification(
-            BertConfig(
-                vocab_size=len(tokens),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                max_position_embeddings=32,
-                num_labels=len(labels),
-                id2label=dict(enumerate(labels)),
-                label2id={label: index for index, label in enumerate(labels)},
-                pad_token_id=0,
-                **config,
-            )
-        )
-        texts, names = rows(256, 1)
-        batch = tokens(texts, return_tensors="pt", padding=True)
-        target = torch.tensor([labels.index(name) for name in names])
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-        model.train()
-        for _ in range(steps):
-            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=target).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    return model.eval()
+        tiny_models.fit(model, steps, **batch, labels=target)
+    return model
 
 
 def save(model: BertForSequenceClassification, folder: Path) -> Path:
-    model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return folder
+    return tiny_models.save(model, tokenizer(), folder)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -120,39 +79,13 @@ def poor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def byte_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an untrained Llama of one layer whose tokens are single bytes; no chat template; context 96."""
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.train_from_iterator(
-        ["a"],
-        trainers.BpeTrainer(
-            vocab_size=258,
-            special_tokens=["<pad>", "<eos>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
+    tokens = tiny_models.byte_pairs(
+        ["a"], 258, ["<pad>", "<eos>"], pad_token="<pad>", eos_token="<eos>", model_max_length=96
     )
-    tokens = PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", model_max_length=96, padding_side="left"
+    model = tiny_models.llama(
+        tokens, 1, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokens),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                max_position_embeddings=96,
-                pad_token_id=0,
-                bos_token_id=None,
-                eos_token_id=1,
-            )
-        )
-    folder = tmp_path_factory.mktemp("models") / "bytes"
-    model.save_pretrained(folder)
-    tokens.save_pretrained(folder)
-    return folder
+    return tiny_models.save(model, tokens, tmp_path_factory.mktemp("models") / "bytes")
 
 
 @pytest.fixture

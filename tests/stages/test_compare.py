@@ -102,6 +102,25 @@ def test_the_same_model_twice_differs_by_exactly_nothing(compared: Compare):
         assert (again[key].value, again[key].low, again[key].high) == (0, 0, 0)
 
 
+def test_differences_are_to_the_baseline_that_was_named(session: DataDreamer, good: Path, poor: Path, column: Column):
+    first = _compare([good, poor], column)
+    there = first.rows[1]["accuracy_difference"]
+    for number, baseline in enumerate(["poor", str(poor)]):
+        found = _compare([good, poor], column, f"Cost {number}", baseline=baseline)
+        assert [row["model"] for row in found.rows] == ["good", "poor"]
+        back, none = (row["accuracy_difference"] for row in found.rows)
+        assert none is None
+        assert (back.value, back.low, back.high) == pytest.approx((-there.value, -there.high, -there.low))
+        assert "to poor on the same rows" in str(found)
+    student = TrainedModel(poor)
+    by_model = _compare([good, student], column, "Cost by model", names=["good", "Student, hard"], baseline=student)
+    assert by_model.comparison.baseline == 1
+    with pytest.raises(DefinitionError, match=r'"poop" \(baseline\).*"good", "poor".*Did you mean "poor"'):
+        _compare([good, poor], column, baseline="poop")
+    with pytest.raises(DefinitionError, match="not in models"):
+        _compare([good, poor], column, baseline=TrainedModel(poor))
+
+
 def test_every_model_is_timed_on_the_same_texts_in_every_round(compared: Compare):
     for model, row in zip(compared.comparison.models, compared.rows, strict=True):
         assert np.shape(model.round_seconds) == (3, 5)

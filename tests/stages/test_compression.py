@@ -24,7 +24,7 @@ from datadreamer_like.errors import (
     SessionError,
 )
 from datadreamer_like.models.trained.trained_model import TrainedModel
-from datadreamer_like.pruning import Heads, Layers, Magnitude, Vocabulary
+from datadreamer_like.pruning import Heads, Layers, Magnitude, Vocabulary, Wanda
 from datadreamer_like.quantization import DynamicInt8
 from datadreamer_like.stages import Prune, Quantize
 from datadreamer_like.steps.sources.data_source import DataSource
@@ -39,14 +39,15 @@ def _state(folder: str | Path) -> dict[str, torch.Tensor]:
     return dict(BertForSequenceClassification.from_pretrained(folder).state_dict())
 
 
-def test_result_is_what_the_method_alone_gives(session: DataDreamer, good: Path, column: Column):
+@pytest.mark.parametrize("method", [Heads(sparsity=0.5), Wanda(pattern=(2, 4))])
+def test_result_is_what_the_method_alone_gives(session: DataDreamer, good: Path, column: Column, method: Any):
     model = TrainedModel(good)
     texts, labels = rows(100, 7)
     batch = dict(model.tokenizer(texts, return_tensors="pt", padding=True))
     batch["labels"] = torch.tensor([model.label2id[label] for label in labels])
     batch.pop("token_type_ids", None)
-    expected = Heads(sparsity=0.5).apply(model.model, [batch])
-    slim = Prune("Slim", good, Heads(sparsity=0.5), column("text"), column("label"), batch_size=100)
+    expected = method.apply(model.model, [batch])
+    slim = Prune("Slim", good, method, column("text"), column("label"), batch_size=100)
     assert slim.model.state_dict().keys() == expected.state_dict().keys()
     for name, tensor in expected.state_dict().items():
         assert torch.equal(slim.model.state_dict()[name], tensor)

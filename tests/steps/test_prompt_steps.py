@@ -87,13 +87,14 @@ def test_failures_are_told_by_row_also_after_rows_that_are_not_asked_about(sessi
     assert sorted(made.errors) == [4, 7]
 
 
-def test_failures_of_a_lazy_step_before_are_told_by_its_rows(session: DataDreamer) -> None:
+def test_failures_of_a_lazy_step_are_its_own(session: DataDreamer) -> None:
     source = DataSource("Texts", data={"text": [None, "fail 1", "a", "fail 3"]})
     llm = Echo(lambda prompt: None if "fail" in prompt else "fine")
     first = Prompt("Ask", inputs={"prompts": source.output["text"]}, args={"llm": llm, "lazy": True})
     made = Prompt("Again", inputs={"prompts": first.output["generations"]}, args={"llm": llm})
     assert list(made.output["generations"]) == [None, None, "fine", None]
-    assert sorted(made.errors) == [1, 3]
+    assert sorted(first.errors) == [1, 3]
+    assert not made.errors
 
 
 def test_all_rows_failed(session: DataDreamer) -> None:
@@ -186,11 +187,11 @@ def test_attributes_fill_the_holes_in_every_combination(session: DataDreamer) ->
 @pytest.mark.parametrize(
     ("args", "kind", "says"),
     [
-        ({"instruction": "A {sizes} {pet}."}, DefinitionError, 'hole {sizes}.*Did you mean "size"'),
+        ({"instruction": "A {sizes} {pet}."}, DefinitionError, 'placeholder {sizes}.*Did you mean "size"'),
         ({"instruction": "A {size}."}, DefinitionError, 'does not use the attribute "pet"'),
-        ({"instruction": "A {size} {pet} {"}, DefinitionError, "written twice"),
+        ({"instruction": "A {size} {pet} {"}, DefinitionError, "twice"),
         ({"instruction": "A {size} {pet} {}"}, DefinitionError, "no such attribute"),
-        ({"instruction": "A {size} {pet} {examples}"}, DefinitionError, "no examples were given"),
+        ({"instruction": "A {size} {pet} {examples}"}, DefinitionError, "there are no examples"),
         ({"attributes": {}}, DefinitionError, "no attributes"),
         ({"attributes": {"size": [], "pet": ["cat"]}}, DefinitionError, 'attribute "size" has no values'),
         ({"attributes": {"size": "big", "pet": ["cat"]}}, ArgumentTypeError, "expected a list"),
@@ -293,11 +294,14 @@ def test_few_shot_without_examples(pets: DataSource) -> None:
 
 
 def test_filter_keeps_whole_rows(pets: DataSource, caplog: pytest.LogCaptureFixture) -> None:
-    llm = Echo(lambda prompt: {"cat": "**Yes.**", "dog": "no", "owl": "maybe"}[prompt.split()[1]])
+    replies = {"cat": "**Yes.**", "dog": "no", "owl": "maybe"}
+    llm = Echo(lambda prompt: next(said for pet, said in replies.items() if pet in prompt))
     with caplog.at_level(logging.WARNING, "datadreamer_like"):
         kept = FilterWithPrompt("Keep", {"inputs": pets.output["pet"]}, {"llm": llm, "instruction": "Is it soft?"})
     assert list(kept.output) == [{"pet": "cat", "legs": 4}]
-    assert "of 3 rows, 0 got no answer and 1 one that says neither" in caplog.text
+    assert "Keep: 1 of its rows failed" in caplog.text
+    assert list(kept.errors) == [2]
+    assert "The last answer was: 'maybe'" in kept.errors[2]
     assert llm.prompts[0] == "Input: cat\n\nInstruction: Is it soft? Answer with one word: yes or no."
     FilterWithPrompt("Said", {"inputs": pets.output["pet"]}, {"llm": llm, "instruction": "Soft? Say yes or no."})
     assert "Input: owl\n\nInstruction: Soft? Say yes or no." in llm.prompts
@@ -328,7 +332,9 @@ def test_filter_drops_rows_without_an_answer(pets: DataSource) -> None:
 
 
 def test_rank_sorts_and_cuts(pets: DataSource) -> None:
-    llm = Echo(lambda prompt: {"cat": "Score: 3", "dog": "dunno", "owl": "9/10"}[prompt.split()[1]])
+    llm = Echo(
+        lambda prompt: next(s for p, s in (("cat", "Score: 3"), ("dog", "dunno"), ("owl", "9/10")) if p in prompt)
+    )
     inputs = {"inputs": pets.output["pet"]}
     ranked = RankWithPrompt("Rank", inputs, {"llm": llm, "instruction": "How wise?"})
     assert list(ranked.output) == [

@@ -2,12 +2,11 @@
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
 from datadreamer_like.errors import StepOutputTypeError, StorageError
-from datadreamer_like.storage.tables import TableWriter, open_table, table_batches
+from datadreamer_like.storage.tables import TableWriter, open_table, read_table
 
 
 def written(folder, *batches, columns=None):
@@ -87,15 +86,13 @@ def test_no_rows_keep_their_columns(tmp_path):
     dataset = written(tmp_path, columns=["a", "b"])
     assert dataset.column_names == ["a", "b"]
     assert len(dataset) == 0
-    assert list(table_batches(dataset)) == []
+    assert read_table(tmp_path).num_rows == 0
 
 
-def test_batches_are_the_same_through_an_index_as_without(tmp_path):
-    dataset = written(tmp_path, {"x": list(range(2500))})
-    plain = pa.concat_tables(table_batches(dataset, 1000))
-    indexed = pa.concat_tables(table_batches(dataset.select(list(range(2500))), 1000))
-    assert plain.column("x").to_pylist() == indexed.column("x").to_pylist() == list(range(2500))
-    assert [t.num_rows for t in table_batches(dataset, 1000)] == [1000, 1000, 500]
+def test_a_column_that_comes_late_is_none_before(tmp_path):
+    dataset = written(tmp_path, {"x": [1]}, {"x": [2], "y": ["late"]}, {"x": [3]})
+    assert dataset.to_dict() == {"x": [1, 2, 3], "y": [None, "late", None]}
+    assert read_table(tmp_path).to_pydict() == dataset.to_dict()
 
 
 def test_half_a_surrogate_pair_is_refused_with_a_remedy(tmp_path):
@@ -116,5 +113,9 @@ def test_a_damaged_or_removed_table_says_what_to_do(tmp_path):
         stream.truncate(20)
     with pytest.raises(StorageError, match=r"damaged .*Remove the folder"):
         open_table(folder)
-    with pytest.raises(StorageError, match="are gone"):
+    with pytest.raises(StorageError, match="were removed"):
         open_table(tmp_path / "nowhere")
+    with pytest.raises(StorageError, match=r"damaged .*Remove the folder"):
+        read_table(folder)
+    with pytest.raises(StorageError, match="were removed"):
+        read_table(tmp_path / "nowhere")

@@ -8,9 +8,9 @@ from typing import Any
 
 import datasets
 import pytest
+import tiny_models
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertModel
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.graph import Node, OutputDataset
@@ -39,39 +39,17 @@ class Rows(Node):
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a BERT of 2 layers and 32 hidden units, without a head."""
-    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer = tiny_models.word_pieces({word: index for index, word in enumerate([*special, *WORDS])}, max_length=32)
+    model = tiny_models.bert(
+        tokenizer,
+        BertModel,
+        num_attention_heads=2,
+        initializer_range=0.15,  # so narrow a model starts too flat with the usual 0.02
+        hidden_dropout_prob=0.05,
+        attention_probs_dropout_prob=0.05,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = BertModel(
-            BertConfig(
-                vocab_size=len(vocabulary),
-                hidden_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                intermediate_size=64,
-                max_position_embeddings=32,
-                pad_token_id=0,
-                initializer_range=0.15,  # so narrow a model starts too flat with the usual 0.02
-                hidden_dropout_prob=0.05,
-                attention_probs_dropout_prob=0.05,
-            )
-        )
-    folder = tmp_path_factory.mktemp("tiny-encoder")
-    model.save_pretrained(folder)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_max_length=32,
-    ).save_pretrained(folder)
-    return folder
+    return tiny_models.save(model, tokenizer, tmp_path_factory.mktemp("tiny-encoder"))
 
 
 def opinions(rows: int, seed: int = 0) -> dict[str, list[str]]:

@@ -71,12 +71,12 @@ class BatchEngine(Engine[Q, A]):
         self._pool.extend(jobs)
         self._sorted = False
 
-    def wait(self, job: Job[Q, A]) -> A:
-        """Answers batches until the job is answered."""
-        while job.answer is None:
+    def wait(self) -> None:
+        """Answers batches until some of their answers are stored."""
+        while not self._recorder.stored:
             if not self._pool:
                 self._commit()
-                continue
+                return
             if not self._sorted:
                 size = self._recorder.calls.size
                 self._pool.sort(key=lambda waiting: size(waiting.request))
@@ -92,7 +92,6 @@ class BatchEngine(Engine[Q, A]):
             self._finished.extend(zip(batch, answers, strict=True))
             if now - started >= _QUICK_SECONDS or now - self._committed_at >= _COMMIT_SECONDS:
                 self._commit()
-        return job.answer
 
     def close(self) -> None:
         """Stores what has been answered."""

@@ -1,7 +1,7 @@
 """The engine for models that take many requests at once: fixed workers in an event loop on a thread of its own.
 
-A worker takes its next request as soon as its last answer is on disk, so every slot is busy whatever the latencies;
-there are no batches to wait for. The thread makes it work alike in a script, in a notebook and inside a running loop.
+A slot is free again as soon as its answer is on disk, so every slot is busy at any latency; there are no batches to
+wait for. The thread makes it work alike in a script, in a notebook and inside a running loop.
 """
 
 from __future__ import annotations
@@ -40,6 +40,13 @@ _DOWN_LATER = 20
 # Prompts read ahead for each request at once: enough that one slow answer does not hold up the others.
 _WINDOW_IN_REQUESTS = 16
 
+_QUICK_SECONDS = 0.001
+_MOST_IN_A_COMMIT = 256
+
+# The caller hears of stored answers when they are this share of the window, or after this time.
+_SHARE_OF_WINDOW = 4
+_LATEST_NEWS_SECONDS = 0.005
+
 _JOIN_SECONDS = 10.0
 _LONG_PAUSE_SECONDS = 60.0
 
@@ -74,6 +81,7 @@ class ConcurrentEngine(Engine[Q, A]):
         self._max_tries = max_tries
         self._at_end = at_end
         self._allowance = Allowance(concurrency)
+        self._allowed = concurrency
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Event
@@ -88,7 +96,10 @@ class ConcurrentEngine(Engine[Q, A]):
         self._active = 0
         self._paused_until = 0.0
         self._finished: list[tuple[Job[Q, A], A]] = []
-        self._committed: asyncio.Future[None] | None = None
+        self._enough_news = self.window // _SHARE_OF_WINDOW
+        self._late_news: asyncio.TimerHandle | None = None
+        self._woken = False
+        self._unsaved = 0
         self._submitted = 0
         self._lost = 0
 
@@ -104,16 +115,14 @@ class ConcurrentEngine(Engine[Q, A]):
             self._start()
         self._loop.call_soon_threadsafe(self._enqueue, jobs)
 
-    def wait(self, job: Job[Q, A]) -> A:
-        """Blocks until the job is answered."""
-        while True:
-            self._news.clear()
-            if job.answer is not None:
-                return job.answer
+    def wait(self) -> None:
+        """Blocks until answers are stored."""
+        while not self._recorder.stored:
             if self._failure is not None:
                 raise self._failure
             # A time limit keeps Ctrl-C working where a bare wait cannot be interrupted.
             self._news.wait(1.0)
+            self._news.clear()
 
     def close(self) -> None:
         """Cancels what is under way, keeps what has come back, and ends the thread."""
@@ -166,29 +175,37 @@ class ConcurrentEngine(Engine[Q, A]):
     async def _work(self) -> None:
         try:
             while True:
-                job = await self._next()
-                sent_at = self._loop.time()
+                while not (self._queue and self._may_send()):
+                    place: asyncio.Future[None] = self._loop.create_future()
+                    self._idle.append(place)
+                    await place
+                    self._woken = False
+                job = self._queue.popleft()
                 self._active += 1
-                try:
-                    answer = await self._try(job, sent_at)
-                finally:
-                    self._active -= 1
-                if answer is not None:
-                    await self._keep(job, answer)
                 self._wake()
+                sent_at = self._loop.time()
+                answer = await self._try(job, sent_at)
+                if answer is None:
+                    self._active -= 1
+                    continue
+                # Answers that come in the same turn of the loop share a transaction. A request keeps its slot until its
+                # answer is on disk, so that a kill loses no more than there are slots; only those so quick that the
+                # disk would take longer than the model give it back at once.
+                if self._loop.time() - sent_at < _QUICK_SECONDS:
+                    self._active -= 1
+                else:
+                    self._unsaved += 1
+                self._finished.append((job, answer))
+                if len(self._finished) == 1:
+                    self._loop.call_soon(self._commit)
+                elif len(self._finished) >= _MOST_IN_A_COMMIT:
+                    self._commit()
         except Exception as error:
             self._fail(error)
 
-    async def _next(self) -> Job[Q, A]:
-        while not (self._queue and self._may_send()):
-            place: asyncio.Future[None] = self._loop.create_future()
-            self._idle.append(place)
-            await place
-        return self._queue.popleft()
-
     def _may_send(self) -> bool:
         return (
-            self._active < self._allowance.allowed
+            self._active < self._allowed
             and self._failure is None
             and (not self._paused_until or self._loop.time() >= self._paused_until)
         )
@@ -212,7 +229,9 @@ class ConcurrentEngine(Engine[Q, A]):
             return self._failed_for_now(job, Unavailable("The request was cancelled by the client library."), sent_at)
         self._lost = 0
         self._recorder.knows_answers = True
-        self._allowance.went_well()
+        if self._allowed < self._allowance.most:
+            self._allowance.went_well()
+            self._allowed = self._allowance.allowed
         return answer
 
     def _failed_for_now(
@@ -222,6 +241,7 @@ class ConcurrentEngine(Engine[Q, A]):
         after = None if isinstance(error, MalformedAnswer) else error.retry_after
         if limited:
             self._allowance.refused(sent_at, self._loop.time())
+            self._allowed = self._allowance.allowed
         if job.tries < self._max_tries * (_PATIENCE_WHEN_LIMITED if limited and self._max_tries > 1 else 1):
             delay = retry_delay(job.tries, after)
             logger.debug("try %s failed, next in %.1f s: %s", job.tries, delay, error)
@@ -257,39 +277,41 @@ class ConcurrentEngine(Engine[Q, A]):
         self._wake()
 
     def _wake(self) -> None:
-        if not self._idle or not self._queue:
+        """Wakes one idle worker if it could send; that one wakes the next."""
+        if self._woken or not self._idle or not self._queue or self._active >= self._allowed:
             return
         pause = self._paused_until - self._loop.time() if self._paused_until else 0.0
         if pause > 0:
             self._loop.call_later(pause, self._wake)
             return
-        for _ in range(min(len(self._queue), self._allowance.allowed - self._active)):
-            while self._idle:
-                place = self._idle.popleft()
-                if not place.done():
-                    place.set_result(None)
-                    break
-
-    async def _keep(self, job: Job[Q, A], answer: A) -> None:
-        """Returns when the answer is on disk; those that come in the same moment share a transaction."""
-        self._finished.append((job, answer))
-        if self._committed is None:
-            self._committed = self._loop.create_future()
-            self._loop.call_soon(self._commit)
-        await self._committed
+        while self._idle:
+            place = self._idle.popleft()
+            if not place.done():
+                place.set_result(None)
+                self._woken = True
+                return
 
     def _commit(self) -> None:
         finished, self._finished = self._finished, []
-        committed, self._committed = self._committed, None
+        if not finished:
+            return
         try:
-            if finished:
-                self._recorder.record(finished)
+            self._recorder.record(finished)
         except Exception as error:
             self._fail(error)
-        else:
+            return
+        self._active -= self._unsaved
+        self._unsaved = 0
+        self._wake()
+        # Waking the caller takes longer than a quick answer, so several transactions share it while there is work.
+        if not self._queue or len(self._recorder.stored) >= self._enough_news:
             self._news.set()
-        if committed is not None and not committed.done():
-            committed.set_result(None)
+        elif self._late_news is None:
+            self._late_news = self._loop.call_later(_LATEST_NEWS_SECONDS, self._tell)
+
+    def _tell(self) -> None:
+        self._late_news = None
+        self._news.set()
 
     def _fail(self, error: BaseException) -> None:
         # The first failure is the cause; those that follow from it would hide it.

@@ -1,70 +1,105 @@
-"""What a call is to an LLM: its key, its seed, its stored form, and the engine that answers it."""
+"""What a call is to an LLM: its key, its seed, its repetitions, its stored form."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import logging
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from json.encoder import encode_basestring
+from typing import NamedTuple
 
-from datadreamer_like.errors import ArgumentTypeError, ModelError
-from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.graph.usage import Usage
+import numpy as np
 
-from ..llms.generation import Answer, Generation, Prompt, Request
-from .batch_engine import BatchEngine
-from .cache import StoreOpener
-from .concurrent_engine import ConcurrentEngine
-from .pipeline import Calls, Engine, Recorder, run_calls
-from .repetitions import Repetitions
-from .stored_answer import decode_answer, encode_answer
+from datadreamer_like.errors import ArgumentTypeError, ModelError, RejectedAnswer
 
-if TYPE_CHECKING:
-    from ..llms.llm import LLM
+from ..llms.generation import Answer, Prompt, Request, Sampling, TokenLogprob
+from .pipeline import Calls
 
-logger = logging.getLogger("datadreamer_like")
+_RECENT_AT_LEAST = 65_536
+# New hashes are counted in a dict, quick and large, until they are this share of the sorted ones, compact and static.
+_RECENT_SHARE = 1 / 8
+
+# One value of format 1: a JSON list [texts, prompt tokens, completion tokens, finish reasons] and, where there are any,
+# log-probabilities (or null) and thoughts. Lone surrogates, which a JSON answer may carry, survive by surrogatepass.
+_dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_reasons_json = functools.cache(_dumps)
 
 
-class LLMCalls(Calls[Prompt, Request, Answer]):
+class Repeated(NamedTuple):
+    """A prompt that comes with the number of its repetition, where a run sees only a part of the prompts.
+
+    Attributes:
+        prompt: The prompt.
+        times_before: How often the same prompt came before among all prompts.
+    """
+
+    prompt: Prompt
+    times_before: int
+
+
+class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
     """Calls of one LLM with one sampling.
 
     A key is a hash of the LLM's identity, the sampling options and the prompt. Where sampling is random, the number
-    of times that the prompt came before in this run belongs to it too: asking five times for a sample means five
-    samples, and a rerun finds all five.
+    of times that the prompt came before in this run is part of it: asking five times for a sample means five
+    samples, and a rerun finds all five. The key of a follow-up is a hash of the key before it and of the conversation.
+
+    Args:
+        identity: Hash of all that decides the LLM's answers besides sampling and prompt.
+        sampling: How to answer.
+        follow_up: Returns the prompt that asks again, from the request, its answer and the reason for its rejection.
     """
 
-    def __init__(self, llm: LLM, generation: Generation) -> None:
-        self._llm = llm
-        self._sampling = generation.sampling
-        identity = f"{fingerprint(llm)}\0{generation.sampling.key_material()}\0"
-        self._prefix = hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=16)
-        self._repetitions = None if generation.sampling.deterministic else Repetitions()
+    def __init__(
+        self,
+        identity: str,
+        sampling: Sampling,
+        follow_up: Callable[[Request, Answer, str], Prompt],
+    ) -> None:
+        self._sampling = sampling
+        self._follow_up = follow_up
+        decided_by = f"{identity}\0{sampling.key_material()}\0"
+        self._prefix = hashlib.blake2b(decided_by.encode("utf-8", "surrogatepass"), digest_size=16)
+        self._repetitions = None if sampling.deterministic else Repetitions()
 
-    def admit(self, prompts: Sequence[Prompt]) -> tuple[list[bytes], list[Request]]:
+    def admit(self, prompts: Sequence[Prompt | Repeated]) -> tuple[list[bytes], list[Request]]:
         """Returns keys and requests; a repetition under a seed gets a seed of its own."""
         sampling = self._sampling
+        seed = sampling.seed
+        given: dict[int, int] = {}
         keys: list[bytes] = []
+        requests: list[Request] = []
         for prompt in prompts:
+            if isinstance(prompt, Repeated):
+                given[len(keys)] = prompt.times_before
+                prompt = prompt.prompt
             hasher = self._prefix.copy()
-            hasher.update(prompt.encode("utf-8", "surrogatepass") if type(prompt) is str else _chat_bytes(prompt))
+            hasher.update(prompt.encode("utf-8", "surrogatepass") if type(prompt) is str else _prompt_bytes(prompt))
             keys.append(hasher.digest())
-        requests = [Request(prompt, sampling, sampling.seed) for prompt in prompts]
+            requests.append(Request(prompt, sampling, seed))
         if self._repetitions is not None:
             times = self._repetitions.count([int.from_bytes(key[:8], "little") for key in keys])
-            for row, time_before in enumerate(times):
-                if time_before:
-                    keys[row] = hashlib.blake2b(keys[row] + b"%d" % time_before, digest_size=16).digest()
-                    if sampling.seed is not None:
+            for row, counted in enumerate(times):
+                times_before = given.get(row, counted)
+                if times_before:
+                    keys[row] = hashlib.blake2b(keys[row] + b"%d" % times_before, digest_size=16).digest()
+                    if seed is not None:
                         # Seeds of one request's n answers follow each other, so its repetition's start n later.
-                        seed = sampling.seed + time_before * sampling.n
-                        requests[row] = requests[row]._replace(seed=seed)
+                        requests[row] = requests[row]._replace(seed=seed + times_before * sampling.n)
         return keys, requests
 
-    encode = staticmethod(encode_answer)
-    decode = staticmethod(decode_answer)
-    failed = staticmethod(Answer.failed)
+    def encode(self, answer: Answer) -> bytes:
+        """Returns an answer as the answers' store keeps it."""
+        return encode_answer(answer)
+
+    def decode(self, value: bytes) -> Answer:
+        """Reads a stored answer."""
+        return decode_answer(value)
+
+    def failed(self, error: ModelError) -> Answer:
+        """Returns the answer of a failed row."""
+        return Answer.failed(error)
 
     def error(self, answer: Answer) -> ModelError | None:
         """Returns why the row failed."""
@@ -74,54 +109,104 @@ class LLMCalls(Calls[Prompt, Request, Answer]):
         """Returns the tokens as the engine counted them."""
         return answer.prompt_tokens, answer.completion_tokens
 
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Returns what the LLM asks for so many tokens."""
-        return self._llm.cost(prompt_tokens, completion_tokens)
+    def cost(self, answer: Answer) -> float | None:
+        """Returns what the answer cost."""
+        return answer.cost
 
     def size(self, request: Request) -> int:
         """Returns the characters of the prompt."""
         prompt = request.prompt
         return len(prompt) if isinstance(prompt, str) else sum(len(str(message.get("content"))) for message in prompt)
 
-
-def answer_prompts(
-    llm: LLM, prompts: Iterable[Prompt], generation: Generation, open_store: StoreOpener, usage: Usage, *, batched: bool
-) -> Iterator[Answer]:
-    """Yields an LLM's answers through the pipeline."""
-    calls = LLMCalls(llm, generation)
-
-    def make_engine(recorder: Recorder[Prompt, Request, Answer]) -> Engine[Request, Answer]:
-        if batched:
-            return BatchEngine(
-                llm.answer_batch,
-                recorder,
-                batch_size=generation.batch_size,
-                adaptive=generation.adaptive_batch_size,
-                window=generation.batch_scheduler_buffer_size,
-            )
-        return ConcurrentEngine(
-            llm.answer,
-            recorder,
-            concurrency=generation.concurrency or llm.default_concurrency,
-            max_tries=llm.max_tries if llm.retry_on_fail else 1,
-            at_end=llm.end_run,
+    def follow_up(self, key: bytes, request: Request, answer: Answer, reason: str) -> tuple[bytes, Request]:
+        """Returns the key and the request that ask again, with the rejected answer and the reason."""
+        prompt = self._follow_up(request, answer, reason)
+        return (
+            hashlib.blake2b(key + b"\0" + _prompt_bytes(prompt), digest_size=16).digest(),
+            request._replace(prompt=prompt),
         )
 
-    return run_calls(
-        calls,
-        prompts,
-        make_engine,
-        open_store,
-        usage,
-        force=generation.force,
-        cache_only=generation.cache_only,
-        raise_errors=generation.on_error == "raise",
-        progress=_progress(llm, prompts, generation),
-    )
+    def rejected(self, answer: Answer, reason: str, cause: ModelError | None) -> Answer:
+        """Returns the rejected answer, its texts kept, with the error of its row."""
+        return answer.with_error(RejectedAnswer.of(answer.text, reason, cause))
 
 
-def _chat_bytes(prompt: Prompt) -> bytes:
-    if isinstance(prompt, str):  # a subclass of str
+class Repetitions:
+    """Counts how often each prompt came before in a run, in a few bytes a prompt however many there are."""
+
+    def number(self, prompts: Iterable[Prompt]) -> list[Repeated]:
+        """Returns prompts with the number of times that each came before, in this call or an earlier one."""
+        given = list(prompts)
+        digests = [hashlib.blake2b(_prompt_bytes(prompt), digest_size=8).digest() for prompt in given]
+        times = self.count([int.from_bytes(digest, "little") for digest in digests])
+        return [Repeated(prompt, count) for prompt, count in zip(given, times, strict=True)]
+
+    def __init__(self) -> None:
+        self._recent: dict[int, int] = {}
+        self._hashes = np.empty(0, np.uint64)
+        self._counts = np.empty(0, np.uint32)
+
+    def count(self, hashes: Sequence[int]) -> list[int]:
+        """Returns for each hash how often it came before, in this call or an earlier one."""
+        recent = self._recent
+        before = self._older(hashes)
+        for position, key in enumerate(hashes):
+            seen = recent.get(key, 0)
+            recent[key] = seen + 1
+            before[position] += seen
+        if len(recent) >= max(_RECENT_AT_LEAST, _RECENT_SHARE * len(self._hashes)):
+            self._compact()
+        return before
+
+    def _older(self, hashes: Sequence[int]) -> list[int]:
+        if not len(self._hashes):
+            return [0] * len(hashes)
+        wanted = np.array(hashes, np.uint64)
+        places = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
+        found: list[int] = np.where(self._hashes[places] == wanted, self._counts[places], 0).tolist()
+        return found
+
+    def _compact(self) -> None:
+        size = len(self._recent)
+        hashes = np.concatenate([self._hashes, np.fromiter(self._recent.keys(), np.uint64, size)])
+        counts = np.concatenate([self._counts, np.fromiter(self._recent.values(), np.uint32, size)])
+        self._recent.clear()
+        order = np.argsort(hashes, kind="stable")
+        hashes = hashes[order]
+        starts = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1]]))
+        self._hashes = hashes[starts]
+        self._counts = np.add.reduceat(counts[order], starts, dtype=np.uint32)
+
+
+def encode_answer(answer: Answer) -> bytes:
+    """Returns an answer as the answers' store keeps it."""
+    # Put together by hand: an encoder that is called for each of a million rows takes four times as long.
+    texts = ",".join(["null" if text is None else encode_basestring(text) for text in answer.texts])
+    reasons = _reasons_json(tuple(answer.finish_reasons))
+    rest = ""
+    if answer.logprobs is not None or answer.reasoning is not None:
+        rest = f",{_dumps(answer.logprobs)}"
+        if answer.reasoning is not None:
+            rest += f",{_dumps(answer.reasoning)}"
+    value = f"[[{texts}],{answer.prompt_tokens},{answer.completion_tokens},{reasons}{rest}]"
+    return value.encode("utf-8", "surrogatepass")
+
+
+def decode_answer(value: bytes) -> Answer:
+    """Reads what `encode_answer` wrote."""
+    texts, prompt_tokens, completion_tokens, finish_reasons, *rest = json.loads(value.decode("utf-8", "surrogatepass"))
+    logprobs = None
+    if rest and rest[0] is not None:
+        logprobs = [
+            [TokenLogprob(token, logprob, tuple((t, p) for t, p in top)) for token, logprob, top in tokens]
+            for tokens in rest[0]
+        ]
+    reasoning = rest[1] if len(rest) > 1 else None
+    return Answer(texts, prompt_tokens, completion_tokens, finish_reasons, logprobs, reasoning, cost=0.0)
+
+
+def _prompt_bytes(prompt: Prompt) -> bytes:
+    if isinstance(prompt, str):
         return prompt.encode("utf-8", "surrogatepass")
     if isinstance(prompt, Sequence) and prompt and all(isinstance(message, Mapping) for message in prompt):
         try:
@@ -138,24 +223,3 @@ def _chat_bytes(prompt: Prompt) -> bytes:
             pass
     shown = repr(prompt)[:200]
     raise ArgumentTypeError(f"A prompt must be a text or a list of chat messages of plain values, not {shown}.")
-
-
-def _progress(llm: LLM, prompts: Iterable[Prompt], generation: Generation) -> Callable[[int], None] | None:
-    """Returns a function that logs a line when `progress_interval` seconds have passed since the last one."""
-    interval = generation.progress_interval
-    if not interval:
-        return None
-    total = generation.total_num_prompts
-    if total is None and isinstance(prompts, Sequence):
-        total = len(prompts)
-    of = f" of {total:,}" if total is not None else ""
-    last = time.monotonic()
-
-    def note(done: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= interval:
-            last = now
-            logger.log(generation.progress_level, "%s: %s%s prompts answered", llm.display_name, f"{done:,}", of)
-
-    return note

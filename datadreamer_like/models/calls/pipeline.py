@@ -1,7 +1,7 @@
-"""One pipeline for everything that is asked of a model: deduplicate, look up, call, store, yield in order.
+"""One pipeline for all calls to models: deduplicate, look up, call, store, check, yield in order.
 
-It is the same for LLMs, embedders and task models, which say in `Calls` what a call is to them, and for both kinds of
-engine: `ConcurrentEngine` keeps many requests under way, `BatchEngine` calls with one batch after another. Memory is
+It is the same for LLMs, embedders and task models, which describe their calls in `Calls`, and for both kinds of
+engine: `ConcurrentEngine` keeps many requests in flight, `BatchEngine` calls with one batch after another. Memory is
 bounded by the window of prompts that were read and are not yet answered, however many prompts there are.
 """
 
@@ -13,11 +13,11 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Generic, Self, TypeVar
 
 from datadreamer_like.errors import ArgumentTypeError, ModelError
-from datadreamer_like.graph.node import working_node
 from datadreamer_like.graph.usage import Usage
 from datadreamer_like.storage.answers import AnswerStore
 
@@ -27,8 +27,23 @@ P = TypeVar("P")
 Q = TypeVar("Q")
 A = TypeVar("A")
 
-# Reading prompts should take about this long at a time: less for each costs speed, more leaves slots waiting.
+# Reading prompts should take about this long at a time: less costs speed, more leaves slots idle.
 _READ_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """What a `parse` function returns for an answer that cannot be used; the model is then asked again.
+
+    Attributes:
+        reason: What is wrong with the answer, in words that the model understands: it is sent to the model.
+
+    Example:
+        >>> def parse(answer, row):
+        ...     return int(answer.text) if answer.text.isdigit() else Rejected("It must be a whole number.")
+    """
+
+    reason: str
 
 
 class Calls(ABC, Generic[P, Q, A]):
@@ -36,7 +51,7 @@ class Calls(ABC, Generic[P, Q, A]):
 
     @abstractmethod
     def admit(self, prompts: Sequence[P]) -> tuple[list[bytes], list[Q]]:
-        """Returns the key and the request of each prompt; equal keys are asked once."""
+        """Returns the key and the request of each prompt; requests with equal keys are sent once."""
 
     @abstractmethod
     def encode(self, answer: A) -> bytes:
@@ -48,46 +63,73 @@ class Calls(ABC, Generic[P, Q, A]):
 
     @abstractmethod
     def failed(self, error: ModelError) -> A:
-        """Returns what stands in a failed row's place."""
+        """Returns the answer of a failed row."""
 
     @abstractmethod
     def error(self, answer: A) -> ModelError | None:
-        """Returns why a row failed, or None; a failed row is not stored."""
+        """Returns why a row failed, or None; the answer of a failed row is not stored."""
 
     def tokens(self, answer: A) -> tuple[int, int]:
         """Returns the prompt's and the answer's tokens."""
         return 0, 0
 
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Returns the price of so many tokens, in US dollars."""
+    def cost(self, answer: A) -> float | None:
+        """Returns what an answer cost, in US dollars; None where that is not known."""
         return 0.0
 
     def size(self, request: Q) -> int:
         """Returns a length by which requests are sorted into batches."""
         return 0
 
+    def follow_up(self, key: bytes, request: Q, answer: A, reason: str) -> tuple[bytes, Q]:
+        """Returns the key and the request that ask again after an answer was rejected."""
+        raise NotImplementedError
+
+    def rejected(self, answer: A, reason: str, cause: ModelError | None) -> A:
+        """Returns a rejected answer as a failed row's; `cause` is why asking again failed, if it did."""
+        raise NotImplementedError
+
 
 class Job(Generic[Q, A]):
-    """One request on its way; `answer` is set once the answer is on disk."""
+    """One prompt's place in the order of the answers, and its request on the way.
 
-    __slots__ = ("answer", "key", "request", "tries")
+    One object a prompt: millions of them pass through, and the garbage collector visits each.
 
-    def __init__(self, key: bytes, request: Q) -> None:
+    Attributes:
+        index: Position of the prompt.
+        key: Key of the request.
+        request: What is sent.
+        tries: Times that the request was sent.
+        received: The answer to the request; set once it is on disk.
+        answer: The answer to yield; set once it is checked.
+        same: Jobs with the same key, which wait for this one's request.
+        rejections: The rejected answers so far, and why.
+    """
+
+    __slots__ = ("answer", "index", "key", "received", "rejections", "request", "same", "tries")
+
+    def __init__(self, index: int, key: bytes, request: Q) -> None:
+        self.index = index
         self.key = key
         self.request = request
         self.tries = 0
+        self.received: A | None = None
         self.answer: A | None = None
+        self.same: list[Job[Q, A]] | None = None
+        self.rejections: list[tuple[A, str]] | None = None
 
 
 class Recorder(Generic[P, Q, A]):
-    """Stores what came back, counts it, and only then shows it to the waiting caller.
+    """Stores answers, counts them, and only then hands them to the waiting caller.
 
     Attributes:
+        stored: Jobs whose answers are on disk and that the caller has not taken yet.
         knows_answers: Whether this run has found or received an answer, so that the model is known to work.
     """
 
     def __init__(self, calls: Calls[P, Q, A], store: AnswerStore, usage: Usage) -> None:
         self.calls = calls
+        self.stored: deque[Job[Q, A]] = deque()
         self.knows_answers = False
         self._store = store
         self._usage = usage
@@ -97,13 +139,18 @@ class Recorder(Generic[P, Q, A]):
         calls = self.calls
         items = []
         prompt_tokens = completion_tokens = requests = 0
+        cost: float | None = 0.0
         for job, answer in finished:
+            job.received = answer
             requests += job.tries
             if calls.error(answer) is None:
                 items.append((job.key, calls.encode(answer)))
-                sent, received = calls.tokens(answer)
-                prompt_tokens += sent
-                completion_tokens += received
+            # A failed row may have been paid for too.
+            sent, received = calls.tokens(answer)
+            prompt_tokens += sent
+            completion_tokens += received
+            price = calls.cost(answer)
+            cost = None if cost is None or price is None else cost + price
         if items:
             self._store.put_many(items)
             self.knows_answers = True
@@ -111,14 +158,13 @@ class Recorder(Generic[P, Q, A]):
             requests=requests,
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
-            cost=calls.cost(prompt_tokens, completion_tokens),
+            cost=cost,
         )
-        for job, answer in finished:
-            job.answer = answer
+        self.stored.extend([job for job, _ in finished])
 
 
 class Engine(ABC, Generic[Q, A]):
-    """Takes jobs and gets them answered, inside its `with` block."""
+    """Takes jobs and gets them answered, inside its `with` block; answers arrive in `Recorder.stored`."""
 
     window: int
     """Most prompts that are read and not yet yielded; it may grow while the run goes on."""
@@ -128,11 +174,11 @@ class Engine(ABC, Generic[Q, A]):
         """Takes jobs over; raises what has ended the run."""
 
     @abstractmethod
-    def wait(self, job: Job[Q, A]) -> A:
-        """Returns the job's answer when it is on disk; raises what has ended the run."""
+    def wait(self) -> None:
+        """Returns when answers have been stored; raises what has ended the run."""
 
     def close(self) -> None:
-        """Ends all work that is under way; called also when the caller is interrupted."""
+        """Ends all work in flight; called also when the caller is interrupted."""
 
     def __enter__(self) -> Self:
         return self
@@ -150,54 +196,55 @@ def run_calls(
     *,
     force: bool = False,
     cache_only: bool = False,
-    raise_errors: bool = False,
+    check: Callable[[int, A], A | Rejected] | None = None,
+    max_follow_ups: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[A]:
-    """Yields the answer to each prompt, in the prompts' order.
+    """Yields the answer to each prompt, in the prompts' order; a failed row's answer holds its error.
 
     Args:
-        calls: What a call is.
+        calls: Describes the calls.
         prompts: Read in the calling thread, at most `window` ahead of the answer that is yielded.
         make_engine: Makes the engine that answers what the store does not hold.
         open_store: Opens the answers' store for this run.
-        usage: Counts requests, cached answers, tokens and failed rows.
-        force: Ask even for what the store holds.
-        cache_only: Raise in place of asking.
-        raise_errors: Raise a failed row's error, in its turn, in place of yielding it.
+        usage: Counts requests, cached answers and tokens.
+        force: Ask also for what the store holds.
+        cache_only: Raise instead of asking.
+        check: Called in the calling thread, in no particular order, with a prompt's position and its answer, stored or
+            new; returns the answer to yield, or `Rejected`, upon which the model is asked again.
+        max_follow_ups: Times that the model is asked again after a rejected answer before the row fails.
         progress: Called now and then with the number of rows yielded so far.
     """
-    rows: deque[A | Job[Q, A]] = deque()
     source = _Source(prompts)
-    failures = _Failures(usage)
     done = 0
     with open_store() as store:
         recorder = Recorder(calls, store, usage)
-        desk = _Desk(recorder, store, usage, force=force, cache_only=cache_only)
+        pending = _Pending(recorder, store, usage, check, max_follow_ups, force=force, cache_only=cache_only)
+        rows = pending.rows
         with make_engine(recorder) as engine:
             while True:
+                if recorder.stored:
+                    engine.submit(pending.take_stored())
+                ready = bool(rows) and rows[0].answer is not None
                 room = 0 if source.ended else engine.window - len(rows)
                 # Before waiting the window is filled up; while there is something to yield only whole chunks are read.
-                if room and (not _head_is_ready(rows) or (room >= source.size and not source.slow)):
-                    engine.submit(desk.admit(source.read(room, most=max(1, engine.window // 4)), rows))
+                if room > 0 and (not ready or (room >= source.size and not source.slow)):
+                    engine.submit(pending.add(source.read(room, most=max(1, engine.window // 4))))
                     if progress is not None:
                         progress(done)
-                    continue
-                if not rows:
-                    break
-                row = rows.popleft()
-                if type(row) is Job:
-                    answer: A = row.answer if row.answer is not None else engine.wait(row)
-                    desk.forget(row)
-                    error = calls.error(answer)
-                    if error is not None:
-                        failures.add(done, error)
-                        if raise_errors:
-                            raise error
+                elif ready:
+                    keep = 0 if source.ended or source.slow else engine.window - source.size
+                    while len(rows) > keep:
+                        answer = rows[0].answer
+                        if answer is None:
+                            break
+                        rows.popleft()
+                        done += 1
+                        yield answer
+                elif rows:
+                    engine.wait()
                 else:
-                    answer = cast(A, row)
-                done += 1
-                yield answer
-    failures.log(done)
+                    return
 
 
 class _Source(Generic[P]):
@@ -226,85 +273,157 @@ class _Source(Generic[P]):
         return chunk
 
 
-class _Desk(Generic[P, Q, A]):
-    """Decides for each prompt whether its answer is known, under way, or has to be asked for."""
+class _Pending(Generic[P, Q, A]):
+    """The rows between being read and being yielded: whether an answer is known, in flight, or has to be asked for.
+
+    Attributes:
+        rows: Those rows, in order.
+    """
 
     def __init__(
-        self, recorder: Recorder[P, Q, A], store: AnswerStore, usage: Usage, *, force: bool, cache_only: bool
+        self,
+        recorder: Recorder[P, Q, A],
+        store: AnswerStore,
+        usage: Usage,
+        check: Callable[[int, A], A | Rejected] | None,
+        max_follow_ups: int,
+        *,
+        force: bool,
+        cache_only: bool,
     ) -> None:
+        self.rows: deque[Job[Q, A]] = deque()
         self._recorder = recorder
         self._store = store
         self._usage = usage
+        self._check = check
+        self._max_follow_ups = max_follow_ups
         self._force = force
         self._cache_only = cache_only
-        self._pending: dict[bytes, Job[Q, A]] = {}
+        self._count = 0
+        self._in_flight: dict[bytes, Job[Q, A]] = {}
         # With `force`, what this run itself has asked is not asked again.
         self._fresh: set[bytes] = set()
+        self._follow_ups: list[Job[Q, A]] = []
 
-    def admit(self, prompts: Sequence[P], rows: deque[A | Job[Q, A]]) -> list[Job[Q, A]]:
-        """Appends an answer or a job to `rows` for each prompt, and returns the new jobs."""
+    def add(self, prompts: Sequence[P]) -> list[Job[Q, A]]:
+        """Appends a job for each prompt, and returns those to submit."""
         if not prompts:
             return []
-        calls = self._recorder.calls
-        keys, requests = calls.admit(prompts)
+        keys, requests = self._recorder.calls.admit(prompts)
+        start = self._count
+        self._count += len(prompts)
+        jobs: list[Job[Q, A]] = [*map(Job, range(start, self._count), keys, requests)]
+        self.rows.extend(jobs)
+        return self._ask(jobs) + self._ask_again()
+
+    def take_stored(self) -> list[Job[Q, A]]:
+        """Gives jobs the answers that have been stored, and returns those to submit again after a rejection."""
+        stored = self._recorder.stored
+        while stored:
+            job = stored.popleft()
+            del self._in_flight[job.key]
+            if self._force:
+                self._fresh.add(job.key)
+            answer, same = job.received, job.same
+            assert answer is not None
+            job.received = job.same = None
+            self._take(job, answer)
+            for other in same or ():
+                self._take(other, answer)
+        return self._ask_again()
+
+    def _ask(self, jobs: Sequence[Job[Q, A]]) -> list[Job[Q, A]]:
+        known = self._store.get_many([job.key for job in jobs])
         if self._force:
-            known = [
-                value if key in self._fresh else None
-                for key, value in zip(keys, self._store.get_many(keys), strict=True)
-            ]
-        else:
-            known = self._store.get_many(keys)
-        jobs: list[Job[Q, A]] = []
-        cached = 0
-        for key, request, value in zip(keys, requests, known, strict=True):
+            known = [value if job.key in self._fresh else None for job, value in zip(jobs, known, strict=True)]
+        decode = self._recorder.calls.decode
+        in_flight = self._in_flight
+        new: list[Job[Q, A]] = []
+        for job, value in zip(jobs, known, strict=True):
             if value is not None:
-                rows.append(calls.decode(value))
-                cached += 1
+                self._take(job, decode(value))
                 continue
-            job = self._pending.get(key)
-            if job is None:
-                job = self._pending[key] = Job(key, request)
-                jobs.append(job)
+            first = in_flight.setdefault(job.key, job)
+            if first is job:
+                new.append(job)
+            elif first.same is None:
+                first.same = [job]
             else:
-                cached += 1
-            rows.append(job)
-        if cached:
-            self._usage.add(cached=cached)
+                first.same.append(job)
+        if len(new) < len(jobs):
+            self._usage.add(cached=len(jobs) - len(new))
             self._recorder.knows_answers = True
-        if jobs and self._cache_only:
+        if new and self._cache_only:
             raise ModelError(
-                f"{len(jobs)} of the last {len(prompts)} prompts have no cached answer, and cache_only=True forbids to "
-                "ask for it. Run without cache_only once."
+                f"{len(new)} of the last {len(jobs)} prompts have no cached answer, and cache_only=True forbids "
+                "sending requests. Run without cache_only once."
             )
-        return jobs
+        return new
 
-    def forget(self, job: Job[Q, A]) -> None:
-        """Lets go of a job whose first row is yielded; later rows find its answer in the store."""
-        if self._pending.pop(job.key, None) is not None and self._force:
-            self._fresh.add(job.key)
+    def _ask_again(self) -> list[Job[Q, A]]:
+        new: list[Job[Q, A]] = []
+        while self._follow_ups:
+            jobs, self._follow_ups = self._follow_ups, []
+            new += self._ask(jobs)
+        return new
+
+    def _take(self, job: Job[Q, A], answer: A) -> None:
+        if self._check is None:
+            job.answer = answer
+            return
+        calls = self._recorder.calls
+        error = calls.error(answer)
+        if error is not None:
+            job.answer = answer if job.rejections is None else calls.rejected(*job.rejections[-1], error)
+            return
+        checked = self._check(job.index, answer)
+        if not isinstance(checked, Rejected):
+            job.answer = checked
+            return
+        job.rejections = [*(job.rejections or ()), (answer, checked.reason)]
+        if len(job.rejections) > self._max_follow_ups:
+            job.answer = calls.rejected(answer, checked.reason, None)
+        else:
+            job.key, job.request = calls.follow_up(job.key, job.request, answer, checked.reason)
+            job.tries = 0
+            self._follow_ups.append(job)
 
 
-class _Failures:
-    """Counts failed rows and says at the end how many there were."""
-
-    def __init__(self, usage: Usage) -> None:
-        self._usage = usage
-        self._count = 0
-        self._first: tuple[int, ModelError] | None = None
-
-    def add(self, row: int, error: ModelError) -> None:
-        self._usage.row_failed(row, str(error))
-        self._count += 1
-        self._first = self._first or (row, error)
-
-    def log(self, rows: int) -> None:
-        # A step that is at work says it itself, by its own rows.
-        if self._first is not None and working_node() is None:
-            logger.warning(
-                "%s of %s prompts failed and have no answer; the first is row %s: %s",
-                f"{self._count:,}", f"{rows:,}", *self._first,
-            )  # fmt: skip
+def log_failures(answers: Iterable[A], error: Callable[[A], ModelError | None], on_error: str) -> Iterator[A]:
+    """Yields answers, and logs at the end how many failed; with `on_error="raise"`, raises the first error."""
+    count = rows = 0
+    first: tuple[int, ModelError] | None = None
+    for answer in answers:
+        failure = error(answer)
+        if failure is not None:
+            if on_error == "raise":
+                raise failure
+            count += 1
+            first = first or (rows, failure)
+        rows += 1
+        yield answer
+    if first is not None:
+        logger.warning(
+            "%s of %s prompts failed and have no answer; the first is row %s: %s", f"{count:,}", f"{rows:,}", *first
+        )
 
 
-def _head_is_ready(rows: deque[Any]) -> bool:
-    return bool(rows) and (type(rows[0]) is not Job or rows[0].answer is not None)
+def progress_logger(
+    who: str, what: str, prompts: Iterable[object], total: int | None, interval: float | None, level: int
+) -> Callable[[int], None] | None:
+    """Returns a function of the rows done that logs a line at most every `interval` seconds; None for no interval."""
+    if not interval:
+        return None
+    if total is None and isinstance(prompts, Sequence):
+        total = len(prompts)
+    of = f" of {total:,}" if total is not None else ""
+    last = time.monotonic()
+
+    def log(done: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= interval:
+            last = now
+            logger.log(level, "%s: %s%s %s", who, f"{done:,}", of, what)
+
+    return log

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from datadreamer_like.errors import ArgumentTypeError, BadRequest, DefinitionError, ModelError, did_you_mean
-from datadreamer_like.graph.fingerprint import fingerprint
 
-from .pipeline import Calls
-
-if TYPE_CHECKING:
-    from ..task_models.task_model import TaskModel
-
-logger = logging.getLogger("datadreamer_like")
+from .pipeline import Calls, log_failures, progress_logger
 
 
 class TextOptions(TypedDict, total=False):
@@ -90,24 +83,8 @@ class TextRun:
 
     def progress(self, texts: Iterable[object], who: str) -> Callable[[int], None] | None:
         """Returns a function that logs a line when `progress_interval` seconds have passed since the last one."""
-        interval = self.progress_interval
-        if not interval:
-            return None
         level = self.log_level if self.log_level is not None else logging.INFO if self.verbose else logging.DEBUG
-        total = self.total_num_texts
-        if total is None and isinstance(texts, Sequence):
-            total = len(texts)
-        of = f" of {total:,}" if total is not None else ""
-        last = time.monotonic()
-
-        def note(done: int) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if now - last >= interval:
-                last = now
-                logger.log(level, "%s: %s%s texts done", who, f"{done:,}", of)
-
-        return note
+        return progress_logger(who, "texts done", texts, self.total_num_texts, self.progress_interval, level)
 
 
 @dataclass(slots=True)
@@ -128,16 +105,15 @@ class Computed:
 
 
 class TextCalls(Calls[str, str, Computed]):
-    """Calls of one task model; a key is a hash of its identity, what the run asks for, and the text.
+    """Calls of one task model; a key is a hash of its identity and the text.
 
     Args:
-        model: The model.
-        asks: What decides the results beside model and text.
+        identity: Hash of all that decides the results besides the text.
+        decode: Reads a stored value.
     """
 
-    def __init__(self, model: TaskModel[Any], asks: Mapping[str, Any]) -> None:
-        self._model = model
-        identity = fingerprint([model, dict(asks)], what=type(model).__name__)
+    def __init__(self, identity: str, decode: Callable[[bytes], Any]) -> None:
+        self._decode = decode
         self._prefix = hashlib.blake2b(identity.encode(), digest_size=16)
 
     def admit(self, prompts: Sequence[str]) -> tuple[list[bytes], list[str]]:
@@ -157,7 +133,7 @@ class TextCalls(Calls[str, str, Computed]):
 
     def decode(self, value: bytes) -> Computed:
         """Reads a stored result."""
-        return Computed(self._model.decode_value(value))
+        return Computed(self._decode(value))
 
     def failed(self, error: ModelError) -> Computed:
         """Returns a row without a result."""
@@ -174,6 +150,14 @@ class TextCalls(Calls[str, str, Computed]):
     def size(self, request: str) -> int:
         """Returns the characters of the text."""
         return len(request) if isinstance(request, str) else 0
+
+
+def values_of(results: Iterable[Computed], options: Mapping[str, Any]) -> Any:
+    """Returns what `run` returns: a list of values, or a generator with `return_generator`; None for a failed row."""
+    run = TextRun.from_options(options)
+    results = log_failures(results, lambda result: result.error, run.on_error)
+    values = (result.value for result in results)
+    return values if run.return_generator else list(values)
 
 
 def not_a_text(value: object) -> BadRequest:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from typing_extensions import Unpack
 
-from ..calls.text_calls import TextOptions
+from ..calls.text_calls import Computed, TextOptions, values_of
 from ..task_models.task_model import TaskModel
 
 Vector: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
@@ -57,9 +57,16 @@ class Embedder(TaskModel[Vector]):
         Raises:
             ModelError: A row failed and `on_error="raise"`.
         """
-        return self._run(texts, truncate, {"instruction": instruction}, options)
+        return values_of(self.results(texts, truncate, instruction, **options), options)
 
-    def _count(self, text: str, asks: Mapping[str, Any]) -> int:
+    def results(
+        self, texts: Iterable[str], truncate: bool = False, instruction: str | None = None, **options: Any
+    ) -> Iterator[Computed]:
+        """Like `run`, but yields whole results, in the texts' order: the vector, or the error of a failed row."""
+        return self.results_of(texts, truncate, {"instruction": instruction}, options)
+
+    def count_input_tokens(self, text: str, asks: Mapping[str, Any]) -> int:
+        """Returns the number of tokens of a text with what this run puts before it."""
         return self.count_tokens(f"{asks['instruction']}{text}" if asks.get("instruction") else text)
 
     def encode_value(self, value: Vector) -> bytes:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MalformedAnswer, ModelError, did_you_mean
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, did_you_mean
+
+from .schema import json_schema_of, schema_of_response_format
 
 Message: TypeAlias = Mapping[str, Any]
 """One chat message: `{"role": "user", "content": "..."}`."""
@@ -30,8 +33,7 @@ class GenerationOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float] | None
     seed: int | None
     top_logprobs: int | None
-    json_schema: Mapping[str, Any] | None
-    response_format: Mapping[str, Any] | None
+    schema: Mapping[str, Any] | type[Any] | None
     batch_size: int
     batch_scheduler_buffer_size: int | None
     adaptive_batch_size: bool
@@ -61,7 +63,7 @@ class Sampling:
         seed: Makes sampling repeatable where the engine can.
         top_logprobs: Log-probabilities of this many likeliest tokens at each position; 0 gives those of the
             chosen tokens alone, None gives none.
-        response_format: Shape of the answer, as in OpenAI's API; `json_schema=...` is the short way to say it.
+        schema: JSON schema that the answer must fit; a pydantic model class is turned into its schema.
         extra: Options that only this provider knows.
     """
 
@@ -74,21 +76,13 @@ class Sampling:
     logit_bias: Mapping[int, float] | None = None
     seed: int | None = None
     top_logprobs: int | None = None
-    response_format: Mapping[str, Any] | None = None
+    schema: Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def deterministic(self) -> bool:
         """Whether asking twice is meant to give the same answer."""
         return self.temperature == 0 or self.top_p == 0
-
-    @property
-    def json_schema(self) -> Mapping[str, Any] | None:
-        """The JSON schema that the answer must fit, if there is one."""
-        if self.response_format is None or self.response_format.get("type") != "json_schema":
-            return None
-        schema: Mapping[str, Any] = self.response_format["json_schema"]["schema"]
-        return schema
 
     def key_material(self) -> str:
         """Returns a text that differs whenever two samplings may answer differently.
@@ -98,6 +92,8 @@ class Sampling:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         default = Sampling()
         changed = {name: value for name, value in values.items() if value != getattr(default, name)}
+        if self.schema is not None:
+            changed["schema"] = json.dumps(self.schema)  # unsorted: some engines write properties in this order
         return json.dumps(changed, sort_keys=True, default=str)
 
 
@@ -166,11 +162,12 @@ class Generation:
         given = {name: value for name, value in options.items() if name not in extra}
         given = {name: _number(name, value) for name, value in given.items()}
         given["stop"] = _stop(given.get("stop"))
-        given["response_format"] = _response_format(given.pop("json_schema", None), given.get("response_format"))
+        given["logit_bias"] = _logit_bias(given.get("logit_bias"))
+        given["schema"] = _schema(given.get("schema"), options.get("response_format"))
         own = {f.name for f in fields(Sampling)}
         sampling = Sampling(
             **{name: value for name, value in given.items() if name in own},
-            extra={name: value for name, value in options.items() if name in extra},
+            extra={name: value for name, value in options.items() if name in extra and name != "response_format"},
         )
         rest = {name: value for name, value in given.items() if name not in own}
         if rest.get("concurrency") is None and "batch_size" in rest:
@@ -223,12 +220,17 @@ class Answer:
     """What came back for one prompt.
 
     Attributes:
-        texts: `n` texts; None where the model gave no text.
+        texts: `n` texts, without the model's thoughts; None where the model gave no text.
         prompt_tokens: Tokens of the prompt, as the engine counted them.
         completion_tokens: Tokens of all texts together.
         finish_reasons: Why each text ended: "stop", "length", "content_filter", ...
         logprobs: For each text its tokens, where they were asked for.
-        error: Why there is no answer; `texts` is empty then.
+        reasoning: For each text the model's thoughts, where it shows any; they are no part of the text.
+        cached_tokens: Tokens of the prompt that the provider found in its own prompt cache.
+        cost: US dollars; 0 for a model that runs here and for an answer found in our cache, None where the price is
+            not known.
+        error: Why the row failed; `texts` is empty then, or holds a rejected answer.
+        value: What a step's `parse` made of the texts; never stored.
     """
 
     texts: Sequence[str | None]
@@ -236,28 +238,41 @@ class Answer:
     completion_tokens: int = 0
     finish_reasons: Sequence[str | None] = ()
     logprobs: Sequence[Sequence[TokenLogprob]] | None = None
+    reasoning: Sequence[str | None] | None = None
+    cached_tokens: int = 0
+    cost: float | None = None
     error: ModelError | None = None
+    value: Any = None
 
     @property
     def text(self) -> str | None:
-        """The first text; None for a failed row."""
+        """The first text; None where there is none."""
         return self.texts[0] if self.texts else None
 
     @classmethod
     def failed(cls, error: ModelError) -> Answer:
         """Returns the answer that stands in a failed row's place."""
-        return cls((), error=error)
+        return cls((), cost=0.0, error=error)
 
+    def each(self) -> list[Answer]:
+        """Returns its texts as answers of one text each; tokens and cost stay with the whole."""
+        return [
+            Answer(
+                [text],
+                finish_reasons=self.finish_reasons[index : index + 1],
+                logprobs=None if self.logprobs is None else self.logprobs[index : index + 1],
+                reasoning=None if self.reasoning is None else self.reasoning[index : index + 1],
+            )
+            for index, text in enumerate(self.texts)
+        ]
 
-def missing_text(finish_reason: str | None, refusal: str | None = None) -> ModelError:
-    """Returns the error of a row whose answer holds no text at all."""
-    if refusal:
-        return ModelError(f"The model refused to answer: {refusal}")
-    if finish_reason == "content_filter":
-        return ModelError("The provider's content filter withheld the answer. Change the prompt.")
-    if finish_reason == "length":
-        return ModelError("The model used up its tokens before it wrote any text. Give it more max_new_tokens.")
-    return MalformedAnswer(f"The answer holds no text (finish reason {finish_reason!r}).")
+    def with_error(self, error: ModelError) -> Answer:
+        """Returns this answer as a failed row's; its texts are kept."""
+        return replace(self, error=error)
+
+    def with_value(self, value: Any) -> Answer:
+        """Returns this answer with what `parse` made of it."""
+        return replace(self, value=value)
 
 
 _WHOLE = {"max_new_tokens", "n", "seed", "top_logprobs", "batch_size", "batch_scheduler_buffer_size", "concurrency"}
@@ -268,7 +283,9 @@ def _number(name: str, value: Any) -> Any:
     if value is None or name not in _WHOLE | _REAL:
         return value
     number: Any = value
-    if not isinstance(value, numbers.Real) or (name in _WHOLE and number != int(number)):
+    if not isinstance(value, numbers.Real) or (
+        name in _WHOLE and not (math.isfinite(number) and number == int(number))
+    ):
         kind = "a whole number" if name in _WHOLE else "a number"
         raise ArgumentTypeError(f'Generation option "{name}" must be {kind}, not {value!r}.')
     # One type for each, so that `temperature=0` and `temperature=0.0` have the same key.
@@ -279,20 +296,31 @@ def _stop(stop: object) -> tuple[str, ...]:
     if stop is None:
         return ()
     if isinstance(stop, str):
-        return (stop,)
+        stop = (stop,)
     if isinstance(stop, Sequence) and all(isinstance(text, str) for text in stop):
-        return tuple(stop)
+        # Every answer contains the empty text, so it would end each before its first token.
+        return tuple(text for text in stop if text)
     raise ArgumentTypeError(f'"stop" must be a text or a list of texts, not {stop!r}.')
 
 
-def _response_format(schema: Mapping[str, Any] | None, given: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    if schema is None:
-        return given
-    if given is not None:
-        raise DefinitionError(
-            'Give "json_schema" or "response_format", not both: the first is a short form of the second.'
-        )
-    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema), "strict": True}}
+def _logit_bias(bias: object) -> dict[int, float] | None:
+    if bias is None:
+        return None
+    try:
+        numbers_of = {int(token): float(value) for token, value in bias.items()}  # type: ignore[attr-defined]
+    except (AttributeError, TypeError, ValueError):
+        numbers_of = {-1: math.nan}
+    if any(token < 0 or math.isnan(value) for token, value in numbers_of.items()):
+        raise ArgumentTypeError(f'"logit_bias" must be a dict from token ids to numbers, not {bias!r}.')
+    return numbers_of or None
+
+
+def _schema(schema: object, response_format: object) -> Mapping[str, Any] | None:
+    if response_format is not None:
+        if schema is not None:
+            raise DefinitionError('Give "schema" or "response_format", not both: they say the same.')
+        schema = schema_of_response_format(response_format)
+    return None if schema is None else json_schema_of(schema)
 
 
 def _check(generation: Generation) -> None:
@@ -300,9 +328,11 @@ def _check(generation: Generation) -> None:
     wrong = {
         "n": sampling.n < 1,
         "max_new_tokens": sampling.max_new_tokens is not None and sampling.max_new_tokens < 1,
-        "temperature": sampling.temperature < 0,
+        "temperature": not 0 <= sampling.temperature < math.inf,
         "top_p": not 0 <= sampling.top_p <= 1,
         "top_logprobs": sampling.top_logprobs is not None and sampling.top_logprobs < 0,
+        "repetition_penalty": sampling.repetition_penalty is not None
+        and not 0 < sampling.repetition_penalty < math.inf,
         "batch_size": generation.batch_size < 1,
         "concurrency": generation.concurrency is not None and generation.concurrency < 1,
         "on_error": generation.on_error not in ("keep", "raise"),
@@ -311,7 +341,21 @@ def _check(generation: Generation) -> None:
         if bad:
             value = getattr(sampling, name, None) if hasattr(sampling, name) else getattr(generation, name)
             raise DefinitionError(f'Generation option "{name}" cannot be {value!r}; expected {_EXPECTED[name]}.')
+    for name, (least, most) in _EXTRA_RANGES.items():
+        extra = sampling.extra.get(name)
+        if extra is not None and not (isinstance(extra, numbers.Real) and least <= float(extra) <= most):
+            raise DefinitionError(
+                f'Generation option "{name}" cannot be {extra!r}; expected a number from {least} to {most}.'
+            )
 
+
+_EXTRA_RANGES = {
+    "top_k": (0, math.inf),
+    "min_p": (0, 1),
+    "typical_p": (0, 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+}
 
 _EXPECTED = {
     "n": "at least 1",
@@ -319,6 +363,7 @@ _EXPECTED = {
     "temperature": "0 or more",
     "top_p": "a number from 0 to 1",
     "top_logprobs": "0 or more, or None",
+    "repetition_penalty": "a number above 0, or None",
     "batch_size": "at least 1",
     "concurrency": "at least 1, or None",
     "on_error": '"keep" or "raise"',

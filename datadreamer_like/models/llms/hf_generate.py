@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .answer_text import answer_of, answer_text
 from .generation import Answer, Sampling
 from .hf_sampler import RowSampler, StopTexts
 
@@ -59,10 +60,11 @@ def generate(
             first = index * repeats
             logprobs = [sampler.logprobs(first + j % repeats, len(own[j].ids), tokenizer) for j in range(sampling.n)]
         answers.append(
-            Answer(
-                texts=[text.text for text in own],
+            answer_of(
+                [answer_text(text.text, text.finish_reason) for text in own],
                 prompt_tokens=len(prompt),
                 completion_tokens=sum(text.tokens for text in own),
+                cost=0.0,
                 finish_reasons=[text.finish_reason for text in own],
                 logprobs=logprobs,
             )

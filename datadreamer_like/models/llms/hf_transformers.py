@@ -5,19 +5,17 @@ from __future__ import annotations
 import gc
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
-
-from typing_extensions import Unpack
 
 from datadreamer_like.errors import BadRequest, DefinitionError, MethodMisfit, PromptTooLong, require_extra
 
 from ..trained.hf_source import HOW_FETCHED, hf_source, loading
 from ..trained.model_facts import is_bidirectional, model_max_length
 from .chat_template import AUTO, Auto, checked, fill, given_text, is_text_template
-from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
+from .generation import Answer, Prompt, Request, Sampling
 from .llm import LLM
 
 if TYPE_CHECKING:
@@ -166,6 +164,11 @@ class HFTransformers(LLM):
             options["quantization_config"] = self.quantization_config
         if self.dtype is not None:
             options["dtype"] = self.dtype
+            import torch
+
+            name = str(self.dtype).removeprefix("torch.")
+            if name != "auto" and not isinstance(getattr(torch, name, None), torch.dtype):
+                raise DefinitionError(f'dtype cannot be {self.dtype!r}; expected a torch dtype such as "bfloat16".')
         elif getattr(self.config, "quantization_config", None) is None:
             # Processors without bf16 units compute in it several times slower than in float32.
             options["dtype"] = "float32" if str(device) == "cpu" else "auto"
@@ -181,15 +184,20 @@ class HFTransformers(LLM):
             free = {device: torch.cuda.mem_get_info(device)[0] for device in self.device}
             return "map", {"device_map": "auto", "max_memory": free}
         if self.device is not None:
-            return torch.device(self.device), {}
+            try:
+                return torch.device(self.device), {}
+            except (RuntimeError, TypeError) as error:
+                raise DefinitionError(f"device cannot be {self.device!r}: {error}.") from error
         return torch.device("cuda" if torch.cuda.is_available() else "cpu"), {}
 
     # What the pipeline asks.
 
-    def answers(self, prompts: Iterable[Prompt], **options: Unpack[GenerationOptions]) -> Iterator[Answer]:
-        """Like `LLM.answers`, with `adaptive_batch_size=True` unless it is given."""
-        options.setdefault("adaptive_batch_size", True)
-        return super().answers(prompts, **options)
+    @property
+    def takes_chat(self) -> bool:
+        """Whether the tokenizer's chat template is applied to a text."""
+        template = self.chat_prompt_template
+        chat: Any = self.tokenizer.chat_template
+        return chat is not None and template is not None and not is_text_template(template)
 
     def identity(self) -> dict[str, Any]:
         """Returns the model's content or name, and all options that decide an answer."""
@@ -206,9 +214,10 @@ class HFTransformers(LLM):
 
     def check(self, sampling: Sampling) -> None:
         """Refuses shaped answers, and more new tokens than the context holds."""
-        if sampling.response_format is not None:
+        if sampling.schema is not None:
             raise DefinitionError(
-                "HFTransformers cannot keep answers to a JSON schema or response_format. Use LlamaCPP, or an API."
+                "HFTransformers cannot constrain answers to a schema. Use LlamaCPP or an API, or describe the schema "
+                "in the prompt and check the answers."
             )
         wanted = sampling.max_new_tokens
         if wanted is not None and not self.config.is_encoder_decoder and wanted >= self._context_length:
@@ -256,8 +265,7 @@ class HFTransformers(LLM):
     def _ids(self, prompt: Prompt) -> list[int]:
         tokenizer: Any = self.tokenizer
         template = self.chat_prompt_template
-        chat = tokenizer.chat_template is not None and template is not None and not is_text_template(template)
-        if chat or not isinstance(prompt, str):
+        if self.takes_chat or not isinstance(prompt, str):
             messages = Request(prompt, Sampling()).messages(given_text(self.system_prompt))
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

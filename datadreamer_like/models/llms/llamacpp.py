@@ -13,12 +13,14 @@ from typing import Any, ClassVar
 from datadreamer_like.errors import DefinitionError, PromptTooLong, did_you_mean, require_extra
 from datadreamer_like.storage.digests import file_digest
 
+from .answer_text import answer_of, answer_text
 from .chat_template import AUTO, Auto, checked, fill, given_text, is_text_template
 from .generation import Answer, Prompt, Request, Sampling, TokenLogprob
 from .gguf_file import find_gguf
 from .gguf_header import GGUFHeader, read_gguf_header
 from .llamacpp_server import Completion, LlamaServer, ServerOptions
 from .llm import LLM
+from .schema import check_llamacpp_schema
 
 _DEFAULT_CONTEXT_LENGTH = 2048
 
@@ -59,6 +61,7 @@ class LlamaCPP(LLM):
         ['Red, blue and green.']
     """
 
+    enforces_schemas: ClassVar[bool] = True
     extra_options: ClassVar[frozenset[str]] = frozenset(
         {"top_k", "min_p", "typical_p", "presence_penalty", "frequency_penalty", "grammar"}
     )
@@ -155,7 +158,11 @@ class LlamaCPP(LLM):
         }
 
     def check(self, sampling: Sampling) -> None:
-        """Refuses more new tokens than a slot can hold."""
+        """Refuses more new tokens than a slot can hold, and a schema that llama.cpp's grammars cannot keep."""
+        if sampling.schema is not None:
+            if "grammar" in sampling.extra:
+                raise DefinitionError('Give "schema" or "grammar", not both: each constrains the whole answer.')
+            check_llamacpp_schema(sampling.schema)
         if sampling.max_new_tokens is not None and sampling.max_new_tokens >= self.context_length:
             raise DefinitionError(
                 f"max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt: {self.display_name} has a "
@@ -192,19 +199,20 @@ class LlamaCPP(LLM):
         return completion
 
     def _prompt_body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
-        schema = sampling.response_format
-        if self._is_chat(prompt):
+        schema = sampling.schema
+        if self.takes_chat or not isinstance(prompt, str):
             messages = Request(prompt, sampling).messages(given_text(self.system_prompt))
-            return {"messages": messages} | ({"response_format": schema} if schema else {})
+            shape = {"type": "json_schema", "json_schema": {"schema": schema}}
+            return {"messages": messages} | ({"response_format": shape} if schema is not None else {})
         body: dict[str, Any] = {"prompt": self._plain_prompt(str(prompt))}
-        if schema:
-            body["json_schema"] = sampling.json_schema or schema.get("schema") or {"type": "object"}
+        if schema is not None:
+            body["json_schema"] = schema
         return body
 
-    def _is_chat(self, prompt: Prompt) -> bool:
+    @property
+    def takes_chat(self) -> bool:
+        """Whether a chat template is applied to a text."""
         template = self.chat_prompt_template
-        if not isinstance(prompt, str):
-            return True
         if isinstance(template, Auto):
             return "tokenizer.chat_template" in self._header.values
         return template is not None and not is_text_template(template)
@@ -220,7 +228,7 @@ class LlamaCPP(LLM):
 
     def final_count_tokens(self, value: str) -> int:
         """Returns the number of tokens of a text as a whole prompt, with the chat template's own tokens."""
-        if self._is_chat(value):
+        if self.takes_chat:
             messages = Request(value, Sampling()).messages(given_text(self.system_prompt))
             return len(self.server.tokenize(self.server.apply_template(messages), special=True))
         return len(self.server.tokenize(self._plain_prompt(value), special=True))
@@ -290,10 +298,12 @@ def _answer(completions: list[Completion], sampling: Sampling) -> Answer:
     logprobs = None
     if sampling.top_logprobs is not None:
         logprobs = [[_token(token, sampling.top_logprobs) for token in each.tokens] for each in completions]
-    return Answer(
-        texts=[each.text for each in completions],
+    shaped = sampling.schema is not None
+    return answer_of(
+        [answer_text(each.text, each.finish_reason, reasoning=each.reasoning, shaped=shaped) for each in completions],
         prompt_tokens=completions[0].prompt_tokens,
         completion_tokens=sum(each.completion_tokens for each in completions),
+        cost=0.0,
         finish_reasons=[each.finish_reason for each in completions],
         logprobs=logprobs,
     )

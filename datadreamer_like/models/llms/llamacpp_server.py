@@ -51,6 +51,7 @@ class Completion:
     """One generated text, as the server told it piece by piece."""
 
     text: str = ""
+    reasoning: str = ""
     finish_reason: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -217,7 +218,9 @@ def _parameters(xllamacpp: Any, options: ServerOptions, key: str, patient: bool)
 def _add(completion: Completion, chunk: Mapping[str, Any]) -> None:
     for choice in chunk.get("choices", ()):
         # A chat tells a delta, a plain completion a text.
-        completion.text += choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+        delta = choice.get("delta") or {}
+        completion.text += choice.get("text") or delta.get("content") or ""
+        completion.reasoning += delta.get("reasoning_content") or ""
         completion.tokens += (choice.get("logprobs") or {}).get("content") or []
         completion.finish_reason = choice.get("finish_reason") or completion.finish_reason
     if usage := chunk.get("usage"):

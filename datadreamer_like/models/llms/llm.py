@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 from typing_extensions import Unpack
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, PromptTooLong
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, PromptTooLong, RejectedAnswer
+from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.usage import current_usage
 
+from ..calls.batch_engine import BatchEngine
 from ..calls.cache import model_answers
-from ..calls.llm_calls import answer_prompts
+from ..calls.concurrent_engine import ConcurrentEngine
+from ..calls.llm_calls import LLMCalls, Repeated
+from ..calls.pipeline import Engine, Recorder, Rejected, log_failures, progress_logger, run_calls
 from ..model import Model
 from .generation import Answer, Generation, GenerationOptions, Prompt, Request, Sampling
 
@@ -52,6 +58,12 @@ class LLM(Model):
     default_concurrency: int = 32
     """Requests at once where a run does not say."""
 
+    default_adaptive_batch_size: ClassVar[bool] = False
+    """Whether batches are halved when memory runs out, where a run does not say."""
+
+    enforces_schemas: ClassVar[bool] = False
+    """Whether the engine itself keeps answers to a JSON schema."""
+
     max_context_length: int | None = None
     """The context window in tokens, where the script gave one: it decides how many examples a prompt shows."""
 
@@ -89,9 +101,25 @@ class LLM(Model):
             DefinitionError: An option is not supported here.
         """
 
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Returns the price of so many tokens in US dollars; 0 where it is not known."""
-        return 0.0
+    def follow_up(self, request: Request, answer: Answer, reason: str) -> Prompt:
+        """Returns the prompt that asks again after an answer was rejected.
+
+        By default the conversation goes on: the prompt, the rejected answer, the reason. For a model that takes plain
+        texts (`takes_chat` is False) the three are one text.
+        """
+        said = answer.text or ""
+        if isinstance(request.prompt, str) and not self.takes_chat:
+            return f"{request.prompt}{said}\n\n{reason}\n\n"
+        return [
+            *request.messages(),
+            {"role": "assistant", "content": said},
+            {"role": "user", "content": f"That answer cannot be used. {reason} Answer again."},
+        ]
+
+    @property
+    def takes_chat(self) -> bool:
+        """Whether a text is sent as a chat message; False for models that continue a plain text."""
+        return True
 
     def count_tokens(self, value: str) -> int:
         """Returns the number of tokens of a text; a cautious estimate where the tokenizer is not at hand."""
@@ -137,22 +165,79 @@ class LLM(Model):
             ModelError: A row failed and `on_error="raise"`.
         """
         generation = Generation.from_options(options, self.extra_options)
+        answers = log_failures(self.answers(prompts, **options), lambda answer: answer.error, generation.on_error)
         single = generation.sampling.n == 1
-        generated = (_generated(answer, single) for answer in self.answers(prompts, **options))
+        generated = (_generated(answer, single) for answer in answers)
         return generated if generation.return_generator else list(generated)
 
-    def answers(self, prompts: Iterable[Prompt], **options: Unpack[GenerationOptions]) -> Iterator[Answer]:
-        """Like `run`, but yields whole answers: texts, tokens, finish reasons, log-probabilities, error."""
+    def answers(
+        self,
+        prompts: Iterable[Prompt | Repeated],
+        *,
+        check: Callable[[int, Answer], Answer | Rejected] | None = None,
+        max_follow_ups: int = 1,
+        **options: Unpack[GenerationOptions],
+    ) -> Iterator[Answer]:
+        """Like `run`, but yields whole answers: texts, tokens, finish reasons, log-probabilities, error.
+
+        Args:
+            prompts: As for `run`. A run that sees only a part of the prompts takes each as `Repeated`, so that
+                repetitions are counted over all of them.
+            check: Called with a prompt's position and its answer, new or from the cache, in no particular order and in
+                the calling thread. It returns the answer to yield, or `Rejected`: then the model is asked again with
+                the reason, and the new answer is checked. Rejected answers stay in the cache, and are rejected again.
+            max_follow_ups: Times that a prompt is asked again before its row fails with `RejectedAnswer`.
+            **options: See `GenerationOptions`; `on_error` and `return_generator` change nothing here.
+
+        Raises:
+            ArgumentTypeError: `prompts` is a single text.
+        """
         if isinstance(prompts, str):
             raise ArgumentTypeError(
                 f"prompts is one text, {prompts[:40]!r}; it must be a list of prompts. Put it into a list."
             )
-        generation = Generation.from_options(options, self.extra_options)
-        usage = current_usage()
         if overrides_only_run(self):
-            return _answers_from_run(self, prompts, options)
+            return _answers_from_run(self, prompts, options, check, max_follow_ups)
+        options = {"adaptive_batch_size": self.default_adaptive_batch_size, **options}
+        generation = Generation.from_options(options, self.extra_options)
         self.check(generation.sampling)
-        return answer_prompts(self, prompts, generation, model_answers(self), usage, batched=answers_in_batches(self))
+
+        def make_engine(recorder: Recorder[Prompt | Repeated, Request, Answer]) -> Engine[Request, Answer]:
+            if answers_in_batches(self):
+                return BatchEngine(
+                    self.answer_batch,
+                    recorder,
+                    batch_size=generation.batch_size,
+                    adaptive=generation.adaptive_batch_size,
+                    window=generation.batch_scheduler_buffer_size,
+                )
+            return ConcurrentEngine(
+                self.answer,
+                recorder,
+                concurrency=generation.concurrency or self.default_concurrency,
+                max_tries=self.max_tries if self.retry_on_fail else 1,
+                at_end=self.end_run,
+            )
+
+        return run_calls(
+            LLMCalls(fingerprint(self), generation.sampling, self.follow_up),
+            prompts,
+            make_engine,
+            model_answers(self),
+            current_usage(),
+            force=generation.force,
+            cache_only=generation.cache_only,
+            check=check,
+            max_follow_ups=max_follow_ups,
+            progress=progress_logger(
+                self.display_name,
+                "prompts answered",
+                prompts,
+                generation.total_num_prompts,
+                generation.progress_interval,
+                generation.progress_level,
+            ),
+        )
 
     def format_prompt(
         self,
@@ -217,15 +302,46 @@ def overrides_only_run(llm: LLM) -> bool:
 
 
 def _generated(answer: Answer, single: bool) -> Generated:
-    if single:
-        return answer.text
-    return None if answer.error is not None else list(answer.texts)
+    if answer.error is not None:
+        return None
+    return answer.text if single else list(answer.texts)
 
 
-def _answers_from_run(llm: LLM, prompts: Iterable[Prompt], options: GenerationOptions) -> Iterator[Answer]:
+def _answers_from_run(
+    llm: LLM,
+    prompts: Iterable[Prompt | Repeated],
+    options: GenerationOptions,
+    check: Callable[[int, Answer], Answer | Rejected] | None,
+    max_follow_ups: int,
+) -> Iterator[Answer]:
     given: GenerationOptions = {**options, "return_generator": True}
-    for generated in llm.run(prompts, **given):
-        if generated is None:
-            yield Answer.failed(ModelError(f"{llm.display_name} gave no answer."))
-        else:
-            yield Answer([generated] if isinstance(generated, str) else list(generated))
+    sampling = Sampling()
+    asked: deque[Prompt] = deque()
+
+    def plain() -> Iterator[Prompt]:
+        for prompt in prompts:
+            asked.append(prompt.prompt if isinstance(prompt, Repeated) else prompt)
+            yield asked[-1]
+
+    for index, generated in enumerate(llm.run(plain(), **given)):
+        answer = _answer_of(llm, generated)
+        request = Request(asked.popleft(), sampling)
+        for follow_ups in count():
+            if check is None or answer.error is not None:
+                break
+            checked = check(index, answer)
+            if not isinstance(checked, Rejected):
+                answer = checked
+                break
+            if follow_ups == max_follow_ups:
+                answer = answer.with_error(RejectedAnswer.of(answer.text, checked.reason))
+                break
+            request = Request(llm.follow_up(request, answer, checked.reason), sampling)
+            answer = _answer_of(llm, next(iter(llm.run([request.prompt], **given))))
+        yield answer
+
+
+def _answer_of(llm: LLM, generated: Generated) -> Answer:
+    if generated is None:
+        return Answer.failed(ModelError(f"{llm.display_name} gave no answer."))
+    return Answer([generated] if isinstance(generated, str) else list(generated))

@@ -1,58 +1,119 @@
-"""Chat completions, as the OpenAI SDK gives them, read as answers."""
+"""Reads what servers of OpenAI's protocol send: chat completions as answers, and the context window of a model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datadreamer_like.errors import MalformedAnswer
 
-from .generation import Answer, Sampling, TokenLogprob, missing_text
+from .answer_text import AnswerText, answer_of, answer_text
+from .generation import Answer, Sampling, TokenLogprob
+from .prices import Prices, total_cost
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletion
     from openai.types.chat.chat_completion import Choice
 
 
-def read_answer(completions: Sequence[ChatCompletion], sampling: Sampling, address: str) -> Answer:
+def read_answer(
+    completions: Sequence[ChatCompletion], sampling: Sampling, address: str, prices: Prices | None = None
+) -> Answer:
     """Returns one answer from the completions that were needed for its `n` texts.
 
-    An answer without any text is a failed row: refused, filtered, or cut off before the first word.
+    Args:
+        completions: What the SDK returned.
+        sampling: The options of the request.
+        address: The server's address, for messages.
+        prices: The model's prices, where they are known.
 
     Raises:
-        MalformedAnswer: The server at `address` left out what every completion has.
+        MalformedAnswer: The server left out what every completion has.
     """
     choices = [choice for completion in completions for choice in completion.choices][: sampling.n]
+    shaped = sampling.schema is not None
     try:
-        texts = [_valid(choice.message.content) for choice in choices]
-        reasons = [choice.finish_reason for choice in choices]
-        if all(text is None for text in texts):
-            return Answer.failed(missing_text(reasons[0], getattr(choices[0].message, "refusal", None)))
+        texts = [_text(choice, shaped) for choice in choices]
         logprobs = [_logprobs(choice) for choice in choices] if sampling.top_logprobs is not None else None
     except (AttributeError, TypeError) as error:
         raise MalformedAnswer(f"{address} sent an answer that cannot be read: {error}.") from error
-    # Servers other than OpenAI's leave out what the SDK takes for granted.
-    usages = [completion.usage for completion in completions if completion.usage is not None]
-    return Answer(
+    usages = [_usage(completion) for completion in completions]
+    return answer_of(
         texts,
-        prompt_tokens=sum(usage.prompt_tokens or 0 for usage in usages),
-        completion_tokens=sum(usage.completion_tokens or 0 for usage in usages),
-        finish_reasons=reasons,
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        cached_tokens=sum(usage.cached for usage in usages),
+        cost=total_cost(usage.cost(prices) for usage in usages),
+        finish_reasons=[choice.finish_reason for choice in choices],
         logprobs=logprobs,
     )
 
 
-def _valid(text: str | None) -> str | None:
-    """Replaces what is no character: half a surrogate pair, which JSON can carry and no file can."""
-    if text is None or text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+class _Usage(NamedTuple):
+    """Tokens of one completion; servers other than OpenAI's leave out what the SDK expects."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached: int = 0
+    written: int = 0
+    known: bool = False
+
+    def cost(self, prices: Prices | None) -> float | None:
+        if prices is None or not self.known:
+            return None
+        return prices.cost(self.prompt_tokens, self.completion_tokens, cached=self.cached, written=self.written)
+
+
+def _usage(completion: ChatCompletion) -> _Usage:
+    usage = completion.usage
+    if usage is None:
+        return _Usage()
+    details = getattr(usage, "prompt_tokens_details", None)
+    return _Usage(
+        usage.prompt_tokens or 0,
+        usage.completion_tokens or 0,
+        getattr(details, "cached_tokens", None) or 0,
+        getattr(details, "cache_write_tokens", None) or 0,
+        known=True,
+    )
+
+
+def _text(choice: Choice, shaped: bool) -> AnswerText:
+    message = choice.message
+    # DeepSeek's and vLLM's names for thoughts.
+    thoughts = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
+    return answer_text(
+        message.content,
+        choice.finish_reason,
+        refusal=getattr(message, "refusal", None),
+        reasoning=thoughts if isinstance(thoughts, str) else None,
+        shaped=shaped,
+    )
 
 
 def _logprobs(choice: Choice) -> list[TokenLogprob]:
-    if choice.logprobs is None or choice.logprobs.content is None:
+    found: Any = choice.logprobs
+    if found is None:
         return []
-    return [
-        TokenLogprob(token.token, token.logprob, tuple((top.token, top.logprob) for top in token.top_logprobs or ()))
-        for token in choice.logprobs.content
-    ]
+    if found.content is not None:
+        return [
+            TokenLogprob(
+                token.token, token.logprob, tuple((top.token, top.logprob) for top in token.top_logprobs or ())
+            )
+            for token in found.content
+        ]
+    # Together's shape: two lists.
+    tokens, values = getattr(found, "tokens", None) or (), getattr(found, "token_logprobs", None) or ()
+    return [TokenLogprob(token, value) for token, value in zip(tokens, values, strict=True) if value is not None]
+
+
+def served_context_length(models: Sequence[Any], model_name: str) -> int | None:
+    """Returns the context window that a server's list of models tells, or None."""
+    named = [model for model in models if model.id == model_name] or (models if len(models) == 1 else [])
+    for model in named:
+        facts: dict[str, Any] = model.to_dict()
+        facts.update(facts.get("meta") or {})
+        for name in ("max_model_len", "n_ctx", "context_length", "context_window"):
+            if isinstance(facts.get(name), int):
+                return int(facts[name])
+    return None

@@ -9,14 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from datadreamer_like.errors import DefinitionError, EmptyDataset, require_extra
+from datadreamer_like.errors import DefinitionError, EmptyDataset, ModelError, require_extra
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.session import current_session
-from datadreamer_like.graph.usage import Usage, counting, current_usage
 from datadreamer_like.storage.folders import explained, locked
 
 from ..calls.text_calls import TextRun
@@ -86,6 +85,11 @@ class EmbeddingRetriever(Retriever):
         self._index: Any = None
         self._lock = threading.Lock()
 
+    @classmethod
+    def example(cls, model: Any) -> Self:
+        """Returns a retriever of three texts, for tests and documentation."""
+        return cls(["a", "a cat", "two big dogs"], model)
+
     def identity(self) -> dict[str, Any]:
         """Returns the corpus, the embedder and all options that decide what is found."""
         return {**self._index_identity(), "query_instruction": self.query_instruction, "kwargs": self.kwargs}
@@ -107,21 +111,18 @@ class EmbeddingRetriever(Retriever):
                 self._index = self._prepared(self._found_or_made())
             return self._index
 
-    def search(self, queries: Iterable[str], k: int, run: TextRun) -> Iterator[Found | None]:
+    def search(self, queries: Iterable[str], k: int, run: TextRun) -> Iterator[Found | ModelError]:
         """Yields positions and cosines of the `k` nearest texts for each query."""
         index = self.index
-        vectors = self.embedder.run(
-            queries,
-            truncate=self.truncate,
-            instruction=self.query_instruction,
-            **{**asdict(run), "return_generator": True},
+        embedded = self.embedder.results(
+            queries, truncate=self.truncate, instruction=self.query_instruction, **asdict(run)
         )
-        while portion := list(islice(vectors, run.batch_size)):
-            good = [vector for vector in portion if vector is not None]
+        while portion := list(islice(embedded, run.batch_size)):
+            good = [result.value for result in portion if result.error is None]
             scores, ids = index.search(_unit(good), k) if good else ((), ())
             found = zip(ids, scores, strict=True)
-            for vector in portion:
-                yield _pairs(*next(found)) if vector is not None else None
+            for result in portion:
+                yield _pairs(*next(found)) if result.error is None else result.error
 
     def _found_or_made(self) -> Any:
         import faiss
@@ -130,7 +131,7 @@ class EmbeddingRetriever(Retriever):
         folder = self.cache_folder_path or (session.cache_folder if session is not None else None)
         if folder is None:
             return self._made()
-        name = f"{type(self).__name__}-{fingerprint([self.version, self._index_identity()], 'retriever')[:24]}"
+        name = f"{type(self).__name__}-{fingerprint([type(self), self._index_identity()], 'retriever')[:24]}"
         path = Path(folder) / f"{name}.faiss"
         if not path.exists():
             with explained("Keeping a retriever's index", path):
@@ -141,20 +142,15 @@ class EmbeddingRetriever(Retriever):
         return faiss.read_index(str(path))
 
     def _made(self) -> Any:
-        # Texts that fail are rows of the corpus, not of the node that asks.
-        usage = Usage()
-        with counting(usage):
-            vectors = self.embedder.run(
-                self.texts,
-                truncate=self.truncate,
-                instruction=self.index_instruction,
-                batch_size=self.index_batch_size,
-                total_num_texts=len(self.texts),
-                return_generator=True,
-            )
-        index = self._filled((row, vector) for row, vector in enumerate(vectors) if vector is not None)
-        current_usage().absorb(usage)
-        return index
+        vectors = self.embedder.run(
+            self.texts,
+            truncate=self.truncate,
+            instruction=self.index_instruction,
+            batch_size=self.index_batch_size,
+            total_num_texts=len(self.texts),
+            return_generator=True,
+        )
+        return self._filled((row, vector) for row, vector in enumerate(vectors) if vector is not None)
 
     def _filled(self, good: Iterator[tuple[int, Vector]]) -> Any:
         import faiss

@@ -8,11 +8,11 @@ from typing import Any, TypeAlias, TypedDict
 
 from typing_extensions import Unpack
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, ModelError
 from datadreamer_like.graph.node import Node
 from datadreamer_like.graph.output import OutputDatasetColumn
 
-from ..calls.text_calls import TextOptions, TextRun
+from ..calls.text_calls import Computed, TextOptions, TextRun, values_of
 from ..model import Model
 
 Corpus: TypeAlias = OutputDatasetColumn | Sequence[str]
@@ -69,8 +69,8 @@ class Retriever(Model):
         """The index of the corpus; made, or found from an earlier run, when it is first needed."""
         raise NotImplementedError(f"{type(self).__name__} has no index.")
 
-    def search(self, queries: Iterable[str], k: int, run: TextRun) -> Iterator[Found | None]:
-        """Yields positions and scores of up to `k` texts for each query, best first; None where a query failed."""
+    def search(self, queries: Iterable[str], k: int, run: TextRun) -> Iterator[Found | ModelError]:
+        """Yields positions and scores of up to `k` texts for each query, best first, or its error."""
         raise NotImplementedError(f"{type(self).__name__} does not implement search.")
 
     def identity(self) -> dict[str, Any]:
@@ -100,17 +100,17 @@ class Retriever(Model):
             raise DefinitionError(f"k cannot be {k}: ask for at least one text.")
         if total_num_queries is not None:
             options["total_num_texts"] = total_num_queries
-        run = TextRun.from_options(options)
-        found = self._found(queries, min(k, len(self.texts)), run)
-        return found if run.return_generator else list(found)
+        return values_of(self.results(queries, k, **options), options)
 
-    def _found(self, queries: Iterable[str], k: int, run: TextRun) -> Iterator[Retrieved | None]:
-        for found in self.search(queries, k, run):
-            if found is None:
-                yield None
-                continue
-            indices, scores = found
-            yield Retrieved(indices=indices, texts=[self.texts[index] for index in indices], scores=scores)
+    def results(self, queries: Iterable[str], k: int = 5, **options: Any) -> Iterator[Computed]:
+        """Like `run`, but yields whole results, in the queries' order: a `Retrieved`, or the error of a failed row."""
+        for found in self.search(queries, min(k, len(self.texts)), TextRun.from_options(options)):
+            if isinstance(found, ModelError):
+                yield Computed(error=found)
+            else:
+                indices, scores = found
+                texts = [self.texts[index] for index in indices]
+                yield Computed(Retrieved(indices=indices, texts=texts, scores=scores))
 
     @property
     def parents(self) -> list[Node]:

@@ -10,12 +10,13 @@ from typing import Any, Generic, TypeVar
 from typing_extensions import Unpack
 
 from datadreamer_like.errors import PromptTooLong
+from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.usage import current_usage
 
 from ..calls.batch_engine import BatchEngine
 from ..calls.cache import model_answers
 from ..calls.pipeline import Recorder, run_calls
-from ..calls.text_calls import Computed, TextCalls, TextOptions, TextRun, not_a_text
+from ..calls.text_calls import Computed, TextCalls, TextOptions, TextRun, not_a_text, values_of
 from ..model import Model
 
 V = TypeVar("V")
@@ -82,17 +83,25 @@ class TaskModel(Model, Generic[V]):
         Raises:
             ModelError: A row failed and `on_error="raise"`.
         """
-        return self._run(texts, truncate, {}, options)
+        return values_of(self.results(texts, truncate, **options), options)
 
-    def _run(self, texts: Iterable[str], truncate: bool, asks: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    def results(self, texts: Iterable[str], truncate: bool = False, **options: Any) -> Iterator[Computed]:
+        """Like `run`, but yields whole results, in the texts' order: the value, or the error of a failed row."""
+        return self.results_of(texts, truncate, {}, options)
+
+    def results_of(
+        self, texts: Iterable[str], truncate: bool, asks: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Iterator[Computed]:
+        """Yields whole results; for `results` of subclasses whose `compute` takes more than texts.
+
+        Args:
+            texts: The texts.
+            truncate: See `run`.
+            asks: What `compute` is given besides the texts; part of what decides a result.
+            options: See `TextOptions`.
+        """
         run = TextRun.from_options(options)
-        values = self._values(texts, truncate, asks, run)
-        return values if run.return_generator else list(values)
-
-    def _values(
-        self, texts: Iterable[str], truncate: bool, asks: Mapping[str, Any], run: TextRun
-    ) -> Iterator[V | None]:
-        calls = TextCalls(self, {**asks, "truncate": truncate})
+        identity = fingerprint([self, {**asks, "truncate": truncate}], what=type(self).__name__)
 
         def ask(batch: Sequence[str]) -> Sequence[Computed]:
             return self._compute_rows(batch, truncate, asks)
@@ -106,18 +115,16 @@ class TaskModel(Model, Generic[V]):
                 window=run.batch_scheduler_buffer_size,
             )
 
-        computed = run_calls(
-            calls,
+        return run_calls(
+            TextCalls(identity, self.decode_value),
             texts,
             make_engine,
             model_answers(self),
             current_usage(),
             force=run.force,
             cache_only=run.cache_only,
-            raise_errors=run.on_error == "raise",
             progress=run.progress(texts, self.display_name),
         )
-        return (row.value for row in computed)
 
     def _compute_rows(self, texts: Sequence[Any], truncate: bool, asks: Mapping[str, Any]) -> list[Computed]:
         rows: dict[int, Computed] = {}
@@ -125,7 +132,7 @@ class TaskModel(Model, Generic[V]):
             if not isinstance(text, str):  # what a column holds is known only here
                 rows[index] = Computed(error=not_a_text(text))
                 continue
-            tokens = self._count(text, asks)
+            tokens = self.count_input_tokens(text, asks)
             if tokens > self.model_max_length and not truncate:
                 rows[index] = Computed(
                     error=PromptTooLong(
@@ -144,5 +151,6 @@ class TaskModel(Model, Generic[V]):
                 rows[index].value = self.decode_value(rows[index].stored)
         return [rows[index] for index in range(len(texts))]
 
-    def _count(self, text: str, asks: Mapping[str, Any]) -> int:
+    def count_input_tokens(self, text: str, asks: Mapping[str, Any]) -> int:
+        """Returns the number of tokens of a text with what this run puts before it."""
         return self.count_tokens(text)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class ModelNode(Node):
     """A node that makes a model; it can be used wherever a `TrainedModel` can.
 
-    A subclass saves the model to `draft / MODEL_FOLDER` with `TrainedModel.save` in the function that it gives to
-    `settle`; everything here then works on what is saved there.
+    The `build` of a subclass saves the model to `draft / MODEL_FOLDER` with `TrainedModel.save`; everything here then
+    works on what is saved there.
 
     Attributes:
         device: Where the model is loaded to when it is used.
@@ -41,14 +41,15 @@ class ModelNode(Node):
             NotTrained: There is none yet.
         """
         if self.manifest is None or self.folder is None:
-            raise NotTrained(self._not_ready())
+            raise NotTrained(self.describe_missing())
         if self._trained is None:
             self._trained = TrainedModel(
                 self.result_folder / self.MODEL_FOLDER, device=self.device, dtype=self.dtype, node=self
             )
         return self._trained
 
-    def _not_ready(self) -> str:
+    def describe_missing(self) -> str:
+        """Returns why there is no model yet."""
         return f'"{self.name}" has no model yet: its work is not done.'
 
     @property

@@ -7,16 +7,17 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Generic, ParamSpec, TypeVar, overload
 
+import numpy as np
+
 from datadreamer_like.errors import DefinitionError, StepOutputError, did_you_mean
-from datadreamer_like.graph.output import (
-    BATCH_SIZE,
-    Batch,
-    Column,
-)
+from datadreamer_like.graph.origin import Every
+from datadreamer_like.graph.output import Column
+from datadreamer_like.graph.rows import BATCH_SIZE, Batch
 
 from ..sources.data_source import NodeOptions
-from .returned import LazyRowBatches, rows_to_batch
-from .row_answers import columns_together, num_rows_of
+from .columns import columns_together, num_rows_of
+from .lazy_rows import From, LazyRowBatches, Traced
+from .returned import rows_to_batch
 from .signature import OF_CALL, Definition, defined
 from .step import Step
 
@@ -38,7 +39,7 @@ class FunctionStep(Step):
             required = parameter.default is parameter.empty
             default = None if required else parameter.default
             self.register_arg(name, required=required, default=default, type=definition.types.get(name))
-        self.register_arg("lazy", required=False, default=False, type=bool, help="Make rows when they are asked for.")
+        self.register_arg("lazy", required=False, default=False, type=bool, help="Generate rows lazily.")
         for name in definition.outputs:
             self.register_output(name)
 
@@ -48,28 +49,38 @@ class FunctionStep(Step):
         total = None if definition.many or definition.batched else num_rows_of(self._inputs) or 1
         return LazyRowBatches(self._rows, total_num_rows=total, save=not self.args["lazy"])
 
-    def _rows(self) -> Iterator[Batch]:
+    def _rows(self) -> Iterator[Traced]:
         definition = self.definition
         arguments = {name: self.args[name] for name in definition.arguments}
         if not self._inputs:
-            yield from self._batches(self._called((), arguments, "it"))
+            for batch, _ in self._batches((result, 0) for result in self._called((), arguments, "no inputs")):
+                yield Traced(batch)
             return
         position = 0
-        for batch in columns_together(self._inputs, f'"{self.name}"'):
-            size = len(next(iter(batch.values())))
+        for columns in columns_together(self._inputs, f'"{self.name}"'):
+            size = len(next(iter(columns.values())))
             if definition.batched:
                 for start in range(0, size, definition.batch_size):
-                    columns = {name: values[start : start + definition.batch_size] for name, values in batch.items()}
-                    yield from self._batches(self._called(self._given(columns), arguments, f"row {position + start}"))
+                    part = {name: values[start : start + definition.batch_size] for name, values in columns.items()}
+                    taken = range(position + start, position + min(start + definition.batch_size, size))
+                    for result in self._called(self._given(part), arguments, f"row {taken.start}"):
+                        made = self._batch(result)
+                        same = len(next(iter(made.values()), ())) == len(taken) and not definition.many
+                        yield self._traced(made, taken if same else Every(taken))
             else:
-                yield from self._batches(
-                    row
-                    for index, values in enumerate(zip(*batch.values(), strict=True), position)
+                results = (
+                    (row, index)
+                    for index, values in enumerate(zip(*columns.values(), strict=True), position)
                     for row in self._called(
-                        self._given(dict(zip(batch, values, strict=True))), arguments, f"row {index}"
+                        self._given(dict(zip(columns, values, strict=True))), arguments, f"row {index}"
                     )
                 )
+                for batch, rows in self._batches(results):
+                    yield self._traced(batch, np.array(rows))
             position += size
+
+    def _traced(self, batch: Batch, rows: Any) -> Traced:
+        return Traced(batch, *(From(name, rows) for name in self._inputs))
 
     def _given(self, values: Mapping[str, Any]) -> Iterable[Any]:
         """Returns the positional arguments; an input that was not given leaves its parameter's default."""
@@ -87,19 +98,22 @@ class FunctionStep(Step):
             error.add_note(f'In step "{self.name}", called with {where}.')
             raise
 
-    def _batches(self, results: Iterable[Any]) -> Iterator[Batch]:
+    def _batches(self, results: Iterable[tuple[Any, int]]) -> Iterator[tuple[Batch, list[int]]]:
+        """Yields batches of what the function returned, with the input rows that it was called with."""
         if self.definition.batched:
-            for result in results:
-                yield self._batch(result)
+            for result, index in results:
+                yield self._batch(result), [index]
             return
         rows: list[Any] = []
-        for row in results:
+        indices: list[int] = []
+        for row, index in results:
             rows.append(self._row(row))
+            indices.append(index)
             if len(rows) == BATCH_SIZE:
-                yield rows_to_batch(rows, self.definition.outputs, f'"{self.name}"')
-                rows = []
+                yield rows_to_batch(rows, self.definition.outputs, f'"{self.name}"'), indices
+                rows, indices = [], []
         if rows:
-            yield rows_to_batch(rows, self.definition.outputs, f'"{self.name}"')
+            yield rows_to_batch(rows, self.definition.outputs, f'"{self.name}"'), indices
 
     def _row(self, row: Any) -> Any:
         if self.definition.one_value:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
-import pyarrow as pa
-
 from datadreamer_like.errors import DefinitionError
+from datadreamer_like.graph.rows import Rows
 from datadreamer_like.storage.folders import explained
-from datadreamer_like.storage.tables import table_batches
+from datadreamer_like.storage.tables import as_dataset
 
 from ..operations import splitting, transforms
 
@@ -71,7 +72,7 @@ class Exports:
         Returns:
             The path; with splits, paths by split.
         """
-        return self._files(path, options, lambda dataset, file, rest: dataset.to_json(file, **rest))
+        return self._files(path, options, lambda rows, file, rest: _dataset_of(rows).to_json(file, **rest))
 
     def export_to_csv(self, path: str | os.PathLike[str], sep: str = ",", **options: Any) -> Any:
         """Writes CSV with a header; lists and dictionaries become JSON.
@@ -84,7 +85,7 @@ class Exports:
         Returns:
             The path; with splits, paths by split.
         """
-        return self._files(path, options, lambda dataset, file, rest: _write_csv(dataset, file, {"sep": sep, **rest}))
+        return self._files(path, options, lambda rows, file, rest: _write_csv(rows, file, {"sep": sep, **rest}))
 
     def export_to_hf_dataset(
         self, path: str | os.PathLike[str], **options: Unpack[ExportOptions]
@@ -136,10 +137,10 @@ class Exports:
     def _origin(self) -> Step:
         return cast("Step", self)
 
-    def _parts(self, options: Any) -> dict[str, transforms.Table]:
+    def _parts(self, options: Any) -> dict[str, Rows]:
         known = _checked(options)
         sizes = {name.removesuffix("_size"): known.get(name) for name in _SIZES}
-        rows = self._origin.output
+        rows = self._origin.output.rows
         if all(size is None for size in sizes.values()):
             return {"": rows}
         by = known.get("stratify_by_column")
@@ -148,7 +149,7 @@ class Exports:
     def _dataset(self, options: Any) -> Dataset | DatasetDict:
         from datasets import DatasetDict
 
-        parts = {split: transforms.to_dataset(rows) for split, rows in self._parts(options).items()}
+        parts = {split: _dataset_of(rows) for split, rows in self._parts(options).items()}
         return parts[""] if "" in parts else DatasetDict(parts)
 
     def _files(self, path: str | os.PathLike[str], options: dict[str, Any], write: Any) -> Any:
@@ -159,38 +160,47 @@ class Exports:
             file = target.with_name(f"{target.stem}.{split}{target.suffix}") if split else target
             file.parent.mkdir(parents=True, exist_ok=True)
             with explained(f'Exporting "{self._origin.name}"', file):
-                write(transforms.to_dataset(rows), str(file), options)
+                write(rows, str(file), options)
             files[split] = str(file)
         return files.get("", files)
 
 
-def _columns(rows: transforms.Table) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {name: [] for name in transforms.columns_of(rows)}
+def _columns(rows: Rows) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {name: [] for name in rows.columns}
     for batch in rows.batches():
         for name, values in batch.items():
             columns[name].extend(values)
     return columns
 
 
-def _rows(rows: transforms.Table) -> list[dict[str, Any]]:
+def _rows(rows: Rows) -> list[dict[str, Any]]:
     return [dict(zip(batch, row, strict=True)) for batch in rows.batches() for row in zip(*batch.values(), strict=True)]
 
 
-def _write_csv(dataset: Dataset, file: str, options: dict[str, Any]) -> None:
+def _dataset_of(rows: Rows) -> Dataset:
+    table = transforms.kept(rows).table
+    assert table is not None
+    return as_dataset(table.data, table.indices, uuid.uuid4().hex)
+
+
+def _write_csv(rows: Rows, file: str, options: dict[str, Any]) -> None:
     import pandas as pd
 
-    frames = table_batches(dataset) if len(dataset) else [dataset.with_format("arrow")[:]]
     with open(file, "w", encoding=options.pop("encoding", "utf-8"), newline="") as stream:
-        for number, table in enumerate(frames):
-            nested = {field.name for field in table.schema if pa.types.is_nested(field.type)}
-            columns = {name: table.column(name).to_pylist() for name in table.column_names}
-            for name in nested:
-                columns[name] = [None if value is None else _json(value) for value in columns[name]]
-            frame = pd.DataFrame(columns, dtype=object)
+        header = True
+        for columns in itertools.chain(rows.batches(), [{name: [] for name in rows.columns}]):
+            if not header and not next(iter(columns.values()), ()):
+                return
+            nested = {
+                name: [_json(value) if isinstance(value, dict | list) else value for value in values]
+                for name, values in columns.items()
+            }
+            frame = pd.DataFrame(nested, dtype=object)
             try:
-                frame.to_csv(stream, **{"index": False, "header": number == 0, **options})
+                frame.to_csv(stream, **{"index": False, "header": header, **options})
             except TypeError as error:
                 raise DefinitionError(f"export_to_csv: pandas refuses the options {list(options)}: {error}") from error
+            header = False
 
 
 def _json(value: Any) -> str:

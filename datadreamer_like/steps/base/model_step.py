@@ -1,20 +1,20 @@
-"""The base of steps that ask a model other than an LLM: an embedder, a retriever, a task model."""
+"""The base of steps that use a model other than an LLM: an embedder, a retriever, a task model."""
 
 from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import typing_extensions
 
 from datadreamer_like.errors import DefinitionError, did_you_mean
 from datadreamer_like.graph.card import DataCardType
-from datadreamer_like.graph.output import Batch
 
-from .returned import LazyRowBatches
-from .row_answers import HOW_ASKED, answered
+from .columns import inputs_schema
+from .lazy_rows import From, LazyRowBatches, Traced
+from .row_answers import FETCH_OPTIONS, Questions, RowAnswers
 from .step import Step
 
 
@@ -26,7 +26,9 @@ class ModelStep(Step):
         answers_to: Names of the input, which is also an output, and of the output for the answers.
     """
 
-    neutral_args: ClassVar[frozenset[str]] = Step.neutral_args | HOW_ASKED
+    neutral_args: ClassVar[frozenset[str]] = Step.neutral_args | FETCH_OPTIONS
+
+    takes_options = True
 
     model_arg: ClassVar[str]
     answers_to: ClassVar[tuple[str, str]]
@@ -35,43 +37,54 @@ class ModelStep(Step):
         """Registers what every such step takes."""
         self.register_arg(self.model_arg, type=kind, help=help)
         self.register_arg(
-            "lazy", required=False, default=False, type=bool, help="Ask when the rows are asked for, and keep nothing."
+            "lazy", required=False, default=False, type=bool, help="Make the rows lazily and keep nothing."
         )
 
+    def configure(self) -> None:
+        """Refuses arguments that neither the step nor its model takes."""
+        check_options(self.name, self._arg_specs, self._args, self.args[self.model_arg], self.model_arg)
+
     def run(self) -> LazyRowBatches:
-        """Asks the model."""
+        """Sends the inputs to the model."""
         model = self.args[self.model_arg]
         self.register_data_card(DataCardType.MODEL_NAME, getattr(model, "model_name", None) or model.display_name)
         self.register_data_card(DataCardType.MODEL_CARD, model.model_card)
         self.register_data_card(DataCardType.LICENSE, model.license)
         for citation in model.citation or ():
             self.register_data_card(DataCardType.CITATION, citation)
-        return LazyRowBatches(self.asked, total_num_rows=self._column.num_rows, save=not self.args["lazy"])
+        column = self.inputs[self.answers_to[0]]
+        return LazyRowBatches(
+            self.result_batches,
+            total_num_rows=column.num_rows,
+            save=not self.args["lazy"],
+            like=inputs_schema(self._inputs),
+        )
 
-    def asked(self) -> Iterator[Batch]:
-        """Yields the rows with their answers."""
+    def origin(self, results: list[Any]) -> Sequence[From]:
+        """Returns which rows a batch of results came from: by default the input's rows of the same positions.
+
+        Args:
+            results: What the model gave for each row; None for a row that failed.
+        """
+        return [From(self.answers_to[0])]
+
+    def result_batches(self) -> Iterator[Traced]:
+        """Yields the rows with the model's results."""
         given, made = self.answers_to
-        name = self._column.column_names[0]
-        portions = ((batch[name], {given: batch[name]}) for batch in self._column.batches())
-        for answers, rows in answered(portions, self._ask):
-            yield {**rows, made: answers}
-
-    @property
-    def _column(self) -> Any:
-        return self._inputs[self.answers_to[0]]
-
-    def _ask(self, values: Iterator[Any]) -> Iterator[Any]:
-        given = {name for name in self._args if name not in (self.model_arg, "lazy")}
-        options = {name: self._args[name] for name in given if self._args[name] is not None}
-        yield from self._args[self.model_arg].run(values, return_generator=True, **options)
-
-    def _takes_extra(self, what: str) -> bool:
-        return what == "argument"
-
-    def _checked_args(self, given: dict[str, Any]) -> dict[str, Any]:
-        args = super()._checked_args(given)
-        check_options(self.name, self._arg_specs, given, args[self.model_arg], self.model_arg)
-        return args
+        column = self.inputs[given]
+        name = column.column_names[0]
+        rows = RowAnswers(Questions(batch[name], {given: batch[name]}) for batch in column.batches())
+        options = {name: value for name, value in self.args.items() if name not in (self.model_arg, "lazy")}
+        options = {name: value for name, value in options.items() if value is not None}
+        results = self.args[self.model_arg].results(rows.values(), **options)
+        count = 0
+        for _, batch, answers in rows.joined(results):
+            for index, answer in enumerate(answers, count):
+                if answer is not None and answer.error is not None:
+                    self.usage.row_failed(index, str(answer.error))
+            count += len(answers)
+            values = [None if answer is None else answer.value for answer in answers]
+            yield Traced({**batch, made: values}, *self.origin(values))
 
 
 def check_options(step: str, own: Collection[str], given: Iterable[str], model: Any, role: str) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, UnknownColumn, did_you_mean
 from datadreamer_like.graph.output import Column, OutputDatasetColumn, OutputIterableDatasetColumn
+
+RegistrationT = TypeVar("RegistrationT", bound="Registration")
+
+_EXAMPLES: dict[Any, Any] = {str: "Is it good?", int: 2, float: 0.5, bool: True}
 
 
 @dataclass(frozen=True)
@@ -30,13 +36,68 @@ class Registered:
     type: Any = None
 
 
+class HelpText:
+    """Gives a step, and its class, a text of its inputs, arguments and outputs."""
+
+    def __get__(self, step: Registration | None, cls: type[Registration]) -> str:
+        known = registered(cls) if step is None else step
+        doc = (cls.__doc__ or "").strip().splitlines()
+        lines = [f"{cls.__name__}: {doc[0] if doc else ''}".rstrip(": "), ""]
+        for title, specs in (
+            ("inputs", known._input_specs),
+            ("args", known._arg_specs),
+            ("outputs", known._output_specs),
+        ):
+            lines.append(f"{title}:")
+            lines.extend(f"  {_help_line(spec, title == 'args')}" for spec in specs.values())
+            if not specs:
+                lines.append("  none")
+        return "\n".join(lines)
+
+
 class Registration:
     """The part of a step that knows its inputs, arguments and outputs."""
 
     name: str
+    _input_specs: dict[str, Registered]
+    _arg_specs: dict[str, Registered]
+    _output_specs: dict[str, Registered]
+    _card_facts: list[tuple[str, Any]]
+    _closed: bool
+
+    takes_options: ClassVar[bool] = False
+    """Whether arguments beyond the registered ones are accepted: the options of a model's `run`, say."""
 
     def setup(self) -> None:
         """Registers inputs, arguments and outputs; to be written by a subclass."""
+
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Returns the smallest arguments with which the step does something, for tests and documentation.
+
+        A step that only takes texts, numbers and models as required arguments inherits this one.
+
+        Args:
+            folder: An empty folder for files that the example reads.
+
+        Returns:
+            What the constructor takes beside the name; columns are lists of values, and models are left out of `args`,
+            since they are whatever the reader has.
+        """
+        step = registered(cls)
+        inputs = {name: ["one text", "another text"] for name, spec in step._input_specs.items() if spec.required}
+        args = {
+            name: _EXAMPLES[spec.type]
+            for name, spec in step._arg_specs.items()
+            if spec.required and spec.type in _EXAMPLES
+        }
+        return {"inputs": inputs, "args": args}
+
+    def configure(self) -> None:
+        """Called when inputs and arguments have been checked one by one, before outputs are renamed.
+
+        A subclass refuses here what does not go together, and may register outputs that depend on what was given.
+        """
 
     def register_input(self, input_column_name: str, required: bool = True, help: str | None = None) -> None:
         """Registers an input column.
@@ -80,6 +141,22 @@ class Registration:
         """
         self._register(self._output_specs, Registered(output_column_name, help=help), "output")
 
+    def replace_output(self, output_column_name: str, names: Iterable[str]) -> None:
+        """Puts outputs in the place of one; for `configure`, where the names depend on the inputs.
+
+        Args:
+            output_column_name: A registered output.
+            names: The names of the columns that it stands for.
+
+        Raises:
+            DefinitionError: A name is registered already.
+        """
+        specs = dict(self._output_specs)
+        self._output_specs.clear()
+        for name, spec in specs.items():
+            for new in names if name == output_column_name else (name,):
+                self._register(self._output_specs, replace(spec, name=new), "output")
+
     def register_data_card(self, data_card_type: str, data_card: Any) -> None:
         """Adds a fact to the step's card.
 
@@ -89,30 +166,27 @@ class Registration:
         """
         self._card_facts.append((data_card_type, data_card))
 
-    @property
-    def help(self) -> str:
-        """Inputs, arguments and outputs of the step, as text."""
-        doc = (type(self).__doc__ or "").strip().splitlines()
-        lines = [f"{type(self).__name__}: {doc[0] if doc else ''}".rstrip(": "), ""]
-        for title, specs in (
-            ("inputs", self._input_specs),
-            ("args", self._arg_specs),
-            ("outputs", self._output_specs),
-        ):
-            lines.append(f"{title}:")
-            lines.extend(f"  {_help_line(spec, title == 'args')}" for spec in specs.values())
-            if not specs:
-                lines.append("  none")
-        return "\n".join(lines)
+    help = HelpText()
+    """Inputs, arguments and outputs of the step, as text; of the class as well as of a step."""
 
-    def _registered(self) -> None:
-        self._input_specs: dict[str, Registered] = {}
-        self._arg_specs: dict[str, Registered] = {}
-        self._output_specs: dict[str, Registered] = {}
-        self._card_facts: list[tuple[str, Any]] = []
+    def accept(self, inputs: dict[str, Column], args: dict[str, Any], outputs: dict[str, str]) -> None:
+        """Checks what the script gave by what is registered, keeps it, and calls `configure`.
+
+        Args:
+            inputs: Columns by input name.
+            args: Values by argument name.
+            outputs: New names by output name.
+
+        Raises:
+            DefinitionError: A name is unknown or missing.
+            ArgumentTypeError: An input is not a column, or an argument has the wrong type.
+        """
+        self._inputs = _checked_inputs(self, inputs)
+        self._args = _checked_args(self, args)
         self._closed = False
-        self.setup()
+        self.configure()
         self._closed = True
+        self._renamed = _checked_outputs(self, outputs)
 
     def _register(self, specs: dict[str, Registered], spec: Registered, what: str) -> None:
         if getattr(self, "_closed", True):
@@ -123,63 +197,80 @@ class Registration:
             raise DefinitionError(f'{type(self).__name__} registers the {what} "{spec.name}" twice.')
         specs[spec.name] = spec
 
-    def _checked_inputs(self, given: dict[str, Column]) -> dict[str, Column]:
-        self._check_names(given, self._input_specs, "input")
-        checked: dict[str, Column] = {}
-        for name, column in given.items():
-            value: Any = column
-            if value is None and not self._input_specs[name].required:
-                continue
-            if not isinstance(value, OutputDatasetColumn | OutputIterableDatasetColumn):
-                raise ArgumentTypeError(
-                    f'"{self.name}": input "{name}" is {_described(value)}; expected a column of a step, '
-                    'like other_step.output["text"].'
-                )
-            checked[name] = value
-        return checked
 
-    def _checked_args(self, given: dict[str, Any]) -> dict[str, Any]:
-        self._check_names(given, self._arg_specs, "argument")
-        for name, value in given.items():
-            spec = self._arg_specs.get(name)
-            if spec is None or spec.type is None or (value is None and not spec.required):
-                continue
-            if not _is_instance(value, spec.type):
-                raise ArgumentTypeError(
-                    f'"{self.name}": argument "{name}" is {_described(value)}; expected {_type_names(spec.type)}.'
-                )
-        return {**{name: spec.default for name, spec in self._arg_specs.items()}, **given}
+def registered(cls: type[RegistrationT]) -> RegistrationT:
+    """Returns an object of a step's class that has registered its names and nothing more."""
+    probe = cls.__new__(cls)
+    probe.name = cls.__name__
+    run_setup(probe)
+    return probe
 
-    def _checked_outputs(self, given: dict[str, str]) -> dict[str, str]:
-        if not self._output_specs:
-            raise DefinitionError(f"{type(self).__name__} registers no output. Call self.register_output() in setup().")
-        self._check_names(given, self._output_specs, "output", check_missing=False)
-        names = [given.get(name, name) for name in self._output_specs]
-        if len(set(names)) < len(names):
-            raise DefinitionError(f'"{self.name}": two outputs get the same name: {", ".join(names)}.')
-        return {name: new for name, new in given.items() if new != name}
 
-    def _check_names(
-        self, given: dict[str, Any], specs: dict[str, Registered], what: str, check_missing: bool = True
-    ) -> None:
-        if not isinstance(given, dict):
-            raise ArgumentTypeError(f'"{self.name}": {what}s are given as {_described(given)}; expected a dictionary.')
-        for name in given:
-            if name not in specs and not self._takes_extra(what):
-                offered = ", ".join(specs) or "none"
-                message = f'"{self.name}" has no {what} "{name}"; it takes: {offered}.{did_you_mean(name, specs)}'
-                raise UnknownColumn(message) if what == "output" else DefinitionError(message)
-        missing = [name for name, spec in specs.items() if spec.required and name not in given]
-        if missing and check_missing:
-            listed = ", ".join(f'"{name}"' for name in missing)
-            raise DefinitionError(
-                f'"{self.name}" misses the {what}{"s" if len(missing) > 1 else ""} {listed}. '
-                f"Give {what}s as {what if what != 'argument' else 'arg'}s={{{listed.split(',')[0]}: ...}}."
+def run_setup(step: Registration) -> None:
+    """Calls a step's `setup`, within which names can be registered."""
+    step._input_specs, step._arg_specs, step._output_specs = {}, {}, {}
+    step._card_facts = []
+    step._closed = False
+    step.setup()
+    step._closed = True
+
+
+def _checked_inputs(step: Registration, given: dict[str, Column]) -> dict[str, Column]:
+    _check_names(step, given, step._input_specs, "input")
+    checked: dict[str, Column] = {}
+    for name, column in given.items():
+        value: Any = column
+        if value is None and not step._input_specs[name].required:
+            continue
+        if not isinstance(value, OutputDatasetColumn | OutputIterableDatasetColumn):
+            raise ArgumentTypeError(
+                f'"{step.name}": input "{name}" is {_described(value)}; expected a column of a step, '
+                'like other_step.output["text"].'
             )
+        checked[name] = value
+    return checked
 
-    def _takes_extra(self, what: str) -> bool:
-        """Tells whether names beyond the registered ones are handed on: to `llm.run`, say."""
-        return False
+
+def _checked_args(step: Registration, given: dict[str, Any]) -> dict[str, Any]:
+    _check_names(step, given, step._arg_specs, "argument")
+    for name, value in given.items():
+        spec = step._arg_specs.get(name)
+        if spec is None or spec.type is None or (value is None and not spec.required):
+            continue
+        if not _is_instance(value, spec.type):
+            raise ArgumentTypeError(
+                f'"{step.name}": argument "{name}" is {_described(value)}; expected {_type_names(spec.type)}.'
+            )
+    return {**{name: spec.default for name, spec in step._arg_specs.items()}, **given}
+
+
+def _checked_outputs(step: Registration, given: dict[str, str]) -> dict[str, str]:
+    if not step._output_specs:
+        raise DefinitionError(f"{type(step).__name__} registers no output. Call self.register_output() in setup().")
+    _check_names(step, given, step._output_specs, "output", check_missing=False)
+    names = [given.get(name, name) for name in step._output_specs]
+    if len(set(names)) < len(names):
+        raise DefinitionError(f'"{step.name}": two outputs get the same name: {", ".join(names)}.')
+    return {name: new for name, new in given.items() if new != name}
+
+
+def _check_names(
+    step: Registration, given: dict[str, Any], specs: dict[str, Registered], what: str, check_missing: bool = True
+) -> None:
+    if not isinstance(given, dict):
+        raise ArgumentTypeError(f'"{step.name}": {what}s are given as {_described(given)}; expected a dictionary.')
+    for name in given:
+        if name not in specs and not (what == "argument" and step.takes_options):
+            offered = ", ".join(specs) or "none"
+            message = f'"{step.name}" has no {what} "{name}"; it takes: {offered}.{did_you_mean(name, specs)}'
+            raise UnknownColumn(message) if what == "output" else DefinitionError(message)
+    missing = [name for name, spec in specs.items() if spec.required and name not in given]
+    if missing and check_missing:
+        listed = ", ".join(f'"{name}"' for name in missing)
+        raise DefinitionError(
+            f'"{step.name}" misses the {what}{"s" if len(missing) > 1 else ""} {listed}. '
+            f"Give {what}s as {what if what != 'argument' else 'arg'}s={{{listed.split(',')[0]}: ...}}."
+        )
 
 
 def _help_line(spec: Registered, is_argument: bool) -> str:

@@ -1,74 +1,87 @@
-"""What a step's `run` may return, brought to one form by its shape and the number of outputs."""
+"""What a step's `run` may return, brought to `Rows` by its shape and the number of outputs."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
-from datadreamer_like.errors import StepOutputError
-from datadreamer_like.graph.output import BATCH_SIZE, Batch, OutputDataset, OutputIterableDataset, RowSource
+import numpy as np
+import pyarrow as pa
+
+from datadreamer_like.errors import DefinitionError, StepOutputError, did_you_mean
+from datadreamer_like.graph.node import Node
+from datadreamer_like.graph.origin import INPUT, Every, Origin, Piece, Several, Stated
+from datadreamer_like.graph.output import OutputDatasetMixin, OutputIterableDataset, rows_of_iterable
+from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows, rebatched
+from datadreamer_like.storage.schemas import widened
+from datadreamer_like.storage.values import to_batch
+
+from ..operations.transforms import beside, unnamed
+from .lazy_rows import From, LazyRowBatches, LazyRows, RowsFrom, Traced, Values
 
 # Slow rows are handed on this often, so that progress is seen and kept; quick ones in full batches.
 _FLUSH_SECONDS = 0.5
 
-Rows = Callable[[], Iterable[Any]] | Iterable[Any]
+_ANY_SIZE = 2**62
 
 
 @dataclass(frozen=True)
-class _Lazy:
-    value: Rows
-    total_num_rows: int | None = None
-    auto_progress: bool = True
-    save: bool = False
-    save_writer_batch_size: int | None = None
+class Expected:
+    """What a step's rows must fit.
 
-    @property
-    def stays_lazy(self) -> bool:
-        """Whether rows are made when they are asked for; an iterator gives its rows once, so they are kept."""
-        return not self.save and not isinstance(self.value, Iterator)
-
-
-class LazyRows(_Lazy):
-    """Rows that a step makes when they are asked for.
-
-    An iterator, which can be read only once, is read at once and its rows are kept.
-
-    Args:
-        value: A generator function, an iterator, or an `IterableDataset` that yields rows: dictionaries, tuples in the
-            order of the outputs, or single values where there is one output.
-        total_num_rows: How many rows there will be, where that is known.
-        auto_progress: Count the rows as progress.
-        save: Make all rows now and keep them on disk.
-        save_writer_batch_size: Rows written at a time.
+    Attributes:
+        outputs: Names of the registered outputs, in order.
+        what: The step, for messages.
+        inputs: The nodes of the step's inputs by name.
+        like: What is known of columns that continue others.
     """
 
+    outputs: list[str]
+    what: str
+    inputs: Mapping[str, Node]
+    like: pa.Schema | None = None
 
-class LazyRowBatches(_Lazy):
-    """Batches of rows that a step makes when they are asked for; of an iterator at once, as with `LazyRows`.
+    def stated(self, sources: Iterable[From]) -> Stated:
+        """Returns where rows came from, by node and role.
 
-    Args:
-        value: A generator function or iterator that yields batches: a dictionary of columns, a list of rows, or a tuple
-            of columns in the order of the outputs.
-        total_num_rows: How many rows there will be, where that is known.
-        auto_progress: Count the rows as progress.
-        save: Make all rows now and keep them on disk.
-        save_writer_batch_size: Rows written at a time.
-    """
+        Raises:
+            DefinitionError: A source is not an input, a column or a node.
+        """
+        stated: dict[tuple[Node, str], Piece | None] = {}
+        for given in sources:
+            source = self.inputs.get(given.source) if isinstance(given.source, str) else given.source
+            node = source.step if isinstance(source, OutputDatasetMixin) else source
+            if not isinstance(node, Node):
+                raise DefinitionError(
+                    f"{self.what}: From({given.source!r}) is not a column, a step or one of its inputs "
+                    f"({', '.join(self.inputs) or 'none'}).{did_you_mean(str(given.source), self.inputs)}"
+                )
+            stated[node, given.role] = _piece(given.rows)
+        return stated
+
+    def same_rows(self) -> Stated:
+        """Returns that rows came from the inputs' rows of the same positions."""
+        return {(node, INPUT): None for node in self.inputs.values()}
 
 
-Result = OutputDataset | OutputIterableDataset | RowSource
+def _piece(rows: RowsFrom | None) -> Piece | None:
+    if rows is None or isinstance(rows, range | Every):
+        return rows
+    if isinstance(rows, np.ndarray):
+        return rows.astype(np.int64)
+    if any(isinstance(row, Sequence | np.ndarray) for row in rows):
+        return Several.of(rows)  # type: ignore[arg-type]
+    return np.array([-1 if row is None else row for row in rows], dtype=np.int64)
 
 
-def normalized(value: Any, outputs: list[str], what: str) -> tuple[Result, bool]:
+def normalized(value: Any, expected: Expected) -> tuple[Rows, bool]:
     """Brings what `run` returned to one form.
 
     Args:
         value: What `run` returned.
-        outputs: Names of the registered outputs, in order.
-        what: The step, for messages.
+        expected: What it must fit.
 
     Returns:
         The rows, and whether they stay lazy.
@@ -76,38 +89,97 @@ def normalized(value: Any, outputs: list[str], what: str) -> tuple[Result, bool]
     Raises:
         StepOutputError: The value does not fit the outputs.
     """
-    if isinstance(value, LazyRows):
-        return RowSource(outputs, _row_batches(value.value, outputs, what), value.total_num_rows), value.stays_lazy
-    if isinstance(value, LazyRowBatches):
-        return RowSource(outputs, _batches(value.value, outputs, what), value.total_num_rows), value.stays_lazy
-    if isinstance(value, OutputDataset | OutputIterableDataset):
-        _check_columns(value.column_names, outputs, what)
-        return _reordered(value, outputs), isinstance(value, OutputIterableDataset)
-    if _is_hf(value, "IterableDataset"):
-        raise StepOutputError(f"{what}: run() returned an IterableDataset. Return LazyRows(dataset) instead.")
-    if _is_hf(value, "DatasetDict") or _is_hf(value, "IterableDatasetDict"):
-        raise StepOutputError(f"{what}: run() returned several splits ({', '.join(value)}). Return one dataset.")
-    if _is_hf(value, "Dataset"):
-        _check_columns(value.column_names, outputs, what)
-        return _of_dataset(value, outputs), False
+    if isinstance(value, Traced):
+        rows, lazy = normalized(value.value, expected)
+        stated = expected.stated(value.sources)
+        links = tuple(link for key, piece in stated.items() for link in _origin(key, piece).links or ())
+        return replace(rows, origin=Origin(links)), lazy
+    if isinstance(value, LazyRows | LazyRowBatches):
+        return _of_lazy(value, expected)
+    if isinstance(value, Rows):
+        return _fitted(value, expected), value.table is None
+    if isinstance(value, OutputDatasetMixin):
+        return _fitted(value.rows, expected), isinstance(value, OutputIterableDataset)
+    if is_hf(value, "IterableDataset"):
+        raise StepOutputError(f"{expected.what}: run() returned an IterableDataset. Return LazyRows(dataset) instead.")
+    if is_hf(value, "DatasetDict") or is_hf(value, "IterableDatasetDict"):
+        raise StepOutputError(
+            f"{expected.what}: run() returned several splits ({', '.join(value)}). Return one dataset."
+        )
+    if is_hf(value, "Dataset"):
+        return _fitted(Rows.of_dataset(value), expected), False
     if isinstance(value, list | tuple) and value and all(_is_dataset(item) for item in value):
-        return _side_by_side(value, outputs, what)
+        return _side_by_side(list(value), expected)
     if isinstance(value, Mapping):
-        return _of_columns(value, outputs, what)
-    return _of_rows(value, outputs, what), False
+        return _of_columns(value, expected)
+    return _of_values(value, expected), False
 
 
-def _of_rows(value: Any, outputs: list[str], what: str) -> RowSource:
+def _origin(key: tuple[Node, str], piece: Piece | None) -> Origin:
+    origin = Origin.same(key[0]) if piece is None else Origin.at(key[0], piece)
+    return Origin(tuple(replace(link, role=key[1]) for link in origin.links or ()))
+
+
+def _of_lazy(value: LazyRows | LazyRowBatches, expected: Expected) -> tuple[Rows, bool]:
+    expected = replace(expected, like=value.like)
+    default = expected.same_rows() if value.row_by_row else None
+    given = value.value
+    if is_hf(given, "IterableDataset"):
+        rows = _fitted(rows_of_iterable(given), expected)
+        return replace(rows, num_rows=value.total_num_rows), value.stays_lazy
+    if isinstance(given, OutputDatasetMixin):
+        rows = _fitted(given.rows, expected)
+        total = given.num_rows if value.total_num_rows is None else value.total_num_rows
+        return replace(rows, num_rows=total), value.stays_lazy and isinstance(given, OutputIterableDataset)
+    read = _row_batches(given, expected) if isinstance(value, LazyRows) else _batches(given, expected, default)
+
+    def checked() -> Iterator[tuple[pa.RecordBatch, Stated | None]]:
+        schema: pa.Schema | None = None
+        for batch, stated in read():
+            # Types that do not go together are refused as soon as they are seen, whoever reads the rows.
+            if schema is None:
+                schema = batch.schema
+            elif not batch.schema.equals(schema, check_metadata=True):
+                schema = widened(schema, batch.schema, expected.what)
+            yield batch, default if stated is None else stated
+
+    total = None if value.total_num_rows is None else max(0, value.total_num_rows)
+    return Rows.recorded(_schema(expected), total, checked), value.stays_lazy
+
+
+def _schema(expected: Expected) -> pa.Schema:
+    """Returns the outputs with what is known of them before they are read."""
+    like = expected.like
+    known = {} if like is None else {name: like.field(name) for name in expected.outputs if name in like.names}
+    return pa.schema([known.get(name, pa.field(name, pa.null())) for name in expected.outputs])
+
+
+def _fitted(rows: Rows, expected: Expected) -> Rows:
+    """Returns another step's rows, or a dataset's, under the names of the outputs."""
+    if len(rows.columns) == len(expected.outputs) == 1:
+        fitted = rows.renamed({rows.columns[0]: expected.outputs[0]})  # a single column may have any name
+    elif set(rows.columns) != set(expected.outputs):
+        raise _wrong_columns(rows.columns, expected)
+    else:
+        fitted = rows if rows.columns == expected.outputs else rows.select_columns(expected.outputs)
+    return replace(fitted, origin=Origin.same(rows.node) if rows.node is not None else Origin(None))
+
+
+def _of_values(value: Any, expected: Expected) -> Rows:
     if value is None:
-        return _source([], outputs, what)
+        return _of_list([], expected)
     if isinstance(value, tuple | list):
-        if len(outputs) > 1 and _are_columns(value, outputs):
-            columns = {name: list(column) for name, column in zip(outputs, value, strict=True)}
-            return _of_columns(columns, outputs, what)[0]  # type: ignore[return-value]
-        return _source(value, outputs, what)
+        if len(expected.outputs) > 1 and _are_columns(value, expected.outputs):
+            return _of_columns(dict(zip(expected.outputs, map(list, value), strict=True)), expected)[0]
+        return _of_list(value, expected)
     if isinstance(value, Iterator | range):
-        return RowSource(outputs, _row_batches(value, outputs, what))
-    return _source([value], outputs, what)
+        return Rows.recorded(expected.outputs, None, _row_batches(value, expected))
+    return _of_list([value], expected)
+
+
+def _of_list(rows: list[Any] | tuple[Any, ...], expected: Expected) -> Rows:
+    made = Rows.recorded(expected.outputs, len(rows), _row_batches(lambda: iter(rows), expected))
+    return made if rows else replace(made, origin=Origin())
 
 
 def _are_columns(value: list[Any] | tuple[Any, ...], outputs: list[str]) -> bool:
@@ -120,13 +192,13 @@ def _are_columns(value: list[Any] | tuple[Any, ...], outputs: list[str]) -> bool
     return not readable_as_rows and len({len(column) for column in value}) == 1
 
 
-def _of_columns(value: Mapping[str, Any], outputs: list[str], what: str) -> tuple[Result, bool]:
-    if set(value) != set(outputs):
-        raise _wrong_columns(list(value), outputs, what)
+def _of_columns(value: Mapping[str, Any], expected: Expected) -> tuple[Rows, bool]:
+    if set(value) != set(expected.outputs):
+        raise _wrong_columns(list(value), expected)
     if all(_is_dataset(column) for column in value.values()):
-        return _side_by_side([value[name] for name in outputs], outputs, what)
+        return _side_by_side([value[name] for name in expected.outputs], expected)
     columns: Batch = {}
-    for name in outputs:
+    for name in expected.outputs:
         column = value[name]
         if isinstance(column, str | bytes) or not isinstance(column, Iterable):
             # One row, given as a dictionary of its values.
@@ -135,24 +207,21 @@ def _of_columns(value: Mapping[str, Any], outputs: list[str], what: str) -> tupl
             columns[name] = list(column)
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise StepOutputError(f"{what}: run() returned columns of different lengths: {lengths}.")
+        raise StepOutputError(f"{expected.what}: run() returned columns of different lengths: {lengths}.")
     size = next(iter(lengths.values()), 0)
 
-    def batches() -> Iterator[Batch]:
+    def batches() -> Iterator[tuple[pa.RecordBatch, Stated | None]]:
         for start in range(0, size, BATCH_SIZE):
-            yield {name: column[start : start + BATCH_SIZE] for name, column in columns.items()}
+            part = {name: column[start : start + BATCH_SIZE] for name, column in columns.items()}
+            yield to_batch(part, expected.what, expected.like), None
 
-    return RowSource(outputs, batches, size), False
-
-
-def _source(rows: list[Any] | tuple[Any, ...], outputs: list[str], what: str) -> RowSource:
-    return RowSource(outputs, _row_batches(lambda: iter(rows), outputs, what), len(rows))
+    return Rows.recorded(expected.outputs, size, batches), False
 
 
-def _row_batches(value: Rows, outputs: list[str], what: str) -> Callable[[], Iterator[Batch]]:
-    def batches() -> Iterator[Batch]:
+def _row_batches(value: Values, expected: Expected) -> Callable[[], Iterator[tuple[pa.RecordBatch, Stated | None]]]:
+    def batches() -> Iterator[tuple[pa.RecordBatch, Stated | None]]:
         for portion in _in_portions(value() if callable(value) else value):
-            yield rows_to_batch(portion, outputs, what)
+            yield to_batch(rows_to_batch(portion, expected.outputs, expected.what), expected.what, expected.like), None
 
     return batches
 
@@ -170,11 +239,25 @@ def _in_portions(rows: Iterable[Any]) -> Iterator[list[Any]]:
         yield portion
 
 
-def _batches(value: Rows, outputs: list[str], what: str) -> Callable[[], Iterator[Batch]]:
-    def batches() -> Iterator[Batch]:
-        for batch in value() if callable(value) else value:
-            result, _ = normalized(batch, outputs, what)
-            yield from result.batches()
+def _batches(
+    value: Values, expected: Expected, default: Stated | None
+) -> Callable[[], Iterator[tuple[pa.RecordBatch, Stated | None]]]:
+    names = set(expected.outputs)
+
+    def batches() -> Iterator[tuple[pa.RecordBatch, Stated | None]]:
+        for given in value() if callable(value) else value:
+            batch, stated = given, default
+            if isinstance(given, Traced):
+                batch, stated = given.value, expected.stated(given.sources)
+            if isinstance(batch, pa.RecordBatch):
+                if set(batch.schema.names) != names:
+                    raise _wrong_columns(batch.schema.names, expected)
+                yield batch.select(expected.outputs), stated
+                continue
+            # A batch is read at once, whatever its form: where its rows come from holds for all of them.
+            rows, _ = normalized(batch, expected)
+            for part in rebatched(rows.read(), _ANY_SIZE):
+                yield part, stated
 
     return batches
 
@@ -187,9 +270,9 @@ def rows_to_batch(rows: list[Any], outputs: list[str], what: str) -> Batch:
     """
     first = rows[0]
     if isinstance(first, Mapping) and (len(outputs) > 1 or set(first) == set(outputs)):
-        expected = set(outputs)
+        wanted = set(outputs)
         for row in rows:
-            if not isinstance(row, Mapping) or set(row) != expected:
+            if not isinstance(row, Mapping) or set(row) != wanted:
                 found = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
                 raise StepOutputError(f"{what}: a row has the columns {found}; expected {', '.join(outputs)}.")
         return {name: [row[name] for row in rows] for name in outputs}
@@ -202,79 +285,36 @@ def rows_to_batch(rows: list[Any], outputs: list[str], what: str) -> Batch:
     return dict(zip(outputs, (list(column) for column in zip(*rows, strict=True)), strict=True))
 
 
-def _side_by_side(datasets: list[Any] | tuple[Any, ...], outputs: list[str], what: str) -> tuple[Result, bool]:
-    parts = [
-        part if isinstance(part, OutputDataset | OutputIterableDataset) else _of_dataset(part) for part in datasets
-    ]
-    width = sum(len(_names(part)) for part in parts)
-    if width != len(outputs):
-        raise StepOutputError(f"{what}: run() returned {width} columns; expected {len(outputs)} ({outputs}).")
+def _side_by_side(datasets: list[Any], expected: Expected) -> tuple[Rows, bool]:
+    parts = [part.rows if isinstance(part, OutputDatasetMixin) else Rows.of_dataset(part) for part in datasets]
+    width = sum(len(part.columns) for part in parts)
+    if width != len(expected.outputs):
+        raise StepOutputError(
+            f"{expected.what}: run() returned {width} columns; expected {len(expected.outputs)} ({expected.outputs})."
+        )
     lengths = {rows for part in parts if (rows := part.num_rows) is not None}
     if len(lengths) > 1:
-        raise StepOutputError(f"{what}: run() returned datasets of different lengths: {sorted(lengths)}.")
-
-    def batches() -> Iterator[Batch]:
-        rows = zip(*(_tuples(part) for part in parts), strict=True)
-        while portion := list(islice(rows, BATCH_SIZE)):
-            columns = zip(*(tuple(value for group in row for value in group) for row in portion), strict=True)
-            yield dict(zip(outputs, map(list, columns), strict=True))
-
-    lazy = any(isinstance(part, OutputIterableDataset) for part in parts)
-    return RowSource(outputs, batches, next(iter(lengths), None)), lazy
+        raise StepOutputError(f"{expected.what}: run() returned datasets of different lengths: {sorted(lengths)}.")
+    nodes = [part.node for part in parts]
+    joined = beside([unnamed(part, index) for index, part in enumerate(parts)])
+    names = dict(zip(joined.columns, expected.outputs, strict=True))
+    origin = Origin.same(*(node for node in nodes if node is not None)) if all(nodes) else Origin(None)
+    return replace(joined.renamed(names), origin=origin), any(part.table is None for part in parts)
 
 
-def _tuples(part: Result) -> Iterator[tuple[Any, ...]]:
-    for batch in part.batches():
-        yield from zip(*batch.values(), strict=True)
-
-
-def _names(part: Result) -> list[str]:
-    return part.columns if isinstance(part, RowSource) else part.column_names
-
-
-def _of_dataset(dataset: Any, outputs: list[str] | None = None) -> RowSource:
-    names = outputs or list(dataset.column_names)
-    # A single column may have any name.
-    sources = names if set(names) == set(dataset.column_names) else list(dataset.column_names)
-
-    def batches() -> Iterator[Batch]:
-        for start in range(0, len(dataset), BATCH_SIZE):
-            batch = dataset[start : start + BATCH_SIZE]
-            yield {name: list(batch[source]) for name, source in zip(names, sources, strict=True)}
-
-    return RowSource(names, batches, len(dataset))
-
-
-def _reordered(value: OutputDataset | OutputIterableDataset, outputs: list[str]) -> Result:
-    if value.column_names == outputs:
-        return value
-    renamed = value.num_columns == 1  # a single column may have any name
-
-    def batches() -> Iterator[Batch]:
-        for batch in value.batches():
-            yield {outputs[0]: next(iter(batch.values()))} if renamed else {name: batch[name] for name in outputs}
-
-    return RowSource(outputs, batches, value.num_rows)
-
-
-def _check_columns(found: list[str], outputs: list[str], what: str) -> None:
-    if len(found) == 1 and len(outputs) == 1:
-        return
-    if set(found) != set(outputs):
-        raise _wrong_columns(found, outputs, what)
-
-
-def _wrong_columns(found: list[str], outputs: list[str], what: str) -> StepOutputError:
+def _wrong_columns(found: list[str], expected: Expected) -> StepOutputError:
     return StepOutputError(
-        f"{what}: run() returned the columns {', '.join(map(str, found))}; expected {', '.join(outputs)}."
+        f"{expected.what}: run() returned the columns {', '.join(map(str, found))}; expected "
+        f"{', '.join(expected.outputs)}."
     )
 
 
 def _is_dataset(value: Any) -> TypeGuard[Any]:
-    return isinstance(value, OutputDataset | OutputIterableDataset) or _is_hf(value, "Dataset")
+    return isinstance(value, OutputDatasetMixin) or is_hf(value, "Dataset")
 
 
-def _is_hf(value: Any, name: str) -> bool:
+def is_hf(value: Any, name: str) -> bool:
+    """Returns whether a value is of a class of `datasets`, without importing it."""
     return any(
         base.__name__ == name and base.__module__.partition(".")[0] == "datasets" for base in type(value).__mro__
     )

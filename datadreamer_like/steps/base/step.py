@@ -5,59 +5,42 @@ from __future__ import annotations
 import contextvars
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from datadreamer_like.errors import (
-    DefinitionError,
-    SessionError,
-)
-from datadreamer_like.graph.fingerprint import fingerprint, is_installed
-from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.errors import DefinitionError, SessionError, StepOutputError
+from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.identity import class_part
+from datadreamer_like.graph.installed import is_installed
 from datadreamer_like.graph.node import Node, working_node
-from datadreamer_like.graph.output import (
-    Batch,
-    Column,
-    OutputDataset,
-    OutputIterableDataset,
-    RowSource,
-    unpickled,
-)
-from datadreamer_like.graph.pickles import is_pickled, pickle_value, repickled, unpickle
-from datadreamer_like.graph.session import NothingToKeep
+from datadreamer_like.graph.origin import Origin
+from datadreamer_like.graph.output import Column, OutputDataset, OutputIterableDataset
+from datadreamer_like.graph.results import Kept, OnDemand, Outcome
+from datadreamer_like.graph.rows import Batch, Rows
 from datadreamer_like.graph.usage import Usage
-from datadreamer_like.storage.tables import TableWriter, open_table, table_batches
+from datadreamer_like.storage.pickles import pickle_value, unpickle
+from datadreamer_like.storage.tables import TableWriter, read_table
+from datadreamer_like.storage.values import holds_pickles
 
 from ..operations.operations import Operations
+from .columns import columns_together, num_rows_of
 from .export import Exports
-from .registration import Registration
-from .returned import Result, normalized
+from .lazy_rows import LazyRowBatches
+from .registration import Registration, run_setup
+from .returned import Expected, normalized
+from .trace import Trace, lazy_origins, traced
 
 if TYPE_CHECKING:
     import pandas as pd
-    from datasets import Dataset
 
 logger = logging.getLogger("datadreamer_like")
 
 TABLE_FOLDER = "dataset"
 
 
-class StepMeta(type):
-    """Gives a step's class its `help`."""
-
-    @property
-    def help(cls) -> str:
-        """Inputs, arguments and outputs of the step, as text."""
-        kind: Any = cls
-        probe = kind.__new__(kind)
-        probe.name = cls.__name__
-        probe._registered()
-        return str(probe.help)
-
-
-class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
+class Step(Node, Registration, Operations, Exports):
     """A node whose result is a dataset.
 
     Made inside a session it runs at once, or finds what an earlier run made. Made outside one it only checks itself.
@@ -72,7 +55,7 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
         verbose: False shows only warnings of this step.
         log_level: A level of `logging` that overrides `verbose`.
         save_num_proc: Accepted for DataDreamer scripts; tables are written in one pass as their rows come.
-        save_num_shards: Accepted for DataDreamer scripts, likewise.
+        save_num_shards: Accepted for DataDreamer scripts, as `save_num_proc`.
         background: Run in a thread; use `wait` or ask for the output to wait for it.
 
     Raises:
@@ -92,6 +75,9 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
     """
 
     kind = "step"
+
+    result_version: ClassVar[int] = 1
+    """Raised when the same inputs and arguments give other rows."""
 
     # Arguments that change how a result is made, never what it is.
     neutral_args: ClassVar[frozenset[str]] = frozenset({"lazy"})
@@ -118,10 +104,8 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
         background: bool = False,
     ) -> None:
         self.name = name
-        self._registered()
-        self._inputs = self._checked_inputs(inputs or {})
-        self._args = self._checked_args(args or {})
-        self._renamed = self._checked_outputs(outputs or {})
+        run_setup(self)
+        self.accept(inputs or {}, args or {}, outputs or {})
         around = working_node()
         if around is not None and not isinstance(around, SuperStep):
             raise SessionError(
@@ -145,24 +129,68 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
             self._thread.start()
             self.session.wait_at_end(self._end_in_background)
         else:
-            self._execute()
+            self._output = self.make_output()
 
     # The protocol of a step's author
 
     def run(self) -> Any:
-        """Makes the rows; to be written by a subclass.
+        """Makes the rows; a subclass writes this or `process`.
 
         Returns:
             By its shape and the number of outputs: None, one value, a list or iterator of values or rows, a dictionary
             of columns, a list of dictionaries, a `Dataset`, an output dataset or column, a list of datasets side by
-            side, `LazyRows` or `LazyRowBatches`.
+            side, `LazyRows` or `LazyRowBatches`; any of these within `Traced`, which says where the rows came from.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no run().")
+        if type(self).process is Step.process:
+            raise NotImplementedError(f"{type(self).__name__} has neither run() nor process().")
+        return LazyRowBatches(
+            self._processed,
+            total_num_rows=num_rows_of(self._inputs),
+            save=not self._args.get("lazy"),
+            row_by_row=True,
+        )
+
+    def process(self, batch: Batch) -> Mapping[str, Any]:
+        """Makes one output row of each input row; a subclass writes this or `run`.
+
+        It keeps no state between batches, so batches may be processed in any order and in other processes.
+
+        Args:
+            batch: Columns as lists of equal length, by the names of the inputs.
+
+        Returns:
+            Columns of the same length, by the names of the outputs.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no process().")
+
+    def _processed(self) -> Iterator[Mapping[str, Any]]:
+        if not self._inputs:
+            raise DefinitionError(f'"{self.name}": process() needs an input. Write run() to make rows from nothing.')
+        start = 0
+        for batch in columns_together(self._inputs, f'"{self.name}"'):
+            size = len(next(iter(batch.values())))
+            made = self.process(batch)
+            rows = f"rows {start} to {start + size - 1}"
+            if not isinstance(made, Mapping) or set(made) != set(self._output_specs):
+                found = ", ".join(map(str, made)) if isinstance(made, Mapping) else type(made).__name__
+                raise StepOutputError(
+                    f'"{self.name}": process() returned {found} for {rows}; expected the columns '
+                    f"{', '.join(self._output_specs)}."
+                )
+            made = {name: values if hasattr(values, "__len__") else list(values) for name, values in made.items()}
+            for name, values in made.items():
+                if len(values) != size:
+                    raise StepOutputError(
+                        f'"{self.name}": process() returned {len(values)} values of "{name}" for the {size} rows of '
+                        f"its batch ({rows}). It must return one for each row; write run() to change their number."
+                    )
+            yield made
+            start += size
 
     @property
     def version(self) -> float:
-        """Raise it when the step's results change for a reason that its code does not show."""
-        return 1.0
+        """Version of the results; a script's own step may raise it for a reason that its code does not show."""
+        return float(self.result_version)
 
     @property
     def inputs(self) -> dict[str, Column]:
@@ -249,7 +277,7 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
         """Folder of the dataset on disk, for `datasets.load_from_disk`.
 
         Raises:
-            SessionError: The rows are made when they are asked for, so they are not on disk.
+            SessionError: The rows are generated lazily, so they are not on disk.
         """
         if self.manifest is None or self.folder is None:
             raise SessionError(f'The rows of "{self.name}" are not on disk. Save them first: step.save().')
@@ -258,6 +286,20 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
     def head(self, n: int = 5, shuffle: bool = False, seed: int | None = None, buffer_size: int = 1000) -> pd.DataFrame:
         """Returns some rows as a pandas frame; the arguments are those of the output's `head`."""
         return self.output.head(n, shuffle=shuffle, seed=seed, buffer_size=buffer_size)
+
+    def trace(self, index: int) -> Trace:
+        """Shows what made a row: the prompts, inputs, examples and documents that it came from, back to the sources.
+
+        Lazy rows on the way are generated again as far as they are needed; answers of models come from the cache.
+
+        Args:
+            index: Position of the row; negative ones count from the end, where that is known.
+
+        Raises:
+            NoSuchRow: There is no such row.
+            SessionError: The step was made outside a session, so it has no rows.
+        """
+        return traced(self, index)
 
     def data_card(self) -> dict[str, Any]:
         """Returns what is known of the origin of the rows, node by node, oldest first."""
@@ -277,9 +319,9 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns what decides the result, by name, each with its fingerprint."""
-        cls = type(self)
-        parts = {"code" if not is_installed(cls.__module__) else "class": fingerprint(cls, f"step {cls.__name__}")}
-        parts["version"] = fingerprint(self.version)
+        parts = class_part(type(self))
+        if type(self).version is not Step.version:
+            parts["version"] = fingerprint(self.version)
         for name, value in self._args.items():
             if name not in self.neutral_args:
                 parts[f"argument {name}"] = fingerprint(value, f'"{self.name}": argument "{name}"')
@@ -291,7 +333,7 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
 
     def _run_in_background(self) -> None:
         try:
-            self._execute()
+            self._output = self.make_output()
         except BaseException as error:
             self._failure = error  # raised when the output is asked for, and at the session's end
 
@@ -301,87 +343,72 @@ class Step(Node, Registration, Operations, Exports, metaclass=StepMeta):
         if self._failure is not None and not self._failure_told:
             self.wait()
 
-    def _execute(self) -> None:
-        lazy: list[Result] = []
-        try:
-            manifest = self.settle(lambda draft: self._build(draft, lazy))
-        except NothingToKeep:
-            self._output = self._lazy_output(lazy[0])
-            return
+    def make_output(self) -> OutputDataset | OutputIterableDataset:
+        """Finds the step's rows, or makes them."""
+        outcome = self.find_or_make()
+        if isinstance(outcome, OnDemand):
+            return OutputIterableDataset(self, outcome.value)
+        manifest = outcome.manifest
         in_memory = self.session is not None and self.session.in_memory
-        self._output = OutputDataset(
+        return OutputDataset(
             self,
-            self._open_table() if in_memory else self._open_table,
+            self._open_rows() if in_memory else self._open_rows,
             manifest.pickled,
             columns=manifest.columns,
             num_rows=manifest.rows,
         )
 
-    def _open_table(self) -> Dataset:
-        return open_table(self.result_folder / TABLE_FOLDER)
+    def _open_rows(self) -> Rows:
+        assert self.manifest is not None
+        folder = self.result_folder
+        origin = Origin.load(folder, self.manifest.result.get("origin"), [self, *self.parents])
+        return Rows.of_table(read_table(folder / TABLE_FOLDER), origin, self)
 
-    def _build(self, draft: Path, lazy: list[Result]) -> Manifest:
+    def build(self, draft: Path) -> Outcome:
+        """Runs the step, and keeps its rows unless they are lazy."""
         self._draft = draft
         try:
-            what = f'"{self.name}"'
-            result, stays_lazy = normalized(self.run(), list(self._output_specs), what)
+            returned = self.run()  # a source learns its columns by running
+            inputs = {name: column.step for name, column in self._inputs.items()}
+            expected = Expected(list(self._output_specs), f'"{self.name}"', inputs)
+            rows, stays_lazy = normalized(returned, expected)
             for kind, fact in self._card_facts:
                 self.card.register(kind, fact)
+            rows = rows.renamed(self._renamed)
             if stays_lazy:
-                lazy.append(result)
-                raise NothingToKeep
-            return self._write(result, draft)
+                return OnDemand(replace(rows, node=self))
+            return self.write_rows(rows, draft)
         finally:
             self._draft = None
 
-    def _write(self, result: Result, draft: Path) -> Manifest:
+    def write_rows(self, rows: Rows, draft: Path) -> Kept:
+        """Writes the step's rows into the folder of its result."""
         folder = draft / TABLE_FOLDER
         folder.mkdir()
-        writer = TableWriter(folder, self.output_names, f'"{self.name}"')
-        self.usage.total_rows = result.num_rows
-        pickled = False
+        writer = TableWriter(folder, what=f'"{self.name}"', schema=rows.schema)
+        self.usage.total_rows = rows.num_rows
         try:
-            if isinstance(result, OutputDataset) and not result.pickled:
-                features = result.dataset.features
-                writer.features = type(features)(zip(self.output_names, features.values(), strict=True))
-                for table in table_batches(result.dataset):
-                    writer.write(table.rename_columns(self.output_names))
-                    self.usage.add(rows=table.num_rows)
-            else:
-                for batch in self._named(result.batches()):
-                    if result.pickled:
-                        batch = {name: repickled(values) for name, values in batch.items()}
-                    pickled = pickled or _holds_pickles(batch)
-                    writer.write(batch)
-                    self.usage.add(rows=len(next(iter(batch.values()), ())))
+            for batch in rows.read():
+                writer.write(batch)
+                self.usage.add(rows=batch.num_rows)
             schema = writer.close(self.fingerprint)
         except BaseException:
             writer.abort()
             raise
-        return self.new_manifest(columns=list(schema.names), rows=writer.num_rows, pickled=pickled)
-
-    def _named(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        names = dict(zip(self._output_specs, self.output_names, strict=True))
-        for batch in batches:
-            yield {names.get(name, name): values for name, values in batch.items()}
-
-    def _lazy_output(self, result: Result) -> OutputIterableDataset:
-        source = result
-        if isinstance(source, OutputDataset | OutputIterableDataset):
-            source = RowSource(source.column_names, source.batches, source.num_rows)
-
-        def batches() -> Iterator[Batch]:
-            return map(unpickled, self._named(source.batches()))
-
-        return OutputIterableDataset(self, replace(source, columns=self.output_names, batches=batches))
+        origins = {
+            node.fingerprint: origin.save(draft, f"lazy-origin-{index}")
+            for index, (node, origin) in enumerate(lazy_origins(self.parents))
+        }
+        return self.kept(
+            columns=list(schema.names),
+            rows=writer.num_rows,
+            pickled=holds_pickles(schema),
+            result={"origin": rows.origin.save(draft), "origins of lazy rows": origins},
+        )
 
 
 class SuperStep(Step):
     """A step that may make other steps inside its `run`."""
-
-
-def _holds_pickles(batch: Batch) -> bool:
-    return any(any(is_pickled(value) for value in values) for values in batch.values())
 
 
 def _distinct(nodes: Iterator[Node]) -> list[Node]:

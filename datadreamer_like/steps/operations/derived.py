@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self, Unpack
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.graph.node import Node
-from datadreamer_like.graph.output import OutputDataset, OutputIterableDataset, RowSource
+from datadreamer_like.graph.node import Node, working
+from datadreamer_like.graph.output import OutputDataset, OutputIterableDataset
+from datadreamer_like.graph.results import Kept
+from datadreamer_like.graph.rows import Rows
 
 from ..base.step import Step
 from . import transforms
@@ -26,7 +30,7 @@ class Derived(Step):
         operation: str,
         sources: list[Step],
         args: dict[str, Any],
-        make: Callable[[], transforms.Table],
+        make: Callable[[], Rows],
         lazy: bool,
         options: OperationOptions,
     ) -> None:
@@ -48,7 +52,7 @@ class Derived(Step):
         operation: str,
         sources: list[Step],
         args: dict[str, Any],
-        make: Callable[[], transforms.Table],
+        make: Callable[[], Rows],
         lazy: bool,
         options: OperationOptions,
     ) -> Self:
@@ -59,11 +63,16 @@ class Derived(Step):
         name = options.get("name") or _name(operation, sources)
         return cls(name, operation, sources, args, make, lazy, options)
 
+    @property
+    def moves_rows(self) -> bool:
+        """Whether the operation leaves the rows that it takes as they are."""
+        return self.operation not in ("map", "rename_column", "rename_columns", "zipped")
+
     def setup(self) -> None:
         """Registers whatever columns the operation gives; known when it runs."""
         self.register_output("*")
 
-    def run(self) -> transforms.Table:
+    def run(self) -> Rows:
         """Applies the operation."""
         return self._make()
 
@@ -76,20 +85,20 @@ class Derived(Step):
             parts["input" if len(self.sources) == 1 else f"input {index + 1}"] = source.fingerprint
         return parts
 
-    def _execute(self) -> None:
+    def make_output(self) -> OutputDataset | OutputIterableDataset:
+        """Applies the operation, or finds its rows; lazy ones are neither kept nor looked for."""
         self.parents = list(dict.fromkeys(self.sources))
         if self._lazy:
-            # Nothing is kept, so there is nothing to find: a view on a table, or rows made when they are asked for.
-            with self.at_work():
+            # Nothing is kept, so there is nothing to find: a view on a table, or rows generated lazily.
+            with working(self):
                 made = self._make()
-            self._output = _output(self, made)
-            return
-        super()._execute()
+            rows = replace(made, node=self)
+            return OutputIterableDataset(self, rows) if rows.table is None else OutputDataset(self, rows)
+        return super().make_output()
 
-    def _build(self, draft: Any, lazy: list[Any]) -> Any:
-        made = self._make()
-        self._output_specs = {name: self._output_specs["*"] for name in transforms.columns_of(made)}
-        return self._write(made, draft)
+    def build(self, draft: Path) -> Kept:
+        """Applies the operation and keeps its rows."""
+        return self.write_rows(self._make(), draft)
 
 
 def concat(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
@@ -97,7 +106,7 @@ def concat(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions])
 
     Args:
         *steps: Steps with the same columns.
-        lazy: Make the rows when they are asked for.
+        lazy: Generate the rows lazily.
         **options: See `OperationOptions`.
 
     Raises:
@@ -112,7 +121,7 @@ def concat(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions])
                 "Rename or select columns first."
             )
     return Derived.of(
-        "concat", list(steps), {}, lambda: transforms.concatenated([step.output for step in steps]), lazy, options
+        "concat", list(steps), {}, lambda: transforms.concatenated([step.output.rows for step in steps]), lazy, options
     )
 
 
@@ -121,7 +130,7 @@ def zipped(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions])
 
     Args:
         *steps: Steps with equally many rows and different columns.
-        lazy: Make the rows when they are asked for.
+        lazy: Generate the rows lazily.
         **options: See `OperationOptions`.
 
     Raises:
@@ -136,7 +145,7 @@ def zipped(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions])
     if len(set(lengths.values())) > 1:
         raise DefinitionError(f"zipped: the steps have different numbers of rows: {lengths}.")
     return Derived.of(
-        "zipped", list(steps), {}, lambda: transforms.side_by_side([step.output for step in steps]), lazy, options
+        "zipped", list(steps), {}, lambda: transforms.side_by_side([step.output.rows for step in steps]), lazy, options
     )
 
 
@@ -155,16 +164,8 @@ def _name(operation: str, sources: list[Step]) -> str:
     session = sources[0].session
     if session is None:
         return f"{first} ({operation})"
-    return session.numbered(f"{first} ({operation})", lambda count: f"{first} ({operation} #{count})")
+    return session.results.free_name(f"{first} ({operation})", lambda count: f"{first} ({operation} #{count})")
 
 
 def _own_name(node: Node) -> str:
     return node.name.rpartition(" / ")[2]
-
-
-def _output(step: Derived, made: transforms.Table) -> OutputDataset | OutputIterableDataset:
-    if isinstance(made, RowSource):
-        return OutputIterableDataset(step, made)
-    if isinstance(made, OutputDataset):
-        return OutputDataset(step, made.dataset, made.pickled, num_rows=made.num_rows)
-    return OutputIterableDataset(step, RowSource(made.column_names, made.batches, made.num_rows))

@@ -1,13 +1,18 @@
-"""Operations on a step's rows: each gives another step, by default one whose rows are made when they are asked for."""
+"""Operations on a step's rows: each gives another step, by default one whose rows are generated lazily."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
+import numpy as np
+
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, UnknownColumn, did_you_mean
+from datadreamer_like.graph.rows import Rows
 
 from . import row_functions, splitting, transforms
+from .sorting import sort
 
 if TYPE_CHECKING:
     from ..base.step import Step
@@ -49,7 +54,7 @@ class Operations:
 
     def select(self, indices: Iterable[int], lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
         """Takes the rows at some positions, in that order."""
-        chosen = [int(index) for index in indices]
+        chosen = np.fromiter(map(operator.index, indices), dtype=np.int64)
         return self._derived("select", lazy, options, {"indices": chosen}, lambda rows: transforms.select(rows, chosen))
 
     def select_columns(
@@ -76,8 +81,8 @@ class Operations:
 
         Args:
             seed: Seed; without one the order is random, but the same in every run of the script.
-            buffer_size: Rows to draw from where rows are made when they are asked for; a table is shuffled as a whole.
-            lazy: Make the rows when they are asked for.
+            buffer_size: Rows to draw from where rows are generated lazily; a table is shuffled as a whole.
+            lazy: Generate the rows lazily.
             **options: See `OperationOptions`.
         """
         args = {"seed": seed, "buffer_size": buffer_size}
@@ -105,14 +110,11 @@ class Operations:
         if len(backwards) != len(names):
             raise DefinitionError(f"sort: {len(backwards)} values of reverse for {len(names)} columns.")
         args = {"column_names": names, "reverse": backwards, "null_placement": null_placement}
-        return self._derived(
-            "sort", False, options, args, lambda rows: transforms.sort(rows, names, backwards, null_placement)
-        )
+        return self._derived("sort", False, options, args, lambda rows: sort(rows, names, backwards, null_placement))
 
     def add_item(self, item: dict[str, Any], lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
-        """Appends a row."""
-        if set(item) != set(self._columns()):
-            raise DefinitionError(f"add_item: the row has {list(item)}; expected {self._columns()}.")
+        """Appends a row; columns that it lacks are None there."""
+        self._known(list(item))
         return self._derived("add_item", lazy, options, {"item": item}, lambda rows: transforms.append(rows, item))
 
     def map(
@@ -140,16 +142,18 @@ class Operations:
             remove_columns: Columns to leave out, unless the function makes them.
             total_num_rows: How many rows there will be, where `batched` changes that and it is known.
             auto_progress: Count the rows as progress.
-            lazy: Make the rows when they are asked for.
+            lazy: Generate the rows lazily.
             **options: See `OperationOptions`.
         """
         _check_function("map", function)
         call = row_functions.Call(function, with_indices, self._known(input_columns), batched, batch_size)
         removed = self._known(remove_columns)
         args = {"function": call.decides(), "remove_columns": removed}
-        return self._derived(
-            "map", lazy, options, args, lambda rows: row_functions.map_rows(rows, call, removed, total_num_rows)
-        )
+
+        def mapped(rows: Rows) -> Rows:
+            return row_functions.map_rows(rows, call, removed, total_num_rows, lazy)
+
+        return self._derived("map", lazy, options, args, mapped)
 
     def filter(
         self,
@@ -262,18 +266,18 @@ class Operations:
 
     def save(self, **options: Unpack[OperationOptions]) -> Derived:
         """Makes all rows and keeps them on disk."""
-        return self._derived("save", False, options, {}, lambda rows: rows)
+        return self._derived("save", False, options, {}, transforms.same_rows)
 
     def copy(self, name: str | None = None, lazy: bool | None = None, **options: Unpack[RunOptions]) -> Derived:
         """Makes a step with the same rows.
 
         Args:
             name: Name of the new step.
-            lazy: Make the rows when they are asked for; by default as this step does.
+            lazy: Generate the rows lazily; by default as this step does.
             **options: See `RunOptions`.
         """
-        keep_lazy = not transforms.is_table(self._step.output) if lazy is None else lazy
-        return self._derived("copy", keep_lazy, {**options, "name": name}, {}, lambda rows: rows)
+        keep_lazy = self._step.output.rows.table is None if lazy is None else lazy
+        return self._derived("copy", keep_lazy, {**options, "name": name}, {}, transforms.same_rows)
 
     def _rename(self, what: str, names: dict[str, str], lazy: bool, options: OperationOptions) -> Derived:
         self._known(list(names))
@@ -306,11 +310,11 @@ class Operations:
         lazy: bool,
         options: OperationOptions,
         args: dict[str, Any],
-        transform: Callable[[transforms.Table], transforms.Table],
+        transform: Callable[[Rows], Rows],
     ) -> Derived:
         from .derived import Derived
 
-        return Derived.of(operation, [self._step], args, lambda: transform(self._step.output), lazy, options)
+        return Derived.of(operation, [self._step], args, lambda: transform(self._step.output.rows), lazy, options)
 
 
 def _check_function(operation: str, function: Any) -> None:

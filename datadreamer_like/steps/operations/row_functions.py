@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from datadreamer_like.errors import StepOutputError
-from datadreamer_like.graph.output import BATCH_SIZE, Batch, OutputIterableDataset, RowSource
-from datadreamer_like.graph.usage import current_usage
+import numpy as np
+import pyarrow as pa
 
-from .transforms import Table, columns_of, is_table, row_tuples, source_like
+from datadreamer_like.errors import StepOutputError
+from datadreamer_like.graph.origin import INPUT, Every, Stated
+from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows, rebatched
+from datadreamer_like.graph.usage import current_usage
+from datadreamer_like.storage.values import to_batch, to_columns
 
 # Rows that a mapped function is tried on to learn what columns it makes.
 _SAMPLES = 10
@@ -44,23 +46,23 @@ class Call:
         size = self.batch_size if self.batched else None
         return self.function, self.with_indices, tuple(self.input_columns), self.batched, size
 
-    def portions(self, rows: Table) -> Iterator[tuple[Batch, list[Any]]]:
+    def portions(self, rows: Rows) -> Iterator[tuple[pa.RecordBatch, list[Any]]]:
         """Yields the rows in portions, each with what the function returned: a value a row, or one for all."""
         position = 0
-        for batch in _rebatched(rows, self.batch_size if self.batched else BATCH_SIZE):
-            size = len(next(iter(batch.values()), ()))
-            indices = range(position, position + size)
-            position += size
+        for batch in rebatched(rows.read(), self.batch_size) if self.batched else _sliced(rows.read()):
+            indices = range(position, position + batch.num_rows)
+            position += batch.num_rows
+            columns = to_columns(batch.select(self.input_columns) if self.input_columns else batch)
             if self.batched:
-                given: list[Any] = [batch[name] for name in self.input_columns] or [dict(batch)]
+                given: list[Any] = [columns[name] for name in self.input_columns] or [columns]
                 yield batch, list(self._results([(*given, *([list(indices)] if self.with_indices else []))], indices))
                 continue
             arguments: Any
             if self.input_columns:
-                arguments = zip(*(batch[name] for name in self.input_columns), strict=True)
+                arguments = zip(*(columns[name] for name in self.input_columns), strict=True)
             else:
-                names = list(batch)
-                arguments = ((dict(zip(names, row, strict=True)),) for row in zip(*batch.values(), strict=True))
+                names = list(columns)
+                arguments = ((dict(zip(names, row, strict=True)),) for row in zip(*columns.values(), strict=True))
             if self.with_indices:
                 arguments = ((*row, index) for row, index in zip(arguments, indices, strict=True))
             yield batch, list(self._results(arguments, indices))
@@ -83,95 +85,103 @@ class Call:
         usage.note = ""
 
 
-def map_rows(rows: Table, call: Call, removed: list[str], total: int | None) -> Table:
-    """Applies a function to rows and adds what it returns."""
+def map_rows(rows: Rows, call: Call, removed: list[str], total: int | None, lazy: bool) -> Rows:
+    """Applies a function to rows and adds what it returns.
 
-    def mapped(source: Table) -> Iterator[Batch]:
+    A batched function that gives as many rows as it got is taken to give them in order; the rows of one that gives
+    more or fewer come from all rows of its batch.
+    """
+
+    def mapped(source: Rows) -> Iterator[tuple[pa.RecordBatch, Stated | None]]:
+        place = 0
         for batch, results in call.portions(source):
             new = _columns(results[0]) if call.batched else _gathered(results)
-            kept = {name: values for name, values in batch.items() if name not in removed}
-            made = {**kept, **new}
-            lengths = {name: len(values) for name, values in made.items()}
-            if len(set(lengths.values())) > 1:
-                raise StepOutputError(
-                    f"map: the function gave columns of different lengths: {lengths}. A batched function that changes "
-                    "the number of rows must remove the other columns: remove_columns=[...]."
-                )
-            yield made
+            made = _with_new(batch, new, removed)
+            taken = range(place, place + batch.num_rows)
+            place += batch.num_rows
+            piece = taken if made.num_rows == batch.num_rows else Every(taken)
+            yield made, {} if rows.node is None else {(rows.node, INPUT): piece}
 
     total = total if total is not None else (None if call.batched else rows.num_rows)
-    # The names of new columns are known only by calling the function: on one row, now, so that a wrong name or a
-    # function that fails is told before hours of work.
-    first = _mapped_sample(rows, mapped)
-    names = list(first) if first is not None else [name for name in columns_of(rows) if name not in removed]
-    return replace(source_like(rows, lambda: mapped(rows), total, names), sample=first)
+    # The names of new columns are known only by calling the function. Lazy rows are asked for their columns before
+    # they are read, so it is called on one row now: that also shows a wrong name or a failure before hours of work.
+    first = _mapped_sample(rows, mapped) if lazy else None
+    kept = [column for column in rows.schema if column.name not in removed]
+    schema = first.schema if first is not None else pa.schema(kept)
+    return replace(Rows.recorded(schema, total, lambda: mapped(rows)), sample=first)
 
 
-def _mapped_sample(rows: Table, mapped: Callable[[Table], Iterator[Batch]]) -> Batch | None:
+def _with_new(batch: pa.RecordBatch, new: Batch, removed: list[str]) -> pa.RecordBatch:
+    made = to_batch(new, "map", batch.schema)
+    names = [name for name in batch.schema.names if name not in removed or name in new]
+    names += [name for name in new if name not in names]
+    fields, arrays = [], []
+    for name in names:
+        source = made if name in new else batch
+        fields.append(source.schema.field(name))
+        arrays.append(source.column(name))
+    lengths = {name: len(array) for name, array in zip(names, arrays, strict=True)}
+    if len(set(lengths.values())) > 1:
+        raise StepOutputError(
+            f"map: the function gave columns of different lengths: {lengths}. A batched function that changes "
+            "the number of rows must remove the other columns: remove_columns=[...]."
+        )
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+
+
+_Mapped = Callable[[Rows], Iterator[tuple[pa.RecordBatch, Stated | None]]]
+
+
+def _mapped_sample(rows: Rows, mapped: _Mapped) -> pa.RecordBatch | None:
     """Returns a mapped row: the first of a few for which the function returned something."""
     tried = None
     for row in _samples(rows):
-        made = next(mapped(_one_row(row)), None)
+        one = Rows.of_table(pa.Table.from_batches([row]), node=rows.node)
+        made, _ = next(mapped(one), (None, None))
         tried = tried or made
-        if made is not None and not _is_same_row(made, row):
+        if made is not None and made.schema.names != row.schema.names:
+            return made
+        if made is not None and not made.equals(row):
             return made
     return tried
 
 
-def _is_same_row(made: Batch, row: Batch) -> bool:
-    return list(made) == list(row) and all(
-        len(values) == 1 and values[0] is row[name][0] for name, values in made.items()
-    )
-
-
-def _samples(rows: Table) -> Iterator[Batch]:
-    source = rows.source if isinstance(rows, OutputIterableDataset) else rows
-    if isinstance(source, RowSource) and source.sample is not None:
-        yield source.sample
+def _samples(rows: Rows) -> Iterator[pa.RecordBatch]:
+    if rows.sample is not None:
+        yield rows.sample
         return
-    names = columns_of(rows)
-    for row in itertools.islice(row_tuples(rows), _SAMPLES):
-        yield {name: [value] for name, value in zip(names, row, strict=True)}
+    count = 0
+    for batch in rows.read() if rows.table is None else rows.table.batches(_SAMPLES):
+        for place in range(batch.num_rows):
+            yield batch.slice(place, 1)
+            count += 1
+            if count == _SAMPLES:
+                return
 
 
-def _one_row(row: Batch) -> RowSource:
-    return RowSource(list(row), lambda: iter([row]), 1)
-
-
-def filter_rows(rows: Table, call: Call, total: int | None) -> Table:
+def filter_rows(rows: Rows, call: Call, total: int | None) -> Rows:
     """Keeps rows for which a function returns something true."""
 
-    def batches() -> Iterator[Batch]:
+    def read() -> Iterator[tuple[pa.RecordBatch, Stated | None]]:
+        place = 0
         for batch, results in call.portions(rows):
             flags = list(results[0]) if call.batched else results
-            size = len(next(iter(batch.values()), ()))
-            if len(flags) != size:
-                raise StepOutputError(f"filter: the function returned {len(flags)} values for {size} rows.")
-            if all(flags):
-                yield batch
-            elif any(flags):
-                yield {name: list(itertools.compress(values, flags)) for name, values in batch.items()}
+            if len(flags) != batch.num_rows:
+                raise StepOutputError(f"filter: the function returned {len(flags)} values for {batch.num_rows} rows.")
+            chosen = np.flatnonzero(np.fromiter(map(bool, flags), dtype=bool, count=len(flags)))
+            if len(chosen):
+                piece = {(rows.node, INPUT): chosen + place} if rows.node is not None else {}
+                yield batch if len(chosen) == batch.num_rows else batch.take(pa.array(chosen)), piece
+            place += batch.num_rows
 
     # A row that is dropped has the columns of one that is kept.
-    sample = rows.source.sample if isinstance(rows, OutputIterableDataset) else None
-    return replace(source_like(rows, batches, total), sample=sample)
+    return replace(Rows.recorded(rows.schema, total, read), sample=rows.sample)
 
 
-def _rebatched(rows: Table, size: int) -> Iterator[Batch]:
-    if is_table(rows):
-        yield from rows.batches(size)
-        return
-    held: Batch = {}
-    for batch in rows.batches():
-        held = {name: held.get(name, []) + values for name, values in batch.items()} if held else dict(batch)
-        count = len(next(iter(held.values()), ()))
-        start = 0
-        while count - start >= size:
-            yield {name: values[start : start + size] for name, values in held.items()}
-            start += size
-        held = {name: values[start:] for name, values in held.items()} if start < count else {}
-    if held:
-        yield held
+def _sliced(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        for start in range(0, batch.num_rows, BATCH_SIZE):
+            yield batch.slice(start, BATCH_SIZE)
 
 
 def _columns(result: Any) -> Batch:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from datadreamer_like.errors import DefinitionError, EmptyDataset
+from datadreamer_like.graph.rows import Rows
 
-from .transforms import Table, keep_columns, select
+from .transforms import kept, select
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,24 @@ class Split:
     stratify_by: str | None = None
     seed: int = 42
 
-    def __call__(self, rows: Table) -> Table:
-        """Takes the part from a table, or from other rows by reading them twice."""
-        labels: list[Any] = []
-        total = 0
-        for batch in (keep_columns(rows, [self.stratify_by]) if self.stratify_by else rows).batches():
-            total += len(next(iter(batch.values()), ()))
-            labels.extend(batch[self.stratify_by] if self.stratify_by else ())
+    def __call__(self, rows: Rows) -> Rows:
+        """Takes the part from a table; lazy rows are written to a temporary one first.
+
+        Raises:
+            EmptyDataset: There are no rows.
+        """
+        whole = kept(rows)
+        total = whole.num_rows or 0
         if total == 0:
             raise EmptyDataset("splits: there are no rows to divide.")
         counts = _counts(self.sizes, total)
-        parts = self._stratified(labels, counts) if self.stratify_by else self._plain(total, counts)
-        return select(rows, sorted(parts[self.name]))
+        if self.stratify_by:
+            column = whole.select_columns([self.stratify_by])
+            labels = [label for batch in column.batches() for label in batch[self.stratify_by]]
+            parts = self._stratified(labels, counts)
+        else:
+            parts = self._plain(total, counts)
+        return select(whole, sorted(parts[self.name]))
 
     def _plain(self, total: int, counts: Mapping[str, int]) -> dict[str, list[int]]:
         order = np.random.default_rng(self.seed).permutation(total).tolist()

@@ -1,92 +1,100 @@
-"""What operations do to rows: functions from one table to another. A table on disk stays one where rows only move."""
+"""What operations do to rows: functions from `Rows` to `Rows` that move them and never make Python values of them."""
 
 from __future__ import annotations
 
 import atexit
-import itertools
+import json
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from datadreamer_like.errors import DefinitionError, StepOutputError
-from datadreamer_like.graph.output import BATCH_SIZE, Batch, OutputDataset, OutputIterableDataset, RowSource
-from datadreamer_like.storage.tables import TableWriter, open_table
+from datadreamer_like.graph.origin import INPUT, Origin, Recorder, Stated
+from datadreamer_like.graph.rows import BATCH_SIZE, Rows, Table, rebatched
+from datadreamer_like.storage.schemas import cast, widened
+from datadreamer_like.storage.tables import TableWriter, read_table
+from datadreamer_like.storage.values import FEATURE, class_names, to_batch
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-Table = OutputDataset | OutputIterableDataset | RowSource
-
-
-def is_table(rows: Table) -> TypeGuard[OutputDataset]:
-    """Tells whether the rows are on disk, so that they can be taken by position."""
-    return isinstance(rows, OutputDataset)
+Positions = np.ndarray[Any, Any]
 
 
-def columns_of(rows: Table) -> list[str]:
-    """Returns the names of the columns."""
-    return list(rows.columns) if isinstance(rows, RowSource) else rows.column_names
+def same_rows(rows: Rows) -> Rows:
+    """Returns the same rows, as those of another step."""
+    return replace(rows, origin=_same(rows))
 
 
-def select(rows: Table, indices: list[int]) -> Table:
-    """Takes rows by position."""
-    if is_table(rows):
-        size = rows.num_rows
-        outside = [index for index in indices if not -size <= index < size]
-        if outside:
-            raise DefinitionError(f"select: there is no row {outside[0]}; there are {size}.")
-        return _view(rows, rows.dataset.select([index % size for index in indices]))
-    if any(index < 0 for index in indices):
-        raise DefinitionError("select: rows made when they are asked for have no last one. Use save() first.")
-
-    def batches() -> Iterator[Batch]:
-        # The wanted rows are held, the others pass by.
-        wanted = set(indices)
-        held: dict[int, tuple[Any, ...]] = {}
-        last = max(indices, default=-1)
-        for position, row in enumerate(row_tuples(rows)):
-            if position in wanted:
-                held[position] = row
-            if position >= last:
-                break
-        missing = [index for index in indices if index not in held]
-        if missing:
-            raise DefinitionError(f"select: there is no row {missing[0]}.")
-        yield from _portions((held[index] for index in indices), columns_of(rows))
-
-    return source_like(rows, batches, len(indices))
+def select(rows: Rows, indices: Sequence[int] | range | Positions) -> Rows:
+    """Takes rows by position, in the order given."""
+    positions = indices if isinstance(indices, range) else np.asarray(indices, dtype=np.int64)
+    ends = np.array([positions[0], positions[-1]]) if isinstance(positions, range) and positions else positions
+    least, most = (int(np.min(ends)), int(np.max(ends))) if len(positions) else (0, -1)
+    if rows.table is None:
+        if least < 0:
+            raise DefinitionError("select: lazy rows have no last one to count from. Use save() first.")
+        return _select_lazy(rows, np.asarray(positions, dtype=np.int64), most)
+    size = len(rows.table)
+    if least < -size or most >= size:
+        raise DefinitionError(f"select: there is no row {least if least < -size else most}; there are {size}.")
+    if least < 0:
+        positions = np.asarray(positions)
+        positions = np.where(positions < 0, positions + size, positions)
+    return _of_table(rows, positions)
 
 
-def keep_columns(rows: Table, names: list[str]) -> Table:
+def _of_table(rows: Rows, positions: range | Positions) -> Rows:
+    assert rows.table is not None
+    return Rows.of_table(rows.table.select(positions), Origin.at(rows.node, positions))
+
+
+def _select_lazy(rows: Rows, positions: Positions, last: int) -> Rows:
+    in_order = bool((np.diff(positions) > 0).all())
+
+    def chosen() -> Iterator[pa.RecordBatch]:
+        wanted = positions if in_order else np.unique(positions)
+        start = 0
+        for batch in rows.read():
+            stop = start + batch.num_rows
+            places = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, stop)] - start
+            if len(places):
+                yield batch.take(pa.array(places))
+            start = stop
+            if stop > last:
+                return
+        missing = positions[positions >= start]
+        if len(missing):
+            raise DefinitionError(f"select: there is no row {missing[0]}; there are {start}.")
+
+    def read() -> Iterator[pa.RecordBatch]:
+        if in_order:
+            yield from chosen()
+            return
+        held = kept(replace(rows, read=chosen))
+        assert held.table is not None
+        order = np.searchsorted(np.unique(positions), positions)
+        yield from held.table.select(order).batches()
+
+    return replace(rows, num_rows=len(positions), read=read, origin=Origin.at(rows.node, positions))
+
+
+def keep_columns(rows: Rows, names: Sequence[str]) -> Rows:
     """Keeps the named columns, in that order."""
-    if is_table(rows):
-        return _view(rows, rows.dataset.select_columns(names))
-
-    def batches() -> Iterator[Batch]:
-        for batch in rows.batches():
-            yield {name: batch[name] for name in names}
-
-    return source_like(rows, batches, rows.num_rows, names)
+    return same_rows(rows.select_columns(names))
 
 
-def rename(rows: Table, names: Mapping[str, str]) -> Table:
+def rename(rows: Rows, names: Mapping[str, str]) -> Rows:
     """Gives columns other names."""
-    if is_table(rows):
-        return _view(rows, rows.dataset.rename_columns(dict(names)))
-
-    def batches() -> Iterator[Batch]:
-        for batch in rows.batches():
-            yield {names.get(name, name): values for name, values in batch.items()}
-
-    return source_like(rows, batches, rows.num_rows, [names.get(name, name) for name in columns_of(rows)])
+    return same_rows(rows.renamed(dict(names)))
 
 
-def span(rows: Table, start: int, count: int | None) -> Table:
+def span(rows: Rows, start: int, count: int | None) -> Rows:
     """Takes `count` rows from position `start` on; all the rest if that is None."""
     if start < 0 or (count is not None and count < 0):
         raise DefinitionError("take and skip need a number of rows of 0 or more.")
@@ -94,172 +102,268 @@ def span(rows: Table, start: int, count: int | None) -> Table:
     size = None if total is None else max(0, total - start)
     if count is not None:
         size = count if size is None else min(size, count)
-    if is_table(rows):
+    if rows.table is not None:
         assert size is not None
-        return _view(rows, rows.dataset.select(range(start, start + size) if size else range(0)))
+        return _of_table(rows, range(start, start + size))
 
-    def batches() -> Iterator[Batch]:
+    def read() -> Iterator[pa.RecordBatch]:
         stop = None if count is None else start + count
-        yield from _portions(itertools.islice(row_tuples(rows), start, stop), columns_of(rows))
+        if stop == start:
+            return
+        place = 0
+        for batch in rows.read():
+            first = max(0, start - place)
+            last = batch.num_rows if stop is None else min(batch.num_rows, stop - place)
+            if first < last:
+                yield batch.slice(first, last - first)
+            place += batch.num_rows
+            if stop is not None and place >= stop:
+                return
 
-    return source_like(rows, batches, None if total is None else size)
+    known = None if total is None else size
+    taken = range(start, start + size) if size is not None else range(start, 2**62)
+    return replace(rows, num_rows=known, read=read, origin=Origin.at(rows.node, taken))
 
 
-def shuffle(rows: Table, seed: int, buffer_size: int) -> Table:
-    """Puts rows in random order: a table as a whole, others within a buffer."""
-    if is_table(rows):
-        return _view(rows, rows.dataset.select(np.random.default_rng(seed).permutation(rows.num_rows)))
+def shuffle(rows: Rows, seed: int, buffer_size: int) -> Rows:
+    """Puts rows in random order: a table as a whole, lazy rows within a buffer."""
+    if rows.table is not None:
+        return _of_table(rows, np.random.default_rng(seed).permutation(len(rows.table)))
 
-    def batches() -> Iterator[Batch]:
+    def read() -> Iterator[tuple[pa.RecordBatch, Stated | None]]:
         rng = random.Random(seed)
+        pool: pa.RecordBatch | None = None
+        places: list[int] = []
+        start = 0
+        for batch in rebatched(rows.read(), max(1, buffer_size)):
+            known = [*places, *range(start, start + batch.num_rows)]
+            start += batch.num_rows
+            both = batch if pool is None else _together([pool, batch])
+            if both.num_rows <= buffer_size:
+                pool, places = both, known
+                continue
+            # All but `buffer_size` rows, drawn at random, go on; the others wait for later ones.
+            order = list(range(both.num_rows))
+            rng.shuffle(order)
+            out, stay = order[buffer_size:], order[:buffer_size]
+            yield both.take(pa.array(out)), _stated(rows, np.array([known[index] for index in out]))
+            pool, places = both.take(pa.array(stay)), [known[index] for index in stay]
+        if pool is not None:
+            order = list(range(pool.num_rows))
+            rng.shuffle(order)
+            yield pool.take(pa.array(order)), _stated(rows, np.array([places[index] for index in order]))
 
-        def mixed() -> Iterator[tuple[Any, ...]]:
-            held: list[tuple[Any, ...]] = []
-            for row in row_tuples(rows):
-                if len(held) < buffer_size:
-                    held.append(row)
-                    continue
-                position = rng.randrange(buffer_size)
-                yield held[position]
-                held[position] = row
-            rng.shuffle(held)
-            yield from held
-
-        yield from _portions(mixed(), columns_of(rows))
-
-    return source_like(rows, batches, rows.num_rows)
-
-
-def sort(rows: Table, names: list[str], reverse: list[bool], null_placement: str) -> Table:
-    """Sorts rows by columns, stably, with missing values at one end."""
-    if null_placement not in ("at_end", "at_start"):
-        raise DefinitionError(f'sort: null_placement is {null_placement!r}; expected "at_end" or "at_start".')
-    keys = {name: [] for name in names}  # type: dict[str, list[Any]]
-    for batch in (keep_columns(rows, names)).batches():
-        for name in names:
-            keys[name].extend(batch[name])
-    order = list(range(len(keys[names[0]]))) if names else []
-    for name, backwards in reversed(list(zip(names, reverse, strict=True))):
-        values = keys[name]
-        present = [index for index in order if values[index] is not None]
-        missing = [index for index in order if values[index] is None]
-        # sorted() keeps equal rows in order, also when the order is reversed.
-        present.sort(key=values.__getitem__, reverse=backwards)
-        order = present + missing if null_placement == "at_end" else missing + present
-    return select(rows, order)
+    return Rows.recorded(rows.schema, rows.num_rows, read)
 
 
-def reverse(rows: Table) -> Table:
+def reverse(rows: Rows) -> Rows:
     """Puts the last row first."""
-    if is_table(rows):
-        return _view(rows, rows.dataset.select(range(rows.num_rows - 1, -1, -1)))
+    if rows.table is not None:
+        return _of_table(rows, range(len(rows.table) - 1, -1, -1))
 
-    def batches() -> Iterator[Batch]:
-        yield from _portions(reversed(list(row_tuples(rows))), columns_of(rows))
+    def read() -> Iterator[tuple[pa.RecordBatch, Stated | None]]:
+        table = kept(rows).table
+        assert table is not None
+        backwards = range(len(table) - 1, -1, -1)
+        place = 0
+        for batch in table.select(backwards).batches():
+            yield batch, _stated(rows, backwards[place : place + batch.num_rows])
+            place += batch.num_rows
 
-    return source_like(rows, batches, rows.num_rows)
-
-
-def append(rows: Table, item: dict[str, Any]) -> Table:
-    """Adds a row at the end."""
-
-    def batches() -> Iterator[Batch]:
-        yield from rows.batches()
-        yield {name: [item[name]] for name in columns_of(rows)}
-
-    return source_like(rows, batches, None if rows.num_rows is None else rows.num_rows + 1)
+    return Rows.recorded(rows.schema, rows.num_rows, read)
 
 
-def shard(rows: Table, num_shards: int, index: int, contiguous: bool) -> Table:
+def append(rows: Rows, item: dict[str, Any]) -> Rows:
+    """Adds a row at the end; columns that it lacks are None there."""
+    values = {name: [item.get(name)] for name in rows.columns}
+    if rows.table is not None:
+        last = to_batch(values, "add_item", rows.schema)
+        schema = widened(rows.schema, last.schema, "add_item")
+        data = pa.concat_tables([_cast_table(rows.table.whole(), schema), pa.Table.from_batches([cast(last, schema)])])
+        size = len(rows.table)
+        return Rows.of_table(data, Origin.at(rows.node, np.append(np.arange(size), -1)))
+
+    def read() -> Iterator[tuple[pa.RecordBatch, Stated | None]]:
+        place, schema = 0, rows.schema
+        for batch in rows.read():
+            yield batch, _stated(rows, range(place, place + batch.num_rows))
+            place += batch.num_rows
+            schema = batch.schema
+        yield to_batch(values, "add_item", schema), {}
+
+    return Rows.recorded(rows.schema, None if rows.num_rows is None else rows.num_rows + 1, read)
+
+
+def shard(rows: Rows, num_shards: int, index: int, contiguous: bool) -> Rows:
     """Takes one of several parts."""
-    if is_table(rows):
-        return _view(rows, rows.dataset.shard(num_shards, index, contiguous=contiguous))
+    total = rows.num_rows
     if contiguous:
-        total = rows.num_rows
         if total is None:
             raise DefinitionError("shard: neighbouring rows need a known number of rows. Use save() first.")
         size, extra = divmod(total, num_shards)
         return span(rows, index * size + min(index, extra), size + (index < extra))
+    if rows.table is not None:
+        return _of_table(rows, range(index, len(rows.table), num_shards))
 
-    def batches() -> Iterator[Batch]:
-        yield from _portions(itertools.islice(row_tuples(rows), index, None, num_shards), columns_of(rows))
+    def read() -> Iterator[pa.RecordBatch]:
+        place = 0
+        for batch in rows.read():
+            first = (index - place) % num_shards
+            if first < batch.num_rows:
+                yield batch.take(pa.array(range(first, batch.num_rows, num_shards)))
+            place += batch.num_rows
 
-    return source_like(rows, batches, None)
-
-
-def concatenated(tables: list[OutputDataset | OutputIterableDataset]) -> Table:
-    """Puts the rows of several tables one after another."""
-    names = tables[0].column_names
-    if all(is_table(rows) and not rows.pickled for rows in tables):
-        from datasets import concatenate_datasets
-
-        parts = [rows.dataset.select_columns(names) for rows in tables]
-        if all(part.features == parts[0].features for part in parts):
-            return OutputDataset(tables[0].step, concatenate_datasets(parts))
-    sizes = [rows.num_rows for rows in tables]
-
-    def batches() -> Iterator[Batch]:
-        for rows in tables:
-            for batch in rows.batches():
-                yield {name: batch[name] for name in names}
-
-    total = None if any(size is None for size in sizes) else sum(size for size in sizes if size is not None)
-    return RowSource(names, batches, total, any(rows.pickled for rows in tables))
+    known = None if total is None else len(range(index, total, num_shards))
+    return replace(rows, num_rows=known, read=read, origin=Origin.at(rows.node, range(index, 2**62, num_shards)))
 
 
-def side_by_side(tables: list[OutputDataset | OutputIterableDataset]) -> Table:
-    """Puts the columns of several tables next to each other."""
-    names = [name for rows in tables for name in rows.column_names]
-    if all(is_table(rows) and not rows.pickled and rows.dataset._indices is None for rows in tables):
-        from datasets import concatenate_datasets
+def concatenated(parts: Sequence[Rows]) -> Rows:
+    """Puts the rows of several parts one after another. Class numbers are aligned by the names of the classes."""
+    names = parts[0].columns
+    parts = _aligned([replace(part.select_columns(names), origin=part.origin) for part in parts], names)
+    if all(part.table is not None for part in parts):
+        tables = [part.table.whole() for part in parts if part.table is not None]
+        schema = tables[0].schema
+        for table in tables[1:]:
+            schema = widened(schema, table.schema, "concat")
+        starts = np.cumsum([0, *(table.num_rows for table in tables)])
+        made = Rows.of_table(pa.concat_tables([_cast_table(table, schema) for table in tables]))
+        return replace(made, origin=_concatenated_origin(parts, starts.tolist()))
 
-        return OutputDataset(tables[0].step, concatenate_datasets([rows.dataset for rows in tables], axis=1))
+    def read() -> Iterator[tuple[pa.RecordBatch, Stated | None]]:
+        for part in parts:
+            place = 0
+            for batch in part.read():
+                yield batch, _stated(part, range(place, place + batch.num_rows))
+                place += batch.num_rows
 
-    def batches() -> Iterator[Batch]:
-        ended = object()
-        joined = itertools.zip_longest(*(row_tuples(rows) for rows in tables), fillvalue=ended)
-        yield from _portions((joint(row, index, ended) for index, row in enumerate(joined)), names)
-
-    def joint(row: tuple[Any, ...], index: int, ended: object) -> tuple[Any, ...]:
-        if any(part is ended for part in row):
-            short = ", ".join(f'"{rows.step.name}"' for rows, part in zip(tables, row, strict=True) if part is ended)
-            raise StepOutputError(f"zipped: the steps have different numbers of rows: {short} ends after {index}.")
-        return tuple(itertools.chain(*row))
-
-    sizes = [rows.num_rows for rows in tables if rows.num_rows is not None]
-    return RowSource(names, batches, sizes[0] if sizes else None, any(rows.pickled for rows in tables))
+    sizes = [part.num_rows for part in parts if part.num_rows is not None]
+    return Rows.recorded(parts[0].schema, sum(sizes) if len(sizes) == len(parts) else None, read)
 
 
-def to_dataset(rows: Table) -> Dataset:
-    """Returns the rows as a dataset; rows that are not on disk are written to a folder that goes with the process."""
-    if is_table(rows):
-        return rows.dataset
+def _concatenated_origin(parts: Sequence[Rows], starts: list[int]) -> Origin:
+    origin = Origin.learned()
+    recorder = Recorder(origin)
+    for part, start, stop in zip(parts, starts, starts[1:], strict=False):
+        recorder.add(stop - start, _stated(part, range(stop - start)))
+    return Origin(origin.links if starts[-1] else ())
+
+
+def _aligned(parts: list[Rows], names: Sequence[str]) -> list[Rows]:
+    """Gives columns of class numbers one list of names, the union of theirs."""
+    for name in names:
+        listed = [class_names(part.schema.field(name)) for part in parts]
+        union = list(dict.fromkeys(class_name for names in listed for class_name in names or ()))
+        if all(listed) and any(names != union for names in listed):
+            parts = [_renumbered(part, name, names or [], union) for part, names in zip(parts, listed, strict=True)]
+    return parts
+
+
+def _renumbered(rows: Rows, name: str, old: list[str], union: list[str]) -> Rows:
+    numbers = pa.array([union.index(class_name) for class_name in old], pa.int64())
+    feature = json.dumps({"_type": "ClassLabel", "names": union}, sort_keys=True).encode()
+
+    def changed(batch: pa.RecordBatch) -> pa.RecordBatch:
+        index = batch.schema.get_field_index(name)
+        column = batch.column(index)
+        known = pa.array(np.asarray(column.fill_null(-1)) >= 0)
+        new = numbers.take(pc.if_else(known, column, None))
+        new = pc.if_else(known, new, column)  # -1 stands for no class
+        field = pa.field(name, pa.int64(), metadata={**(batch.schema.field(index).metadata or {}), FEATURE: feature})
+        return batch.set_column(index, field, new)
+
+    schema = pa.schema(
+        pa.field(name, pa.int64(), metadata={FEATURE: feature}) if column.name == name else column
+        for column in rows.schema
+    )
+    if rows.table is not None:
+        batches = [changed(batch) for batch in rows.table.batches()]
+        made = Rows.of_table(pa.Table.from_batches(batches, schema))
+        return replace(made, origin=rows.origin, node=rows.node)
+    return replace(rows, schema=schema, read=lambda: map(changed, rows.read()))
+
+
+def side_by_side(parts: Sequence[Rows]) -> Rows:
+    """Puts the columns of several rows next to each other."""
+
+    def missing(index: int, count: int) -> None:
+        node = parts[index].node
+        name = node.name if node is not None else "one"
+        raise StepOutputError(f'zipped: the steps have different numbers of rows: "{name}" ends after {count}.')
+
+    return replace(beside(parts, missing), origin=Origin.same(*(part.node for part in parts if part.node is not None)))
+
+
+def unnamed(rows: Rows, index: int) -> Rows:
+    """Returns rows whose columns are numbered, so that two of one name may stand side by side."""
+    return rows.renamed({name: f"{index}.{place}" for place, name in enumerate(rows.columns)})
+
+
+def beside(parts: Sequence[Rows], missing: Callable[[int, int], None] | None = None) -> Rows:
+    """Puts the columns of several rows next to each other.
+
+    Args:
+        parts: The rows; their columns have different names.
+        missing: Called with the index of the part that ends first, and after how many rows.
+    """
+    schema = pa.schema([column for part in parts for column in part.schema])
+    if all(part.table is not None for part in parts) and len({part.num_rows for part in parts}) == 1:
+        tables = [part.table.whole() for part in parts if part.table is not None]
+        columns = [column for table in tables for column in table.columns]
+        return Rows.of_table(Table(pa.Table.from_arrays(columns, schema=schema)))
+
+    def read() -> Iterator[pa.RecordBatch]:
+        passes = [rebatched(part.read(), BATCH_SIZE) for part in parts]
+        count = 0
+        while True:
+            batches = [next(one, None) for one in passes]
+            sizes = [0 if batch is None else batch.num_rows for batch in batches]
+            size = min(sizes)
+            if size:
+                taken = [batch.slice(0, size) for batch in batches if batch is not None]
+                fields = [column for batch in taken for column in batch.schema]
+                yield pa.RecordBatch.from_arrays(
+                    [column for batch in taken for column in batch.columns], schema=pa.schema(fields)
+                )
+            count += size
+            if max(sizes) > size:
+                if missing is not None:
+                    missing(sizes.index(size), count)
+                return
+            if size < BATCH_SIZE:
+                return
+
+    known = [part.num_rows for part in parts if part.num_rows is not None]
+    return Rows(schema, known[0] if known else None, read, Origin.same(*(part.node for part in parts if part.node)))
+
+
+def kept(rows: Rows, what: str = "rows") -> Rows:
+    """Returns lazy rows as a table in a temporary folder, which is deleted with the process."""
+    if rows.table is not None:
+        return rows
     folder = Path(tempfile.mkdtemp(prefix="datadreamer_like-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    writer = TableWriter(folder, columns_of(rows))
-    for batch in rows.batches():
+    writer = TableWriter(folder, what=what, schema=rows.schema)
+    for batch in rows.read():
         writer.write(batch)
     writer.close(folder.name)
-    return open_table(folder)
+    return replace(Rows.of_table(read_table(folder)), origin=rows.origin, node=rows.node)
 
 
-def _view(rows: OutputDataset, dataset: Any) -> OutputDataset:
-    return OutputDataset(rows.step, dataset, rows.pickled)
+def _same(rows: Rows) -> Origin:
+    return Origin.same(rows.node) if rows.node is not None else Origin()
 
 
-def source_like(
-    rows: Table, batches: Callable[[], Iterator[Batch]], num_rows: int | None, columns: list[str] | None = None
-) -> RowSource:
-    """Returns rows made by `batches`, which come from `rows`; their columns too, unless others are named."""
-    return RowSource(columns if columns is not None else columns_of(rows), batches, num_rows, rows.pickled)
+def _stated(rows: Rows, piece: range | Positions) -> Stated:
+    return {(rows.node, INPUT): piece} if rows.node is not None else {}
 
 
-def row_tuples(rows: Table) -> Iterator[tuple[Any, ...]]:
-    """Yields rows as tuples of their values."""
-    for batch in rows.batches():
-        yield from zip(*batch.values(), strict=True)
+def _cast_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    if table.schema.equals(schema, check_metadata=True):
+        return table
+    return pa.Table.from_batches([cast(batch, schema) for batch in table.to_batches()], schema)
 
 
-def _portions(rows: Iterator[tuple[Any, ...]], names: list[str]) -> Iterator[Batch]:
-    while portion := list(itertools.islice(rows, BATCH_SIZE)):
-        yield dict(zip(names, map(list, zip(*portion, strict=True)), strict=True))
+def _together(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    (joined,) = rebatched(batches, 2**62)
+    return joined

@@ -1,34 +1,39 @@
-"""Rows out of an instruction with holes, one for each combination of attributes, seeded with real examples."""
+"""Rows made from an instruction with placeholders, one a combination of attributes, seeded with real examples."""
 
 from __future__ import annotations
 
 import random
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, islice, product
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
-from datadreamer_like.graph.output import BATCH_SIZE
+from datadreamer_like.graph.output import BATCH_SIZE, Batch
 
-from ..base.row_answers import Portion, columns_together
+from ..base.columns import columns_together
+from ..base.lazy_rows import From
+from ..base.row_answers import AnsweredRows
 from .data_from_prompt import DataFromPrompt
+from .prompt_step import RowPrompt, shown
 
-EXAMPLES_HOLE = "examples"
+EXAMPLES = "examples"
+"""Name of the placeholder for examples."""
 
 
 class DataFromAttributedPrompt(DataFromPrompt):
-    r"""Fills the holes of an instruction with every combination of attributes, in turn, until there are `n` rows.
+    r"""Fills an instruction's placeholders with every combination of attributes, in turn, until there are `n` rows.
 
-    Args: `llm`, `instruction` (with holes like `{topic}`; a brace that is no hole is written twice), `attributes` (name
-    to list of values), `n`, `temperature` (1.0), `top_p` (1.0), `post_process`, `lazy`, and the options of `llm.run`.
-    Outputs: `attributes` (a dictionary a row), `prompts`, `generations`.
+    Args: `instruction` (with placeholders like `{topic}`; other braces are doubled), `attributes` (name to list of
+    values), `n`, `temperature` (1.0), `top_p` (1.0), and those of `PromptStep`. Outputs: `attributes` (a dictionary a
+    row), `prompts`, `generations`, and a column for each property of `output_schema`.
 
     Each prompt may be seeded with real texts that have its attribute's value. They come from two columns, the inputs
     `examples` and `example_attributes`, or from the argument `examples`, a dictionary of value to texts.
     `examples_attribute` names the attribute that the values belong to, where there are several. Each prompt shows
-    `num_examples` (3) of them, as many as fit the model's context: where the instruction has the hole `{examples}`, or
-    else before it. They are dealt out in random order (by `seed`), so that all are shown before one is shown again.
+    `num_examples` (3) of them, as many as fit the model's context: where the instruction has the placeholder
+    `{examples}`, or else before it. They come in random order (by `seed`), all of them before one comes again.
 
     Example:
         >>> made = DataFromAttributedPrompt(  # doctest: +SKIP
@@ -59,39 +64,57 @@ class DataFromAttributedPrompt(DataFromPrompt):
         )
         self.register_arg("num_examples", required=False, default=3, type=int, help="Examples in each prompt.")
         self.register_arg("example_label", required=False, default="Example:", type=str, help="Before each example.")
-        self.register_arg("sep", required=False, default="\n", type=str, help="Stands between examples.")
+        self.register_arg("sep", required=False, default="\n", type=str, help="Between examples.")
         self.register_arg("max_new_tokens", required=False, type=int, help="Most tokens of an answer.")
         self.register_arg("seed", required=False, type=int, help="For the examples' order, and for the LLM.")
         self.register_output("attributes", help="The attributes of each row.")
         self.register_prompt_outputs()
 
-    def prompted(self) -> Iterator[Portion]:
-        """Yields the instruction with its holes filled."""
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Returns the smallest arguments with which the step does something, for tests and documentation."""
+        args = {"instruction": "Write a {tone} review.", "attributes": {"tone": ["kind", "angry"]}, "n": 2}
+        return {"inputs": {}, "args": args}
+
+    def input_batches(self) -> Iterator[Batch]:
+        """Yields the attributes of each row, and the examples that its prompt shows."""
         attributes: dict[str, list[Any]] = {name: list(values) for name, values in self.args["attributes"].items()}
         combinations = [dict(zip(attributes, values, strict=True)) for values in product(*attributes.values())]
         examples = self._examples()
         if examples is None:
             self.warn_of_repetition(len(combinations))
-        index = 0
+        count = self.args["num_examples"]
         rows = islice(cycle(combinations), self.num_prompts())
-        while portion := list(islice(rows, BATCH_SIZE)):
-            prompts = []
-            for combination in portion:
-                prompts.append(self._prompt(index, combination, examples))
-                index += 1
-            yield prompts, {"attributes": portion, "prompts": prompts}
+        while attributes_of_rows := list(islice(rows, BATCH_SIZE)):
+            batch: Batch = {"attributes": attributes_of_rows}
+            if examples is not None:
+                of = self._examples_attribute()
+                drawn = [examples.draw(combination[of], count) for combination in attributes_of_rows]
+                batch["examples"] = [[text for text, _ in one] for one in drawn]
+                batch["example_rows"] = [[row for _, row in one] for one in drawn]
+            yield batch
 
-    def _prompt(self, index: int, combination: dict[str, Any], examples: _Deck | None) -> str | None:
+    def origin(self, rows: AnsweredRows) -> Sequence[From]:
+        """Returns the examples that each prompt shows."""
+        if not self._inputs:
+            return []
+        found = shown(rows.values, rows.rows["examples"], rows.rows["example_rows"])
+        return [From(name, found, role="example") for name in self._inputs]
+
+    def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
+        """Returns the instruction with its placeholders filled, for each row."""
+        shown = batch.get("examples", [None] * len(batch["attributes"]))
+        return [self._prompt(*row) for row in zip(batch["attributes"], shown, strict=True)]
+
+    def _prompt(self, combination: dict[str, Any], shown: list[str] | None) -> RowPrompt:
         instruction = str(self.args["instruction"])
-        if examples is None:
+        if shown is None:
             return instruction.format(**combination)
-        shown = examples.draw(combination[self._examples_attribute()], self.args["num_examples"])
-        before, hole, after = _filled(instruction, combination).partition(_MARK)
-        if not hole:
+        before, mark, after = _filled(instruction, combination).partition(_MARK)
+        if not mark:
             before, after = "", before
         label = self.args["example_label"]
         return self.fitted(
-            index,
             lambda: self.args["llm"].format_prompt(
                 max_new_tokens=self.args["max_new_tokens"],
                 beg_instruction=before.removesuffix("\n") or None,
@@ -101,15 +124,18 @@ class DataFromAttributedPrompt(DataFromPrompt):
             ),
         )
 
-    def _examples(self) -> _Deck | None:
-        groups: dict[Any, list[str]] = {}
+    def _examples(self) -> _Examples | None:
+        groups: dict[Any, list[Example]] = {}
         if "examples" in self._inputs:
-            for batch in columns_together(self._inputs, f'"{self.name}"'):
-                for text, value in zip(batch["examples"], batch["example_attributes"], strict=True):
-                    if text is not None:
-                        groups.setdefault(value, []).append(text)
+            batches = columns_together(self._inputs, f'"{self.name}"')
+            pairs = (
+                pair for batch in batches for pair in zip(batch["examples"], batch["example_attributes"], strict=True)
+            )
+            for row, (text, value) in enumerate(pairs):
+                if text is not None:
+                    groups.setdefault(value, []).append((text, row))
         elif self.args["examples"] is not None:
-            groups = {value: list(texts) for value, texts in self.args["examples"].items()}
+            groups = {value: [(text, -1) for text in texts] for value, texts in self.args["examples"].items()}
         else:
             return None
         name = self._examples_attribute()
@@ -120,24 +146,22 @@ class DataFromAttributedPrompt(DataFromPrompt):
                 f"{', '.join(map(repr, list(groups)[:20])) or 'nothing'}. Add some, or leave that value out of "
                 "the attributes."
             )
-        return _Deck(groups, self.args["seed"])
+        return _Examples(groups, self.args["seed"])
 
     def _examples_attribute(self) -> str:
         return str(self.args["examples_attribute"] or next(iter(self.args["attributes"])))
 
-    def _checked_inputs(self, given: dict[str, Any]) -> dict[str, Any]:
-        inputs = super()._checked_inputs(given)
-        if len(inputs) == 1:
+    def configure(self) -> None:
+        """Refuses an instruction, attributes and examples that do not fit each other."""
+        super().configure()
+        args = self.args
+        if len(self._inputs) == 1:
             raise DefinitionError(
                 f'"{self.name}": the inputs "examples" and "example_attributes" go together: real texts, and the '
                 "attribute's value of each."
             )
-        return inputs
-
-    def _checked_args(self, given: dict[str, Any]) -> dict[str, Any]:
-        args = super()._checked_args(given)
         self._check_attributes(args["attributes"])
-        self._check_holes(str(args["instruction"]), args["attributes"])
+        self._check_placeholders(str(args["instruction"]), args["attributes"])
         seeded = bool(self._inputs) or args["examples"] is not None
         if self._inputs and args["examples"] is not None:
             raise DefinitionError(f'"{self.name}": give examples as inputs or as an argument, not both.')
@@ -154,12 +178,11 @@ class DataFromAttributedPrompt(DataFromPrompt):
             )
         if args["num_examples"] < 0:
             raise DefinitionError(f'"{self.name}": num_examples is {args["num_examples"]}; expected 0 or more.')
-        if not seeded and EXAMPLES_HOLE not in args["attributes"] and EXAMPLES_HOLE in _holes(args["instruction"]):
+        if not seeded and EXAMPLES not in args["attributes"] and EXAMPLES in _placeholders(args["instruction"]):
             raise DefinitionError(
-                f'"{self.name}": the instruction has the hole {{examples}}, but no examples were given. Give the '
+                f'"{self.name}": the instruction has the placeholder {{examples}}, but there are no examples. Give the '
                 'inputs "examples" and "example_attributes", or the argument "examples".'
             )
-        return args
 
     def _check_attributes(self, attributes: Mapping[str, Any]) -> None:
         if not attributes:
@@ -172,22 +195,22 @@ class DataFromAttributedPrompt(DataFromPrompt):
             if not list(values):
                 raise DefinitionError(f'"{self.name}": attribute "{name}" has no values.')
 
-    def _check_holes(self, instruction: str, attributes: Mapping[str, Any]) -> None:
+    def _check_placeholders(self, instruction: str, attributes: Mapping[str, Any]) -> None:
         try:
-            holes = _holes(instruction)
+            placeholders = _placeholders(instruction)
         except ValueError as error:
             raise DefinitionError(
-                f'"{self.name}": the instruction\'s braces do not pair up ({error}). A brace that is no hole is '
-                "written twice: {{ or }}."
+                f'"{self.name}": the instruction\'s braces do not pair up ({error}). Write a brace that '
+                "belongs to the text twice: {{ or }}."
             ) from error
-        for hole in holes:
-            if hole not in attributes and hole != EXAMPLES_HOLE:
+        for name in placeholders:
+            if name not in attributes and name != EXAMPLES:
                 raise DefinitionError(
-                    f'"{self.name}": the instruction has the hole {{{hole}}}, but there is no such attribute; there '
-                    f"are: {', '.join(attributes)}.{did_you_mean(hole, attributes)} A brace that is no hole is written "
-                    "twice."
+                    f'"{self.name}": the instruction has the placeholder {{{name}}}, but no such attribute; there '
+                    f"are: {', '.join(attributes)}.{did_you_mean(name, attributes)} Write a brace that belongs to the "
+                    "text twice."
                 )
-        unused = [name for name in attributes if name not in holes]
+        unused = [name for name in attributes if name not in placeholders]
         if unused:
             raise DefinitionError(
                 f'"{self.name}": the instruction does not use the attribute "{unused[0]}". Put {{{unused[0]}}} where '
@@ -195,36 +218,41 @@ class DataFromAttributedPrompt(DataFromPrompt):
             )
 
 
-class _Deck:
-    """Texts by value, each value's in random order, dealt out in turn."""
+Example: TypeAlias = tuple[str, int]
+"""A text, and its position in its column."""
 
-    def __init__(self, groups: dict[Any, list[str]], seed: int | None) -> None:
+
+class _Examples:
+    """Texts by value; each value's are drawn in random order, all of them before one comes again."""
+
+    def __init__(self, groups: dict[Any, list[Example]], seed: int | None) -> None:
         self._rng = random.Random(seed or 0)
         self._groups = groups
-        self._left: dict[Any, list[str]] = {}
+        self._left: dict[Any, list[Example]] = {}
 
-    def draw(self, value: Any, count: int) -> list[str]:
+    def draw(self, value: Any, count: int) -> list[Example]:
         """Returns up to `count` different texts of a value."""
         texts = self._groups[value]
-        drawn: list[str] = []
+        drawn: list[Example] = []
         left = self._left.setdefault(value, [])
         for _ in range(min(count, len(texts))):
             if not left:
                 # A new round starts without the texts that this draw holds already; they come with the next one.
-                left.extend(text for text in texts if text not in drawn)
+                held = {text for text, _ in drawn}
+                left.extend(example for example in texts if example[0] not in held)
                 self._rng.shuffle(left)
             if left:
                 drawn.append(left.pop())
         return drawn
 
 
-# Stands in the hole for examples until they are there; no text holds it.
+# Fills the placeholder for examples until they are there; no text holds it.
 _MARK = "\0examples\0"
 
 
 def _filled(instruction: str, combination: dict[str, Any]) -> str:
-    return instruction.format(**{EXAMPLES_HOLE: _MARK, **combination})
+    return instruction.format(**{EXAMPLES: _MARK, **combination})
 
 
-def _holes(instruction: str) -> list[str]:
+def _placeholders(instruction: str) -> list[str]:
     return [name for _, name, _, _ in string.Formatter().parse(instruction) if name is not None]

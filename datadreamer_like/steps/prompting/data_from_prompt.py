@@ -1,16 +1,14 @@
-"""Rows out of nothing but an instruction."""
+"""Rows made from an instruction alone."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from datadreamer_like.errors import DefinitionError
-from datadreamer_like.graph.output import BATCH_SIZE
+from datadreamer_like.graph.output import BATCH_SIZE, Batch
 
-from ..base.row_answers import Portion
-from .prompt_step import PromptStep
+from .prompt_step import PromptStep, RowPrompt
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -18,8 +16,8 @@ logger = logging.getLogger("datadreamer_like")
 class DataFromPrompt(PromptStep):
     """Sends one instruction `n` times, each time for another answer.
 
-    Args: `llm`, `instruction`, `n`, `temperature` (1.0), `top_p` (1.0), `post_process`, `lazy`, and the options of
-    `llm.run`. Outputs: `prompts`, `generations`.
+    Args: `instruction`, `n`, `temperature` (1.0), `top_p` (1.0), and those of `PromptStep`. Outputs: `prompts`,
+    `generations`, and a column for each property of `output_schema`.
     """
 
     def setup(self) -> None:
@@ -55,15 +53,18 @@ class DataFromPrompt(PromptStep):
                 self.name,
             )
 
-    def prompted(self) -> Iterator[Portion]:
+    def input_batches(self) -> Iterator[Batch]:
         """Yields the instruction `n` times."""
         self.warn_of_repetition(1)
         for start in range(0, self.num_prompts(), BATCH_SIZE):
-            prompts = [self.args["instruction"]] * min(BATCH_SIZE, self.num_prompts() - start)
-            yield prompts, {"prompts": prompts}
+            yield {"instruction": [self.args["instruction"]] * min(BATCH_SIZE, self.num_prompts() - start)}
 
-    def _checked_args(self, given: dict[str, Any]) -> dict[str, Any]:
-        args = super()._checked_args(given)
+    def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
+        """Returns the instruction for each row."""
+        return batch["instruction"]
+
+    def configure(self) -> None:
+        """Refuses a number of rows below 1."""
+        super().configure()
         if self.num_prompts() < 1:
-            raise DefinitionError(f'"{self.name}": argument "n" is {args["n"]}; expected at least 1 row.')
-        return args
+            raise DefinitionError(f'"{self.name}": argument "n" is {self.num_prompts()}; expected at least 1 row.')

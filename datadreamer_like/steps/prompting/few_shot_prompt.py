@@ -1,22 +1,25 @@
-"""Inputs answered after the pattern of examples."""
+"""Inputs answered like the examples before them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from datadreamer_like.errors import EmptyDataset
+from datadreamer_like.graph.output import Batch
 
-from ..base.row_answers import Portion, columns_together
-from .prompt_step import PromptStep, labelled
+from ..base.columns import columns_together
+from ..base.lazy_rows import From
+from ..base.row_answers import AnsweredRows
+from .prompt_step import PromptStep, RowPrompt, labelled, shown
 
 
 class FewShotPrompt(PromptStep):
     """Shows an LLM examples of inputs and outputs, then each input.
 
-    Inputs: `input_examples`, `output_examples`, `inputs`. Args: `llm`, `input_label`, `output_label`, `max_new_tokens`,
-    `instruction` (stands first), `sep`, `min_in_context_examples`, `max_in_context_examples`, `post_process`, `lazy`,
-    and the options of `llm.run`. Outputs: `inputs`, `prompts`, `generations`.
+    Inputs: `input_examples`, `output_examples`, `inputs`. Args: `input_label`, `output_label`, `max_new_tokens`,
+    `instruction` (comes first), `sep`, `min_in_context_examples`, `max_in_context_examples`, and those of `PromptStep`.
+    Outputs: `inputs`, `prompts`, `generations`, and a column for each property of `output_schema`.
 
     As many examples are shown, in their order, as fit the model's context with `max_new_tokens` left for the answer. A
     row for which not even `min_in_context_examples` fit fails and holds None.
@@ -28,11 +31,11 @@ class FewShotPrompt(PromptStep):
         self.register_input("output_examples", help="Outputs of the examples.")
         self.register_input("inputs", help="What is to be answered.")
         self.register_llm()
-        self.register_arg("input_label", required=False, default="Input:", type=str, help="Stands before an input.")
-        self.register_arg("output_label", required=False, default="Output:", type=str, help="Stands before an output.")
+        self.register_arg("input_label", required=False, default="Input:", type=str, help="Before an input.")
+        self.register_arg("output_label", required=False, default="Output:", type=str, help="Before an output.")
         self.register_arg("max_new_tokens", required=False, type=int, help="Most tokens of an answer.")
-        self.register_arg("instruction", required=False, type=str, help="Stands before the examples.")
-        self.register_arg("sep", required=False, default="\n", type=str, help="Stands between the parts of a prompt.")
+        self.register_arg("instruction", required=False, type=str, help="Before the examples.")
+        self.register_arg("sep", required=False, default="\n", type=str, help="Between the parts of a prompt.")
         self.register_arg("min_in_context_examples", required=False, type=int, help="Fewest examples.")
         self.register_arg("max_in_context_examples", required=False, type=int, help="Most examples.")
         self.register_output("inputs", help="The inputs.")
@@ -42,33 +45,36 @@ class FewShotPrompt(PromptStep):
         """Returns how many inputs there are."""
         return self._inputs["inputs"].num_rows
 
-    def examples(self) -> tuple[list[str], list[str]]:
-        """Returns the examples' inputs, and the examples as they stand in a prompt.
+    def examples(self) -> tuple[list[str], list[str], list[int]]:
+        """Returns the examples' inputs, the examples as they are in a prompt, and their positions in the columns.
 
-        One that misses its input or output is left out.
+        An example without input or output is left out.
 
         Raises:
-            EmptyDataset: There is no whole one.
+            EmptyDataset: There is no complete example.
         """
-        columns = {name: self._inputs[name] for name in ("input_examples", "output_examples")}
         pairs = [
-            (str(given), wanted)
-            for batch in columns_together(columns, f'"{self.name}"')
-            for given, wanted in zip(*batch.values(), strict=True)
+            (str(given), wanted, row)
+            for row, (given, wanted) in enumerate(self._pairs())
             if given is not None and wanted is not None
         ]
         if not pairs:
             raise EmptyDataset(f'"{self.name}": there are no examples. Give columns with at least one full pair.')
         before, between = self.args["input_label"], f"{self.args['sep']}{labelled(self.args['output_label'], '')}"
-        return [given for given, _ in pairs], [f"{labelled(before, given)}{between}{wanted}" for given, wanted in pairs]
+        texts = [f"{labelled(before, given)}{between}{wanted}" for given, wanted, _ in pairs]
+        return [given for given, _, _ in pairs], texts, [row for _, _, row in pairs]
 
-    def prompt(self, index: int, value: Any, examples: list[str]) -> str | None:
-        """Returns the prompt for one input, or None where it is missing or not even the fewest examples fit."""
+    def _pairs(self) -> Iterator[tuple[Any, Any]]:
+        columns = {name: self._inputs[name] for name in ("input_examples", "output_examples")}
+        for batch in columns_together(columns, f'"{self.name}"'):
+            yield from zip(*batch.values(), strict=True)
+
+    def prompt(self, value: Any, examples: list[str]) -> RowPrompt:
+        """Returns the prompt for one input; None where it is missing, an error where the fewest examples do not fit."""
         if value is None:
             return None
         question = labelled(self.args["input_label"], value)
         return self.fitted(
-            index,
             lambda: self.args["llm"].format_prompt(
                 max_new_tokens=self.args["max_new_tokens"],
                 beg_instruction=self.args["instruction"],
@@ -80,11 +86,20 @@ class FewShotPrompt(PromptStep):
             ),
         )
 
-    def prompted(self) -> Iterator[Portion]:
-        """Yields each input after the examples."""
-        _, examples = self.examples()
-        index = 0
+    def input_batches(self) -> Iterator[Batch]:
+        """Yields the inputs, and for each the examples to show."""
+        _, examples, positions = self.examples()
         for batch in columns_together({"inputs": self._inputs["inputs"]}, f'"{self.name}"'):
-            prompts = [self.prompt(index + i, value, examples) for i, value in enumerate(batch["inputs"])]
-            index += len(prompts)
-            yield prompts, {**batch, "prompts": prompts}
+            size = len(batch["inputs"])
+            yield {**batch, "examples": [examples] * size, "example_rows": [positions] * size}
+
+    def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
+        """Returns each input after its examples."""
+        return [self.prompt(*row) for row in zip(batch["inputs"], batch["examples"], strict=True)]
+
+    def origin(self, rows: AnsweredRows) -> Sequence[From]:
+        """Returns the inputs' rows, and the examples that each prompt shows."""
+        texts = [[] if isinstance(examples, Exception) else examples for examples in rows.rows["examples"]]
+        found = shown(rows.values, texts, rows.rows["example_rows"])
+        examples = [From(name, found, role="example") for name in ("input_examples", "output_examples")]
+        return [From("inputs"), *examples]

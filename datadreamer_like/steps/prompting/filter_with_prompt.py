@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import compress
-from typing import Any
+from typing import Any, ClassVar
 
+from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.output import Batch
+from datadreamer_like.models.calls.pipeline import Rejected
+from datadreamer_like.models.llms.generation import Answer
 
-from ..base.returned import LazyRowBatches
-from ..base.row_answers import Portion, answered, columns_of, whole_rows
+from ..base.columns import columns_of, whole_rows, whole_schema
+from ..base.lazy_rows import From, LazyRowBatches, Traced
+from ..base.row_answers import AnsweredRows
 from .answer_readers import read_yes_or_no
 from .process_with_prompt import ProcessWithPrompt
+from .prompt_step import RowPrompt
 
 logger = logging.getLogger("datadreamer_like")
 
 
 class JudgeRows(ProcessWithPrompt):
-    """Base of steps that judge each row by one of its columns and keep all of its columns."""
+    """Base of steps that judge each row by one of its columns and keep all of its columns.
+
+    A subclass reads verdicts in `verdict` and `combine`, and yields rows in `result_batches`.
+    """
+
+    how_to_answer: ClassVar[str] = ""
+    """Added to an instruction that does not say how to answer."""
+
+    schema_types: ClassVar[tuple[str, ...]] = ()
+    """JSON types of the one property of `output_schema` that is the verdict."""
 
     def setup(self) -> None:
         """Registers what such steps share; the outputs are the columns of the input's step."""
@@ -28,52 +41,82 @@ class JudgeRows(ProcessWithPrompt):
         self.register_instruction()
         self.register_output("*", help="All columns of the step that the inputs come from.")
 
-    def judged(self) -> Iterator[Portion]:
-        """Yields the LLM's answers with whole rows, in one pass over them."""
-        column = self._inputs["inputs"]
-        name = column.column_names[0]
+    def configure(self) -> None:
+        """Registers the columns of the input's step as outputs."""
+        columns = columns_of(self._inputs["inputs"])
+        for name in columns:
+            if name in self._output_specs:
+                raise DefinitionError(
+                    f'"{self.name}": the step of its inputs has a column "{name}" already. Rename that column first: '
+                    f'step.rename_column("{name}", "earlier_{name}").'
+                )
+        self.replace_output("*", columns)
+        super().configure()
+        if self.schema is not None and self.reads_verdicts():
+            self.verdict_field = self.schema.only_field(self.schema_types, self.name, "is the verdict")
 
-        def portions() -> Iterator[Portion]:
-            for batch in whole_rows(column):
-                yield self.prompts(batch[name]), batch
+    def reads_verdicts(self) -> bool:
+        """Whether the step itself reads the verdict in an answer."""
+        return self._args["parse"] is None
 
+    def verdict(self, said: Any) -> Any:
+        """Returns the verdict in a text, or in what a function made of it; None where it cannot be read."""
+        raise NotImplementedError(f"{type(self).__name__} has no verdict().")
+
+    def input_batches(self) -> Iterator[Batch]:
+        """Yields whole rows of the input's step, in one pass over them."""
+        return whole_rows(self._inputs["inputs"])
+
+    def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
+        """Returns the prompt for each row."""
+        return super().prompts({"inputs": batch[self._inputs["inputs"].column_names[0]]})
+
+    def parse(self, answer: Answer, row: dict[str, Any]) -> Any:
+        """Returns the verdict in an answer; one that cannot be read is rejected."""
+        said = self.read(answer)
+        if isinstance(said, Rejected) or not self.reads_verdicts():
+            return said
+        if self.schema is not None:
+            said = said[self.verdict_field]
+        verdict = self.verdict(said)
+        return Rejected(f"No verdict can be read in it. {self.how_to_answer}") if verdict is None else verdict
+
+    def judged(self) -> Iterator[AnsweredRows]:
+        """Yields rows with their answers, and shows how many are judged."""
         total = self.num_prompts()
         count = 0
-        for answers, rows in answered(portions(), self.generate):
-            count += len(answers)
+        for rows in self.answered():
+            count += len(rows.answers)
             self.usage.note = f"{count:,}{'' if total is None else f' of {total:,}'} judged"
-            yield answers, rows
+            yield rows
         self.usage.note = ""
 
     def full_instruction(self) -> str:
-        """Returns the instruction, with how to answer where the answer is read by this step and not said in it."""
+        """Returns the instruction, and how to answer where it is silent and this step reads the answer."""
         instruction = super().full_instruction()
-        return instruction if self._says_how_to_answer(instruction) else f"{instruction} {self._how_to_answer}"
+        silent = self.schema is None and self.reads_verdicts() and not self.says_how_to_answer(instruction)
+        return f"{instruction} {self.how_to_answer}" if silent else instruction
 
-    _how_to_answer = ""
-
-    def _says_how_to_answer(self, instruction: str) -> bool:
-        return not self._how_to_answer
-
-    def _checked_outputs(self, given: dict[str, str]) -> dict[str, str]:
-        spec = self._output_specs.pop("*")
-        added = self._output_specs
-        self._output_specs = {name: spec for name in columns_of(self._inputs["inputs"])} | added
-        return super()._checked_outputs(given)
+    def says_how_to_answer(self, instruction: str) -> bool:
+        """Whether an instruction says how to answer."""
+        return False
 
 
 class FilterWithPrompt(JudgeRows):
     """Keeps the rows to which an LLM says yes.
 
-    Inputs: `inputs`. Args: `llm`, `instruction`, `filter_func` (takes an answer, or a list of them where n > 1, and
-    tells whether to keep the row), `input_label`, `instruction_label`, `max_new_tokens`, `sep`, `post_process`, `lazy`,
-    and the options of `llm.run`. Outputs: all columns of the step that the inputs come from.
+    Inputs: `inputs`. Args: `instruction`, `filter_func` (takes an answer's text, or a list of texts where n > 1, and
+    returns whether to keep the row), `input_label`, `instruction_label`, `max_new_tokens`, `sep`, and those of
+    `PromptStep`. Outputs: all columns of the step that the inputs come from, and a column for each property of
+    `output_schema`.
 
-    Without a `filter_func`, answers are read as yes or no (`n > 1`: the majority; a tie keeps the row). A row whose
-    answer is missing or says neither is dropped; the log says how many there were.
+    Without a `filter_func` or `parse`, answers are read as yes or no (`n > 1`: the majority; a tie keeps the row); with
+    `output_schema`, its only boolean property is the verdict, and `filter_func` takes a dictionary. A row whose answer
+    is missing or unreadable is dropped; `step.errors` holds them by their positions among the inputs.
     """
 
-    _how_to_answer = "Answer with one word: yes or no."
+    how_to_answer = "Answer with one word: yes or no."
+    schema_types = ("boolean",)
 
     def setup(self) -> None:
         """Registers the step's names."""
@@ -81,37 +124,56 @@ class FilterWithPrompt(JudgeRows):
         self.register_arg(
             "filter_func",
             required=False,
-            help="A function of an answer that tells whether to keep the row.",
+            help="A function of an answer that returns whether to keep the row.",
             default_help="reads a yes or a no",
         )
 
+    def configure(self) -> None:
+        """Refuses two functions that decide the same."""
+        super().configure()
+        if self._args["filter_func"] is not None and self._args["parse"] is not None:
+            raise DefinitionError(f'"{self.name}": give filter_func or parse, not both.')
+
     def run(self) -> LazyRowBatches:
-        """Asks the LLM about every row."""
+        """Prompts the LLM for every row."""
         self.register_facts()
-        return LazyRowBatches(self._kept, save=not self.args["lazy"])
+        known = whole_schema(self._inputs["inputs"])
+        return LazyRowBatches(self.result_batches, save=not self.args["lazy"], like=known)
 
-    def _kept(self) -> Iterator[Batch]:
-        keep: Callable[[Any], Any] = self.args["filter_func"] or _majority
-        counts: Counter[str] = Counter()
-        for answers, rows in self.judged():
-            verdicts = [None if answer is None else keep(answer) for answer in answers]
-            counts["rows"] += len(verdicts)
-            counts["missing"] += answers.count(None)
-            counts["unreadable"] += verdicts.count(None) - answers.count(None)
-            if any(verdicts):
-                yield {name: list(compress(values, verdicts)) for name, values in rows.items()}
-        if counts["missing"] or counts["unreadable"]:
-            logger.warning(
-                "%s: of %s rows, %s got no answer and %s one that says neither yes nor no; they were dropped.",
-                self.name, *(f"{counts[what]:,}" for what in ("rows", "missing", "unreadable")),
-            )  # fmt: skip
+    def result_batches(self) -> Iterator[Traced]:
+        """Yields the rows that are kept."""
+        start = 0
+        for rows in self.judged():
+            kept = self.values(rows)
+            if any(kept):
+                columns = {**rows.rows, **self.field_columns(rows)}
+                positions = list(compress(range(start, start + len(kept)), kept))
+                batch = {name: list(compress(values, kept)) for name, values in columns.items()}
+                yield Traced(batch, From("inputs", positions))
+            start += len(kept)
 
-    def _says_how_to_answer(self, instruction: str) -> bool:
-        words = {word.lower() for word in re.findall(r"\w+", instruction)}
-        return self.args["filter_func"] is not None or {"yes", "no"} <= words
+    def reads_verdicts(self) -> bool:
+        """Whether the step itself reads a yes or a no."""
+        return super().reads_verdicts() and self._args["filter_func"] is None
 
+    def verdict(self, said: Any) -> bool | None:
+        """Reads a yes or a no."""
+        return read_yes_or_no(said)
 
-def _majority(answer: Any) -> bool | None:
-    verdicts = [read_yes_or_no(text) for text in (answer if isinstance(answer, list) else [answer])]
-    yes, no = verdicts.count(True), verdicts.count(False)
-    return yes >= no if yes or no else None
+    def parse(self, answer: Answer, row: dict[str, Any]) -> Any:
+        """Returns whether to keep the row; with `n > 1`, what `filter_func` takes a list of."""
+        said = super().parse(answer, row)
+        if isinstance(said, Rejected) or self._args["filter_func"] is None or self.num_answers != 1:
+            return said
+        return self.call("filter_func", said)
+
+    def combine(self, values: list[Any]) -> Any:
+        """Returns whether to keep a row with several answers."""
+        if self._args["filter_func"] is not None:
+            return self.call("filter_func", values)
+        votes = [bool(value) for value in values if value is not None]
+        return 2 * sum(votes) >= len(votes)
+
+    def says_how_to_answer(self, instruction: str) -> bool:
+        """Whether the instruction holds the words yes and no."""
+        return {"yes", "no"} <= {word.lower() for word in re.findall(r"\w+", instruction)}

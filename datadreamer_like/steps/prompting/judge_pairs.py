@@ -1,28 +1,31 @@
-"""Pairs of texts judged by an LLM, in random order so that its liking for the first place evens out."""
+"""Pairs of texts judged by an LLM, in random order so that its preference for the first one evens out."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from datadreamer_like.graph.output import Batch
+from datadreamer_like.models.calls.pipeline import Rejected
+from datadreamer_like.models.llms.generation import Answer
 
-from ..base.row_answers import Portion, answered
+from ..base.row_answers import AnsweredRows
 from .answer_readers import read_winner
-from .prompt_step import PromptStep, labelled
+from .prompt_step import PromptStep, RowPrompt, labelled
 
 
 class JudgePairsWithPrompt(PromptStep):
     """Asks an LLM which of two inputs is better.
 
-    Inputs: `a`, `b`. Args: `llm`, `instruction`, `judgement_func` (takes an answer and says `"a"` or `"b"`, or gives
-    back the label, of the candidate as it was shown), `randomize_order` (True), `a_label`, `b_label`,
-    `instruction_label`, `max_new_tokens`, `sep`, `post_process`, `lazy`, and the options of `llm.run`. Outputs: `a`,
-    `b`, `judge_prompts`, `judge_generations`, `judgements`.
+    Inputs: `a`, `b`. Args: `instruction`, `judgement_func` (takes an answer's text and returns `"a"` or `"b"`, or the
+    label, of the candidate as it was shown), `randomize_order` (True), `a_label`, `b_label`, `instruction_label`,
+    `max_new_tokens`, `sep`, and those of `PromptStep`. Outputs: `a`, `b`, `judge_prompts`, `judge_generations`,
+    `judgements`, and a column for each property of `output_schema`.
 
-    A judgement is `"a"` or `"b"`, the input that won whatever the order in which the two were shown; None where there
-    is no answer or it names no winner. With `n > 1` the majority wins.
+    A judgement is `"a"` or `"b"`, the input that won, in either order; None where there is no answer or it names no
+    winner. With `n > 1` the majority wins. With `output_schema`, its only property that is a string names the winner,
+    unless `judgement_func` reads the dictionary.
     """
 
     shown_first: tuple[str, ...] = ()
@@ -39,7 +42,7 @@ class JudgePairsWithPrompt(PromptStep):
         self.register_arg(
             "judgement_func",
             required=False,
-            help="A function of an answer that says which candidate won.",
+            help="A function of an answer that names the winner.",
             default_help="reads the label or letter of one candidate",
         )
         self.register_arg(
@@ -51,21 +54,19 @@ class JudgePairsWithPrompt(PromptStep):
                 required=False,
                 default=f"{name.removesuffix('s').capitalize()}:",
                 type=str,
-                help=f"Stands before the {name.removesuffix('s')}.",
+                help=f"Before the {name.removesuffix('s')}.",
             )
         for side, label in zip("ab", self.default_labels, strict=True):
-            self.register_arg(
-                f"{side}_label", required=False, default=label, type=str, help="Stands before a candidate."
-            )
+            self.register_arg(f"{side}_label", required=False, default=label, type=str, help="Before a candidate.")
         self.register_arg(
             "instruction_label",
             required=False,
             default="Instruction:",
             type=str,
-            help="Stands before the instruction.",
+            help="Before the instruction.",
         )
         self.register_arg("max_new_tokens", required=False, type=int, help="Most tokens of an answer.")
-        self.register_arg("sep", required=False, default="\n", type=str, help="Stands between the parts of a prompt.")
+        self.register_arg("sep", required=False, default="\n", type=str, help="Between the parts of a prompt.")
         self.register_arg("seed", required=False, type=int, help="For the order, and for the LLM.")
         for name in (*self.shown_first, "a", "b"):
             self.register_output(name, help="As it came in.")
@@ -73,25 +74,61 @@ class JudgePairsWithPrompt(PromptStep):
         self.register_output("judge_generations", help="The answers.")
         self.register_output("judgements", help='"a" or "b", whichever won; None where that is not known.')
 
-    def prompted(self) -> Iterator[Portion]:
-        """Yields each pair with the instruction; the last column says whether the two changed places."""
+    def configure(self) -> None:
+        """Finds the property of `output_schema` that names the winner."""
+        super().configure()
+        if self.schema is not None and self._args["judgement_func"] is None:
+            self.verdict_field = self.schema.only_field(("string",), self.name, "names the winner")
+
+    def input_batches(self) -> Iterator[Batch]:
+        """Yields the pairs, and whether the two change places."""
         rng = random.Random(self.args["seed"] or 0)
-        for batch in self.input_batches():
-            swapped = [self.args["randomize_order"] and rng.random() < 0.5 for _ in batch["a"]]
-            prompts = [
-                self._prompt(dict(zip(batch, row, strict=True)), swap)
-                for *row, swap in zip(*batch.values(), swapped, strict=True)
-            ]
-            yield prompts, {**batch, "judge_prompts": prompts, "swapped": swapped}
+        for batch in super().input_batches():
+            yield {**batch, "swapped": [self.args["randomize_order"] and rng.random() < 0.5 for _ in batch["a"]]}
 
-    def asked(self) -> Iterator[Batch]:
-        """Yields the rows with the judgements."""
-        for answers, rows in answered(self.prompted(), self.generate):
-            swapped = rows.pop("swapped")
-            judgements = [self._winner(answer, swap) for answer, swap in zip(answers, swapped, strict=True)]
-            yield {**rows, "judge_generations": answers, "judgements": judgements}
+    def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
+        """Returns each pair with the instruction."""
+        names = [*self.shown_first, "a", "b"]
+        rows = zip(*(batch[name] for name in names), strict=True)
+        return [
+            self._prompt(dict(zip(names, row, strict=True)), swapped)
+            for row, swapped in zip(rows, batch["swapped"], strict=True)
+        ]
 
-    def _prompt(self, row: dict[str, Any], swapped: bool) -> str | None:
+    def parse(self, answer: Answer, row: dict[str, Any]) -> Any:
+        """Returns which of the two places an answer prefers: "a" for what was shown under the first label."""
+        said = self.read(answer)
+        if isinstance(said, Rejected):
+            return said
+        if self._args["judgement_func"] is not None:
+            said = self.call("judgement_func", said)
+        elif self.schema is not None:
+            said = said[self.verdict_field]
+        a_label, b_label = self._args["a_label"], self._args["b_label"]
+        winner = read_winner(said, a_label, b_label)
+        if winner is None:
+            a, b = a_label.rstrip(": "), b_label.rstrip(": ")
+            return Rejected(f'No winner can be read in it. Answer with "{a}" or "{b}" and nothing else.')
+        return winner
+
+    def combine(self, values: list[Any]) -> Any:
+        """Returns the place that most answers prefer; None for a tie."""
+        a, b = values.count("a"), values.count("b")
+        return None if a == b else "a" if a > b else "b"
+
+    def output_batch(self, rows: AnsweredRows) -> Batch:
+        """Returns the pairs with their judgements."""
+        columns = {name: values for name, values in rows.rows.items() if name != "swapped"}
+        places = zip(self.values(rows), rows.rows["swapped"], strict=True)
+        return {
+            **columns,
+            "judge_prompts": rows.values,
+            "judge_generations": self.texts(rows),
+            "judgements": [{"a": "b", "b": "a"}.get(place, place) if swapped else place for place, swapped in places],
+            **self.field_columns(rows),
+        }
+
+    def _prompt(self, row: dict[str, Any], swapped: bool) -> RowPrompt:
         if any(value is None for value in row.values()):
             return None
         first, second = ("b", "a") if swapped else ("a", "b")
@@ -106,21 +143,6 @@ class JudgePairsWithPrompt(PromptStep):
         a, b = (self.args[label].rstrip(": ") for label in ("a_label", "b_label"))
         what = f" for this {self.shown_first[0].removesuffix('s')}" if self.shown_first else ""
         return f'Which of the two is better{what}? Answer with "{a}" or "{b}" and nothing else.'
-
-    def _winner(self, answer: Any, swapped: bool) -> str | None:
-        votes = [self._read(text) for text in (answer if isinstance(answer, list) else [answer])]
-        a, b = votes.count("a"), votes.count("b")
-        if a == b:
-            return None
-        return "a" if (a > b) != swapped else "b"
-
-    def _read(self, answer: Any) -> str | None:
-        """Returns which of the two places an answer prefers: "a" for what was shown under the first label."""
-        if answer is None:
-            return None
-        function: Callable[[Any], Any] | None = self.args["judgement_func"]
-        said = answer if function is None else function(answer)
-        return read_winner(said, self.args["a_label"], self.args["b_label"])
 
 
 class JudgeGenerationPairsWithPrompt(JudgePairsWithPrompt):

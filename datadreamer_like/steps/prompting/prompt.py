@@ -1,18 +1,19 @@
-"""Prompts that are there already, sent as they are."""
+"""Prompts that exist already, sent as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
-from ..base.row_answers import Portion
-from .prompt_step import PromptStep
+from datadreamer_like.graph.output import Batch
+
+from .prompt_step import PromptStep, RowPrompt
 
 
 class Prompt(PromptStep):
     """Sends each prompt to an LLM.
 
-    Inputs: `prompts`. Args: `llm`, `post_process`, `lazy`, and the options of `llm.run`. Outputs: `prompts`,
-    `generations`.
+    Inputs: `prompts`. Args: those of `PromptStep`. Outputs: `prompts`, `generations`, and a column for each property of
+    `output_schema`.
     """
 
     def setup(self) -> None:
@@ -21,7 +22,6 @@ class Prompt(PromptStep):
         self.register_llm()
         self.register_prompt_outputs()
 
-    def prompted(self) -> Iterator[Portion]:
-        """Yields the prompts."""
-        for batch in self.input_batches():
-            yield batch["prompts"], batch
+    def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
+        """Returns the prompts."""
+        return batch["prompts"]

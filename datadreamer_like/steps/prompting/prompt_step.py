@@ -1,71 +1,216 @@
-"""The base of steps that ask an LLM: which arguments they share, what goes to `llm.run`, and how answers join rows."""
+"""The base of steps that prompt an LLM: what they share, what goes to the LLM, and what becomes of its answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, TypeAlias
 
-from datadreamer_like.errors import DefinitionError, PromptTooLong, did_you_mean
+from datadreamer_like.errors import DefinitionError, ModelError, PromptTooLong, RejectedAnswer, did_you_mean
 from datadreamer_like.graph.card import DataCardType
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.output import Batch
-from datadreamer_like.models.llms.generation import Generation, GenerationOptions
+from datadreamer_like.models.calls.pipeline import Rejected
+from datadreamer_like.models.llms.generation import Answer, Generation, GenerationOptions, Prompt
 from datadreamer_like.models.llms.llm import LLM, overrides_only_run
 
-from ..base.returned import LazyRowBatches
-from ..base.row_answers import HOW_ASKED, Portion, answered, columns_together, num_rows_of
+from ..base.columns import columns_together, inputs_schema, num_rows_of
+from ..base.lazy_rows import From, LazyRowBatches, Traced
+from ..base.row_answers import FETCH_OPTIONS, AnsweredRows, Questions, RowAnswers
 from ..base.step import Step
+from .output_schema import OutputSchema
 
-# What the step itself says to `llm.run`.
+logger = logging.getLogger("datadreamer_like")
+
+# What the step itself passes to the LLM.
 _OURS = {"return_generator", "total_num_prompts"}
+
+# At most one of these makes a value of an answer.
+_READERS = ("post_process", "parse", "output_schema")
+
+RowPrompt: TypeAlias = Prompt | ModelError | None
+"""The prompt of a row: a text or chat messages, None for a row that has none, an error for one that cannot have any."""
 
 
 class PromptStep(Step):
-    """Base of steps that ask an LLM. A subclass registers its own names and writes `prompted`.
+    """Base of steps that prompt an LLM. A subclass registers its names in `setup` and writes `prompts`.
 
-    All of them take the arguments `llm`, `post_process` (a function of each answer that is there), `lazy` (ask when the
-    rows are asked for), and whatever options `llm.run` knows. A prompt that fails gives None in its row.
+    All of them take the arguments `llm`, `post_process`, `parse`, `output_schema`, `max_follow_ups`, `lazy`, and the
+    options of `llm.run`. A row whose prompt fails holds None and has its error in `step.errors`.
+
+    - `post_process(text)` gives the value of an answer.
+    - `parse(answer, row)` gives the value of an `Answer`, or `Rejected(reason)`: then the LLM is asked again, with the
+      reason, up to `max_follow_ups` times (1). `row` is a dictionary of the row's columns.
+    - `output_schema`, a pydantic model class or a JSON schema, makes a column of each of its properties. The LLM's
+      engine enforces it where it can; an answer that does not fit is rejected with the validation error.
+
+    A row whose last answer is rejected, or makes such a function raise, fails: `step.errors` holds the reason and the
+    answer. The follow-ups are in the cache too, so a rerun sends nothing twice.
+
+    Example:
+        >>> class Translate(PromptStep):
+        ...     def setup(self):
+        ...         self.register_input("texts")
+        ...         self.register_llm()
+        ...         self.register_prompt_outputs()
+        ...
+        ...     def prompts(self, batch):
+        ...         return [text and f"Translate into French: {text}" for text in batch["texts"]]
+        ...
+        ...     def parse(self, answer, row):
+        ...         return Rejected("It is not translated.") if answer.text == row["texts"] else answer.text
     """
 
-    neutral_args: ClassVar[frozenset[str]] = Step.neutral_args | HOW_ASKED
+    neutral_args: ClassVar[frozenset[str]] = Step.neutral_args | FETCH_OPTIONS
+    takes_options = True
 
-    # Registered arguments that `llm.run` knows by the same name.
+    # Registered arguments that the LLM knows by the same name.
     run_args: ClassVar[tuple[str, ...]] = ("max_new_tokens", "temperature", "top_p", "seed")
 
-    def prompted(self) -> Iterator[Portion]:
-        """Yields prompts with the columns that stand beside the answers; to be written by a subclass."""
-        raise NotImplementedError(f"{type(self).__name__} has no prompted().")
+    schema: OutputSchema | None = None
+    """The argument `output_schema`, checked."""
 
-    def fingerprint_parts(self) -> dict[str, str]:
-        """Returns what decides the result; a context window that the script gave decides prompts, but no answer."""
-        parts = super().fingerprint_parts()
-        given = self.args["llm"].max_context_length
-        return parts if given is None else {**parts, "argument llm: max_context_length": fingerprint(given)}
+    # What a subclass writes
+
+    def input_batches(self) -> Iterator[Batch]:
+        """Yields batches of the rows to prompt for; by default the step's inputs, by their names in the step.
+
+        Batches are made in order and in one place, so what has a state (random choices, retrieved texts) belongs here,
+        as a further column.
+        """
+        return columns_together(self._inputs, f'"{self.name}"')
+
+    def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
+        """Returns the prompt of each row; to be written by a subclass.
+
+        Args:
+            batch: Columns of the same length, as `input_batches` yields them.
+
+        Returns:
+            For each row a text or chat messages, None where it has no prompt, or an error that says why it cannot have
+            one: such a row fails.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no prompts().")
+
+    def parse(self, answer: Answer, row: dict[str, Any]) -> Any:
+        """Returns the value of an answer with one text, or `Rejected(reason)` to have the LLM asked again."""
+        return self.read(answer)
+
+    def combine(self, values: list[Any]) -> Any:
+        """Returns a row's value where `n > 1`: by default the list of its values, None for those rejected."""
+        return values
+
+    def output_batch(self, rows: AnsweredRows) -> Batch:
+        """Returns the output columns of answered rows: by default those of `input_batches`, prompts and generations.
+
+        Args:
+            rows: The rows, their prompts, and for each an `Answer` with its `value` or `error`; None where there was no
+                prompt.
+        """
+        batch = {name: values for name, values in rows.rows.items() if name in self._output_specs}
+        return {**batch, "prompts": rows.values, "generations": self.generations(rows)} | self.field_columns(rows)
+
+    def origin(self, rows: AnsweredRows) -> Sequence[From]:
+        """Returns which rows some answered rows came from: by default the inputs' rows of the same positions.
+
+        What else a prompt shows (examples, documents) is stated here too, so that `trace` finds it.
+        """
+        return [From(name) for name in self._inputs]
 
     def num_prompts(self) -> int | None:
-        """Returns how many prompts there will be, where that is known."""
+        """Returns how many rows there will be, where that is known."""
         return num_rows_of(self._inputs)
 
-    def asked(self) -> Iterator[Batch]:
-        """Yields the rows with their answers."""
-        for answers, rows in answered(self.prompted(), self.generate):
-            yield {**rows, "generations": answers}
+    @property
+    def num_answers(self) -> int:
+        """Answers to each prompt: the option `n` of the LLM, unless the step's own argument has that name."""
+        return 1 if "n" in self._arg_specs else self._args.get("n", 1)
+
+    # How it runs: `questions`, then `answers` and `output_batch` for each batch, wherever that is
 
     def run(self) -> LazyRowBatches:
-        """Asks the LLM."""
+        """Prompts the LLM."""
         self.register_facts()
-        return LazyRowBatches(self.asked, total_num_rows=self.num_prompts(), save=not self.args["lazy"])
+        return LazyRowBatches(
+            self.result_batches,
+            total_num_rows=self.num_prompts(),
+            save=not self.args["lazy"],
+            like=inputs_schema(self._inputs),
+        )
+
+    def result_batches(self) -> Iterator[Traced]:
+        """Yields output columns, with the rows that they came from."""
+        for rows in self.answered():
+            yield Traced(self.output_batch(rows), *self.origin(rows))
+
+    def answered(self) -> Iterator[AnsweredRows]:
+        """Yields the rows with their answers, and counts those that failed."""
+        count = 0
+        self.usage.forget_failures()  # lazy rows are made again in each pass
+        for rows in self.answers(self.questions()):
+            self.note_failures(count, rows)
+            if self._args.get("on_error") == "raise":
+                raise_first_error(rows)
+            count += len(rows.answers)
+            yield rows
+        if self.args["lazy"] and self.usage.failed_rows:
+            failed = f"{self.usage.failed_rows:,}"
+            logger.warning("%s: %s of %s rows failed; see its errors", self.name, failed, f"{count:,}")
+
+    def questions(self) -> Iterator[Questions]:
+        """Yields prompts with their rows."""
+        told = self.schema.told if self.schema is not None and not self._enforces_schema() else None
+        for batch in self.input_batches():
+            prompts = self.prompts(batch)
+            if told is not None:
+                prompts = [p if p is None or isinstance(p, ModelError) else told(p) for p in prompts]
+            yield Questions(prompts, batch)
+
+    def answers(self, questions: Iterable[Questions]) -> Iterator[AnsweredRows]:
+        """Yields rows with the LLM's answers, in order; needs nothing but the LLM and the arguments.
+
+        Args:
+            questions: All of them, or those of a part of the rows; then each prompt is a `Repeated`, so that
+                repetitions are counted over all rows.
+        """
+        joined = RowAnswers(questions)
+        reads = any(self.args[name] is not None for name in _READERS) or _overrides_parse(type(self))
+        answers = self.args["llm"].answers(
+            joined.values(),
+            check=(lambda index, answer: self._read(answer, joined.row(index))) if reads else None,
+            max_follow_ups=self.args["max_follow_ups"],
+            total_num_prompts=self.num_prompts(),
+            **self.run_options(),
+        )
+        for rows in joined.joined(answers):
+            failed = [Answer.failed(answer) if isinstance(answer, ModelError) else answer for answer in rows.answers]
+            yield rows._replace(answers=failed)
+
+    def note_failures(self, first: int, rows: AnsweredRows) -> None:
+        """Counts the rows that failed; `first` is the position of the first one."""
+        for index, answer in enumerate(rows.answers, first):
+            if answer is not None and answer.error is not None:
+                self.usage.row_failed(index, str(answer.error))
 
     # For subclasses
 
     def register_llm(self) -> None:
         """Registers what every such step takes."""
-        self.register_arg("llm", type=LLM, help="The LLM to ask.")
+        self.register_arg("llm", type=LLM, help="The LLM to prompt.")
         self.register_arg(
-            "post_process", required=False, help="A function of each generation; what it returns is kept instead."
+            "post_process", required=False, help="A function of each generation; its result is kept instead."
         )
         self.register_arg(
-            "lazy", required=False, default=False, type=bool, help="Ask when the rows are asked for, and keep nothing."
+            "parse", required=False, help="A function of an Answer and its row: a value, or Rejected(reason)."
+        )
+        self.register_arg(
+            "output_schema", required=False, help="A pydantic model or JSON schema; each property is a column."
+        )
+        self.register_arg(
+            "max_follow_ups", required=False, default=1, type=int, help="Times to ask again after a rejected answer."
+        )
+        self.register_arg(
+            "lazy", required=False, default=False, type=bool, help="Make the rows lazily and keep nothing."
         )
 
     def register_prompt_outputs(self) -> None:
@@ -74,7 +219,7 @@ class PromptStep(Step):
         self.register_output("generations", help="The answers; lists where n > 1, None where there is no answer.")
 
     def register_facts(self) -> None:
-        """Notes on the card what model and instruction made the rows."""
+        """Adds to the card which model and instruction made the rows."""
         llm = self.args["llm"]
         self.register_data_card(DataCardType.MODEL_NAME, llm.model_name or llm.display_name)
         self.register_data_card(DataCardType.MODEL_CARD, llm.model_card)
@@ -83,70 +228,184 @@ class PromptStep(Step):
             self.register_data_card(DataCardType.CITATION, citation)
         self.register_data_card(DataCardType.PROMPT, self.args.get("instruction"))
 
-    def input_batches(self) -> Iterator[Batch]:
-        """Yields batches of the step's inputs side by side."""
-        return columns_together(self._inputs, f'"{self.name}"')
+    def generations(self, rows: AnsweredRows) -> list[Any]:
+        """Returns the column `generations`: values, or with `output_schema` the texts, a failed row's last one too."""
+        answers = rows.answers
+        if self.schema is not None:
+            return self.texts(rows)
+        if self.args["post_process"] is not None or self.args["parse"] is not None or _overrides_parse(type(self)):
+            return self.values(rows)
+        several = self.num_answers != 1
+        return [
+            None if answer is None or answer.error is not None else list(answer.texts) if several else answer.texts[0]
+            for answer in answers
+        ]
 
-    def generate(self, prompts: Iterator[Any]) -> Iterator[Any]:
-        """Yields the LLM's answers, post-processed."""
-        answers: Iterable[Any] = self.args["llm"].run(
-            prompts, return_generator=True, total_num_prompts=self.num_prompts(), **self.run_options()
-        )
-        process: Callable[[Any], Any] | None = self.args["post_process"]
-        if process is None:
-            yield from answers
-            return
-        for answer in answers:
-            if isinstance(answer, list):
-                yield [text if text is None else process(text) for text in answer]
-            else:
-                yield answer if answer is None else process(answer)
+    def texts(self, rows: AnsweredRows) -> list[Any]:
+        """Returns each row's text, a rejected one too; lists where `n > 1`, None where there is none."""
+        if self.num_answers != 1:
+            return [None if answer is None or not answer.texts else list(answer.texts) for answer in rows.answers]
+        return [None if answer is None else answer.text for answer in rows.answers]
+
+    def values(self, rows: AnsweredRows) -> list[Any]:
+        """Returns what `parse` made of each row's answer; None for rows that failed or had no prompt."""
+        return [None if answer is None or answer.error is not None else answer.value for answer in rows.answers]
+
+    def field_columns(self, rows: AnsweredRows) -> Batch:
+        """Returns a column for each property of `output_schema`; None in rows that failed or had no prompt."""
+        if self.schema is None:
+            return {}
+        columns: Batch = {name: [] for name in self.schema.types}
+        for answer in rows.answers:
+            valid = answer is not None and answer.error is None
+            fields = self.schema.read(answer.text) if valid else None
+            for name, values in columns.items():
+                values.append(fields[name] if isinstance(fields, dict) else None)
+        return columns
+
+    def read(self, answer: Answer) -> Any:
+        """Returns an answer's text, or what `post_process` or `output_schema` make of it (perhaps `Rejected`)."""
+        if self.schema is not None:
+            return self.schema.read(answer.text)
+        return answer.text if self._args["post_process"] is None else self.call("post_process", answer.text)
+
+    def call(self, name: str, *values: Any) -> Any:
+        """Calls a function that the script gave as an argument.
+
+        Raises:
+            RejectedAnswer: It raised; the row of the answer fails by name.
+        """
+        try:
+            return self._args[name](*values)
+        except Exception as error:
+            text = values[0].text if isinstance(values[0], Answer) else str(values[0])
+            raise RejectedAnswer.of(text, f"{name} raised {type(error).__name__}: {error}.") from error
 
     def run_options(self) -> dict[str, Any]:
-        """Returns what `llm.run` is given: arguments that are not the step's own, and those that both know."""
+        """Returns what the LLM is given: arguments that are not the step's own, and those that both know."""
         own = set(self._arg_specs) - set(self.run_args)
-        return {
+        options = {
             name: value
             for name, value in self._args.items()
             if name not in own and not (value is None and name in self._arg_specs)
         }
+        if self.schema is not None and self._enforces_schema():
+            options["schema"] = self.schema.json_schema
+        return options
 
-    def fitted(self, index: int, make: Callable[[], str]) -> str | None:
-        """Returns the prompt that `make` gives, or notes why the row can have none.
-
-        Args:
-            index: Position of the row.
-            make: Calls `llm.format_prompt`.
-        """
+    def fitted(self, make: Callable[[], str]) -> RowPrompt:
+        """Returns the prompt that `make` gets of `llm.format_prompt`, or the error of one that is too long."""
         try:
             return make()
         except PromptTooLong as error:
-            self.usage.row_failed(index, str(error))
-            return None
+            return error
 
     # Checking
 
-    def _takes_extra(self, what: str) -> bool:
-        return what == "argument"
-
-    def _checked_args(self, given: dict[str, Any]) -> dict[str, Any]:
-        args = super()._checked_args(given)
-        llm = args["llm"]
+    def configure(self) -> None:
+        """Refuses arguments that do not go together, and registers a column for each property of `output_schema`."""
+        args, llm = self._args, self._args["llm"]
+        readers = [name for name in _READERS if args[name] is not None]
+        if len(readers) > 1:
+            raise DefinitionError(f'"{self.name}": give {readers[0]} or {readers[1]}, not both.')
+        if args["max_follow_ups"] < 0:
+            raise DefinitionError(f'"{self.name}": max_follow_ups is {args["max_follow_ups"]}; expected 0 or more.')
+        if args["output_schema"] is not None:
+            self.schema = OutputSchema(args["output_schema"], self.name)
+            if self.num_answers != 1:
+                raise DefinitionError(f'"{self.name}": with output_schema, n must be 1: each property is one column.')
+            for name in self.schema.types:
+                if name in self._output_specs or name in self._input_specs:
+                    raise DefinitionError(
+                        f'"{self.name}": output_schema has a property "{name}", which is a column of the step already. '
+                        "Rename the property."
+                    )
+                self.register_output(name, help="A property of the answer; None where there is no valid answer.")
         if overrides_only_run(llm):  # only it knows what it takes
-            return args
+            return
         known = (set(GenerationOptions.__annotations__) | set(llm.extra_options)) - _OURS
-        for name in given:
+        for name in args:
             if name not in self._arg_specs and name not in known:
                 raise DefinitionError(
                     f'"{self.name}" has no argument "{name}", and {llm.display_name} has no such option.'
                     f"{did_you_mean(name, {*self._arg_specs, *known})} The step takes: {', '.join(self._arg_specs)}. "
                     f"The LLM takes: {', '.join(sorted(known - set(self._arg_specs)))}."
                 )
-        self._args = args
         Generation.from_options(self.run_options(), llm.extra_options)
-        return args
+
+    def fingerprint_parts(self) -> dict[str, str]:
+        """Returns what decides the result; a context window that the script gave decides prompts, but no answer."""
+        parts = super().fingerprint_parts()
+        given = self.args["llm"].max_context_length
+        return parts if given is None else {**parts, "argument llm: max_context_length": fingerprint(given)}
+
+    def _enforces_schema(self) -> bool:
+        """Whether the LLM's engine keeps its answers to the schema."""
+        llm = self.args["llm"]
+        if self.schema is None or not llm.enforces_schemas:
+            return False
+        options = {"schema": self.schema.json_schema}
+        try:
+            llm.check(Generation.from_options(options, llm.extra_options).sampling)
+        except DefinitionError:  # a keyword that this engine cannot keep
+            return False
+        return True
+
+    def _read(self, answer: Answer, row: dict[str, Any]) -> Answer | Rejected:
+        """Returns the answer with its value, or with the error of a function that raised; or why it is rejected."""
+        try:
+            if self.num_answers == 1:
+                value = self._parsed(answer, row)
+                return value if isinstance(value, Rejected) else answer.with_value(value)
+            values = [self._parsed(one, row) for one in answer.each()]
+            rejected = [value for value in values if isinstance(value, Rejected)]
+            if len(rejected) == len(values) and rejected:
+                return rejected[0]
+            return answer.with_value(self.combine([None if isinstance(v, Rejected) else v for v in values]))
+        except RejectedAnswer as error:
+            return answer.with_error(error)
+        except Exception as error:
+            reason = f"parse raised {type(error).__name__}: {error}."
+            return answer.with_error(RejectedAnswer.of(answer.text, reason))
+
+    def _parsed(self, answer: Answer, row: dict[str, Any]) -> Any:
+        return self.parse(answer, row) if self._args["parse"] is None else self.call("parse", answer, row)
+
+
+def _overrides_parse(kind: type[PromptStep]) -> bool:
+    return kind.parse is not PromptStep.parse or kind.combine is not PromptStep.combine
+
+
+def raise_first_error(rows: AnsweredRows) -> None:
+    """Raises the error of the first failed row, if there is one."""
+    for answer in rows.answers:
+        if answer is not None and answer.error is not None:
+            raise answer.error
 
 
 def labelled(label: str, text: Any) -> str:
     """Puts a label before a text."""
     return f"{label} {text}" if label else str(text)
+
+
+def shown(
+    prompts: Sequence[Any], texts: Sequence[Sequence[str]], positions: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """Returns the positions of the texts that each prompt has room for: the first ones, in their order.
+
+    Args:
+        prompts: Prompts as they were sent.
+        texts: For each, the texts that it was to show.
+        positions: For each, the positions of these.
+    """
+    found = []
+    for prompt, offered, rows in zip(prompts, texts, positions, strict=True):
+        count = place = 0
+        if isinstance(prompt, str):
+            for text in offered:
+                place = prompt.find(text, place) + len(text)
+                if place < len(text):
+                    break
+                count += 1
+        found.append(list(rows[:count]))
+    return found

@@ -1,22 +1,27 @@
-"""Questions answered with retrieved texts at hand."""
+"""Questions answered with retrieved texts in the prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from datadreamer_like.errors import ModelError
+from datadreamer_like.graph.output import Batch
+from datadreamer_like.models.calls.text_calls import Computed
 from datadreamer_like.models.retrievers.retriever import Retriever
 
-from ..base.row_answers import Portion, answered
-from .prompt_step import PromptStep, labelled
+from ..base.lazy_rows import From
+from ..base.row_answers import AnsweredRows, Questions, RowAnswers
+from ..retrieval.retrieve import from_corpus
+from .prompt_step import PromptStep, RowPrompt, labelled, shown
 
 
 class RAGPrompt(PromptStep):
     """Puts the texts that a retriever finds for each prompt before it.
 
-    Inputs: `prompts`. Args: `llm`, `retriever`, `k` (5), `retrieved_text_label`, `prompt_label`, `max_new_tokens`,
-    `sep`, `min_in_context_retrieved_texts`, `max_in_context_retrieved_texts`, `post_process`, `lazy`, and the options
-    of `llm.run`. Outputs: `prompts` (as they were sent), `generations`.
+    Inputs: `prompts`. Args: `retriever`, `k` (5), `retrieved_text_label`, `prompt_label`, `max_new_tokens`, `sep`,
+    `min_in_context_retrieved_texts`, `max_in_context_retrieved_texts`, and those of `PromptStep`. Outputs: `prompts`
+    (as they were sent), `generations`, and a column for each property of `output_schema`.
 
     As many texts are shown, the best first, as fit the model's context with `max_new_tokens` left for the answer. A row
     for which not even `min_in_context_retrieved_texts` fit fails and holds None.
@@ -29,43 +34,53 @@ class RAGPrompt(PromptStep):
         self.register_arg("retriever", type=Retriever, help="Finds texts for a question.")
         self.register_arg("k", required=False, default=5, type=int, help="How many texts to retrieve.")
         self.register_arg(
-            "retrieved_text_label", required=False, default="Document:", type=str, help="Stands before each text."
+            "retrieved_text_label", required=False, default="Document:", type=str, help="Before each text."
         )
         self.register_arg("prompt_label", required=False, default="Question:", type=str, help="Before the question.")
         self.register_arg("max_new_tokens", required=False, type=int, help="Most tokens of an answer.")
-        self.register_arg("sep", required=False, default="\n", type=str, help="Stands between texts and question.")
+        self.register_arg("sep", required=False, default="\n", type=str, help="Between texts and question.")
         self.register_arg("min_in_context_retrieved_texts", required=False, type=int, help="Fewest texts.")
         self.register_arg("max_in_context_retrieved_texts", required=False, type=int, help="Most texts.")
         self.register_prompt_outputs()
 
-    def prompted(self) -> Iterator[Portion]:
-        """Yields each question after the texts found for it."""
-        index = 0
-        portions = ((batch["prompts"], batch) for batch in self.input_batches())
-        for found, batch in answered(portions, self._retrieve):
-            prompts = []
-            for question, result in zip(batch["prompts"], found, strict=True):
-                prompts.append(None if result is None else self._prompt(index, question, result["texts"]))
-                index += 1
-            yield prompts, {"prompts": prompts}
+    def input_batches(self) -> Iterator[Batch]:
+        """Yields the questions, and what was found for each."""
+        rows = RowAnswers(Questions(batch["prompts"], batch) for batch in super().input_batches())
+        for _, batch, found in rows.joined(self.args["retriever"].results(rows.values(), k=self.args["k"])):
+            yield {**batch, "found": found}
+
+    def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
+        """Returns each question after the texts found for it."""
+        return [self._prompt(*row) for row in zip(batch["prompts"], batch["found"], strict=True)]
+
+    def origin(self, rows: AnsweredRows) -> Sequence[From]:
+        """Returns the questions' rows, and the documents that each prompt shows."""
+        found = [_found(result) for result in rows.rows["found"]]
+        texts, positions = [one["texts"] for one in found], [one["indices"] for one in found]
+        return [*super().origin(rows), *from_corpus(self.args["retriever"], shown(rows.values, texts, positions))]
 
     def register_facts(self) -> None:
         """Notes the retriever too."""
         super().register_facts()
         self.register_data_card("Retriever", self.args["retriever"].display_name)
 
-    def _retrieve(self, questions: Iterator[Any]) -> Iterator[Any]:
-        yield from self.args["retriever"].run(questions, k=self.args["k"], return_generator=True)
-
-    def _prompt(self, index: int, question: str, texts: list[str]) -> str | None:
+    def _prompt(self, question: str, found: Computed | ModelError | None) -> RowPrompt:
+        if found is None or isinstance(found, ModelError) or found.error is not None:
+            return found.error if isinstance(found, Computed) else found
+        label = self.args["retrieved_text_label"]
         return self.fitted(
-            index,
             lambda: self.args["llm"].format_prompt(
                 max_new_tokens=self.args["max_new_tokens"],
-                in_context_examples=[labelled(self.args["retrieved_text_label"], text) for text in texts],
+                in_context_examples=[labelled(label, text) for text in found.value["texts"]],
                 end_instruction=labelled(self.args["prompt_label"], question),
                 sep=self.args["sep"],
                 min_in_context_examples=self.args["min_in_context_retrieved_texts"],
                 max_in_context_examples=self.args["max_in_context_retrieved_texts"],
             ),
         )
+
+
+def _found(result: Computed | ModelError | None) -> dict[str, Any]:
+    if isinstance(result, Computed) and result.error is None:
+        return dict(result.value)
+    return {"texts": [], "indices": []}

@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
-from datadreamer_like.errors import DefinitionError
-from datadreamer_like.graph.output import Batch
-from datadreamer_like.storage.tables import TableWriter, open_table
+import pyarrow as pa
 
-from ..base.returned import LazyRowBatches
-from ..base.row_answers import columns_of
+from datadreamer_like.graph.rows import Rows, untyped
+from datadreamer_like.storage.values import to_batch
+
+from ..base.columns import whole_schema
+from ..base.lazy_rows import From, LazyRowBatches, Traced
+from ..operations.sorting import sorted_positions
+from ..operations.transforms import kept as written
 from .answer_readers import read_number
 from .filter_with_prompt import JudgeRows
-
-logger = logging.getLogger("datadreamer_like")
 
 
 class RankWithPrompt(JudgeRows):
     """Has an LLM give each row a score, and sorts by it.
 
-    Inputs: `inputs`. Args: `llm`, `instruction`, `sort` (True), `reverse` (True: the highest first), `score_threshold`
-    (rows below it are dropped), `input_label`, `instruction_label`, `max_new_tokens`, `sep`, `post_process` (may turn
-    an answer into the score), `lazy`, and the options of `llm.run`. Outputs: all columns of the step that the inputs
-    come from, and `scores`.
+    Inputs: `inputs`. Args: `instruction`, `sort` (True), `reverse` (True: the highest first), `score_threshold` (rows
+    below it are dropped), `input_label`, `instruction_label`, `max_new_tokens`, `sep`, and those of `PromptStep`
+    (`post_process` may turn an answer into the score). Outputs: all columns of the step that the inputs come from,
+    `scores`, and a column for each property of `output_schema`.
 
-    A score is the number that the answer gives (`n > 1`: the mean). A row without one has None, goes last, and does not
-    pass a threshold; the log says how many there were.
+    A score is the number that the answer gives (`n > 1`: the mean); with `output_schema`, its only property that is a
+    number. A row without one has None, goes last, and does not pass a threshold; `step.errors` holds them by their
+    positions among the inputs.
     """
 
-    _how_to_answer = "Answer with one number and nothing else."
+    how_to_answer = "Answer with one number and nothing else."
+    schema_types = ("number", "integer")
 
     def setup(self) -> None:
         """Registers the step's names."""
@@ -45,55 +45,57 @@ class RankWithPrompt(JudgeRows):
         self.register_output("scores", help="The scores.")
 
     def run(self) -> LazyRowBatches:
-        """Asks the LLM about every row."""
+        """Prompts the LLM for every row."""
         self.register_facts()
         total = self.num_prompts() if self.args["score_threshold"] is None else None
-        rows = self._sorted if self.args["sort"] else self._scored
-        return LazyRowBatches(rows, total_num_rows=total, save=not self.args["lazy"])
+        known = whole_schema(self._inputs["inputs"])
+        return LazyRowBatches(self.result_batches, total_num_rows=total, save=not self.args["lazy"], like=known)
 
-    def _scored(self) -> Iterator[Batch]:
+    def result_batches(self) -> Iterator[Traced]:
+        """Yields the rows with their scores, sorted if they are to be."""
+        return self._sorted() if self.args["sort"] else self._scored()
+
+    def verdict(self, said: Any) -> float | None:
+        """Reads a score."""
+        return read_number(said)
+
+    def combine(self, values: list[Any]) -> Any:
+        """Returns the mean of several scores."""
+        return fmean(value for value in values if value is not None)
+
+    def _scored(self) -> Iterator[Traced]:
         threshold = self.args["score_threshold"]
-        count = unscored = 0
-        for answers, rows in self.judged():
-            scores = [_score(answer) for answer in answers]
-            count += len(scores)
-            unscored += scores.count(None)
-            rows = {**rows, "scores": scores}
+        start = 0
+        for rows in self.judged():
+            scores = self.values(rows)
+            batch = {**rows.rows, "scores": scores, **self.field_columns(rows)}
+            kept = list(range(len(scores)))
             if threshold is not None:
                 kept = [index for index, score in enumerate(scores) if score is not None and score >= threshold]
-                rows = {name: [values[index] for index in kept] for name, values in rows.items()}
-            if rows["scores"]:
-                yield rows
-        if unscored:
-            logger.warning("%s: %s of %s rows got no score.", self.name, f"{unscored:,}", f"{count:,}")
+                batch = {name: [values[index] for index in kept] for name, values in batch.items()}
+            if kept:
+                yield Traced(batch, From("inputs", [start + index for index in kept]))
+            start += len(scores)
 
-    def _sorted(self) -> Iterator[Batch]:
-        # However many rows there are, only their scores are held in memory.
-        with tempfile.TemporaryDirectory(prefix="datadreamer_like-") as folder:
-            writer = TableWriter(Path(folder), list(self._output_specs), f'"{self.name}"')
-            scores: list[float | None] = []
-            for batch in self._scored():
-                writer.write(batch)
-                scores.extend(batch["scores"])
-            writer.close(self.fingerprint)
-            sign = -1.0 if self.args["reverse"] else 1.0
-            order = sorted(range(len(scores)), key=lambda index: (scores[index] is None, sign * (scores[index] or 0.0)))
-            if order:
-                yield from open_table(Path(folder)).select(order).iter(batch_size=1000)
+    def _sorted(self) -> Iterator[Traced]:
+        # However many rows there are, only their scores and positions are held in memory.
+        positions: list[Any] = []
+        known = whole_schema(self._inputs["inputs"])
 
-    def _says_how_to_answer(self, instruction: str) -> bool:
+        def read() -> Iterator[pa.RecordBatch]:
+            for scored in self._scored():
+                positions.extend(cast(list[int], scored.sources[0].rows))
+                yield to_batch(scored.value, f'"{self.name}"', known)
+
+        table = written(Rows(untyped(self._output_specs), None, read)).table
+        assert table is not None
+        order = sorted_positions(table, ["scores"], [self.args["reverse"]])
+        place = 0
+        for batch in table.select(order).batches():
+            taken = order[place : place + batch.num_rows]
+            yield Traced(batch, From("inputs", [positions[row] for row in taken]))
+            place += batch.num_rows
+
+    def says_how_to_answer(self, instruction: str) -> bool:
+        """Whether the instruction asks for a number, or a function makes one of the answer."""
         return self.args["post_process"] is not None or re.search(r"\bnumber\b", instruction, re.IGNORECASE) is not None
-
-    def _checked_outputs(self, given: dict[str, str]) -> dict[str, str]:
-        if "scores" in columns_of(self._inputs["inputs"]):
-            raise DefinitionError(
-                f'"{self.name}": the step of its inputs has a column "scores" already. Rename that column first: '
-                'step.rename_column("scores", "earlier_scores").'
-            )
-        return super()._checked_outputs(given)
-
-
-def _score(answer: Any) -> float | None:
-    scores = [read_number(text) for text in (answer if isinstance(answer, list) else [answer])]
-    found = [score for score in scores if score is not None]
-    return fmean(found) if found else None

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import DefinitionError, did_you_mean
 from datadreamer_like.graph.output import Batch
 from datadreamer_like.models.embedders.embedder import Embedder
 
 from ..base.model_step import ModelStep, check_options
-from ..base.returned import LazyRowBatches
-from ..base.row_answers import columns_together
 from ..base.step import Step
 
 
@@ -48,6 +46,7 @@ class CosineSimilarity(Step):
     move to a device.
     """
 
+    takes_options = True
     neutral_args: ClassVar[frozenset[str]] = ModelStep.neutral_args | {"similarity_batch_size", "device"}
 
     def setup(self) -> None:
@@ -63,14 +62,14 @@ class CosineSimilarity(Step):
         self.register_output("b", help="As it came in.")
         self.register_output("similarities", help="Cosines of the angles.")
 
-    def run(self) -> LazyRowBatches:
-        """Compares the two columns."""
-        total = self._inputs["a"].num_rows
-        return LazyRowBatches(self._compared, total_num_rows=total, save=not self.args["lazy"])
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Returns the smallest arguments with which the step does something, for tests and documentation."""
+        return {"inputs": {"a": [[1.0, 0.0], [0.6, 0.8]], "b": [[0.0, 1.0], [0.6, 0.8]]}, "args": {}}
 
-    def _compared(self) -> Iterator[Batch]:
-        for batch in columns_together(self._inputs, f'"{self.name}"'):
-            yield {**batch, "similarities": _cosines(*self._vectors(batch["a"], batch["b"]))}
+    def process(self, batch: Batch) -> Batch:
+        """Compares the two columns."""
+        return {**batch, "similarities": _cosines(*self._vectors(batch["a"], batch["b"]))}
 
     def _vectors(self, a: list[Any], b: list[Any]) -> tuple[list[Any], list[Any]]:
         embedder = self.args["embedder"]
@@ -86,20 +85,17 @@ class CosineSimilarity(Step):
         vectors = dict(zip(texts, embedder.run(texts, **options), strict=True))
         return [vectors.get(text) for text in a], [vectors.get(text) for text in b]
 
-    def _takes_extra(self, what: str) -> bool:
-        return what == "argument"
-
-    def _checked_args(self, given: dict[str, Any]) -> dict[str, Any]:
-        args = super()._checked_args(given)
-        extra = [name for name in given if name not in self._arg_specs]
-        if extra and args["embedder"] is None:
+    def configure(self) -> None:
+        """Refuses arguments that neither the step nor its embedder takes."""
+        embedder = self.args["embedder"]
+        extra = [name for name in self._args if name not in self._arg_specs]
+        if extra and embedder is None:
             raise DefinitionError(
                 f'"{self.name}" has no argument "{extra[0]}"; without an embedder it takes: '
-                f"{', '.join(self._arg_specs)}."
+                f"{', '.join(self._arg_specs)}.{did_you_mean(extra[0], self._arg_specs)}"
             )
         if extra:
-            check_options(self.name, self._arg_specs, given, args["embedder"], "embedder")
-        return args
+            check_options(self.name, self._arg_specs, self._args, embedder, "embedder")
 
 
 def _cosines(a: list[Any], b: list[Any]) -> list[float | None]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+from datadreamer_like.graph.output import OutputDatasetColumn
 from datadreamer_like.models.retrievers.retriever import Retriever
 
+from ..base.lazy_rows import From
 from ..base.model_step import ModelStep
 
 
@@ -24,3 +29,19 @@ class Retrieve(ModelStep):
         self.register_arg("k", required=False, default=5, type=int, help="How many texts to find.")
         self.register_output("queries", help="The queries.")
         self.register_output("results", help="Indices, texts and scores of what was found.")
+
+    def origin(self, results: list[Any]) -> Sequence[From]:
+        """Returns the queries' rows, and the documents that were found for each."""
+        documents = [[] if result is None else result["indices"] for result in results]
+        return [*super().origin(results), *from_corpus(self.args["retriever"], documents)]
+
+
+def from_corpus(retriever: Retriever, documents: Sequence[Sequence[int]]) -> list[From]:
+    """Returns which rows of a retriever's corpus were found for some rows; nothing where it is no step's column.
+
+    Args:
+        retriever: The retriever.
+        documents: For each row, positions in the corpus.
+    """
+    corpus = retriever.texts
+    return [From(corpus, documents, role="document")] if isinstance(corpus, OutputDatasetColumn) else []

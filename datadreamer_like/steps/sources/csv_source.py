@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, UnknownColumn, did_you_mean
 from datadreamer_like.graph.output import Batch
 
-from ..base.returned import LazyRowBatches
+from ..base.lazy_rows import LazyRowBatches
 from .file_source import Files, FileSource
 
 _ROWS_AT_ONCE = 10_000
@@ -91,6 +91,12 @@ class CSVDataSource(FileSource):
             if not (isinstance(value, int) and value >= 0) and not (option == "nrows" and value is None):
                 raise DefinitionError(f'"{name}": {option} is {value!r}; expected a number of 0 or more.')
         super().__init__(name, data_folder, data_files, config_kwargs)
+
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Returns the smallest arguments with which the step does something, for tests and documentation."""
+        (folder / "texts.csv").write_text("text,stars\none,1\ntwo,2\n", encoding="utf-8")
+        return {"data_files": folder / "texts.csv"}
 
     def decides(self) -> dict[str, Any]:
         """Returns the content of the files, the separator and the options."""

@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, EmptyDataset, did_you_mean
 from datadreamer_like.graph.fingerprint import ByContent, fingerprint
-from datadreamer_like.graph.manifest import Manifest
-from datadreamer_like.graph.output import BATCH_SIZE, Batch, OutputDataset
+from datadreamer_like.graph.identity import class_part
+from datadreamer_like.graph.results import Kept
+from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows
 
-from ..base.returned import LazyRowBatches
+from ..base.lazy_rows import LazyRowBatches
 from ..base.step import Step
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from datasets import Dataset, IterableDataset
-
-    from ..base.returned import Result
 
 
 class NodeOptions(TypedDict, total=False):
@@ -51,7 +50,7 @@ class Source(Step):
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns the class and what decides the rows."""
-        parts = {"class": fingerprint(type(self)), "version": fingerprint(self.version)}
+        parts = class_part(type(self))
         for what, value in self.decides().items():
             parts[what] = fingerprint(value, f'"{self.name}": {what}')
         return parts
@@ -62,13 +61,15 @@ class Source(Step):
         self._output_specs = {str(name): spec for name in names}
         return list(self._output_specs)
 
-    def _write(self, result: Result, draft: Path) -> Manifest:
-        manifest = super()._write(result, draft)
-        if not manifest.rows:
-            raise EmptyDataset(f'"{self.name}" has no rows: {self._empty()} Give at least one.')
-        return manifest
+    def write_rows(self, rows: Rows, draft: Path) -> Kept:
+        """Writes the rows, and refuses a source that has none."""
+        kept = super().write_rows(rows, draft)
+        if not kept.manifest.rows:
+            raise EmptyDataset(f'"{self.name}" has no rows: {self.describe_empty()} Give at least one.')
+        return kept
 
-    def _empty(self) -> str:
+    def describe_empty(self) -> str:
+        """Returns what is empty where there are no rows, for the error."""
         return "what it was given is empty."
 
 
@@ -115,6 +116,11 @@ class DataSource(Source):
         self._check(name)
         super().__init__(name, **options)
 
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Returns the smallest arguments with which the step does something, for tests and documentation."""
+        return {"data": {"text": ["one", "two"]}}
+
     def decides(self) -> dict[str, Any]:
         """Returns the data; of a dictionary also the order of its columns."""
         if isinstance(self.data, Mapping):
@@ -135,7 +141,7 @@ class DataSource(Source):
         if callable(data) or _is_iterable(data):
             return self._streamed(data if callable(data) else lambda: iter(data))
         self.found_columns(data.column_names)
-        return OutputDataset(self, data)
+        return Rows.of_dataset(data)
 
     def _streamed(self, read: Callable[[], Any]) -> LazyRowBatches:
         # The columns are those of the first row, so it is made now, and again in each pass.
@@ -221,11 +227,19 @@ class HFDatasetDataSource(Source):
             )
         super().__init__(name, **options)
 
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Returns the smallest arguments with which the step does something, for tests and documentation."""
+        from datasets import Dataset
+
+        Dataset.from_dict({"text": ["one", "two"]}).save_to_disk(folder / "saved")
+        return {"dataset_path": folder / "saved"}
+
     def decides(self) -> dict[str, Any]:
         """Returns the folder's content."""
         return {"content of the dataset": ByContent(self.source_path)}
 
-    def run(self) -> OutputDataset:
+    def run(self) -> Rows:
         """Opens the folder."""
         from datasets import load_from_disk
 
@@ -237,7 +251,7 @@ class HFDatasetDataSource(Source):
                 "Dataset.save_to_disk wrote."
             ) from error
         self.found_columns(dataset.column_names)
-        return OutputDataset(self, dataset)
+        return Rows.of_dataset(dataset)
 
 
 def _check_row(name: str, index: int, row: Any) -> None:

@@ -73,7 +73,8 @@ class FileSource(Source):
         for file in self.files:
             self.register_data_card(DataCardType.DATASET_NAME, file.name)
 
-    def _empty(self) -> str:
+    def describe_empty(self) -> str:
+        """Returns which files are empty."""
         return f"{self.files[0]} is empty." if len(self.files) == 1 else "its files are empty."
 
     @contextmanager

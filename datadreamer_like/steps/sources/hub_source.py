@@ -8,19 +8,17 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, HubError
 from datadreamer_like.graph.card import DataCardType
 from datadreamer_like.graph.fingerprint import ByContent
 from datadreamer_like.graph.manifest import Manifest
-from datadreamer_like.graph.output import BATCH_SIZE, Batch, OutputDataset
+from datadreamer_like.graph.results import Kept
+from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows
 
-from ..base.returned import LazyRowBatches
+from ..base.lazy_rows import LazyRowBatches
 from .data_source import NodeOptions, Source
-
-if TYPE_CHECKING:
-    from ..base.returned import Result
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -75,6 +73,12 @@ class HFHubDataSource(Source):
         self._commit: str | None = None
         super().__init__(name, **{key: value for key, value in config_kwargs.items() if key in _OF_NODE})
 
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Returns the smallest arguments with which the step does something, for tests and documentation."""
+        (folder / "texts.csv").write_text("text\none\ntwo\n", encoding="utf-8")
+        return {"path": "csv", "split": "train", "data_files": str(folder / "texts.csv")}
+
     def decides(self) -> dict[str, Any]:
         """Returns the commit, or the content of local files, and the options."""
         files = {key: _by_content(value) for key, value in self.config.items() if key in ("data_files", "data_dir")}
@@ -125,7 +129,7 @@ class HFHubDataSource(Source):
             self.register_data_card("Revision", self._commit or self.revision)
         if not self.streaming:
             self.found_columns(loaded.column_names)
-            return OutputDataset(self, loaded)
+            return Rows.of_dataset(loaded)
         return self._streamed(loaded)
 
     def _streamed(self, rows: Any) -> LazyRowBatches:
@@ -187,13 +191,15 @@ class HFHubDataSource(Source):
         except OSError:
             return None
 
-    def _write(self, result: Result, draft: Path) -> Manifest:
-        manifest = super()._write(result, draft)
+    def write_rows(self, rows: Rows, draft: Path) -> Kept:
+        """Writes the rows, and notes the commit that they are of."""
+        kept = super().write_rows(rows, draft)
         if self._commit is not None:
-            manifest.result["commit"] = [self.path, self.revision, self._commit]
-        return manifest
+            kept.manifest.result["commit"] = [self.path, self.revision, self._commit]
+        return kept
 
-    def _empty(self) -> str:
+    def describe_empty(self) -> str:
+        """Returns which dataset and split are empty."""
         return f"{self.path} is empty{f' in split {self.split}' if self.split else ''}."
 
 

@@ -12,7 +12,7 @@ from typing import IO, Any, ClassVar
 from datadreamer_like.errors import DataError
 from datadreamer_like.graph.output import BATCH_SIZE, Batch
 
-from ..base.returned import LazyRowBatches
+from ..base.lazy_rows import LazyRowBatches
 from .file_source import Files, FileSource
 
 Row = dict[str, Any]
@@ -51,6 +51,12 @@ class JSONDataSource(FileSource):
         **config_kwargs: Any,
     ) -> None:
         super().__init__(name, data_folder, data_files, config_kwargs)
+
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Returns the smallest arguments with which the step does something, for tests and documentation."""
+        (folder / "texts.jsonl").write_text('{"text": "one", "stars": 1}\n{"text": "two"}\n', encoding="utf-8")
+        return {"data_files": folder / "texts.jsonl"}
 
     def run(self) -> LazyRowBatches:
         """Reads the files twice: for columns, types and faults, and then for the rows."""

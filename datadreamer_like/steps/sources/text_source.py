@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.output import BATCH_SIZE, Batch
 
-from ..base.returned import LazyRowBatches
+from ..base.lazy_rows import LazyRowBatches
 from .file_source import Files, FileSource
 
 
@@ -44,6 +45,12 @@ class TextDataSource(FileSource):
                 f'"{name}": sample_by is {config_kwargs["sample_by"]!r}; expected "line", "paragraph" or "document".'
             )
         super().__init__(name, data_folder, data_files, config_kwargs)
+
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Returns the smallest arguments with which the step does something, for tests and documentation."""
+        (folder / "texts.txt").write_text("one\ntwo\n", encoding="utf-8")
+        return {"data_files": folder / "texts.txt"}
 
     def run(self) -> LazyRowBatches:
         """Reads the files."""

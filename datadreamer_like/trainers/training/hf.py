@@ -14,15 +14,16 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-import datadreamer_like.formats  # noqa: F401  (so that pruned and quantized models load)
 from datadreamer_like.distillation import Objective, Supervised
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
 from datadreamer_like.evaluation.columns import Columns
 from datadreamer_like.evaluation.tasks.examples import Examples
 from datadreamer_like.evaluation.tasks.task import Task, check_attentions
+from datadreamer_like.formats import dequantize
 from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.graph.identity import class_part
+from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.llms.chat_template import AUTO
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.hf_source import HOW_FETCHED, HFSource, forget_gguf, hf_source, loading
@@ -167,7 +168,7 @@ class HFTrainer(Trainer):
                 f'"{self.name}": training in float16 needs a GPU. Leave dtype out, or pass dtype="bfloat16".'
             )
         parts = {
-            "class": fingerprint([type(self), self.result_version], "class"),
+            **class_part(type(self)),
             "model": fingerprint(start or self._start.identity, "model_name"),
             "objective": fingerprint(objective, "objective"),
             **columns.parts(),
@@ -186,7 +187,7 @@ class HFTrainer(Trainer):
         parents = [*columns.steps(), *(node for node in nodes if node is not None)]
         return self.work(parts, parents, partial(self._build, columns, training, objective))
 
-    def _build(self, columns: Columns, training: Training, objective: Objective | None, draft: Path) -> Manifest:
+    def _build(self, columns: Columns, training: Training, objective: Objective | None, draft: Path) -> Kept:
         device, minimised = training_device(self.device), objective or Supervised()
         with quiet(), seeded(training.seed), borrowed(minimised.teacher):
             config, tokenizer = self._config_and_tokenizer()
@@ -216,6 +217,7 @@ class HFTrainer(Trainer):
             fitted = self.fit(run)
             if self.peft_config is not None:
                 model.save_pretrained(str(draft / ADAPTER_FOLDER))
+                dequantize(model)  # an adapter cannot be merged into codes
                 model = model.merge_and_unload()
                 reapply(model, kept)
             if self.quantization_config is None:
@@ -223,7 +225,7 @@ class HFTrainer(Trainer):
             self.fill_card(fitted.metrics, objective)
             TrainedModel.save(model, tokenizer, draft / self.MODEL_FOLDER, self.card)
         result = {"epochs": fitted.epochs, "history": fitted.history, "adapter": self.peft_config is not None}
-        return self.new_manifest(result=result)
+        return self.kept(result=result)
 
     def _config_and_tokenizer(self) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
         source, options = self.source, self.hub_options()

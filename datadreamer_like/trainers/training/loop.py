@@ -24,8 +24,7 @@ from datadreamer_like.distillation import Outputs
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.evaluation.tasks.examples import Examples, ShuffledBatches, SortedBatches
 from datadreamer_like.evaluation.tasks.task import Batch
-from datadreamer_like.formats import layouts
-from datadreamer_like.formats.layout import kind_of
+from datadreamer_like.formats.stored import untrainable
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.pruning import masks, reapply
 
@@ -108,17 +107,14 @@ def _figures(entry: dict[str, Any]) -> dict[str, float]:
 
 
 def check_trainable(model: PreTrainedModel) -> None:
-    """Refuses a model whose weights are codes.
+    """Refuses a model whose weights, or the adapters on them, cannot be trained because they are codes.
 
     Raises:
-        MethodMisfit: They are.
+        MethodMisfit: They cannot.
     """
-    frozen = [entry["kind"] for entry in layouts(model) if not kind_of(entry).trainable]
-    if frozen and not hasattr(model, "peft_config"):
-        raise MethodMisfit(
-            f"The weights of this {type(model).__name__} are quantized ({', '.join(frozen)}), so they cannot be "
-            "trained. Train before quantizing."
-        )
+    reason = untrainable(model, adapters=hasattr(model, "peft_config"))
+    if reason:
+        raise MethodMisfit(f"{reason[0].upper()}{reason[1:]} Train before quantizing.")
 
 
 def _arguments(kind: type[TrainingArguments], run: Run, defaults: Mapping[str, Any]) -> TrainingArguments:

@@ -1,4 +1,4 @@
-"""Python objects as column values: pickled with a mark in front, so that other bytes are left alone."""
+"""Python objects as column values: pickled bytes with a mark in front, so that other bytes are left alone."""
 
 from __future__ import annotations
 
@@ -15,22 +15,14 @@ def pickle_value(value: Any, *args: Any, **kwargs: Any) -> bytes:
 
 
 def is_pickled(value: Any) -> bool:
-    """Tells whether a value came from `pickle_value`."""
+    """Returns whether a value came from `pickle_value`."""
     return isinstance(value, bytes) and value.startswith(_MARK)
 
 
 def unpickle(value: Any) -> Any:
-    """Restores what `pickle_value` made; any other value is returned as it is."""
+    """Restores what `pickle_value` made; any other value is returned unchanged."""
     if not is_pickled(value):
         return value
     import dill
 
     return dill.loads(value[len(_MARK) :])
-
-
-def repickled(values: list[Any]) -> list[Any]:
-    """Pickles a column that was restored from pickles, unless it holds plain values of one type only."""
-    kinds = set(map(type, values)) - {type(None)}
-    if len(kinds) <= 1 and kinds <= {str, int, float, bool, bytes}:
-        return values
-    return [pickle_value(value) for value in values]

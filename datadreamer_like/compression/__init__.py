@@ -1,0 +1,10 @@
+"""What every method that makes a model smaller is: one base, its calibration data, and the walk over a model's blocks.
+
+The methods themselves are in `pruning` and `quantization`.
+"""
+
+import lazy_loader
+
+import datadreamer_like.formats  # noqa: F401  (so that a saved model loads after importing this room alone)
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

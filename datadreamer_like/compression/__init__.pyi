@@ -1,0 +1,3 @@
+from .calibration import Batches as Batches
+from .calibration import Corpus as Corpus
+from .method import CompressionMethod as CompressionMethod

@@ -1,0 +1,82 @@
+"""Calibration data: what a method measures a model on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from datadreamer_like.errors import ArgumentTypeError, DataError, EmptyDataset
+
+Batches = Iterable[Mapping[str, torch.Tensor]]
+"""Calibration data: batches as the model takes them, each a mapping of keyword to tensor."""
+
+
+class Corpus(NamedTuple):
+    """Calibration data of a method that changes the tokenizer.
+
+    Attributes:
+        texts: The texts, as the model will see them.
+        tokenizer: A copy of the model's tokenizer, which the method changes in place.
+    """
+
+    texts: Iterable[str]
+    tokenizer: Any
+
+
+def as_list(batches: Batches | None, method: object) -> list[Mapping[str, torch.Tensor]]:
+    """Returns the batches of a method that reads them several times.
+
+    Raises:
+        EmptyDataset: There is none.
+    """
+    found = list(batches or ())
+    if not found:
+        raise EmptyDataset(f"{method} got no calibration batch. Pass at least one, better a hundred examples or more.")
+    return found
+
+
+def on_device(batch: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Returns the batch on the device of the model's parameters.
+
+    Raises:
+        ArgumentTypeError: It is not a mapping, for instance because one batch was passed instead of a list of them.
+    """
+    if not isinstance(batch, Mapping):
+        raise ArgumentTypeError(
+            f"A calibration batch is of type {type(batch).__name__}. Pass an iterable of dicts of tensors as the model "
+            "takes them, such as [tokenizer(texts, padding=True, return_tensors='pt')]."
+        )
+    device = next(model.parameters()).device
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+
+
+def loss_on(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Returns the model's loss on a batch, also for a batch without labels.
+
+    Without labels a causal LM is measured on its own input, and a classifier on its most likely class: the loss then
+    shows which parts its present answers depend on, not which parts serve the task.
+
+    Returns:
+        A scalar that carries gradients.
+
+    Raises:
+        DataError: The model returns neither a loss nor logits, as a bare encoder does.
+    """
+    batch = on_device(batch, model)
+    if "labels" not in batch and "input_ids" in batch and type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")):
+        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+        batch["labels"] = batch["input_ids"].masked_fill(mask == 0, -100)
+    outputs: Any = model(**batch)
+    loss = getattr(outputs, "loss", None)
+    if loss is None and getattr(outputs, "logits", None) is not None:
+        logits: torch.Tensor = outputs.logits
+        loss = nn.functional.cross_entropy(logits.flatten(0, -2), logits.argmax(-1).flatten())
+    if not isinstance(loss, torch.Tensor):
+        raise DataError(
+            f"{type(model).__name__} returned neither a loss nor logits for the calibration batch "
+            f"({', '.join(batch)}). Load the model with its head, and give each batch its labels."
+        )
+    return loss

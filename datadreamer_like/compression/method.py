@@ -1,0 +1,138 @@
+"""The base of every pruning and quantization method: options, a check that the method fits, and `apply`."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal, Self, TypeVar, overload
+
+import torch
+from torch import nn
+
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
+from datadreamer_like.formats import foreign
+from datadreamer_like.formats.stored import has_codes
+
+from .calibration import Batches, Corpus
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+TokenizerT = TypeVar("TokenizerT")
+
+
+class CompressionMethod(ABC):
+    """One algorithm that makes a smaller copy of a model.
+
+    A subclass is a frozen dataclass that writes `example`, `fits` and `change`, and sets the class attributes that
+    differ. A share called `sparsity` is always the share removed.
+
+    Attributes:
+        kind: Which stage applies the method: "pruning" for `Prune`, "quantization" for `Quantize`.
+        needs_calibration: Whether the method measures the model on data, so that `apply` needs `calibration`.
+        needs_gradients: Whether `change` runs with gradients enabled, because the method measures them.
+        changes_tokenizer: Whether the tokenizer becomes smaller too. `calibration` is then texts, not batches.
+        papers: arXiv ids of the papers that the method follows, such as "2306.11695"; the card of a result cites them.
+        result_version: Raised when the same options give another result.
+    """
+
+    kind: ClassVar[Literal["pruning", "quantization"]]
+    needs_calibration: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
+    changes_tokenizer: ClassVar[bool] = False
+    papers: ClassVar[tuple[str, ...]] = ()
+    result_version: ClassVar[int] = 1
+
+    @classmethod
+    @abstractmethod
+    def example(cls) -> Self:
+        """The smallest instance that does something on a model of two layers, for tests and documentation."""
+
+    @abstractmethod
+    def fits(self, model: nn.Module) -> str | None:
+        """The reason why the method does not fit this model, or None; checked before any work."""
+
+    def fits_tokenizer(self, model: nn.Module, tokenizer: Any) -> str | None:
+        """The reason why the method cannot change this tokenizer, or None; asked if `changes_tokenizer`."""
+        return None
+
+    @abstractmethod
+    def change(self, model: nn.Module, calibration: Any) -> None:
+        """Makes the model smaller in place, and records how it is stored with `formats.add_layout`.
+
+        Args:
+            model: A copy that the method owns.
+            calibration: `Batches`, or None where none were given; a `Corpus` if the method `changes_tokenizer`.
+        """
+
+    @overload
+    def apply(self, model: ModelT, calibration: Batches | Iterable[str] | None = None) -> ModelT: ...
+
+    @overload
+    def apply(
+        self, model: ModelT, calibration: Batches | Iterable[str] | None = None, *, tokenizer: TokenizerT
+    ) -> tuple[ModelT, TokenizerT]: ...
+
+    def apply(self, model: ModelT, calibration: Batches | Iterable[str] | None = None, *, tokenizer: Any = None) -> Any:
+        """Returns a smaller copy of the model; the model and the tokenizer themselves are untouched.
+
+        Args:
+            model: Any module that `fits` accepts.
+            calibration: Batches as the model takes them, for methods that look at activations or gradients; texts for
+                methods that change the tokenizer.
+            tokenizer: The model's tokenizer. Required by methods that change it.
+
+        Returns:
+            The smaller model; with a tokenizer, the pair of model and tokenizer.
+
+        Raises:
+            MethodMisfit: The method does not fit this model or tokenizer.
+            DefinitionError: The method needs calibration data or a tokenizer and got none.
+        """
+        self._check(model, calibration, tokenizer)
+        small = copy.deepcopy(model)
+        data: Any = calibration
+        if self.changes_tokenizer:
+            tokenizer = copy.deepcopy(tokenizer)
+            data = Corpus(calibration, tokenizer)  # type: ignore[arg-type]
+        with torch.set_grad_enabled(self.needs_gradients):
+            self.change(small, data)
+        return small if tokenizer is None else (small, tokenizer)
+
+    def _check(self, model: nn.Module, calibration: object, tokenizer: object) -> None:
+        reason = foreign(model) or self.fits(model)
+        if reason is None and self.changes_tokenizer and tokenizer is not None:
+            reason = self.fits_tokenizer(model, tokenizer)
+        if reason:
+            raise MethodMisfit(f"{self} does not fit {type(model).__name__}: {reason}")
+        if self.changes_tokenizer and (calibration is None or tokenizer is None):
+            raise DefinitionError(
+                f"{self} changes the tokenizer by what texts need. "
+                "Call apply(model, calibration=texts, tokenizer=tokenizer)."
+            )
+        if self.needs_calibration and calibration is None:
+            raise DefinitionError(
+                f"{self} measures the model on data, and got none. "
+                "Pass calibration=batches, an iterable of dicts of tensors as the model takes them."
+            )
+        if isinstance(calibration, str):
+            raise ArgumentTypeError("calibration is one text; it must be an iterable of texts. Put it into a list.")
+
+
+def already_quantized(model: nn.Module) -> str | None:
+    """The reason why a method that needs the original weights does not fit a quantized model; None for others."""
+    if has_codes(model):
+        return "it is quantized already. Prune first, then quantize: start from the model before quantization."
+    return None
+
+
+def check_share(name: str, value: float) -> None:
+    """Refuses a share outside [0, 1).
+
+    Raises:
+        DefinitionError: It is outside.
+        ArgumentTypeError: It is not a number.
+    """
+    if not isinstance(value, int | float):
+        raise ArgumentTypeError(f"{name} must be a number, not {value!r}.")
+    if not 0 <= value < 1:
+        raise DefinitionError(f"{name} is {value}; it is the share removed, so it must be at least 0 and under 1.")

@@ -1,0 +1,220 @@
+"""Finding the parts of a model: linear layers, attentions, blocks, token embeddings and output heads.
+
+What differs between architectures is in tables here, keyed by class or config name. Names are those of
+`named_modules()`; a shared module is found once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Any, NamedTuple, cast
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+_LAYER_COUNTS = ("num_hidden_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+"""Where configs say how many blocks a stack has; every config knows the first of these by some name."""
+
+
+@dataclass(frozen=True)
+class AttentionForm:
+    """How one family of attention modules names its parts; paths are relative to the module.
+
+    Attributes:
+        query: Path of the query projection; if `fused`, of the one that returns query, key and value side by side.
+        key: Path of the key projection.
+        value: Path of the value projection.
+        output: Path of the projection back to the hidden size.
+        core: Path of the part that computes heads; empty if that is the module itself, output projection included.
+        head_size: Attribute of the core: features of one head.
+        counts: Attributes of the core that follow the number of heads left, and how: "heads" or "features".
+        fused: Whether query, key and value are one projection.
+        fixed: Why heads cannot be removed; empty if they can.
+    """
+
+    query: str
+    key: str
+    value: str
+    output: str
+    core: str = ""
+    head_size: str = "head_dim"
+    counts: dict[str, str] = field(default_factory=dict)
+    fused: bool = False
+    fixed: str = ""
+
+
+_BERT = AttentionForm(
+    "self.query",
+    "self.key",
+    "self.value",
+    "output.dense",
+    core="self",
+    head_size="attention_head_size",
+    counts={"num_attention_heads": "heads", "all_head_size": "features"},
+)
+_LLAMA = AttentionForm("q_proj", "k_proj", "v_proj", "o_proj")
+_DISTILBERT = AttentionForm(
+    "q_lin",
+    "k_lin",
+    "v_lin",
+    "out_lin",
+    head_size="attention_head_size",
+    counts={"n_heads": "heads", "dim": "features"},
+)
+_GPT2 = AttentionForm(
+    "c_attn", "c_attn", "c_attn", "c_proj", counts={"num_heads": "heads", "split_size": "features"}, fused=True
+)
+_SHARED_BIAS = "its layers share one position bias with a column a head"
+_MPNET = AttentionForm(
+    "attn.q", "attn.k", "attn.v", "attn.o", core="attn", head_size="attention_head_size", fixed=_SHARED_BIAS
+)
+_T5 = AttentionForm("q", "k", "v", "o", head_size="key_value_proj_dim", fixed=_SHARED_BIAS)
+
+ATTENTIONS: dict[str, AttentionForm] = {
+    "BertAttention": _BERT,
+    "RobertaAttention": _BERT,
+    "XLMRobertaAttention": _BERT,
+    "CamembertAttention": _BERT,
+    "ElectraAttention": _BERT,
+    "ErnieAttention": _BERT,
+    "Data2VecTextAttention": _BERT,
+    "DistilBertSelfAttention": _DISTILBERT,
+    "LlamaAttention": _LLAMA,
+    "MistralAttention": _LLAMA,
+    "Qwen2Attention": _LLAMA,
+    "Qwen3Attention": _LLAMA,
+    "SmolLM3Attention": _LLAMA,
+    "GemmaAttention": _LLAMA,
+    "GraniteAttention": _LLAMA,
+    "GPT2Attention": _GPT2,
+    "MPNetAttention": _MPNET,
+    "T5Attention": _T5,
+}
+"""The attentions that are known, by the name of their class."""
+
+
+class Stack(NamedTuple):
+    """A list of blocks that a model runs one after the other.
+
+    Attributes:
+        name: Name of the list in the model.
+        blocks: The blocks, all of one class.
+    """
+
+    name: str
+    blocks: nn.ModuleList
+
+
+def stacks(model: nn.Module) -> list[Stack]:
+    """Finds the lists of blocks: one in an encoder or decoder, two in an encoder-decoder."""
+    config = getattr(model, "config", None)
+    counts = {getattr(config, name, None) for name in _LAYER_COUNTS}
+    found = [
+        Stack(name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) in counts and len({type(block) for block in module}) == 1
+    ]
+    # A list inside a block, of experts for instance, may be as long.
+    outer = [one for one in found if not any(one.name.startswith(f"{other.name}.") for other in found)]
+    expected = 2 if getattr(config, "is_encoder_decoder", False) else 1
+    return outer if len(outer) == expected else []
+
+
+def attentions(model: nn.Module) -> Iterator[tuple[str, AttentionForm]]:
+    """Finds the attentions of a known form whose projections are plain, in the order of the layers, by name."""
+    for name, module in model.named_modules():
+        form = ATTENTIONS.get(type(module).__name__)
+        if form is not None and all(
+            is_linear(_at(module, path)) for path in (form.query, form.key, form.value, form.output)
+        ):
+            yield name, form
+
+
+def linears(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, nn.Module]:
+    """Finds the plain linear layers, those of heads included.
+
+    Layers whose weights are read by other code than their own `forward`, as in `nn.MultiheadAttention`, are of other
+    classes and left out; so are quantized ones.
+
+    Args:
+        model: The model, or a part of one.
+        exclude: Patterns of module names that are left out with everything in them.
+
+    Returns:
+        By name, each an `nn.Linear` or transformers' `Conv1D` with floating-point weights.
+    """
+    return {name: module for name, module in model.named_modules() if is_linear(module) and not matches(name, exclude)}
+
+
+def is_linear(module: nn.Module | None) -> bool:
+    """Whether a module is an `nn.Linear` or `Conv1D`, none of their subclasses, with floating-point weights."""
+    return type(module) in (nn.Linear, Conv1D) and cast(Tensor, cast(Any, module).weight).is_floating_point()
+
+
+def weight_of(linear: nn.Module) -> Tensor:
+    """The weight of a linear layer as [out, in]; a view, so that changes reach the layer."""
+    weight = cast(Tensor, linear.weight)
+    return weight.T if isinstance(linear, Conv1D) else weight
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a module, or one that it is in, is named by one of the patterns, as in "classifier" or "*.attention"."""
+    return any(fnmatch(name, pattern) or fnmatch(name, f"{pattern}.*") for pattern in patterns)
+
+
+def token_embeddings(model: nn.Module) -> dict[str, nn.Embedding]:
+    """Finds the embeddings of tokens, by name; in a model outside transformers every plain `nn.Embedding` is one."""
+    owners = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    weights = {
+        id(embedding.weight)
+        for embedding in (_asked(owner, "get_input_embeddings") for owner in owners)
+        if hasattr(embedding, "weight")
+    }
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) is nn.Embedding
+        and module.max_norm is None
+        and module.weight.is_floating_point()
+        and (not owners or id(module.weight) in weights)
+    }
+
+
+def output_heads(model: nn.Module) -> dict[str, nn.Module]:
+    """Finds the output heads of language models, hidden size to vocabulary, by name."""
+    heads = {id(_asked(owner, "get_output_embeddings")) for owner in model.modules()} - {id(None)}
+    return {name: module for name, module in model.named_modules() if id(module) in heads}
+
+
+def tied_weights(model: nn.Module) -> set[str]:
+    """Names of the weights that transformers ties to another one when it loads the model."""
+    return set(getattr(model, "all_tied_weights_keys", None) or ())
+
+
+def replace_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Puts modules in the place of others, under every name that those have."""
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    for name, module in modules.items():
+        for other in names[id(model.get_submodule(name))]:
+            model.set_submodule(other, module)
+
+
+def _asked(owner: nn.Module, question: str) -> Any:
+    if not isinstance(owner, PreTrainedModel):
+        return None
+    try:
+        return getattr(owner, question)()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def _at(module: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None

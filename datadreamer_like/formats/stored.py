@@ -1,0 +1,67 @@
+"""Codes, zeros and bytes of a model with layouts, and what can be trained on it; each kind answers for its modules."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .layout import CodedModule, in_order, kind_of, kind_of_module
+from .modules import replace_modules
+from .quantizer import LayoutQuantizer, attach, layouts
+
+
+def has_codes(model: nn.Module) -> bool:
+    """Whether some weights of the model are stored as codes of few bits."""
+    return any(kind_of_module(module) is not None for module in model.modules())
+
+
+def count_zeros(model: nn.Module) -> int:
+    """Counts the weights that are zero, those that codes stand for included; shared ones once."""
+    counted: set[int] = set()
+    zeros = 0
+    for module in model.modules():
+        kind = kind_of_module(module)
+        if kind is not None and isinstance(module, CodedModule) and id(module.weight) not in counted:
+            counted.add(id(module.weight))
+            zeros += kind.zeros(module)
+    return zeros + sum(int((tensor == 0).sum()) for tensor in model.parameters() if id(tensor) not in counted)
+
+
+def stored_bytes(model: nn.Module) -> int:
+    """Returns the bytes of the model's tensors as they are written to disk: packed, shared ones once."""
+    state = dict(model.state_dict())
+    for entry in in_order(layouts(model)):
+        kind_of(entry).pack(model, state, entry)
+    tensors = {tensor.data_ptr() if tensor.numel() else id(tensor): tensor for tensor in state.values()}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def untrainable(model: nn.Module, adapters: bool = False) -> str | None:
+    """The reason why the weights of a model, or adapters on them, cannot be trained; None if they can."""
+    kinds = {kind.name: kind for kind in map(kind_of, layouts(model))}
+    frozen = [name for name, kind in kinds.items() if not (kind.takes_adapters if adapters else kind.trainable)]
+    if not frozen:
+        return None
+    what = "no adapter can be trained on them" if adapters else "they cannot be trained"
+    return f"the weights of this {type(model).__name__} are quantized ({', '.join(frozen)}), so {what}."
+
+
+def dequantize(model: nn.Module) -> None:
+    """Replaces codes by the weights that they stand for, in place: the model is plain again, and as large as before.
+
+    Args:
+        model: The model; also one with adapters on quantized layers, which can be merged afterwards.
+    """
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    weights: dict[int, nn.Parameter] = {}
+    plain: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, CodedModule):
+            plain[name] = made = module.plain(dtype)
+            made.weight = weights.setdefault(id(module.weight), made.weight)  # type: ignore[arg-type]
+    replace_modules(model, plain)
+    entries = layouts(model)
+    entries[:] = [entry for entry in entries if not kind_of(entry).modules]
+    for module in model.modules():
+        if isinstance(quantizer := vars(module).get("hf_quantizer"), LayoutQuantizer):
+            attach(module, quantizer)

@@ -1,0 +1,117 @@
+"""Digests of arrays, tensors, tables and datasets by content, recognized by name so that nothing heavy is imported."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+SIZE = 16
+
+Digest = Callable[[Any, str], bytes]
+"""Digests a part of a value, given with its place in the value (for messages)."""
+
+
+def hash_parts(kind: str, *parts: bytes) -> bytes:
+    """Hashes byte strings together, so that neither their order nor where one ends can be mistaken."""
+    hasher = hashlib.blake2b(digest_size=SIZE)
+    for part in (kind.encode(), *parts):
+        hasher.update(len(part).to_bytes(8, "little"))
+        hasher.update(part)
+    return hasher.digest()
+
+
+def digest_array(value: Any, digest: Digest) -> bytes:
+    """Digests a NumPy array by dtype, shape and content, however it lies in memory."""
+    if value.dtype.hasobject:
+        return hash_parts("object array", str(value.shape).encode(), digest(value.ravel().tolist(), ""))
+    content = hashlib.blake2b(digest_size=SIZE)
+    content.update(memoryview(value.copy(order="C")).cast("B") if value.size else b"")
+    return hash_parts("array", str(value.dtype).encode(), str(value.shape).encode(), content.digest())
+
+
+def _scalar(value: Any, digest: Digest) -> bytes:
+    return hash_parts("scalar", str(value.dtype).encode(), value.tobytes())
+
+
+def _tensor(value: Any, digest: Digest) -> bytes:
+    torch = sys.modules["torch"]
+    plain = value.detach().cpu().contiguous().flatten()
+    content = digest_array(plain.view(torch.uint8).numpy(), digest) if plain.numel() else b""
+    return hash_parts("tensor", str(value.dtype).encode(), str(tuple(value.shape)).encode(), content)
+
+
+def _torch_module(value: Any, digest: Digest) -> bytes:
+    state = sorted(value.state_dict().items())
+    parts = [hash_parts(name, digest(tensor, f".{name}")) for name, tensor in state if hasattr(tensor, "dtype")]
+    return hash_parts("torch module", digest(type(value), ""), repr(value).encode(), *parts)
+
+
+def _frame(value: Any, digest: Digest) -> bytes:
+    import pyarrow as pa
+
+    return hash_parts("frame", _table(pa.Table.from_pandas(value if value.ndim == 2 else value.to_frame()), digest))
+
+
+def _table(value: Any, digest: Digest) -> bytes:
+    return _table_digest(value.schema, value.to_batches())
+
+
+def _hf_dataset(value: Any, digest: Digest) -> bytes:
+    batches = value.with_format("arrow").iter(batch_size=10_000)
+    return _table_digest(value.features.arrow_schema, (b for table in batches for b in table.to_batches()))
+
+
+def _text(value: Any, digest: Digest) -> bytes:
+    return digest(str(value), "")
+
+
+def _table_digest(schema: Any, batches: Iterable[Any]) -> bytes:
+    """Hashes rows, however they are cut into batches."""
+    import pyarrow as pa
+
+    plain = schema.remove_metadata()
+    hasher = hashlib.blake2b(digest_size=SIZE)
+    hasher.update(str(plain).encode())
+    held: list[Any] = []
+    rows = 0
+
+    def flush() -> None:
+        table = pa.Table.from_batches(held, schema=plain).combine_chunks()
+        # Taking copies the rows into fresh buffers: offsets, padding and leftovers of slicing are gone.
+        for batch in table.take(pa.array(range(table.num_rows))).to_batches():
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, plain) as stream:
+                stream.write_batch(batch)
+            hasher.update(sink.getvalue())
+
+    for batch in batches:
+        rest = pa.RecordBatch.from_arrays(batch.columns, schema=plain) if batch.schema != plain else batch
+        while rest.num_rows:
+            part = rest.slice(0, 10_000 - rows)
+            held.append(part)
+            rows += part.num_rows
+            rest = rest.slice(part.num_rows)
+            if rows == 10_000:
+                flush()
+                held.clear()
+                rows = 0
+    if held:
+        flush()
+    return hasher.digest()
+
+
+BY_NAME: dict[tuple[str, str], Callable[[Any, Digest], bytes]] = {
+    ("datasets", "Dataset"): _hf_dataset,
+    ("numpy", "ndarray"): digest_array,
+    ("numpy", "generic"): _scalar,
+    ("torch", "Tensor"): _tensor,
+    ("torch", "Module"): _torch_module,
+    ("torch", "dtype"): _text,
+    ("torch", "device"): _text,
+    ("pandas", "DataFrame"): _frame,
+    ("pandas", "Series"): _frame,
+    ("pyarrow", "Table"): _table,
+}
+"""Start of the module's name and name of the class, to how its objects are digested."""

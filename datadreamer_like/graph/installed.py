@@ -1,0 +1,139 @@
+"""Installed code: what identifies a class, function or module of an installed package, whichever file it is in.
+
+A user's own code is identified by its content (see `fingerprint`), installed code by its name and its version. A class
+of this package is named by its room, the first folder below the package, so that moving a file changes no fingerprint.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import inspect
+import os
+import sys
+import sysconfig
+import types
+from typing import Any
+
+from datadreamer_like.errors import DefinitionError
+
+PACKAGE = "datadreamer_like"
+
+# Name without version to module and qualified name of the class that has it.
+_classes: dict[str, tuple[str, str]] = {}
+
+
+def is_installed(module_name: str) -> bool:
+    """Returns whether a module belongs to an installed package or the standard library, not to the user's own code."""
+    top = module_name.partition(".")[0]
+    if top == "__main__":  # under a debugger or profiler that module is theirs, the script's functions are not
+        return False
+    if top in sys.stdlib_module_names or top == PACKAGE:
+        return True
+    module = sys.modules.get(module_name) or sys.modules.get(top)
+    file = getattr(module, "__file__", None)
+    return file is not None and any(_is_below(file, folder) for folder in _library_folders())
+
+
+def is_found_by_name(function: types.FunctionType) -> bool:
+    """Returns whether a function is what its module has under its name, so that the name identifies it."""
+    found: Any = sys.modules.get(function.__module__)
+    for name in function.__qualname__.split("."):
+        found = getattr(found, name, None)
+    found = getattr(found, "__func__", found)
+    return callable(found) and inspect.unwrap(found) is function
+
+
+def is_own(module: str) -> bool:
+    """Returns whether a module belongs to this package."""
+    return _top(module) == PACKAGE
+
+
+def installed_id(thing: Any) -> str:
+    """Returns the identity of an installed class, function or module, such as `steps.Prompt@2`.
+
+    Of this package the room, the public name and, where it is declared, the `result_version`; of other packages the
+    module, the name and the version of the distribution. A class of another package that declares a `result_version` is
+    named by its package and that version, and by the class of this package that it extends.
+
+    Raises:
+        DefinitionError: Another class has the same identity, or the `result_version` is not a whole number.
+    """
+    if isinstance(thing, types.ModuleType):
+        return _room(thing.__name__) if is_own(thing.__name__) else _versioned(thing.__name__, thing.__name__)
+    module, name = thing.__module__ or "", thing.__qualname__
+    if isinstance(thing, type):
+        return _class_id(thing, module, name)
+    return f"{_room(module)}.{name}" if is_own(module) else _versioned(module, f"{module}.{name}")
+
+
+def _class_id(cls: type, module: str, name: str) -> str:
+    top = _top(module)
+    version = _declared_version(cls, top)
+    if top == PACKAGE:
+        found = f"{_room(module)}.{name}"
+    elif version is not None:
+        found = f"{top}.{name}"
+    else:
+        found = f"{module}.{name}"
+    if "<locals>" not in name and _classes.setdefault(found, (module, name)) != (module, name):
+        raise DefinitionError(
+            f'Two classes have the id "{found}": one in {_classes[found][0]}, one in {module}. A cached result of one '
+            "would be found as the other's. Rename one of them."
+        )
+    base = next((base for base in cls.__mro__[1:] if hasattr(base, "result_version")), None)
+    if top != PACKAGE and base is not None and is_installed(base.__module__):
+        found = f"{installed_id(base)}/{found}"
+    return f"{found}@{version}" if version is not None else _versioned(module, found)
+
+
+def _declared_version(cls: type, top: str) -> int | None:
+    """Returns the `result_version` that a class has from its own package."""
+    for base in cls.__mro__:
+        if "result_version" in vars(base):
+            version = vars(base)["result_version"]
+            if type(version) is not int:
+                raise DefinitionError(
+                    f"{base.__module__}.{base.__qualname__}: result_version is {version!r}; it must be a whole number, "
+                    "raised when the same arguments give another result."
+                )
+            return version if _top(base.__module__) == top else None
+    return None
+
+
+def _versioned(module: str, name: str) -> str:
+    version = _distribution_version(module)
+    return f"{name}@{version}" if version else name
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _room(module: str) -> str:
+    return module.split(".")[1] if "." in module else module
+
+
+@functools.cache
+def _library_folders() -> tuple[str, ...]:
+    paths = sysconfig.get_paths()
+    return tuple({os.path.realpath(paths[key]) for key in ("purelib", "platlib", "stdlib", "platstdlib")})
+
+
+def _is_below(file: str, folder: str) -> bool:
+    return os.path.realpath(file).startswith(folder + os.sep)
+
+
+@functools.cache
+def _distribution_version(module: str) -> str:
+    top = _top(module)
+    if top in sys.stdlib_module_names:
+        # A patch release of Python changes no result worth a rerun.
+        return f"python {sys.version_info.major}.{sys.version_info.minor}"
+    if top == PACKAGE:
+        return ""
+    try:
+        distributions = importlib.metadata.packages_distributions().get(top)
+        return importlib.metadata.version(distributions[0] if distributions else top)
+    except importlib.metadata.PackageNotFoundError:
+        return str(getattr(sys.modules.get(top), "__version__", ""))

@@ -1,0 +1,313 @@
+"""Which rows of which nodes each row came from.
+
+An `Origin` is a few links, one for each parent and role, and a link says for each row which of the parent's rows it
+came from. Nothing is kept where that is the row of the same position; elsewhere ranges, and arrays of the fewest bytes
+that hold the positions.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .node import Node
+
+INPUT = "input"
+
+
+@dataclass(frozen=True)
+class Every:
+    """Rows that all come from the same several rows: those of one batch, or the examples in every prompt."""
+
+    rows: range | np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Several:
+    """Rows that each come from any number of rows.
+
+    Attributes:
+        ends: For each row, where its positions end in `rows`.
+        rows: The positions.
+    """
+
+    ends: np.ndarray[Any, Any]
+    rows: np.ndarray[Any, Any]
+
+    @classmethod
+    def of(cls, lists: Iterable[Sequence[int] | None]) -> Several | Every:
+        """Takes a list of positions for each row."""
+        taken = [list(rows) if rows is not None else [] for rows in lists]
+        if taken and all(rows == taken[0] for rows in taken):
+            return Every(np.array(taken[0], dtype=np.int64))
+        ends = np.cumsum([len(rows) for rows in taken], dtype=np.int64)
+        return cls(ends, np.array([row for rows in taken for row in rows], dtype=np.int64))
+
+
+Piece = range | np.ndarray[Any, Any] | Every | Several
+"""Where some rows come from, one after another; -1 in an array: from none."""
+
+
+@dataclass
+class Positions:
+    """For each row, the positions of the parent's rows that it came from."""
+
+    starts: list[int] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+
+    def add(self, start: int, piece: Piece) -> None:
+        """Adds where the rows from `start` on come from."""
+        last = self.pieces[-1] if self.pieces else None
+        if isinstance(piece, range) and isinstance(last, range) and piece.step == last.step:
+            place = last.start + (start - self.starts[-1]) * last.step
+            if piece and place == piece.start == last.stop:
+                self.pieces[-1] = range(last.start, piece.stop, last.step)
+                return
+        if isinstance(piece, Every) and isinstance(last, Every) and np.array_equal(piece.rows, last.rows):
+            return
+        self.starts.append(start)
+        self.pieces.append(_small(piece))
+
+    def of(self, row: int) -> list[int]:
+        """Returns the positions of the parent's rows that a row came from."""
+        index = bisect_right(self.starts, row) - 1
+        if index < 0:
+            return []
+        piece, place = self.pieces[index], row - self.starts[index]
+        if isinstance(piece, Every):
+            return [int(position) for position in piece.rows]
+        if isinstance(piece, Several):
+            start = int(piece.ends[place - 1]) if place else 0
+            return piece.rows[start : int(piece.ends[place])].tolist()  # type: ignore[no-any-return]
+        if place >= len(piece):
+            return []
+        position = int(piece[place])
+        return [position] if position >= 0 else []
+
+    def save(self, folder: Path, name: str) -> list[dict[str, Any]]:
+        """Writes the arrays as files of a folder, and returns what describes them."""
+        described: list[dict[str, Any]] = []
+        for start, piece in _joined(self.starts, self.pieces):
+            rows = piece.rows if isinstance(piece, Every) else piece
+            entry: dict[str, Any] = {"start": start, "every": isinstance(piece, Every)}
+            if isinstance(rows, range):
+                entry["range"] = [rows.start, rows.stop, rows.step]
+            else:
+                file = f"{name}-{len(described)}.npy"
+                if isinstance(rows, Several):
+                    entry["ends"] = f"{name}-{len(described)}-ends.npy"
+                    np.save(folder / entry["ends"], _fewest_bytes(rows.ends))
+                np.save(folder / file, _fewest_bytes(rows.rows if isinstance(rows, Several) else rows))
+                entry["file"] = file
+            described.append(entry)
+        return described
+
+    @classmethod
+    def load(cls, folder: Path, described: list[dict[str, Any]]) -> Positions:
+        """Opens what `save` wrote, memory-mapped."""
+        positions = cls()
+        for entry in described:
+            piece: Any
+            if "range" in entry:
+                piece = range(*entry["range"])
+            else:
+                piece = np.load(folder / entry["file"], mmap_mode="r")
+                if "ends" in entry:
+                    piece = Several(np.load(folder / entry["ends"], mmap_mode="r"), piece)
+            positions.starts.append(entry["start"])
+            positions.pieces.append(Every(piece) if entry["every"] else piece)
+        return positions
+
+
+@dataclass(frozen=True)
+class Link:
+    """One parent of some rows.
+
+    Attributes:
+        parent: The node; None where it was made inside this one and this run only found the result.
+        rows: Which of its rows each row came from; None for the row of the same position.
+        role: What they were: `input`, `example`, `document`.
+        name: The parent's name.
+        class_name: The parent's class.
+    """
+
+    parent: Node | None
+    rows: Positions | None = None
+    role: str = INPUT
+    name: str = ""
+    class_name: str = ""
+
+    def of(self, row: int) -> list[int]:
+        """Returns the positions of the parent's rows that a row came from."""
+        return [row] if self.rows is None else self.rows.of(row)
+
+
+Stated = Mapping[tuple[Node, str], Piece | None]
+"""Where the rows of one batch come from, by parent and role; None for rows of the same position."""
+
+
+@dataclass
+class Origin:
+    """The links of some rows.
+
+    Attributes:
+        links: The links; None where rows cannot be tied to rows of the parents.
+        rows: How many rows the links cover; None for all. A pass over lazy rows extends them.
+    """
+
+    links: tuple[Link, ...] | None = ()
+    rows: int | None = None
+
+    @classmethod
+    def learned(cls) -> Origin:
+        """Returns the origin of lazy rows that is known only as they are read."""
+        return cls(None, 0)
+
+    @classmethod
+    def same(cls, *parents: Node) -> Origin:
+        """Returns the origin of rows that come from the parents' rows of the same position."""
+        return cls(tuple(Link(parent) for parent in dict.fromkeys(parents)))
+
+    @classmethod
+    def at(cls, parent: Node | None, piece: Piece) -> Origin:
+        """Returns the origin of rows whose positions among one parent's rows are known."""
+        return cls((Link(parent, Positions([0], [_small(piece)])),)) if parent is not None else cls()
+
+    def covers(self, row: int) -> bool:
+        """Returns whether a row's origin is known by now."""
+        return self.rows is None or row < self.rows
+
+    def save(self, folder: Path, prefix: str = "origin") -> list[dict[str, Any]] | None:
+        """Writes the links into a folder, and returns what describes them."""
+        if self.links is None:
+            return None
+        described = []
+        for index, link in enumerate(self.links):
+            entry: dict[str, Any] = {"role": link.role}
+            if link.parent is not None:
+                entry |= {"parent": link.parent.fingerprint, "name": link.parent.name}
+                entry["class"] = type(link.parent).__name__
+            if link.rows is not None:
+                entry["rows"] = link.rows.save(folder, f"{prefix}-{index}")
+            described.append(entry)
+        return described
+
+    @classmethod
+    def load(cls, folder: Path, described: list[dict[str, Any]] | None, nodes: Iterable[Node]) -> Origin:
+        """Opens what `save` wrote.
+
+        Args:
+            folder: The folder.
+            described: What `save` returned.
+            nodes: The nodes that parents are found among, by their fingerprints.
+        """
+        if described is None:
+            return cls(None)
+        known = {node.fingerprint: node for node in nodes}
+        links = []
+        for entry in described:
+            rows = Positions.load(folder, entry["rows"]) if "rows" in entry else None
+            parent = known.get(entry.get("parent", ""))
+            links.append(Link(parent, rows, entry["role"], entry.get("name", ""), entry.get("class", "")))
+        return cls(tuple(links))
+
+
+class Recorder:
+    """Learns the origin of rows during a pass over them.
+
+    Args:
+        origin: What becomes known of it is put there, batch by batch, unless an earlier pass came further.
+    """
+
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
+        self._rows = 0
+        self._links: dict[tuple[Node, str], Positions | None] = {}
+        self._unknown = False
+
+    def add(self, num_rows: int, stated: Stated | None) -> None:
+        """Notes where the next rows come from; None where that is not known."""
+        if stated is None:
+            self._unknown = self._unknown or num_rows > 0
+        else:
+            for key in {**self._links, **stated}:
+                self._add(key, stated.get(key, range(0)), num_rows)
+        self._rows += num_rows
+        if self._origin.rows is not None and self._rows > self._origin.rows:
+            self._origin.links = self._as_links()
+            self._origin.rows = self._rows
+
+    def _add(self, key: tuple[Node, str], piece: Piece | None, num_rows: int) -> None:
+        same = range(self._rows, self._rows + num_rows)
+        if piece == same if isinstance(piece, range) else piece is None:
+            if key not in self._links and not self._rows:
+                self._links[key] = None
+            if key in self._links and self._links[key] is None:
+                return
+            piece = same
+        assert piece is not None
+        positions = self._links.get(key)
+        if positions is None:
+            positions = Positions([0], [range(self._rows)]) if key in self._links and self._rows else Positions()
+            self._links[key] = positions
+        positions.add(self._rows, piece)
+
+    def _as_links(self) -> tuple[Link, ...] | None:
+        if self._unknown:
+            return None
+        return tuple(Link(parent, rows, role) for (parent, role), rows in self._links.items())
+
+
+def _small(piece: Piece) -> Piece:
+    """Returns a piece in fewer bytes, where it is an array."""
+    if not isinstance(piece, np.ndarray):
+        return piece
+    if len(piece) and bool((np.diff(piece) == 1).all()) and int(piece[0]) >= 0:
+        return range(int(piece[0]), int(piece[0]) + len(piece))
+    return _fewest_bytes(piece)
+
+
+def _fewest_bytes(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    least, most = (int(rows.min()), int(rows.max())) if len(rows) else (0, 0)
+    for kind in (np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32):
+        if np.iinfo(kind).min <= least and most <= np.iinfo(kind).max:
+            return rows.astype(kind, copy=False)
+    return rows.astype(np.int64, copy=False)
+
+
+def _joined(starts: list[int], pieces: list[Piece]) -> list[tuple[int, Piece]]:
+    """Puts neighbouring pieces of one kind together, so that few files hold them."""
+    joined: list[tuple[int, Piece]] = []
+    held: list[tuple[int, Piece]] = []
+    for start, piece in [*zip(starts, pieces, strict=True), (0, Every(range(0)))]:
+        kind = Several if isinstance(piece, Several) else Every if isinstance(piece, Every) else range
+        if held and (kind is Every or kind is not (Several if isinstance(held[0][1], Several) else range)):
+            joined.append((held[0][0], _one(held)))
+            held = []
+        if kind is Every:
+            joined.append((start, piece))
+        else:
+            held.append((start, piece))
+    return joined[:-1]
+
+
+def _one(held: list[tuple[int, Piece]]) -> Piece:
+    if len(held) == 1:
+        return held[0][1]
+    if isinstance(held[0][1], Several):
+        several: list[Any] = [piece for _, piece in held]
+        before = np.cumsum([0, *(len(piece.rows) for piece in several)])
+        ends = [piece.ends.astype(np.int64) + start for piece, start in zip(several, before[:-1], strict=True)]
+        return Several(np.concatenate(ends), np.concatenate([piece.rows for piece in several]))
+    arrays: list[Any] = []
+    for (start, piece), (following, _) in zip(held, [*held[1:], (None, None)], strict=True):
+        rows = np.asarray(piece, dtype=np.int64)
+        # A piece that ends early stands for rows that come from none.
+        missing = 0 if following is None else following - start - len(rows)
+        arrays += [rows, np.full(missing, -1, dtype=np.int64)]
+    return np.concatenate(arrays)

@@ -1,0 +1,280 @@
+"""A session's results: found, made, promoted and kept below one folder. The only place that knows the folder's layout.
+
+NAME/                 the result of the node of that name, with its manifest
+.inside/PARENT/NAME/  results of nodes that were made inside another node
+.older/NAME/HASH/     other results of that node, by fingerprint, found again when a change is undone
+.work/NAME-HASH/      unfinished work that outlives a killed process
+.locks/               locks between processes
+.cache/               answers, embeddings and indexes
+.session.json         the version of this layout
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datadreamer_like.errors import DefinitionError, NewerFormat, StorageError
+from datadreamer_like.storage.folders import explained, locked, new_folder, sweep, write_file
+
+from .manifest import Manifest
+
+logger = logging.getLogger("datadreamer_like")
+
+SESSION_FORMAT = 1
+
+# File systems take 255 bytes; locks and drafts put two such names, or other parts, around one.
+_LONGEST_SLUG = 120
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A result in a folder.
+
+    Attributes:
+        manifest: What is known of it.
+        found: Whether an earlier run made it.
+    """
+
+    manifest: Manifest
+    found: bool = False
+
+
+@dataclass(frozen=True)
+class OnDemand:
+    """A result of which nothing is kept: it is made each time that it is read.
+
+    Attributes:
+        value: What makes it, such as lazy rows.
+    """
+
+    value: Any
+
+
+Outcome = Kept | OnDemand
+"""What a node's `build` returns."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A result that a node needs.
+
+    Attributes:
+        name: The node's name, for messages.
+        folder: Where the result belongs.
+        fingerprint: Hash of all that decides it.
+        parts: What went into the fingerprint, by name, each with its own.
+        force: Whether it is made again although it is there.
+    """
+
+    name: str
+    folder: Path
+    fingerprint: str
+    parts: Mapping[str, str]
+    force: bool = False
+
+
+class Results:
+    """The results below one folder.
+
+    Args:
+        folder: The session's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._names: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Results, (self.folder,)
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where answers, embeddings and indexes are kept."""
+        return self.folder / ".cache"
+
+    def open(self) -> None:
+        """Makes the folder, or checks that this version can work with it.
+
+        Raises:
+            NewerFormat: It was written by a newer version of this package.
+            StorageError: It cannot be written, or the note on its version is damaged.
+        """
+        with explained("Opening the session", self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            note = self.folder / ".session.json"
+            if note.exists():
+                _check_format(note)
+            else:
+                write_file(note, json.dumps({"format": SESSION_FORMAT}))
+            if not os.access(self.folder, os.W_OK):
+                raise StorageError(f"No permission to write to {self.folder}. Choose a folder that you may write to.")
+
+    # Names
+
+    def claim(self, name: str, inside: str | None = None) -> tuple[str, Path]:
+        """Gives a node its name and folder; a name that is taken gets a number.
+
+        Args:
+            name: The name that the script gives.
+            inside: Name of the node that makes this one.
+
+        Returns:
+            The unique name, and the folder of the result.
+
+        Raises:
+            DefinitionError: The name is empty or has a slash.
+        """
+        if not name or not name.strip():
+            raise DefinitionError("A node needs a name: a non-empty text as its first argument.")
+        if "/" in name:
+            raise DefinitionError(f'The name "{name}" has a "/", which is not allowed. Use another character.')
+        prefix = f"{inside} / " if inside is not None else ""
+        base = self.folder if inside is None else self.folder / ".inside" / _slug(inside)
+        with self._lock:
+            first, free = str(base / _slug(name)), name
+            while str(base / _slug(free)) in self._names:
+                self._names[first] += 1
+                free = f"{name} #{self._names[first]}"
+            self._names[str(base / _slug(free))] = 1
+        return prefix + free, base / _slug(free)
+
+    def free_name(self, first: str, nth: Callable[[int], str]) -> str:
+        """Returns a name that is free: `first`, or `nth(2)`, `nth(3)` ..."""
+        name, count = first, 1
+        with self._lock:
+            while str(self.folder / _slug(name)) in self._names:
+                count += 1
+                name = nth(count)
+        return name
+
+    # Results
+
+    def find(self, wanted: Wanted) -> Kept | None:
+        """Returns the result if it is the current one of its name; takes no lock and changes nothing."""
+        manifest = Manifest.read(wanted.folder)
+        return Kept(manifest, found=True) if manifest is not None and _is(manifest, wanted) else None
+
+    def make(self, wanted: Wanted, build: Callable[[Path], Outcome]) -> Outcome:
+        """Makes a result, or finds it among the older ones; only one process at a time makes it.
+
+        Args:
+            wanted: The result. Once it is made it is the current one of its name, and the one before it an older one.
+            build: Fills an empty folder and returns `Kept`, or returns `OnDemand`; then nothing is kept.
+
+        Raises:
+            StorageError: The folder cannot be written.
+        """
+        folder, older = wanted.folder, self.older(wanted).parent
+        inside = folder.parent.name if folder.parent != self.folder else ""
+        lock = self.folder / ".locks" / f"{inside}~{folder.name}"
+        what = f'"{wanted.name}"'
+        with explained(what, folder), locked(lock, what) as waited, _removed_if_empty(older):
+            if not wanted.force or waited:
+                found = self.find(wanted) or self._restored(wanted)
+                if found is not None:
+                    return found
+            previous = Manifest.read(folder)
+            if previous is not None and not _is(previous, wanted):
+                logger.info('rerunning "%s": %s', wanted.name, previous.difference(wanted.parts))
+            target = self.older(wanted)
+            sweep(older, wanted.fingerprint)
+            if target.exists():
+                shutil.rmtree(target)
+            with new_folder(target) as draft:
+                outcome = build(draft)
+                if isinstance(outcome, Kept):
+                    outcome.manifest.write(draft)
+                else:
+                    shutil.rmtree(draft)
+            if isinstance(outcome, Kept):
+                self._promote(wanted)
+                shutil.rmtree(self.scratch(wanted), ignore_errors=True)
+            return outcome
+
+    def older(self, wanted: Wanted) -> Path:
+        """Returns the folder that a result has while it is not the current one of its name."""
+        return wanted.folder.parent / ".older" / wanted.folder.name / wanted.fingerprint
+
+    def folder_of(self, wanted: Wanted) -> Path:
+        """Returns the folder of a result: the current one of its name, or an older one.
+
+        Raises:
+            StorageError: The result was removed.
+        """
+        for folder in (wanted.folder, self.older(wanted)):
+            manifest = Manifest.read(folder)
+            if manifest is not None and _is(manifest, wanted):
+                return folder
+        raise StorageError(f'The result of "{wanted.name}" is no longer in {wanted.folder}. Run the script again.')
+
+    def scratch(self, wanted: Wanted) -> Path:
+        """Returns a folder for unfinished work, which outlives a killed process but not the finished result."""
+        return self.folder / ".work" / f"{wanted.folder.name}-{wanted.fingerprint}"
+
+    def _restored(self, wanted: Wanted) -> Kept | None:
+        if not self.older(wanted).is_dir():
+            return None
+        self._promote(wanted)
+        return self.find(wanted)
+
+    def _promote(self, wanted: Wanted) -> None:
+        """Makes an older result the current one; wherever this is cut off, both can be found."""
+        folder, target = wanted.folder, self.older(wanted)
+        if folder.exists():
+            current = Manifest.read(folder)
+            assert current is not None
+            place = target.with_name(current.fingerprint)
+            if _is(current, wanted):  # made again by force
+                place = target.with_name(f".draft-{wanted.fingerprint}-0-replaced")
+            shutil.rmtree(place, ignore_errors=True)
+            os.rename(folder, place)
+        os.rename(target, folder)
+        sweep(target.parent, wanted.fingerprint)
+
+
+def _is(manifest: Manifest, wanted: Wanted) -> bool:
+    return manifest.fingerprint == wanted.fingerprint
+
+
+def _check_format(note: Path) -> None:
+    try:
+        found = int(json.loads(note.read_text(encoding="utf-8"))["format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{note} is damaged. Remove that file; the results next to it are kept.") from error
+    if found > SESSION_FORMAT:
+        raise NewerFormat(
+            f"{note.parent} was written by a newer version of datadreamer-like (its format is {found}, this version "
+            f"reads up to {SESSION_FORMAT}). Upgrade with pip, or choose another folder."
+        )
+
+
+@contextlib.contextmanager
+def _removed_if_empty(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _slug(name: str) -> str:
+    """Turns a name into a folder name: lower case, hyphens for spaces, nothing that a file system minds."""
+    slug = re.sub(r"[^\w\-#().,&+=@!~' ]", "_", name.lower()).strip()
+    slug = re.sub(r"\s+", "-", slug).lstrip(".") or "_"
+    content = slug.encode()
+    if len(content) <= _LONGEST_SLUG:
+        return slug
+    digest = hashlib.blake2b(content, digest_size=4).hexdigest()
+    return f"{content[: _LONGEST_SLUG - 9].decode(errors='ignore')}~{digest}"

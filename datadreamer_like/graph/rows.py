@@ -1,0 +1,237 @@
+"""Rows as they flow between steps: Arrow record batches of one schema, read anew in each pass, with their origin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from datadreamer_like.storage.schemas import cast, widened
+from datadreamer_like.storage.tables import dataset_table
+from datadreamer_like.storage.values import holds_pickles, to_columns
+
+from .node import Node
+from .origin import Origin, Recorder, Stated
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Batch = dict[str, list[Any]]
+"""Rows at the edges, where a user's function or a model takes them: columns as Python lists of equal length."""
+
+BATCH_SIZE = 1000
+
+# Where rows only move, larger batches cost less.
+_MOVED_AT_ONCE = 16_384
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that can be taken by position: an Arrow table, in memory or on disk, and which of its rows in what order.
+
+    Attributes:
+        data: The Arrow table.
+        indices: Positions of the rows in it; None for all of them, in order.
+    """
+
+    data: pa.Table
+    indices: np.ndarray[Any, Any] | None = None
+
+    def __len__(self) -> int:
+        return self.data.num_rows if self.indices is None else len(self.indices)
+
+    def select(self, positions: range | np.ndarray[Any, Any]) -> Table:
+        """Returns the rows at some positions, in that order."""
+        if self.indices is None:
+            if isinstance(positions, range) and positions.step == 1:
+                return Table(self.data.slice(positions.start, len(positions)))
+            return Table(self.data, np.asarray(positions, dtype=np.int64))
+        if isinstance(positions, range) and positions.step == 1:
+            return Table(self.data, self.indices[positions.start : positions.stop])
+        return Table(self.data, self.indices[np.asarray(positions, dtype=np.int64)])
+
+    def columns(self, names: Sequence[str]) -> Table:
+        """Returns some of the columns, in that order."""
+        return Table(self.data.select(list(names)), self.indices)
+
+    def batches(self, size: int = _MOVED_AT_ONCE) -> Iterator[pa.RecordBatch]:
+        """Yields the rows, at most `size` at once."""
+        if self.indices is None:
+            yield from self.data.to_batches(max_chunksize=size)
+            return
+        for start in range(0, len(self.indices), size):
+            yield from self.data.take(pa.array(self.indices[start : start + size])).combine_chunks().to_batches()
+
+    def whole(self) -> pa.Table:
+        """Returns the rows as one Arrow table."""
+        return self.data if self.indices is None else self.data.take(pa.array(self.indices))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows with a schema and an origin. They do not change; each pass reads them again.
+
+    Attributes:
+        schema: The columns, with what is known of their types. Of lazy rows that may be the names alone; each of their
+            batches has types of its own, and whoever writes them widens the schema over all batches.
+        num_rows: How many rows a pass gives; None where that is not known before.
+        read: Starts a pass of Arrow record batches.
+        origin: Which rows of which nodes each row came from.
+        node: The node that the rows belong to.
+        table: The rows by position; None for lazy rows.
+        sample: One of the rows, where one was made already to learn the columns.
+    """
+
+    schema: pa.Schema
+    num_rows: int | None
+    read: Callable[[], Iterator[pa.RecordBatch]]
+    origin: Origin = field(default_factory=Origin)
+    node: Node | None = None
+    table: Table | None = None
+    sample: pa.RecordBatch | None = None
+
+    @classmethod
+    def of_table(cls, table: Table | pa.Table, origin: Origin | None = None, node: Node | None = None) -> Rows:
+        """Returns rows that can be taken by position."""
+        taken = Table(table) if isinstance(table, pa.Table) else table
+        return cls(taken.data.schema, len(taken), taken.batches, origin or Origin(), node, taken)
+
+    @classmethod
+    def of_dataset(cls, dataset: Dataset) -> Rows:
+        """Returns the rows of a `datasets.Dataset`."""
+        data, indices = dataset_table(dataset)
+        return cls.of_table(Table(data, None if indices is None else indices.to_numpy().astype(np.int64)))
+
+    @classmethod
+    def recorded(
+        cls,
+        names: Sequence[str] | pa.Schema,
+        num_rows: int | None,
+        read: Callable[[], Iterator[tuple[pa.RecordBatch, Stated | None]]],
+        node: Node | None = None,
+    ) -> Rows:
+        """Returns lazy rows whose origin is learned as they are read.
+
+        Args:
+            names: Their schema, or the names of the columns alone.
+            num_rows: How many there are; None where that is not known.
+            read: Starts a pass of batches, each with where its rows come from, or None where that is not known.
+            node: The node that the rows belong to.
+        """
+        origin = Origin.learned()
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            recorder = Recorder(origin)
+            for batch, stated in read():
+                recorder.add(batch.num_rows, stated)
+                yield batch
+
+        return cls(names if isinstance(names, pa.Schema) else untyped(names), num_rows, batches, origin, node)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return list(self.schema.names)
+
+    @property
+    def pickled(self) -> bool:
+        """Whether a column is known to hold pickled Python objects."""
+        return holds_pickles(self.schema)
+
+    def batches(self, size: int = BATCH_SIZE) -> Iterator[Batch]:
+        """Yields the rows as Python values, at most `size` at once."""
+        for batch in self.read():
+            for start in range(0, batch.num_rows, size):
+                yield to_columns(batch.slice(start, size))
+
+    def select_columns(self, names: Sequence[str]) -> Rows:
+        """Returns the same rows with some of their columns, in that order."""
+        wanted = list(names)
+        if self.table is not None:
+            taken = self.table.columns(wanted)
+            return replace(self, schema=taken.data.schema, read=taken.batches, table=taken)
+        schema = pa.schema([self.schema.field(name) for name in wanted])
+        return replace(self, schema=schema, read=lambda: (with_columns(batch, schema) for batch in self.read()))
+
+    def renamed(self, names: dict[str, str]) -> Rows:
+        """Returns the same rows with other names for some columns."""
+        new = [names.get(name, name) for name in self.columns]
+        if new == self.columns:
+            return self
+        schema = pa.schema([column.with_name(name) for column, name in zip(self.schema, new, strict=True)])
+        if self.table is not None:
+            taken = Table(self.table.data.rename_columns(new), self.table.indices)
+            return replace(self, schema=schema, read=taken.batches, table=taken)
+
+        def read() -> Iterator[pa.RecordBatch]:
+            for batch in self.read():
+                yield batch.rename_columns([names.get(name, name) for name in batch.schema.names])
+
+        return replace(self, schema=schema, read=read)
+
+    def values_at(self, index: int) -> Batch:
+        """Returns one row as columns of one value; lazy rows are read up to it.
+
+        Raises:
+            IndexError: There is no such row.
+        """
+        if self.table is not None:
+            if not 0 <= index < len(self.table):
+                raise IndexError(index)
+            return next(iter(to_columns(batch) for batch in self.table.select(range(index, index + 1)).batches()))
+        start = 0
+        for batch in self.read():
+            if index < start + batch.num_rows:
+                return to_columns(batch.slice(index - start, 1))
+            start += batch.num_rows
+        raise IndexError(index)
+
+
+def untyped(names: Iterable[str]) -> pa.Schema:
+    """Returns a schema of columns whose types are not known yet."""
+    return pa.schema([pa.field(name, pa.null()) for name in names])
+
+
+def with_columns(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Returns the columns that a schema names, in its order; one that the batch lacks is None."""
+    if batch.schema.names == schema.names:
+        return batch
+    fields = [batch.schema.field(column.name) if column.name in batch.schema.names else column for column in schema]
+    arrays = [
+        batch.column(column.name) if column.name in batch.schema.names else pa.nulls(batch.num_rows, column.type)
+        for column in schema
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def rebatched(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
+    """Yields the same rows, `size` at once; the last batch may be smaller. Types may change between the batches."""
+    held: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        start = 0
+        while count + batch.num_rows - start >= size:
+            part = batch.slice(start, size - count)
+            start += part.num_rows
+            yield _joined([*held, part])
+            held, count = [], 0
+        if start < batch.num_rows:
+            held.append(batch.slice(start))
+            count += batch.num_rows - start
+    if held:
+        yield _joined(held)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    if len(batches) == 1:
+        return batches[0]
+    schema = batches[0].schema
+    for batch in batches[1:]:
+        if not batch.schema.equals(schema, check_metadata=True):
+            schema = widened(schema, batch.schema, "rows")
+    table = pa.Table.from_batches([cast(batch, schema) for batch in batches])
+    (joined,) = table.combine_chunks().to_batches()
+    return joined

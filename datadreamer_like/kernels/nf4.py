@@ -1,0 +1,186 @@
+"""NF4: 16 levels at the quantiles of a normal distribution, with one absmax scale a block of weights.
+
+Dettmers et al. 2023 (QLoRA), arXiv:2305.14314; bit for bit as bitsandbytes 0.50 stores it. Double quantization codes
+the scales themselves in 8 bits: less their mean, in blocks of 256, with a signed dynamic map (Dettmers 2016,
+arXiv:1511.04561), at 0.127 bits a weight instead of 0.5.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from datadreamer_like.errors import DefinitionError
+
+Backend = Literal["reference", "cpu"] | None
+
+NF4_LEVELS = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+"""What the codes 0 to 15 stand for, as shares of their block's absmax."""
+
+_TINY = 1e-38  # least absmax that is divided by
+_SCALES_A_BLOCK = 256
+_CELLS = 1 << 16
+
+
+def nf4_quantize(w: Tensor, block_size: int = 64, *, backend: Backend = None) -> tuple[Tensor, Tensor]:
+    """Quantizes a tensor to 4 bits a number, in blocks over the flattened tensor.
+
+    Args:
+        w: A floating tensor of any shape and dtype; computed in fp32.
+        block_size: Numbers that share a scale; an even number. The last block may be shorter.
+        backend: "reference" or "cpu": on a CPU both are the same here.
+
+    Returns:
+        Codes (uint8 [ceil(n / 2)], two to a byte, the first in the high four bits; an odd last one is padded with the
+        code of zero) and absmax (fp32 [ceil(n / block_size)]). The nearest level is taken, the lower of two equally
+        near. An infinity or NaN spoils its block: check for it beforehand.
+
+    Raises:
+        DefinitionError: `w` is not a floating tensor or is empty, `block_size` is odd or under 2, or there is no such
+            backend.
+
+    Example:
+        >>> packed, absmax = nf4_quantize(torch.tensor([0.0, 2.0, -2.0, 0.9]))
+        >>> [f"{byte:08b}" for byte in packed.tolist()], absmax.tolist()
+        (['01111111', '00001100'], [2.0])
+    """
+    _check(block_size, backend, w.device)
+    if not w.is_floating_point() or not w.numel():
+        raise DefinitionError(f"nf4_quantize takes a floating tensor that is not empty, got {w.dtype} {list(w.shape)}.")
+    flat = w.detach().reshape(-1).float()
+    full = len(flat) - len(flat) % block_size
+    blocks = flat[:full].view(-1, block_size)
+    absmax = blocks.abs().amax(1)
+    # The whole blocks are multiplied by a reciprocal and the short one is divided, which rounds otherwise: as the
+    # layout's origin does it, so that codes are the same to the bit.
+    scaled = (blocks * (1.0 / absmax.clamp(min=_TINY))[:, None]).view(-1)
+    if full < len(flat):
+        rest = flat[full:]
+        last = rest.abs().amax().clamp(min=_TINY)
+        absmax = torch.cat([absmax, last[None]])
+        scaled = torch.cat([scaled, rest / last])
+    if len(scaled) % 2:
+        scaled = F.pad(scaled, (0, 1))
+    codes = torch.bucketize(scaled, _levels(w.device)[1], out_int32=True).to(torch.uint8)
+    return (codes[::2] << 4) | codes[1::2], absmax
+
+
+def nf4_dequantize(
+    packed: Tensor,
+    absmax: Tensor,
+    shape: Sequence[int],
+    *,
+    block_size: int = 64,
+    dtype: torch.dtype = torch.float32,
+    backend: Backend = None,
+) -> Tensor:
+    """Returns what codes stand for: `level[code] * absmax`, computed in fp32.
+
+    Args:
+        packed: Codes from `nf4_quantize`.
+        absmax: Its scales, fp32.
+        shape: Shape of the tensor that was quantized.
+        block_size: The block size that it was quantized with.
+        dtype: Data type of the result.
+        backend: "reference" unpacks each code; "cpu" looks up two at once and gives the same numbers.
+
+    Raises:
+        DefinitionError: The tensors do not fit the shape, or there is no such backend.
+    """
+    _check(block_size, backend, packed.device)
+    count = math.prod(shape)
+    if packed.numel() != -(-count // 2) or absmax.numel() != -(-count // block_size):
+        raise DefinitionError(
+            f"{count} numbers in blocks of {block_size} are {-(-count // 2)} bytes and {-(-count // block_size)} "
+            f"scales, got {packed.numel()} and {absmax.numel()}. Pass the shape and block_size of quantizing."
+        )
+    levels = _levels(packed.device)[0]
+    if backend == "reference":
+        codes = torch.stack([packed.reshape(-1) >> 4, packed.reshape(-1) & 15], dim=1)
+        values = levels[codes.long()].view(-1)
+    else:
+        values = F.embedding(packed.reshape(-1).int(), _pairs(packed.device)).view(-1)
+    full = count - count % block_size
+    values = values[:count]
+    if full == count:
+        return (values.view(-1, block_size) * absmax.view(-1, 1)).to(dtype).view(tuple(shape))
+    blocks = (values[:full].view(-1, block_size) * absmax[:-1].view(-1, 1)).view(-1)
+    return torch.cat([blocks, values[full:] * absmax[-1]]).to(dtype).view(tuple(shape))
+
+
+def absmax_to_dynamic8(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantizes the scales of `nf4_quantize` once more: double quantization.
+
+    Args:
+        absmax: fp32 [blocks].
+
+    Returns:
+        Codes (uint8 [blocks]), their scales (fp32 [ceil(blocks / 256)]), and the mean that was taken off (fp32 []).
+    """
+    offset = absmax.mean()
+    centred = absmax - offset
+    parts = torch.split(centred, _SCALES_A_BLOCK)
+    scale = torch.stack([part.abs().amax() for part in parts])
+    # A block without differences gives 0 times infinity, which counts as the lowest cell; its scale is 0.
+    shares = torch.cat([part * (1.0 / one) for part, one in zip(parts, scale, strict=True)])
+    shares = shares.nan_to_num(nan=-1.0).clamp(-1.0, 1.0)
+    cells = ((shares + 1.0) * ((_CELLS - 1) * 0.5) + 0.5).long()
+    return _dynamic8_cells(absmax.device)[cells], scale, offset
+
+
+def absmax_from_dynamic8(codes: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """Returns the scales, fp32 [blocks], that `absmax_to_dynamic8` has coded."""
+    shares = _dynamic8_map(codes.device)[codes.long()]
+    return shares * scale.repeat_interleave(_SCALES_A_BLOCK)[: len(codes)] + offset
+
+
+def _check(block_size: int, backend: Backend, device: torch.device) -> None:
+    if block_size < 2 or block_size % 2:
+        raise DefinitionError(f"block_size is {block_size}; it must be an even number from 2.")
+    if backend not in (None, "reference", "cpu") or (backend == "cpu" and device.type != "cpu"):
+        raise DefinitionError(
+            f'NF4 has no backend "{backend}" for tensors on {device}. Choose "reference", or None for the fastest.'
+        )
+
+
+@functools.cache
+def _levels(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The levels [16], and the midpoints [15] between them."""
+    levels = torch.tensor(NF4_LEVELS, device=device)
+    return levels, (levels[:-1] + levels[1:]) / 2
+
+
+@functools.cache
+def _pairs(device: torch.device) -> Tensor:
+    """The two levels [256, 2] that each byte stands for."""
+    levels = _levels(device)[0]
+    return torch.stack([levels.repeat_interleave(16), levels.repeat(16)], dim=1)
+
+
+@functools.cache
+def _dynamic8_map(device: torch.device) -> Tensor:
+    """The signed dynamic map [256]: seven decades, each with twice the fractions of the one below; 0, and 1."""
+    values = [torch.tensor([0.0, 1.0])]
+    for exponent in range(7):
+        borders = torch.linspace(0.1, 1, 2**exponent + 1)
+        values.append((10.0 ** (exponent - 6)) * ((borders[:-1] + borders[1:]) / 2))
+        values.append(-values[-1])
+    return torch.cat(values).sort().values.to(device)
+
+
+@functools.cache
+def _dynamic8_cells(device: torch.device) -> Tensor:
+    """The nearest code of each of 65,536 evenly spaced shares from -1 to 1, by which bitsandbytes finds codes."""
+    shares = torch.arange(_CELLS) * (2.0 / (_CELLS - 1)) - 1.0
+    values = _dynamic8_map(torch.device("cpu"))
+    return torch.bucketize(shares, (values[:-1] + values[1:]) / 2).to(torch.uint8).to(device)

@@ -1,0 +1,69 @@
+"""Wanda's mask: which weights of a linear layer to keep, by magnitude times the norm of the input.
+
+`S_ij = |W_ij| * ||X_j||_2`, compared within each output row (Sun et al. 2023, arXiv:2306.11695).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from datadreamer_like.errors import DefinitionError
+
+
+def wanda_mask(
+    weight: Tensor,
+    input_norm: Tensor,
+    sparsity: float | None = None,
+    *,
+    pattern: tuple[int, int] | None = None,
+    backend: Literal["reference"] | None = None,
+) -> Tensor:
+    """Returns which weights to keep; pass either `sparsity` or `pattern`.
+
+    Args:
+        weight: [out, in], of any floating dtype; scores are computed in fp32.
+        input_norm: [in], the l2 norm of each input feature over all calibration tokens.
+        sparsity: Share of each row that is removed, in [0, 1): exactly `round(sparsity * in)` weights. Among equal
+            scores the first in the row are removed.
+        pattern: (n, m): of every m consecutive inputs the n with the highest scores are kept.
+        backend: "reference", in plain PyTorch on any device; there is no other one.
+
+    Returns:
+        Bool [out, in], True for a weight that is kept.
+
+    Raises:
+        DefinitionError: Shapes do not fit, `sparsity` or `pattern` is out of its range, or both or neither are given.
+
+    Example:
+        >>> wanda_mask(torch.tensor([[3.0, 2.0, 1.0, 1.0]]), torch.tensor([0.1, 1.0, 1.0, 4.0]), 0.5).tolist()
+        [[False, True, False, True]]
+    """
+    if weight.dim() != 2 or input_norm.shape != weight.shape[1:]:
+        raise DefinitionError(
+            f"wanda_mask takes a weight [out, in] and a norm [in], got {list(weight.shape)} and "
+            f"{list(input_norm.shape)}."
+        )
+    if backend not in (None, "reference"):
+        raise DefinitionError(f'wanda_mask has no backend "{backend}". Choose "reference".')
+    if (sparsity is None) == (pattern is None):
+        raise DefinitionError("wanda_mask takes either sparsity or pattern. Pass one of them.")
+    inputs = weight.shape[1]
+    if pattern is None:
+        assert sparsity is not None
+        if not 0 <= sparsity < 1:
+            raise DefinitionError(f"sparsity is {sparsity}; it is the share removed, so it must be in [0, 1).")
+        group, removed = inputs, round(sparsity * inputs)
+    else:
+        kept, group = pattern
+        if not 0 < kept <= group or inputs % group:
+            raise DefinitionError(
+                f"pattern={pattern} keeps {kept} of every {group} inputs, which must divide the {inputs} inputs."
+            )
+        removed = group - kept
+    scores = (weight.detach().abs().float() * input_norm.float()).view(weight.shape[0], -1, group)
+    order = scores.argsort(dim=-1, stable=True)
+    mask = torch.ones_like(scores, dtype=torch.bool)
+    return mask.scatter_(-1, order[..., :removed], False).view(weight.shape)

@@ -1,0 +1,131 @@
+"""Decides which part of a provider's message is the answer: parts, thoughts, refusals, cut-off and empty messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from datadreamer_like.errors import MalformedAnswer, ModelError
+
+from .generation import Answer
+
+THOUGHT_TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
+"""Tags that open models put around their thoughts, where the server leaves them in the text."""
+
+_TEXT_PARTS = {"text", "output_text"}
+_THOUGHT_PARTS = {"thinking", "reasoning"}
+
+
+class AnswerText(NamedTuple):
+    """One text of an answer.
+
+    Attributes:
+        text: The answer; None where there is none.
+        reasoning: The model's thoughts, where it shows them.
+        error: Why there is no answer.
+    """
+
+    text: str | None
+    reasoning: str | None = None
+    error: ModelError | None = None
+
+
+def answer_text(
+    content: object,
+    finish_reason: str | None,
+    *,
+    refusal: str | None = None,
+    reasoning: str | None = None,
+    shaped: bool = False,
+) -> AnswerText:
+    """Returns the answer in a message, and its thoughts apart from it.
+
+    An empty text is an answer where the model chose to stop there. It is none where the token limit or a filter ended
+    it. Half an answer to a schema is none either.
+
+    Args:
+        content: The message's content: a text, a list of parts (mappings or objects with `type`), or None.
+        finish_reason: Why the model stopped, in OpenAI's words: "stop", "length", "content_filter" ...
+        refusal: The provider's message where the model refused.
+        reasoning: Thoughts that the provider sent in a field of their own.
+        shaped: Whether the answer must fit a schema.
+
+    Raises:
+        TypeError: The content is neither text nor parts.
+    """
+    thoughts = [reasoning] if reasoning else []
+    text = _joined(content, thoughts)
+    if text is not None:
+        text = _without_thoughts(_valid(text), thoughts, finish_reason)
+    kept = _valid("\n".join(thoughts)) or None
+    error = _why_none(text, finish_reason, refusal, shaped)
+    return AnswerText(None if error is not None else text, kept, error)
+
+
+def answer_of(texts: Sequence[AnswerText], **facts: Any) -> Answer:
+    """Returns the answer to one request; it is a failed row where none of its texts is an answer.
+
+    Args:
+        texts: The `n` texts.
+        **facts: The other attributes of `Answer`.
+    """
+    reasoning = [text.reasoning for text in texts] if any(text.reasoning for text in texts) else None
+    if texts and all(text.text is None for text in texts):
+        error = texts[0].error
+        return Answer((), **{**facts, "logprobs": None}, reasoning=reasoning, error=error)
+    return Answer([text.text for text in texts], **facts, reasoning=reasoning)
+
+
+def _joined(content: object, thoughts: list[str]) -> str | None:
+    if content is None or isinstance(content, str):
+        return content
+    if not isinstance(content, Sequence):
+        raise TypeError(f"content is {type(content).__name__}, neither a text nor a list of parts")
+    texts = []
+    for part in content:
+        kind = "text" if isinstance(part, str) else _field(part, "type")
+        if kind in _TEXT_PARTS:
+            texts.append(part if isinstance(part, str) else str(_field(part, "text") or ""))
+        elif kind in _THOUGHT_PARTS:
+            thought = _field(part, "thinking") or _field(part, "text")
+            thoughts.append(thought if isinstance(thought, str) else _joined(thought, thoughts) or "")
+    return "".join(texts) if texts else None
+
+
+def _field(part: object, name: str) -> Any:
+    return part.get(name) if isinstance(part, Mapping) else getattr(part, name, None)
+
+
+def _without_thoughts(text: str, thoughts: list[str], finish_reason: str | None) -> str | None:
+    for opening, closing in THOUGHT_TAGS:
+        # The opening tag may be part of the prompt, so that only the closing one is in the answer.
+        thought, closed, rest = text.rpartition(closing)
+        if closed:
+            thoughts.append(thought.strip().removeprefix(opening).strip())
+            return rest.lstrip()
+        if text.lstrip().startswith(opening) and finish_reason == "length":
+            thoughts.append(text.strip().removeprefix(opening).strip())
+            return None
+    return text
+
+
+def _why_none(text: str | None, finish_reason: str | None, refusal: str | None, shaped: bool) -> ModelError | None:
+    if finish_reason == "content_filter":
+        return ModelError("The provider's content filter withheld the answer. Change the prompt.")
+    if text is None or not text.strip():
+        if refusal:
+            return ModelError(f"The model refused to answer: {refusal}")
+        if finish_reason == "length":
+            return ModelError("The model used up its tokens before it wrote any text. Raise max_new_tokens.")
+        if text is None:
+            return MalformedAnswer(f"The answer has no text (finish reason {finish_reason!r}).")
+    elif shaped and finish_reason == "length":
+        return ModelError(
+            "The answer was cut off before it was complete, so it does not fit the schema. Raise max_new_tokens."
+        )
+    return None
+
+
+def _valid(text: str) -> str:
+    """Replaces half of a surrogate pair, which JSON can carry and no file can."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

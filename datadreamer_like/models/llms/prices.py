@@ -1,0 +1,116 @@
+"""What tokens cost: a dated table of published prices, prices that a script gives, and the cost of one request."""
+
+from __future__ import annotations
+
+import functools
+import math
+import numbers
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from datadreamer_like.errors import DefinitionError, did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Prices of one model, in US dollars for a million tokens.
+
+    Attributes:
+        input: Tokens of a prompt.
+        output: Tokens of an answer, thoughts included.
+        cached_input: Tokens of a prompt that the provider finds in its prompt cache; as `input` unless given.
+        cache_write: Tokens of a prompt that it writes into that cache; as `input` unless given.
+        cache_write_1h: The same for entries that are kept for an hour; as `cache_write` unless given.
+        up_to: The longest prompt, in tokens, that these prices hold for; None for any.
+    """
+
+    input: float
+    output: float
+    cached_input: float | None = None
+    cache_write: float | None = None
+    cache_write_1h: float | None = None
+    up_to: int | None = None
+
+    def cost(
+        self, prompt_tokens: int, completion_tokens: int, *, cached: int = 0, written: int = 0, written_1h: int = 0
+    ) -> float | None:
+        """Returns the US dollars of one request; None where the price is not known.
+
+        Args:
+            prompt_tokens: All tokens of the prompt, the following three kinds included.
+            completion_tokens: Tokens of the answers.
+            cached: Prompt tokens read from the provider's cache.
+            written: Prompt tokens written into the cache.
+            written_1h: Prompt tokens written into the cache for an hour.
+
+        Example:
+            >>> Prices(input=2.0, output=10.0, cached_input=0.2).cost(1_000_000, 100_000, cached=500_000)
+            2.1
+        """
+        if self.up_to is not None and prompt_tokens > self.up_to:
+            return None
+        write = self.input if self.cache_write is None else self.cache_write
+        dollars = (
+            (prompt_tokens - cached - written - written_1h) * self.input
+            + cached * (self.input if self.cached_input is None else self.cached_input)
+            + written * write
+            + written_1h * (write if self.cache_write_1h is None else self.cache_write_1h)
+            + completion_tokens * self.output
+        )
+        return dollars / 1_000_000
+
+
+def known_prices(provider: str, model_name: str) -> Prices | None:
+    """Returns a model's published prices as of the table's date, or None where the table does not have them.
+
+    Args:
+        provider: A section of `prices.toml`.
+        model_name: The model's exact name.
+    """
+    values = _table().get(provider, {}).get("models", {}).get(model_name)
+    return None if values is None else Prices(**values)
+
+
+def prices_as_of() -> str:
+    """Returns the date of the table, as ISO 8601."""
+    return str(_table()["as_of"])
+
+
+def given_prices(prices: Prices | Mapping[str, Any] | None) -> Prices | None:
+    """Returns the prices that a script gave.
+
+    Raises:
+        DefinitionError: A name is unknown, `input` or `output` is missing, or a value is not a number of at least 0.
+    """
+    if prices is None or isinstance(prices, Prices):
+        return prices
+    names = [field.name for field in fields(Prices)]
+    example = 'expected US dollars for a million tokens, as in {"input": 0.25, "output": 2.0}'
+    if not isinstance(prices, Mapping):
+        raise DefinitionError(f"prices cannot be {prices!r}; {example}.")
+    for name, value in prices.items():
+        if name not in names:
+            raise DefinitionError(f'prices have no "{name}".{did_you_mean(name, names)} They are: {", ".join(names)}.')
+        if value is not None and not (isinstance(value, numbers.Real) and 0 <= float(value) < math.inf):
+            raise DefinitionError(f'The price "{name}" cannot be {value!r}; {example}.')
+    if not {"input", "output"} <= prices.keys():
+        raise DefinitionError(f"prices need both input and output; {example}.")
+    return Prices(**prices)
+
+
+def total_cost(costs: Iterable[float | None]) -> float | None:
+    """Returns the sum of costs; None, for unknown, where one of them is not known."""
+    total = 0.0
+    for cost in costs:
+        if cost is None:
+            return None
+        total += cost
+    return total
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    return tomllib.loads((Path(__file__).with_name("prices.toml")).read_text(encoding="utf-8"))

@@ -1,0 +1,313 @@
+"""Maps what the providers' SDKs raise to this package's errors: whether to retry, to fail a row or to end the run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from datadreamer_like.errors import (
+    AuthenticationFailed,
+    BadRequest,
+    DefinitionError,
+    MalformedAnswer,
+    ModelError,
+    PromptTooLong,
+    RateLimited,
+    Unavailable,
+    UnknownModel,
+)
+
+ERRORS_BY_CLASS: dict[str, type[ModelError]] = {
+    # Both SDKs
+    "AuthenticationError": AuthenticationFailed,
+    "PermissionDeniedError": AuthenticationFailed,
+    "NotFoundError": UnknownModel,
+    "BadRequestError": BadRequest,
+    "UnprocessableEntityError": BadRequest,
+    "RateLimitError": RateLimited,
+    "ConflictError": Unavailable,
+    "InternalServerError": Unavailable,
+    "APIConnectionError": Unavailable,
+    "APITimeoutError": Unavailable,
+    "APIResponseValidationError": MalformedAnswer,
+    "APIStatusError": ModelError,
+    "APIError": ModelError,
+    # OpenAI's
+    "OAuthError": AuthenticationFailed,
+    "SubjectTokenProviderError": AuthenticationFailed,
+    "ContentFilterFinishReasonError": BadRequest,
+    "LengthFinishReasonError": BadRequest,
+    "WebSocketConnectionClosedError": Unavailable,
+    "WebSocketQueueFullError": Unavailable,
+    "InvalidWebhookSignatureError": ModelError,
+    "OpenAIError": ModelError,
+    # Anthropic's
+    "PaymentRequiredError": AuthenticationFailed,
+    "ContractSpendLimitReachedError": AuthenticationFailed,
+    "EnforcedSpendLimitReachedError": AuthenticationFailed,
+    "OrganizationOnHoldError": AuthenticationFailed,
+    "CMEKKeyDisabledError": AuthenticationFailed,
+    "CredentialsError": AuthenticationFailed,
+    "WorkloadIdentityError": AuthenticationFailed,
+    "MutuallyExclusiveAuthError": AuthenticationFailed,
+    "PreconditionFailedError": BadRequest,
+    "ContentTooLargeError": PromptTooLong,
+    "RequestHeaderFieldsTooLargeError": BadRequest,
+    "RequestTimeoutError": Unavailable,
+    "ClientClosedRequestError": Unavailable,
+    "OverloadedError": Unavailable,
+    "RetryableError": Unavailable,
+    "APIWebhookValidationError": ModelError,
+    "ToolsetUsageError": ModelError,
+    "StreamAlreadyConsumed": ModelError,
+    "MissingDependencyError": ModelError,
+    "AnthropicError": ModelError,
+}
+"""Exception classes of the SDKs by name, so that no SDK is imported; the nearest base with an entry decides."""
+
+ERRORS_BY_STATUS: dict[int, type[ModelError]] = {
+    401: AuthenticationFailed,
+    402: AuthenticationFailed,
+    403: AuthenticationFailed,
+    404: UnknownModel,
+    408: Unavailable,
+    409: Unavailable,
+    413: PromptTooLong,
+    425: Unavailable,
+    429: RateLimited,
+    499: Unavailable,
+}
+"""HTTP statuses with one meaning in every API; 5xx is `Unavailable`."""
+
+_NO_CREDIT_CODES = {
+    "insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "billing_error",
+    "contract_spend_limit_reached", "enforced_spend_limit_reached",
+}  # fmt: skip
+_NO_CREDIT = re.compile(
+    r"(credit balance|credits?) (is|are) too low|insufficient (credits?|balance|funds)|out of credits", re.I
+)
+_TOO_LONG_CODES = {"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"}
+_TOO_LONG = re.compile(
+    r"context (length|size|window)|maximum (context|model) length|max_model_len|(prompt|input) is too long", re.I
+)
+_KEY = re.compile(r"\b(sk|pk|gsk|xai|org|tgp|Bearer)[-_ ][\w*.\-]{6,}")
+_UNSUPPORTED_CODES = {"unsupported_parameter", "unsupported_value", "unknown_parameter"}
+# Such messages may name a parameter, but another prompt may pass: the row fails, not the run.
+_ABOUT_THE_PROMPT = re.compile(r"\b(prompts?|messages|your input|tokens)\b", re.I)
+_UNSUPPORTED = re.compile(
+    r"unsupported|not support|unknown|unrecognized|unexpected|deprecated|not (permitted|allowed|accepted|available)"
+    r"|cannot (both )?be (used|specified|set)|no longer|extra (fields|inputs)",
+    re.I,
+)
+
+
+def provider_error(error: Exception, model_name: str, address: str) -> ModelError:
+    """Returns this package's error for an exception of an SDK.
+
+    Args:
+        error: What the SDK raised.
+        model_name: For the message.
+        address: The server's address, for the message.
+    """
+    kind = _kind(error)
+    words = server_words(error)
+    if kind is AuthenticationFailed:
+        if _status(error) == 402 or _codes(error) & _NO_CREDIT_CODES or _NO_CREDIT.search(words):
+            return kind(f"The account at {address} has no credit left: {words} Add credit there, and run again.")
+        return kind(
+            f"{address} refuses the key: {words} Pass the right api_key, or set it in the environment, and check that "
+            f'it may use "{model_name}".'
+        )
+    if kind is UnknownModel:
+        return kind(f'{address} has no model "{model_name}": {words} Check model_name and base_url.')
+    if kind is PromptTooLong:
+        return kind(f"The prompt does not fit the context window: {words}")
+    if kind is RateLimited or kind is Unavailable:
+        problem = "asks to slow down" if kind is RateLimited else "did not answer"
+        return kind(f"{address} {problem}: {words}", retry_after=retry_after(getattr(error, "response", None)))
+    if kind is MalformedAnswer:
+        return kind(f"{address} sent an invalid answer: {words}")
+    if isinstance(error, UnicodeError):
+        return kind(f"The prompt is not valid text, so it cannot be sent: {words}")
+    if isinstance(error, TypeError):
+        return kind(f"The prompt cannot be written as JSON: {words}")
+    return kind(f"{address} refuses the request: {words}")
+
+
+def request_error(
+    error: Exception, refused: tuple[str, bool] | None, model_name: str, address: str
+) -> ModelError | DefinitionError:
+    """Returns this package's error for a request that failed.
+
+    Args:
+        error: What the SDK raised.
+        refused: What `refused_parameter` found.
+        model_name: For the message.
+        address: The server's address, for the message.
+
+    Returns:
+        A `DefinitionError`, which ends the run, where every request has the parameter that the server refuses.
+    """
+    failure = provider_error(error, model_name, address)
+    if refused is None or refused[0] == "n" or type(failure) is not BadRequest:
+        return failure
+    return DefinitionError(f'{failure} It is about "{refused[0]}", which every request has.')
+
+
+def retry_after(response: Any) -> float | None:
+    """Returns the seconds that a refusal asks to wait.
+
+    The Retry-After header is a number or a date (RFC 9110); without it, the time until a limit that the headers show
+    as used up is renewed.
+    """
+    if response is None:
+        return None
+    headers = response.headers
+    for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            return max(0.0, float(value) / divisor)
+        except ValueError:
+            pass
+        try:
+            date = parsedate_to_datetime(value)
+        except ValueError:
+            continue
+        return _seconds_until(date)
+    return seconds_until_renewed(headers)
+
+
+def seconds_until_renewed(headers: Mapping[str, str]) -> float | None:
+    """Returns the seconds until the last of the used-up limits is renewed; None where no limit is used up.
+
+    Anthropic sends the time of day, OpenAI a duration such as "6m0.5s".
+    """
+    waits = []
+    for name, left in headers.items():
+        if "ratelimit" not in name.lower() or "remaining" not in name.lower() or left.strip() != "0":
+            continue
+        reset = headers.get(name.lower().replace("remaining", "reset"), "")
+        if match := _DURATION.fullmatch(reset.strip()):
+            hours, minutes, seconds, milliseconds = (float(part or 0) for part in match.groups())
+            waits.append(3600 * hours + 60 * minutes + seconds + milliseconds / 1000)
+        else:
+            try:
+                waits.append(_seconds_until(datetime.fromisoformat(reset)))
+            except ValueError:
+                continue
+    return max(waits, default=None)
+
+
+_DURATION = re.compile(r"(?=\d)(?:(\d+)h)?(?:(\d+)m(?!s))?(?:([\d.]+)s)?(?:([\d.]+)ms)?")
+
+
+def _seconds_until(time: datetime) -> float:
+    return max(0.0, (time.replace(tzinfo=time.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+
+
+def refused_parameter(error: Exception, sent: Collection[str]) -> tuple[str, bool] | None:
+    """Returns the parameter that a 400 or 422 is about, or None where it is about something else.
+
+    Servers name it in `param`, in FastAPI's `detail`, or in words only.
+
+    Args:
+        error: What the SDK raised.
+        sent: Names of the parameters that the request had.
+
+    Returns:
+        The name, and whether the server does not take this parameter at all; otherwise it refuses the value.
+    """
+    if _status(error) not in (400, 422):
+        return None
+    words = server_words(error)
+    unsupported = bool(_codes(error) & _UNSUPPORTED_CODES or _UNSUPPORTED.search(words))
+    places: list[Any] = [getattr(error, "param", None), *_places(getattr(error, "body", None))]
+    named = [name.partition(".")[0] for name in places if isinstance(name, str) and name]
+    for name in named:
+        if name in sent:
+            return name, unsupported
+    if named or _ABOUT_THE_PROMPT.search(words):
+        return None
+    for name in sent:
+        # Quoted, or used as the name of a parameter: a prompt that is repeated in the message does not count.
+        word = re.escape(name)
+        if re.search(
+            rf"['\"`]{word}['\"`]|^{word}\b|\b(parameters?|arguments?|options?|fields?):? {word}\b|\b{word}: ", words
+        ):
+            return name, unsupported
+    return None
+
+
+def server_words(error: Exception) -> str:
+    """Returns the server's own message, whatever the shape of its body, on one line and without keys."""
+    text = _message(getattr(error, "body", None)) or getattr(error, "message", None) or str(error)
+    text = str(text or type(error).__name__)
+    cause = error.__cause__
+    if cause is not None and str(cause) and type(error).__name__ == "APIConnectionError":
+        text = f"{text} ({cause})"
+    # Servers quote the key, or parts of it, in their messages.
+    text = _KEY.sub(r"\1-...", " ".join(text.split())[:500])
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _message(body: object) -> str | None:
+    """Finds the message in a body: a text, `{"message"}`, `{"error": ...}`, `{"detail": [{"loc", "msg"}]}` ..."""
+    if isinstance(body, str):
+        # Of an HTML page only the words.
+        return re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", body, flags=re.S).strip() or None
+    if isinstance(body, Mapping):
+        for name in ("message", "msg", "error_description", "error", "detail", "errors", "title"):
+            text = _message(body.get(name))
+            if text:
+                place = body.get("loc") if name == "msg" else None
+                return f"{'.'.join(map(str, place))}: {text}" if isinstance(place, Sequence) else text
+        return None
+    if isinstance(body, Sequence):
+        return "; ".join(text for text in map(_message, body) if text) or None
+    return None
+
+
+def _places(body: object) -> list[str]:
+    """Names that FastAPI's `detail` says were wrong."""
+    detail = body.get("detail") if isinstance(body, Mapping) else None
+    if not isinstance(detail, list):
+        return []
+    return [str(place) for each in detail if isinstance(each, Mapping) for place in each.get("loc", ())]
+
+
+def _kind(error: Exception) -> type[ModelError]:
+    status, codes, words = _status(error), _codes(error), server_words(error)
+    if codes & _NO_CREDIT_CODES or (status is not None and status < 500 and _NO_CREDIT.search(words)):
+        return AuthenticationFailed
+    if "model_not_found" in codes:
+        return UnknownModel
+    if status in (400, 422) and (codes & _TOO_LONG_CODES or _TOO_LONG.search(words)):
+        return PromptTooLong
+    if isinstance(error, UnicodeError) or (isinstance(error, TypeError) and "serializable" in words):
+        # Raised while the request was written: the same prompt fails again.
+        return BadRequest
+    for base in type(error).__mro__:
+        kind = ERRORS_BY_CLASS.get(base.__name__)
+        if kind is not None and kind is not ModelError:
+            return kind
+    if status is not None and status >= 400:
+        return ERRORS_BY_STATUS.get(status, Unavailable if status >= 500 else ModelError)
+    if any(base.__name__ in ERRORS_BY_CLASS for base in type(error).__mro__):
+        return ModelError
+    # ValueError, AttributeError and the like: the SDK could not read the answer.
+    return MalformedAnswer
+
+
+def _status(error: Exception) -> int | None:
+    status = getattr(error, "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def _codes(error: Exception) -> set[str]:
+    names = (getattr(error, name, None) for name in ("code", "type", "error_code"))
+    return {name for name in names if isinstance(name, str)}

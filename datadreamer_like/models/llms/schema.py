@@ -1,0 +1,234 @@
+"""The schema that an answer must fit: one JSON schema for all providers, and what each engine can keep of it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError
+
+JSONSchema = Mapping[str, Any]
+
+_ANNOTATIONS = {
+    "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly",
+    "$schema", "$id", "$comment", "$defs", "definitions", "discriminator",
+}  # fmt: skip
+
+
+def json_schema_of(schema: object) -> dict[str, Any]:
+    """Returns the JSON schema of a pydantic model class, or a checked copy of a JSON schema.
+
+    Raises:
+        ArgumentTypeError: It is neither.
+        DefinitionError: It is not a valid JSON schema.
+    """
+    import jsonschema
+
+    from_pydantic = getattr(schema, "model_json_schema", None)
+    found: Any = from_pydantic() if isinstance(schema, type) and from_pydantic is not None else schema
+    if not isinstance(found, Mapping):
+        raise ArgumentTypeError(f"schema must be a pydantic model class or a JSON schema (a dict), not {schema!r}.")
+    found_schema: dict[str, Any] = copy.deepcopy(dict(found))
+    try:
+        jsonschema.validators.validator_for(found_schema, jsonschema.Draft202012Validator).check_schema(found_schema)
+    except jsonschema.SchemaError as error:
+        place = "/".join(map(str, error.absolute_path)) or "its root"
+        raise DefinitionError(f"schema is not a valid JSON schema: at {place}, {error.message}.") from error
+    return found_schema
+
+
+def schema_of_response_format(response_format: object) -> object | None:
+    """Returns the schema that OpenAI's `response_format` stands for; None for plain text.
+
+    Raises:
+        DefinitionError: It is of a kind that OpenAI's API does not have.
+    """
+    if response_format is None or hasattr(response_format, "model_json_schema"):
+        return response_format
+    if isinstance(response_format, Mapping):
+        kind, shape = response_format.get("type"), response_format.get("json_schema")
+        if kind == "text":
+            return None
+        if kind == "json_object":
+            return {"type": "object"}
+        if kind == "json_schema" and isinstance(shape, Mapping) and "schema" in shape:
+            inner: object = shape["schema"]
+            return inner
+    raise DefinitionError(
+        f'response_format cannot be {response_format!r}; expected a pydantic model class or a dict of type "text", '
+        '"json_object" or "json_schema". schema=... is the short form.'
+    )
+
+
+# OpenAI and the servers of its protocol
+
+
+def openai_response_format(schema: JSONSchema) -> dict[str, Any]:
+    """Returns the `response_format` that asks for a schema.
+
+    In strict mode OpenAI constrains decoding, and wants every object closed and every property required. Both only
+    narrow what the schema allows, so they are added. A schema with keywords that strict mode does not have is sent
+    without it.
+    """
+    if not schema.get("properties") and schema.get("type") == "object" and "additionalProperties" not in schema:
+        return {"type": "json_object"}
+    strict = strict_schema(schema)
+    shape = {"name": "answer", "schema": dict(schema) if strict is None else strict, "strict": strict is not None}
+    return {"type": "json_schema", "json_schema": shape}
+
+
+_NOT_STRICT = {
+    "allOf", "oneOf", "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "patternProperties",
+    "propertyNames", "minProperties", "maxProperties", "unevaluatedProperties", "unevaluatedItems", "contains",
+    "minContains", "maxContains", "uniqueItems", "prefixItems",
+}  # fmt: skip
+
+
+def strict_schema(schema: JSONSchema) -> dict[str, Any] | None:
+    """Returns the schema as constrained decoding wants it, or None where it cannot be put so."""
+    strict: dict[str, Any] = copy.deepcopy(dict(schema))
+    if strict.get("type") != "object" and "$ref" not in strict:
+        return None
+    for _, node in subschemas(strict):
+        if not isinstance(node, dict) or _NOT_STRICT & node.keys():
+            return None
+        if node.get("type") == "object" or "properties" in node:
+            if node.get("additionalProperties") not in (None, False):
+                return None
+            properties = node.setdefault("properties", {})
+            node["additionalProperties"] = False
+            node["required"] = list(properties)
+        elif not {"type", "enum", "const", "anyOf", "$ref"} & node.keys():
+            return None  # any value at all
+        node.pop("default", None)
+    return strict
+
+
+# Tools, whose input is an object
+
+ANSWER_FIELD = "answer"
+"""The property that holds an answer which is not an object itself."""
+
+
+def object_schema(schema: JSONSchema) -> tuple[dict[str, Any], bool]:
+    """Returns a schema of an object, and whether the answer is wrapped in its property `ANSWER_FIELD`."""
+    if schema.get("type") == "object":
+        return dict(schema), False
+    shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+    inner = {name: value for name, value in schema.items() if name not in shared}
+    wrapped = {"type": "object", "properties": {ANSWER_FIELD: inner}, "required": [ANSWER_FIELD]}
+    return {**wrapped, "additionalProperties": False, **shared}, True
+
+
+# llama.cpp
+
+_LLAMACPP_KEYWORDS = {
+    "string": {"minLength", "maxLength", "pattern", "format"},
+    "integer": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
+    "number": set[str](),
+    "boolean": set[str](),
+    "null": set[str](),
+    "array": {"items", "prefixItems", "minItems", "maxItems"},
+    "object": {"properties", "required", "additionalProperties"},
+}
+_LLAMACPP_FORMATS = {"date", "time", "date-time", "uuid"}
+# Its converter reads these pieces of a regular expression; for others it accepts any text.
+_LLAMACPP_PATTERN = re.compile(
+    r"""\^(?:
+        [\w\ \-:;,/@\#%&=<>!~'_.]      # a character, or any
+        | \\[.\-+*?()\[\]{}|^$/]       # an escaped special one
+        | \[(?!\^)[\w\ \-:;,/.]+\]     # one of a set
+        | \((?!\?) | [)|*+?] | \{\d+(?:,\d*)?\}
+    )*\$""",
+    re.VERBOSE | re.ASCII,
+)
+
+
+def check_llamacpp_schema(schema: JSONSchema) -> None:
+    """Refuses a schema that llama.cpp's grammars cannot keep: they ignore such keywords, so that any text would pass.
+
+    Raises:
+        DefinitionError: It names the keyword and its place.
+    """
+    if not {"type", "enum", "const", "anyOf", "oneOf", "$ref"} & schema.keys():
+        raise DefinitionError('llama.cpp needs a schema with "type", "enum", "const", "anyOf", "oneOf" or "$ref".')
+    for place, node in subschemas(schema):
+        problem = _llamacpp_problem(node)
+        if problem:
+            raise DefinitionError(
+                f"llama.cpp cannot keep {problem} (in the schema at {place}). Leave it out and check the answers, or "
+                "use a provider that has it."
+            )
+
+
+def _llamacpp_problem(node: object) -> str | None:
+    if not isinstance(node, Mapping):
+        return None if node is True else "a schema of False"
+    used = node.keys() - _ANNOTATIONS
+    for alone in ("$ref", "anyOf", "oneOf", "enum", "const"):
+        if alone in used:
+            # The type of an enum or const says nothing more than its values.
+            others = used - {alone} - ({"type"} if alone in ("enum", "const") else set())
+            if others:
+                return f'"{sorted(others)[0]}" beside "{alone}"'
+            if alone == "$ref" and not str(node["$ref"]).startswith(("#/$defs/", "#/definitions/")):
+                return f'the reference {node["$ref"]!r}: only "#/$defs/..." is read'
+            if alone == "oneOf" and "discriminator" not in node and not _disjoint(node["oneOf"]):
+                return '"oneOf" with alternatives that overlap'
+            return None
+    types = [node["type"]] if isinstance(node.get("type"), str) else list(node.get("type", ()))
+    kept = set[str]().union(*(_LLAMACPP_KEYWORDS[kind] for kind in types)) if types else set[str]()
+    unknown = sorted(used - {"type"} - kept)
+    if unknown:
+        return f'"{unknown[0]}"' + (f" of type {' or '.join(types)}" if types else " without a type")
+    return _string_problem(node) or _object_problem(node)
+
+
+def _string_problem(node: Mapping[str, Any]) -> str | None:
+    pattern, form = node.get("pattern"), node.get("format")
+    if form is not None and form not in _LLAMACPP_FORMATS:
+        return f'the format "{form}"; it has {", ".join(sorted(_LLAMACPP_FORMATS))}'
+    if pattern is not None and not _LLAMACPP_PATTERN.fullmatch(pattern):
+        return (
+            f"the pattern {pattern!r}: it must start with ^, end with $, and have no escapes such as \\d and no [^...]"
+        )
+    rest = {"pattern", "format", "minLength", "maxLength"} & node.keys()
+    if len(rest) > 1 and rest & {"pattern", "format"}:
+        return " beside ".join(f'"{name}"' for name in sorted(rest))
+    return None
+
+
+def _object_problem(node: Mapping[str, Any]) -> str | None:
+    missing = sorted(set(node.get("required", ())) - set(node.get("properties", ())))
+    return f'the required property "{missing[0]}" that "properties" does not have' if missing else None
+
+
+def _disjoint(alternatives: list[Any]) -> bool:
+    if all(isinstance(each, Mapping) and "const" in each for each in alternatives):
+        return len({repr(each["const"]) for each in alternatives}) == len(alternatives)
+    kinds = [each.get("type") if isinstance(each, Mapping) else None for each in alternatives]
+    if not all(isinstance(kind, str) for kind in kinds):
+        return False
+    return len(set(kinds)) == len(kinds) and not {"integer", "number"} <= set(kinds)
+
+
+def subschemas(schema: Any, place: str = "#") -> Iterator[tuple[str, Any]]:
+    """Yields a schema and all schemas inside it with their places, outermost first."""
+    yield place, schema
+    if not isinstance(schema, Mapping):
+        return
+    for name in ("properties", "$defs", "definitions", "patternProperties", "dependentSchemas"):
+        for key, inner in (schema.get(name) or {}).items():
+            yield from subschemas(inner, f"{place}/{name}/{key}")
+    for name in ("anyOf", "oneOf", "allOf", "prefixItems"):
+        for index, inner in enumerate(schema.get(name) or ()):
+            yield from subschemas(inner, f"{place}/{name}/{index}")
+    for name in (
+        "items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames",
+        "unevaluatedProperties", "unevaluatedItems",
+    ):  # fmt: skip
+        inner = schema.get(name)
+        if isinstance(inner, Mapping) or (name == "items" and inner is not None):
+            yield from subschemas(inner, f"{place}/{name}")

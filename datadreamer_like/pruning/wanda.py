@@ -1,0 +1,114 @@
+"""Wanda: pruning by weights and activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from datadreamer_like.compression import Batches, CompressionMethod
+from datadreamer_like.compression.method import already_quantized, check_share
+from datadreamer_like.compression.sequential import Block, walk_blocks
+from datadreamer_like.errors import DefinitionError
+from datadreamer_like.formats import mark_sparse
+from datadreamer_like.formats.modules import linears, stacks, weight_of
+from datadreamer_like.kernels import wanda_mask
+
+
+@dataclass(frozen=True)
+class Wanda(CompressionMethod):
+    """Sets the weights to zero whose magnitude times the norm of their input is smallest; no weight is updated.
+
+    Sun et al. 2023, "A Simple and Effective Pruning Approach for Large Language Models", arXiv:2306.11695. The score
+    of a weight is `|W_ij| * ||X_j||_2`, with the norm of input feature j over all calibration tokens that are not
+    padding. Scores are compared within each output row. Blocks are pruned in order: a block is measured on what the
+    pruned blocks before it put out, and inside a block every layer is measured before any is pruned.
+
+    The linear layers inside the blocks are pruned; embeddings, heads, norms and biases are not. Some 128 sequences of
+    calibration text are enough. The result is stored sparse, as `Magnitude`'s is; in memory it is dense.
+
+    Attributes:
+        sparsity: Share of each row that becomes zero, in [0, 1). Leave it out if a pattern is given.
+        pattern: (n, m): of every m consecutive inputs n are kept, as in (2, 4).
+        exclude: Patterns of module names that are never pruned, for instance ("*.down_proj",).
+    """
+
+    sparsity: float | None = None
+    pattern: tuple[int, int] | None = None
+    exclude: tuple[str, ...] = ()
+
+    kind = "pruning"
+    needs_calibration = True
+    papers = ("2306.11695",)
+
+    def __post_init__(self) -> None:
+        if (self.sparsity is None) == (self.pattern is None):
+            raise DefinitionError("Wanda takes either sparsity or pattern: Wanda(0.5), or Wanda(pattern=(2, 4)).")
+        if self.sparsity is not None:
+            check_share("sparsity", self.sparsity)
+        if self.pattern is not None:
+            object.__setattr__(self, "pattern", tuple(self.pattern))
+            if len(self.pattern) != 2 or not 0 < self.pattern[0] <= self.pattern[1]:
+                raise DefinitionError(f"pattern={self.pattern} must be (n, m): n of every m weights are kept, n <= m.")
+
+    @classmethod
+    def example(cls) -> Self:
+        """Half of each row."""
+        return cls(sparsity=0.5)
+
+    def fits(self, model: nn.Module) -> str | None:
+        """Any transformers model whose blocks have plain linear layers, unquantized."""
+        if reason := already_quantized(model):
+            return reason
+        found = self._weights(model)
+        if not found:
+            return "it has no list of blocks with linear layers. Use pruning.Magnitude."
+        if self.pattern is not None:
+            for name, module in found.items():
+                if weight_of(module).shape[1] % self.pattern[1]:
+                    return (
+                        f"the {weight_of(module).shape[1]} inputs of {name} are not a multiple of {self.pattern[1]}. "
+                        "Exclude that module, or choose another pattern."
+                    )
+        return None
+
+    def change(self, model: nn.Module, calibration: Batches | None) -> None:
+        """Prunes the blocks in order, in place."""
+        chosen = self._weights(model)
+        for block in walk_blocks(model, calibration, self):
+            layers = {name: layer for name, layer in chosen.items() if name.startswith(f"{block.name}.")}
+            with _input_norms(block, layers) as norms:
+                block.run()
+            for name, layer in layers.items():
+                weight = weight_of(layer)
+                kept = wanda_mask(weight, norms[name].sqrt(), self.sparsity, pattern=self.pattern)
+                weight.masked_fill_(~kept, 0.0)
+        mark_sparse(model, [f"{name}.weight" for name in chosen])
+
+    def _weights(self, model: nn.Module) -> dict[str, nn.Module]:
+        blocks = tuple(f"{stack.name}." for stack in stacks(model))
+        return {name: layer for name, layer in linears(model, self.exclude).items() if name.startswith(blocks)}
+
+
+@contextmanager
+def _input_norms(block: Block, layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Adds up, while the block runs, the squares of each layer's input features: by name, fp32 [in]."""
+    weights = {name: weight_of(layer) for name, layer in layers.items()}
+    sums = {name: torch.zeros(weight.shape[1], device=weight.device) for name, weight in weights.items()}
+
+    def hook(name: str) -> Any:
+        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            sums[name] += block.tokens(inputs[0]).float().square().sum(0)
+
+        return add
+
+    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        yield sums
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,107 @@
+"""NF4: weights in 4 bits, to run or to train adapters on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self, cast
+
+from torch import Tensor, nn
+
+from datadreamer_like.compression import Batches, CompressionMethod
+from datadreamer_like.errors import DefinitionError, MethodMisfit
+from datadreamer_like.formats import add_layout
+from datadreamer_like.formats.modules import linears, output_heads, replace_modules, stacks, weight_of
+from datadreamer_like.formats.nf4 import NF4Linear, nf4_like
+from datadreamer_like.formats.stored import has_codes
+
+_BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+@dataclass(frozen=True)
+class NF4(CompressionMethod):
+    """Linear layers in 4 bits: an eighth of the bytes of fp32, and adapters can be trained on them.
+
+    Each weight becomes the nearest of 16 levels, the quantiles of a normal distribution, with a scale for each block
+    (QLoRA, Dettmers et al. 2023, arXiv:2305.14314); no calibration data are needed. Codes and scales are those of
+    bitsandbytes to the bit. Weights are dequantized for each product, in the dtype of the activations: memory is
+    saved, not time.
+
+    The linear layers inside the blocks are quantized; in a model without blocks, all but output heads. Embeddings,
+    heads, norms and biases stay. To fine-tune, give the quantized model and a `peft_config` to a trainer; the adapter
+    is then merged into dequantized weights.
+
+    Attributes:
+        block_size: Weights that share a scale.
+        double_quant: Whether the scales are quantized too: 4.127 bits a weight on disk instead of 4.5.
+        exclude: Patterns of module names that are left alone with everything in them, for instance ("*.down_proj",).
+
+    Example:
+        >>> from torch import nn
+        >>> small = NF4().apply(nn.Sequential(nn.Linear(64, 8)))
+        >>> small[0].weight.dtype, small[0].weight.numel()
+        (torch.int8, 256)
+    """
+
+    block_size: int = 64
+    double_quant: bool = True
+    exclude: tuple[str, ...] = ()
+
+    kind = "quantization"
+    papers = ("2305.14314",)
+
+    def __post_init__(self) -> None:
+        if self.block_size not in _BLOCK_SIZES:
+            sizes = ", ".join(map(str, _BLOCK_SIZES))
+            raise DefinitionError(f"block_size is {self.block_size}; it must be one of {sizes}.")
+        if isinstance(cast(object, self.exclude), str):
+            raise DefinitionError(f'exclude is the text "{self.exclude}"; pass a tuple of patterns.')
+
+    @classmethod
+    def example(cls) -> Self:
+        """The method with its defaults."""
+        return cls()
+
+    def fits(self, model: nn.Module) -> str | None:
+        """Any module with linear layers that are not quantized yet, its adapters merged."""
+        if hasattr(model, "peft_config"):
+            return "it has adapters on its weights. Merge them first: model.merge_and_unload()."
+        if not self._chosen(model):
+            if has_codes(model):
+                return "it is quantized already. Start from the model as it was before."
+            return "it has no nn.Linear or Conv1D that this method may quantize."
+        return None
+
+    def change(self, model: nn.Module, calibration: Batches | None) -> None:
+        """Replaces the layers in place; calibration data are not used."""
+        made: dict[str, nn.Module] = {}
+        for name, module in self._chosen(model).items():
+            made[name] = self._quantized(name, module)
+        replace_modules(model, made)
+        for module in model.modules():
+            if isinstance(module, nn.TransformerEncoderLayer):
+                # PyTorch's fused path for these reads the layers' weights itself, and takes none but float.
+                module.activation_relu_or_gelu = 0
+        options = {"block_size": self.block_size, "double_quant": self.double_quant}
+        add_layout(model, {"kind": "nf4", **options, "modules": {name: {} for name in made}})
+
+    def _quantized(self, name: str, module: nn.Module) -> NF4Linear:
+        weight = weight_of(module)
+        if not bool(weight.isfinite().all()):
+            raise MethodMisfit(
+                f'The weight of "{name}" holds infinities or NaN, which have no NF4 code. '
+                "The training that made it has diverged: train again with a lower learning rate."
+            )
+        new = nf4_like(module, self.block_size, self.double_quant)
+        new.quantize(weight)
+        if new.bias is not None:
+            new.bias.data = cast(Tensor, cast(Any, module).bias).detach()
+        return new
+
+    def _chosen(self, model: nn.Module) -> dict[str, nn.Module]:
+        blocks = tuple(f"{stack.name}." for stack in stacks(model))
+        heads = output_heads(model)
+        return {
+            name: module
+            for name, module in linears(model, self.exclude).items()
+            if (name.startswith(blocks) if blocks else name not in heads) and module.weight.numel()  # type: ignore[operator]
+        }

@@ -1,0 +1,194 @@
+"""What made a row: a tree of the rows that it came from, through every step and operation back to the sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from datadreamer_like.errors import NoSuchRow
+from datadreamer_like.graph.node import Node
+from datadreamer_like.graph.origin import INPUT, Link, Origin
+from datadreamer_like.graph.output import OutputDataset, OutputIterableDataset
+
+PROMPT_COLUMNS = ("prompts", "judge_prompts")
+"""Columns in which prompting steps keep the prompts that they sent."""
+
+# Of many rows that one came from, a printed tree shows the first few.
+_MOST_SHOWN = 5
+_WIDEST = 100
+
+
+@dataclass(eq=False)
+class Trace:
+    """A row and what it came from.
+
+    Attributes:
+        node: Name of the node that made the row.
+        class_name: Class of that node.
+        index: Position of the row; None where it is known only that the node had a part in it.
+        role: What it was to the row that came from it: `input`, `example`, `document`; `row` for the one asked for.
+        values: The row's values by column; None where they cannot be read.
+        prompt: The prompt that was sent for the row, of a prompting step.
+        parents: What the row came from.
+    """
+
+    node: str
+    class_name: str
+    index: int | None
+    role: str = "row"
+    values: dict[str, Any] | None = None
+    prompt: Any = None
+    parents: list[Trace] = field(default_factory=list, repr=False)
+
+    def walk(self) -> Iterator[Trace]:
+        """Yields this row and all that it came from, each once."""
+        seen: set[int] = set()
+        waiting = [self]
+        while waiting:
+            trace = waiting.pop()
+            if id(trace) not in seen:
+                seen.add(id(trace))
+                yield trace
+                waiting.extend(reversed(trace.parents))
+
+    def __str__(self) -> str:
+        lines: list[str] = []
+        seen: set[int] = set()
+        waiting: list[tuple[Trace | int, int, str]] = [(self, 0, self.role)]
+        while waiting:
+            trace, depth, role = waiting.pop()
+            indent = "  " * depth
+            if isinstance(trace, int):
+                lines.append(f"{indent}... and {trace:,} more")
+                continue
+            row = "" if trace.index is None else f", row {trace.index:,}"
+            shown = trace.parents and id(trace) in seen
+            lines.append(f"{indent}{role}: {trace.node} ({trace.class_name}){row}{' (see above)' if shown else ''}")
+            if shown:
+                continue
+            seen.add(id(trace))
+            lines += [f"{indent}    {name} = {_short(value)}" for name, value in (trace.values or {}).items()]
+            if len(trace.parents) > _MOST_SHOWN:
+                waiting.append((len(trace.parents) - _MOST_SHOWN, depth + 1, ""))
+            waiting += [(parent, depth + 1, parent.role) for parent in reversed(trace.parents[:_MOST_SHOWN])]
+        return "\n".join(lines)
+
+
+@dataclass(eq=False)
+class _Row:
+    """A row to be looked up, and how the lazy rows behind it are known."""
+
+    node: Any
+    index: int
+    trace: Trace
+    learned: dict[str, Origin]
+
+
+def traced(step: Any, index: int) -> Trace:
+    """Returns what made a row of a step; see `Step.trace`.
+
+    Raises:
+        NoSuchRow: There is no such row.
+    """
+    size = step.output.num_rows
+    position = index + size if index < 0 and size is not None else index
+    if position < 0 or (size is not None and position >= size):
+        known = f"it has {size:,} rows" if size is not None else "the number of its lazy rows is not known"
+        raise NoSuchRow(f'"{step.name}" has no row {index}; {known}.')
+    root = Trace(step.name, type(step).__name__, position)
+    found = {(id(step), position, "row"): root}
+    waiting = [_Row(step, position, root, {})]
+    while waiting:
+        row = waiting.pop()
+        _read_values(row)
+        learned = {**row.learned, **_stored_origins(row.node)}
+        links = _links(row, learned)
+        covered = set()
+        for link in links or ():
+            covered.add(id(link.parent))
+            for place in link.of(row.index):
+                key = (id(link.parent) if link.parent is not None else hash(link.name), place, link.role)
+                parent = found.get(key)
+                if parent is None:
+                    parent = found[key] = _parent(link, place)
+                    parent.values = _moved_values(row, link.parent)
+                    if isinstance(getattr(link.parent, "_output", None), OutputDataset | OutputIterableDataset):
+                        waiting.append(_Row(link.parent, place, parent, learned))
+                row.trace.parents.append(parent)
+        for node in row.node.parents:
+            if id(node) not in covered:
+                row.trace.parents.append(Trace(node.name, type(node).__name__, None, INPUT))
+    return root
+
+
+def _parent(link: Link, place: int) -> Trace:
+    if link.parent is None:
+        return Trace(link.name, link.class_name, place, link.role)
+    return Trace(link.parent.name, type(link.parent).__name__, place, link.role)
+
+
+def _moved_values(row: _Row, parent: Any) -> dict[str, Any] | None:
+    """Returns the values of a lazy row that an operation only moved, so that it need not be generated again."""
+    moved = getattr(row.node, "moves_rows", False) and isinstance(
+        getattr(parent, "_output", None), OutputIterableDataset
+    )
+    if not moved or row.trace.values is None or not set(parent.output.column_names) <= set(row.trace.values):
+        return None
+    return {name: row.trace.values[name] for name in parent.output.column_names}
+
+
+def _read_values(row: _Row) -> None:
+    if row.trace.values is None:
+        try:
+            values = row.node.output.rows.values_at(row.index)
+        except IndexError:
+            raise NoSuchRow(f'"{row.node.name}" has no row {row.index}.') from None
+        row.trace.values = {name: column[0] for name, column in values.items()}
+    row.trace.prompt = next((row.trace.values[name] for name in PROMPT_COLUMNS if name in row.trace.values), None)
+
+
+def _links(row: _Row, learned: dict[str, Origin]) -> tuple[Link, ...] | None:
+    rows = row.node.output.rows
+    origin: Origin = rows.origin
+    stored = learned.get(row.node.fingerprint)
+    if rows.table is None and stored is not None and stored.covers(row.index):
+        origin = stored
+    if not origin.covers(row.index):
+        for _ in rows.read():
+            if origin.covers(row.index):
+                break
+    return origin.links
+
+
+def _stored_origins(node: Any) -> dict[str, Origin]:
+    """Returns what a finished step has kept on the origins of the lazy rows that it was made of."""
+    described = node.manifest.result.get("origins of lazy rows") if node.manifest is not None else None
+    if not described:
+        return {}
+    folder = node.result_folder
+    nodes = [parent for lazy in lazy_nodes(node.parents) for parent in (lazy, *lazy.parents)]
+    return {fingerprint: Origin.load(folder, links, nodes) for fingerprint, links in described.items()}
+
+
+def lazy_nodes(parents: Iterable[Node]) -> list[Any]:
+    """Returns the lazy steps among some nodes, and those behind them up to the first that is not lazy."""
+    found: dict[int, Any] = {}
+    waiting: list[Any] = list(parents)
+    while waiting:
+        node = waiting.pop()
+        if id(node) not in found and isinstance(getattr(node, "_output", None), OutputIterableDataset):
+            found[id(node)] = node
+            waiting.extend(node.parents)
+    return list(found.values())
+
+
+def lazy_origins(parents: Iterable[Node]) -> list[tuple[Node, Origin]]:
+    """Returns the origins that a pass over lazy rows has learned, by the steps that they belong to."""
+    origins = [(node, node.output.rows.origin) for node in lazy_nodes(parents)]
+    return [(node, origin) for node, origin in origins if origin.rows is not None and origin.links]
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= _WIDEST else f"{shown[: _WIDEST - 4]} ..."

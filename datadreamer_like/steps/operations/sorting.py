@@ -1,0 +1,71 @@
+"""Sorting rows by columns, in Arrow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datadreamer_like.errors import DefinitionError
+from datadreamer_like.graph.rows import Rows, Table
+from datadreamer_like.storage.values import FEATURE, PICKLED, class_names, to_list
+
+from .transforms import Positions, kept, select
+
+
+def sort(rows: Rows, names: Sequence[str], reverse: Sequence[bool], null_placement: str) -> Rows:
+    """Sorts rows by columns, stably. Missing values, and NaN next to them, are at one end in either direction.
+
+    Texts are compared by their code points, class numbers as numbers.
+    """
+    if null_placement not in ("at_end", "at_start"):
+        raise DefinitionError(f'sort: null_placement is {null_placement!r}; expected "at_end" or "at_start".')
+    whole = kept(rows)
+    assert whole.table is not None
+    return select(whole, sorted_positions(whole.table, names, reverse, null_placement))
+
+
+def sorted_positions(
+    table: Table, names: Sequence[str], reverse: Sequence[bool], null_placement: str = "at_end"
+) -> Positions:
+    """Returns the positions of a table's rows in sorted order; see `sort`."""
+    keys = table.columns(list(dict.fromkeys(names))).whole().combine_chunks()
+    if all(_is_sorted_by_arrow(keys.schema.field(name)) for name in names):
+        return _arrow_order(keys, names, reverse, null_placement)
+    return _python_order(keys, names, reverse, null_placement)
+
+
+def _is_sorted_by_arrow(field: pa.Field) -> bool:
+    metadata = field.metadata or {}
+    stored_otherwise = PICKLED in metadata or (FEATURE in metadata and class_names(field) is None)
+    return not (pa.types.is_nested(field.type) or isinstance(field.type, pa.ExtensionType) or stored_otherwise)
+
+
+def _arrow_order(keys: pa.Table, names: Sequence[str], reverse: Sequence[bool], nulls: str) -> Positions:
+    columns: dict[str, pa.ChunkedArray] = {}
+    order: list[tuple[str, str]] = []
+    for place, (name, backwards) in enumerate(zip(names, reverse, strict=True)):
+        column = keys.column(name)
+        if pa.types.is_boolean(column.type) or pa.types.is_null(column.type):
+            column = pc.cast(column, pa.int8())
+        if nulls == "at_start":
+            columns[f"{place} missing"] = pc.cast(pc.is_null(column, nan_is_null=True), pa.int8())
+            order.append((f"{place} missing", "descending"))
+        columns[f"{place}"] = column
+        order.append((f"{place}", "descending" if backwards else "ascending"))
+    return np.asarray(pc.sort_indices(pa.table(columns), sort_keys=order)).astype(np.int64)
+
+
+def _python_order(keys: pa.Table, names: Sequence[str], reverse: Sequence[bool], nulls: str) -> Positions:
+    order = list(range(keys.num_rows))
+    for name, backwards in reversed(list(zip(names, reverse, strict=True))):
+        values: list[Any] = to_list(keys.column(name), keys.schema.field(name))
+        present = [index for index in order if values[index] is not None]
+        missing = [index for index in order if values[index] is None]
+        # sorted() keeps equal rows in order, also when the order is reversed.
+        present.sort(key=values.__getitem__, reverse=backwards)
+        order = present + missing if nulls == "at_end" else missing + present
+    return np.array(order, dtype=np.int64)

@@ -1,0 +1,196 @@
+"""What the smallest `example()` of each public class gives: plain JSON, small enough to read when it changes."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from subjects import ROOMS, Lengths, Parrot, classes_of, example_of, public
+
+from datadreamer_like import DataDreamer
+from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.models import LLM, Embedder, Retriever, TaskModel
+from datadreamer_like.models.model import Model
+from datadreamer_like.stages import Stage
+from datadreamer_like.stages.compression import Compression
+from datadreamer_like.steps import DataSource, Step, SuperStep
+from datadreamer_like.trainers import Trainer
+
+BASES = {Step, SuperStep, LLM, Embedder, Retriever, TaskModel, Stage, Compression, Trainer}
+
+
+def decides_a_result(kind: Any) -> bool:
+    """Whether a public class must have an identity: by its base, or as a method or objective by what it can do."""
+    if issubclass(kind, Step | Model | Stage | Trainer):
+        return True
+    return not getattr(kind, "_is_protocol", False) and any(hasattr(kind, name) for name in ("apply", "loss"))
+
+
+def subjects() -> list[type]:
+    """Every public class whose behaviour decides a result, except the bases that have none of their own."""
+    return [kind for kind in classes_of(*(set(ROOMS) - {"formats"})) if decides_a_result(kind) and kind not in BASES]
+
+
+class Given:
+    """Small models for the examples, each made when it is first asked for."""
+
+    def __init__(self, folder: Path, language_model: Path, classifier: Path, files: dict[str, Path]) -> None:
+        self.folder = folder
+        self.language_model = language_model
+        self.classifier = classifier
+        self.files = files
+        self._teacher: Any = None
+
+    @property
+    def teacher(self) -> Any:
+        """A classifier of cats and dogs."""
+        if self._teacher is None:
+            kind = public("trainers", "TrainHFClassifier")
+            with DataDreamer(self.folder / "teacher", verbose=False):
+                self._teacher = self.trained(kind, "Teacher").trained
+        return self._teacher
+
+    def trained(self, kind: Any, name: str, **more: Any) -> Any:
+        options = self.with_columns(kind.example())
+        return kind(name, model_name=str(self.language_model)).train(**options, **more)
+
+    def with_columns(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Turns lists of values into columns."""
+        lists = {name: value for name, value in options.items() if is_values(value)}
+        return options | {name: DataSource(name, {"value": value}).output["value"] for name, value in lists.items()}
+
+
+def is_values(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str | int | float) for item in value)
+
+
+def output(kind: Any, given: Given, folder: Path) -> Any:
+    """What the class's example gives, as plain JSON."""
+    for base, of in OUTPUTS.items():
+        if issubclass(kind, base):
+            return plain(of(kind, given, folder))
+    return plain(of_method(kind, given) if hasattr(kind, "apply") else of_objective(kind, given, folder))
+
+
+def of_step(kind: Any, given: Given, folder: Path) -> Any:
+    with DataDreamer(":memory:", verbose=False):
+        arguments = example_of(kind, folder)
+        rows = list(kind("It", **arguments).output)
+    asked = [model.asked for model in arguments.get("args", {}).values() if isinstance(model, Parrot)]
+    return {"rows": rows, **({"asked": sorted(asked[0])} if asked else {})}
+
+
+def of_llm(kind: Any, given: Given, folder: Path) -> Any:
+    """Keys under which its answers are stored, and the requests of a provider that has an address."""
+    from datadreamer_like.models.calls.llm_calls import LLMCalls
+    from datadreamer_like.models.llms.generation import Generation
+
+    os.environ.setdefault(f"{kind.__name__.upper()}_API_KEY", "none")  # nothing is sent to the provider
+    llm = kind.example(str(given.files.get(kind.__name__, "example/model")))
+    options: dict[str, Any] = {"max_new_tokens": 5, "temperature": 0.7, "top_p": 0.9, "n": 2, "seed": 3}
+    calls = LLMCalls(fingerprint(llm), Generation.from_options(options, llm.extra_options).sampling, llm.follow_up)
+    keys, _ = calls.admit(["Say yes.", "Say yes.", [{"role": "user", "content": "Say no."}]])
+    result: dict[str, Any] = {"keys": [key.hex() for key in keys]}
+    if "base_url" in inspect.signature(kind.__init__).parameters:
+        result["requests"] = requests_of(kind, folder, options)
+    return result
+
+
+def requests_of(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+    from flaky_server import FlakyServer
+
+    with FlakyServer() as server:
+        llm = kind("m", base_url=server.url, api_key="none", system_prompt="Be brief.", cache_folder_path=folder)
+        llm.run(["Say yes."], **options)
+        return server.requests
+
+
+def of_embedder(kind: Any, given: Given, folder: Path) -> Any:
+    model = kind.example(str(given.files.get(kind.__name__, "example/model")))
+    return [vector[:4] for vector in model.run(["a cat", "two dogs"])]
+
+
+def of_retriever(kind: Any, given: Given, folder: Path) -> Any:
+    return kind.example(Lengths()).run(["a bird"], k=2)
+
+
+def of_trainer(kind: Any, given: Given, folder: Path) -> Any:
+    with DataDreamer(folder, verbose=False):
+        return given.trained(kind, "It").metrics
+
+
+def of_stage(kind: Any, given: Given, folder: Path) -> Any:
+    example = kind.example(given.teacher)
+    with DataDreamer(folder, verbose=False):
+        stage = kind("It", **given.with_columns(example))
+        if hasattr(stage, "predict"):
+            return stage.predict(["a cat", "the dog"]).probabilities
+        return [row["accuracy"] for row in stage.rows]
+
+
+def of_method(kind: Any, given: Given) -> Any:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(given.classifier).eval()
+    tokenizer = AutoTokenizer.from_pretrained(given.classifier)
+    texts = ["the cat sat", "the dog sat on the mat"]
+    with torch.no_grad():  # weights as large as trained ones: with those of a fresh model all logits are near zero
+        for weight in model.parameters():
+            weight.mul_(5.0 if weight.dim() > 1 else 1.0)
+    method = kind.example()
+    if getattr(kind, "changes_tokenizer", False):
+        model, tokenizer = method.apply(model, texts, tokenizer=tokenizer)
+        batch = dict(tokenizer(texts, return_tensors="pt", padding=True))
+    else:
+        batch = dict(tokenizer(texts, return_tensors="pt", padding=True))
+        model = method.apply(model, [{**batch, "labels": torch.tensor([0, 1])}])
+    with torch.no_grad():
+        return model.eval()(**batch).logits
+
+
+def of_objective(kind: Any, given: Given, folder: Path) -> Any:
+    """How a classifier that minimises it fares."""
+    objective = kind.example(given.teacher)
+    with DataDreamer(folder, verbose=False):
+        return given.trained(public("trainers", "TrainHFClassifier"), "It", objective=objective).metrics
+
+
+OUTPUTS: dict[type, Callable[[Any, Given, Path], Any]] = {
+    Step: of_step,
+    LLM: of_llm,
+    Embedder: of_embedder,
+    Retriever: of_retriever,
+    Trainer: of_trainer,
+    Stage: of_stage,
+}
+
+
+def plain(value: Any) -> Any:
+    """Turns a value into JSON with floats of five digits."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(np.asarray(value).tolist())
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def difference(expected: Any, found: Any, where: str = "") -> str | None:
+    """The first place where two outputs differ by more than another processor's arithmetic explains."""
+    if isinstance(expected, dict) and isinstance(found, dict) and set(expected) == set(found):
+        pairs = [(expected[key], found[key], f"{where}[{key!r}]") for key in expected]
+    elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
+        pairs = [(a, b, f"{where}[{index}]") for index, (a, b) in enumerate(zip(expected, found, strict=True))]
+    elif isinstance(expected, float) and isinstance(found, int | float):
+        return None if abs(expected - found) <= 0.002 + 0.002 * abs(expected) else f"{where}: {expected} → {found}"
+    else:
+        return None if expected == found else f"{where}: {expected!r} → {found!r}"
+    return next((said for a, b, place in pairs if (said := difference(a, b, place))), None)

@@ -1,0 +1,136 @@
+"""Results: kept where they belong or made on demand; failed rows are part of them; a crash leaves both old and new."""
+
+import json
+import os
+import pickle
+import random
+
+import pytest
+
+from datadreamer_like import DataDreamer
+from datadreamer_like.graph.engine import LocalEngine
+from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.manifest import Manifest, row_ranges
+from datadreamer_like.graph.node import Node
+from datadreamer_like.graph.results import Kept, OnDemand, Results, Wanted
+
+
+class Counts(Node):
+    """Counts to its argument, and fails the rows that it is told to."""
+
+    kind = "step"
+
+    def __init__(self, name, rows, failing=(), lazy=False):
+        self.rows, self.failing, self.lazy = rows, failing, lazy
+        super().__init__(name)
+        self.outcome = self.find_or_make()
+
+    def fingerprint_parts(self):
+        return {"rows": fingerprint(self.rows), "failing": fingerprint(list(self.failing))}
+
+    def build(self, draft):
+        if self.lazy:
+            return OnDemand(lambda: range(self.rows))
+        for row in self.failing:
+            self.usage.row_failed(row, f"row {row} is odd")
+        (draft / "rows").write_text(str(self.rows))
+        return self.kept(rows=self.rows)
+
+
+def test_a_result_on_demand_is_returned_and_nothing_of_it_is_kept(tmp_path):
+    with DataDreamer(tmp_path):
+        node = Counts("Lazy", 3, lazy=True)
+        assert isinstance(node.outcome, OnDemand)
+        assert list(node.outcome.value()) == [0, 1, 2]
+        assert node.manifest is None
+    assert [file.name for file in tmp_path.rglob("*") if file.is_file() and file.parent.name != ".locks"] == [
+        ".session.json"
+    ]
+    assert not list(tmp_path.rglob("*draft*"))
+
+
+def test_a_kept_result_says_whether_it_was_found(tmp_path):
+    for found in (False, True):
+        with DataDreamer(tmp_path):
+            outcome = Counts("Two", 2).outcome
+        assert isinstance(outcome, Kept)
+        assert outcome.found is found
+        assert outcome.manifest.rows == 2
+
+
+def test_failed_rows_are_part_of_the_result_and_all_are_known_again(tmp_path):
+    failing = sorted(random.Random(0).sample(range(10_000), 3_000))
+    for _ in range(2):
+        with DataDreamer(tmp_path, verbose=False):
+            node = Counts("Some fail", 10_000, failing)
+        assert node.manifest.failed == failing
+        assert node.card.failed_rows == 3_000
+        assert len(node.manifest.failures) == 1_000
+        assert node.manifest.failures[str(failing[0])] == f"row {failing[0]} is odd"
+    assert len(json.loads((tmp_path / "some-fail" / "node.json").read_text())["failed_rows"]) < 20_000
+
+
+@pytest.mark.parametrize("rows", [[], [0], [3, 7, 8, 9], [9, 8, 8, 1], list(range(1_000_000))])
+def test_row_indices_survive_as_ranges(rows):
+    text = row_ranges(rows)
+    assert Manifest("", "", "", {}, failed_rows=text).failed == sorted(set(rows))
+    assert len(text) < 20
+
+
+def test_whoever_dies_while_a_result_is_promoted_leaves_both_findable(tmp_path, monkeypatch):
+    results = Results(tmp_path)
+    results.open()
+    _, folder = results.claim("It")
+
+    def wanted(content):
+        return Wanted("It", folder, content, {"content": content})
+
+    def build(content):
+        def made(draft):
+            (draft / "content").write_text(content)
+            return Kept(Manifest("It", "X", content, {"content": content}))
+
+        return made
+
+    results.make(wanted("old"), build("old"))
+    rename, done = os.rename, []
+
+    def dies_at(step):
+        def renamed(source, target):
+            if len(done) == step:
+                raise KeyboardInterrupt
+            done.append(target)
+            rename(source, target)
+
+        return renamed
+
+    for step in range(3):  # the draft complete, the old one away, the new one in its place
+        done.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr("os.rename", dies_at(step))
+            with pytest.raises(KeyboardInterrupt):
+                results.make(wanted(f"new {step}"), build(f"new {step}"))
+        for content in ("old", *([f"new {step}"] if step else [])):
+            found = results.make(wanted(content), build("made again"))
+            assert found.found, f"{content} is lost where it died at step {step}"
+            assert (results.folder_of(wanted(content)) / "content").read_text() == content
+
+
+def test_results_survive_a_pickle_with_their_node(tmp_path):
+    again = pickle.loads(pickle.dumps(Results(tmp_path)))
+    assert again.folder == tmp_path
+    assert again.claim("It") == ("It", tmp_path / "it")
+
+
+def test_the_local_engine_applies_a_function_in_order_and_no_further_than_asked():
+    read = []
+
+    def batches():
+        for index in range(5):
+            read.append(index)
+            yield [index]
+
+    made = LocalEngine().batches(lambda batch: [2 * value for value in batch], batches())
+    assert next(made) == [0]
+    assert read == [0]
+    assert list(made) == [[2], [4], [6], [8]]

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flaky_server import FlakyServer, Reply, completion
+
+from datadreamer_like import DataDreamer
+from datadreamer_like.errors import DefinitionError
+from datadreamer_like.graph.progress import describe_usage
+from datadreamer_like.graph.usage import Usage, counting
+from datadreamer_like.models import OpenAI
+from datadreamer_like.models.llms.prices import Prices, given_prices, known_prices, prices_as_of, total_cost
+from datadreamer_like.steps import DataSource, Prompt
+
+
+def test_a_request_costs_its_tokens_each_at_its_price() -> None:
+    prices = Prices(input=4.0, output=20.0, cached_input=0.2, cache_write=5.0, cache_write_1h=8.0)
+    dollars = prices.cost(1_000_000, 100_000, cached=500_000, written=200_000, written_1h=100_000)
+    assert dollars == pytest.approx(0.2 * 4 + 0.5 * 0.2 + 0.2 * 5 + 0.1 * 8 + 0.1 * 20)
+    assert Prices(1.0, 2.0).cost(1_000_000, 0, cached=500_000, written=100_000, written_1h=100_000) == 1.0
+    assert Prices(1.0, 2.0, up_to=100).cost(101, 1) is None
+
+
+def test_the_table_is_dated_and_knows_exact_names_only() -> None:
+    assert datetime.date.fromisoformat(prices_as_of()) >= datetime.date(2026, 11, 1)
+    assert known_prices("openai", "gpt-5-mini") == Prices(0.25, 2.0, cached_input=0.025)
+    assert known_prices("openai", "gpt-5-mini-of-mine") is None
+    assert known_prices("nobody", "gpt-5-mini") is None
+
+
+@pytest.mark.parametrize(
+    ("prices", "match"),
+    [
+        (3, "prices cannot be 3"),
+        ({"input": 1.0}, "both input and output"),
+        ({"input": 1.0, "outputs": 2.0}, 'Did you mean "output"'),
+        ({"input": -1.0, "output": 2.0}, '"input" cannot be -1.0'),
+        ({"input": "1", "output": 2.0}, "\"input\" cannot be '1'"),
+    ],
+)
+def test_malformed_prices_are_refused(prices: Any, match: str) -> None:
+    with pytest.raises(DefinitionError, match=match):
+        OpenAI("m", api_key="k", prices=prices)
+
+
+def test_published_prices_hold_at_the_providers_own_server_only() -> None:
+    assert OpenAI("gpt-5-mini", api_key="k").prices == known_prices("openai", "gpt-5-mini")
+    assert OpenAI("gpt-5-mini", base_url="http://localhost:9/v1").prices is None
+    assert OpenAI("gpt-5-mini", api_key="k", prices={"input": 1, "output": 2}).prices == Prices(1, 2)
+    assert given_prices(None) is None
+
+
+def test_a_sum_with_an_unknown_part_is_unknown() -> None:
+    assert total_cost([0.5, 0.25]) == 0.75
+    assert total_cost([0.5, None]) is None
+    usage = Usage()
+    usage.add(cost=0.5)
+    usage.add(cost=None)
+    usage.add(cost=0.5)
+    assert usage.cost is None
+    assert describe_usage(usage) == ["cost unknown"]
+
+
+def test_what_was_paid_is_counted_once_with_cached_prompt_tokens_cheaper(tmp_path: Path) -> None:
+    def behave(body: dict[str, Any], before: int) -> Reply:
+        import json
+
+        answer = completion(Reply("fine"), body)
+        answer["usage"] = {"prompt_tokens": 1_000, "completion_tokens": 100, "total_tokens": 1_100}
+        answer["usage"]["prompt_tokens_details"] = {"cached_tokens": 600}
+        return Reply(body=json.dumps(answer).encode())
+
+    prices = {"input": 2.0, "output": 10.0, "cached_input": 0.2}
+    with FlakyServer(behave) as server:
+        llm = OpenAI("m", base_url=server.url, cache_folder_path=tmp_path, prices=prices)
+        usage = Usage()
+        with counting(usage):
+            first, second = llm.answers(["a", "b"])
+            (again,) = llm.answers(["a"])
+    assert first.cost == pytest.approx((400 * 2.0 + 600 * 0.2 + 100 * 10.0) / 1e6)
+    assert first.cached_tokens == second.cached_tokens == 600
+    assert again.cost == 0.0
+    assert usage.cost == pytest.approx(2 * first.cost)
+
+
+@pytest.mark.parametrize("prices", [None, {"input": 0.0, "output": 0.0}, {"input": 1.0, "output": 1.0}])
+def test_a_card_says_what_a_step_cost_or_that_it_is_unknown(prices: Any, tmp_path: Path) -> None:
+    with FlakyServer() as server, DataDreamer(str(tmp_path), verbose=False):
+        llm = OpenAI("m", base_url=server.url, prices=prices)
+        rows = DataSource("Rows", data={"p": ["a", "b"]})
+        step = Prompt("Ask", inputs={"prompts": rows.output["p"]}, args={"llm": llm})
+        assert list(step.output["generations"]) == ["echo: a", "echo: b"]
+    expected = {None: None, 0.0: 0.0, 1.0: pytest.approx(2 * 5 / 1e6)}[prices and prices["input"]]
+    assert step.card.cost == expected
+    assert rows.card.cost == 0.0
