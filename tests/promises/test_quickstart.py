@@ -13,15 +13,14 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPT = EXAMPLES / "quickstart.py"
 # The same script with less of everything, so that it takes half a minute of two idle cores.
 SMALLER = {
-    ".take(1024)": ".take(160)",
-    "LABELLED = 256": "LABELLED = 128",
+    ".take(1280)": ".take(160)",
+    "LABELLED = 128": "LABELLED = 96",
     "train_size=128, test_size=600": "train_size=16, test_size=32",
-    '"n": 48': '"n": 4',
+    '"n": 32': '"n": 4',
     '"topic": topics': '"topic": topics[:4]',
     '"max_new_tokens": 36': '"max_new_tokens": 16',
-    "epochs=4": "epochs=1",
-    "epochs=6": "epochs=1",
-    '"epochs": 3': '"epochs": 1',
+    "epochs=8": "epochs=1",
+    '"epochs": 4': '"epochs": 1',
     '["plausible"] > 0.15': '["plausible"] >= 0.0',
     'len(row["description"]) > 60': 'len(row["description"]) > 0',
     "real.take(128)": "real.take(16)",
