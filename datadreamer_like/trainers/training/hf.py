@@ -189,7 +189,9 @@ class HFTrainer(Trainer):
 
     def _build(self, columns: Columns, training: Training, objective: Objective | None, draft: Path) -> Kept:
         device, minimised = training_device(self.device), objective or Supervised()
-        with quiet(), seeded(training.seed), borrowed(minimised.teacher):
+        with quiet(), seeded(training.seed), borrowed(minimised.teacher), warnings.catch_warnings():
+            # peft looks for a config.json to compare vocabularies with; the folder of a GGUF file has none.
+            warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
             config, tokenizer = self._config_and_tokenizer()
             current_usage().note = "reading the rows"
             task = self.make_task(config, tokenizer, columns, training, minimised)
