@@ -4,6 +4,7 @@ from .calls.text_calls import Computed as Computed
 from .calls.text_calls import TextOptions as TextOptions
 from .embedders.embedder import Embedder as Embedder
 from .embedders.sentence_transformers_embedder import SentenceTransformersEmbedder as SentenceTransformersEmbedder
+from .llms.anthropic import Anthropic as Anthropic
 from .llms.chat_template import AUTO as AUTO
 from .llms.endpoints import Together as Together
 from .llms.generation import Answer as Answer

@@ -264,7 +264,7 @@ def _plain(value: Any) -> Any:
         return value
     if value.dtype.kind in "Mm":
         # Python has no nanoseconds; dates and times of a coarser unit become Python's own.
-        return value if value.dtype.name.endswith("[ns]") and value.ndim == 0 else value.astype(object).tolist()
+        return value if value.dtype.name.endswith("[ns]") else value.tolist()
     if value.ndim == 1 and value.dtype.kind in "biuf":
         return value
     return value.tolist()

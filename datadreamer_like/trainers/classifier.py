@@ -31,7 +31,7 @@ class TrainHFClassifier(HFTrainer):
 
     Args:
         name: The trainer's name.
-        model_name: Id on the Hub, folder, trainer, stage or `TrainedModel` to start from.
+        model_name: Id on the Hub, folder, GGUF file, trainer, stage or `TrainedModel` to start from.
         **options: See `HFOptions`; further ones go to `from_pretrained`.
 
     Raises:

@@ -30,7 +30,7 @@ class TrainHFFineTune(HFTrainer):
 
     Args:
         name: The trainer's name.
-        model_name: Id on the Hub, folder, trainer, stage or `TrainedModel` to start from.
+        model_name: Id on the Hub, folder, GGUF file, trainer, stage or `TrainedModel` to start from.
         chat_prompt_template: The prompt template: AUTO for the tokenizer's own chat template where it has one, Jinja
             code over `messages`, a text with the placeholder `{{prompt}}`, or None for the bare prompt. It becomes the
             chat template of the saved tokenizer, so that whatever loads the model asks it in the same way.

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, PromptTooLong
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.node import Node
 from datadreamer_like.graph.output import OutputDataset, OutputDatasetColumn
 from datadreamer_like.graph.session import DataDreamer
-from datadreamer_like.graph.usage import Usage, counting
 from datadreamer_like.models.embedders.embedder import Embedder
 from datadreamer_like.models.embedders.sentence_transformers_embedder import SentenceTransformersEmbedder
 from datadreamer_like.models.retrievers.embedding_retriever import EmbeddingRetriever
@@ -128,14 +127,13 @@ def test_a_steps_column_is_a_corpus(tmp_path):
 
 def test_bad_texts_and_queries_are_left_out_and_counted_as_what_they_are():
     corpus = ["1", "2 far too long a text", "3"]
-    usage = Usage()
-    with counting(usage):
-        retriever = EmbeddingRetriever(corpus, Drawn("drawn"))
-        found = retriever.run(["3", "1 far too long a query", "1"], k=3, batch_size=2)
+    retriever = EmbeddingRetriever(corpus, Drawn("drawn"))
+    queries = ["3", "1 far too long a query", "1"]
+    found = retriever.run(queries, k=3, batch_size=2)
     assert found[0]["indices"][0] == 2
     assert found[1] is None
     assert sorted(found[2]["indices"]) == [0, 2]
-    assert list(usage.failures) == [1]
+    assert [type(result.error) for result in retriever.results(queries, k=3)] == [type(None), PromptTooLong, type(None)]
     assert "query" not in corpus[1]
     cut = EmbeddingRetriever(corpus, Drawn("drawn"), truncate=True)
     assert cut.run(["2 far too long a query"], k=1)[0]["indices"] == [1]

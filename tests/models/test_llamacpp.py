@@ -272,7 +272,6 @@ from datadreamer_like.models.llms.llamacpp import LlamaCPP
 llm = LlamaCPP({str(smollm_gguf)!r}, context_length=256, slots=2)
 llm.run(["Hi.", "word " * 400, "JSON"], max_new_tokens=4, top_logprobs=1)
 llm.run(["Hi."], max_new_tokens=8, schema={{"type": "object"}})
-llm.run(["Hi."], max_new_tokens=8, grammar="sandwich")
 llm.count_tokens("Hi.")
 llm.unload_model()
 LlamaCPP({str(smollm_gguf)!r}, context_length=256, slots=1).run(["Hi."], max_new_tokens=4)

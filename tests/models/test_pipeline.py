@@ -32,7 +32,7 @@ from datadreamer_like.errors import (
 )
 from datadreamer_like.graph.usage import Usage, counting
 from datadreamer_like.models.calls.backoff import Allowance, retry_delay
-from datadreamer_like.models.calls.stored_answer import decode_answer, encode_answer
+from datadreamer_like.models.calls.llm_calls import decode_answer, encode_answer
 from datadreamer_like.models.llms.generation import Answer, Request, TokenLogprob
 from datadreamer_like.models.llms.llm import LLM
 

@@ -24,6 +24,7 @@ from datadreamer_like.models.llms.provider_errors import (
     provider_error,
     refused_parameter,
     retry_after,
+    seconds_until_renewed,
     server_words,
 )
 
@@ -176,6 +177,32 @@ def test_retry_after_is_read_as_seconds_milliseconds_and_date() -> None:
     assert retry_after(Response(retry_after="tomorrow")) is None
     assert retry_after(Response()) is None
     assert retry_after(None) is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "6m0.5s"}, 360.5),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "250ms"}, 0.25),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "1h2m3s"}, 3723.0),
+        ({"x-ratelimit-remaining-requests": "3", "x-ratelimit-reset-requests": "1s"}, None),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "soon"}, None),
+        ({"x-ratelimit-remaining-requests": "0"}, None),
+    ],
+)
+def test_a_used_up_limit_is_waited_for(headers: dict[str, str], seconds: float | None) -> None:
+    assert seconds_until_renewed(httpx2.Headers(headers)) == seconds
+    assert retry_after(httpx2.Response(429, headers=headers)) == seconds
+
+
+def test_of_several_used_up_limits_the_last_one_counts() -> None:
+    soon, later = (datetime.now(UTC) + timedelta(seconds=wait) for wait in (5, 40))
+    name = "anthropic-ratelimit-{}-{}".format
+    headers = {name("requests", "remaining"): "0", name("requests", "reset"): later.isoformat()}
+    headers |= {name("tokens", "remaining"): "0", name("tokens", "reset"): soon.strftime("%Y-%m-%dT%H:%M:%SZ")}
+    seconds = seconds_until_renewed(httpx2.Headers(headers))
+    assert seconds is not None
+    assert 38 < seconds <= 40
 
 
 @pytest.mark.parametrize("sdk", [openai, anthropic])

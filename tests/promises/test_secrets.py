@@ -49,7 +49,8 @@ def test_a_key_is_in_no_file_no_log_no_card_and_nothing_published(tmp_path: Path
     folder = tmp_path / "session"
     with FlakyServer(behave) as server:  # type: ignore[arg-type]
         script = Script(SCRIPT, tmp_path / "script.py", [str(folder), server.url, str(tmp_path / "pickled")])
-        environment = {**hub_server.environment(tmp_path / "home"), "OPENAI_API_KEY": KEY, "KEY": KEY, "HEADER": HEADER}
+        keys = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": server.url, "KEY": KEY, "HEADER": HEADER}
+        environment = {**hub_server.environment(tmp_path / "home"), **keys}
         done = script.run(**environment)
         assert {headers["authorization"] for headers in server.headers} == {f"Bearer {KEY}"}
         assert HEADER in {headers.get("x-pass") for headers in server.headers}

@@ -94,9 +94,9 @@ def test_a_pydantic_model_validates_and_fills_defaults(session: DataDreamer) -> 
 @pytest.mark.parametrize(
     ("schema", "args", "says"),
     [
-        ("name", {}, "pydantic model class or a JSON schema"),
-        (int, {}, "pydantic model class or a JSON schema"),
-        ({"type": "objekt", "properties": {"a": {}}}, {}, "not a valid JSON schema at type"),
+        ("name", {}, "output_schema: schema must be a pydantic"),
+        (int, {}, "output_schema: schema must be a pydantic"),
+        ({"type": "objekt", "properties": {"a": {}}}, {}, "not a valid JSON schema: at type"),
         ({"type": "array"}, {}, "object with properties"),
         ({"type": "object", "properties": {"generations": {}}}, {}, 'property "generations"'),
         (SCHEMA, {"n": 2}, "n must be 1"),
@@ -122,7 +122,7 @@ class Enforcing(Echo):
         return [Answer([self.fitting(request)]) for request in requests]
 
     def fitting(self, request: Request) -> str:
-        schema = request.sampling.json_schema
+        schema = request.sampling.schema
         assert schema is not None
         values = {"string": "x", "number": 1, "integer": 2}
         return json.dumps({name: values[spec["type"]] for name, spec in schema["properties"].items()})

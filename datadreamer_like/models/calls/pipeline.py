@@ -90,29 +90,33 @@ class Calls(ABC, Generic[P, Q, A]):
         raise NotImplementedError
 
 
-class _Row(Generic[A]):
-    """One prompt's place in the order of the answers; `rejection` is the last rejected answer and the reason."""
-
-    __slots__ = ("answer", "follow_ups", "index", "rejection")
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.answer: A | None = None
-        self.follow_ups = 0
-        self.rejection: tuple[A, str] | None = None
-
-
 class Job(Generic[Q, A]):
-    """One request on its way, and the rows that wait for its answer."""
+    """One prompt's place in the order of the answers, and its request on the way.
 
-    __slots__ = ("answer", "key", "request", "rows", "tries")
+    One object a prompt: millions of them pass through, and the garbage collector visits each.
 
-    def __init__(self, key: bytes, request: Q, rows: list[_Row[A]]) -> None:
+    Attributes:
+        index: Position of the prompt.
+        key: Key of the request.
+        request: What is sent.
+        tries: Times that the request was sent.
+        received: The answer to the request; set once it is on disk.
+        answer: The answer to yield; set once it is checked.
+        same: Jobs with the same key, which wait for this one's request.
+        rejections: The rejected answers so far, and why.
+    """
+
+    __slots__ = ("answer", "index", "key", "received", "rejections", "request", "same", "tries")
+
+    def __init__(self, index: int, key: bytes, request: Q) -> None:
+        self.index = index
         self.key = key
         self.request = request
-        self.rows = rows
         self.tries = 0
+        self.received: A | None = None
         self.answer: A | None = None
+        self.same: list[Job[Q, A]] | None = None
+        self.rejections: list[tuple[A, str]] | None = None
 
 
 class Recorder(Generic[P, Q, A]):
@@ -137,7 +141,7 @@ class Recorder(Generic[P, Q, A]):
         prompt_tokens = completion_tokens = requests = 0
         cost: float | None = 0.0
         for job, answer in finished:
-            job.answer = answer
+            job.received = answer
             requests += job.tries
             if calls.error(answer) is None:
                 items.append((job.key, calls.encode(answer)))
@@ -287,7 +291,7 @@ class _Pending(Generic[P, Q, A]):
         force: bool,
         cache_only: bool,
     ) -> None:
-        self.rows: deque[_Row[A]] = deque()
+        self.rows: deque[Job[Q, A]] = deque()
         self._recorder = recorder
         self._store = store
         self._usage = usage
@@ -299,90 +303,90 @@ class _Pending(Generic[P, Q, A]):
         self._in_flight: dict[bytes, Job[Q, A]] = {}
         # With `force`, what this run itself has asked is not asked again.
         self._fresh: set[bytes] = set()
-        self._follow_ups: list[tuple[_Row[A], bytes, Q]] = []
+        self._follow_ups: list[Job[Q, A]] = []
 
     def add(self, prompts: Sequence[P]) -> list[Job[Q, A]]:
-        """Appends a row for each prompt, and returns the new jobs."""
+        """Appends a job for each prompt, and returns those to submit."""
         if not prompts:
             return []
         keys, requests = self._recorder.calls.admit(prompts)
-        rows: list[_Row[A]] = [_Row(index) for index in range(self._count, self._count + len(prompts))]
-        self._count += len(rows)
-        self.rows.extend(rows)
-        return self._ask(rows, keys, requests) + self._ask_again()
+        start = self._count
+        self._count += len(prompts)
+        jobs: list[Job[Q, A]] = [*map(Job, range(start, self._count), keys, requests)]
+        self.rows.extend(jobs)
+        return self._ask(jobs) + self._ask_again()
 
     def take_stored(self) -> list[Job[Q, A]]:
-        """Gives rows the answers that have been stored, and returns the jobs that ask again for rejected ones."""
+        """Gives jobs the answers that have been stored, and returns those to submit again after a rejection."""
         stored = self._recorder.stored
         while stored:
             job = stored.popleft()
             del self._in_flight[job.key]
             if self._force:
                 self._fresh.add(job.key)
-            answer = job.answer
+            answer, same = job.received, job.same
             assert answer is not None
-            for row in job.rows:
-                if self._check is None:
-                    row.answer = answer
-                else:
-                    self._take(row, job.key, job.request, answer)
+            job.received = job.same = None
+            self._take(job, answer)
+            for other in same or ():
+                self._take(other, answer)
         return self._ask_again()
 
-    def _ask(self, rows: Sequence[_Row[A]], keys: Sequence[bytes], requests: Sequence[Q]) -> list[Job[Q, A]]:
-        known = self._store.get_many(keys)
+    def _ask(self, jobs: Sequence[Job[Q, A]]) -> list[Job[Q, A]]:
+        known = self._store.get_many([job.key for job in jobs])
         if self._force:
-            known = [value if key in self._fresh else None for key, value in zip(keys, known, strict=True)]
+            known = [value if job.key in self._fresh else None for job, value in zip(jobs, known, strict=True)]
         decode = self._recorder.calls.decode
-        jobs: list[Job[Q, A]] = []
-        cached = 0
-        for row, key, request, value in zip(rows, keys, requests, known, strict=True):
+        in_flight = self._in_flight
+        new: list[Job[Q, A]] = []
+        for job, value in zip(jobs, known, strict=True):
             if value is not None:
-                cached += 1
-                self._take(row, key, request, decode(value))
+                self._take(job, decode(value))
                 continue
-            job = self._in_flight.get(key)
-            if job is None:
-                self._in_flight[key] = job = Job(key, request, [row])
-                jobs.append(job)
+            first = in_flight.setdefault(job.key, job)
+            if first is job:
+                new.append(job)
+            elif first.same is None:
+                first.same = [job]
             else:
-                cached += 1
-                job.rows.append(row)
-        if cached:
-            self._usage.add(cached=cached)
+                first.same.append(job)
+        if len(new) < len(jobs):
+            self._usage.add(cached=len(jobs) - len(new))
             self._recorder.knows_answers = True
-        if jobs and self._cache_only:
+        if new and self._cache_only:
             raise ModelError(
-                f"{len(jobs)} of the last {len(rows)} prompts have no cached answer, and cache_only=True forbids "
+                f"{len(new)} of the last {len(jobs)} prompts have no cached answer, and cache_only=True forbids "
                 "sending requests. Run without cache_only once."
             )
-        return jobs
+        return new
 
     def _ask_again(self) -> list[Job[Q, A]]:
-        jobs: list[Job[Q, A]] = []
+        new: list[Job[Q, A]] = []
         while self._follow_ups:
-            rows, keys, requests = zip(*self._follow_ups, strict=True)
-            self._follow_ups = []
-            jobs += self._ask(rows, keys, requests)
-        return jobs
+            jobs, self._follow_ups = self._follow_ups, []
+            new += self._ask(jobs)
+        return new
 
-    def _take(self, row: _Row[A], key: bytes, request: Q, answer: A) -> None:
+    def _take(self, job: Job[Q, A], answer: A) -> None:
         if self._check is None:
-            row.answer = answer
+            job.answer = answer
             return
         calls = self._recorder.calls
         error = calls.error(answer)
         if error is not None:
-            row.answer = answer if row.rejection is None else calls.rejected(*row.rejection, error)
+            job.answer = answer if job.rejections is None else calls.rejected(*job.rejections[-1], error)
             return
-        checked = self._check(row.index, answer)
+        checked = self._check(job.index, answer)
         if not isinstance(checked, Rejected):
-            row.answer = checked
-        elif row.follow_ups == self._max_follow_ups:
-            row.answer = calls.rejected(answer, checked.reason, None)
+            job.answer = checked
+            return
+        job.rejections = [*(job.rejections or ()), (answer, checked.reason)]
+        if len(job.rejections) > self._max_follow_ups:
+            job.answer = calls.rejected(answer, checked.reason, None)
         else:
-            row.follow_ups += 1
-            row.rejection = (answer, checked.reason)
-            self._follow_ups.append((row, *calls.follow_up(key, request, answer, checked.reason)))
+            job.key, job.request = calls.follow_up(job.key, job.request, answer, checked.reason)
+            job.tries = 0
+            self._follow_ups.append(job)
 
 
 def log_failures(answers: Iterable[A], error: Callable[[A], ModelError | None], on_error: str) -> Iterator[A]:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from datadreamer_like.errors import AuthenticationFailed, DefinitionError
@@ -141,6 +142,23 @@ def shown_address(base_url: str) -> str:
     """Returns an address without its secrets: user, password and query."""
     parts = urlsplit(base_url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+
+
+def headers_without_ambient(
+    variable: str, omitted: Any, authorization: tuple[str, str], given: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Returns headers that undo those which an SDK takes from the environment for any server.
+
+    Args:
+        variable: The SDK's environment variable: one `name: value` a line.
+        omitted: What the SDK takes as a header's value to leave it out.
+        authorization: Name and value of the header with the key.
+        given: Headers that the script gave.
+    """
+    lines = os.environ.get(variable, "").split("\n")
+    names = {line.partition(":")[0].strip() for line in lines if ":" in line}
+    ambient = {name: omitted for name in names if name.lower() != authorization[0].lower()}
+    return {**ambient, authorization[0]: authorization[1], **(given or {})} if names else dict(given or {})
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

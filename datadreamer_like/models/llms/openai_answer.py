@@ -1,4 +1,4 @@
-"""Chat completions, as the OpenAI SDK gives them, read as answers."""
+"""Reads what servers of OpenAI's protocol send: chat completions as answers, and the context window of a model."""
 
 from __future__ import annotations
 
@@ -105,3 +105,15 @@ def _logprobs(choice: Choice) -> list[TokenLogprob]:
     # Together's shape: two lists.
     tokens, values = getattr(found, "tokens", None) or (), getattr(found, "token_logprobs", None) or ()
     return [TokenLogprob(token, value) for token, value in zip(tokens, values, strict=True) if value is not None]
+
+
+def served_context_length(models: Sequence[Any], model_name: str) -> int | None:
+    """Returns the context window that a server's list of models tells, or None."""
+    named = [model for model in models if model.id == model_name] or (models if len(models) == 1 else [])
+    for model in named:
+        facts: dict[str, Any] = model.to_dict()
+        facts.update(facts.get("meta") or {})
+        for name in ("max_model_len", "n_ctx", "context_length", "context_window"):
+            if isinstance(facts.get(name), int):
+                return int(facts[name])
+    return None

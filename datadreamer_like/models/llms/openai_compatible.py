@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +14,12 @@ from typing_extensions import Unpack
 from datadreamer_like.errors import BadRequest, DefinitionError, MalformedAnswer, PromptTooLong, require_extra
 
 from .chat_template import AUTO, Auto, checked, given_text
-from .endpoint import Endpoint, Quirks, shown_address
+from .endpoint import Endpoint, Quirks, headers_without_ambient, shown_address
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
 from .llm import LLM
-from .openai_answer import read_answer
+from .openai_answer import read_answer, served_context_length
 from .prices import Prices, given_prices, known_prices
-from .provider_errors import provider_error, refused_parameter
+from .provider_errors import provider_error, refused_parameter, request_error
 from .schema import openai_response_format
 
 if TYPE_CHECKING:
@@ -191,16 +190,15 @@ class OpenAICompatible(LLM):
     def client_options(self) -> dict[str, Any]:
         """Returns the arguments of the SDK's clients."""
         options: dict[str, Any] = {"api_key": self.key, "timeout": self.timeout, "max_retries": 0, **self.kwargs}
-        ambient = os.environ.get("OPENAI_CUSTOM_HEADERS")
-        if ambient and not self.uses_sdk_environment():
+        if not self.uses_sdk_environment():
             import openai
 
-            left_out = {line.partition(":")[0].strip(): openai.Omit() for line in ambient.split("\n") if ":" in line}
-            options["default_headers"] = {
-                **left_out,
-                "Authorization": f"Bearer {self.key}",
-                **(self.kwargs.get("default_headers") or {}),
-            }
+            options["default_headers"] = headers_without_ambient(
+                "OPENAI_CUSTOM_HEADERS",
+                openai.Omit(),
+                ("Authorization", f"Bearer {self.key}"),
+                self.kwargs.get("default_headers"),
+            )
         return options
 
     # The engine.
@@ -334,11 +332,7 @@ class OpenAICompatible(LLM):
                 refused = refused_parameter(error, _sent(parameters))
                 if refused is not None and self._leaves_out(refused, parameters):
                     continue
-                failure = provider_error(error, self.model_name, self._address)
-                if refused is None or refused[0] == "n" or type(failure) is not BadRequest:
-                    raise failure from error
-                # Every request has this parameter, so every row would fail.
-                raise DefinitionError(f'{failure} It is about "{refused[0]}", which every request has.') from error
+                raise request_error(error, refused, self.model_name, self._address) from error
             if empty:
                 raise MalformedAnswer(f"{self._address} sent an answer without choices.")
             return completion
@@ -401,14 +395,7 @@ class OpenAICompatible(LLM):
             models = list(self.client.models.list())
         except Exception as error:
             raise provider_error(error, self.model_name, self._address) from error
-        named = [model for model in models if model.id == self.model_name] or (models if len(models) == 1 else [])
-        for model in named:
-            facts: dict[str, Any] = model.to_dict()
-            facts.update(facts.get("meta") or {})
-            for name in ("max_model_len", "n_ctx", "context_length", "context_window"):
-                if isinstance(facts.get(name), int):
-                    return int(facts[name])
-        return None
+        return served_context_length(models, self.model_name)
 
 
 def _sent(parameters: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from datadreamer_like.errors import (
     AuthenticationFailed,
     BadRequest,
+    DefinitionError,
     MalformedAnswer,
     ModelError,
     PromptTooLong,
@@ -136,8 +137,32 @@ def provider_error(error: Exception, model_name: str, address: str) -> ModelErro
     return kind(f"{address} refuses the request: {words}")
 
 
+def request_error(
+    error: Exception, refused: tuple[str, bool] | None, model_name: str, address: str
+) -> ModelError | DefinitionError:
+    """Returns this package's error for a request that failed.
+
+    Args:
+        error: What the SDK raised.
+        refused: What `refused_parameter` found.
+        model_name: For the message.
+        address: The server's address, for the message.
+
+    Returns:
+        A `DefinitionError`, which ends the run, where every request has the parameter that the server refuses.
+    """
+    failure = provider_error(error, model_name, address)
+    if refused is None or refused[0] == "n" or type(failure) is not BadRequest:
+        return failure
+    return DefinitionError(f'{failure} It is about "{refused[0]}", which every request has.')
+
+
 def retry_after(response: Any) -> float | None:
-    """Returns the seconds that a response's Retry-After header asks to wait: a number, or a date (RFC 9110)."""
+    """Returns the seconds that a refusal asks to wait.
+
+    The Retry-After header is a number or a date (RFC 9110); without it, the time until a limit that the headers show
+    as used up is renewed.
+    """
     if response is None:
         return None
     headers = response.headers
@@ -153,8 +178,36 @@ def retry_after(response: Any) -> float | None:
             date = parsedate_to_datetime(value)
         except ValueError:
             continue
-        return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
-    return None
+        return _seconds_until(date)
+    return seconds_until_renewed(headers)
+
+
+def seconds_until_renewed(headers: Mapping[str, str]) -> float | None:
+    """Returns the seconds until the last of the used-up limits is renewed; None where no limit is used up.
+
+    Anthropic sends the time of day, OpenAI a duration such as "6m0.5s".
+    """
+    waits = []
+    for name, left in headers.items():
+        if "ratelimit" not in name.lower() or "remaining" not in name.lower() or left.strip() != "0":
+            continue
+        reset = headers.get(name.lower().replace("remaining", "reset"), "")
+        if match := _DURATION.fullmatch(reset.strip()):
+            hours, minutes, seconds, milliseconds = (float(part or 0) for part in match.groups())
+            waits.append(3600 * hours + 60 * minutes + seconds + milliseconds / 1000)
+        else:
+            try:
+                waits.append(_seconds_until(datetime.fromisoformat(reset)))
+            except ValueError:
+                continue
+    return max(waits, default=None)
+
+
+_DURATION = re.compile(r"(?=\d)(?:(\d+)h)?(?:(\d+)m(?!s))?(?:([\d.]+)s)?(?:([\d.]+)ms)?")
+
+
+def _seconds_until(time: datetime) -> float:
+    return max(0.0, (time.replace(tzinfo=time.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
 def refused_parameter(error: Exception, sent: Collection[str]) -> tuple[str, bool] | None:

@@ -74,7 +74,7 @@ def openai_response_format(schema: JSONSchema) -> dict[str, Any]:
     """
     if not schema.get("properties") and schema.get("type") == "object" and "additionalProperties" not in schema:
         return {"type": "json_object"}
-    strict = _strict(schema)
+    strict = strict_schema(schema)
     shape = {"name": "answer", "schema": dict(schema) if strict is None else strict, "strict": strict is not None}
     return {"type": "json_schema", "json_schema": shape}
 
@@ -86,8 +86,8 @@ _NOT_STRICT = {
 }  # fmt: skip
 
 
-def _strict(schema: JSONSchema) -> dict[str, Any] | None:
-    """Returns the schema as strict mode wants it, or None where it cannot be put so."""
+def strict_schema(schema: JSONSchema) -> dict[str, Any] | None:
+    """Returns the schema as constrained decoding wants it, or None where it cannot be put so."""
     strict: dict[str, Any] = copy.deepcopy(dict(schema))
     if strict.get("type") != "object" and "$ref" not in strict:
         return None
@@ -104,6 +104,22 @@ def _strict(schema: JSONSchema) -> dict[str, Any] | None:
             return None  # any value at all
         node.pop("default", None)
     return strict
+
+
+# Tools, whose input is an object
+
+ANSWER_FIELD = "answer"
+"""The property that holds an answer which is not an object itself."""
+
+
+def object_schema(schema: JSONSchema) -> tuple[dict[str, Any], bool]:
+    """Returns a schema of an object, and whether the answer is wrapped in its property `ANSWER_FIELD`."""
+    if schema.get("type") == "object":
+        return dict(schema), False
+    shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+    inner = {name: value for name, value in schema.items() if name not in shared}
+    wrapped = {"type": "object", "properties": {ANSWER_FIELD: inner}, "required": [ANSWER_FIELD]}
+    return {**wrapped, "additionalProperties": False, **shared}, True
 
 
 # llama.cpp

@@ -159,6 +159,14 @@ def loading(source: HFSource) -> Iterator[None]:
         raise DataError(f"transformers cannot load {source.name}: {error}") from error
 
 
+def forget_gguf(model: Any) -> None:
+    """Makes a model whose weights transformers unpacked from a GGUF file one like any other: it can be trained."""
+    model.is_quantized, model.hf_quantizer = False, None
+    for holder, name in ((model, "quantization_method"), (model.config, "quantization_config")):
+        if hasattr(holder, name):
+            delattr(holder, name)
+
+
 @functools.lru_cache(maxsize=64)
 def _hub_readme(repo_id: str, revision: str | None) -> str:
     """Returns a repository's README, from the Hub's cache or the Hub; nothing when neither has it: never an error."""

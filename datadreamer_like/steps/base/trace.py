@@ -112,6 +112,7 @@ def traced(step: Any, index: int) -> Trace:
                 parent = found.get(key)
                 if parent is None:
                     parent = found[key] = _parent(link, place)
+                    parent.values = _moved_values(row, link.parent)
                     if isinstance(getattr(link.parent, "_output", None), OutputDataset | OutputIterableDataset):
                         waiting.append(_Row(link.parent, place, parent, learned))
                 row.trace.parents.append(parent)
@@ -127,12 +128,23 @@ def _parent(link: Link, place: int) -> Trace:
     return Trace(link.parent.name, type(link.parent).__name__, place, link.role)
 
 
+def _moved_values(row: _Row, parent: Any) -> dict[str, Any] | None:
+    """Returns the values of a lazy row that an operation only moved, so that it need not be generated again."""
+    moved = getattr(row.node, "moves_rows", False) and isinstance(
+        getattr(parent, "_output", None), OutputIterableDataset
+    )
+    if not moved or row.trace.values is None or not set(parent.output.column_names) <= set(row.trace.values):
+        return None
+    return {name: row.trace.values[name] for name in parent.output.column_names}
+
+
 def _read_values(row: _Row) -> None:
-    try:
-        values = row.node.output.rows.values_at(row.index)
-    except IndexError:
-        raise NoSuchRow(f'"{row.node.name}" has no row {row.index}.') from None
-    row.trace.values = {name: column[0] for name, column in values.items()}
+    if row.trace.values is None:
+        try:
+            values = row.node.output.rows.values_at(row.index)
+        except IndexError:
+            raise NoSuchRow(f'"{row.node.name}" has no row {row.index}.') from None
+        row.trace.values = {name: column[0] for name, column in values.items()}
     row.trace.prompt = next((row.trace.values[name] for name in PROMPT_COLUMNS if name in row.trace.values), None)
 
 

@@ -63,6 +63,11 @@ class Derived(Step):
         name = options.get("name") or _name(operation, sources)
         return cls(name, operation, sources, args, make, lazy, options)
 
+    @property
+    def moves_rows(self) -> bool:
+        """Whether the operation leaves the rows that it takes as they are."""
+        return self.operation not in ("map", "rename_column", "rename_columns", "zipped")
+
     def setup(self) -> None:
         """Registers whatever columns the operation gives; known when it runs."""
         self.register_output("*")

@@ -7,9 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError
+from datadreamer_like.errors import DefinitionError
 from datadreamer_like.models.calls.pipeline import Rejected
 from datadreamer_like.models.llms.generation import Prompt
+from datadreamer_like.models.llms.schema import json_schema_of
 
 _FENCED = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL | re.IGNORECASE)
 _ERRORS_SHOWN = 3
@@ -30,16 +31,11 @@ class OutputSchema:
     def __init__(self, given: Any, step: str) -> None:
         is_model = isinstance(given, type) and hasattr(given, "model_json_schema")
         self._model: Any = given if is_model else None
-        if self._model is not None:
-            schema = given.model_json_schema()
-        elif isinstance(given, Mapping):
-            schema = dict(given)
-        else:
-            raise ArgumentTypeError(
-                f'"{step}": output_schema is {given!r}; expected a pydantic model class or a JSON schema (a dict).'
-            )
-        self.json_schema: dict[str, Any] = schema
-        self._validator = _validator(schema, step)
+        try:
+            self.json_schema = schema = json_schema_of(given)
+        except DefinitionError as error:
+            raise type(error)(f'"{step}": output_schema: {error}') from error
+        self._validator = _validator(schema)
         properties = schema.get("properties")
         if schema.get("type") != "object" or not isinstance(properties, Mapping) or not properties:
             raise DefinitionError(
@@ -100,18 +96,10 @@ class OutputSchema:
         return [*prompt, {"role": "user", "content": self.instruction}]
 
 
-def _validator(schema: dict[str, Any], step: str) -> Any:
+def _validator(schema: dict[str, Any]) -> Any:
     import jsonschema
 
-    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-    try:
-        kind.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        where = ".".join(map(str, error.absolute_path))
-        raise DefinitionError(
-            f'"{step}": output_schema is not a valid JSON schema{f" at {where}" if where else ""}: {error.message}.'
-        ) from error
-    return kind(schema)
+    return jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(schema)
 
 
 def _typed(value: Any, kind: Any) -> Any:

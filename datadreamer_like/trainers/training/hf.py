@@ -6,7 +6,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +26,7 @@ from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.llms.chat_template import AUTO
 from datadreamer_like.models.quiet import quiet
-from datadreamer_like.models.trained.hf_source import HOW_FETCHED, hf_source, loading
+from datadreamer_like.models.trained.hf_source import HOW_FETCHED, HFSource, forget_gguf, hf_source, loading
 from datadreamer_like.models.trained.model_node import as_trained_model
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.pruning import masks, reapply
@@ -169,7 +169,7 @@ class HFTrainer(Trainer):
             )
         parts = {
             **class_part(type(self)),
-            "model": fingerprint(start or _named(self.model_name, self.revision), "model_name"),
+            "model": fingerprint(start or self._start.identity, "model_name"),
             "objective": fingerprint(objective, "objective"),
             **columns.parts(),
         }
@@ -198,6 +198,8 @@ class HFTrainer(Trainer):
             current_usage().note = "loading the model"
             transformers.set_seed(training.seed)
             model: Any = self.load_model(config, task, self.load_options())
+            if self._start.gguf_file is not None:
+                forget_gguf(model)
             model.config.pad_token_id = tokenizer.pad_token_id
             check_attentions(model, minimised.wants, "the student")
             teachers = prepare_teacher(minimised, task, columns, device, training.max_length, self.scratch)
@@ -227,7 +229,7 @@ class HFTrainer(Trainer):
 
     def _config_and_tokenizer(self) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
         source, options = self.source, self.hub_options()
-        with loading(hf_source(source)):
+        with loading(self._start):
             config = transformers.AutoConfig.from_pretrained(source, **options)
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
         if tokenizer.pad_token_id is None:
@@ -243,16 +245,21 @@ class HFTrainer(Trainer):
             )  # fmt: skip
         return examples
 
+    @cached_property
+    def _start(self) -> HFSource:
+        named = isinstance(self.model_name, str | Path)
+        return hf_source(self.model_name if named else as_trained_model(self.model_name).path, self.revision)
+
     @property
     def source(self) -> str:
         """Folder or Hub id of the model to start from."""
-        named = isinstance(self.model_name, str | Path)
-        return str(self.model_name) if named else as_trained_model(self.model_name).path
+        return self._start.name
 
     def hub_options(self) -> dict[str, Any]:
         """Returns the arguments of `from_pretrained` that say where a model comes from."""
         passed: dict[str, Any] = {key: value for key, value in self.further.items() if key in HOW_FETCHED}
-        return {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code, **passed}
+        options = {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code, **passed}
+        return {**options, **self._start.options}
 
     def load_options(self) -> dict[str, Any]:
         """Returns the arguments of `from_pretrained`."""
@@ -281,13 +288,13 @@ class HFTrainer(Trainer):
     @property
     def base_model_card(self) -> str | None:
         """Address of the card of the model that training starts from, if it is on the Hub."""
-        return hf_source(self.model_name, self.revision).model_card
+        return self._start.model_card
 
     @property
     def license(self) -> str | None:
         """Licence of the model that training starts from, if its README states one."""
         if isinstance(self.model_name, str | Path):
-            return hf_source(self.model_name, self.revision).license
+            return self._start.license
         return next(iter(as_trained_model(self.model_name).card.licenses), None)
 
     def export_to_disk(self, path: str | Path, adapter_only: bool = False) -> Path:
@@ -343,9 +350,3 @@ class HFTrainer(Trainer):
         adapter = TrainedModel(folder, node=self)
         adapter.config = self.trained.config  # an adapter's folder has none of its own
         return adapter
-
-
-def _named(model_name: str | Path, revision: str | None) -> object:
-    if Path(model_name).is_dir():
-        return TrainedModel(model_name)
-    return [str(model_name), revision]

@@ -1,0 +1,397 @@
+"""Anthropic's models, through Anthropic's own SDK."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from typing_extensions import Unpack
+
+from datadreamer_like.errors import DefinitionError, MalformedAnswer, require_extra
+
+from .answer_text import AnswerText, answer_of, answer_text
+from .endpoint import Endpoint, Limits, headers_without_ambient, shown_address
+from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
+from .llm import LLM
+from .prices import Prices, given_prices, known_prices, total_cost
+from .provider_errors import refused_parameter, request_error, seconds_until_renewed
+from .schema import ANSWER_FIELD, object_schema, strict_schema
+
+if TYPE_CHECKING:
+    from anthropic import Anthropic as AnthropicClient
+    from anthropic import AsyncAnthropic
+    from anthropic.types import Message
+
+logger = logging.getLogger("datadreamer_like")
+
+SAMPLING_MODELS = {
+    "claude-haiku-4-5", "claude-haiku-4-5-20251001", "claude-opus-4-5", "claude-opus-4-5-20251101", "claude-opus-4-6",
+    "claude-sonnet-4-5", "claude-sonnet-4-5-20250929", "claude-sonnet-4-6",
+}  # fmt: skip
+"""Models that take `temperature` or `top_p`; those after them refuse both."""
+
+FORCED_TOOL_MODELS = SAMPLING_MODELS | {"claude-opus-4-7", "claude-opus-4-8", "claude-opus-5", "claude-sonnet-5"}
+"""Models that can be made to use a tool; those after them refuse that, and have structured outputs in its place."""
+
+_UNAVAILABLE = ("logit_bias", "top_logprobs", "repetition_penalty")
+_FINISH_REASONS = {
+    "end_turn": "stop", "stop_sequence": "stop", "tool_use": "stop", "pause_turn": "stop", "max_tokens": "length",
+    "model_context_window_exceeded": "length", "refusal": "content_filter",
+}  # fmt: skip
+# The API wants a limit. Thoughts count as new tokens.
+_DEFAULT_NEW_TOKENS = 16_384
+_TOOL = "answer"
+_CREDENTIALS = ("auth_token", "credentials", "config", "profile")
+_STANDARD = {None, "standard", "auto", "standard_only"}
+
+
+class AnthropicOptions(GenerationOptions, total=False):
+    """Options of Anthropic's API in addition to the common ones."""
+
+    thinking: Mapping[str, Any]
+    effort: str
+    cache_control: Mapping[str, Any]
+    service_tier: str
+    metadata: Mapping[str, Any]
+    extra_body: Mapping[str, Any]
+
+
+class Anthropic(LLM):
+    """A Claude model behind Anthropic's API.
+
+    Messages with the role "system" become the system prompt. `n` answers are `n` requests. An answer to a schema is
+    the input of a tool that the model is made to use, or a structured output where a model cannot be made to. Thoughts
+    are in `Answer.reasoning`. Limits that the headers show as used up are waited for.
+
+    Newer models take no `temperature` and no `top_p`: these are left out with a warning. The older ones take one of
+    the two. There are no log-probabilities, no `logit_bias` and no `repetition_penalty`; `seed` has no effect.
+
+    Example:
+        >>> llm = Anthropic("claude-haiku-5-5", system_prompt="Answer in one word.")    # doctest: +SKIP
+        >>> llm.run(["The capital of France?"])                                        # doctest: +SKIP
+        ['Paris']
+
+    Args:
+        model_name: The model, as Anthropic calls it.
+        api_key: The key; `ANTHROPIC_API_KEY` unless given. Never written anywhere, not even into a pickle.
+        retry_on_fail: False sends each request once.
+        cache_folder_path: Folder for the answers, in place of the session's.
+        system_prompt: The system prompt of prompts that do not bring their own.
+        base_url: Another address of the API, such as a proxy's. The key in the environment is not sent there, unless
+            `ANTHROPIC_BASE_URL` names it.
+        max_context_length: The model's context window in tokens; 200,000 unless given.
+        timeout: Seconds after which a request without an answer is given up and retried.
+        prices: US dollars for a million tokens, as in `{"input": 2.0, "output": 10.0}`; published prices unless given.
+        **kwargs: Passed to the SDK's client.
+
+    Raises:
+        MissingExtra: The `anthropic` package is not installed.
+        AuthenticationFailed: There is no key, and the server is Anthropic's own.
+        DefinitionError: `base_url` is not the address of a server, or `prices` are malformed.
+    """
+
+    endpoint: ClassVar[Endpoint] = Endpoint(
+        "Anthropic",
+        base_url="https://api.anthropic.com",
+        key_variable="ANTHROPIC_API_KEY",
+        url_variable="ANTHROPIC_BASE_URL",
+        prices="anthropic",
+        # Of its models that are still served, none has less.
+        limits=Limits(context_length=200_000),
+        models_url="https://platform.claude.com/docs/en/about-claude/models/overview",
+        terms_url="https://www.anthropic.com/legal/commercial-terms",
+    )
+
+    extra_options: ClassVar[frozenset[str]] = frozenset(AnthropicOptions.__annotations__) - frozenset(
+        GenerationOptions.__annotations__
+    )
+
+    def __init__(
+        self,
+        model_name: str,
+        api_key: str | None = None,
+        retry_on_fail: bool = True,
+        cache_folder_path: str | Path | None = None,
+        *,
+        system_prompt: str | None = None,
+        base_url: str | None = None,
+        max_context_length: int | None = None,
+        timeout: float = 600.0,
+        prices: Prices | Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        require_extra("anthropic", "anthropic", what=type(self).__name__)
+        super().__init__(cache_folder_path)
+        self.model_name = model_name
+        self.retry_on_fail = retry_on_fail
+        self.system_prompt = system_prompt
+        self.base_url = self.endpoint.address_in_use(base_url)
+        self.max_context_length = max_context_length
+        self.timeout = timeout
+        self.kwargs = kwargs
+        self.prices = given_prices(prices)
+        if self.prices is None and self.endpoint.serves(self.base_url):
+            self.prices = known_prices("anthropic", model_name)
+        self.default_concurrency = self.endpoint.limits.concurrency
+        self._api_key = api_key
+        self._refused: set[str] = set() if model_name in SAMPLING_MODELS else {"temperature", "top_p"}
+        self._warned = False
+        self._forces_tools = model_name in FORCED_TOOL_MODELS
+        self._renewed_at = 0.0
+        self._clients: dict[asyncio.AbstractEventLoop, AsyncAnthropic] = {}
+        self.key  # noqa: B018  (a missing key is an error now, not at the first request)
+
+    if TYPE_CHECKING:
+
+        def run(self, prompts: Iterable[Prompt], **options: Unpack[AnthropicOptions]) -> Any:
+            """See `LLM.run`."""
+
+    @classmethod
+    def example(cls, model: Any) -> Self:
+        """Returns a model that is never asked, for tests and documentation."""
+        return cls(str(model), api_key="example-key")
+
+    @cached_property
+    def key(self) -> str | None:
+        """The key in use, looked up anew after unpickling; None where the SDK's client was given other credentials."""
+        if any(name in self.kwargs for name in _CREDENTIALS):
+            return None
+        return self.endpoint.key_for(self.base_url, self._api_key, self.model_name)
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the server's address and the system prompt."""
+        return {"base_url": shown_address(self.base_url), "system_prompt": self.system_prompt}
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuses options that the API or this model does not have."""
+        for name in _UNAVAILABLE:
+            if getattr(sampling, name) is not None:
+                raise DefinitionError(f"Anthropic's API has no {name}. Leave it out.")
+        if any(not text.strip() for text in sampling.stop):
+            raise DefinitionError("Anthropic's API takes no stop texts of white space alone.")
+        if self._refused >= {"temperature", "top_p"} and not self._warned:
+            self._warned = True
+            logger.warning("%s takes no temperature and no top_p: they are left out.", self.display_name)
+        elif not sampling.deterministic and sampling.temperature > 1 and "temperature" not in self._refused:
+            raise DefinitionError(f"temperature cannot be {sampling.temperature} here; Anthropic's API takes 0 to 1.")
+        elif not sampling.deterministic and sampling.top_p < 1 and sampling.temperature != 1 and not self._refused:
+            raise DefinitionError(
+                f"{self.display_name} takes temperature or top_p, not both. Set top_p=1.0 or temperature=1.0."
+            )
+        if sampling.schema is not None and not (self._forces_tools and "thinking" not in sampling.extra):
+            self._output_format(sampling.schema)
+
+    async def answer(self, request: Request) -> Answer:
+        """Sends `n` requests, one after the other: the later ones find the prompt in the provider's cache."""
+        messages = [await self._send(request) for _ in range(request.sampling.n)]
+        try:
+            texts = [self._text(message, request.sampling) for message in messages]
+            usages = [message.usage for message in messages]
+            standard = request.sampling.extra.get("service_tier") in _STANDARD
+            return answer_of(
+                texts,
+                prompt_tokens=sum(usage.input_tokens + _read(usage) + _written(usage) for usage in usages),
+                completion_tokens=sum(usage.output_tokens for usage in usages),
+                finish_reasons=[_FINISH_REASONS.get(str(each.stop_reason), each.stop_reason) for each in messages],
+                cached_tokens=sum(_read(usage) for usage in usages),
+                cost=total_cost(_cost(usage, self.prices if standard else None) for usage in usages),
+            )
+        except (AttributeError, TypeError) as error:
+            raise MalformedAnswer(f"{self.base_url} sent an answer that cannot be read: {error}.") from error
+
+    async def end_run(self) -> None:
+        """Closes the client of the run's event loop."""
+        client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.close()
+
+    def final_count_tokens(self, value: str) -> int:
+        """Returns a cautious estimate of a prompt's tokens, with the system prompt."""
+        return self.count_tokens(value) + self.count_tokens(self.system_prompt or "") + 16
+
+    def get_max_context_length(self, max_new_tokens: int | None) -> int:
+        """Returns how many tokens a prompt may have when `max_new_tokens` are to be generated."""
+        return (self.max_context_length or self.endpoint.limits.context_length or 0) - (max_new_tokens or 0)
+
+    @property
+    def client(self) -> AnthropicClient:
+        """A client of the SDK, for requests of your own; `run` does not use it."""
+        import anthropic
+
+        return anthropic.Anthropic(**self._client_options())
+
+    @property
+    def model_card(self) -> str | None:
+        """Address of Anthropic's page about its models."""
+        return self.endpoint.models_url
+
+    @property
+    def license(self) -> str | None:
+        """Address of the terms of use."""
+        return self.endpoint.terms_url
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "_api_key": None, "_clients": {}, "_renewed_at": 0.0}
+        state.pop("key", None)
+        return state
+
+    def _client_options(self) -> dict[str, Any]:
+        options = {"base_url": self.base_url, "timeout": self.timeout, "max_retries": 0, **self.kwargs}
+        if self.key is not None:
+            options["api_key"] = self.key
+            if not self.endpoint.owns_key_of(self.base_url):
+                from anthropic import Omit
+
+                key, given = ("Authorization", f"Bearer {self.key}"), self.kwargs.get("default_headers")
+                options["default_headers"] = headers_without_ambient("ANTHROPIC_CUSTOM_HEADERS", Omit(), key, given)
+        return options
+
+    async def _send(self, request: Request) -> Message:
+        # Connections belong to the event loop that opened them.
+        loop = asyncio.get_running_loop()
+        client = self._clients.get(loop)
+        if client is None:
+            import anthropic
+
+            client = self._clients[loop] = anthropic.AsyncAnthropic(**self._client_options())
+        while True:
+            if (wait := self._renewed_at - loop.time()) > 0:
+                await asyncio.sleep(wait)
+            parameters = self._parameters(request)
+            try:
+                response = await client.messages.with_raw_response.create(**parameters)
+                wait_after = seconds_until_renewed(response.headers)
+                message: Message = await response.parse()
+            except Exception as error:
+                body = parameters.get("extra_body", {})
+                sent = [*(name for name in parameters if name not in ("model", "messages", "extra_body")), *body]
+                refused = refused_parameter(error, sent)
+                if refused is not None and self._leaves_out(refused, sent):
+                    continue
+                raise request_error(error, refused, self.model_name, shown_address(self.base_url)) from error
+            if wait_after:
+                self._renewed_at = max(self._renewed_at, loop.time() + wait_after)
+            return message
+
+    def _leaves_out(self, refused: tuple[str, bool], sent: list[str]) -> bool:
+        """Changes how requests are made after a parameter was refused; False where the answer depends on it."""
+        name, unsupported = refused
+        if unsupported and name == "tool_choice":
+            self._forces_tools = False
+        elif unsupported and name in ("temperature", "top_p"):
+            if name not in self._refused:
+                logger.warning("%s does not take %s; it is left out.", self.display_name, name)
+            self._refused.add(name)
+        else:
+            return False
+        return True
+
+    def _parameters(self, request: Request) -> dict[str, Any]:
+        sampling = request.sampling
+        extra = dict(sampling.extra)
+        body: dict[str, Any] = {**self._sampling(sampling), **extra.pop("extra_body", {})}
+        output: dict[str, Any] = {"effort": extra.pop("effort")} if "effort" in extra else {}
+        system, messages = _split(request.messages(self.system_prompt))
+        parameters: dict[str, Any] = {
+            "model": self.model_name,
+            "max_tokens": sampling.max_new_tokens or _DEFAULT_NEW_TOKENS,
+            "messages": messages,
+            **({"system": system} if system else {}),
+            **({"stop_sequences": list(sampling.stop)} if sampling.stop else {}),
+            **extra,
+        }
+        # A model that thinks cannot be made to use a tool.
+        if sampling.schema is not None and self._forces_tools and "thinking" not in extra:
+            wanted, _ = object_schema(sampling.schema)
+            parameters["tools"] = [{"name": _TOOL, "description": "Give the answer.", "input_schema": wanted}]
+            parameters["tool_choice"] = {"type": "tool", "name": _TOOL}
+        elif sampling.schema is not None:
+            output["format"] = self._output_format(sampling.schema)
+        if output:
+            parameters["output_config"] = output
+        if body:
+            parameters["extra_body"] = body
+        return parameters
+
+    def _sampling(self, sampling: Sampling) -> dict[str, float]:
+        # The SDK no longer has parameters for these, and a model that thinks takes none.
+        if "thinking" in sampling.extra:
+            return {}
+        if sampling.deterministic:
+            chosen = {"temperature": 0.0}
+        elif sampling.top_p < 1:
+            chosen = {"top_p": sampling.top_p}
+        else:
+            chosen = {"temperature": sampling.temperature}
+        return {name: value for name, value in chosen.items() if name not in self._refused}
+
+    def _output_format(self, schema: Mapping[str, Any]) -> dict[str, Any]:
+        strict = strict_schema(object_schema(schema)[0])
+        if strict is None:
+            raise DefinitionError(
+                f"{self.display_name} cannot be constrained to this schema: it has keywords, or objects with any "
+                "properties, that structured outputs do not have."
+            )
+        return {"type": "json_schema", "schema": strict}
+
+    def _text(self, message: Message, sampling: Sampling) -> AnswerText:
+        reason = _FINISH_REASONS.get(str(message.stop_reason), message.stop_reason)
+        parts: list[Any] = list(message.content)
+        if sampling.schema is not None:
+            # A tool's input is the answer; what is said beside it is not.
+            kind = "tool_use" if any(part.type == "tool_use" for part in parts) else "text"
+            wrapped = object_schema(sampling.schema)[1]
+            thoughts = [part for part in parts if part.type == "thinking"]
+            parts = thoughts + [_unwrapped(part, wrapped) for part in parts if part.type == kind]
+        if message.stop_reason == "refusal":
+            why = getattr(message.stop_details, "explanation", None) or "a safety classifier stopped it"
+            return answer_text(None, "stop", refusal=why)
+        return answer_text(parts or "", reason, shaped=sampling.schema is not None)
+
+
+def _split(messages: list[dict[str, Any]]) -> tuple[str | list[Any], list[dict[str, Any]]]:
+    """Returns the system prompt and the other messages."""
+    system = [message["content"] for message in messages if message.get("role") in ("system", "developer")]
+    rest = [message for message in messages if message.get("role") not in ("system", "developer")]
+    if all(isinstance(content, str) for content in system):
+        return "\n\n".join(system), rest
+    blocks: list[Any] = []
+    for content in system:
+        blocks += [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return blocks, rest
+
+
+def _unwrapped(part: Any, wrapped: bool) -> dict[str, Any]:
+    """Returns a part with the JSON text of an answer: of a tool's input, or of a structured output."""
+    if part.type == "text" and not wrapped:
+        return {"type": "text", "text": part.text}
+    try:
+        value = part.input if part.type == "tool_use" else json.loads(part.text)
+    except ValueError:
+        return {"type": "text", "text": part.text}
+    if wrapped and isinstance(value, dict) and ANSWER_FIELD in value:
+        value = value[ANSWER_FIELD]
+    return {"type": "text", "text": json.dumps(value, ensure_ascii=False)}
+
+
+def _read(usage: Any) -> int:
+    return usage.cache_read_input_tokens or 0
+
+
+def _written(usage: Any) -> int:
+    return usage.cache_creation_input_tokens or 0
+
+
+def _cost(usage: Any, prices: Prices | None) -> float | None:
+    usual = getattr(usage, "service_tier", None) in _STANDARD and getattr(usage, "speed", None) in _STANDARD
+    if prices is None or not usual:
+        return None
+    read, written = _read(usage), _written(usage)
+    hour = getattr(usage.cache_creation, "ephemeral_1h_input_tokens", None) or 0
+    prompt_tokens = usage.input_tokens + read + written
+    return prices.cost(prompt_tokens, usage.output_tokens, cached=read, written=written - hour, written_1h=hour)
