@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 from datadreamer_like.errors import SessionError
 
 from .card import Card
+from .engine import Engine, LocalEngine
 from .manifest import Manifest, row_ranges
 from .results import Kept, Outcome, Results, Wanted
 from .session import DataDreamer, current_session
@@ -39,6 +40,15 @@ def working(node: Node) -> Iterator[None]:
         yield
     finally:
         _working.reset(token)
+
+
+def reading_engine() -> Engine:
+    """Returns the engine for rows that are made now: the session's while a node reads all of them, else this process.
+
+    Lazy rows that a script reads by itself may be a few, for which workers are not worth their start.
+    """
+    session = current_session()
+    return LocalEngine() if session is None or working_node() is None else session.engine
 
 
 class Node:

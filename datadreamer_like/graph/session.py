@@ -11,14 +11,16 @@ import tempfile
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar, Token
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
-from datadreamer_like.errors import SessionError
+from datadreamer_like.errors import ArgumentTypeError, SessionError
 
 from .engine import Engine, LocalEngine
 from .progress import Progress, ProgressHandler
+from .ray_engine import RayEngine
 from .results import Results
 from .tracebacks import show_errors_briefly
 
@@ -45,10 +47,11 @@ class DataDreamer:
         log_level: A level of `logging` that overrides `verbose`.
         log_date: Start each log line with date and time.
         hf_log: Let Hugging Face libraries show their own logs and progress bars.
-        engine: Where the work runs; None for this process.
+        engine: Where the work runs: in this process, on a Ray cluster with "ray", or a `RayEngine` with its options.
 
     Raises:
-        SessionError: The path is a file, or a session is open already.
+        SessionError: The path is a file, a session is open already, or no Ray cluster answers.
+        MissingExtra: The engine is not installed.
         NewerFormat: The folder was written by a newer version of this package.
         StorageError: The folder cannot be written.
 
@@ -66,7 +69,7 @@ class DataDreamer:
         log_level: int | None = None,
         log_date: bool = False,
         hf_log: bool = False,
-        engine: Engine | None = None,
+        engine: Engine | Literal["local", "ray"] = "local",
     ) -> None:
         self.in_memory = str(output_folder_path) == ":memory:"
         self.folder = Path(tempfile.gettempdir()) if self.in_memory else Path(output_folder_path).absolute()
@@ -78,7 +81,7 @@ class DataDreamer:
         self.hf_log = hf_log
         self.in_memory_answers: dict[str, Any] = {}
         self.progress = Progress(quiet=verbose is False)
-        self.engine = LocalEngine() if engine is None else engine
+        self.engine = _engine(engine)
         self.results = Results(self.folder)
         self._token: Token[DataDreamer | None] | None = None
         self._handler: logging.Handler | None = None
@@ -119,9 +122,9 @@ class DataDreamer:
             self._cleanup = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.results = Results(self.folder)
         self.results.open()
+        self.engine.open(self.results, self.progress, partial(join_session, self.folder))
         self._start_logging()
         show_errors_briefly()
-        self.engine.open(self.results, self.progress)
         self._token = _current.set(self)
         _last_started = self
 
@@ -207,6 +210,20 @@ class DataDreamer:
         if session is None:
             raise SessionError("There is no session. Put this inside `with DataDreamer(folder):`.")
         return str(session.folder)
+
+
+def join_session(folder: Path) -> None:
+    """Makes this process work for a session that another process has open: models keep their answers in its folder."""
+    global _last_started
+    _last_started = DataDreamer(folder, verbose=False)
+
+
+def _engine(engine: object) -> Engine:
+    if isinstance(engine, Engine):
+        return engine
+    if engine not in ("local", "ray"):
+        raise ArgumentTypeError(f'engine is {engine!r}; it must be "local", "ray" or an engine, such as RayEngine().')
+    return LocalEngine() if engine == "local" else RayEngine()
 
 
 _QUIET_LIBRARIES = {

@@ -11,10 +11,11 @@ import typing_extensions
 
 from datadreamer_like.errors import DefinitionError, did_you_mean
 from datadreamer_like.graph.card import DataCardType
+from datadreamer_like.graph.node import reading_engine
 
 from .columns import inputs_schema
 from .lazy_rows import From, LazyRowBatches, Traced
-from .row_answers import FETCH_OPTIONS, Questions, RowAnswers
+from .row_answers import FETCH_OPTIONS, AnsweredRows, Questions, RowAnswers
 from .step import Step
 
 
@@ -68,17 +69,26 @@ class ModelStep(Step):
         """
         return [From(self.answers_to[0])]
 
+    def answers(self, questions: Iterable[Questions]) -> Iterator[AnsweredRows]:
+        """Yields rows with the model's results, in order; needs nothing but the model and the arguments."""
+        rows = RowAnswers(questions)
+        options = {name: value for name, value in self.args.items() if name not in (self.model_arg, "lazy")}
+        options = {name: value for name, value in options.items() if value is not None}
+        return rows.joined(self.args[self.model_arg].results(rows.values(), **options))
+
     def result_batches(self) -> Iterator[Traced]:
         """Yields the rows with the model's results."""
         given, made = self.answers_to
         column = self.inputs[given]
         name = column.column_names[0]
-        rows = RowAnswers(Questions(batch[name], {given: batch[name]}) for batch in column.batches())
-        options = {name: value for name, value in self.args.items() if name not in (self.model_arg, "lazy")}
-        options = {name: value for name, value in options.items() if value is not None}
-        results = self.args[self.model_arg].results(rows.values(), **options)
+        engine = reading_engine()
+        questions = (Questions(batch[name], {given: batch[name]}) for batch in column.batches())
+        if engine.batch_size is not None:
+            questions = (part for each in questions for part in each.split(engine.batch_size or 1))
         count = 0
-        for _, batch, answers in rows.joined(results):
+        for _, batch, answers in engine.batches(
+            self.worker(engine).answers, questions, f'"{self.name}"', self.sent_parts()
+        ):
             for index, answer in enumerate(answers, count):
                 if answer is not None and answer.error is not None:
                     self.usage.row_failed(index, str(answer.error))

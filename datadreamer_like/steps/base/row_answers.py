@@ -40,6 +40,12 @@ class Questions(NamedTuple):
     values: Sequence[Any]
     rows: Batch
 
+    def split(self, most: int) -> Iterator[Questions]:
+        """Yields the same in parts of at most `most` rows."""
+        for start in range(0, len(self.values), most):
+            part = slice(start, start + most)
+            yield Questions(self.values[part], {name: column[part] for name, column in self.rows.items()})
+
 
 class AnsweredRows(NamedTuple):
     """Rows with the answers to their values.

@@ -8,13 +8,14 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from datadreamer_like.errors import DefinitionError, SessionError, StepOutputError
+from datadreamer_like.graph.engine import Engine
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.installed import is_installed
-from datadreamer_like.graph.node import Node, working_node
+from datadreamer_like.graph.node import Node, reading_engine, working_node
 from datadreamer_like.graph.origin import Origin
 from datadreamer_like.graph.output import Column, OutputDataset, OutputIterableDataset
 from datadreamer_like.graph.results import Kept, OnDemand, Outcome
@@ -166,8 +167,13 @@ class Step(Node, Registration, Operations, Exports):
     def _processed(self) -> Iterator[Mapping[str, Any]]:
         if not self._inputs:
             raise DefinitionError(f'"{self.name}": process() needs an input. Write run() to make rows from nothing.')
-        start = 0
-        for batch in columns_together(self._inputs, f'"{self.name}"'):
+        engine = reading_engine()
+        batches = _placed(columns_together(self._inputs, f'"{self.name}"'), engine.batch_size)
+        return engine.batches(self.worker(engine).processed, batches, f'"{self.name}"', self.sent_parts())
+
+    def processed(self, batches: Iterator[tuple[int, Batch]]) -> Iterator[Mapping[str, Any]]:
+        """Calls `process` on batches, each with the position of its first row, and checks what it returns."""
+        for start, batch in batches:
             size = len(next(iter(batch.values())))
             made = self.process(batch)
             rows = f"rows {start} to {start + size - 1}"
@@ -185,7 +191,6 @@ class Step(Node, Registration, Operations, Exports):
                         f"its batch ({rows}). It must return one for each row; write run() to change their number."
                     )
             yield made
-            start += size
 
     @property
     def version(self) -> float:
@@ -317,6 +322,28 @@ class Step(Node, Registration, Operations, Exports):
 
     # How a step runs
 
+    def worker(self, engine: Engine) -> Self:
+        """Returns what works for the step in an engine: itself, or a copy with its arguments and nothing else of it."""
+        if engine.batch_size is None:
+            return self
+        copy = object.__new__(type(self))
+        left_out: dict[str, Any] = {
+            "session": None,
+            "inside": None,
+            "manifest": None,
+            "_thread": None,
+            "_output": None,
+            "_inputs": {},
+        }
+        copy.__dict__.update({**self.__dict__, **left_out, "_kept_in": None, "parents": []})
+        for known in ("card", "parts", "fingerprint"):
+            copy.__dict__.pop(known, None)
+        return copy
+
+    def sent_parts(self) -> dict[str, Any]:
+        """Returns what a `worker` holds of the script's, by what it is called in messages."""
+        return {**{f'argument "{name}"': value for name, value in self._args.items()}, "its class": type(self)}
+
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns what decides the result, by name, each with its fingerprint."""
         parts = class_part(type(self))
@@ -409,6 +436,17 @@ class Step(Node, Registration, Operations, Exports):
 
 class SuperStep(Step):
     """A step that may make other steps inside its `run`."""
+
+
+def _placed(batches: Iterator[Batch], most: int | None) -> Iterator[tuple[int, Batch]]:
+    """Yields batches of at most `most` rows, each with the position of its first row."""
+    position = 0
+    for batch in batches:
+        size = len(next(iter(batch.values())))
+        for start in range(0, size, most or max(1, size)):
+            part = batch if most is None else {name: values[start : start + most] for name, values in batch.items()}
+            yield position + start, part
+        position += size
 
 
 def _distinct(nodes: Iterator[Node]) -> list[Node]:

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from datadreamer_like.errors import StepOutputError
+from datadreamer_like.graph.engine import Engine, LocalEngine
+from datadreamer_like.graph.node import reading_engine
 from datadreamer_like.graph.origin import INPUT, Every, Stated
 from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows, rebatched
 from datadreamer_like.graph.usage import current_usage
@@ -46,12 +48,17 @@ class Call:
         size = self.batch_size if self.batched else None
         return self.function, self.with_indices, tuple(self.input_columns), self.batched, size
 
-    def portions(self, rows: Rows) -> Iterator[tuple[pa.RecordBatch, list[Any]]]:
+    def portions(self, rows: Rows, engine: Engine) -> Iterator[tuple[pa.RecordBatch, list[Any]]]:
         """Yields the rows in portions, each with what the function returned: a value a row, or one for all."""
-        position = 0
-        for batch in rebatched(rows.read(), self.batch_size) if self.batched else _sliced(rows.read()):
+        size = min(BATCH_SIZE, engine.batch_size or BATCH_SIZE)
+        batches = rebatched(rows.read(), self.batch_size) if self.batched else _sliced(rows.read(), size)
+        what = "map or filter" if rows.node is None else f'map or filter of "{rows.node.name}"'
+        return engine.batches(self.results, _placed(batches), what, {"the function": self.function})
+
+    def results(self, batches: Iterator[tuple[int, pa.RecordBatch]]) -> Iterator[tuple[pa.RecordBatch, list[Any]]]:
+        """Calls the function on batches, each with the position of its first row."""
+        for position, batch in batches:
             indices = range(position, position + batch.num_rows)
-            position += batch.num_rows
             columns = to_columns(batch.select(self.input_columns) if self.input_columns else batch)
             if self.batched:
                 given: list[Any] = [columns[name] for name in self.input_columns] or [columns]
@@ -92,9 +99,9 @@ def map_rows(rows: Rows, call: Call, removed: list[str], total: int | None, lazy
     more or fewer come from all rows of its batch.
     """
 
-    def mapped(source: Rows) -> Iterator[tuple[pa.RecordBatch, Stated | None]]:
+    def mapped(source: Rows, engine: Engine) -> Iterator[tuple[pa.RecordBatch, Stated | None]]:
         place = 0
-        for batch, results in call.portions(source):
+        for batch, results in call.portions(source, engine):
             new = _columns(results[0]) if call.batched else _gathered(results)
             made = _with_new(batch, new, removed)
             taken = range(place, place + batch.num_rows)
@@ -108,7 +115,7 @@ def map_rows(rows: Rows, call: Call, removed: list[str], total: int | None, lazy
     first = _mapped_sample(rows, mapped) if lazy else None
     kept = [column for column in rows.schema if column.name not in removed]
     schema = first.schema if first is not None else pa.schema(kept)
-    return replace(Rows.recorded(schema, total, lambda: mapped(rows)), sample=first)
+    return replace(Rows.recorded(schema, total, lambda: mapped(rows, reading_engine())), sample=first)
 
 
 def _with_new(batch: pa.RecordBatch, new: Batch, removed: list[str]) -> pa.RecordBatch:
@@ -129,7 +136,7 @@ def _with_new(batch: pa.RecordBatch, new: Batch, removed: list[str]) -> pa.Recor
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
 
-_Mapped = Callable[[Rows], Iterator[tuple[pa.RecordBatch, Stated | None]]]
+_Mapped = Callable[[Rows, Engine], Iterator[tuple[pa.RecordBatch, Stated | None]]]
 
 
 def _mapped_sample(rows: Rows, mapped: _Mapped) -> pa.RecordBatch | None:
@@ -137,7 +144,7 @@ def _mapped_sample(rows: Rows, mapped: _Mapped) -> pa.RecordBatch | None:
     tried = None
     for row in _samples(rows):
         one = Rows.of_table(pa.Table.from_batches([row]), node=rows.node)
-        made, _ = next(mapped(one), (None, None))
+        made, _ = next(mapped(one, LocalEngine()), (None, None))
         tried = tried or made
         if made is not None and made.schema.names != row.schema.names:
             return made
@@ -164,7 +171,7 @@ def filter_rows(rows: Rows, call: Call, total: int | None) -> Rows:
 
     def read() -> Iterator[tuple[pa.RecordBatch, Stated | None]]:
         place = 0
-        for batch, results in call.portions(rows):
+        for batch, results in call.portions(rows, reading_engine()):
             flags = list(results[0]) if call.batched else results
             if len(flags) != batch.num_rows:
                 raise StepOutputError(f"filter: the function returned {len(flags)} values for {batch.num_rows} rows.")
@@ -178,10 +185,17 @@ def filter_rows(rows: Rows, call: Call, total: int | None) -> Rows:
     return replace(Rows.recorded(rows.schema, total, read), sample=rows.sample)
 
 
-def _sliced(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _placed(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    position = 0
     for batch in batches:
-        for start in range(0, batch.num_rows, BATCH_SIZE):
-            yield batch.slice(start, BATCH_SIZE)
+        yield position, batch
+        position += batch.num_rows
+
+
+def _sliced(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        for start in range(0, batch.num_rows, size):
+            yield batch.slice(start, size)
 
 
 def _columns(result: Any) -> Batch:

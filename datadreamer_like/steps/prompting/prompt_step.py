@@ -8,8 +8,11 @@ from typing import Any, ClassVar, TypeAlias
 
 from datadreamer_like.errors import DefinitionError, ModelError, PromptTooLong, RejectedAnswer, did_you_mean
 from datadreamer_like.graph.card import DataCardType
+from datadreamer_like.graph.engine import Engine
 from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.node import reading_engine
 from datadreamer_like.graph.output import Batch
+from datadreamer_like.models.calls.llm_calls import Repeated, Repetitions
 from datadreamer_like.models.calls.pipeline import Rejected
 from datadreamer_like.models.llms.generation import Answer, Generation, GenerationOptions, Prompt
 from datadreamer_like.models.llms.llm import LLM, overrides_only_run
@@ -147,7 +150,7 @@ class PromptStep(Step):
         """Yields the rows with their answers, and counts those that failed."""
         count = 0
         self.usage.forget_failures()  # lazy rows are made again in each pass
-        for rows in self.answers(self.questions()):
+        for rows in self.answered_by(reading_engine()):
             self.note_failures(count, rows)
             if self._args.get("on_error") == "raise":
                 raise_first_error(rows)
@@ -156,6 +159,17 @@ class PromptStep(Step):
         if self.args["lazy"] and self.usage.failed_rows:
             failed = f"{self.usage.failed_rows:,}"
             logger.warning("%s: %s of %s rows failed; see its errors", self.name, failed, f"{count:,}")
+
+    def answered_by(self, engine: Engine) -> Iterator[AnsweredRows]:
+        """Yields the rows with the answers that the LLM gives where the engine runs it."""
+        what, parts = f'"{self.name}"', self.sent_parts()
+        if engine.batch_size is None:
+            yield from engine.batches(self.answers, self.questions(), what, parts)
+            return
+        # A worker sees a part of the prompts, so repetitions are counted here, over all of them.
+        questions = numbered(part for each in self.questions() for part in each.split(engine.batch_size))
+        for rows in engine.batches(self.worker(engine).answers, questions, what, parts):
+            yield rows._replace(values=[v.prompt if isinstance(v, Repeated) else v for v in rows.values])
 
     def questions(self) -> Iterator[Questions]:
         """Yields prompts with their rows."""
@@ -409,3 +423,13 @@ def shown(
                 count += 1
         found.append(list(rows[:count]))
     return found
+
+
+def numbered(questions: Iterable[Questions]) -> Iterator[Questions]:
+    """Yields questions whose prompts say how often each came before."""
+    repetitions = Repetitions()
+    for each in questions:
+        sent = [value for value in each.values if value is not None and not isinstance(value, ModelError)]
+        counted = iter(repetitions.number(sent))
+        values = [v if v is None or isinstance(v, ModelError) else next(counted) for v in each.values]
+        yield each._replace(values=values)
