@@ -16,7 +16,7 @@ from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.quiet import quiet
-from datadreamer_like.models.trained.export import write_card
+from datadreamer_like.models.trained.model_files import write_card
 from datadreamer_like.models.trained.model_node import ModelNode
 from datadreamer_like.models.trained.trained_model import TrainedModel, loaded
 

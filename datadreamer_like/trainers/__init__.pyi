@@ -1,4 +1,5 @@
 from .classifier import TrainHFClassifier as TrainHFClassifier
+from .dpo import TrainHFDPO as TrainHFDPO
 from .fine_tune import TrainHFFineTune as TrainHFFineTune
 from .trainer import Trainer as Trainer
 from .training.loading import HFOptions as HFOptions

@@ -6,6 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,3 +100,15 @@ def test_importing_the_package_and_its_rooms_imports_nothing_heavy():
     script = f"import sys; before = set(sys.modules); import {modules}; print(*(set(sys.modules) - before))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert {name.split(".")[0] for name in loaded.split()} & {*HEAVY, "numpy", "pyarrow"} == set()
+
+
+def test_no_two_files_import_each_other():
+    """Imports for type checking and inside functions count too."""
+    graph = grimp.build_graph("datadreamer_like", cache_dir=None)
+    links = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    waiting = dict(links)
+    while removable := [module for module, imported in waiting.items() if not imported & waiting.keys()]:
+        for module in removable:
+            del waiting[module]
+    # What is left is in a circle, or imports a module that is.
+    assert sorted(waiting) == []

@@ -16,7 +16,7 @@ from datadreamer_like.storage.digests import file_digest
 
 from ..llms.gguf_header import read_gguf_header
 from ..quiet import quiet
-from .trained_model import TrainedModel
+from .model_files import files_identity
 
 HOW_FETCHED = frozenset({"token", "cache_dir", "local_files_only"})
 """Arguments of `from_pretrained` that say how a model is fetched, never which one; the first is a secret."""
@@ -67,7 +67,7 @@ class HFSource:
             return self.name, self.revision
         if self.gguf_file is not None:
             return file_digest(self.folder / self.gguf_file)
-        return TrainedModel(self.folder)
+        return files_identity(self.folder)
 
     @property
     def model_card(self) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from datadreamer_like.errors import ArgumentTypeError, MethodMisfit, StorageError
 from datadreamer_like.graph import Card
-from datadreamer_like.storage.digests import file_digest
 from datadreamer_like.storage.folders import explained
 
 from ..quiet import quiet
-from .export import CARD_NAME, export_model, write_card
+from .export import export_model
+from .hf_source import hf_source, loading
 from .model_facts import Task, count_parameters, task_of
+from .model_files import CARD_NAME, files_identity, model_files, read_card, write_card
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,8 +135,6 @@ class TrainedModel:
         """The model's transformers config."""
         from transformers import AutoConfig
 
-        from .hf_source import hf_source, loading
-
         with loading(hf_source(self.path)):
             return cast("PretrainedConfig", AutoConfig.from_pretrained(self.path))
 
@@ -175,10 +173,9 @@ class TrainedModel:
         """Where the model came from."""
         if self.node is not None:
             return self.node.card
-        saved = Path(self.path) / CARD_NAME
-        if saved.is_file():
-            return Card.from_json(json.loads(saved.read_text(encoding="utf-8")))
-        return Card(Path(self.path).name, "trainer", type(self).__name__, models=[self.path], base_model=self.path)
+        return read_card(Path(self.path)) or Card(
+            Path(self.path).name, "trainer", type(self).__name__, models=[self.path], base_model=self.path
+        )
 
     @property
     def num_parameters(self) -> int:
@@ -188,13 +185,10 @@ class TrainedModel:
     @property
     def bytes_on_disk(self) -> int:
         """Bytes of all files that are needed to run the model: weights, config and tokenizer."""
-        return sum(file.stat().st_size for file in self._files())
-
-    def _files(self) -> list[Path]:
         folder = Path(self.path)
         if not folder.is_dir():
-            raise StorageError(f'"{self.path}" is not a folder on this machine, so its files cannot be looked at.')
-        return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CARD_NAME)
+            raise StorageError(f'"{self.path}" is not a folder on this machine, so its files cannot be counted.')
+        return sum(file.stat().st_size for file in model_files(folder))
 
     def __fingerprint__(self) -> tuple[Any, ...]:
         if self._fingerprint is not None:
@@ -203,9 +197,7 @@ class TrainedModel:
         cast_to = () if self.dtype is None else (str(self.dtype).removeprefix("torch."),)
         if not Path(self.path).is_dir():
             return "model", self.path, *cast_to
-        folder = Path(self.path)
-        files = [(file.relative_to(folder).as_posix(), file_digest(file)) for file in self._files()]
-        return "model files", files, *cast_to
+        return *files_identity(Path(self.path)), *cast_to
 
     # Using it
 

@@ -15,11 +15,10 @@ from datadreamer_like.storage.folders import explained
 from datadreamer_like.storage.tables import as_dataset
 
 from ..operations import splitting, transforms
+from .dataset_node import DatasetNode
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
-
-    from .step import Step
 
 
 class ExportOptions(TypedDict, total=False):
@@ -47,7 +46,7 @@ class ExportOptions(TypedDict, total=False):
 _SIZES = ("train_size", "validation_size", "test_size")
 
 
-class Exports:
+class Exports(DatasetNode):
     """The exports of a step. With a split size given, each makes one result a split."""
 
     def export_to_dict(self, **options: Unpack[ExportOptions]) -> dict[str, Any]:
@@ -94,7 +93,7 @@ class Exports:
         from datasets import load_from_disk
 
         dataset = self._dataset(options)
-        with explained(f'Exporting "{self._origin.name}"', Path(path)):
+        with explained(f'Exporting "{self.name}"', Path(path)):
             dataset.save_to_disk(
                 os.fspath(path), num_shards=None if _is_split(dataset) else options.get("save_num_shards")
             )
@@ -129,18 +128,14 @@ class Exports:
 
         known = _checked(options)
         return publish_dataset(
-            self._dataset(known), repo_id, card=self._origin.card, branch=branch, private=private, token=token,
+            self._dataset(known), repo_id, card=self.card, branch=branch, private=private, token=token,
             is_synthetic=is_synthetic,
         )  # fmt: skip
-
-    @property
-    def _origin(self) -> Step:
-        return cast("Step", self)
 
     def _parts(self, options: Any) -> dict[str, Rows]:
         known = _checked(options)
         sizes = {name.removesuffix("_size"): known.get(name) for name in _SIZES}
-        rows = self._origin.output.rows
+        rows = self.output.rows
         if all(size is None for size in sizes.values()):
             return {"": rows}
         by = known.get("stratify_by_column")
@@ -159,7 +154,7 @@ class Exports:
         for split, rows in self._parts(known).items():
             file = target.with_name(f"{target.stem}.{split}{target.suffix}") if split else target
             file.parent.mkdir(parents=True, exist_ok=True)
-            with explained(f'Exporting "{self._origin.name}"', file):
+            with explained(f'Exporting "{self.name}"', file):
                 write(rows, str(file), options)
             files[split] = str(file)
         return files.get("", files)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
 import numpy as np
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, UnknownColumn, did_you_mean
 from datadreamer_like.graph.rows import Rows
 
+from ..base.dataset_node import DatasetNode
 from . import row_functions, splitting, transforms
 from .sorting import sort
 
-if TYPE_CHECKING:
-    from ..base.step import Step
-    from .derived import Derived
+StepT = TypeVar("StepT", bound=DatasetNode)
 
 
 class RunOptions(TypedDict, total=False):
@@ -49,34 +48,34 @@ class OperationOptions(RunOptions, total=False):
     name: str | None
 
 
-class Operations:
+class Operations(DatasetNode, Generic[StepT]):
     """The operations of a step. Rows of an eager step that are only chosen or reordered are views on its table."""
 
-    def select(self, indices: Iterable[int], lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
+    def select(self, indices: Iterable[int], lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
         """Takes the rows at some positions, in that order."""
         chosen = np.fromiter(map(operator.index, indices), dtype=np.int64)
-        return self._derived("select", lazy, options, {"indices": chosen}, lambda rows: transforms.select(rows, chosen))
+        return self.derive("select", lazy, options, {"indices": chosen}, lambda rows: transforms.select(rows, chosen))
 
     def select_columns(
         self, column_names: str | list[str], lazy: bool = True, **options: Unpack[OperationOptions]
-    ) -> Derived:
+    ) -> StepT:
         """Keeps some columns."""
         names = self._known(column_names)
-        return self._derived(
+        return self.derive(
             "select_columns", lazy, options, {"column_names": names}, lambda rows: transforms.keep_columns(rows, names)
         )
 
-    def take(self, n: int, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
+    def take(self, n: int, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
         """Takes the first `n` rows."""
-        return self._derived("take", lazy, options, {"n": n}, lambda rows: transforms.span(rows, 0, n))
+        return self.derive("take", lazy, options, {"n": n}, lambda rows: transforms.span(rows, 0, n))
 
-    def skip(self, n: int, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
+    def skip(self, n: int, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
         """Leaves out the first `n` rows."""
-        return self._derived("skip", lazy, options, {"n": n}, lambda rows: transforms.span(rows, n, None))
+        return self.derive("skip", lazy, options, {"n": n}, lambda rows: transforms.span(rows, n, None))
 
     def shuffle(
         self, seed: int | None = None, buffer_size: int = 1000, lazy: bool = True, **options: Unpack[OperationOptions]
-    ) -> Derived:
+    ) -> StepT:
         """Puts the rows in random order.
 
         Args:
@@ -86,7 +85,7 @@ class Operations:
             **options: See `OperationOptions`.
         """
         args = {"seed": seed, "buffer_size": buffer_size}
-        return self._derived(
+        return self.derive(
             "shuffle", lazy, options, args, lambda rows: transforms.shuffle(rows, seed or 0, buffer_size)
         )
 
@@ -96,7 +95,7 @@ class Operations:
         reverse: bool | Sequence[bool] = False,
         null_placement: str = "at_end",
         **options: Unpack[OperationOptions],
-    ) -> Derived:
+    ) -> StepT:
         """Sorts the rows by one or more columns; equal rows keep their order.
 
         Args:
@@ -110,12 +109,12 @@ class Operations:
         if len(backwards) != len(names):
             raise DefinitionError(f"sort: {len(backwards)} values of reverse for {len(names)} columns.")
         args = {"column_names": names, "reverse": backwards, "null_placement": null_placement}
-        return self._derived("sort", False, options, args, lambda rows: sort(rows, names, backwards, null_placement))
+        return self.derive("sort", False, options, args, lambda rows: sort(rows, names, backwards, null_placement))
 
-    def add_item(self, item: dict[str, Any], lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
+    def add_item(self, item: dict[str, Any], lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
         """Appends a row; columns that it lacks are None there."""
         self._known(list(item))
-        return self._derived("add_item", lazy, options, {"item": item}, lambda rows: transforms.append(rows, item))
+        return self.derive("add_item", lazy, options, {"item": item}, lambda rows: transforms.append(rows, item))
 
     def map(
         self,
@@ -129,7 +128,7 @@ class Operations:
         auto_progress: bool = True,
         lazy: bool = True,
         **options: Unpack[OperationOptions],
-    ) -> Derived:
+    ) -> StepT:
         """Applies a function to every row; what it returns is added to the row.
 
         Args:
@@ -153,7 +152,7 @@ class Operations:
         def mapped(rows: Rows) -> Rows:
             return row_functions.map_rows(rows, call, removed, total_num_rows, lazy)
 
-        return self._derived("map", lazy, options, args, mapped)
+        return self.derive("map", lazy, options, args, mapped)
 
     def filter(
         self,
@@ -166,11 +165,11 @@ class Operations:
         auto_progress: bool = True,
         lazy: bool = True,
         **options: Unpack[OperationOptions],
-    ) -> Derived:
+    ) -> StepT:
         """Keeps the rows for which a function returns something true; the arguments are those of `map`."""
         _check_function("filter", function)
         call = row_functions.Call(function, with_indices, self._known(input_columns), batched, batch_size)
-        return self._derived(
+        return self.derive(
             "filter",
             lazy,
             options,
@@ -180,23 +179,23 @@ class Operations:
 
     def rename_column(
         self, original_column_name: str, new_column_name: str, lazy: bool = True, **options: Unpack[OperationOptions]
-    ) -> Derived:
+    ) -> StepT:
         """Gives a column another name."""
         return self._rename("rename_column", {original_column_name: new_column_name}, lazy, options)
 
     def rename_columns(
         self, column_mapping: dict[str, str], lazy: bool = True, **options: Unpack[OperationOptions]
-    ) -> Derived:
+    ) -> StepT:
         """Gives columns other names."""
         return self._rename("rename_columns", column_mapping, lazy, options)
 
     def remove_columns(
         self, column_names: str | list[str], lazy: bool = True, **options: Unpack[OperationOptions]
-    ) -> Derived:
+    ) -> StepT:
         """Leaves columns out."""
         removed = self._known(column_names)
         names = [name for name in self._columns() if name not in removed]
-        return self._derived(
+        return self.derive(
             "remove_columns",
             lazy,
             options,
@@ -211,7 +210,7 @@ class Operations:
         test_size: float | None = None,
         stratify_by_column: str | None = None,
         **options: Unpack[OperationOptions],
-    ) -> dict[str, Derived]:
+    ) -> dict[str, StepT]:
         """Divides the rows at random, the same way in every run; within a split they keep their order.
 
         Args:
@@ -237,14 +236,14 @@ class Operations:
             args = {"sizes": sizes, "split": split, "stratify_by_column": stratify_by_column}
             name = options.get("name")
             named: OperationOptions = {**options, "name": f"{name} ({split})"} if name else options
-            made[split] = self._derived(
+            made[split] = self.derive(
                 f"{split} split", False, named, args, splitting.Split(sizes, split, stratify_by_column)
             )
         return made
 
     def shard(
         self, num_shards: int, index: int, contiguous: bool = False, **options: Unpack[OperationOptions]
-    ) -> Derived:
+    ) -> StepT:
         """Takes one of `num_shards` parts.
 
         Args:
@@ -256,19 +255,19 @@ class Operations:
         if not 0 <= index < num_shards:
             raise DefinitionError(f"shard: index {index} is not within 0 to {num_shards - 1}.")
         args = {"num_shards": num_shards, "index": index, "contiguous": contiguous}
-        return self._derived(
+        return self.derive(
             "shard", False, options, args, lambda rows: transforms.shard(rows, num_shards, index, contiguous)
         )
 
-    def reverse(self, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
+    def reverse(self, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
         """Puts the last row first."""
-        return self._derived("reverse", lazy, options, {}, transforms.reverse)
+        return self.derive("reverse", lazy, options, {}, transforms.reverse)
 
-    def save(self, **options: Unpack[OperationOptions]) -> Derived:
+    def save(self, **options: Unpack[OperationOptions]) -> StepT:
         """Makes all rows and keeps them on disk."""
-        return self._derived("save", False, options, {}, transforms.same_rows)
+        return self.derive("save", False, options, {}, transforms.same_rows)
 
-    def copy(self, name: str | None = None, lazy: bool | None = None, **options: Unpack[RunOptions]) -> Derived:
+    def copy(self, name: str | None = None, lazy: bool | None = None, **options: Unpack[RunOptions]) -> StepT:
         """Makes a step with the same rows.
 
         Args:
@@ -276,22 +275,18 @@ class Operations:
             lazy: Generate the rows lazily; by default as this step does.
             **options: See `RunOptions`.
         """
-        keep_lazy = self._step.output.rows.table is None if lazy is None else lazy
-        return self._derived("copy", keep_lazy, {**options, "name": name}, {}, transforms.same_rows)
+        keep_lazy = self.output.rows.table is None if lazy is None else lazy
+        return self.derive("copy", keep_lazy, {**options, "name": name}, {}, transforms.same_rows)
 
-    def _rename(self, what: str, names: dict[str, str], lazy: bool, options: OperationOptions) -> Derived:
+    def _rename(self, what: str, names: dict[str, str], lazy: bool, options: OperationOptions) -> StepT:
         self._known(list(names))
         new = [names.get(name, name) for name in self._columns()]
         if len(set(new)) < len(new):
             raise DefinitionError(f"{what}: two columns would have the same name: {', '.join(new)}.")
-        return self._derived(what, lazy, options, {"names": names}, lambda rows: transforms.rename(rows, names))
-
-    @property
-    def _step(self) -> Step:
-        return self  # type: ignore[return-value]
+        return self.derive(what, lazy, options, {"names": names}, lambda rows: transforms.rename(rows, names))
 
     def _columns(self) -> list[str]:
-        return self._step.output.column_names
+        return self.output.column_names
 
     def _known(self, names: str | Sequence[str] | None) -> list[str]:
         listed = [names] if isinstance(names, str) else list(names or ())
@@ -299,22 +294,29 @@ class Operations:
         for name in listed:
             if name not in columns:
                 raise UnknownColumn(
-                    f'"{self._step.name}" has no column "{name}"; it offers: {", ".join(columns)}.'
+                    f'"{self.name}" has no column "{name}"; it offers: {", ".join(columns)}.'
                     + did_you_mean(name, columns)
                 )
         return listed
 
-    def _derived(
+    def derive(
         self,
         operation: str,
         lazy: bool,
         options: OperationOptions,
         args: dict[str, Any],
         transform: Callable[[Rows], Rows],
-    ) -> Derived:
-        from .derived import Derived
+    ) -> StepT:
+        """Makes the step that an operation on this one gives.
 
-        return Derived.of(operation, [self._step], args, lambda: transform(self._step.output.rows), lazy, options)
+        Args:
+            operation: Name of the operation.
+            lazy: Generate the rows lazily, and keep none.
+            options: See `OperationOptions`.
+            args: What decides the operation's result beside this step's rows.
+            transform: The operation.
+        """
+        raise NotImplementedError
 
 
 def _check_function(operation: str, function: Any) -> None:
