@@ -355,8 +355,8 @@ class PromptStep(Step):
                 value = self._parsed(answer, row)
                 return value if isinstance(value, Rejected) else answer.with_value(value)
             values = [self._parsed(one, row) for one in answer.each()]
-            if values and all(isinstance(value, Rejected) for value in values):
-                return values[0]
+            if len(rejected := [value for value in values if isinstance(value, Rejected)]) == len(values):
+                return rejected[0]
             return answer.with_value(self.combine([None if isinstance(v, Rejected) else v for v in values]))
         except RejectedAnswer as error:
             return answer.with_error(error)
