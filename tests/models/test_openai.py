@@ -189,10 +189,11 @@ def test_trouble_that_stays_fails_its_row_alone_and_is_sent_again_by_the_next_ru
         llm.max_tries = 3
         usage = Usage()
         with counting(usage):
-            assert llm.run(PROMPTS) == expected
+            answers = list(llm.answers(PROMPTS))
+        assert [answer.text for answer in answers] == expected
         assert server.seen["prompt 3"] == 3
-        assert list(usage.failures) == [3]
-        assert "poison" in usage.failures[3]
+        assert [index for index, answer in enumerate(answers) if answer.error is not None] == [3]
+        assert "poison" in str(answers[3].error)
         assert (usage.prompt_tokens, usage.completion_tokens) == (39 * 3, 39 * 2)
         assert llm.run(PROMPTS) == expected
         assert sum(server.seen.values()) == 39 + 6
