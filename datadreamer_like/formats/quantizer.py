@@ -166,9 +166,8 @@ def foreign(model: nn.Module) -> str | None:
     if saved is None or isinstance(saved, LayoutConfig):
         return None
     method = saved.get("quant_method") if isinstance(saved, Mapping) else getattr(saved, "quant_method", None)
-    loader = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
-    if getattr(method, "value", method) == "gguf" and (loader is None or getattr(loader, "dequantize", False)):
-        return None  # read out of a GGUF file into plain weights; the config only remembers where they came from
+    if getattr(method, "value", method) == "gguf" and all(p.is_floating_point() for p in model.parameters()):
+        return None  # read out of a GGUF file into plain weights; config and loader only remember where they came from
     return (
         f"{type(model).__name__} is already quantized ({getattr(method, 'value', method)}), and its config has room "
         "for one method only. Start from the unquantized model."

@@ -13,13 +13,14 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, Self, TypeVar
 
 from datadreamer_like.errors import ArgumentTypeError, ModelError
 from datadreamer_like.graph.usage import Usage
 from datadreamer_like.storage.answers import AnswerStore
+
+from .failures import Rejected
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -29,21 +30,6 @@ A = TypeVar("A")
 
 # Reading prompts should take about this long at a time: less costs speed, more leaves slots idle.
 _READ_SECONDS = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """What a `parse` function returns for an answer that cannot be used; the model is then asked again.
-
-    Attributes:
-        reason: What is wrong with the answer, in words that the model understands: it is sent to the model.
-
-    Example:
-        >>> def parse(answer, row):
-        ...     return int(answer.text) if answer.text.isdigit() else Rejected("It must be a whole number.")
-    """
-
-    reason: str
 
 
 class Calls(ABC, Generic[P, Q, A]):
@@ -387,25 +373,6 @@ class _Pending(Generic[P, Q, A]):
             job.key, job.request = calls.follow_up(job.key, job.request, answer, checked.reason)
             job.tries = 0
             self._follow_ups.append(job)
-
-
-def log_failures(answers: Iterable[A], error: Callable[[A], ModelError | None], on_error: str) -> Iterator[A]:
-    """Yields answers, and logs at the end how many failed; with `on_error="raise"`, raises the first error."""
-    count = rows = 0
-    first: tuple[int, ModelError] | None = None
-    for answer in answers:
-        failure = error(answer)
-        if failure is not None:
-            if on_error == "raise":
-                raise failure
-            count += 1
-            first = first or (rows, failure)
-        rows += 1
-        yield answer
-    if first is not None:
-        logger.warning(
-            "%s of %s prompts failed and have no answer; the first is row %s: %s", f"{count:,}", f"{rows:,}", *first
-        )
 
 
 def progress_logger(

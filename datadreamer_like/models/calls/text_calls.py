@@ -10,7 +10,8 @@ from typing import Any, Literal, TypedDict
 
 from datadreamer_like.errors import ArgumentTypeError, BadRequest, DefinitionError, ModelError, did_you_mean
 
-from .pipeline import Calls, log_failures, progress_logger
+from .failures import log_failures
+from .pipeline import Calls, progress_logger
 
 
 class TextOptions(TypedDict, total=False):

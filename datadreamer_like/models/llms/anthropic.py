@@ -107,6 +107,8 @@ class Anthropic(LLM):
         terms_url="https://www.anthropic.com/legal/commercial-terms",
     )
 
+    enforces_schemas = True
+
     extra_options: ClassVar[frozenset[str]] = frozenset(AnthropicOptions.__annotations__) - frozenset(
         GenerationOptions.__annotations__
     )

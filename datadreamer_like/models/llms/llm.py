@@ -17,8 +17,9 @@ from datadreamer_like.graph.usage import current_usage
 from ..calls.batch_engine import BatchEngine
 from ..calls.cache import model_answers
 from ..calls.concurrent_engine import ConcurrentEngine
+from ..calls.failures import Rejected, log_failures
 from ..calls.llm_calls import LLMCalls, Repeated
-from ..calls.pipeline import Engine, Recorder, Rejected, log_failures, progress_logger, run_calls
+from ..calls.pipeline import Engine, Recorder, progress_logger, run_calls
 from ..model import Model
 from .generation import Answer, Generation, GenerationOptions, Prompt, Request, Sampling
 

@@ -329,7 +329,7 @@ class OpenAICompatible(LLM):
                 )
                 empty = not completion.choices
             except Exception as error:
-                refused = refused_parameter(error, _sent(parameters))
+                refused = refused_parameter(error, [*parameters, *parameters.get("extra_body", {})])
                 if refused is not None and self._leaves_out(refused, parameters):
                     continue
                 raise request_error(error, refused, self.model_name, self._address) from error
@@ -396,7 +396,3 @@ class OpenAICompatible(LLM):
         except Exception as error:
             raise provider_error(error, self.model_name, self._address) from error
         return served_context_length(models, self.model_name)
-
-
-def _sent(parameters: Mapping[str, Any]) -> list[str]:
-    return [name for name in parameters if name != "extra_body"] + list(parameters.get("extra_body", {}))

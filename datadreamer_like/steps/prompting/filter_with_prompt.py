@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.output import Batch
-from datadreamer_like.models.calls.pipeline import Rejected
+from datadreamer_like.models.calls.failures import Rejected
 from datadreamer_like.models.llms.generation import Answer
 
 from ..base.columns import columns_of, whole_rows, whole_schema

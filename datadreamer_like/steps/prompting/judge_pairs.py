@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from datadreamer_like.graph.output import Batch
-from datadreamer_like.models.calls.pipeline import Rejected
+from datadreamer_like.models.calls.failures import Rejected
 from datadreamer_like.models.llms.generation import Answer
 
 from ..base.row_answers import AnsweredRows

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datadreamer_like.errors import DefinitionError
-from datadreamer_like.models.calls.pipeline import Rejected
+from datadreamer_like.models.calls.failures import Rejected
 from datadreamer_like.models.llms.generation import Prompt
 from datadreamer_like.models.llms.schema import json_schema_of
 

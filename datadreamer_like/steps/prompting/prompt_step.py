@@ -12,8 +12,8 @@ from datadreamer_like.graph.engine import Engine
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.node import reading_engine
 from datadreamer_like.graph.output import Batch
+from datadreamer_like.models.calls.failures import Rejected
 from datadreamer_like.models.calls.llm_calls import Repeated, Repetitions
-from datadreamer_like.models.calls.pipeline import Rejected
 from datadreamer_like.models.llms.generation import Answer, Generation, GenerationOptions, Prompt
 from datadreamer_like.models.llms.llm import LLM, overrides_only_run
 
@@ -137,7 +137,7 @@ class PromptStep(Step):
         return LazyRowBatches(
             self.result_batches,
             total_num_rows=self.num_prompts(),
-            save=not self.args["lazy"],
+            save=not self._args["lazy"],
             like=inputs_schema(self._inputs),
         )
 
@@ -152,11 +152,9 @@ class PromptStep(Step):
         self.usage.forget_failures()  # lazy rows are made again in each pass
         for rows in self.answered_by(reading_engine()):
             self.note_failures(count, rows)
-            if self._args.get("on_error") == "raise":
-                raise_first_error(rows)
             count += len(rows.answers)
             yield rows
-        if self.args["lazy"] and self.usage.failed_rows:
+        if self._args["lazy"] and self.usage.failed_rows:
             failed = f"{self.usage.failed_rows:,}"
             logger.warning("%s: %s of %s rows failed; see its errors", self.name, failed, f"{count:,}")
 
@@ -188,11 +186,11 @@ class PromptStep(Step):
                 repetitions are counted over all rows.
         """
         joined = RowAnswers(questions)
-        reads = any(self.args[name] is not None for name in _READERS) or _overrides_parse(type(self))
-        answers = self.args["llm"].answers(
+        reads = any(self._args[name] is not None for name in _READERS) or _overrides_parse(type(self))
+        answers = self._args["llm"].answers(
             joined.values(),
             check=(lambda index, answer: self._read(answer, joined.row(index))) if reads else None,
-            max_follow_ups=self.args["max_follow_ups"],
+            max_follow_ups=self._args["max_follow_ups"],
             total_num_prompts=self.num_prompts(),
             **self.run_options(),
         )
@@ -201,9 +199,11 @@ class PromptStep(Step):
             yield rows._replace(answers=failed)
 
     def note_failures(self, first: int, rows: AnsweredRows) -> None:
-        """Counts the rows that failed; `first` is the position of the first one."""
+        """Counts the rows that failed, or raises with `on_error="raise"`; `first` is the position of the first one."""
         for index, answer in enumerate(rows.answers, first):
             if answer is not None and answer.error is not None:
+                if self._args.get("on_error") == "raise":
+                    raise answer.error
                 self.usage.row_failed(index, str(answer.error))
 
     # For subclasses
@@ -234,20 +234,20 @@ class PromptStep(Step):
 
     def register_facts(self) -> None:
         """Adds to the card which model and instruction made the rows."""
-        llm = self.args["llm"]
+        llm = self._args["llm"]
         self.register_data_card(DataCardType.MODEL_NAME, llm.model_name or llm.display_name)
         self.register_data_card(DataCardType.MODEL_CARD, llm.model_card)
         self.register_data_card(DataCardType.LICENSE, llm.license)
         for citation in llm.citation or ():
             self.register_data_card(DataCardType.CITATION, citation)
-        self.register_data_card(DataCardType.PROMPT, self.args.get("instruction"))
+        self.register_data_card(DataCardType.PROMPT, self._args.get("instruction"))
 
     def generations(self, rows: AnsweredRows) -> list[Any]:
         """Returns the column `generations`: values, or with `output_schema` the texts, a failed row's last one too."""
         answers = rows.answers
         if self.schema is not None:
             return self.texts(rows)
-        if self.args["post_process"] is not None or self.args["parse"] is not None or _overrides_parse(type(self)):
+        if self._args["post_process"] is not None or self._args["parse"] is not None or _overrides_parse(type(self)):
             return self.values(rows)
         several = self.num_answers != 1
         return [
@@ -271,8 +271,7 @@ class PromptStep(Step):
             return {}
         columns: Batch = {name: [] for name in self.schema.types}
         for answer in rows.answers:
-            valid = answer is not None and answer.error is None
-            fields = self.schema.read(answer.text) if valid else None
+            fields = None if answer is None or answer.error is not None else self.schema.read(answer.text)
             for name, values in columns.items():
                 values.append(fields[name] if isinstance(fields, dict) else None)
         return columns
@@ -319,8 +318,7 @@ class PromptStep(Step):
     def configure(self) -> None:
         """Refuses arguments that do not go together, and registers a column for each property of `output_schema`."""
         args, llm = self._args, self._args["llm"]
-        readers = [name for name in _READERS if args[name] is not None]
-        if len(readers) > 1:
+        if len(readers := [name for name in _READERS if args[name] is not None]) > 1:
             raise DefinitionError(f'"{self.name}": give {readers[0]} or {readers[1]}, not both.')
         if args["max_follow_ups"] < 0:
             raise DefinitionError(f'"{self.name}": max_follow_ups is {args["max_follow_ups"]}; expected 0 or more.')
@@ -350,17 +348,16 @@ class PromptStep(Step):
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns what decides the result; a context window that the script gave decides prompts, but no answer."""
         parts = super().fingerprint_parts()
-        given = self.args["llm"].max_context_length
+        given = self._args["llm"].max_context_length
         return parts if given is None else {**parts, "argument llm: max_context_length": fingerprint(given)}
 
     def _enforces_schema(self) -> bool:
         """Whether the LLM's engine keeps its answers to the schema."""
-        llm = self.args["llm"]
+        llm = self._args["llm"]
         if self.schema is None or not llm.enforces_schemas:
             return False
-        options = {"schema": self.schema.json_schema}
         try:
-            llm.check(Generation.from_options(options, llm.extra_options).sampling)
+            llm.check(Generation.from_options({"schema": self.schema.json_schema}, llm.extra_options).sampling)
         except DefinitionError:  # a keyword that this engine cannot keep
             return False
         return True
@@ -372,8 +369,7 @@ class PromptStep(Step):
                 value = self._parsed(answer, row)
                 return value if isinstance(value, Rejected) else answer.with_value(value)
             values = [self._parsed(one, row) for one in answer.each()]
-            rejected = [value for value in values if isinstance(value, Rejected)]
-            if len(rejected) == len(values) and rejected:
+            if len(rejected := [value for value in values if isinstance(value, Rejected)]) == len(values):
                 return rejected[0]
             return answer.with_value(self.combine([None if isinstance(v, Rejected) else v for v in values]))
         except RejectedAnswer as error:
@@ -388,13 +384,6 @@ class PromptStep(Step):
 
 def _overrides_parse(kind: type[PromptStep]) -> bool:
     return kind.parse is not PromptStep.parse or kind.combine is not PromptStep.combine
-
-
-def raise_first_error(rows: AnsweredRows) -> None:
-    """Raises the error of the first failed row, if there is one."""
-    for answer in rows.answers:
-        if answer is not None and answer.error is not None:
-            raise answer.error
 
 
 def labelled(label: str, text: Any) -> str:
