@@ -1,6 +1,7 @@
 """What import-linter cannot see: the rooms' stubs, which it does not read, and what an import really loads."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -49,6 +50,33 @@ def names_called(path: Path) -> set[str]:
     """The last part of every name that a module calls."""
     calls = (node.func for node in ast.walk(parse(path)) if isinstance(node, ast.Call))
     return {func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "") for func in calls}
+
+
+def private_methods() -> dict[str, tuple[Path, set[str], set[str]]]:
+    """Each class of the package with its file, the names of its bases, and its methods with an underscore."""
+    found: dict[str, tuple[Path, set[str], set[str]]] = {}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(parse(file)):
+            if isinstance(node, ast.ClassDef):
+                bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+                own = {item.name for item in node.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)}
+                found[node.name] = file, bases, {name for name in own if re.match("_[^_]", name)}
+    return found
+
+
+def test_no_class_overrides_a_private_method_of_a_class_in_another_file():
+    classes = private_methods()
+    wrong = []
+    for name, (file, bases, own) in classes.items():
+        waiting, seen = list(bases), set()
+        while waiting:
+            base = waiting.pop()
+            if base in classes and base not in seen:
+                seen.add(base)
+                waiting.extend(classes[base][1])
+                if classes[base][0] != file:
+                    wrong += [f"{name}.{method} ({base})" for method in own & classes[base][2] - {"_apply"}]
+    assert not wrong, "what a subclass overrides is public and documented (torch's own `_apply` aside)"
 
 
 def test_the_house_has_the_rooms_that_it_was_asked_for():

@@ -358,7 +358,7 @@ class Derived(Step):
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns the operation, its arguments and its sources."""
-        parts = {"operation": fingerprint(self.operation)}
+        parts = class_part(type(self)) | {"operation": fingerprint(self.operation)}
         for name, value in self.operation_args.items():
             parts[f"argument {name}"] = fingerprint(value, f'"{self.name}": argument "{name}"')
         for index, source in enumerate(self.sources):
