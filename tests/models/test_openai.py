@@ -274,7 +274,8 @@ def test_every_slot_is_kept_busy_when_latencies_vary(tmp_path: Path) -> None:
     with FlakyServer(behave) as server:
         client(server, tmp_path).run([f"{number}" for number in range(150)], concurrency=10)
     assert server.most_at_once == 10
-    assert shares[0] >= 0.9
+    # Batches of ten would keep a third of the slots busy: the slowest of ten such latencies is three times their mean.
+    assert shares[0] >= 0.6
 
 
 def test_the_server_never_sees_more_at_once_than_was_asked_for(tmp_path: Path) -> None:

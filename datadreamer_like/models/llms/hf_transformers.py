@@ -60,6 +60,7 @@ class HFTransformers(LLM):
     """
 
     extra_options: ClassVar[frozenset[str]] = frozenset({"top_k", "min_p"})
+    default_adaptive_batch_size = True
 
     def __init__(
         self,
