@@ -23,7 +23,7 @@ MODEL = SMOLLM / "SmolLM2-135M-Instruct.Q4_1.gguf"
 with DataDreamer(OUTPUT):
     # Short descriptions that people wrote, and the prompts that they answer.
     source = CSVDataSource("Packages", data_files=DATA / "package_descriptions_train.csv")
-    short = source.filter(lambda row: 60 < len(row["description"]) < 160, lazy=False).shuffle(seed=1).take(32)
+    short = source.filter(lambda row: 40 < len(row["description"]) < 90, lazy=False).shuffle(seed=1).take(20)
     packages = short.map(
         lambda row: {"prompt": f"Describe the software package {row['package']} ({row['title']}) in one sentence."},
         lazy=False,
@@ -33,21 +33,21 @@ with DataDreamer(OUTPUT):
     llm = LlamaCPP(MODEL)
     written = Prompt(
         "The LLM's own", inputs={"prompts": packages.output["prompt"]},
-        args={"llm": llm, "max_new_tokens": 40, "temperature": 0.7, "seed": 1},
+        args={"llm": llm, "max_new_tokens": 24, "temperature": 0.7, "seed": 1},
         outputs={"generations": "rejected"},
     )  # fmt: skip
     pairs = zipped(packages.select_columns(["prompt", "description"]), written.select_columns(["rejected"]))
-    train, validation = pairs.save(name="Pairs").splits(train_size=24, validation_size=8).values()
+    train, validation = pairs.save(name="Pairs").splits(train_size=16, validation_size=4).values()
 
     # Only an adapter is trained, so the reference is the same model with the adapter switched off.
     trainer = TrainHFDPO("Writes like people", MODEL, peft_config=LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
     columns = [part.output[name] for part in (train, validation) for name in ("prompt", "description", "rejected")]
-    trainer.train(*columns, dpo_beta=0.1, epochs=2, batch_size=4, learning_rate=5e-4, max_length=128)
+    trainer.train(*columns, dpo_beta=0.1, epochs=1, batch_size=4, learning_rate=1e-3, max_length=96)
 
     figures = trainer.metrics
     print(f"\nOn {len(validation.output)} packages that it was not trained on:")
     print(f"  prefers what people wrote: {figures['rewards/accuracies']:.0%}")
     print(f"  by a margin of {figures['rewards/margins']:.2f}, with a loss of {figures['loss']:.3f} (0.693 untrained)")
     prompt = validation.output["prompt"][0]
-    after = HFTransformers(trainer).run([prompt], max_new_tokens=40, temperature=0.0)[0]
+    after = HFTransformers(trainer).run([prompt], max_new_tokens=24, temperature=0.0)[0]
     print(f"\n{prompt}\n  before: {validation.output['rejected'][0].strip()}\n  after:  {after.strip()}")

@@ -74,6 +74,14 @@ class TrainHFDPO(TrainHFFineTune):
 
     _how: Mapping[str, Any] = {}
 
+    @classmethod
+    def example(cls) -> dict[str, Any]:
+        """Returns the smallest arguments of `train`, for tests and documentation; columns are lists of values."""
+        columns = [["the cat", "the dog"], ["sat on a mat", "ran to a tree"], ["ran", "sat"]]
+        names = ("prompts", "chosen", "rejected")
+        pairs = {f"{s}_{n}": c for s in ("train", "validation") for n, c in zip(names, columns, strict=True)}
+        return {**pairs, "epochs": 2, "batch_size": 2, "learning_rate": 1e-3}
+
     def train(  # type: ignore[override]  # preferences have three columns, and no objective
         self,
         train_prompts: Column,
