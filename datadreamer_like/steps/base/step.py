@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -257,7 +258,7 @@ class Step(Registration, Operations["Derived"], Exports):
         in_memory = self.session is not None and self.session.in_memory
         return OutputDataset(
             self,
-            open_rows(self) if in_memory else lambda: open_rows(self),
+            open_rows(self) if in_memory else partial(open_rows, self),
             manifest.pickled,
             columns=manifest.columns,
             num_rows=manifest.rows,
