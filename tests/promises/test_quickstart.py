@@ -11,25 +11,31 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPT = EXAMPLES / "quickstart.py"
-# The same script with less of everything, so that it takes a minute and not several.
+# The same script with less of everything, so that it takes half a minute of two idle cores.
 SMALLER = {
-    ".take(1600)": ".take(96)",
-    "train_size=230, test_size=500": "train_size=32, test_size=48",
-    '"n": 160': '"n": 16',
-    '"max_new_tokens": 80': '"max_new_tokens": 24',
-    "epochs=2": "epochs=1",
+    ".take(1024)": ".take(160)",
+    "LABELLED = 256": "LABELLED = 128",
+    "train_size=128, test_size=600": "train_size=16, test_size=32",
+    '"n": 48': '"n": 4',
+    '"topic": topics': '"topic": topics[:4]',
+    '"max_new_tokens": 36': '"max_new_tokens": 16',
+    "epochs=4": "epochs=1",
+    "epochs=6": "epochs=1",
     '"epochs": 3': '"epochs": 1',
     '["plausible"] > 0.3': '["plausible"] >= 0.0',
-    "real.take(256)": "real.take(32)",
+    'len(row["description"]) > 60': 'len(row["description"]) > 0',
+    "real.take(128)": "real.take(16)",
+    "repeats=3, latency_texts=16, throughput_texts=64": "repeats=1, latency_texts=2, throughput_texts=8",
 }
 
 
 def test_the_script_is_short_and_its_data_small():
-    assert len(SCRIPT.read_text(encoding="utf-8").splitlines()) < 120
+    assert len(SCRIPT.read_text(encoding="utf-8").splitlines()) < 140
     assert sum(file.stat().st_size for file in (EXAMPLES / "data").iterdir()) <= 1_500_000
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a machine four times slower takes its time twice
 def test_the_script_runs_to_its_end_and_again_without_work(tmp_path, smollm_gguf, minilm_path):
     text = SCRIPT.read_text(encoding="utf-8").replace("Path(__file__).parent", f"Path({str(EXAMPLES)!r})")
     for large, small in SMALLER.items():
