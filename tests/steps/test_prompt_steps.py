@@ -161,7 +161,7 @@ def test_data_from_prompt_gets_different_answers(session: DataDreamer, caplog: p
     assert llm.asked[0].sampling.temperature == llm.asked[0].sampling.top_p == 1.0
     with caplog.at_level(logging.WARNING, "datadreamer_like"):
         DataFromPrompt("Same", args={"llm": llm, "instruction": "Write.", "n": 5, "temperature": 0})
-    assert "the rows repeat" in caplog.text
+    assert "so rows repeat" in caplog.text
     with pytest.raises(DefinitionError, match="at least 1 row"):
         DataFromPrompt("None", args={"llm": llm, "instruction": "Write.", "n": 0})
 
@@ -195,9 +195,9 @@ def test_attributes_fill_the_holes_in_every_combination(session: DataDreamer) ->
         ({"attributes": {}}, DefinitionError, "no attributes"),
         ({"attributes": {"size": [], "pet": ["cat"]}}, DefinitionError, 'attribute "size" has no values'),
         ({"attributes": {"size": "big", "pet": ["cat"]}}, ArgumentTypeError, "expected a list"),
-        ({"examples": {"cat": ["x"]}}, DefinitionError, "Say which"),
+        ({"examples": {"cat": ["x"]}}, DefinitionError, "Name it"),
         ({"examples": {"cat": ["x"]}, "examples_attribute": "pte"}, DefinitionError, 'Did you mean "pet"'),
-        ({"examples": {"cat": ["x"]}, "examples_attribute": "pet"}, DefinitionError, "no example whose pet is 'dog'"),
+        ({"examples": {"cat": ["x"]}, "examples_attribute": "pet"}, DefinitionError, "no example has the pet 'dog'"),
     ],
 )
 def test_wrong_attributes(session: DataDreamer, args: dict, kind: type[Exception], says: str) -> None:

@@ -1,4 +1,4 @@
-"""The work of a step in a thread of its own."""
+"""Running a step in a thread."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class BackgroundRun(Generic[T]):
         self._thread.start()
 
     def result(self) -> T:
-        """Waits, and returns what the function returned or raises what it raised."""
+        """Waits, and returns the function's result or raises its error."""
         if self._thread is not threading.current_thread():
             self._thread.join()
         if self._error is not None:
@@ -37,7 +37,7 @@ class BackgroundRun(Generic[T]):
         return cast(T, self._value)
 
     def end(self) -> None:
-        """Waits, and raises what the function raised unless that was raised before."""
+        """Waits, and raises the function's error unless `result` has raised it already."""
         self._thread.join()
         if not self._error_raised:
             self.result()

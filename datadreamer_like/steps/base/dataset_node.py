@@ -1,4 +1,4 @@
-"""A node whose result is a dataset: its output, and what is known of its rows."""
+"""A node whose result is a dataset: its output, errors, traces and data card."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class DatasetNode(Node):
 
     @property
     def output(self) -> OutputDataset | OutputIterableDataset:
-        """The dataset that the step made. Waits for a step that runs in the background.
+        """The step's dataset. Waits for a step that runs in the background.
 
         Raises:
             SessionError: The step was made outside a session, so it did not run.
@@ -34,19 +34,19 @@ class DatasetNode(Node):
         self.wait()
         if self._output is None:
             raise SessionError(
-                f'"{self.name}" has no output: it was made outside a session, so it only checked itself. '
+                f'"{self.name}" has no output: it was made outside a session, so it did not run. '
                 "Make it inside `with DataDreamer(folder):`."
             )
         return self._output
 
     def wait(self) -> None:
-        """Waits for a step that runs in the background, and raises what it raised."""
+        """Waits for a step that runs in the background, and raises its error."""
         if self._background is not None:
             self._output = self._background.result()
 
     @property
     def errors(self) -> dict[int, str]:
-        """Row index to message, for rows that failed and hold None (the first thousand)."""
+        """Error messages by row index, for rows that failed and hold None (the first thousand)."""
         failures = self.manifest.failures if self.manifest is not None else self.usage.failures
         return {int(index): message for index, message in failures.items()}
 
@@ -62,16 +62,16 @@ class DatasetNode(Node):
         return str(self.result_folder / TABLE_FOLDER)
 
     def head(self, n: int = 5, shuffle: bool = False, seed: int | None = None, buffer_size: int = 1000) -> pd.DataFrame:
-        """Returns some rows as a pandas frame; the arguments are those of the output's `head`."""
+        """Returns some rows as a pandas DataFrame; the arguments are those of the output's `head`."""
         return self.output.head(n, shuffle=shuffle, seed=seed, buffer_size=buffer_size)
 
     def trace(self, index: int) -> Trace:
-        """Shows what made a row: the prompts, inputs, examples and documents that it came from, back to the sources.
+        """Returns the origin of a row: the prompts, inputs, examples and documents it came from, back to the sources.
 
-        Lazy rows on the way are generated again as far as they are needed; answers of models come from the cache.
+        Lazy rows on that path are generated again as needed; answers of models come from the cache.
 
         Args:
-            index: Position of the row; negative ones count from the end, where that is known.
+            index: Position of the row; negative ones count from the end, where the number of rows is known.
 
         Raises:
             NoSuchRow: There is no such row.
@@ -80,5 +80,5 @@ class DatasetNode(Node):
         return traced(self, index)
 
     def data_card(self) -> dict[str, Any]:
-        """Returns what is known of the origin of the rows, node by node, oldest first."""
+        """Returns the cards of all nodes that the rows came from, oldest first."""
         return {card.name: card.without_parents() for card in self.card.lineage()}

@@ -1,4 +1,4 @@
-"""Calling `process` of a step on batches, wherever the session's engine runs it, and checking what it returns."""
+"""Calling a step's `process` on batches in the session's engine, and checking its results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .columns import columns_together
 
 
 class Processing(Protocol):
-    """What is needed of a step that has `process`."""
+    """A step with `process`."""
 
     name: str
 
@@ -25,17 +25,17 @@ class Processing(Protocol):
         """The input columns by name."""
 
     def process(self, batch: Batch) -> Mapping[str, Any]:
-        """Makes one output row of each input row."""
+        """Makes one output row per input row."""
 
     def worker(self, engine: Engine) -> Self:
-        """Returns what works for the step in an engine."""
+        """Returns the step, or a copy of it to send to the engine's workers."""
 
     def sent_parts(self) -> dict[str, Any]:
-        """Returns what a worker holds of the script's."""
+        """Returns the objects of the script that are sent with a worker."""
 
 
 def process_rows(step: Processing, outputs: list[str]) -> Iterator[Mapping[str, Any]]:
-    """Yields what a step's `process` makes of its inputs, checked.
+    """Yields the checked results of a step's `process` on its inputs.
 
     Args:
         step: The step.
@@ -43,11 +43,11 @@ def process_rows(step: Processing, outputs: list[str]) -> Iterator[Mapping[str, 
 
     Raises:
         DefinitionError: The step has no inputs.
-        StepOutputError: `process` returned other columns, or another number of rows.
+        StepOutputError: `process` returned the wrong columns or number of rows.
     """
     what = f'"{step.name}"'
     if not step.inputs:
-        raise DefinitionError(f"{what}: process() needs an input. Write run() to make rows from nothing.")
+        raise DefinitionError(f"{what}: process() needs an input. Write run() to make rows without one.")
     engine = reading_engine()
     batches = _placed(columns_together(step.inputs, what), engine.batch_size)
     work = partial(_processed, step.worker(engine).process, what, outputs)
@@ -71,7 +71,7 @@ def _processed(
             if len(values) != size:
                 raise StepOutputError(
                     f'{what}: process() returned {len(values)} values of "{name}" for the {size} rows of its batch '
-                    f"({rows}). It must return one for each row; write run() to change their number."
+                    f"({rows}). It must return one per row; write run() to change the number of rows."
                 )
         yield made
 

@@ -1,4 +1,4 @@
-"""The rows of a step on disk: a table in the folder of its result, with where each row came from."""
+"""A step's rows on disk: a table in the result's folder, and the origin of each row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TABLE_FOLDER = "dataset"
 
 
 def save_rows(node: Node, rows: Rows, draft: Path) -> Kept:
-    """Writes the rows of a node into the folder of its result."""
+    """Writes a node's rows into the folder of its result."""
     folder = draft / TABLE_FOLDER
     folder.mkdir()
     writer = TableWriter(folder, what=f'"{node.name}"', schema=rows.schema)
@@ -43,7 +43,7 @@ def save_rows(node: Node, rows: Rows, draft: Path) -> Kept:
 
 
 def open_rows(node: Node) -> Rows:
-    """Returns the rows in the folder of a node's result."""
+    """Returns a node's rows from the folder of its result."""
     assert node.manifest is not None
     folder = node.result_folder
     origin = Origin.load(folder, node.manifest.result.get("origin"), [node, *node.parents])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from datadreamer_like.errors import DefinitionError, SessionError
 from datadreamer_like.graph.engine import Engine
@@ -31,16 +31,14 @@ from .registration import Registration, run_setup
 from .returned import Expected, normalized
 from .saved_rows import open_rows, save_rows
 
-if TYPE_CHECKING:
-    pass
-
 logger = logging.getLogger("datadreamer_like")
 
 
 class Step(Registration, Operations["Derived"], Exports):
     """A node whose result is a dataset.
 
-    Made inside a session it runs at once, or finds what an earlier run made. Made outside one it only checks itself.
+    Inside a session a step runs when it is constructed, or loads the rows of an earlier run. Outside a session its
+    arguments are checked and nothing runs.
 
     Args:
         name: What the step does, in a few words; its folder is named after it.
@@ -48,19 +46,19 @@ class Step(Registration, Operations["Derived"], Exports):
         args: The step's argument names and their values.
         outputs: New names for the step's output columns.
         progress_interval: Seconds between progress lines where there is no terminal; None for none.
-        force: Run although the result is there. Answers of models still come from the cache.
+        force: Run even if the result exists. Answers of models still come from the cache.
         verbose: False shows only warnings of this step.
         log_level: A level of `logging` that overrides `verbose`.
-        save_num_proc: Accepted for DataDreamer scripts; tables are written in one pass as their rows come.
+        save_num_proc: Accepted for DataDreamer scripts; tables are written in one pass as rows arrive.
         save_num_shards: Accepted for DataDreamer scripts, as `save_num_proc`.
         background: Run in a thread; use `wait` or ask for the output to wait for it.
 
     Raises:
         DefinitionError: A name is unknown, missing, or registered twice.
         UnknownColumn: An input names a column that its step does not have.
-        ArgumentTypeError: An input is no column, or an argument has the wrong type.
-        FingerprintError: An argument cannot be told apart from another one.
-        StepOutputError: `run` returned what the outputs do not allow.
+        ArgumentTypeError: An input is not a column, or an argument has the wrong type.
+        FingerprintError: An argument cannot be hashed.
+        StepOutputError: `run` returned something that does not match the outputs.
 
     Example:
         >>> class Shout(Step):
@@ -72,9 +70,9 @@ class Step(Registration, Operations["Derived"], Exports):
     """
 
     result_version: ClassVar[int] = 1
-    """Raised when the same inputs and arguments give other rows."""
+    """Increased when the same inputs and arguments give different rows."""
 
-    # Arguments that change how a result is made, never what it is.
+    # Arguments that change how a result is computed, not the result.
     neutral_args: ClassVar[frozenset[str]] = frozenset({"lazy"})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -101,10 +99,10 @@ class Step(Registration, Operations["Derived"], Exports):
         self.name = name
         run_setup(self)
         self.accept(inputs or {}, args or {}, outputs or {})
-        around = working_node()
-        if around is not None and not isinstance(around, SuperStep):
+        outer = working_node()
+        if outer is not None and not isinstance(outer, SuperStep):
             raise SessionError(
-                f'"{name}" is made inside "{around.name}", which is no SuperStep. Derive its class from SuperStep.'
+                f'"{name}" is created inside "{outer.name}", which is not a SuperStep. Derive its class from SuperStep.'
             )
         super().__init__(name, force=force, progress_interval=progress_interval)
         self.parents = _distinct(column.step for column in self._inputs.values())
@@ -115,7 +113,7 @@ class Step(Registration, Operations["Derived"], Exports):
         self._draft: Path | None = None
         if self.session is None:
             return
-        _ = self.fingerprint  # what cannot be fingerprinted says so now, not in a thread
+        _ = self.fingerprint  # raises here, not in a thread
         if background:
             self._background = BackgroundRun(self.make_output, self.name)
             self.session.wait_at_end(self._background.end)
@@ -128,9 +126,9 @@ class Step(Registration, Operations["Derived"], Exports):
         """Makes the rows; a subclass writes this or `process`.
 
         Returns:
-            By its shape and the number of outputs: None, one value, a list or iterator of values or rows, a dictionary
-            of columns, a list of dictionaries, a `Dataset`, an output dataset or column, a list of datasets side by
-            side, `LazyRows` or `LazyRowBatches`; any of these within `Traced`, which says where the rows came from.
+            None, one value, a list or iterator of values or rows, a dictionary of columns, a list of dictionaries, a
+            `Dataset`, an output dataset or column, a list of datasets whose columns are joined, `LazyRows` or
+            `LazyRowBatches`; any of these wrapped in `Traced`, which gives the origin of the rows.
         """
         if type(self).process is Step.process:
             raise NotImplementedError(f"{type(self).__name__} has neither run() nor process().")
@@ -142,9 +140,9 @@ class Step(Registration, Operations["Derived"], Exports):
         )
 
     def process(self, batch: Batch) -> Mapping[str, Any]:
-        """Makes one output row of each input row; a subclass writes this or `run`.
+        """Makes one output row per input row; a subclass writes this or `run`.
 
-        It keeps no state between batches, so batches may be processed in any order and in other processes.
+        It must not keep state between batches: they may be processed in any order and in other processes.
 
         Args:
             batch: Columns as lists of equal length, by the names of the inputs.
@@ -156,7 +154,7 @@ class Step(Registration, Operations["Derived"], Exports):
 
     @property
     def version(self) -> float:
-        """Version of the results; a script's own step may raise it for a reason that its code does not show."""
+        """Version of the results; override it where the result changes for a reason that the code does not show."""
         return float(self.result_version)
 
     @property
@@ -176,7 +174,7 @@ class Step(Registration, Operations["Derived"], Exports):
 
     @property
     def progress(self) -> float | None:
-        """Share of the work that is done, from 0 to 1; a `run` that knows it may set it."""
+        """Share of the work that is done, from 0 to 1; `run` may set it."""
         total = self.usage.total_rows
         return min(1.0, self.usage.rows / total) if total else None
 
@@ -186,14 +184,14 @@ class Step(Registration, Operations["Derived"], Exports):
 
     @property
     def logger(self) -> logging.Logger:
-        """Where a `run` may log."""
+        """The logger for use in `run`."""
         return logger
 
     def get_run_output_folder_path(self) -> str:
-        """Returns a folder for files that `run` wants to keep beside its rows; they stay in the step's folder.
+        """Returns a folder for further files of `run`; they are kept in the step's folder.
 
         Raises:
-            SessionError: The step is not at work and has no folder.
+            SessionError: The step was made outside a session.
         """
         folder = self._draft or self.folder
         if folder is None:
@@ -205,7 +203,7 @@ class Step(Registration, Operations["Derived"], Exports):
         return pickle_value(value, *args, **kwargs)
 
     def unpickle(self, value: bytes) -> Any:
-        """Restores what `pickle` made."""
+        """Restores a value stored by `pickle`."""
         return unpickle(value)
 
     def __repr__(self) -> str:
@@ -221,7 +219,7 @@ class Step(Registration, Operations["Derived"], Exports):
     # How a step runs
 
     def worker(self, engine: Engine) -> Self:
-        """Returns what works for the step in an engine: itself, or a copy with its arguments and nothing else of it."""
+        """Returns the step itself, or a copy that holds only its arguments, to send to an engine's workers."""
         if engine.batch_size is None:
             return self
         copy = object.__new__(type(self))
@@ -232,11 +230,11 @@ class Step(Registration, Operations["Derived"], Exports):
         return copy
 
     def sent_parts(self) -> dict[str, Any]:
-        """Returns what a `worker` holds of the script's, by what it is called in messages."""
+        """Returns the objects of the script that are sent with a `worker`, by their names in messages."""
         return {**{f'argument "{name}"': value for name, value in self._args.items()}, "its class": type(self)}
 
     def fingerprint_parts(self) -> dict[str, str]:
-        """Returns what decides the result, by name, each with its fingerprint."""
+        """Returns the fingerprint of each part that determines the result, by name."""
         parts = class_part(type(self))
         if type(self).version is not Step.version:
             parts["version"] = fingerprint(self.version)
@@ -250,7 +248,7 @@ class Step(Registration, Operations["Derived"], Exports):
         return parts
 
     def make_output(self) -> OutputDataset | OutputIterableDataset:
-        """Finds the step's rows, or makes them."""
+        """Loads the step's rows, or makes them."""
         outcome = self.find_or_make()
         if isinstance(outcome, OnDemand):
             return OutputIterableDataset(self, outcome.value)
@@ -265,7 +263,7 @@ class Step(Registration, Operations["Derived"], Exports):
         )
 
     def build(self, draft: Path) -> Outcome:
-        """Runs the step, and keeps its rows unless they are lazy."""
+        """Runs the step, and saves its rows unless they are lazy."""
         self._draft = draft
         try:
             returned = self.run()  # a source learns its columns by running
@@ -282,7 +280,7 @@ class Step(Registration, Operations["Derived"], Exports):
             self._draft = None
 
     def write_rows(self, rows: Rows, draft: Path) -> Kept:
-        """Writes the step's rows into the folder of its result."""
+        """Saves the step's rows in the result's folder."""
         return save_rows(self, rows, draft)
 
     def derive(
@@ -293,7 +291,7 @@ class Step(Registration, Operations["Derived"], Exports):
         args: dict[str, Any],
         transform: Callable[[Rows], Rows],
     ) -> Derived:
-        """Makes the step that an operation on this one gives; see `Operations.derive`."""
+        """Makes the result step of an operation; see `Operations.derive`."""
         return Derived.of(operation, [self], args, lambda: transform(self.output.rows), lazy, options)
 
 
@@ -336,7 +334,7 @@ class Derived(Step):
         lazy: bool,
         options: OperationOptions,
     ) -> Self:
-        """Makes the step that an operation yields, named after its sources unless a name is given."""
+        """Makes the result step of an operation, named after its sources unless a name is given."""
         unknown = [name for name in options if name not in OperationOptions.__annotations__]
         if unknown:
             known = ", ".join(OperationOptions.__annotations__)
@@ -346,11 +344,11 @@ class Derived(Step):
 
     @property
     def moves_rows(self) -> bool:
-        """Whether the operation leaves the rows that it takes as they are."""
+        """Whether the operation selects or reorders rows without changing them."""
         return self.operation not in ("map", "rename_column", "rename_columns", "zipped")
 
     def setup(self) -> None:
-        """Registers whatever columns the operation gives; known when it runs."""
+        """Registers a placeholder: the columns are known when the operation runs."""
         self.register_output("*")
 
     def run(self) -> Rows:
@@ -358,7 +356,7 @@ class Derived(Step):
         return self._make()
 
     def fingerprint_parts(self) -> dict[str, str]:
-        """Returns the operation, its arguments and its sources."""
+        """Returns the fingerprints of the operation, its arguments and its sources."""
         parts = class_part(type(self)) | {"operation": fingerprint(self.operation)}
         for name, value in self.operation_args.items():
             parts[f"argument {name}"] = fingerprint(value, f'"{self.name}": argument "{name}"')
@@ -367,10 +365,9 @@ class Derived(Step):
         return parts
 
     def make_output(self) -> OutputDataset | OutputIterableDataset:
-        """Applies the operation, or finds its rows; lazy ones are neither kept nor looked for."""
+        """Applies the operation, or loads its rows; lazy rows are not saved."""
         self.parents = list(dict.fromkeys(self.sources))
         if self._lazy:
-            # Nothing is kept, so there is nothing to find: a view on a table, or rows generated lazily.
             with working(self):
                 made = self._make()
             rows = replace(made, node=self)
@@ -378,7 +375,7 @@ class Derived(Step):
         return super().make_output()
 
     def build(self, draft: Path) -> Kept:
-        """Applies the operation and keeps its rows."""
+        """Applies the operation and saves its rows."""
         return self.write_rows(self._make(), draft)
 
 

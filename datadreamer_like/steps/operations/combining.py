@@ -1,4 +1,4 @@
-"""Operations on several steps: their rows one after another, or side by side."""
+"""Operations on several steps: concatenating rows and joining columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .operations import OperationOptions
 
 
 def concat(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
-    """Makes a step with the rows of several steps, one after another.
+    """Concatenates the rows of several steps.
 
     Args:
         *steps: Steps with the same columns.
@@ -36,7 +36,7 @@ def concat(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions])
 
 
 def zipped(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
-    """Makes a step with the columns of several steps, side by side.
+    """Joins the columns of several steps row by row.
 
     Args:
         *steps: Steps with equally many rows and different columns.

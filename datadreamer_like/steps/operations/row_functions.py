@@ -1,4 +1,4 @@
-"""A user's function on rows: what `map` and `filter` do."""
+"""Calling a user's function on rows, for `map` and `filter`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows, rebatched
 from datadreamer_like.graph.usage import current_usage
 from datadreamer_like.storage.values import to_batch, to_columns
 
-# Rows that a mapped function is tried on to learn what columns it makes.
+# Rows on which a mapped function is tried to find its columns.
 _SAMPLES = 10
 
-# A function that takes its time is shown at work this often.
-_TELL_SECONDS = 0.5
+# How often the progress of a slow function is reported.
+_PROGRESS_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Call:
 
     Attributes:
         function: The function.
-        with_indices: Give it positions too.
-        input_columns: Columns whose values it gets; empty for the whole row.
-        batched: Give it columns of many rows.
-        batch_size: How many.
+        with_indices: Pass positions too.
+        input_columns: Columns whose values are passed; empty for the whole row.
+        batched: Pass columns of many rows.
+        batch_size: Rows per call if `batched`.
     """
 
     function: Callable[..., Any]
@@ -43,13 +43,13 @@ class Call:
     batched: bool
     batch_size: int
 
-    def decides(self) -> tuple[Any, ...]:
-        """Returns what a result depends on."""
+    def fingerprint_values(self) -> tuple[Any, ...]:
+        """Returns the values that determine the result."""
         size = self.batch_size if self.batched else None
         return self.function, self.with_indices, tuple(self.input_columns), self.batched, size
 
     def portions(self, rows: Rows, engine: Engine) -> Iterator[tuple[pa.RecordBatch, list[Any]]]:
-        """Yields the rows in portions, each with what the function returned: a value a row, or one for all."""
+        """Yields batches of rows, each with the function's results: one per row, or a single one if batched."""
         size = min(BATCH_SIZE, engine.batch_size or BATCH_SIZE)
         batches = rebatched(rows.read(), self.batch_size) if self.batched else _sliced(rows.read(), size)
         what = "map or filter" if rows.node is None else f'map or filter of "{rows.node.name}"'
@@ -75,16 +75,16 @@ class Call:
             yield batch, list(self._results(arguments, indices))
 
     def _results(self, arguments: Iterable[tuple[Any, ...]], indices: range) -> Iterator[Any]:
-        """Calls the function; tells the progress display of slow ones, and an error's reader which row it was."""
+        """Calls the function, reports progress, and adds the position of the row to an error."""
         usage = current_usage()
-        due = time.monotonic() + _TELL_SECONDS
+        due = time.monotonic() + _PROGRESS_SECONDS
         index = indices.start
         try:
             for index, given in enumerate(arguments, indices.start):
                 yield self.function(*given)
                 if time.monotonic() >= due:
                     usage.note = f"row {index + 1:,}"
-                    due = time.monotonic() + _TELL_SECONDS
+                    due = time.monotonic() + _PROGRESS_SECONDS
         except Exception as error:
             where = f"rows {indices.start} to {indices.stop - 1}" if self.batched else f"row {index}"
             error.add_note(f"The function was given {where} of the step's input (counted from 0).")
@@ -93,10 +93,10 @@ class Call:
 
 
 def map_rows(rows: Rows, call: Call, removed: list[str], total: int | None, lazy: bool) -> Rows:
-    """Applies a function to rows and adds what it returns.
+    """Applies a function to rows and adds the columns it returns.
 
-    A batched function that gives as many rows as it got is taken to give them in order; the rows of one that gives
-    more or fewer come from all rows of its batch.
+    If a batched function returns as many rows as it was given, they are assumed to be in the same order; otherwise each
+    row's origin is the whole batch.
     """
 
     def mapped(source: Rows, engine: Engine) -> Iterator[tuple[pa.RecordBatch, Stated | None]]:
@@ -110,8 +110,8 @@ def map_rows(rows: Rows, call: Call, removed: list[str], total: int | None, lazy
             yield made, {} if rows.node is None else {(rows.node, INPUT): piece}
 
     total = total if total is not None else (None if call.batched else rows.num_rows)
-    # The names of new columns are known only by calling the function. Lazy rows are asked for their columns before
-    # they are read, so it is called on one row now: that also shows a wrong name or a failure before hours of work.
+    # New column names are known only after a call. Lazy rows need them before they are read, so the function is called
+    # on one row now; this also reveals errors early.
     first = _mapped_sample(rows, mapped) if lazy else None
     kept = [column for column in rows.schema if column.name not in removed]
     schema = first.schema if first is not None else pa.schema(kept)
@@ -130,7 +130,7 @@ def _with_new(batch: pa.RecordBatch, new: Batch, removed: list[str]) -> pa.Recor
     lengths = {name: len(array) for name, array in zip(names, arrays, strict=True)}
     if len(set(lengths.values())) > 1:
         raise StepOutputError(
-            f"map: the function gave columns of different lengths: {lengths}. A batched function that changes "
+            f"map: the function returned columns of different lengths: {lengths}. A batched function that changes "
             "the number of rows must remove the other columns: remove_columns=[...]."
         )
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
@@ -140,7 +140,7 @@ _Mapped = Callable[[Rows, Engine], Iterator[tuple[pa.RecordBatch, Stated | None]
 
 
 def _mapped_sample(rows: Rows, mapped: _Mapped) -> pa.RecordBatch | None:
-    """Returns a mapped row: the first of a few for which the function returned something."""
+    """Returns a mapped row: the first of a few that the function changed."""
     tried = None
     for row in _samples(rows):
         one = Rows.of_table(pa.Table.from_batches([row]), node=rows.node)
@@ -167,7 +167,7 @@ def _samples(rows: Rows) -> Iterator[pa.RecordBatch]:
 
 
 def filter_rows(rows: Rows, call: Call, total: int | None) -> Rows:
-    """Keeps rows for which a function returns something true."""
+    """Keeps rows for which a function returns a true value."""
 
     def read() -> Iterator[tuple[pa.RecordBatch, Stated | None]]:
         place = 0
@@ -181,7 +181,6 @@ def filter_rows(rows: Rows, call: Call, total: int | None) -> Rows:
                 yield batch if len(chosen) == batch.num_rows else batch.take(pa.array(chosen)), piece
             place += batch.num_rows
 
-    # A row that is dropped has the columns of one that is kept.
     return replace(Rows.recorded(rows.schema, total, read), sample=rows.sample)
 
 
@@ -216,7 +215,6 @@ def _gathered(results: list[Any]) -> Batch:
         for name, value in result.items():
             column = columns.get(name)
             if column is None:
-                # A column that earlier rows did not get is empty there.
                 column = columns[name] = [None] * position
             column.append(value)
         for column in columns.values():
