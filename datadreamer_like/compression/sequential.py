@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datadreamer_like.distillation.teacher import answering
+from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.errors import DataError
 from datadreamer_like.formats.modules import Stack, stacks
 
@@ -100,7 +100,7 @@ def walk_blocks(model: nn.Module, calibration: Batches | None, method: object) -
         DataError: A batch for an encoder-decoder has nothing for the decoder.
     """
     batches = as_list(calibration, method)
-    with answering(model), _without_cache(model):
+    with eval_mode(model), _without_cache(model):
         for number, stack in enumerate(stacks(model)):
             inputs = [_captured(model, stack, on_device(batch, model), is_second=number > 0) for batch in batches]
             for index, module in enumerate(stack.blocks):

@@ -13,7 +13,7 @@ from torch import nn
 from datadreamer_like.compression import Batches, CompressionMethod
 from datadreamer_like.compression.calibration import as_list, loss_on
 from datadreamer_like.compression.method import already_quantized, check_share
-from datadreamer_like.distillation.teacher import answering
+from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.formats import add_layout
 from datadreamer_like.formats.modules import ATTENTIONS
@@ -124,7 +124,7 @@ def importance(model: nn.Module, found: list[Attention], batches: Batches) -> li
     totals = [torch.zeros(attention.groups) for attention in found]
     examples = 0
     alive = [index for index, attention in enumerate(found) if attention.groups]
-    with answering(model), torch.enable_grad(), _contexts([found[index] for index in alive]) as contexts:
+    with eval_mode(model), torch.enable_grad(), _contexts([found[index] for index in alive]) as contexts:
         for batch in batches:
             contexts.clear()
             loss = loss_on(model, batch)

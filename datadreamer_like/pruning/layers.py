@@ -11,7 +11,7 @@ from torch import nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
 from datadreamer_like.compression.calibration import on_device
-from datadreamer_like.distillation.teacher import answering
+from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.errors import DefinitionError, EmptyDataset
 from datadreamer_like.formats import rename_modules
 from datadreamer_like.formats.modules import Stack, stacks
@@ -119,7 +119,7 @@ def block_influence(model: nn.Module, layers: Iterable[nn.Module], batches: Batc
 
     handles = [layer.register_forward_hook(hook(index), with_kwargs=True) for index, layer in enumerate(stack)]
     try:
-        with answering(model):
+        with eval_mode(model):
             for batch in batches:
                 batch = on_device(batch, model)
                 ids = batch.get("input_ids", batch.get("inputs_embeds"))
