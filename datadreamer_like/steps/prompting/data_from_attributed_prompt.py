@@ -16,7 +16,8 @@ from ..base.columns import columns_together
 from ..base.lazy_rows import From
 from ..base.row_answers import AnsweredRows
 from .data_from_prompt import DataFromPrompt
-from .prompt_step import RowPrompt, shown_positions
+from .prompt_step import RowPrompt
+from .prompt_text import shown_positions
 
 EXAMPLES = "examples"
 """Name of the placeholder for examples."""

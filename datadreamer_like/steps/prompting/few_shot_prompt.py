@@ -11,7 +11,8 @@ from datadreamer_like.graph.output import Batch
 from ..base.columns import columns_together
 from ..base.lazy_rows import From
 from ..base.row_answers import AnsweredRows
-from .prompt_step import PromptStep, RowPrompt, labelled, shown_positions
+from .prompt_step import PromptStep, RowPrompt
+from .prompt_text import labelled, shown_positions
 
 
 class FewShotPrompt(PromptStep):

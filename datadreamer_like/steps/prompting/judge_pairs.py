@@ -12,7 +12,8 @@ from datadreamer_like.models.llms.generation import Answer
 
 from ..base.row_answers import AnsweredRows
 from .answer_readers import read_winner
-from .prompt_step import PromptStep, RowPrompt, labelled
+from .prompt_step import PromptStep, RowPrompt
+from .prompt_text import labelled
 
 
 class JudgePairsWithPrompt(PromptStep):

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from datadreamer_like.graph.output import Batch
 
-from .prompt_step import PromptStep, RowPrompt, labelled
+from .prompt_step import PromptStep, RowPrompt
+from .prompt_text import labelled
 
 
 class ProcessWithPrompt(PromptStep):

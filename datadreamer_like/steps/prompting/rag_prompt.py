@@ -13,7 +13,8 @@ from datadreamer_like.models.retrievers.retriever import Retriever
 from ..base.lazy_rows import From
 from ..base.row_answers import AnsweredRows, Questions, RowAnswers
 from ..retrieval.retrieve import from_corpus
-from .prompt_step import PromptStep, RowPrompt, labelled, shown_positions
+from .prompt_step import PromptStep, RowPrompt
+from .prompt_text import labelled, shown_positions
 
 
 class RAGPrompt(PromptStep):
