@@ -393,7 +393,7 @@ def test_a_parameter_that_the_model_does_not_take_is_left_out_from_then_on(
         assert sum(server.seen.values()) <= 40 + 2 * 4
         assert server.requests[-1]["max_completion_tokens"] == 5
         assert [record.message for record in caplog.records if "temperature" in record.message] == [
-            "OpenAI (m) does not take temperature=0.0; it is left out, and its default holds."
+            "OpenAI (m) does not support temperature=0.0; it is left out, and the default applies."
         ]
 
 

@@ -264,7 +264,7 @@ def test_wrong_arguments_are_refused(
     ("data", "error", "says"),
     [
         ({"text": ["a", None], "label": ["food", "food"]}, DataError, "calibration.*None in row 1"),
-        ({"text": [1], "label": ["food"]}, ArgumentTypeError, "calibration must hold texts"),
+        ({"text": [1], "label": ["food"]}, ArgumentTypeError, "calibration must contain texts"),
         ({"text": ["a", "b"], "label": ["food", "fod"]}, LabelError, '"fod" in row 1.*"food"'),
     ],
 )

@@ -167,7 +167,7 @@ class Task(ABC):
         if too_long:
             row, length = next(iter(too_long.items()))
             raise DataError(
-                f"{name}: {len(too_long):,} rows have more than the {self.max_length:,} tokens that fit; the "
+                f"{name}: {len(too_long):,} of the rows have more than the {self.max_length:,} tokens that fit; the "
                 f"first is row {row} with {length:,}. Pass truncate=True to cut them, or filter them out."
             )
 

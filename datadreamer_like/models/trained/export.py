@@ -1,4 +1,4 @@
-"""Writing a trained model for use elsewhere: a function for each format."""
+"""Exports a trained model: one function per format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .model_files import CARD_NAME, write_card
 
 
 class Exportable(Protocol):
-    """What an export needs of a `TrainedModel`."""
+    """The part of `TrainedModel` that an export needs."""
 
     path: str
 
@@ -37,7 +37,7 @@ class Exportable(Protocol):
 
 
 def export_model(trained: Exportable, format: str, to: str | Path) -> Path:
-    """Writes a model to a folder that is complete or absent; an earlier export in the same place is replaced.
+    """Writes a model to a folder atomically; an earlier export there is replaced.
 
     Args:
         trained: The model.
@@ -50,14 +50,14 @@ def export_model(trained: Exportable, format: str, to: str | Path) -> Path:
     """
     if format not in EXPORTS:
         raise DefinitionError(
-            f'"{format}" is no format to export to. There are: {", ".join(EXPORTS)}.' + did_you_mean(format, EXPORTS)
+            f'There is no export format "{format}". There are: {", ".join(EXPORTS)}.' + did_you_mean(format, EXPORTS)
         )
     if not str(to):
         raise DefinitionError("export needs the folder to write to: export(to=folder).")
     target = Path(to)
     if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / CARD_NAME).is_file())):
         raise StorageError(
-            f"{target} is there already and is no earlier export. Choose another folder, or remove it first."
+            f"{target} exists already and is not an earlier export. Choose another folder, or remove it first."
         )
     fresh = target.with_name(f".{target.name}-new")
     shutil.rmtree(fresh, ignore_errors=True)

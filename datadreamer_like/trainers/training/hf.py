@@ -205,7 +205,7 @@ class HFTrainer(Trainer):
             teachers = prepare_teacher(minimised, task, columns, device, training.max_length, self.scratch)
             live = isinstance(teachers["train"], LiveTeacher) and minimised.teacher is not None
             kept = masks(model)
-            # Whatever was drawn until here: new weights and batches are the same in a run that goes on after a kill.
+            # Seed again, so that new weights and batches do not depend on what was drawn before, also after a resume.
             transformers.set_seed(training.seed)
             modules = minimised.modules(model, minimised.teacher.model if live else None)  # type: ignore[union-attr]
             if self.peft_config is not None:
@@ -279,7 +279,7 @@ class HFTrainer(Trainer):
         if self.quantization_config is not None:
             model = prepare_model_for_kbit_training(model)  # type: ignore[no-untyped-call]
         with warnings.catch_warnings():
-            # peft asks transformers under the old name; nothing that a user could mend.
+            # peft reads a transformers property by its deprecated name; users cannot fix that.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             return get_peft_model(model, config)
 
