@@ -1,4 +1,4 @@
-"""Licence ids that the Hub knows: https://huggingface.co/docs/hub/repositories-licenses."""
+"""The Hub's licence ids: https://huggingface.co/docs/hub/repositories-licenses."""
 
 LICENSES = frozenset(
     {

@@ -86,7 +86,7 @@ def test_encodings_and_compression(session: DataDreamer, tmp_path: Path) -> None
         ("skip\na,b\n1\n", {"skiprows": 1}, ["line 3 has 1 fields"]),
         ('a,b\n1,2\n"open,3\n4,5\n', {}, ["rows.csv, line 3", "is not closed"]),
         ('a\n"x"y\n', {}, ["rows.csv, line 2 is malformed", "written twice"]),
-        ("a,a\n1,2\n", {}, ['names the column "a" twice']),
+        ("a,a\n1,2\n", {}, ['has the column "a" twice']),
         ("1,2\n", {"names": ["x"]}, ["line 1 has 2 fields", "there are names for 1"]),
         (b"a\nok\ncaf\xe9\n", {}, ["rows.csv, line 3", "byte 0xe9 (byte 8 of the file) is not utf-8", "latin-1"]),
         ("a\nx\n", {"dtype": int}, ['column "a" has dtype int', "'x'"]),

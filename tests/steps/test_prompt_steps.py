@@ -189,7 +189,7 @@ def test_attributes_fill_the_holes_in_every_combination(session: DataDreamer) ->
     [
         ({"instruction": "A {sizes} {pet}."}, DefinitionError, 'placeholder {sizes}.*Did you mean "size"'),
         ({"instruction": "A {size}."}, DefinitionError, 'does not use the attribute "pet"'),
-        ({"instruction": "A {size} {pet} {"}, DefinitionError, "twice"),
+        ({"instruction": "A {size} {pet} {"}, DefinitionError, "Double braces"),
         ({"instruction": "A {size} {pet} {}"}, DefinitionError, "no such attribute"),
         ({"instruction": "A {size} {pet} {examples}"}, DefinitionError, "there are no examples"),
         ({"attributes": {}}, DefinitionError, "no attributes"),
@@ -349,7 +349,7 @@ def test_rank_sorts_and_cuts(pets: DataSource) -> None:
     assert list(RankWithPrompt("Cut", inputs, {**args, "score_threshold": 4}).output["pet"]) == ["owl"]
     own = RankWithPrompt("Own", inputs, {**args, "instruction": "Go.", "post_process": len, "lazy": True})
     assert list(own.output["scores"]) == [8.0, 5.0, 4.0]
-    with pytest.raises(DefinitionError, match='has a column "scores" already'):
+    with pytest.raises(DefinitionError, match='already has a column "scores"'):
         RankWithPrompt("Twice", {"inputs": ranked.output["pet"]}, args)
 
 

@@ -215,7 +215,7 @@ def test_inputs_arguments_and_renamed_outputs_work(load):
         ({"inputs": {"text": "T"}}, DefinitionError, r'has no input "text"; it takes: texts\. Did you mean "texts"'),
         ({"inputs": {"texts": "T", "more": "T"}}, DefinitionError, 'has no input "more"'),
         ({"inputs": {"texts": ["a"]}}, ArgumentTypeError, "expected a column of a step"),
-        ({"inputs": "T"}, ArgumentTypeError, "expected a dictionary"),
+        ({"inputs": "T"}, ArgumentTypeError, "must be a dictionary"),
         ({"inputs": {"texts": "T"}, "args": {"marc": "?"}}, DefinitionError, 'Did you mean "mark"'),
         ({"inputs": {"texts": "T"}, "args": {"mark": 3}}, ArgumentTypeError, r'"mark" is 3 \(int\); expected str'),
         ({"inputs": {"texts": "T"}, "args": {"times": True}}, ArgumentTypeError, "expected int"),

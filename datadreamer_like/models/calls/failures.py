@@ -1,4 +1,4 @@
-"""Answers that cannot be used: how a script rejects one, and what a run logs of those that failed."""
+"""Unusable answers: rejecting an answer, and logging failed ones."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ A = TypeVar("A")
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """What a `parse` function returns for an answer that cannot be used; the model is then asked again.
+    """Returned by a `parse` function for an answer that cannot be used; the model is then asked again.
 
     Attributes:
-        reason: What is wrong with the answer, in words that the model understands: it is sent to the model.
+        reason: What is wrong with the answer; it is sent to the model.
 
     Example:
         >>> def parse(answer, row):
