@@ -180,7 +180,7 @@ class RayEngine(Engine):
             raise refused from error
 
     def _room(self) -> int:
-        """Returns how many workers the cluster has room for; more would wait for ever."""
+        """Returns how many workers the cluster has room for; more would wait forever."""
         found = _ray().cluster_resources()
         wanted = {"CPU": self.num_cpus, "GPU": self.num_gpus}
         room = [int(found.get(name, 0) // share) for name, share in wanted.items() if share]
