@@ -27,8 +27,8 @@ class NF4(CompressionMethod):
     memory, not time.
 
     The linear layers inside the blocks are quantized; in a model without blocks, all but output heads. Embeddings,
-    heads, norms and biases are not. To fine-tune, pass the quantized model and a `peft_config` to a trainer, which merges
-    the adapter into dequantized weights.
+    heads, norms and biases are not. To fine-tune, pass the quantized model and a `peft_config` to a trainer, which
+    merges the adapter into dequantized weights.
 
     Attributes:
         block_size: Weights that share a scale.

@@ -36,7 +36,7 @@ from .loading import HFOptions, a_dtype, one_device, training_device
 from .loop import fit, seeded
 from .options import Training
 from .run import Fit, Run
-from .teaching import LiveTeacher, unload_teacher, check_objective, node_of, prepare_teacher
+from .teaching import LiveTeacher, check_objective, node_of, prepare_teacher, unload_teacher
 
 logger = logging.getLogger("datadreamer_like")
 
