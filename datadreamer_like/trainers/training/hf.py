@@ -36,7 +36,7 @@ from .loading import HFOptions, a_dtype, one_device, training_device
 from .loop import fit, seeded
 from .options import Training
 from .run import Fit, Run
-from .teaching import LiveTeacher, borrowed, check_objective, node_of, prepare_teacher
+from .teaching import LiveTeacher, check_objective, node_of, prepare_teacher, unload_teacher
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -189,7 +189,7 @@ class HFTrainer(Trainer):
 
     def _build(self, columns: Columns, training: Training, objective: Objective | None, draft: Path) -> Kept:
         device, minimised = training_device(self.device), objective or Supervised()
-        with quiet(), seeded(training.seed), borrowed(minimised.teacher):
+        with quiet(), seeded(training.seed), unload_teacher(minimised.teacher):
             config, tokenizer = self._config_and_tokenizer()
             current_usage().note = "reading the rows"
             task = self.make_task(config, tokenizer, columns, training, minimised)
