@@ -49,13 +49,13 @@ with DataDreamer(OUTPUT):
     heldout = CSVDataSource("Held-out descriptions", data_files=DATA / "package_descriptions_heldout.csv")
     validation, test = heldout.splits(train_size=128, test_size=600).values()
 
-    def train(name, model, rows, **options):
+    def train(name, model, rows, batch_size=32, **options):
         """Trains a classifier on rows of descriptions and topics."""
         columns = [part.output[name] for part in (rows, validation) for name in ("description", "topic")]
-        return TrainHFClassifier(name, model_name=model).train(*columns, batch_size=32, max_length=32, **options)
+        return TrainHFClassifier(name, model_name=model).train(*columns, batch_size=batch_size, max_length=32, **options)
 
     # The teacher: a pretrained encoder, fine-tuned on the labelled rows.
-    teacher = train("Teacher", get_model_path(), labelled, epochs=4, learning_rate=3e-4)
+    teacher = train("Teacher", get_model_path(), labelled, batch_size=8, epochs=4, learning_rate=3e-4)
 
     # An LLM writes more, each prompt with short real examples of its topic. To use an API or a GPU, change one line:
     #   llm = OpenAI("gpt-5-mini")   or   llm = HFTransformers("Qwen/Qwen3-4B-Instruct-2507", device=0)
@@ -97,17 +97,17 @@ with DataDreamer(OUTPUT):
 
     rated = made.map(judged, batched=True, remove_columns=made.output.column_names)
     plausible = rated.filter(
-        lambda row: row["plausible"] > 0.3 and row["copied"] < 0.3 and len(row["description"]) > 60
+        lambda row: row["plausible"] > 0.15 and row["copied"] < 0.3 and len(row["description"]) > 60
     )
     kept = plausible.select_columns(["description", "topic"]).save(name="Kept descriptions")
     more = concat(mixed, kept)
 
-    # The student starts as two of the teacher's layers, with the words that the descriptions use most.
-    layers = Prune("Two layers", model=teacher, method=pruning.Layers(keep=[0, 5]))
+    # The student starts as two layers of the pretrained encoder, with the words that the descriptions use most.
+    layers = Prune("Two layers", model=get_model_path(), method=pruning.Layers(keep=[0, 5]))
     start = Prune("4,000 words", layers, pruning.Vocabulary(size=4000), calibration=real.output["description"])
     # The teacher is asked about each description once, for all students; rows without a topic are learnt from it alone.
     imitate = {"objective": SoftTargets(teacher, temperature=2.0, alpha=0.8), "epochs": 3, "learning_rate": 5e-4}
-    alone = train("Student, labels alone", start, labelled, epochs=6, learning_rate=5e-4)
+    alone = train("Student, labels alone", start, labelled, batch_size=8, epochs=6, learning_rate=5e-4)
     taught = train("Student, taught", start, mixed, **imitate)
     student = train("Student, taught + synthetic", start, more, **imitate)
 

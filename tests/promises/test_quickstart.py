@@ -22,7 +22,7 @@ SMALLER = {
     "epochs=4": "epochs=1",
     "epochs=6": "epochs=1",
     '"epochs": 3': '"epochs": 1',
-    '["plausible"] > 0.3': '["plausible"] >= 0.0',
+    '["plausible"] > 0.15': '["plausible"] >= 0.0',
     'len(row["description"]) > 60': 'len(row["description"]) > 0',
     "real.take(128)": "real.take(16)",
     "repeats=3, latency_texts=16, throughput_texts=64": "repeats=1, latency_texts=2, throughput_texts=8",
