@@ -1,4 +1,4 @@
-# Everything a person or a machine does here: `make help` names it. Needs only Python >= 3.11 with venv, and make.
+# The commands of this project; `make help` lists them. Needs Python >= 3.11 with venv, and make.
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
@@ -8,15 +8,15 @@ PIP := $(BIN)/python -m pip install -qq
 DEMO := .venv/.demo-installed
 DEV := .venv/.dev-installed
 
-# Every pip here, isolated builds included, takes the tested versions.
+# Every pip call, including isolated builds, uses the tested versions.
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# Two threads: the tested machine has two cores, and figures stay comparable on others.
+# Two threads, as on the tested machine, so that benchmark results are comparable.
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS ?= 2
-# Threads that wait must not spin: on two cores they would take the time that others need.
+# Waiting threads must not spin: with two cores they would slow down the others.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
@@ -25,17 +25,17 @@ export OMP_WAIT_POLICY ?= PASSIVE
 help:
 	@echo "make demo     from real text to a small published student, on this machine (examples/quickstart.py)"
 	@echo "make test     the whole test suite; PYTEST_ARGS=\"tests/graph -x\" narrows it"
-	@echo "make lint     ruff, mypy --strict, import-linter, typos; the first problem ends it"
-	@echo "make format   mend what ruff can mend"
+	@echo "make lint     ruff, mypy --strict, import-linter, typos, plain words; stops at the first problem"
+	@echo "make format   fix what ruff can fix"
 	@echo "make bench    every benchmark in benchmarks/"
 	@echo "make house    figures that show where the code needs care"
-	@echo "make setup    only make .venv, with everything for development"
+	@echo "make setup    create .venv with everything for development"
 	@echo "make clean    remove .venv, caches and the demo's output"
 
 setup: $(DEV)
 	@echo "setup: .venv is ready"
 
-# The demo's models come from packages, so it asks no hub.
+# The demo's models come from packages, so it needs no hub.
 demo: $(DEMO)
 	@HF_HUB_OFFLINE=1 $(BIN)/python examples/quickstart.py
 
@@ -43,28 +43,30 @@ test: $(DEV)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(DEV)
-	@echo "lint 1/5: ruff check"
-	@$(BIN)/ruff check --quiet . || { echo "lint failed at ruff check ('make format' mends most of it)"; exit 1; }
-	@echo "lint 2/5: ruff format"
-	@$(BIN)/ruff format --quiet --diff . || { echo "lint failed at ruff format ('make format' mends it)"; exit 1; }
-	@echo "lint 3/5: mypy --strict"
+	@echo "lint 1/6: ruff check"
+	@$(BIN)/ruff check --quiet . || { echo "lint failed at ruff check ('make format' fixes most of it)"; exit 1; }
+	@echo "lint 2/6: ruff format"
+	@$(BIN)/ruff format --quiet --diff . || { echo "lint failed at ruff format ('make format' fixes it)"; exit 1; }
+	@echo "lint 3/6: mypy --strict"
 	@$(BIN)/mypy --no-error-summary || { echo "lint failed at mypy"; exit 1; }
-	@echo "lint 4/5: import-linter"
+	@echo "lint 4/6: import-linter"
 	@$(BIN)/lint-imports > .venv/lint-imports.log 2>&1 || { cat .venv/lint-imports.log; echo "lint failed at import-linter: the layers are in pyproject.toml"; exit 1; }
-	@echo "lint 5/5: typos"
-	@$(BIN)/typos || { echo "lint failed at typos: the words it must know are in pyproject.toml"; exit 1; }
+	@echo "lint 5/6: typos"
+	@$(BIN)/typos || { echo "lint failed at typos: its exceptions are in pyproject.toml"; exit 1; }
+	@echo "lint 6/6: plain words"
+	@$(BIN)/python scripts/check_words.py || { echo "lint failed at plain words"; exit 1; }
 	@echo "lint: all clean"
 
 format: $(DEV)
 	@$(BIN)/ruff check --quiet --fix --exit-zero .
 	@$(BIN)/ruff format .
 
-# A file in benchmarks/ is a benchmark when it can be run alone; others are what those share.
+# Files in benchmarks/ with a main block are benchmarks; the others are shared code.
 bench: $(DEV)
 	@failed=; for file in $$(grep -l '__main__' benchmarks/*.py 2>/dev/null); do \
 	  echo "== $$file"; $(BIN)/python $$file || failed="$$failed $$file"; \
 	done; \
-	if [ -n "$$failed" ]; then echo "failed or missed its bar:$$failed"; exit 1; fi
+	if [ -n "$$failed" ]; then echo "failed or missed the bar:$$failed"; exit 1; fi
 
 # Standard library only: needs no .venv.
 house:
@@ -75,11 +77,11 @@ clean:
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "removed .venv, caches and demo-output"
 
-# Both sets live in one .venv, and the larger holds the smaller. A stamp is written only after all of its set stands,
-# so an interrupted set-up is taken up again.
+# Both sets are in one .venv, and the larger includes the smaller. A stamp is written only after its set is complete, so
+# an interrupted set-up is resumed.
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
-	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "$(PYTHON) cannot make a virtual environment (on Debian: apt install python3-venv)"; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "$(PYTHON) cannot create a virtual environment (on Debian: apt install python3-venv)"; exit 1; }
 
 $(DEMO): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "setup: installing the package and what the demo needs into .venv (1.5 GB; one to three minutes) ..."

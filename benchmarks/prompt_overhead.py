@@ -1,8 +1,8 @@
-"""What a prompt costs beside the model: a `Prompt` step with an LLM that answers at once, against the bare floor.
+"""Overhead per prompt: a `Prompt` step with an LLM that answers immediately, against a minimal implementation.
 
-The floor is what no cached pipeline can do without: hash each prompt, look it up in SQLite, store its answer there,
-and write prompt and answer to an Arrow file. The bar is half of the floor's rows a second, for both kinds of engine.
-Also shown: the pipeline without a step, and a rerun that finds all answers cached.
+The minimal implementation ("floor") hashes each prompt, looks it up in SQLite, stores its answer there, and writes
+prompt and answer to an Arrow file. The bar is half of its rows per second, for both kinds of engine. Also shown: the
+pipeline without a step, and a rerun with all answers cached.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def floor(folder: Path) -> float:
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("CREATE TABLE answers (key BLOB NOT NULL UNIQUE, value BLOB NOT NULL)")
     schema = pa.schema([("prompts", pa.string()), ("generations", pa.string())])
-    holes = ",".join("?" * 1_000)
+    placeholders = ",".join("?" * 1_000)
     with pa.OSFile(str(folder / "floor.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         while chunk := list(islice(rows, 1_000)):
             keys = [hashlib.blake2b(prompt.encode(), digest_size=16).digest() for prompt in chunk]
-            connection.execute(f"SELECT key, value FROM answers WHERE key IN ({holes})", keys).fetchall()
+            connection.execute(f"SELECT key, value FROM answers WHERE key IN ({placeholders})", keys).fetchall()
             answers = [f"Here is one: {prompt}" for prompt in chunk]
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany(
@@ -117,7 +117,7 @@ def main() -> int:
         "pipeline alone, async engine": pipeline(AtOnceAsync),
     }
     rates: dict[str, list[float]] = {name: [] for name in measures}
-    # In turn, and compared within a round, so that a busy moment of the machine meets what is compared alike.
+    # In turn, and compared within a round, so that other load on the machine hits all measurements alike.
     for _ in range(ROUNDS):
         for name, measure in measures.items():
             with tempfile.TemporaryDirectory() as folder:

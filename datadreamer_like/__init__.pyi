@@ -7,6 +7,7 @@ from . import stages as stages
 from . import steps as steps
 from . import trainers as trainers
 from .graph import DataDreamer as DataDreamer
+from .graph import RayEngine as RayEngine
 from .models import TrainedModel as TrainedModel
 from .steps import concat as concat
 from .steps import concurrent as concurrent

@@ -1,34 +1,34 @@
-"""Every error that this package raises on purpose, in one tree.
+"""All errors that this package raises on purpose, in one tree.
 
     DataDreamerError
-    ├── SessionError            no session, a nested one, a folder that is a file
-    ├── DefinitionError         a node is written or called wrongly: names, inputs, arguments, outputs
+    ├── SessionError            no session, a nested session, a folder that is a file
+    ├── DefinitionError         a node is defined or called incorrectly: names, inputs, arguments, outputs
     │   ├── UnknownColumn       an input names a column that its step does not have
-    │   ├── ArgumentTypeError   an argument is of the wrong type
-    │   └── FingerprintError    an argument cannot be told apart from another one, so nothing can be cached
-    ├── NoSuchRow               a row was asked for beyond the last one
-    ├── StepOutputError         a step's `run` returned what its outputs do not allow
+    │   ├── ArgumentTypeError   an argument has the wrong type
+    │   └── FingerprintError    an argument cannot be hashed, so results cannot be cached
+    ├── NoSuchRow               a row position is out of range
+    ├── StepOutputError         a step's return value does not match its outputs
     │   └── StepOutputTypeError one column holds values of different types
-    ├── DataError               what was read is not what it should be: a malformed line, an unreadable file
+    ├── DataError               invalid input data: a malformed line, an unreadable file
     │   ├── EmptyDataset        there are no rows where rows are needed
-    │   └── LabelError          a label is outside the set that the model knows
-    ├── StorageError            the disk: full, not permitted, damaged
+    │   └── LabelError          a label is not among the model's labels
+    ├── StorageError            disk full, no permission, or damaged files
     │   └── NewerFormat         the folder was written by a newer version of this package
-    ├── ModelError              an LLM, embedder or other model did not answer
+    ├── ModelError              an LLM, embedder or other model failed
     │   ├── AuthenticationFailed   wrong or missing key; never retried
-    │   ├── UnknownModel        the provider does not know this model; never retried
-    │   ├── BadRequest          the provider refuses this request; never retried
+    │   ├── UnknownModel        the provider does not have this model; never retried
+    │   ├── BadRequest          the provider rejects this request; never retried
     │   │   └── PromptTooLong   the prompt and the answer do not fit the context window
-    │   ├── RateLimited         too many requests; retried after the time the provider names
-    │   ├── Unavailable         no connection, a time-out or a server error; retried
-    │   ├── MalformedAnswer     the provider answered with something that is no answer; retried
-    │   └── RejectedAnswer      an answer did not pass `parse` or a schema, or a function of it raised
+    │   ├── RateLimited         too many requests; retried after the provider's delay
+    │   ├── Unavailable         no connection, a timeout or a server error; retried
+    │   ├── MalformedAnswer     the response is not a valid answer; retried
+    │   └── RejectedAnswer      an answer failed `parse` or a schema, or a function given it raised
     ├── MissingExtra            an optional dependency is not installed
     ├── NotTrained              a trainer is used before `train`
     ├── MethodMisfit            a compression method does not fit this model
-    └── HubError                the Hugging Face Hub refused, or cannot be reached
+    └── HubError                the Hugging Face Hub rejected a request, or is unavailable
 
-Each class also inherits the builtin exception that a script written for DataDreamer may catch.
+Each class also inherits the builtin exception that a DataDreamer script may catch.
 """
 
 from __future__ import annotations
@@ -50,39 +50,39 @@ class DataDreamerError(Exception):
 
 
 class SessionError(DataDreamerError, RuntimeError):
-    """There is no session, or there is one where none may be."""
+    """There is no session, or one is open where none may be."""
 
 
 class DefinitionError(DataDreamerError, ValueError):
-    """A node was defined or constructed wrongly."""
+    """A node was defined or constructed incorrectly."""
 
 
 class UnknownColumn(DefinitionError, KeyError):
-    """A column was asked for that its step does not have."""
+    """A step does not have the requested column."""
 
 
 class ArgumentTypeError(DefinitionError, TypeError):
-    """An argument is of the wrong type."""
+    """An argument has the wrong type."""
 
 
 class FingerprintError(DefinitionError, TypeError):
-    """A value cannot be fingerprinted."""
+    """A value cannot be hashed."""
 
 
 class NoSuchRow(DataDreamerError, IndexError):
-    """A row was asked for by a position that no row has."""
+    """A row position is out of range."""
 
 
 class StepOutputError(DataDreamerError, ValueError):
-    """A step returned something that does not fit its registered outputs."""
+    """A step's return value does not match its registered outputs."""
 
 
 class StepOutputTypeError(StepOutputError, TypeError):
-    """A column holds values of types that do not go together."""
+    """A column holds values of incompatible types."""
 
 
 class DataError(DataDreamerError, ValueError):
-    """Data that was read is not what it should be."""
+    """Input data is invalid."""
 
 
 class EmptyDataset(DataError):
@@ -90,11 +90,11 @@ class EmptyDataset(DataError):
 
 
 class LabelError(DataError):
-    """A label is outside the set of labels that the model knows."""
+    """A label is not among the model's labels."""
 
 
 class StorageError(DataDreamerError, OSError):
-    """The disk refused: full, not permitted, or damaged."""
+    """The disk is full, access is not permitted, or files are damaged."""
 
 
 class NewerFormat(StorageError):
@@ -102,31 +102,31 @@ class NewerFormat(StorageError):
 
 
 class ModelError(DataDreamerError, RuntimeError):
-    """A model did not answer."""
+    """A model failed."""
 
 
 class AuthenticationFailed(ModelError, PermissionError):
-    """The provider refused the key."""
+    """The provider rejected the key."""
 
 
 class UnknownModel(ModelError, LookupError):
-    """The provider does not know the model."""
+    """The provider does not have the model."""
 
 
 class BadRequest(ModelError, ValueError):
-    """The provider refuses this one request."""
+    """The provider rejects this request."""
 
 
 class PromptTooLong(BadRequest):
-    """A prompt, with the answer asked for, does not fit the context window."""
+    """A prompt with its answer does not fit the context window."""
 
 
 class RateLimited(ModelError):
-    """The provider asks to slow down.
+    """The provider's rate limit is reached.
 
     Args:
         message: What happened.
-        retry_after: Seconds that the provider asks to wait, if it said.
+        retry_after: Seconds to wait, if given by the provider.
     """
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
@@ -135,11 +135,11 @@ class RateLimited(ModelError):
 
 
 class Unavailable(ModelError, ConnectionError):
-    """The provider cannot be reached, timed out, or failed on its side.
+    """The provider cannot be reached, timed out, or had a server error.
 
     Args:
         message: What happened.
-        retry_after: Seconds that the provider asks to wait, if it said.
+        retry_after: Seconds to wait, if given by the provider.
     """
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
@@ -148,15 +148,15 @@ class Unavailable(ModelError, ConnectionError):
 
 
 class MalformedAnswer(ModelError, ValueError):
-    """The provider answered with something that is no answer."""
+    """The provider's response is not a valid answer."""
 
 
 class RejectedAnswer(ModelError, ValueError):
-    """The answer does not pass `parse` or a schema, or a function that was given it raised."""
+    """The answer failed `parse` or a schema, or a function given it raised."""
 
     @classmethod
     def of(cls, text: str | None, reason: str, cause: Exception | None = None) -> RejectedAnswer:
-        """Returns the error of a row whose last answer was `text`; `cause` is why asking again failed, if it did."""
+        """Returns the error of a row with the last answer `text`; `cause` is the error of a failed follow-up."""
         shown = repr(text) if text is None or len(text) <= _ANSWER_SHOWN else f"{text[:_ANSWER_SHOWN]!r}..."
         again = f" Asking again failed: {cause}" if cause is not None else ""
         return cls(f"{reason} The last answer was: {shown}.{again}")
@@ -167,15 +167,15 @@ class MissingExtra(DataDreamerError, ImportError):
 
 
 class NotTrained(DataDreamerError, RuntimeError):
-    """A trainer's model was asked for before `train` was called."""
+    """A trainer's model was used before `train`."""
 
 
 class MethodMisfit(DataDreamerError, ValueError):
-    """A compression method does not fit the model that it was given."""
+    """A compression method does not fit the model."""
 
 
 class HubError(DataDreamerError, RuntimeError):
-    """The Hugging Face Hub refused a request or cannot be reached."""
+    """The Hugging Face Hub rejected a request or is unavailable."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -185,12 +185,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def require_extra(extra: str, *modules: str, what: str) -> None:
-    """Refuses early, with the exact command, when an optional dependency is missing.
+    """Raises, with the install command, if an optional dependency is missing.
 
     Args:
         extra: Name of the extra in this package's metadata.
-        *modules: Top-level modules that must be importable; they are looked for, not imported.
-        what: Who needs them, for the message.
+        *modules: Top-level modules that must be installed; they are not imported.
+        what: The class or function that needs them, for the message.
 
     Raises:
         MissingExtra: One of the modules is not installed.

@@ -53,9 +53,8 @@ with DataDreamer(OUTPUT):
     def train(name, model, rows, batch_size=16, **options):
         """Trains a classifier on rows of descriptions and topics."""
         columns = [part.output[name] for part in (rows, validation) for name in ("description", "topic")]
-        return TrainHFClassifier(name, model_name=model).train(
-            *columns, batch_size=batch_size, max_length=32, **options
-        )
+        options |= {"batch_size": batch_size, "max_length": 32}
+        return TrainHFClassifier(name, model_name=model).train(*columns, **options)
 
     # The teacher: a pretrained encoder, fine-tuned on the labelled rows.
     teacher = train("Teacher", get_model_path(), labelled, batch_size=8, epochs=8, learning_rate=3e-4)

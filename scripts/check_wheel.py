@@ -1,4 +1,4 @@
-"""Checks a built wheel where it is installed with its core dependencies alone: what it holds, and what it imports.
+"""Checks an installed wheel without extras: its contents and its imports.
 
 Run it with the Python that has the wheel, from a folder without a `datadreamer_like`: `python check_wheel.py WHEEL`.
 """
@@ -11,11 +11,11 @@ from pathlib import Path
 PACKAGE = "datadreamer_like"
 HEAVY = ("torch", "transformers", "datasets", "pandas", "rich")
 LIGHT_ROOMS = ("storage", "graph", "report", "hub", "models", "steps")
-"""The rooms whose every public name must load without any extra."""
+"""Rooms whose public names must all load without extras."""
 
 
 def problems_of_archive(wheel: Path) -> list[str]:
-    """What is missing from the wheel, or should not be in it."""
+    """Returns problems with the contents of the wheel."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         lazy = [name for name in names if name.endswith("/__init__.py") and b"attach_stub" in archive.read(name)]
@@ -30,10 +30,10 @@ def problems_of_archive(wheel: Path) -> list[str]:
 
 
 def problems_of_import() -> list[str]:
-    """What goes wrong when the installed package and its light rooms are imported here."""
+    """Returns problems with importing the installed package and its light rooms."""
     package = importlib.import_module(PACKAGE)
     if "site-packages" not in str(package.__file__):
-        return [f"{package.__file__} was imported in place of the installed package"]
+        return [f"{package.__file__} was imported instead of the installed package"]
     found = [f"import {PACKAGE} also imports {name}" for name in HEAVY if name in sys.modules]
     for room in LIGHT_ROOMS:
         module = importlib.import_module(f"{PACKAGE}.{room}")
@@ -46,7 +46,7 @@ def problems_of_import() -> list[str]:
 
 
 def main() -> None:
-    """Says that all is well, or prints each problem and exits with 1."""
+    """Prints a summary, or exits with the problems."""
     wheel = Path(sys.argv[1])
     found = problems_of_archive(wheel) + problems_of_import()
     if found:

@@ -79,8 +79,8 @@ def findings(path: Path) -> list[str]:
 def main() -> int:
     """Prints what was found, and returns the exit code."""
     found = [line for path in tracked_files() for line in findings(path)]
-    print("\n".join(found))
     if found:
+        print("\n".join(found))
         print(f"{len(found)} places use words to avoid (the table is in scripts/check_words.py)")
     return 1 if found else 0
 

@@ -1,8 +1,8 @@
-"""Counts the package's files and functions that one prompt runs through: a `Prompt` step in a session, a fake engine.
+"""Counts the package's files and functions that process one prompt, in a `Prompt` step with a fake engine.
 
-What is counted is the steady state of a run: every function of the package that any thread enters between the fifth of
-a run's answers and its last one, so from reading the prompt to writing its answer, without what a step does once
-(fingerprint, manifest, progress). With `--all`, the step's construction is counted too. Exits with 1 above the bar.
+Counts the steady state of a run: all functions of the package that any thread enters between the fifth and the last
+answer, from reading the prompt to writing its answer, without one-time work of the step (fingerprint, manifest,
+progress). With `--all`, the step's construction is counted too. Exits with 1 above the bar.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Seen = dict[str, set[str]]
 
 
 class Recorder:
-    """Notes which functions of the package are entered, in any thread, while it is on."""
+    """Records which functions of the package are entered, in any thread, while it is on."""
 
     def __init__(self) -> None:
         self.seen: Seen = defaultdict(set)

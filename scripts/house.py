@@ -1,6 +1,6 @@
-"""Prints the figures that show where the house needs care: what grew, what stands twice, what nothing tests.
+"""Prints code metrics: long files and classes, duplicated blocks, untested names, files touched by commits.
 
-Nothing here fails a build: a figure is a place to look, not a verdict. Standard library only, a second or two.
+For information only; it never fails a build. Standard library only; takes a second or two.
 """
 
 import ast
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "datadreamer_like"
 FOLDERS = (PACKAGE, "tests", "benchmarks", "examples", "scripts")
 BLOCK = 6
-"""The fewest lines that count as a block that stands twice."""
+"""Minimum number of lines of a duplicated block."""
 SHOWN = 10
 COMMITS = 20
 
@@ -33,12 +33,12 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The path as a reader knows it, from the root."""
+        """The path relative to the root."""
         return self.path.relative_to(ROOT).as_posix()
 
     @property
     def room(self) -> str:
-        """The folder under the package that holds the file, or the file itself where it lies at the top."""
+        """The folder of the file below the package, or the file itself at the top level."""
         return self.path.relative_to(ROOT / PACKAGE).parts[0]
 
     @cached_property
@@ -48,7 +48,7 @@ class Source:
 
     @cached_property
     def statements(self) -> list[tuple[int, str]]:
-        """Line number and bare text of each line that says something: no blanks, comments, docstrings or imports."""
+        """Line number and text of each line of code, without blanks, comments, docstrings and imports."""
         silent: set[int] = set()
         for node in ast.walk(self.tree):
             if is_docstring(node) or isinstance(node, ast.Import | ast.ImportFrom):
@@ -58,12 +58,12 @@ class Source:
 
 
 def is_docstring(node: ast.AST) -> TypeGuard[ast.Expr]:
-    """Whether the node is a string that stands alone as a statement."""
+    """Whether the node is a string expression statement."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def read_sources(folders: Iterable[str]) -> list[Source]:
-    """Every Python file of the folders that parses; a file that does not is named and left out."""
+    """Returns all Python files of the folders; files with syntax errors are reported and skipped."""
     found = []
     for path in sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py")):
         text = path.read_text(encoding="utf-8")
@@ -78,7 +78,7 @@ def read_sources(folders: Iterable[str]) -> list[Source]:
 
 
 def span(node: ast.stmt) -> int:
-    """The lines that a statement takes, its docstring not counted."""
+    """Returns the number of lines of a statement, without its docstring."""
     lines = (node.end_lineno or node.lineno) - node.lineno + 1
     for child in ast.iter_child_nodes(node):
         if is_docstring(child):
@@ -110,18 +110,18 @@ def members(sources: Iterable[Source]) -> list[tuple[int, str]]:
     return sorted(rows, reverse=True)[:SHOWN]
 
 
-# -- what stands twice
+# -- duplicates
 
 
 def repeated_blocks(sources: Sequence[Source]) -> list[tuple[int, str]]:
-    """Runs of at least `BLOCK` equal lines that stand in two places, each run once and at its full length."""
+    """Returns runs of at least `BLOCK` equal lines in two places, each at its full length."""
     places: dict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
     for index, source in enumerate(sources):
         lines = [line for _, line in source.statements]
         for start in range(len(lines) - BLOCK + 1):
             places[tuple(lines[start : start + BLOCK])].append((index, start))
 
-    # Two windows belong to one run when both moved on by one line in the same two files.
+    # Two windows belong to one run if both are one line further in the same two files.
     pairs = sorted(
         {pair for found in places.values() for pair in pairwise(found)},
         key=lambda pair: (pair[0][0], pair[1][0], pair[1][1] - pair[0][1], pair[0][1]),
@@ -163,7 +163,7 @@ class Room:
 
 
 def imports_inside_functions(source: Source) -> Iterator[ast.Import | ast.ImportFrom]:
-    """The imports that the top of the file does not show."""
+    """Yields imports inside functions."""
     seen: set[ast.AST] = set()
     for function in ast.walk(source.tree):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -181,7 +181,7 @@ def is_own(node: ast.Import | ast.ImportFrom) -> bool:
 
 
 def public_names(stub: Path) -> list[str]:
-    """What a room's `__init__.pyi` offers."""
+    """Returns the public names in a room's `__init__.pyi`."""
     tree = ast.parse(stub.read_text(encoding="utf-8"))
     return [alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
 
@@ -215,7 +215,7 @@ def rooms_of(sources: Iterable[Source], tests: Iterable[Source]) -> dict[str, Ro
 
 
 def added_units(commits: int) -> list[tuple[str, int, int, str]]:
-    """For each of the last commits that added package files: its id, files added there, files touched, subject."""
+    """Returns id, number of added package files, number of touched files and subject of each of the last commits."""
     command = ["git", "-C", str(ROOT), "log", f"-{commits}", "--no-merges", "--name-status", "--format=%x00%h %s"]
     log = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     rows = []
@@ -236,18 +236,18 @@ def added_units(commits: int) -> list[tuple[str, int, int, str]]:
 
 
 def heading(text: str) -> None:
-    """A line of text with a line under it."""
+    """Prints an underlined heading."""
     print(f"\n{text}\n{'-' * len(text)}")
 
 
 def table(rows: Iterable[tuple[int, str]], unit: str = "lines") -> None:
-    """One row a line: a figure and a place."""
+    """Prints rows of a figure and a place."""
     for figure, place in rows:
         print(f"{figure:6d} {unit}  {place}")
 
 
 def print_rooms(rooms: dict[str, Room]) -> None:
-    """The table of rooms, then the names that no test of their room mentions."""
+    """Prints the table of rooms, and public names that no test of their room mentions."""
     heading(
         "Rooms (inner = imports inside functions, own = those of this package; untested = not named in tests/<room>)"
     )
@@ -287,7 +287,7 @@ def main() -> None:
         ("tests, benchmarks, examples and scripts", [source for source in sources if source not in package]),
     ):
         blocks = repeated_blocks(group)
-        heading(f"Blocks of {BLOCK} lines and more that stand twice in {title}: {len(blocks)}")
+        heading(f"Duplicated blocks of {BLOCK} lines and more in {title}: {len(blocks)}")
         table(blocks[:SHOWN])
 
     heading("Imports of this package inside functions (they hide cycles)")

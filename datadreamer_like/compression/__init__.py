@@ -1,4 +1,4 @@
-"""What every method that makes a model smaller is: one base, its calibration data, and the walk over a model's blocks.
+"""The base of all compression methods, their calibration data, and the block-by-block walk through a model.
 
 The methods themselves are in `pruning` and `quantization`.
 """

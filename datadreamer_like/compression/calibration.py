@@ -1,4 +1,4 @@
-"""Calibration data: what a method measures a model on."""
+"""Calibration data of compression methods."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Corpus(NamedTuple):
 
 
 def as_list(batches: Batches | None, method: object) -> list[Mapping[str, torch.Tensor]]:
-    """Returns the batches of a method that reads them several times.
+    """Returns the batches as a list, for a method that reads them several times.
 
     Raises:
-        EmptyDataset: There is none.
+        EmptyDataset: There are none.
     """
     found = list(batches or ())
     if not found:
@@ -54,10 +54,10 @@ def on_device(batch: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, 
 
 
 def loss_on(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Returns the model's loss on a batch, also for a batch without labels.
+    """Returns the model's loss on a batch, with or without labels.
 
-    Without labels a causal LM is measured on its own input, and a classifier on its most likely class: the loss then
-    shows which parts its present answers depend on, not which parts serve the task.
+    Without labels, the targets are a causal LM's input or a classifier's most likely class: the loss then shows which
+    parts the model's current answers depend on, not which parts are useful for the task.
 
     Returns:
         A scalar that carries gradients.

@@ -21,18 +21,18 @@ TokenizerT = TypeVar("TokenizerT")
 
 
 class CompressionMethod(ABC):
-    """One algorithm that makes a smaller copy of a model.
+    """An algorithm that makes a smaller copy of a model.
 
-    A subclass is a frozen dataclass that writes `example`, `fits` and `change`, and sets the class attributes that
-    differ. A share called `sparsity` is always the share removed.
+    A subclass is a frozen dataclass that implements `example`, `fits` and `change`, and sets class attributes as
+    needed. `sparsity` always means the share removed.
 
     Attributes:
-        kind: Which stage applies the method: "pruning" for `Prune`, "quantization" for `Quantize`.
-        needs_calibration: Whether the method measures the model on data, so that `apply` needs `calibration`.
-        needs_gradients: Whether `change` runs with gradients enabled, because the method measures them.
-        changes_tokenizer: Whether the tokenizer becomes smaller too. `calibration` is then texts, not batches.
-        papers: arXiv ids of the papers that the method follows, such as "2306.11695"; the card of a result cites them.
-        result_version: Raised when the same options give another result.
+        kind: The stage that applies the method: "pruning" for `Prune`, "quantization" for `Quantize`.
+        needs_calibration: Whether `apply` needs `calibration`.
+        needs_gradients: Whether `change` runs with gradients enabled.
+        changes_tokenizer: Whether the tokenizer is changed too. `calibration` is then texts, not batches.
+        papers: arXiv ids of the method's papers, such as "2306.11695", cited on the card of a result.
+        result_version: Incremented when the same options give another result.
     """
 
     kind: ClassVar[Literal["pruning", "quantization"]]
@@ -45,7 +45,7 @@ class CompressionMethod(ABC):
     @classmethod
     @abstractmethod
     def example(cls) -> Self:
-        """The smallest instance that does something on a model of two layers, for tests and documentation."""
+        """A minimal instance that has an effect on a model of two layers, for tests and documentation."""
 
     @abstractmethod
     def fits(self, model: nn.Module) -> str | None:
@@ -106,8 +106,7 @@ class CompressionMethod(ABC):
             raise MethodMisfit(f"{self} does not fit {type(model).__name__}: {reason}")
         if self.changes_tokenizer and (calibration is None or tokenizer is None):
             raise DefinitionError(
-                f"{self} changes the tokenizer by what texts need. "
-                "Call apply(model, calibration=texts, tokenizer=tokenizer)."
+                f"{self} changes the tokenizer to fit texts. Call apply(model, calibration=texts, tokenizer=tokenizer)."
             )
         if self.needs_calibration and calibration is None:
             raise DefinitionError(
@@ -126,7 +125,7 @@ def already_quantized(model: nn.Module) -> str | None:
 
 
 def check_share(name: str, value: float) -> None:
-    """Refuses a share outside [0, 1).
+    """Checks that a share is in [0, 1).
 
     Raises:
         DefinitionError: It is outside.

@@ -1,7 +1,7 @@
-"""Walking through a model block by block: each block's inputs come from the blocks before it as they are by then.
+"""Walks through a model block by block; each block gets the outputs of the already changed blocks before it.
 
-Wanda, SparseGPT and GPTQ measure one block, change it, and go on with the outputs of the changed block. In memory are
-the hidden states of the calibration data and what one block measures.
+Wanda, SparseGPT and GPTQ measure one block, change it, and continue with its new outputs. Memory holds the hidden
+states of the calibration data and the measurements of one block.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datadreamer_like.distillation.teacher import answering
+from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.errors import DataError
 from datadreamer_like.formats.modules import Stack, stacks
 
@@ -23,13 +23,13 @@ from .calibration import Batches, as_list, on_device
 
 @dataclass
 class _Inputs:
-    """What the blocks of one stack take for one batch.
+    """Inputs of the blocks of one stack for one batch.
 
     Attributes:
-        hidden: Hidden states [batch, seq, hidden] for the block that is next.
-        arguments: What each block takes besides.
+        hidden: Hidden states [batch, seq, hidden] for the next block.
+        arguments: The other arguments of each block.
         mask: Bool [batch, seq], False for padding.
-        given_mask: The same for hidden states among the arguments: those of the encoder, in a decoder.
+        given_mask: The mask for the encoder's hidden states among a decoder's arguments.
     """
 
     hidden: Tensor
@@ -39,7 +39,7 @@ class _Inputs:
 
 
 class _Stop(Exception):
-    """Ends a forward pass when all that was wanted of it is known."""
+    """Ends a forward pass early."""
 
 
 class Block:
@@ -75,32 +75,32 @@ class Block:
     def tokens(self, x: Tensor) -> Tensor:
         """Returns the tokens [tokens, features] of an input [..., features] of a module in the block, without padding.
 
-        Call it in a hook, while the block runs. Cross-attention reads the encoder's tokens, whose padding is another.
+        Call it in a hook, while the block runs. For cross-attention it uses the encoder's padding.
         """
         assert self._now is not None, "a block's tokens are known while it runs"
         rows = x.reshape(-1, x.shape[-1])
         args, kwargs = self._now.arguments[self._index]
         is_given = any(x is value for value in (*args, *kwargs.values()))
         mask = self._now.given_mask if is_given else self._now.mask
-        # Experts get some of the tokens, in their own order: all of those count.
+        # Experts get a subset of the tokens in another order: keep all of them.
         return rows if mask is None or mask.numel() != len(rows) else rows[mask.reshape(-1)]
 
 
 @torch.no_grad()
 def walk_blocks(model: nn.Module, calibration: Batches | None, method: object) -> Iterator[Block]:
-    """Yields the blocks in the order in which they run; whatever the caller did to one is in the next one's inputs.
+    """Yields the blocks in the order in which they run; changes to a block affect the inputs of the next.
 
     Args:
-        model: A model in whose stacks each block passes its first output on to the next; in evaluation mode meanwhile.
+        model: A model whose blocks each pass their first output to the next; it is in evaluation mode meanwhile.
         calibration: Batches as the model takes them.
-        method: Who asks, for the message if there are none.
+        method: The calling method, for the error message.
 
     Raises:
         EmptyDataset: There is no batch.
         DataError: A batch for an encoder-decoder has nothing for the decoder.
     """
     batches = as_list(calibration, method)
-    with answering(model), _without_cache(model):
+    with eval_mode(model), _without_cache(model):
         for number, stack in enumerate(stacks(model)):
             inputs = [_captured(model, stack, on_device(batch, model), is_second=number > 0) for batch in batches]
             for index, module in enumerate(stack.blocks):
@@ -112,7 +112,7 @@ def walk_blocks(model: nn.Module, calibration: Batches | None, method: object) -
 
 
 def _captured(model: nn.Module, stack: Stack, batch: dict[str, Tensor], is_second: bool) -> _Inputs:
-    """Runs the model once, and keeps what the first block of a stack is given, and the other arguments of each.
+    """Runs the model once and captures the first block's hidden states and each block's other arguments.
 
     In an encoder-decoder the decoder is the second stack.
     """

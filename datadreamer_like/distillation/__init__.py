@@ -1,6 +1,6 @@
-"""Distillation: losses on tensors, objectives that a trainer minimises, and the teachers that objectives hold.
+"""Distillation: loss functions on tensors, objectives for trainers, and teachers.
 
-The losses are pure functions and need no session; the objectives are frozen objects with their options.
+The losses are pure functions that need no session; the objectives are frozen dataclasses with their options.
 """
 
 import lazy_loader

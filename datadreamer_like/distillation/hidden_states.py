@@ -1,4 +1,4 @@
-"""Hidden states: the student's layers imitate those of its teacher."""
+"""Distillation of hidden states: the student's layers imitate the teacher's."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ Distance = Literal["mse", "cosine"]
 
 @dataclass(frozen=True)
 class HiddenStates(Objective):
-    """The distance between hidden states of the student and of the teacher, layer by layer, over all tokens.
+    """The distance between hidden states of student and teacher, averaged over layers and tokens.
 
-    `mse` is the mean over tokens and dimensions of `(h W - t)²`, TinyBERT's (Jiao et al. 2019, arXiv:1909.10351);
-    `cosine` the mean over tokens of `1 - cos(h W, t)`, DistilBERT's for its last layer (Sanh et al. 2019,
-    arXiv:1910.01108). Layers count alike. Where the student is narrower or wider, a projection `W`, one for all layers,
-    is trained along with it and thrown away afterwards; elsewhere there is none. Rows need no labels. Student and
-    teacher must read the same tokens. Usually one of several: `Combined([SoftTargets(teacher), HiddenStates(teacher)],
-    weights=[1.0, 1.0])`.
+    `mse` is the mean over tokens and dimensions of `(h W - t)²`, as in TinyBERT (Jiao et al. 2019, arXiv:1909.10351);
+    `cosine` the mean over tokens of `1 - cos(h W, t)`, as in DistilBERT for its last layer (Sanh et al. 2019,
+    arXiv:1910.01108). If the hidden sizes differ, a projection `W`, shared by all layers, is trained with the student
+    and discarded afterwards. Rows need no labels. Student and teacher must read the same tokens. Usually combined with
+    others: `Combined([SoftTargets(teacher), HiddenStates(teacher)], weights=[1.0, 1.0])`.
 
     Attributes:
         teacher: A trainer, a stage, a `TrainedModel`, or `TeacherModel(model, tokenizer)`; it needs no head.
         distance: "mse" or "cosine".
-        layers: Layer of the student to the layer of the teacher that it imitates; 0 stands for the embeddings. None
-            spreads the teacher's layers evenly: layer m of M imitates layer m N / M of N, rounded.
+        layers: Map from student layers to teacher layers; 0 is the embeddings. None spreads the teacher's layers
+            evenly: layer m of M imitates layer m N / M of N, rounded.
 
     Raises:
         DefinitionError: The distance is unknown, or the map is empty or has negative layers.
@@ -68,14 +67,14 @@ class HiddenStates(Objective):
 
     @property
     def wants(self) -> frozenset[str]:
-        """Hidden states alone."""
+        """Hidden states."""
         return frozenset({"hidden_states"})
 
     def modules(self, student: nn.Module, teacher: nn.Module | None) -> nn.Module | None:
-        """Returns the projection from the student's width to the teacher's; None where they are the same.
+        """Returns the projection from the student's hidden size to the teacher's; None if they are equal.
 
         Raises:
-            MethodMisfit: One of the models has no hidden states, or they stand for different texts, or lack a layer.
+            MethodMisfit: A model has no hidden states, only one is an encoder-decoder, or a mapped layer is missing.
         """
         (width, depth, kind), (wanted, teacher_depth, teacher_kind) = _shape(student), _shape(teacher)
         if kind != teacher_kind:
@@ -119,7 +118,7 @@ class HiddenStates(Objective):
 
 
 def even_layers(student_layers: int, teacher_layers: int) -> dict[int, int]:
-    """Returns the layers of a teacher that a student's imitate when they are spread evenly, the last by the last.
+    """Maps student layers to evenly spaced teacher layers, the last to the last.
 
     Example:
         >>> even_layers(4, 12)
@@ -134,7 +133,7 @@ def even_layers(student_layers: int, teacher_layers: int) -> dict[int, int]:
 
 
 def _shape(model: Any) -> tuple[int, int, bool]:
-    """Width of a model's hidden states, number of its layers, and whether they are a decoder's that has an encoder."""
+    """Hidden size, number of layers (the decoder's in an encoder-decoder), and whether it is an encoder-decoder."""
     config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     is_encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
@@ -145,13 +144,13 @@ def _shape(model: Any) -> tuple[int, int, bool]:
     width = getattr(config, "hidden_size", None)
     if width is None or depth is None:
         raise MethodMisfit(
-            f"{type(model).__name__} shares no hidden states: its config names no hidden_size and num_hidden_layers. "
+            f"{type(model).__name__} shares no hidden states: its config has no hidden_size or num_hidden_layers. "
             "Choose a transformer, or learn from the teacher's logits: SoftTargets(teacher)."
         )
     return int(width), int(depth), is_encoder_decoder
 
 
-def _states(outputs: Outputs | None, whose: str) -> tuple[Tensor, ...]:
+def _states(outputs: Outputs | None, role: str) -> tuple[Tensor, ...]:
     if outputs is None or not outputs.hidden_states:
-        raise MethodMisfit(f"The {whose} gives no hidden states. Choose a transformer, or another objective.")
+        raise MethodMisfit(f"The {role} gives no hidden states. Choose a transformer, or another objective.")
     return outputs.hidden_states

@@ -1,9 +1,8 @@
-"""Losses between a student's logits and its teacher's: pure functions of tensors, of any leading shape.
+"""Losses between a student's logits and its teacher's: pure functions of tensors with any leading shape.
 
 `p` is the student's distribution, `q` the teacher's, `T` the temperature. Every loss is a scalar, the mean over the
-positions kept, computed in fp32 (fp64 for fp64 logits) whatever the dtype of the logits. Positions left out are taken
-away before anything is computed, so that not even a NaN in them reaches the loss or its gradient; where none is kept
-the loss is 0 and so is its gradient.
+unmasked positions, computed in fp32 (fp64 for fp64 logits). Masked positions are removed before any computation, so
+that a NaN there cannot reach the loss or its gradient; if all positions are masked, loss and gradient are 0.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Divergence = Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse
 IGNORED_LABEL = -100
 """The label of a position that carries no loss, as in transformers."""
 
-_LOG_ZERO = -1e4  # its exponential is 0, yet 0 times it is 0 and not NaN, in the gradient too
+_LOG_ZERO = -1e4  # finite stand-in for log(0): exp gives 0, and 0 times it is 0, not NaN, in the gradient too
 
 
 def supervised_loss(student_logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -31,12 +30,12 @@ def supervised_loss(student_logits: Tensor, labels: Tensor, mask: Tensor | None 
 
     Args:
         student_logits: [..., classes].
-        labels: Class indices [...], -100 where there is none; or, where a row may have several classes, 0-1 vectors
-            [..., classes] of a floating dtype, of which each class is then a question of its own.
-        mask: Bool [...], True where a position is kept; None keeps all.
+        labels: Class indices [...], -100 for none; or multi-label targets, 0-1 vectors [..., classes] of a floating
+            dtype, for which each class is an independent binary decision.
+        mask: Bool [...], True for positions to keep; None keeps all.
 
     Returns:
-        A scalar: the mean over the positions kept (and over the classes, for 0-1 vectors).
+        A scalar: the mean over the kept positions (and over the classes, for 0-1 vectors).
 
     Raises:
         DefinitionError: Shapes do not fit together.
@@ -50,19 +49,19 @@ def supervised_loss(student_logits: Tensor, labels: Tensor, mask: Tensor | None 
 def hard_target_loss(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor | None = None, mask: Tensor | None = None
 ) -> Tensor:
-    """Cross-entropy with the class that the teacher holds most likely; what the labels say does not matter.
+    """Cross-entropy with the teacher's most likely class; the values of the labels are not used.
 
     Hinton, Vinyals and Dean 2015, arXiv:1503.02531.
 
     Args:
         student_logits: [..., classes].
-        teacher_logits: [..., classes]; classes beyond the student's are not chosen.
-        labels: Only say where to look: positions labelled -100 are left out, and 0-1 vectors [..., classes] of a
-            floating dtype make each class a question of its own (the teacher's answer is yes above a logit of 0).
-        mask: Bool [...], True where a position is kept; None keeps all.
+        teacher_logits: [..., classes]; classes beyond the student's are never chosen.
+        labels: Used as a mask only: positions labelled -100 are left out, and 0-1 vectors [..., classes] of a floating
+            dtype make each class a binary decision (the teacher's is "yes" above a logit of 0).
+        mask: Bool [...], True for positions to keep; None keeps all.
 
     Returns:
-        A scalar: the mean over the positions kept.
+        A scalar: the mean over the kept positions.
 
     Raises:
         DefinitionError: Shapes do not fit together.
@@ -80,11 +79,11 @@ def soft_target_loss(
     alpha: float = 0.5,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Soft targets, weighed by `alpha`, and labels: `alpha T² KL(q_T ‖ p_T) + (1 - alpha) CE(labels, p)`.
+    """Soft targets, weighted by `alpha`, and labels: `alpha T² KL(q_T ‖ p_T) + (1 - alpha) CE(labels, p)`.
 
     Hinton, Vinyals and Dean 2015, arXiv:1503.02531; `q_T = softmax(teacher / T)`, `p_T = softmax(student / T)`. T²
-    keeps the gradient of the soft term at the size that it has at T = 1, so `alpha` means the same at every
-    temperature. `alpha=0` is supervised learning; `alpha=1` needs no labels.
+    keeps the soft term's gradient on the scale of T = 1, so `alpha` means the same at every temperature. `alpha=0` is
+    supervised learning; `alpha=1` needs no labels.
 
     Args:
         student_logits: [..., classes].
@@ -92,18 +91,18 @@ def soft_target_loss(
         labels: As in `supervised_loss`. Positions labelled -100 are left out of both terms.
         temperature: T, above 0.
         alpha: Weight of the soft term, from 0 to 1.
-        mask: Bool [...], True where a position is kept; None keeps all.
+        mask: Bool [...], True for positions to keep; None keeps all.
 
     Returns:
-        A scalar: the mean over the positions kept.
+        A scalar: the mean over the kept positions.
 
     Raises:
-        DefinitionError: An option is out of its range, shapes do not fit, or labels are missing where `alpha < 1`.
+        DefinitionError: An option is out of range, shapes do not fit, or labels are missing while `alpha < 1`.
     """
     check_temperature(temperature)
     check_alpha(alpha)
     if labels is None and alpha < 1:
-        raise DefinitionError(f"alpha is {alpha}, so labels weigh {1 - alpha:g}, but there are none. Pass labels.")
+        raise DefinitionError(f"alpha is {alpha}, so labels have weight {1 - alpha:g}, but are missing. Pass labels.")
     (student, teacher), kept_labels = _kept((student_logits, teacher_logits), labels, mask)
     loss = student.new_zeros((), dtype=_precise(student).dtype)
     if alpha > 0:
@@ -122,34 +121,34 @@ def divergence(
     skew: float = 0.1,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """How far the student's distribution is from the teacher's, times T² (which trl and Liger leave out).
+    """Divergence of the student's distribution from the teacher's, times T² (which trl and Liger leave out).
 
     | kind | formula | |
     | --- | --- | --- |
-    | forward_kl | `KL(q ‖ p)` | the student covers all that the teacher says |
-    | reverse_kl | `KL(p ‖ q)`, of each position | the student says only what the teacher would |
+    | forward_kl | `KL(q ‖ p)` | mode-covering: the student gives probability wherever the teacher does |
+    | reverse_kl | `KL(p ‖ q)`, per position | mode-seeking: the student avoids what the teacher finds unlikely |
     | jsd | `β KL(q ‖ m) + (1-β) KL(p ‖ m)`, `m = βq + (1-β)p` | GKD, Agarwal et al. 2023, arXiv:2306.13649 |
     | skew_kl | `KL(q ‖ λq + (1-λ)p)` | DistiLLM, Ko et al. 2024, arXiv:2402.03898 |
     | skew_reverse_kl | `KL(p ‖ (1-λ)q + λp)` | the same |
 
-    A side with fewer classes gives the others no probability (a logit of -∞, never 0). Then, as by definition,
-    forward KL is infinite where the teacher gives such a class any probability, unlike the mixtures.
+    If one side has fewer classes, it gives the missing ones probability 0 (a logit of -∞). Forward KL is then infinite,
+    by definition, if the teacher gives such a class any probability; the mixtures stay finite.
 
     Args:
         student_logits: [..., classes].
         teacher_logits: [..., classes]; no gradient flows into them.
         kind: Which divergence.
         temperature: T, above 0; both sides' logits are divided by it.
-        beta: β of "jsd", between 0 and 1, both excluded: the formula is 0 there, while its quotient by β (or 1-β)
-            tends to the forward (reverse) KL, which libraries put in its place. Ask for those by their names.
+        beta: β of "jsd", strictly between 0 and 1. At the ends the formula is 0, while divided by β (or 1-β) it tends
+            to the forward (reverse) KL, which some libraries return instead; use those kinds by name.
         skew: λ of "skew_kl" and "skew_reverse_kl", from 0 (the plain KL) to less than 1.
-        mask: Bool [...], True where a position is kept; None keeps all.
+        mask: Bool [...], True for positions to keep; None keeps all.
 
     Returns:
-        A scalar: the mean over the positions kept.
+        A scalar: the mean over the kept positions.
 
     Raises:
-        DefinitionError: An option is out of its range, or shapes do not fit together.
+        DefinitionError: An option is out of range, or shapes do not fit together.
     """
     check_temperature(temperature)
     _check_kind(kind, beta, skew)
@@ -173,21 +172,13 @@ def divergence(
 
 
 def check_temperature(temperature: float) -> None:
-    """Refuses a temperature that is not above 0.
-
-    Raises:
-        DefinitionError: It is not.
-    """
+    """Raises `DefinitionError` unless the temperature is above 0."""
     if not 0 < temperature < math.inf:
         raise DefinitionError(f"temperature is {temperature}; logits are divided by it, so it must be above 0.")
 
 
 def check_alpha(alpha: float) -> None:
-    """Refuses a weight of the soft term outside [0, 1].
-
-    Raises:
-        DefinitionError: It is outside.
-    """
+    """Raises `DefinitionError` unless the weight of the soft term is in [0, 1]."""
     if not 0 <= alpha <= 1:
         raise DefinitionError(
             f"alpha is {alpha}; it is the weight of the soft term against the labels, so it must be from 0 to 1."
@@ -197,7 +188,7 @@ def check_alpha(alpha: float) -> None:
 def _check_kind(kind: str, beta: float, skew: float) -> None:
     if kind not in get_args(Divergence):
         raise DefinitionError(
-            f'"{kind}" is not a divergence known here.{did_you_mean(kind, get_args(Divergence))} '
+            f'There is no divergence "{kind}".{did_you_mean(kind, get_args(Divergence))} '
             f"Choose one of {', '.join(get_args(Divergence))}."
         )
     if kind == "jsd" and not 0 < beta < 1:
@@ -223,7 +214,7 @@ def _log_probabilities(logits: Tensor, width: int) -> Tensor:
 
 
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """`KL(a ‖ b)` of each row [rows, classes]: 0 for a class without probability in a, infinite for one only in a."""
+    """`KL(a ‖ b)` of each row [rows, classes]: infinite where a class has probability 0 in b but not in a."""
     without_a, without_b = log_a.isneginf(), log_b.isneginf()
     finite_a, finite_b = log_a.masked_fill(without_a, _LOG_ZERO), log_b.masked_fill(without_b, _LOG_ZERO)
     terms = finite_a.exp() * (finite_a - finite_b)
@@ -231,7 +222,7 @@ def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
 
 
 def _log_mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
-    """`log(share a + (1 - share) b)`, -∞ where both have no probability."""
+    """`log(share a + (1 - share) b)`, -∞ where both probabilities are 0."""
     if share == 0:
         return log_b
     nowhere = log_a.isneginf() & log_b.isneginf()
@@ -243,7 +234,7 @@ def _log_mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
 def _kept(
     logits: tuple[Tensor, ...], labels: Tensor | None, mask: Tensor | None
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """The positions that count, as rows: logits [kept, classes] and labels [kept]."""
+    """The unmasked positions as rows: logits [kept, classes] and labels [kept]."""
     if labels is not None and labels.is_floating_point():
         logits, labels, mask = _as_questions(logits, labels, mask)
     shape = logits[0].shape[:-1]
@@ -271,15 +262,15 @@ def _kept(
 def _as_questions(
     logits: tuple[Tensor, ...], labels: Tensor, mask: Tensor | None
 ) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
-    """Rows that may have several classes, as one yes-or-no question a class: [..., classes] becomes [..., classes, 2].
+    """Turns multi-label targets into one binary decision per class: [..., classes] becomes [..., classes, 2].
 
-    The softmax of `(z, 0)` is the sigmoid of `z`, so every formula holds unchanged.
+    The softmax of `(z, 0)` is the sigmoid of `z`, so every formula applies unchanged.
     """
     for item in logits:
         if item.shape != labels.shape:
             raise DefinitionError(
                 f"Labels of a floating dtype are 0-1 vectors of classes, of shape {tuple(labels.shape)} here, but "
-                f"logits are of shape {tuple(item.shape)}. Pass class indices as integers, or one number a class."
+                f"logits are of shape {tuple(item.shape)}. Pass class indices as integers, or one number per class."
             )
     questions = tuple(torch.stack((item, torch.zeros_like(item)), dim=-1) for item in logits)
     answers = torch.where(labels == IGNORED_LABEL, labels, (labels < 0.5).to(labels.dtype)).long()

@@ -1,4 +1,4 @@
-"""Objectives: what a trainer minimises, as plain objects with their options."""
+"""Objectives: the losses that a trainer minimises, as plain objects with their options."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Batch = Mapping[str, Tensor]
 
 
 class Objective(ABC):
-    """What a trainer minimises: a subclass, usually a frozen dataclass with its options, writes `loss`.
+    """The loss that a trainer minimises. Subclasses, usually frozen dataclasses with their options, implement `loss`.
 
-    The batch has `labels`, -100 where a position has none (0-1 vectors [..., classes] of a floating dtype where a row
-    may have several classes), and `mask` [...], True where a position counts. Logits are [..., classes]. A row without
-    a label counts too, for what is learnt from a teacher.
+    The batch has `labels`, -100 for none (0-1 vectors [..., classes] of a floating dtype for multi-label rows), and
+    `mask` [...], True where a position counts. Logits are [..., classes]. The mask includes rows without a label, which
+    can still learn from a teacher.
     """
 
     result_version: ClassVar[int] = 1
-    """Changes when the same options give another loss."""
+    """Incremented when the same options give another loss."""
 
     teacher: Teacher | None
-    """The model that is imitated; None for none."""
+    """The model to imitate, or None."""
 
     @property
     def wants(self) -> frozenset[str]:
@@ -40,37 +40,37 @@ class Objective(ABC):
 
     @property
     def teacher_wants(self) -> frozenset[str]:
-        """Fields of the teacher's `Outputs` that `loss` reads; those of the student's, where there is a teacher."""
+        """Fields of the teacher's `Outputs` that `loss` reads; by default the same as `wants` if there is a teacher."""
         return frozenset() if self.teacher is None else self.wants
 
     @property
     def needs_labels(self) -> bool:
-        """Whether labels decide the loss. Where they do, a row without one still counts for the teacher's part."""
+        """Whether the loss uses labels. If so, a row without a label still counts for the teacher's part."""
         return False
 
     def modules(self, student: nn.Module, teacher: nn.Module | None) -> nn.Module | None:
-        """Returns modules of its own that the objective needs, such as a projection; called once before training.
+        """Returns extra modules that the objective needs, such as a projection; called once before training.
 
-        They are trained along with the student, are part of its checkpoints, and are not part of the saved student.
+        They are trained with the student and are in its checkpoints, but not in the saved student.
 
         Args:
             student: The student, before training.
             teacher: The teacher's model.
 
         Raises:
-            MethodMisfit: The two do not go together.
+            MethodMisfit: Student and teacher do not fit together.
         """
         return None
 
     @abstractmethod
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
-        """Returns a scalar with the student's gradient, the mean over the positions that count.
+        """Returns a scalar with gradients, the mean over the positions that count.
 
         Args:
-            student: The student's outputs, with what the objective `wants`.
-            teacher: The teacher's, with `teacher_wants`, without gradients: from a live model or from stored answers.
+            student: The student's outputs, with the fields in `wants`.
+            teacher: The teacher's outputs, with the fields in `teacher_wants`, without gradients; computed or stored.
             batch: The batch.
-            modules: What `modules` returned.
+            modules: The return value of `modules`.
         """
 
     def __fingerprint__(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Supervised(Objective):
 
     @property
     def needs_labels(self) -> bool:
-        """Labels are all there is."""
+        """Always true."""
         return True
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
@@ -104,8 +104,8 @@ class Supervised(Objective):
 class HardTargets(Objective):
     """Cross-entropy with the class, or token, that the teacher finds most likely; labels are ignored.
 
-    Hinton, Vinyals and Dean 2015, arXiv:1503.02531. What a plain relabelling of the data by the teacher gives, and so
-    the measure of what soft targets add. Rows need no labels.
+    Hinton, Vinyals and Dean 2015, arXiv:1503.02531. Equivalent to relabelling the data with the teacher, and so the
+    baseline for soft targets. Rows need no labels.
 
     Attributes:
         teacher: A trainer, a stage, a `TrainedModel`, or `TeacherModel(model, tokenizer)`.
@@ -135,16 +135,16 @@ class SoftTargets(Objective):
     """Distillation in which `alpha` weighs the soft term, the teacher's probabilities; `1 - alpha` weighs the labels.
 
     The loss is `alpha T² KL(q_T ‖ p_T) + (1 - alpha) CE(labels, p)`: Hinton, Vinyals and Dean 2015, arXiv:1503.02531.
-    `alpha=0` is supervised learning; `alpha=1` learns from the teacher alone and needs no labels. The soft term counts
-    every row, the cross-entropy those that have a label.
+    `alpha=0` is supervised learning; `alpha=1` learns from the teacher alone and needs no labels. The soft term covers
+    every row, the cross-entropy only rows with a label.
 
     Attributes:
         teacher: A trainer, a stage, a `TrainedModel`, or `TeacherModel(model, tokenizer)`.
-        temperature: T, above 0. The higher, the more the unlikely classes count.
+        temperature: T, above 0. Higher values give unlikely classes more weight.
         alpha: Weight of the soft term, from 0 to 1.
 
     Raises:
-        DefinitionError: An option is out of its range.
+        DefinitionError: An option is out of range.
         ArgumentTypeError: The teacher has no model or tokenizer.
 
     Example:
@@ -167,7 +167,7 @@ class SoftTargets(Objective):
 
     @property
     def needs_labels(self) -> bool:
-        """Labels count where `alpha` is under 1."""
+        """True if `alpha` is below 1."""
         return self.alpha < 1
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
@@ -183,15 +183,15 @@ class SoftTargets(Objective):
 
 @dataclass(frozen=True)
 class Combined(Objective):
-    """Several objectives at once: the weighted sum of their losses.
+    """The weighted sum of several objectives.
 
     Attributes:
-        objectives: The objectives; those that have a teacher have the same one.
-        weights: The weight of each.
+        objectives: The objectives; those with a teacher must share it.
+        weights: One positive weight for each objective.
 
     Raises:
         ArgumentTypeError: One of them is not an objective.
-        DefinitionError: There are none, the weights are another number or not positive, or the teachers differ.
+        DefinitionError: There are none, the number of weights differs, a weight is not positive, or teachers differ.
 
     Example:
         `Combined([SoftTargets(teacher), HiddenStates(teacher)], weights=[1.0, 0.5])`
@@ -221,26 +221,26 @@ class Combined(Objective):
 
     @property
     def teacher(self) -> Teacher | None:  # type: ignore[override]
-        """The teacher of all."""
+        """The shared teacher."""
         return next((each.teacher for each in self.objectives if each.teacher is not None), None)
 
     @property
     def wants(self) -> frozenset[str]:
-        """What any of them reads."""
+        """The union over all objectives."""
         return frozenset().union(*(objective.wants for objective in self.objectives))
 
     @property
     def teacher_wants(self) -> frozenset[str]:
-        """What those with a teacher read of it."""
+        """The union over all objectives."""
         return frozenset().union(*(objective.teacher_wants for objective in self.objectives))
 
     @property
     def needs_labels(self) -> bool:
-        """Whether labels decide any of their losses."""
+        """Whether any of the objectives uses labels."""
         return any(objective.needs_labels for objective in self.objectives)
 
     def modules(self, student: nn.Module, teacher: nn.Module | None) -> nn.Module | None:
-        """Returns the modules of all."""
+        """Returns the modules of all objectives."""
         found = {str(index): each.modules(student, teacher) for index, each in enumerate(self.objectives)}
         own = {name: module for name, module in found.items() if module is not None}
         return nn.ModuleDict(own) if own else None
@@ -255,14 +255,14 @@ class Combined(Objective):
         return torch.stack(losses).sum()
 
 
-def _logits(outputs: Outputs | None, whose: str) -> Tensor:
+def _logits(outputs: Outputs | None, role: str) -> Tensor:
     if outputs is None or outputs.logits is None:
-        raise DefinitionError(f"The {whose}'s outputs have no logits. Pass Outputs(logits=...).")
+        raise DefinitionError(f"The {role}'s outputs have no logits. Pass Outputs(logits=...).")
     return outputs.logits
 
 
 def _counted(batch: Batch) -> Tensor | None:
-    """Positions that count: those that the batch says, or else those that have labels."""
+    """Positions that count: the batch's mask, or the positions with labels."""
     labels = batch.get("labels")
     if "mask" in batch or labels is None:
         return batch.get("mask")
@@ -270,6 +270,6 @@ def _counted(batch: Batch) -> Tensor | None:
 
 
 def _questions(batch: Batch) -> Tensor | None:
-    """Labels that only say that each class is a question of its own, whether a row has labels or not."""
+    """Multi-label targets without missing values, which mark each class as a binary decision; None for others."""
     labels = batch.get("labels")
     return None if labels is None or not labels.is_floating_point() else labels.clamp(min=0)

@@ -1,4 +1,4 @@
-"""What a model gives for a batch, as objectives read it: of a student or a teacher, computed now or stored."""
+"""A model's outputs for a batch: a student's or a teacher's, computed or stored."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Outputs:
-    """A model's outputs for one batch; what an objective did not ask for is None.
+    """A model's outputs for one batch; fields that no objective needs are None.
 
     Attributes:
-        logits: [..., classes], position by position as the batch's `labels` [...].
+        logits: [..., classes], at the positions of the batch's `labels` [...].
         hidden_states: Of the embeddings and of each layer, [batch, seq, hidden].
         attentions: Attention weights of each layer, [batch, heads, seq, seq].
         values: Value vectors of each layer, [batch, heads, seq, head].
-        mask: Bool [batch, seq], True where a position of the three above holds a token.
+        mask: Bool [batch, seq], False for padding in the three above.
     """
 
     logits: Tensor | None = None

@@ -1,4 +1,4 @@
-"""A teacher's answers to texts, kept in files and found again text by text, whichever student asks."""
+"""A teacher's logits, stored in files by text and reused for all students."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Array = np.ndarray[Any, Any]
 
 
 class StoredAnswers:
-    """Logits of one teacher, in files of some thousand texts each, which appear complete or not at all.
+    """Logits of one teacher, in files of a few thousand texts each, written atomically and memory-mapped.
 
-    What decides an answer besides its text (the teacher, where it cuts a text) is in the folder's name: the caller
-    chooses it. Files are read through the memory map. Processes may share a folder: at worst both compute the same.
+    Everything else that decides the logits (the teacher, its maximum length) must be part of the folder's name, which
+    the caller chooses. Processes may share a folder: at worst they compute the same logits twice.
 
     Args:
-        folder: Where the files are.
+        folder: The folder of the files.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -38,12 +38,12 @@ class StoredAnswers:
         return len(self._places)
 
     def rows(self, texts: Iterable[str], ask: Callable[[Sequence[str]], Tensor], *, portion: int = 2048) -> StoredRows:
-        """Returns the answers to texts, asking for those that are not there yet and keeping them at once.
+        """Returns the logits for texts; computes and stores the missing ones.
 
         Args:
-            texts: The texts, read a portion at a time.
-            ask: Returns the teacher's logits [texts, classes] of some texts.
-            portion: Most texts to ask for at once, and so to lose when the process is killed.
+            texts: The texts, read in chunks.
+            ask: Computes the teacher's logits [texts, classes] for some texts.
+            portion: Maximum number of texts per chunk; a killed process loses at most one chunk.
         """
         texts, places = iter(texts), []
         while part := list(islice(texts, portion)):
@@ -76,11 +76,11 @@ class StoredAnswers:
 
 
 class StoredRows:
-    """Answers to the rows of a dataset, read from their files when they are needed.
+    """Logits for the rows of a dataset, read from their files lazily.
 
     Args:
-        files: Tables of answers.
-        places: For each row the number of its file and its place there [rows, 2].
+        files: Tables of logits.
+        places: File index and position in the file for each row [rows, 2].
     """
 
     def __init__(self, files: Sequence[Array], places: Array) -> None:
@@ -91,7 +91,7 @@ class StoredRows:
         return len(self._places)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        """Returns the answers to some rows [rows, classes], fp32 on the rows' device."""
+        """Returns the logits of some rows [rows, classes], fp32 on the device of `rows`."""
         found = [self._files[file]["logits"][place] for file, place in self._places[rows.cpu().numpy()]]
         return torch.from_numpy(np.stack(found)).to(rows.device)
 

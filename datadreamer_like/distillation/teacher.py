@@ -1,4 +1,4 @@
-"""Teachers: what one must have, and how a classifier's logits of texts are computed."""
+"""Teachers: the protocol, checks against the student, and a classifier's logits for texts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembe
 
 
 class Teacher(Protocol):
-    """Whatever has a transformers model and its tokenizer: a trainer, a stage, a `TrainedModel`, a `TeacherModel`."""
+    """A transformers model and its tokenizer: a trainer, a stage, a `TrainedModel`, a `TeacherModel`."""
 
     @property
     def model(self) -> Any:
@@ -46,7 +46,7 @@ class TeacherModel:
         return f"TeacherModel({type(self.model).__name__})"
 
     def __fingerprint__(self) -> dict[str, Any]:
-        """What decides the teacher's answers: class, config, weights and tokenizer, by content."""
+        """Class, config, weights and tokenizer, by content."""
         config = getattr(self.model, "config", None)
         return {
             "class": type(self.model).__qualname__,
@@ -57,7 +57,7 @@ class TeacherModel:
 
 
 def check_teacher(teacher: object) -> None:
-    """Refuses what cannot teach, without loading its model.
+    """Checks that an object is a `Teacher`, without loading its model.
 
     Raises:
         ArgumentTypeError: It has no `model` or no `tokenizer`.
@@ -81,20 +81,20 @@ def teacher_logits_for_texts(
     device: torch.device | str | None = None,
     on_rows: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Returns a classifier's logits of texts, which its own tokenizer reads: a student may have another.
+    """Returns a classifier's logits for texts, tokenized with its own tokenizer.
 
-    Texts go through the model by length, so that little is computed on padding, without dropout.
+    Texts are batched by length, to reduce padding, and run in eval mode.
 
     Args:
         teacher: The teacher.
         texts: The texts.
         batch_size: Texts in a batch.
-        max_length: Tokens at which a text is cut; None for what the teacher takes, which is also the most.
-        device: Where to compute; the model is back where it was afterwards. None for where it is.
+        max_length: Texts are cut at this many tokens; None for the teacher's own limit, which also caps it.
+        device: Device for the computation; the model is moved back afterwards. None for the model's current device.
         on_rows: Called after each batch with its number of rows.
 
     Returns:
-        Logits [rows, classes], fp32 on the CPU, in the order of the texts; the classes in the teacher's order.
+        Logits [rows, classes], fp32 on the CPU, in the order of the texts and of the teacher's classes.
 
     Raises:
         DataError: One of the texts is not a text.
@@ -106,7 +106,7 @@ def teacher_logits_for_texts(
     model, tokenizer = teacher.model, teacher.tokenizer
     longest = min(max_length or _NO_LIMIT, _most_tokens(model, tokenizer))
     order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
-    with answering(model, device):
+    with eval_mode(model, device):
         found = None
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
@@ -130,7 +130,7 @@ def teacher_logits_for_texts(
 
 
 def check_same_vocabulary(teacher: Teacher, tokenizer: Any) -> None:
-    """Refuses a teacher that gives other ids to tokens than the student does, as logits would be mixed up silently.
+    """Checks that teacher and student have the same token ids; otherwise logits would be mixed up silently.
 
     Args:
         teacher: The teacher.
@@ -145,28 +145,28 @@ def check_same_vocabulary(teacher: Teacher, tokenizer: Any) -> None:
     moved = sorted((token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token)), key=repr)
     first = moved[0]
     raise MethodMisfit(
-        f"Teacher and student have different vocabularies: {len(moved):,} tokens have another id or are in one of them "
-        f"only, {first!r} for instance (teacher: {theirs.get(first)}, student: {ours.get(first)}). Soft targets by "
-        "token need one tokenizer: start the student from a model of the teacher's family, or train it on texts that "
-        "the teacher writes."
+        f"Teacher and student have different vocabularies: {len(moved):,} tokens have different ids or are missing in "
+        f"one of them, for instance {first!r} (teacher: {theirs.get(first)}, student: {ours.get(first)}). Token-level "
+        "soft targets need the same tokenizer: start the student from a model of the teacher's family, or train it on "
+        "texts that the teacher generates."
     )
 
 
 def align_labels(
     teacher_logits: Tensor, teacher_label2id: Mapping[str, int], student_label2id: Mapping[str, int]
 ) -> Tensor:
-    """Puts a teacher's classes into the student's order, by their names.
+    """Reorders a teacher's logits to the student's classes, by name.
 
     Args:
         teacher_logits: [..., classes] in the teacher's order.
         teacher_label2id: The teacher's classes and their positions.
-        student_label2id: The student's.
+        student_label2id: The student's classes and their positions.
 
     Returns:
         Logits [..., classes] in the student's order.
 
     Raises:
-        LabelError: The two know different classes.
+        LabelError: Teacher and student have different classes.
     """
     order = label_order(teacher_label2id, student_label2id)
     if order == list(range(teacher_logits.shape[-1])):
@@ -175,26 +175,26 @@ def align_labels(
 
 
 def label_order(teacher_label2id: Mapping[str, int], student_label2id: Mapping[str, int]) -> list[int]:
-    """For each class of the student, in its order, the teacher's position of it.
+    """Returns the teacher's position of each student class, in the student's order.
 
     Raises:
-        LabelError: The two know different classes.
+        LabelError: Teacher and student have different classes.
     """
     lacking = sorted(student_label2id.keys() - teacher_label2id.keys())
     unknown = sorted(teacher_label2id.keys() - student_label2id.keys())
     if lacking or unknown:
-        parts = [f"the teacher does not know {', '.join(lacking)}"] if lacking else []
-        parts += [f"the student does not know {', '.join(unknown)}"] if unknown else []
+        parts = [f"the teacher lacks {', '.join(lacking)}"] if lacking else []
+        parts += [f"the student lacks {', '.join(unknown)}"] if unknown else []
         raise LabelError(
             f"Teacher and student have different classes: {'; '.join(parts)}. Train both on the same set of labels, "
-            "or rename the teacher's in its config (label2id and id2label)."
+            "or rename the teacher's classes in its config (label2id and id2label)."
         )
     return [teacher_label2id[name] for name in sorted(student_label2id, key=lambda name: student_label2id[name])]
 
 
 @contextlib.contextmanager
-def answering(model: nn.Module, device: torch.device | str | None = None) -> Iterator[None]:
-    """Without dropout and on a device, inside the block; every module is as it was afterwards."""
+def eval_mode(model: nn.Module, device: torch.device | str | None = None) -> Iterator[None]:
+    """Puts a model into eval mode and on a device inside the block, and restores both afterwards."""
     home = device_of(model)
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -210,7 +210,7 @@ def answering(model: nn.Module, device: torch.device | str | None = None) -> Ite
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of a model's weights, which may all be buffers where it is quantized."""
+    """The device of a model's weights; those of a quantized model may all be buffers."""
     for tensors in (model.parameters(), model.buffers()):
         for tensor in tensors:
             return tensor.device
@@ -219,7 +219,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 @torch.inference_mode(False)
 def _ordinary_tensor(rows: int, classes: int) -> Tensor:
-    # One that was made in inference mode could not take part in a training.
+    # A tensor created in inference mode could not be used in training.
     return torch.empty(rows, classes, dtype=torch.float32)
 
 
@@ -250,7 +250,7 @@ def _tokenizer_content(tokenizer: Any) -> dict[str, Any]:
         vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else None
         return {"class": type(tokenizer).__qualname__, "vocabulary": vocabulary}
     content = json.loads(backend.to_str())
-    # These two are left behind by the last call, whatever it was.
+    # The last call to the tokenizer leaves these two behind.
     content |= {"truncation": None, "padding": None}
     sides = [getattr(tokenizer, name, None) for name in ("padding_side", "truncation_side", "model_max_length")]
     return {"content": hashlib.sha256(json.dumps(content).encode()).hexdigest(), "sides": sides}

@@ -1,4 +1,4 @@
-"""How sure it is that one model is better than another: the paired bootstrap over the rows that both answered."""
+"""Confidence intervals for the difference between two models: the paired bootstrap over rows that both answered."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from datadreamer_like.report import Interval
 
 Weights = np.ndarray[Any, np.dtype[np.float64]]
-"""How often each row is drawn, [resamples, rows]; or one figure for each resample."""
+"""How often each row is drawn, [resamples, rows]; or one number per resample."""
 
 _AT_ONCE, _NUMBERS_AT_ONCE = 500, 5_000_000
 
@@ -25,18 +25,18 @@ def paired_bootstrap(
 ) -> dict[str, Interval]:
     """Returns differences between two models on the same rows, each with its percentile interval.
 
-    Rows are drawn anew with replacement, each with what both models made of it, and the differences are taken each
-    time (Efron 1979; Koehn 2004 for paired comparisons). What is hard for one model is mostly hard for the other, so
-    the interval of the difference is far narrower than those of the two qualities. An interval that excludes 0 says
-    that other rows of the same kind would show a difference of the same sign. It covers the choice of the rows alone,
-    not what another training seed would give.
+    Rows are resampled with replacement, together with both models' answers, and the differences are recomputed for
+    each resample (Efron 1979; Koehn 2004 for paired comparisons). Rows that are hard for one model are mostly hard for
+    the other, so the interval of the difference is far narrower than those of the two scores. If it excludes 0, other
+    rows of the same kind would show a difference of the same sign. The interval covers the choice of rows, not the
+    variation between training seeds.
 
     Args:
         differences: Takes weightings of the rows [resamples, rows] and returns differences [resamples], by name.
-        counts: How many rows there are of each kind [rows]; rows that are alike may be counted as one kind.
-        resamples: How often rows are drawn anew.
-        seed: Seed of the drawing.
-        level: Share of the resamples that lie inside the interval.
+        counts: How often each distinct row occurs [rows]; identical rows may be merged into one.
+        resamples: Number of resamples.
+        seed: Seed of the resampling.
+        level: Confidence level of the interval.
     """
     total = int(counts.sum())
     at_once = max(1, min(_AT_ONCE, _NUMBERS_AT_ONCE // len(counts)))

@@ -1,4 +1,4 @@
-"""Classifiers of one label a text, judged by how often they give the right one."""
+"""Single-label text classifiers, judged by accuracy and macro-F1."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from datadreamer_like.graph.output import Column as Rows
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.report import Column, Interval
 
-from .judge import Asking, Judge
+from .judge import Judge, PromptOptions
 from .quality import accuracy, macro_f1, paired_differences
 from .rows import read_labelled
 
 
 class ClassificationJudge(Judge):
-    """Asks each model for a text's label, compared by name, in whatever order a model has its classes; see `Judge`.
+    """Compares predicted labels by name, so models may order their classes differently; see `Judge`.
 
     Raises:
         DefinitionError: There are no labels.
-        MethodMisfit: A model gives several labels a text.
-        LabelError: A model does not know one of the labels.
+        MethodMisfit: A model is a multi-label classifier.
+        LabelError: A model lacks one of the labels.
         DataError: A text or label is missing.
     """
 
@@ -36,12 +36,17 @@ class ClassificationJudge(Judge):
     timed = "from text to answer"
 
     def __init__(
-        self, inputs: Rows, labels: Rows | None, models: Sequence[TrainedModel], names: Sequence[str], asking: Asking
+        self,
+        inputs: Rows,
+        labels: Rows | None,
+        models: Sequence[TrainedModel],
+        names: Sequence[str],
+        options: PromptOptions,
     ) -> None:
         if labels is None:
             raise DefinitionError(f"{names[0]} is a classifier, and there are no labels to compare by. Pass labels=...")
         self.rows, self.labels = read_labelled(inputs, labels)
-        self.max_length = asking.max_length
+        self.max_length = options.max_length
         self.columns = {"text": list(self.rows), "label": self.labels}
         self.facts = {"classes": len(set(self.labels))}
         first_rows = {label: row for row, label in reversed(list(enumerate(self.labels)))}
@@ -49,7 +54,7 @@ class ClassificationJudge(Judge):
             _check(model, name, first_rows)
 
     def answers(self, model: TrainedModel, rows: Sequence[str], batch_size: int) -> list[str]:
-        """Returns the label that the model holds most likely for each text."""
+        """Returns the model's most likely label for each text."""
         return model.predict(rows, batch_size=batch_size, max_length=self.max_length).labels
 
     def kept(self, answers: Sequence[str]) -> list[str]:
@@ -63,12 +68,12 @@ class ClassificationJudge(Judge):
     def differences(
         self, first: Sequence[str], other: Sequence[str], *, resamples: int, seed: int
     ) -> dict[str, Interval]:
-        """Returns by how much the other's "accuracy" and "macro_f1" are better."""
+        """Returns the differences in "accuracy" and "macro_f1", `other - first`."""
         return paired_differences(self.labels, first, other, resamples=resamples, seed=seed)
 
     @classmethod
     def note(cls, rows: int, facts: Mapping[str, Any], first: str) -> str:
-        """Says how many classes there are, and what the difference is of."""
+        """Returns the number of classes and what the difference column shows."""
         return (
             f"{rows:,} rows of {facts['classes']} classes. Difference: of accuracy, to {first} on the same rows; "
             "95 % interval by paired bootstrap."
@@ -77,12 +82,12 @@ class ClassificationJudge(Judge):
 
 def _check(model: TrainedModel, name: str, first_rows: Mapping[str, int]) -> None:
     if model.is_multi_label:
-        raise MethodMisfit(f"{name} gives several labels a text; only classifiers of one are compared. Leave it out.")
+        raise MethodMisfit(f"{name} is a multi-label classifier; only single-label ones are compared. Leave it out.")
     known = model.labels
     for label, row in sorted(first_rows.items(), key=lambda item: item[1]):
         if label not in known:
             raise LabelError(
                 f'Row {row} has the label "{label}", which {name} does not know; its labels are '
-                f"{', '.join(known)}.{did_you_mean(label, known)} Mend the label, filter such rows out, or leave "
+                f"{', '.join(known)}.{did_you_mean(label, known)} Fix the label, filter such rows out, or leave "
                 "the model out."
             )

@@ -1,4 +1,4 @@
-"""Columns as trainers and measures read them: checked row by row, a portion at a time."""
+"""Columns as trainers and metrics read them: checked row by row, in chunks."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _END = object()
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a training, by argument name.
+    """The columns of a training run, by argument name.
 
     Attributes:
-        train: Columns to learn from, such as `train_input` and `train_output`.
-        validation: The same for the rows by which the best epoch is chosen.
+        train: Training columns, such as `train_input` and `train_output`.
+        validation: Validation columns, used to choose the best epoch.
     """
 
     train: Mapping[str, Column]
@@ -36,10 +36,10 @@ class Columns:
 
     @classmethod
     def checked(cls, optional: Collection[str] = (), **columns: object) -> Columns:
-        """Takes the columns of a call; argument names start with `train_` or `validation_`.
+        """Checks the columns of a call; argument names start with `train_` or `validation_`.
 
         Args:
-            optional: Arguments that may be None, which leaves them out.
+            optional: Arguments that may be None and are then left out.
             **columns: The columns.
 
         Raises:
@@ -68,24 +68,24 @@ class Columns:
 
 
 def check_column(value: object, name: str) -> Column:
-    """Returns an argument that must be a column.
+    """Returns the argument if it is a column.
 
     Raises:
-        ArgumentTypeError: It is something else.
+        ArgumentTypeError: It is not.
     """
     if isinstance(value, OutputDatasetColumn | OutputIterableDatasetColumn):
         return value
     if isinstance(value, OutputDataset | OutputIterableDataset):
         offered = ", ".join(f'output["{column}"]' for column in value.column_names)
-        raise ArgumentTypeError(f'{name} is a whole dataset; it must be one column of "{value.step.name}": {offered}.')
+        raise ArgumentTypeError(f'{name} is a whole dataset; pass one column of "{value.step.name}": {offered}.')
     raise ArgumentTypeError(
         f'{name} is of type {type(value).__name__}; it must be a column, such as step.output["text"]. '
-        "Make a step of values in memory: DataSource(name, data={...})."
+        "To use values in memory, make a step: DataSource(name, data={...})."
     )
 
 
 def check_lengths(columns: Mapping[str, Column]) -> None:
-    """Refuses columns that cannot be read row by row, as far as is known without reading them.
+    """Checks that columns have the same, non-zero number of rows, as far as it is known without reading them.
 
     Args:
         columns: The columns, by argument name.
@@ -104,12 +104,12 @@ def check_lengths(columns: Mapping[str, Column]) -> None:
 def read_rows(
     columns: Mapping[str, Column], *, optional: Collection[str] = (), portion: int = PORTION
 ) -> Iterator[list[tuple[Any, ...]]]:
-    """Yields rows of columns in portions, each row a tuple in the order of the columns.
+    """Yields the rows of columns in chunks, each row a tuple in the order of the columns.
 
     Args:
         columns: The columns, by argument name.
         optional: Columns in which a value may be None.
-        portion: Most rows at once.
+        portion: Maximum number of rows per chunk.
 
     Raises:
         DataError: A value is missing.
@@ -135,15 +135,15 @@ def read_rows(
 
 
 def check_text(value: object, name: str, row: int) -> str:
-    """Returns a value that must be a text.
+    """Returns the value if it is a text.
 
     Raises:
-        ArgumentTypeError: It is something else.
+        ArgumentTypeError: It is not.
     """
     if not isinstance(value, str):
         raise ArgumentTypeError(
-            f"{name} must hold texts; row {row} holds {value!r}, which is of type {type(value).__name__}. "
-            "Choose another column, or turn its values into texts with step.map."
+            f"{name} must contain texts; row {row} has {value!r}, of type {type(value).__name__}. "
+            "Choose another column, or convert its values to texts with step.map."
         )
     return value
 
@@ -152,12 +152,12 @@ def _different(columns: Mapping[str, Column]) -> str:
     counts = " and ".join("unknown" if c.num_rows is None else f"{c.num_rows:,}" for c in columns.values())
     return (
         f"{' and '.join(columns)} must have the same number of rows, but have {counts}. "
-        "Take them from the same step, or from steps that kept its rows."
+        "Take them from the same step, or from steps that keep the number of rows."
     )
 
 
 def _empty(name: str, column: Column) -> str:
     return (
         f'{name}, "{column.column_names[0]}" of "{column.step.name}", has no rows. '
-        "Look at what the steps before it keep: step.head()."
+        "Check the output of the steps before it: step.head()."
     )

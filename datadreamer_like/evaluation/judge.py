@@ -1,4 +1,4 @@
-"""The seam between a comparison and what is compared: one judge for each kind of task."""
+"""The interface between a comparison and a kind of task: each kind has one judge."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from datadreamer_like.report import Column, Interval
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How models are asked.
+class PromptOptions:
+    """How rows are presented to models.
 
     Attributes:
-        max_length: The most tokens of a row; None for what each model takes.
-        chat_prompt_template: How prompts are dressed; AUTO for each model's own way.
+        max_length: Maximum number of tokens per row; None for each model's own limit.
+        chat_prompt_template: The prompt template; AUTO for each model's own.
         system_prompt: The system prompt; AUTO for each model's own.
     """
 
@@ -29,37 +29,37 @@ class Asking:
 
 
 class Judge(ABC):
-    """Reads a task's rows, puts them to models, and says how good what comes back is.
+    """Reads a task's rows, runs models on them, and scores their answers.
 
-    A comparison knows rows and answers only as things to hand on, one answer a row. Making a judge reads the rows and
-    refuses models that cannot be compared on them; no model is loaded for that.
+    To a comparison, rows and answers are opaque: there is one answer per row. The constructor reads the rows and
+    refuses models that cannot be compared on them, without loading any model.
 
     Args:
-        inputs: What models are given.
-        labels: What they are to give; None where the inputs say that themselves.
+        inputs: The models' inputs.
+        labels: The expected answers; None if they follow from the inputs.
         models: The models.
-        names: What they are called.
-        asking: How they are asked.
+        names: Their names, for messages.
+        options: How rows are presented to the models.
 
     Attributes:
-        rows: What is put to a model, row by row.
-        columns: The rows as columns that are kept beside the answers.
-        facts: What the notes under the table need to know of the rows; goes to JSON.
+        rows: One input per row, as `answers` takes them.
+        columns: The rows as columns, saved next to the answers.
+        facts: JSON values about the rows, for `note`.
 
     Raises:
         DataDreamerError: The rows cannot be read, or a model does not fit them.
     """
 
     kind: ClassVar[str]
-    """Name of the kind of task, kept with the figures."""
+    """Name of the kind of task, saved with the scores."""
     tasks: ClassVar[frozenset[str]]
-    """Tasks of the models that belong to the kind, in the Hub's words."""
+    """Hub task names of the models that this judge handles."""
     figures: ClassVar[tuple[Column, ...]]
-    """How quality is shown in a table. The first is the main figure; its paired difference is `<key>_difference`."""
+    """Table columns for the scores. The first is the main score; its paired difference is `<key>_difference`."""
     axis: ClassVar[str]
-    """What the main figure is called on a plot."""
+    """Axis label of the main score on a plot."""
     timed: ClassVar[str]
-    """What is done while the time is taken, for the notes."""
+    """What the timing covers, for the notes."""
 
     rows: Sequence[Any]
     columns: Mapping[str, list[str]]
@@ -67,43 +67,39 @@ class Judge(ABC):
 
     @abstractmethod
     def __init__(
-        self, inputs: Rows, labels: Rows | None, models: Sequence[TrainedModel], names: Sequence[str], asking: Asking
+        self,
+        inputs: Rows,
+        labels: Rows | None,
+        models: Sequence[TrainedModel],
+        names: Sequence[str],
+        options: PromptOptions,
     ) -> None: ...
 
     @abstractmethod
     def answers(self, model: TrainedModel, rows: Sequence[Any], batch_size: int) -> list[Any]:
-        """Puts rows to a model; this is also what is timed.
-
-        Args:
-            model: The model.
-            rows: Some of `rows`.
-            batch_size: How many at once.
-
-        Returns:
-            One answer a row.
-        """
+        """Runs a model on some of `rows` and returns one answer per row; timing measures this call."""
 
     @abstractmethod
     def kept(self, answers: Sequence[Any]) -> list[Any]:
-        """Returns what is written down of each answer, a text or a number."""
+        """Returns what is saved of each answer: a text or a number."""
 
     @abstractmethod
     def quality(self, answers: Sequence[Any]) -> dict[str, float]:
-        """Returns how good a model's answers to all rows are, by the keys of `figures`."""
+        """Returns the scores of a model's answers to all rows, by the keys of `figures`."""
 
     @abstractmethod
     def differences(
         self, first: Sequence[Any], other: Sequence[Any], *, resamples: int, seed: int
     ) -> dict[str, Interval]:
-        """Returns how another model's quality differs from the first one's on the same rows, with 95 % intervals."""
+        """Returns the score differences between two models on the same rows, with 95 % intervals."""
 
     @classmethod
     @abstractmethod
     def note(cls, rows: int, facts: Mapping[str, Any], first: str) -> str:
-        """Says under a table what the figures of quality are, and of what.
+        """Returns the note under a table that explains the scores.
 
         Args:
-            rows: Rows that were compared.
-            facts: What `facts` was.
-            first: What the first model is called.
+            rows: Number of rows compared.
+            facts: The judge's `facts`.
+            first: Name of the baseline model.
         """

@@ -1,4 +1,4 @@
-"""All judges, and the one that a list of models needs."""
+"""All judges, and the choice of a judge for a list of models."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from .judge import Judge
 from .language_modelling import LanguageJudge
 
 JUDGES: dict[str, type[Judge]] = {judge.kind: judge for judge in (ClassificationJudge, LanguageJudge)}
-"""The judges, by the kind of task that they judge."""
+"""The judges, by kind of task."""
 
 
 def judge_for(models: Sequence[TrainedModel], names: Sequence[str]) -> type[Judge]:
-    """Returns the judge of the models' task; no model is loaded for that.
+    """Returns the judge for the models' task, without loading a model.
 
     Raises:
-        MethodMisfit: One of the models does something else than the others, or what no judge judges.
+        MethodMisfit: The models have different tasks, or one that no judge handles.
     """
     kinds: list[str] = []
     for model, name in zip(models, names, strict=True):
         kind = next((kind for kind, judge in JUDGES.items() if model.task in judge.tasks), None)
         if kind is None:
             raise MethodMisfit(
-                f"{name} does {model.task}; what can be compared are classifiers and language models. Leave it out."
+                f"{name} does {model.task}; only classifiers and language models can be compared. Leave it out."
             )
         kinds.append(kind)
     common = Counter(kinds).most_common(1)[0][0]
@@ -36,6 +36,6 @@ def judge_for(models: Sequence[TrainedModel], names: Sequence[str]) -> type[Judg
             other = names[kinds.index(common)]
             raise MethodMisfit(
                 f"{name} does {model.task}, but {other} does {models[kinds.index(common)].task}; models are compared "
-                f"on one task. Leave {name} out, or compare it with models of its own kind."
+                f"on one task. Leave {name} out, or compare it with models for the same task."
             )
     return JUDGES[common]

@@ -1,4 +1,4 @@
-"""The classes of a classifier: found in the training rows, fixed from then on."""
+"""The classes of a classifier, found in the training rows."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class LabelSet:
     """Classes in the order of a model's logits.
 
     Attributes:
-        names: Their names: numbers and truth values as Python writes them.
-        multi: Whether a row has a list of labels.
+        names: Their names; numbers and booleans as Python prints them.
+        multi: Whether each row has a list of labels.
     """
 
     names: tuple[str, ...]
@@ -27,13 +27,13 @@ class LabelSet:
         return len(self.names)
 
     def positions(self, value: Any, where: str, row: int, naming: tuple[str, ...] | None = None) -> list[int]:
-        """Returns the positions of a row's label, or labels.
+        """Returns the positions of a row's label or labels.
 
         Args:
-            value: The label, or a list of them for a model of several labels.
+            value: The label, or a list of labels for a multi-label model.
             where: Name of the argument, for the message.
             row: Number of the row, for the message.
-            naming: What the column calls its numbers.
+            naming: Names of the column's integer labels.
 
         Raises:
             LabelError: A label is not in the set.
@@ -46,9 +46,9 @@ class LabelSet:
             name = label_name(label, where, row, naming)
             if name not in self._index:
                 raise LabelError(
-                    f'{where} has the label "{name}" in row {row}, which is none of the {len(self)} of the training '
-                    f"rows: {_listed(self.names)}.{did_you_mean(name, self.names)} Correct the label, filter the row "
-                    "out, or add training rows with this label."
+                    f'{where} has the label "{name}" in row {row}, which is not one of the {len(self)} labels of the '
+                    f"training rows: {_listed(self.names)}.{did_you_mean(name, self.names)} Correct the label, filter "
+                    "the row out, or add training rows with this label."
                 )
             found.append(self._index[name])
         return found
@@ -63,7 +63,7 @@ class LabelSet:
 
 
 def class_names(column: Column) -> tuple[str, ...] | None:
-    """Returns the names of a `datasets.ClassLabel` column's numbers; None for any other column."""
+    """Returns the class names of a `datasets.ClassLabel` column; None for other columns."""
     names = names_of_classes(column.rows.schema.field(0), in_lists=True)
     return tuple(names) if names else None
 
@@ -71,16 +71,16 @@ def class_names(column: Column) -> tuple[str, ...] | None:
 def find_labels(
     values: Iterable[Any], where: str, naming: tuple[str, ...] | None = None, *, optional: bool = False
 ) -> LabelSet:
-    """Collects the classes of the training rows, in order: numbers by value, names by the alphabet.
+    """Collects the classes of the training rows, sorted: numbers by value, names alphabetically.
 
     Args:
         values: The labels.
         where: Name of the argument, for messages.
-        naming: Names of the column's numbers.
-        optional: Whether rows may be without a label (None); the set is empty where all are.
+        naming: Names of the column's integer labels.
+        optional: Whether labels may be None; if all are, the set is empty.
 
     Raises:
-        LabelError: A value cannot be a label, kinds of labels are mixed, or there is only one class.
+        LabelError: A value cannot be a label, labels have mixed types, or there is only one class.
         DataError: A value is missing.
     """
     kinds: dict[type, int] = {}
@@ -116,18 +116,18 @@ def label_name(label: Any, where: str, row: int, naming: tuple[str, ...] | None 
     """Returns a label's name.
 
     Args:
-        label: The label: a text, a whole number, or a truth value.
+        label: A text, an integer or a boolean.
         where: Name of the argument, for the message.
         row: Number of the row, for the message.
-        naming: Names of the column's numbers.
+        naming: Names of the column's integer labels.
 
     Raises:
         LabelError: The value cannot be a label, or its number is out of range.
     """
     if not isinstance(label, str | int):
         raise LabelError(
-            f"{where} holds {label!r} in row {row}, of type {type(label).__name__}; a label is a text, a whole number, "
-            "or True or False."
+            f"{where} has {label!r} in row {row}, of type {type(label).__name__}; a label must be a text, a whole "
+            "number, True or False."
         )
     if naming is not None and isinstance(label, int) and not isinstance(label, bool):
         if not 0 <= label < len(naming):

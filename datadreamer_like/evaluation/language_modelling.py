@@ -1,4 +1,4 @@
-"""Language models, judged by how well they foresee the answers that they are to give."""
+"""Language models, judged by the likelihood of the target texts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch  # noqa: TID253  (loaded with the first comparison, whose models need it anyway)
+import torch  # noqa: TID253  (imported with the first comparison, whose models need it anyway)
 
 from datadreamer_like.distillation.losses import IGNORED_LABEL
 from datadreamer_like.errors import DataError, MethodMisfit
@@ -17,7 +17,7 @@ from datadreamer_like.models.trained.prompt_template import set_prompt_template
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.report import Column, Interval
 
-from .judge import Asking, Judge
+from .judge import Judge, PromptOptions
 from .likelihood import bits_per_byte, paired_bits_per_byte, perplexity, token_loss
 from .rows import NAMES, read_prompts, read_texts
 from .tasks.causal_lm import CausalLM
@@ -27,18 +27,18 @@ from .tasks.seq2seq_lm import Seq2SeqLM
 _ENCODED_AT_ONCE = 1000
 
 Row = tuple[str, str]
-"""A prompt, which is empty where a text is judged as it stands, and the answer."""
+"""A prompt (empty for plain texts) and its answer."""
 
 Encoded = tuple[list[int], list[int]]
-"""Token ids, and what each position is to give, as `evaluation.tasks.generation.Generation` has them."""
+"""Input ids and target ids, as in `evaluation.tasks.generation.Generation.encoded`."""
 
 
-class Foreseen(NamedTuple):
-    """How well a model foresaw one answer.
+class AnswerLoss(NamedTuple):
+    """A model's loss on one answer.
 
     Attributes:
-        nats: Loss summed over the answer's tokens.
-        tokens: How many there are.
+        nats: Loss in nats, summed over the answer's tokens.
+        tokens: Number of tokens.
     """
 
     nats: float
@@ -46,19 +46,19 @@ class Foreseen(NamedTuple):
 
 
 class LanguageJudge(Judge):
-    """Asks each model how likely the answers are, as its trainer does: see `Judge` and `tasks.generation.Generation`.
+    """Computes the likelihood of the answers as a trainer does; see `Judge` and `tasks.generation.Generation`.
 
-    With prompts the loss is that of the answer's tokens, among them what ends it, as in training; without labels that
-    of all tokens of the inputs, and of nothing behind them. A text that nothing stands before is started with the
-    tokenizer's first token (its last one where it has none), so that its first token is foreseen too.
+    With prompts, the loss covers the answer's tokens and the token that ends it, as in training; without labels, all
+    tokens of the inputs and no end token. If nothing precedes a text, the tokenizer's BOS token (or EOS, if it has no
+    BOS) is put first, so that the text's first token is predicted too.
 
-    Every model must be given the same bytes, so rows that are too long for one of the models are left out for all; the
-    notes say how many. Bits per byte take for granted that a tokenizer can spell any text: one that has a single token
-    for all that it does not know gets off lightly where texts hold such.
+    All models must see the same bytes, so rows that are too long for one model are left out for all; the notes report
+    how many. Bits per byte assume that a tokenizer can represent any text: an unknown token hides what it replaces, so
+    a tokenizer that needs it scores too well.
 
     Raises:
-        MethodMisfit: There are no labels, and a model must be prompted.
-        DataError: A prompt or answer is missing, or no row fits all the models, or all answers are empty.
+        MethodMisfit: There are no labels, and a model needs prompts.
+        DataError: A prompt or answer is missing, no row fits all the models, or all answers are empty.
     """
 
     kind = "language modelling"
@@ -70,12 +70,17 @@ class LanguageJudge(Judge):
         Column("perplexity", "perplexity", "by token", ",.2f"),
     )
     axis = "bits per byte (less is better)"
-    timed = "from text to loss, which is one pass through the model and writes nothing"
+    timed = "from text to loss, one forward pass without generation"
 
     def __init__(
-        self, inputs: Rows, labels: Rows | None, models: Sequence[TrainedModel], names: Sequence[str], asking: Asking
+        self,
+        inputs: Rows,
+        labels: Rows | None,
+        models: Sequence[TrainedModel],
+        names: Sequence[str],
+        options: PromptOptions,
     ) -> None:
-        self.asking, self.prompted = asking, labels is not None
+        self.options, self.prompted = options, labels is not None
         if labels is None:
             for model, name in zip(models, names, strict=True):
                 if model.config.is_encoder_decoder:
@@ -91,14 +96,14 @@ class LanguageJudge(Judge):
         if not fit:
             takes = [sum(tokens is not None for tokens in one) for one in counts]
             raise DataError(
-                f"None of the {len(rows):,} rows fits all the models whole; {names[takes.index(min(takes))]} takes "
+                f"None of the {len(rows):,} rows fits all the models uncut; {names[takes.index(min(takes))]} takes "
                 f"{min(takes):,} of them. Compare on shorter rows, raise max_length, or leave that model out."
             )
         self.rows = [rows[row] for row in fit]
         self.sizes = [len(answer.encode()) for _, answer in self.rows]
         if not any(self.sizes):
             raise DataError(
-                f"{NAMES[self.prompted]} holds nothing but empty texts, and how well those are foreseen says nothing. "
+                f"{NAMES[self.prompted]} contains only empty texts, so there is nothing to predict. "
                 "Choose another column."
             )
         prompts, answers = (list(part) for part in zip(*self.rows, strict=True))
@@ -110,37 +115,37 @@ class LanguageJudge(Judge):
             "same_tokens": all(one[row] == counts[0][row] for one in counts for row in fit),
         }
 
-    def answers(self, model: TrainedModel, rows: Sequence[Row], batch_size: int) -> list[Foreseen]:
-        """Returns how well the model foresees each answer, all of its tokens at once."""
+    def answers(self, model: TrainedModel, rows: Sequence[Row], batch_size: int) -> list[AnswerLoss]:
+        """Returns the model's loss on each answer."""
         task = self._task(model)
         encoded = self._encoded(task, model, rows)
         order = sorted(range(len(rows)), key=lambda row: -len(encoded[row][0]))
-        found: dict[int, Foreseen] = {}
+        found: dict[int, AnswerLoss] = {}
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
-            found.update(zip(part, _foreseen(model, task, [encoded[row] for row in part]), strict=True))
+            found.update(zip(part, _answer_losses(model, task, [encoded[row] for row in part]), strict=True))
         return [found[row] for row in range(len(rows))]
 
-    def kept(self, answers: Sequence[Foreseen]) -> list[float]:
+    def kept(self, answers: Sequence[AnswerLoss]) -> list[float]:
         """Returns the loss of each answer in nats, summed over its tokens."""
         return [answer.nats for answer in answers]
 
-    def quality(self, answers: Sequence[Foreseen]) -> dict[str, float]:
-        """Returns "bits_per_byte", and "loss" and "perplexity" by token."""
+    def quality(self, answers: Sequence[AnswerLoss]) -> dict[str, float]:
+        """Returns "bits_per_byte", and "loss" and "perplexity" per token."""
         nats = self.kept(answers)
         loss = token_loss(nats, [answer.tokens for answer in answers])
         return {"bits_per_byte": bits_per_byte(nats, self.sizes), "loss": loss, "perplexity": perplexity(loss)}
 
     def differences(
-        self, first: Sequence[Foreseen], other: Sequence[Foreseen], *, resamples: int, seed: int
+        self, first: Sequence[AnswerLoss], other: Sequence[AnswerLoss], *, resamples: int, seed: int
     ) -> dict[str, Interval]:
-        """Returns by how much the other's "bits_per_byte" are more."""
+        """Returns the difference in "bits_per_byte", `other - first`."""
         found = paired_bits_per_byte(self.kept(first), self.kept(other), self.sizes, resamples=resamples, seed=seed)
         return {"bits_per_byte": found}
 
     @classmethod
     def note(cls, rows: int, facts: Mapping[str, Any], first: str) -> str:
-        """Says what was foreseen, what the difference is of, and whether losses by token can be compared."""
+        """Returns what was predicted, what the difference shows, and whether losses per token can be compared."""
         parts = [
             f"{rows:,} {'answers' if facts['prompted'] else 'texts'} of {facts['bytes']:,} bytes in all.",
             f"Difference: of bits per byte, to {first} on the same rows, below 0 is better; 95 % interval by paired "
@@ -149,19 +154,19 @@ class LanguageJudge(Judge):
         if facts["left_out"]:
             parts.insert(1, f"{facts['left_out']:,} more were too long for one of the models and are left out.")
         if not facts["same_tokens"]:
-            parts.append("Loss and perplexity are by token, and these models cut texts into different tokens.")
+            parts.append("Loss and perplexity are per token, and these models split texts into different tokens.")
         return " ".join(parts)
 
     def _task(self, model: TrainedModel) -> Generation:
         tokenizer: Any = model.tokenizer
         is_encoder_decoder = bool(model.config.is_encoder_decoder)
-        template, system_prompt = self.asking.chat_prompt_template, self.asking.system_prompt
+        template, system_prompt = self.options.chat_prompt_template, self.options.system_prompt
         if template is not AUTO or isinstance(system_prompt, str):
             tokenizer = copy.deepcopy(tokenizer)
             set_prompt_template(tokenizer, template, system_prompt, encoder_decoder=is_encoder_decoder)
         most = model_max_length(model.config, tokenizer)
         kind = Seq2SeqLM if is_encoder_decoder else CausalLM
-        return kind(tokenizer, min(self.asking.max_length or most, most))
+        return kind(tokenizer, min(self.options.max_length or most, most))
 
     def _encoded(self, task: Generation, model: TrainedModel, rows: Sequence[Row]) -> list[Encoded]:
         if self.prompted:
@@ -172,7 +177,7 @@ class LanguageJudge(Judge):
         return [_started(task, model, *pair) for pair in pairs]
 
     def _counts(self, model: TrainedModel, rows: Sequence[Row]) -> list[int | None]:
-        """Tokens of each answer; None where the row is too long."""
+        """Token count of each answer; None if the row is too long."""
         task = self._task(model)
         counts: list[int | None] = []
         for start in range(0, len(rows), _ENCODED_AT_ONCE):
@@ -183,20 +188,20 @@ class LanguageJudge(Judge):
 
 
 def _started(task: Generation, model: TrainedModel, ids: list[int], target: list[int]) -> Encoded:
-    """Puts a token before a text that nothing stands before."""
+    """Puts a start token before a text without a prompt."""
     if ids and (task.encoder_decoder or target[0] == IGNORED_LABEL):
         return ids, target
     tokenizer = task.tokenizer
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if start is None:
         raise MethodMisfit(
-            f"The tokenizer of {model!r} has neither a first nor a last token, so that nothing can stand before a "
-            "text's own first token. Pass prompts that are not empty."
+            f"The tokenizer of {model!r} has neither a BOS nor an EOS token to put before a text without a prompt. "
+            "Pass prompts that are not empty."
         )
     return [start, *ids], target if task.encoder_decoder else [IGNORED_LABEL, *target]
 
 
-def _foreseen(model: TrainedModel, task: Generation, rows: Sequence[Encoded]) -> list[Foreseen]:
+def _answer_losses(model: TrainedModel, task: Generation, rows: Sequence[Encoded]) -> list[AnswerLoss]:
     examples = [{"row": row, "input_ids": ids, "labels": target} for row, (ids, target) in enumerate(rows)]
     network: Any = model.model
     batch = {name: tensor.to(network.device) for name, tensor in task.collate(examples).items()}
@@ -206,4 +211,4 @@ def _foreseen(model: TrainedModel, task: Generation, rows: Sequence[Encoded]) ->
         losses, places = token_losses(logits, batch["labels"])
         nats = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, places.cpu(), losses.double().cpu())
     tokens = torch.bincount(places.cpu(), minlength=len(rows))
-    return [Foreseen(*pair) for pair in zip(nats.tolist(), tokens.tolist(), strict=True)]
+    return [AnswerLoss(*pair) for pair in zip(nats.tolist(), tokens.tolist(), strict=True)]

@@ -1,4 +1,4 @@
-"""How good a classifier's answers are, and by how much one model's are better than another's."""
+"""Accuracy and macro-F1 of classifiers, and their differences between two models."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def accuracy(truth: Sequence[str], predicted: Sequence[str]) -> float:
 
 
 def macro_f1(truth: Sequence[str], predicted: Sequence[str]) -> float:
-    """Returns the mean of the F1 scores of the classes that occur among the labels, each class counting alike."""
+    """Returns the unweighted mean F1 score over the classes that occur among the labels."""
     return float(_Score(truth, predicted).macro_f1(np.ones((1, len(truth))))[0])
 
 
 def macro_f1_of_counts(hits: Weights, predicted: Weights, wanted: Weights) -> Weights:
-    """Returns the macro-F1 from counts of rows; a class without a row of its own is left out of the mean.
+    """Returns the macro-F1 from counts of rows; classes without rows are left out of the mean.
 
     Args:
-        hits: Rows of each class that were predicted to be of it [..., classes].
-        predicted: Rows that were predicted to be of each class [..., classes].
-        wanted: Rows of each class [..., classes].
+        hits: Correctly predicted rows of each class [..., classes].
+        predicted: Rows predicted as each class [..., classes].
+        wanted: Rows labelled with each class [..., classes].
     """
     scores = 2 * hits / np.maximum(predicted + wanted, 1e-12)
     present = wanted > 0
@@ -45,22 +45,22 @@ def paired_differences(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, Interval]:
-    """Returns by how much another model is better than a first one on the same rows, with an interval for each.
+    """Returns the score differences between two models on the same rows, `other - first`, with intervals.
 
-    The interval is that of the paired bootstrap: see `evaluation.bootstrap.paired_bootstrap`.
+    For the intervals see `evaluation.bootstrap.paired_bootstrap`.
 
     Args:
         truth: Labels [rows].
         first: Predictions of the first model [rows].
         other: Predictions of the other model [rows].
-        resamples: How often rows are drawn anew.
-        seed: Seed of the drawing.
-        level: Share of the resamples that lie inside the interval.
+        resamples: Number of resamples.
+        seed: Seed of the resampling.
+        level: Confidence level of the intervals.
 
     Returns:
-        "accuracy" and "macro_f1" with `other - first` and its interval.
+        Differences in "accuracy" and "macro_f1".
     """
-    # Rows with the same label and the same two predictions are alike, so it is enough to draw how many of each come.
+    # Rows with the same label and the same two predictions are interchangeable, so only their counts are resampled.
     kinds = Counter(zip(truth, first, other, strict=True))
     truths, firsts, others = (list(part) for part in zip(*kinds, strict=True))
     better, worse = _Score(truths, others), _Score(truths, firsts)
@@ -76,7 +76,7 @@ def paired_differences(
 
 
 class _Score:
-    """Scores one model's predictions under many weightings of the rows at once: weights [weightings, rows]."""
+    """Scores one model's predictions under many row weightings at once: weights [weightings, rows]."""
 
     def __init__(self, truth: Sequence[str], predicted: Sequence[str]) -> None:
         classes = np.unique(np.asarray(truth))

@@ -1,4 +1,4 @@
-"""The rows that models are measured on: texts, prompts with answers, texts with the names of their labels."""
+"""Reads the rows that models are measured on: texts, prompts with answers, texts with label names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .columns import check_text, read_rows
 from .labels import class_names, label_name
 
 NAMES = ("inputs", "labels")
-"""What the two columns of a comparison are called, for messages."""
+"""Argument names of a comparison's two columns, for messages."""
 
 
 def read_texts(column: Column, name: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""How large a model is: all its weights, and in a sparse one those that are left."""
+"""Model sizes: all weights, and the non-zero ones of a sparse model."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ class Size:
     """Counts of weights.
 
     Attributes:
-        parameters: All weights, shared ones once; those of quantized layers count as what they stand for.
-        nonzero: Those that are not zero, where the model is stored sparse; None elsewhere, since a few zeros that
-            happen to be in a dense model save nothing.
+        parameters: All weights, shared ones once; quantized layers count their dequantized weights.
+        nonzero: Non-zero weights of a model that is stored sparse; None for others, whose zeros save nothing.
     """
 
     parameters: int
     nonzero: int | None
 
     def facts(self, after: Size) -> dict[str, str]:
-        """Says for a card what became of a model of this size."""
+        """Returns the change from this size to `after`, for a model card."""
         facts = {"Parameters": f"{self.parameters:,} → {after.parameters:,}"}
         if after.nonzero is not None:
             before = self.parameters if self.nonzero is None else self.nonzero

@@ -1,7 +1,7 @@
-"""How long models take, measured in turn on the same rows.
+"""Latency and throughput of models, measured in turn on the same rows.
 
-The machine's speed drifts: it warms up, others want its cores. So models take turns, A B C, B C A, ..., and whatever
-happens hits all of them alike. Everything is measured as a user meets it: from texts to answers, tokenizing included.
+The machine's speed drifts as it warms up and other processes run. So models take turns, A B C, B C A, ..., and
+disturbances hit all of them alike. Timing goes from texts to answers, tokenization included.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from datadreamer_like.models.trained.trained_model import TrainedModel, loaded
 from datadreamer_like.report import Interval
 
 Answers = Callable[[TrainedModel, Sequence[Any], int], object]
-"""Puts rows to a model, so many at once. What it returns is in the processor's memory, so an accelerator is done."""
+"""Runs a model on rows with a batch size. Its result must be in CPU memory, so that the accelerator has finished."""
 
 
 @dataclass
 class Timing:
-    """What was measured of one model, round by round.
+    """Measurements of one model, by round.
 
     Attributes:
-        seconds: Seconds [rounds, rows] that one row alone took.
+        seconds: Seconds for a single row [rounds, rows].
         rates: Rows per second [rounds] in batches.
     """
 
@@ -37,10 +37,7 @@ class Timing:
 
     @property
     def latency(self) -> Interval:
-        """Seconds for one row: median and quartiles over the rows, each at its fastest round.
-
-        What else runs on the machine only ever makes a row slower, so the fastest round is the least disturbed one.
-        """
+        """Seconds for one row: median and quartiles over the rows, each in its fastest, least disturbed round."""
         return _quartiles(np.min(np.asarray(self.seconds), axis=0))
 
     @property
@@ -50,7 +47,7 @@ class Timing:
 
 
 def evenly_spaced(rows: Sequence[Any], count: int) -> list[Any]:
-    """Returns up to `count` rows spread over all of them: those at the start may be of one kind."""
+    """Returns up to `count` rows spread evenly over all of them, since the first ones may be of one kind."""
     count = min(count, len(rows))
     return [rows[index * len(rows) // count] for index in range(count)]
 
@@ -66,17 +63,17 @@ def time_in_turn(
     batch_size: int,
     threads: int,
 ) -> list[Timing]:
-    """Measures latency and throughput of models in turn; a first, unmeasured run warms each of them up.
+    """Measures latency and throughput of models in turn, each after an unmeasured warm-up run.
 
     Args:
         models: The models; one that is not loaded yet is loaded for each of its turns.
-        names: What to call them in the progress.
-        answers: What is timed: puts rows to a model in batches, and returns when all answers are there.
-        singles: Rows that are put one at a time.
-        batched: Rows that are put in batches.
-        rounds: How often each model's turn comes.
+        names: Their names, for the progress display.
+        answers: The call that is timed.
+        singles: Rows for latency, passed one at a time.
+        batched: Rows for throughput, passed in batches.
+        rounds: Number of turns of each model.
         batch_size: Rows in a batch.
-        threads: Threads of the processor that a model may use.
+        threads: Number of CPU threads.
     """
 
     def seconds(model: TrainedModel, rows: Sequence[Any], at_once: int) -> float:
@@ -92,7 +89,7 @@ def time_in_turn(
                 index = (number + turn) % len(models)
                 usage.note = f"timing {names[index]}, round {number + 1} of {rounds}"
                 with loaded(models[index]) as model:
-                    # Another model had the caches; the first run after it says nothing.
+                    # The first run refills the caches that another model used.
                     answers(model, batched[:batch_size] if number == 0 else batched[:1], batch_size)
                     timings[index].seconds.append([seconds(model, [row], 1) for row in singles])
                     timings[index].rates.append(len(batched) / seconds(model, batched, batch_size))
@@ -101,7 +98,7 @@ def time_in_turn(
 
 @contextmanager
 def fixed_threads(threads: int) -> Iterator[None]:
-    """Lets torch use this many threads of the processor inside the block."""
+    """Sets the number of CPU threads of torch inside the block."""
     import torch
 
     before = torch.get_num_threads()
@@ -114,7 +111,7 @@ def fixed_threads(threads: int) -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Keeps Python's garbage collector out of the block."""
+    """Disables Python's garbage collector inside the block."""
     gc.collect()
     was_enabled = gc.isenabled()
     gc.disable()

@@ -1,19 +1,19 @@
-"""How a compressed model is written down in its folder, and rebuilt before its weights are loaded.
+"""File formats of compressed models: how they are saved, and rebuilt before their weights are loaded.
 
-`config.json` carries an ordered list of **layout entries**, plain JSON: what was done to the modules of the
-architecture that `model_type` names. Importing this room teaches transformers to read that list, so that in a fresh
-process `AutoModelForSequenceClassification.from_pretrained(folder)` gives the pruned and quantized model back.
+`config.json` has an ordered list of **layout entries** in JSON, which describe the changes to the modules of the
+architecture in `model_type`. Importing this package registers it with transformers, so that
+`AutoModelForSequenceClassification.from_pretrained(folder)` loads the pruned and quantized model.
 
     {"quant_method": "datadreamer_like", "format": 1, "layouts": [
         {"kind": "widths", "format": 1, "modules": {"bert.encoder.layer.0.attention.self.query": {"out": 192}}},
         {"kind": "sparse", "format": 1, "modules": {"bert.encoder.layer.0.intermediate.dense": {"weight": 117964}}}]}
 
-Adding a kind takes one file here: subclass `LayoutKind`, give it a name, write `rebuild` (and `finish`, `pack`,
-`unpack` where tensors are stored in another form than they are used in), and call `register(kind)` at the end of the
-file; every file of this room is imported with it. A method that produces the layout changes the modules, then calls
+To add a kind, add one file here: subclass `LayoutKind`, give it a name, implement `rebuild` (and `finish`, `pack`,
+`unpack` if tensors have another form on disk than in memory), and call `register(kind)` at the end of the file; all
+files of this package are imported together. A method that produces the layout changes the modules, then calls
 `add_layout(model, entry)`. An entry names modules only under its key `modules` (a list, or a dict by name), so that
-names can be followed when a model loses layers or is loaded without its head. Kinds are storage formats, so they live
-here and not with the methods: whichever room a script imports, every kind is known.
+they can be renamed when a model loses layers or is loaded without its head. Kinds are here and not with the methods,
+so that all kinds are registered with any import.
 """
 
 import importlib

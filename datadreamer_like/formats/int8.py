@@ -1,13 +1,13 @@
-"""Linear layers and embeddings in int8, one scale a row; activations are quantized as they come.
+"""Linear layers and embeddings in int8 with a scale per row; activations are quantized dynamically.
 
     {"kind": "int8", "format": 1, "granularity": "token", "modules": {
         "bert.embeddings.word_embeddings": {},
         "bert.encoder.layer.0.attention.self.query": {},
         "lm_head": {"tied": true}}}
 
-Each module keeps its codes in `weight` (int8, [out, in] or [rows, size]; a `Conv1D` is turned round), its scales in
-`weight_scale` (fp32, [out, 1]) and its bias, as it was, in `bias`. Sizes are those of the modules that are replaced.
-A head that is tied to the embedding has the same codes: they are stored once, and transformers ties them on loading.
+Each module has its codes in `weight` (int8, [out, in] or [rows, size]; a `Conv1D` is transposed), its scales in
+`weight_scale` (fp32, [out, 1]) and its unchanged bias in `bias`. Sizes are those of the replaced modules. A head that
+is tied to the embedding has the same codes: they are stored once, and transformers ties them on loading.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ from .modules import replace_modules
 
 
 class _Int8Rows(CodedModule):
-    """A matrix of int8 codes with a scale a row, which stays fp32 when the model is cast."""
+    """A matrix of int8 codes with a scale per row, which stays fp32 when the model is cast."""
 
     exact = ("weight_scale",)
     weight_scale: Tensor
 
     def __init__(self, rows: int, size: int) -> None:
         super().__init__()
-        # A parameter, as those can be tied, but not one to train.
+        # A parameter, since only parameters can be tied, but not trainable.
         self.weight = nn.Parameter(torch.zeros(rows, size, dtype=torch.int8), requires_grad=False)
         self.register_buffer("weight_scale", torch.ones(rows, 1, dtype=torch.float32))
 
     def dequantized(self) -> Tensor:
-        """Returns the weight that the codes stand for, fp32 [rows, size]."""
+        """Returns the dequantized weight, fp32 [rows, size]."""
         return absmax_dequantize(self.weight, self.weight_scale)
 
 
 class Int8Linear(_Int8Rows):
-    """A linear layer with int8 weights [out, in] and activations quantized by AbsMax as they come.
+    """A linear layer with int8 weights [out, in] and activations quantized dynamically by AbsMax.
 
     Args:
         in_features: Input features.
         out_features: Output features.
         bias: Whether there is one.
-        granularity: "token" for a scale a row of the activations, "tensor" for one in all.
+        granularity: "token" for one scale per row of the activations, "tensor" for one in all.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Int8Linear(_Int8Rows):
         )
 
     def _pack(self) -> PackedInt8Weight | None:
-        """The weight as the processor's int8 engine takes it, made when first used and when the weight was changed."""
+        """The weight packed for the CPU's int8 engine, at the first use and again after the weight changed."""
         if self.weight.device.type != "cpu":
             return None
         now = (_version(self.weight), _version(self.weight_scale))
@@ -92,7 +92,7 @@ class Int8Linear(_Int8Rows):
         return packed
 
     def __getstate__(self) -> dict[str, Any]:
-        # The engine's form is neither copied nor pickled, but made anew.
+        # The packed weight cannot be copied or pickled; it is made again.
         return {**self.__dict__, "_packed": (None, None)}
 
     def extra_repr(self) -> str:
@@ -101,13 +101,13 @@ class Int8Linear(_Int8Rows):
 
 
 class Int8Embedding(_Int8Rows):
-    """An embedding whose rows are int8 codes [rows, size] with a scale each.
+    """An embedding with int8 codes [rows, size] and a scale per row.
 
     Args:
         num_embeddings: Rows.
         embedding_dim: Size of a row.
         padding_idx: Row of the padding token.
-        dtype: Data type of what it returns; follows the model where that is cast.
+        dtype: Data type of the output; it changes when the model is cast.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ Int8Module = Int8Linear | Int8Embedding
 
 
 class Int8(LayoutKind):
-    """Modules whose weights are int8 codes and a scale a row."""
+    """Modules with int8 codes and a scale per row."""
 
     name = "int8"
     modules = (Int8Linear, Int8Embedding)
@@ -157,14 +157,14 @@ class Int8(LayoutKind):
                 state.pop(f"{name}.weight", None)
 
     def unpack(self, model: nn.Module, state: dict[str, Tensor], entry: Entry) -> None:
-        """Passes a tied head its own codes, as the embedding brings the new ones."""
+        """Adds a tied head's current codes to the state; the embedding loads the new ones."""
         for name, facts in entry["modules"].items():
             if facts.get("tied") and f"{name}.weight_scale" in state:
                 state.setdefault(f"{name}.weight", cast(Int8Linear, model.get_submodule(name)).weight)
 
 
 def int8_like(module: nn.Module, granularity: Granularity) -> Int8Module:
-    """An int8 module of zeros, as large as a linear layer, `Conv1D` or embedding, on its device."""
+    """An int8 module of zeros with the size and device of a linear layer, `Conv1D` or embedding."""
     weight = cast(Tensor, module.weight)
     found: Int8Module
     with torch.device(weight.device):
@@ -180,7 +180,7 @@ def int8_like(module: nn.Module, granularity: Granularity) -> Int8Module:
 
 
 def _version(tensor: Tensor) -> tuple[int, int]:
-    # Tensors made in inference mode count no changes.
+    # Inference tensors have no version counter.
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 

@@ -1,4 +1,4 @@
-"""Kinds of layout: what one entry of the saved list means for a model and for its tensors."""
+"""The base of layout kinds, which apply an entry of the saved list to a model and its tensors."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ Entry = dict[str, Any]
 
 
 class CodedModule(nn.Module):
-    """A linear layer or an embedding whose `weight` is codes of few bits, with tensors that say what they stand for.
+    """A linear layer or an embedding whose `weight` is low-bit codes, with buffers to decode them.
 
     Attributes:
         exact: Names of buffers that keep their dtype when the model is cast.
-        was_conv1d: Whether it stands for a transformers `Conv1D`, whose weight is [in, out].
+        was_conv1d: Whether it replaces a transformers `Conv1D`, whose weight is [in, out].
     """
 
     exact: ClassVar[tuple[str, ...]] = ()
     was_conv1d = False
 
     def dequantized(self) -> Tensor:
-        """Returns the weight that the codes stand for, as fp32 [out, in] or [rows, size]."""
+        """Returns the dequantized weight, fp32 [out, in] or [rows, size]."""
         raise NotImplementedError
 
     def plain(self, dtype: torch.dtype) -> nn.Module:
-        """Returns the module with that weight instead of codes: an `nn.Linear`, `Conv1D` or `nn.Embedding`."""
+        """Returns the dequantized module: an `nn.Linear`, `Conv1D` or `nn.Embedding`."""
         weight = self.dequantized().to(dtype)
         rows, size = weight.shape
         made: Any
@@ -69,8 +69,8 @@ class LayoutKind:
         trainable: Whether the weights of its modules can go on being trained. A model with an entry that is not
             trainable counts as quantized for transformers: its `Trainer` refuses it.
         takes_adapters: Whether adapters such as LoRA can be trained on its modules.
-        storage_only: Whether the modules are used as they were and only the tensors on disk differ. Such entries are
-            rebuilt, and packed, after all others, so that they apply to whatever tensors those leave.
+        storage_only: Whether only the tensors on disk differ, not the modules. Such entries are rebuilt and packed
+            after all others, so that they apply to the tensors of the other kinds.
     """
 
     name: str
@@ -164,7 +164,7 @@ def renamed(entry: Entry, new_name: Callable[[str], str | None]) -> Entry:
 
 
 def name_in(model: nn.Module, name: str) -> str | None:
-    """The name that a saved module has in this model, which may be the base of, or around, the one that was saved."""
+    """The name of a saved module in this model, which may have gained or lost the base model's prefix."""
     prefix = getattr(model, "base_model_prefix", "")
     for candidate in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
         try:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 _LAYER_COUNTS = ("num_hidden_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
-"""Where configs say how many blocks a stack has; every config knows the first of these by some name."""
+"""Config attributes with the number of blocks in a stack; every config has the first one, maybe as an alias."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ ATTENTIONS: dict[str, AttentionForm] = {
     "MPNetAttention": _MPNET,
     "T5Attention": _T5,
 }
-"""The attentions that are known, by the name of their class."""
+"""The supported attentions, by class name."""
 
 
 class Stack(NamedTuple):
@@ -170,7 +170,7 @@ def token_embeddings(model: nn.Module) -> dict[str, nn.Embedding]:
     owners = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     weights = {
         id(embedding.weight)
-        for embedding in (_asked(owner, "get_input_embeddings") for owner in owners)
+        for embedding in (_call_getter(owner, "get_input_embeddings") for owner in owners)
         if hasattr(embedding, "weight")
     }
     return {
@@ -185,7 +185,7 @@ def token_embeddings(model: nn.Module) -> dict[str, nn.Embedding]:
 
 def output_heads(model: nn.Module) -> dict[str, nn.Module]:
     """Finds the output heads of language models, hidden size to vocabulary, by name."""
-    heads = {id(_asked(owner, "get_output_embeddings")) for owner in model.modules()} - {id(None)}
+    heads = {id(_call_getter(owner, "get_output_embeddings")) for owner in model.modules()} - {id(None)}
     return {name: module for name, module in model.named_modules() if id(module) in heads}
 
 
@@ -195,7 +195,7 @@ def tied_weights(model: nn.Module) -> set[str]:
 
 
 def replace_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    """Puts modules in the place of others, under every name that those have."""
+    """Replaces modules, under all their names."""
     names: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(name)
@@ -204,11 +204,11 @@ def replace_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
             model.set_submodule(other, module)
 
 
-def _asked(owner: nn.Module, question: str) -> Any:
+def _call_getter(owner: nn.Module, getter: str) -> Any:
     if not isinstance(owner, PreTrainedModel):
         return None
     try:
-        return getattr(owner, question)()
+        return getattr(owner, getter)()
     except (AttributeError, NotImplementedError):
         return None
 

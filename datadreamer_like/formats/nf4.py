@@ -1,12 +1,12 @@
-"""Linear layers in NF4: 4 bits a weight, a scale for each block of weights.
+"""Linear layers in NF4: 4 bits per weight, and a scale for each block of weights.
 
     {"kind": "nf4", "format": 1, "block_size": 64, "double_quant": true, "modules": {
         "model.layers.0.self_attn.q_proj": {}}}
 
-Each module keeps its codes in `weight` (int8 [ceil(out * in / 2)], two a byte over the flattened [out, in]; a `Conv1D`
-is turned round), its scales in `weight_absmax` (fp32 [blocks]) and its bias, as it was, in `bias`. With double
-quantization the scales are codes too (uint8), with `weight_absmax_scale` (fp32 [ceil(blocks / 256)]) and
-`weight_absmax_offset` (fp32 []).
+Each module has its codes in `weight` (int8 [ceil(out * in / 2)], two per byte over the flattened [out, in]; a `Conv1D`
+is transposed), its scales in `weight_absmax` (fp32 [blocks]) and its unchanged bias in `bias`. With double quantization
+the scales are codes too (uint8), with `weight_absmax_scale` (fp32 [ceil(blocks / 256)]) and `weight_absmax_offset`
+(fp32 []).
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _SCALES_A_BLOCK = 256
 class NF4Linear(CodedModule, nn.Linear):
     """A linear layer whose weights are NF4 codes; computes in the dtype of its input.
 
-    It counts as an `nn.Linear`, so that peft puts adapters on it. Gradients reach its input and its bias; for them the
-    codes are kept from the forward pass, not the weights.
+    It is an `nn.Linear`, so that peft can put adapters on it. Gradients flow to its input and bias; the backward pass
+    dequantizes the codes again instead of keeping the weights.
 
     Args:
         in_features: Input features.
         out_features: Output features.
         bias: Whether there is one.
         block_size: Weights that share a scale.
-        double_quant: Whether the scales are codes of 8 bits.
+        double_quant: Whether the scales are quantized to 8 bits.
     """
 
     exact = ("weight_absmax", "weight_absmax_scale", "weight_absmax_offset")
@@ -63,7 +63,7 @@ class NF4Linear(CodedModule, nn.Linear):
 
     @torch.no_grad()
     def quantize(self, weight: Tensor) -> None:
-        """Takes over a weight [out, in]."""
+        """Quantizes a weight [out, in] into this layer."""
         codes, absmax = nf4_quantize(weight, self.block_size)
         self.weight = nn.Parameter(codes.view(torch.int8), requires_grad=False)
         if self.double_quant:
@@ -73,7 +73,7 @@ class NF4Linear(CodedModule, nn.Linear):
 
     @torch.no_grad()
     def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Returns the weight [out, in] that the codes stand for."""
+        """Returns the dequantized weight [out, in]."""
         absmax = self.weight_absmax
         if self.double_quant:
             absmax = absmax_from_dynamic8(absmax, self.weight_absmax_scale, self.weight_absmax_offset)
@@ -82,7 +82,7 @@ class NF4Linear(CodedModule, nn.Linear):
         return nf4_dequantize(codes, absmax, shape, block_size=self.block_size, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns [..., out] for [..., in], in the dtype of x, or of autocast where that is on."""
+        """Returns [..., out] for [..., in], in the dtype of x or of autocast."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         y = cast(Tensor, _Product.apply(x, self))  # type: ignore[no-untyped-call]
@@ -94,7 +94,7 @@ class NF4Linear(CodedModule, nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """`x Wᵀ`, whose backward pass dequantizes W anew, so that no full weight is kept for it."""
+    """`x Wᵀ` with a backward pass that dequantizes W again, so that no full weight is kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, linear: NF4Linear) -> Tensor:
@@ -121,7 +121,7 @@ class NF4(LayoutKind):
 
 
 def nf4_like(module: nn.Module, block_size: int, double_quant: bool) -> NF4Linear:
-    """An NF4 layer of zeros, as large as a linear layer or `Conv1D`, on its device."""
+    """An NF4 layer of zeros with the size and device of a linear layer or `Conv1D`."""
     outputs, inputs = weight_of(module).shape
     bias = cast(Any, module).bias
     with torch.device(weight_of(module).device):

@@ -1,8 +1,8 @@
 """The layouts of a model, and the hook through which transformers saves and loads them.
 
-transformers rebuilds modules before it loads weights for one reason only, quantization, so that is the door taken here:
-one quantizer and one quantization config for every kind of layout. A model that is only pruned stays an ordinary model:
-it trains, casts and saves as before.
+transformers only rebuilds modules before loading weights for quantized models, so layouts are implemented as one
+quantizer and one quantization config for all kinds. A model that is only pruned stays an ordinary model: it trains,
+casts and saves as before.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class LayoutQuantizer(HfQuantizer):
         return model
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, torch.Tensor] | None, dict[str, str]]:
-        """The tensors as they are written: every kind has packed its own."""
+        """Returns the tensors to save, packed by every kind."""
         if getattr(model, "_hf_peft_config_loaded", False):
             return None, {}
         state = dict(model.state_dict())
@@ -104,9 +104,9 @@ class LayoutQuantizer(HfQuantizer):
 
 
 def attach(model: nn.Module, quantizer: LayoutQuantizer) -> None:
-    """Tells transformers how the model is saved, and whether it counts as quantized."""
+    """Sets the quantizer that saves the model, and whether the model counts as quantized."""
     model.hf_quantizer = quantizer  # type: ignore[assignment]
-    # A model that is only pruned is no quantized model: transformers would refuse `.half()`, and Trainer to train it.
+    # A pruned model must not count as quantized: transformers would refuse `.half()`, and `Trainer` to train it.
     model.is_quantized = not quantizer.is_qat_trainable  # type: ignore[assignment]
     if quantizer.is_qat_trainable:
         for module in model.modules():
@@ -133,10 +133,10 @@ def layouts(model: nn.Module) -> list[Entry]:
 
 
 def add_layout(model: nn.Module, entry: Entry) -> None:
-    """Records what a method did to a model, so that `save_pretrained` writes it and `from_pretrained` repeats it.
+    """Records a method's changes to a model for `save_pretrained` and `from_pretrained`.
 
-    Earlier entries are kept: heads may be removed, then weights made sparse, then the rest quantized. A plain
-    `nn.Module` only remembers the entry, as nothing else saves it.
+    Earlier entries are kept: heads may be removed, then weights made sparse, then the rest quantized. For a plain
+    `nn.Module` the entry is only kept in memory.
 
     Args:
         model: The model that was changed, in place.
@@ -161,14 +161,13 @@ def add_layout(model: nn.Module, entry: Entry) -> None:
 
 
 def foreign(model: nn.Module) -> str | None:
-    """Says so if the model is quantized by another library, whose config leaves no place for layouts."""
+    """Returns the reason why a model cannot have layouts, because another library quantized it; None otherwise."""
     saved = getattr(getattr(model, "config", None), "quantization_config", None)
     if saved is None or isinstance(saved, LayoutConfig):
         return None
     method = saved.get("quant_method") if isinstance(saved, Mapping) else getattr(saved, "quant_method", None)
-    loader = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
-    if getattr(method, "value", method) == "gguf" and (loader is None or getattr(loader, "dequantize", False)):
-        return None  # read out of a GGUF file into plain weights; the config only remembers where they came from
+    if getattr(method, "value", method) == "gguf" and all(p.is_floating_point() for p in model.parameters()):
+        return None  # read out of a GGUF file into plain weights; config and loader only remember where they came from
     return (
         f"{type(model).__name__} is already quantized ({getattr(method, 'value', method)}), and its config has room "
         "for one method only. Start from the unquantized model."
@@ -176,11 +175,11 @@ def foreign(model: nn.Module) -> str | None:
 
 
 def rename_modules(model: nn.Module, names: Mapping[str, str | None]) -> None:
-    """Follows modules that moved, or (None) went, in the layouts of a model: layer 5 may have become layer 3.
+    """Renames or removes modules in the layouts of a model: layer 5 may have become layer 3.
 
     Args:
         model: The model, already changed.
-        names: New name of each module that moved, by old name; modules inside it follow.
+        names: New name of each module that moved, by old name, or None if it was removed; includes modules inside it.
     """
 
     def new_name(name: str) -> str | None:

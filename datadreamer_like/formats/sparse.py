@@ -1,11 +1,11 @@
-"""Sparse tensors on disk: one bit a position, and the values that are not zero.
+"""Sparse tensors on disk: one bit per position, and the non-zero values.
 
     {"kind": "sparse", "format": 1, "modules": {"encoder.layer.0.output.dense": {"weight": 117964}}}
 
-says that the module's `weight` has 117,964 values other than zero and is stored as `weight_bits` (uint8, little-endian
-bits over the flattened tensor) and `weight_values`. In memory it is dense: no kernel here makes sparse products faster.
-The count is taken when saving, so a model trained on without its masks loses nothing; null marks a tensor that is
-stored dense because that is smaller, or because it is shared with another one.
+means that the module's `weight` has 117,964 non-zero values and is stored as `weight_bits` (uint8, little-endian bits
+over the flattened tensor) and `weight_values`. In memory it is dense: no kernel here makes sparse products faster. The
+count is updated when saving, so a model retrained without its masks loses nothing; null marks a tensor that is stored
+dense because that is smaller, or because it is shared with another one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Sparse(LayoutKind):
     storage_only = True
 
     def rebuild(self, model: nn.Module, entry: Entry) -> None:
-        """Makes place for bits and values where the tensor was."""
+        """Replaces tensors by buffers for bits and values."""
         for name, counts in entry["modules"].items():
             module: Any = model.get_submodule(name)
             for tensor_name, count in counts.items():
@@ -42,7 +42,7 @@ class Sparse(LayoutKind):
                 is_parameter = tensor_name in module._parameters
                 module.__dict__.setdefault("_sparse_shapes", {})[tensor_name] = (tensor.shape, is_parameter)
                 delattr(module, tensor_name)
-                # Parents that initialise what the checkpoint lacks may look at it, and must pass by.
+                # Parents that initialise missing weights may look at it, and must skip it.
                 module.__dict__[tensor_name] = torch.empty(0)
                 module.__dict__[tensor_name]._is_hf_initialized = True
                 module.register_buffer(
@@ -85,7 +85,7 @@ class Sparse(LayoutKind):
                     state[key + _BITS], state[key + _VALUES] = to_sparse(state.pop(key))
 
     def unpack(self, model: nn.Module, state: dict[str, torch.Tensor], entry: Entry) -> None:
-        """Makes tensors dense again that a checkpoint holds sparse; their shape is that in the model."""
+        """Makes a checkpoint's sparse tensors dense, in the shapes of the model."""
         for name, counts in entry["modules"].items():
             for tensor_name in counts:
                 key = f"{name}.{tensor_name}".removeprefix(".")
@@ -101,7 +101,7 @@ class Sparse(LayoutKind):
 
 
 def mark_sparse(model: nn.Module, names: Iterable[str]) -> None:
-    """Records that these tensors have zeros worth leaving out of the file.
+    """Records that these tensors should be stored sparse.
 
     Args:
         model: The model.

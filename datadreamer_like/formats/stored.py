@@ -1,4 +1,4 @@
-"""Codes, zeros and bytes of a model with layouts, and what can be trained on it; each kind answers for its modules."""
+"""Queries about a model with layouts: codes, zeros, bytes on disk, and whether it can be trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def has_codes(model: nn.Module) -> bool:
 
 
 def count_zeros(model: nn.Module) -> int:
-    """Counts the weights that are zero, those that codes stand for included; shared ones once."""
+    """Counts zero weights, including those of quantized layers; shared ones once."""
     counted: set[int] = set()
     zeros = 0
     for module in model.modules():
@@ -47,10 +47,10 @@ def untrainable(model: nn.Module, adapters: bool = False) -> str | None:
 
 
 def dequantize(model: nn.Module) -> None:
-    """Replaces codes by the weights that they stand for, in place: the model is plain again, and as large as before.
+    """Replaces quantized layers by dequantized ones in place, at their original size.
 
     Args:
-        model: The model; also one with adapters on quantized layers, which can be merged afterwards.
+        model: The model; adapters on its quantized layers can be merged afterwards.
     """
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     weights: dict[int, nn.Parameter] = {}

@@ -26,7 +26,7 @@ Index = torch.Tensor | slice
 
 
 class Constant(nn.Module):
-    """A linear layer none of whose inputs are left: it gives its bias, whatever comes in.
+    """A linear layer without inputs: it returns its bias for any input.
 
     Args:
         size: Output features.
@@ -45,7 +45,7 @@ class Constant(nn.Module):
 
 
 class Headless(nn.Module):
-    """Stands where an attention was that has lost all its heads.
+    """Replaces an attention that has lost all its heads.
 
     Args:
         layer: Index of the layer in the key/value cache.
@@ -63,10 +63,10 @@ class Headless(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, *args: Any, past_key_values: Any = None, **kwargs: Any
     ) -> tuple[torch.Tensor, None]:
-        """Returns [batch, seq, 0], or what the projection makes of it [batch, seq, hidden], and no weights."""
+        """Returns [batch, seq, 0], or its projection [batch, seq, hidden], and no attention weights."""
         nothing = hidden_states[..., :0]
         if past_key_values is not None and self.layer_idx is not None:
-            # A cache tells how far generation has come by the length of one layer's keys, maybe this one's.
+            # Caches derive the sequence length from one layer's keys, which may be this layer's.
             one_key = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
             past_key_values.update(one_key, one_key, self.layer_idx)
         return (nothing if self.output_name is None else self.get_submodule(self.output_name)(nothing)), None

@@ -1,6 +1,6 @@
 """The graph: session, node, fingerprint, card, progress, dataset and column.
 
-It knows nodes and rows, never an LLM or a trainer.
+It is independent of LLMs and trainers.
 """
 
 import lazy_loader

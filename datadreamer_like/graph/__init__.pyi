@@ -9,6 +9,7 @@ from .output import OutputDatasetColumnMixin as OutputDatasetColumnMixin
 from .output import OutputDatasetMixin as OutputDatasetMixin
 from .output import OutputIterableDataset as OutputIterableDataset
 from .output import OutputIterableDatasetColumn as OutputIterableDatasetColumn
+from .ray_engine import RayEngine as RayEngine
 from .session import DataDreamer as DataDreamer
 from .session import current_session as current_session
 from .usage import Usage as Usage

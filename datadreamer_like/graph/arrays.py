@@ -1,4 +1,4 @@
-"""Digests of arrays, tensors, tables and datasets by content, recognized by name so that nothing heavy is imported."""
+"""Digests of arrays, tensors, tables and datasets by content; types are matched by name to avoid heavy imports."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 SIZE = 16
 
 Digest = Callable[[Any, str], bytes]
-"""Digests a part of a value, given with its place in the value (for messages)."""
+"""A function that digests a part of a value, given with its path in the value for messages."""
 
 
 def hash_parts(kind: str, *parts: bytes) -> bytes:
-    """Hashes byte strings together, so that neither their order nor where one ends can be mistaken."""
+    """Hashes byte strings together; each is prefixed with its length, so that concatenations differ."""
     hasher = hashlib.blake2b(digest_size=SIZE)
     for part in (kind.encode(), *parts):
         hasher.update(len(part).to_bytes(8, "little"))
@@ -23,7 +23,7 @@ def hash_parts(kind: str, *parts: bytes) -> bytes:
 
 
 def digest_array(value: Any, digest: Digest) -> bytes:
-    """Digests a NumPy array by dtype, shape and content, however it lies in memory."""
+    """Digests a NumPy array by dtype, shape and content, independent of its memory layout."""
     if value.dtype.hasobject:
         return hash_parts("object array", str(value.shape).encode(), digest(value.ravel().tolist(), ""))
     content = hashlib.blake2b(digest_size=SIZE)
@@ -68,7 +68,7 @@ def _text(value: Any, digest: Digest) -> bytes:
 
 
 def _table_digest(schema: Any, batches: Iterable[Any]) -> bytes:
-    """Hashes rows, however they are cut into batches."""
+    """Hashes rows, independent of batch boundaries."""
     import pyarrow as pa
 
     plain = schema.remove_metadata()
@@ -79,7 +79,7 @@ def _table_digest(schema: Any, batches: Iterable[Any]) -> bytes:
 
     def flush() -> None:
         table = pa.Table.from_batches(held, schema=plain).combine_chunks()
-        # Taking copies the rows into fresh buffers: offsets, padding and leftovers of slicing are gone.
+        # `take` copies the rows into new buffers, without offsets, padding and remains of slicing.
         for batch in table.take(pa.array(range(table.num_rows))).to_batches():
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, plain) as stream:
@@ -114,4 +114,4 @@ BY_NAME: dict[tuple[str, str], Callable[[Any, Digest], bytes]] = {
     ("pandas", "Series"): _frame,
     ("pyarrow", "Table"): _table,
 }
-"""Start of the module's name and name of the class, to how its objects are digested."""
+"""Digest functions by the start of the module's name and the class name."""

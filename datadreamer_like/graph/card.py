@@ -1,4 +1,4 @@
-"""What is known of a node's origin: models, prompts, licences, citations, versions, time, tokens, cost."""
+"""Cards: the origin of a node's result, with models, prompts, licences, citations, versions, time, tokens and cost."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ class Card:
 
     Attributes:
         name: The node's name.
-        kind: What the node is.
+        kind: Kind of the node.
         class_name: Class of the node.
-        created: When the result was completed, ISO 8601 in UTC.
-        seconds: Wall-clock time that it took.
-        rows: Rows of the result, for steps.
-        package_version: Version of this package that made it.
-        models: Names of the models used, as the script gave them.
-        datasets: Names of the datasets used, as the script gave them.
-        prompts: Instructions that models were given.
-        licenses: Licences of models and datasets, as they state them.
+        created: Time of completion, ISO 8601 in UTC.
+        seconds: Wall-clock time of the run.
+        rows: Number of rows, for steps.
+        package_version: Version of this package that made the result.
+        models: Names of the models used, as in the script.
+        datasets: Names of the datasets used, as in the script.
+        prompts: Instructions sent to models.
+        licenses: Licences of models and datasets, as stated by them.
         citations: Citations of models, datasets and methods.
-        urls: Where more is to be read.
+        urls: Links.
         prompt_tokens: Tokens sent to models.
         completion_tokens: Tokens received from models.
-        cost: US dollars; 0 where nothing was paid for, None where a price is not known.
-        failed_rows: Rows that have an error in place of a value.
-        metrics: Measured quality, name to value.
-        base_model: Model that training or compression started from, as the script gave it.
-        parents: Cards of the nodes that this one was made from.
-        facts: Anything else worth a line, heading to text.
+        cost: US dollars; 0 if nothing was paid for, None if a price is unknown.
+        failed_rows: Number of rows with an error instead of a value.
+        metrics: Metrics by name.
+        base_model: Model that training or compression started from, as in the script.
+        parents: Cards of the parent nodes.
+        facts: Other facts by heading.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Card:
     facts: dict[str, str] = field(default_factory=dict)
 
     def register(self, kind: DataCardType | str, value: Any) -> None:
-        """Adds a fact under one of DataDreamer's headings; an empty or known value changes nothing."""
+        """Adds a fact under a heading; empty and duplicate values are ignored."""
         if not value:
             return
         text = str(value)
@@ -95,7 +95,7 @@ class Card:
             known.append(text)
 
     def lineage(self) -> list[Card]:
-        """Returns the cards of all that this result came from, oldest first, and this one last."""
+        """Returns the cards of all ancestors, oldest first, and this card last."""
         order: dict[int, Card] = {}
         waiting: list[tuple[Card, bool]] = [(self, False)]
         while waiting:  # not by recursion: a chain may be longer than Python's stack
@@ -108,14 +108,14 @@ class Card:
         return list(order.values())
 
     def is_synthetic(self) -> bool:
-        """Tells whether a language model wrote any of the rows that this result came from."""
+        """Returns whether a language model wrote any rows of this result or its ancestors."""
         return any(
             card.kind == "step" and bool(card.completion_tokens or card.prompts or "Prompt" in card.class_name)
             for card in self.lineage()
         )
 
     def without_parents(self) -> dict[str, Any]:
-        """Returns this node's own facts as plain JSON values."""
+        """Returns this node's fields as plain JSON values."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "parents"}
 
     def to_json(self) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class Card:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Card:
-        """Reads back what `to_json` gave."""
+        """Restores a card from `to_json`."""
         cards: list[Card] = []
         for row in data["nodes"]:
             parents = [cards[index] for index in row["parents"]]
@@ -142,6 +142,6 @@ def _heading(kind: DataCardType | str) -> str:
 
 
 def sort_data_card(data_card: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Orders a data card's headings as `DataCardType` lists them, others last."""
+    """Sorts a data card's headings in the order of `DataCardType`, others last."""
     order = {kind.value: position for position, kind in enumerate(DataCardType)}
     return dict(sorted(data_card.items(), key=lambda item: order.get(item[0], len(order))))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from .manifest import Manifest
 from .progress import Progress, describe_usage, duration
@@ -37,17 +37,24 @@ class Work(Protocol):
 
 
 class Engine:
-    """Finds or makes the results of nodes. A subclass decides where `batches` runs a function."""
+    """Finds or makes the results of nodes. A subclass decides where `batches` runs a function.
 
+    Attributes:
+        batch_size: Most rows of a batch, where a function sees only a part of the batches in each of its calls; None
+            where it sees all of them, one after another.
+    """
+
+    batch_size: int | None = None
     _results: Results
     _progress: Progress
 
-    def open(self, results: Results, progress: Progress) -> None:
+    def open(self, results: Results, progress: Progress, enter: Callable[[], None]) -> None:
         """Called when a session starts.
 
         Args:
             results: Where the session's results are.
             progress: Where work in progress is shown.
+            enter: What another process calls before it works for this session; it can be pickled.
         """
         self._results = results
         self._progress = progress
@@ -77,12 +84,19 @@ class Engine:
             _log(wanted.name, outcome, work.usage)
         return outcome
 
-    def batches(self, process: Callable[[B], R], batches: Iterable[B]) -> Iterator[R]:
-        """Applies a function to batches and yields what it returns, in the batches' order.
+    def batches(
+        self, process: Callable[[Iterator[B]], Iterator[R]], batches: Iterable[B], what: str, parts: Mapping[str, Any]
+    ) -> Iterator[R]:
+        """Applies a function to batches and yields what it yields, in the batches' order.
 
         Args:
-            process: A function without state between batches.
-            batches: Read as far ahead as the engine has room for.
+            process: A function of some of the batches, one after another; it keeps nothing from one call to the next.
+            batches: The batches.
+            what: Whose function it is, for messages.
+            parts: What the function refers to, by name, for messages.
+
+        Raises:
+            DefinitionError: The function, or one of its parts, cannot be sent to where it would run.
         """
         raise NotImplementedError(f"{type(self).__name__} does not run batches.")
 
@@ -90,9 +104,11 @@ class Engine:
 class LocalEngine(Engine):
     """Runs everything in the script's own process."""
 
-    def batches(self, process: Callable[[B], R], batches: Iterable[B]) -> Iterator[R]:
-        """Applies a function to batches, one after another as they are asked for."""
-        return map(process, batches)
+    def batches(
+        self, process: Callable[[Iterator[B]], Iterator[R]], batches: Iterable[B], what: str, parts: Mapping[str, Any]
+    ) -> Iterator[R]:
+        """Applies a function to all batches, as far as its results are read."""
+        return process(iter(batches))
 
 
 def _log(name: str, kept: Kept, usage: Usage) -> None:

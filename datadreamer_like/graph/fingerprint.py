@@ -1,8 +1,8 @@
-"""Fingerprints: one hash of all that decides a result.
+"""Fingerprints: one hash of everything that determines a result.
 
 Values are hashed by content and type (`1`, `"1"`, `True` and `1.0` differ), functions by their compiled code with
 the values of the closures, defaults and globals that they use, installed code by its name and version. An object whose
-attributes are not what decides its behaviour (a model, a step) has a method `__fingerprint__()` that returns what is.
+attributes do not determine its behaviour (a model, a step) has a method `__fingerprint__()` that returns what does.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ def fingerprint(value: Any, what: str = "value") -> str:
 
     Args:
         value: Plain data, numpy arrays, tensors, data frames, Arrow tables, datasets, functions, classes, dataclasses,
-            objects with `__fingerprint__()` (which returns any value that can be fingerprinted), or objects whose
-            attributes can be.
-        what: What the value is called, for the error message.
+            objects with `__fingerprint__()` (which returns any such value), or objects whose attributes can be
+            fingerprinted.
+        what: Name of the value, for the error message.
 
     Raises:
-        FingerprintError: The value, or something in it, has no content that could be hashed.
+        FingerprintError: The value, or a part of it, cannot be hashed.
     """
     return _Walk(what).digest(value).hex()
 
 
 class ByContent(os.PathLike[str]):
-    """A path that is fingerprinted by the content of the file or folder there.
+    """A path that is fingerprinted by the content of its file or folder.
 
     Args:
         path: An existing file or folder.
@@ -65,15 +65,15 @@ class ByContent(os.PathLike[str]):
 
 
 class _Walk:
-    """One fingerprint's walk through a value; knows where it is, for messages, and what it is inside of, for cycles."""
+    """The traversal of a value for one fingerprint, with the current path for messages and ancestors for cycles."""
 
     def __init__(self, what: str) -> None:
         self.path = [what]
         self.inside: dict[int, int] = {}
-        # The user's functions and classes met while one of them is hashed, each with its number and the way to it.
+        # The user's functions and classes found while one of them is hashed, each with its number and its path.
         self.numbers: dict[int, int] | None = None
         self.waiting: list[tuple[Any, str]] = []
-        self.known: dict[int, tuple[Any, bytes]] = {}  # with the object, so that no other one gets its id
+        self.known: dict[int, tuple[Any, bytes]] = {}  # holds the object, so that its id is not reused
 
     def digest(self, value: Any, step: str = "") -> bytes:
         if len(self.path) > _MAX_DEPTH:
@@ -81,7 +81,7 @@ class _Walk:
         if step:
             self.path.append(step)
         if id(value) in self.inside:
-            # A cycle is told by how far back it goes.
+            # A cycle is hashed by its length.
             result = hash_parts("cycle", str(len(self.inside) - self.inside[id(value)]).encode())
         else:
             shared = not isinstance(value, str | bytes | int | float | bool | None | types.FunctionType | type)
@@ -117,8 +117,8 @@ class _Walk:
         where = "".join(self.path)
         return FingerprintError(
             f"{where} cannot be fingerprinted: {reason} ({type(value).__module__}.{type(value).__qualname__}), so the "
-            "cache could not detect changes. Pass plain data or a function that makes it, or give its class a method "
-            "`__fingerprint__(self)` that returns what decides its behaviour."
+            "cache could not detect changes. Pass plain data or a function that makes it, or add a method "
+            "`__fingerprint__(self)` to its class that returns the values which determine its behaviour."
         )
 
     # Plain data
@@ -149,12 +149,12 @@ class _Walk:
 
     def sequence(self, value: list[Any] | tuple[Any, ...]) -> bytes:
         kind = "list" if isinstance(value, list) else "tuple"
-        if value and all(type(item) is str for item in value):  # a quicker way for a column of texts
+        if value and all(type(item) is str for item in value):  # faster for a column of texts
             return hash_parts(f"{kind} of str", *(item.encode("utf-8", "surrogatepass") for item in value))
         return hash_parts(kind, *(self.digest(item, f"[{index}]") for index, item in enumerate(value)))
 
     def mapping(self, value: Mapping[Any, Any]) -> bytes:
-        # Order decides nothing that a step may rely on, except the order of columns, which steps hash themselves.
+        # Order does not matter to steps, except that of columns, which steps hash themselves.
         items = sorted(((self.alone(key), key, item) for key, item in value.items()), key=lambda entry: entry[0])
         return hash_parts("dict", *(digest + self.digest(item, f"[{key!r}]") for digest, key, item in items))
 
@@ -162,7 +162,7 @@ class _Walk:
         return hash_parts("set", *sorted(self.alone(item) for item in value))
 
     def alone(self, value: Any) -> bytes:
-        """Digests what stands in no order, so that no number of a function hangs on when it was met."""
+        """Digests an element of an unordered collection; functions in it are numbered independently of the order."""
         numbers, waiting = self.numbers, self.waiting
         self.numbers = None
         try:
@@ -200,10 +200,10 @@ class _Walk:
         return self.written(value)
 
     def written(self, value: types.FunctionType | type) -> bytes:
-        """Digests a function or class of the user's with all those that it leads to, each once.
+        """Digests a user's function or class with all those that it refers to, each once.
 
-        They may refer to each other in any way: to follow every way would take for ever, so each gets a number when
-        it is first met, in an order that their content alone decides, and stands for itself from then on.
+        References may be cyclic, and following every path could take exponential time. So each function or class is
+        numbered when first found, in an order that depends only on content, and later references hash the number.
         """
         if self.numbers is not None:
             if id(value) not in self.numbers:
@@ -224,7 +224,7 @@ class _Walk:
 
     def own_function(self, value: types.FunctionType) -> bytes:
         installed = is_installed(value.__module__ or "")
-        # What a function of a library has made holds in its closure what it was made with.
+        # A function made by a library's function holds its arguments in the closure.
         parts = [self.named(value)] if installed else []
         if not (installed and is_own(value.__module__)):
             parts.append(self.code(value.__code__))
@@ -247,7 +247,7 @@ class _Walk:
         return hash_parts("installed", installed_id(value).encode())
 
     def code(self, value: types.CodeType) -> bytes:
-        # Instructions with what they refer to, so that docstrings and unused constants do not count.
+        # Instructions with their operands, without docstrings and unused constants.
         steps = [
             (instruction.opname, None if isinstance(instruction.argval, types.CodeType) else instruction.argval)
             for instruction in dis.get_instructions(value)
@@ -296,7 +296,7 @@ class _Walk:
         if dataclasses.is_dataclass(value):
             return self.dataclass(value)
         if isinstance(value, Iterator | types.AsyncGeneratorType | types.CoroutineType):
-            raise self.refuse(value, "an iterator is used up by looking at it")
+            raise self.refuse(value, "hashing would exhaust an iterator")
         kind: Any = type(value)
         if kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__:
             return self.reduced(value)
@@ -307,7 +307,7 @@ class _Walk:
                 if slot not in ("__dict__", "__weakref__") and hasattr(value, slot):
                     state[slot] = getattr(value, slot)
         if not state and not hasattr(value, "__dict__") and "__slots__" not in vars(type(value)):
-            raise self.refuse(value, "it has no content that Python can see")
+            raise self.refuse(value, "its content is not accessible from Python")
         parts = [hash_parts(name, self.digest(item, f".{name}")) for name, item in sorted(state.items())]
         return hash_parts("object", self.digest(type(value)), *parts)
 
@@ -315,7 +315,7 @@ class _Walk:
         try:
             reduced = value.__reduce_ex__(4)
         except TypeError as error:
-            raise self.refuse(value, "it has no content that Python can see") from error
+            raise self.refuse(value, "its content is not accessible from Python") from error
         if isinstance(reduced, str):
             return hash_parts("global", self.digest(type(value)), reduced.encode())
         parts = [list(part) if isinstance(part, Iterator) else part for part in reduced]
@@ -339,7 +339,7 @@ _NO_CONTENT = frozenset(
     }
 )  # fmt: skip
 
-# Modules whose objects code uses to work, not to decide: locks, events, loggers.
+# Modules whose objects do not affect results: locks, events, loggers.
 _TOOLS = frozenset({"_thread", "threading", "logging", "_contextvars", "asyncio.locks"})
 
 _BY_TYPE: list[tuple[Any, Callable[[_Walk, Any], bytes]]] = [

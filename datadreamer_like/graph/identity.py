@@ -1,8 +1,8 @@
-"""The identity of classes whose behaviour decides a result: steps, models, trainers, stages, methods, objectives.
+"""The identity of classes that determine results: steps, models, trainers, stages, methods, objectives.
 
-Each declares `result_version: ClassVar[int]`, inherited from its base class and raised when the same arguments give
-another result. This package's classes are identified by name and version alone, so that moving files and tidying code
-makes nobody pay for an answer again. A script's own class is identified by its code.
+Each declares `result_version: ClassVar[int]`, inherited from its base class and increased when the same arguments give
+a different result. This package's classes are identified by name and version alone, so that refactoring does not
+invalidate cached results. A script's own class is identified by its code.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from .installed import installed_id, is_installed
 
 
 def class_id(cls: type) -> str:
-    """Returns the identity of a class: `steps.Prompt@2`, or `script.Mine@` and a hash of the code of a script's own.
+    """Returns the identity of a class: `steps.Prompt@2`, or `script.Mine@` and a hash of its code for a script's class.
 
     Raises:
-        DefinitionError: Two installed classes have one identity.
+        DefinitionError: Two installed classes have the same identity.
         FingerprintError: The code of a script's own class refers to something that cannot be hashed.
     """
     if is_installed(cls.__module__):
@@ -24,5 +24,5 @@ def class_id(cls: type) -> str:
 
 
 def class_part(cls: type) -> dict[str, str]:
-    """Returns the part of a node's fingerprint that stands for its class, under the name that a rerun reports."""
+    """Returns the part of a node's fingerprint for its class, by the name that a rerun reports."""
     return {"class" if is_installed(cls.__module__) else "code": class_id(cls)}

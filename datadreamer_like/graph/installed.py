@@ -1,7 +1,7 @@
-"""Installed code: what identifies a class, function or module of an installed package, whichever file it is in.
+"""The identity of installed classes, functions and modules, independent of their files.
 
-A user's own code is identified by its content (see `fingerprint`), installed code by its name and its version. A class
-of this package is named by its room, the first folder below the package, so that moving a file changes no fingerprint.
+A user's own code is identified by its content (see `fingerprint`), installed code by its name and version. A class of
+this package is named by its room, the first folder below the package, so that moving a file changes no fingerprint.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from datadreamer_like.errors import DefinitionError
 
 PACKAGE = "datadreamer_like"
 
-# Name without version to module and qualified name of the class that has it.
+# Module and qualified name of the class, by name without version.
 _classes: dict[str, tuple[str, str]] = {}
 
 
 def is_installed(module_name: str) -> bool:
-    """Returns whether a module belongs to an installed package or the standard library, not to the user's own code."""
+    """Returns whether a module belongs to an installed package or the standard library, not to the user's code."""
     top = module_name.partition(".")[0]
-    if top == "__main__":  # under a debugger or profiler that module is theirs, the script's functions are not
+    if top == "__main__":  # under a debugger or profiler, its file is theirs
         return False
     if top in sys.stdlib_module_names or top == PACKAGE:
         return True
@@ -36,7 +36,7 @@ def is_installed(module_name: str) -> bool:
 
 
 def is_found_by_name(function: types.FunctionType) -> bool:
-    """Returns whether a function is what its module has under its name, so that the name identifies it."""
+    """Returns whether a function's module has it under its name, so that the name identifies it."""
     found: Any = sys.modules.get(function.__module__)
     for name in function.__qualname__.split("."):
         found = getattr(found, name, None)
@@ -52,12 +52,12 @@ def is_own(module: str) -> bool:
 def installed_id(thing: Any) -> str:
     """Returns the identity of an installed class, function or module, such as `steps.Prompt@2`.
 
-    Of this package the room, the public name and, where it is declared, the `result_version`; of other packages the
-    module, the name and the version of the distribution. A class of another package that declares a `result_version` is
-    named by its package and that version, and by the class of this package that it extends.
+    For this package: room, public name and, if declared, `result_version`; for others: module, name and version of the
+    distribution. A class of another package with a `result_version` is named by its package, that version and the class
+    of this package that it extends.
 
     Raises:
-        DefinitionError: Another class has the same identity, or the `result_version` is not a whole number.
+        DefinitionError: Another class has the same identity, or the `result_version` is not an integer.
     """
     if isinstance(thing, types.ModuleType):
         return _room(thing.__name__) if is_own(thing.__name__) else _versioned(thing.__name__, thing.__name__)
@@ -78,8 +78,8 @@ def _class_id(cls: type, module: str, name: str) -> str:
         found = f"{module}.{name}"
     if "<locals>" not in name and _classes.setdefault(found, (module, name)) != (module, name):
         raise DefinitionError(
-            f'Two classes have the id "{found}": one in {_classes[found][0]}, one in {module}. A cached result of one '
-            "would be found as the other's. Rename one of them."
+            f'Two classes have the id "{found}": one in {_classes[found][0]}, one in {module}. Their cached results '
+            "would be mixed up. Rename one of them."
         )
     base = next((base for base in cls.__mro__[1:] if hasattr(base, "result_version")), None)
     if top != PACKAGE and base is not None and is_installed(base.__module__):
@@ -88,14 +88,14 @@ def _class_id(cls: type, module: str, name: str) -> str:
 
 
 def _declared_version(cls: type, top: str) -> int | None:
-    """Returns the `result_version` that a class has from its own package."""
+    """Returns the `result_version` declared by a class or a base class in the same package."""
     for base in cls.__mro__:
         if "result_version" in vars(base):
             version = vars(base)["result_version"]
             if type(version) is not int:
                 raise DefinitionError(
-                    f"{base.__module__}.{base.__qualname__}: result_version is {version!r}; it must be a whole number, "
-                    "raised when the same arguments give another result."
+                    f"{base.__module__}.{base.__qualname__}: result_version is {version!r}; it must be an integer, "
+                    "increased when the same arguments give a different result."
                 )
             return version if _top(base.__module__) == top else None
     return None
@@ -128,7 +128,7 @@ def _is_below(file: str, folder: str) -> bool:
 def _distribution_version(module: str) -> str:
     top = _top(module)
     if top in sys.stdlib_module_names:
-        # A patch release of Python changes no result worth a rerun.
+        # Patch releases of Python do not require a rerun.
         return f"python {sys.version_info.major}.{sys.version_info.minor}"
     if top == PACKAGE:
         return ""

@@ -1,4 +1,4 @@
-"""The manifest in a node's folder: what its result is, what decided it, which rows failed, and how it came about."""
+"""The manifest in a node's folder: its result, fingerprint, failed rows and card."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Manifest:
         format: Version of this layout.
         name: The node's name when the result was made.
         class_name: The node's class.
-        fingerprint: Hash of all that decides the result.
-        parts: What went into the fingerprint, each with its own: a rerun says which of them changed.
+        fingerprint: Hash of everything that determines the result.
+        parts: Fingerprint of each part, by name; a rerun reports which ones changed.
         columns: Column names of the result, for steps.
         rows: Number of rows, for steps.
         pickled: Whether the table holds pickled Python objects.
-        card: The node's card, without its parents'.
-        failed_rows: Indices of all rows that have an error instead of a value, as ranges: "3,7-9".
-        failures: Row index to error, for the first thousand of them.
-        result: Anything else that the node's class wants to read back without opening its result.
+        card: The node's card, without its parents.
+        failed_rows: Indices of all rows with an error instead of a value, as ranges: "3,7-9".
+        failures: Errors by row index, for the first thousand of them.
+        result: Further values of the node's class, to read without opening the result.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Manifest:
 
     @property
     def failed(self) -> list[int]:
-        """Indices of all rows that have an error instead of a value, in order."""
+        """Indices of all rows with an error instead of a value, in order."""
         ranges = [part.split("-") for part in self.failed_rows.split(",") if part]
         return [index for part in ranges for index in range(int(part[0]), int(part[-1]) + 1)]
 
@@ -58,7 +58,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
-        """Reads a folder's manifest; None where there is no folder.
+        """Reads a folder's manifest; None if the folder does not exist.
 
         Raises:
             NewerFormat: The folder was written by a newer version of this package.
@@ -70,12 +70,12 @@ class Manifest:
         except FileNotFoundError:
             if folder.exists():
                 raise StorageError(
-                    f"{folder} is in the way: it is not a folder that this package wrote (it has no {MANIFEST_NAME}). "
+                    f"{folder} exists, but was not written by this package (it has no {MANIFEST_NAME}). "
                     "Move it away or choose another output folder."
                 ) from None
             return None
         except (ValueError, TypeError) as error:
-            raise StorageError(f"{path} is damaged ({error}). Remove the folder {folder} to make it anew.") from error
+            raise StorageError(f"{path} is damaged ({error}). Remove the folder {folder} and run again.") from error
         if data.get("format", 0) > MANIFEST_FORMAT:
             raise NewerFormat(
                 f"{folder} was written by a newer version of datadreamer-like (its format is {data['format']}, this "
@@ -86,7 +86,7 @@ class Manifest:
         return cls(**{key: value for key, value in data.items() if key in known})
 
     def difference(self, parts: Mapping[str, str]) -> str:
-        """Says in words what differs between this result's fingerprint and a new one's."""
+        """Describes the differences between this result's fingerprint and a new one."""
         changed = [
             f"{name} {_verb(name, self.parts, parts)}"
             for name in {**self.parts, **parts}
@@ -96,7 +96,7 @@ class Manifest:
 
 
 def row_ranges(indices: Iterable[int]) -> str:
-    """Returns row indices as text, neighbours together: "3,7-9"."""
+    """Returns row indices as ranges: "3,7-9"."""
     ranges: list[list[int]] = []
     for index in sorted(set(indices)):
         if ranges and ranges[-1][1] == index - 1:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 from datadreamer_like.errors import SessionError
 
 from .card import Card
+from .engine import Engine, LocalEngine
 from .manifest import Manifest, row_ranges
 from .results import Kept, Outcome, Results, Wanted
 from .session import DataDreamer, current_session
@@ -27,13 +28,13 @@ _working: ContextVar[Node | None] = ContextVar("datadreamer_like_node", default=
 
 
 def working_node() -> Node | None:
-    """Returns the node whose work this code is part of."""
+    """Returns the node that is running in this context."""
     return _working.get()
 
 
 @contextmanager
 def working(node: Node) -> Iterator[None]:
-    """Makes a node the one that nodes made inside the block belong to."""
+    """Sets the running node inside the block."""
     token = _working.set(node)
     try:
         yield
@@ -41,23 +42,33 @@ def working(node: Node) -> Iterator[None]:
         _working.reset(token)
 
 
-class Node:
-    """What steps, trainers and stages have in common.
+def reading_engine() -> Engine:
+    """Returns the session's engine while a node runs, else a local one.
 
-    A subclass says what decides its result in `fingerprint_parts`, makes it in `build`, and calls `find_or_make`.
+    A script may read only a few lazy rows, for which starting workers is not worth it.
+    """
+    session = current_session()
+    return LocalEngine() if session is None or working_node() is None else session.engine
+
+
+class Node:
+    """Base of steps, trainers and stages.
+
+    A subclass returns the fingerprints of its parts in `fingerprint_parts`, makes its result in `build`, and calls
+    `find_or_make`.
 
     Args:
-        name: The name that the script gave; in a session it becomes unique.
-        force: Make the result again although it is there.
+        name: The name in the script; in a session it is made unique.
+        force: Run even if the result exists.
         progress_interval: Seconds between progress lines where there is no terminal; None for none.
 
     Attributes:
-        kind: What sort of node this is.
+        kind: Kind of the node.
         name: The name within the session.
         session: The session that the node was made in, or None.
-        folder: Where the result belongs; None outside a session.
-        parents: The nodes that this one was made from.
-        usage: What the node has used in this run.
+        folder: The result's folder; None outside a session.
+        parents: The nodes that this one depends on.
+        usage: Rows, requests, tokens and cost of this run.
     """
 
     kind: ClassVar[Literal["step", "trainer", "stage"]]
@@ -80,17 +91,17 @@ class Node:
         self.manifest: Manifest | None = None
 
     def fingerprint_parts(self) -> dict[str, str]:
-        """Returns what decides the result, by name, each with its fingerprint."""
+        """Returns the fingerprint of each part that determines the result, by name."""
         raise NotImplementedError
 
     @cached_property
     def parts(self) -> dict[str, str]:
-        """What decides the result, by name, each with its fingerprint."""
+        """The fingerprint of each part that determines the result, by name."""
         return self.fingerprint_parts()
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all that decides the result; names are no part of it."""
+        """Hash of everything that determines the result; the node's name is not included."""
         hasher = hashlib.blake2b(digest_size=16)
         for name, part in sorted(self.parts.items()):
             hasher.update(f"{name}\0{part}\0".encode())
@@ -101,13 +112,13 @@ class Node:
 
     @cached_property
     def card(self) -> Card:
-        """What is known of the result's origin."""
+        """The origin of the result."""
         # Oldest first, and not by recursion: a chain may be longer than Python's stack.
         for node in _without_card(self):
             _ = node.card
         if self.manifest is not None and self.manifest.card:
             card = Card(**{**self.manifest.card, "parents": []})
-            # A renamed parent, or this node under another name, is found by its fingerprint: today's names are shown.
+            # The result may have been made under another name; the current one is shown.
             card.name = self.name
         else:
             card = Card(self.name, self.kind, type(self).__name__)
@@ -116,7 +127,7 @@ class Node:
 
     @property
     def wanted(self) -> Wanted:
-        """The result, and where it belongs.
+        """The result that this node needs.
 
         Raises:
             SessionError: The node was made outside a session.
@@ -137,7 +148,7 @@ class Node:
 
     @property
     def scratch(self) -> Path:
-        """A folder for unfinished work, which outlives a killed process and is removed when the result is complete."""
+        """A folder for unfinished work, which survives a kill and is removed when the result is complete."""
         return self._results.scratch(self.wanted)
 
     @property
@@ -147,18 +158,18 @@ class Node:
         return self._kept_in
 
     def build(self, draft: Path) -> Outcome:
-        """Makes the result; to be written by a subclass.
+        """Makes the result; a subclass writes this.
 
         Args:
-            draft: An empty folder, which becomes the result's.
+            draft: An empty folder, which becomes the result's folder.
 
         Returns:
-            `self.kept()` for a result in that folder, or `OnDemand` for one that is made each time that it is read.
+            `self.kept()` for a result in that folder, or `OnDemand` for one that is made each time it is read.
         """
         raise NotImplementedError(f"{type(self).__name__} has no build().")
 
     def find_or_make(self) -> Outcome:
-        """Finds this node's result, or makes it with `build`.
+        """Loads this node's result, or makes it with `build`.
 
         Raises:
             SessionError: The node was made outside a session.
@@ -176,7 +187,7 @@ class Node:
         return outcome
 
     def complete(self, manifest: Manifest, seconds: float) -> None:
-        """Adds to a manifest what is known when the work is done: the card and the failed rows."""
+        """Adds the card and the failed rows to the manifest of a finished result."""
         card, usage = self.card, self.usage
         card.seconds = round(seconds, 3)
         card.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -199,16 +210,16 @@ class Node:
             logger.setLevel(level)
 
     def kept(self, **fields: Any) -> Kept:
-        """Returns what `build` returns when the result is in its folder.
+        """Returns the outcome of `build` for a result in its folder.
 
         Args:
-            **fields: Fields of the manifest that the node's class wants to read back.
+            **fields: Fields of the manifest.
         """
         return Kept(Manifest(self.name, type(self).__name__, self.fingerprint, dict(self.parts), **fields))
 
 
 def _without_card(node: Node) -> list[Node]:
-    """Returns the nodes behind one that have no card yet, each after those that it was made from."""
+    """Returns the ancestors of a node that have no card yet, each after its parents."""
     found: dict[int, Node] = {}
     waiting = [(parent, False) for parent in node.parents]
     while waiting:

@@ -1,8 +1,7 @@
-"""Which rows of which nodes each row came from.
+"""The origin of rows: which rows of which nodes each row came from.
 
-An `Origin` is a few links, one for each parent and role, and a link says for each row which of the parent's rows it
-came from. Nothing is kept where that is the row of the same position; elsewhere ranges, and arrays of the fewest bytes
-that hold the positions.
+An `Origin` has a link for each parent and role, which maps each row to positions in the parent. Nothing is stored if
+these are the same positions; otherwise ranges, and arrays of the smallest integer type.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ INPUT = "input"
 
 @dataclass(frozen=True)
 class Every:
-    """Rows that all come from the same several rows: those of one batch, or the examples in every prompt."""
+    """The origin of rows that all come from the same rows: those of a batch, or the examples in every prompt."""
 
     rows: range | np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class Several:
-    """Rows that each come from any number of rows.
+    """The origin of rows that each come from any number of rows.
 
     Attributes:
-        ends: For each row, where its positions end in `rows`.
+        ends: For each row, the end of its positions in `rows`.
         rows: The positions.
     """
 
@@ -41,7 +40,7 @@ class Several:
 
     @classmethod
     def of(cls, lists: Iterable[Sequence[int] | None]) -> Several | Every:
-        """Takes a list of positions for each row."""
+        """Returns the origin of rows with a list of positions each."""
         taken = [list(rows) if rows is not None else [] for rows in lists]
         if taken and all(rows == taken[0] for rows in taken):
             return Every(np.array(taken[0], dtype=np.int64))
@@ -50,18 +49,18 @@ class Several:
 
 
 Piece = range | np.ndarray[Any, Any] | Every | Several
-"""Where some rows come from, one after another; -1 in an array: from none."""
+"""The origin of consecutive rows; -1 in an array for a row from none."""
 
 
 @dataclass
 class Positions:
-    """For each row, the positions of the parent's rows that it came from."""
+    """For each row, the positions of its source rows in the parent."""
 
     starts: list[int] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
 
     def add(self, start: int, piece: Piece) -> None:
-        """Adds where the rows from `start` on come from."""
+        """Adds the origin of the rows from `start`."""
         last = self.pieces[-1] if self.pieces else None
         if isinstance(piece, range) and isinstance(last, range) and piece.step == last.step:
             place = last.start + (start - self.starts[-1]) * last.step
@@ -74,7 +73,7 @@ class Positions:
         self.pieces.append(_small(piece))
 
     def of(self, row: int) -> list[int]:
-        """Returns the positions of the parent's rows that a row came from."""
+        """Returns the positions of a row's source rows in the parent."""
         index = bisect_right(self.starts, row) - 1
         if index < 0:
             return []
@@ -90,7 +89,7 @@ class Positions:
         return [position] if position >= 0 else []
 
     def save(self, folder: Path, name: str) -> list[dict[str, Any]]:
-        """Writes the arrays as files of a folder, and returns what describes them."""
+        """Writes the arrays into a folder, and returns their description for `load`."""
         described: list[dict[str, Any]] = []
         for start, piece in _joined(self.starts, self.pieces):
             rows = piece.rows if isinstance(piece, Every) else piece
@@ -109,7 +108,7 @@ class Positions:
 
     @classmethod
     def load(cls, folder: Path, described: list[dict[str, Any]]) -> Positions:
-        """Opens what `save` wrote, memory-mapped."""
+        """Opens saved positions, memory-mapped."""
         positions = cls()
         for entry in described:
             piece: Any
@@ -129,9 +128,9 @@ class Link:
     """One parent of some rows.
 
     Attributes:
-        parent: The node; None where it was made inside this one and this run only found the result.
-        rows: Which of its rows each row came from; None for the row of the same position.
-        role: What they were: `input`, `example`, `document`.
+        parent: The node; None if it was made inside a step whose result this run loaded.
+        rows: The source rows of each row; None for those at the same positions.
+        role: Their role: `input`, `example`, `document`.
         name: The parent's name.
         class_name: The parent's class.
     """
@@ -143,12 +142,12 @@ class Link:
     class_name: str = ""
 
     def of(self, row: int) -> list[int]:
-        """Returns the positions of the parent's rows that a row came from."""
+        """Returns the positions of a row's source rows in the parent."""
         return [row] if self.rows is None else self.rows.of(row)
 
 
 Stated = Mapping[tuple[Node, str], Piece | None]
-"""Where the rows of one batch come from, by parent and role; None for rows of the same position."""
+"""The origin of one batch, by parent and role; None for rows at the same positions."""
 
 
 @dataclass
@@ -156,8 +155,8 @@ class Origin:
     """The links of some rows.
 
     Attributes:
-        links: The links; None where rows cannot be tied to rows of the parents.
-        rows: How many rows the links cover; None for all. A pass over lazy rows extends them.
+        links: The links; None if the origin is unknown.
+        rows: Number of rows that the links cover; None for all. A pass over lazy rows extends them.
     """
 
     links: tuple[Link, ...] | None = ()
@@ -165,25 +164,25 @@ class Origin:
 
     @classmethod
     def learned(cls) -> Origin:
-        """Returns the origin of lazy rows that is known only as they are read."""
+        """Returns an origin of lazy rows that is learned as they are read."""
         return cls(None, 0)
 
     @classmethod
     def same(cls, *parents: Node) -> Origin:
-        """Returns the origin of rows that come from the parents' rows of the same position."""
+        """Returns the origin of rows that come from the parents' rows at the same positions."""
         return cls(tuple(Link(parent) for parent in dict.fromkeys(parents)))
 
     @classmethod
     def at(cls, parent: Node | None, piece: Piece) -> Origin:
-        """Returns the origin of rows whose positions among one parent's rows are known."""
+        """Returns the origin of rows from given positions of one parent."""
         return cls((Link(parent, Positions([0], [_small(piece)])),)) if parent is not None else cls()
 
     def covers(self, row: int) -> bool:
-        """Returns whether a row's origin is known by now."""
+        """Returns whether a row's origin is known yet."""
         return self.rows is None or row < self.rows
 
     def save(self, folder: Path, prefix: str = "origin") -> list[dict[str, Any]] | None:
-        """Writes the links into a folder, and returns what describes them."""
+        """Writes the links into a folder, and returns their description for `load`."""
         if self.links is None:
             return None
         described = []
@@ -199,12 +198,12 @@ class Origin:
 
     @classmethod
     def load(cls, folder: Path, described: list[dict[str, Any]] | None, nodes: Iterable[Node]) -> Origin:
-        """Opens what `save` wrote.
+        """Opens a saved origin.
 
         Args:
             folder: The folder.
             described: What `save` returned.
-            nodes: The nodes that parents are found among, by their fingerprints.
+            nodes: Candidates for the parents, matched by fingerprint.
         """
         if described is None:
             return cls(None)
@@ -221,7 +220,7 @@ class Recorder:
     """Learns the origin of rows during a pass over them.
 
     Args:
-        origin: What becomes known of it is put there, batch by batch, unless an earlier pass came further.
+        origin: Extended batch by batch, unless an earlier pass has read further.
     """
 
     def __init__(self, origin: Origin) -> None:
@@ -231,7 +230,7 @@ class Recorder:
         self._unknown = False
 
     def add(self, num_rows: int, stated: Stated | None) -> None:
-        """Notes where the next rows come from; None where that is not known."""
+        """Records the origin of the next rows; None if it is unknown."""
         if stated is None:
             self._unknown = self._unknown or num_rows > 0
         else:
@@ -264,7 +263,7 @@ class Recorder:
 
 
 def _small(piece: Piece) -> Piece:
-    """Returns a piece in fewer bytes, where it is an array."""
+    """Returns a piece in compact form: an array as a range or in the smallest integer type."""
     if not isinstance(piece, np.ndarray):
         return piece
     if len(piece) and bool((np.diff(piece) == 1).all()) and int(piece[0]) >= 0:
@@ -281,7 +280,7 @@ def _fewest_bytes(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _joined(starts: list[int], pieces: list[Piece]) -> list[tuple[int, Piece]]:
-    """Puts neighbouring pieces of one kind together, so that few files hold them."""
+    """Joins adjacent pieces of one kind, to store them in few files."""
     joined: list[tuple[int, Piece]] = []
     held: list[tuple[int, Piece]] = []
     for start, piece in [*zip(starts, pieces, strict=True), (0, Every(range(0)))]:
@@ -307,7 +306,7 @@ def _one(held: list[tuple[int, Piece]]) -> Piece:
     arrays: list[Any] = []
     for (start, piece), (following, _) in zip(held, [*held[1:], (None, None)], strict=True):
         rows = np.asarray(piece, dtype=np.int64)
-        # A piece that ends early stands for rows that come from none.
+        # Rows after the end of a piece come from none.
         missing = 0 if following is None else following - start - len(rows)
         arrays += [rows, np.full(missing, -1, dtype=np.int64)]
     return np.concatenate(arrays)

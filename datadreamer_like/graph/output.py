@@ -1,4 +1,4 @@
-"""What scripts see of a step's rows: datasets and columns, each a thin view of `Rows`."""
+"""The datasets and columns of a step's output: thin views of `Rows`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class OutputDatasetMixin:
-    """What datasets and columns have in common.
+    """Base of datasets and columns.
 
     Attributes:
         pickled: Whether values may be pickled Python objects, restored when they are read.
@@ -59,7 +59,7 @@ class OutputDatasetMixin:
 
     @property
     def num_rows(self) -> int | None:
-        """Number of rows; None if it is not known before they are read."""
+        """Number of rows; None if it is unknown before they are read."""
         return self.rows.num_rows
 
     @property
@@ -71,7 +71,7 @@ class OutputDatasetMixin:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the content, by what made it."""
+        """Fingerprint of the step that made the rows."""
         return self._step.fingerprint
 
     def __fingerprint__(self) -> tuple[Any, ...]:
@@ -88,13 +88,13 @@ class OutputDatasetMixin:
                 yield dict(zip(names, values, strict=True))
 
     def head(self, n: int = 5, shuffle: bool = False, seed: int | None = None, buffer_size: int = 1000) -> pd.DataFrame:
-        """Returns some rows as a pandas frame.
+        """Returns some rows as a pandas DataFrame.
 
         Args:
-            n: How many.
-            shuffle: Take them at random from the first `buffer_size` rows instead of the first ones.
-            seed: Seed for that.
-            buffer_size: How many rows to draw from.
+            n: Number of rows.
+            shuffle: Sample from the first `buffer_size` rows, instead of returning the first `n`.
+            seed: Seed of the sample.
+            buffer_size: Number of rows to sample from.
         """
         import pandas as pd
 
@@ -128,10 +128,10 @@ class OutputDatasetMixin:
 
 
 class OutputDatasetColumnMixin(OutputDatasetMixin):
-    """What columns have in common: their elements are values.
+    """Base of columns; their elements are values.
 
     Attributes:
-        whole: The dataset that the column was taken from; None for one made by hand.
+        whole: The column's dataset; None for a column made by hand.
     """
 
     whole: OutputDatasetMixin | None = None
@@ -153,14 +153,14 @@ class OutputDatasetColumnMixin(OutputDatasetMixin):
 
 
 class OutputDataset(OutputDatasetMixin):
-    """A dataset whose rows can be taken by position.
+    """A dataset with random access to rows.
 
     Args:
         step: The step that it belongs to.
-        dataset: A `datasets.Dataset`, or `Rows` of a table, or a function that opens them when they are first needed.
+        dataset: A `datasets.Dataset`, `Rows` of a table, or a function that opens them on first use.
         pickled: Whether values may be pickled Python objects, to be restored when read.
-        columns: Names of the columns, where they are known without opening the rows.
-        num_rows: Number of rows, where it is known without opening them.
+        columns: Names of the columns, if known without opening the rows.
+        num_rows: Number of rows, if known without opening them.
     """
 
     def __init__(
@@ -263,13 +263,13 @@ class OutputDatasetColumn(OutputDatasetColumnMixin, OutputDataset):
 
 
 class OutputIterableDataset(OutputDatasetMixin):
-    """A dataset of lazy rows, generated anew in each pass.
+    """A dataset of lazy rows, generated again in each pass.
 
     Args:
         step: The step that it belongs to.
         dataset: A `datasets.IterableDataset`, or `Rows`.
         pickled: Whether values may be pickled Python objects, to be restored when read.
-        total_num_rows: How many rows there are, where that is known.
+        total_num_rows: The number of rows, if known.
     """
 
     def __init__(
@@ -295,7 +295,7 @@ class OutputIterableDataset(OutputDatasetMixin):
 
     @property
     def total_num_rows(self) -> int | None:
-        """Number of rows; None if it is not known before they are read."""
+        """Number of rows; None if it is unknown before they are read."""
         return self.num_rows
 
     @property
@@ -339,7 +339,7 @@ def rows_of_iterable(dataset: IterableDataset) -> Rows:
 
 
 def _marked(rows: Rows, pickled: bool) -> Rows:
-    """Returns the rows with their columns of bytes marked as pickled."""
+    """Returns the rows with their binary columns marked as pickled."""
     if not pickled or rows.pickled:
         return rows
 

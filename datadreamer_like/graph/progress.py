@@ -1,4 +1,4 @@
-"""Shows what a session is doing: a live table in a terminal, a line now and then elsewhere."""
+"""The progress display of a session: a live table in a terminal, periodic lines elsewhere."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class _Task:
 
 
 class Progress:
-    """Shows the nodes of a session that are at work.
+    """Shows the running nodes of a session.
 
     Args:
-        stream: Where to write; standard error when not given.
-        quiet: Show nothing but what is logged.
+        stream: Output stream; by default standard error.
+        quiet: Show only log records.
     """
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
@@ -67,7 +67,7 @@ class Progress:
 
     @contextmanager
     def show(self, name: str, usage: Usage, interval: float | None = 60) -> Iterator[None]:
-        """Shows a node as long as the block runs.
+        """Shows a node while the block runs.
 
         Args:
             name: The node's name.
@@ -88,7 +88,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Writes one line above the live table."""
-        console = self._console  # which another thread may take away
+        console = self._console  # another thread may reset it
         if console is not None:
             console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -113,7 +113,7 @@ class Progress:
             )
             self._live.start()
         elif not self.terminal and self._teller is None:
-            self._wake = threading.Event()  # a thread that has not ended yet still waits for its own
+            self._wake = threading.Event()  # a previous thread may still wait for the old event
             self._teller = threading.Thread(
                 target=self._tell, args=(self._wake,), daemon=True, name="datadreamer_like progress"
             )
@@ -146,7 +146,7 @@ class Progress:
 
 
 class ProgressHandler(logging.Handler):
-    """Hands log records to a session's progress display."""
+    """Passes log records to a session's progress display."""
 
     def __init__(self, progress: Progress, log_date: bool) -> None:
         super().__init__()
@@ -158,12 +158,12 @@ class ProgressHandler(logging.Handler):
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         try:
             self.progress.say(prefix + self.format(record))
-        except Exception:  # a terminal that was closed is no reason to end the work
+        except Exception:  # a closed terminal must not end the work
             self.handleError(record)
 
 
 def describe_usage(usage: Usage) -> list[str]:
-    """Says what models were used for, in a few words each."""
+    """Returns short descriptions of requests, tokens, cost and failed rows."""
     parts = []
     if usage.requests:
         parts.append(f"{usage.requests:,} request{'s' if usage.requests != 1 else ''}")
@@ -181,7 +181,7 @@ def describe_usage(usage: Usage) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """Writes seconds as a person would."""
+    """Formats seconds for display."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 90:

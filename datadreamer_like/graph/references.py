@@ -1,4 +1,4 @@
-"""What code refers to: the globals that a function reads, and the files of a module and of those that it uses."""
+"""References of code: the globals that a function reads, and the files of a module and the modules it uses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .installed import is_installed
 
 
 def own_files(module: types.ModuleType) -> dict[str, str]:
-    """Returns the files of a module of the user's and of those that it uses, by module."""
+    """Returns the files of a user's module and of the user's modules that it uses, by module name."""
     files: dict[str, str] = {}
     waiting = [module]
     while waiting:
@@ -31,7 +31,7 @@ def own_files(module: types.ModuleType) -> dict[str, str]:
 
 
 def globals_used(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yields name and value of each global that a function or one inside it reads; builtins are left out."""
+    """Yields name and value of each global read by a function or a nested one; builtins are skipped."""
     seen: set[str] = set()
 
     def walk(code: types.CodeType) -> Iterator[tuple[str, Any]]:

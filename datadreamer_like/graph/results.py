@@ -1,9 +1,9 @@
-"""A session's results: found, made, promoted and kept below one folder. The only place that knows the folder's layout.
+"""A session's results in its folder. Only this module defines the folder's layout.
 
-NAME/                 the result of the node of that name, with its manifest
-.inside/PARENT/NAME/  results of nodes that were made inside another node
-.older/NAME/HASH/     other results of that node, by fingerprint, found again when a change is undone
-.work/NAME-HASH/      unfinished work that outlives a killed process
+NAME/                 the current result of a node, with its manifest
+.inside/PARENT/NAME/  results of nodes made inside another node
+.older/NAME/HASH/     older results of a node by fingerprint, used again when a change is undone
+.work/NAME-HASH/      unfinished work that survives a kill
 .locks/               locks between processes
 .cache/               answers, embeddings and indexes
 .session.json         the version of this layout
@@ -33,7 +33,7 @@ logger = logging.getLogger("datadreamer_like")
 
 SESSION_FORMAT = 1
 
-# File systems take 255 bytes; locks and drafts put two such names, or other parts, around one.
+# File systems allow 255 bytes; names of locks and drafts contain up to two such names and more.
 _LONGEST_SLUG = 120
 
 
@@ -42,8 +42,8 @@ class Kept:
     """A result in a folder.
 
     Attributes:
-        manifest: What is known of it.
-        found: Whether an earlier run made it.
+        manifest: Its manifest.
+        found: Whether it was made by an earlier run.
     """
 
     manifest: Manifest
@@ -52,17 +52,17 @@ class Kept:
 
 @dataclass(frozen=True)
 class OnDemand:
-    """A result of which nothing is kept: it is made each time that it is read.
+    """A result that is not saved but made each time it is read.
 
     Attributes:
-        value: What makes it, such as lazy rows.
+        value: The lazy result, such as lazy rows.
     """
 
     value: Any
 
 
 Outcome = Kept | OnDemand
-"""What a node's `build` returns."""
+"""The return value of a node's `build`."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class Wanted:
 
     Attributes:
         name: The node's name, for messages.
-        folder: Where the result belongs.
-        fingerprint: Hash of all that decides it.
-        parts: What went into the fingerprint, by name, each with its own.
-        force: Whether it is made again although it is there.
+        folder: The result's folder.
+        fingerprint: Hash of everything that determines it.
+        parts: Fingerprint of each part, by name.
+        force: Make it even if it exists.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Wanted:
 
 
 class Results:
-    """The results below one folder.
+    """The results in a session's folder.
 
     Args:
         folder: The session's folder.
@@ -101,15 +101,15 @@ class Results:
 
     @property
     def cache_folder(self) -> Path:
-        """Where answers, embeddings and indexes are kept."""
+        """The folder of answers, embeddings and indexes."""
         return self.folder / ".cache"
 
     def open(self) -> None:
-        """Makes the folder, or checks that this version can work with it.
+        """Creates the folder, or checks its format version.
 
         Raises:
             NewerFormat: It was written by a newer version of this package.
-            StorageError: It cannot be written, or the note on its version is damaged.
+            StorageError: It cannot be written, or its `.session.json` is damaged.
         """
         with explained("Opening the session", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -124,10 +124,10 @@ class Results:
     # Names
 
     def claim(self, name: str, inside: str | None = None) -> tuple[str, Path]:
-        """Gives a node its name and folder; a name that is taken gets a number.
+        """Assigns a node's unique name and folder; a name in use gets a number.
 
         Args:
-            name: The name that the script gives.
+            name: The name in the script.
             inside: Name of the node that makes this one.
 
         Returns:
@@ -151,7 +151,7 @@ class Results:
         return prefix + free, base / _slug(free)
 
     def free_name(self, first: str, nth: Callable[[int], str]) -> str:
-        """Returns a name that is free: `first`, or `nth(2)`, `nth(3)` ..."""
+        """Returns an unused name: `first`, or `nth(2)`, `nth(3)` ..."""
         name, count = first, 1
         with self._lock:
             while str(self.folder / _slug(name)) in self._names:
@@ -162,16 +162,16 @@ class Results:
     # Results
 
     def find(self, wanted: Wanted) -> Kept | None:
-        """Returns the result if it is the current one of its name; takes no lock and changes nothing."""
+        """Returns the result if it is the current one of its name; read-only, without a lock."""
         manifest = Manifest.read(wanted.folder)
         return Kept(manifest, found=True) if manifest is not None and _is(manifest, wanted) else None
 
     def make(self, wanted: Wanted, build: Callable[[Path], Outcome]) -> Outcome:
-        """Makes a result, or finds it among the older ones; only one process at a time makes it.
+        """Makes a result, or restores an older one; only one process at a time makes it.
 
         Args:
-            wanted: The result. Once it is made it is the current one of its name, and the one before it an older one.
-            build: Fills an empty folder and returns `Kept`, or returns `OnDemand`; then nothing is kept.
+            wanted: The result. It becomes the current one of its name, and the previous one becomes an older result.
+            build: Fills an empty folder and returns `Kept`, or returns `OnDemand` for a result that is not saved.
 
         Raises:
             StorageError: The folder cannot be written.
@@ -204,11 +204,11 @@ class Results:
             return outcome
 
     def older(self, wanted: Wanted) -> Path:
-        """Returns the folder that a result has while it is not the current one of its name."""
+        """Returns the folder of a result that is not the current one of its name."""
         return wanted.folder.parent / ".older" / wanted.folder.name / wanted.fingerprint
 
     def folder_of(self, wanted: Wanted) -> Path:
-        """Returns the folder of a result: the current one of its name, or an older one.
+        """Returns the folder of a result, current or older.
 
         Raises:
             StorageError: The result was removed.
@@ -220,7 +220,7 @@ class Results:
         raise StorageError(f'The result of "{wanted.name}" is no longer in {wanted.folder}. Run the script again.')
 
     def scratch(self, wanted: Wanted) -> Path:
-        """Returns a folder for unfinished work, which outlives a killed process but not the finished result."""
+        """Returns a folder for unfinished work, which survives a kill and is removed with completion of the result."""
         return self.folder / ".work" / f"{wanted.folder.name}-{wanted.fingerprint}"
 
     def _restored(self, wanted: Wanted) -> Kept | None:
@@ -230,7 +230,7 @@ class Results:
         return self.find(wanted)
 
     def _promote(self, wanted: Wanted) -> None:
-        """Makes an older result the current one; wherever this is cut off, both can be found."""
+        """Makes an older result the current one; a kill at any point loses neither."""
         folder, target = wanted.folder, self.older(wanted)
         if folder.exists():
             current = Manifest.read(folder)
@@ -270,7 +270,7 @@ def _removed_if_empty(folder: Path) -> Iterator[None]:
 
 
 def _slug(name: str) -> str:
-    """Turns a name into a folder name: lower case, hyphens for spaces, nothing that a file system minds."""
+    """Turns a name into a folder name: lower case, hyphens for spaces, only portable characters."""
     slug = re.sub(r"[^\w\-#().,&+=@!~' ]", "_", name.lower()).strip()
     slug = re.sub(r"\s+", "-", slug).lstrip(".") or "_"
     content = slug.encode()

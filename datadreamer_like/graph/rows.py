@@ -1,4 +1,4 @@
-"""Rows as they flow between steps: Arrow record batches of one schema, read anew in each pass, with their origin."""
+"""Rows that flow between steps: Arrow record batches of one schema, read again in each pass, with their origin."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Batch = dict[str, list[Any]]
-"""Rows at the edges, where a user's function or a model takes them: columns as Python lists of equal length."""
+"""Rows for a user's function or a model: columns as Python lists of equal length."""
 
 BATCH_SIZE = 1000
 
-# Where rows only move, larger batches cost less.
+# Larger batches are faster where rows are only moved.
 _MOVED_AT_ONCE = 16_384
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that can be taken by position: an Arrow table, in memory or on disk, and which of its rows in what order.
+    """A view with random access: an Arrow table, in memory or on disk, and positions of rows in it.
 
     Attributes:
         data: The Arrow table.
-        indices: Positions of the rows in it; None for all of them, in order.
+        indices: Positions of the rows; None for all of them, in order.
     """
 
     data: pa.Table
@@ -44,7 +44,7 @@ class Table:
         return self.data.num_rows if self.indices is None else len(self.indices)
 
     def select(self, positions: range | np.ndarray[Any, Any]) -> Table:
-        """Returns the rows at some positions, in that order."""
+        """Returns a view of the rows at some positions, in that order."""
         if self.indices is None:
             if isinstance(positions, range) and positions.step == 1:
                 return Table(self.data.slice(positions.start, len(positions)))
@@ -54,7 +54,7 @@ class Table:
         return Table(self.data, self.indices[np.asarray(positions, dtype=np.int64)])
 
     def columns(self, names: Sequence[str]) -> Table:
-        """Returns some of the columns, in that order."""
+        """Returns a view of some columns, in that order."""
         return Table(self.data.select(list(names)), self.indices)
 
     def batches(self, size: int = _MOVED_AT_ONCE) -> Iterator[pa.RecordBatch]:
@@ -72,17 +72,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows with a schema and an origin. They do not change; each pass reads them again.
+    """Immutable rows with a schema and an origin; each pass reads them again.
 
     Attributes:
-        schema: The columns, with what is known of their types. Of lazy rows that may be the names alone; each of their
-            batches has types of its own, and whoever writes them widens the schema over all batches.
-        num_rows: How many rows a pass gives; None where that is not known before.
+        schema: The columns, with types as far as known. Lazy rows may have names only: types may differ between their
+            batches, and the writer widens the schema over all batches.
+        num_rows: Number of rows; None if it is unknown before a pass.
         read: Starts a pass of Arrow record batches.
-        origin: Which rows of which nodes each row came from.
+        origin: The origin of each row.
         node: The node that the rows belong to.
-        table: The rows by position; None for lazy rows.
-        sample: One of the rows, where one was made already to learn the columns.
+        table: The rows with random access; None for lazy rows.
+        sample: One of the rows, if one was already made to find the columns.
     """
 
     schema: pa.Schema
@@ -95,7 +95,7 @@ class Rows:
 
     @classmethod
     def of_table(cls, table: Table | pa.Table, origin: Origin | None = None, node: Node | None = None) -> Rows:
-        """Returns rows that can be taken by position."""
+        """Returns rows of a table."""
         taken = Table(table) if isinstance(table, pa.Table) else table
         return cls(taken.data.schema, len(taken), taken.batches, origin or Origin(), node, taken)
 
@@ -116,9 +116,9 @@ class Rows:
         """Returns lazy rows whose origin is learned as they are read.
 
         Args:
-            names: Their schema, or the names of the columns alone.
-            num_rows: How many there are; None where that is not known.
-            read: Starts a pass of batches, each with where its rows come from, or None where that is not known.
+            names: Their schema, or the names of the columns.
+            num_rows: Number of rows; None if unknown.
+            read: Starts a pass of batches, each with its origin, or None if that is unknown.
             node: The node that the rows belong to.
         """
         origin = Origin.learned()
@@ -148,7 +148,7 @@ class Rows:
                 yield to_columns(batch.slice(start, size))
 
     def select_columns(self, names: Sequence[str]) -> Rows:
-        """Returns the same rows with some of their columns, in that order."""
+        """Returns the rows with some of their columns, in that order."""
         wanted = list(names)
         if self.table is not None:
             taken = self.table.columns(wanted)
@@ -157,7 +157,7 @@ class Rows:
         return replace(self, schema=schema, read=lambda: (with_columns(batch, schema) for batch in self.read()))
 
     def renamed(self, names: dict[str, str]) -> Rows:
-        """Returns the same rows with other names for some columns."""
+        """Returns the rows with renamed columns."""
         new = [names.get(name, name) for name in self.columns]
         if new == self.columns:
             return self
@@ -191,12 +191,12 @@ class Rows:
 
 
 def untyped(names: Iterable[str]) -> pa.Schema:
-    """Returns a schema of columns whose types are not known yet."""
+    """Returns a schema of columns of unknown types."""
     return pa.schema([pa.field(name, pa.null()) for name in names])
 
 
 def with_columns(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """Returns the columns that a schema names, in its order; one that the batch lacks is None."""
+    """Returns a schema's columns of a batch, in the schema's order; missing columns are None."""
     if batch.schema.names == schema.names:
         return batch
     fields = [batch.schema.field(column.name) if column.name in batch.schema.names else column for column in schema]
@@ -208,7 +208,7 @@ def with_columns(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def rebatched(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
-    """Yields the same rows, `size` at once; the last batch may be smaller. Types may change between the batches."""
+    """Yields the rows in batches of `size`; the last may be smaller. Types may change between batches."""
     held: list[pa.RecordBatch] = []
     count = 0
     for batch in batches:

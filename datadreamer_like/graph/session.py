@@ -1,4 +1,4 @@
-"""The session: a `with` block whose results are kept below one folder, and the engine that its work runs on."""
+"""The session: a `with` block with an output folder and an engine."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import tempfile
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar, Token
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
-from datadreamer_like.errors import SessionError
+from datadreamer_like.errors import ArgumentTypeError, SessionError
 
 from .engine import Engine, LocalEngine
 from .progress import Progress, ProgressHandler
+from .ray_engine import RayEngine
 from .results import Results
 from .tracebacks import show_errors_briefly
 
@@ -29,26 +31,27 @@ _last_started: DataDreamer | None = None
 
 
 def current_session() -> DataDreamer | None:
-    """Returns the session that this code runs in.
+    """Returns the open session of this context.
 
-    A thread started by hand, or a later cell of a notebook, belongs to the session that was started last.
+    In other threads, and in later cells of a notebook, it is the session that was started last.
     """
     return _current.get() or _last_started
 
 
 class DataDreamer:
-    """A session: everything made inside its block is kept below one folder, and found there by the next run.
+    """A session: the results of all nodes in its block are saved in one folder, and loaded by the next run.
 
     Args:
-        output_folder_path: The folder; made if it is not there. `":memory:"` keeps nothing after the session.
+        output_folder_path: The folder, created if needed. `":memory:"` deletes everything after the session.
         verbose: False shows only warnings; True and None show progress.
         log_level: A level of `logging` that overrides `verbose`.
         log_date: Start each log line with date and time.
-        hf_log: Let Hugging Face libraries show their own logs and progress bars.
-        engine: Where the work runs; None for this process.
+        hf_log: Show logs and progress bars of Hugging Face libraries.
+        engine: "local" runs in this process, "ray" on a Ray cluster; or a `RayEngine` with options.
 
     Raises:
-        SessionError: The path is a file, or a session is open already.
+        SessionError: The path is a file, a session is already open, or the Ray cluster is unavailable.
+        MissingExtra: The engine is not installed.
         NewerFormat: The folder was written by a newer version of this package.
         StorageError: The folder cannot be written.
 
@@ -66,7 +69,7 @@ class DataDreamer:
         log_level: int | None = None,
         log_date: bool = False,
         hf_log: bool = False,
-        engine: Engine | None = None,
+        engine: Engine | Literal["local", "ray"] = "local",
     ) -> None:
         self.in_memory = str(output_folder_path) == ":memory:"
         self.folder = Path(tempfile.gettempdir()) if self.in_memory else Path(output_folder_path).absolute()
@@ -78,7 +81,7 @@ class DataDreamer:
         self.hf_log = hf_log
         self.in_memory_answers: dict[str, Any] = {}
         self.progress = Progress(quiet=verbose is False)
-        self.engine = LocalEngine() if engine is None else engine
+        self.engine = _engine(engine)
         self.results = Results(self.folder)
         self._token: Token[DataDreamer | None] | None = None
         self._handler: logging.Handler | None = None
@@ -87,7 +90,7 @@ class DataDreamer:
 
     @property
     def cache_folder(self) -> Path | None:
-        """Where answers, embeddings and indexes are kept; None in memory."""
+        """The folder of answers, embeddings and indexes; None in memory."""
         return None if self.in_memory else self.results.cache_folder
 
     def __enter__(self) -> DataDreamer:
@@ -98,7 +101,7 @@ class DataDreamer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is not None:
-            # Another error from the background would only hide the reason; Ctrl-C means now.
+            # Errors of background steps would hide this one; Ctrl-C does not wait for them.
             waits, self._background = self._background, []
             for wait in waits if not isinstance(error, KeyboardInterrupt) else []:
                 with contextlib.suppress(Exception):
@@ -106,12 +109,12 @@ class DataDreamer:
         self.stop()
 
     def start(self) -> None:
-        """Opens the session without a block, as in a notebook; end it with `stop`."""
+        """Opens the session without a block, as for a notebook; end it with `stop`."""
         global _last_started
         open_session = current_session()
         if open_session is not None:
             raise SessionError(
-                f"A session is open already (on {open_session.folder}); sessions do not nest. End it first: leave its "
+                f"A session is already open (on {open_session.folder}); sessions do not nest. End it first: leave its "
                 "`with` block, or call its stop()."
             )
         if self.in_memory:
@@ -119,14 +122,14 @@ class DataDreamer:
             self._cleanup = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.results = Results(self.folder)
         self.results.open()
+        self.engine.open(self.results, self.progress, partial(join_session, self.folder))
         self._start_logging()
         show_errors_briefly()
-        self.engine.open(self.results, self.progress)
         self._token = _current.set(self)
         _last_started = self
 
     def stop(self) -> None:
-        """Ends the session, when the steps that run in the background are done; raises what one of them raised."""
+        """Waits for background steps and ends the session; raises the error of a failed background step."""
         waits, self._background = self._background, []
         try:
             with contextlib.ExitStack() as all_of_them:
@@ -136,7 +139,7 @@ class DataDreamer:
             self._end()
 
     def wait_at_end(self, wait: Callable[[], None]) -> None:
-        """Registers work in the background: `wait` returns when it is done, or raises what it raised."""
+        """Registers background work: `wait` returns when it is done, or raises its error."""
         self._background.append(wait)
 
     def _end(self) -> None:
@@ -144,7 +147,7 @@ class DataDreamer:
         if _last_started is self:
             _last_started = None
         if self._token is not None:
-            with contextlib.suppress(ValueError):  # stopped from another context than it was started in
+            with contextlib.suppress(ValueError):  # stopped in a different context
                 _current.reset(self._token)
             self._token = None
         self.engine.close()
@@ -161,39 +164,39 @@ class DataDreamer:
 
     def _start_logging(self) -> None:
         logger.setLevel(self.log_level)
-        # Whoever configured logging for the whole process gets the records there, once.
+        # If the application configured logging, records go there only.
         if not logging.getLogger().handlers and not logger.handlers:
             self._handler = ProgressHandler(self.progress, self.log_date)
             logger.addHandler(self._handler)
         if not self.hf_log:
             for name, value in _QUIET_LIBRARIES.items():
                 os.environ.setdefault(name, value)
-            # Those that the script has imported already have read their environment.
+            # Modules that are already imported have read their environment.
             for name in ("huggingface_hub.utils", "datasets"):
                 if name in sys.modules:
                     sys.modules[name].disable_progress_bars()
 
-    # What DataDreamer scripts ask for
+    # For DataDreamer scripts
 
     @staticmethod
     def initialized() -> bool:
-        """Tells whether a session is open."""
+        """Returns whether a session is open."""
         return current_session() is not None
 
     @staticmethod
     def is_running_in_memory() -> bool:
-        """Tells whether the open session keeps nothing."""
+        """Returns whether the open session is in memory."""
         session = current_session()
         return session is not None and session.in_memory
 
     @staticmethod
     def is_background_process() -> bool:
-        """Tells whether this is a process that a session started: never, background steps are threads here."""
+        """Returns False: background steps are threads here."""
         return False
 
     @staticmethod
     def is_registered_thread() -> bool:
-        """Tells whether this thread belongs to the open session."""
+        """Returns whether this thread belongs to the open session."""
         return current_session() is not None
 
     @staticmethod
@@ -205,8 +208,22 @@ class DataDreamer:
         """
         session = current_session()
         if session is None:
-            raise SessionError("There is no session. Put this inside `with DataDreamer(folder):`.")
+            raise SessionError("There is no session. Call this inside `with DataDreamer(folder):`.")
         return str(session.folder)
+
+
+def join_session(folder: Path) -> None:
+    """Joins the session of another process, so that models in this process cache their answers in its folder."""
+    global _last_started
+    _last_started = DataDreamer(folder, verbose=False)
+
+
+def _engine(engine: object) -> Engine:
+    if isinstance(engine, Engine):
+        return engine
+    if engine not in ("local", "ray"):
+        raise ArgumentTypeError(f'engine is {engine!r}; it must be "local", "ray" or an engine, such as RayEngine().')
+    return LocalEngine() if engine == "local" else RayEngine()
 
 
 _QUIET_LIBRARIES = {

@@ -1,4 +1,4 @@
-"""How an error that ends a script is shown: the user's own lines and the message, not this package's inner frames."""
+"""Short tracebacks for errors that end a script: the user's own lines and the message, without library frames."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ _PACKAGE = str(Path(__file__).resolve().parents[1])
 
 
 def show_errors_briefly() -> None:
-    """Shortens what Python prints when one of this package's errors, or Ctrl-C, ends the script.
+    """Shortens the traceback when one of this package's errors, or Ctrl-C, ends the script.
 
-    Python prints everything when the environment variable DATADREAMER_LIKE_FULL_TRACEBACK is set. A hook that somebody
-    else has installed stays in place.
+    The environment variable DATADREAMER_LIKE_FULL_TRACEBACK turns this off. An existing hook is not replaced.
     """
     if sys.excepthook is sys.__excepthook__ and not os.environ.get(FULL):
         sys.excepthook = _brief
@@ -28,7 +27,7 @@ def show_errors_briefly() -> None:
 
 def _brief(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
-        sys.stderr.write("Interrupted. What was finished is kept: run the script again and it continues.\n")
+        sys.stderr.write("Interrupted. Finished work is saved: run the script again and it continues.\n")
     elif isinstance(error, DataDreamerError):
         own = [frame for frame in traceback.extract_tb(trace) if not _is_library(frame.filename)]
         sys.stderr.write("".join(traceback.format_list(own)))

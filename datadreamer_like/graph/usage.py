@@ -1,6 +1,6 @@
-"""What a node has used and done so far: rows, requests, tokens, cost, failures.
+"""Usage counts of a node: rows, requests, tokens, cost, failures.
 
-Whatever works inside a node (an LLM, a trainer) adds to the current usage without knowing the node.
+Models and trainers add to the current usage without knowing the node.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-# A million failed rows must not cost a gigabyte of messages.
+# Bounds the memory for messages of failed rows.
 _MESSAGES_KEPT = 1_000
 
 
 @dataclass
 class Usage:
-    """Counts of one node; safe to add to from several threads.
+    """Counts of one node; thread-safe.
 
     Attributes:
         rows: Rows made.
-        total_rows: Rows expected, where known.
-        requests: Requests that were sent to a model.
-        cached: Answers found in the cache instead.
+        total_rows: Rows expected, if known.
+        requests: Requests sent to models.
+        cached: Answers found in the cache.
         prompt_tokens: Tokens sent.
         completion_tokens: Tokens received.
-        cost: Money spent, in US dollars; 0 where nothing was paid for, None where a price is not known.
-        failed: Indices of the rows that have an error instead of a value, as they failed.
-        failures: The first thousand of these, row index to message.
-        note: A few words on what is happening now, for the progress display.
+        cost: US dollars spent; 0 if nothing was paid for, None if a price is unknown.
+        failed: Indices of rows with an error instead of a value, in order of failure.
+        failures: Messages of the first thousand of these, by row index.
+        note: Current activity, for the progress display.
     """
 
     rows: int = 0
@@ -66,24 +66,24 @@ class Usage:
 
     @property
     def failed_rows(self) -> int:
-        """Number of rows that have an error instead of a value."""
+        """Number of rows with an error instead of a value."""
         return len(self.failed)
 
     def row_failed(self, index: int, message: str) -> None:
-        """Counts a row that has an error instead of a value."""
+        """Records a failed row."""
         with self._lock:
             self.failed.append(index)
             if len(self.failures) < _MESSAGES_KEPT:
                 self.failures[index] = message
 
     def forget_failures(self) -> None:
-        """Starts counting failed rows anew, where all rows are made again."""
+        """Clears the failed rows, before all rows are made again."""
         with self._lock:
             del self.failed[:]
             self.failures.clear()
 
     def absorb(self, other: Usage) -> None:
-        """Adds what a node inside this one has used; its rows stay its own."""
+        """Adds the usage of a nested node, except its rows."""
         self.add(
             requests=other.requests,
             cached=other.cached,
@@ -97,7 +97,7 @@ _current: ContextVar[Usage | None] = ContextVar("datadreamer_like_usage", defaul
 
 
 def current_usage() -> Usage:
-    """Returns the usage of the node that is at work in this thread, or a new one that nobody reads."""
+    """Returns the usage of the node that is running in this context, or a new one outside a node."""
     return _current.get() or Usage()
 
 

@@ -1,4 +1,4 @@
-"""README.md of a published dataset or model: what it is, how to load it, and how it was made."""
+"""The README.md of a published dataset or model: its content, loading and origin."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from datadreamer_like.graph.card import Card
 
 from .metadata import SYNTHETIC_TAG, TAG, public_name, stated
 
-BEGIN = "<!-- datadreamer-like: written when publishing; what stands outside of this block is kept -->"
+BEGIN = "<!-- datadreamer-like: written when publishing; text outside this block is kept -->"
 END = "<!-- datadreamer-like: end {digest} -->"
 LONGEST_PROMPT = 4_000
 MOST_PROMPTS = 20
 MOST_NODES = 100
 
-# What an earlier publication said under these keys is void; under other keys, what stands in the repository is kept.
+# Keys that a publication replaces; other keys in the repository are kept.
 OWN_KEYS = frozenset(
     {
         "base_model",
@@ -37,13 +37,13 @@ BY_CONFIG = ("dataset_info", "configs")
 
 @dataclass(frozen=True)
 class Readme:
-    """The card of one publication, before it meets the one that the repository has.
+    """The card of one publication.
 
     Attributes:
         kind: `"dataset"` or `"model"`.
         metadata: The YAML block.
         body: The text below it, in Markdown.
-        digest: Hash of all that the card says except times, by which it is known again.
+        digest: Hash of the card without times, to detect an unchanged card.
     """
 
     kind: str
@@ -54,8 +54,8 @@ class Readme:
     def over(self, present: str | None) -> str:
         """Returns the whole README.md, given the present one.
 
-        A present card that says the same stays as it is, whenever it was made. Else this card takes the place of the
-        earlier one; text around it, other configurations of a dataset and keys that this card does not speak of stay.
+        An equal card is not changed, even if its times differ. Otherwise this card replaces it; text around it, other
+        configurations of a dataset and other keys are kept.
         """
         if present is None:
             return self._text(self.metadata, "", "")
@@ -76,10 +76,10 @@ def readme(kind: str, card: Card, metadata: Mapping[str, Any], *, load: str, con
 
     Args:
         kind: `"dataset"` or `"model"`.
-        card: Origin of what is published.
+        card: The published node's card.
         metadata: The YAML block.
-        load: Python that loads it.
-        content: Markdown about what is in it, such as a table of splits.
+        load: Python code that loads it.
+        content: Markdown about its content, such as a table of splits.
     """
     is_synthetic = SYNTHETIC_TAG in metadata.get("tags", ())
     body = _body(kind, card, is_synthetic, load, content)
@@ -89,7 +89,7 @@ def readme(kind: str, card: Card, metadata: Mapping[str, Any], *, load: str, con
 
 
 def fence(text: str, language: str = "text") -> str:
-    """Puts text into a fenced block that nothing inside it can end, whatever it holds."""
+    """Puts text into a fenced block whose fence is longer than any in the text."""
     clean = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", text.replace("\r\n", "\n").replace("\r", "\n"))
     clean = clean.encode("utf-8", "replace").decode()
     longest = max((len(run) for run in re.findall(r"`+", clean)), default=0)
@@ -98,13 +98,13 @@ def fence(text: str, language: str = "text") -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Renders a Markdown table, its cells escaped."""
+    """Renders a Markdown table with escaped cells."""
     lines = [header, ["---"] * len(header), *([plain(str(value)) for value in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def plain(text: str) -> str:
-    """Escapes text so that Markdown and HTML show it as it is, on one line."""
+    """Escapes text for Markdown and HTML, on one line."""
     one_line = " ".join(text.encode("utf-8", "replace").decode().split())
     return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", one_line)
 
@@ -188,7 +188,7 @@ def _totals(nodes: Sequence[Card]) -> str:
 
 
 def _dollars(nodes: Sequence[Card]) -> str:
-    """Returns what nodes cost together; "unknown" where a price is not known, and at least what is."""
+    """Returns the total cost of nodes; "unknown" with a lower bound if a price is unknown."""
     known = sum(node.cost for node in nodes if node.cost is not None)
     if all(node.cost is not None for node in nodes):
         return f"{known:.4f}"
@@ -221,7 +221,7 @@ def _duration(seconds: float) -> str:
 
 
 def _without_times(card: Card) -> Card:
-    """Copies a lineage without what differs between two runs that made the same."""
+    """Copies a lineage without times, which differ between equal runs."""
     copies: dict[int, Card] = {}
     for node in card.lineage():
         parents = [copies[id(parent)] for parent in node.parents]
@@ -230,7 +230,7 @@ def _without_times(card: Card) -> Card:
 
 
 def _parts(text: str) -> tuple[dict[str, Any], str, str]:
-    """Takes a README.md apart: its YAML, the text before our block, and the text after it."""
+    """Splits a README.md into its YAML, the text before our block, and the text after it."""
     metadata: dict[str, Any] = {}
     if re.match(r"\s*---\s*\n", text):
         card = RepoCard(text, ignore_metadata_errors=True)

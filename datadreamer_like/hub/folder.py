@@ -1,4 +1,4 @@
-"""The files of a saved model that are worth publishing, without what belongs to one machine or one training run."""
+"""The files of a saved model to publish, without those of one machine or training run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LEFT_OUT = (
 )
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.index.json")
 ADAPTER = "adapter_config.json"
-# Where transformers and peft note what a model was loaded from, which may be a folder of this machine.
+# Keys in which transformers and peft record where a model was loaded from, possibly a local folder.
 ORIGIN_KEYS = {
     "config.json": ("_name_or_path",),
     "tokenizer_config.json": ("name_or_path", "_name_or_path"),
@@ -43,15 +43,14 @@ def model_files(folder: Path, *, base_model: str | None, ignore: Sequence[str] =
 
     Args:
         folder: A saved model.
-        base_model: Id on the Hub of the model that an adapter belongs to, if known.
-        ignore: Further patterns, such as `onnx/*`, of paths to leave out.
+        base_model: Hub id of an adapter's base model, if known.
+        ignore: Further patterns of paths to leave out, such as `onnx/*`.
 
     Returns:
-        Path in the repository to a file, or to the bytes of one in which a path of this machine was replaced.
+        Files by path in the repository, or the bytes of a file in which a local path was replaced.
 
     Raises:
-        HubError: There is no such folder, nothing in it that makes a model, or an adapter of a model that only this
-            machine has.
+        HubError: The folder does not exist, holds no model, or holds an adapter of a local model.
     """
     if not folder.is_dir():
         raise HubError(f'"{folder}" is not a folder. Publish the folder that the model was saved to.')
@@ -66,12 +65,12 @@ def model_files(folder: Path, *, base_model: str | None, ignore: Sequence[str] =
 
 
 def is_weights(path: str) -> bool:
-    """Tells whether a path is that of a model's weights, of which no older ones may stay beside the new."""
+    """Returns whether a path is a weights file; a publication deletes those of an earlier one."""
     return "/" not in path and any(fnmatch(path, pattern) for pattern in WEIGHTS)
 
 
 def library_of(files: dict[str, Path | bytes]) -> str | None:
-    """Returns the Hub's name of the library that loads such files, None where there is no one library."""
+    """Returns the Hub's name of the library that loads such files; None if there is none."""
     if ADAPTER in files:
         return "peft"
     if "modules.json" in files:
@@ -87,7 +86,7 @@ def _public(file: Path, base_model: str | None) -> Path | bytes:
         return file
     if file.name == ADAPTER and base_model is None:
         raise HubError(
-            "This adapter belongs to a model that only this machine has, so nobody could load it. "
+            "The base model of this adapter is a local folder, so others could not load it. "
             "Publish the base model first and train from its id, or publish the merged model."
         )
     for key in local:

@@ -1,4 +1,4 @@
-"""How a dataset lies in its repository: configuration, splits, shards, and the keys of the card that describe them."""
+"""The layout of a dataset repository: configuration, splits, shards, and their metadata in the card."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ DEFAULT_CONFIG = "default"
 
 @dataclass
 class Layout:
-    """How a dataset lies in its repository, learned shard by shard as they are written.
+    """The layout of a dataset in its repository, completed as shards are written.
 
     Attributes:
         splits: Rows by split.
         config: Name of the configuration.
-        num_bytes: Bytes of each split's rows, as Arrow counts them.
+        num_bytes: Arrow bytes of each split's rows.
         download_size: Bytes of all shards.
-        paths: Where the shards belong in the repository.
+        paths: Paths of the shards in the repository.
     """
 
     splits: dict[str, datasets.Dataset]
@@ -38,17 +38,16 @@ class Layout:
 
     @classmethod
     def of(cls, data: datasets.Dataset | datasets.DatasetDict, config_name: str | None) -> Layout:
-        """Checks that a dataset can be published as it is.
+        """Checks that a dataset can be published.
 
         Raises:
             ArgumentTypeError: It is another kind of dataset.
             EmptyDataset: There is no split, or one has no rows.
-            HubError: A split or the configuration has a name that `datasets` does not take, or splits differ in their
-                columns.
+            HubError: The name of a split or of the configuration is invalid, or splits differ in their columns.
         """
         splits = {str(name): rows for name, rows in data.items()} if isinstance(data, dict) else {"train": data}
         if not splits:
-            raise EmptyDataset("There are no splits to publish. Look at the step that made the dataset.")
+            raise EmptyDataset("There are no splits to publish. Check the step that made the dataset.")
         config = config_name or DEFAULT_CONFIG
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", config) or config == "data":
             raise HubError(f'"{config}" cannot name a configuration. Use letters, digits, "-", "_" and ".".')
@@ -69,13 +68,13 @@ class Layout:
             if not len(rows):
                 raise EmptyDataset(
                     f'The split "{name}" has no rows, and `load_dataset` fails on such a dataset. '
-                    "Leave the split out, or look at the step that made it."
+                    "Leave the split out, or check the step that made it."
                 )
         return cls(splits, config)
 
     @property
     def is_default(self) -> bool:
-        """Whether `load_dataset` needs no name of a configuration."""
+        """Whether this is the default configuration of `load_dataset`."""
         return self.config == DEFAULT_CONFIG
 
     @property
@@ -89,7 +88,7 @@ class Layout:
         return sum(len(rows) for rows in self.splits.values())
 
     def metadata(self) -> dict[str, Any]:
-        """Returns the keys of the card by which `datasets` finds splits and features."""
+        """Returns the card's keys for splits and features."""
         info = datasets.DatasetInfo(
             features=next(iter(self.splits.values())).features,
             splits=datasets.splits.SplitDict(
@@ -115,7 +114,7 @@ class Layout:
         return f"## What is in it\n\n{splits}\n\n{columns}"
 
     def is_stale(self, path: str) -> bool:
-        """Tells whether a path is that of a shard which this dataset has no successor for."""
+        """Returns whether a path is a shard of an earlier version that this one does not have."""
         return path not in self.paths and bool(
             re.fullmatch(rf"{re.escape(self.data_dir)}/[^/]+-\d{{5}}-of-\d{{5}}(-[0-9a-f]+)?\.parquet", path)
         )

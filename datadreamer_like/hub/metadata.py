@@ -1,4 +1,4 @@
-"""The YAML block on top of a card, by which the Hub sorts and links: only values that its validation accepts."""
+"""The YAML block of a card, with values that the Hub's validation accepts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .licenses import LICENSES
 TAG = "datadreamer-like"
 SYNTHETIC_TAG = "synthetic"
 
-# An absolute path inside of a longer text, whose last part is all that others need.
+# An absolute path inside a longer text; only its last part is published.
 PATH_IN_TEXT = re.compile(r"(?<![\w.:/~-])(?:~?/|[A-Za-z]:\\)[^\s'\",;()]*[/\\]([^\s/\\'\",;()]+)")
 
 SPECIAL_LANGUAGES = ("code", "multilingual")
@@ -40,11 +40,11 @@ def model_metadata(
     Args:
         card: Origin of the model.
         task: The Hub's name of the task, such as `text-classification`.
-        library: The Hub's name of the library that loads the model, if it has one.
+        library: The Hub's name of the library that loads the model, if any.
         adapter: Whether the files are an adapter of the base model.
         language: ISO 639 codes.
         is_synthetic: Whether it was trained on synthetic data.
-        on_hub: Tells whether a repository (`"model"` or `"dataset"`, id) exists on the Hub.
+        on_hub: Returns whether a repository (`"model"` or `"dataset"`, id) exists on the Hub.
 
     Returns:
         Only keys that have a value.
@@ -73,15 +73,15 @@ def dataset_metadata(
     is_synthetic: bool,
     on_hub: Callable[[str, str], bool],
 ) -> dict[str, Any]:
-    """Returns the YAML of a dataset's card, without the features and splits that only its files know.
+    """Returns the YAML of a dataset's card, without features and splits.
 
     Args:
         card: Origin of the dataset.
         rows: Rows in all splits.
-        task_categories: The Hub's names of the tasks that it is made for.
+        task_categories: The Hub's names of its tasks.
         language: ISO 639 codes.
-        is_synthetic: Whether a model wrote it, or a part of it.
-        on_hub: Tells whether a repository (`"model"` or `"dataset"`, id) exists on the Hub.
+        is_synthetic: Whether a model wrote some of its rows.
+        on_hub: Returns whether a repository (`"model"` or `"dataset"`, id) exists on the Hub.
 
     Returns:
         Only keys that have a value.
@@ -98,10 +98,9 @@ def dataset_metadata(
 
 
 def base_model(card: Card) -> str | None:
-    """Returns the name of the model that a published one descends from, as the script gave it.
+    """Returns the name of a published model's base model, as in the script.
 
-    A stage that was given another node's model passes on what that node started from; a teacher is no ancestor, so
-    nothing is guessed where more than one model went in.
+    A stage inherits the base model of its input; None with several inputs, since a teacher is not a base model.
     """
     if card.base_model and not is_local(card.base_model):
         return card.base_model
@@ -112,7 +111,7 @@ def base_model(card: Card) -> str | None:
 
 
 def is_local(name: str) -> bool:
-    """Tells whether a model's or dataset's name is a path on this machine."""
+    """Returns whether a model's or dataset's name is a local path."""
     if "://" in name:
         return False
     if name.startswith((".", "/", "~")) or name.endswith("/") or re.match(r"([A-Za-z]:)?[^\s\\]*\\", name):
@@ -124,7 +123,7 @@ def is_local(name: str) -> bool:
 
 
 def public_name(name: str) -> str:
-    """Returns a name as strangers may read it: without the folders of this machine, logins or signed queries."""
+    """Returns a name without local folders, logins or signed queries, for publication."""
     if is_local(name):
         last = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
         return f"{last or 'folder'} (local)"
@@ -140,7 +139,7 @@ def stated(cards: Iterable[Card], attribute: str) -> list[str]:
 
 
 def is_valid_id(name: str) -> bool:
-    """Tells whether the Hub takes a name as `name` or `namespace/name`."""
+    """Returns whether a name is valid on the Hub, as `name` or `namespace/name`."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -157,7 +156,7 @@ def _datasets(card: Card, on_hub: Callable[[str, str], bool]) -> list[str]:
 
 
 def _license(card: Card) -> str | None:
-    """One licence is passed on; several, or one that the Hub has no name for, are `other`: the text lists them."""
+    """Returns the only licence; `other` for several or unknown ones, which the text lists."""
     licenses = {re.sub(r"[\s_]+", "-", name.strip().lower()) for name in stated(card.lineage(), "licenses")}
     if not licenses:
         return None
@@ -165,7 +164,7 @@ def _license(card: Card) -> str | None:
 
 
 def _relation(card: Card, adapter: bool) -> str:
-    """Returns how a model relates to its base: only one that was never trained here is a mere quantization of it."""
+    """Returns the relation of a model to its base model; one that was trained here is not merely quantized."""
     if adapter:
         return "adapter"
     trained = any(node.kind == "trainer" for node in card.lineage())

@@ -1,4 +1,4 @@
-"""Publishing to the Hugging Face Hub: one commit with a card, or none where nothing changed."""
+"""Publishing to the Hugging Face Hub: one commit with a card, or none if nothing changed."""
 
 from __future__ import annotations
 
@@ -43,35 +43,33 @@ def publish_dataset(
     max_shard_size: int | str = "500MB",
     commit_message: str | None = None,
 ) -> str:
-    """Publishes a dataset with its card, so that `datasets.load_dataset(repo_id)` gives it back.
+    """Publishes a dataset with its card, for `datasets.load_dataset(repo_id)`.
 
-    All that is wrong with the names, the token or the card is found before anything is written or sent. The shards
-    are written and sent one after another, so that neither memory nor disk holds more than one. All changes are one
-    commit; where the repository holds this very dataset already, there is none.
+    Names, token and card are checked before anything is written or sent. Shards are written and sent one after another,
+    so that memory and disk hold at most one. All changes are one commit; an unchanged dataset makes none.
 
     Args:
         data: The rows; a `Dataset` becomes the split `train`.
-        repo_id: `namespace/name`; a bare name is put under the user's own namespace.
+        repo_id: `namespace/name`; a bare name is in the user's namespace.
         card: Origin of the rows.
-        branch: Branch to publish to, made if it is missing; None is the main one.
-        private: Whether only its owners may see the repository. One that exists keeps its visibility, and to publish
-            privately to a public one is refused.
-        token: Access token; None takes the one of `HF_TOKEN` or of `hf auth login`.
-        is_synthetic: Whether a language model wrote the rows or a part of them: tagged, and said on the card. None
-            finds out from the card.
-        config_name: Configuration of the dataset; other configurations in the repository stay.
-        task_categories: The Hub's names of tasks that the dataset is made for, such as `text-classification`.
-        language: ISO 639 codes of the languages in it.
-        max_shard_size: Size that shards aim at, in bytes of Arrow data, or as in `"500MB"`.
+        branch: Branch to publish to, created if missing; None for the main branch.
+        private: Create a private repository. An existing one keeps its visibility, and publishing privately to a public
+            one raises an error.
+        token: Access token; None for that of `HF_TOKEN` or `hf auth login`.
+        is_synthetic: Whether a language model wrote some of the rows, for a tag and the card; None decides by the card.
+        config_name: Configuration of the dataset; other configurations in the repository are kept.
+        task_categories: The Hub's names of the dataset's tasks, such as `text-classification`.
+        language: ISO 639 codes of its languages.
+        max_shard_size: Target size of shards, in bytes of Arrow data, or as in `"500MB"`.
         commit_message: Message of the commit.
 
     Returns:
         URL of the dataset, with the branch.
 
     Raises:
-        HubError: The Hub refuses or cannot be reached, or a name is one that it does not take.
+        HubError: The Hub rejects a request or is unavailable, or a name is invalid.
         EmptyDataset: A split has no rows.
-        StorageError: The disk has no room for a shard.
+        StorageError: The disk has no space for a shard.
 
     Example:
         >>> publish_dataset(rows, "me/topics", card=step.card)  # doctest: +SKIP
@@ -101,7 +99,7 @@ def publish_dataset(
     repository.open()
     present = repository.files()
     operations: list[Operation] = []
-    with _room_on_disk(), tempfile.TemporaryDirectory(prefix="datadreamer-like-") as folder:
+    with _disk_full_explained(), tempfile.TemporaryDirectory(prefix="datadreamer-like-") as folder:
         for shard in write_shards(layout, Path(folder), int(convert_file_size_to_int(max_shard_size))):
             addition = CommitOperationAdd(shard.path_in_repo, shard.file)
             if is_same(addition, present.get(shard.path_in_repo)):
@@ -131,35 +129,34 @@ def publish_model(
     ignore: Sequence[str] = (),
     commit_message: str | None = None,
 ) -> str:
-    """Publishes a saved model with its card, so that `from_pretrained(repo_id)` gives it back.
+    """Publishes a saved model with its card, for `from_pretrained(repo_id)`.
 
-    All that is wrong with the names, the token, the folder or the card is found before anything is sent. All changes
-    are one commit, in which weights of an earlier publication that have no successor are deleted; where the
-    repository holds this very model already, there is none. Checkpoints, optimizer states, and other files of the
-    training run stay here, and so does every path of this machine.
+    Names, token, folder and card are checked before anything is sent. All changes are one commit, which also deletes
+    weights of an earlier version that no longer exist; an unchanged model makes none. Checkpoints, optimizer states and
+    other files of the training run are not published, nor are local paths.
 
     Args:
-        folder: Folder that the model was saved to.
-        repo_id: `namespace/name`; a bare name is put under the user's own namespace.
+        folder: Folder of the saved model.
+        repo_id: `namespace/name`; a bare name is in the user's namespace.
         card: Origin of the model.
-        branch: Branch to publish to, made if it is missing; None is the main one.
-        private: Whether only its owners may see the repository. One that exists keeps its visibility, and to publish
-            privately to a public one is refused.
-        token: Access token; None takes the one of `HF_TOKEN` or of `hf auth login`.
-        is_synthetic: Whether it was trained on rows that a language model wrote: tagged, and said on the card. None
-            finds out from the card.
+        branch: Branch to publish to, created if missing; None for the main branch.
+        private: Create a private repository. An existing one keeps its visibility, and publishing privately to a public
+            one raises an error.
+        token: Access token; None for that of `HF_TOKEN` or `hf auth login`.
+        is_synthetic: Whether it was trained on rows written by a language model, for a tag and the card; None decides
+            by the card.
         task: The Hub's name of the task, such as `text-generation`.
         imports: Modules to import before loading, such as `datadreamer_like.quantization`.
-        language: ISO 639 codes of the languages that it knows.
-        ignore: Patterns, such as `onnx/*`, of further paths to leave out.
+        language: ISO 639 codes of its languages.
+        ignore: Further patterns of paths to leave out, such as `onnx/*`.
         commit_message: Message of the commit.
 
     Returns:
         URL of the model, with the branch.
 
     Raises:
-        HubError: The Hub refuses or cannot be reached, a name is one that it does not take, or the folder holds
-            nothing that others could load.
+        HubError: The Hub rejects a request or is unavailable, a name is invalid, or the folder holds no model that
+            others could load.
 
     Example:
         >>> publish_model(student.path, "me/topics-student", card=student.card)  # doctest: +SKIP
@@ -226,13 +223,13 @@ def _call(arguments: Sequence[str], repository: Repository) -> str:
 
 
 @contextmanager
-def _room_on_disk() -> Iterator[None]:
+def _disk_full_explained() -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise StorageError(
-            f'The disk is full: no room in "{tempfile.gettempdir()}" for a shard of the dataset. '
+            f'The disk is full: no space in "{tempfile.gettempdir()}" for a shard of the dataset. '
             "Free some space, set TMPDIR to another disk, or give a smaller max_shard_size."
         ) from error

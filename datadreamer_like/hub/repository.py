@@ -1,4 +1,4 @@
-"""One repository on the Hub: who may write to it, what it holds, and one commit of what differs."""
+"""A repository on the Hub: write access, files, and one commit of changes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from huggingface_hub.hf_api import RepoFile
 from datadreamer_like.errors import HubError
 
 from .metadata import is_valid_id
-from .refusals import CONFLICT, TOKEN_HELP, WAITS, explained, passes, pause, persistently, status_of
+from .request_errors import CONFLICT, TOKEN_HELP, WAITS, explained, is_temporary, pause, retried, status_of
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -36,18 +36,18 @@ Operation = CommitOperationAdd | CommitOperationDelete
 class Repository:
     """A repository that the holder of a token may write to.
 
-    Making one asks the Hub who the token belongs to, and changes nothing there.
+    Construction requests the token's owner from the Hub, and changes nothing there.
 
     Args:
-        repo_id: `namespace/name`; a bare name is put under the user's own namespace.
-        kind: What is published.
-        token: Access token; None takes the one of HF_TOKEN or of `hf auth login`.
-        branch: Branch to publish to; None is the main one.
-        private: Whether only its owners may see it.
+        repo_id: `namespace/name`; a bare name is in the user's namespace.
+        kind: Kind of the repository.
+        token: Access token; None for that of HF_TOKEN or `hf auth login`.
+        branch: Branch to publish to; None for the main branch.
+        private: Whether a new repository is private.
 
     Raises:
-        HubError: The id is no id, there is no token, the Hub does not accept it, it may only read, the namespace is
-            not the user's, or the Hub cannot be reached.
+        HubError: The id is invalid, the token is missing, invalid or read-only, the namespace is not the user's, or the
+            Hub is unavailable.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Repository:
     ) -> None:
         if not is_valid_id(repo_id):
             raise HubError(
-                f'"{repo_id}" is not a name that the Hub takes. '
+                f'"{repo_id}" is not a valid name on the Hub. '
                 'Give "namespace/name" of letters, digits, "-", "_" and ".".'
             )
         self.kind = kind
@@ -66,55 +66,55 @@ class Repository:
         self._api = HfApi(token=self._token, library_name="datadreamer-like")
         self._known: dict[tuple[str, str], bool] = {}
         with explained(repo_id):
-            account = persistently(self._api.whoami, first=True)
+            account = retried(self._api.whoami, first=True)
         self.repo_id = _in_own_namespace(repo_id, account)
 
     @property
     def url(self) -> str:
-        """Where people find what was published."""
+        """URL of the published repository."""
         prefix = "datasets/" if self.kind == "dataset" else ""
         tree = "" if self.branch == MAIN else f"/tree/{quote(self.branch, safe='')}"
         return f"{self._api.endpoint}/{prefix}{self.repo_id}{tree}"
 
     def exists(self, kind: str, repo_id: str) -> bool:
-        """Tells whether a repository is on the Hub, for links that must not lead nowhere."""
+        """Returns whether a repository is on the Hub, to avoid dead links."""
         if (kind, repo_id) not in self._known:
             with explained(repo_id):
                 try:
-                    persistently(lambda: self._api.repo_info(repo_id, repo_type=kind))
+                    retried(lambda: self._api.repo_info(repo_id, repo_type=kind))
                     self._known[kind, repo_id] = True
                 except HfHubHTTPError as error:
-                    if passes(error):
+                    if is_temporary(error):
                         raise
                     self._known[kind, repo_id] = isinstance(error, GatedRepoError)
         return self._known[kind, repo_id]
 
     def validate(self, readme: str) -> None:
-        """Asks the Hub whether it takes a card, before anything is made or sent.
+        """Validates a card on the Hub, before anything is created or sent.
 
         Raises:
-            HubError: It does not; the message repeats its reasons.
+            HubError: The card is invalid; the message has the Hub's reasons.
         """
         with explained(self.repo_id):
             try:
-                persistently(lambda: RepoCard(readme, ignore_metadata_errors=True).validate(repo_type=self.kind))
+                retried(lambda: RepoCard(readme, ignore_metadata_errors=True).validate(repo_type=self.kind))
             except ValueError as error:
                 raise HubError(
-                    f'The Hub does not take the card of "{self.repo_id}": {error}. '
-                    "Mend what it names in the node's card or in the arguments of this call."
+                    f'The Hub rejects the card of "{self.repo_id}": {error}. '
+                    "Fix these values in the node's card or in the arguments of this call."
                 ) from error
 
     def open(self) -> None:
-        """Makes the repository and the branch where they are missing, and remembers the branch's last commit.
+        """Creates the repository and the branch if missing, and reads the branch's last commit.
 
         Raises:
-            HubError: The repository is public and was to be private, or the Hub refuses.
+            HubError: The repository is public although `private` was requested, or the Hub rejects the request.
         """
         with explained(self.repo_id):
             try:
-                info = persistently(lambda: self._api.repo_info(self.repo_id, repo_type=self.kind))
+                info = retried(lambda: self._api.repo_info(self.repo_id, repo_type=self.kind))
             except RepositoryNotFoundError:
-                persistently(
+                retried(
                     lambda: self._api.create_repo(
                         self.repo_id, repo_type=self.kind, private=self.private, exist_ok=True
                     )
@@ -122,22 +122,22 @@ class Repository:
             else:
                 if self.private and info.private is False:
                     raise HubError(
-                        f'"{self.repo_id}" is public, and private=True was asked for: nothing was sent. '
+                        f'"{self.repo_id}" is public, but private=True was given: nothing was sent. '
                         "Make it private in its settings on the Hub, or publish under another name."
                     )
             self.head = self._branch_head()
 
     def files(self) -> dict[str, RepoFile]:
-        """Returns what the branch holds at its last commit, by path."""
+        """Returns the files of the branch at its last commit, by path."""
         with explained(self.repo_id):
-            return persistently(self._list)
+            return retried(self._list)
 
     def readme(self) -> str | None:
-        """Returns the present README.md, None where there is none."""
+        """Returns the present README.md; None if there is none."""
         with explained(self.repo_id), tempfile.TemporaryDirectory() as folder:
             if README not in self.files():
                 return None
-            file = persistently(
+            file = retried(
                 lambda: self._api.hf_hub_download(
                     self.repo_id, README, repo_type=self.kind, revision=self.head, cache_dir=folder
                 )
@@ -145,10 +145,10 @@ class Repository:
             return Path(file).read_text(encoding="utf-8-sig")
 
     def upload(self, addition: CommitOperationAdd) -> bool:
-        """Sends the content of one large file ahead of its commit.
+        """Uploads one large file before its commit.
 
         Returns:
-            Whether the local file is not needed any more; a small one travels in the commit itself.
+            Whether the local file is no longer needed; small files are sent with the commit.
         """
         with explained(self.repo_id):
             self._api.preupload_lfs_files(
@@ -157,18 +157,18 @@ class Repository:
         return isinstance(addition.path_or_fileobj, bytes)
 
     def commit(self, operations: Sequence[Operation], message: str) -> bool:
-        """Makes one commit of all operations, or none where there are none.
+        """Makes one commit of all operations, or none if there are none.
 
-        A commit whose answer was lost on the way is recognized and not made again.
+        A commit whose response was lost is detected and not made again.
 
         Returns:
             Whether there was anything to commit.
 
         Raises:
-            HubError: The Hub refuses, stays unreachable, or the branch was changed by someone else meanwhile.
+            HubError: The Hub rejects the commit or is unavailable, or the branch was changed by someone else meanwhile.
         """
         if not operations:
-            logger.info('"%s" is already published as it is: nothing to do', self.url)
+            logger.info('"%s" is already up to date: nothing to publish', self.url)
             return False
         with explained(self.repo_id):
             for wait in (*WAITS, None):
@@ -184,7 +184,7 @@ class Repository:
                     break
                 except Exception as error:
                     conflict = status_of(error) in CONFLICT
-                    if not (conflict or passes(error)):
+                    if not (conflict or is_temporary(error)):
                         raise
                     time.sleep(pause(error, wait or WAITS[-1]))
                     if self._holds(operations):
@@ -198,13 +198,13 @@ class Repository:
         try:
             return self._head()
         except RevisionNotFoundError:
-            persistently(
+            retried(
                 lambda: self._api.create_branch(self.repo_id, branch=self.branch, repo_type=self.kind, exist_ok=True)
             )
             return self._head()
 
     def _head(self) -> str:
-        info = persistently(lambda: self._api.repo_info(self.repo_id, repo_type=self.kind, revision=self.branch))
+        info = retried(lambda: self._api.repo_info(self.repo_id, repo_type=self.kind, revision=self.branch))
         return info.sha or ""
 
     def _list(self) -> dict[str, RepoFile]:
@@ -223,14 +223,14 @@ class Repository:
 
 
 def is_same(addition: CommitOperationAdd, present: RepoFile | None) -> bool:
-    """Tells whether a file is in the repository with this very content."""
+    """Returns whether a file is in the repository with the same content."""
     if present is None or present.size != addition.upload_info.size:
         return False
     if present.lfs is not None:
         return present.lfs.sha256 == addition.upload_info.sha256.hex()
     with addition.as_file() as file:
         content = file.read()
-    # A git blob's name, by which the Hub lists small files.
+    # The Hub identifies small files by their git blob hash.
     return present.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
@@ -238,27 +238,27 @@ def _usable_token(token: str | None, repo_id: str) -> str:
     with explained(repo_id):
         found = (token if token is not None else get_token() or "").strip()
     if not found:
-        raise HubError(f'There is no token to publish "{repo_id}" with. {TOKEN_HELP} as token=.')
+        raise HubError(f'There is no token to publish "{repo_id}". {TOKEN_HELP} as token=.')
     if not (found.isascii() and found.isprintable()) or " " in found:
-        # Such a header is refused by the HTTP library, with the token in its message.
-        raise HubError(f"The token holds characters that no token of the Hub has. {TOKEN_HELP} as token=.")
+        # The HTTP library would reject such a header with the token in its message.
+        raise HubError(f"The token contains invalid characters. {TOKEN_HELP} as token=.")
     return found
 
 
 def _in_own_namespace(repo_id: str, account: dict[str, Any]) -> str:
-    """Checks that the account may write under the id's namespace, and completes a bare name."""
+    """Checks write access to the id's namespace, and adds the user's namespace to a bare name."""
     user = str(account["name"])
     role = account.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
         raise HubError(
-            f'The token of "{user}" may only read. Make one with write permission at '
+            f'The token of "{user}" is read-only. Create one with write permission at '
             "https://huggingface.co/settings/tokens."
         )
     namespace, _, name = repo_id.rpartition("/")
     if not namespace:
         return f"{user}/{name}"
     roles = {org["name"].casefold(): org.get("roleInOrg") for org in account.get("orgs", [])}
-    # Accounts that are no users, such as those of automation, may write where no list says so: the Hub decides.
+    # Accounts other than users, such as those of automation, may write to unlisted namespaces: the Hub decides.
     if namespace.casefold() == user.casefold() or account.get("type", "user") != "user":
         return repo_id
     if namespace.casefold() not in roles:
@@ -269,7 +269,7 @@ def _in_own_namespace(repo_id: str, account: dict[str, Any]) -> str:
         )
     if roles[namespace.casefold()] == "read":
         raise HubError(
-            f'"{user}" may only read in the organization "{namespace}". Ask its owners for write access, '
+            f'"{user}" has read-only access to the organization "{namespace}". Ask its owners for write access, '
             f'or publish to "{user}/{name}".'
         )
     return repo_id

@@ -1,6 +1,6 @@
-"""Datasets as Parquet shards, named as `datasets.load_dataset` looks for them.
+"""Datasets as Parquet shards with the names that `datasets.load_dataset` expects.
 
-The same rows give the same bytes, however they lie in memory: that is how a publisher knows that nothing changed.
+Equal rows give equal bytes, independent of their memory layout, so that unchanged shards are detected.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from datasets.table import embed_table_storage
 
 from .layout import Layout
 
-# A row group is read whole by the Hub's viewer and by streaming readers: some MB are a good size.
+# The Hub's viewer and streaming readers read whole row groups: some MB are a good size.
 ROW_GROUP_BYTES = 16 * 1024 * 1024
 MOST_ROWS_A_GROUP = 2**16
 SAMPLES = 16
 SAMPLE_ROWS = 8
-# Chunking by content lets the Hub store a dataset that changed a little for the price of the change.
+# With content-defined chunks the Hub stores only the changed parts of a dataset.
 WRITER_OPTIONS: dict[str, Any] = {"compression": "snappy", "write_page_index": True} | (
     {"use_content_defined_chunking": True} if int(pa.__version__.split(".")[0]) >= 21 else {}
 )
@@ -32,22 +32,22 @@ WRITER_OPTIONS: dict[str, Any] = {"compression": "snappy", "write_page_index": T
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file: where it lies on this machine, and where it belongs in the repository."""
+    """A Parquet file: its local path, and its path in the repository."""
 
     file: Path
     path_in_repo: str
 
 
 def write_shards(layout: Layout, folder: Path, max_shard_size: int) -> Iterator[Shard]:
-    """Writes a dataset as shards of about `max_shard_size` bytes of rows, yielding each before the next is begun.
+    """Writes a dataset as shards of about `max_shard_size` bytes, yielding each before the next is written.
 
-    Only one row group is in memory at a time, and the caller may delete a shard's file once it has it.
+    Only one row group is in memory at a time, and the caller may delete a yielded shard's file.
 
     Yields:
-        The shards of one split after the other; one without rows for a split without rows.
+        The shards of all splits in order; an empty one for a split without rows.
     """
     for split, data in layout.splits.items():
-        # Powers of two, so that a few bytes more or less a row do not move every boundary.
+        # Powers of two, so that small changes of the row size do not move every boundary.
         row_bytes = _row_bytes(data)
         group_rows = min(MOST_ROWS_A_GROUP, _power_of_two(min(ROW_GROUP_BYTES, max_shard_size) / row_bytes))
         shard_rows = group_rows * _power_of_two(max_shard_size / (row_bytes * group_rows))
@@ -74,7 +74,7 @@ def _write(data: datasets.Dataset, start: int, stop: int, group_rows: int, file:
 
 
 def _rows(data: datasets.Dataset, start: int, stop: int) -> pa.Table:
-    """Reads rows into one chunk, whatever chunks and files they lie in, with the content of images and the like."""
+    """Reads rows into one chunk, with the embedded content of images and audio."""
     rows = data.with_format("arrow")[start:stop]
     if any(require_storage_embed(feature) for feature in data.features.values()):
         rows = embed_table_storage(rows)
@@ -82,7 +82,7 @@ def _rows(data: datasets.Dataset, start: int, stop: int) -> pa.Table:
 
 
 def _row_bytes(data: datasets.Dataset) -> float:
-    """Mean bytes of a row, from rows all over the dataset: the same rows give the same, wherever they lie."""
+    """Returns the mean bytes per row, sampled evenly over the dataset."""
     step = max(1, len(data) // SAMPLES)
     samples = [_rows(data, start, min(len(data), start + SAMPLE_ROWS)) for start in range(0, len(data), step)]
     mean: float = sum(sample.nbytes for sample in samples) / sum(sample.num_rows for sample in samples)
@@ -90,5 +90,5 @@ def _row_bytes(data: datasets.Dataset) -> float:
 
 
 def _power_of_two(number: float) -> int:
-    """The largest one that does not exceed a number, and at least 1."""
+    """Returns the largest power of two up to a number, at least 1."""
     return int(2 ** max(0, math.floor(math.log2(max(1.0, number)))))

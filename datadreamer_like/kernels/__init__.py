@@ -1,6 +1,6 @@
-"""Kernels: pure functions of tensors, each with a reference in plain PyTorch and a faster path where there is one.
+"""Kernels: pure functions of tensors, each with a reference in plain PyTorch and possibly a faster implementation.
 
-`backend="reference"` or `backend="cpu"` forces a path; None takes the fastest that this machine has for the tensors.
+`backend="reference"` or `backend="cpu"` forces one; None chooses the fastest available for the tensors.
 """
 
 import lazy_loader

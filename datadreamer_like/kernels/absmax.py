@@ -1,4 +1,4 @@
-"""AbsMax: integers that share one scale, the largest magnitude among them.
+"""AbsMax quantization: integers that share a scale, derived from their largest magnitude.
 
 `s = max|X| / (2^(bits-1) - 1)`, `X_q = round(X / s)` (half to even), `X̂ = s X_q`: symmetric, so that zero stays zero,
 and off by `s / 2` at most. The vector-wise form, a scale a row, is that of LLM.int8 (Dettmers et al. 2022,
@@ -22,23 +22,23 @@ _BLOCK = 1 << 18  # elements; 1 MiB in fp32, which stays in a core's cache from 
 def absmax_quantize(
     x: Tensor, bits: int = 8, axis: Axis = None, *, backend: Literal["reference", "cpu"] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Quantizes a tensor to signed integers with as many scales as wanted.
+    """Quantizes a tensor to signed integers, with one scale per tensor, row or column.
 
     Args:
         x: A floating tensor of any shape and dtype; computed in fp32 (fp64 for fp64).
         bits: 2 to 8: codes lie in [-(2^(bits-1) - 1), 2^(bits-1) - 1], in an int8 each.
         axis: The dimensions over which a maximum is taken, as in `torch.amax`: None for one scale in all, -1 for a
             scale a row of a matrix, 0 for one a column.
-        backend: "reference", or "cpu", which works on what fits the cache, not on the whole tensor
-            five times over, and makes the same codes.
+        backend: "reference", or "cpu", which works in cache-sized blocks instead of five passes over the whole tensor
+            and gives the same codes.
 
     Returns:
         Codes (int8, the shape of `x`) and the scale (fp32 or fp64), which has size 1 in the dimensions of `axis`
-        and so broadcasts against the codes. What is all zero has a tiny scale and codes 0. A scale is infinite or NaN
+        and so broadcasts against the codes. All-zero values get a tiny scale and codes 0. A scale is infinite or NaN
         where `x` is.
 
     Raises:
-        DefinitionError: `bits` is out of its range, `x` is no floating tensor, or the backend cannot be had.
+        DefinitionError: `bits` is out of range, `x` is not a floating tensor, or the backend is not available.
 
     Example:
         >>> codes, scale = absmax_quantize(torch.tensor([0.5, 20.0, -0.0001, -0.01, -0.1]))

@@ -1,4 +1,4 @@
-"""A linear layer of int8 weights whose activations are quantized as they come."""
+"""A linear layer with int8 weights and dynamically quantized activations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .absmax import absmax_quantize, absmax_scale
 from .int8_matmul import PackedInt8Weight, fastest_engine, int8_matmul, pack_int8_weight
 
 Granularity = Literal["token", "tensor"]
-"""What shares one scale of the activations: each token, or all of a call."""
+"""Granularity of the activation scales: one per token, or one per call."""
 
 _BLOCK = 1 << 18  # elements, as in absmax
 
@@ -29,31 +29,31 @@ def int8_linear(
     packed: PackedInt8Weight | None = None,
     backend: Literal["reference", "cpu"] | None = None,
 ) -> Tensor:
-    """Returns `x Wᵀ + bias` with W in int8 and x quantized by AbsMax on the way: `(s_x s_wᵀ) ⊙ (X_q W_qᵀ) + bias`.
+    """Returns `x Wᵀ + bias` with W in int8 and x quantized by AbsMax: `(s_x s_wᵀ) ⊙ (X_q W_qᵀ) + bias`.
 
-    The vector-wise product of LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339), without its outliers. With a scale a
-    token, what a row gives does not hang on the other rows of its batch. The gradient flows into `x` and `bias` as if
-    nothing had been rounded. A row with an infinity or NaN gives infinities or NaNs.
+    The vector-wise product of LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339), without outlier features. With one
+    scale per token, the result for a row does not depend on the other rows of its batch. Gradients of `x` and `bias`
+    ignore the rounding (straight-through). A row with an infinity or NaN gives infinities or NaNs.
 
     Args:
         x: [..., in], of any floating dtype.
         weight: int8 [out, in].
         weight_scale: fp32 [out, 1].
         bias: [out].
-        granularity: "token": each row of x has its scale; "tensor": all share one, which is a little faster and
-            rounds worse.
-        activation_bits: Bits of x's codes, 2 to 8; None for 8, or 7 where the processor's int8 products overflow
-            with 8 (those without VNNI).
-        packed: `pack_int8_weight(weight, weight_scale)`, kept from call to call; the CPU path makes one each time
-            otherwise, which takes longer than the product.
+        granularity: "token" for one scale per row of x; "tensor" for one in all, which is slightly faster but less
+            accurate.
+        activation_bits: Bits of x's codes, 2 to 8; None for 8, or 7 on CPUs without VNNI, whose int8 products overflow
+            with 8.
+        packed: `pack_int8_weight(weight, weight_scale)`, to be reused between calls; otherwise the CPU path packs the
+            weight each time, which takes longer than the product.
         backend: "reference" for exact integer products in plain PyTorch, on any device, at the speed of fp32;
-            "cpu" for the processor's int8 instructions; None for the fastest that can be had.
+            "cpu" for the CPU's int8 instructions; None for the fastest available.
 
     Returns:
         [..., out] in the dtype of x.
 
     Raises:
-        DefinitionError: An option is out of its range, shapes do not fit, or the backend cannot be had here.
+        DefinitionError: An option is out of range, shapes do not fit, or the backend is not available.
     """
     _check(x, weight, weight_scale, granularity, activation_bits, backend)
     if backend is None:
@@ -95,7 +95,7 @@ def _packed_forward(
     y = torch.empty(rows.shape[0], outputs, dtype=torch.float32)
     shared = absmax_scale(rows.float(), largest, None) if granularity == "tensor" else None
     bias = None if bias is None else bias.float()
-    # What lies between the passes over some rows is to stay in the processor's cache.
+    # Blocks of rows are small enough that intermediate results stay in the CPU's cache.
     step = max(64, _BLOCK // (inputs + outputs))
     for part, out in zip(torch.split(rows, step), torch.split(y, step), strict=True):
         part = part.float()
@@ -149,7 +149,7 @@ def _check(
         raise DefinitionError(f'There is no backend "{backend}" of int8_linear. Choose "reference" or "cpu".')
     if backend == "cpu" and (x.device.type != "cpu" or weight.device.type != "cpu" or fastest_engine() is None):
         raise DefinitionError(
-            f'backend="cpu" cannot be had for tensors on {x.device}'
+            f'backend="cpu" is not available for tensors on {x.device}'
             f"{'' if fastest_engine() else ': this build of PyTorch has no int8 engine for this processor'}. "
-            'Use backend="reference", or None for whatever there is.'
+            'Use backend="reference", or None for the fastest available.'
         )

@@ -1,9 +1,9 @@
-"""Products of small integers: exactly in plain PyTorch, and by the engines for CPUs that PyTorch is built with.
+"""Integer matrix products: exact ones in plain PyTorch, and PyTorch's int8 engines for CPUs.
 
-An engine takes unsigned activations and signed weights of 8 bits. Processors without VNNI instructions add pairs of
-their products in 16 bits, which overflow, silently, unless activations stay within 7 bits. Which processor this is
-cannot be told from its name alone, as engines may be told to use less of it; so each engine is tried once, on numbers
-that would overflow, and gets as many bits as it has been seen to multiply right.
+An engine takes unsigned 8-bit activations and signed 8-bit weights. CPUs without VNNI add pairs of products in 16 bits,
+which silently overflow unless activations have at most 7 bits. The CPU's name does not decide this, since engines can
+be configured to use fewer instructions; so each engine is tested once with values that would overflow, and gets as many
+activation bits as it multiplies correctly.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class PackedInt8Weight(ABC):
 
 
 class _FBGEMM(PackedInt8Weight):
-    """The fastest for few rows, whatever the processor; built on quantized tensors, which PyTorch means to remove."""
+    """The fastest for few rows on all CPUs; uses quantized tensors, which PyTorch plans to remove."""
 
     def _pack(self, weight: Tensor, scale: Tensor) -> None:
         zeros = torch.zeros(weight.shape[0], dtype=torch.int64)

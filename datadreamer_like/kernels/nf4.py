@@ -1,8 +1,8 @@
-"""NF4: 16 levels at the quantiles of a normal distribution, with one absmax scale a block of weights.
+"""NF4: 16 levels at the quantiles of a normal distribution, with one absmax scale per block of weights.
 
-Dettmers et al. 2023 (QLoRA), arXiv:2305.14314; bit for bit as bitsandbytes 0.50 stores it. Double quantization codes
-the scales themselves in 8 bits: less their mean, in blocks of 256, with a signed dynamic map (Dettmers 2016,
-arXiv:1511.04561), at 0.127 bits a weight instead of 0.5.
+Dettmers et al. 2023 (QLoRA), arXiv:2305.14314; bit-identical to bitsandbytes 0.50. Double quantization stores the
+scales in 8 bits: minus their mean, in blocks of 256, with a signed dynamic map (Dettmers 2016, arXiv:1511.04561), at
+0.127 bits per weight instead of 0.5.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ NF4_LEVELS = (
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
-"""What the codes 0 to 15 stand for, as shares of their block's absmax."""
+"""The values of the codes 0 to 15, as fractions of their block's absmax."""
 
-_TINY = 1e-38  # least absmax that is divided by
+_TINY = 1e-38  # lower bound of absmax as a divisor
 _SCALES_A_BLOCK = 256
 _CELLS = 1 << 16
 
 
 def nf4_quantize(w: Tensor, block_size: int = 64, *, backend: Backend = None) -> tuple[Tensor, Tensor]:
-    """Quantizes a tensor to 4 bits a number, in blocks over the flattened tensor.
+    """Quantizes a tensor to 4 bits per number, in blocks over the flattened tensor.
 
     Args:
         w: A floating tensor of any shape and dtype; computed in fp32.
@@ -42,8 +42,8 @@ def nf4_quantize(w: Tensor, block_size: int = 64, *, backend: Backend = None) ->
 
     Returns:
         Codes (uint8 [ceil(n / 2)], two to a byte, the first in the high four bits; an odd last one is padded with the
-        code of zero) and absmax (fp32 [ceil(n / block_size)]). The nearest level is taken, the lower of two equally
-        near. An infinity or NaN spoils its block: check for it beforehand.
+        code of zero) and absmax (fp32 [ceil(n / block_size)]). Values are rounded to the nearest level, ties to the
+        lower one. An infinity or NaN invalidates its block: check for it beforehand.
 
     Raises:
         DefinitionError: `w` is not a floating tensor or is empty, `block_size` is odd or under 2, or there is no such
@@ -61,8 +61,8 @@ def nf4_quantize(w: Tensor, block_size: int = 64, *, backend: Backend = None) ->
     full = len(flat) - len(flat) % block_size
     blocks = flat[:full].view(-1, block_size)
     absmax = blocks.abs().amax(1)
-    # The whole blocks are multiplied by a reciprocal and the short one is divided, which rounds otherwise: as the
-    # layout's origin does it, so that codes are the same to the bit.
+    # As in bitsandbytes, whole blocks are multiplied by a reciprocal and the short one is divided, which rounds
+    # differently; so codes are bit-identical.
     scaled = (blocks * (1.0 / absmax.clamp(min=_TINY))[:, None]).view(-1)
     if full < len(flat):
         rest = flat[full:]
@@ -84,7 +84,7 @@ def nf4_dequantize(
     dtype: torch.dtype = torch.float32,
     backend: Backend = None,
 ) -> Tensor:
-    """Returns what codes stand for: `level[code] * absmax`, computed in fp32.
+    """Dequantizes codes: `level[code] * absmax`, computed in fp32.
 
     Args:
         packed: Codes from `nf4_quantize`.
@@ -119,13 +119,13 @@ def nf4_dequantize(
 
 
 def absmax_to_dynamic8(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantizes the scales of `nf4_quantize` once more: double quantization.
+    """Quantizes the scales of `nf4_quantize` (double quantization).
 
     Args:
         absmax: fp32 [blocks].
 
     Returns:
-        Codes (uint8 [blocks]), their scales (fp32 [ceil(blocks / 256)]), and the mean that was taken off (fp32 []).
+        Codes (uint8 [blocks]), their scales (fp32 [ceil(blocks / 256)]), and the subtracted mean (fp32 []).
     """
     offset = absmax.mean()
     centred = absmax - offset
@@ -139,7 +139,7 @@ def absmax_to_dynamic8(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def absmax_from_dynamic8(codes: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-    """Returns the scales, fp32 [blocks], that `absmax_to_dynamic8` has coded."""
+    """Dequantizes the codes of `absmax_to_dynamic8` to scales, fp32 [blocks]."""
     shares = _dynamic8_map(codes.device)[codes.long()]
     return shares * scale.repeat_interleave(_SCALES_A_BLOCK)[: len(codes)] + offset
 
@@ -162,7 +162,7 @@ def _levels(device: torch.device) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def _pairs(device: torch.device) -> Tensor:
-    """The two levels [256, 2] that each byte stands for."""
+    """The two levels of each byte [256, 2]."""
     levels = _levels(device)[0]
     return torch.stack([levels.repeat_interleave(16), levels.repeat(16)], dim=1)
 

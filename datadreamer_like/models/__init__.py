@@ -1,4 +1,4 @@
-"""Models: things that answer (LLMs, embedders, retrievers), the pipeline of their calls, and trained models."""
+"""Models: LLMs, embedders, retrievers and task models, the pipeline of their calls, and trained models."""
 
 import lazy_loader
 

@@ -1,5 +1,5 @@
+from .calls.failures import Rejected as Rejected
 from .calls.llm_calls import Repeated as Repeated
-from .calls.pipeline import Rejected as Rejected
 from .calls.text_calls import Computed as Computed
 from .calls.text_calls import TextOptions as TextOptions
 from .embedders.embedder import Embedder as Embedder

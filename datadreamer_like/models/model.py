@@ -1,4 +1,4 @@
-"""What every model says of itself, to cards, displays and fingerprints."""
+"""The base of all models: name, identity and metadata."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from datadreamer_like.graph.identity import class_part
 
 
 class Model:
-    """Base of LLMs, task models and retrievers: where it comes from, what it is called, what decides its results.
+    """Base of LLMs, task models and retrievers: their names, metadata and identities.
 
     Attributes:
-        model_name: The model, as the script gave it.
-        cache_folder_path: Where results are cached, in place of the session's folder.
+        model_name: The model's name in the script.
+        cache_folder_path: Folder of the cache, instead of the session's.
     """
 
     result_version: ClassVar[int] = 1
-    """Raised when the same arguments and prompts give another result."""
+    """Increased when the same arguments and prompts give a different result."""
 
     model_name: str = ""
     cache_folder_path: str | Path | None = None
@@ -33,17 +33,17 @@ class Model:
         return cls(model)  # type: ignore[call-arg]
 
     def identity(self) -> dict[str, Any]:
-        """Returns all that decides a result in addition to class, name and what is asked; never a secret."""
+        """Returns everything that determines a result, except class, name and input; never a secret."""
         return {}
 
     @property
     def model_card(self) -> str | None:
-        """Address of the model's card."""
+        """URL of the model's card."""
         return None
 
     @property
     def license(self) -> str | None:
-        """The model's licence, or where it stands."""
+        """The model's licence, or its URL."""
         return None
 
     @property
@@ -53,7 +53,7 @@ class Model:
 
     @property
     def version(self) -> float:
-        """Version of the behaviour; a script's own class may raise it for a reason that its code does not show."""
+        """Version of the results; override it where the result changes for a reason that the code does not show."""
         return float(self.result_version)
 
     @property
@@ -63,11 +63,11 @@ class Model:
 
     @property
     def display_name(self) -> str:
-        """Class and model, for people."""
+        """Class and model, for display."""
         return f"{type(self).__name__} ({self.model_name})" if self.model_name else type(self).__name__
 
     def unload_model(self) -> None:
-        """Frees memory that the model holds; it is loaded again when it is needed."""
+        """Frees the model's memory; it is loaded again when needed."""
 
     def __fingerprint__(self) -> Any:
         kind = type(self)

@@ -1,4 +1,4 @@
-"""Hugging Face libraries without their logs and progress bars: the session shows its own."""
+"""Silencing logs and progress bars of Hugging Face libraries, since the session shows its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from datadreamer_like.graph import current_session
 
-# On a processor its import advises to install kernels from a hub; peft and transformers import it unasked.
+# On a CPU its import logs advice on kernels; peft and transformers import it.
 python_logging.getLogger("bitsandbytes").setLevel(python_logging.ERROR)
 
 
@@ -37,8 +37,8 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # where the environment forbids the Hub's bars
+                warnings.simplefilter("ignore")  # if the environment disables the Hub's bars
                 logging.enable_progress_bar()
-            # That has turned on the Hub's bars too.
+            # This has enabled the Hub's bars too.
             if quiet_hub:
                 hub.disable_progress_bars()

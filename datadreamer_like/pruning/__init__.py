@@ -1,8 +1,8 @@
-"""Pruning: weights, heads, layers and vocabulary that a model can do without.
+"""Pruning: removes weights, heads, layers or vocabulary from a model.
 
-A method is a frozen object with its options. `apply(model, calibration)` returns a smaller copy and leaves the model
-that it was given alone; it needs no session. What is saved with `save_pretrained` loads again with transformers' own
-`from_pretrained` once this package is imported.
+A method is a frozen dataclass with its options. `apply(model, calibration)` returns a smaller copy and does not change
+the model; it needs no session. After `save_pretrained`, the copy loads with transformers' `from_pretrained` if this
+package is imported.
 """
 
 import lazy_loader

@@ -1,6 +1,6 @@
-"""Removing heads from an attention. Forward passes count heads by the width of the projections, so those are narrowed.
+"""Removes heads from an attention by narrowing its projections, from whose width forward passes infer the head count.
 
-How each architecture names its parts is a table in `formats.modules`.
+The table of module names by architecture is in `formats.modules`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class Attention:
     A group is one head, or with grouped queries a key/value head and the query heads that share it.
 
     Args:
-        model: The model that it is in.
+        model: The model that contains it.
         name: Name of the attention module.
-        form: How it names its parts.
+        form: Names of its parts.
 
     Attributes:
-        groups: Groups that are left.
+        groups: Number of remaining groups.
         head_size: Features of one head.
-        group_size: Query features of one group; they lie side by side in the input of the output projection.
+        group_size: Query features of one group; they are adjacent in the input of the output projection.
     """
 
     def __init__(self, model: nn.Module, name: str, form: AttentionForm) -> None:
@@ -43,16 +43,16 @@ class Attention:
 
     @property
     def output(self) -> nn.Module:
-        """The projection back to the hidden size; its input [..., groups * group_size] is what the heads computed."""
+        """The projection back to the hidden size; its input is the heads' output [..., groups * group_size]."""
         return self._part(self.form.output)
 
     @property
     def changes(self) -> dict[str, dict[str, Any]]:
-        """What a layout entry says of the modules that `remove` has changed, by name; empty if none was."""
+        """Layout entries of the modules that `remove` has changed, by name."""
         return self._changes
 
     def remove(self, groups: Iterable[int]) -> None:
-        """Takes groups of heads out, in place; with the last one the attention gives its output bias alone."""
+        """Removes groups of heads in place; without any group the attention returns its output bias."""
         gone = set(groups)
         kept = [group for group in range(self.groups) if group not in gone]
         if kept:
@@ -119,5 +119,5 @@ def _out_features(module: nn.Module) -> int:
 
 
 def _positions(blocks: list[int], size: int) -> torch.Tensor:
-    """Features [len(blocks) * size] of these blocks of features."""
+    """Feature indices [len(blocks) * size] of these blocks of features."""
     return (torch.tensor(blocks)[:, None] * size + torch.arange(size)).flatten()

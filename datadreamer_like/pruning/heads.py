@@ -1,4 +1,4 @@
-"""Pruning attention heads by how much the loss depends on them."""
+"""Pruning of attention heads by their importance for the loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from datadreamer_like.compression import Batches, CompressionMethod
 from datadreamer_like.compression.calibration import as_list, loss_on
 from datadreamer_like.compression.method import already_quantized, check_share
-from datadreamer_like.distillation.teacher import answering
+from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.formats import add_layout
 from datadreamer_like.formats.modules import ATTENTIONS
@@ -24,21 +24,20 @@ from .attention import Attention, attentions
 
 @dataclass(frozen=True)
 class Heads(CompressionMethod):
-    """Removes the attention heads on which the loss depends least; their weights are gone, not zero.
+    """Removes the least important attention heads; their weights are deleted, not zeroed.
 
     Michel, Levy and Neubig, "Are Sixteen Heads Really Better than One?", 2019, arXiv:1905.10650. A head's importance
-    is the expected size of the loss's gradient with respect to a gate on the head, `E |Att_h(x)^T dL/dAtt_h(x)|`, over
-    the examples of the calibration batches, divided by the l2 norm of its layer's importances. The least important go
-    first, over all layers, in steps, and importances are measured anew after each step.
+    is the expected magnitude of the loss's gradient with respect to a gate on the head, `E |Att_h(x)^T dL/dAtt_h(x)|`,
+    over the calibration examples, divided by the l2 norm of its layer's importances. The least important heads of all
+    layers are removed in steps, and importances are measured again after each step.
 
-    With grouped queries, a key/value head goes together with the query heads that share it: that group is the unit
-    counted and scored. A layer may lose all its heads; it then adds its output bias. Batches without labels are
-    measured as `loss_on` says.
+    With grouped queries, a key/value head is scored and removed together with the query heads that share it. A layer
+    that loses all its heads only adds its output bias. For batches without labels see `loss_on`.
 
     Attributes:
-        sparsity: Share of the model's heads (or groups) that go, in [0, 1).
-        step: Share of the heads that go between two measurements.
-        at_least: Heads (or groups) that every layer keeps.
+        sparsity: Share of the model's heads (or groups) to remove, in [0, 1).
+        step: Share of the heads to remove between two measurements.
+        at_least: Minimum number of heads (or groups) in every layer.
     """
 
     sparsity: float
@@ -63,7 +62,7 @@ class Heads(CompressionMethod):
         return cls(sparsity=0.5)
 
     def fits(self, model: nn.Module) -> str | None:
-        """The encoders and decoders whose attention has a known form, unquantized."""
+        """Unquantized encoders and decoders with a known attention class."""
         config = getattr(model, "config", None)
         if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
             return "it has cross-attention, whose heads this method cannot remove. Use pruning.Magnitude or Layers."
@@ -72,9 +71,7 @@ class Heads(CompressionMethod):
         groups = [attention.groups for attention in attentions(model)]
         if not groups:
             known = sorted(name.removesuffix("Attention") for name, form in ATTENTIONS.items() if not form.fixed)
-            fixed = next(
-                (form.fixed for _, form in find_attentions(model)), "it has no attention that this method knows"
-            )
+            fixed = next((form.fixed for _, form in find_attentions(model)), "it has no attention of a supported class")
             return f"{fixed}. Heads can be removed from {', '.join(known)}."
         spare = sum(max(0, count - self.at_least) for count in groups)
         if round(self.sparsity * sum(groups)) > spare:
@@ -111,10 +108,10 @@ class Heads(CompressionMethod):
 
 
 def importance(model: nn.Module, found: list[Attention], batches: Batches) -> list[torch.Tensor]:
-    """Measures how much the loss changes with each group of heads, before any normalisation.
+    """Measures the importance of each group of heads, without normalisation.
 
     Args:
-        model: The model; dropout is off while it is measured.
+        model: The model; dropout is off meanwhile.
         found: Its attentions, from `attentions(model)`.
         batches: Calibration batches.
 
@@ -124,17 +121,17 @@ def importance(model: nn.Module, found: list[Attention], batches: Batches) -> li
     totals = [torch.zeros(attention.groups) for attention in found]
     examples = 0
     alive = [index for index, attention in enumerate(found) if attention.groups]
-    with answering(model), torch.enable_grad(), _contexts([found[index] for index in alive]) as contexts:
+    with eval_mode(model), torch.enable_grad(), _contexts([found[index] for index in alive]) as contexts:
         for batch in batches:
             contexts.clear()
             loss = loss_on(model, batch)
             inputs = [contexts[found[index].name] for index in alive]
-            # A model whose head reads an earlier layer makes no use of the last ones: their gradient is zero.
+            # If the model's head reads an earlier layer, the gradient of the last layers is zero.
             gradients = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
             size = inputs[0].shape[0]
             examples += size
             for index, context, gradient in zip(alive, inputs, gradients, strict=True):
-                # The loss is a mean over the batch, so an example's own gradient is `size` times larger.
+                # The loss is a mean over the batch, so the gradient of one example is `size` times larger.
                 product = (context.detach().float() * gradient.float()).view(
                     size, -1, found[index].groups, found[index].group_size
                 )
@@ -144,7 +141,7 @@ def importance(model: nn.Module, found: list[Attention], batches: Batches) -> li
 
 @contextmanager
 def _contexts(found: list[Attention]) -> Iterator[dict[str, torch.Tensor]]:
-    """Collects, during a forward pass, what each attention's heads computed: [batch, seq, features], with gradient."""
+    """Captures the output of each attention's heads during a forward pass: [batch, seq, features], with gradient."""
     seen: dict[str, torch.Tensor] = {}
 
     def hook(name: str) -> Any:

@@ -11,7 +11,7 @@ from torch import nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
 from datadreamer_like.compression.calibration import on_device
-from datadreamer_like.distillation.teacher import answering
+from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.errors import DefinitionError, EmptyDataset
 from datadreamer_like.formats import rename_modules
 from datadreamer_like.formats.modules import Stack, stacks
@@ -19,14 +19,14 @@ from datadreamer_like.formats.modules import Stack, stacks
 
 @dataclass(frozen=True)
 class Layers(CompressionMethod):
-    """Keeps some of a model's layers; what is saved loads in plain transformers.
+    """Keeps some of a model's layers; the saved model loads in plain transformers.
 
-    With calibration data the layers of lowest block influence go, once, lowest first: `1 - E cos(h_in, h_out)` over
-    tokens that are not padding (ShortGPT, Men et al. 2024, arXiv:2403.03853). Without, the layers kept are spread
-    evenly from the first to the last, as DistilBERT's are.
+    With calibration data, the layers of lowest block influence, `1 - E cos(h_in, h_out)` over non-padding tokens, are
+    removed in one step (ShortGPT, Men et al. 2024, arXiv:2403.03853). Without, the kept layers are spread evenly from
+    the first to the last, as in DistilBERT.
 
     Attributes:
-        keep: How many layers stay, or exactly which, by index from 0.
+        keep: Number of layers to keep, or their indices from 0.
     """
 
     keep: int | tuple[int, ...] | list[int]
@@ -47,7 +47,7 @@ class Layers(CompressionMethod):
         return cls(keep=1)
 
     def fits(self, model: nn.Module) -> str | None:
-        """Any transformers model with one stack of layers whose number is in its config."""
+        """Any transformers model with a single stack of layers whose length is in its config."""
         config = getattr(model, "config", None)
         if getattr(config, "is_encoder_decoder", False):
             return "it has an encoder and a decoder. Use pruning.Magnitude."
@@ -62,7 +62,7 @@ class Layers(CompressionMethod):
         return None
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
-        """Drops layers in place, and changes their number in the config."""
+        """Drops layers in place and updates the config."""
         found = _stack(model)
         assert found is not None, "apply() checks fits() first"
         name, layers = found
@@ -91,7 +91,7 @@ class Layers(CompressionMethod):
 
 @torch.no_grad()
 def block_influence(model: nn.Module, layers: Iterable[nn.Module], batches: Batches) -> list[float]:
-    """Measures how much each layer turns its input: `1 - E cos(h_in, h_out)`.
+    """Measures how much each layer rotates its input: `1 - E cos(h_in, h_out)`.
 
     Args:
         model: The model that runs the batches.
@@ -99,7 +99,7 @@ def block_influence(model: nn.Module, layers: Iterable[nn.Module], batches: Batc
         batches: Calibration batches; positions where `attention_mask` is 0 do not count.
 
     Returns:
-        One number a layer: 0 for a layer that changes no direction.
+        One number per layer, 0 for a layer that does not change the direction.
 
     Raises:
         EmptyDataset: There is no batch.
@@ -119,7 +119,7 @@ def block_influence(model: nn.Module, layers: Iterable[nn.Module], batches: Batc
 
     handles = [layer.register_forward_hook(hook(index), with_kwargs=True) for index, layer in enumerate(stack)]
     try:
-        with answering(model):
+        with eval_mode(model):
             for batch in batches:
                 batch = on_device(batch, model)
                 ids = batch.get("input_ids", batch.get("inputs_embeds"))
@@ -143,7 +143,7 @@ def _stack(model: nn.Module) -> Stack | None:
 def _rewrite_config(model: nn.Module, keep: list[int], count: int) -> None:
     config: Any = model.config
     for attribute, value in list(vars(config).items()):
-        # layer_types and its like: one value a layer.
+        # Attributes with one value per layer, such as layer_types.
         if isinstance(value, list) and len(value) == count and "layer" in attribute:
             setattr(config, attribute, [value[index] for index in keep])
     config.num_hidden_layers = len(keep)

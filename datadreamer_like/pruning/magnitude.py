@@ -1,4 +1,4 @@
-"""Magnitude pruning: the weights nearest to zero go."""
+"""Magnitude pruning: removes the weights nearest to zero."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Magnitude(CompressionMethod):
     """Sets the weights of smallest magnitude to zero, and stores the rest sparse.
 
     Han et al. 2015, arXiv:1506.02626; the scopes are those of See, Luong and Manning 2016, arXiv:1606.09274. Exactly
-    `round(sparsity * n)` of the weights in question are zero afterwards; among equal magnitudes the first in the
-    model's own order go. The result takes fewer bytes on disk (a bit a position, and the values left); in memory and
-    in time it costs what the dense model costs. To retrain, keep the zeros with `masks` and `reapply`.
+    `round(sparsity * n)` of the eligible weights are set to zero; among equal magnitudes the first in parameter order.
+    The result is smaller on disk (one bit per position, and the non-zero values); memory and speed are those of the
+    dense model. To retrain, keep the zeros with `masks` and `reapply`.
 
     Attributes:
         sparsity: Share of the weights that become zero, in [0, 1).
-        scope: What is compared with what. "model": one threshold for all weights (class-blind, the best in See et
+        scope: How thresholds are chosen. "model": one threshold for all weights (class-blind, the best in See et
             al.). "layer": each weight matrix loses the same share (class-uniform). "distribution": each matrix's
-            threshold is the same multiple of its own standard deviation (class-distribution).
-        include: Parts that are left alone unless named here: "embeddings", "biases", "norms".
+            threshold is the same multiple of its standard deviation (class-distribution).
+        include: Parts to prune too, from "embeddings", "biases", "norms".
         exclude: Patterns of parameter names that are never pruned, for instance ("classifier.*",).
 
     Example:
@@ -89,7 +89,7 @@ class Magnitude(CompressionMethod):
         mark_sparse(model, list(weights))
 
     def _weights(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-        # A head tied to the embeddings counts as embedding, so owners are looked up by identity.
+        # A head tied to the embeddings counts as an embedding, so parameters are compared by identity.
         embeddings = {
             id(parameter)
             for module in model.modules()

@@ -1,4 +1,4 @@
-"""Zeros that stay: for training a sparse model on."""
+"""Keeps pruned weights zero while a sparse model is retrained."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from datadreamer_like.formats.layout import kind_of
 
 
 def masks(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights that a sparse model has left: take them before training, `reapply` them after each optimizer step.
+    """Returns the masks of a sparse model: compute them before training, `reapply` them after each optimizer step.
 
     Args:
-        model: A model pruned by weights, or loaded from its folder.
+        model: A model with sparse weights.
 
     Returns:
-        For each pruned parameter, by name, a bool tensor of its shape: True where a weight was kept.
+        For each pruned parameter, by name, a bool tensor of its shape: True for non-zero weights.
     """
     found: dict[str, torch.Tensor] = {}
     for entry in layouts(model):
@@ -29,14 +29,13 @@ def masks(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def reapply(model: nn.Module, kept: Mapping[str, torch.Tensor]) -> None:
-    """Sets every weight to zero that the masks do not keep, in place.
+    """Sets all weights outside the masks to zero, in place.
 
-    An optimizer moves pruned weights too (they have gradients, and momentum and decay of their own), so this belongs
-    after each `optimizer.step()`.
+    Optimizers update pruned weights too, so call this after each `optimizer.step()`.
 
     Args:
         model: The model in training.
-        kept: What `masks` gave before it.
+        kept: The masks from `masks`.
     """
     parameters = dict(model.named_parameters())
     for name, mask in kept.items():
@@ -46,7 +45,7 @@ def reapply(model: nn.Module, kept: Mapping[str, torch.Tensor]) -> None:
 def cubic_sparsity(
     step: int, *, final: float, steps: int, initial: float = 0.0, begin: int = 0, every: int = 1
 ) -> float:
-    """The sparsity to have at a training step: rises fast at first, while weights are redundant, and slowly at the end.
+    """Returns the sparsity at a training step of the cubic schedule, which rises fast at first and slowly at the end.
 
     `s_t = s_f + (s_i - s_f) (1 - (t - t0) / (n dt))^3`. Zhu and Gupta, "To prune, or not to prune", 2017,
     arXiv:1710.01878.

@@ -1,6 +1,6 @@
-"""The model inside a tokenizer of the `tokenizers` library: what its tokens are built from, and how to leave some out.
+"""The vocabulary of a `tokenizers` tokenizer: what its tokens are built from, and how to remove some.
 
-It is worked on as the JSON that the library writes, which holds all that its objects do.
+It works on the library's JSON form, which describes the tokenizer completely.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _BYTES = 256
 
 
 class Subwords:
-    """A WordPiece, BPE or Unigram tokenizer, seen as its vocabulary and rules.
+    """The vocabulary and rules of a WordPiece, BPE or Unigram tokenizer.
 
     Args:
         backend: The tokenizer; it is copied, not changed.
@@ -41,7 +41,7 @@ class Subwords:
         return None
 
     def encode(self, texts: list[str]) -> Iterable[list[int]]:
-        """The ids of each text, special tokens included, neither padded nor cut."""
+        """The ids of each text with special tokens, without padding or truncation."""
         return (encoding.ids for encoding in self._encoder.encode_batch(texts))
 
     @cached_property
@@ -64,7 +64,7 @@ class Subwords:
         return {pair: rank for rank, pair in enumerate(self._merges)}
 
     def always_needed(self) -> set[int]:
-        """Tokens without which the tokenizer cannot work: added ones, the unknown one, and bytes to fall back on."""
+        """Tokens that the tokenizer always needs: added tokens, the unknown token, and byte fallback tokens."""
         needed = {token["id"] for token in self._json["added_tokens"]}
         unknown = self._model.get("unk_token")
         if unknown is not None and unknown in self.ids:
@@ -78,7 +78,7 @@ class Subwords:
         return needed
 
     def parts(self, token: int) -> set[int]:
-        """The token, and those that must stay for the tokenizer to reach it or to spell it."""
+        """The token, and the tokens from which the tokenizer builds or spells it."""
         piece = self._pieces.get(token)
         if piece is None:
             return {token}
@@ -89,9 +89,9 @@ class Subwords:
         return {token} | self._ids_of([*letters, *(prefix + letter for letter in letters)])
 
     def _built_from(self, piece: str) -> set[str]:
-        """All pieces that byte-pair encoding goes through on its way to this one.
+        """All intermediate pieces of the byte-pair merges that build this one.
 
-        Inside a word the same merges happen in the same order, as none of them crossed the piece's border.
+        Inside a longer word the same merges happen in the same order, as none of them crosses the piece's border.
         """
         symbols, seen = list(piece), set(piece)
         while len(symbols) > 1:
@@ -107,7 +107,7 @@ class Subwords:
         return {self.ids[piece] for piece in pieces if piece in self.ids}
 
     def trimmed(self, new_id: Mapping[int, int]) -> str:
-        """The tokenizer with these tokens only, under new ids, as JSON for `Tokenizer.from_str`.
+        """Returns the tokenizer with only these tokens, under new ids, as JSON for `Tokenizer.from_str`.
 
         Args:
             new_id: New id of each token that stays, by old id.
@@ -148,7 +148,7 @@ def _post_processors(part: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _byte_characters() -> list[str]:
-    """The characters that stand for the 256 bytes in a byte-level vocabulary (GPT-2's table)."""
+    """The characters that represent the 256 bytes in a byte-level vocabulary (GPT-2's table)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(_BYTES) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(_BYTES + index) for index in range(len(others))]

@@ -1,4 +1,4 @@
-"""Trimming the vocabulary to what a corpus needs: half of a small encoder is its embedding."""
+"""Trims the vocabulary to the tokens of a corpus; embeddings are half of a small encoder."""
 
 from __future__ import annotations
 
@@ -26,14 +26,13 @@ _BATCH = 1000
 class Vocabulary(CompressionMethod):
     """Keeps the tokens that a corpus uses, in the embedding, the output head and the tokenizer.
 
-    Special tokens always stay, and with each kept token what the tokenizer needs to build it or to fall back on: the
-    merges that lead to it (BPE), its characters (WordPiece, Unigram), the bytes (byte-level or byte fallback). Text
-    that uses kept tokens only is cut exactly as before, its ids map one to one, in the old order, and the logits are
-    equal; other text is cut into shorter kept pieces, or gives the unknown token where the tokenizer has no smaller
-    unit. The saved model and tokenizer load in plain transformers.
+    Special tokens are always kept, and with each token those that the tokenizer needs to build it: the merges that lead
+    to it (BPE), its characters (WordPiece, Unigram), the bytes (byte-level or byte fallback). Text of kept tokens is
+    tokenized as before, with ids in the same order and equal logits; other text is split into shorter kept pieces, or
+    becomes the unknown token if there are none. The saved model and tokenizer load in plain transformers.
 
     Attributes:
-        size: Most tokens to keep, special ones included: the most frequent stay. None keeps all that the corpus uses.
+        size: Maximum number of tokens, special ones included; the most frequent are kept. None keeps all that occur.
 
     Example:
         `small, trimmed = Vocabulary(size=8000).apply(model, texts, tokenizer=tokenizer)`
@@ -55,7 +54,7 @@ class Vocabulary(CompressionMethod):
         return cls()
 
     def fits(self, model: nn.Module) -> str | None:
-        """Transformers models with one embedding of tokens."""
+        """Transformers models with a token embedding that is not shared with another stack."""
         if reason := already_quantized(model):
             return reason
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
@@ -80,7 +79,7 @@ class Vocabulary(CompressionMethod):
         Raises:
             MethodMisfit: `size` is too small.
             EmptyDataset: The corpus has no text.
-            DataError: One of the texts is not a text.
+            DataError: A value of the corpus is not a text.
         """
         tokenizer = calibration.tokenizer
         subwords = Subwords(tokenizer.backend_tokenizer)
@@ -94,8 +93,8 @@ class Vocabulary(CompressionMethod):
         kept = subwords.always_needed() | special
         if self.size is not None and len(kept) > self.size:
             raise MethodMisfit(
-                f"size={self.size} is too small: special tokens and those that the tokenizer falls back on are "
-                f"{len(kept)} already. Ask for more."
+                f"size={self.size} is too small: the special and fallback tokens alone are {len(kept)}. "
+                "Choose a larger size."
             )
         for token, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
             added = subwords.parts(token) - kept
@@ -159,7 +158,7 @@ def _trim_model(model: Any, kept: list[int], new_id: dict[int, int]) -> None:
             {id(tensor): tensor for tensor in (head.weight, getattr(head, "bias", None)) if tensor is not None}
         )
     for tensor in tensors.values():
-        # The rows that stay move to the front; resizing then cuts the rest, and ties what is tied.
+        # Move the kept rows to the front; resizing then removes the rest and keeps weights tied.
         tensor[: len(kept)] = tensor[rows].clone()
     model.resize_token_embeddings(len(kept))
     model.get_input_embeddings().padding_idx = None if padding is None else new_id.get(padding)
@@ -172,12 +171,12 @@ def _trim_model(model: Any, kept: list[int], new_id: dict[int, int]) -> None:
 
 
 def _refuse_moved_padding(model: nn.Module, embedding: nn.Embedding, new_id: dict[int, int]) -> None:
-    # RoBERTa's positions are counted from the id of the padding token.
+    # RoBERTa numbers positions from the id of the padding token.
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module is not embedding and module.padding_idx:
             old = module.padding_idx
             if new_id.get(old, old) != old:
                 raise MethodMisfit(
                     f"{type(model).__name__} counts positions from its padding token's id, {old}, which would become "
-                    f"{new_id[old]}, because tokens before it go. Use a tokenizer whose special tokens come first."
+                    f"{new_id[old]}, as tokens before it are removed. Use a tokenizer whose special tokens come first."
                 )

@@ -96,7 +96,7 @@ class Wanda(CompressionMethod):
 
 @contextmanager
 def _input_norms(block: Block, layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Adds up, while the block runs, the squares of each layer's input features: by name, fp32 [in]."""
+    """Sums the squares of each layer's input features while the block runs: by name, fp32 [in]."""
     weights = {name: weight_of(layer) for name, layer in layers.items()}
     sums = {name: torch.zeros(weight.shape[1], device=weight.device) for name, weight in weights.items()}
 

@@ -1,8 +1,8 @@
-"""Quantization: weights and activations in few bits.
+"""Quantization: low-bit weights and activations.
 
-A method is a frozen object with its options. `apply(model)` returns a quantized copy and leaves the model that it was
-given alone; it needs no session. What is saved with `save_pretrained` loads again with transformers' own
-`from_pretrained` once this package is imported.
+A method is a frozen dataclass with its options. `apply(model)` returns a quantized copy and does not change the model;
+it needs no session. After `save_pretrained`, the copy loads with transformers' `from_pretrained` if this package is
+imported.
 """
 
 import lazy_loader

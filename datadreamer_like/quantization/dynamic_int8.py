@@ -1,4 +1,4 @@
-"""Dynamic int8: weights quantized once, activations as they come."""
+"""Dynamic int8: weights are quantized once, activations at each call."""
 
 from __future__ import annotations
 
@@ -29,23 +29,22 @@ class DynamicInt8(CompressionMethod):
     """Linear layers in int8, weights and activations, and token embeddings stored in int8: a quarter of the bytes.
 
     AbsMax, vector-wise: `s = max|row| / 127` for each output feature of a weight and each token of the activations,
-    as in LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339) without its outlier features; the scales of activations
-    are computed on the way, so that no calibration data are needed. On CPUs the products are those of the processor's
-    int8 instructions; where it has none for them, and on GPUs, they are exact and as slow as fp32.
+    as in LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339) without its outlier features; activation scales are computed
+    at each call, so that no calibration data are needed. CPUs with int8 instructions use them; on other CPUs and GPUs
+    the products are exact and as slow as fp32.
 
-    What is quantized: every `nn.Linear` and transformers' `Conv1D`, classification heads too. The output head of a
-    language model is left alone unless asked for, because its rounding goes straight into the logits, or unless it is
-    tied to an embedding that is quantized: then it uses the same codes. Norms, biases and position embeddings are
-    small and stay as they are. Layers whose weights are read by other code than their own `forward`, as in
-    `nn.MultiheadAttention`, are left alone.
+    Every `nn.Linear` and transformers' `Conv1D` is quantized, classification heads too. The output head of a language
+    model is not, because its rounding directly affects the logits, unless `lm_head` is set or it is tied to a quantized
+    embedding, whose codes it then shares. Norms, biases and position embeddings are small and are not quantized.
+    Neither are layers whose weights are read outside their own `forward`, as in `nn.MultiheadAttention`.
 
     Attributes:
-        embeddings: Also store the token embeddings in int8, a scale a row. They are half of a small encoder. In a
-            plain `nn.Module` every `nn.Embedding` counts as one.
-        lm_head: Also quantize the output head of a language model that is not tied.
-        granularity: "token": the result of a row does not depend on its batch. "tensor": one scale for all activations
-            of a call, which is a little faster and rounds worse.
-        exclude: Patterns of module names that are left alone with all that is in them, for instance ("classifier",).
+        embeddings: Also store the token embeddings in int8, with a scale per row. They are half of a small encoder. In
+            a plain `nn.Module` every `nn.Embedding` counts as one.
+        lm_head: Also quantize the untied output head of a language model.
+        granularity: "token": a row's result does not depend on its batch. "tensor": one scale for all activations of a
+            call, which is slightly faster but less accurate.
+        exclude: Patterns of module names to skip, with all modules inside them, for instance ("classifier",).
 
     Example:
         >>> from torch import nn
@@ -102,7 +101,7 @@ class DynamicInt8(CompressionMethod):
             weight = cast(Tensor, module.weight)
             made[name] = new = int8_like(module, self.granularity)
             found, new.weight_scale = _rows_in_int8(weight_of(module), name)
-            # Modules that shared a weight share its codes.
+            # Modules with a shared weight share its codes.
             new.weight = codes.setdefault(id(weight), nn.Parameter(found, requires_grad=False))
             if isinstance(new, Int8Linear) and new.bias is not None:
                 new.bias = nn.Parameter(cast(Tensor, module.bias).detach(), requires_grad=False)
@@ -110,7 +109,7 @@ class DynamicInt8(CompressionMethod):
         replace_modules(model, made)
         for module in model.modules():
             if isinstance(module, nn.TransformerEncoderLayer):
-                # PyTorch's fused path for these reads the layers' weights itself, and takes none but float.
+                # Disables PyTorch's fused path, which reads the layers' weights directly and requires floats.
                 module.activation_relu_or_gelu = 0
         add_layout(model, {"kind": Int8.name, "granularity": self.granularity, "modules": facts})
 

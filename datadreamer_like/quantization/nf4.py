@@ -19,21 +19,21 @@ _BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 @dataclass(frozen=True)
 class NF4(CompressionMethod):
-    """Linear layers in 4 bits: an eighth of the bytes of fp32, and adapters can be trained on them.
+    """Linear layers in 4 bits: an eighth of the size of fp32; adapters can be trained on them.
 
-    Each weight becomes the nearest of 16 levels, the quantiles of a normal distribution, with a scale for each block
-    (QLoRA, Dettmers et al. 2023, arXiv:2305.14314); no calibration data are needed. Codes and scales are those of
-    bitsandbytes to the bit. Weights are dequantized for each product, in the dtype of the activations: memory is
-    saved, not time.
+    Each weight is rounded to one of 16 levels, the quantiles of a normal distribution, with a scale for each block
+    (QLoRA, Dettmers et al. 2023, arXiv:2305.14314); no calibration data are needed. Codes and scales are bit-identical
+    to those of bitsandbytes. Weights are dequantized for each product, in the dtype of the activations: this saves
+    memory, not time.
 
     The linear layers inside the blocks are quantized; in a model without blocks, all but output heads. Embeddings,
-    heads, norms and biases stay. To fine-tune, give the quantized model and a `peft_config` to a trainer; the adapter
-    is then merged into dequantized weights.
+    heads, norms and biases are not. To fine-tune, pass the quantized model and a `peft_config` to a trainer, which
+    merges the adapter into dequantized weights.
 
     Attributes:
         block_size: Weights that share a scale.
-        double_quant: Whether the scales are quantized too: 4.127 bits a weight on disk instead of 4.5.
-        exclude: Patterns of module names that are left alone with everything in them, for instance ("*.down_proj",).
+        double_quant: Whether the scales are quantized too: 4.127 bits per weight on disk instead of 4.5.
+        exclude: Patterns of module names to skip, with all modules inside them, for instance ("*.down_proj",).
 
     Example:
         >>> from torch import nn
@@ -79,7 +79,7 @@ class NF4(CompressionMethod):
         replace_modules(model, made)
         for module in model.modules():
             if isinstance(module, nn.TransformerEncoderLayer):
-                # PyTorch's fused path for these reads the layers' weights itself, and takes none but float.
+                # Disables PyTorch's fused path, which reads the layers' weights directly and requires floats.
                 module.activation_relu_or_gelu = 0
         options = {"block_size": self.block_size, "double_quant": self.double_quant}
         add_layout(model, {"kind": "nf4", **options, "modules": {name: {} for name in made}})

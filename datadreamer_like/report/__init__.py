@@ -1,4 +1,4 @@
-"""Report: tables, plots and self-contained HTML pages. It knows numbers and words, never a model."""
+"""Report: tables, plots and self-contained HTML pages, independent of models."""
 
 import lazy_loader
 

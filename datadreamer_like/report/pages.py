@@ -1,4 +1,4 @@
-"""One HTML file that holds all it shows: opens from a disk, a mail or an artifact store, and loads nothing."""
+"""Self-contained HTML pages, without external resources."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def page(title: str, *parts: str) -> str:
 
 
 def figure(svg: str, description: str) -> str:
-    """Returns an SVG drawing as a part of a page.
+    """Returns an SVG drawing as an HTML figure.
 
     Args:
-        svg: The drawing, from its `<svg` on.
-        description: What it shows, for those who cannot see it.
+        svg: The `<svg>` element.
+        description: Text alternative for screen readers.
     """
     return f'<figure role="img" aria-label="{html.escape(description)}">\n{svg}\n</figure>'

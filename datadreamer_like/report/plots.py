@@ -1,4 +1,4 @@
-"""Plots: what one measure costs in another, drawn by matplotlib without a screen, as PNG or as SVG for a page."""
+"""Trade-off plots with matplotlib, without a display, as PNG or as SVG for a page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; its yellow is too pale for text and left out.
+# Okabe and Ito's colour-blind safe palette, without its yellow, which is too pale for text.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4D4D4D", "#8C6BB1")
 _INK, _SOFT, _RULE = "#1d2129", "#667085", "#e4e7ec"
 _STYLE: Any = {
@@ -32,14 +32,14 @@ _STYLE: Any = {
 
 @dataclass(frozen=True)
 class Mark:
-    """One thing that was measured.
+    """One measured point.
 
     Attributes:
         label: Its name.
-        y: What is plotted upwards, the same in every panel.
-        x: What is plotted to the right, one value a panel; None leaves the mark out of that panel.
-        y_range: Ends of a bar through the mark, or None.
-        x_ranges: Ends of a bar for each panel, or None.
+        y: Value on the vertical axis, the same in every panel.
+        x: Value on the horizontal axis of each panel; None leaves the point out of that panel.
+        y_range: Ends of the vertical error bar, or None.
+        x_ranges: Ends of the horizontal error bar of each panel, or None.
     """
 
     label: str
@@ -58,20 +58,20 @@ def tradeoff(
     caption: str = "",
     ratio: float = 3,
 ) -> Figure:
-    """Draws labelled marks with their bars in panels that share the upward axis.
+    """Draws labelled points with error bars in panels that share the vertical axis.
 
-    A dashed line runs through the first mark: the others are read against it.
+    A dashed line marks the first point, the baseline.
 
     Args:
-        marks: What was measured, the baseline first.
-        x_labels: Label of the axis to the right, one a panel.
-        y_label: Label of the upward axis.
+        marks: The points, the baseline first.
+        x_labels: Label of each panel's horizontal axis.
+        y_label: Label of the vertical axis.
         title: Heading.
-        caption: One sentence under the plot, for instance on what the bars are.
-        ratio: From which ratio of largest to smallest an axis to the right becomes logarithmic.
+        caption: A sentence under the plot, for example on the error bars.
+        ratio: Ratio of largest to smallest value from which a horizontal axis is logarithmic.
 
     Returns:
-        A matplotlib figure; `write_png` and `to_svg` turn it into a file or a text.
+        A matplotlib figure, for `write_png` and `to_svg`.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -92,7 +92,7 @@ def tradeoff(
             figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         if caption:
             figure.supxlabel(caption, x=0.01, ha="left", fontsize=8.5, color=_SOFT)
-        # Where labels may stand is known once the panels have their places, and those are kept from then on.
+        # Labels are placed after the layout is computed and fixed.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
         for number, axis in enumerate(axes):
@@ -107,7 +107,7 @@ def write_png(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> N
 
 
 def to_svg(figure: Figure) -> str:
-    """Returns a figure as SVG, from `<svg` on, to stand inside a page."""
+    """Returns a figure as an `<svg>` element for a page."""
     sink = io.StringIO()
     with _styled():
         figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
@@ -169,7 +169,7 @@ def _error(value: float, ends: tuple[float, float] | None) -> list[list[float]] 
 
 
 def _label(axis: Axes, marks: Sequence[Mark], number: int) -> None:
-    """Writes each label beside its mark, on the side and at the height where it covers least of other things."""
+    """Places each label next to its point, where it overlaps least with others."""
     from matplotlib.transforms import Bbox
 
     figure: Any = axis.figure
@@ -203,7 +203,7 @@ def _label(axis: Axes, marks: Sequence[Mark], number: int) -> None:
             box = Bbox.from_bounds(x0 - 1, y0 - 1, size.width + 2, size.height + 2)
             cost = sum(weight * _shared(box, other) for other, weight in taken)
             cost += 4 * (box.width * box.height - _shared(box, inside))
-            cost += 0.01 * box.width * box.height * (abs(dx) / abs(_OFFSETS[0][0]) - 1)  # near its mark if it can be
+            cost += 0.01 * box.width * box.height * (abs(dx) / abs(_OFFSETS[0][0]) - 1)  # prefers near places
             places.append((cost, len(places), box))
         _, best, box = min(places, key=lambda place: place[:2])
         dx, dy, side, height = _OFFSETS[best]
@@ -225,7 +225,7 @@ _OFFSETS = [
 
 
 def _shared(a: Any, b: Any) -> float:
-    """Area in square pixels that two boxes share."""
+    """Returns the overlap of two boxes in square pixels."""
     width = min(a.x1, b.x1) - max(a.x0, b.x0)
     height = min(a.y1, b.y1) - max(a.y0, b.y0)
     return float(max(0.0, width) * max(0.0, height))

@@ -1,4 +1,4 @@
-"""A table that knows its units: one set of values, shown in a terminal, in Markdown, in HTML, or handed to pandas."""
+"""Tables with units, as text, Markdown, HTML or pandas."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NARROWEST_TEXT = 12
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and the interval that it lies in, shown as `value [low, high]`."""
+    """A value with an interval, shown as `value [low, high]`."""
 
     value: float
     low: float
@@ -36,15 +36,15 @@ class Interval:
 
 @dataclass(frozen=True)
 class Column:
-    """How one column of a table is headed and shown.
+    """The heading and the format of a column.
 
     Attributes:
-        key: Its name in each row.
+        key: Its key in each row.
         header: Its heading.
-        unit: Unit of what is shown, under the heading.
-        format: A format specification as Python's `format` takes it, for instance ",.1f".
-        factor: What a value is multiplied with before it is shown: 1e-6 shows bytes as MB.
-        align: Side that the values stand on.
+        unit: Unit of the shown values, under the heading.
+        format: A Python format specification, such as ",.1f".
+        factor: Factor of the shown values: 1e-6 shows bytes as MB.
+        align: Alignment of the values.
     """
 
     key: str
@@ -55,13 +55,12 @@ class Column:
     align: Literal["left", "right"] = "right"
 
     def show(self, value: Any) -> str:
-        """Writes one value; None becomes a dash."""
+        """Returns a value as text; None becomes a dash."""
         if value is None:
             return MISSING
         if self.factor != 1.0:
             value = value.scaled(self.factor) if isinstance(value, Interval) else value * self.factor
         text = format(value, self.format) if self.format else str(value)
-        # A number that rounds to zero has no sign worth reading.
         return text.replace("-", "−") if isinstance(value, int | float | Interval) else text
 
 
@@ -71,9 +70,9 @@ class Table:
 
     Args:
         columns: The columns, in order; the first one names the row.
-        rows: One mapping from column key to value a row; a key that is absent or None is shown as a dash.
-        title: What the table shows.
-        notes: Sentences that belong under it.
+        rows: Values by column key; missing values and None are shown as a dash.
+        title: Title of the table.
+        notes: Sentences under the table.
 
     Example:
         >>> table = Table([Column("model", "model", align="left"), Column("bytes", "size", "MB", ",.1f", 1e-6)],
@@ -92,13 +91,13 @@ class Table:
     notes: Sequence[str] = ()
 
     def cells(self) -> list[list[str]]:
-        """Returns the values as they are shown, row by row."""
+        """Returns the shown texts, row by row."""
         return [[column.show(row.get(column.key)) for column in self.columns] for row in self.rows]
 
     def to_text(self, width: int = 120) -> str:
-        """Writes the table for a terminal; nothing is wider than `width` columns unless one value alone is.
+        """Returns the table for a terminal, at most `width` characters wide if single values are not wider.
 
-        Texts are wrapped first. What is still too wide goes on in a further block, which repeats the first column.
+        Texts are wrapped first. Columns that still do not fit go to further blocks, which repeat the first column.
         """
         widths = self._widths(width)
         blocks, block, used = [], [0], widths[0]
@@ -115,7 +114,7 @@ class Table:
         return title + text + ("\n" + notes if notes else "")
 
     def to_markdown(self) -> str:
-        """Writes the table in GitHub's Markdown."""
+        """Returns the table in GitHub's Markdown."""
         heads = [column.header + (f" ({column.unit})" if column.unit else "") for column in self.columns]
         rules = ["---" if column.align == "left" else "---:" for column in self.columns]
         lines = [_markdown_line(heads), _markdown_line(rules), *map(_markdown_line, self.cells())]
@@ -123,11 +122,11 @@ class Table:
         return (f"**{self.title}**\n\n" if self.title else "") + "\n".join(lines) + notes
 
     def to_html(self) -> str:
-        """Writes a whole page with the table, which needs no other file."""
+        """Returns a self-contained page with the table."""
         return page(self.title, self.to_fragment())
 
     def to_fragment(self) -> str:
-        """Writes the table as a piece of HTML, for a page with other things on it."""
+        """Returns the table as an HTML fragment."""
         heads = "".join(
             f'<th class="{column.align}">{html.escape(column.header)}'
             + (f"<small>{html.escape(column.unit)}</small></th>" if column.unit else "</th>")
@@ -146,7 +145,7 @@ class Table:
         return f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>{notes}"
 
     def to_pandas(self) -> pd.DataFrame:
-        """Returns the bare values, in base units; an interval becomes three columns."""
+        """Returns the values in base units; an interval becomes three columns."""
         keys = [column.key for column in self.columns]
         return frame([{key: row.get(key) for key in keys} for row in self.rows])
 
@@ -157,7 +156,7 @@ class Table:
         return self.to_fragment()
 
     def _widths(self, width: int) -> list[int]:
-        """Character widths of the columns: the natural ones, where texts give way when the line is too long."""
+        """Returns the widths of the columns in characters; texts are narrowed if the line is too long."""
         cells = self.cells()
         widths = [
             max(len(text) for text in [column.header, column.unit, *(row[index] for row in cells)])
@@ -185,7 +184,7 @@ class Table:
 
 
 def frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Returns rows as a pandas frame; an interval becomes three columns: `x`, `x_low` and `x_high`."""
+    """Returns rows as a pandas DataFrame; an interval becomes three columns: `x`, `x_low` and `x_high`."""
     import pandas as pd
 
     flat = []
@@ -201,7 +200,7 @@ def frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _lines(texts: Sequence[str], columns: Sequence[Column], sizes: Sequence[int]) -> list[str]:
-    """One row as one or more lines of a terminal."""
+    """Returns a row as one or more lines of text."""
     wrapped = [textwrap.wrap(text, size) or [""] for text, size in zip(texts, sizes, strict=True)]
     lines = []
     for number in range(max(len(parts) for parts in wrapped)):

@@ -1,6 +1,6 @@
-"""Stages: nodes that take models. Some make a smaller model, others measure several.
+"""Stages: nodes that take models. Some make a smaller model, others compare several.
 
-A stage works when it is constructed, like a step; one that makes a model can be used wherever a trained model can.
+A stage runs when it is constructed, like a step; one that makes a model can be used like a trained model.
 """
 
 import lazy_loader

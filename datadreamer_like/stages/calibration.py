@@ -1,11 +1,11 @@
-"""Calibration data: a column of texts, and perhaps one of labels, as batches that a model takes."""
+"""Calibration data: a column of texts, and optionally one of labels, as batches for a model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-import torch  # noqa: TID253  (loaded with the first stage that compresses, whose methods need it anyway)
+import torch  # noqa: TID253  (imported with the first stage that compresses, whose methods need it anyway)
 
 from datadreamer_like.evaluation.columns import check_text, read_rows
 from datadreamer_like.evaluation.labels import LabelSet, class_names
@@ -18,14 +18,14 @@ from datadreamer_like.models.trained.trained_model import TrainedModel
 
 
 class Calibration:
-    """Rows of one or two columns, read anew at each pass, so that any number of them costs the memory of a batch.
+    """Rows of one or two columns, read again at each pass, so that only one batch is in memory.
 
     Args:
         inputs: Column of texts.
         labels: Column of labels, or None.
-        trained: The model that they are for.
+        trained: The model to calibrate.
         batch_size: Texts in a batch.
-        max_length: Texts are cut at this many tokens; None for what the model takes.
+        max_length: Texts are cut at this many tokens; None for the model's own limit.
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class Calibration:
         self.max_length = min(max_length or most, most)
 
     def texts(self) -> Iterator[str]:
-        """Returns the texts, read as they are asked for.
+        """Yields the texts.
 
         Raises:
-            DataError: One of them is None.
-            ArgumentTypeError: One of them is something else.
+            DataError: A text is None.
+            ArgumentTypeError: A value is not a text.
             EmptyDataset: There are none.
         """
         return read_texts(self.inputs, "calibration")

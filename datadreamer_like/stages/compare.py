@@ -1,4 +1,4 @@
-"""The stage that measures several models on the same rows."""
+"""The stage that compares models on the same rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
 from datadreamer_like.evaluation.columns import check_column, check_lengths
-from datadreamer_like.evaluation.judge import Asking, Judge
+from datadreamer_like.evaluation.judge import Judge, PromptOptions
 from datadreamer_like.evaluation.judges import judge_for
 from datadreamer_like.evaluation.rows import NAMES
 from datadreamer_like.evaluation.sizes import Size, size_of
@@ -27,7 +27,7 @@ from datadreamer_like.report import Interval, Table, frame
 from datadreamer_like.storage.tables import TableWriter, open_table
 
 from .comparison import HTML_NAME, PNG_NAME, Comparison, Measured, unique
-from .stage import Stage, origins, taken
+from .stage import Stage, model_argument, origins
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,55 +39,53 @@ _BATCHES_AT_ONCE = 8
 
 
 class Compare(Stage):
-    """Measures models on the same rows: what each stage cost in quality, and what it saved.
+    """Compares models on the same rows: quality, size, latency and throughput.
 
-    Quality of classifiers of one label a text is accuracy and macro-F1; labels are compared by name, in whatever order
-    a model has them. Quality of language models, causal or encoder-decoder, is how well they foresee the answers to
-    prompts: bits per byte of the answers, which can be compared whatever the tokenizers, and loss and perplexity by
-    token, which cannot (see `evaluation.language_modelling`). The main figure has a 95 % interval for the paired
-    difference to the baseline (see `evaluation.bootstrap`).
+    Classifiers (one label per text) are scored by accuracy and macro-F1, with labels matched by name. Language models,
+    causal or encoder-decoder, are scored by the likelihood of the answers to prompts: bits per byte, which can be
+    compared between tokenizers, and loss and perplexity per token, which cannot (see `evaluation.language_modelling`).
+    The main score has a 95 % interval for the paired difference to the baseline (see `evaluation.bootstrap`).
 
     Size is the number of weights, and the bytes of the files that are needed to run the model: weights, config and
-    tokenizer. Latency is the time of one row alone, throughput that of rows in batches, from text to answer; for a
-    language model that is from text to the loss of the answer, in one pass through the model. The models take turns,
-    in another order each round, with a fixed number of threads, after a warm-up that does not count. Latency is the
-    median, with quartiles, over the rows, each at its fastest round; throughput the median over the rounds.
+    tokenizer. Latency is the time for a single row, throughput the rate for rows in batches, from text to answer; for
+    a language model, from text to the loss of the answer, in one forward pass. The models take turns, in another order
+    each round, with a fixed number of threads, after a warm-up that is not counted. Latency is the median, with
+    quartiles, over the rows, each in its fastest round; throughput the median over the rounds.
 
-    The figures, what each model made of each row, a page and a picture stay in the node's folder; a rerun finds them
-    and loads no model. Times belong to the machine that they were taken on: to take them anew, pass `force=True`.
+    The scores, the answers to each row, an HTML page and a plot are saved in the node's folder; a rerun reads them
+    without loading a model. Times depend on the machine: to measure again, pass `force=True`.
 
     Args:
-        name: The name that the script gives.
+        name: Name of the stage.
         models: Trainers, stages, `TrainedModel`s, folders or ids on the Hub.
-        inputs: Column of texts or prompts, which none of the models was trained on.
-        labels: Column of their labels or answers. None for causal language models that are to foresee the texts of
-            `inputs` as they stand.
-        names: What to call the models; None for the names of their nodes or folders.
-        baseline: The model that the others are compared with: one of `models`, or what it is called in the table.
-            None for the first.
+        inputs: Column of texts or prompts that none of the models was trained on.
+        labels: Column of their labels or answers. None scores causal language models on the texts of `inputs`.
+        names: Display names of the models; None for the names of their nodes or folders.
+        baseline: The model that the others are compared with: one of `models`, or its display name. None for the
+            first.
         batch_size: Rows in a batch, for quality and throughput.
-        max_length: The most tokens of a row; None for what each model takes. A text to classify is cut there; a prompt
-            with its answer that is longer for one of the models is left out for all.
-        chat_prompt_template: The prompt template of language models, as `TrainHFFineTune` has it; AUTO for each
-            tokenizer's own chat template, which is the one that its model was trained with.
+        max_length: Maximum number of tokens per row; None for each model's own limit. Texts to classify are cut there;
+            a prompt with its answer that is too long for one of the models is left out for all.
+        chat_prompt_template: The prompt template of language models, see `TrainHFFineTune`; AUTO for each tokenizer's
+            own chat template, with which its model was trained.
         system_prompt: The system prompt for language models; AUTO for the template's own.
         repeats: Rounds of timing.
-        threads: Threads of the processor while timing; None for what torch uses now.
-        latency_texts: How many rows are timed alone.
-        throughput_texts: How many rows are timed in batches.
-        resamples: Resamples behind the intervals.
+        threads: Number of CPU threads for timing; None for torch's current setting.
+        latency_texts: Number of rows timed one at a time.
+        throughput_texts: Number of rows timed in batches.
+        resamples: Number of bootstrap resamples.
         seed: Seed of the resampling.
-        device: Where all models are run, such as "cuda"; None for where each is used otherwise.
-        keep_loaded: Whether all models stay in memory till the end. With False each is loaded when its turn comes,
-            which takes longer and leaves the measured times as they are.
-        force: Measure again although the result is there.
-        progress_interval: Seconds between progress lines where there is no terminal; None for none.
+        device: Device for all models, such as "cuda"; None for each model's own.
+        keep_loaded: Keep all models in memory until the end. With False each is loaded for its turn, which takes
+            longer but does not change the measured times.
+        force: Measure again even if the result exists.
+        progress_interval: Seconds between progress lines without a terminal; None for none.
 
     Raises:
         SessionError: There is no session.
         NotTrained: One of the models is a trainer that was not trained yet.
-        MethodMisfit: One of the models does another task than the others, or one that cannot be compared.
-        LabelError: A label of the rows is outside a model's set; said before any model is run.
+        MethodMisfit: The models have different tasks, or one that cannot be compared.
+        LabelError: A label of the rows is not one of a model's classes; raised before any model is run.
         DataError: A value is missing, or no row fits all the models.
         EmptyDataset: There are no rows.
         DefinitionError: An option makes no sense, or the columns do not go together.
@@ -103,7 +101,7 @@ class Compare(Stage):
 
     @classmethod
     def example(cls, model: object) -> dict[str, Any]:
-        """Returns the smallest arguments beside the name, for tests and documentation."""
+        """Returns a minimal set of arguments except the name, for tests and documentation."""
         options = {"repeats": 1, "latency_texts": 1, "throughput_texts": 2, "resamples": 10}
         return {"models": [model, model], "inputs": ["a cat", "a dog"], "labels": ["cat", "dog"], **options}
 
@@ -136,7 +134,9 @@ class Compare(Stage):
             raise ArgumentTypeError(f'"{self.name}": models must be a list of models, not {type(models).__name__}.')
         if not models:
             raise DefinitionError(f'"{self.name}": models is empty. Pass at least one.')
-        self.models = [taken(model, self.name, f"models[{index}]", device) for index, model in enumerate(models)]
+        self.models = [
+            model_argument(model, self.name, f"models[{index}]", device) for index, model in enumerate(models)
+        ]
         self.names = self._names(names)
         self.baseline = self._baseline(baseline, models)
         self.inputs = check_column(inputs, f'"{self.name}": inputs')
@@ -154,7 +154,7 @@ class Compare(Stage):
         self._comparison = self._read()
 
     def fingerprint_parts(self) -> dict[str, str]:
-        """Returns what decides the result, by name, each with its fingerprint."""
+        """Returns the fingerprints of everything that decides the result, by name."""
         parts = class_part(type(self))
         for index, model in enumerate(self.models):
             parts[f"model {index + 1}"] = fingerprint(model, f"models[{index}]")
@@ -175,35 +175,35 @@ class Compare(Stage):
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The figures, one mapping a model, in base units (seconds, bytes, shares)."""
+        """All figures, one dict per model, in base units (seconds, bytes, shares)."""
         return self._comparison.records()
 
     @property
     def table(self) -> Table:
-        """The figures as a table for people."""
+        """The figures as a formatted table."""
         return self._comparison.table(self.name)
 
     def to_pandas(self) -> pd.DataFrame:
-        """Returns the figures in base units; an interval becomes three columns."""
+        """Returns the figures in base units; each interval becomes three columns."""
         return frame(self.rows)
 
     @property
     def predictions(self) -> Dataset:
-        """What each model made of each row: `text`, `label` if there are any, and a column a model.
+        """Each model's answers: columns `text`, `label` if there are any, and one per model.
 
-        A classifier's column holds labels, a language model's the loss of the answer in nats, summed over its tokens.
+        A classifier's column has labels, a language model's the loss of the answer in nats, summed over its tokens.
         """
         columns = {f"model_{index + 1}": name for index, name in enumerate(self._comparison.names)}
         return open_table(self._folder / _PREDICTIONS).rename_columns(columns)
 
     @property
     def html_path(self) -> Path:
-        """The page with table and plot, one file that needs no other."""
+        """The self-contained HTML page with table and plot."""
         return self._folder / HTML_NAME
 
     @property
     def plot_path(self) -> Path | None:
-        """The picture; None where matplotlib was not installed."""
+        """The plot as a PNG file; None if matplotlib was not installed."""
         path = self._folder / PNG_NAME
         return path if path.exists() else None
 
@@ -221,7 +221,7 @@ class Compare(Stage):
     def _read(self) -> Comparison:
         found = Comparison.read(self._folder)
         if found.names != self.names:
-            # A node that was renamed is the same model: only what is shown changes.
+            # Renaming a model's node changes the display names only.
             found = replace(found, names=self.names)
             found.write(self._folder, self.name)
         return found
@@ -231,8 +231,8 @@ class Compare(Stage):
     def build(self, draft: Path) -> Kept:
         """Measures the models."""
         with quiet(), ExitStack() as stack:
-            asking = Asking(self.max_length, self.chat_prompt_template, self.system_prompt)
-            judge = judge_for(self.models, self.names)(self.inputs, self.labels, self.models, self.names, asking)
+            options = PromptOptions(self.max_length, self.chat_prompt_template, self.system_prompt)
+            judge = judge_for(self.models, self.names)(self.inputs, self.labels, self.models, self.names, options)
             for model, name in zip(self.models, self.names, strict=True):
                 self.usage.note = f"loading {name}"
                 if self.keep_loaded:
@@ -313,7 +313,7 @@ class Compare(Stage):
         portion = self.batch_size * _BATCHES_AT_ONCE
         for start in range(0, len(judge.rows), portion):
             part = judge.rows[start : start + portion]
-            self.usage.note = f"asking {name}"
+            self.usage.note = f"running {name}"
             yield from judge.answers(model, part, self.batch_size)
             self.usage.add(rows=len(part))
 
@@ -324,7 +324,7 @@ class Compare(Stage):
             )
         if len(names) != len(self.models):
             raise DefinitionError(
-                f'"{self.name}": there are {len(self.models)} models and {len(names)} names. Pass one name a model.'
+                f'"{self.name}": there are {len(self.models)} models and {len(names)} names. Pass one name per model.'
             )
         return unique([str(name) for name in names])
 

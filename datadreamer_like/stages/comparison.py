@@ -1,4 +1,4 @@
-"""What a comparison came to: figures of each model, kept as JSON, shown as a table and a plot."""
+"""The result of a comparison: figures of each model, saved as JSON, shown as a table and a plot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from datadreamer_like.storage.folders import write_file
 
 COMPARISON_FORMAT = 1
 PREDICTED = ("text", "label")
-"""Columns of the predictions beside those of the models."""
+"""Columns of the predictions that are not a model's."""
 
 JSON_NAME, HTML_NAME, PNG_NAME = "comparison.json", "comparison.html", "comparison.png"
 
@@ -26,17 +26,17 @@ class Measured:
     """Figures of one model.
 
     Attributes:
-        quality: How good its answers are, by the names of the task's figures: "accuracy" and "macro_f1" of a
-            classifier, "bits_per_byte", "loss" and "perplexity" of a language model.
-        differences: What its quality is less the baseline's on the same rows, with intervals; empty for the baseline.
-        parameters: Weights; those of quantized layers count as what they stand for.
-        nonzero_parameters: Weights that are not zero, where the model is stored sparse.
-        bytes_on_disk: Bytes of all files that are needed to run it, weights, config and tokenizer; None for a model
-            that is not in a folder here.
-        latency: Seconds for one row alone: median and quartiles over the rows.
+        quality: Scores by name: "accuracy" and "macro_f1" of a classifier, "bits_per_byte", "loss" and "perplexity" of
+            a language model.
+        differences: Paired differences of the scores to the baseline, with intervals; empty for the baseline.
+        parameters: Number of weights; quantized layers count their dequantized weights.
+        nonzero_parameters: Non-zero weights, if the model is stored sparse.
+        bytes_on_disk: Bytes of the files that are needed to run it (weights, config and tokenizer); None for a model
+            that is not in a local folder.
+        latency: Seconds for a single row: median and quartiles over the rows.
         throughput: Rows per second in batches: median and quartiles over the rounds.
-        round_seconds: Seconds [rounds, rows] behind the latency.
-        round_rates: Rows per second [rounds] behind the throughput.
+        round_seconds: Raw latencies in seconds [rounds, rows].
+        round_rates: Raw throughputs in rows per second [rounds].
     """
 
     quality: dict[str, float]
@@ -51,7 +51,7 @@ class Measured:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Measured:
-        """Reads back what `asdict` gave."""
+        """Restores an object from the output of `asdict`."""
         differences = {key: Interval(**value) for key, value in data["differences"].items()}
         timed = {key: Interval(**data[key]) for key in ("latency", "throughput")}
         return cls(**{**data, **timed, "differences": differences})
@@ -62,19 +62,19 @@ class Comparison:
     """A finished comparison.
 
     Attributes:
-        kind: Kind of task that the models do: a key of `stages.judges.JUDGES`.
-        models: Figures of each model, in the order in which the models were given.
-        rows: Rows that they were compared on.
-        facts: What the task's notes need to know of the rows.
-        rounds: How often each model was timed.
-        threads: Threads of the processor that each could use.
+        kind: Kind of task: a key of `evaluation.judges.JUDGES`.
+        models: Figures of each model, in the order of the stage's arguments.
+        rows: Number of rows compared.
+        facts: The judge's facts about the rows, for the notes.
+        rounds: Rounds of timing.
+        threads: Number of CPU threads.
         batch_size: Rows in a batch, for the throughput.
-        max_length: The most tokens of a row; None for what each model takes.
-        devices: Where each model was run.
-        torch_version: The version of torch that ran them.
-        names: What the models were called when the page and the picture were drawn.
+        max_length: Maximum number of tokens per row; None for each model's own limit.
+        devices: Device of each model.
+        torch_version: Version of torch.
+        names: Display names of the models when the page and the plot were drawn.
         baseline: Index of the model that the others are compared with.
-        format: Version of this layout.
+        format: Version of this format.
     """
 
     kind: str
@@ -109,7 +109,7 @@ class Comparison:
         return cls(**{key: value for key, value in data.items() if key in known} | {"models": models})
 
     def write(self, folder: Path, title: str) -> None:
-        """Writes the figures, the page and, where matplotlib is installed, the picture."""
+        """Writes the figures, the HTML page and, if matplotlib is installed, the plot."""
         write_file(folder / JSON_NAME, json.dumps(asdict(self), indent=1, ensure_ascii=False))
         parts = [self.table(title).to_fragment()]
         try:
@@ -124,7 +124,7 @@ class Comparison:
         write_file(folder / HTML_NAME, page(title, *parts))
 
     def records(self) -> list[dict[str, Any]]:
-        """Returns the figures of each model as one flat mapping, without those of single rounds."""
+        """Returns the figures of each model as a flat dict, without the raw timings."""
         apart = ("quality", "differences", "round_seconds", "round_rates")
         compared = list(dict.fromkeys(key for model in self.models for key in model.differences))
         records = []
@@ -203,13 +203,13 @@ class Comparison:
 
 
 def _prefix(values: Sequence[int | None]) -> tuple[str, float]:
-    """The unit's prefix that suits these numbers, and what they are multiplied with to be shown in it."""
+    """The unit prefix for these numbers, and the factor that converts them to it."""
     large = max((value for value in values if value is not None), default=0) >= 1_000_000
     return ("M", 1e-6) if large else ("k", 1e-3)
 
 
 def unique(names: Sequence[str]) -> list[str]:
-    """Numbers names that come more than once, so that each stands for one model and for one column of predictions."""
+    """Numbers repeated names, so that each names one model and one column of predictions."""
     seen = dict.fromkeys(PREDICTED, 1)
     result = []
     for name in names:

@@ -1,4 +1,4 @@
-"""The stage that makes a model smaller with one method: what pruning and quantizing have in common."""
+"""The base of the stages that make a model smaller: pruning and quantization."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.quiet import quiet
-from datadreamer_like.models.trained.export import write_card
+from datadreamer_like.models.trained.model_files import write_card
 from datadreamer_like.models.trained.model_node import ModelNode
 from datadreamer_like.models.trained.trained_model import TrainedModel, loaded
 
 from .calibration import Calibration
-from .stage import Stage, origins, taken
+from .stage import Stage, model_argument, origins
 
 if TYPE_CHECKING:
     import torch
@@ -30,36 +30,36 @@ if TYPE_CHECKING:
 class Compression(Stage, ModelNode):
     """Applies a compression method to a model; the result is a model.
 
-    It is done once: the next run finds it finished, and a changed model, method or calibration column makes it anew.
+    The result is cached: a rerun loads it, and it is made again if the model, method or calibration column changed.
 
     Args:
-        name: The name that the script gives.
-        model: What is made smaller: a trainer, a stage, a `TrainedModel`, a folder, or an id on the Hub. It stays as
-            it is.
+        name: Name of the stage.
+        model: The model to compress: a trainer, a stage, a `TrainedModel`, a folder, or an id on the Hub. It is not
+            changed.
         method: The method with its options.
-        calibration: Column of texts for methods that look at what the model does; they are tokenized as the model
-            takes them. A method that changes the tokenizer gets the texts themselves.
-        calibration_labels: Column of their labels, for classifiers. Without it a method that needs a loss takes the
-            model's own most likely class for the label, and a language model's input for its answer.
+        calibration: Column of texts for methods that measure activations or gradients; they are tokenized with the
+            model's tokenizer. A method that changes the tokenizer gets the texts themselves.
+        calibration_labels: Column of their labels, for classifiers. Without it, a method that needs a loss uses a
+            classifier's most likely class, or a language model's input, as the label.
         batch_size: Texts in a calibration batch.
-        max_length: Calibration texts are cut at this many tokens; None for what the model takes.
-        device: Where the work is done and the result is used, such as "cuda"; None for where `model` is used.
-        force: Make the result again although it is there.
-        progress_interval: Seconds between progress lines where there is no terminal; None for none.
+        max_length: Calibration texts are cut at this many tokens; None for the model's own limit.
+        device: Device for the work and the result, such as "cuda"; None for the device of `model`.
+        force: Make the result again even if it exists.
+        progress_interval: Seconds between progress lines without a terminal; None for none.
 
     Raises:
         SessionError: There is no session.
         NotTrained: The model is a trainer that was not trained yet.
-        MethodMisfit: The method does not fit the model; said before any work.
+        MethodMisfit: The method does not fit the model; raised before any work.
         DefinitionError: The method needs calibration data and got none.
-        ArgumentTypeError: The model is no model, the method no method of this stage, or a column no column of texts.
+        ArgumentTypeError: An argument has the wrong type.
         DataError: A calibration text or label is missing.
         EmptyDataset: The calibration column has no rows.
-        LabelError: A calibration label is outside the model's set.
+        LabelError: A calibration label is not one of the model's classes.
     """
 
     method_kind: ClassVar[str]
-    """`kind` of the methods that the stage takes."""
+    """`kind` of the methods that the stage accepts."""
 
     def __init__(
         self,
@@ -76,11 +76,13 @@ class Compression(Stage, ModelNode):
         progress_interval: float | None = 60,
     ) -> None:
         super().__init__(name, force=force, progress_interval=progress_interval)
-        self.source = taken(model, self.name, "model", device)
+        self.source = model_argument(model, self.name, "model", device)
         self.device, self.dtype = self.source.device, self.source.dtype
         self.method = self._checked(method)
-        self.calibration = self._column(calibration, "calibration")
-        self.calibration_labels = self._column(calibration_labels, "calibration_labels")
+        self.calibration, self.calibration_labels = (
+            None if column is None else check_column(column, f'"{self.name}": {argument}')
+            for argument, column in (("calibration", calibration), ("calibration_labels", calibration_labels))
+        )
         self.batch_size, self.max_length = batch_size, max_length
         self._check_calibration()
         self.prepare()
@@ -88,19 +90,19 @@ class Compression(Stage, ModelNode):
         self.find_or_make()
 
     def prepare(self) -> None:
-        """Checks what a subclass was given beyond this, before any work."""
+        """Checks a subclass's own arguments, before any work."""
 
     def columns(self) -> dict[str, Column]:
-        """Returns the columns that the stage reads, by argument name."""
+        """Returns the stage's columns by argument name."""
         columns = {"calibration": self.calibration, "calibration_labels": self.calibration_labels}
         return {name: column for name, column in columns.items() if column is not None}
 
     def origins(self) -> list[Node]:
-        """Returns the nodes that the result comes from, each once."""
+        """Returns the parent nodes, without duplicates."""
         return origins([self.source], self.columns().values())
 
     def fingerprint_parts(self) -> dict[str, str]:
-        """Returns what decides the result, by name, each with its fingerprint."""
+        """Returns the fingerprints of everything that decides the result, by name."""
         parts = class_part(type(self)) | {"model": fingerprint(self.source, "model"), **_method_parts(self.method)}
         for name, column in self.columns().items():
             parts[f"input {name}"] = fingerprint(column, name)
@@ -110,7 +112,7 @@ class Compression(Stage, ModelNode):
         return parts
 
     def finish(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
-        """Does what remains to be done with the smaller model before it is saved; nothing, unless a subclass does."""
+        """Hook for subclasses: processes the smaller model before it is saved."""
         return model, tokenizer
 
     def build(self, draft: Path) -> Kept:
@@ -164,14 +166,11 @@ class Compression(Stage, ModelNode):
     def _checked(self, method: object) -> CompressionMethod:
         if isinstance(method, CompressionMethod) and method.kind == self.method_kind:
             return method
-        hint = " Make an object of it, with its options." if isinstance(method, type) else ""
+        hint = " Create an instance of it, with its options." if isinstance(method, type) else ""
         raise ArgumentTypeError(
             f'"{self.name}": method is {method!r}; {type(self).__name__} takes a method of '
             f"datadreamer_like.{self.method_kind}.{hint}"
         )
-
-    def _column(self, value: object, name: str) -> Column | None:
-        return None if value is None else check_column(value, f'"{self.name}": {name}')
 
     def _check_calibration(self) -> None:
         if self.batch_size < 1:
@@ -181,14 +180,14 @@ class Compression(Stage, ModelNode):
         if self.calibration is None and self.method.needs_calibration:
             raise DefinitionError(
                 f'"{self.name}": {self.method} measures the model on data. Pass calibration=step.output[...], a column '
-                "of texts as the model will see them; some hundred are enough."
+                "of typical texts; a few hundred are enough."
             )
         if self.calibration is not None and self.calibration_labels is not None:
             check_lengths({"calibration": self.calibration, "calibration_labels": self.calibration_labels})
 
 
 def _method_parts(method: Any) -> dict[str, str]:
-    """One part an option, so that a rerun names the option that changed."""
+    """One part per option, so that a rerun reports which option changed."""
     if not dataclasses.is_dataclass(method) or hasattr(method, "__fingerprint__"):
         return {"method": fingerprint(method, "method")}
     options = {f"method {f.name}": fingerprint(getattr(method, f.name), f.name) for f in dataclasses.fields(method)}

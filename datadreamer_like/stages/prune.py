@@ -1,4 +1,4 @@
-"""The stage that takes out of a model what it can do without."""
+"""The stage that prunes a model."""
 
 from __future__ import annotations
 
@@ -27,26 +27,27 @@ _COLUMNS = ("train_input", "train_output", "validation_input", "validation_outpu
 
 
 class Prune(Compression):
-    """Prunes a model with a method of `datadreamer_like.pruning`, and trains what is left if asked to.
+    """Prunes a model with a method of `datadreamer_like.pruning`, and optionally retrains it.
 
     Args:
-        name: The name that the script gives.
-        model: What is pruned: a trainer, a stage, a `TrainedModel`, a folder, or an id on the Hub. It stays as it is.
+        name: Name of the stage.
+        model: The model to prune: a trainer, a stage, a `TrainedModel`, a folder, or an id on the Hub. It is not
+            changed.
         method: The method with its options. One that changes the tokenizer, such as `pruning.Vocabulary`, gets the
-            calibration texts themselves, the others batches of tokens.
-        calibration: Column of texts for methods that look at what the model does.
-        calibration_labels: Column of their labels, for classifiers. Without it a method that needs a loss takes the
-            model's own most likely class for the label, and a language model's input for its answer.
-        retrain: What the trainer's `train` takes: the four columns, an objective if wanted, and training options.
-            What was pruned stays pruned. None leaves the weights as the method leaves them.
+            calibration texts themselves, others get batches of tokens.
+        calibration: Column of texts for methods that measure activations or gradients.
+        calibration_labels: Column of their labels, for classifiers. Without it, a method that needs a loss uses a
+            classifier's most likely class, or a language model's input, as the label.
+        retrain: Arguments of the trainer's `train`: the four columns, optionally an objective, and training options.
+            Pruned weights stay zero. None does not retrain.
         batch_size: Texts in a calibration batch.
-        max_length: Calibration texts are cut at this many tokens; None for what the model takes.
-        device: Where the work is done and the result is used, such as "cuda"; None for where `model` is used.
-        force: Make the result again although it is there.
-        progress_interval: Seconds between progress lines where there is no terminal; None for none.
+        max_length: Calibration texts are cut at this many tokens; None for the model's own limit.
+        device: Device for the work and the result, such as "cuda"; None for the device of `model`.
+        force: Make the result again even if it exists.
+        progress_interval: Seconds between progress lines without a terminal; None for none.
 
     Raises:
-        DataDreamerError: As `Compression` and the trainer's `train` say.
+        DataDreamerError: See `Compression` and the trainer's `train`.
 
     Example:
         >>> slim = Prune(  # doctest: +SKIP
@@ -60,7 +61,7 @@ class Prune(Compression):
 
     @classmethod
     def example(cls, model: object) -> dict[str, Any]:
-        """Returns the smallest arguments beside the name, for tests and documentation."""
+        """Returns a minimal set of arguments except the name, for tests and documentation."""
         return {"model": model, "method": Magnitude.example()}
 
     def __init__(
@@ -93,14 +94,14 @@ class Prune(Compression):
         )
 
     def prepare(self) -> None:
-        """Checks what the retraining is to take, before any work."""
+        """Checks the retraining arguments, before any work."""
         if self.retrain is None:
             return
         missing = [column for column in _COLUMNS if column not in self.retrain]
         if missing:
             raise DefinitionError(
-                f'"{self.name}": retrain lacks {", ".join(missing)}. It takes what a trainer\'s train takes: the '
-                "columns, an objective if wanted, and training options."
+                f'"{self.name}": retrain lacks {", ".join(missing)}. It takes the arguments of a trainer\'s train: the '
+                "columns, optionally an objective, and training options."
             )
         optional = _COLUMNS if self.retrain.get("objective") is not None else ()
         Columns.checked(optional, **{column: self.retrain[column] for column in _COLUMNS})
@@ -110,12 +111,12 @@ class Prune(Compression):
             check_objective(self.retrain["objective"])
 
     def columns(self) -> dict[str, Column]:
-        """Returns the columns that the stage reads, by argument name."""
+        """Returns the stage's columns by argument name."""
         given = {} if self.retrain is None else {f"retrain {key}": self.retrain[key] for key in _COLUMNS}
         return super().columns() | {name: column for name, column in given.items() if column is not None}
 
     def origins(self) -> list[Node]:
-        """Returns the nodes that the result comes from, each once; the teacher of the retraining is one."""
+        """Returns the parent nodes, including the teacher of the retraining."""
         teacher = node_of(self._teacher())
         return list(dict.fromkeys([*super().origins(), *([] if teacher is None else [teacher])]))
 
@@ -124,7 +125,7 @@ class Prune(Compression):
         return None if objective is None else objective.teacher
 
     def fingerprint_parts(self) -> dict[str, str]:
-        """Returns what decides the result, by name, each with its fingerprint."""
+        """Returns the fingerprints of everything that decides the result, by name."""
         parts = super().fingerprint_parts()
         for name, value in (self.retrain or {}).items():
             if name not in _COLUMNS:
@@ -132,7 +133,7 @@ class Prune(Compression):
         return parts
 
     def finish(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
-        """Trains the pruned model, if that was asked for; a training that is killed goes on where it was."""
+        """Retrains the pruned model if `retrain` was given; a killed training run resumes from its checkpoint."""
         if self.retrain is None:
             return model, tokenizer
         folder = self.scratch / "pruned"
@@ -145,7 +146,7 @@ class Prune(Compression):
         }
         if pruned.task not in trainers:
             raise MethodMisfit(
-                f'"{self.name}": {type(model).__name__} is of no kind that can be retrained here. Leave retrain out.'
+                f'"{self.name}": there is no trainer to retrain {type(model).__name__}. Leave retrain out.'
             )
         trainer: Any = trainers[pruned.task]("Retraining", model_name=pruned, device=self.device)
         trainer.train(**self.retrain)

@@ -10,10 +10,10 @@ from .compression import Compression
 
 
 class Quantize(Compression):
-    """Quantizes a model with a method of `datadreamer_like.quantization`; its arguments are those of `Compression`.
+    """Quantizes a model with a method of `datadreamer_like.quantization`; see `Compression` for the arguments.
 
-    The result computes with the quantized weights, also after `TrainedModel.load` or `from_pretrained` in a fresh
-    process.
+    The result computes with the quantized weights, also when it is loaded in another process with `TrainedModel.load`
+    or `from_pretrained`.
 
     Example:
         >>> small = Quantize("8 bit", model=student, method=quantization.DynamicInt8())  # doctest: +SKIP
@@ -24,5 +24,5 @@ class Quantize(Compression):
 
     @classmethod
     def example(cls, model: object) -> dict[str, Any]:
-        """Returns the smallest arguments beside the name, for tests and documentation."""
+        """Returns a minimal set of arguments except the name, for tests and documentation."""
         return {"model": model, "method": DynamicInt8.example()}

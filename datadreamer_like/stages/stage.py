@@ -1,4 +1,4 @@
-"""What every stage is: a node that takes models and works when it is constructed."""
+"""The base of all stages: nodes that take models and run when they are constructed."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ class Stage(Node):
     """A node whose inputs are models.
 
     Args:
-        name: The name that the script gives; in a session it becomes unique.
-        force: Make the result again although it is there.
-        progress_interval: Seconds between progress lines where there is no terminal; None for none.
+        name: Name of the stage; it is made unique within a session.
+        force: Make the result again even if it exists.
+        progress_interval: Seconds between progress lines without a terminal; None for none.
 
     Raises:
         SessionError: There is no session.
-        ArgumentTypeError: The name is no text.
+        ArgumentTypeError: The name is not a string.
     """
 
     kind: ClassVar[Literal["step", "trainer", "stage"]] = "stage"
     result_version: ClassVar[int] = 1
-    """Raised when the same arguments give another result."""
+    """Incremented when the same arguments give another result."""
 
     @classmethod
     def example(cls, model: object) -> dict[str, Any]:
-        """Returns the smallest arguments beside the name, for tests and documentation; columns are lists of values.
+        """Returns a minimal set of arguments except the name, for tests and documentation; columns are lists.
 
         Args:
-            model: A classifier whose classes are `cat` and `dog`.
+            model: A classifier with the classes `cat` and `dog`.
         """
         raise NotImplementedError(f"{cls.__name__} has no example().")
 
     def __init__(self, name: str, *, force: bool = False, progress_interval: float | None = 60) -> None:
         if not isinstance(name, str):
-            raise ArgumentTypeError(f"A stage's name is a text, not {name!r}.")
+            raise ArgumentTypeError(f"A stage's name must be a string, not {name!r}.")
         if current_session() is None:
             raise SessionError(
-                f'{type(self).__name__} "{name}" works when it is made, and there is no session that could keep its '
-                "result. Put it inside `with DataDreamer(folder):`."
+                f'{type(self).__name__} "{name}" runs when it is created, and there is no session to save its result. '
+                "Put it inside `with DataDreamer(folder):`."
             )
         super().__init__(name, force=force, progress_interval=progress_interval)
 
 
-def taken(value: object, stage: str, argument: str, device: object = None) -> TrainedModel:
-    """Takes a stage's argument that names a model.
+def model_argument(value: object, stage: str, argument: str, device: object = None) -> TrainedModel:
+    """Converts a stage's argument to a model.
 
     Args:
         value: A trainer, a stage, a `TrainedModel`, a folder or an id on the Hub.
         stage: Name of the stage, for the message.
         argument: Name of the argument, for the message.
-        device: Where the stage works with it; None for where the model is used otherwise.
+        device: Device for the stage; None for the model's own.
     """
     trained = as_trained_model(value, f'"{stage}": {argument}')
     if device is None or str(device) == str(trained.device):
@@ -64,6 +64,6 @@ def taken(value: object, stage: str, argument: str, device: object = None) -> Tr
 
 
 def origins(models: Iterable[TrainedModel], columns: Iterable[object]) -> list[Node]:
-    """Returns the nodes that models and columns come from, each once."""
+    """Returns the nodes that models and columns come from, without duplicates."""
     nodes = [model.node for model in models] + [getattr(column, "step", None) for column in columns]
     return list({id(node): node for node in nodes if node is not None}.values())

@@ -8,9 +8,10 @@ from .base.lazy_rows import Traced as Traced
 from .base.step import Step as Step
 from .base.step import SuperStep as SuperStep
 from .base.trace import Trace as Trace
+from .labelling.count_tokens import CountTokens as CountTokens
 from .labelling.run_task_model import RunTaskModel as RunTaskModel
-from .operations.derived import concat as concat
-from .operations.derived import zipped as zipped
+from .operations.combining import concat as concat
+from .operations.combining import zipped as zipped
 from .prompting.data_from_attributed_prompt import DataFromAttributedPrompt as DataFromAttributedPrompt
 from .prompting.data_from_prompt import DataFromPrompt as DataFromPrompt
 from .prompting.few_shot_prompt import FewShotPrompt as FewShotPrompt

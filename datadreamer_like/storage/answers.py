@@ -1,6 +1,6 @@
-"""The answers' store: what models returned, by key, in one SQLite file that survives a kill at any instant.
+"""The answer store: answers of models by key, in one SQLite file that survives a kill at any moment.
 
-Answers cost money and hours, so nothing here ever deletes one: a damaged file is reported, never replaced.
+Answers cost money and time, so none is ever deleted: a damaged file is reported, never replaced.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ ANSWERS_FORMAT = 1
 # Marks the file as ours: "ddla" read as a number.
 _APPLICATION_ID = 0x64646C61
 _BUSY_SECONDS = 60.0
-# Keys are hashes, so each insert touches a page of the index at random. Small pages keep down what a transaction
-# writes; a long log meets the same pages more often before they are copied to the file (measured: 2.4 times the rows
-# a second of SQLite's defaults with 32 rows a transaction).
+# Keys are hashes, so each insert writes a random page of the index. Small pages reduce the bytes of a transaction; a
+# long log merges more writes of a page before it is copied to the file (measured: 2.4 times the rows per second of
+# SQLite's defaults, with 32 rows per transaction).
 _PAGE_BYTES = 2_048
 _CHECKPOINT_PAGES = 16_000
 _CACHE_KIB = 32 * 1024
@@ -31,14 +31,14 @@ _KEYS_A_QUERY = 512
 
 
 class AnswerStore:
-    """Key to value, both bytes, in one file that several threads and processes may use at once.
+    """A key-value store of bytes in one file that several threads and processes may use concurrently.
 
-    A value is on disk, safe from the death of this process, when `put_many` returns. (As with any database in this
-    mode, a power cut may lose the last moments, and never damages what is older.)
+    When `put_many` returns, values survive a kill of this process. (As with any database in this mode, a power failure
+    may lose the last transactions, but never damages older ones.)
 
     Args:
-        path: The file; its folder is made. `":memory:"` keeps all in memory, and `""` in a file that the system
-            removes when the store is closed.
+        path: The file; its folder is created. `":memory:"` keeps everything in memory, and `""` uses a temporary file
+            that is removed when the store is closed.
 
     Raises:
         NewerFormat: The file was written by a newer version of this package.
@@ -47,7 +47,7 @@ class AnswerStore:
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
-        # One connection for the thread that looks up and the one that stores; SQLite's own lock would be as coarse.
+        # One connection for reading and writing threads; SQLite's own lock would be as coarse.
         self._lock = threading.Lock()
         with self._explained("opened"):
             if self.path not in ("", ":memory:"):
@@ -63,22 +63,22 @@ class AnswerStore:
             raise
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Returns the value of each key, None where there is none."""
+        """Returns the value of each key; None for a missing key."""
         found: dict[bytes, bytes] = {}
         with self._lock, self._explained("read"):
             for start in range(0, len(keys), _KEYS_A_QUERY):
                 part = keys[start : start + _KEYS_A_QUERY]
-                # Rounding the number of holes up keeps the number of different statements small.
-                holes = 1 << (len(part) - 1).bit_length()
-                query = f"SELECT key, value FROM answers WHERE key IN ({','.join('?' * holes)})"
-                found.update(self._connection.execute(query, [*part, *[part[-1]] * (holes - len(part))]))
+                # Rounding the number of placeholders up keeps the number of different statements small.
+                count = 1 << (len(part) - 1).bit_length()
+                query = f"SELECT key, value FROM answers WHERE key IN ({','.join('?' * count)})"
+                found.update(self._connection.execute(query, [*part, *[part[-1]] * (count - len(part))]))
         return [found.get(key) for key in keys]
 
     def put_many(self, items: Sequence[tuple[bytes, bytes]]) -> None:
-        """Stores values in one transaction; a key that is there already gets its new value.
+        """Stores values in one transaction; existing keys get the new value.
 
         Raises:
-            StorageError: The disk is full or not writable; what was stored before is safe.
+            StorageError: The disk is full or not writable; values stored before are safe.
         """
         with self._lock, self._explained("written"), self._transaction():
             self._connection.executemany("INSERT OR REPLACE INTO answers (key, value) VALUES (?, ?)", items)
@@ -101,7 +101,7 @@ class AnswerStore:
         self.close()
 
     def _prepare_patiently(self) -> None:
-        # SQLite waits for most locks by itself, but not where another process is just turning the log on.
+        # SQLite waits for most locks by itself, but not while another process enables the log.
         until = time.monotonic() + _BUSY_SECONDS
         while True:
             try:
@@ -130,7 +130,7 @@ class AnswerStore:
             tables = ask("SELECT count(*) FROM sqlite_master").fetchone()[0]
             if tables and not int(ask("PRAGMA user_version").fetchone()[0]):
                 raise StorageError(f"{self.path} is a database of another program. Use another folder.")
-            # Rows lie in the order they came; only the index, which is small, is written at random.
+            # Rows are stored in insertion order; only the small index is written at random positions.
             ask("CREATE TABLE IF NOT EXISTS answers (key BLOB NOT NULL UNIQUE, value BLOB NOT NULL)")
             ask(f"PRAGMA application_id = {_APPLICATION_ID}")
             ask(f"PRAGMA user_version = {ANSWERS_FORMAT}")
@@ -161,16 +161,16 @@ class AnswerStore:
 _ADVICE = {
     "full": "No space is left; the answers stored before are safe. Free some space and run again: it continues.",
     "refused": (
-        "The disk refused: it may be full, or a quota or a limit on the size of files is reached. The answers stored "
-        "before are safe. Make room and run again: it continues."
+        "Writing failed: the disk may be full, or a quota or file size limit reached. The answers stored before are "
+        "safe. Free some space and run again: it continues."
     ),
     "readonly": "Choose a folder that you may write to, or change its permissions.",
     "cantopen": "Check that its folder exists and that you may write to it.",
     "busy": "Another process has been writing to it for a minute. Wait for that process to end, and run again.",
     "damaged": (
-        "The file is damaged. It may hold answers that were paid for, so it is left as it is: copy it, save what can "
-        "be read with `sqlite3 FILE .recover | sqlite3 NEW_FILE`, and put the new file in its place; or move it away, "
-        "and its answers are asked for again."
+        "The file is damaged. It may hold answers that were paid for, so it is not changed: copy it, save what can "
+        "be read with `sqlite3 FILE .recover | sqlite3 NEW_FILE`, and replace it by the new file; or move it away, "
+        "and its answers are requested again."
     ),
 }
 
@@ -191,5 +191,5 @@ def _advice(error: sqlite3.Error) -> str:
 
 
 def _code(error: sqlite3.Error) -> int:
-    # The low byte of an extended code is the code proper.
+    # The low byte of an extended code is the primary code.
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF

@@ -1,4 +1,4 @@
-"""Content digests of files and folders, remembered for large files while they stay the same."""
+"""Content digests of files and folders, cached for large files until they change."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import tempfile
 import time
 from pathlib import Path
 
-# Below this size hashing is quicker than looking the digest up.
-_REMEMBER_FROM_BYTES = 16 * 2**20
-# A file changed this recently may change again without its time stamp moving.
-_SETTLED_AFTER_SECONDS = 2.0
+# Below this size hashing is faster than a lookup.
+_CACHED_FROM_BYTES = 16 * 2**20
+# A file changed this recently may change again without a new time stamp.
+_UNCHANGED_SECONDS = 2.0
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
     """Returns the BLAKE2b digest of a file's content, as 32 hexadecimal digits.
 
-    Digests of large files are remembered in the user's cache folder under the file's path, size, inode and
-    modification time, so that a model of many gigabytes is read once and not in every run.
+    Digests of large files are cached in the user's cache folder by path, size, inode and modification time, so that a
+    model of many gigabytes is not read in every run.
     """
     file = Path(path).resolve()
     stat = file.stat()
-    if stat.st_size < _REMEMBER_FROM_BYTES:
+    if stat.st_size < _CACHED_FROM_BYTES:
         return _hash(file)
     key = json.dumps([str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino])
     note = _notes_folder() / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.json"
@@ -34,13 +34,13 @@ def file_digest(path: str | os.PathLike[str]) -> str:
     except (OSError, ValueError, KeyError):
         pass
     digest = _hash(file)
-    if time.time() - stat.st_mtime > _SETTLED_AFTER_SECONDS and file.stat().st_mtime_ns == stat.st_mtime_ns:
+    if time.time() - stat.st_mtime > _UNCHANGED_SECONDS and file.stat().st_mtime_ns == stat.st_mtime_ns:
         _remember(note, key, digest)
     return digest
 
 
 def folder_digest(path: str | os.PathLike[str]) -> str:
-    """Returns one digest of the names and contents of all files in a folder; hidden files are left out."""
+    """Returns one digest of the names and contents of all files in a folder; hidden files are skipped."""
     folder = Path(path)
     hasher = hashlib.blake2b(digest_size=16)
     for file in sorted(folder.rglob("*")):
@@ -61,7 +61,7 @@ def _notes_folder() -> Path:
 
 
 def _remember(note: Path, key: str, digest: str) -> None:
-    # A cache that cannot be written costs time, never a run.
+    # A cache that cannot be written only costs time.
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=note.parent, delete=False) as stream:

@@ -1,4 +1,4 @@
-"""Folders that are complete or absent, and locks that die with their process."""
+"""Folders that are complete or absent, and locks that are released when their process ends."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _NOT_PERMITTED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 @contextmanager
 def explained(what: str, path: Path) -> Iterator[None]:
-    """Turns the operating system's refusals inside the block into one sentence on what to do.
+    """Turns errors of the operating system inside the block into a message that says what to do.
 
     Raises:
-        StorageError: The disk is full, or the path may not be written or read.
+        StorageError: The disk is full, or there is no permission to read or write the path.
     """
     try:
         yield
@@ -36,7 +36,7 @@ def explained(what: str, path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise StorageError(
-                f"{what}: no space left for {path} ({error.strerror}). Nothing that was complete is lost; "
+                f"{what}: no space left for {path} ({error.strerror}). Completed results are safe; "
                 "free some space and run the script again: it continues."
             ) from error
         if error.errno in _NOT_PERMITTED:
@@ -49,12 +49,10 @@ def explained(what: str, path: Path) -> Iterator[None]:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Gives an empty folder to fill, which becomes `target` when the block ends well, and is deleted otherwise.
+    """Yields an empty folder, which becomes `target` if the block succeeds, and is deleted otherwise.
 
-    A block that deletes the folder itself leaves no `target`.
-
-    The folder stands beside `target`, so that one rename moves it; its files are flushed to the disk before.
-    A process that is killed leaves a hidden folder behind, which `sweep` removes.
+    If the block deletes the folder itself, there is no `target`. The folder is next to `target`, so that it can be
+    renamed atomically; its files are flushed to disk before. After a kill, `sweep` removes the hidden folder.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.parent / f".draft-{target.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -71,14 +69,14 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def sweep(parent: Path, name: str) -> None:
-    """Removes drafts of `parent / name` that killed processes left; call it with the lock of that name held."""
+    """Removes drafts of `parent / name` left by killed processes; the caller must hold the lock of that name."""
     for draft in parent.glob(f".draft-{name}-*-*"):
         if draft.name.removeprefix(f".draft-{name}-").count("-") == 1:
             shutil.rmtree(draft, ignore_errors=True)
 
 
 def flush_folder(folder: Path) -> None:
-    """Flushes all files below a folder, and the folders themselves, to the disk."""
+    """Flushes a folder and everything in it to disk."""
     for root, _, files in os.walk(folder):
         for file in files:
             _flush(Path(root) / file)
@@ -86,7 +84,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Writes a small text file so that it is either the old one or the new one, whenever the process dies."""
+    """Writes a small text file atomically."""
     draft = path.with_name(f".{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         draft.write_text(text, encoding="utf-8")
@@ -99,10 +97,10 @@ def write_file(path: Path, text: str) -> None:
 
 @contextmanager
 def locked(lock_file: Path, what: str) -> Iterator[bool]:
-    """Holds a lock between processes inside the block; the system frees it when the process dies, however it dies.
+    """Holds an interprocess lock inside the block; the system releases it when the process ends in any way.
 
     Yields:
-        Whether another process held the lock, so that what was read before may have changed.
+        Whether another process held the lock, so that data read before may have changed.
     """
     lock_file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(lock_file)
@@ -124,7 +122,7 @@ def _flush(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some file systems do not flush folders; theirs is the promise then.
+        # Some file systems cannot flush folders.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:

@@ -1,4 +1,4 @@
-"""Python objects as column values: pickled bytes with a mark in front, so that other bytes are left alone."""
+"""Python objects as column values: pickled bytes with a prefix that distinguishes them from other bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _MARK = b"\x00datadreamer_like pickle 1\x00"
 
 
 def pickle_value(value: Any, *args: Any, **kwargs: Any) -> bytes:
-    """Pickles any object, local classes and functions included; further arguments go to `dill.dumps`."""
+    """Pickles any object, including local classes and functions; further arguments go to `dill.dumps`."""
     import dill
 
     return _MARK + bytes(dill.dumps(value, *args, **kwargs))
@@ -20,7 +20,7 @@ def is_pickled(value: Any) -> bool:
 
 
 def unpickle(value: Any) -> Any:
-    """Restores what `pickle_value` made; any other value is returned unchanged."""
+    """Restores a value of `pickle_value`; other values are returned unchanged."""
     if not is_pickled(value):
         return value
     import dill

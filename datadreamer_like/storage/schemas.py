@@ -1,4 +1,4 @@
-"""The schema of a step's rows: one for all of its batches, widened where a later batch needs a wider type."""
+"""The schema of a step's rows: one for all batches, widened when a batch needs a wider type."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _WIDEST_DECIMAL = 38
 
 
 def widened(old: pa.Schema, new: pa.Schema, what: str) -> pa.Schema:
-    """Returns the schema that the rows of two schemas fit.
+    """Returns the common schema of two schemas.
 
-    Columns keep their order; one that only some rows have is added at the end and is None in the others.
+    Columns keep their order; new columns are added at the end and are None in other rows.
 
     Raises:
-        StepOutputTypeError: A column's types do not go together, or its numbers stand for different classes.
+        StepOutputTypeError: A column's types or class names are incompatible.
     """
     fields = []
     for field in old:
@@ -40,7 +40,7 @@ def cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
         try:
             arrays.append(column if column.type == field.type else column.cast(field.type))
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-            # Not every Arrow version adds fields to structs by casting.
+            # Some Arrow versions cannot add fields to structs by casting.
             arrays.append(pa.array(column.to_pylist(), field.type))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 

@@ -1,8 +1,8 @@
 """Tables on disk: Arrow files in the layout that `datasets.load_from_disk` opens, memory-mapped.
 
-A table is written once, in batches, as its rows come. Its schema is that of all its rows, not of the first: when a
-later batch needs a wider type (a null column gets values, integers meet floats, a struct gets a field), writing goes
-on in a new file and the earlier ones are cast at the end. What `datasets` has no place for is in `columns.schema`.
+A table is written once, in batches. Its schema fits all rows: when a batch needs a wider type (values in a null column,
+floats in a column of integers, a new field of a struct), writing continues in a new file, and the earlier files are
+cast at the end. Metadata that `datasets` does not support is in `columns.schema`.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 
 _SCHEMA = "columns.schema"
 
-# Small batches are put together, since rows are taken faster from few large ones.
+# Small batches are joined: random access is faster in few large ones.
 _ROWS_AT_ONCE = 16_384
 _BYTES_AT_ONCE = 16 * 2**20
 
 
 class TableWriter:
-    """Writes batches of rows into a folder that `open_table` opens.
+    """Writes batches of rows into a folder for `open_table`.
 
     Args:
         folder: An existing, empty folder.
-        columns: Names of the columns, in order, for a table that gets no rows.
-        what: Whose rows these are, for error messages.
-        schema: Columns with what is known of them, for a table that gets no rows.
+        columns: Names of the columns, for a table without rows.
+        what: Owner of the rows, for error messages.
+        schema: Schema of the columns, for a table without rows.
 
     Attributes:
-        num_rows: How many rows were written.
+        num_rows: Number of rows written.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class TableWriter:
             batch: Columns as lists or arrays of equal length, or an Arrow record batch.
 
         Raises:
-            StepOutputTypeError: A column holds values of types that do not go together.
+            StepOutputTypeError: A column holds values of incompatible types.
         """
         rows = batch if isinstance(batch, pa.RecordBatch) else to_batch(batch, self.what)
         if self._schema is None:
@@ -76,10 +76,10 @@ class TableWriter:
             self._flush()
 
     def close(self, fingerprint: str) -> pa.Schema:
-        """Ends the files and writes what describes them.
+        """Completes the files and writes their metadata.
 
         Args:
-            fingerprint: Becomes the dataset's fingerprint, so that caches of `datasets` stay right.
+            fingerprint: The dataset's fingerprint, for the caches of `datasets`.
 
         Returns:
             The schema of all rows.
@@ -118,7 +118,7 @@ class TableWriter:
         return self._schema
 
     def abort(self) -> None:
-        """Closes the files without describing them; the folder is to be removed."""
+        """Closes the files without metadata; the caller removes the folder."""
         self._held.clear()
         self._end_part()
 
@@ -163,7 +163,7 @@ def open_table(folder: Path) -> Dataset:
 
 
 def read_table(folder: Path) -> pa.Table:
-    """Opens a written table as an Arrow table, memory-mapped, with all that is known of its columns.
+    """Opens a written table as an Arrow table, memory-mapped, with the metadata of its columns.
 
     Raises:
         StorageError: The table was removed or is damaged.
@@ -179,7 +179,7 @@ def read_table(folder: Path) -> pa.Table:
 
 
 class _Readable:
-    """Says what to do where a table cannot be read."""
+    """Explains errors in reading a table."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -197,10 +197,10 @@ class _Readable:
 
 
 def dataset_table(dataset: Dataset) -> tuple[pa.Table, pa.ChunkedArray | None]:
-    """Returns a dataset's Arrow table with all that is known of its columns, and which of its rows are in it.
+    """Returns a dataset's Arrow table with the metadata of its columns, and the positions of the dataset's rows.
 
     Returns:
-        The table, and the positions of the dataset's rows in it; None where these are all, in order.
+        The table, and the positions of the dataset's rows in it; None for all of them, in order.
     """
     table: pa.Table = dataset._data.table
     schema = with_features(_plain(table.schema), dataset.features)

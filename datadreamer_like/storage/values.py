@@ -1,8 +1,8 @@
-"""Python values to Arrow arrays and back, for every path that rows take.
+"""Conversion of Python values to Arrow arrays and back.
 
-What Arrow types do not hold travels in the metadata of a column's Arrow field: the `datasets` feature (class names,
-images), whether values are pickled Python objects, and which keys of nested rows were given as None. A key that is
-null in Arrow without having been given was not there, so it is left out when the values are read.
+The metadata of a column's Arrow field holds what Arrow types cannot express: the `datasets` feature (class names,
+images), whether values are pickled Python objects, and which keys of nested rows were given as None. Other keys that
+are null in Arrow were missing, so they are left out when values are read.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ Path = tuple[str, ...]
 
 
 def to_batch(columns: Mapping[str, Any], what: str = "table", like: pa.Schema | None = None) -> pa.RecordBatch:
-    """Turns columns of Python values into an Arrow record batch.
+    """Converts columns of Python values to an Arrow record batch.
 
     Args:
         columns: Values by column: lists or other iterables of equal length, or Arrow arrays.
-        what: Whose rows these are, for error messages.
-        like: Columns that the values were read from. Where values still fit such a column, they keep its class names,
+        what: Owner of the rows, for error messages.
+        like: Schema of the columns that the values were read from. Values that fit such a column keep its class names,
             images and pickles.
 
     Raises:
-        StepOutputTypeError: A column holds values of types that do not go together, or its name is not a string.
+        StepOutputTypeError: A column holds values of incompatible types, or its name is not a string.
     """
     fields, arrays = [], []
     for name, values in columns.items():
         if not isinstance(name, str):
-            raise StepOutputTypeError(f"{what}: the column name {name!r} is not a string. Call it {str(name)!r}.")
+            raise StepOutputTypeError(f"{what}: the column name {name!r} is not a string. Use {str(name)!r}.")
         known = like.field(name) if like is not None and name in like.names else None
         array, metadata = _array(values, name, what, known)
         fields.append(pa.field(name, array.type, metadata=metadata or None))
@@ -78,7 +78,7 @@ def to_list(array: pa.Array | pa.ChunkedArray, field: pa.Field) -> list[Any]:
 
 
 def with_features(schema: pa.Schema, features: Mapping[str, Any] | None) -> pa.Schema:
-    """Notes in a schema what `datasets` features say beyond the Arrow types."""
+    """Adds `datasets` features to a schema's metadata, where they say more than the Arrow types."""
     if features is None:
         return schema
     from datasets.features.features import Features, generate_from_arrow_type
@@ -106,11 +106,11 @@ def features_of(schema: pa.Schema) -> Features:
 
 
 def class_names(field: pa.Field, in_lists: bool = False) -> list[str] | None:
-    """Returns the names of a column's classes; None where the column is not one of class numbers.
+    """Returns the class names of a column; None if it is not a class label column.
 
     Args:
         field: The column.
-        in_lists: Look into lists too: a column whose rows hold several classes.
+        in_lists: Also accept lists of class labels.
     """
     data = (field.metadata or {}).get(FEATURE)
     feature = json.loads(data) if data is not None else {}
@@ -133,7 +133,7 @@ def _feature(data: bytes) -> Any:
 
 @lru_cache(maxsize=256)
 def _decoder(data: bytes) -> Callable[[Any], Any] | None:
-    """Returns what makes a stored value an object again: an image, audio; None where values are stored as they are."""
+    """Returns the decoder of a feature such as an image or audio; None if values need no decoding."""
     from datasets.features.features import decode_nested_example, require_decoding
 
     feature = _feature(data)
@@ -185,13 +185,13 @@ def _converted(values: list[Any], name: str, what: str) -> pa.Array:
     except UnicodeEncodeError as error:
         raise StepOutputTypeError(
             f'{what}: column "{name}" holds a text with half a surrogate pair ({error.object[error.start]!r}), '
-            'which is no valid Unicode. Repair it: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
+            'which is not valid Unicode. Fix it: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
         ) from error
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
 def _kept_feature(values: list[Any], known: pa.Field | None) -> tuple[pa.Array | None, dict[bytes, bytes]]:
-    """Returns the values as a column of the known feature, where they fit it."""
+    """Returns the values as a column of the known feature; None if they do not fit it."""
     data = (known.metadata or {}).get(FEATURE) if known is not None else None
     if data is None and any(_is_image(value) for value in values):
         data = json.dumps({"_type": "Image"}).encode()
@@ -219,10 +219,10 @@ def _is_image(value: Any) -> bool:
 
 
 def _uniform(values: list[Any], kinds: set[type], name: str, what: str) -> tuple[list[Any], set[type]]:
-    """Returns values of one kind that Arrow understands, and their types.
+    """Returns values of one kind that Arrow accepts, and their types.
 
     Raises:
-        StepOutputTypeError: Their types do not go together.
+        StepOutputTypeError: Their types are incompatible.
     """
     if any(kind not in _PLAIN and kind.__module__ != "builtins" for kind in kinds):
         values = [_plain(value) for value in values]
@@ -250,7 +250,7 @@ def _go_together(kinds: set[type]) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Returns a value of a foreign library as Python's own, or as an array that Arrow reads at once."""
+    """Converts a value of another library to a Python value, or to an array that Arrow accepts."""
     kind = type(value)
     room = kind.__module__.partition(".")[0]
     if room == "uuid":
@@ -263,7 +263,7 @@ def _plain(value: Any) -> Any:
     elif room != "numpy":
         return value
     if value.dtype.kind in "Mm":
-        # Python has no nanoseconds; dates and times of a coarser unit become Python's own.
+        # Python has no nanoseconds; times of coarser units become Python values.
         return value if value.dtype.name.endswith("[ns]") else value.tolist()
     if value.ndim == 1 and value.dtype.kind in "biuf":
         return value
@@ -282,7 +282,7 @@ def mixed(name: str, what: str, kinds: Iterable[str]) -> StepOutputTypeError:
 
 
 def has_keys(kind: pa.DataType) -> bool:
-    """Returns whether a column's values are dictionaries, or lists of such."""
+    """Returns whether a column's values are dictionaries, or lists of dictionaries."""
     if pa.types.is_struct(kind):
         return True
     return is_list(kind) and has_keys(kind.value_type)
@@ -294,7 +294,7 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def _none_keys(value: Any, path: Path, found: set[Path]) -> None:
-    """Collects the paths of keys that are there and hold None; elements of lists share a path."""
+    """Collects the paths of keys that are given as None; elements of lists share a path."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             if item is None:
@@ -308,7 +308,7 @@ def _none_keys(value: Any, path: Path, found: set[Path]) -> None:
 
 
 def _pruner(kind: pa.DataType, given: frozenset[Path], path: Path = ()) -> Callable[[Any], Any] | None:
-    """Returns a function that leaves out keys that were not given, or None where no value can have such keys."""
+    """Returns a function that removes keys that were not given; None if values have no keys."""
     if is_list(kind):
         inner = _pruner(kind.value_type, given, path)
         return None if inner is None else lambda items: [None if item is None else inner(item) for item in items]

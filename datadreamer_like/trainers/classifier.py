@@ -1,4 +1,4 @@
-"""Fine-tuning a pretrained model to sort texts into classes."""
+"""Fine-tuning a pretrained model as a text classifier."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from .training.teaching import check_objective
 
 
 class TrainHFClassifier(HFTrainer):
-    """Fine-tunes a pretrained model to give each text its class, or its classes.
+    """Fine-tunes a pretrained model as a single-label or multi-label text classifier.
 
-    The classes are those of the training rows (texts, whole numbers, or truth values; a list of them a row makes a
-    model of several labels), in order; where the model that training starts from is a classifier that knows all of
-    them, its own classes stay, and its head with them. Their names end up in the model's config.
+    The classes are the sorted labels of the training rows (texts, integers or booleans; lists of them make a
+    multi-label model). If training starts from a classifier that has all of them, its classes and head are kept. The
+    class names are saved in the model's config.
 
     Args:
         name: The trainer's name.
@@ -72,13 +72,14 @@ class TrainHFClassifier(HFTrainer):
         """Trains the classifier, or finds it trained.
 
         Args:
-            train_input: Texts to learn from.
-            train_output: Their labels. With a teacher, a row's label may be None, which leaves the row to the teacher;
-                and None in place of the column leaves all rows to it, where the objective needs no labels.
-            validation_input: Texts by which the best epoch is chosen.
-            validation_output: Their labels, each of them one that the training rows or the teacher have; None likewise.
-            objective: What is minimised; None for the supervised loss. Where it needs only a teacher's logits, the
-                teacher is asked about each text once, for all students; its classes are matched by name.
+            train_input: Training texts.
+            train_output: Their labels. With a teacher, labels may be None: such rows learn from the teacher only. The
+                whole column may be None if the objective needs no labels.
+            validation_input: Validation texts, used to choose the best epoch.
+            validation_output: Their labels, from the classes of the training rows or the teacher; optional in the same
+                cases as `train_output`.
+            objective: The objective to minimise; None for the supervised loss. If it needs only a teacher's logits,
+                they are computed once for all students; the teacher's classes are matched by name.
             **options: See `TrainingOptions`.
 
         Returns:
@@ -123,7 +124,7 @@ class TrainHFClassifier(HFTrainer):
         training: Training,
         objective: Objective,
     ) -> Classification:
-        """Returns a classification into the classes of the training rows, or of the teacher where they have none."""
+        """Returns a classification task with the classes of the training rows or the teacher."""
         teacher, output = objective.teacher, columns.train.get("train_output")
         labels = LabelSet(())
         if output is not None:
@@ -168,7 +169,7 @@ class TrainHFClassifier(HFTrainer):
 
 
 def _kept_labels(config: PretrainedConfig, labels: LabelSet) -> LabelSet:
-    """Keeps the classes of a model that is a classifier of these already."""
+    """Returns the base model's own classes if it is a classifier that has all of these, else these."""
     if task_of(config) != "text-classification":
         return labels
     known = tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
@@ -177,9 +178,9 @@ def _kept_labels(config: PretrainedConfig, labels: LabelSet) -> LabelSet:
 
 
 def _taught_labels(labels: LabelSet, teacher: Teacher, *, has_labels: bool) -> LabelSet:
-    """Returns the classes to learn: those of the rows where they are all the teacher's, or else the teacher's.
+    """Returns the teacher's classes if there are no labels or the labels are a proper subset, else the labels.
 
-    A few labelled rows may lack some of the classes.
+    A small number of labelled rows may lack some of the classes.
     """
     config = teacher.model.config
     known = tuple(str(name) for _, name in sorted((getattr(config, "id2label", None) or {}).items()))

@@ -187,7 +187,7 @@ class TrainHFDPO(TrainHFFineTune):
         # trl's own default costs a fifth of the time, to save memory.
         own = {} if "gradient_checkpointing" in given else {"activation_checkpointing": False}
         with warnings.catch_warnings():
-            # trl asks transformers under the old name; nothing that a user could change.
+            # trl reads a transformers property by its deprecated name; users cannot fix that.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             fitted = fit(
                 run,
@@ -234,7 +234,7 @@ class _Loop(LoopOverExamples, DPOTrainer):
     """trl's loop over rows that are tokenized already."""
 
     def __init__(self, run: Run, reference: PreTrainedModel | None, **options: Any) -> None:
-        # trl looks at a dataset's first row before it asks `_prepare_dataset` for the rows.
+        # trl reads a dataset's first row before it calls `_prepare_dataset`.
         first = datasets.Dataset.from_dict({"prompt": [""]})
         super().__init__(
             run,

@@ -33,7 +33,7 @@ class TrainHFFineTune(HFTrainer):
         model_name: Id on the Hub, folder, GGUF file, trainer, stage or `TrainedModel` to start from.
         chat_prompt_template: The prompt template: AUTO for the tokenizer's own chat template where it has one, Jinja
             code over `messages`, a text with the placeholder `{{prompt}}`, or None for the bare prompt. It becomes the
-            chat template of the saved tokenizer, so that whatever loads the model asks it in the same way.
+            chat template of the saved tokenizer, so that the model is always prompted in the same way.
         system_prompt: A system prompt, which becomes the template's default; AUTO leaves it to the template.
         **options: See `HFOptions`; further ones go to `from_pretrained`.
 

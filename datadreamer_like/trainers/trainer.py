@@ -1,4 +1,4 @@
-"""What every trainer is: a node that works when `train` is called, and then is a model."""
+"""The base of all trainers: nodes that run when `train` is called, and are models afterwards."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from datadreamer_like.models.trained.model_node import ModelNode
 
 
 class Trainer(ModelNode):
-    """Makes a trained model out of columns when its `train` is called, or finds the one that was made before.
+    """Trains a model on columns when `train` is called, or loads the cached result.
 
-    Once trained it can be used wherever a model can: as a teacher, as what a stage makes small, as what another
-    trainer starts from. A subclass writes `train`, which checks what it was given and calls `work`.
+    Once trained it can be used as a model: as a teacher, in a stage, or as the start of another trainer. A subclass
+    implements `train`, which checks its arguments and calls `work`.
 
     Args:
-        name: The name that the script gave; in a session it becomes unique.
-        force: Train again although the result is there.
+        name: Name of the trainer; it is made unique within a session.
+        force: Train again even if the result exists.
         verbose: False shows only warnings of this trainer.
         log_level: A level of `logging` that overrides `verbose`.
-        progress_interval: Seconds between progress lines where there is no terminal; None for none.
+        progress_interval: Seconds between progress lines without a terminal; None for none.
     """
 
     kind: ClassVar = "trainer"
     result_version: ClassVar[int] = 1
-    """Raised when the same arguments give another model."""
+    """Incremented when the same arguments give another model."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Trainer(ModelNode):
         progress_interval: float | None = 60,
     ) -> None:
         if not isinstance(name, str):
-            raise ArgumentTypeError(f"A trainer's name is a text, not {name!r}.")
+            raise ArgumentTypeError(f"A trainer's name must be a string, not {name!r}.")
         super().__init__(name, force=force, progress_interval=progress_interval)
         self._log_level = log_level or (logging.WARNING if verbose is False else None)
         self._decided_by: dict[str, str] | None = None
@@ -50,7 +50,7 @@ class Trainer(ModelNode):
 
     @classmethod
     def example(cls) -> dict[str, Any]:
-        """Returns the smallest arguments of `train`, for tests and documentation; columns are lists of values."""
+        """Returns a minimal set of arguments of `train`, for tests and documentation; columns are lists."""
         raise NotImplementedError(f"{cls.__name__} has no example().")
 
     def train(self, *args: Any, **kwargs: Any) -> Self:
@@ -58,11 +58,7 @@ class Trainer(ModelNode):
         raise NotImplementedError
 
     def need_session(self) -> None:
-        """Refuses to go on outside a session.
-
-        Raises:
-            SessionError: The trainer was made outside a session.
-        """
+        """Raises `SessionError` if the trainer was made outside a session."""
         if self.session is None:
             raise SessionError(
                 f'{type(self).__name__} "{self.name}" was made outside a session, so it cannot train. '
@@ -70,15 +66,15 @@ class Trainer(ModelNode):
             )
 
     def work(self, parts: Mapping[str, str], parents: Iterable[Node], build: Callable[[Path], Kept]) -> Self:
-        """Finds the model that `parts` decide, or makes it with `build`.
+        """Loads the cached model for `parts`, or makes it with `build`.
 
         Args:
-            parts: What decides the result, by name, each with its fingerprint.
-            parents: The nodes that the result comes from.
-            build: Saves the model below the folder that it is given and returns `self.kept()`.
+            parts: Fingerprints of everything that decides the result, by name.
+            parents: The parent nodes.
+            build: Saves the model in the given folder and returns `self.kept()`.
 
         Raises:
-            DefinitionError: This trainer was trained on something else before, in this very script.
+            DefinitionError: This trainer object was already trained with other arguments.
         """
         if self.manifest is not None and self._decided_by != dict(parts):
             changed = Manifest("", "", "", self._decided_by or {}).difference(dict(parts))
@@ -96,7 +92,7 @@ class Trainer(ModelNode):
         return self
 
     def build(self, draft: Path) -> Kept:
-        """Trains as the last call of `train` said, and saves the model."""
+        """Trains with the arguments of the last call of `train`, and saves the model."""
         if self._train is None:
             raise NotTrained(self.describe_missing())
         return self._train(draft)
@@ -121,7 +117,7 @@ class Trainer(ModelNode):
 
     @property
     def resumable(self) -> bool:
-        """Whether a training that was killed goes on where it was."""
+        """Whether a killed training run resumes."""
         return True
 
     @property
@@ -155,7 +151,7 @@ class Trainer(ModelNode):
         return None
 
     def model_card(self) -> dict[str, Any]:
-        """Returns what is known of the model's origin, node by node, oldest first.
+        """Returns the model's lineage: the card of each node, oldest first.
 
         Raises:
             NotTrained: There is no model yet.

@@ -103,9 +103,10 @@ def of_llm(kind: Any, given: Given, folder: Path) -> Any:
 
 def requests_of(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
     sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+    from anthropic_server import AnthropicServer
     from flaky_server import FlakyServer
 
-    with FlakyServer() as server:
+    with AnthropicServer() if kind.__name__ == "Anthropic" else FlakyServer() as server:
         llm = kind("m", base_url=server.url, api_key="none", system_prompt="Be brief.", cache_folder_path=folder)
         llm.run(["Say yes."], **options)
         return server.requests

@@ -1,11 +1,13 @@
 """What import-linter cannot see: the rooms' stubs, which it does not read, and what an import really loads."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +50,33 @@ def names_called(path: Path) -> set[str]:
     """The last part of every name that a module calls."""
     calls = (node.func for node in ast.walk(parse(path)) if isinstance(node, ast.Call))
     return {func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "") for func in calls}
+
+
+def private_methods() -> dict[str, tuple[Path, set[str], set[str]]]:
+    """Each class of the package with its file, the names of its bases, and its methods with an underscore."""
+    found: dict[str, tuple[Path, set[str], set[str]]] = {}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(parse(file)):
+            if isinstance(node, ast.ClassDef):
+                bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+                own = {item.name for item in node.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)}
+                found[node.name] = file, bases, {name for name in own if re.match("_[^_]", name)}
+    return found
+
+
+def test_no_class_overrides_a_private_method_of_a_class_in_another_file():
+    classes = private_methods()
+    wrong = []
+    for name, (file, bases, own) in classes.items():
+        waiting, seen = list(bases), set()
+        while waiting:
+            base = waiting.pop()
+            if base in classes and base not in seen:
+                seen.add(base)
+                waiting.extend(classes[base][1])
+                if classes[base][0] != file:
+                    wrong += [f"{name}.{method} ({base})" for method in own & classes[base][2] - {"_apply"}]
+    assert not wrong, "what a subclass overrides is public and documented (torch's own `_apply` aside)"
 
 
 def test_the_house_has_the_rooms_that_it_was_asked_for():
@@ -99,3 +128,15 @@ def test_importing_the_package_and_its_rooms_imports_nothing_heavy():
     script = f"import sys; before = set(sys.modules); import {modules}; print(*(set(sys.modules) - before))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert {name.split(".")[0] for name in loaded.split()} & {*HEAVY, "numpy", "pyarrow"} == set()
+
+
+def test_no_two_files_import_each_other():
+    """Imports for type checking and inside functions count too."""
+    graph = grimp.build_graph("datadreamer_like", cache_dir=None)
+    links = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    waiting = dict(links)
+    while removable := [module for module, imported in waiting.items() if not imported & waiting.keys()]:
+        for module in removable:
+            del waiting[module]
+    # What is left is in a circle, or imports a module that is.
+    assert sorted(waiting) == []

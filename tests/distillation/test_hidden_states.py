@@ -97,7 +97,7 @@ def test_models_that_share_no_hidden_state_are_refused_before_training():
         config = SimpleNamespace(depths=[2, 2])
 
     for pair in ((Convolution(), bert(8, 2)), (bert(8, 2), Convolution()), (bert(8, 2), None)):
-        with pytest.raises(MethodMisfit, match="shares no hidden states: its config names no hidden_size"):
+        with pytest.raises(MethodMisfit, match="shares no hidden states: its config has no hidden_size"):
             HiddenStates(TEACHER).modules(*pair)
     t5 = transformers.T5Config(vocab_size=16, d_model=8, d_ff=8, d_kv=4, num_heads=2, num_layers=2)
     with pytest.raises(MethodMisfit, match="share no hidden states: one is an encoder-decoder"):

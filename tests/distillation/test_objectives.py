@@ -101,7 +101,7 @@ def test_classes_are_put_in_the_students_order_by_name(classifier):
 
 
 def test_other_classes_are_refused_by_name():
-    with pytest.raises(LabelError, match="does not know fire; the student does not know air"):
+    with pytest.raises(LabelError, match="the teacher lacks fire; the student lacks air"):
         label_order({"sea": 0, "land": 1, "air": 2}, {"sea": 0, "land": 1, "fire": 2})
 
 

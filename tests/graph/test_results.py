@@ -130,7 +130,10 @@ def test_the_local_engine_applies_a_function_in_order_and_no_further_than_asked(
             read.append(index)
             yield [index]
 
-    made = LocalEngine().batches(lambda batch: [2 * value for value in batch], batches())
+    def doubled(given):
+        return ([2 * value for value in batch] for batch in given)
+
+    made = LocalEngine().batches(doubled, batches(), "the test", {})
     assert next(made) == [0]
     assert read == [0]
     assert list(made) == [[2], [4], [6], [8]]

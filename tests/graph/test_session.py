@@ -170,7 +170,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
 def test_a_strange_folder_in_the_way_is_left_alone(tmp_path):
     (tmp_path / "do-it").mkdir()
     (tmp_path / "do-it" / "mine").write_text("precious")
-    with DataDreamer(tmp_path), pytest.raises(StorageError, match="is in the way"):
+    with DataDreamer(tmp_path), pytest.raises(StorageError, match="was not written by this package"):
         Work("Do it", "a")
     assert (tmp_path / "do-it" / "mine").read_text() == "precious"
 

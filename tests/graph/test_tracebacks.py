@@ -49,5 +49,5 @@ def test_errors_of_the_users_own_code_keep_their_traceback(tmp_path):
 
 def test_ctrl_c_says_that_nothing_is_lost(tmp_path):
     said = ended(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGINT); return [1]")
-    assert said.splitlines()[-1] == "Interrupted. What was finished is kept: run the script again and it continues."
+    assert said.splitlines()[-1] == "Interrupted. Finished work is saved: run the script again and it continues."
     assert "Traceback" not in said

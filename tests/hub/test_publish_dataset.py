@@ -208,7 +208,7 @@ def test_private_is_private_and_never_goes_into_a_public_repository(hub: HubServ
     publish_dataset(rows(2), "me/secret", card=CARD, private=True)
     assert hub.repos["dataset", "me/secret"].private
     publish_dataset(rows(2), "me/open", card=CARD)
-    with pytest.raises(HubError, match="is public, and private=True was asked for: nothing was sent"):
+    with pytest.raises(HubError, match="is public, but private=True was given: nothing was sent"):
         publish_dataset(rows(3), "me/open", card=CARD, private=True)
     assert len(hub.commits("dataset", "me/open")) == 1
 

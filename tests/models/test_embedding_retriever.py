@@ -72,7 +72,7 @@ def test_more_than_there_are_gives_all_there_are():
     assert sorted(found["indices"]) == [0, 1, 2]
     assert found["texts"][0] == "2"
     assert found["scores"][0] == pytest.approx(1)
-    with pytest.raises(DefinitionError, match="k cannot be 0"):
+    with pytest.raises(DefinitionError, match="k is 0"):
         retriever.run(["2"], k=0)
 
 

@@ -130,7 +130,7 @@ def test_a_row_of_the_table_becomes_a_class_whose_quirks_decide_what_is_sent(
         ["logprobs", "max_completion_tokens", "messages", "model", "repeat", "temperature"]
     ] * 2
     assert (server.requests[0]["logprobs"], server.requests[0]["repeat"]) == (2, 1.5)
-    assert caplog.text.count("Odd has no seed; it is left out.") == 1
+    assert caplog.text.count("Odd does not support seed; it is left out.") == 1
     assert server.headers[0]["authorization"] == "Bearer none"
 
 

@@ -189,10 +189,11 @@ def test_trouble_that_stays_fails_its_row_alone_and_is_sent_again_by_the_next_ru
         llm.max_tries = 3
         usage = Usage()
         with counting(usage):
-            assert llm.run(PROMPTS) == expected
+            answers = list(llm.answers(PROMPTS))
+        assert [answer.text for answer in answers] == expected
         assert server.seen["prompt 3"] == 3
-        assert list(usage.failures) == [3]
-        assert "poison" in usage.failures[3]
+        assert [index for index, answer in enumerate(answers) if answer.error is not None] == [3]
+        assert "poison" in str(answers[3].error)
         assert (usage.prompt_tokens, usage.completion_tokens) == (39 * 3, 39 * 2)
         assert llm.run(PROMPTS) == expected
         assert sum(server.seen.values()) == 39 + 6
@@ -273,7 +274,8 @@ def test_every_slot_is_kept_busy_when_latencies_vary(tmp_path: Path) -> None:
     with FlakyServer(behave) as server:
         client(server, tmp_path).run([f"{number}" for number in range(150)], concurrency=10)
     assert server.most_at_once == 10
-    assert shares[0] >= 0.9
+    # Batches of ten would keep a third of the slots busy: the slowest of ten such latencies is three times their mean.
+    assert shares[0] >= 0.6
 
 
 def test_the_server_never_sees_more_at_once_than_was_asked_for(tmp_path: Path) -> None:
@@ -391,7 +393,7 @@ def test_a_parameter_that_the_model_does_not_take_is_left_out_from_then_on(
         assert sum(server.seen.values()) <= 40 + 2 * 4
         assert server.requests[-1]["max_completion_tokens"] == 5
         assert [record.message for record in caplog.records if "temperature" in record.message] == [
-            "OpenAI (m) does not take temperature=0.0; it is left out, and its default holds."
+            "OpenAI (m) does not support temperature=0.0; it is left out, and the default applies."
         ]
 
 
@@ -427,13 +429,12 @@ def test_the_key_comes_from_the_environment_reaches_the_server_and_nothing_else(
     reply = error(400, "bad request with sk-very-secret")
     with FlakyServer(lambda body, before: reply if before else Reply("fine")) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-        llm, usage = OpenAI("m", cache_folder_path=tmp_path), Usage()
-        with counting(usage):
-            llm.run(["a", "b", "a"], temperature=1.0, top_p=1.0)
+        llm = OpenAI("m", cache_folder_path=tmp_path)
+        answers = list(llm.answers(["a", "b", "a"], temperature=1.0, top_p=1.0))
         assert server.headers[0]["authorization"] == "Bearer sk-very-secret"
     files = b"".join(path.read_bytes() for path in tmp_path.iterdir())
-    written = files + pickle.dumps(llm) + repr(llm).encode() + str(usage.failures).encode() + caplog.text.encode()
-    assert usage.failed_rows == 1
+    written = files + pickle.dumps(llm) + repr(llm).encode() + repr(answers).encode() + caplog.text.encode()
+    assert [answer.error is None for answer in answers] == [True, True, False]
     assert b"very-secret" not in written
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.delenv("OPENAI_BASE_URL")

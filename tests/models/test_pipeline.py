@@ -448,10 +448,10 @@ def test_a_rate_limit_halves_the_requests_at_once_and_they_grow_back() -> None:
     allowance.refused(sent_at=3.0, now=4.0)
     assert allowance.allowed == 8
     for _ in range(9):
-        allowance.went_well()
+        allowance.succeeded()
     assert allowance.allowed == 9
     for _ in range(2_000):
-        allowance.went_well()
+        allowance.succeeded()
     assert allowance.allowed == 32
     for when in range(100):
         allowance.refused(sent_at=10.0 + when, now=10.0 + when)
@@ -519,7 +519,7 @@ def test_a_batch_with_an_answer_missing_is_a_definition_error(tmp_path: Path) ->
         def answer_batch(self, requests: Sequence[Request]) -> Sequence[Answer]:
             return super().answer_batch(requests)[1:]
 
-    with pytest.raises(DefinitionError, match="one each"):
+    with pytest.raises(DefinitionError, match="one per request"):
         Short(tmp_path).run(PROMPTS[:5])
 
 

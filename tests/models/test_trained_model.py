@@ -91,7 +91,7 @@ def test_a_language_model_is_told_from_a_classifier(tiny_causal_lm, tiny_seq2seq
     assert isinstance(TrainedModel(tiny_causal_lm).model, type(AutoModelForCausalLM.from_pretrained(tiny_causal_lm)))
     with pytest.raises(MethodMisfit, match="HFTransformers"):
         TrainedModel(tiny_causal_lm).predict(["x"])
-    with pytest.raises(MethodMisfit, match="no classifier"):
+    with pytest.raises(MethodMisfit, match="not a classifier"):
         _ = TrainedModel(tiny_causal_lm).labels
 
 
@@ -105,7 +105,7 @@ def test_exports_replace_exports_and_nothing_else(classifier, tmp_path):
     other = tmp_path / "mine"
     other.mkdir()
     (other / "notes.txt").write_text("keep")
-    with pytest.raises(StorageError, match="no earlier export"):
+    with pytest.raises(StorageError, match="not an earlier export"):
         classifier.export(to=other)
     assert (other / "notes.txt").read_text() == "keep"
     with pytest.raises(DefinitionError, match='Did you mean "safetensors"'):

@@ -215,7 +215,7 @@ def test_renaming_what_came_before_measures_nothing_anew(tmp_path: Path, good: P
         ({"text": ["a cat", "rain"], "label": ["animals", "wether"]}, LabelError, 'Row 1 .*"wether".*good.*"weather"'),
         ({"text": ["a cat", None], "label": ["animals", "food"]}, DataError, "inputs.*None in row 1"),
         ({"text": ["a cat", "tea"], "label": ["animals", None]}, DataError, "labels.*None in row 1"),
-        ({"text": [1, 2], "label": ["animals", "food"]}, ArgumentTypeError, "inputs must hold texts; row 0 holds 1"),
+        ({"text": [1, 2], "label": ["animals", "food"]}, ArgumentTypeError, "inputs must contain texts; row 0 has 1"),
         ({"text": ["a"], "label": [0.5]}, LabelError, "0.5 in row 0"),
     ],
 )

@@ -200,13 +200,13 @@ def test_rows_of_which_nothing_can_be_said_are_refused_before_a_model_runs(
 ):
     model = TrainedModel(byte_lm)
     empty = DataSource("Empty", data={"text": ["", ""], "none": ["a", None], "number": [1, 2]}).output
-    with pytest.raises(DataError, match="inputs holds nothing but empty texts"):
+    with pytest.raises(DataError, match="inputs contains only empty texts"):
         Compare("Cost", [model], empty["text"], **QUICK)
-    with pytest.raises(DataError, match="labels holds nothing but empty texts"):
+    with pytest.raises(DataError, match="labels contains only empty texts"):
         Compare("Cost", [model], empty["text"], empty["text"], **QUICK)
     with pytest.raises(DataError, match="inputs.*None in row 1"):
         Compare("Cost", [model], empty["none"], **QUICK)
-    with pytest.raises(TypeError, match="labels must hold texts; row 0 holds 1"):
+    with pytest.raises(TypeError, match="labels must contain texts; row 0 has 1"):
         Compare("Cost", [model], empty["text"], empty["number"], **QUICK)
     with pytest.raises(MethodMisfit, match=f"{tiny_seq2seq.name} answers prompts"):
         Compare("Cost", [model, tiny_seq2seq], empty["text"], **QUICK)

@@ -242,7 +242,7 @@ def test_misfit_is_refused_before_work_and_leaves_nothing(session: DataDreamer, 
     ("arguments", "error", "says"),
     [
         ({"method": DynamicInt8()}, ArgumentTypeError, "takes a method of datadreamer_like.pruning"),
-        ({"method": Magnitude}, ArgumentTypeError, "Make an object of it"),
+        ({"method": Magnitude}, ArgumentTypeError, "Create an instance of it"),
         ({"method": Heads(sparsity=0.5)}, DefinitionError, "measures the model on data"),
         ({"method": Magnitude(sparsity=0.5), "model": 3}, ArgumentTypeError, '"Slim": model is of type int'),
         (
@@ -264,7 +264,7 @@ def test_wrong_arguments_are_refused(
     ("data", "error", "says"),
     [
         ({"text": ["a", None], "label": ["food", "food"]}, DataError, "calibration.*None in row 1"),
-        ({"text": [1], "label": ["food"]}, ArgumentTypeError, "calibration must hold texts"),
+        ({"text": [1], "label": ["food"]}, ArgumentTypeError, "calibration must contain texts"),
         ({"text": ["a", "b"], "label": ["food", "fod"]}, LabelError, '"fod" in row 1.*"food"'),
     ],
 )

@@ -84,12 +84,12 @@ def test_encodings_and_compression(session: DataDreamer, tmp_path: Path) -> None
         ("a,b\n1,2\n1,2,3\n", {}, ["rows.csv, line 3 has 3 fields", "the header has 2"]),
         ('a,b\n"x\ny",2\n1\n', {}, ["rows.csv, line 4 has 1 fields", "the header has 2"]),
         ("skip\na,b\n1\n", {"skiprows": 1}, ["line 3 has 1 fields"]),
-        ('a,b\n1,2\n"open,3\n4,5\n', {}, ["rows.csv, line 3", "never ends"]),
+        ('a,b\n1,2\n"open,3\n4,5\n', {}, ["rows.csv, line 3", "is not closed"]),
         ('a\n"x"y\n', {}, ["rows.csv, line 2 is malformed", "written twice"]),
-        ("a,a\n1,2\n", {}, ['names the column "a" twice']),
+        ("a,a\n1,2\n", {}, ['has the column "a" twice']),
         ("1,2\n", {"names": ["x"]}, ["line 1 has 2 fields", "there are names for 1"]),
         (b"a\nok\ncaf\xe9\n", {}, ["rows.csv, line 3", "byte 0xe9 (byte 8 of the file) is not utf-8", "latin-1"]),
-        ("a\nx\n", {"dtype": int}, ['column "a" is to be int by dtype', "'x'"]),
+        ("a\nx\n", {"dtype": int}, ['column "a" has dtype int', "'x'"]),
     ],
 )
 def test_a_malformed_file_is_one_clear_error(
@@ -127,11 +127,11 @@ def test_files_are_looked_for_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no file matches"):
         CSVDataSource("rows", data_files=str(tmp_path / "x*.csv"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no file that ends in .csv or .tsv"):
+    with pytest.raises(DataError, match="contains no file that ends in .csv or .tsv"):
         CSVDataSource("rows", data_folder=str(tmp_path / "empty"))
     with pytest.raises(DataError, match="is not a folder"):
         CSVDataSource("rows", data_folder=str(tmp_path / "rows.csv"))
-    with pytest.raises(DefinitionError, match="say what to read"):
+    with pytest.raises(DefinitionError, match="give data_files"):
         CSVDataSource("rows")
     with pytest.raises(DefinitionError, match='no option "quotchar".*Did you mean "quotechar"'):
         CSVDataSource("rows", data_files=str(tmp_path / "rows.csv"), quotchar="'")

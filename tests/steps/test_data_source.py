@@ -123,5 +123,5 @@ def test_a_saved_dataset(session: DataDreamer, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [{1: ["x"]}, [{"a": 1}, {1: "x"}], lambda: iter([{1: "x"}])])
 def test_column_names_are_texts(session: DataDreamer, data: Any) -> None:
-    with pytest.raises(DataError, match="Call it '1'"):
+    with pytest.raises(DataError, match="Use '1'"):
         DataSource("rows", data=data)

@@ -160,9 +160,9 @@ def test_wrong_calls_are_refused(words: DataSource) -> None:
         shout(word, word)
     with pytest.raises(DefinitionError, match="given twice"):
         shout(word, text=word)
-    with pytest.raises(DefinitionError, match='misses the input "text"'):
+    with pytest.raises(DefinitionError, match='lacks the input "text"'):
         shout(mark="?")
-    with pytest.raises(DefinitionError, match='misses the argument "to"'):
+    with pytest.raises(DefinitionError, match='lacks the argument "to"'):
         count()
 
 
@@ -175,11 +175,11 @@ def test_wrong_definitions_are_refused() -> None:
     def untold(text: str) -> dict:
         return {}
 
-    with pytest.raises(DefinitionError, match="whose columns are not known"):
+    with pytest.raises(DefinitionError, match="of unknown columns"):
         step(untold)
     with pytest.raises(DefinitionError, match="expected different names"):
         step(outputs=["a", "a"])(untold)
-    with pytest.raises(ArgumentTypeError, match="is for functions"):
+    with pytest.raises(ArgumentTypeError, match="decorates functions"):
         step(str)
 
 

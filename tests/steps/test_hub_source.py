@@ -58,7 +58,7 @@ def test_streaming_keeps_nothing(hub: Any, tmp_path: Path) -> None:
 def test_several_splits_and_unknown_names(hub: Any, tmp_path: Path) -> None:
     upload(hub, "pet\ncat\n")
     upload(hub, "pet\ndog\n", "test.csv")
-    with pytest.raises(DataError, match='has the splits train, test. Say which one: split="train"'):
+    with pytest.raises(DataError, match='has the splits train, test. Choose one: split="train"'):
         pets(tmp_path / "output")
     assert pets(tmp_path / "output", split="test")[1] == [{"pet": "dog"}]
     with DataDreamer(tmp_path / "output", verbose=False), pytest.raises(HubError, match="no dataset me/unknown"):

@@ -205,7 +205,7 @@ def test_stratified_splits_keep_the_shares_of_every_label():
 
 
 def test_splits_refuse_sizes_that_do_not_fit(rows):
-    with pytest.raises(DefinitionError, match="more than the 30 rows"):
+    with pytest.raises(DefinitionError, match="exceed the 30 rows"):
         rows.splits(train_size=20, test_size=20)
     with pytest.raises(DefinitionError, match="at least one of"):
         rows.splits()
@@ -261,7 +261,7 @@ def test_exports_agree(rows, tmp_path):
     assert datasets.load_from_disk(str(tmp_path / "split"))["test"].to_list() == split["test"].to_list()
     paths = rows.export_to_json(tmp_path / "rows.jsonl", train_size=20, test_size=10)
     assert paths == {"train": str(tmp_path / "rows.train.jsonl"), "test": str(tmp_path / "rows.test.jsonl")}
-    with pytest.raises(DefinitionError, match="'trian_size' is no option"):
+    with pytest.raises(DefinitionError, match="'trian_size' is not an export option"):
         rows.export_to_list(trian_size=0.5)
 
 

@@ -211,11 +211,11 @@ def test_inputs_arguments_and_renamed_outputs_work(load):
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({}, DefinitionError, 'misses the input "texts"'),
+        ({}, DefinitionError, 'lacks the input "texts"'),
         ({"inputs": {"text": "T"}}, DefinitionError, r'has no input "text"; it takes: texts\. Did you mean "texts"'),
         ({"inputs": {"texts": "T", "more": "T"}}, DefinitionError, 'has no input "more"'),
         ({"inputs": {"texts": ["a"]}}, ArgumentTypeError, "expected a column of a step"),
-        ({"inputs": "T"}, ArgumentTypeError, "expected a dictionary"),
+        ({"inputs": "T"}, ArgumentTypeError, "must be a dictionary"),
         ({"inputs": {"texts": "T"}, "args": {"marc": "?"}}, DefinitionError, 'Did you mean "mark"'),
         ({"inputs": {"texts": "T"}, "args": {"mark": 3}}, ArgumentTypeError, r'"mark" is 3 \(int\); expected str'),
         ({"inputs": {"texts": "T"}, "args": {"times": True}}, ArgumentTypeError, "expected int"),
@@ -273,7 +273,7 @@ def test_malformed_classes_are_refused():
 
 
 def test_registering_after_construction_is_refused(load):
-    with pytest.raises(DefinitionError, match="constructed already"):
+    with pytest.raises(DefinitionError, match="already constructed"):
         load.register_output("late")
 
 
@@ -287,7 +287,7 @@ def test_help_lists_what_a_step_takes_and_gives(load):
 
 
 def test_a_step_inside_a_step_needs_a_super_step(session):
-    with pytest.raises(SessionError, match='"Inner" is made inside "Outer", which is no SuperStep'):
+    with pytest.raises(SessionError, match='"Inner" is created inside "Outer", which is not a SuperStep'):
         returning(lambda self: returning([1], name="Inner").output, name="Outer")
 
 

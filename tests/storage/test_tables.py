@@ -101,7 +101,7 @@ def test_half_a_surrogate_pair_is_refused_with_a_remedy(tmp_path):
 
 
 def test_a_column_name_that_is_no_text_is_refused(tmp_path):
-    with pytest.raises(StepOutputTypeError, match="Call it '1'"):
+    with pytest.raises(StepOutputTypeError, match="Use '1'"):
         written(tmp_path, {1: ["x"]})
 
 

@@ -290,7 +290,7 @@ def test_training_twice_on_other_things_is_refused_and_on_the_same_is_nothing(se
         (None, {"text": [], "label": []}, EmptyDataset, "validation_input"),
         ({"text": ["a", None], "label": ["x", "y"]}, None, DataError, "train_input.*None in row 1"),
         ({"text": ["a", "b"], "label": ["x", None]}, None, DataError, "train_output.*None in row 1"),
-        ({"text": [1, 2], "label": ["x", "y"]}, None, ArgumentTypeError, "train_input must hold texts; row 0 holds 1"),
+        ({"text": [1, 2], "label": ["x", "y"]}, None, ArgumentTypeError, "train_input must contain texts; row 0 has 1"),
         ({"text": ["a", "b"], "label": [0.5, 1.5]}, None, LabelError, "0.5 in row 0"),
         ({"text": ["a", "b"], "label": ["x", "x"]}, None, LabelError, "only one label"),
         (None, {"text": ["a", "b"], "label": ["positive", "positiv"]}, LabelError, '"positiv" in row 1.*Did you mean'),

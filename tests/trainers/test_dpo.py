@@ -179,7 +179,8 @@ with DataDreamer(sys.argv[1], verbose=False):
 def test_a_killed_training_goes_on_and_ends_in_the_same_weights(tiny_causal_lm, tmp_path):
     def start(folder: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", SCRIPT, str(folder), str(tiny_causal_lm)]
-        return subprocess.Popen(command, cwd=Path(__file__).parents[2])
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        return subprocess.Popen(command, cwd=Path(__file__).parents[2], env=environment)
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert start(whole).wait(200) == 0

@@ -153,7 +153,8 @@ def test_a_killed_training_goes_on_with_its_projection_and_ends_in_the_same_weig
 
     def start(folder: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", SCRIPT, str(folder), str(tiny_encoder), str(wide_encoder)]
-        return subprocess.Popen(command, cwd=root)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        return subprocess.Popen(command, cwd=root, env=environment)
 
     def epochs(folder: Path) -> float:
         states = list(folder.glob(".work/*/checkpoints/checkpoint-*/trainer_state.json"))

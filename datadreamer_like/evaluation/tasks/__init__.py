@@ -1,1 +1,1 @@
-"""Tasks: what the rows of one kind are to a model. One file a kind; trainers and measures share them."""
+"""Tasks turn rows into batches and figures, one file per kind of task; trainers and judges share them."""

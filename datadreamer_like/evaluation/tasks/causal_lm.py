@@ -16,32 +16,32 @@ from .task import Batch, run_model, tokenize
 
 
 class CausalLM(Generation):
-    """Answers to prompts in one sequence, whose `max_length` counts both; see `Generation`."""
+    """Prompt and answer in one sequence; `max_length` counts both. See `Generation`."""
 
     encoder_decoder: ClassVar[bool] = False
 
     def encoded(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[list[int], list[int]]]:
-        """Tokenizes prompts and answers, however long; see `Generation.encoded`."""
+        """Tokenizes prompts and answers without cutting; see `Generation.encoded`."""
         for prompt, answer in self.apart(pairs):
             yield prompt + answer, [IGNORED_LABEL] * len(prompt) + answer
 
     def apart(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[list[int], list[int]]]:
-        """Tokenizes prompts and answers, however long.
+        """Tokenizes prompts and answers without cutting.
 
         Yields:
-            Token ids of a prompt, and those of its answer with the token that ends it.
+            Token ids of a prompt, and of its answer with the end-of-text token.
         """
         by_template = has_template(self.tokenizer)
         prompts, answers = self.rendered(pairs)
-        # A template writes the special tokens itself; a bare prompt gets those that the tokenizer puts first.
-        asked = tokenize(self.tokenizer, prompts, special=not by_template)
-        for prompt, answer in zip(asked, tokenize(self.tokenizer, answers, special=False), strict=True):
+        # A template writes the special tokens itself; the tokenizer adds them to a bare prompt.
+        prompt_ids = tokenize(self.tokenizer, prompts, special=not by_template)
+        for prompt, answer in zip(prompt_ids, tokenize(self.tokenizer, answers, special=False), strict=True):
             if not by_template and prompt and prompt[-1] == self.tokenizer.eos_token_id:
                 prompt = prompt[:-1]
             yield prompt, self.ended(answer, by_template)
 
     def placed(self, targets: torch.Tensor) -> torch.Tensor:
-        """Returns each target token [batch, seq - 1] one position earlier, where the model predicts it."""
+        """Returns the target tokens [batch, seq - 1] shifted to the positions that predict them."""
         return targets[:, 1:]
 
     def forward(self, model: Any, batch: Batch, wants: frozenset[str]) -> Outputs:

@@ -1,4 +1,4 @@
-"""Classification: texts to one class or several."""
+"""Text classification, single-label or multi-label."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from .task import Batch, Measure, Task, run_model, tokenize
 
 
 class Classification(Task):
-    """Texts to classes; a row's label may be missing, and then only a teacher says what it is.
+    """Texts to classes; rows without a label learn from a teacher only.
 
     Args:
         tokenizer: The model's tokenizer.
         labels: The classes.
-        max_length: Longest text in tokens.
+        max_length: Maximum length of a text in tokens.
         truncate: Cut longer texts; False refuses them.
-        optional: Whether rows may be without a label.
+        optional: Whether labels may be None.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("input", "output")
@@ -56,7 +56,7 @@ class Classification(Task):
         return {name: index for index, name in enumerate(self.labels.names)}
 
     def encode(self, columns: Mapping[str, Column], path: Path) -> Examples:
-        """Reads texts and labels; see `Task.encode`. The column of labels may be left out."""
+        """Reads texts and labels, if there is a label column; see `Task.encode`."""
         text_name, *label_names = columns
         naming = class_names(columns[label_names[0]]) if label_names else None
         targets: list[Any] = []
@@ -88,7 +88,7 @@ class Classification(Task):
         return target
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
-        """Makes a batch: `input_ids` and `attention_mask` [batch, seq], `labels` [batch] or [batch, classes]."""
+        """Returns a batch: `input_ids` and `attention_mask` [batch, seq], `labels` [batch] or [batch, classes]."""
         ids = [row["input_ids"] for row in examples]
         labels = torch.from_numpy(np.asarray([row["labels"] for row in examples]))
         return {
@@ -100,7 +100,7 @@ class Classification(Task):
         }
 
     def forward(self, model: Any, batch: Batch, wants: frozenset[str]) -> Outputs:
-        """Returns logits [batch, classes]; hidden states are those of the tokens."""
+        """Returns logits [batch, classes] and hidden states of all tokens."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         found = run_model(model, inputs, wants)
         return Outputs(
@@ -127,11 +127,11 @@ class Classification(Task):
         device: torch.device | None = None,
         on_rows: Callable[[int], None] | None = None,
     ) -> torch.Tensor:
-        """Returns a teacher's logits [texts, classes], in the order of its own classes."""
+        """Returns a teacher's logits [texts, classes], in the order of the teacher's classes."""
         return teacher_logits_for_texts(teacher, texts, max_length=max_length, device=device, on_rows=on_rows)
 
     def aligned(self, teacher: Teacher, logits: torch.Tensor, student_logits: int) -> torch.Tensor:
-        """Returns a teacher's logits in the order of the student's classes, matched by name."""
+        """Returns a teacher's logits, reordered to the student's classes by name."""
         return align_labels(logits, _label2id(teacher), self.label2id)
 
 

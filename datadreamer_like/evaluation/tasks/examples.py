@@ -14,12 +14,12 @@ _SORTED_TOGETHER = 50
 
 
 class Ragged:
-    """Sequences of numbers of different length, appended to a file and read back from it without loading it.
+    """Integer sequences of different lengths in a file, memory-mapped when read.
 
-    It is filled inside a `with` block and read after it.
+    Append inside a `with` block, read after it.
 
     Args:
-        path: The file; an old one is replaced.
+        path: The file; an existing one is replaced.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,9 +62,9 @@ class Examples(Dataset[dict[str, Any]]):
     """Tokenized rows of one task.
 
     Args:
-        fields: What each row has, by name; a row also has its number, `row`.
-        lengths: Number of tokens of each row, by which batches are made.
-        dropped: How many rows of the columns were left out because nothing of their answers fitted.
+        fields: The values of each row, by name; each row also gets its index, `row`.
+        lengths: Number of tokens of each row, used for batching.
+        dropped: Number of rows left out because no part of their answers fits.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Examples(Dataset[dict[str, Any]]):
 
 
 def padded(sequences: Sequence[Any], value: int) -> torch.Tensor:
-    """Returns sequences of token ids as one tensor [batch, longest], filled up on the right."""
+    """Returns sequences of token ids as one tensor [batch, longest], padded on the right."""
     longest = max(len(sequence) for sequence in sequences)
     result = np.full((len(sequences), longest), value, dtype=np.int64)
     for row, sequence in zip(result, sequences, strict=True):
@@ -94,16 +94,16 @@ def padded(sequences: Sequence[Any], value: int) -> torch.Tensor:
 
 
 def attention_mask(sequences: Sequence[Any]) -> torch.Tensor:
-    """Returns the mask [batch, longest] of what is not padding in `padded`."""
+    """Returns the attention mask [batch, longest] for `padded`: 1 for tokens, 0 for padding."""
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     return (torch.arange(int(lengths.max()))[None, :] < lengths[:, None]).long()
 
 
 class ShuffledBatches(Sampler[list[int]]):
-    """Batches in random order of rows of like length, so that little is computed on padding.
+    """Random batches of rows of similar length, to reduce padding.
 
-    Rows are shuffled, then sorted by length within portions of fifty batches, and the batches shuffled again. The
-    order follows from the seed and the number of the epoch alone: a resumed training sees the same batches.
+    Rows are shuffled, sorted by length within chunks of fifty batches, and the batches shuffled again. The order
+    depends only on the seed and the epoch, so a resumed training run sees the same batches.
 
     Args:
         lengths: Number of tokens of each row.
@@ -119,7 +119,7 @@ class ShuffledBatches(Sampler[list[int]]):
         self.drop_last = False
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch whose order is given next."""
+        """Sets the epoch that decides the order."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -134,7 +134,7 @@ class ShuffledBatches(Sampler[list[int]]):
             rows = order[start : start + portion]
             rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
             batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        # The batch that needs the most memory comes first, so that too large a batch size shows at once.
+        # The batch that needs the most memory comes first, so that too large a batch size fails at once.
         longest = int(np.argmax([self.lengths[batch].max() for batch in batches]))
         rest = [index for index in range(len(batches)) if index != longest]
         for index in [longest, *random.permutation(rest).tolist()]:
@@ -142,7 +142,7 @@ class ShuffledBatches(Sampler[list[int]]):
 
 
 class SortedBatches(Sampler[list[int]]):
-    """Batches by length, longest first, for measuring.
+    """Batches sorted by length, longest first, for evaluation.
 
     Args:
         lengths: Number of tokens of each row.

@@ -1,4 +1,4 @@
-"""What tasks of language models share: prompts as the tokenizer's chat template writes them, and losses of tokens."""
+"""Shared parts of language modelling tasks: prompts rendered by the chat template, and losses per token."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from .task import Batch, Measure, Task
 
 
 class Generation(Task):
-    """Prompts to answers: the loss is on the answers' tokens alone. See `CausalLM` and `Seq2SeqLM`."""
+    """Prompts to answers; only the answers' tokens carry loss. See `CausalLM` and `Seq2SeqLM`."""
 
     columns: ClassVar[tuple[str, ...]] = ("input", "output")
     encoder_decoder: ClassVar[bool]
 
     def encoded(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[list[int], list[int]]]:
-        """Tokenizes prompts and answers, however long.
+        """Tokenizes prompts and answers without cutting.
 
         Yields:
-            Token ids that the model reads, and target tokens: as many of them for a causal model, with -100 for the
-            prompt, and the answer's alone for an encoder-decoder.
+            Input ids and target ids. For a causal model both have the same length, with targets of -100 for the prompt;
+            for an encoder-decoder the targets are the answer's ids.
         """
         raise NotImplementedError
 
@@ -64,11 +64,11 @@ class Generation(Task):
         return Examples({"input_ids": input_ids, "labels": labels}, input_ids.lengths, dropped)
 
     def ended(self, answer: list[int], rendered: bool) -> list[int]:
-        """Appends the end-of-text token where an answer has none, so that the model learns to stop.
+        """Appends the end-of-text token if an answer has none, so that the model learns to stop.
 
         Args:
             answer: Token ids.
-            rendered: Whether a chat template wrote the answer, which may put its own end before a line break.
+            rendered: Whether a chat template wrote the answer; it may put the end token before a final line break.
         """
         end = self.tokenizer.eos_token_id
         if end is None or (rendered and end in answer) or answer[-1:] == [end]:
@@ -76,12 +76,12 @@ class Generation(Task):
         return [*answer, end]
 
     def rendered(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
-        """Returns prompts and answers as the tokenizer's chat template writes them, if it has one."""
+        """Returns prompts and answers, rendered with the tokenizer's chat template if it has one."""
         written = [render(self.tokenizer, prompt, answer) for prompt, answer in pairs]
         return [prompt for prompt, _ in written], [answer for _, answer in written]
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
-        """Makes a batch; `labels` and `mask` [batch, positions of the logits]."""
+        """Returns a batch; `labels` and `mask` are [batch, positions of the logits]."""
         ids = [row["input_ids"] for row in examples]
         labels = self.placed(padded([row["labels"] for row in examples], IGNORED_LABEL))
         return {
@@ -93,11 +93,11 @@ class Generation(Task):
         }
 
     def placed(self, targets: torch.Tensor) -> torch.Tensor:
-        """Returns target tokens [batch, target] at the positions whose logits predict them."""
+        """Returns target tokens [batch, target], aligned with the logits that predict them."""
         return targets
 
     def measure(self) -> Measure:
-        """Returns a measure of perplexity by the answers' tokens."""
+        """Returns a measure of perplexity over the answers' tokens."""
         return _TokenMeasure()
 
     def check_teacher(self, teacher: Teacher) -> None:
@@ -118,7 +118,7 @@ class Generation(Task):
             )
 
     def aligned(self, teacher: Teacher, logits: torch.Tensor, student_logits: int) -> torch.Tensor:
-        """Returns a teacher's logits without those of padding tokens that the student does not have.
+        """Returns a teacher's logits, cut to the student's vocabulary size (the rest is padding of the embedding).
 
         Raises:
             MethodMisfit: The student lacks logits for some of the teacher's tokens.
@@ -129,21 +129,21 @@ class Generation(Task):
         if student_logits < tokens:
             raise MethodMisfit(
                 f"The student has logits for {student_logits:,} tokens, but its teacher's vocabulary has {tokens:,}. "
-                "Distil by tokens only between models of one vocabulary."
+                "Token-level distillation needs models with the same vocabulary."
             )
         return logits[..., :student_logits]
 
 
 def refuse_if_all_dropped(kept: int, seen: int, name: str, max_length: int) -> None:
-    """Refuses columns of which no row is left.
+    """Checks that at least one row is left.
 
     Raises:
         DataError: None is.
     """
     if not kept:
         raise DataError(
-            f"{name}: in none of the {seen:,} rows any of the answer is left after cutting at {max_length:,} tokens. "
-            "Raise max_length, or shorten the prompts."
+            f"{name}: none of the {seen:,} rows has any part of its answer left after cutting at {max_length:,} "
+            "tokens. Raise max_length, or shorten the prompts."
         )
 
 
@@ -155,7 +155,7 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tens
         labels: Target tokens [batch, seq]; -100 for none.
 
     Returns:
-        Losses in nats [tokens], and for each the number of its row in the batch [tokens].
+        Losses in nats [tokens], and the index of each token's row in the batch [tokens].
     """
     kept = labels != IGNORED_LABEL
     return F.cross_entropy(logits[kept].float(), labels[kept], reduction="none"), kept.nonzero()[:, 0]

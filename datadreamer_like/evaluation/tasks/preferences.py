@@ -1,4 +1,4 @@
-"""Preferences: prompts with a chosen and a rejected answer each."""
+"""Preferences: prompts, each with a chosen and a rejected answer."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .task import Batch
 
 
 class Preferences(CausalLM):
-    """Pairs of answers to one prompt; a batch holds the chosen ones first, then the rejected ones, as trl has it.
+    """Pairs of answers to a prompt; batches list all chosen answers, then all rejected ones, as trl expects.
 
-    A pair of which nothing of one answer fits `max_length` is left out.
+    A pair is left out if its prompt leaves no room for an answer in `max_length`.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("prompts", "chosen", "rejected")
@@ -62,7 +62,7 @@ class Preferences(CausalLM):
         return Examples(fields, lengths, dropped)
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
-        """Makes a batch: `input_ids`, `attention_mask` and `completion_mask` [2 batch, seq]."""
+        """Returns a batch: `input_ids`, `attention_mask` and `completion_mask` [2 batch, seq]."""
         ids, answers = [], []
         for kind in ("chosen_ids", "rejected_ids"):
             for row in examples:

@@ -13,16 +13,16 @@ from .task import Batch, run_model, tokenize
 
 
 class Seq2SeqLM(Generation):
-    """Answers that a decoder writes to prompts that an encoder reads, each up to `max_length`; see `Generation`."""
+    """Prompts for the encoder and answers for the decoder, each up to `max_length` tokens. See `Generation`."""
 
     encoder_decoder: ClassVar[bool] = True
 
     def encoded(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[list[int], list[int]]]:
-        """Tokenizes prompts and answers, however long; see `Generation.encoded`."""
+        """Tokenizes prompts and answers without cutting; see `Generation.encoded`."""
         prompts, _ = self.rendered(pairs)
-        asked = tokenize(self.tokenizer, prompts, special=not has_template(self.tokenizer))
+        prompt_ids = tokenize(self.tokenizer, prompts, special=not has_template(self.tokenizer))
         answers = self.tokenizer(text_target=[answer for _, answer in pairs], verbose=False)["input_ids"]
-        for prompt, answer in zip(asked, answers, strict=True):
+        for prompt, answer in zip(prompt_ids, answers, strict=True):
             yield prompt, self.ended(answer, rendered=False)
 
     def forward(self, model: Any, batch: Batch, wants: frozenset[str]) -> Outputs:

@@ -1,4 +1,4 @@
-"""What a task is: rows to token ids, token ids to batches, batches to a model's outputs and to figures."""
+"""The base of tasks: rows to token ids, token ids to batches, batches to a model's outputs and metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from datadreamer_like.distillation import Outputs, Teacher, check_same_vocabulary
-from datadreamer_like.distillation.teacher import answering
+from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.errors import DataError, MethodMisfit
 from datadreamer_like.graph.output import Column
 
@@ -21,32 +21,32 @@ Batch = dict[str, torch.Tensor]
 
 
 class Measure(ABC):
-    """Collects a model's outputs over batches and computes figures from them."""
+    """Collects a model's outputs over batches and computes metrics from them."""
 
     @abstractmethod
     def add(self, outputs: Outputs, batch: Batch) -> None:
-        """Takes in one batch."""
+        """Adds one batch."""
 
     @abstractmethod
     def result(self) -> dict[str, float]:
-        """Returns the figures, by name; empty where no row had a label."""
+        """Returns the metrics by name; empty if no row had a label."""
 
 
 class Task(ABC):
-    """One kind of training and measuring; a subclass a kind.
+    """One kind of training and evaluation.
 
     Args:
-        tokenizer: The model's tokenizer, whose chat template is how prompts are asked.
-        max_length: Longest row in tokens.
+        tokenizer: The model's tokenizer; its chat template renders prompts.
+        max_length: Maximum length of a row in tokens.
         truncate: Cut longer rows; False refuses them.
     """
 
     columns: ClassVar[tuple[str, ...]]
-    """What its columns are called: trainers put `train_` and `validation_` in front."""
+    """Names of its columns, without the prefixes `train_` and `validation_` of trainers."""
     gives: ClassVar[frozenset[str]] = frozenset({"logits", "hidden_states", "attentions"})
     """Fields of `Outputs` that `forward` can fill."""
     stored: ClassVar[frozenset[str]] = frozenset()
-    """Fields of a teacher's `Outputs` that `answers` gives once for each text, so that they can be kept."""
+    """Fields of a teacher's `Outputs` that depend on the text alone, so that `answers` is computed once and stored."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, truncate: bool = True) -> None:
         self.tokenizer = tokenizer
@@ -54,7 +54,7 @@ class Task(ABC):
         self.truncate = truncate
         self.padding = int(tokenizer.pad_token_id or 0)
 
-    # What a subclass writes.
+    # Implemented by subclasses.
 
     @abstractmethod
     def encode(self, columns: Mapping[str, Column], path: Path) -> Examples:
@@ -62,7 +62,7 @@ class Task(ABC):
 
         Args:
             columns: The columns in the order of `self.columns`, by argument name.
-            path: Where token ids are put: a file's path without its ending.
+            path: File path without suffix for the token ids.
 
         Raises:
             DataError: A value is missing or too long.
@@ -72,20 +72,19 @@ class Task(ABC):
 
     @abstractmethod
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
-        """Makes a batch of examples.
+        """Returns a batch of examples.
 
-        Returns:
-            `input_ids` and `attention_mask` [batch, seq]; `labels`, -100 where there is none, and `mask`, True where a
-            position counts, for the positions of `forward`'s logits; and `rows` [batch], the numbers of the rows.
+        It has `input_ids` and `attention_mask` [batch, seq]; `labels` (-100 for none) and `mask` (True where a position
+        counts) for the positions of `forward`'s logits; and `rows` [batch], the indices of the rows.
         """
 
     @abstractmethod
     def forward(self, model: Any, batch: Batch, wants: frozenset[str]) -> Outputs:
-        """Runs a batch through a model, the student or a teacher that reads the same tokens.
+        """Runs a batch through a model: the student, or a teacher with the same tokens.
 
         Args:
             model: The model.
-            batch: What `collate` made.
+            batch: A batch from `collate`.
             wants: Fields of `Outputs` to fill; others may be filled too.
         """
 
@@ -95,10 +94,10 @@ class Task(ABC):
 
     @abstractmethod
     def check_teacher(self, teacher: Teacher) -> None:
-        """Refuses a teacher whose logits cannot teach: of another kind of model, or of other classes.
+        """Checks that the teacher's logits fit: the same kind of model, the same classes.
 
         Raises:
-            MethodMisfit: It does not fit.
+            MethodMisfit: It is another kind of model.
             LabelError: It has other classes.
         """
 
@@ -111,8 +110,8 @@ class Task(ABC):
         device: torch.device | None = None,
         on_rows: Callable[[int], None] | None = None,
     ) -> torch.Tensor:
-        """Returns a teacher's logits [texts, ...] of texts that it tokenizes itself; for tasks that have `stored`."""
-        raise NotImplementedError(f"{type(self).__name__} cannot ask a teacher ahead of the training.")
+        """Returns a teacher's logits [texts, ...], tokenized with its own tokenizer; for tasks with `stored` fields."""
+        raise NotImplementedError(f"{type(self).__name__} cannot compute a teacher's answers before training.")
 
     def aligned(self, teacher: Teacher, logits: torch.Tensor, student_logits: int) -> torch.Tensor:
         """Returns a teacher's logits in the order of the student's classes or tokens.
@@ -120,17 +119,17 @@ class Task(ABC):
         Args:
             teacher: The teacher.
             logits: Its logits [..., classes].
-            student_logits: How many logits the student has.
+            student_logits: Number of the student's classes or tokens.
         """
         return logits
 
-    # What all tasks share.
+    # Shared by all tasks.
 
     def check_wants(self, wants: frozenset[str]) -> None:
-        """Refuses an objective that needs outputs that this task does not give.
+        """Checks that this task gives the outputs that an objective needs.
 
         Raises:
-            MethodMisfit: It does.
+            MethodMisfit: It does not.
         """
         missing = sorted(wants - self.gives)
         if missing:
@@ -140,7 +139,7 @@ class Task(ABC):
             )
 
     def check_tokens(self, teacher: Teacher) -> None:
-        """Refuses a teacher that cannot read the student's batches because its token ids mean something else.
+        """Checks that the teacher has the student's vocabulary, so that it can read the student's batches.
 
         Raises:
             MethodMisfit: The vocabularies differ.
@@ -148,22 +147,22 @@ class Task(ABC):
         check_same_vocabulary(teacher, self.tokenizer)
 
     def teacher_outputs(self, teacher: Teacher, batch: Batch, wants: frozenset[str], student_logits: int) -> Outputs:
-        """Runs a student's batch through its teacher, without dropout and without gradients."""
-        with torch.no_grad(), answering(teacher.model):
+        """Runs a student's batch through its teacher in eval mode, without gradients."""
+        with torch.no_grad(), eval_mode(teacher.model):
             outputs = self.forward(teacher.model, batch, wants)
         if outputs.logits is None or "logits" not in wants:
             return outputs
         return outputs.replaced(logits=self.aligned(teacher, outputs.logits, student_logits))
 
     def refuse_long(self, too_long: Mapping[int, int], name: str) -> None:
-        """Refuses rows that do not fit.
+        """Raises an error if any row is too long.
 
         Args:
-            too_long: Number of tokens by row.
+            too_long: Number of tokens of each row that is too long, by row index.
             name: Name of the argument, for the message.
 
         Raises:
-            DataError: There are some.
+            DataError: `too_long` is not empty.
         """
         if too_long:
             row, length = next(iter(too_long.items()))
@@ -174,23 +173,23 @@ class Task(ABC):
 
 
 def run_model(model: Any, inputs: Mapping[str, torch.Tensor], wants: frozenset[str], **options: Any) -> Any:
-    """Calls a transformers model for what is wanted.
+    """Calls a transformers model and requests the outputs in `wants`.
 
     Raises:
-        MethodMisfit: The model does not return what is wanted.
+        MethodMisfit: The model does not return logits.
     """
-    asked = {f"output_{name}": True for name in ("hidden_states", "attentions") if name in wants}
-    found = model(**inputs, **asked, **options)
+    requested = {f"output_{name}": True for name in ("hidden_states", "attentions") if name in wants}
+    found = model(**inputs, **requested, **options)
     if "logits" in wants and not isinstance(getattr(found, "logits", None), torch.Tensor):
         raise MethodMisfit(f"{type(model).__name__} returns no logits. Load it as a model with a head for this task.")
     return found
 
 
 def check_attentions(model: Any, wants: frozenset[str], whose: str) -> None:
-    """Refuses a model that computes attention by a kernel that never has the attention weights in memory.
+    """Checks that a model can return attention weights if the objective needs them; fused kernels cannot.
 
     Raises:
-        MethodMisfit: It does, and the objective needs them.
+        MethodMisfit: It cannot.
     """
     kernel = getattr(model.config, "_attn_implementation", None)
     if "attentions" in wants and kernel not in (None, "eager"):

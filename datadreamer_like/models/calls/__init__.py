@@ -1,1 +1,1 @@
-"""The pipeline that every call to a model goes through: its engines, its cache, its limits."""
+"""The pipeline of all calls to models: engines, cache and rate limits."""

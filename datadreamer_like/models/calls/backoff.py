@@ -1,4 +1,4 @@
-"""How to behave towards a busy provider: how many requests at once, and how long to wait before trying again."""
+"""Backoff for busy providers: the number of concurrent requests, and delays before retries."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _LONGEST_SECONDS = 60.0
 def retry_delay(tries: int, retry_after: float | None = None) -> float:
     """Returns the seconds to wait after the `tries`-th failure.
 
-    Exponential backoff with full jitter, so that requests that failed together do not come back together; what the
-    provider asks for with Retry-After is kept at least, with up to a tenth more for the same reason.
+    Exponential backoff with full jitter, so that requests that failed together are not retried together. A Retry-After
+    of the provider is the minimum, with up to a tenth added for the same reason.
     """
     if retry_after is not None:
         return retry_after * random.uniform(1.0, 1.1)
@@ -20,13 +20,13 @@ def retry_delay(tries: int, retry_after: float | None = None) -> float:
 
 
 class Allowance:
-    """How many requests may be under way at once.
+    """The number of requests that may be in flight.
 
-    Additive increase, multiplicative decrease, as TCP does (Chiu and Jain, 1989): halved when the provider says that
-    there are too many, raised by one for each round of requests that went well.
+    Additive increase, multiplicative decrease, as in TCP (Chiu and Jain, 1989): halved when the provider reports too
+    many requests, increased by one per round of successful requests.
 
     Args:
-        most: Never more than this many.
+        most: The upper limit.
     """
 
     def __init__(self, most: int) -> None:
@@ -36,16 +36,16 @@ class Allowance:
 
     @property
     def allowed(self) -> int:
-        """Requests that may be under way now."""
+        """Requests that may be in flight now."""
         return int(self._allowed)
 
-    def went_well(self) -> None:
-        """Notes an answer."""
+    def succeeded(self) -> None:
+        """Records a successful request."""
         if self._allowed < self.most:
             self._allowed = min(float(self.most), self._allowed + 1.0 / self._allowed)
 
     def refused(self, sent_at: float, now: float) -> None:
-        """Notes that a request sent at `sent_at` was one too many; those sent before the last halving say no news."""
+        """Records a rate-limited request; ignored if it was sent before the last halving."""
         if sent_at >= self._halved_at:
             self._allowed = max(1.0, self._allowed / 2.0)
             self._halved_at = now

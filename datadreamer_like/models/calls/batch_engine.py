@@ -1,4 +1,4 @@
-"""The engine for models that take a batch and return when all of it is done; it works in the caller's thread."""
+"""The engine for models that answer whole batches; it runs in the caller's thread."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from .pipeline import A, Engine, Job, Q, Recorder
 
 logger = logging.getLogger("datadreamer_like")
 
-# Each batch is on disk before the next one starts, but for those so quick that the disk would take longer than the
-# model: these share a transaction, at least twenty times a second.
+# Each batch is stored before the next one starts; batches that are faster than a transaction share one, at least twenty
+# times a second.
 _QUICK_SECONDS = 0.005
 _COMMIT_SECONDS = 0.05
 
-# Prompts read ahead to be sorted by length. A model that answers them within a moment gets more at a time.
+# Prompts read ahead and sorted by length; more for a model that answers them within a moment.
 _WINDOW_IN_BATCHES = 10
 _LARGEST_WINDOW = 2_048
 _MOMENT_SECONDS = 0.1
 
 
 class BatchEngine(Engine[Q, A]):
-    """Answers batches of requests of similar length, the longest first, so that too large a batch shows early.
+    """Answers batches of requests of similar length, the longest first, so that memory runs out early if at all.
 
     Args:
-        ask: Answers a batch, one answer for each request, in their order.
+        ask: Answers a batch, one answer per request, in order.
         recorder: Stores answers.
-        batch_size: Requests in a batch.
-        adaptive: Halve the batch when memory runs out, and go on with that size.
-        window: Prompts that are read ahead and sorted by length; 10 batches unless given, and more for fast models.
+        batch_size: Requests per batch.
+        adaptive: Halve the batch size when memory runs out.
+        window: Prompts that are read ahead and sorted by length; by default 10 batches, and more for fast models.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class BatchEngine(Engine[Q, A]):
         self._committed_at = 0.0
 
     def submit(self, jobs: Sequence[Job[Q, A]]) -> None:
-        """Adds jobs to the pool that batches are made of."""
+        """Adds jobs to the pool from which batches are taken."""
         if not jobs:
             return
         if not self._pool:
@@ -94,11 +94,11 @@ class BatchEngine(Engine[Q, A]):
                 self._commit()
 
     def close(self) -> None:
-        """Stores what has been answered."""
+        """Stores the answers received so far."""
         self._commit()
 
     def _answer(self, batch: list[Job[Q, A]]) -> Sequence[A] | None:
-        """Returns the answers of a batch, or None when a smaller one has to be tried."""
+        """Returns the answers of a batch, or None if a smaller batch must be tried."""
         for job in batch:
             job.tries += 1
         try:
@@ -115,10 +115,11 @@ class BatchEngine(Engine[Q, A]):
         else:
             if len(answers) != len(batch):
                 raise DefinitionError(
-                    f"answer_batch returned {len(answers)} answers to {len(batch)} requests; it must return one each."
+                    f"answer_batch returned {len(answers)} answers to {len(batch)} requests; it must return one per "
+                    "request."
                 )
             return answers
-        # Out of the handler, so that the failed call's tensors are no longer held by its traceback.
+        # Outside the handler, since the traceback holds the failed call's tensors.
         self._batch_size = max(1, len(batch) // 2)
         logger.info("memory ran out; the batch size is now %s", self._batch_size)
         _free_memory()
@@ -132,7 +133,7 @@ class BatchEngine(Engine[Q, A]):
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # Known by name: torch is not imported to look. Its CPU allocator raises a plain RuntimeError.
+    # Matched by name, to avoid importing torch. Its CPU allocator raises a plain RuntimeError.
     return (
         isinstance(error, MemoryError)
         or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)

@@ -1,4 +1,4 @@
-"""Where a model's answers are kept: one file a model, beside the session's results or where the script says."""
+"""The location of a model's cached answers: one file per model, in the session's folder or where the script says."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ StoreOpener = Callable[[], AbstractContextManager[AnswerStore]]
 
 
 def model_answers(model: Model) -> StoreOpener:
-    """Returns how to open the store of a model's answers, as seen from the session that is current now.
+    """Returns a function that opens the store of a model's answers for the current session.
 
-    With `cache_folder_path`, the file lies there; else in the session's cache folder; in a `":memory:"` session it
-    lives as long as the session; without any session, as long as the run.
+    The file is in `cache_folder_path` if given, else in the session's cache folder. In a `":memory:"` session the store
+    exists until the session ends; without a session, until the run ends.
     """
     digest = fingerprint(model, what=type(model).__name__)
     name = f"{type(model).__name__}-{_file_name(model.model_name)}-{digest[:12]}.sqlite"

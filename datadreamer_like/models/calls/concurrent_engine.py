@@ -1,7 +1,7 @@
-"""The engine for models that take many requests at once: fixed workers in an event loop on a thread of its own.
+"""The engine for models that take concurrent requests: a fixed number of workers in an event loop in a thread.
 
-A slot is free again as soon as its answer is on disk, so every slot is busy at any latency; there are no batches to
-wait for. The thread makes it work alike in a script, in a notebook and inside a running loop.
+A slot takes its next request as soon as its answer is on disk, so all slots stay busy at any latency. The thread makes
+it work the same way in a script, in a notebook and inside a running loop.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ logger = logging.getLogger("datadreamer_like")
 _FATAL = (AuthenticationFailed, UnknownModel)
 _PASSING = (RateLimited, Unavailable, MalformedAnswer)
 
-# Being told to slow down is no fault of the request, so it is tried for longer.
+# Rate-limited requests are retried this many times as often.
 _PATIENCE_WHEN_LIMITED = 5
-# Rows that fail one after another, each after all its tries, before the provider counts as down.
+# Consecutive failed rows, each after all its tries, before the provider is considered down.
 _DOWN_FROM_START = 3
 _DOWN_LATER = 20
 
-# Prompts read ahead for each request at once: enough that one slow answer does not hold up the others.
+# Prompts read ahead per slot: enough that one slow answer does not block the others.
 _WINDOW_IN_REQUESTS = 16
 
 _QUICK_SECONDS = 0.001
 _MOST_IN_A_COMMIT = 256
 
-# The caller hears of stored answers when they are this share of the window, or after this time.
+# The caller is notified of stored answers when they are this share of the window, or after this time.
 _SHARE_OF_WINDOW = 4
 _LATEST_NEWS_SECONDS = 0.005
 
@@ -54,15 +54,15 @@ THREAD_NAME = "datadreamer_like-requests"
 
 
 class ConcurrentEngine(Engine[Q, A]):
-    """Keeps up to `concurrency` requests under way.
+    """Keeps up to `concurrency` requests in flight.
 
     Args:
-        ask: Sends one request; cancelled when the run is ended early.
+        ask: Sends one request; cancelled when the run ends early.
         recorder: Stores answers.
-        concurrency: Most requests at once; fewer while the provider says that there are too many.
-        max_tries: Times that a request is sent before its row fails.
+        concurrency: Maximum number of concurrent requests; reduced while the provider reports too many.
+        max_tries: Number of tries before a row fails.
         at_end: Called in the event loop when the run ends.
-        window: Most prompts that are read and not yet yielded; 16 for each request at once unless given.
+        window: Maximum number of prompts that are read and not yet yielded; by default 16 per slot.
     """
 
     def __init__(
@@ -85,12 +85,12 @@ class ConcurrentEngine(Engine[Q, A]):
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Event
-        # Set when the loop runs, or could not be started.
+        # Set when the loop is running, or failed to start.
         self._ready = threading.Event()
-        # Set by the loop whenever answers are on disk or the run has failed.
+        # Set by the loop when answers are on disk or the run has failed.
         self._news = threading.Event()
         self._failure: BaseException | None = None
-        # All below belongs to the loop's thread.
+        # Used only in the loop's thread.
         self._queue: deque[Job[Q, A]] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
         self._active = 0
@@ -120,23 +120,23 @@ class ConcurrentEngine(Engine[Q, A]):
         while not self._recorder.stored:
             if self._failure is not None:
                 raise self._failure
-            # A time limit keeps Ctrl-C working where a bare wait cannot be interrupted.
+            # The timeout keeps Ctrl-C working where a wait without one cannot be interrupted.
             self._news.wait(1.0)
             self._news.clear()
 
     def close(self) -> None:
-        """Cancels what is under way, keeps what has come back, and ends the thread."""
+        """Cancels requests in flight, stores received answers, and ends the thread."""
         thread, self._thread = self._thread, None
         if thread is None:
             return
         self._ready.wait()
         if thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
-        # The garbage collector may close an abandoned generator in any thread, this one included.
+        # The garbage collector may close an abandoned generator in any thread, including this one.
         if thread is not threading.current_thread():
             thread.join(_JOIN_SECONDS)
             if thread.is_alive():
-                logger.warning("A request could not be cancelled within %s s; it is left behind.", int(_JOIN_SECONDS))
+                logger.warning("A request could not be cancelled within %s s; it is abandoned.", int(_JOIN_SECONDS))
 
     def _start(self) -> None:
         # The caller's context holds the session and the usage.
@@ -188,9 +188,9 @@ class ConcurrentEngine(Engine[Q, A]):
                 if answer is None:
                     self._active -= 1
                     continue
-                # Answers that come in the same turn of the loop share a transaction. A request keeps its slot until its
-                # answer is on disk, so that a kill loses no more than there are slots; only those so quick that the
-                # disk would take longer than the model give it back at once.
+                # Answers that arrive in the same iteration of the loop share a transaction. A request keeps its slot
+                # until its answer is on disk, so that a kill loses at most one answer per slot; only requests that are
+                # faster than a transaction release it at once.
                 if self._loop.time() - sent_at < _QUICK_SECONDS:
                     self._active -= 1
                 else:
@@ -211,7 +211,7 @@ class ConcurrentEngine(Engine[Q, A]):
         )
 
     async def _try(self, job: Job[Q, A], sent_at: float) -> A | None:
-        """Sends a job once; returns what stands in its row, or None when it will be sent again."""
+        """Sends a job once; returns its row's answer, or None if it will be sent again."""
         job.tries += 1
         try:
             answer = await self._ask(job.request)
@@ -225,12 +225,12 @@ class ConcurrentEngine(Engine[Q, A]):
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            # The engine's own library cancelled the call, not this run.
+            # The client library cancelled the call, not this run.
             return self._failed_for_now(job, Unavailable("The request was cancelled by the client library."), sent_at)
         self._lost = 0
         self._recorder.knows_answers = True
         if self._allowed < self._allowance.most:
-            self._allowance.went_well()
+            self._allowance.succeeded()
             self._allowed = self._allowance.allowed
         return answer
 
@@ -256,8 +256,8 @@ class ConcurrentEngine(Engine[Q, A]):
             down_from = min(_DOWN_FROM_START, self._submitted)
         if self._lost >= down_from:
             raise type(error)(
-                f"The last {self._lost} requests have all failed, each tried {job.tries} times: {error} What was "
-                "answered before is kept: run again later to go on."
+                f"The last {self._lost} requests have all failed, each tried {job.tries} times: {error} Earlier "
+                "answers are saved: run again later to continue."
             ) from error
         return self._recorder.calls.failed(error)
 
@@ -277,7 +277,7 @@ class ConcurrentEngine(Engine[Q, A]):
         self._wake()
 
     def _wake(self) -> None:
-        """Wakes one idle worker if it could send; that one wakes the next."""
+        """Wakes one idle worker if it may send; that worker wakes the next."""
         if self._woken or not self._idle or not self._queue or self._active >= self._allowed:
             return
         pause = self._paused_until - self._loop.time() if self._paused_until else 0.0
@@ -303,18 +303,18 @@ class ConcurrentEngine(Engine[Q, A]):
         self._active -= self._unsaved
         self._unsaved = 0
         self._wake()
-        # Waking the caller takes longer than a quick answer, so several transactions share it while there is work.
+        # Waking the caller takes longer than a fast answer, so it is woken once for several transactions.
         if not self._queue or len(self._recorder.stored) >= self._enough_news:
             self._news.set()
         elif self._late_news is None:
-            self._late_news = self._loop.call_later(_LATEST_NEWS_SECONDS, self._tell)
+            self._late_news = self._loop.call_later(_LATEST_NEWS_SECONDS, self._notify)
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._late_news = None
         self._news.set()
 
     def _fail(self, error: BaseException) -> None:
-        # The first failure is the cause; those that follow from it would hide it.
+        # The first failure is the cause of later ones.
         if self._failure is None:
             self._failure = error
         self._news.set()

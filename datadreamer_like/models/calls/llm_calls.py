@@ -1,4 +1,4 @@
-"""What a call is to an LLM: its key, its seed, its repetitions, its stored form."""
+"""Calls of LLMs: keys, seeds, repetitions and the stored form of answers."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from ..llms.generation import Answer, Prompt, Request, Sampling, TokenLogprob
 from .pipeline import Calls
 
 _RECENT_AT_LEAST = 65_536
-# New hashes are counted in a dict, quick and large, until they are this share of the sorted ones, compact and static.
+# New hashes are counted in a dict, fast but large, until they are this share of the sorted arrays, which are compact.
 _RECENT_SHARE = 1 / 8
 
 # One value of format 1: a JSON list [texts, prompt tokens, completion tokens, finish reasons] and, where there are any,
-# log-probabilities (or null) and thoughts. Lone surrogates, which a JSON answer may carry, survive by surrogatepass.
+# log-probabilities (or null) and thoughts. surrogatepass keeps lone surrogates, which a JSON answer may contain.
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _reasons_json = functools.cache(_dumps)
 
 
 class Repeated(NamedTuple):
-    """A prompt that comes with the number of its repetition, where a run sees only a part of the prompts.
+    """A prompt with the number of its repetition, for a run that sees only some of the prompts.
 
     Attributes:
         prompt: The prompt.
-        times_before: How often the same prompt came before among all prompts.
+        times_before: How often the same prompt came before, among all prompts.
     """
 
     prompt: Prompt
@@ -39,16 +39,16 @@ class Repeated(NamedTuple):
 
 
 class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
-    """Calls of one LLM with one sampling.
+    """Calls of one LLM with one set of sampling options.
 
-    A key is a hash of the LLM's identity, the sampling options and the prompt. Where sampling is random, the number
-    of times that the prompt came before in this run is part of it: asking five times for a sample means five
-    samples, and a rerun finds all five. The key of a follow-up is a hash of the key before it and of the conversation.
+    A key is a hash of the LLM's identity, the sampling options and the prompt. With random sampling it includes how
+    often the prompt came before in this run: sending a prompt five times gives five samples, and a rerun finds all
+    five. The key of a follow-up is a hash of the previous key and the conversation.
 
     Args:
-        identity: Hash of all that decides the LLM's answers besides sampling and prompt.
-        sampling: How to answer.
-        follow_up: Returns the prompt that asks again, from the request, its answer and the reason for its rejection.
+        identity: Hash of everything that determines the LLM's answers, except sampling options and prompt.
+        sampling: The sampling options.
+        follow_up: Returns the prompt of a follow-up, from the request, its answer and the reason for its rejection.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
         self._repetitions = None if sampling.deterministic else Repetitions()
 
     def admit(self, prompts: Sequence[Prompt | Repeated]) -> tuple[list[bytes], list[Request]]:
-        """Returns keys and requests; a repetition under a seed gets a seed of its own."""
+        """Returns keys and requests; with a seed, each repetition gets a different seed."""
         sampling = self._sampling
         seed = sampling.seed
         given: dict[int, int] = {}
@@ -85,12 +85,12 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
                 if times_before:
                     keys[row] = hashlib.blake2b(keys[row] + b"%d" % times_before, digest_size=16).digest()
                     if seed is not None:
-                        # Seeds of one request's n answers follow each other, so its repetition's start n later.
+                        # The n answers of a request have consecutive seeds, so a repetition starts n later.
                         requests[row] = requests[row]._replace(seed=seed + times_before * sampling.n)
         return keys, requests
 
     def encode(self, answer: Answer) -> bytes:
-        """Returns an answer as the answers' store keeps it."""
+        """Returns the stored form of an answer."""
         return encode_answer(answer)
 
     def decode(self, value: bytes) -> Answer:
@@ -102,24 +102,24 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
         return Answer.failed(error)
 
     def error(self, answer: Answer) -> ModelError | None:
-        """Returns why the row failed."""
+        """Returns the error of a failed row."""
         return answer.error
 
     def tokens(self, answer: Answer) -> tuple[int, int]:
-        """Returns the tokens as the engine counted them."""
+        """Returns the tokens counted by the engine."""
         return answer.prompt_tokens, answer.completion_tokens
 
     def cost(self, answer: Answer) -> float | None:
-        """Returns what the answer cost."""
+        """Returns the cost of the answer."""
         return answer.cost
 
     def size(self, request: Request) -> int:
-        """Returns the characters of the prompt."""
+        """Returns the number of characters of the prompt."""
         prompt = request.prompt
         return len(prompt) if isinstance(prompt, str) else sum(len(str(message.get("content"))) for message in prompt)
 
     def follow_up(self, key: bytes, request: Request, answer: Answer, reason: str) -> tuple[bytes, Request]:
-        """Returns the key and the request that ask again, with the rejected answer and the reason."""
+        """Returns the key and the request of a follow-up, with the rejected answer and the reason."""
         prompt = self._follow_up(request, answer, reason)
         return (
             hashlib.blake2b(key + b"\0" + _prompt_bytes(prompt), digest_size=16).digest(),
@@ -132,7 +132,7 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
 
 
 class Repetitions:
-    """Counts how often each prompt came before in a run, in a few bytes a prompt however many there are."""
+    """Counts how often each prompt came before in a run, in a few bytes per prompt."""
 
     def number(self, prompts: Iterable[Prompt]) -> list[Repeated]:
         """Returns prompts with the number of times that each came before, in this call or an earlier one."""
@@ -179,8 +179,8 @@ class Repetitions:
 
 
 def encode_answer(answer: Answer) -> bytes:
-    """Returns an answer as the answers' store keeps it."""
-    # Put together by hand: an encoder that is called for each of a million rows takes four times as long.
+    """Returns the stored form of an answer."""
+    # Assembled by hand: calling the JSON encoder per row takes four times as long.
     texts = ",".join(["null" if text is None else encode_basestring(text) for text in answer.texts])
     reasons = _reasons_json(tuple(answer.finish_reasons))
     rest = ""
@@ -193,7 +193,7 @@ def encode_answer(answer: Answer) -> bytes:
 
 
 def decode_answer(value: bytes) -> Answer:
-    """Reads what `encode_answer` wrote."""
+    """Restores an answer of `encode_answer`."""
     texts, prompt_tokens, completion_tokens, finish_reasons, *rest = json.loads(value.decode("utf-8", "surrogatepass"))
     logprobs = None
     if rest and rest[0] is not None:
@@ -210,7 +210,7 @@ def _prompt_bytes(prompt: Prompt) -> bytes:
         return prompt.encode("utf-8", "surrogatepass")
     if isinstance(prompt, Sequence) and prompt and all(isinstance(message, Mapping) for message in prompt):
         try:
-            # A text never starts with this byte, so no chat has the key of a text.
+            # A text never starts with this byte, so the keys of chats and texts differ.
             return (
                 b"\xff"
                 + json.dumps(

@@ -1,8 +1,8 @@
-"""One pipeline for all calls to models: deduplicate, look up, call, store, check, yield in order.
+"""The pipeline of all calls to models: deduplicate, look up, call, store, check, yield in order.
 
-It is the same for LLMs, embedders and task models, which describe their calls in `Calls`, and for both kinds of
-engine: `ConcurrentEngine` keeps many requests in flight, `BatchEngine` calls with one batch after another. Memory is
-bounded by the window of prompts that were read and are not yet answered, however many prompts there are.
+It serves LLMs, embedders and task models, which describe their calls in `Calls`, with both engines:
+`ConcurrentEngine` keeps many requests in flight, `BatchEngine` sends one batch after another. Memory is bounded by the
+window of prompts that are read and not yet answered.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, Self, TypeVar
 
@@ -21,33 +20,20 @@ from datadreamer_like.errors import ArgumentTypeError, ModelError
 from datadreamer_like.graph.usage import Usage
 from datadreamer_like.storage.answers import AnswerStore
 
+from .failures import Rejected
+
 logger = logging.getLogger("datadreamer_like")
 
 P = TypeVar("P")
 Q = TypeVar("Q")
 A = TypeVar("A")
 
-# Reading prompts should take about this long at a time: less costs speed, more leaves slots idle.
+# Target time of reading a chunk of prompts: shorter chunks add overhead, longer ones leave slots idle.
 _READ_SECONDS = 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """What a `parse` function returns for an answer that cannot be used; the model is then asked again.
-
-    Attributes:
-        reason: What is wrong with the answer, in words that the model understands: it is sent to the model.
-
-    Example:
-        >>> def parse(answer, row):
-        ...     return int(answer.text) if answer.text.isdigit() else Rejected("It must be a whole number.")
-    """
-
-    reason: str
-
-
 class Calls(ABC, Generic[P, Q, A]):
-    """What the pipeline must know of one kind of call: prompts P become requests Q, which get answers A."""
+    """One kind of call, for the pipeline: prompts P become requests Q, which get answers A."""
 
     @abstractmethod
     def admit(self, prompts: Sequence[P]) -> tuple[list[bytes], list[Q]]:
@@ -55,7 +41,7 @@ class Calls(ABC, Generic[P, Q, A]):
 
     @abstractmethod
     def encode(self, answer: A) -> bytes:
-        """Returns an answer as it is stored."""
+        """Returns the stored form of an answer."""
 
     @abstractmethod
     def decode(self, value: bytes) -> A:
@@ -67,43 +53,41 @@ class Calls(ABC, Generic[P, Q, A]):
 
     @abstractmethod
     def error(self, answer: A) -> ModelError | None:
-        """Returns why a row failed, or None; the answer of a failed row is not stored."""
+        """Returns the error of a failed row, or None; the answer of a failed row is not stored."""
 
     def tokens(self, answer: A) -> tuple[int, int]:
         """Returns the prompt's and the answer's tokens."""
         return 0, 0
 
     def cost(self, answer: A) -> float | None:
-        """Returns what an answer cost, in US dollars; None where that is not known."""
+        """Returns the cost of an answer in US dollars; None if unknown."""
         return 0.0
 
     def size(self, request: Q) -> int:
-        """Returns a length by which requests are sorted into batches."""
+        """Returns a length for sorting requests into batches."""
         return 0
 
     def follow_up(self, key: bytes, request: Q, answer: A, reason: str) -> tuple[bytes, Q]:
-        """Returns the key and the request that ask again after an answer was rejected."""
+        """Returns the key and the request of a follow-up to a rejected answer."""
         raise NotImplementedError
 
     def rejected(self, answer: A, reason: str, cause: ModelError | None) -> A:
-        """Returns a rejected answer as a failed row's; `cause` is why asking again failed, if it did."""
+        """Returns the answer of a row that failed by rejection; `cause` is the error of a failed follow-up."""
         raise NotImplementedError
 
 
 class Job(Generic[Q, A]):
-    """One prompt's place in the order of the answers, and its request on the way.
-
-    One object a prompt: millions of them pass through, and the garbage collector visits each.
+    """The position and the request of one prompt. One small object per prompt, since there may be millions.
 
     Attributes:
         index: Position of the prompt.
         key: Key of the request.
-        request: What is sent.
-        tries: Times that the request was sent.
+        request: The request.
+        tries: How often the request was sent.
         received: The answer to the request; set once it is on disk.
         answer: The answer to yield; set once it is checked.
-        same: Jobs with the same key, which wait for this one's request.
-        rejections: The rejected answers so far, and why.
+        same: Jobs with the same key, which wait for this job's request.
+        rejections: Rejected answers so far, with their reasons.
     """
 
     __slots__ = ("answer", "index", "key", "received", "rejections", "request", "same", "tries")
@@ -120,11 +104,11 @@ class Job(Generic[Q, A]):
 
 
 class Recorder(Generic[P, Q, A]):
-    """Stores answers, counts them, and only then hands them to the waiting caller.
+    """Stores and counts answers before it passes them to the caller.
 
     Attributes:
-        stored: Jobs whose answers are on disk and that the caller has not taken yet.
-        knows_answers: Whether this run has found or received an answer, so that the model is known to work.
+        stored: Jobs with answers on disk that the caller has not taken yet.
+        knows_answers: Whether this run has found or received an answer, which shows that the model works.
     """
 
     def __init__(self, calls: Calls[P, Q, A], store: AnswerStore, usage: Usage) -> None:
@@ -135,7 +119,7 @@ class Recorder(Generic[P, Q, A]):
         self._usage = usage
 
     def record(self, finished: Sequence[tuple[Job[Q, A], A]]) -> None:
-        """Puts answers on disk in one transaction."""
+        """Stores answers in one transaction."""
         calls = self.calls
         items = []
         prompt_tokens = completion_tokens = requests = 0
@@ -145,7 +129,7 @@ class Recorder(Generic[P, Q, A]):
             requests += job.tries
             if calls.error(answer) is None:
                 items.append((job.key, calls.encode(answer)))
-            # A failed row may have been paid for too.
+            # A failed row may cost money too.
             sent, received = calls.tokens(answer)
             prompt_tokens += sent
             completion_tokens += received
@@ -164,21 +148,21 @@ class Recorder(Generic[P, Q, A]):
 
 
 class Engine(ABC, Generic[Q, A]):
-    """Takes jobs and gets them answered, inside its `with` block; answers arrive in `Recorder.stored`."""
+    """Answers jobs inside its `with` block; answers arrive in `Recorder.stored`."""
 
     window: int
-    """Most prompts that are read and not yet yielded; it may grow while the run goes on."""
+    """Maximum number of prompts that are read and not yet yielded; it may grow during the run."""
 
     @abstractmethod
     def submit(self, jobs: Sequence[Job[Q, A]]) -> None:
-        """Takes jobs over; raises what has ended the run."""
+        """Accepts jobs; raises the error that has ended the run."""
 
     @abstractmethod
     def wait(self) -> None:
-        """Returns when answers have been stored; raises what has ended the run."""
+        """Returns when answers have been stored; raises the error that has ended the run."""
 
     def close(self) -> None:
-        """Ends all work in flight; called also when the caller is interrupted."""
+        """Ends all work in flight; also called when the caller is interrupted."""
 
     def __enter__(self) -> Self:
         return self
@@ -204,16 +188,16 @@ def run_calls(
 
     Args:
         calls: Describes the calls.
-        prompts: Read in the calling thread, at most `window` ahead of the answer that is yielded.
-        make_engine: Makes the engine that answers what the store does not hold.
-        open_store: Opens the answers' store for this run.
+        prompts: Read in the calling thread, at most `window` ahead of the yielded answer.
+        make_engine: Makes the engine for prompts without a stored answer.
+        open_store: Opens the answer store for this run.
         usage: Counts requests, cached answers and tokens.
-        force: Ask also for what the store holds.
-        cache_only: Raise instead of asking.
-        check: Called in the calling thread, in no particular order, with a prompt's position and its answer, stored or
-            new; returns the answer to yield, or `Rejected`, upon which the model is asked again.
-        max_follow_ups: Times that the model is asked again after a rejected answer before the row fails.
-        progress: Called now and then with the number of rows yielded so far.
+        force: Send requests even if answers are stored.
+        cache_only: Raise instead of sending a request.
+        check: Called in the calling thread, in any order, with a prompt's position and its answer, stored or new;
+            returns the answer to yield, or `Rejected` to ask the model again.
+        max_follow_ups: Maximum number of follow-ups to rejected answers before the row fails.
+        progress: Called periodically with the number of rows yielded so far.
     """
     source = _Source(prompts)
     done = 0
@@ -227,7 +211,7 @@ def run_calls(
                     engine.submit(pending.take_stored())
                 ready = bool(rows) and rows[0].answer is not None
                 room = 0 if source.ended else engine.window - len(rows)
-                # Before waiting the window is filled up; while there is something to yield only whole chunks are read.
+                # The window is filled before waiting; while there are answers to yield, only whole chunks are read.
                 if room > 0 and (not ready or (room >= source.size and not source.slow)):
                     engine.submit(pending.add(source.read(room, most=max(1, engine.window // 4))))
                     if progress is not None:
@@ -248,11 +232,11 @@ def run_calls(
 
 
 class _Source(Generic[P]):
-    """Reads prompts by the chunk: large chunks of a quick iterable, single prompts of a slow one."""
+    """Reads prompts in chunks: large ones from a fast iterable, single prompts from a slow one."""
 
     def __init__(self, prompts: Iterable[P]) -> None:
         if isinstance(prompts, str | bytes):
-            # Else each of its letters would be sent, and paid for.
+            # Otherwise each character would be sent as a prompt.
             raise ArgumentTypeError("A model was given one text; expected a list of them, as in run([text]).")
         self._iterator = iter(prompts)
         self.size = 1
@@ -274,10 +258,10 @@ class _Source(Generic[P]):
 
 
 class _Pending(Generic[P, Q, A]):
-    """The rows between being read and being yielded: whether an answer is known, in flight, or has to be asked for.
+    """The rows that are read and not yet yielded.
 
     Attributes:
-        rows: Those rows, in order.
+        rows: The rows, in order.
     """
 
     def __init__(
@@ -301,7 +285,7 @@ class _Pending(Generic[P, Q, A]):
         self._cache_only = cache_only
         self._count = 0
         self._in_flight: dict[bytes, Job[Q, A]] = {}
-        # With `force`, what this run itself has asked is not asked again.
+        # With `force`, keys that this run has already requested.
         self._fresh: set[bytes] = set()
         self._follow_ups: list[Job[Q, A]] = []
 
@@ -317,7 +301,7 @@ class _Pending(Generic[P, Q, A]):
         return self._ask(jobs) + self._ask_again()
 
     def take_stored(self) -> list[Job[Q, A]]:
-        """Gives jobs the answers that have been stored, and returns those to submit again after a rejection."""
+        """Assigns stored answers to their jobs, and returns jobs to submit again after a rejection."""
         stored = self._recorder.stored
         while stored:
             job = stored.popleft()
@@ -387,25 +371,6 @@ class _Pending(Generic[P, Q, A]):
             job.key, job.request = calls.follow_up(job.key, job.request, answer, checked.reason)
             job.tries = 0
             self._follow_ups.append(job)
-
-
-def log_failures(answers: Iterable[A], error: Callable[[A], ModelError | None], on_error: str) -> Iterator[A]:
-    """Yields answers, and logs at the end how many failed; with `on_error="raise"`, raises the first error."""
-    count = rows = 0
-    first: tuple[int, ModelError] | None = None
-    for answer in answers:
-        failure = error(answer)
-        if failure is not None:
-            if on_error == "raise":
-                raise failure
-            count += 1
-            first = first or (rows, failure)
-        rows += 1
-        yield answer
-    if first is not None:
-        logger.warning(
-            "%s of %s prompts failed and have no answer; the first is row %s: %s", f"{count:,}", f"{rows:,}", *first
-        )
 
 
 def progress_logger(

@@ -1,4 +1,4 @@
-"""What a call is to a model that computes something of each text: its key, its stored form, its options."""
+"""Calls of models that compute a value per text: keys, stored form and options."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any, Literal, TypedDict
 
 from datadreamer_like.errors import ArgumentTypeError, BadRequest, DefinitionError, ModelError, did_you_mean
 
-from .pipeline import Calls, log_failures, progress_logger
+from .failures import log_failures
+from .pipeline import Calls, progress_logger
 
 
 class TextOptions(TypedDict, total=False):
@@ -34,17 +35,17 @@ class TextRun:
     """All options of one run.
 
     Attributes:
-        batch_size: Texts that the model takes at once.
-        batch_scheduler_buffer_size: Texts read ahead and sorted by length; 10 batches unless given.
-        adaptive_batch_size: Halve the batch when memory runs out, in place of failing.
-        progress_interval: Seconds between two lines of progress in the log; None for none.
-        force: Compute again what is cached already.
-        cache_only: Raise in place of computing.
-        verbose: Log progress at INFO; otherwise it goes to DEBUG.
-        log_level: Level of the progress lines, in place of `verbose`.
-        total_num_texts: Number of texts, where it is known and `len(texts)` is not.
-        return_generator: Yield results as they come, in order, in place of a list.
-        on_error: "keep" puts None in a failed row's place and goes on; "raise" raises its error.
+        batch_size: Texts per batch.
+        batch_scheduler_buffer_size: Texts read ahead and sorted by length; by default 10 batches.
+        adaptive_batch_size: Halve the batch size when memory runs out, instead of failing.
+        progress_interval: Seconds between progress lines in the log; None for none.
+        force: Compute even if a result is cached.
+        cache_only: Raise instead of computing.
+        verbose: Log progress at INFO instead of DEBUG.
+        log_level: Level of the progress lines; overrides `verbose`.
+        total_num_texts: Number of texts, if `texts` has no length.
+        return_generator: Return a generator of results, in order, instead of a list.
+        on_error: "keep" returns None for a failed row; "raise" raises its error.
     """
 
     batch_size: int = 10
@@ -61,7 +62,7 @@ class TextRun:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> TextRun:
-        """Turns the options of a call into checked values.
+        """Checks the options of a call.
 
         Raises:
             ArgumentTypeError: A name is unknown.
@@ -89,13 +90,13 @@ class TextRun:
 
 @dataclass(slots=True)
 class Computed:
-    """What a model computed of one text.
+    """A model's result for one text.
 
     Attributes:
         value: The result; None for a failed row.
-        stored: The result as it is stored.
-        tokens: Tokens of the text, where the model counts them.
-        error: Why there is no result.
+        stored: The stored form of the result.
+        tokens: Tokens of the text, if the model counts them.
+        error: The error of a failed row.
     """
 
     value: Any = None
@@ -108,7 +109,7 @@ class TextCalls(Calls[str, str, Computed]):
     """Calls of one task model; a key is a hash of its identity and the text.
 
     Args:
-        identity: Hash of all that decides the results besides the text.
+        identity: Hash of everything that determines the results, except the text.
         decode: Reads a stored value.
     """
 
@@ -121,14 +122,14 @@ class TextCalls(Calls[str, str, Computed]):
         keys = []
         for text in prompts:
             hasher = self._prefix.copy()
-            # What is no text fails as a row; no text has its key, for none starts with this byte.
+            # Other values fail as rows; a text never starts with this byte, so keys differ.
             known = isinstance(text, str)
             hasher.update(text.encode("utf-8", "surrogatepass") if known else b"\xff" + repr(text).encode())
             keys.append(hasher.digest())
         return keys, list(prompts)
 
     def encode(self, answer: Computed) -> bytes:
-        """Returns a result as the model stores it."""
+        """Returns the stored form of a result."""
         return answer.stored
 
     def decode(self, value: bytes) -> Computed:
@@ -140,7 +141,7 @@ class TextCalls(Calls[str, str, Computed]):
         return Computed(error=error)
 
     def error(self, answer: Computed) -> ModelError | None:
-        """Returns why the row failed."""
+        """Returns the error of a failed row."""
         return answer.error
 
     def tokens(self, answer: Computed) -> tuple[int, int]:
@@ -148,12 +149,12 @@ class TextCalls(Calls[str, str, Computed]):
         return answer.tokens, 0
 
     def size(self, request: str) -> int:
-        """Returns the characters of the text."""
+        """Returns the number of characters of the text."""
         return len(request) if isinstance(request, str) else 0
 
 
 def values_of(results: Iterable[Computed], options: Mapping[str, Any]) -> Any:
-    """Returns what `run` returns: a list of values, or a generator with `return_generator`; None for a failed row."""
+    """Returns the values of results: a list, or a generator with `return_generator`; None for a failed row."""
     run = TextRun.from_options(options)
     results = log_failures(results, lambda result: result.error, run.on_error)
     values = (result.value for result in results)
@@ -161,5 +162,5 @@ def values_of(results: Iterable[Computed], options: Mapping[str, Any]) -> Any:
 
 
 def not_a_text(value: object) -> BadRequest:
-    """Returns the error of a row that holds something else than a text."""
+    """Returns the error of a row that does not hold a text."""
     return BadRequest(f"The value is {type(value).__name__}, not a text. Convert or filter such rows first.")

@@ -1,1 +1,1 @@
-"""Embedders: texts in, vectors out."""
+"""Embedders: models that turn texts into vectors."""

@@ -1,4 +1,4 @@
-"""The base of embedders: texts in, vectors out."""
+"""The base of embedders, which turn texts into vectors."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Embedder(TaskModel[Vector]):
     """A model that turns texts into vectors of `dims` numbers.
 
     A subclass writes `compute(texts, instruction=None) -> vectors [texts, dims]`, `count_tokens`, `model_max_length`
-    and `dims`. Vectors are kept as 4 bytes a number.
+    and `dims`. Vectors are stored as 4 bytes per number.
 
     Args:
-        model_name: What the script calls the model.
+        model_name: The model's name in the script.
         cache_folder_path: Where vectors are cached outside a session.
     """
 
@@ -34,7 +34,7 @@ class Embedder(TaskModel[Vector]):
     @property
     def dims(self) -> int:
         """Length of the vectors."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how long its vectors are.")
+        raise NotImplementedError(f"{type(self).__name__} has no dims.")
 
     def run(
         self,
@@ -43,12 +43,12 @@ class Embedder(TaskModel[Vector]):
         instruction: str | None = None,
         **options: Unpack[TextOptions],
     ) -> Any:
-        """Embeds texts, in their order; what was embedded before is not embedded again.
+        """Embeds texts, in order; cached vectors are not computed again.
 
         Args:
-            texts: The texts; any iterable, read a bounded way ahead.
-            truncate: Read only the beginning of a text that is too long, in place of failing that row.
-            instruction: Put before each text, for models that were trained with one; it counts as part of the text.
+            texts: The texts; any iterable, with bounded read-ahead.
+            truncate: Truncate texts that are too long, instead of failing the row.
+            instruction: Prefix of each text, for models that were trained with one.
             **options: See `TextOptions`.
 
         Returns:
@@ -62,15 +62,15 @@ class Embedder(TaskModel[Vector]):
     def results(
         self, texts: Iterable[str], truncate: bool = False, instruction: str | None = None, **options: Any
     ) -> Iterator[Computed]:
-        """Like `run`, but yields whole results, in the texts' order: the vector, or the error of a failed row."""
+        """Yields results in the texts' order: the vector, or the error of a failed row; see `run`."""
         return self.results_of(texts, truncate, {"instruction": instruction}, options)
 
     def count_input_tokens(self, text: str, asks: Mapping[str, Any]) -> int:
-        """Returns the number of tokens of a text with what this run puts before it."""
+        """Returns the number of tokens of a text with the run's instruction."""
         return self.count_tokens(f"{asks['instruction']}{text}" if asks.get("instruction") else text)
 
     def encode_value(self, value: Vector) -> bytes:
-        """Returns a vector as 4 bytes a number, little-endian."""
+        """Returns a vector as 4 bytes per number, little-endian."""
         return np.ascontiguousarray(value, dtype="<f4").tobytes()
 
     def decode_value(self, value: bytes) -> Vector:

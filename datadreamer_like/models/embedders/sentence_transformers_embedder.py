@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class SentenceTransformersEmbedder(Embedder):
-    """A sentence-transformers model, or a plain encoder whose token vectors are averaged.
+    """A sentence-transformers model, or a plain encoder with mean pooling.
 
     Args:
         model_name: A folder, a trainer or trained model, or a Hub id.
-        trust_remote_code: Whether code in the model's repository may run here.
-        device: Where the model runs; None takes a GPU if there is one.
-        dtype: Data type of the weights, such as "bfloat16"; vectors are float32 whatever it is.
+        trust_remote_code: Whether code in the model's repository may run.
+        device: Device of the model; None takes a GPU if there is one.
+        dtype: Data type of the weights, such as "bfloat16"; vectors are always float32.
         cache_folder_path: Where vectors are cached outside a session.
         **kwargs: Further arguments of `SentenceTransformer`, such as `revision` or `truncate_dim`.
 
@@ -64,7 +64,7 @@ class SentenceTransformersEmbedder(Embedder):
         """The `SentenceTransformer`, on its device."""
         from sentence_transformers import SentenceTransformer
 
-        # Teaches transformers to load the students that this package has pruned and quantized.
+        # Registers the formats of pruned and quantized models with transformers.
         import datadreamer_like.formats  # noqa: F401
 
         options = dict(self.kwargs)
@@ -85,7 +85,7 @@ class SentenceTransformersEmbedder(Embedder):
         return self.model.tokenizer
 
     def identity(self) -> dict[str, Any]:
-        """Returns the model's content or name, and all options that decide a vector."""
+        """Returns the model's content or name, and all options that determine vectors."""
         return {
             "model": self._source.identity,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -100,30 +100,30 @@ class SentenceTransformersEmbedder(Embedder):
         return list(np.asarray(vectors, dtype=np.float32))
 
     def count_tokens(self, value: str) -> int:
-        """Returns the number of tokens of a text, with those that the model puts around it."""
+        """Returns the number of tokens of a text, with special tokens."""
         return len(self.tokenizer(value, verbose=False)["input_ids"])
 
     @cached_property
     def model_max_length(self) -> int:
-        """Number of tokens that the model reads of a text."""
+        """Maximum number of tokens of a text."""
         return int(self.model.max_seq_length or self.tokenizer.model_max_length)
 
     @cached_property
     def dims(self) -> int:
         """Length of the vectors."""
-        # Version 6 has renamed it.
+        # Renamed in version 6.
         name = "get_embedding_dimension"
         name = name if hasattr(self.model, name) else "get_sentence_embedding_dimension"
         return int(getattr(self.model, name)())
 
     @property
     def model_card(self) -> str | None:
-        """Address of the model's card on the Hub."""
+        """URL of the model's card on the Hub."""
         return self._source.model_card
 
     @property
     def license(self) -> str | None:
-        """The model's licence, where its README states it."""
+        """The licence in the model's README, if stated."""
         return self._source.license
 
     @property
@@ -132,7 +132,7 @@ class SentenceTransformersEmbedder(Embedder):
         return self._source.citation
 
     def unload_model(self) -> None:
-        """Frees the model's memory; it is loaded again when it is needed."""
+        """Frees the model's memory; it is loaded again when needed."""
         if self.__dict__.pop("model", None) is not None:
             import torch
 

@@ -1,4 +1,4 @@
-"""Decides which part of a provider's message is the answer: parts, thoughts, refusals, cut-off and empty messages."""
+"""Extracts the answer from a provider's message: content parts, reasoning, refusals, truncated and empty messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datadreamer_like.errors import MalformedAnswer, ModelError
 from .generation import Answer
 
 THOUGHT_TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
-"""Tags that open models put around their thoughts, where the server leaves them in the text."""
+"""Tags that open models put around their reasoning, if the server leaves them in the text."""
 
 _TEXT_PARTS = {"text", "output_text"}
 _THOUGHT_PARTS = {"thinking", "reasoning"}
@@ -20,8 +20,8 @@ class AnswerText(NamedTuple):
     """One text of an answer.
 
     Attributes:
-        text: The answer; None where there is none.
-        reasoning: The model's thoughts, where it shows them.
+        text: The answer, or None.
+        reasoning: The model's reasoning, or None.
         error: Why there is no answer.
     """
 
@@ -38,16 +38,16 @@ def answer_text(
     reasoning: str | None = None,
     shaped: bool = False,
 ) -> AnswerText:
-    """Returns the answer in a message, and its thoughts apart from it.
+    """Separates a message into answer and reasoning.
 
-    An empty text is an answer where the model chose to stop there. It is none where the token limit or a filter ended
-    it. Half an answer to a schema is none either.
+    An empty text is an answer if the model chose to stop, but an error if the token limit or a filter ended it. A
+    truncated answer to a schema is an error too.
 
     Args:
         content: The message's content: a text, a list of parts (mappings or objects with `type`), or None.
-        finish_reason: Why the model stopped, in OpenAI's words: "stop", "length", "content_filter" ...
-        refusal: The provider's message where the model refused.
-        reasoning: Thoughts that the provider sent in a field of their own.
+        finish_reason: Why the model stopped, in OpenAI's terms: "stop", "length", "content_filter", ...
+        refusal: The provider's message if the model refused.
+        reasoning: Reasoning that the provider sent in a separate field.
         shaped: Whether the answer must fit a schema.
 
     Raises:
@@ -58,12 +58,12 @@ def answer_text(
     if text is not None:
         text = _without_thoughts(_valid(text), thoughts, finish_reason)
     kept = _valid("\n".join(thoughts)) or None
-    error = _why_none(text, finish_reason, refusal, shaped)
+    error = _answer_error(text, finish_reason, refusal, shaped)
     return AnswerText(None if error is not None else text, kept, error)
 
 
 def answer_of(texts: Sequence[AnswerText], **facts: Any) -> Answer:
-    """Returns the answer to one request; it is a failed row where none of its texts is an answer.
+    """Returns the answer to one request; it has an error if none of the texts is an answer.
 
     Args:
         texts: The `n` texts.
@@ -98,7 +98,7 @@ def _field(part: object, name: str) -> Any:
 
 def _without_thoughts(text: str, thoughts: list[str], finish_reason: str | None) -> str | None:
     for opening, closing in THOUGHT_TAGS:
-        # The opening tag may be part of the prompt, so that only the closing one is in the answer.
+        # If the opening tag is part of the prompt, only the closing tag is in the answer.
         thought, closed, rest = text.rpartition(closing)
         if closed:
             thoughts.append(thought.strip().removeprefix(opening).strip())
@@ -109,7 +109,7 @@ def _without_thoughts(text: str, thoughts: list[str], finish_reason: str | None)
     return text
 
 
-def _why_none(text: str | None, finish_reason: str | None, refusal: str | None, shaped: bool) -> ModelError | None:
+def _answer_error(text: str | None, finish_reason: str | None, refusal: str | None, shaped: bool) -> ModelError | None:
     if finish_reason == "content_filter":
         return ModelError("The provider's content filter withheld the answer. Change the prompt.")
     if text is None or not text.strip():
@@ -127,5 +127,5 @@ def _why_none(text: str | None, finish_reason: str | None, refusal: str | None, 
 
 
 def _valid(text: str) -> str:
-    """Replaces half of a surrogate pair, which JSON can carry and no file can."""
+    """Replaces unpaired surrogates, which JSON allows but UTF-8 files do not."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

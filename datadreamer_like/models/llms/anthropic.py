@@ -1,4 +1,4 @@
-"""Anthropic's models, through Anthropic's own SDK."""
+"""Anthropic's models, through Anthropic's SDK."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ SAMPLING_MODELS = {
     "claude-haiku-4-5", "claude-haiku-4-5-20251001", "claude-opus-4-5", "claude-opus-4-5-20251101", "claude-opus-4-6",
     "claude-sonnet-4-5", "claude-sonnet-4-5-20250929", "claude-sonnet-4-6",
 }  # fmt: skip
-"""Models that take `temperature` or `top_p`; those after them refuse both."""
+"""Models that accept `temperature` or `top_p`; newer ones refuse both."""
 
 FORCED_TOOL_MODELS = SAMPLING_MODELS | {"claude-opus-4-7", "claude-opus-4-8", "claude-opus-5", "claude-sonnet-5"}
-"""Models that can be made to use a tool; those after them refuse that, and have structured outputs in its place."""
+"""Models that accept a forced tool choice; newer ones refuse it and have structured outputs instead."""
 
 _UNAVAILABLE = ("logit_bias", "top_logprobs", "repetition_penalty")
 _FINISH_REASONS = {
     "end_turn": "stop", "stop_sequence": "stop", "tool_use": "stop", "pause_turn": "stop", "max_tokens": "length",
     "model_context_window_exceeded": "length", "refusal": "content_filter",
 }  # fmt: skip
-# The API wants a limit. Thoughts count as new tokens.
+# The API requires a limit. Reasoning counts as new tokens.
 _DEFAULT_NEW_TOKENS = 16_384
 _TOOL = "answer"
 _CREDENTIALS = ("auth_token", "credentials", "config", "profile")
@@ -62,14 +62,14 @@ class AnthropicOptions(GenerationOptions, total=False):
 
 
 class Anthropic(LLM):
-    """A Claude model behind Anthropic's API.
+    """A Claude model on Anthropic's API.
 
-    Messages with the role "system" become the system prompt. `n` answers are `n` requests. An answer to a schema is
-    the input of a tool that the model is made to use, or a structured output where a model cannot be made to. Thoughts
-    are in `Answer.reasoning`. Limits that the headers show as used up are waited for.
+    Messages with the role "system" become the system prompt. `n` answers take `n` requests. Schemas use a forced tool
+    call, or structured outputs for models that refuse one. Reasoning is in `Answer.reasoning`. When the response
+    headers report an exhausted rate limit, requests wait until it is renewed.
 
-    Newer models take no `temperature` and no `top_p`: these are left out with a warning. The older ones take one of
-    the two. There are no log-probabilities, no `logit_bias` and no `repetition_penalty`; `seed` has no effect.
+    Newer models support neither `temperature` nor `top_p`, which are left out with a warning; older ones accept only
+    one of the two. Log-probabilities, `logit_bias` and `repetition_penalty` are not supported; `seed` has no effect.
 
     Example:
         >>> llm = Anthropic("claude-haiku-5-5", system_prompt="Answer in one word.")    # doctest: +SKIP
@@ -77,22 +77,22 @@ class Anthropic(LLM):
         ['Paris']
 
     Args:
-        model_name: The model, as Anthropic calls it.
-        api_key: The key; `ANTHROPIC_API_KEY` unless given. Never written anywhere, not even into a pickle.
+        model_name: Anthropic's name of the model.
+        api_key: The key; by default `ANTHROPIC_API_KEY`. Never written anywhere, not even into a pickle.
         retry_on_fail: False sends each request once.
-        cache_folder_path: Folder for the answers, in place of the session's.
-        system_prompt: The system prompt of prompts that do not bring their own.
-        base_url: Another address of the API, such as a proxy's. The key in the environment is not sent there, unless
-            `ANTHROPIC_BASE_URL` names it.
-        max_context_length: The model's context window in tokens; 200,000 unless given.
-        timeout: Seconds after which a request without an answer is given up and retried.
-        prices: US dollars for a million tokens, as in `{"input": 2.0, "output": 10.0}`; published prices unless given.
+        cache_folder_path: Folder for cached answers, instead of the session's.
+        system_prompt: Added to every prompt that does not have its own.
+        base_url: Another address of the API, such as a proxy's. The key in the environment is sent there only if
+            `ANTHROPIC_BASE_URL` is that address.
+        max_context_length: The model's context window in tokens; by default 200,000.
+        timeout: Seconds after which a request without an answer is retried.
+        prices: US dollars per million tokens, such as `{"input": 2.0, "output": 10.0}`; None for published prices.
         **kwargs: Passed to the SDK's client.
 
     Raises:
         MissingExtra: The `anthropic` package is not installed.
         AuthenticationFailed: There is no key, and the server is Anthropic's own.
-        DefinitionError: `base_url` is not the address of a server, or `prices` are malformed.
+        DefinitionError: `base_url` is not a valid address, or `prices` are malformed.
     """
 
     endpoint: ClassVar[Endpoint] = Endpoint(
@@ -101,11 +101,13 @@ class Anthropic(LLM):
         key_variable="ANTHROPIC_API_KEY",
         url_variable="ANTHROPIC_BASE_URL",
         prices="anthropic",
-        # Of its models that are still served, none has less.
+        # The smallest among the models that are still served.
         limits=Limits(context_length=200_000),
         models_url="https://platform.claude.com/docs/en/about-claude/models/overview",
         terms_url="https://www.anthropic.com/legal/commercial-terms",
     )
+
+    enforces_schemas = True
 
     extra_options: ClassVar[frozenset[str]] = frozenset(AnthropicOptions.__annotations__) - frozenset(
         GenerationOptions.__annotations__
@@ -153,12 +155,12 @@ class Anthropic(LLM):
 
     @classmethod
     def example(cls, model: Any) -> Self:
-        """Returns a model that is never asked, for tests and documentation."""
+        """Returns an instance that sends no request, for tests and documentation."""
         return cls(str(model), api_key="example-key")
 
     @cached_property
     def key(self) -> str | None:
-        """The key in use, looked up anew after unpickling; None where the SDK's client was given other credentials."""
+        """The key in use, looked up again after unpickling; None if the SDK's client has other credentials."""
         if any(name in self.kwargs for name in _CREDENTIALS):
             return None
         return self.endpoint.key_for(self.base_url, self._api_key, self.model_name)
@@ -168,15 +170,15 @@ class Anthropic(LLM):
         return {"base_url": shown_address(self.base_url), "system_prompt": self.system_prompt}
 
     def check(self, sampling: Sampling) -> None:
-        """Refuses options that the API or this model does not have."""
+        """Refuses options that the API or this model does not support."""
         for name in _UNAVAILABLE:
             if getattr(sampling, name) is not None:
                 raise DefinitionError(f"Anthropic's API has no {name}. Leave it out.")
         if any(not text.strip() for text in sampling.stop):
-            raise DefinitionError("Anthropic's API takes no stop texts of white space alone.")
+            raise DefinitionError("Anthropic's API does not accept stop texts that are only white space.")
         if self._refused >= {"temperature", "top_p"} and not self._warned:
             self._warned = True
-            logger.warning("%s takes no temperature and no top_p: they are left out.", self.display_name)
+            logger.warning("%s supports neither temperature nor top_p: they are left out.", self.display_name)
         elif not sampling.deterministic and sampling.temperature > 1 and "temperature" not in self._refused:
             raise DefinitionError(f"temperature cannot be {sampling.temperature} here; Anthropic's API takes 0 to 1.")
         elif not sampling.deterministic and sampling.top_p < 1 and sampling.temperature != 1 and not self._refused:
@@ -187,7 +189,7 @@ class Anthropic(LLM):
             self._output_format(sampling.schema)
 
     async def answer(self, request: Request) -> Answer:
-        """Sends `n` requests, one after the other: the later ones find the prompt in the provider's cache."""
+        """Sends `n` requests one after the other, so that the later ones use the provider's prompt cache."""
         messages = [await self._send(request) for _ in range(request.sampling.n)]
         try:
             texts = [self._text(message, request.sampling) for message in messages]
@@ -211,16 +213,16 @@ class Anthropic(LLM):
             await client.close()
 
     def final_count_tokens(self, value: str) -> int:
-        """Returns a cautious estimate of a prompt's tokens, with the system prompt."""
+        """Returns a conservative estimate of a prompt's tokens, with the system prompt."""
         return self.count_tokens(value) + self.count_tokens(self.system_prompt or "") + 16
 
     def get_max_context_length(self, max_new_tokens: int | None) -> int:
-        """Returns how many tokens a prompt may have when `max_new_tokens` are to be generated."""
+        """Returns the maximum number of prompt tokens that leaves room for `max_new_tokens`."""
         return (self.max_context_length or self.endpoint.limits.context_length or 0) - (max_new_tokens or 0)
 
     @property
     def client(self) -> AnthropicClient:
-        """A client of the SDK, for requests of your own; `run` does not use it."""
+        """A client of the SDK, for direct use; `run` does not use it."""
         import anthropic
 
         return anthropic.Anthropic(**self._client_options())
@@ -279,13 +281,13 @@ class Anthropic(LLM):
             return message
 
     def _leaves_out(self, refused: tuple[str, bool], sent: list[str]) -> bool:
-        """Changes how requests are made after a parameter was refused; False where the answer depends on it."""
+        """Drops or replaces a refused parameter in later requests; False if the answer depends on it."""
         name, unsupported = refused
         if unsupported and name == "tool_choice":
             self._forces_tools = False
         elif unsupported and name in ("temperature", "top_p"):
             if name not in self._refused:
-                logger.warning("%s does not take %s; it is left out.", self.display_name, name)
+                logger.warning("%s does not support %s; it is left out.", self.display_name, name)
             self._refused.add(name)
         else:
             return False
@@ -305,7 +307,7 @@ class Anthropic(LLM):
             **({"stop_sequences": list(sampling.stop)} if sampling.stop else {}),
             **extra,
         }
-        # A model that thinks cannot be made to use a tool.
+        # Forced tool calls are not allowed with extended thinking.
         if sampling.schema is not None and self._forces_tools and "thinking" not in extra:
             wanted, _ = object_schema(sampling.schema)
             parameters["tools"] = [{"name": _TOOL, "description": "Give the answer.", "input_schema": wanted}]
@@ -319,7 +321,7 @@ class Anthropic(LLM):
         return parameters
 
     def _sampling(self, sampling: Sampling) -> dict[str, float]:
-        # The SDK no longer has parameters for these, and a model that thinks takes none.
+        # The SDK has no parameters for these any more, and extended thinking allows none.
         if "thinking" in sampling.extra:
             return {}
         if sampling.deterministic:
@@ -334,8 +336,8 @@ class Anthropic(LLM):
         strict = strict_schema(object_schema(schema)[0])
         if strict is None:
             raise DefinitionError(
-                f"{self.display_name} cannot be constrained to this schema: it has keywords, or objects with any "
-                "properties, that structured outputs do not have."
+                f"{self.display_name} cannot be constrained to this schema: structured outputs do not support some of "
+                "its keywords, or objects with arbitrary properties."
             )
         return {"type": "json_schema", "schema": strict}
 
@@ -343,7 +345,7 @@ class Anthropic(LLM):
         reason = _FINISH_REASONS.get(str(message.stop_reason), message.stop_reason)
         parts: list[Any] = list(message.content)
         if sampling.schema is not None:
-            # A tool's input is the answer; what is said beside it is not.
+            # The tool's input is the answer; text next to it is not.
             kind = "tool_use" if any(part.type == "tool_use" for part in parts) else "text"
             wrapped = object_schema(sampling.schema)[1]
             thoughts = [part for part in parts if part.type == "thinking"]
@@ -367,7 +369,7 @@ def _split(messages: list[dict[str, Any]]) -> tuple[str | list[Any], list[dict[s
 
 
 def _unwrapped(part: Any, wrapped: bool) -> dict[str, Any]:
-    """Returns a part with the JSON text of an answer: of a tool's input, or of a structured output."""
+    """Returns a text part with the answer as JSON, from a tool's input or a structured output."""
     if part.type == "text" and not wrapped:
         return {"type": "text", "text": part.text}
     try:

@@ -1,4 +1,4 @@
-"""How a prompt is dressed for a chat model: by the model's own template, by a given one, or not at all."""
+"""Prompt templates for chat models: the model's own, a given one, or none."""
 
 from __future__ import annotations
 
@@ -19,46 +19,46 @@ class Auto(enum.Enum):
 
 
 AUTO: Final = Auto.AUTO
-"""Take what the model brings: its chat template, its default system prompt."""
+"""Use the model's own chat template or default system prompt."""
 
 AutoText: TypeAlias = str | Auto | None
 """A text, `AUTO` for the model's own, or None for none."""
 
-_HOLE = re.compile(r"\{\{\s*(prompt|system_prompt)\s*\}\}")
+_PLACEHOLDER = re.compile(r"\{\{\s*(prompt|system_prompt)\s*\}\}")
 
 
 def is_text_template(template: AutoText) -> bool:
-    """Whether a template has a `{{prompt}}` hole, in place of Jinja code that loops over messages."""
-    return isinstance(template, str) and any(hole[1] == "prompt" for hole in _HOLE.finditer(template))
+    """Whether a template is a text with a `{{prompt}}` placeholder, not Jinja code over `messages`."""
+    return isinstance(template, str) and any(match[1] == "prompt" for match in _PLACEHOLDER.finditer(template))
 
 
 def fill(template: str, prompt: str, system_prompt: str | None) -> str:
-    """Fills the holes `{{prompt}}` and `{{system_prompt}}`; braces inside the prompt stay as they are.
+    """Fills the placeholders `{{prompt}}` and `{{system_prompt}}`; braces inside the prompt are not interpreted.
 
     Example:
         >>> fill("{{system_prompt}} Q: {{prompt}} A:", "2 + 2?", "Be brief.")
         'Be brief. Q: 2 + 2? A:'
     """
     values = {"prompt": prompt, "system_prompt": system_prompt or ""}
-    return _HOLE.sub(lambda hole: values[hole[1]], template)
+    return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
 
 
 def split_text_template(template: str) -> list[str]:
-    """Cuts a text template into literal parts and the placeholders `{{prompt}}` and `{{system_prompt}}`.
+    """Splits a text template into literal parts and the placeholders `{{prompt}}` and `{{system_prompt}}`.
 
     Example:
         >>> split_text_template("Q: {{ prompt }} A:")
         ['Q: ', '{{prompt}}', ' A:']
     """
-    parts = _HOLE.split(template)
+    parts = _PLACEHOLDER.split(template)
     return [f"{{{{{part}}}}}" if index % 2 else part for index, part in enumerate(parts)]
 
 
 def checked(name: str, value: object) -> AutoText:
-    """Returns an argument that may be a text, `AUTO` or None.
+    """Returns the argument if it is a text, `AUTO` or None.
 
     Raises:
-        ArgumentTypeError: It is anything else.
+        ArgumentTypeError: It is not.
     """
     if value is None or isinstance(value, str | Auto):
         return value
@@ -66,11 +66,11 @@ def checked(name: str, value: object) -> AutoText:
 
 
 def checked_template(value: object) -> AutoText:
-    """Returns a chat prompt template that has a place for the prompt.
+    """Returns the chat prompt template if it uses the prompt.
 
     Raises:
-        ArgumentTypeError: It is no text, `AUTO` or None.
-        DefinitionError: It would say the same whatever the prompt, so that nothing of it reached the model.
+        ArgumentTypeError: It is not a text, `AUTO` or None.
+        DefinitionError: It has no placeholder for the prompt, which would never reach the model.
     """
     template = checked("chat_prompt_template", value)
     if isinstance(template, str) and not is_text_template(template) and "messages" not in template:
@@ -82,5 +82,5 @@ def checked_template(value: object) -> AutoText:
 
 
 def given_text(value: AutoText) -> str | None:
-    """Returns the text that the user gave; None where the choice is the model's."""
+    """Returns the user's text; None for AUTO and None."""
     return value if isinstance(value, str) else None

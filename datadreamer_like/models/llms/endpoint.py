@@ -19,15 +19,15 @@ NO_KEY = "none"
 
 @dataclass(frozen=True)
 class Quirks:
-    """Where a server differs from the protocol.
+    """How a server differs from the protocol.
 
     Attributes:
-        limit_name: Its parameter for `max_new_tokens`; the protocol's other name is tried if it is refused.
-        several_answers: Whether it takes `n`; otherwise `n` answers are asked for one by one.
-        penalty_names: Its parameters for `repetition_penalty`.
-        logprobs_as_count: Whether `logprobs` is the number of log-probabilities, not a flag beside `top_logprobs`.
-        refuses: Generation options that it does not have, each with advice; refused before anything is sent.
-        drops: Parameters that it does not have and that an answer can do without; left out with a warning.
+        limit_name: Parameter for `max_new_tokens`; the protocol's other name is tried if it is refused.
+        several_answers: Whether `n` is supported; otherwise `n` answers take `n` requests.
+        penalty_names: Parameters for `repetition_penalty`.
+        logprobs_as_count: Whether `logprobs` is the number of log-probabilities, not a flag next to `top_logprobs`.
+        refuses: Unsupported generation options, each with advice; refused before any request.
+        drops: Unsupported parameters that are not essential; left out with a warning.
     """
 
     limit_name: str = "max_tokens"
@@ -40,11 +40,11 @@ class Quirks:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a provider takes at most, unless a script says otherwise.
+    """Default limits of a provider.
 
     Attributes:
-        context_length: Tokens of a prompt and its answer; None where the server's list of models tells it.
-        concurrency: Requests at once.
+        context_length: Tokens of a prompt and its answer; None if the server's list of models reports it.
+        concurrency: Concurrent requests.
     """
 
     context_length: int | None = None
@@ -57,12 +57,12 @@ class Endpoint:
 
     Attributes:
         name: Name of its class.
-        base_url: Its address, with the path that the SDK completes.
+        base_url: Base URL for the SDK.
         key_variable: Environment variable of its key.
-        quirks: Where it differs from the protocol.
-        prices: Its section in `prices.toml`; None where no prices are known.
+        quirks: How it differs from the protocol.
+        prices: Its section in `prices.toml`, or None.
         limits: Its limits.
-        url_variable: Environment variable that names another server to use the key with.
+        url_variable: Environment variable with another address that may receive the key.
         models_url: Page about its models.
         terms_url: Page with its terms of use.
     """
@@ -84,10 +84,10 @@ class Endpoint:
         return asked.scheme == home.scheme and (host == home.hostname or host.endswith(f".{home.hostname}"))
 
     def address_in_use(self, given: str | None) -> str:
-        """Returns the address that a script gave, or that of the environment, or the provider's own.
+        """Returns the given address, the one from the environment, or the provider's own.
 
         Raises:
-            DefinitionError: It is not the address of a server.
+            DefinitionError: It does not start with http:// or https://.
         """
         from_environment = os.environ.get(self.url_variable) if self.url_variable else None
         base_url = given or from_environment or self.base_url
@@ -101,7 +101,7 @@ class Endpoint:
     def owns_key_of(self, base_url: str) -> bool:
         """Whether the key in the environment may be sent to an address.
 
-        It may be sent to the provider's own server, and to the one that the environment names together with the key.
+        It may be sent to the provider's own server and to the address in `url_variable`.
         """
         paired = os.environ.get(self.url_variable) if self.url_variable else None
         return self.serves(base_url) or (paired is not None and _origin(paired) == _origin(base_url))
@@ -147,13 +147,13 @@ def shown_address(base_url: str) -> str:
 def headers_without_ambient(
     variable: str, omitted: Any, authorization: tuple[str, str], given: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Returns headers that undo those which an SDK takes from the environment for any server.
+    """Returns headers that override those that an SDK reads from the environment for any server.
 
     Args:
-        variable: The SDK's environment variable: one `name: value` a line.
-        omitted: What the SDK takes as a header's value to leave it out.
+        variable: The SDK's environment variable, with one `name: value` per line.
+        omitted: The SDK's marker for a header to leave out.
         authorization: Name and value of the header with the key.
-        given: Headers that the script gave.
+        given: The script's headers.
     """
     lines = os.environ.get(variable, "").split("\n")
     names = {line.partition(":")[0].strip() for line in lines if ":" in line}

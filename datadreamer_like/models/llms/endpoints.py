@@ -1,4 +1,4 @@
-"""The table of providers that speak OpenAI's protocol: each is a row, and its class comes from the row."""
+"""Providers with OpenAI's protocol: each is a table entry from which its class is made."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ OPENAI = Endpoint(
     key_variable="OPENAI_API_KEY",
     url_variable="OPENAI_BASE_URL",
     quirks=Quirks(
-        # Its newer models refuse the older name.
+        # Newer models refuse `max_tokens`.
         limit_name="max_completion_tokens",
         refuses={"repetition_penalty": "Use presence_penalty or frequency_penalty, or leave it out."},
     ),
     prices="openai",
-    # Of its models that are still served, none has less.
+    # The smallest among the models that are still served.
     limits=Limits(context_length=128_000),
     models_url="https://platform.openai.com/docs/models",
     terms_url="https://openai.com/policies",

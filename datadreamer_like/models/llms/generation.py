@@ -1,4 +1,4 @@
-"""What goes into an LLM and comes out of it: options, requests and answers, as plain typed values."""
+"""Typed values that go into an LLM and come out of it: options, requests and answers."""
 
 from __future__ import annotations
 
@@ -50,21 +50,21 @@ class GenerationOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The options that decide what is answered, and so belong to an answer's key.
+    """The options that decide an answer; they are part of its cache key.
 
     Attributes:
-        max_new_tokens: Most tokens of one answer; None leaves it to the model.
-        temperature: 0 takes the likeliest token.
-        top_p: Mass of the nucleus that is sampled from; 0 takes the likeliest token, whatever the temperature.
-        n: Answers to each prompt.
+        max_new_tokens: Maximum number of tokens in an answer; None leaves it to the model.
+        temperature: Sampling temperature; 0 is greedy.
+        top_p: Probability mass of nucleus sampling; 0 is greedy at any temperature.
+        n: Number of answers per prompt.
         stop: Texts that end an answer.
-        repetition_penalty: Above 1, repeated tokens become less likely.
+        repetition_penalty: Values above 1 make repeated tokens less likely.
         logit_bias: Added to the logits of these token ids.
-        seed: Makes sampling repeatable where the engine can.
-        top_logprobs: Log-probabilities of this many likeliest tokens at each position; 0 gives those of the
-            chosen tokens alone, None gives none.
-        schema: JSON schema that the answer must fit; a pydantic model class is turned into its schema.
-        extra: Options that only this provider knows.
+        seed: Makes sampling repeatable if the engine supports it.
+        top_logprobs: Return log-probabilities of this many most likely tokens at each position; 0 returns only those of
+            the chosen tokens, None returns none.
+        schema: JSON schema for the answer; a pydantic model class is converted to its schema.
+        extra: Provider-specific options.
     """
 
     max_new_tokens: int | None = None
@@ -81,19 +81,19 @@ class Sampling:
 
     @property
     def deterministic(self) -> bool:
-        """Whether asking twice is meant to give the same answer."""
+        """Whether decoding is greedy, so that the same request gives the same answer."""
         return self.temperature == 0 or self.top_p == 0
 
     def key_material(self) -> str:
-        """Returns a text that differs whenever two samplings may answer differently.
+        """Returns a text that differs if two samplings may give different answers.
 
-        Options at their default are left out, so that an option added by a later version spares older answers.
+        Options at their default are left out, so that an option added in a later version keeps old keys valid.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         default = Sampling()
         changed = {name: value for name, value in values.items() if value != getattr(default, name)}
         if self.schema is not None:
-            changed["schema"] = json.dumps(self.schema)  # unsorted: some engines write properties in this order
+            changed["schema"] = json.dumps(self.schema)  # unsorted: some engines generate properties in this order
         return json.dumps(changed, sort_keys=True, default=str)
 
 
@@ -102,20 +102,20 @@ class Generation:
     """All options of one run.
 
     Attributes:
-        sampling: The options that decide what is answered.
-        batch_size: Prompts that a batching engine takes at once.
-        batch_scheduler_buffer_size: Prompts that a batching engine reads ahead and sorts by length; 10 batches
-            unless given.
-        adaptive_batch_size: Halve the batch when memory runs out, in place of failing.
-        concurrency: Requests at once; unless given, `batch_size` if that was given, or else what the model suggests.
-        progress_interval: Seconds between two lines of progress in the log; None for none.
-        force: Ask again for what is cached already.
-        cache_only: Raise in place of sending a request.
-        verbose: Log progress at INFO; otherwise it goes to DEBUG.
-        log_level: Level of the progress lines, in place of `verbose`.
-        total_num_prompts: Number of prompts, where it is known and `len(prompts)` is not.
-        return_generator: Yield answers as they come, in order, in place of a list.
-        on_error: "keep" puts None in a failed row's place and goes on; "raise" raises its error.
+        sampling: The options that decide an answer.
+        batch_size: Prompts per batch of a batching engine.
+        batch_scheduler_buffer_size: Prompts that a batching engine reads ahead and sorts by length; 10 batches by
+            default.
+        adaptive_batch_size: Halve the batch when memory runs out, instead of failing.
+        concurrency: Concurrent requests; by default `batch_size` if that is given, else the model's default.
+        progress_interval: Seconds between progress lines in the log; None for none.
+        force: Send prompts again even if their answers are cached.
+        cache_only: Raise an error instead of sending a request.
+        verbose: Log progress at INFO instead of DEBUG.
+        log_level: Level of the progress lines; overrides `verbose`.
+        total_num_prompts: Number of prompts, if `len(prompts)` is not available.
+        return_generator: Yield answers in order as they arrive, instead of returning a list.
+        on_error: "keep" returns None for a failed row and continues; "raise" raises its error.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -141,11 +141,11 @@ class Generation:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], extra: Iterable[str] = ()) -> Generation:
-        """Turns the options of a call into checked values.
+        """Checks and converts the options of a call.
 
         Args:
-            options: What the caller gave.
-            extra: Names that the provider takes beyond the common ones.
+            options: The caller's options.
+            extra: Names of provider-specific options.
 
         Raises:
             ArgumentTypeError: A name is unknown.
@@ -178,12 +178,12 @@ class Generation:
 
 
 class Request(NamedTuple):
-    """One prompt on its way to an engine.
+    """One prompt for an engine.
 
     Attributes:
         prompt: The text or the chat messages.
-        sampling: How to answer; shared by all requests of a run.
-        seed: The seed of this request: `sampling.seed`, moved on when the same prompt is asked again in one run.
+        sampling: Sampling options, shared by all requests of a run.
+        seed: Seed of this request, derived from `sampling.seed`; it differs if a prompt is repeated within a run.
     """
 
     prompt: Prompt
@@ -191,7 +191,7 @@ class Request(NamedTuple):
     seed: int | None = None
 
     def messages(self, system_prompt: str | None = None) -> list[dict[str, Any]]:
-        """Returns the prompt as chat messages; `system_prompt` goes first unless the prompt brings its own."""
+        """Returns the prompt as chat messages, with `system_prompt` first unless the prompt has its own."""
         if isinstance(self.prompt, str):
             messages: list[dict[str, Any]] = [{"role": "user", "content": self.prompt}]
         else:
@@ -217,20 +217,19 @@ class TokenLogprob(NamedTuple):
 
 @dataclass(slots=True)
 class Answer:
-    """What came back for one prompt.
+    """An engine's answer to one prompt.
 
     Attributes:
-        texts: `n` texts, without the model's thoughts; None where the model gave no text.
-        prompt_tokens: Tokens of the prompt, as the engine counted them.
+        texts: `n` texts, without reasoning; None where the model returned no text.
+        prompt_tokens: Tokens of the prompt, as counted by the engine.
         completion_tokens: Tokens of all texts together.
         finish_reasons: Why each text ended: "stop", "length", "content_filter", ...
-        logprobs: For each text its tokens, where they were asked for.
-        reasoning: For each text the model's thoughts, where it shows any; they are no part of the text.
-        cached_tokens: Tokens of the prompt that the provider found in its own prompt cache.
-        cost: US dollars; 0 for a model that runs here and for an answer found in our cache, None where the price is
-            not known.
-        error: Why the row failed; `texts` is empty then, or holds a rejected answer.
-        value: What a step's `parse` made of the texts; never stored.
+        logprobs: The tokens of each text, if `top_logprobs` was given.
+        reasoning: The model's reasoning for each text, if it returns any; it is not part of the text.
+        cached_tokens: Tokens of the prompt that the provider read from its own prompt cache.
+        cost: US dollars; 0 for a local model and for a cached answer, None if the price is unknown.
+        error: Why the row failed; `texts` is then empty or contains a rejected answer.
+        value: The result of a step's `parse`; never stored.
     """
 
     texts: Sequence[str | None]
@@ -246,16 +245,16 @@ class Answer:
 
     @property
     def text(self) -> str | None:
-        """The first text; None where there is none."""
+        """The first text, or None."""
         return self.texts[0] if self.texts else None
 
     @classmethod
     def failed(cls, error: ModelError) -> Answer:
-        """Returns the answer that stands in a failed row's place."""
+        """Returns the answer of a failed row."""
         return cls((), cost=0.0, error=error)
 
     def each(self) -> list[Answer]:
-        """Returns its texts as answers of one text each; tokens and cost stay with the whole."""
+        """Returns one answer per text, without token counts and cost."""
         return [
             Answer(
                 [text],
@@ -267,11 +266,11 @@ class Answer:
         ]
 
     def with_error(self, error: ModelError) -> Answer:
-        """Returns this answer as a failed row's; its texts are kept."""
+        """Returns a copy with an error; the texts are kept."""
         return replace(self, error=error)
 
     def with_value(self, value: Any) -> Answer:
-        """Returns this answer with what `parse` made of it."""
+        """Returns a copy with the result of `parse`."""
         return replace(self, value=value)
 
 
@@ -288,7 +287,7 @@ def _number(name: str, value: Any) -> Any:
     ):
         kind = "a whole number" if name in _WHOLE else "a number"
         raise ArgumentTypeError(f'Generation option "{name}" must be {kind}, not {value!r}.')
-    # One type for each, so that `temperature=0` and `temperature=0.0` have the same key.
+    # Normalised types, so that `temperature=0` and `temperature=0.0` have the same key.
     return int(number) if name in _WHOLE else float(number)
 
 
@@ -298,7 +297,7 @@ def _stop(stop: object) -> tuple[str, ...]:
     if isinstance(stop, str):
         stop = (stop,)
     if isinstance(stop, Sequence) and all(isinstance(text, str) for text in stop):
-        # Every answer contains the empty text, so it would end each before its first token.
+        # Every answer contains the empty text, which would end it before its first token.
         return tuple(text for text in stop if text)
     raise ArgumentTypeError(f'"stop" must be a text or a list of texts, not {stop!r}.')
 

@@ -18,8 +18,8 @@ class GGUFFile:
     """A GGUF file on this machine.
 
     Attributes:
-        path: Where it stands.
-        repo_id: The Hub repository that it was downloaded from, if it was.
+        path: Its path.
+        repo_id: The Hub repository that it was downloaded from, or None.
     """
 
     path: Path
@@ -27,11 +27,11 @@ class GGUFFile:
 
 
 def find_gguf(model_name: str, model_file: str | None = None, revision: str | None = None) -> GGUFFile:
-    """Finds the file that a name stands for, and downloads it if it is on the Hub and not here yet.
+    """Finds a model's file, and downloads it from the Hub if necessary.
 
     Args:
-        model_name: Path of a `.gguf` file or of a folder that holds one, or a Hub repository.
-        model_file: The file in that folder or repository, where it holds several.
+        model_name: Path of a `.gguf` file or of a folder with one, or a Hub repository.
+        model_file: The file in that folder or repository, if it has several.
         revision: Branch, tag or commit of the repository.
 
     Raises:
@@ -61,7 +61,7 @@ def _from_hub(repo_id: str, model_file: str | None, revision: str | None) -> Pat
         with _hub_errors(f"list of the files of {what}"):
             files = [file for file in HfApi().list_repo_files(repo_id, revision=revision) if file.endswith(".gguf")]
         model_file = _chosen(files, None, f"The Hub repository {repo_id}")
-    # What was downloaded once is used as it is: a rerun neither needs the network nor gets another model.
+    # A downloaded file is reused, so that a rerun needs no network and gets the same model.
     cached = try_to_load_from_cache(repo_id, model_file, revision=revision)
     if isinstance(cached, str):
         return Path(cached)
@@ -76,14 +76,14 @@ def _hub_errors(what: str) -> Iterator[None]:
     absent = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError)
     try:
         yield
-    except Exception as error:  # among others those of the HTTP library beneath, which has changed once already
+    except Exception as error:  # including errors of the HTTP library, which differs between versions of the Hub client
         if isinstance(error, absent) and not isinstance(error, errors.LocalEntryNotFoundError):
             raise UnknownModel(
                 f"The Hub has no {what}. Check the names; a private repository needs a token (`hf auth login`)."
             ) from error
         raise HubError(
-            f"The Hub did not give the {what} ({type(error).__name__}), and it is not in the Hub's cache here. Connect "
-            "to the network, or give the path of a file. What was downloaded before is found when model_file= names it."
+            f"Could not get the {what} from the Hub ({type(error).__name__}), and it is not in the local Hub cache. "
+            "Connect to the network, or give the path of a file. To use a file downloaded before, pass model_file=."
         ) from error
 
 
@@ -96,7 +96,7 @@ def _chosen(files: list[str], wanted: str | None, where: str) -> str:
         return wanted
     if not files:
         raise UnknownModel(f"{where} holds no GGUF file.")
-    # Of a model that is split into several files, llama.cpp is given the first one.
+    # llama.cpp loads a model that is split into several files by its first one.
     whole = [file for file in files if not re.search(r"-(?!00001-of)\d{5}-of-\d{5}\.gguf$", file)]
     if len(whole) > 1:
         raise DefinitionError(f"{where} holds several GGUF files. Choose one with model_file=: {', '.join(whole)}.")

@@ -1,4 +1,4 @@
-"""Reads what a GGUF file says of its model, without loading it.
+"""Reads a GGUF file's metadata without loading the model.
 
 Specification: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -37,7 +37,7 @@ class GGUFHeader:
 
     @property
     def context_length(self) -> int | None:
-        """Number of tokens that the model was trained to attend to, if the file says."""
+        """The model's trained context length in tokens, if the file states it."""
         length = self.values.get(f"{self.architecture}.context_length")
         return int(length) if length else None
 
@@ -60,7 +60,7 @@ def read_gguf_header(path: Path) -> GGUFHeader:
 
     Raises:
         UnknownModel: There is no such file.
-        DataError: The file is no GGUF file, is cut off, or is of a version that this reader does not know.
+        DataError: The file is not a GGUF file, is truncated, or has an unknown version.
     """
     try:
         stat = path.stat()

@@ -1,5 +1,5 @@
 # ruff: noqa: TID253  (loaded only by models that have loaded torch)
-"""One call of transformers' `generate` for a batch of prompts of different lengths, seeds and ends."""
+"""One call of transformers' `generate` for a batch of prompts with different lengths and seeds."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def generate(
 
     Args:
         model: A causal or sequence-to-sequence model in evaluation mode.
-        tokenizer: Its tokenizer, padding on the side where the model wants it.
-        ids: Each prompt's token ids; none is longer than the context allows.
+        tokenizer: Its tokenizer, padding on the side that the model needs.
+        ids: Each prompt's token ids; all fit the context.
         sampling: The options.
-        seeds: Each prompt's seed; its n answers take that and the following ones.
-        context_length: Tokens that a prompt and its answer may have together.
+        seeds: Each prompt's seed; its n answers use that seed and the following ones.
+        context_length: Maximum number of tokens of a prompt and its answer together.
     """
-    # Greedy answers are all the same, so one is enough for any n.
+    # Greedy answers are identical, so one is enough for any n.
     repeats = 1 if sampling.deterministic else sampling.n
     rows = [row for row in ids for _ in range(repeats)]
     row_seeds = [None if seed is None else seed + j for seed in seeds for j in range(repeats)]
@@ -73,12 +73,12 @@ def generate(
 
 
 class _Text:
-    """One row's ids, cut where the model or a stop text ended it."""
+    """One row's ids, cut at the end token or stop text."""
 
     def __init__(self, row: list[int], ends: set[int], stop: Sequence[str], tokenizer: Any) -> None:
         length = next((position for position, token in enumerate(row) if token in ends), len(row))
         self.ids = row[:length]
-        # The token that ends a text was generated, too.
+        # The end token was generated too.
         self.tokens = min(length + 1, len(row))
         text = tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         cuts = [position for position in (text.find(end) for end in stop) if position >= 0]
@@ -89,13 +89,13 @@ class _Text:
 def _ends(model: Any, tokenizer: Any) -> set[int]:
     configured = model.generation_config.eos_token_id
     ends = {configured} if isinstance(configured, int) else set(configured or ())
-    # Rows that ended before the longest one are filled up with padding.
+    # Rows that ended before the longest one are padded.
     return {token for token in (*ends, tokenizer.eos_token_id, tokenizer.pad_token_id) if token is not None}
 
 
 def _config(model: Any, tokenizer: Any, sampling: Sampling, room: int) -> Any:
     config = copy.deepcopy(model.generation_config)
-    # What the model suggests for sampling is not asked for; how its texts start and end is.
+    # Override the model's sampling defaults, but keep its start and end tokens.
     own = {
         "do_sample": False,
         "num_beams": 1,
@@ -111,7 +111,7 @@ def _config(model: Any, tokenizer: Any, sampling: Sampling, room: int) -> Any:
         "return_dict_in_generate": False,
     }
     if sampling.repetition_penalty is not None:
-        own["repetition_penalty"] = None  # the sampler applies it, after it has read the log-probabilities
+        own["repetition_penalty"] = None  # applied by the sampler, after it recorded the log-probabilities
     for name, value in own.items():
         setattr(config, name, value)
     ends = sorted(_ends(model, tokenizer) - {tokenizer.pad_token_id} | {tokenizer.eos_token_id} - {None})

@@ -1,5 +1,5 @@
 # ruff: noqa: TID253  (loaded only by models that have loaded torch)
-"""Choosing the next tokens of a batch whose rows must not depend on each other."""
+"""Samples the next tokens of a batch, each row independently of the others."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .generation import Sampling, TokenLogprob
 
 
 class RowSampler:
-    """A logits processor that leaves greedy search nothing but the token that was drawn for each row.
+    """A logits processor that makes greedy search pick a token sampled for each row.
 
-    Every row draws from a generator of its own: by the Gumbel-max trick (Gumbel, 1954), the largest of logits plus
-    independent Gumbel noise is a sample of their softmax. So a seed gives the same text whatever else is in the
-    batch, which sampling with torch's one global generator does not.
+    Each row has its own random generator: by the Gumbel-max trick (Gumbel, 1954), the argmax of logits plus independent
+    Gumbel noise is a sample of their softmax. So a seed gives the same text in any batch, unlike sampling with torch's
+    global generator.
 
     Args:
         sampling: The options.
-        seeds: A seed for each row; None for one that is random.
+        seeds: A seed for each row; None for a random seed.
     """
 
     def __init__(self, sampling: Sampling, seeds: Sequence[int | None]) -> None:
@@ -59,7 +59,7 @@ class RowSampler:
         for processor in self._cutting:
             shaped = processor(input_ids, shaped)
         if self._seeds:
-            # A model that is spread over devices says only now where its logits are.
+            # The device of the logits is known only now if the model is spread over devices.
             self._generators = self._generators or [_generator(seed, raw.device) for seed in self._seeds]
             noise = torch.empty_like(shaped)
             for row, generator in enumerate(self._generators):
@@ -76,7 +76,7 @@ class RowSampler:
         self._steps.append((chosen.cpu(), own.cpu(), best.indices.cpu(), best.values.cpu()))
 
     def logprobs(self, row: int, length: int, tokenizer: Any) -> list[TokenLogprob]:
-        """Returns the log-probabilities of a row's first `length` tokens, as the model itself gave them."""
+        """Returns the model's log-probabilities, before sampling options, of a row's first `length` tokens."""
         tokens = []
         for chosen, own, indices, values in self._steps[:length]:
             top = zip(indices[row].tolist(), values[row].tolist(), strict=True)
@@ -91,20 +91,20 @@ class RowSampler:
 
 
 class StopTexts:
-    """A stopping criterion that ends a row when one of some texts has come up in it.
+    """A stopping criterion that ends a row when it contains a stop text.
 
     Args:
-        stop: The texts.
-        tokenizer: Turns ids to text.
-        prompt_length: Ids at the start of each row that are not looked at.
+        stop: The stop texts.
+        tokenizer: Decodes ids.
+        prompt_length: Number of ids at the start of each row to ignore.
     """
 
     def __init__(self, stop: Sequence[str], tokenizer: Any, prompt_length: int) -> None:
         self._stop = stop
         self._tokenizer = tokenizer
         self._prompt_length = prompt_length
-        # A token is at least one byte, so a stop text lies within as many of the last tokens as it has bytes; a few
-        # more, because the first of them may decode differently at the start of a text.
+        # A token has at least one byte, so a stop text is within the last tokens, at most one per byte; a few more,
+        # because the first token may decode differently at the start of a text.
         self._reach = max(len(text.encode()) for text in stop) + 4
 
     def __call__(self, input_ids: torch.LongTensor, scores: object, **_: object) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""LLMs that run in this process with Hugging Face transformers."""
+"""LLMs run in this process by Hugging Face transformers."""
 
 from __future__ import annotations
 
@@ -24,26 +24,25 @@ if TYPE_CHECKING:
 
 
 class HFTransformers(LLM):
-    """A causal or sequence-to-sequence language model, run by transformers on the processor or the GPU.
+    """A causal or sequence-to-sequence language model, run by transformers on the CPU or a GPU.
 
-    Prompts go through it in batches of like length. With `seed=...` a prompt gets the same answer in any batch.
-    JSON schemas are for `LlamaCPP` and for APIs.
+    Prompts are batched by length. With `seed=...` a prompt gets the same answer in any batch. JSON schemas are not
+    supported; use `LlamaCPP` or an API.
 
     Args:
         model_name: A folder, a trainer or stage or trained model, a `.gguf` file (its weights are unpacked), or a Hub
-            id. Pruned and quantized students of this package load as they are.
-        chat_prompt_template: `AUTO` takes the tokenizer's chat template, and the plain prompt if it has none; None
-            takes the plain prompt; a text with `{{prompt}}` (and `{{system_prompt}}`) is filled in; other text is Jinja
-            code over `messages`.
-        system_prompt: The system message; `AUTO` and None send none, and the template may put its own.
+            id. Models pruned and quantized by this package can be loaded.
+        chat_prompt_template: `AUTO` uses the tokenizer's chat template, or the plain prompt if it has none; None uses
+            the plain prompt; a text with `{{prompt}}` (and `{{system_prompt}}`) is filled in; other text is Jinja code
+            over `messages`.
+        system_prompt: The system message; `AUTO` and None send none, but the template may add its own.
         revision: Branch, tag or commit on the Hub.
-        trust_remote_code: Whether code in the model's repository may run here.
-        device: Where the model runs; a list of GPUs spreads it over them; None takes a GPU if there is one.
-        device_map: How to spread it, as accelerate understands it, in place of `device`.
-        dtype: Data type of the weights, such as "bfloat16"; by default float32 on the processor and the model's own on
-            a GPU.
-        quantization_config: Quantize while loading, as transformers understands it.
-        adapter_name: Folder or Hub id of a PEFT adapter to put on the model.
+        trust_remote_code: Whether code in the model's repository may run.
+        device: Device of the model; a list of GPUs spreads it over them; None uses a GPU if there is one.
+        device_map: accelerate's device map, instead of `device`.
+        dtype: Data type of the weights, such as "bfloat16"; by default float32 on the CPU and the model's own on a GPU.
+        quantization_config: transformers' quantization config, applied while loading.
+        adapter_name: Folder or Hub id of a PEFT adapter for the model.
         adapter_kwargs: Further arguments of `PeftModel.from_pretrained`.
         cache_folder_path: Where answers are cached outside a session.
         **kwargs: Further arguments of `from_pretrained`.
@@ -51,7 +50,7 @@ class HFTransformers(LLM):
     Raises:
         MissingExtra: torch, transformers or, for an adapter, peft is not installed.
         UnknownModel: The path does not exist.
-        MethodMisfit: The model is an encoder; said when it is first used.
+        MethodMisfit: The model is an encoder; raised when it is first used.
 
     Example:
         >>> llm = HFTransformers("HuggingFaceTB/SmolLM2-135M-Instruct")  # doctest: +SKIP
@@ -60,6 +59,7 @@ class HFTransformers(LLM):
     """
 
     extra_options: ClassVar[frozenset[str]] = frozenset({"top_k", "min_p"})
+    default_adaptive_batch_size = True
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class HFTransformers(LLM):
         self.adapter_kwargs = dict(adapter_kwargs or {})
         self.kwargs = kwargs
 
-    # What is loaded, each part when it is first needed.
+    # Loaded lazily.
 
     @cached_property
     def config(self) -> Any:
@@ -114,14 +114,14 @@ class HFTransformers(LLM):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer; a given Jinja template is in the place of its own."""
+        """The model's tokenizer; a given Jinja template replaces its chat template."""
         from transformers import AutoTokenizer
 
         with loading(self._source):
             tokenizer: Any = AutoTokenizer.from_pretrained(self._source.name, **self._loading_options)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        # Generation goes on where a row ends, so padding stands before it; an encoder reads what is before it.
+        # A decoder continues at the end of a row, so it needs padding on the left.
         tokenizer.padding_side = "right" if self.config.is_encoder_decoder else "left"
         template = given_text(self.chat_prompt_template)
         if template is not None and not is_text_template(template):
@@ -133,7 +133,7 @@ class HFTransformers(LLM):
         """The model, in evaluation mode, on its device."""
         import transformers
 
-        # Teaches transformers to load the students that this package has pruned and quantized.
+        # Lets transformers load models that this package has pruned and quantized.
         import datadreamer_like.formats  # noqa: F401
 
         kind = "AutoModelForSeq2SeqLM" if self.config.is_encoder_decoder else "AutoModelForCausalLM"
@@ -146,7 +146,7 @@ class HFTransformers(LLM):
             from peft import PeftModel
 
             with warnings.catch_warnings():
-                # peft 0.21 asks transformers for a property by its older name.
+                # peft 0.21 reads a transformers property by its deprecated name.
                 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
                 model = PeftModel.from_pretrained(model, self._adapter.name, **self.adapter_kwargs)
         if not placing and self.quantization_config is None:
@@ -170,12 +170,12 @@ class HFTransformers(LLM):
             if name != "auto" and not isinstance(getattr(torch, name, None), torch.dtype):
                 raise DefinitionError(f'dtype cannot be {self.dtype!r}; expected a torch dtype such as "bfloat16".')
         elif getattr(self.config, "quantization_config", None) is None:
-            # Processors without bf16 units compute in it several times slower than in float32.
+            # CPUs without bf16 units are several times slower in bf16 than in float32.
             options["dtype"] = "float32" if str(device) == "cpu" else "auto"
         return options
 
     def _placing(self) -> tuple[Any, dict[str, Any]]:
-        """Returns the device, and the arguments that spread the model where it goes to several."""
+        """Returns the device, and the arguments that spread the model over several devices."""
         import torch
 
         if self.device_map is not None:
@@ -190,7 +190,7 @@ class HFTransformers(LLM):
                 raise DefinitionError(f"device cannot be {self.device!r}: {error}.") from error
         return torch.device("cuda" if torch.cuda.is_available() else "cpu"), {}
 
-    # What the pipeline asks.
+    # Called by the pipeline.
 
     @property
     def takes_chat(self) -> bool:
@@ -200,7 +200,7 @@ class HFTransformers(LLM):
         return chat is not None and template is not None and not is_text_template(template)
 
     def identity(self) -> dict[str, Any]:
-        """Returns the model's content or name, and all options that decide an answer."""
+        """Returns the model's digest or name, and all options that decide an answer."""
         return {
             "model": self._source.identity,
             "adapter": self._adapter.identity if self._adapter is not None else None,
@@ -213,7 +213,7 @@ class HFTransformers(LLM):
         }
 
     def check(self, sampling: Sampling) -> None:
-        """Refuses shaped answers, and more new tokens than the context holds."""
+        """Refuses a schema, and more new tokens than the context has room for."""
         if sampling.schema is not None:
             raise DefinitionError(
                 "HFTransformers cannot constrain answers to a schema. Use LlamaCPP or an API, or describe the schema "
@@ -227,7 +227,7 @@ class HFTransformers(LLM):
             )
 
     def answer_batch(self, requests: Sequence[Request]) -> Sequence[Answer]:
-        """Answers requests of one sampling together; an over-long prompt fails alone."""
+        """Answers requests with the same sampling options; a prompt that is too long fails alone."""
         sampling = requests[0].sampling
         room = self.get_max_context_length(sampling.max_new_tokens or 1)
         answers: list[Answer | None] = [None] * len(requests)
@@ -257,8 +257,8 @@ class HFTransformers(LLM):
             raise BadRequest(f"The chat template refuses the prompt: {error}") from error
         if len(ids) > room:
             raise PromptTooLong(
-                f"The prompt has {len(ids)} tokens; {self.display_name} has room for {room} beside the new ones. "
-                "Shorten it, or lower max_new_tokens."
+                f"The prompt has {len(ids)} tokens; {self.display_name} has room for {room} in addition to the new "
+                "ones. Shorten it, or lower max_new_tokens."
             )
         return ids
 
@@ -277,7 +277,7 @@ class HFTransformers(LLM):
                 text = f"{system_prompt}\n\n{prompt}" if system_prompt else prompt
             begins = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
             ids = tokenizer(text, add_special_tokens=not begins, verbose=False)["input_ids"]
-        # A model that adds no token of its own has nothing to start from with an empty prompt.
+        # An empty prompt without special tokens still needs one token to start from.
         return list(ids) or [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
 
     @property
@@ -294,7 +294,7 @@ class HFTransformers(LLM):
         return len(self._ids(value))
 
     def get_max_context_length(self, max_new_tokens: int | None) -> int:
-        """Returns how many tokens a prompt may have; what an encoder reads shares no room with the answer."""
+        """Returns the maximum number of prompt tokens; an encoder's input does not share its room with the answer."""
         return self._context_length - (0 if self.config.is_encoder_decoder else max_new_tokens or 0)
 
     @property
@@ -304,7 +304,7 @@ class HFTransformers(LLM):
 
     @property
     def license(self) -> str | None:
-        """The model's licence, where its README or file states it."""
+        """The model's licence, if its README or file states one."""
         return self._source.license
 
     @property

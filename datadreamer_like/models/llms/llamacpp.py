@@ -1,4 +1,4 @@
-"""LLMs in GGUF files, run in this process by llama.cpp: no key, no server, no GPU needed."""
+"""LLMs in GGUF files, run in this process by llama.cpp, without a key, a server or a GPU."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ _DEFAULT_CONTEXT_LENGTH = 2048
 class LlamaCPP(LLM):
     """Any LLM in a GGUF file, run by llama.cpp in this process, several prompts at a time.
 
-    The model is loaded when it is first asked and can be freed with `unload_model`. `max_new_tokens=None` lets an
-    answer grow to the end of the context. An answer that the context cuts off before its `max_new_tokens` is a
-    failed row (`PromptTooLong`), not a shorter text.
+    The model is loaded at its first use and can be freed with `unload_model`. `max_new_tokens=None` lets an answer grow
+    to the end of the context. An answer that reaches the end of the context before its `max_new_tokens` is a failed row
+    (`PromptTooLong`), not a shorter text.
 
     Args:
-        model_name: Path of a `.gguf` file or of a folder that holds one, or a repository of the Hugging Face Hub.
-        model_file: The file in that folder or repository, where it holds several.
-        chat_prompt_template: `AUTO` takes the model's own chat template, and the plain prompt if it has none; None
-            takes the plain prompt; a text with `{{prompt}}` (and `{{system_prompt}}`) is filled in; other text is
-            Jinja code over `messages`.
-        system_prompt: The system message; `AUTO` and None send none, and the model's template may put its own.
-        context_length: Tokens that a prompt and its answer have together; by default 2048, or what the model was
-            trained for if that is less. Memory is taken for `slots` times as many.
-        slots: Prompts answered at once. On two cores, eight gave half as many tokens a second again as one did; on one
-            core any number gives the same.
-        threads: CPU threads; by default as many as there are cores free when the model is loaded.
-        gpu_layers: Layers kept on the GPU, where xllamacpp was installed for one; None leaves it to llama.cpp.
+        model_name: Path of a `.gguf` file or of a folder with one, or a repository of the Hugging Face Hub.
+        model_file: The file in that folder or repository, if it has several.
+        chat_prompt_template: `AUTO` uses the model's own chat template, or the plain prompt if it has none; None uses
+            the plain prompt; a text with `{{prompt}}` (and `{{system_prompt}}`) is filled in; other text is Jinja code
+            over `messages`.
+        system_prompt: The system message; `AUTO` and None send none, but the model's template may add its own.
+        context_length: Maximum number of tokens of a prompt and its answer together; by default 2048, or the model's
+            trained length if that is less. Memory is allocated for `slots` times as many.
+        slots: Prompts processed concurrently. On two cores, eight slots gave 1.5 times the tokens per second of one; on
+            one core the number makes no difference.
+        threads: CPU threads; by default the number of idle cores when the model is loaded.
+        gpu_layers: Layers to keep on the GPU, if xllamacpp was built for one; None leaves it to llama.cpp.
         revision: Branch, tag or commit of the Hub repository.
         cache_folder_path: Where answers are cached outside a session.
         **kwargs: Further attributes of `xllamacpp.CommonParams`, such as `rope_freq_base`.
@@ -113,8 +113,8 @@ class LlamaCPP(LLM):
 
     @property
     def server(self) -> LlamaServer:
-        """The loaded model; loads it if it is not."""
-        self._leave_what_a_fork_inherited()
+        """The server with the model; loads it if necessary."""
+        self._reset_after_fork()
         with self._lock:
             if self._server is None:
                 template = self.chat_prompt_template
@@ -133,14 +133,14 @@ class LlamaCPP(LLM):
 
     @property
     def _pool(self) -> ThreadPoolExecutor:
-        self._leave_what_a_fork_inherited()
+        self._reset_after_fork()
         with self._lock:
             if self._workers is None:
                 self._workers = ThreadPoolExecutor(self.slots, thread_name_prefix="llama.cpp")
             return self._workers
 
-    def _leave_what_a_fork_inherited(self) -> None:
-        # A forked process has the objects but not the threads behind them: asking or freeing them would wait for ever.
+    def _reset_after_fork(self) -> None:
+        # A forked process has the objects but not their threads: using or freeing them would wait forever.
         if self._pid != os.getpid():
             if self._server is not None:
                 self._server.abandon()
@@ -149,7 +149,7 @@ class LlamaCPP(LLM):
     def identity(self) -> dict[str, Any]:
         """Returns the file's content and all options that decide an answer."""
         return {
-            # In the place of the path: a file that was moved or downloaded again answers the same.
+            # The content, not the path, so that a file may be moved or downloaded again.
             "model": file_digest(self.path),
             "chat_prompt_template": self.chat_prompt_template,
             "system_prompt": given_text(self.system_prompt),
@@ -158,7 +158,7 @@ class LlamaCPP(LLM):
         }
 
     def check(self, sampling: Sampling) -> None:
-        """Refuses more new tokens than a slot can hold, and a schema that llama.cpp's grammars cannot keep."""
+        """Refuses more new tokens than a slot has room for, and a schema that llama.cpp's grammars cannot enforce."""
         if sampling.schema is not None:
             if "grammar" in sampling.extra:
                 raise DefinitionError('Give "schema" or "grammar", not both: each constrains the whole answer.')
@@ -170,7 +170,7 @@ class LlamaCPP(LLM):
             )
 
     async def answer(self, request: Request) -> Answer:
-        """Answers one request; `n` texts are `n` completions, each with a seed of its own."""
+        """Answers one request; `n` texts are `n` completions with different seeds."""
         stopped = threading.Event()
         loop = asyncio.get_running_loop()
         try:
@@ -180,7 +180,7 @@ class LlamaCPP(LLM):
             ]
             return _answer(await asyncio.gather(*tasks), request.sampling)
         finally:
-            # Whether cancelled or failed: what still runs for this request is of no more use.
+            # After a failure or cancellation, stop the request's other completions.
             stopped.set()
 
     def _complete(self, request: Request, index: int, stopped: threading.Event) -> Completion:
@@ -223,7 +223,7 @@ class LlamaCPP(LLM):
         return prompt
 
     def count_tokens(self, value: str) -> int:
-        """Returns the number of tokens of a text; loads the model if it is not."""
+        """Returns the number of tokens of a text; loads the model if necessary."""
         return len(self.server.tokenize(value)) if value else 0
 
     def final_count_tokens(self, value: str) -> int:
@@ -234,7 +234,7 @@ class LlamaCPP(LLM):
         return len(self.server.tokenize(self._plain_prompt(value), special=True))
 
     def get_max_context_length(self, max_new_tokens: int | None) -> int:
-        """Returns how many tokens a prompt may have when `max_new_tokens` are to be generated."""
+        """Returns the maximum number of prompt tokens that leaves room for `max_new_tokens`."""
         return self.context_length - (max_new_tokens or 0)
 
     @property
@@ -249,12 +249,12 @@ class LlamaCPP(LLM):
 
     @property
     def header(self) -> GGUFHeader:
-        """What the file says of the model."""
+        """The file's metadata."""
         return self._header
 
     def unload_model(self) -> None:
-        """Frees the model once the requests in flight have ended; it is loaded again when it is needed."""
-        self._leave_what_a_fork_inherited()
+        """Frees the model after the requests in flight have ended; it is loaded again when needed."""
+        self._reset_after_fork()
         with self._lock:
             workers, self._workers = self._workers, None
         if workers is not None:
@@ -275,8 +275,8 @@ def _sampling_body(sampling: Sampling, seed: int | None, index: int) -> dict[str
     body: dict[str, Any] = {
         "max_tokens": -1 if sampling.max_new_tokens is None else sampling.max_new_tokens,
         "stop": list(sampling.stop),
-        # llama.cpp's own defaults cut the distribution (top_k=40, min_p=0.05) and apply the temperature last; other
-        # engines sample from all of it, and at temperature before top_p.
+        # llama.cpp's defaults truncate the distribution (top_k=40, min_p=0.05) and apply the temperature last; other
+        # engines do not truncate it, and apply the temperature before top_p.
         "temperature": 0.0 if sampling.deterministic else sampling.temperature,
         "top_p": 1.0 if sampling.deterministic else sampling.top_p,
         "top_k": 0,

@@ -1,4 +1,4 @@
-"""llama.cpp's server inside this process: started, asked, and given back."""
+"""Runs llama.cpp's server inside this process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from datadreamer_like.errors import BadRequest, DataError, ModelError, PromptToo
 
 _LOOPBACK_SECONDS = 60
 
-# The process that first used llama.cpp; another one that finds it set is a fork of it.
+# The process that first used llama.cpp; a process with another id that finds this set is a fork.
 _first_pid: int | None = None
 
 
@@ -29,11 +29,11 @@ class ServerOptions:
 
     Attributes:
         path: The GGUF file.
-        context_length: Tokens that one slot holds, prompt and answer together.
-        slots: Requests that are answered at once.
-        threads: CPU threads; None takes all cores, or those that are free where waiting threads cannot sleep.
+        context_length: Tokens per slot, prompt and answer together.
+        slots: Number of concurrent requests.
+        threads: CPU threads; None uses all cores, or the idle ones if waiting threads spin instead of sleeping.
         gpu_layers: Layers to keep on the GPU; None leaves it to llama.cpp.
-        chat_template: Jinja code to use in place of the model's own.
+        chat_template: Jinja code to use instead of the model's own.
         parameters: Further attributes of `xllamacpp.CommonParams`.
     """
 
@@ -48,7 +48,7 @@ class ServerOptions:
 
 @dataclass
 class Completion:
-    """One generated text, as the server told it piece by piece."""
+    """One generated text, collected from the server's stream."""
 
     text: str = ""
     reasoning: str = ""
@@ -59,7 +59,7 @@ class Completion:
 
 
 class LlamaServer:
-    """A loaded model with its slots. Threads may ask at the same time: that is what keeps the slots busy.
+    """A loaded model with its slots; thread-safe, since concurrent requests keep the slots busy.
 
     Raises:
         DataError: llama.cpp cannot load the file.
@@ -72,7 +72,7 @@ class LlamaServer:
         try:
             self._server = xllamacpp.Server(_parameters(xllamacpp, options, self._key, patient))
         except RuntimeError as error:
-            # No ModelError: it would fail one row after the other, each after an attempt to load.
+            # Not a ModelError, which would fail row after row, each with another attempt to load.
             raise DataError(
                 f"llama.cpp (xllamacpp {xllamacpp.__version__}) cannot load {options.path}. The file may be cut off, "
                 f"of an architecture that this release does not know, or too large for the memory with "
@@ -80,23 +80,23 @@ class LlamaServer:
             ) from error
         _first_pid = _first_pid or os.getpid()
         if _first_pid != os.getpid():
-            # llama.cpp has threads for the whole process too, and a fork inherits none: freeing would wait for them.
+            # A fork lacks llama.cpp's process-wide threads, and freeing the server would wait for them.
             self.abandon()
 
     def abandon(self) -> None:
-        """Keeps the server from being freed, for a process that does not have the threads behind it."""
+        """Keeps the server from being freed, in a forked process that does not have its threads."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._server))
 
     def complete(self, body: Mapping[str, Any], stopped: threading.Event) -> Completion:
         """Answers one request, blocking.
 
         Args:
-            body: As llama.cpp's HTTP interface takes it; with `messages` for a chat, or else with `prompt`.
-            stopped: Frees the slot within a token when it is set.
+            body: Body of llama.cpp's HTTP API, with `messages` for a chat or `prompt` for a plain text.
+            stopped: When set, the slot is freed at the next token.
 
         Raises:
             PromptTooLong: The prompt alone is longer than a slot.
-            BadRequest: llama.cpp refuses the request.
+            BadRequest: llama.cpp refused the request.
             ModelError: llama.cpp failed.
         """
         completion = Completion()
@@ -112,7 +112,7 @@ class LlamaServer:
         ask: Callable[..., Any] = (
             self._server.handle_chat_completions if "messages" in body else self._server.handle_completions
         )
-        # Streaming is what lets a request be given up before it has used all its tokens.
+        # Only a streaming request can be stopped early.
         request = {**body, "stream": True, "stream_options": {"include_usage": True}}
         try:
             returned = ask(request, take)
@@ -132,7 +132,7 @@ class LlamaServer:
 
         Args:
             text: Any text.
-            special: Whether special tokens are read as such and the begin token is added, as in a whole prompt.
+            special: Whether to parse special tokens and add the BOS token, as in a whole prompt.
         """
         ids: list[int] = self._post("/tokenize", content=text, add_special=special, parse_special=special)["tokens"]
         return ids
@@ -142,7 +142,7 @@ class LlamaServer:
         return str(self._post("/apply-template", messages=messages)["prompt"])
 
     def _post(self, path: str, **body: Any) -> Any:
-        # Not urllib: it would send even loopback requests to a proxy that the environment names.
+        # Not urllib, which would send even loopback requests to a proxy from the environment.
         connection = http.client.HTTPConnection(
             urlsplit(self._server.listening_address).netloc, timeout=_LOOPBACK_SECONDS
         )
@@ -161,11 +161,11 @@ class LlamaServer:
 
 
 def _xllamacpp() -> tuple[Any, bool]:
-    """Imports xllamacpp, and tells whether its threads sleep where they wait for each other.
+    """Imports xllamacpp, and returns whether its threads sleep while they wait for each other.
 
-    They meet after every operation, and spin until all are there. A thread that shares its core with another process
-    holds up all of them: on two busy cores, two spinning threads were measured at a tenth of the speed of one, and two
-    that sleep a fifth above it. OpenMP's runtime decides this once, when it is loaded, by the environment.
+    They synchronise after every operation, by default with a spin lock. A thread that shares its core with another
+    process then delays all of them: on two busy cores, two spinning threads ran at a tenth of the speed of one, two
+    sleeping threads a fifth faster than one. OpenMP reads this setting from the environment when it is loaded.
     """
     patient = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
     if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ or _openmp_is_loaded():
@@ -174,13 +174,13 @@ def _xllamacpp() -> tuple[Any, bool]:
     try:
         return importlib.import_module("xllamacpp"), True
     finally:
-        # Processes that this one starts decide for themselves.
+        # Child processes must not inherit it.
         del os.environ["OMP_WAIT_POLICY"]
 
 
 def _openmp_is_loaded() -> bool:
     try:
-        # Under this very name xllamacpp asks for it; torch brings it too, others bring it under names of their own.
+        # xllamacpp links to this name, as does torch; other packages bundle it under different names.
         return "/libgomp.so.1" in Path("/proc/self/maps").read_text()
     except OSError:
         return False
@@ -205,9 +205,9 @@ def _parameters(xllamacpp: Any, options: ServerOptions, key: str, patient: bool)
         params.chat_template = options.chat_template
     params.verbosity = 0
     params.warmup = False
-    # The server keeps up to 8 GiB of finished prompts otherwise.
+    # By default the server caches up to 8 GiB of finished prompts.
     params.cache_ram_mib = 0
-    # The server listens on the loopback device whether asked or not; nobody else on this machine is to use it.
+    # The server always listens on the loopback device; a key keeps other users of this machine out.
     params.api_keys = [key]
     params.ui = params.endpoint_slots = False
     for name, value in options.parameters.items():
@@ -217,7 +217,7 @@ def _parameters(xllamacpp: Any, options: ServerOptions, key: str, patient: bool)
 
 def _add(completion: Completion, chunk: Mapping[str, Any]) -> None:
     for choice in chunk.get("choices", ()):
-        # A chat tells a delta, a plain completion a text.
+        # Chats send `delta`, plain completions `text`.
         delta = choice.get("delta") or {}
         completion.text += choice.get("text") or delta.get("content") or ""
         completion.reasoning += delta.get("reasoning_content") or ""

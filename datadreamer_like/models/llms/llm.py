@@ -1,4 +1,4 @@
-"""The base of every LLM: one engine method below, `run` and `answers` above, everything in between in the pipeline."""
+"""The base of all LLMs: providers implement one engine method, users call `run` or `answers`."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from datadreamer_like.graph.usage import current_usage
 from ..calls.batch_engine import BatchEngine
 from ..calls.cache import model_answers
 from ..calls.concurrent_engine import ConcurrentEngine
+from ..calls.failures import Rejected, log_failures
 from ..calls.llm_calls import LLMCalls, Repeated
-from ..calls.pipeline import Engine, Recorder, Rejected, log_failures, progress_logger, run_calls
+from ..calls.pipeline import Engine, Recorder, progress_logger, run_calls
 from ..model import Model
 from .generation import Answer, Generation, GenerationOptions, Prompt, Request, Sampling
 
 Generated: TypeAlias = str | None | list[str | None]
-"""What `run` gives for one prompt: a text, a list of texts where `n > 1`, None for a failed row."""
+"""The result of `run` for one prompt: a text, a list of texts if `n > 1`, None for a failed row."""
 
 
 class LLM(Model):
     """A model that answers prompts.
 
-    A provider implements one of two methods and inherits the rest (caching, retries, order, limits, errors by row):
+    A provider implements one of two methods and inherits caching, retries, ordering, limits and errors per row:
 
-    - `async answer(request)`, for engines that take many requests at once (APIs, llama.cpp);
-    - `answer_batch(requests)`, for engines that take a batch and return when all of it is done (transformers).
+    - `async answer(request)`, for engines that handle concurrent requests (APIs, llama.cpp);
+    - `answer_batch(requests)`, for engines that process a batch at a time (transformers).
 
-    It also says what decides its answers (`identity`). It raises this package's `ModelError`s and does not retry.
+    It also defines what decides its answers (`identity`). It raises this package's `ModelError`s and does not retry.
 
     Example:
         >>> class Shout(LLM):
@@ -46,73 +47,73 @@ class LLM(Model):
         ['HELLO']
 
     Args:
-        cache_folder_path: Folder for the answers, in place of the session's.
+        cache_folder_path: Folder for cached answers, instead of the session's.
     """
 
     icon = " 🤖 "
     retry_on_fail: bool = True
 
     extra_options: ClassVar[frozenset[str]] = frozenset()
-    """Names of generation options that only this provider takes; they arrive in `request.sampling.extra`."""
+    """Names of provider-specific generation options; they are passed in `request.sampling.extra`."""
 
     default_concurrency: int = 32
-    """Requests at once where a run does not say."""
+    """Default number of concurrent requests."""
 
     default_adaptive_batch_size: ClassVar[bool] = False
-    """Whether batches are halved when memory runs out, where a run does not say."""
+    """Default of the option `adaptive_batch_size`."""
 
     enforces_schemas: ClassVar[bool] = False
-    """Whether the engine itself keeps answers to a JSON schema."""
+    """Whether the engine itself constrains answers to a JSON schema."""
 
     max_context_length: int | None = None
-    """The context window in tokens, where the script gave one: it decides how many examples a prompt shows."""
+    """The context window in tokens, if the script gave one; it limits the number of in-context examples."""
 
     max_tries: int = 8
-    """Times that a request is sent before its row fails; only failures that may pass are retried."""
+    """Number of attempts before a row fails; only temporary failures are retried."""
 
     def __init__(self, cache_folder_path: str | Path | None = None) -> None:
         self.cache_folder_path = cache_folder_path
 
-    # What a provider writes.
+    # Implemented by providers.
 
     async def answer(self, request: Request) -> Answer:
-        """Answers one request; many of these calls run at once in one event loop.
+        """Answers one request; many calls run concurrently in one event loop.
 
         Raises:
-            ModelError: Its subclass says whether the pipeline retries, fails the row or ends the run.
+            ModelError: Its subclass decides whether the pipeline retries, fails the row or ends the run.
         """
         raise NotImplementedError(f"{type(self).__name__} implements neither answer nor answer_batch.")
 
     def answer_batch(self, requests: Sequence[Request]) -> Sequence[Answer]:
-        """Answers requests of similar length together, in their order; a single failure is an `Answer.failed(error)`.
+        """Answers requests of similar length, in order; return `Answer.failed(error)` for a request that fails.
 
         Raises:
-            MemoryError: The batch is too large (also torch's `OutOfMemoryError`); the pipeline halves it if it may.
+            MemoryError: The batch is too large (also torch's `OutOfMemoryError`); see `adaptive_batch_size`.
         """
         raise NotImplementedError(f"{type(self).__name__} implements neither answer nor answer_batch.")
 
     async def end_run(self) -> None:
-        """Called in a run's event loop when the run ends; closes what `answer` opened there."""
+        """Called in the event loop when a run ends; closes connections that `answer` opened."""
 
     def check(self, sampling: Sampling) -> None:
-        """Refuses, before anything is sent, sampling options that this engine cannot honour.
+        """Checks, before any request, that the engine supports the sampling options.
 
         Raises:
-            DefinitionError: An option is not supported here.
+            DefinitionError: An option is not supported.
         """
 
     def follow_up(self, request: Request, answer: Answer, reason: str) -> Prompt:
-        """Returns the prompt that asks again after an answer was rejected.
+        """Returns the prompt for another attempt after an answer was rejected.
 
-        By default the conversation goes on: the prompt, the rejected answer, the reason. For a model that takes plain
-        texts (`takes_chat` is False) the three are one text.
+        By default it continues the conversation: the prompt, the rejected answer, the reason. For a model that takes
+        plain texts (`takes_chat` is False) the three are joined to one text.
         """
-        said = answer.text or ""
+        rejected = answer.text or ""
         if isinstance(request.prompt, str) and not self.takes_chat:
-            return f"{request.prompt}{said}\n\n{reason}\n\n"
+            return f"{request.prompt}{rejected}\n\n{reason}\n\n"
         return [
             *request.messages(),
-            {"role": "assistant", "content": said},
+            {"role": "assistant", "content": rejected},
             {"role": "user", "content": f"That answer cannot be used. {reason} Answer again."},
         ]
 
@@ -122,8 +123,8 @@ class LLM(Model):
         return True
 
     def count_tokens(self, value: str) -> int:
-        """Returns the number of tokens of a text; a cautious estimate where the tokenizer is not at hand."""
-        # English takes about four characters a token; a text of other scripts takes about one byte in two.
+        """Returns the number of tokens of a text; a conservative estimate if there is no tokenizer."""
+        # English has about four characters per token, other scripts about two bytes.
         return max(1, -(-len(value.encode("utf-8", "replace")) // 3)) if value else 0
 
     def final_count_tokens(self, value: str) -> int:
@@ -131,37 +132,37 @@ class LLM(Model):
         return self.count_tokens(value)
 
     def get_max_context_length(self, max_new_tokens: int | None) -> int:
-        """Returns how many tokens a prompt may have when `max_new_tokens` are to be generated.
+        """Returns the maximum number of prompt tokens that leaves room for `max_new_tokens`.
 
         Raises:
-            NotImplementedError: This model does not know its context window.
+            NotImplementedError: The context window is unknown.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say how long its context window is.")
+        raise NotImplementedError(f"{type(self).__name__} does not define the length of its context window.")
 
-    # What users call.
+    # Called by users.
 
     def run(self, prompts: Iterable[Prompt], **options: Unpack[GenerationOptions]) -> Any:
-        """Answers prompts, in their order.
+        """Answers prompts, in order.
 
-        Answers are cached by what decides them: this model's identity, the sampling options, the prompt, and, when
-        sampling is random, how many times the same prompt came before in this run. So a rerun asks nothing twice,
-        while the same prompt given five times at `temperature=1.0, top_p=1.0` gets five different answers. Where
-        sampling is deterministic (`temperature=0` or `top_p=0`) equal prompts are sent once. With `seed`, the k-th
-        repetition is sent with a seed of its own derived from it.
+        Answers are cached by the model's identity, the sampling options, the prompt and, if sampling is random, how
+        often the same prompt occurred before in this run. So a rerun sends no request twice, while the same prompt
+        given five times at `temperature=1.0, top_p=1.0` gets five different answers. If decoding is greedy
+        (`temperature=0` or `top_p=0`), equal prompts are sent once. With `seed`, each repetition gets a different seed
+        derived from it.
 
         Args:
-            prompts: Texts or lists of chat messages; any iterable, read in the calling thread a bounded way ahead.
+            prompts: Texts or lists of chat messages; any iterable, read in the calling thread with bounded lookahead.
             **options: See `GenerationOptions`.
 
         Returns:
-            A list, or a generator where `return_generator=True`, with a text for each prompt; a list of `n` texts
-            where `n > 1`; None for a prompt that failed.
+            A list, or a generator if `return_generator=True`, with a text for each prompt; a list of `n` texts if
+            `n > 1`; None for a prompt that failed.
 
         Raises:
-            ArgumentTypeError: One text stands in place of a list of prompts.
-            AuthenticationFailed: The key is wrong; what was answered before is kept in the cache, here and below.
-            UnknownModel: The provider does not know the model.
-            Unavailable: The provider answers nobody.
+            ArgumentTypeError: `prompts` is a single text.
+            AuthenticationFailed: The key is wrong. Earlier answers stay cached, here and for the errors below.
+            UnknownModel: The provider does not have the model.
+            Unavailable: The provider is unavailable.
             ModelError: A row failed and `on_error="raise"`.
         """
         generation = Generation.from_options(options, self.extra_options)
@@ -178,16 +179,16 @@ class LLM(Model):
         max_follow_ups: int = 1,
         **options: Unpack[GenerationOptions],
     ) -> Iterator[Answer]:
-        """Like `run`, but yields whole answers: texts, tokens, finish reasons, log-probabilities, error.
+        """Like `run`, but yields `Answer`s: texts, tokens, finish reasons, log-probabilities, errors.
 
         Args:
-            prompts: As for `run`. A run that sees only a part of the prompts takes each as `Repeated`, so that
+            prompts: As for `run`. Pass `Repeated` prompts if this run sees only a part of all prompts, so that
                 repetitions are counted over all of them.
-            check: Called with a prompt's position and its answer, new or from the cache, in no particular order and in
-                the calling thread. It returns the answer to yield, or `Rejected`: then the model is asked again with
-                the reason, and the new answer is checked. Rejected answers stay in the cache, and are rejected again.
-            max_follow_ups: Times that a prompt is asked again before its row fails with `RejectedAnswer`.
-            **options: See `GenerationOptions`; `on_error` and `return_generator` change nothing here.
+            check: Called in the calling thread, in any order, with a prompt's index and its answer, new or cached. It
+                returns the answer to yield, or `Rejected`: the model is then asked again with the reason, and the new
+                answer is checked. Rejected answers stay in the cache and are rejected again in a rerun.
+            max_follow_ups: Number of follow-up requests before a row fails with `RejectedAnswer`.
+            **options: See `GenerationOptions`; `on_error` and `return_generator` have no effect here.
 
         Raises:
             ArgumentTypeError: `prompts` is a single text.
@@ -249,7 +250,7 @@ class LLM(Model):
         min_in_context_examples: int | None = None,
         max_in_context_examples: int | None = None,
     ) -> str:
-        """Joins instructions and as many in-context examples, in their order, as the context window takes.
+        """Joins instructions and as many in-context examples, in order, as fit the context window.
 
         Raises:
             PromptTooLong: Not even `min_in_context_examples` fit.
@@ -271,7 +272,7 @@ class LLM(Model):
             room = self.get_max_context_length(max_new_tokens)
         except NotImplementedError:
             return joined(most)
-        # The length grows with the count, so the largest count that fits is found by bisection.
+        # The length grows with the count, so bisection finds the largest count that fits.
         low, high = -1, most
         while low < high:
             middle = (low + high + 1) // 2
@@ -290,13 +291,13 @@ class LLM(Model):
 
 
 def answers_in_batches(llm: LLM) -> bool:
-    """Whether the LLM takes batches, in place of many requests at once."""
+    """Whether the LLM implements `answer_batch` and not `answer`."""
     kind = type(llm)
     return kind.answer_batch is not LLM.answer_batch and kind.answer is LLM.answer
 
 
 def overrides_only_run(llm: LLM) -> bool:
-    """Whether the LLM was written against `run` itself and has no engine method."""
+    """Whether the LLM overrides `run` and implements no engine method."""
     kind = type(llm)
     return kind.run is not LLM.run and kind.answer is LLM.answer and kind.answer_batch is LLM.answer_batch
 
@@ -316,16 +317,16 @@ def _answers_from_run(
 ) -> Iterator[Answer]:
     given: GenerationOptions = {**options, "return_generator": True}
     sampling = Sampling()
-    asked: deque[Prompt] = deque()
+    sent: deque[Prompt] = deque()
 
     def plain() -> Iterator[Prompt]:
         for prompt in prompts:
-            asked.append(prompt.prompt if isinstance(prompt, Repeated) else prompt)
-            yield asked[-1]
+            sent.append(prompt.prompt if isinstance(prompt, Repeated) else prompt)
+            yield sent[-1]
 
     for index, generated in enumerate(llm.run(plain(), **given)):
         answer = _answer_of(llm, generated)
-        request = Request(asked.popleft(), sampling)
+        request = Request(sent.popleft(), sampling)
         for follow_ups in count():
             if check is None or answer.error is not None:
                 break

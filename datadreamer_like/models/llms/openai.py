@@ -1,4 +1,4 @@
-"""OpenAI's chat models, Azure's, and those of any other server of OpenAI's protocol by its address."""
+"""Chat models of OpenAI, Azure, and any server with OpenAI's protocol by its address."""
 
 from __future__ import annotations
 
@@ -20,15 +20,10 @@ _AZURE_CREDENTIALS = ("azure_ad_token", "azure_ad_token_provider")
 
 
 class OpenAI(OpenAICompatible):
-    """A chat model behind OpenAI's API, or behind any server that speaks its protocol.
+    """A chat model on OpenAI's API or any server with its protocol; see `OpenAICompatible` for retries and limits.
 
-    Requests are sent many at once (`concurrency`), retried with backoff, and slowed down as the server asks. Where
-    `top_p` or `temperature` is 0, the request asks for `temperature=0`. A parameter that the server says its model
-    does not take (as reasoning models do with `temperature`) is left out from then on, with a warning; `n` answers
-    from a server that ignores `n` are asked for one by one.
-
-    `OPENAI_API_KEY` is sent to OpenAI's servers, and to the one that `OPENAI_BASE_URL` names; a server named by
-    `base_url` alone gets the key that is given with it, or none. The log says what is sent where.
+    `OPENAI_API_KEY` is sent to OpenAI's servers and to the address in `OPENAI_BASE_URL`; a server given only by
+    `base_url` gets `api_key`, or no key. The log reports which key is sent where.
 
     Example:
         >>> llm = OpenAI("gpt-5-mini", system_prompt="Answer in one word.")    # doctest: +SKIP
@@ -37,24 +32,24 @@ class OpenAI(OpenAICompatible):
         >>> local = OpenAI("any", base_url="http://localhost:8080/v1")        # doctest: +SKIP
 
     Args:
-        model_name: The model, as the server calls it.
-        system_prompt: Put before every prompt that does not bring its own.
+        model_name: The server's name of the model.
+        system_prompt: Added to every prompt that does not have its own.
         organization: OpenAI organization to bill.
-        api_key: The key; `OPENAI_API_KEY` (or `AZURE_OPENAI_API_KEY` where `api_version` is given) unless given. Never
+        api_key: The key; by default `OPENAI_API_KEY`, or `AZURE_OPENAI_API_KEY` if `api_version` is given. Never
             written anywhere, not even into a pickle.
-        base_url: The server, up to and with `/v1`; `OPENAI_BASE_URL`, or OpenAI's own unless given.
-        api_version: Version of Azure's API; `base_url` is an Azure endpoint then.
+        base_url: The server's address, including `/v1`; by default `OPENAI_BASE_URL`, or OpenAI's own.
+        api_version: Version of Azure's API; `base_url` is then an Azure endpoint.
         retry_on_fail: False sends each request once.
-        cache_folder_path: Folder for the answers, in place of the session's.
-        max_context_length: The model's context window in tokens, where the server does not say.
-        timeout: Seconds after which a request without an answer is given up and retried.
-        prices: US dollars for a million tokens, as in `{"input": 0.25, "output": 2.0}`; published prices unless given.
+        cache_folder_path: Folder for cached answers, instead of the session's.
+        max_context_length: The model's context window in tokens, if the server does not report it.
+        timeout: Seconds after which a request without an answer is retried.
+        prices: US dollars per million tokens, such as `{"input": 0.25, "output": 2.0}`; None for published prices.
         **kwargs: Passed to the SDK's client.
 
     Raises:
         MissingExtra: The `openai` package is not installed.
         AuthenticationFailed: There is no key, and the server is OpenAI's own or Azure's.
-        DefinitionError: `base_url` is not the address of a server, or `prices` are malformed.
+        DefinitionError: `base_url` is not a valid address, or `prices` are malformed.
     """
 
     endpoint = OPENAI
@@ -92,11 +87,11 @@ class OpenAI(OpenAICompatible):
 
     @property
     def quirks(self) -> Quirks:
-        """OpenAI's at its own servers; those of the plain protocol elsewhere."""
+        """OpenAI's quirks at its own servers, the protocol's defaults elsewhere."""
         return self.endpoint.quirks if self.endpoint.serves(self.base_url) else Quirks()
 
     def find_key(self) -> str:
-        """Returns OpenAI's key, or Azure's where `api_version` is given."""
+        """Returns OpenAI's key, or Azure's if `api_version` is given."""
         if self.api_version is None or self._api_key:
             return super().find_key()
         key = os.environ.get("AZURE_OPENAI_API_KEY")
@@ -120,7 +115,7 @@ class OpenAI(OpenAICompatible):
         return {**super().client_options(), "organization": self.organization}
 
     def make_client(self, kind: str) -> Any:
-        """Returns a client of the SDK, for Azure where `api_version` is given."""
+        """Returns a client of the SDK, for Azure if `api_version` is given."""
         if self.api_version is None:
             return super().make_client(kind)
         import openai

@@ -1,4 +1,4 @@
-"""Chat models behind any server that speaks OpenAI's protocol, through OpenAI's own SDK."""
+"""Chat models on servers with OpenAI's protocol, through OpenAI's SDK."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ logger = logging.getLogger("datadreamer_like")
 
 # What chat templates put around a message, with room to spare.
 _TEMPLATE_TOKENS = 16
-# An answer is still one without these, so they are left out for a model that does not take them, with a warning.
+# Parameters that are left out, with a warning, for a model that does not support them.
 _OPTIONAL = {"temperature", "top_p", "seed", "logit_bias", "stop", "presence_penalty", "frequency_penalty", "verbosity"}
 _OTHER_LIMIT = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 # Service tiers with the published prices.
@@ -51,35 +51,34 @@ class OpenAIOptions(GenerationOptions, total=False):
 
 
 class OpenAICompatible(LLM):
-    """A chat model behind a server that speaks OpenAI's protocol.
+    """A chat model on a server with OpenAI's protocol.
 
-    Requests are sent many at once (`concurrency`), retried with backoff, and slowed down as the server asks. Where
-    `top_p` or `temperature` is 0, the request asks for `temperature=0`. A parameter that the server says its model
-    does not take (as reasoning models do with `temperature`) is left out from then on, with a warning, or ends the run
-    where the answer would not be what was asked for; `n` answers from a server that ignores `n` are asked for one by
-    one.
+    Requests are sent concurrently (`concurrency`), retried with backoff, and slowed down when the server asks for it.
+    If `top_p` or `temperature` is 0, requests have `temperature=0`. A parameter that the model does not support
+    (`temperature` for reasoning models) is left out from then on, with a warning, or ends the run if it is essential to
+    the answer. If the server ignores `n`, the `n` answers are requested one by one.
 
     Args:
-        model_name: The model, as the server calls it.
+        model_name: The server's name of the model.
         chat_prompt_template: Only `AUTO`: the server applies the model's own template.
-        system_prompt: Put before every prompt that does not bring its own; `AUTO` and None put none.
-        api_key: The key; from the provider's environment variable unless given. Never written anywhere, not even into
-            a pickle.
-        max_context_length: The model's context window in tokens, where the server does not say.
-        tokenizer_model_name: Hugging Face tokenizer that counts tokens; an estimate unless given.
+        system_prompt: Added to every prompt that does not have its own; `AUTO` and None add none.
+        api_key: The key; by default from the provider's environment variable. Never written anywhere, not even into a
+            pickle.
+        max_context_length: The model's context window in tokens, if the server does not report it.
+        tokenizer_model_name: Hugging Face tokenizer for counting tokens; None for an estimate.
         tokenizer_revision: Branch, tag or commit of the tokenizer.
-        tokenizer_trust_remote_code: Whether code in the tokenizer's repository may run here.
+        tokenizer_trust_remote_code: Whether code in the tokenizer's repository may run.
         retry_on_fail: False sends each request once.
-        cache_folder_path: Folder for the answers, in place of the session's.
+        cache_folder_path: Folder for cached answers, instead of the session's.
         base_url: Another address of the provider, such as a proxy's. The key in the environment is not sent there.
-        timeout: Seconds after which a request without an answer is given up and retried.
-        prices: US dollars for a million tokens, as in `{"input": 0.25, "output": 2.0}`; published prices unless given.
+        timeout: Seconds after which a request without an answer is retried.
+        prices: US dollars per million tokens, such as `{"input": 0.25, "output": 2.0}`; None for published prices.
         **kwargs: Passed to the SDK's client.
 
     Raises:
         MissingExtra: The `openai` package is not installed.
         AuthenticationFailed: There is no key, and the server is the provider's own.
-        DefinitionError: `base_url` is not the address of a server, or `prices` are malformed.
+        DefinitionError: `base_url` is not a valid address, or `prices` are malformed.
     """
 
     endpoint: ClassVar[Endpoint]
@@ -145,14 +144,14 @@ class OpenAICompatible(LLM):
 
     @classmethod
     def example(cls, model: Any) -> Self:
-        """Returns a model that is never asked, for tests and documentation."""
+        """Returns an instance that sends no request, for tests and documentation."""
         return cls(str(model), api_key="example-key")
 
-    # What a provider may change.
+    # Overridden by some providers.
 
     @property
     def quirks(self) -> Quirks:
-        """Where the server differs from the protocol."""
+        """How the server differs from the protocol."""
         return self.endpoint.quirks
 
     def find_key(self) -> str:
@@ -165,7 +164,7 @@ class OpenAICompatible(LLM):
 
     @cached_property
     def key(self) -> str:
-        """The key in use; looked up anew after unpickling, since no key is ever written."""
+        """The key in use; looked up again after unpickling, since keys are never written."""
         return self.find_key()
 
     def uses_sdk_environment(self) -> bool:
@@ -208,13 +207,13 @@ class OpenAICompatible(LLM):
         return {"base_url": self._address, "system_prompt": self.system_prompt}
 
     def check(self, sampling: Sampling) -> None:
-        """Refuses options that the provider does not have."""
+        """Refuses options that the provider does not support."""
         for name, advice in self.quirks.refuses.items():
             if getattr(sampling, name) is not None:
                 raise DefinitionError(f"{self.endpoint.name}'s API has no {name}. {advice}")
 
     async def answer(self, request: Request) -> Answer:
-        """Sends one chat completion; more than one where the server does not honour `n`."""
+        """Sends one chat completion request, or more if the server does not support `n`."""
         wanted = request.sampling.n
         at_once = 1 if self._one_by_one else wanted
         try:
@@ -224,13 +223,13 @@ class OpenAICompatible(LLM):
         except BadRequest:
             if at_once == 1:
                 raise
-            # It may be the number that is refused: llama.cpp takes as many as it has slots, others take one.
+            # The server may refuse `n`: llama.cpp allows as many as it has slots, others only one.
             first = await self._complete(request, 1, request.seed)
         completions = [first]
         got = len(first.choices)
         if got < at_once and not self._one_by_one:
             self._one_by_one = True
-            logger.info("%s does not give %s answers at once; they are asked for one by one", self._address, wanted)
+            logger.info("%s does not return %s answers at once; they are requested one by one", self._address, wanted)
         while got < wanted:
             seed = request.seed + got if request.seed is not None else None
             completion = await self._complete(request, 1, seed)
@@ -247,7 +246,7 @@ class OpenAICompatible(LLM):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The Hugging Face tokenizer `tokenizer_model_name`; None where none was given."""
+        """The Hugging Face tokenizer `tokenizer_model_name`, or None."""
         if self.tokenizer_model_name is None:
             return None
         require_extra("train", "transformers", what="tokenizer_model_name")
@@ -260,7 +259,7 @@ class OpenAICompatible(LLM):
         )
 
     def count_tokens(self, value: str) -> int:
-        """Returns the number of tokens of a text: counted by `tokenizer_model_name`, or else a cautious estimate."""
+        """Returns the number of tokens of a text, counted by `tokenizer_model_name` or estimated conservatively."""
         if self.tokenizer is None:
             return super().count_tokens(value)
         return len(self.tokenizer(value, add_special_tokens=False, verbose=False)["input_ids"])
@@ -270,10 +269,10 @@ class OpenAICompatible(LLM):
         return self.count_tokens(value) + self.count_tokens(self.system_prompt or "") + _TEMPLATE_TOKENS
 
     def get_max_context_length(self, max_new_tokens: int | None) -> int:
-        """Returns the room for a prompt.
+        """Returns the maximum number of prompt tokens that leaves room for `max_new_tokens`.
 
-        The context window is `max_context_length` if given, or the provider's smallest, or what the server's list of
-        models says, as those of vLLM, llama.cpp and most hosted servers do.
+        The context window is `max_context_length` if given, else the provider's smallest, else the one in the server's
+        list of models (vLLM, llama.cpp and most hosted servers report it).
         """
         if self._context_length is None:
             self._context_length = self._default_context_length() or self._served_context_length()
@@ -283,7 +282,7 @@ class OpenAICompatible(LLM):
 
     @property
     def client(self) -> OpenAIClient:
-        """The SDK's client, for requests of your own; `run` does not use it."""
+        """The SDK's client, for direct use; `run` does not use it."""
         if self._client is None:
             self._client = self.make_client("OpenAI")
         return self._client
@@ -329,7 +328,7 @@ class OpenAICompatible(LLM):
                 )
                 empty = not completion.choices
             except Exception as error:
-                refused = refused_parameter(error, _sent(parameters))
+                refused = refused_parameter(error, [*parameters, *parameters.get("extra_body", {})])
                 if refused is not None and self._leaves_out(refused, parameters):
                     continue
                 raise request_error(error, refused, self.model_name, self._address) from error
@@ -340,7 +339,7 @@ class OpenAICompatible(LLM):
     def _parameters(self, sampling: Sampling, n: int, seed: int | None) -> dict[str, Any]:
         top = sampling.top_logprobs
         by_count = self.quirks.logprobs_as_count
-        # Greedy is temperature 0 everywhere, while some servers refuse top_p = 0.
+        # All servers accept temperature=0 for greedy decoding; some refuse top_p=0.
         parameters: dict[str, Any] = {
             "temperature": 0.0 if sampling.deterministic else sampling.temperature,
             "top_p": None if sampling.deterministic or sampling.top_p == 1.0 else sampling.top_p,
@@ -360,16 +359,16 @@ class OpenAICompatible(LLM):
         for name in sorted(self.quirks.drops & {name for name, value in parameters.items() if value is not None}):
             if name not in self._refused:
                 self._refused.add(name)
-                logger.warning("%s has no %s; it is left out.", self.endpoint.name, name)
+                logger.warning("%s does not support %s; it is left out.", self.endpoint.name, name)
         return {name: value for name, value in parameters.items() if value is not None and name not in self._refused}
 
     def _leaves_out(self, refused: tuple[str, bool], sent: Mapping[str, Any]) -> bool:
-        """Changes how requests are made after a parameter was refused; False where the answer depends on it."""
+        """Drops or replaces a refused parameter in later requests; False if the answer depends on it."""
         name, unsupported = refused
         if not unsupported or name not in sent:
             return False
         if name in self._refused:
-            # Another request had the same answer while this one was under way.
+            # A concurrent request was refused for the same reason.
             return True
         if name == "n":
             self._one_by_one = True
@@ -379,7 +378,7 @@ class OpenAICompatible(LLM):
             self._limit_name = _OTHER_LIMIT[name]
         elif name in _OPTIONAL:
             logger.warning(
-                "%s does not take %s=%r; it is left out, and its default holds.",
+                "%s does not support %s=%r; it is left out, and the default applies.",
                 self.display_name, name, sent[name],
             )  # fmt: skip
         else:
@@ -396,7 +395,3 @@ class OpenAICompatible(LLM):
         except Exception as error:
             raise provider_error(error, self.model_name, self._address) from error
         return served_context_length(models, self.model_name)
-
-
-def _sent(parameters: Mapping[str, Any]) -> list[str]:
-    return [name for name in parameters if name != "extra_body"] + list(parameters.get("extra_body", {}))

@@ -1,4 +1,4 @@
-"""Maps what the providers' SDKs raise to this package's errors: whether to retry, to fail a row or to end the run."""
+"""Maps exceptions of the providers' SDKs to this package's errors, which retry, fail the row or end the run."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ ERRORS_BY_CLASS: dict[str, type[ModelError]] = {
     "MissingDependencyError": ModelError,
     "AnthropicError": ModelError,
 }
-"""Exception classes of the SDKs by name, so that no SDK is imported; the nearest base with an entry decides."""
+"""SDK exception classes by name, so that no SDK is imported; the nearest base class with an entry applies."""
 
 ERRORS_BY_STATUS: dict[int, type[ModelError]] = {
     401: AuthenticationFailed,
@@ -80,7 +80,7 @@ ERRORS_BY_STATUS: dict[int, type[ModelError]] = {
     429: RateLimited,
     499: Unavailable,
 }
-"""HTTP statuses with one meaning in every API; 5xx is `Unavailable`."""
+"""HTTP statuses with the same meaning in every API; 5xx is `Unavailable`."""
 
 _NO_CREDIT_CODES = {
     "insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "billing_error",
@@ -95,7 +95,7 @@ _TOO_LONG = re.compile(
 )
 _KEY = re.compile(r"\b(sk|pk|gsk|xai|org|tgp|Bearer)[-_ ][\w*.\-]{6,}")
 _UNSUPPORTED_CODES = {"unsupported_parameter", "unsupported_value", "unknown_parameter"}
-# Such messages may name a parameter, but another prompt may pass: the row fails, not the run.
+# Such messages may name a parameter, but other prompts may succeed: fail the row, not the run.
 _ABOUT_THE_PROMPT = re.compile(r"\b(prompts?|messages|your input|tokens)\b", re.I)
 _UNSUPPORTED = re.compile(
     r"unsupported|not support|unknown|unrecognized|unexpected|deprecated|not (permitted|allowed|accepted|available)"
@@ -149,7 +149,7 @@ def request_error(
         address: The server's address, for the message.
 
     Returns:
-        A `DefinitionError`, which ends the run, where every request has the parameter that the server refuses.
+        A `DefinitionError`, which ends the run, if the refused parameter is the same in every request.
     """
     failure = provider_error(error, model_name, address)
     if refused is None or refused[0] == "n" or type(failure) is not BadRequest:
@@ -158,10 +158,9 @@ def request_error(
 
 
 def retry_after(response: Any) -> float | None:
-    """Returns the seconds that a refusal asks to wait.
+    """Returns the seconds to wait according to a response's headers.
 
-    The Retry-After header is a number or a date (RFC 9110); without it, the time until a limit that the headers show
-    as used up is renewed.
+    Retry-After is a number or a date (RFC 9110); without it, the time until an exhausted rate limit is renewed.
     """
     if response is None:
         return None
@@ -183,9 +182,9 @@ def retry_after(response: Any) -> float | None:
 
 
 def seconds_until_renewed(headers: Mapping[str, str]) -> float | None:
-    """Returns the seconds until the last of the used-up limits is renewed; None where no limit is used up.
+    """Returns the seconds until all exhausted rate limits are renewed; None if none is exhausted.
 
-    Anthropic sends the time of day, OpenAI a duration such as "6m0.5s".
+    Anthropic sends a timestamp, OpenAI a duration such as "6m0.5s".
     """
     waits = []
     for name, left in headers.items():
@@ -211,16 +210,16 @@ def _seconds_until(time: datetime) -> float:
 
 
 def refused_parameter(error: Exception, sent: Collection[str]) -> tuple[str, bool] | None:
-    """Returns the parameter that a 400 or 422 is about, or None where it is about something else.
+    """Returns the parameter that a 400 or 422 response complains about, or None.
 
-    Servers name it in `param`, in FastAPI's `detail`, or in words only.
+    Servers name it in `param`, in FastAPI's `detail`, or only in the message.
 
     Args:
-        error: What the SDK raised.
-        sent: Names of the parameters that the request had.
+        error: The SDK's exception.
+        sent: Names of the request's parameters.
 
     Returns:
-        The name, and whether the server does not take this parameter at all; otherwise it refuses the value.
+        The name, and True if the parameter is not supported at all, False if its value is refused.
     """
     if _status(error) not in (400, 422):
         return None
@@ -234,7 +233,7 @@ def refused_parameter(error: Exception, sent: Collection[str]) -> tuple[str, boo
     if named or _ABOUT_THE_PROMPT.search(words):
         return None
     for name in sent:
-        # Quoted, or used as the name of a parameter: a prompt that is repeated in the message does not count.
+        # Quoted, or used as a parameter name; a message may also repeat the prompt, which does not count.
         word = re.escape(name)
         if re.search(
             rf"['\"`]{word}['\"`]|^{word}\b|\b(parameters?|arguments?|options?|fields?):? {word}\b|\b{word}: ", words
@@ -244,7 +243,7 @@ def refused_parameter(error: Exception, sent: Collection[str]) -> tuple[str, boo
 
 
 def server_words(error: Exception) -> str:
-    """Returns the server's own message, whatever the shape of its body, on one line and without keys."""
+    """Returns the server's message from any form of body, on one line and without API keys."""
     text = _message(getattr(error, "body", None)) or getattr(error, "message", None) or str(error)
     text = str(text or type(error).__name__)
     cause = error.__cause__
@@ -258,7 +257,7 @@ def server_words(error: Exception) -> str:
 def _message(body: object) -> str | None:
     """Finds the message in a body: a text, `{"message"}`, `{"error": ...}`, `{"detail": [{"loc", "msg"}]}` ..."""
     if isinstance(body, str):
-        # Of an HTML page only the words.
+        # Strip the tags of an HTML page.
         return re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", body, flags=re.S).strip() or None
     if isinstance(body, Mapping):
         for name in ("message", "msg", "error_description", "error", "detail", "errors", "title"):
@@ -273,7 +272,7 @@ def _message(body: object) -> str | None:
 
 
 def _places(body: object) -> list[str]:
-    """Names that FastAPI's `detail` says were wrong."""
+    """The invalid fields in FastAPI's `detail`."""
     detail = body.get("detail") if isinstance(body, Mapping) else None
     if not isinstance(detail, list):
         return []
@@ -289,7 +288,7 @@ def _kind(error: Exception) -> type[ModelError]:
     if status in (400, 422) and (codes & _TOO_LONG_CODES or _TOO_LONG.search(words)):
         return PromptTooLong
     if isinstance(error, UnicodeError) or (isinstance(error, TypeError) and "serializable" in words):
-        # Raised while the request was written: the same prompt fails again.
+        # Raised while encoding the request: the same prompt would fail again.
         return BadRequest
     for base in type(error).__mro__:
         kind = ERRORS_BY_CLASS.get(base.__name__)
@@ -299,7 +298,7 @@ def _kind(error: Exception) -> type[ModelError]:
         return ERRORS_BY_STATUS.get(status, Unavailable if status >= 500 else ModelError)
     if any(base.__name__ in ERRORS_BY_CLASS for base in type(error).__mro__):
         return ModelError
-    # ValueError, AttributeError and the like: the SDK could not read the answer.
+    # Other errors, such as ValueError: the SDK could not parse the answer.
     return MalformedAnswer
 
 

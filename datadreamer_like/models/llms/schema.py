@@ -87,7 +87,7 @@ _NOT_STRICT = {
 
 
 def strict_schema(schema: JSONSchema) -> dict[str, Any] | None:
-    """Returns the schema as constrained decoding wants it, or None where it cannot be put so."""
+    """Returns the schema in the form that strict mode requires, or None if that is not possible."""
     strict: dict[str, Any] = copy.deepcopy(dict(schema))
     if strict.get("type") != "object" and "$ref" not in strict:
         return None
@@ -134,7 +134,7 @@ _LLAMACPP_KEYWORDS = {
     "object": {"properties", "required", "additionalProperties"},
 }
 _LLAMACPP_FORMATS = {"date", "time", "date-time", "uuid"}
-# Its converter reads these pieces of a regular expression; for others it accepts any text.
+# The parts of regular expressions that its converter supports; for others it would accept any text.
 _LLAMACPP_PATTERN = re.compile(
     r"""\^(?:
         [\w\ \-:;,/@\#%&=<>!~'_.]      # a character, or any
@@ -147,10 +147,10 @@ _LLAMACPP_PATTERN = re.compile(
 
 
 def check_llamacpp_schema(schema: JSONSchema) -> None:
-    """Refuses a schema that llama.cpp's grammars cannot keep: they ignore such keywords, so that any text would pass.
+    """Refuses a schema that llama.cpp's grammars cannot enforce, since they ignore unknown keywords.
 
     Raises:
-        DefinitionError: It names the keyword and its place.
+        DefinitionError: The schema has an unsupported keyword.
     """
     if not {"type", "enum", "const", "anyOf", "oneOf", "$ref"} & schema.keys():
         raise DefinitionError('llama.cpp needs a schema with "type", "enum", "const", "anyOf", "oneOf" or "$ref".')
@@ -169,10 +169,10 @@ def _llamacpp_problem(node: object) -> str | None:
     used = node.keys() - _ANNOTATIONS
     for alone in ("$ref", "anyOf", "oneOf", "enum", "const"):
         if alone in used:
-            # The type of an enum or const says nothing more than its values.
+            # The type of an enum or const adds nothing to its values.
             others = used - {alone} - ({"type"} if alone in ("enum", "const") else set())
             if others:
-                return f'"{sorted(others)[0]}" beside "{alone}"'
+                return f'"{sorted(others)[0]}" next to "{alone}"'
             if alone == "$ref" and not str(node["$ref"]).startswith(("#/$defs/", "#/definitions/")):
                 return f'the reference {node["$ref"]!r}: only "#/$defs/..." is read'
             if alone == "oneOf" and "discriminator" not in node and not _disjoint(node["oneOf"]):
@@ -196,7 +196,7 @@ def _string_problem(node: Mapping[str, Any]) -> str | None:
         )
     rest = {"pattern", "format", "minLength", "maxLength"} & node.keys()
     if len(rest) > 1 and rest & {"pattern", "format"}:
-        return " beside ".join(f'"{name}"' for name in sorted(rest))
+        return " next to ".join(f'"{name}"' for name in sorted(rest))
     return None
 
 
@@ -215,7 +215,7 @@ def _disjoint(alternatives: list[Any]) -> bool:
 
 
 def subschemas(schema: Any, place: str = "#") -> Iterator[tuple[str, Any]]:
-    """Yields a schema and all schemas inside it with their places, outermost first."""
+    """Yields a schema and all schemas inside it, outermost first, each after its path."""
     yield place, schema
     if not isinstance(schema, Mapping):
         return

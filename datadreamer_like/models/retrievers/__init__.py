@@ -1,1 +1,1 @@
-"""Retrievers: queries in, the texts of a corpus that fit them out."""
+"""Retrievers: find texts of a corpus for queries."""

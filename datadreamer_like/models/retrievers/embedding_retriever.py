@@ -25,33 +25,33 @@ from .retriever import Corpus, Found, Retriever
 if TYPE_CHECKING:
     import torch
 
-# Vectors that an index with cells is trained on; the first ones of the corpus.
+# Number of vectors, from the start of the corpus, for training an index with cells.
 _TRAINING_VECTORS = 65_536
 _VECTORS_AT_ONCE = 4_096
 
 
 class EmbeddingRetriever(Retriever):
-    """Finds the texts whose embeddings have the largest cosine with that of the query.
+    """Finds the texts whose embeddings have the largest cosine similarity with the query's.
 
-    The index is made once and kept in the session's cache folder, under the corpus's content, the embedder and all
-    options: a changed corpus has another index, and the older one is found again when the change is undone.
+    The index is made once and cached in the session's folder by the corpus's content, the embedder and all options: a
+    changed corpus has a new index, and the older one is used again when the change is undone.
 
     Args:
         texts: The corpus: a column of a step, or a list of texts.
         embedder: Embeds corpus and queries.
-        truncate: Read only the beginning of a text that is too long, in place of leaving it out.
+        truncate: Truncate texts that are too long, instead of leaving them out.
         index_type: A FAISS factory string, such as "IVF256,Flat" or "HNSW32"; None compares with every text, exactly.
-        index_batch_size: Texts embedded at once while the index is made.
-        index_instruction: Put before each text of the corpus.
-        query_instruction: Put before each query.
-        cache_folder_path: Where the index is kept outside a session.
-        device: A GPU that searches, where FAISS was built for GPUs; None for the processor.
+        index_batch_size: Batch size for embedding the corpus.
+        index_instruction: Prefix of each text of the corpus.
+        query_instruction: Prefix of each query.
+        cache_folder_path: Folder of the index outside a session.
+        device: GPU for the search, if FAISS was built for GPUs; None for the CPU.
         **kwargs: Attributes to set on the index, such as `nprobe`.
 
     Raises:
         EmptyDataset: The corpus has no texts.
         MissingExtra: FAISS is not installed.
-        DefinitionError: `index_type` or one of `kwargs` means nothing to FAISS.
+        DefinitionError: `index_type` or one of `kwargs` is unknown to FAISS.
 
     Example:
         >>> retriever = EmbeddingRetriever(step.output["text"], embedder)  # doctest: +SKIP
@@ -91,7 +91,7 @@ class EmbeddingRetriever(Retriever):
         return cls(["a", "a cat", "two big dogs"], model)
 
     def identity(self) -> dict[str, Any]:
-        """Returns the corpus, the embedder and all options that decide what is found."""
+        """Returns the corpus, the embedder and all options that determine the results."""
         return {**self._index_identity(), "query_instruction": self.query_instruction, "kwargs": self.kwargs}
 
     def _index_identity(self) -> dict[str, Any]:
@@ -197,7 +197,7 @@ class EmbeddingRetriever(Retriever):
 
     @property
     def model_card(self) -> str | None:
-        """Address of the embedder's card."""
+        """URL of the embedder's card."""
         return self.embedder.model_card
 
     @property
@@ -207,16 +207,16 @@ class EmbeddingRetriever(Retriever):
 
     @property
     def citation(self) -> list[str] | None:
-        """FAISS's paper, and what the embedder asks to cite."""
+        """Citations of FAISS and the embedder."""
         return [_FAISS_CITATION, *(self.embedder.citation or [])]
 
     @property
     def display_name(self) -> str:
-        """Class and embedder, for people."""
+        """Class and embedder, for display."""
         return f"{type(self).__name__} ({self.embedder.model_name})"
 
     def unload_model(self) -> None:
-        """Frees the index and the embedder; they are loaded again when they are needed."""
+        """Frees the index and the embedder; they are loaded again when needed."""
         with self._lock:
             self._index = None
         self.embedder.unload_model()
@@ -231,13 +231,13 @@ class EmbeddingRetriever(Retriever):
 
 
 def _pairs(ids: Any, scores: Any) -> Found:
-    # An index with cells may find fewer than k, and fills up with -1.
+    # An index with cells may find fewer than k texts, and pads with -1.
     found = ids >= 0
     return ids[found].tolist(), scores[found].tolist()
 
 
 def _unit(vectors: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Returns vectors [rows, dims] of length one, so that their inner product is their cosine."""
+    """Returns normalized vectors [rows, dims], whose inner product is the cosine similarity."""
     matrix = np.asarray(vectors, dtype=np.float32)
     lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
     unit: np.ndarray[Any, np.dtype[np.float32]] = matrix / np.maximum(lengths, np.float32(1e-30))

@@ -1,4 +1,4 @@
-"""The base of retrievers: queries in, the texts of a corpus that fit them out."""
+"""The base of retrievers, which find texts of a corpus for queries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..calls.text_calls import Computed, TextOptions, TextRun, values_of
 from ..model import Model
 
 Corpus: TypeAlias = OutputDatasetColumn | Sequence[str]
-"""Texts that can be looked up by position: a step's column, or a list."""
+"""Texts with random access: a step's column, or a list."""
 
 
 Found: TypeAlias = tuple[list[int], list[float]]
@@ -24,12 +24,12 @@ Found: TypeAlias = tuple[list[int], list[float]]
 
 
 class Retrieved(TypedDict):
-    """What was found for one query, best first.
+    """The texts found for one query, best first.
 
     Attributes:
         indices: Positions in the corpus.
-        texts: The texts there.
-        scores: How well each fits; higher is better.
+        texts: The texts.
+        scores: Their scores; higher is better.
     """
 
     indices: list[int]
@@ -38,15 +38,15 @@ class Retrieved(TypedDict):
 
 
 class Retriever(Model):
-    """Finds texts of a corpus. A subclass writes `search`, and `identity` with what decides its results.
+    """Finds texts of a corpus. A subclass writes `search` and `identity`.
 
     Args:
         texts: The corpus: a column of a step, or a list of texts.
-        cache_folder_path: Where the index is kept outside a session.
+        cache_folder_path: Folder of the index outside a session.
 
     Raises:
         EmptyDataset: The corpus has no texts.
-        ArgumentTypeError: The corpus cannot be looked up by position.
+        ArgumentTypeError: The corpus has no random access.
     """
 
     icon = " 🔎 "
@@ -66,7 +66,7 @@ class Retriever(Model):
 
     @property
     def index(self) -> Any:
-        """The index of the corpus; made, or found from an earlier run, when it is first needed."""
+        """The index of the corpus; made, or loaded from the cache, on first use."""
         raise NotImplementedError(f"{type(self).__name__} has no index.")
 
     def search(self, queries: Iterable[str], k: int, run: TextRun) -> Iterator[Found | ModelError]:
@@ -74,7 +74,7 @@ class Retriever(Model):
         raise NotImplementedError(f"{type(self).__name__} does not implement search.")
 
     def identity(self) -> dict[str, Any]:
-        """Returns all that decides a result beside the class and the query."""
+        """Returns everything that determines a result, except class and query."""
         return {"texts": self.texts}
 
     # What users call.
@@ -82,12 +82,12 @@ class Retriever(Model):
     def run(
         self, queries: Iterable[str], k: int = 5, total_num_queries: int | None = None, **options: Unpack[TextOptions]
     ) -> Any:
-        """Finds the texts that fit each query best, in the queries' order.
+        """Finds the best texts for each query, in the queries' order.
 
         Args:
-            queries: The queries; any iterable, read a bounded way ahead.
-            k: Texts for each query; all of them where the corpus has fewer.
-            total_num_queries: Number of queries, where it is known and `len(queries)` is not.
+            queries: The queries; any iterable, with bounded read-ahead.
+            k: Texts per query; all of them if the corpus has fewer.
+            total_num_queries: Number of queries, if `queries` has no length.
             **options: See `TextOptions`.
 
         Returns:
@@ -97,13 +97,13 @@ class Retriever(Model):
             DefinitionError: `k` is below 1.
         """
         if k < 1:
-            raise DefinitionError(f"k cannot be {k}: ask for at least one text.")
+            raise DefinitionError(f"k is {k}; expected at least 1.")
         if total_num_queries is not None:
             options["total_num_texts"] = total_num_queries
         return values_of(self.results(queries, k, **options), options)
 
     def results(self, queries: Iterable[str], k: int = 5, **options: Any) -> Iterator[Computed]:
-        """Like `run`, but yields whole results, in the queries' order: a `Retrieved`, or the error of a failed row."""
+        """Yields results in the queries' order: a `Retrieved`, or the error of a failed row; see `run`."""
         for found in self.search(queries, min(k, len(self.texts)), TextRun.from_options(options)):
             if isinstance(found, ModelError):
                 yield Computed(error=found)

@@ -1,1 +1,1 @@
-"""Models that compute something of each text, such as classifiers."""
+"""Models that compute a value per text, such as classifiers."""

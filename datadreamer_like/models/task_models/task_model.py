@@ -1,4 +1,4 @@
-"""The base of models that compute something of each text: embedders, classifiers."""
+"""The base of models that compute a value per text, such as embedders and classifiers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ V = TypeVar("V")
 
 
 class TaskModel(Model, Generic[V]):
-    """A model that computes a value V of each text.
+    """A model that computes a value V for each text.
 
-    A subclass writes `compute(texts, ...)`, `count_tokens` and `model_max_length`, and says in `identity` what decides
-    its results; deduplication, caching, batches by length, order and errors by row stand above, the same as for LLMs.
-    Values are stored as JSON unless `encode_value` and `decode_value` say otherwise.
+    A subclass writes `compute(texts, ...)`, `count_tokens`, `model_max_length`, and `identity` with everything that
+    determines its results. Deduplication, caching, batches by length, order and errors per row are as for LLMs. Values
+    are stored as JSON unless `encode_value` and `decode_value` are overridden.
 
     Args:
-        cache_folder_path: Where results are cached outside a session.
+        cache_folder_path: Folder of the cache outside a session.
     """
 
     icon = " 🧠 "
@@ -41,25 +41,25 @@ class TaskModel(Model, Generic[V]):
     # What a subclass writes.
 
     def compute(self, texts: Sequence[str], **asks: Any) -> Sequence[V]:
-        """Computes the values of texts of similar length, in their order; texts that are too long are truncated.
+        """Computes the values of texts of similar length, in order; texts that are too long are truncated.
 
         Args:
             texts: The texts.
-            **asks: What this run asks for beside them.
+            **asks: Further arguments of this run.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement compute.")
 
     def count_tokens(self, value: str) -> int:
-        """Returns the number of tokens of a text as the model reads it."""
+        """Returns the number of tokens of a text."""
         raise NotImplementedError(f"{type(self).__name__} does not count tokens.")
 
     @property
     def model_max_length(self) -> int:
-        """Number of tokens that the model reads of a text."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how long a text may be.")
+        """Maximum number of tokens of a text."""
+        raise NotImplementedError(f"{type(self).__name__} has no model_max_length.")
 
     def encode_value(self, value: V) -> bytes:
-        """Returns a value as it is stored."""
+        """Returns the stored form of a value."""
         return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
     def decode_value(self, value: bytes) -> V:
@@ -70,11 +70,11 @@ class TaskModel(Model, Generic[V]):
     # What users call.
 
     def run(self, texts: Iterable[str], truncate: bool = False, **options: Unpack[TextOptions]) -> Any:
-        """Computes the value of each text, in the texts' order; what was computed before is not computed again.
+        """Computes the value of each text, in order; cached values are not computed again.
 
         Args:
-            texts: The texts; any iterable, read a bounded way ahead.
-            truncate: Read only the beginning of a text that is too long, in place of failing that row.
+            texts: The texts; any iterable, with bounded read-ahead.
+            truncate: Truncate texts that are too long, instead of failing the row.
             **options: See `TextOptions`.
 
         Returns:
@@ -86,18 +86,18 @@ class TaskModel(Model, Generic[V]):
         return values_of(self.results(texts, truncate, **options), options)
 
     def results(self, texts: Iterable[str], truncate: bool = False, **options: Any) -> Iterator[Computed]:
-        """Like `run`, but yields whole results, in the texts' order: the value, or the error of a failed row."""
+        """Yields results in the texts' order: the value, or the error of a failed row; see `run`."""
         return self.results_of(texts, truncate, {}, options)
 
     def results_of(
         self, texts: Iterable[str], truncate: bool, asks: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Iterator[Computed]:
-        """Yields whole results; for `results` of subclasses whose `compute` takes more than texts.
+        """Yields results; for `results` of subclasses with further arguments of `compute`.
 
         Args:
             texts: The texts.
             truncate: See `run`.
-            asks: What `compute` is given besides the texts; part of what decides a result.
+            asks: Further arguments of `compute`, which are part of the key of a result.
             options: See `TextOptions`.
         """
         run = TextRun.from_options(options)
@@ -129,15 +129,15 @@ class TaskModel(Model, Generic[V]):
     def _compute_rows(self, texts: Sequence[Any], truncate: bool, asks: Mapping[str, Any]) -> list[Computed]:
         rows: dict[int, Computed] = {}
         for index, text in enumerate(texts):
-            if not isinstance(text, str):  # what a column holds is known only here
+            if not isinstance(text, str):
                 rows[index] = Computed(error=not_a_text(text))
                 continue
             tokens = self.count_input_tokens(text, asks)
             if tokens > self.model_max_length and not truncate:
                 rows[index] = Computed(
                     error=PromptTooLong(
-                        f"The text has {tokens} tokens; {self.display_name} reads {self.model_max_length}. Shorten it, "
-                        "or pass truncate=True to read its beginning only."
+                        f"The text has {tokens} tokens; the limit of {self.display_name} is {self.model_max_length}. "
+                        "Shorten it, or pass truncate=True."
                     )
                 )
             else:
@@ -146,11 +146,11 @@ class TaskModel(Model, Generic[V]):
         if good:
             values = self.compute([texts[index] for index in good], **asks)
             for index, value in zip(good, values, strict=True):
-                # Read back at once, so that a result is the same whether it is new or from the cache.
+                # Decoded again, so that new and cached results are the same.
                 rows[index].stored = self.encode_value(value)
                 rows[index].value = self.decode_value(rows[index].stored)
         return [rows[index] for index in range(len(texts))]
 
     def count_input_tokens(self, text: str, asks: Mapping[str, Any]) -> int:
-        """Returns the number of tokens of a text with what this run puts before it."""
+        """Returns the number of tokens of a text with the run's instruction, if any."""
         return self.count_tokens(text)

@@ -1,26 +1,43 @@
-"""Writing a trained model for use elsewhere: a function for each format."""
+"""Exports a trained model: one function per format."""
 
 from __future__ import annotations
 
-import datetime
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from datadreamer_like.errors import DefinitionError, StorageError, did_you_mean
 from datadreamer_like.graph import Card
 from datadreamer_like.storage.folders import explained, new_folder
 
-if TYPE_CHECKING:
-    from .trained_model import TrainedModel
-
-CARD_NAME = "card.json"
+from .model_files import CARD_NAME, write_card
 
 
-def export_model(trained: TrainedModel, format: str, to: str | Path) -> Path:
-    """Writes a model to a folder that is complete or absent; an earlier export in the same place is replaced.
+class Exportable(Protocol):
+    """The part of `TrainedModel` that an export needs."""
+
+    path: str
+
+    @property
+    def card(self) -> Card:
+        """Where the model came from."""
+
+    @property
+    def model(self) -> Any:
+        """The transformers model."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer."""
+
+    @staticmethod
+    def save(model: Any, tokenizer: Any, folder: Any, card: Any = None) -> Any:
+        """Writes a model and its tokenizer."""
+
+
+def export_model(trained: Exportable, format: str, to: str | Path) -> Path:
+    """Writes a model to a folder atomically; an earlier export there is replaced.
 
     Args:
         trained: The model.
@@ -33,14 +50,14 @@ def export_model(trained: TrainedModel, format: str, to: str | Path) -> Path:
     """
     if format not in EXPORTS:
         raise DefinitionError(
-            f'"{format}" is no format to export to. There are: {", ".join(EXPORTS)}.' + did_you_mean(format, EXPORTS)
+            f'There is no export format "{format}". There are: {", ".join(EXPORTS)}.' + did_you_mean(format, EXPORTS)
         )
     if not str(to):
         raise DefinitionError("export needs the folder to write to: export(to=folder).")
     target = Path(to)
     if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / CARD_NAME).is_file())):
         raise StorageError(
-            f"{target} is there already and is no earlier export. Choose another folder, or remove it first."
+            f"{target} exists already and is not an earlier export. Choose another folder, or remove it first."
         )
     fresh = target.with_name(f".{target.name}-new")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -54,17 +71,11 @@ def export_model(trained: TrainedModel, format: str, to: str | Path) -> Path:
     return target
 
 
-def write_card(folder: Path, card: Card) -> None:
-    """Writes a card with its lineage into a model's folder."""
-    card.created = card.created or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    (folder / CARD_NAME).write_text(json.dumps(card.to_json(), indent=2, ensure_ascii=False), encoding="utf-8")
-
-
-def _safetensors(trained: TrainedModel, folder: Path) -> None:
+def _safetensors(trained: Exportable, folder: Path) -> None:
     if Path(trained.path).is_dir():
         shutil.copytree(trained.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD_NAME))
     else:
         trained.save(trained.model, trained.tokenizer, folder)
 
 
-EXPORTS: dict[str, Callable[[TrainedModel, Path], None]] = {"safetensors": _safetensors}
+EXPORTS: dict[str, Callable[[Exportable, Path], None]] = {"safetensors": _safetensors}

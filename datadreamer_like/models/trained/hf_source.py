@@ -16,10 +16,10 @@ from datadreamer_like.storage.digests import file_digest
 
 from ..llms.gguf_header import read_gguf_header
 from ..quiet import quiet
-from .trained_model import TrainedModel
+from .model_files import files_identity
 
 HOW_FETCHED = frozenset({"token", "cache_dir", "local_files_only"})
-"""Arguments of `from_pretrained` that say how a model is fetched, never which one; the first is a secret."""
+"""Arguments of `from_pretrained` that do not decide which model is loaded; `token` is a secret."""
 
 _README_SECONDS = 5
 _MODEL_FILES = ("config.json", "modules.json", "adapter_config.json")
@@ -60,14 +60,14 @@ class HFSource:
 
     @property
     def identity(self) -> Any:
-        """What tells this model from others: its content where it is at hand, else its name and revision."""
+        """Identity for fingerprints: a local model's content, else its name and revision."""
         if hasattr(type(self.origin), "__fingerprint__"):
             return self.origin
         if self.folder is None:
             return self.name, self.revision
         if self.gguf_file is not None:
             return file_digest(self.folder / self.gguf_file)
-        return TrainedModel(self.folder)
+        return files_identity(self.folder)
 
     @property
     def model_card(self) -> str | None:
@@ -138,12 +138,12 @@ def hf_source(model: Any, revision: str | None = None) -> HFSource:
 
 @contextmanager
 def loading(source: HFSource) -> Iterator[None]:
-    """Loads quietly inside the block, and says in one sentence what is wrong with what is loaded.
+    """Silences transformers inside the block, and converts its errors.
 
     Raises:
         UnknownModel: Neither this machine nor the Hub has the model, or it lacks a file.
         HubError: The Hub cannot be reached, and the model is not in its cache.
-        DataError: transformers cannot make a model of what is there.
+        DataError: transformers cannot load the files.
     """
     try:
         with quiet():
@@ -160,7 +160,7 @@ def loading(source: HFSource) -> Iterator[None]:
 
 
 def forget_gguf(model: Any) -> None:
-    """Makes a model whose weights transformers unpacked from a GGUF file one like any other: it can be trained."""
+    """Makes a model that transformers unpacked from a GGUF file trainable, like any other model."""
     model.is_quantized, model.hf_quantizer = False, None
     for holder, name in ((model, "quantization_method"), (model.config, "quantization_config")):
         if hasattr(holder, name):
@@ -169,7 +169,7 @@ def forget_gguf(model: Any) -> None:
 
 @functools.lru_cache(maxsize=64)
 def _hub_readme(repo_id: str, revision: str | None) -> str:
-    """Returns a repository's README, from the Hub's cache or the Hub; nothing when neither has it: never an error."""
+    """Returns a repository's README from the Hub's cache or the Hub; "" if it is not available."""
     from huggingface_hub import HfApi, constants, get_session, hf_hub_url, try_to_load_from_cache
 
     try:

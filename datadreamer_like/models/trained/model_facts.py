@@ -1,4 +1,4 @@
-"""What can be told of a model by its config and its modules."""
+"""Facts about a model that follow from its config and modules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Task = Literal["text-classification", "text-generation", "text2text-generation",
 
 
 def task_of(config: PretrainedConfig) -> Task:
-    """Tells by a config what its model does."""
+    """Returns a model's task, from its config."""
     architecture = (getattr(config, "architectures", None) or [""])[0]
     if architecture.endswith("ForSequenceClassification"):
         return "text-classification"
@@ -24,7 +24,7 @@ def task_of(config: PretrainedConfig) -> Task:
 
 
 def is_bidirectional(config: PretrainedConfig) -> bool:
-    """Whether a model is an encoder, of which transformers makes a "causal" model that reads what it is to write."""
+    """Whether a model is an encoder; transformers loads it as a "causal" model that sees its target tokens."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     if getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False):
@@ -33,12 +33,12 @@ def is_bidirectional(config: PretrainedConfig) -> bool:
 
 
 def model_max_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Returns how many tokens a model takes: the smaller of what its tokenizer and its positions say."""
-    # A tokenizer that does not know says 10^30.
+    """Returns a model's maximum number of tokens: the smaller of its tokenizer's limit and its positions."""
+    # Tokenizers without a limit have 10^30.
     known = [tokenizer.model_max_length] if tokenizer.model_max_length < 10**9 else []
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     if positions and not getattr(config, "relative_attention_num_buckets", None):
-        # RoBERTa and its kin count positions from the padding id on.
+        # RoBERTa-style models number positions from the padding id.
         offset = config.pad_token_id + 1 if config.model_type in _POSITIONS_AFTER_PADDING else 0
         known.append(positions - offset)
     return min(known, default=512)
@@ -48,7 +48,7 @@ _POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "camembert", "longformer",
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Counts a model's weights, shared ones once; those of quantized layers count as what they stand for."""
+    """Counts a model's weights, shared ones once; quantized layers count their dequantized weights."""
     seen: set[int] = set()
     total = 0
     for module in model.modules():
@@ -58,7 +58,7 @@ def count_parameters(model: nn.Module) -> int:
         seen.update(id(tensor) for tensor in tensors.values())
         stated = _stated_size(module)
         if stated is not None:
-            # Packed codes are fewer (two to a byte), or kept in buffers.
+            # Packed codes are fewer than weights (two per byte), or are buffers.
             total += stated if "weight" in fresh or ("weight" not in tensors and fresh) else 0
             total += tensors["bias"].numel() if "bias" in fresh else 0
             fresh -= {"weight", "bias"}
@@ -67,7 +67,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def _stated_size(module: nn.Module) -> int | None:
-    """Weights that a linear layer or an embedding says it has, however it stores them."""
+    """The number of weights according to the sizes of a linear layer or embedding, for any storage format."""
     for rows, columns in (("out_features", "in_features"), ("num_embeddings", "embedding_dim")):
         sizes = getattr(module, rows, None), getattr(module, columns, None)
         if isinstance(sizes[0], int) and isinstance(sizes[1], int):

@@ -1,4 +1,4 @@
-"""The node whose result is a model: what trainers and stages have in common."""
+"""The base of nodes whose result is a model: trainers and stages."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ if TYPE_CHECKING:
 
 
 class ModelNode(Node):
-    """A node that makes a model; it can be used wherever a `TrainedModel` can.
+    """A node that makes a model; it can be used like a `TrainedModel`.
 
-    The `build` of a subclass saves the model to `draft / MODEL_FOLDER` with `TrainedModel.save`; everything here then
-    works on what is saved there.
+    `build` in a subclass saves the model to `draft / MODEL_FOLDER` with `TrainedModel.save`.
 
     Attributes:
-        device: Where the model is loaded to when it is used.
-        dtype: Data type that it is then loaded in; None for the one that it was saved in.
+        device: Device to load the model to.
+        dtype: Data type to load the model in; None for the saved one.
     """
 
     MODEL_FOLDER = "model"
@@ -54,7 +53,7 @@ class ModelNode(Node):
 
     @property
     def model(self) -> PreTrainedModel:
-        """The finished model, loaded when it is first asked for."""
+        """The finished model, loaded lazily."""
         return self.trained.model
 
     @property
@@ -69,7 +68,7 @@ class ModelNode(Node):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What was measured when the model was made."""
+        """The metrics from when the model was made."""
         return dict(self.trained.card.metrics)
 
     def predict(self, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None) -> Predictions:
@@ -113,11 +112,11 @@ class ModelNode(Node):
 
 
 def as_trained_model(value: object, what: str = "model") -> TrainedModel:
-    """Takes whatever names a model: a trainer, a stage, a `TrainedModel`, a folder or an id on the Hub.
+    """Converts a trainer, a stage, a `TrainedModel`, a folder or an id on the Hub to a `TrainedModel`.
 
     Args:
         value: The model.
-        what: What the argument is called, for the message.
+        what: Name of the argument, for the message.
 
     Raises:
         NotTrained: A trainer that has not trained yet.

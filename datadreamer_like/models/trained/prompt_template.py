@@ -1,4 +1,4 @@
-"""How a language model is prompted, as a chat template: saved with the tokenizer, read by everything that asks it."""
+"""The prompt template of a language model, stored as the chat template of its tokenizer."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ..llms.chat_template import AUTO, AutoText, given_text, is_text_template, s
 def set_prompt_template(
     tokenizer: Any, template: AutoText = AUTO, system_prompt: AutoText = AUTO, *, encoder_decoder: bool = False
 ) -> None:
-    """Makes a prompt template and a system prompt the tokenizer's chat template.
+    """Stores a prompt template and a system prompt as the tokenizer's chat template.
 
-    A system prompt becomes the template's default: one in the messages replaces it.
+    The system prompt becomes the template's default; one in the messages replaces it.
 
     Args:
         tokenizer: The tokenizer, changed in place.
         template: Jinja code over `messages`, a text with the placeholder `{{prompt}}`, None for the bare prompt, or
             AUTO for the tokenizer's own template.
         system_prompt: The system prompt; AUTO and None leave it to the template.
-        encoder_decoder: Whether prompts go to an encoder, which reads the tokens that end a text too.
+        encoder_decoder: Whether prompts go to an encoder, whose input has the tokenizer's end tokens too.
     """
     system = given_text(system_prompt)
     own = tokenizer.get_chat_template() if tokenizer.chat_template else None
@@ -50,7 +50,7 @@ def has_template(tokenizer: Any) -> bool:
 
 
 def render(tokenizer: Any, prompt: str, answer: str) -> tuple[str, str]:
-    """Returns a prompt and its answer as the tokenizer's chat template writes them; as they are without one.
+    """Returns a prompt and its answer, rendered with the tokenizer's chat template if it has one.
 
     Raises:
         MethodMisfit: The template refuses such messages.
@@ -60,7 +60,7 @@ def render(tokenizer: Any, prompt: str, answer: str) -> tuple[str, str]:
     messages = [{"role": "user", "content": prompt}]
     reply = {"role": "assistant", "content": answer}
     try:
-        asked = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        start = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
         whole = str(tokenizer.apply_chat_template([*messages, reply], tokenize=False))
     except Exception as error:
         if type(error).__module__.partition(".")[0] != "jinja2":
@@ -69,12 +69,12 @@ def render(tokenizer: Any, prompt: str, answer: str) -> tuple[str, str]:
             f"The chat template refuses the prompt: {error}. Pass another chat_prompt_template, or leave system_prompt "
             "out."
         ) from error
-    # Some templates write the past of a conversation otherwise than its end: then the answer follows as it is.
-    return asked, whole[len(asked) :] if whole.startswith(asked) else answer
+    # Some templates render earlier turns differently from the last one: then the answer is appended unchanged.
+    return start, whole[len(start) :] if whole.startswith(start) else answer
 
 
 def _from_text(tokenizer: Any, template: str, system: str | None, encoder_decoder: bool) -> str:
-    """Returns Jinja code that writes what filling in the placeholders of a text does."""
+    """Returns Jinja code that gives the same result as filling in the placeholders of a text."""
     before, after = _special_tokens(tokenizer)
     parts = []
     for part in split_text_template(template):
@@ -84,7 +84,7 @@ def _from_text(tokenizer: Any, template: str, system: str | None, encoder_decode
             parts.append("{{ asked.system }}")
         elif part:
             parts.append(f"{{{{ {_quoted(part)} }}}}")
-    # What ends a text ends what an encoder reads, but not a prompt that the answer follows.
+    # An encoder's input has end tokens; a prompt that is followed by its answer does not.
     end = f"{{{{ {_quoted(after)} }}}}" if encoder_decoder and after else ""
     return (
         (f"{{{{ {_quoted(before)} }}}}" if before else "")

@@ -1,9 +1,8 @@
-"""A model in a folder: what trainers and stages yield, what they start from, and what a teacher is."""
+"""A model in a folder: the result and the starting point of trainers and stages, and a teacher."""
 
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from datadreamer_like.errors import ArgumentTypeError, MethodMisfit, StorageError
 from datadreamer_like.graph import Card
-from datadreamer_like.storage.digests import file_digest
 from datadreamer_like.storage.folders import explained
 
 from ..quiet import quiet
-from .export import CARD_NAME, export_model, write_card
+from .export import export_model
+from .hf_source import hf_source, loading
 from .model_facts import Task, count_parameters, task_of
+from .model_files import CARD_NAME, files_identity, model_files, read_card, write_card
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a classifier says of some texts.
+    """A classifier's predictions.
 
     Attributes:
         classes: The classes, in the order of the probabilities.
-        labels: For each text its most likely class; for a model of several labels the list of those over one half.
-        probabilities: Float array [texts, classes]; rows add up to 1, except for a model of several labels.
+        labels: The most likely class of each text; for a multi-label model, the list of classes above 0.5.
+        probabilities: Float array [texts, classes]; rows add up to 1, except for a multi-label model.
     """
 
     classes: list[str]
@@ -48,17 +48,17 @@ class Predictions:
 
 
 class TrainedModel:
-    """A trained model with its tokenizer and its origin, loaded from its folder when it is first used.
+    """A trained model with its tokenizer and origin, loaded lazily from its folder.
 
-    Any folder that transformers opens can be one; `TrainedModel.load(folder)` loads what trainers and stages
-    saved or exported, pruned and quantized models too, in a fresh process with one call. It can be pickled: the
-    weights are loaded anew on the other side.
+    Any folder that transformers can load works; `TrainedModel.load(folder)` loads models saved or exported by trainers
+    and stages in any process, pruned and quantized ones too. It can be pickled without the weights, which are loaded
+    again.
 
     Args:
         path: Folder of the model, or its id on the Hub.
-        device: Where the model is loaded to, such as "cuda"; None for the processor.
-        dtype: Data type to load it in, such as "bfloat16"; None for the one that it was saved in.
-        node: The trainer or stage that made it, which then decides its fingerprint and its card.
+        device: Device to load the model to, such as "cuda"; None for the CPU.
+        dtype: Data type to load it in, such as "bfloat16"; None for the saved one.
+        node: The trainer or stage that made it, which decides its fingerprint and card.
 
     Example:
         >>> student = TrainedModel.load("output/student")  # doctest: +SKIP
@@ -135,14 +135,12 @@ class TrainedModel:
         """The model's transformers config."""
         from transformers import AutoConfig
 
-        from .hf_source import hf_source, loading
-
         with loading(hf_source(self.path)):
             return cast("PretrainedConfig", AutoConfig.from_pretrained(self.path))
 
     @property
     def task(self) -> Task:
-        """What the model does, in the Hub's words."""
+        """The model's task, as the Hub names it."""
         return task_of(self.config)
 
     @property
@@ -150,7 +148,7 @@ class TrainedModel:
         """A classifier's classes and their positions.
 
         Raises:
-            MethodMisfit: The model is no classifier.
+            MethodMisfit: The model is not a classifier.
         """
         return {label: index for index, label in enumerate(self.labels)}
 
@@ -159,10 +157,10 @@ class TrainedModel:
         """A classifier's classes, in the order of its logits.
 
         Raises:
-            MethodMisfit: The model is no classifier.
+            MethodMisfit: The model is not a classifier.
         """
         if self.task != "text-classification":
-            raise MethodMisfit(f"{self!r} is no classifier (its task is {self.task}), so it has no labels.")
+            raise MethodMisfit(f"{self!r} is not a classifier (its task is {self.task}), so it has no labels.")
         return [str(label) for _, label in sorted((self.config.id2label or {}).items())]
 
     @property
@@ -175,43 +173,37 @@ class TrainedModel:
         """Where the model came from."""
         if self.node is not None:
             return self.node.card
-        saved = Path(self.path) / CARD_NAME
-        if saved.is_file():
-            return Card.from_json(json.loads(saved.read_text(encoding="utf-8")))
-        return Card(Path(self.path).name, "trainer", type(self).__name__, models=[self.path], base_model=self.path)
+        return read_card(Path(self.path)) or Card(
+            Path(self.path).name, "trainer", type(self).__name__, models=[self.path], base_model=self.path
+        )
 
     @property
     def num_parameters(self) -> int:
-        """Weights of the model, shared ones once; those of quantized layers count as what they stand for."""
+        """Number of weights, shared ones once; quantized layers count their dequantized weights."""
         return count_parameters(self.model)
 
     @property
     def bytes_on_disk(self) -> int:
         """Bytes of all files that are needed to run the model: weights, config and tokenizer."""
-        return sum(file.stat().st_size for file in self._files())
-
-    def _files(self) -> list[Path]:
         folder = Path(self.path)
         if not folder.is_dir():
-            raise StorageError(f'"{self.path}" is not a folder on this machine, so its files cannot be looked at.')
-        return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CARD_NAME)
+            raise StorageError(f'"{self.path}" is not a folder on this machine, so its files cannot be counted.')
+        return sum(file.stat().st_size for file in model_files(folder))
 
     def __fingerprint__(self) -> tuple[Any, ...]:
         if self._fingerprint is not None:
             return "node", self._fingerprint
-        # What is loaded in another data type answers otherwise.
+        # Another data type gives other answers.
         cast_to = () if self.dtype is None else (str(self.dtype).removeprefix("torch."),)
         if not Path(self.path).is_dir():
             return "model", self.path, *cast_to
-        folder = Path(self.path)
-        files = [(file.relative_to(folder).as_posix(), file_digest(file)) for file in self._files()]
-        return "model files", files, *cast_to
+        return *files_identity(Path(self.path)), *cast_to
 
     # Using it
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """The model, in evaluation mode, loaded when it is first asked for."""
+        """The model, in evaluation mode, loaded lazily."""
         from datadreamer_like import formats
 
         options = {} if self.dtype is None else {"dtype": self.dtype}
@@ -245,16 +237,16 @@ class TrainedModel:
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Returns a classifier's logits, float array [texts, classes], in the order of `labels`.
 
-        Texts are run in batches of like length, so that little is computed on padding.
+        Texts are batched by length, to reduce padding.
 
         Args:
-            texts: The texts; longer ones than the model takes are cut.
-            batch_size: How many at once.
+            texts: The texts, cut at the model's limit.
+            batch_size: Texts in a batch.
             max_length: Cut at this many tokens instead.
 
         Raises:
-            MethodMisfit: The model is no classifier.
-            ArgumentTypeError: One text stands in place of a list of them.
+            MethodMisfit: The model is not a classifier.
+            ArgumentTypeError: `texts` is a single text.
             DataError: One of the texts is not a text.
         """
         from datadreamer_like.distillation import teacher_logits_for_texts
@@ -263,7 +255,7 @@ class TrainedModel:
             raise ArgumentTypeError(
                 f"texts is one text, {texts[:40]!r}; it must be a list of texts. Put it into a list."
             )
-        _ = self.labels  # refuses what is no classifier
+        _ = self.labels  # raises if the model is not a classifier
         found = teacher_logits_for_texts(self, texts, batch_size=batch_size, max_length=max_length)
         return cast("np.ndarray[Any, np.dtype[np.float32]]", found.numpy())
 
@@ -271,22 +263,22 @@ class TrainedModel:
         """Classifies texts.
 
         Args:
-            texts: The texts, in any order.
-            batch_size: How many at once.
-            max_length: Cut texts at this many tokens; None for what the model takes.
+            texts: The texts.
+            batch_size: Texts in a batch.
+            max_length: Cut texts at this many tokens; None for the model's own limit.
 
         Returns:
             Labels and probabilities in the order of the texts.
 
         Raises:
-            MethodMisfit: The model is no classifier; let one that writes answer as an LLM: `HFTransformers(path)`.
+            MethodMisfit: The model is not a classifier; run a language model with `HFTransformers(path)`.
         """
         import numpy as np
 
         if self.task != "text-classification":
-            writes = self.task in ("text-generation", "text2text-generation")
-            way_out = f"Let it write with HFTransformers({self.path!r})." if writes else "Train it as one first."
-            raise MethodMisfit(f"{self!r} is no classifier (its task is {self.task}). {way_out}")
+            generates = self.task in ("text-generation", "text2text-generation")
+            advice = f"Run it with HFTransformers({self.path!r})." if generates else "Train it as one first."
+            raise MethodMisfit(f"{self!r} is not a classifier (its task is {self.task}). {advice}")
         logits = self.logits(texts, batch_size=batch_size, max_length=max_length).astype(np.float64)
         classes = self.labels
         labels: list[Any]

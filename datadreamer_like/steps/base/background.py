@@ -1,4 +1,4 @@
-"""Waiting for steps that run in the background, and running functions that make steps side by side."""
+"""Waiting for background steps, and running functions that make steps concurrently."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .step import Step
 
 
 def wait(*steps: Step, poll_interval: float = 1.0) -> None:
-    """Waits until background steps are done, and raises what one of them raised.
+    """Waits for background steps, and raises the error of a failed one.
 
     Args:
         *steps: The steps.
@@ -22,13 +22,13 @@ def wait(*steps: Step, poll_interval: float = 1.0) -> None:
 
 
 def concurrent(*funcs: Callable[[], Any]) -> list[Any]:
-    """Runs functions side by side in threads of the open session.
+    """Runs functions concurrently, each in a thread that shares the open session.
 
     Args:
         *funcs: Functions without arguments; they may make steps.
 
     Returns:
-        What they returned, in their order. If one raises, the others end first, then that is raised.
+        Their results, in order. If one raises, the others finish first, then its error is raised.
     """
     if not funcs:
         return []

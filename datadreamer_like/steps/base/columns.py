@@ -1,4 +1,4 @@
-"""Input columns as a step reads them: side by side, in one pass over what they share."""
+"""Reading a step's input columns together, in one pass over each dataset."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.output import Column, OutputDatasetMixin
 from datadreamer_like.graph.rows import Batch, Rows
 
-from ..operations.transforms import beside
+from ..operations.transforms import join_columns
 
 
 def rows_together(columns: Mapping[str, Column], what: str) -> Rows:
-    """Returns the rows of several columns side by side.
+    """Joins several columns row by row.
 
     Args:
-        columns: Name in the rows, to column. Columns of one dataset are read in one pass.
+        columns: Columns by their names in the rows. Columns of one dataset are read in one pass.
         what: The step that reads them, for messages.
 
     Raises:
@@ -39,11 +39,11 @@ def rows_together(columns: Mapping[str, Column], what: str) -> Rows:
             f"{what}: the inputs {', '.join(columns)} have different numbers of rows. Give columns of one step."
         )
 
-    return beside(parts, differ)
+    return join_columns(parts, differ)
 
 
 def _named(rows: Rows, names: Mapping[str, str]) -> Rows:
-    """Returns some columns under new names; one column may be there under several."""
+    """Returns columns under new names; a column may appear under several names."""
     chosen = rows.select_columns(list(dict.fromkeys(names.values())))
 
     def read() -> Iterator[pa.RecordBatch]:
@@ -58,34 +58,34 @@ def _named(rows: Rows, names: Mapping[str, str]) -> Rows:
 
 
 def columns_together(columns: Mapping[str, Column], what: str) -> Iterator[Batch]:
-    """Yields batches of several columns side by side, as Python values; see `rows_together`."""
+    """Yields batches of several columns as Python values; see `rows_together`."""
     order = list(columns)
     for batch in rows_together(columns, what).batches():
         yield {name: batch[name] for name in order}
 
 
 def whole_rows(column: Column) -> Iterator[Batch]:
-    """Yields batches of all columns of the dataset that a column was taken from."""
+    """Yields batches of all columns of a column's dataset."""
     return _whole(column).batches()
 
 
 def columns_of(column: Column) -> list[str]:
-    """Returns the names of all columns of the dataset that a column was taken from."""
+    """Returns the names of all columns of a column's dataset."""
     return _whole(column).column_names
 
 
 def whole_schema(column: Column) -> pa.Schema:
-    """Returns the schema of the dataset that a column was taken from."""
+    """Returns the schema of a column's dataset."""
     return _whole(column).rows.schema
 
 
 def inputs_schema(columns: Mapping[str, Column]) -> pa.Schema:
-    """Returns what is known of some columns, by their names in the step."""
+    """Returns the schema of columns, by their names in the step."""
     return pa.schema([column.rows.schema.field(0).with_name(name) for name, column in columns.items()])
 
 
 def num_rows_of(columns: Mapping[str, Column]) -> int | None:
-    """Returns the number of rows that columns side by side have; None where it is not known beforehand."""
+    """Returns the number of rows of columns that are read together; None where it is unknown."""
     return next((column.num_rows for column in columns.values() if column.num_rows is not None), None)
 
 

@@ -1,4 +1,4 @@
-"""A function as a step: its parameters are the step's inputs and arguments, what it returns its rows."""
+"""Functions as steps: parameters are the step's inputs and arguments, return values its rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..sources.data_source import NodeOptions
 from .columns import columns_together, num_rows_of
 from .lazy_rows import From, LazyRowBatches, Traced
 from .returned import rows_to_batch
-from .signature import OF_CALL, Definition, defined
+from .signature import CALL_PARAMETERS, Definition, defined
 from .step import Step
 
 P = ParamSpec("P")
@@ -26,12 +26,12 @@ R = TypeVar("R")
 
 
 class FunctionStep(Step):
-    """A step that a decorated function describes; see `step`."""
+    """The step of a decorated function; see `step`."""
 
     definition: ClassVar[Definition]
 
     def setup(self) -> None:
-        """Registers what the function's signature says."""
+        """Registers the names in the function's signature."""
         definition = self.definition
         for name, required in definition.inputs.items():
             self.register_input(name, required=required)
@@ -83,7 +83,7 @@ class FunctionStep(Step):
         return Traced(batch, *(From(name, rows) for name in self._inputs))
 
     def _given(self, values: Mapping[str, Any]) -> Iterable[Any]:
-        """Returns the positional arguments; an input that was not given leaves its parameter's default."""
+        """Returns the positional arguments, with defaults for inputs that were not given."""
         parameters = inspect.signature(self.definition.function).parameters
         return [values[name] if name in values else parameters[name].default for name in self.definition.inputs]
 
@@ -99,7 +99,7 @@ class FunctionStep(Step):
             raise
 
     def _batches(self, results: Iterable[tuple[Any, int]]) -> Iterator[tuple[Batch, list[int]]]:
-        """Yields batches of what the function returned, with the input rows that it was called with."""
+        """Yields batches of the function's results, with the input rows they were made from."""
         if self.definition.batched:
             for result, index in results:
                 yield self._batch(result), [index]
@@ -134,17 +134,17 @@ class FunctionStep(Step):
             return {name: list(column) for name, column in zip(names, result, strict=True)}
         found = ", ".join(map(str, result)) if isinstance(result, Mapping) else type(result).__name__
         raise StepOutputError(
-            f'"{self.name}": {self.definition.function.__name__} returned {found}; a batched function returns a list '
-            f"for each of its outputs: {', '.join(names)}."
+            f'"{self.name}": {self.definition.function.__name__} returned {found}; a batched function must return a '
+            f"list for each of its outputs: {', '.join(names)}."
         )
 
 
 class StepFunction(Generic[P, R]):
-    """What `@step` makes of a function: call it with columns to make a step of them.
+    """A function decorated with `@step`: call it with columns to make a step.
 
     Attributes:
-        function: The function itself, to call on single values, in a test say.
-        step_class: The class of the steps that it makes.
+        function: The undecorated function, for example for tests.
+        step_class: The class of its steps.
     """
 
     def __init__(self, function: Callable[P, R], definition: Definition) -> None:
@@ -167,11 +167,11 @@ class StepFunction(Generic[P, R]):
         outputs: dict[str, str] | None = None,
         **others: Any,
     ) -> FunctionStep:
-        """Makes a step, as a step's class does (`shout("Shout", inputs=..., args=...)`), or shorter.
+        """Makes a step, as `shout("Shout", inputs=..., args=...)` or in short form, as `shout(column, mark="?")`.
 
         Args:
-            *given: Columns for the function's positional parameters, in their order; a name may stand first.
-            name: The step's name; by default the function's, with spaces.
+            *given: Columns for the function's positional parameters, in order; a name may come first.
+            name: The step's name; by default the function's name with spaces.
             inputs: Columns by parameter.
             args: Arguments by parameter.
             outputs: New names for the step's output columns.
@@ -203,7 +203,7 @@ class StepFunction(Generic[P, R]):
             elif key in NodeOptions.__annotations__:
                 options[key] = value
             else:
-                known = [*definition.inputs, *definition.arguments, *sorted(OF_CALL)]
+                known = [*definition.inputs, *definition.arguments, *sorted(CALL_PARAMETERS)]
                 raise DefinitionError(
                     f'"{name}" has no parameter "{key}"; it takes: {", ".join(known)}.{did_you_mean(key, known)}'
                 )
@@ -232,22 +232,22 @@ def step(
     batched: bool = False,
     batch_size: int = BATCH_SIZE,
 ) -> Any:
-    """Makes a step of a function.
+    """Makes a step from a function.
 
-    Its positional parameters are input columns, of which it gets one row's values; its keyword-only parameters are
-    arguments, checked by their annotations. It returns the value of the one output, which is called after it; or a row,
-    as a dictionary, tuple or dataclass, whose columns `outputs` names or the return annotation (a `TypedDict`, a
-    `NamedTuple`, a dataclass). A generator function yields any number of rows for each row. A change of its code reruns
-    it.
+    Positional parameters are input columns: the function gets the values of one row. Keyword-only parameters are
+    arguments, checked against their annotations. The function returns either the value of a single output, which is
+    named after the function, or a row (dictionary, tuple or dataclass) with the columns given by `outputs` or by the
+    return annotation (`TypedDict`, `NamedTuple`, dataclass). A generator function yields any number of rows per input
+    row. The step runs again when the function's code changes.
 
     Args:
         function: The function.
-        outputs: Names of the columns that it makes.
-        batched: Give it many rows at once, each parameter a list; it returns a list for each output.
-        batch_size: How many at most.
+        outputs: Names of the output columns.
+        batched: Pass many rows at once, each parameter a list; the function returns a list for each output.
+        batch_size: The most rows to pass at once.
 
     Raises:
-        DefinitionError: The signature does not say what the inputs, arguments and outputs are.
+        DefinitionError: The signature does not define the inputs, arguments and outputs.
 
     Example:
         >>> from datadreamer_like import DataDreamer

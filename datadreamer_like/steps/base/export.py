@@ -1,4 +1,4 @@
-"""Getting a step's rows out: to Python, to files, to the Hugging Face Hub."""
+"""Exporting a step's rows to Python, to files and to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from datadreamer_like.storage.folders import explained
 from datadreamer_like.storage.tables import as_dataset
 
 from ..operations import splitting, transforms
+from .dataset_node import DatasetNode
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
-
-    from .step import Step
 
 
 class ExportOptions(TypedDict, total=False):
@@ -27,9 +26,9 @@ class ExportOptions(TypedDict, total=False):
 
     Attributes:
         train_size: Export this share (float) or number (int) of the rows as a split `train`.
-        validation_size: Likewise `validation`.
-        test_size: Likewise `test`.
-        stratify_by_column: A column whose values get the same shares in every split.
+        validation_size: The same for the split `validation`.
+        test_size: The same for the split `test`.
+        stratify_by_column: A column whose values have the same shares in every split.
         writer_batch_size: Accepted for DataDreamer scripts.
         save_num_proc: Accepted for DataDreamer scripts.
         save_num_shards: Accepted for DataDreamer scripts.
@@ -47,17 +46,17 @@ class ExportOptions(TypedDict, total=False):
 _SIZES = ("train_size", "validation_size", "test_size")
 
 
-class Exports:
-    """The exports of a step. With a split size given, each makes one result a split."""
+class Exports(DatasetNode):
+    """The exports of a step. With split sizes, each makes one result per split."""
 
     def export_to_dict(self, **options: Unpack[ExportOptions]) -> dict[str, Any]:
-        """Returns columns as lists; with splits, a dictionary of these by split."""
+        """Returns the columns as lists; with splits, one such dictionary per split."""
         parts = self._parts(options)
         made = {split: _columns(rows) for split, rows in parts.items()}
         return made.get("", made)
 
     def export_to_list(self, **options: Unpack[ExportOptions]) -> Any:
-        """Returns rows as dictionaries; with splits, a dictionary of these lists by split."""
+        """Returns the rows as dictionaries; with splits, one such list per split."""
         parts = self._parts(options)
         made = {split: _rows(rows) for split, rows in parts.items()}
         return made.get("", made)
@@ -94,9 +93,9 @@ class Exports:
         from datasets import load_from_disk
 
         dataset = self._dataset(options)
-        with explained(f'Exporting "{self._origin.name}"', Path(path)):
+        with explained(f'Exporting "{self.name}"', Path(path)):
             dataset.save_to_disk(
-                os.fspath(path), num_shards=None if _is_split(dataset) else options.get("save_num_shards")
+                os.fspath(path), num_shards=None if isinstance(dataset, dict) else options.get("save_num_shards")
             )
         return cast("Dataset | DatasetDict", load_from_disk(os.fspath(path)))
 
@@ -109,38 +108,34 @@ class Exports:
         is_synthetic: bool | None = None,
         **options: Any,
     ) -> str:
-        """Publishes the rows with a card on the Hugging Face Hub; what is there already makes no commit.
+        """Publishes the rows with a card on the Hugging Face Hub; unchanged files make no commit.
 
         Args:
             repo_id: `user/name`, or `name` in the token's own namespace.
-            branch: Branch to publish to; made if it is not there.
+            branch: Branch to publish to; created if it does not exist.
             private: Make a new repository private.
-            token: Access token; by default the one that `hf auth login` or `HF_TOKEN` gives.
-            is_synthetic: Tag the dataset as synthetic; None finds out from where the rows came from.
+            token: Access token; by default that of `hf auth login` or `HF_TOKEN`.
+            is_synthetic: Tag the dataset as synthetic; None decides by the origin of the rows.
             **options: See `ExportOptions`.
 
         Returns:
-            The address of the dataset.
+            The URL of the dataset.
 
         Raises:
-            HubError: The token, the name or the Hub is not as it should be; said before anything is sent.
+            HubError: The token or the name is invalid, or the Hub is unavailable; raised before anything is sent.
         """
         from datadreamer_like.hub import publish_dataset
 
         known = _checked(options)
         return publish_dataset(
-            self._dataset(known), repo_id, card=self._origin.card, branch=branch, private=private, token=token,
+            self._dataset(known), repo_id, card=self.card, branch=branch, private=private, token=token,
             is_synthetic=is_synthetic,
         )  # fmt: skip
-
-    @property
-    def _origin(self) -> Step:
-        return cast("Step", self)
 
     def _parts(self, options: Any) -> dict[str, Rows]:
         known = _checked(options)
         sizes = {name.removesuffix("_size"): known.get(name) for name in _SIZES}
-        rows = self._origin.output.rows
+        rows = self.output.rows
         if all(size is None for size in sizes.values()):
             return {"": rows}
         by = known.get("stratify_by_column")
@@ -159,7 +154,7 @@ class Exports:
         for split, rows in self._parts(known).items():
             file = target.with_name(f"{target.stem}.{split}{target.suffix}") if split else target
             file.parent.mkdir(parents=True, exist_ok=True)
-            with explained(f'Exporting "{self._origin.name}"', file):
+            with explained(f'Exporting "{self.name}"', file):
                 write(rows, str(file), options)
             files[split] = str(file)
         return files.get("", files)
@@ -178,7 +173,7 @@ def _rows(rows: Rows) -> list[dict[str, Any]]:
 
 
 def _dataset_of(rows: Rows) -> Dataset:
-    table = transforms.kept(rows).table
+    table = transforms.materialized(rows).table
     assert table is not None
     return as_dataset(table.data, table.indices, uuid.uuid4().hex)
 
@@ -211,10 +206,6 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     for name in options:
         if name not in ExportOptions.__annotations__:
             raise DefinitionError(
-                f"{name!r} is no option of an export; it takes {', '.join(ExportOptions.__annotations__)}."
+                f"{name!r} is not an export option; the options are: {', '.join(ExportOptions.__annotations__)}."
             )
     return options
-
-
-def _is_split(dataset: Any) -> bool:
-    return isinstance(dataset, dict)

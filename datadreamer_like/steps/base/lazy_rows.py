@@ -1,4 +1,4 @@
-"""Rows that a step's `run` generates lazily, and where they came from, as the step states it."""
+"""Lazily generated rows of a step's `run`, and statements of their origin."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ RowsFrom = range | Every | Sequence[int | None] | Sequence[Sequence[int]] | np.n
 
 @dataclass(frozen=True)
 class From:
-    """One of the sources that rows came from, as a step states it.
+    """One origin of rows, as stated by a step.
 
     Attributes:
-        source: Name of an input, a column, or the node itself.
-        rows: For each row the position of the source's row (None for no row), or a list of positions;
-            `Every(positions)` where all rows came from the same ones. By default the row of the same position.
-        role: What the source's rows were: `input`, `example`, `document` or the like.
+        source: Name of an input, a column, or a node.
+        rows: For each row the position of its source row (None for no row), or a list of positions;
+            `Every(positions)` where all rows came from the same positions. By default the row at the same position.
+        role: The role of the source rows: `input`, `example`, `document` or another word.
     """
 
     source: Any
@@ -33,11 +33,11 @@ class From:
 
 
 class Traced:
-    """Rows, or a batch of them, with the rows that they came from. `run` returns it, or yields it as a batch.
+    """Rows, or a batch of them, with their origin. Returned by `run`, or yielded as a batch.
 
     Args:
         value: The rows, in any form that `run` may return.
-        *sources: Where they came from.
+        *sources: Their origins.
 
     Example:
         >>> def batches(self):  # in a step with an input "texts"; keeps every second row
@@ -62,37 +62,37 @@ class _Lazy:
 
     @property
     def stays_lazy(self) -> bool:
-        """Whether rows are generated in each pass; an iterator gives its rows once, so they are kept."""
+        """Whether rows are generated in each pass; an iterator can be read only once, so its rows are saved."""
         return not self.save and not isinstance(self.value, Iterator)
 
 
 class LazyRows(_Lazy):
     """Rows that a step generates lazily.
 
-    An iterator, which can be read only once, is read at once and its rows are kept.
+    An iterator can be read only once, so it is read immediately and its rows are saved.
 
     Args:
         value: A generator function, an iterator, or an `IterableDataset` that yields rows: dictionaries, tuples in the
             order of the outputs, or single values where there is one output.
-        total_num_rows: How many rows there will be, where that is known.
-        auto_progress: Count the rows as progress.
-        save: Generate all rows now and keep them on disk.
+        total_num_rows: The number of rows, if known.
+        auto_progress: Count rows as progress.
+        save: Generate all rows now and save them.
         save_writer_batch_size: Rows written at a time.
-        row_by_row: Each row comes from the inputs' row of the same position, for `trace`.
-        like: Schema of columns that the rows continue under the same names: they keep class names, images and pickles.
+        row_by_row: Each row comes from the inputs' row at the same position, for `trace`.
+        like: Schema of columns of the same names, whose class names, images and pickles are preserved.
     """
 
 
 class LazyRowBatches(_Lazy):
-    """Batches of rows that a step generates lazily; those of an iterator are read at once, as with `LazyRows`.
+    """Batches of rows that a step generates lazily; an iterator is read immediately, as with `LazyRows`.
 
     Args:
         value: A generator function or iterator that yields batches: a dictionary of columns, a list of rows, or a tuple
-            of columns in the order of the outputs. `Traced` around a batch says where its rows came from.
-        total_num_rows: How many rows there will be, where that is known.
-        auto_progress: Count the rows as progress.
-        save: Generate all rows now and keep them on disk.
+            of columns in the order of the outputs. `Traced` around a batch gives the origin of its rows.
+        total_num_rows: The number of rows, if known.
+        auto_progress: Count rows as progress.
+        save: Generate all rows now and save them.
         save_writer_batch_size: Rows written at a time.
-        row_by_row: Each row comes from the inputs' row of the same position, for `trace`; `Traced` overrides it.
-        like: Schema of columns that the rows continue under the same names: they keep class names, images and pickles.
+        row_by_row: Each row comes from the inputs' row at the same position, for `trace`; `Traced` overrides it.
+        like: Schema of columns of the same names, whose class names, images and pickles are preserved.
     """

@@ -10,20 +10,20 @@ from typing import Any, ClassVar
 import typing_extensions
 
 from datadreamer_like.errors import DefinitionError, did_you_mean
-from datadreamer_like.graph.card import DataCardType
+from datadreamer_like.graph.node import reading_engine
 
 from .columns import inputs_schema
 from .lazy_rows import From, LazyRowBatches, Traced
-from .row_answers import FETCH_OPTIONS, Questions, RowAnswers
+from .row_answers import FETCH_OPTIONS, AnsweredRows, Questions, RowAnswers
 from .step import Step
 
 
 class ModelStep(Step):
-    """Base of steps with one input, one model, and one answer a row; None in, or a failed row, gives None.
+    """Base of steps with one input, one model, and one answer per row; None for a row that is None or fails.
 
     Attributes:
         model_arg: Name of the argument that holds the model.
-        answers_to: Names of the input, which is also an output, and of the output for the answers.
+        answers_to: Names of the input, which is also an output, and of the output with the answers.
     """
 
     neutral_args: ClassVar[frozenset[str]] = Step.neutral_args | FETCH_OPTIONS
@@ -34,24 +34,17 @@ class ModelStep(Step):
     answers_to: ClassVar[tuple[str, str]]
 
     def register_model(self, kind: type, help: str) -> None:
-        """Registers what every such step takes."""
+        """Registers the model and `lazy`."""
         self.register_arg(self.model_arg, type=kind, help=help)
-        self.register_arg(
-            "lazy", required=False, default=False, type=bool, help="Make the rows lazily and keep nothing."
-        )
+        self.register_arg("lazy", required=False, default=False, type=bool, help="Generate rows lazily; save nothing.")
 
     def configure(self) -> None:
-        """Refuses arguments that neither the step nor its model takes."""
+        """Rejects arguments that neither the step nor its model takes."""
         check_options(self.name, self._arg_specs, self._args, self.args[self.model_arg], self.model_arg)
 
     def run(self) -> LazyRowBatches:
         """Sends the inputs to the model."""
-        model = self.args[self.model_arg]
-        self.register_data_card(DataCardType.MODEL_NAME, getattr(model, "model_name", None) or model.display_name)
-        self.register_data_card(DataCardType.MODEL_CARD, model.model_card)
-        self.register_data_card(DataCardType.LICENSE, model.license)
-        for citation in model.citation or ():
-            self.register_data_card(DataCardType.CITATION, citation)
+        self.register_model_facts(self.args[self.model_arg])
         column = self.inputs[self.answers_to[0]]
         return LazyRowBatches(
             self.result_batches,
@@ -61,24 +54,33 @@ class ModelStep(Step):
         )
 
     def origin(self, results: list[Any]) -> Sequence[From]:
-        """Returns which rows a batch of results came from: by default the input's rows of the same positions.
+        """Returns the origin of a batch of results: by default the input's rows at the same positions.
 
         Args:
-            results: What the model gave for each row; None for a row that failed.
+            results: The model's result for each row; None for a row that failed.
         """
         return [From(self.answers_to[0])]
+
+    def answers(self, questions: Iterable[Questions]) -> Iterator[AnsweredRows]:
+        """Yields rows with the model's results, in order; uses only the model and the arguments."""
+        rows = RowAnswers(questions)
+        options = {name: value for name, value in self.args.items() if name not in (self.model_arg, "lazy")}
+        options = {name: value for name, value in options.items() if value is not None}
+        return rows.joined(self.args[self.model_arg].results(rows.values(), **options))
 
     def result_batches(self) -> Iterator[Traced]:
         """Yields the rows with the model's results."""
         given, made = self.answers_to
         column = self.inputs[given]
         name = column.column_names[0]
-        rows = RowAnswers(Questions(batch[name], {given: batch[name]}) for batch in column.batches())
-        options = {name: value for name, value in self.args.items() if name not in (self.model_arg, "lazy")}
-        options = {name: value for name, value in options.items() if value is not None}
-        results = self.args[self.model_arg].results(rows.values(), **options)
+        engine = reading_engine()
+        questions = (Questions(batch[name], {given: batch[name]}) for batch in column.batches())
+        if engine.batch_size is not None:
+            questions = (part for each in questions for part in each.split(engine.batch_size or 1))
         count = 0
-        for _, batch, answers in rows.joined(results):
+        for _, batch, answers in engine.batches(
+            self.worker(engine).answers, questions, f'"{self.name}"', self.sent_parts()
+        ):
             for index, answer in enumerate(answers, count):
                 if answer is not None and answer.error is not None:
                     self.usage.row_failed(index, str(answer.error))
@@ -88,12 +90,12 @@ class ModelStep(Step):
 
 
 def check_options(step: str, own: Collection[str], given: Iterable[str], model: Any, role: str) -> None:
-    """Refuses arguments that neither a step nor its model's `run` knows.
+    """Rejects arguments that neither a step nor its model's `run` takes.
 
     Args:
         step: Name of the step.
         own: Arguments of the step.
-        given: Arguments that it was given.
+        given: Arguments passed by the script.
         model: The model.
         role: Name of the argument that holds it.
 
@@ -113,7 +115,7 @@ def check_options(step: str, own: Collection[str], given: Iterable[str], model: 
 
 
 def _options_of(model: Any) -> set[str] | None:
-    """Returns the names that a model's `run` takes, or None where it takes any."""
+    """Returns the option names of a model's `run`, or None where it takes any."""
     names: set[str] = set()
     for parameter in list(inspect.signature(model.run).parameters.values())[1:]:
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
@@ -121,7 +123,7 @@ def _options_of(model: Any) -> set[str] | None:
             continue
         try:
             hint = typing.get_type_hints(model.run, include_extras=True).get(parameter.name)
-        except NameError:  # a name that only type checkers see
+        except NameError:  # a name imported for type checkers only
             return None
         (options,) = typing.get_args(hint) or (None,)
         if not typing_extensions.is_typeddict(options):

@@ -1,4 +1,4 @@
-"""What a step registers in `setup`, and the checks of what it is then given: early, by name, with the way out."""
+"""Registration of a step's inputs, arguments and outputs in `setup`, and checks of the values that it is given."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, UnknownColumn, did_you_mean
+from datadreamer_like.graph.card import DataCardType
 from datadreamer_like.graph.output import Column, OutputDatasetColumn, OutputIterableDatasetColumn
 
 RegistrationT = TypeVar("RegistrationT", bound="Registration")
@@ -17,15 +18,15 @@ _EXAMPLES: dict[Any, Any] = {str: "Is it good?", int: 2, float: 0.5, bool: True}
 
 @dataclass(frozen=True)
 class Registered:
-    """One input, argument or output that a step has registered.
+    """A registered input, argument or output.
 
     Attributes:
         name: Its name.
         required: Whether it must be given.
         default: Value of an argument that is not given.
-        help: What it is, for `help`.
-        default_help: How the default is described.
-        type: What an argument must be an instance of; None for anything.
+        help: Description, for `help`.
+        default_help: Description of the default.
+        type: Class or classes that an argument must be an instance of; None for any.
     """
 
     name: str
@@ -37,7 +38,7 @@ class Registered:
 
 
 class HelpText:
-    """Gives a step, and its class, a text of its inputs, arguments and outputs."""
+    """Descriptor of a step and its class: a text that lists inputs, arguments and outputs."""
 
     def __get__(self, step: Registration | None, cls: type[Registration]) -> str:
         known = registered(cls) if step is None else step
@@ -56,7 +57,7 @@ class HelpText:
 
 
 class Registration:
-    """The part of a step that knows its inputs, arguments and outputs."""
+    """The inputs, arguments and outputs of a step."""
 
     name: str
     _input_specs: dict[str, Registered]
@@ -66,23 +67,23 @@ class Registration:
     _closed: bool
 
     takes_options: ClassVar[bool] = False
-    """Whether arguments beyond the registered ones are accepted: the options of a model's `run`, say."""
+    """Whether arguments that are not registered are accepted, such as options of a model's `run`."""
 
     def setup(self) -> None:
-        """Registers inputs, arguments and outputs; to be written by a subclass."""
+        """Registers inputs, arguments and outputs; a subclass writes this."""
 
     @classmethod
     def example(cls, folder: Path) -> dict[str, Any]:
-        """Returns the smallest arguments with which the step does something, for tests and documentation.
+        """Returns the smallest useful arguments of the step, for tests and documentation.
 
-        A step that only takes texts, numbers and models as required arguments inherits this one.
+        A step whose required arguments are only texts, numbers and models inherits this.
 
         Args:
             folder: An empty folder for files that the example reads.
 
         Returns:
-            What the constructor takes beside the name; columns are lists of values, and models are left out of `args`,
-            since they are whatever the reader has.
+            The constructor's arguments other than the name. Columns are lists of values, and models are left out of
+            `args`.
         """
         step = registered(cls)
         inputs = {name: ["one text", "another text"] for name, spec in step._input_specs.items() if spec.required}
@@ -94,9 +95,9 @@ class Registration:
         return {"inputs": inputs, "args": args}
 
     def configure(self) -> None:
-        """Called when inputs and arguments have been checked one by one, before outputs are renamed.
+        """Called after inputs and arguments are checked one by one, and before outputs are renamed.
 
-        A subclass refuses here what does not go together, and may register outputs that depend on what was given.
+        A subclass rejects invalid combinations here, and may register outputs that depend on the arguments.
         """
 
     def register_input(self, input_column_name: str, required: bool = True, help: str | None = None) -> None:
@@ -105,7 +106,7 @@ class Registration:
         Args:
             input_column_name: Name of the input.
             required: Whether it must be given.
-            help: What it is.
+            help: Description.
         """
         self._register(self._input_specs, Registered(input_column_name, required, help=help), "input")
 
@@ -123,11 +124,11 @@ class Registration:
         Args:
             arg_name: Name of the argument.
             required: Whether it must be given.
-            default: Its value when it is not given.
-            help: What it is.
-            default_help: How the default is described.
-            type: A class or tuple of classes that the value must be an instance of; None itself is always allowed
-                where the argument is not required.
+            default: Its value if it is not given.
+            help: Description.
+            default_help: Description of the default.
+            type: A class or tuple of classes that the value must be an instance of; an optional argument may also be
+                None.
         """
         spec = Registered(arg_name, required, default, help, default_help, type)
         self._register(self._arg_specs, spec, "argument")
@@ -137,19 +138,19 @@ class Registration:
 
         Args:
             output_column_name: Name of the column.
-            help: What it holds.
+            help: Description.
         """
         self._register(self._output_specs, Registered(output_column_name, help=help), "output")
 
     def replace_output(self, output_column_name: str, names: Iterable[str]) -> None:
-        """Puts outputs in the place of one; for `configure`, where the names depend on the inputs.
+        """Replaces an output by others, in `configure`, where the names depend on the inputs.
 
         Args:
             output_column_name: A registered output.
-            names: The names of the columns that it stands for.
+            names: Names of the new outputs.
 
         Raises:
-            DefinitionError: A name is registered already.
+            DefinitionError: A name is already registered.
         """
         specs = dict(self._output_specs)
         self._output_specs.clear()
@@ -166,11 +167,19 @@ class Registration:
         """
         self._card_facts.append((data_card_type, data_card))
 
+    def register_model_facts(self, model: Any) -> None:
+        """Adds a model's name, card, licence and citations to the step's card."""
+        self.register_data_card(DataCardType.MODEL_NAME, getattr(model, "model_name", None) or model.display_name)
+        self.register_data_card(DataCardType.MODEL_CARD, model.model_card)
+        self.register_data_card(DataCardType.LICENSE, model.license)
+        for citation in model.citation or ():
+            self.register_data_card(DataCardType.CITATION, citation)
+
     help = HelpText()
-    """Inputs, arguments and outputs of the step, as text; of the class as well as of a step."""
+    """Inputs, arguments and outputs as text; of the class and of a step."""
 
     def accept(self, inputs: dict[str, Column], args: dict[str, Any], outputs: dict[str, str]) -> None:
-        """Checks what the script gave by what is registered, keeps it, and calls `configure`.
+        """Checks and stores the script's values, and calls `configure`.
 
         Args:
             inputs: Columns by input name.
@@ -191,7 +200,7 @@ class Registration:
     def _register(self, specs: dict[str, Registered], spec: Registered, what: str) -> None:
         if getattr(self, "_closed", True):
             raise DefinitionError(
-                f'"{self.name}" is constructed already. Register its {what} "{spec.name}" in setup().'
+                f'"{self.name}" is already constructed. Register its {what} "{spec.name}" in setup().'
             )
         if spec.name in specs:
             raise DefinitionError(f'{type(self).__name__} registers the {what} "{spec.name}" twice.')
@@ -199,7 +208,7 @@ class Registration:
 
 
 def registered(cls: type[RegistrationT]) -> RegistrationT:
-    """Returns an object of a step's class that has registered its names and nothing more."""
+    """Returns an instance of a step's class that has only run `setup`."""
     probe = cls.__new__(cls)
     probe.name = cls.__name__
     run_setup(probe)
@@ -207,7 +216,7 @@ def registered(cls: type[RegistrationT]) -> RegistrationT:
 
 
 def run_setup(step: Registration) -> None:
-    """Calls a step's `setup`, within which names can be registered."""
+    """Calls a step's `setup`, in which names can be registered."""
     step._input_specs, step._arg_specs, step._output_specs = {}, {}, {}
     step._card_facts = []
     step._closed = False
@@ -258,7 +267,7 @@ def _check_names(
     step: Registration, given: dict[str, Any], specs: dict[str, Registered], what: str, check_missing: bool = True
 ) -> None:
     if not isinstance(given, dict):
-        raise ArgumentTypeError(f'"{step.name}": {what}s are given as {_described(given)}; expected a dictionary.')
+        raise ArgumentTypeError(f'"{step.name}": {what}s must be a dictionary; got {_described(given)}.')
     for name in given:
         if name not in specs and not (what == "argument" and step.takes_options):
             offered = ", ".join(specs) or "none"
@@ -268,7 +277,7 @@ def _check_names(
     if missing and check_missing:
         listed = ", ".join(f'"{name}"' for name in missing)
         raise DefinitionError(
-            f'"{step.name}" misses the {what}{"s" if len(missing) > 1 else ""} {listed}. '
+            f'"{step.name}" lacks the {what}{"s" if len(missing) > 1 else ""} {listed}. '
             f"Give {what}s as {what if what != 'argument' else 'arg'}s={{{listed.split(',')[0]}: ...}}."
         )
 

@@ -1,4 +1,4 @@
-"""What a step's `run` may return, brought to `Rows` by its shape and the number of outputs."""
+"""Conversion of the return values of `run` to `Rows`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows, rebatched
 from datadreamer_like.storage.schemas import widened
 from datadreamer_like.storage.values import to_batch
 
-from ..operations.transforms import beside, unnamed
+from ..operations.transforms import join_columns, number_columns
 from .lazy_rows import From, LazyRowBatches, LazyRows, RowsFrom, Traced, Values
 
-# Slow rows are handed on this often, so that progress is seen and kept; quick ones in full batches.
+# Slow rows are passed on this often, so that progress is visible and saved; fast ones in full batches.
 _FLUSH_SECONDS = 0.5
 
 _ANY_SIZE = 2**62
@@ -29,13 +29,13 @@ _ANY_SIZE = 2**62
 
 @dataclass(frozen=True)
 class Expected:
-    """What a step's rows must fit.
+    """The outputs that a step's rows must match.
 
     Attributes:
         outputs: Names of the registered outputs, in order.
         what: The step, for messages.
-        inputs: The nodes of the step's inputs by name.
-        like: What is known of columns that continue others.
+        inputs: The nodes of the step's inputs, by input name.
+        like: Schema of columns whose types are known; see `LazyRows`.
     """
 
     outputs: list[str]
@@ -44,7 +44,7 @@ class Expected:
     like: pa.Schema | None = None
 
     def stated(self, sources: Iterable[From]) -> Stated:
-        """Returns where rows came from, by node and role.
+        """Returns the origin of rows, by node and role.
 
         Raises:
             DefinitionError: A source is not an input, a column or a node.
@@ -62,7 +62,7 @@ class Expected:
         return stated
 
     def same_rows(self) -> Stated:
-        """Returns that rows came from the inputs' rows of the same positions."""
+        """Returns the origin of rows that came from the inputs' rows at the same positions."""
         return {(node, INPUT): None for node in self.inputs.values()}
 
 
@@ -77,17 +77,17 @@ def _piece(rows: RowsFrom | None) -> Piece | None:
 
 
 def normalized(value: Any, expected: Expected) -> tuple[Rows, bool]:
-    """Brings what `run` returned to one form.
+    """Converts a return value of `run` to rows.
 
     Args:
-        value: What `run` returned.
-        expected: What it must fit.
+        value: The return value.
+        expected: The outputs that it must match.
 
     Returns:
         The rows, and whether they stay lazy.
 
     Raises:
-        StepOutputError: The value does not fit the outputs.
+        StepOutputError: The value does not match the outputs.
     """
     if isinstance(value, Traced):
         rows, lazy = normalized(value.value, expected)
@@ -136,7 +136,7 @@ def _of_lazy(value: LazyRows | LazyRowBatches, expected: Expected) -> tuple[Rows
     def checked() -> Iterator[tuple[pa.RecordBatch, Stated | None]]:
         schema: pa.Schema | None = None
         for batch, stated in read():
-            # Types that do not go together are refused as soon as they are seen, whoever reads the rows.
+            # Incompatible types are rejected as soon as they are read.
             if schema is None:
                 schema = batch.schema
             elif not batch.schema.equals(schema, check_metadata=True):
@@ -148,7 +148,7 @@ def _of_lazy(value: LazyRows | LazyRowBatches, expected: Expected) -> tuple[Rows
 
 
 def _schema(expected: Expected) -> pa.Schema:
-    """Returns the outputs with what is known of them before they are read."""
+    """Returns the outputs' schema as far as it is known before rows are read; null where it is not."""
     like = expected.like
     known = {} if like is None else {name: like.field(name) for name in expected.outputs if name in like.names}
     return pa.schema([known.get(name, pa.field(name, pa.null())) for name in expected.outputs])
@@ -183,7 +183,7 @@ def _of_list(rows: list[Any] | tuple[Any, ...], expected: Expected) -> Rows:
 
 
 def _are_columns(value: list[Any] | tuple[Any, ...], outputs: list[str]) -> bool:
-    """Tells columns from rows: as many lists as outputs, all equally long, and not also readable as rows."""
+    """Whether a value holds columns, not rows: as many lists as outputs, equally long, and not readable as rows."""
     if len(value) != len(outputs) or not all(isinstance(column, list | tuple) for column in value):
         return False
     if isinstance(value, tuple):
@@ -254,7 +254,7 @@ def _batches(
                     raise _wrong_columns(batch.schema.names, expected)
                 yield batch.select(expected.outputs), stated
                 continue
-            # A batch is read at once, whatever its form: where its rows come from holds for all of them.
+            # A batch is read as a whole: its stated origin holds for all of its rows.
             rows, _ = normalized(batch, expected)
             for part in rebatched(rows.read(), _ANY_SIZE):
                 yield part, stated
@@ -263,10 +263,10 @@ def _batches(
 
 
 def rows_to_batch(rows: list[Any], outputs: list[str], what: str) -> Batch:
-    """Turns rows of any of the allowed shapes into columns.
+    """Converts rows of any allowed form to columns.
 
     Raises:
-        StepOutputError: A row does not fit the outputs.
+        StepOutputError: A row does not match the outputs.
     """
     first = rows[0]
     if isinstance(first, Mapping) and (len(outputs) > 1 or set(first) == set(outputs)):
@@ -296,7 +296,7 @@ def _side_by_side(datasets: list[Any], expected: Expected) -> tuple[Rows, bool]:
     if len(lengths) > 1:
         raise StepOutputError(f"{expected.what}: run() returned datasets of different lengths: {sorted(lengths)}.")
     nodes = [part.node for part in parts]
-    joined = beside([unnamed(part, index) for index, part in enumerate(parts)])
+    joined = join_columns([number_columns(part, index) for index, part in enumerate(parts)])
     names = dict(zip(joined.columns, expected.outputs, strict=True))
     origin = Origin.same(*(node for node in nodes if node is not None)) if all(nodes) else Origin(None)
     return replace(joined.renamed(names), origin=origin), any(part.table is None for part in parts)
@@ -314,7 +314,7 @@ def _is_dataset(value: Any) -> TypeGuard[Any]:
 
 
 def is_hf(value: Any, name: str) -> bool:
-    """Returns whether a value is of a class of `datasets`, without importing it."""
+    """Returns whether a value is an instance of a class of `datasets`, without importing it."""
     return any(
         base.__name__ == name and base.__module__.partition(".")[0] == "datasets" for base in type(value).__mro__
     )

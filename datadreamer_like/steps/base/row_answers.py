@@ -1,4 +1,4 @@
-"""Rows through a model: one value of each row is sent, and its answer joins its row again, in order."""
+"""Sending one value per row to a model, and joining the answers with their rows in order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from datadreamer_like.errors import DefinitionError, ModelError
 from datadreamer_like.graph.rows import Batch
 
-# Answers of a slow model become rows this often, so that progress is seen; those of a fast one in full batches.
+# A slow model's answers are passed on this often, so that progress is visible; a fast one's in full batches.
 _FLUSH_SECONDS = 0.5
 
 FETCH_OPTIONS = frozenset(
@@ -26,28 +26,34 @@ FETCH_OPTIONS = frozenset(
         "log_level",
     }
 )
-"""Options of a model's `run` that change how answers are fetched, not what they are."""
+"""Options of a model's `run` that change how answers are fetched, not the answers."""
 
 
 class Questions(NamedTuple):
-    """Values to send to a model, and the rows that they belong to.
+    """Values to send to a model, and their rows.
 
     Attributes:
-        values: One for each row: what is sent, None where nothing is, or the error of a row that cannot be sent.
+        values: One per row: the value to send, None for nothing, or the error of a row that cannot be sent.
         rows: Columns of the same length.
     """
 
     values: Sequence[Any]
     rows: Batch
 
+    def split(self, most: int) -> Iterator[Questions]:
+        """Yields parts of at most `most` rows."""
+        for start in range(0, len(self.values), most):
+            part = slice(start, start + most)
+            yield Questions(self.values[part], {name: column[part] for name, column in self.rows.items()})
+
 
 class AnsweredRows(NamedTuple):
     """Rows with the answers to their values.
 
     Attributes:
-        values: What was sent; None for a row that could not be.
+        values: The values that were sent; None for a row that could not be sent.
         rows: Columns of the same length.
-        answers: One for each row; None where nothing was sent, or the error of a row that could not be sent.
+        answers: One per row; None where nothing was sent, or the error of a row that could not be sent.
     """
 
     values: list[Any]
@@ -59,7 +65,7 @@ class RowAnswers:
     """Sends the values of rows to a model and joins its answers to the rows.
 
     Args:
-        questions: Read as far ahead as the model reads.
+        questions: Values and rows, read lazily as the model reads them.
     """
 
     def __init__(self, questions: Iterable[Questions]) -> None:
@@ -67,7 +73,7 @@ class RowAnswers:
         self._waiting: deque[tuple[Questions, int, Sequence[int]]] = deque()
 
     def values(self) -> Iterator[Any]:
-        """Yields what is sent, for the model to read."""
+        """Yields the values to send, for the model to read."""
         count = 0
         for questions in self._questions:
             # Positions in the batch of the rows that are sent.
@@ -86,7 +92,7 @@ class RowAnswers:
                 yield from (questions.values[position] for position in sent)
 
     def row(self, index: int) -> dict[str, Any]:
-        """Returns the row of the `index`-th value that was sent, which has not been yielded yet."""
+        """Returns the row of the `index`-th value sent, which must not have been yielded yet."""
         questions, first, sent = next(entry for entry in self._waiting if index < entry[1] + len(entry[2]))
         position = sent[index - first]
         return {name: column[position] for name, column in questions.rows.items()}
@@ -95,7 +101,7 @@ class RowAnswers:
         """Yields rows with the model's answers, in order.
 
         Raises:
-            DefinitionError: The model gave fewer answers than it was sent values.
+            DefinitionError: The model returned fewer answers than values were sent.
         """
         answers = iter(answers)
         due = time.monotonic() + _FLUSH_SECONDS
@@ -125,7 +131,7 @@ class RowAnswers:
             due = time.monotonic() + _FLUSH_SECONDS
         while self._waiting:
             if self._waiting[0][2]:
-                raise DefinitionError("The model gave fewer answers than it was sent prompts.")
+                raise DefinitionError("The model returned fewer answers than prompts were sent.")
             yield self._unsent()
 
     def _unsent(self) -> AnsweredRows:
@@ -134,7 +140,7 @@ class RowAnswers:
 
 
 def _unsent_from(values: Sequence[Any], start: int) -> Iterator[Any]:
-    """Yields the values from `start` on that are not sent, up to the next one that is."""
+    """Yields the values from `start` that are not sent, up to the next one that is."""
     return takewhile(lambda value: value is None or isinstance(value, ModelError), islice(values, start, None))
 
 

@@ -1,4 +1,4 @@
-"""What a function's signature says about the step that is made of it."""
+"""Reading a decorated function's signature: the inputs, arguments and outputs of its step."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 
 from ..sources.data_source import NodeOptions
 
-OF_CALL = frozenset({"name", "inputs", "args", "outputs", "lazy", *NodeOptions.__annotations__})
-"""Names that a call of the step takes itself, so that no parameter may have them."""
+CALL_PARAMETERS = frozenset({"name", "inputs", "args", "outputs", "lazy", *NodeOptions.__annotations__})
+"""Names that every call of a step takes, so no parameter may have them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Definition:
-    """What a decorated function says about its step.
+    """The step that a decorated function defines.
 
     Attributes:
         function: The function.
-        inputs: Names of its positional parameters, to whether they must be given.
+        inputs: Its positional parameters by name; True for those that must be given.
         arguments: Its keyword-only parameters.
-        types: Classes that an argument must be an instance of, where its annotation says so.
-        outputs: Names of the columns that it makes.
-        one_value: Whether it returns the value of its single output itself, not a row.
-        many: Whether it yields any number of rows, or batches, for each call.
+        types: Classes that an argument must be an instance of, by its annotation.
+        outputs: Names of the output columns.
+        one_value: Whether it returns the value of its single output, not a row.
+        many: Whether it yields any number of rows, or batches, per call.
         batched: Whether it gets many rows at once, as lists.
-        batch_size: How many.
+        batch_size: The most rows of a call.
     """
 
     function: Callable[..., Any]
@@ -51,15 +51,15 @@ def defined(function: Callable[..., Any], outputs: Sequence[str] | None, batched
 
     Args:
         function: The function.
-        outputs: Names of its columns, where its annotation does not say them.
+        outputs: Names of its columns, where its annotation does not give them.
         batched: Whether it gets many rows at once.
-        batch_size: How many.
+        batch_size: The most rows of a call.
 
     Raises:
-        DefinitionError: They do not say what the inputs, arguments and outputs are.
+        DefinitionError: They do not define the inputs, arguments and outputs.
     """
     if not isinstance(function, types.FunctionType):
-        raise ArgumentTypeError(f"@step is for functions; got {function!r}. Put it on a function.")
+        raise ArgumentTypeError(f"@step decorates functions; got {function!r}.")
     what = function.__name__
     if batch_size < 1:
         raise DefinitionError(f"{what}: batch_size is {batch_size}; expected at least 1.")
@@ -68,8 +68,8 @@ def defined(function: Callable[..., Any], outputs: Sequence[str] | None, batched
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise DefinitionError(f"{what}: a step has a fixed number of parameters; name them, not {parameter}.")
-        if name in OF_CALL:
-            raise DefinitionError(f'{what}: the parameter "{name}" is an option of every step. Call it something else.')
+        if name in CALL_PARAMETERS:
+            raise DefinitionError(f'{what}: the parameter "{name}" is an option of every step. Rename it.')
         if parameter.kind is parameter.KEYWORD_ONLY:
             arguments[name] = parameter
         else:
@@ -93,12 +93,12 @@ def defined(function: Callable[..., Any], outputs: Sequence[str] | None, batched
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(function)
-    except NameError:  # a name that only type checkers see
+    except NameError:  # a name imported for type checkers only
         return {}
 
 
 def _outputs(what: str, outputs: Sequence[str] | None, returned: Any, many: bool) -> tuple[list[str], bool]:
-    """Returns the names of the outputs, and whether the function returns the value of the only one itself."""
+    """Returns the names of the outputs, and whether the function returns a single output's value, not a row."""
     if outputs is not None:
         names = [outputs] if isinstance(outputs, str) else list(outputs)
         if not names or len(set(names)) < len(names):
@@ -114,14 +114,14 @@ def _outputs(what: str, outputs: Sequence[str] | None, returned: Any, many: bool
         return list(returned._fields), False
     if returned is dict or typing.get_origin(returned) is dict:
         raise DefinitionError(
-            f'{what}: it returns a dictionary, whose columns are not known. Name them: @step(outputs=["a", "b"]), or '
+            f'{what}: it returns a dictionary of unknown columns. Name them: @step(outputs=["a", "b"]), or '
             "annotate a TypedDict."
         )
     return [what], True
 
 
 def _classes(annotation: Any) -> tuple[type, ...] | None:
-    """Returns the classes that an annotation allows, or None where that cannot be checked."""
+    """Returns the classes that an annotation allows, or None where they cannot be checked."""
     if annotation is None:
         return None
     origin = typing.get_origin(annotation)

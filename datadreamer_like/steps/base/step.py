@@ -2,48 +2,43 @@
 
 from __future__ import annotations
 
-import contextvars
 import logging
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from datadreamer_like.errors import DefinitionError, SessionError, StepOutputError
+from datadreamer_like.errors import DefinitionError, SessionError
+from datadreamer_like.graph.engine import Engine
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.installed import is_installed
-from datadreamer_like.graph.node import Node, working_node
-from datadreamer_like.graph.origin import Origin
+from datadreamer_like.graph.node import Node, working, working_node
 from datadreamer_like.graph.output import Column, OutputDataset, OutputIterableDataset
 from datadreamer_like.graph.results import Kept, OnDemand, Outcome
 from datadreamer_like.graph.rows import Batch, Rows
 from datadreamer_like.graph.usage import Usage
 from datadreamer_like.storage.pickles import pickle_value, unpickle
-from datadreamer_like.storage.tables import TableWriter, read_table
-from datadreamer_like.storage.values import holds_pickles
 
-from ..operations.operations import Operations
-from .columns import columns_together, num_rows_of
+from ..operations.operations import OperationOptions, Operations
+from .background_run import BackgroundRun
+from .columns import num_rows_of
 from .export import Exports
 from .lazy_rows import LazyRowBatches
+from .processing import process_rows
 from .registration import Registration, run_setup
 from .returned import Expected, normalized
-from .trace import Trace, lazy_origins, traced
-
-if TYPE_CHECKING:
-    import pandas as pd
+from .saved_rows import open_rows, save_rows
 
 logger = logging.getLogger("datadreamer_like")
 
-TABLE_FOLDER = "dataset"
 
-
-class Step(Node, Registration, Operations, Exports):
+class Step(Registration, Operations["Derived"], Exports):
     """A node whose result is a dataset.
 
-    Made inside a session it runs at once, or finds what an earlier run made. Made outside one it only checks itself.
+    Inside a session a step runs when it is constructed, or loads the rows of an earlier run. Outside a session its
+    arguments are checked and nothing runs.
 
     Args:
         name: What the step does, in a few words; its folder is named after it.
@@ -51,19 +46,19 @@ class Step(Node, Registration, Operations, Exports):
         args: The step's argument names and their values.
         outputs: New names for the step's output columns.
         progress_interval: Seconds between progress lines where there is no terminal; None for none.
-        force: Run although the result is there. Answers of models still come from the cache.
+        force: Run even if the result exists. Answers of models still come from the cache.
         verbose: False shows only warnings of this step.
         log_level: A level of `logging` that overrides `verbose`.
-        save_num_proc: Accepted for DataDreamer scripts; tables are written in one pass as their rows come.
+        save_num_proc: Accepted for DataDreamer scripts; tables are written in one pass as rows arrive.
         save_num_shards: Accepted for DataDreamer scripts, as `save_num_proc`.
         background: Run in a thread; use `wait` or ask for the output to wait for it.
 
     Raises:
         DefinitionError: A name is unknown, missing, or registered twice.
         UnknownColumn: An input names a column that its step does not have.
-        ArgumentTypeError: An input is no column, or an argument has the wrong type.
-        FingerprintError: An argument cannot be told apart from another one.
-        StepOutputError: `run` returned what the outputs do not allow.
+        ArgumentTypeError: An input is not a column, or an argument has the wrong type.
+        FingerprintError: An argument cannot be hashed.
+        StepOutputError: `run` returned something that does not match the outputs.
 
     Example:
         >>> class Shout(Step):
@@ -74,12 +69,10 @@ class Step(Node, Registration, Operations, Exports):
         ...         return [text.upper() for text in self.inputs["texts"]]
     """
 
-    kind = "step"
-
     result_version: ClassVar[int] = 1
-    """Raised when the same inputs and arguments give other rows."""
+    """Increased when the same inputs and arguments give different rows."""
 
-    # Arguments that change how a result is made, never what it is.
+    # Arguments that change how a result is computed, not the result.
     neutral_args: ClassVar[frozenset[str]] = frozenset({"lazy"})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -106,28 +99,24 @@ class Step(Node, Registration, Operations, Exports):
         self.name = name
         run_setup(self)
         self.accept(inputs or {}, args or {}, outputs or {})
-        around = working_node()
-        if around is not None and not isinstance(around, SuperStep):
+        outer = working_node()
+        if outer is not None and not isinstance(outer, SuperStep):
             raise SessionError(
-                f'"{name}" is made inside "{around.name}", which is no SuperStep. Derive its class from SuperStep.'
+                f'"{name}" is created inside "{outer.name}", which is not a SuperStep. Derive its class from SuperStep.'
             )
         super().__init__(name, force=force, progress_interval=progress_interval)
         self.parents = _distinct(column.step for column in self._inputs.values())
         self.parents += _distinct(parent for value in self._args.values() for parent in getattr(value, "parents", ()))
         self._log_level = log_level or (logging.WARNING if verbose is False else None)
-        self._output: OutputDataset | OutputIterableDataset | None = None
-        self._thread: threading.Thread | None = None
-        self._failure: BaseException | None = None
-        self._failure_told = False
+        self._output = None
+        self._background = None
         self._draft: Path | None = None
         if self.session is None:
             return
-        _ = self.fingerprint  # what cannot be fingerprinted says so now, not in a thread
+        _ = self.fingerprint  # raises here, not in a thread
         if background:
-            context = contextvars.copy_context()
-            self._thread = threading.Thread(target=lambda: context.run(self._run_in_background), name=self.name)
-            self._thread.start()
-            self.session.wait_at_end(self._end_in_background)
+            self._background = BackgroundRun(self.make_output, self.name)
+            self.session.wait_at_end(self._background.end)
         else:
             self._output = self.make_output()
 
@@ -137,23 +126,23 @@ class Step(Node, Registration, Operations, Exports):
         """Makes the rows; a subclass writes this or `process`.
 
         Returns:
-            By its shape and the number of outputs: None, one value, a list or iterator of values or rows, a dictionary
-            of columns, a list of dictionaries, a `Dataset`, an output dataset or column, a list of datasets side by
-            side, `LazyRows` or `LazyRowBatches`; any of these within `Traced`, which says where the rows came from.
+            None, one value, a list or iterator of values or rows, a dictionary of columns, a list of dictionaries, a
+            `Dataset`, an output dataset or column, a list of datasets whose columns are joined, `LazyRows` or
+            `LazyRowBatches`; any of these wrapped in `Traced`, which gives the origin of the rows.
         """
         if type(self).process is Step.process:
             raise NotImplementedError(f"{type(self).__name__} has neither run() nor process().")
         return LazyRowBatches(
-            self._processed,
+            lambda: process_rows(self, list(self._output_specs)),
             total_num_rows=num_rows_of(self._inputs),
             save=not self._args.get("lazy"),
             row_by_row=True,
         )
 
     def process(self, batch: Batch) -> Mapping[str, Any]:
-        """Makes one output row of each input row; a subclass writes this or `run`.
+        """Makes one output row per input row; a subclass writes this or `run`.
 
-        It keeps no state between batches, so batches may be processed in any order and in other processes.
+        It must not keep state between batches: they may be processed in any order and in other processes.
 
         Args:
             batch: Columns as lists of equal length, by the names of the inputs.
@@ -163,33 +152,9 @@ class Step(Node, Registration, Operations, Exports):
         """
         raise NotImplementedError(f"{type(self).__name__} has no process().")
 
-    def _processed(self) -> Iterator[Mapping[str, Any]]:
-        if not self._inputs:
-            raise DefinitionError(f'"{self.name}": process() needs an input. Write run() to make rows from nothing.')
-        start = 0
-        for batch in columns_together(self._inputs, f'"{self.name}"'):
-            size = len(next(iter(batch.values())))
-            made = self.process(batch)
-            rows = f"rows {start} to {start + size - 1}"
-            if not isinstance(made, Mapping) or set(made) != set(self._output_specs):
-                found = ", ".join(map(str, made)) if isinstance(made, Mapping) else type(made).__name__
-                raise StepOutputError(
-                    f'"{self.name}": process() returned {found} for {rows}; expected the columns '
-                    f"{', '.join(self._output_specs)}."
-                )
-            made = {name: values if hasattr(values, "__len__") else list(values) for name, values in made.items()}
-            for name, values in made.items():
-                if len(values) != size:
-                    raise StepOutputError(
-                        f'"{self.name}": process() returned {len(values)} values of "{name}" for the {size} rows of '
-                        f"its batch ({rows}). It must return one for each row; write run() to change their number."
-                    )
-            yield made
-            start += size
-
     @property
     def version(self) -> float:
-        """Version of the results; a script's own step may raise it for a reason that its code does not show."""
+        """Version of the results; override it where the result changes for a reason that the code does not show."""
         return float(self.result_version)
 
     @property
@@ -209,7 +174,7 @@ class Step(Node, Registration, Operations, Exports):
 
     @property
     def progress(self) -> float | None:
-        """Share of the work that is done, from 0 to 1; a `run` that knows it may set it."""
+        """Share of the work that is done, from 0 to 1; `run` may set it."""
         total = self.usage.total_rows
         return min(1.0, self.usage.rows / total) if total else None
 
@@ -219,14 +184,14 @@ class Step(Node, Registration, Operations, Exports):
 
     @property
     def logger(self) -> logging.Logger:
-        """Where a `run` may log."""
+        """The logger for use in `run`."""
         return logger
 
     def get_run_output_folder_path(self) -> str:
-        """Returns a folder for files that `run` wants to keep beside its rows; they stay in the step's folder.
+        """Returns a folder for further files of `run`; they are kept in the step's folder.
 
         Raises:
-            SessionError: The step is not at work and has no folder.
+            SessionError: The step was made outside a session.
         """
         folder = self._draft or self.folder
         if folder is None:
@@ -238,87 +203,38 @@ class Step(Node, Registration, Operations, Exports):
         return pickle_value(value, *args, **kwargs)
 
     def unpickle(self, value: bytes) -> Any:
-        """Restores what `pickle` made."""
+        """Restores a value stored by `pickle`."""
         return unpickle(value)
-
-    # The result
-
-    @property
-    def output(self) -> OutputDataset | OutputIterableDataset:
-        """The dataset that the step made. Waits for a step that runs in the background.
-
-        Raises:
-            SessionError: The step was made outside a session, so it did not run.
-        """
-        self.wait()
-        if self._output is None:
-            raise SessionError(
-                f'"{self.name}" has no output: it was made outside a session, so it only checked itself. '
-                "Make it inside `with DataDreamer(folder):`."
-            )
-        return self._output
-
-    def wait(self) -> None:
-        """Waits for a step that runs in the background, and raises what it raised."""
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
-        if self._failure is not None:
-            self._failure_told = True
-            raise self._failure
-
-    @property
-    def errors(self) -> dict[int, str]:
-        """Row index to message, for rows that failed and hold None (the first thousand)."""
-        failures = self.manifest.failures if self.manifest is not None else self.usage.failures
-        return {int(index): message for index, message in failures.items()}
-
-    @property
-    def dataset_path(self) -> str:
-        """Folder of the dataset on disk, for `datasets.load_from_disk`.
-
-        Raises:
-            SessionError: The rows are generated lazily, so they are not on disk.
-        """
-        if self.manifest is None or self.folder is None:
-            raise SessionError(f'The rows of "{self.name}" are not on disk. Save them first: step.save().')
-        return str(self.result_folder / TABLE_FOLDER)
-
-    def head(self, n: int = 5, shuffle: bool = False, seed: int | None = None, buffer_size: int = 1000) -> pd.DataFrame:
-        """Returns some rows as a pandas frame; the arguments are those of the output's `head`."""
-        return self.output.head(n, shuffle=shuffle, seed=seed, buffer_size=buffer_size)
-
-    def trace(self, index: int) -> Trace:
-        """Shows what made a row: the prompts, inputs, examples and documents that it came from, back to the sources.
-
-        Lazy rows on the way are generated again as far as they are needed; answers of models come from the cache.
-
-        Args:
-            index: Position of the row; negative ones count from the end, where that is known.
-
-        Raises:
-            NoSuchRow: There is no such row.
-            SessionError: The step was made outside a session, so it has no rows.
-        """
-        return traced(self, index)
-
-    def data_card(self) -> dict[str, Any]:
-        """Returns what is known of the origin of the rows, node by node, oldest first."""
-        return {card.name: card.without_parents() for card in self.card.lineage()}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
 
     def __getstate__(self) -> dict[str, Any]:
         self.wait()
-        return {**self.__dict__, "session": None, "_thread": None, "inside": None, "usage": None}
+        return {**self.__dict__, "session": None, "_background": None, "inside": None, "usage": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({**state, "usage": Usage()})
 
     # How a step runs
 
+    def worker(self, engine: Engine) -> Self:
+        """Returns the step itself, or a copy that holds only its arguments, to send to an engine's workers."""
+        if engine.batch_size is None:
+            return self
+        copy = object.__new__(type(self))
+        left_out = dict.fromkeys(("session", "inside", "manifest", "_background", "_output"))
+        copy.__dict__.update({**self.__dict__, **left_out, "_inputs": {}, "_kept_in": None, "parents": []})
+        for known in ("card", "parts", "fingerprint"):
+            copy.__dict__.pop(known, None)
+        return copy
+
+    def sent_parts(self) -> dict[str, Any]:
+        """Returns the objects of the script that are sent with a `worker`, by their names in messages."""
+        return {**{f'argument "{name}"': value for name, value in self._args.items()}, "its class": type(self)}
+
     def fingerprint_parts(self) -> dict[str, str]:
-        """Returns what decides the result, by name, each with its fingerprint."""
+        """Returns the fingerprint of each part that determines the result, by name."""
         parts = class_part(type(self))
         if type(self).version is not Step.version:
             parts["version"] = fingerprint(self.version)
@@ -331,20 +247,8 @@ class Step(Node, Registration, Operations, Exports):
             parts["names of outputs"] = fingerprint(self._renamed)
         return parts
 
-    def _run_in_background(self) -> None:
-        try:
-            self._output = self.make_output()
-        except BaseException as error:
-            self._failure = error  # raised when the output is asked for, and at the session's end
-
-    def _end_in_background(self) -> None:
-        assert self._thread is not None
-        self._thread.join()
-        if self._failure is not None and not self._failure_told:
-            self.wait()
-
     def make_output(self) -> OutputDataset | OutputIterableDataset:
-        """Finds the step's rows, or makes them."""
+        """Loads the step's rows, or makes them."""
         outcome = self.find_or_make()
         if isinstance(outcome, OnDemand):
             return OutputIterableDataset(self, outcome.value)
@@ -352,20 +256,14 @@ class Step(Node, Registration, Operations, Exports):
         in_memory = self.session is not None and self.session.in_memory
         return OutputDataset(
             self,
-            self._open_rows() if in_memory else self._open_rows,
+            open_rows(self) if in_memory else partial(open_rows, self),
             manifest.pickled,
             columns=manifest.columns,
             num_rows=manifest.rows,
         )
 
-    def _open_rows(self) -> Rows:
-        assert self.manifest is not None
-        folder = self.result_folder
-        origin = Origin.load(folder, self.manifest.result.get("origin"), [self, *self.parents])
-        return Rows.of_table(read_table(folder / TABLE_FOLDER), origin, self)
-
     def build(self, draft: Path) -> Outcome:
-        """Runs the step, and keeps its rows unless they are lazy."""
+        """Runs the step, and saves its rows unless they are lazy."""
         self._draft = draft
         try:
             returned = self.run()  # a source learns its columns by running
@@ -382,33 +280,117 @@ class Step(Node, Registration, Operations, Exports):
             self._draft = None
 
     def write_rows(self, rows: Rows, draft: Path) -> Kept:
-        """Writes the step's rows into the folder of its result."""
-        folder = draft / TABLE_FOLDER
-        folder.mkdir()
-        writer = TableWriter(folder, what=f'"{self.name}"', schema=rows.schema)
-        self.usage.total_rows = rows.num_rows
-        try:
-            for batch in rows.read():
-                writer.write(batch)
-                self.usage.add(rows=batch.num_rows)
-            schema = writer.close(self.fingerprint)
-        except BaseException:
-            writer.abort()
-            raise
-        origins = {
-            node.fingerprint: origin.save(draft, f"lazy-origin-{index}")
-            for index, (node, origin) in enumerate(lazy_origins(self.parents))
-        }
-        return self.kept(
-            columns=list(schema.names),
-            rows=writer.num_rows,
-            pickled=holds_pickles(schema),
-            result={"origin": rows.origin.save(draft), "origins of lazy rows": origins},
-        )
+        """Saves the step's rows in the result's folder."""
+        return save_rows(self, rows, draft)
+
+    def derive(
+        self,
+        operation: str,
+        lazy: bool,
+        options: OperationOptions,
+        args: dict[str, Any],
+        transform: Callable[[Rows], Rows],
+    ) -> Derived:
+        """Makes the result step of an operation; see `Operations.derive`."""
+        return Derived.of(operation, [self], args, lambda: transform(self.output.rows), lazy, options)
 
 
 class SuperStep(Step):
     """A step that may make other steps inside its `run`."""
+
+
+class Derived(Step):
+    """A step made by an operation on other steps; see `Operations`, `concat` and `zipped`."""
+
+    def __init__(
+        self,
+        name: str,
+        operation: str,
+        sources: list[Step],
+        args: dict[str, Any],
+        make: Callable[[], Rows],
+        lazy: bool,
+        options: OperationOptions,
+    ) -> None:
+        self.operation = operation
+        self.sources = sources
+        self.operation_args = args
+        self._make = make
+        self._lazy = lazy
+        super().__init__(
+            name,
+            progress_interval=options.get("progress_interval", 60),
+            force=options.get("force", False),
+            background=options.get("background", False),
+        )
+
+    @classmethod
+    def of(
+        cls,
+        operation: str,
+        sources: list[Step],
+        args: dict[str, Any],
+        make: Callable[[], Rows],
+        lazy: bool,
+        options: OperationOptions,
+    ) -> Self:
+        """Makes the result step of an operation, named after its sources unless a name is given."""
+        unknown = [name for name in options if name not in OperationOptions.__annotations__]
+        if unknown:
+            known = ", ".join(OperationOptions.__annotations__)
+            raise DefinitionError(f"{operation} has no option {unknown[0]!r}; it takes: {known}.")
+        name = options.get("name") or _name(operation, sources)
+        return cls(name, operation, sources, args, make, lazy, options)
+
+    @property
+    def moves_rows(self) -> bool:
+        """Whether the operation selects or reorders rows without changing them."""
+        return self.operation not in ("map", "rename_column", "rename_columns", "zipped")
+
+    def setup(self) -> None:
+        """Registers a placeholder: the columns are known when the operation runs."""
+        self.register_output("*")
+
+    def run(self) -> Rows:
+        """Applies the operation."""
+        return self._make()
+
+    def fingerprint_parts(self) -> dict[str, str]:
+        """Returns the fingerprints of the operation, its arguments and its sources."""
+        parts = class_part(type(self)) | {"operation": fingerprint(self.operation)}
+        for name, value in self.operation_args.items():
+            parts[f"argument {name}"] = fingerprint(value, f'"{self.name}": argument "{name}"')
+        for index, source in enumerate(self.sources):
+            parts["input" if len(self.sources) == 1 else f"input {index + 1}"] = source.fingerprint
+        return parts
+
+    def make_output(self) -> OutputDataset | OutputIterableDataset:
+        """Applies the operation, or loads its rows; lazy rows are not saved."""
+        self.parents = list(dict.fromkeys(self.sources))
+        if self._lazy:
+            with working(self):
+                made = self._make()
+            rows = replace(made, node=self)
+            return OutputIterableDataset(self, rows) if rows.table is None else OutputDataset(self, rows)
+        return super().make_output()
+
+    def build(self, draft: Path) -> Kept:
+        """Applies the operation and saves its rows."""
+        return self.write_rows(self._make(), draft)
+
+
+def _name(operation: str, sources: list[Step]) -> str:
+    if operation in ("concat", "zipped"):
+        return f"{operation}({', '.join(_own_name(source) for source in sources)})"
+    first = _own_name(sources[0])
+    session = sources[0].session
+    if session is None:
+        return f"{first} ({operation})"
+    return session.results.free_name(f"{first} ({operation})", lambda count: f"{first} ({operation} #{count})")
+
+
+def _own_name(node: Node) -> str:
+    return node.name.rpartition(" / ")[2]
 
 
 def _distinct(nodes: Iterator[Node]) -> list[Node]:

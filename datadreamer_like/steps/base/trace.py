@@ -1,4 +1,4 @@
-"""What made a row: a tree of the rows that it came from, through every step and operation back to the sources."""
+"""The origin of a row: a tree of the rows it came from, through all steps and operations back to the sources."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from datadreamer_like.graph.output import OutputDataset, OutputIterableDataset
 PROMPT_COLUMNS = ("prompts", "judge_prompts")
 """Columns in which prompting steps keep the prompts that they sent."""
 
-# Of many rows that one came from, a printed tree shows the first few.
+# A printed tree shows at most this many parents of a row.
 _MOST_SHOWN = 5
 _WIDEST = 100
 
 
 @dataclass(eq=False)
 class Trace:
-    """A row and what it came from.
+    """A row and its origin.
 
     Attributes:
         node: Name of the node that made the row.
         class_name: Class of that node.
-        index: Position of the row; None where it is known only that the node had a part in it.
-        role: What it was to the row that came from it: `input`, `example`, `document`; `row` for the one asked for.
+        index: Position of the row; None where only the node is known.
+        role: Its role in the row that came from it: `input`, `example`, `document`; `row` for the traced row itself.
         values: The row's values by column; None where they cannot be read.
-        prompt: The prompt that was sent for the row, of a prompting step.
-        parents: What the row came from.
+        prompt: The prompt sent for the row, for a prompting step.
+        parents: The rows that it came from.
     """
 
     node: str
@@ -42,7 +42,7 @@ class Trace:
     parents: list[Trace] = field(default_factory=list, repr=False)
 
     def walk(self) -> Iterator[Trace]:
-        """Yields this row and all that it came from, each once."""
+        """Yields this row and all its ancestors, each once."""
         seen: set[int] = set()
         waiting = [self]
         while waiting:
@@ -77,7 +77,7 @@ class Trace:
 
 @dataclass(eq=False)
 class _Row:
-    """A row to be looked up, and how the lazy rows behind it are known."""
+    """A row to look up, and the origins learned of the lazy rows before it."""
 
     node: Any
     index: int
@@ -86,7 +86,7 @@ class _Row:
 
 
 def traced(step: Any, index: int) -> Trace:
-    """Returns what made a row of a step; see `Step.trace`.
+    """Returns the origin of a step's row; see `Step.trace`.
 
     Raises:
         NoSuchRow: There is no such row.
@@ -94,7 +94,7 @@ def traced(step: Any, index: int) -> Trace:
     size = step.output.num_rows
     position = index + size if index < 0 and size is not None else index
     if position < 0 or (size is not None and position >= size):
-        known = f"it has {size:,} rows" if size is not None else "the number of its lazy rows is not known"
+        known = f"it has {size:,} rows" if size is not None else "the number of its lazy rows is unknown"
         raise NoSuchRow(f'"{step.name}" has no row {index}; {known}.')
     root = Trace(step.name, type(step).__name__, position)
     found = {(id(step), position, "row"): root}
@@ -129,7 +129,7 @@ def _parent(link: Link, place: int) -> Trace:
 
 
 def _moved_values(row: _Row, parent: Any) -> dict[str, Any] | None:
-    """Returns the values of a lazy row that an operation only moved, so that it need not be generated again."""
+    """Returns the values of a lazy row that an operation moved unchanged, to avoid generating it again."""
     moved = getattr(row.node, "moves_rows", False) and isinstance(
         getattr(parent, "_output", None), OutputIterableDataset
     )
@@ -162,7 +162,7 @@ def _links(row: _Row, learned: dict[str, Origin]) -> tuple[Link, ...] | None:
 
 
 def _stored_origins(node: Any) -> dict[str, Origin]:
-    """Returns what a finished step has kept on the origins of the lazy rows that it was made of."""
+    """Returns the stored origins of the lazy rows that a finished step was made from, by fingerprint."""
     described = node.manifest.result.get("origins of lazy rows") if node.manifest is not None else None
     if not described:
         return {}
@@ -172,7 +172,7 @@ def _stored_origins(node: Any) -> dict[str, Origin]:
 
 
 def lazy_nodes(parents: Iterable[Node]) -> list[Any]:
-    """Returns the lazy steps among some nodes, and those behind them up to the first that is not lazy."""
+    """Returns the lazy steps among some nodes, and their lazy ancestors up to the first saved step."""
     found: dict[int, Any] = {}
     waiting: list[Any] = list(parents)
     while waiting:
@@ -184,7 +184,7 @@ def lazy_nodes(parents: Iterable[Node]) -> list[Any]:
 
 
 def lazy_origins(parents: Iterable[Node]) -> list[tuple[Node, Origin]]:
-    """Returns the origins that a pass over lazy rows has learned, by the steps that they belong to."""
+    """Returns the origins learned in a pass over lazy rows, with their steps."""
     origins = [(node, node.output.rows.origin) for node in lazy_nodes(parents)]
     return [(node, origin) for node, origin in origins if origin.rows is not None and origin.links]
 

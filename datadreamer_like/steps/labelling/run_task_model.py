@@ -1,4 +1,4 @@
-"""Texts through a task model: a classifier, say."""
+"""Running a task model, such as a classifier, on texts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class RunTaskModel(ModelStep):
     """Runs a task model on texts.
 
     Inputs: `texts`. Args: `model`, `truncate` (False: a text that is too long fails its row), `lazy`, and the options
-    of `model.run`. Outputs: `texts`, `results` (what the model gives; None for a row that failed).
+    of `model.run`. Outputs: `texts`, `results` (the model's results; None for a row that failed).
     """
 
     model_arg = "model"
@@ -19,8 +19,8 @@ class RunTaskModel(ModelStep):
 
     def setup(self) -> None:
         """Registers the step's names."""
-        self.register_input("texts", help="What the model gets.")
+        self.register_input("texts", help="The model's inputs.")
         self.register_model(TaskModel, "The task model.")
         self.register_arg("truncate", required=False, default=False, type=bool, help="Cut texts that are too long.")
         self.register_output("texts", help="The texts.")
-        self.register_output("results", help="What the model gives for each.")
+        self.register_output("results", help="The model's result for each text.")

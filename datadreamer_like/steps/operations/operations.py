@@ -1,31 +1,30 @@
-"""Operations on a step's rows: each gives another step, by default one whose rows are generated lazily."""
+"""Operations on a step's rows: each returns a new step, by default with lazily generated rows."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
 import numpy as np
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, UnknownColumn, did_you_mean
 from datadreamer_like.graph.rows import Rows
 
+from ..base.dataset_node import DatasetNode
 from . import row_functions, splitting, transforms
 from .sorting import sort
 
-if TYPE_CHECKING:
-    from ..base.step import Step
-    from .derived import Derived
+StepT = TypeVar("StepT", bound=DatasetNode)
 
 
 class RunOptions(TypedDict, total=False):
-    """Options on how an operation runs.
+    """Options for running an operation.
 
     Attributes:
         progress_interval: Seconds between progress lines where there is no terminal.
-        force: Make the rows again although they are there.
-        writer_batch_size: Accepted for DataDreamer scripts; rows are written as they come.
+        force: Run even if the result exists.
+        writer_batch_size: Accepted for DataDreamer scripts; rows are written as they arrive.
         save_num_proc: Accepted for DataDreamer scripts.
         save_num_shards: Accepted for DataDreamer scripts.
         background: Run in a thread.
@@ -43,50 +42,50 @@ class OperationOptions(RunOptions, total=False):
     """Options that every operation takes: those of `RunOptions` and a name.
 
     Attributes:
-        name: Name of the new step; by default that of this step with the operation in parentheses.
+        name: Name of the new step; by default this step's name with the operation in parentheses.
     """
 
     name: str | None
 
 
-class Operations:
-    """The operations of a step. Rows of an eager step that are only chosen or reordered are views on its table."""
+class Operations(DatasetNode, Generic[StepT]):
+    """The operations of a step. Selecting or reordering rows of a saved step makes a view of its table."""
 
-    def select(self, indices: Iterable[int], lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
-        """Takes the rows at some positions, in that order."""
+    def select(self, indices: Iterable[int], lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
+        """Selects rows by position, in the given order."""
         chosen = np.fromiter(map(operator.index, indices), dtype=np.int64)
-        return self._derived("select", lazy, options, {"indices": chosen}, lambda rows: transforms.select(rows, chosen))
+        return self.derive("select", lazy, options, {"indices": chosen}, lambda rows: transforms.select(rows, chosen))
 
     def select_columns(
         self, column_names: str | list[str], lazy: bool = True, **options: Unpack[OperationOptions]
-    ) -> Derived:
-        """Keeps some columns."""
+    ) -> StepT:
+        """Keeps only the named columns."""
         names = self._known(column_names)
-        return self._derived(
+        return self.derive(
             "select_columns", lazy, options, {"column_names": names}, lambda rows: transforms.keep_columns(rows, names)
         )
 
-    def take(self, n: int, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
+    def take(self, n: int, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
         """Takes the first `n` rows."""
-        return self._derived("take", lazy, options, {"n": n}, lambda rows: transforms.span(rows, 0, n))
+        return self.derive("take", lazy, options, {"n": n}, lambda rows: transforms.span(rows, 0, n))
 
-    def skip(self, n: int, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
-        """Leaves out the first `n` rows."""
-        return self._derived("skip", lazy, options, {"n": n}, lambda rows: transforms.span(rows, n, None))
+    def skip(self, n: int, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
+        """Skips the first `n` rows."""
+        return self.derive("skip", lazy, options, {"n": n}, lambda rows: transforms.span(rows, n, None))
 
     def shuffle(
         self, seed: int | None = None, buffer_size: int = 1000, lazy: bool = True, **options: Unpack[OperationOptions]
-    ) -> Derived:
+    ) -> StepT:
         """Puts the rows in random order.
 
         Args:
             seed: Seed; without one the order is random, but the same in every run of the script.
-            buffer_size: Rows to draw from where rows are generated lazily; a table is shuffled as a whole.
+            buffer_size: Size of the shuffle buffer for lazy rows; a table is shuffled as a whole.
             lazy: Generate the rows lazily.
             **options: See `OperationOptions`.
         """
         args = {"seed": seed, "buffer_size": buffer_size}
-        return self._derived(
+        return self.derive(
             "shuffle", lazy, options, args, lambda rows: transforms.shuffle(rows, seed or 0, buffer_size)
         )
 
@@ -96,12 +95,12 @@ class Operations:
         reverse: bool | Sequence[bool] = False,
         null_placement: str = "at_end",
         **options: Unpack[OperationOptions],
-    ) -> Derived:
+    ) -> StepT:
         """Sorts the rows by one or more columns; equal rows keep their order.
 
         Args:
             column_names: Columns to sort by, the most important first.
-            reverse: Largest first, for all columns or one by one.
+            reverse: Largest first, for all columns or per column.
             null_placement: `"at_end"` or `"at_start"`.
             **options: See `OperationOptions`.
         """
@@ -110,12 +109,12 @@ class Operations:
         if len(backwards) != len(names):
             raise DefinitionError(f"sort: {len(backwards)} values of reverse for {len(names)} columns.")
         args = {"column_names": names, "reverse": backwards, "null_placement": null_placement}
-        return self._derived("sort", False, options, args, lambda rows: sort(rows, names, backwards, null_placement))
+        return self.derive("sort", False, options, args, lambda rows: sort(rows, names, backwards, null_placement))
 
-    def add_item(self, item: dict[str, Any], lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
-        """Appends a row; columns that it lacks are None there."""
+    def add_item(self, item: dict[str, Any], lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
+        """Appends a row; missing columns are None."""
         self._known(list(item))
-        return self._derived("add_item", lazy, options, {"item": item}, lambda rows: transforms.append(rows, item))
+        return self.derive("add_item", lazy, options, {"item": item}, lambda rows: transforms.append(rows, item))
 
     def map(
         self,
@@ -129,31 +128,31 @@ class Operations:
         auto_progress: bool = True,
         lazy: bool = True,
         **options: Unpack[OperationOptions],
-    ) -> Derived:
-        """Applies a function to every row; what it returns is added to the row.
+    ) -> StepT:
+        """Applies a function to every row and adds the columns it returns.
 
         Args:
             function: Gets a row as a dictionary, or the values of `input_columns`; returns a dictionary of columns to
                 add or replace. With `batched` it gets and returns columns as lists, and may change their length.
-            with_indices: Give it the row's position (or positions) as a further argument.
-            input_columns: Columns whose values it gets as arguments.
-            batched: Give it many rows at once.
-            batch_size: How many.
-            remove_columns: Columns to leave out, unless the function makes them.
-            total_num_rows: How many rows there will be, where `batched` changes that and it is known.
-            auto_progress: Count the rows as progress.
+            with_indices: Pass the row's position (or positions) as the last argument.
+            input_columns: Columns whose values are passed as arguments.
+            batched: Pass many rows at once.
+            batch_size: Rows per call if `batched`.
+            remove_columns: Columns to remove, unless the function returns them.
+            total_num_rows: The number of rows, if known, where a batched function changes it.
+            auto_progress: Count rows as progress.
             lazy: Generate the rows lazily.
             **options: See `OperationOptions`.
         """
         _check_function("map", function)
         call = row_functions.Call(function, with_indices, self._known(input_columns), batched, batch_size)
         removed = self._known(remove_columns)
-        args = {"function": call.decides(), "remove_columns": removed}
+        args = {"function": call.fingerprint_values(), "remove_columns": removed}
 
         def mapped(rows: Rows) -> Rows:
             return row_functions.map_rows(rows, call, removed, total_num_rows, lazy)
 
-        return self._derived("map", lazy, options, args, mapped)
+        return self.derive("map", lazy, options, args, mapped)
 
     def filter(
         self,
@@ -166,37 +165,37 @@ class Operations:
         auto_progress: bool = True,
         lazy: bool = True,
         **options: Unpack[OperationOptions],
-    ) -> Derived:
-        """Keeps the rows for which a function returns something true; the arguments are those of `map`."""
+    ) -> StepT:
+        """Keeps the rows for which a function returns a true value; the arguments are those of `map`."""
         _check_function("filter", function)
         call = row_functions.Call(function, with_indices, self._known(input_columns), batched, batch_size)
-        return self._derived(
+        return self.derive(
             "filter",
             lazy,
             options,
-            {"function": call.decides()},
+            {"function": call.fingerprint_values()},
             lambda rows: row_functions.filter_rows(rows, call, total_num_rows),
         )
 
     def rename_column(
         self, original_column_name: str, new_column_name: str, lazy: bool = True, **options: Unpack[OperationOptions]
-    ) -> Derived:
-        """Gives a column another name."""
+    ) -> StepT:
+        """Renames a column."""
         return self._rename("rename_column", {original_column_name: new_column_name}, lazy, options)
 
     def rename_columns(
         self, column_mapping: dict[str, str], lazy: bool = True, **options: Unpack[OperationOptions]
-    ) -> Derived:
-        """Gives columns other names."""
+    ) -> StepT:
+        """Renames columns."""
         return self._rename("rename_columns", column_mapping, lazy, options)
 
     def remove_columns(
         self, column_names: str | list[str], lazy: bool = True, **options: Unpack[OperationOptions]
-    ) -> Derived:
-        """Leaves columns out."""
+    ) -> StepT:
+        """Removes columns."""
         removed = self._known(column_names)
         names = [name for name in self._columns() if name not in removed]
-        return self._derived(
+        return self.derive(
             "remove_columns",
             lazy,
             options,
@@ -211,22 +210,22 @@ class Operations:
         test_size: float | None = None,
         stratify_by_column: str | None = None,
         **options: Unpack[OperationOptions],
-    ) -> dict[str, Derived]:
-        """Divides the rows at random, the same way in every run; within a split they keep their order.
+    ) -> dict[str, StepT]:
+        """Splits the rows at random, the same way in every run; within a split they keep their order.
 
         Args:
             train_size: Share (a float up to 1.0) or number (an int) of the rows in the split `train`.
-            validation_size: Likewise for `validation`.
-            test_size: Likewise for `test`.
-            stratify_by_column: A column whose values get the same shares in every split.
+            validation_size: The same for the split `validation`.
+            test_size: The same for the split `test`.
+            stratify_by_column: A column whose values have the same shares in every split.
             **options: See `OperationOptions`.
 
         Returns:
-            A step for each split that a size was given for; the rows that a single size leaves over are `test`, or
-            `train` where that was not named.
+            A step for each split with a size. With a single size, the remaining rows are the split `test`, or `train`
+            if the size is that of `test`.
 
         Raises:
-            DefinitionError: The sizes do not fit the rows.
+            DefinitionError: The sizes do not fit the number of rows.
             EmptyDataset: There are no rows.
         """
         sizes = {"train": train_size, "validation": validation_size, "test": test_size}
@@ -237,61 +236,57 @@ class Operations:
             args = {"sizes": sizes, "split": split, "stratify_by_column": stratify_by_column}
             name = options.get("name")
             named: OperationOptions = {**options, "name": f"{name} ({split})"} if name else options
-            made[split] = self._derived(
+            made[split] = self.derive(
                 f"{split} split", False, named, args, splitting.Split(sizes, split, stratify_by_column)
             )
         return made
 
     def shard(
         self, num_shards: int, index: int, contiguous: bool = False, **options: Unpack[OperationOptions]
-    ) -> Derived:
-        """Takes one of `num_shards` parts.
+    ) -> StepT:
+        """Selects one of `num_shards` parts.
 
         Args:
             num_shards: Number of parts.
             index: Which one, from 0.
-            contiguous: Take neighbouring rows instead of every `num_shards`-th.
+            contiguous: Select consecutive rows instead of every `num_shards`-th.
             **options: See `OperationOptions`.
         """
         if not 0 <= index < num_shards:
-            raise DefinitionError(f"shard: index {index} is not within 0 to {num_shards - 1}.")
+            raise DefinitionError(f"shard: index is {index}; expected 0 to {num_shards - 1}.")
         args = {"num_shards": num_shards, "index": index, "contiguous": contiguous}
-        return self._derived(
+        return self.derive(
             "shard", False, options, args, lambda rows: transforms.shard(rows, num_shards, index, contiguous)
         )
 
-    def reverse(self, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
-        """Puts the last row first."""
-        return self._derived("reverse", lazy, options, {}, transforms.reverse)
+    def reverse(self, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
+        """Reverses the order of the rows."""
+        return self.derive("reverse", lazy, options, {}, transforms.reverse)
 
-    def save(self, **options: Unpack[OperationOptions]) -> Derived:
-        """Makes all rows and keeps them on disk."""
-        return self._derived("save", False, options, {}, transforms.same_rows)
+    def save(self, **options: Unpack[OperationOptions]) -> StepT:
+        """Generates all rows and saves them to disk."""
+        return self.derive("save", False, options, {}, transforms.same_rows)
 
-    def copy(self, name: str | None = None, lazy: bool | None = None, **options: Unpack[RunOptions]) -> Derived:
+    def copy(self, name: str | None = None, lazy: bool | None = None, **options: Unpack[RunOptions]) -> StepT:
         """Makes a step with the same rows.
 
         Args:
             name: Name of the new step.
-            lazy: Generate the rows lazily; by default as this step does.
+            lazy: Generate the rows lazily; by default as in this step.
             **options: See `RunOptions`.
         """
-        keep_lazy = self._step.output.rows.table is None if lazy is None else lazy
-        return self._derived("copy", keep_lazy, {**options, "name": name}, {}, transforms.same_rows)
+        keep_lazy = self.output.rows.table is None if lazy is None else lazy
+        return self.derive("copy", keep_lazy, {**options, "name": name}, {}, transforms.same_rows)
 
-    def _rename(self, what: str, names: dict[str, str], lazy: bool, options: OperationOptions) -> Derived:
+    def _rename(self, what: str, names: dict[str, str], lazy: bool, options: OperationOptions) -> StepT:
         self._known(list(names))
         new = [names.get(name, name) for name in self._columns()]
         if len(set(new)) < len(new):
             raise DefinitionError(f"{what}: two columns would have the same name: {', '.join(new)}.")
-        return self._derived(what, lazy, options, {"names": names}, lambda rows: transforms.rename(rows, names))
-
-    @property
-    def _step(self) -> Step:
-        return self  # type: ignore[return-value]
+        return self.derive(what, lazy, options, {"names": names}, lambda rows: transforms.rename(rows, names))
 
     def _columns(self) -> list[str]:
-        return self._step.output.column_names
+        return self.output.column_names
 
     def _known(self, names: str | Sequence[str] | None) -> list[str]:
         listed = [names] if isinstance(names, str) else list(names or ())
@@ -299,22 +294,29 @@ class Operations:
         for name in listed:
             if name not in columns:
                 raise UnknownColumn(
-                    f'"{self._step.name}" has no column "{name}"; it offers: {", ".join(columns)}.'
+                    f'"{self.name}" has no column "{name}"; it offers: {", ".join(columns)}.'
                     + did_you_mean(name, columns)
                 )
         return listed
 
-    def _derived(
+    def derive(
         self,
         operation: str,
         lazy: bool,
         options: OperationOptions,
         args: dict[str, Any],
         transform: Callable[[Rows], Rows],
-    ) -> Derived:
-        from .derived import Derived
+    ) -> StepT:
+        """Makes the result step of an operation.
 
-        return Derived.of(operation, [self._step], args, lambda: transform(self._step.output.rows), lazy, options)
+        Args:
+            operation: Name of the operation.
+            lazy: Generate the rows lazily, and save none.
+            options: See `OperationOptions`.
+            args: Values that determine the operation's result, in addition to this step's rows.
+            transform: The operation.
+        """
+        raise NotImplementedError
 
 
 def _check_function(operation: str, function: Any) -> None:

@@ -1,4 +1,4 @@
-"""A user's function on rows: what `map` and `filter` do."""
+"""Calling a user's function on rows, for `map` and `filter`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import numpy as np
 import pyarrow as pa
 
 from datadreamer_like.errors import StepOutputError
+from datadreamer_like.graph.engine import Engine, LocalEngine
+from datadreamer_like.graph.node import reading_engine
 from datadreamer_like.graph.origin import INPUT, Every, Stated
 from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows, rebatched
 from datadreamer_like.graph.usage import current_usage
 from datadreamer_like.storage.values import to_batch, to_columns
 
-# Rows that a mapped function is tried on to learn what columns it makes.
+# Rows on which a mapped function is tried to find its columns.
 _SAMPLES = 10
 
-# A function that takes its time is shown at work this often.
-_TELL_SECONDS = 0.5
+# How often the progress of a slow function is reported.
+_PROGRESS_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,10 @@ class Call:
 
     Attributes:
         function: The function.
-        with_indices: Give it positions too.
-        input_columns: Columns whose values it gets; empty for the whole row.
-        batched: Give it columns of many rows.
-        batch_size: How many.
+        with_indices: Pass positions too.
+        input_columns: Columns whose values are passed; empty for the whole row.
+        batched: Pass columns of many rows.
+        batch_size: Rows per call if `batched`.
     """
 
     function: Callable[..., Any]
@@ -41,17 +43,22 @@ class Call:
     batched: bool
     batch_size: int
 
-    def decides(self) -> tuple[Any, ...]:
-        """Returns what a result depends on."""
+    def fingerprint_values(self) -> tuple[Any, ...]:
+        """Returns the values that determine the result."""
         size = self.batch_size if self.batched else None
         return self.function, self.with_indices, tuple(self.input_columns), self.batched, size
 
-    def portions(self, rows: Rows) -> Iterator[tuple[pa.RecordBatch, list[Any]]]:
-        """Yields the rows in portions, each with what the function returned: a value a row, or one for all."""
-        position = 0
-        for batch in rebatched(rows.read(), self.batch_size) if self.batched else _sliced(rows.read()):
+    def portions(self, rows: Rows, engine: Engine) -> Iterator[tuple[pa.RecordBatch, list[Any]]]:
+        """Yields batches of rows, each with the function's results: one per row, or a single one if batched."""
+        size = min(BATCH_SIZE, engine.batch_size or BATCH_SIZE)
+        batches = rebatched(rows.read(), self.batch_size) if self.batched else _sliced(rows.read(), size)
+        what = "map or filter" if rows.node is None else f'map or filter of "{rows.node.name}"'
+        return engine.batches(self.results, _placed(batches), what, {"the function": self.function})
+
+    def results(self, batches: Iterator[tuple[int, pa.RecordBatch]]) -> Iterator[tuple[pa.RecordBatch, list[Any]]]:
+        """Calls the function on batches, each with the position of its first row."""
+        for position, batch in batches:
             indices = range(position, position + batch.num_rows)
-            position += batch.num_rows
             columns = to_columns(batch.select(self.input_columns) if self.input_columns else batch)
             if self.batched:
                 given: list[Any] = [columns[name] for name in self.input_columns] or [columns]
@@ -68,16 +75,16 @@ class Call:
             yield batch, list(self._results(arguments, indices))
 
     def _results(self, arguments: Iterable[tuple[Any, ...]], indices: range) -> Iterator[Any]:
-        """Calls the function; tells the progress display of slow ones, and an error's reader which row it was."""
+        """Calls the function, reports progress, and adds the position of the row to an error."""
         usage = current_usage()
-        due = time.monotonic() + _TELL_SECONDS
+        due = time.monotonic() + _PROGRESS_SECONDS
         index = indices.start
         try:
             for index, given in enumerate(arguments, indices.start):
                 yield self.function(*given)
                 if time.monotonic() >= due:
                     usage.note = f"row {index + 1:,}"
-                    due = time.monotonic() + _TELL_SECONDS
+                    due = time.monotonic() + _PROGRESS_SECONDS
         except Exception as error:
             where = f"rows {indices.start} to {indices.stop - 1}" if self.batched else f"row {index}"
             error.add_note(f"The function was given {where} of the step's input (counted from 0).")
@@ -86,15 +93,15 @@ class Call:
 
 
 def map_rows(rows: Rows, call: Call, removed: list[str], total: int | None, lazy: bool) -> Rows:
-    """Applies a function to rows and adds what it returns.
+    """Applies a function to rows and adds the columns it returns.
 
-    A batched function that gives as many rows as it got is taken to give them in order; the rows of one that gives
-    more or fewer come from all rows of its batch.
+    If a batched function returns as many rows as it was given, they are assumed to be in the same order; otherwise each
+    row's origin is the whole batch.
     """
 
-    def mapped(source: Rows) -> Iterator[tuple[pa.RecordBatch, Stated | None]]:
+    def mapped(source: Rows, engine: Engine) -> Iterator[tuple[pa.RecordBatch, Stated | None]]:
         place = 0
-        for batch, results in call.portions(source):
+        for batch, results in call.portions(source, engine):
             new = _columns(results[0]) if call.batched else _gathered(results)
             made = _with_new(batch, new, removed)
             taken = range(place, place + batch.num_rows)
@@ -103,12 +110,12 @@ def map_rows(rows: Rows, call: Call, removed: list[str], total: int | None, lazy
             yield made, {} if rows.node is None else {(rows.node, INPUT): piece}
 
     total = total if total is not None else (None if call.batched else rows.num_rows)
-    # The names of new columns are known only by calling the function. Lazy rows are asked for their columns before
-    # they are read, so it is called on one row now: that also shows a wrong name or a failure before hours of work.
+    # New column names are known only after a call. Lazy rows need them before they are read, so the function is called
+    # on one row now; this also reveals errors early.
     first = _mapped_sample(rows, mapped) if lazy else None
     kept = [column for column in rows.schema if column.name not in removed]
     schema = first.schema if first is not None else pa.schema(kept)
-    return replace(Rows.recorded(schema, total, lambda: mapped(rows)), sample=first)
+    return replace(Rows.recorded(schema, total, lambda: mapped(rows, reading_engine())), sample=first)
 
 
 def _with_new(batch: pa.RecordBatch, new: Batch, removed: list[str]) -> pa.RecordBatch:
@@ -123,21 +130,21 @@ def _with_new(batch: pa.RecordBatch, new: Batch, removed: list[str]) -> pa.Recor
     lengths = {name: len(array) for name, array in zip(names, arrays, strict=True)}
     if len(set(lengths.values())) > 1:
         raise StepOutputError(
-            f"map: the function gave columns of different lengths: {lengths}. A batched function that changes "
+            f"map: the function returned columns of different lengths: {lengths}. A batched function that changes "
             "the number of rows must remove the other columns: remove_columns=[...]."
         )
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
 
-_Mapped = Callable[[Rows], Iterator[tuple[pa.RecordBatch, Stated | None]]]
+_Mapped = Callable[[Rows, Engine], Iterator[tuple[pa.RecordBatch, Stated | None]]]
 
 
 def _mapped_sample(rows: Rows, mapped: _Mapped) -> pa.RecordBatch | None:
-    """Returns a mapped row: the first of a few for which the function returned something."""
+    """Returns a mapped row: the first of a few that the function changed."""
     tried = None
     for row in _samples(rows):
         one = Rows.of_table(pa.Table.from_batches([row]), node=rows.node)
-        made, _ = next(mapped(one), (None, None))
+        made, _ = next(mapped(one, LocalEngine()), (None, None))
         tried = tried or made
         if made is not None and made.schema.names != row.schema.names:
             return made
@@ -160,11 +167,11 @@ def _samples(rows: Rows) -> Iterator[pa.RecordBatch]:
 
 
 def filter_rows(rows: Rows, call: Call, total: int | None) -> Rows:
-    """Keeps rows for which a function returns something true."""
+    """Keeps rows for which a function returns a true value."""
 
     def read() -> Iterator[tuple[pa.RecordBatch, Stated | None]]:
         place = 0
-        for batch, results in call.portions(rows):
+        for batch, results in call.portions(rows, reading_engine()):
             flags = list(results[0]) if call.batched else results
             if len(flags) != batch.num_rows:
                 raise StepOutputError(f"filter: the function returned {len(flags)} values for {batch.num_rows} rows.")
@@ -174,14 +181,20 @@ def filter_rows(rows: Rows, call: Call, total: int | None) -> Rows:
                 yield batch if len(chosen) == batch.num_rows else batch.take(pa.array(chosen)), piece
             place += batch.num_rows
 
-    # A row that is dropped has the columns of one that is kept.
     return replace(Rows.recorded(rows.schema, total, read), sample=rows.sample)
 
 
-def _sliced(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _placed(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    position = 0
     for batch in batches:
-        for start in range(0, batch.num_rows, BATCH_SIZE):
-            yield batch.slice(start, BATCH_SIZE)
+        yield position, batch
+        position += batch.num_rows
+
+
+def _sliced(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        for start in range(0, batch.num_rows, size):
+            yield batch.slice(start, size)
 
 
 def _columns(result: Any) -> Batch:
@@ -202,7 +215,6 @@ def _gathered(results: list[Any]) -> Batch:
         for name, value in result.items():
             column = columns.get(name)
             if column is None:
-                # A column that earlier rows did not get is empty there.
                 column = columns[name] = [None] * position
             column.append(value)
         for column in columns.values():

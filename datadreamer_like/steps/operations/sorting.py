@@ -13,17 +13,17 @@ from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.rows import Rows, Table
 from datadreamer_like.storage.values import FEATURE, PICKLED, class_names, to_list
 
-from .transforms import Positions, kept, select
+from .transforms import Positions, materialized, select
 
 
 def sort(rows: Rows, names: Sequence[str], reverse: Sequence[bool], null_placement: str) -> Rows:
-    """Sorts rows by columns, stably. Missing values, and NaN next to them, are at one end in either direction.
+    """Sorts rows by columns, stably. Missing values and NaN are placed at one end in either direction.
 
-    Texts are compared by their code points, class numbers as numbers.
+    Texts are compared by code points, class labels by number.
     """
     if null_placement not in ("at_end", "at_start"):
         raise DefinitionError(f'sort: null_placement is {null_placement!r}; expected "at_end" or "at_start".')
-    whole = kept(rows)
+    whole = materialized(rows)
     assert whole.table is not None
     return select(whole, sorted_positions(whole.table, names, reverse, null_placement))
 

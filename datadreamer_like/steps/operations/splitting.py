@@ -1,4 +1,4 @@
-"""Dividing rows into random parts, the same way in every run."""
+"""Splitting rows at random, the same way in every run."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import numpy as np
 from datadreamer_like.errors import DefinitionError, EmptyDataset
 from datadreamer_like.graph.rows import Rows
 
-from .transforms import kept, select
+from .transforms import materialized, select
 
 
 @dataclass(frozen=True)
 class Split:
-    """Takes one of the random parts that some sizes make.
+    """Selects one of the random splits of some rows.
 
     Attributes:
-        sizes: Size of each part: a share, a number, or None.
-        name: Which part to take.
-        stratify_by: Column whose values get equal shares in all parts.
-        seed: Seed of the division.
+        sizes: Size of each split: a share, a number, or None.
+        name: The split to select.
+        stratify_by: Column whose values have equal shares in all splits.
+        seed: Random seed.
     """
 
     sizes: Mapping[str, float | None]
@@ -32,15 +32,15 @@ class Split:
     seed: int = 42
 
     def __call__(self, rows: Rows) -> Rows:
-        """Takes the part from a table; lazy rows are written to a temporary one first.
+        """Selects the split from a table; lazy rows are written to a temporary one first.
 
         Raises:
             EmptyDataset: There are no rows.
         """
-        whole = kept(rows)
+        whole = materialized(rows)
         total = whole.num_rows or 0
         if total == 0:
-            raise EmptyDataset("splits: there are no rows to divide.")
+            raise EmptyDataset("splits: there are no rows to split.")
         counts = _counts(self.sizes, total)
         if self.stratify_by:
             column = whole.select_columns([self.stratify_by])
@@ -56,8 +56,8 @@ class Split:
         return {name: order[start:end] for name, start, end in zip(counts, ends, ends[1:], strict=False)}
 
     def _stratified(self, labels: Sequence[Any], counts: Mapping[str, int]) -> dict[str, list[int]]:
-        # Rows of one label stand together, each label in random order; dealing them out in turn by the parts' shares
-        # gives each part its share of each label, to within one row.
+        # Rows are grouped by label, in random order within a label; distributing them in turn by the splits' shares
+        # gives each split its share of each label, to within one row.
         rng = np.random.default_rng(self.seed)
         groups: dict[str, list[int]] = {}
         for index in rng.permutation(len(labels)).tolist():
@@ -75,7 +75,7 @@ class Split:
 
 
 def split_names(sizes: Mapping[str, float | None]) -> list[str]:
-    """Returns the names of the parts that some sizes make; a single size leaves a rest that is a part too."""
+    """Returns the names of the splits; with a single size, the remaining rows are a split too."""
     named = [name for name, size in sizes.items() if size is not None]
     for name in named:
         size = sizes[name]
@@ -105,5 +105,5 @@ def _counts(sizes: Mapping[str, float | None], total: int) -> dict[str, int]:
         counts[names[0]] += rest  # rounding
         rest = 0
     if rest < 0 or any(count < 0 for count in counts.values()):
-        raise DefinitionError(f"splits: the sizes {dict(sizes)} ask for more than the {total} rows that there are.")
+        raise DefinitionError(f"splits: the sizes {dict(sizes)} exceed the {total} rows.")
     return {name: counts[name] for name in names}

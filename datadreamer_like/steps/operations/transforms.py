@@ -1,4 +1,4 @@
-"""What operations do to rows: functions from `Rows` to `Rows` that move them and never make Python values of them."""
+"""Functions from `Rows` to `Rows` behind the operations; they move Arrow data without making Python values."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ Positions = np.ndarray[Any, Any]
 
 
 def same_rows(rows: Rows) -> Rows:
-    """Returns the same rows, as those of another step."""
+    """Returns the same rows, as rows of another step."""
     return replace(rows, origin=_same(rows))
 
 
 def select(rows: Rows, indices: Sequence[int] | range | Positions) -> Rows:
-    """Takes rows by position, in the order given."""
+    """Selects rows by position, in the given order."""
     positions = indices if isinstance(indices, range) else np.asarray(indices, dtype=np.int64)
     ends = np.array([positions[0], positions[-1]]) if isinstance(positions, range) and positions else positions
     least, most = (int(np.min(ends)), int(np.max(ends))) if len(positions) else (0, -1)
     if rows.table is None:
         if least < 0:
-            raise DefinitionError("select: lazy rows have no last one to count from. Use save() first.")
+            raise DefinitionError("select: lazy rows have no negative positions. Use save() first.")
         return _select_lazy(rows, np.asarray(positions, dtype=np.int64), most)
     size = len(rows.table)
     if least < -size or most >= size:
@@ -76,10 +76,10 @@ def _select_lazy(rows: Rows, positions: Positions, last: int) -> Rows:
         if in_order:
             yield from chosen()
             return
-        held = kept(replace(rows, read=chosen))
-        assert held.table is not None
+        chosen_rows = materialized(replace(rows, read=chosen))
+        assert chosen_rows.table is not None
         order = np.searchsorted(np.unique(positions), positions)
-        yield from held.table.select(order).batches()
+        yield from chosen_rows.table.select(order).batches()
 
     return replace(rows, num_rows=len(positions), read=read, origin=Origin.at(rows.node, positions))
 
@@ -90,12 +90,12 @@ def keep_columns(rows: Rows, names: Sequence[str]) -> Rows:
 
 
 def rename(rows: Rows, names: Mapping[str, str]) -> Rows:
-    """Gives columns other names."""
+    """Renames columns."""
     return same_rows(rows.renamed(dict(names)))
 
 
 def span(rows: Rows, start: int, count: int | None) -> Rows:
-    """Takes `count` rows from position `start` on; all the rest if that is None."""
+    """Selects `count` rows from position `start`; all remaining rows if `count` is None."""
     if start < 0 or (count is not None and count < 0):
         raise DefinitionError("take and skip need a number of rows of 0 or more.")
     total = rows.num_rows
@@ -142,7 +142,7 @@ def shuffle(rows: Rows, seed: int, buffer_size: int) -> Rows:
             if both.num_rows <= buffer_size:
                 pool, places = both, known
                 continue
-            # All but `buffer_size` rows, drawn at random, go on; the others wait for later ones.
+            # All but `buffer_size` random rows are passed on; the others stay in the buffer.
             order = list(range(both.num_rows))
             rng.shuffle(order)
             out, stay = order[buffer_size:], order[:buffer_size]
@@ -157,12 +157,12 @@ def shuffle(rows: Rows, seed: int, buffer_size: int) -> Rows:
 
 
 def reverse(rows: Rows) -> Rows:
-    """Puts the last row first."""
+    """Reverses the order of the rows."""
     if rows.table is not None:
         return _of_table(rows, range(len(rows.table) - 1, -1, -1))
 
     def read() -> Iterator[tuple[pa.RecordBatch, Stated | None]]:
-        table = kept(rows).table
+        table = materialized(rows).table
         assert table is not None
         backwards = range(len(table) - 1, -1, -1)
         place = 0
@@ -174,7 +174,7 @@ def reverse(rows: Rows) -> Rows:
 
 
 def append(rows: Rows, item: dict[str, Any]) -> Rows:
-    """Adds a row at the end; columns that it lacks are None there."""
+    """Appends a row; missing columns are None."""
     values = {name: [item.get(name)] for name in rows.columns}
     if rows.table is not None:
         last = to_batch(values, "add_item", rows.schema)
@@ -195,11 +195,11 @@ def append(rows: Rows, item: dict[str, Any]) -> Rows:
 
 
 def shard(rows: Rows, num_shards: int, index: int, contiguous: bool) -> Rows:
-    """Takes one of several parts."""
+    """Selects one of several parts."""
     total = rows.num_rows
     if contiguous:
         if total is None:
-            raise DefinitionError("shard: neighbouring rows need a known number of rows. Use save() first.")
+            raise DefinitionError("shard: contiguous=True needs a known number of rows. Use save() first.")
         size, extra = divmod(total, num_shards)
         return span(rows, index * size + min(index, extra), size + (index < extra))
     if rows.table is not None:
@@ -218,7 +218,7 @@ def shard(rows: Rows, num_shards: int, index: int, contiguous: bool) -> Rows:
 
 
 def concatenated(parts: Sequence[Rows]) -> Rows:
-    """Puts the rows of several parts one after another. Class numbers are aligned by the names of the classes."""
+    """Concatenates rows; class labels are aligned by class name."""
     names = parts[0].columns
     parts = _aligned([replace(part.select_columns(names), origin=part.origin) for part in parts], names)
     if all(part.table is not None for part in parts):
@@ -250,7 +250,7 @@ def _concatenated_origin(parts: Sequence[Rows], starts: list[int]) -> Origin:
 
 
 def _aligned(parts: list[Rows], names: Sequence[str]) -> list[Rows]:
-    """Gives columns of class numbers one list of names, the union of theirs."""
+    """Aligns class label columns to one list of names, the union of all lists."""
     for name in names:
         listed = [class_names(part.schema.field(name)) for part in parts]
         union = list(dict.fromkeys(class_name for names in listed for class_name in names or ()))
@@ -268,7 +268,7 @@ def _renumbered(rows: Rows, name: str, old: list[str], union: list[str]) -> Rows
         column = batch.column(index)
         known = pa.array(np.asarray(column.fill_null(-1)) >= 0)
         new = numbers.take(pc.if_else(known, column, None))
-        new = pc.if_else(known, new, column)  # -1 stands for no class
+        new = pc.if_else(known, new, column)  # -1 means no class
         field = pa.field(name, pa.int64(), metadata={**(batch.schema.field(index).metadata or {}), FEATURE: feature})
         return batch.set_column(index, field, new)
 
@@ -284,27 +284,28 @@ def _renumbered(rows: Rows, name: str, old: list[str], union: list[str]) -> Rows
 
 
 def side_by_side(parts: Sequence[Rows]) -> Rows:
-    """Puts the columns of several rows next to each other."""
+    """Joins the columns of several rows, with their origin."""
 
-    def missing(index: int, count: int) -> None:
+    def differ(index: int, count: int) -> None:
         node = parts[index].node
         name = node.name if node is not None else "one"
         raise StepOutputError(f'zipped: the steps have different numbers of rows: "{name}" ends after {count}.')
 
-    return replace(beside(parts, missing), origin=Origin.same(*(part.node for part in parts if part.node is not None)))
+    origin = Origin.same(*(part.node for part in parts if part.node is not None))
+    return replace(join_columns(parts, differ), origin=origin)
 
 
-def unnamed(rows: Rows, index: int) -> Rows:
-    """Returns rows whose columns are numbered, so that two of one name may stand side by side."""
+def number_columns(rows: Rows, index: int) -> Rows:
+    """Renames columns to numbers, so that columns of the same name can be joined."""
     return rows.renamed({name: f"{index}.{place}" for place, name in enumerate(rows.columns)})
 
 
-def beside(parts: Sequence[Rows], missing: Callable[[int, int], None] | None = None) -> Rows:
-    """Puts the columns of several rows next to each other.
+def join_columns(parts: Sequence[Rows], differ: Callable[[int, int], None] | None = None) -> Rows:
+    """Joins the columns of several rows, row by row.
 
     Args:
         parts: The rows; their columns have different names.
-        missing: Called with the index of the part that ends first, and after how many rows.
+        differ: Called, if the numbers of rows differ, with the index of the shortest part and its number of rows.
     """
     schema = pa.schema([column for part in parts for column in part.schema])
     if all(part.table is not None for part in parts) and len({part.num_rows for part in parts}) == 1:
@@ -327,8 +328,8 @@ def beside(parts: Sequence[Rows], missing: Callable[[int, int], None] | None = N
                 )
             count += size
             if max(sizes) > size:
-                if missing is not None:
-                    missing(sizes.index(size), count)
+                if differ is not None:
+                    differ(sizes.index(size), count)
                 return
             if size < BATCH_SIZE:
                 return
@@ -337,8 +338,8 @@ def beside(parts: Sequence[Rows], missing: Callable[[int, int], None] | None = N
     return Rows(schema, known[0] if known else None, read, Origin.same(*(part.node for part in parts if part.node)))
 
 
-def kept(rows: Rows, what: str = "rows") -> Rows:
-    """Returns lazy rows as a table in a temporary folder, which is deleted with the process."""
+def materialized(rows: Rows, what: str = "rows") -> Rows:
+    """Writes lazy rows to a table in a temporary folder, which is deleted when the process ends."""
     if rows.table is not None:
         return rows
     folder = Path(tempfile.mkdtemp(prefix="datadreamer_like-"))

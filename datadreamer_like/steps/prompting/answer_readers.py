@@ -1,4 +1,4 @@
-"""What an LLM's judgement says: yes or no, a number, one of two candidates. None where it cannot be read."""
+"""Readers of an LLM's judgement: yes or no, a number, one of two candidates. None if it cannot be read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ANY_NUMBER = re.compile(_NUMBER)
 
 
 def read_yes_or_no(text: object) -> bool | None:
-    """Reads a yes or a no: the word that the text starts with, the only one of the two in it, or its conclusion.
+    """Reads yes or no: the first word of the text, the only one of the two in it, or its conclusion.
 
     Example:
         >>> read_yes_or_no("**Yes**, it is."), read_yes_or_no("I would say no."), read_yes_or_no("Perhaps.")
@@ -43,7 +43,7 @@ def read_yes_or_no(text: object) -> bool | None:
 
 
 def read_number(text: object) -> float | None:
-    """Reads a score: a number that the text starts with, one called a score or given out of a whole, or the first one.
+    """Reads a score: a number at the start of the text, one labelled as a score or given as "x out of y", or the first.
 
     Example:
         >>> read_number("8/10"), read_number("On a scale of 1 to 10, I give it a 7."), read_number("good")
@@ -73,8 +73,8 @@ def read_winner(text: object, a_label: str, b_label: str) -> str | None:
 
     Args:
         text: The answer.
-        a_label: What the first candidate was called in the prompt.
-        b_label: What the second one was called.
+        a_label: Label of the first candidate in the prompt.
+        b_label: Label of the second candidate.
 
     Returns:
         `"a"`, `"b"`, or None.
@@ -112,7 +112,7 @@ def _short_name(label: str) -> str | None:
     last = label.strip().rstrip(":").strip().rpartition(" ")[2]
     if len(last) != 1:
         return None
-    # "A" before a word is the article, unless the word is a verb.
+    # "A" before a word is an article, unless the word is a verb.
     article = r"(?!\s+(?!is\b|wins\b|has\b)[a-z])" if last == "A" else ""
     return rf"(?<!\w){re.escape(last)}(?!\w){article}"
 

@@ -1,4 +1,4 @@
-"""Rows made from an instruction with placeholders, one a combination of attributes, seeded with real examples."""
+"""Rows from an instruction with attribute placeholders, optionally seeded with real examples."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from ..base.columns import columns_together
 from ..base.lazy_rows import From
 from ..base.row_answers import AnsweredRows
 from .data_from_prompt import DataFromPrompt
-from .prompt_step import RowPrompt, shown
+from .prompt_step import RowPrompt
+from .prompt_text import shown_positions
 
 EXAMPLES = "examples"
 """Name of the placeholder for examples."""
 
 
 class DataFromAttributedPrompt(DataFromPrompt):
-    r"""Fills an instruction's placeholders with every combination of attributes, in turn, until there are `n` rows.
+    r"""Fills an instruction's placeholders with each combination of attributes in turn, until there are `n` rows.
 
-    Args: `instruction` (with placeholders like `{topic}`; other braces are doubled), `attributes` (name to list of
-    values), `n`, `temperature` (1.0), `top_p` (1.0), and those of `PromptStep`. Outputs: `attributes` (a dictionary a
+    Args: `instruction` (with placeholders like `{topic}`; other braces are doubled), `attributes` (lists of values by
+    name), `n`, `temperature` (1.0), `top_p` (1.0), and those of `PromptStep`. Outputs: `attributes` (one dictionary per
     row), `prompts`, `generations`, and a column for each property of `output_schema`.
 
-    Each prompt may be seeded with real texts that have its attribute's value. They come from two columns, the inputs
-    `examples` and `example_attributes`, or from the argument `examples`, a dictionary of value to texts.
-    `examples_attribute` names the attribute that the values belong to, where there are several. Each prompt shows
-    `num_examples` (3) of them, as many as fit the model's context: where the instruction has the placeholder
-    `{examples}`, or else before it. They come in random order (by `seed`), all of them before one comes again.
+    Prompts can be seeded with real texts that have the attribute's value: two columns, the inputs `examples` and
+    `example_attributes`, or the argument `examples`, lists of texts by value. With several attributes,
+    `examples_attribute` names the one that the values belong to. Each prompt shows up to `num_examples` (3), as many as
+    fit the model's context, at the placeholder `{examples}` or before the instruction. They are drawn in random order
+    (by `seed`), each once before any is repeated.
 
     Example:
         >>> made = DataFromAttributedPrompt(  # doctest: +SKIP
@@ -77,7 +78,7 @@ class DataFromAttributedPrompt(DataFromPrompt):
         return {"inputs": {}, "args": args}
 
     def input_batches(self) -> Iterator[Batch]:
-        """Yields the attributes of each row, and the examples that its prompt shows."""
+        """Yields the attributes of each row, and the examples for its prompt."""
         attributes: dict[str, list[Any]] = {name: list(values) for name, values in self.args["attributes"].items()}
         combinations = [dict(zip(attributes, values, strict=True)) for values in product(*attributes.values())]
         examples = self._examples()
@@ -98,11 +99,11 @@ class DataFromAttributedPrompt(DataFromPrompt):
         """Returns the examples that each prompt shows."""
         if not self._inputs:
             return []
-        found = shown(rows.values, rows.rows["examples"], rows.rows["example_rows"])
+        found = shown_positions(rows.values, rows.rows["examples"], rows.rows["example_rows"])
         return [From(name, found, role="example") for name in self._inputs]
 
     def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
-        """Returns the instruction with its placeholders filled, for each row."""
+        """Returns the filled instruction for each row."""
         shown = batch.get("examples", [None] * len(batch["attributes"]))
         return [self._prompt(*row) for row in zip(batch["attributes"], shown, strict=True)]
 
@@ -142,8 +143,8 @@ class DataFromAttributedPrompt(DataFromPrompt):
         missing = [value for value in self.args["attributes"][name] if not groups.get(value)]
         if missing:
             raise DefinitionError(
-                f'"{self.name}": there is no example whose {name} is {missing[0]!r}; there are examples of '
-                f"{', '.join(map(repr, list(groups)[:20])) or 'nothing'}. Add some, or leave that value out of "
+                f'"{self.name}": no example has the {name} {missing[0]!r}; there are examples of '
+                f"{', '.join(map(repr, list(groups)[:20])) or 'nothing'}. Add examples, or remove that value from "
                 "the attributes."
             )
         return _Examples(groups, self.args["seed"])
@@ -152,12 +153,12 @@ class DataFromAttributedPrompt(DataFromPrompt):
         return str(self.args["examples_attribute"] or next(iter(self.args["attributes"])))
 
     def configure(self) -> None:
-        """Refuses an instruction, attributes and examples that do not fit each other."""
+        """Rejects an instruction, attributes and examples that do not match."""
         super().configure()
         args = self.args
         if len(self._inputs) == 1:
             raise DefinitionError(
-                f'"{self.name}": the inputs "examples" and "example_attributes" go together: real texts, and the '
+                f'"{self.name}": give both inputs "examples" and "example_attributes": real texts, and the '
                 "attribute's value of each."
             )
         self._check_attributes(args["attributes"])
@@ -168,13 +169,13 @@ class DataFromAttributedPrompt(DataFromPrompt):
         name = args["examples_attribute"]
         if name is not None and name not in args["attributes"]:
             raise DefinitionError(
-                f'"{self.name}": examples_attribute is "{name}", which is no attribute; there are: '
+                f'"{self.name}": examples_attribute is "{name}", which is not an attribute; the attributes are: '
                 f"{', '.join(args['attributes'])}.{did_you_mean(name, args['attributes'])}"
             )
         if seeded and name is None and len(args["attributes"]) > 1:
             raise DefinitionError(
                 f'"{self.name}": the examples belong to one of the attributes {", ".join(args["attributes"])}. '
-                'Say which: args={"examples_attribute": ...}.'
+                'Name it: args={"examples_attribute": ...}.'
             )
         if args["num_examples"] < 0:
             raise DefinitionError(f'"{self.name}": num_examples is {args["num_examples"]}; expected 0 or more.')
@@ -186,7 +187,7 @@ class DataFromAttributedPrompt(DataFromPrompt):
 
     def _check_attributes(self, attributes: Mapping[str, Any]) -> None:
         if not attributes:
-            raise DefinitionError(f'"{self.name}": there are no attributes. Without any, use DataFromPrompt.')
+            raise DefinitionError(f'"{self.name}": there are no attributes. Give some, or use DataFromPrompt.')
         for name, values in attributes.items():
             if isinstance(values, str) or not hasattr(values, "__iter__"):
                 raise ArgumentTypeError(
@@ -200,21 +201,21 @@ class DataFromAttributedPrompt(DataFromPrompt):
             placeholders = _placeholders(instruction)
         except ValueError as error:
             raise DefinitionError(
-                f'"{self.name}": the instruction\'s braces do not pair up ({error}). Write a brace that '
-                "belongs to the text twice: {{ or }}."
+                f'"{self.name}": the instruction has unbalanced braces ({error}). Double braces that are text: '
+                "{{ or }}."
             ) from error
         for name in placeholders:
             if name not in attributes and name != EXAMPLES:
                 raise DefinitionError(
-                    f'"{self.name}": the instruction has the placeholder {{{name}}}, but no such attribute; there '
-                    f"are: {', '.join(attributes)}.{did_you_mean(name, attributes)} Write a brace that belongs to the "
-                    "text twice."
+                    f'"{self.name}": the instruction has the placeholder {{{name}}}, but there is no such attribute; '
+                    f"the attributes are: {', '.join(attributes)}.{did_you_mean(name, attributes)} Double braces that "
+                    "are text."
                 )
         unused = [name for name in attributes if name not in placeholders]
         if unused:
             raise DefinitionError(
-                f'"{self.name}": the instruction does not use the attribute "{unused[0]}". Put {{{unused[0]}}} where '
-                "its value belongs, or leave it out."
+                f'"{self.name}": the instruction does not use the attribute "{unused[0]}". Add the placeholder '
+                f"{{{unused[0]}}}, or remove the attribute."
             )
 
 
@@ -223,7 +224,7 @@ Example: TypeAlias = tuple[str, int]
 
 
 class _Examples:
-    """Texts by value; each value's are drawn in random order, all of them before one comes again."""
+    """Texts by value, drawn in random order; each is drawn once before any is repeated."""
 
     def __init__(self, groups: dict[Any, list[Example]], seed: int | None) -> None:
         self._rng = random.Random(seed or 0)
@@ -237,16 +238,16 @@ class _Examples:
         left = self._left.setdefault(value, [])
         for _ in range(min(count, len(texts))):
             if not left:
-                # A new round starts without the texts that this draw holds already; they come with the next one.
-                held = {text for text, _ in drawn}
-                left.extend(example for example in texts if example[0] not in held)
+                # A new round leaves out the texts of this draw, so that a prompt never shows a text twice.
+                used = {text for text, _ in drawn}
+                left.extend(example for example in texts if example[0] not in used)
                 self._rng.shuffle(left)
             if left:
                 drawn.append(left.pop())
         return drawn
 
 
-# Fills the placeholder for examples until they are there; no text holds it.
+# Marks the place of the examples in a filled instruction; no text contains it.
 _MARK = "\0examples\0"
 
 

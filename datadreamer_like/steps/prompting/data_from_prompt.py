@@ -1,4 +1,4 @@
-"""Rows made from an instruction alone."""
+"""Rows from a single instruction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger("datadreamer_like")
 
 
 class DataFromPrompt(PromptStep):
-    """Sends one instruction `n` times, each time for another answer.
+    """Sends one instruction `n` times, for a different answer each time.
 
     Args: `instruction`, `n`, `temperature` (1.0), `top_p` (1.0), and those of `PromptStep`. Outputs: `prompts`,
     `generations`, and a column for each property of `output_schema`.
@@ -26,7 +26,7 @@ class DataFromPrompt(PromptStep):
         self.register_prompt_outputs()
 
     def register_data_args(self) -> None:
-        """Registers the arguments that steps making data from an instruction share."""
+        """Registers the arguments of steps that make data from an instruction."""
         self.register_llm()
         self.register_arg("instruction", type=str, help="What the LLM is to write.")
         self.register_arg("n", type=int, help="How many rows to make.")
@@ -42,14 +42,14 @@ class DataFromPrompt(PromptStep):
         return int(self.args["n"])
 
     def warn_of_repetition(self, distinct: int) -> None:
-        """Says so when fewer different answers can come than rows are asked for.
+        """Warns if answers must repeat: greedy decoding gives one answer per prompt.
 
         Args:
             distinct: Number of different prompts.
         """
         if distinct < self.args["n"] and not (self.args["temperature"] and self.args["top_p"]):
             logger.warning(
-                "%s: with temperature or top_p at 0, an LLM gives one answer to a prompt, so the rows repeat.",
+                "%s: with temperature or top_p at 0, an LLM gives one answer per prompt, so rows repeat.",
                 self.name,
             )
 
@@ -64,7 +64,7 @@ class DataFromPrompt(PromptStep):
         return batch["instruction"]
 
     def configure(self) -> None:
-        """Refuses a number of rows below 1."""
+        """Rejects a number of rows below 1."""
         super().configure()
         if self.num_prompts() < 1:
             raise DefinitionError(f'"{self.name}": argument "n" is {self.num_prompts()}; expected at least 1 row.')

@@ -1,4 +1,4 @@
-"""Inputs answered like the examples before them."""
+"""Few-shot prompting with fixed examples."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from datadreamer_like.graph.output import Batch
 from ..base.columns import columns_together
 from ..base.lazy_rows import From
 from ..base.row_answers import AnsweredRows
-from .prompt_step import PromptStep, RowPrompt, labelled, shown
+from .prompt_step import PromptStep, RowPrompt
+from .prompt_text import labelled, shown_positions
 
 
 class FewShotPrompt(PromptStep):
-    """Shows an LLM examples of inputs and outputs, then each input.
+    """Shows an LLM examples of inputs and outputs, followed by each input.
 
     Inputs: `input_examples`, `output_examples`, `inputs`. Args: `input_label`, `output_label`, `max_new_tokens`,
     `instruction` (comes first), `sep`, `min_in_context_examples`, `max_in_context_examples`, and those of `PromptStep`.
     Outputs: `inputs`, `prompts`, `generations`, and a column for each property of `output_schema`.
 
-    As many examples are shown, in their order, as fit the model's context with `max_new_tokens` left for the answer. A
-    row for which not even `min_in_context_examples` fit fails and holds None.
+    Examples are shown in order, as many as fit the model's context with `max_new_tokens` left for the answer. A row
+    fails, and holds None, if `min_in_context_examples` do not fit.
     """
 
     def setup(self) -> None:
@@ -42,13 +43,13 @@ class FewShotPrompt(PromptStep):
         self.register_prompt_outputs()
 
     def num_prompts(self) -> int | None:
-        """Returns how many inputs there are."""
+        """Returns the number of inputs."""
         return self._inputs["inputs"].num_rows
 
     def examples(self) -> tuple[list[str], list[str], list[int]]:
-        """Returns the examples' inputs, the examples as they are in a prompt, and their positions in the columns.
+        """Returns the examples' inputs, their texts in a prompt, and their positions in the columns.
 
-        An example without input or output is left out.
+        Examples without input or output are skipped.
 
         Raises:
             EmptyDataset: There is no complete example.
@@ -59,7 +60,7 @@ class FewShotPrompt(PromptStep):
             if given is not None and wanted is not None
         ]
         if not pairs:
-            raise EmptyDataset(f'"{self.name}": there are no examples. Give columns with at least one full pair.')
+            raise EmptyDataset(f'"{self.name}": there are no examples. Give columns with at least one complete pair.')
         before, between = self.args["input_label"], f"{self.args['sep']}{labelled(self.args['output_label'], '')}"
         texts = [f"{labelled(before, given)}{between}{wanted}" for given, wanted, _ in pairs]
         return [given for given, _, _ in pairs], texts, [row for _, _, row in pairs]
@@ -70,7 +71,7 @@ class FewShotPrompt(PromptStep):
             yield from zip(*batch.values(), strict=True)
 
     def prompt(self, value: Any, examples: list[str]) -> RowPrompt:
-        """Returns the prompt for one input; None where it is missing, an error where the fewest examples do not fit."""
+        """Returns the prompt for one input; None for a missing input, an error where the fewest examples do not fit."""
         if value is None:
             return None
         question = labelled(self.args["input_label"], value)
@@ -87,7 +88,7 @@ class FewShotPrompt(PromptStep):
         )
 
     def input_batches(self) -> Iterator[Batch]:
-        """Yields the inputs, and for each the examples to show."""
+        """Yields the inputs, each with the examples to show."""
         _, examples, positions = self.examples()
         for batch in columns_together({"inputs": self._inputs["inputs"]}, f'"{self.name}"'):
             size = len(batch["inputs"])
@@ -100,6 +101,6 @@ class FewShotPrompt(PromptStep):
     def origin(self, rows: AnsweredRows) -> Sequence[From]:
         """Returns the inputs' rows, and the examples that each prompt shows."""
         texts = [[] if isinstance(examples, Exception) else examples for examples in rows.rows["examples"]]
-        found = shown(rows.values, texts, rows.rows["example_rows"])
+        found = shown_positions(rows.values, texts, rows.rows["example_rows"])
         examples = [From(name, found, role="example") for name in ("input_examples", "output_examples")]
         return [From("inputs"), *examples]

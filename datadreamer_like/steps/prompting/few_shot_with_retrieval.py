@@ -1,4 +1,4 @@
-"""Inputs answered like the examples that are most similar to them."""
+"""Few-shot prompting with the examples that are most similar to each input."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .prompt_step import RowPrompt
 class FewShotPromptWithRetrieval(FewShotPrompt):
     """Shows an LLM the examples whose inputs are most similar to each input, then that input.
 
-    Inputs and outputs are those of `FewShotPrompt`. Further args: `embedder`, which compares inputs, and `k`, how
-    many examples to take (5). The most similar come first, and are kept where not all fit.
+    Inputs and outputs are those of `FewShotPrompt`. Further args: `embedder`, which compares inputs, and `k`, the
+    number of examples (5). The most similar come first, and are kept if not all fit.
     """
 
     def setup(self) -> None:
@@ -31,7 +31,7 @@ class FewShotPromptWithRetrieval(FewShotPrompt):
         self.register_arg("k", required=False, default=5, type=int, help="How many examples to take.")
 
     def input_batches(self) -> Iterator[Batch]:
-        """Yields the inputs, and for each the examples that are most similar."""
+        """Yields the inputs, each with its most similar examples."""
         corpus, examples, positions = self.examples()
         retriever = EmbeddingRetriever(corpus, self.args["embedder"])
         inputs = columns_together({"inputs": self._inputs["inputs"]}, f'"{self.name}"')
@@ -46,7 +46,7 @@ class FewShotPromptWithRetrieval(FewShotPrompt):
             }
 
     def prompt(self, value: Any, examples: Any) -> RowPrompt:
-        """Returns the prompt for one input, or the error of one that could not be looked up."""
+        """Returns the prompt for one input, or the error of its retrieval."""
         return examples if isinstance(examples, ModelError) else super().prompt(value, examples)
 
 

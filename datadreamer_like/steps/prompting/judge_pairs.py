@@ -1,4 +1,4 @@
-"""Pairs of texts judged by an LLM, in random order so that its preference for the first one evens out."""
+"""Judging pairs of texts with an LLM, in random order to cancel its position bias."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from datadreamer_like.graph.output import Batch
-from datadreamer_like.models.calls.pipeline import Rejected
+from datadreamer_like.models.calls.failures import Rejected
 from datadreamer_like.models.llms.generation import Answer
 
 from ..base.row_answers import AnsweredRows
 from .answer_readers import read_winner
-from .prompt_step import PromptStep, RowPrompt, labelled
+from .prompt_step import PromptStep, RowPrompt
+from .prompt_text import labelled
 
 
 class JudgePairsWithPrompt(PromptStep):
     """Asks an LLM which of two inputs is better.
 
     Inputs: `a`, `b`. Args: `instruction`, `judgement_func` (takes an answer's text and returns `"a"` or `"b"`, or the
-    label, of the candidate as it was shown), `randomize_order` (True), `a_label`, `b_label`, `instruction_label`,
+    label, of the candidate as shown), `randomize_order` (True), `a_label`, `b_label`, `instruction_label`,
     `max_new_tokens`, `sep`, and those of `PromptStep`. Outputs: `a`, `b`, `judge_prompts`, `judge_generations`,
     `judgements`, and a column for each property of `output_schema`.
 
-    A judgement is `"a"` or `"b"`, the input that won, in either order; None where there is no answer or it names no
-    winner. With `n > 1` the majority wins. With `output_schema`, its only property that is a string names the winner,
-    unless `judgement_func` reads the dictionary.
+    A judgement is the winning input, `"a"` or `"b"`, independent of the order shown; None if there is none.
+    With `n > 1` the majority wins. With `output_schema`, its only string property names the winner, unless
+    `judgement_func` reads the dictionary.
     """
 
     shown_first: tuple[str, ...] = ()
@@ -72,7 +73,7 @@ class JudgePairsWithPrompt(PromptStep):
             self.register_output(name, help="As it came in.")
         self.register_output("judge_prompts", help="The prompts as they were sent.")
         self.register_output("judge_generations", help="The answers.")
-        self.register_output("judgements", help='"a" or "b", whichever won; None where that is not known.')
+        self.register_output("judgements", help='The winner, "a" or "b"; None where there is none.')
 
     def configure(self) -> None:
         """Finds the property of `output_schema` that names the winner."""
@@ -81,7 +82,7 @@ class JudgePairsWithPrompt(PromptStep):
             self.verdict_field = self.schema.only_field(("string",), self.name, "names the winner")
 
     def input_batches(self) -> Iterator[Batch]:
-        """Yields the pairs, and whether the two change places."""
+        """Yields the pairs, and whether each is swapped."""
         rng = random.Random(self.args["seed"] or 0)
         for batch in super().input_batches():
             yield {**batch, "swapped": [self.args["randomize_order"] and rng.random() < 0.5 for _ in batch["a"]]}
@@ -96,7 +97,7 @@ class JudgePairsWithPrompt(PromptStep):
         ]
 
     def parse(self, answer: Answer, row: dict[str, Any]) -> Any:
-        """Returns which of the two places an answer prefers: "a" for what was shown under the first label."""
+        """Returns the position that an answer prefers: "a" is the candidate shown with the first label."""
         said = self.read(answer)
         if isinstance(said, Rejected):
             return said
@@ -112,7 +113,7 @@ class JudgePairsWithPrompt(PromptStep):
         return winner
 
     def combine(self, values: list[Any]) -> Any:
-        """Returns the place that most answers prefer; None for a tie."""
+        """Returns the position that most answers prefer; None for a tie."""
         a, b = values.count("a"), values.count("b")
         return None if a == b else "a" if a > b else "b"
 

@@ -1,4 +1,4 @@
-"""Answers that are JSON objects of a given schema: how they are validated and become columns."""
+"""Validating answers that are JSON objects of a schema, and turning them into columns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datadreamer_like.errors import DefinitionError
-from datadreamer_like.models.calls.pipeline import Rejected
+from datadreamer_like.models.calls.failures import Rejected
 from datadreamer_like.models.llms.generation import Prompt
 from datadreamer_like.models.llms.schema import json_schema_of
 
@@ -17,15 +17,15 @@ _ERRORS_SHOWN = 3
 
 
 class OutputSchema:
-    """The schema of answers that are JSON objects; each of its properties becomes a column.
+    """The JSON schema of answers; each property becomes a column.
 
     Args:
         given: A pydantic model class, or a JSON schema (draft 2020-12) of an object.
         step: Name of the step, for messages.
 
     Raises:
-        ArgumentTypeError: It is neither.
-        DefinitionError: It is not a valid JSON schema, or not one of an object with properties.
+        ArgumentTypeError: `given` is neither.
+        DefinitionError: It is not a valid JSON schema of an object with properties.
     """
 
     def __init__(self, given: Any, step: str) -> None:
@@ -48,12 +48,12 @@ class OutputSchema:
 
     @property
     def instruction(self) -> str:
-        """What tells a model the schema where its engine does not enforce it."""
+        """The instruction with the schema, for engines that do not enforce it."""
         schema = json.dumps(self.json_schema, ensure_ascii=False)
         return f"Answer with one JSON object that fits this JSON schema, and nothing else:\n{schema}"
 
     def read(self, text: str | None) -> dict[str, Any] | Rejected:
-        """Returns the object that an answer holds, or why it does not fit the schema."""
+        """Returns the object in an answer, or `Rejected` with the validation errors."""
         fenced = _FENCED.fullmatch(text or "")
         try:
             value = json.loads(fenced[1] if fenced else text or "")
@@ -76,10 +76,10 @@ class OutputSchema:
             return None, [(problem["loc"], problem["msg"]) for problem in found] or [((), str(error))]
 
     def only_field(self, kinds: Sequence[str], step: str, needs: str) -> str:
-        """Returns the name of the only property of some types.
+        """Returns the name of the only property of the given types.
 
         Raises:
-            DefinitionError: There is none, or several.
+            DefinitionError: There is none, or there are several.
         """
         names = [name for name, kind in self.types.items() if kind in kinds]
         if len(names) != 1:
@@ -89,8 +89,8 @@ class OutputSchema:
             )
         return names[0]
 
-    def told(self, prompt: Prompt) -> Prompt:
-        """Returns a prompt with the schema at its end."""
+    def with_instruction(self, prompt: Prompt) -> Prompt:
+        """Returns a prompt followed by the instruction."""
         if isinstance(prompt, str):
             return f"{prompt}\n\n{self.instruction}"
         return [*prompt, {"role": "user", "content": self.instruction}]
@@ -103,7 +103,7 @@ def _validator(schema: dict[str, Any]) -> Any:
 
 
 def _typed(value: Any, kind: Any) -> Any:
-    """Returns a number as the schema's type, so that a column of 1 and 2.5 is one of floats."""
+    """Converts a number to the schema's type, so that a column of 1 and 2.5 is of floats."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
     kinds = {kind} if isinstance(kind, str) else set(kind or ())

@@ -1,4 +1,4 @@
-"""One instruction applied to every row."""
+"""Applying one instruction to every row."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from datadreamer_like.graph.output import Batch
 
-from .prompt_step import PromptStep, RowPrompt, labelled
+from .prompt_step import PromptStep, RowPrompt
+from .prompt_text import labelled
 
 
 class ProcessWithPrompt(PromptStep):
-    """Has an LLM process each input as an instruction says.
+    """Has an LLM process each input by an instruction.
 
     Inputs: `inputs`. Args: `instruction`, `input_label`, `instruction_label`, `max_new_tokens`, `sep`, and those of
     `PromptStep`. Outputs: `inputs`, `prompts`, `generations`, and a column for each property of `output_schema`.
@@ -26,7 +27,7 @@ class ProcessWithPrompt(PromptStep):
         self.register_prompt_outputs()
 
     def register_instruction(self) -> None:
-        """Registers the arguments that make up a prompt."""
+        """Registers the arguments of the prompt."""
         self.register_llm()
         self.register_arg("instruction", type=str, help="What to do with each input.")
         self.register_arg("input_label", required=False, default="Input:", type=str, help="Before the input.")
@@ -41,7 +42,7 @@ class ProcessWithPrompt(PromptStep):
         self.register_arg("sep", required=False, default="\n\n", type=str, help="Between input and instruction.")
 
     def full_instruction(self) -> str:
-        """Returns the instruction as it is sent."""
+        """Returns the instruction to send."""
         return str(self.args["instruction"])
 
     def prompts(self, batch: Batch) -> Sequence[RowPrompt]:

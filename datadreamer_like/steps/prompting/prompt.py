@@ -1,4 +1,4 @@
-"""Prompts that exist already, sent as they are."""
+"""Sending existing prompts unchanged."""
 
 from __future__ import annotations
 

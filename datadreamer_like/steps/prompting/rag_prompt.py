@@ -1,4 +1,4 @@
-"""Questions answered with retrieved texts in the prompt."""
+"""Retrieval-augmented generation: retrieved texts in the prompt."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from datadreamer_like.models.retrievers.retriever import Retriever
 from ..base.lazy_rows import From
 from ..base.row_answers import AnsweredRows, Questions, RowAnswers
 from ..retrieval.retrieve import from_corpus
-from .prompt_step import PromptStep, RowPrompt, labelled, shown
+from .prompt_step import PromptStep, RowPrompt
+from .prompt_text import labelled, shown_positions
 
 
 class RAGPrompt(PromptStep):
-    """Puts the texts that a retriever finds for each prompt before it.
+    """Puts retrieved texts before each prompt.
 
     Inputs: `prompts`. Args: `retriever`, `k` (5), `retrieved_text_label`, `prompt_label`, `max_new_tokens`, `sep`,
     `min_in_context_retrieved_texts`, `max_in_context_retrieved_texts`, and those of `PromptStep`. Outputs: `prompts`
-    (as they were sent), `generations`, and a column for each property of `output_schema`.
+    (as sent), `generations`, and a column for each property of `output_schema`.
 
-    As many texts are shown, the best first, as fit the model's context with `max_new_tokens` left for the answer. A row
-    for which not even `min_in_context_retrieved_texts` fit fails and holds None.
+    Texts are shown best first, as many as fit the model's context with `max_new_tokens` left for the answer. A row
+    fails, and holds None, if `min_in_context_retrieved_texts` do not fit.
     """
 
     def setup(self) -> None:
@@ -44,23 +45,24 @@ class RAGPrompt(PromptStep):
         self.register_prompt_outputs()
 
     def input_batches(self) -> Iterator[Batch]:
-        """Yields the questions, and what was found for each."""
+        """Yields the questions, each with its retrieval result."""
         rows = RowAnswers(Questions(batch["prompts"], batch) for batch in super().input_batches())
         for _, batch, found in rows.joined(self.args["retriever"].results(rows.values(), k=self.args["k"])):
             yield {**batch, "found": found}
 
     def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
-        """Returns each question after the texts found for it."""
+        """Returns each question after its retrieved texts."""
         return [self._prompt(*row) for row in zip(batch["prompts"], batch["found"], strict=True)]
 
     def origin(self, rows: AnsweredRows) -> Sequence[From]:
         """Returns the questions' rows, and the documents that each prompt shows."""
         found = [_found(result) for result in rows.rows["found"]]
         texts, positions = [one["texts"] for one in found], [one["indices"] for one in found]
-        return [*super().origin(rows), *from_corpus(self.args["retriever"], shown(rows.values, texts, positions))]
+        documents = shown_positions(rows.values, texts, positions)
+        return [*super().origin(rows), *from_corpus(self.args["retriever"], documents)]
 
     def register_facts(self) -> None:
-        """Notes the retriever too."""
+        """Adds the retriever to the card too."""
         super().register_facts()
         self.register_data_card("Retriever", self.args["retriever"].display_name)
 

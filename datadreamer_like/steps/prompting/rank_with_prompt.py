@@ -1,4 +1,4 @@
-"""Rows scored, cut and sorted by an LLM's judgement."""
+"""Scoring, filtering and sorting rows by an LLM's judgement."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from datadreamer_like.storage.values import to_batch
 from ..base.columns import whole_schema
 from ..base.lazy_rows import From, LazyRowBatches, Traced
 from ..operations.sorting import sorted_positions
-from ..operations.transforms import kept as written
+from ..operations.transforms import materialized
 from .answer_readers import read_number
 from .filter_with_prompt import JudgeRows
 
@@ -28,9 +28,9 @@ class RankWithPrompt(JudgeRows):
     (`post_process` may turn an answer into the score). Outputs: all columns of the step that the inputs come from,
     `scores`, and a column for each property of `output_schema`.
 
-    A score is the number that the answer gives (`n > 1`: the mean); with `output_schema`, its only property that is a
-    number. A row without one has None, goes last, and does not pass a threshold; `step.errors` holds them by their
-    positions among the inputs.
+    A score is the number in the answer (`n > 1`: the mean); with `output_schema`, its only numeric property. Rows
+    without a score have None, come last, and do not pass a threshold; `step.errors` holds them by position among the
+    inputs.
     """
 
     how_to_answer = "Answer with one number and nothing else."
@@ -52,7 +52,7 @@ class RankWithPrompt(JudgeRows):
         return LazyRowBatches(self.result_batches, total_num_rows=total, save=not self.args["lazy"], like=known)
 
     def result_batches(self) -> Iterator[Traced]:
-        """Yields the rows with their scores, sorted if they are to be."""
+        """Yields the rows with their scores, sorted if `sort`."""
         return self._sorted() if self.args["sort"] else self._scored()
 
     def verdict(self, said: Any) -> float | None:
@@ -78,7 +78,7 @@ class RankWithPrompt(JudgeRows):
             start += len(scores)
 
     def _sorted(self) -> Iterator[Traced]:
-        # However many rows there are, only their scores and positions are held in memory.
+        # Only scores and positions are held in memory, not rows.
         positions: list[Any] = []
         known = whole_schema(self._inputs["inputs"])
 
@@ -87,7 +87,7 @@ class RankWithPrompt(JudgeRows):
                 positions.extend(cast(list[int], scored.sources[0].rows))
                 yield to_batch(scored.value, f'"{self.name}"', known)
 
-        table = written(Rows(untyped(self._output_specs), None, read)).table
+        table = materialized(Rows(untyped(self._output_specs), None, read)).table
         assert table is not None
         order = sorted_positions(table, ["scores"], [self.args["reverse"]])
         place = 0
@@ -97,5 +97,5 @@ class RankWithPrompt(JudgeRows):
             place += batch.num_rows
 
     def says_how_to_answer(self, instruction: str) -> bool:
-        """Whether the instruction asks for a number, or a function makes one of the answer."""
+        """Whether the instruction asks for a number, or `post_process` makes one."""
         return self.args["post_process"] is not None or re.search(r"\bnumber\b", instruction, re.IGNORECASE) is not None

@@ -1,4 +1,4 @@
-"""Texts to vectors, and how alike two of them are."""
+"""Embedding texts, and comparing vectors."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ class Embed(ModelStep):
         self.register_input("texts", help="What to embed.")
         self.register_model(Embedder, "The model that embeds.")
         self.register_arg("truncate", required=False, default=False, type=bool, help="Cut texts that are too long.")
-        self.register_arg("instruction", required=False, type=str, help="What the model is told to embed for.")
+        self.register_arg("instruction", required=False, type=str, help="Instruction for the embedding model.")
         self.register_output("texts", help="The texts.")
         self.register_output("embeddings", help="Their vectors.")
 
 
 class CosineSimilarity(Step):
-    """Tells how alike two columns are, row by row.
+    """Computes the cosine similarity of two columns, row by row.
 
     Inputs: `a`, `b`: vectors, or texts if an `embedder` is given. Args: `similarity_batch_size`, `device`, `embedder`,
     `truncate`, `lazy`, and the options of `embedder.run`. Outputs: `a`, `b`, `similarities` (from -1 to 1; 0 where a
     vector has no direction, None where a value is missing).
 
-    `similarity_batch_size` and `device` are accepted for DataDreamer scripts: the products are quicker to make than to
-    move to a device.
+    `similarity_batch_size` and `device` are accepted for DataDreamer scripts and ignored: computing the products is
+    faster than moving them to a device.
     """
 
     takes_options = True
@@ -53,11 +53,11 @@ class CosineSimilarity(Step):
         """Registers the step's names."""
         self.register_input("a", help="Vectors, or texts.")
         self.register_input("b", help="Vectors, or texts.")
-        self.register_arg("similarity_batch_size", required=False, type=int, help="Changes nothing.")
-        self.register_arg("device", required=False, help="Changes nothing.")
-        self.register_arg("embedder", required=False, type=Embedder, help="Embeds the inputs if they are texts.")
+        self.register_arg("similarity_batch_size", required=False, type=int, help="Ignored.")
+        self.register_arg("device", required=False, help="Ignored.")
+        self.register_arg("embedder", required=False, type=Embedder, help="The model, if the inputs are texts.")
         self.register_arg("truncate", required=False, default=False, type=bool, help="Cut texts that are too long.")
-        self.register_arg("lazy", required=False, default=False, type=bool, help="Compare when the rows are asked for.")
+        self.register_arg("lazy", required=False, default=False, type=bool, help="Generate rows lazily; save nothing.")
         self.register_output("a", help="As it came in.")
         self.register_output("b", help="As it came in.")
         self.register_output("similarities", help="Cosines of the angles.")
@@ -86,7 +86,7 @@ class CosineSimilarity(Step):
         return [vectors.get(text) for text in a], [vectors.get(text) for text in b]
 
     def configure(self) -> None:
-        """Refuses arguments that neither the step nor its embedder takes."""
+        """Rejects arguments that neither the step nor its embedder takes."""
         embedder = self.args["embedder"]
         extra = [name for name in self._args if name not in self._arg_specs]
         if extra and embedder is None:

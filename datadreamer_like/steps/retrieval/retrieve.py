@@ -1,4 +1,4 @@
-"""The texts that are most like each query."""
+"""Retrieving the texts that are most similar to each query."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..base.model_step import ModelStep
 
 
 class Retrieve(ModelStep):
-    """Finds the texts that are most like each query.
+    """Finds the texts that are most similar to each query.
 
     Inputs: `queries`. Args: `retriever`, `k` (5), `lazy`, and the options of `retriever.run`. Outputs: `queries`,
     `results` (`{"indices": [...], "texts": [...], "scores": [...]}`, the best first; None for a row that failed).
@@ -28,16 +28,16 @@ class Retrieve(ModelStep):
         self.register_model(Retriever, "Finds texts for a query.")
         self.register_arg("k", required=False, default=5, type=int, help="How many texts to find.")
         self.register_output("queries", help="The queries.")
-        self.register_output("results", help="Indices, texts and scores of what was found.")
+        self.register_output("results", help="Indices, texts and scores of the texts found.")
 
     def origin(self, results: list[Any]) -> Sequence[From]:
-        """Returns the queries' rows, and the documents that were found for each."""
+        """Returns the queries' rows, and the documents found for each."""
         documents = [[] if result is None else result["indices"] for result in results]
         return [*super().origin(results), *from_corpus(self.args["retriever"], documents)]
 
 
 def from_corpus(retriever: Retriever, documents: Sequence[Sequence[int]]) -> list[From]:
-    """Returns which rows of a retriever's corpus were found for some rows; nothing where it is no step's column.
+    """Returns the origin of retrieved documents; empty if the corpus is not a step's column.
 
     Args:
         retriever: The retriever.

@@ -1,4 +1,4 @@
-"""CSV files: quoted line breaks, types from all rows, and the line that is wrong."""
+"""The source for CSV files: column types from all rows, errors with line numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .file_source import Files, FileSource
 
 _ROWS_AT_ONCE = 10_000
 
-# What stands for a missing value, as pandas and datasets read it; in a column of texts these stay texts.
+# Missing values, as read by pandas and datasets; in a text column they remain texts.
 _MISSING_VALUES = frozenset(
     {"NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "#N/A", "#NA", "<NA>", "-nan", "-NaN"}
 )
@@ -32,24 +32,24 @@ _NAMES_OF_TYPES = {"int64": "int", "float64": "float", "string": "str", "object"
 class CSVDataSource(FileSource):
     """Rows of CSV files.
 
-    A column's type is that of all its values: whole numbers, decimals, `True` and `False`, or text. A column that mixes
-    them is text, as it stands in the file. An empty field is None (with `keep_default_na=False` an empty text); in a
-    column of numbers or truth values, so are `NA`, `NaN`, `null` and the like.
+    A column is of integers, floats or booleans if all its values are, and of texts otherwise, unchanged. An empty field
+    is None (with `keep_default_na=False` an empty text); in a column of numbers or booleans, so are `NA`, `NaN`, `null`
+    and similar values.
 
     Args:
-        name: What the rows are.
-        data_folder: Folder of `.csv` and `.tsv` files, all of which are read, or from which `data_files` are.
+        name: Name of the step.
+        data_folder: Folder whose `.csv` and `.tsv` files are read, or that `data_files` are relative to.
         data_files: A file, a pattern like `"part-*.csv"`, or a list of them; they must have the same columns. `.gz`,
-            `.bz2` and `.xz` are unpacked.
-        sep: What separates the fields: one character.
-        **config_kwargs: Options of reading, and those of `Step`. Reading knows: `encoding` (utf-8), `column_names` or
-            `names` (the files have no header), `header` (0, or None for no header: columns are then called 0, 1, ...),
-            `skiprows` (lines to leave out at the top), `usecols` (columns to read), `nrows` (most rows), `quotechar`,
+            `.bz2` and `.xz` are decompressed.
+        sep: The field separator, one character.
+        **config_kwargs: Options of `Step` and of the reader: `encoding` (utf-8), `column_names` or `names` (for files
+            without header), `header` (0, or None for no header: columns are then called 0, 1, ...), `skiprows` (lines
+            to skip at the top), `usecols` (columns to read), `nrows` (maximum number of rows), `quotechar`,
             `escapechar`, `doublequote`, `skipinitialspace`, `dtype` (a type for all columns or a dictionary of them:
             `{"id": str}` keeps leading zeros), `na_values` (more texts that mean None) and `keep_default_na`.
 
     Raises:
-        DataError: A file is not there, cannot be read or is malformed; file and line are named.
+        DataError: A file does not exist, cannot be read or is malformed; the message names file and line.
         EmptyDataset: There are no rows.
     """
 
@@ -98,12 +98,12 @@ class CSVDataSource(FileSource):
         (folder / "texts.csv").write_text("text,stars\none,1\ntwo,2\n", encoding="utf-8")
         return {"data_files": folder / "texts.csv"}
 
-    def decides(self) -> dict[str, Any]:
+    def fingerprint_values(self) -> dict[str, Any]:
         """Returns the content of the files, the separator and the options."""
-        return {**super().decides(), "sep": self.sep}
+        return {**super().fingerprint_values(), "sep": self.sep}
 
     def run(self) -> LazyRowBatches:
-        """Reads the files twice: for columns, types and faults, and then for the rows."""
+        """Reads the files twice: first for columns, types and errors, then for the rows."""
         self.register_files()
         columns, header_of = self._header()
         wanted = self._wanted(columns)
@@ -125,7 +125,7 @@ class CSVDataSource(FileSource):
     # Columns and types
 
     def _header(self) -> tuple[list[str], bool]:
-        """Returns the names of the columns, and whether the files name them in a header."""
+        """Returns the names of the columns, and whether the files have a header."""
         names = self.config["column_names"] if self.config["column_names"] is not None else self.config["names"]
         if names is not None:
             return _distinct_names(self.name, [str(name) for name in names]), False
@@ -170,7 +170,7 @@ class CSVDataSource(FileSource):
 
     @property
     def _missing(self) -> frozenset[str]:
-        """The fields that are None in every column."""
+        """The texts that mean None in every column."""
         return frozenset(
             {"", *self.config["na_values"]} if self.config["keep_default_na"] else self.config["na_values"]
         )
@@ -193,10 +193,10 @@ class CSVDataSource(FileSource):
             raise self._misfit(name, kind, str(error)) from error
 
     def _misfit(self, name: str, kind: str, what: str) -> DataError:
-        return DataError(f'"{self.name}": column "{name}" is to be {kind} by dtype, but holds other values: {what}.')
+        return DataError(f'"{self.name}": column "{name}" has dtype {kind}, but contains other values: {what}.')
 
     def _texts(self, columns: list[str], header: bool) -> Iterator[dict[str, list[str]]]:
-        """Yields the fields of many rows at once, as they stand in the files."""
+        """Yields the fields of many rows at once, unchanged."""
         rows = (fields for file in self.files for fields in self._fields(file, columns, header))
         if self.config["nrows"] is not None:
             rows = islice(rows, self.config["nrows"])  # type: ignore[assignment]
@@ -212,7 +212,7 @@ class CSVDataSource(FileSource):
                 if sorted(own) != sorted(columns):
                     raise DataError(
                         f'"{self.name}": {file} has the columns {", ".join(own)}; {self.files[0]} has '
-                        f"{', '.join(columns)}. Make one source for each, or give the files the same columns."
+                        f"{', '.join(columns)}. Make one source for each, or use files with the same columns."
                     )
                 order = [own.index(name) for name in columns]
         width = len(columns)
@@ -221,7 +221,7 @@ class CSVDataSource(FileSource):
             if len(fields) != width:
                 raise DataError(
                     f'"{self.name}": {file}, line {line} has {len(fields)} fields; {what} {width}. '
-                    f'Quote fields that hold "{self.sep}", or say what separates them: sep=";", say.'
+                    f'Quote fields that contain "{self.sep}", or set the separator, as in sep=";".'
                 )
             yield fields if order is None else [fields[place] for place in order]
 
@@ -230,8 +230,8 @@ class CSVDataSource(FileSource):
         return self.config["column_names"] is not None or self.config["names"] is not None
 
     def _records(self, file: Path) -> Iterator[tuple[int, list[str]]]:
-        """Yields the fields of each record with the number of the line that it starts on; empty lines are none."""
-        csv.field_size_limit(sys.maxsize)  # long texts are what this package is about
+        """Yields the fields of each record with the number of its first line; empty lines are skipped."""
+        csv.field_size_limit(sys.maxsize)  # allows long texts
         skipped = self.config["skiprows"]
         with self.opened(file) as stream:
             for _ in range(skipped):
@@ -259,17 +259,17 @@ class CSVDataSource(FileSource):
 
     def _malformed(self, file: Path, line: int, last: int, error: csv.Error) -> DataError:
         if "unexpected end of data" in str(error):
-            what = "a quoted field that begins there never ends"
+            what = "a quoted field that starts here is not closed"
         else:
             what = f"{error}" + (f" (in line {last})" if last > line else "")
         return DataError(
             f'"{self.name}": {file}, line {line} is malformed: {what}. A quote inside a quoted field is written twice: '
-            '""; if quotes have no meaning in this file, say quotechar=None.'
+            '""; if the file does not use quotes, set quotechar=None.'
         )
 
 
 class _Guess:
-    """The narrowest type that all values of a column have so far."""
+    """The narrowest type that fits all values of a column seen so far."""
 
     def __init__(self, missing: frozenset[str]) -> None:
         self._missing = missing
@@ -282,7 +282,7 @@ class _Guess:
         return self._fitting[0] if self._fitting and self._seen else "str"
 
     def see(self, texts: list[str]) -> None:
-        """Drops the types that some of the texts do not have."""
+        """Drops the types that do not fit some of the texts."""
         if not self._fitting:
             return
         present = {text.strip() for text in set(texts) - self._missing} - _MISSING_VALUES
@@ -296,7 +296,7 @@ def _is_whole(text: str) -> bool:
 
 
 def _is_decimal(text: str) -> bool:
-    # Digits beyond 64 bits are an identifier; as a decimal they would lose their last ones.
+    # Integers beyond 64 bits are identifiers; as floats they would lose digits.
     return _DECIMAL.fullmatch(text) is not None and (_WHOLE.fullmatch(text) is None or _is_whole(text))
 
 
@@ -309,6 +309,6 @@ def _distinct_names(what: str, names: list[str]) -> list[str]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(
-            f'"{what}": the header names the column "{twice[0]}" twice. Rename one, or give names: column_names=[...].'
+            f'"{what}": the header has the column "{twice[0]}" twice. Rename one, or set column_names=[...].'
         )
     return names

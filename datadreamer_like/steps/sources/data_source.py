@@ -1,4 +1,4 @@
-"""Rows that a script has already: in memory, in a generator function, or in a dataset."""
+"""Sources for data of the script: in memory, from a generator function, or in a dataset."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from datadreamer_like.graph.results import Kept
 from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows
 
 from ..base.lazy_rows import LazyRowBatches
+from ..base.returned import is_hf
 from ..base.step import Step
 
 if TYPE_CHECKING:
@@ -35,61 +36,61 @@ class NodeOptions(TypedDict, total=False):
 
 
 class Source(Step):
-    """Base of steps that bring rows in. Their columns are those of the rows."""
+    """Base of steps that load rows. The columns of the rows are the outputs."""
 
     def __init__(self, name: str, **options: Unpack[NodeOptions]) -> None:
         super().__init__(name, **options)
 
     def setup(self) -> None:
-        """Registers whatever columns the rows have; known when they are read."""
+        """Registers a placeholder: the columns are known when rows are read."""
         self.register_output("*", help="The columns of the rows.")
 
-    def decides(self) -> dict[str, Any]:
-        """Returns what decides the rows, by what it is called; to be written by a subclass."""
-        raise NotImplementedError(f"{type(self).__name__} has no decides().")
+    def fingerprint_values(self) -> dict[str, Any]:
+        """Returns the values that determine the rows, by name; a subclass writes this."""
+        raise NotImplementedError(f"{type(self).__name__} has no fingerprint_values().")
 
     def fingerprint_parts(self) -> dict[str, str]:
-        """Returns the class and what decides the rows."""
+        """Returns the fingerprints of the class and of the values that determine the rows."""
         parts = class_part(type(self))
-        for what, value in self.decides().items():
+        for what, value in self.fingerprint_values().items():
             parts[what] = fingerprint(value, f'"{self.name}": {what}')
         return parts
 
     def found_columns(self, names: Sequence[str]) -> list[str]:
-        """Makes the rows' columns the step's outputs."""
+        """Sets the rows' columns as the step's outputs, and returns their names."""
         spec = next(iter(self._output_specs.values()))
         self._output_specs = {str(name): spec for name in names}
         return list(self._output_specs)
 
     def write_rows(self, rows: Rows, draft: Path) -> Kept:
-        """Writes the rows, and refuses a source that has none."""
+        """Saves the rows, and rejects a source without any."""
         kept = super().write_rows(rows, draft)
         if not kept.manifest.rows:
             raise EmptyDataset(f'"{self.name}" has no rows: {self.describe_empty()} Give at least one.')
         return kept
 
     def describe_empty(self) -> str:
-        """Returns what is empty where there are no rows, for the error."""
-        return "what it was given is empty."
+        """Returns what is empty, for the error of a source without rows."""
+        return "its data is empty."
 
 
 class DataSource(Source):
-    """Rows that the script gives.
+    """Rows given by the script.
 
-    A generator function and an `IterableDataset` are read when the rows are asked for, each time anew, and nothing is
-    kept; everything else is saved.
+    A generator function and an `IterableDataset` are read lazily, again in each pass, and nothing is saved; other data
+    are saved.
 
     Args:
-        name: What the rows are.
-        data: Columns by name, a list of rows (dictionaries; a column that a row does not have is None there), a
-            function that yields such rows, a `datasets.Dataset` or an `IterableDataset`.
-        total_num_rows: How many rows a function or an iterable gives, where that is known.
+        name: Name of the step.
+        data: Columns by name, a list of rows (dictionaries; missing columns are None), a function that yields such
+            rows, a `datasets.Dataset` or an `IterableDataset`.
+        total_num_rows: The number of rows of a function or an iterable, if known.
         auto_progress: Accepted for DataDreamer scripts; rows are always counted as progress.
         **options: See `Step`.
 
     Raises:
-        ArgumentTypeError: The data are none of these.
-        DataError: Columns have different lengths, or a row is no dictionary.
+        ArgumentTypeError: The data has another type.
+        DataError: Columns have different lengths, or a row is not a dictionary.
         EmptyDataset: There are no rows.
 
     Example:
@@ -121,16 +122,16 @@ class DataSource(Source):
         """Returns the smallest arguments with which the step does something, for tests and documentation."""
         return {"data": {"text": ["one", "two"]}}
 
-    def decides(self) -> dict[str, Any]:
-        """Returns the data; of a dictionary also the order of its columns."""
+    def fingerprint_values(self) -> dict[str, Any]:
+        """Returns the data, and the order of the columns of a dictionary."""
         if isinstance(self.data, Mapping):
             return {"data": self.data, "order of columns": list(self.data)}
-        if _is_iterable(self.data):
-            return {"data": _origin(self.data)}
+        if is_hf(self.data, "IterableDataset"):
+            return {"data": self.data._ex_iterable}  # its source and its transformations
         return {"data": self.data}
 
     def run(self) -> Any:
-        """Brings the rows in."""
+        """Loads the rows."""
         data = self.data
         if isinstance(data, Mapping):
             self.found_columns(list(data))
@@ -138,13 +139,13 @@ class DataSource(Source):
         if isinstance(data, list | tuple):
             names = self.found_columns(list(dict.fromkeys(name for row in data for name in row)))
             return {name: [row.get(name) for row in data] for name in names}
-        if callable(data) or _is_iterable(data):
+        if callable(data) or is_hf(data, "IterableDataset"):
             return self._streamed(data if callable(data) else lambda: iter(data))
         self.found_columns(data.column_names)
         return Rows.of_dataset(data)
 
     def _streamed(self, read: Callable[[], Any]) -> LazyRowBatches:
-        # The columns are those of the first row, so it is made now, and again in each pass.
+        # The first row gives the columns, so it is generated now, and again in each pass.
         first = next(iter(read()), None)
         if first is None:
             raise EmptyDataset(f'"{self.name}" has no rows: the function yields none. Yield at least one.')
@@ -163,7 +164,7 @@ class DataSource(Source):
                     if unknown:
                         raise DataError(
                             f'"{self.name}": row {index} has the column "{unknown[0]}"; the first row has only: '
-                            f"{', '.join(names)}.{did_you_mean(str(unknown[0]), names)} Let every row have the same."
+                            f"{', '.join(names)}.{did_you_mean(str(unknown[0]), names)} Yield rows of the same columns."
                         )
                 yield {name: [row.get(name) for row in portion] for name in names}
 
@@ -171,7 +172,7 @@ class DataSource(Source):
 
     def _check(self, name: str) -> None:
         data = self.data
-        if _is_hf(data, "DatasetDict"):
+        if is_hf(data, "DatasetDict"):
             raise ArgumentTypeError(
                 f'"{name}": data is a DatasetDict with the splits {", ".join(data)}. Give one of them, or make a '
                 "source for each."
@@ -193,20 +194,20 @@ class DataSource(Source):
                 raise EmptyDataset(f'"{name}" has no rows: the list is empty. Give at least one.')
             for index, row in enumerate(data):
                 _check_row(name, index, row)
-        elif not (callable(data) or _is_dataset(data) or _is_iterable(data)):
+        elif not (callable(data) or is_hf(data, "Dataset") or is_hf(data, "IterableDataset")):
             raise ArgumentTypeError(
                 f'"{name}": data is {type(data).__name__}; expected a dictionary of columns, a list of rows, a '
                 "function that yields rows, a Dataset or an IterableDataset."
             )
-        elif _is_dataset(data) and not len(data):
+        elif is_hf(data, "Dataset") and not len(data):
             raise EmptyDataset(f'"{name}" has no rows: the dataset is empty. Give one with rows.')
 
 
 class HFDatasetDataSource(Source):
-    """Rows of a dataset folder, as `Dataset.save_to_disk` writes it.
+    """Rows of a dataset folder written by `Dataset.save_to_disk`.
 
     Args:
-        name: What the rows are.
+        name: Name of the step.
         dataset_path: The folder.
         **options: See `Step`.
 
@@ -235,7 +236,7 @@ class HFDatasetDataSource(Source):
         Dataset.from_dict({"text": ["one", "two"]}).save_to_disk(folder / "saved")
         return {"dataset_path": folder / "saved"}
 
-    def decides(self) -> dict[str, Any]:
+    def fingerprint_values(self) -> dict[str, Any]:
         """Returns the folder's content."""
         return {"content of the dataset": ByContent(self.source_path)}
 
@@ -265,22 +266,4 @@ def _check_row(name: str, index: int, row: Any) -> None:
 def _check_names(name: str, columns: Mapping[Any, Any]) -> None:
     for column in columns:
         if not isinstance(column, str):
-            raise DataError(f'"{name}": the column {column!r} has a name that is no text. Call it {str(column)!r}.')
-
-
-def _is_dataset(data: Any) -> bool:
-    return _is_hf(data, "Dataset")
-
-
-def _is_iterable(data: Any) -> bool:
-    return _is_hf(data, "IterableDataset")
-
-
-def _is_hf(data: Any, name: str) -> bool:
-    kinds = type(data).__mro__
-    return any(kind.__name__ == name and kind.__module__.partition(".")[0] == "datasets" for kind in kinds)
-
-
-def _origin(dataset: Any) -> Any:
-    """Returns what decides an iterable dataset's rows: where it reads and what is done to them."""
-    return dataset._ex_iterable
+            raise DataError(f'"{name}": the column name {column!r} is not a string. Use {str(column)!r}.')

@@ -1,4 +1,4 @@
-"""What sources of text files share: finding the files, reading them as text, and saying where a fault is."""
+"""The base of file sources: finding files, reading them as text, and locating errors."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from .data_source import NodeOptions, Source
 
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-_OF_NODE = frozenset(NodeOptions.__annotations__)
+_STEP_OPTIONS = frozenset(NodeOptions.__annotations__)
 _COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 class FileSource(Source):
-    """Base of sources that read text files. What is in the files decides the rows, not where they lie.
+    """Base of sources that read text files. The fingerprint depends on the files' content, not on their paths.
 
     Attributes:
-        suffixes: File names that are taken from a folder; compressed ones too.
-        known_options: Options of reading, each with its default.
+        suffixes: Suffixes of the files that are read from a folder, also in compressed form.
+        known_options: Options of the reader, with their defaults.
     """
 
     suffixes: ClassVar[tuple[str, ...]]
@@ -45,8 +45,8 @@ class FileSource(Source):
         data_files: Files | None,
         options: Mapping[str, Any],
     ) -> None:
-        of_node = cast(NodeOptions, {option: options[option] for option in options if option in _OF_NODE})
-        config = {option: value for option, value in options.items() if option not in _OF_NODE}
+        step_options = cast(NodeOptions, {option: options[option] for option in options if option in _STEP_OPTIONS})
+        config = {option: value for option, value in options.items() if option not in _STEP_OPTIONS}
         for option in config:
             if option not in self.known_options:
                 raise DefinitionError(
@@ -61,15 +61,15 @@ class FileSource(Source):
             raise DefinitionError(
                 f'"{name}": there is no encoding "{self.config["encoding"]}". Common ones: utf-8, latin-1, utf-16.'
             ) from error
-        super().__init__(name, **of_node)
+        super().__init__(name, **step_options)
 
-    def decides(self) -> dict[str, Any]:
+    def fingerprint_values(self) -> dict[str, Any]:
         """Returns the content of the files, in order, and the options."""
         parts = {f"option {name}": value for name, value in self.config.items()}
         return {"content of the files": [ByContent(file) for file in self.files], **parts}
 
     def register_files(self) -> None:
-        """Notes on the card where the rows come from."""
+        """Adds the names of the files to the card."""
         for file in self.files:
             self.register_data_card(DataCardType.DATASET_NAME, file.name)
 
@@ -79,10 +79,10 @@ class FileSource(Source):
 
     @contextmanager
     def opened(self, file: Path) -> Iterator[IO[str]]:
-        """Opens a file as text, line ends as they are.
+        """Opens a file as text with unchanged line ends.
 
         Raises:
-            DataError: It cannot be read, or holds bytes that its encoding does not have.
+            DataError: It cannot be read, or contains bytes that are invalid in its encoding.
         """
         encoding = "utf-8-sig" if _is_utf8(self.config["encoding"]) else self.config["encoding"]
         try:
@@ -91,7 +91,7 @@ class FileSource(Source):
         except UnicodeDecodeError as error:
             raise self._wrong_encoding(file, encoding, error) from error
         except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
-            raise DataError(f'"{self.name}": {file} is damaged ({error}). Fetch it again.') from error
+            raise DataError(f'"{self.name}": {file} is damaged ({error}). Download it again.') from error
         except OSError as error:
             raise DataError(f'"{self.name}": {file} cannot be read ({error.strerror or error}).') from error
 
@@ -100,16 +100,16 @@ class FileSource(Source):
         other = "latin-1" if _is_utf8(encoding) else "utf-8"
         return DataError(
             f'"{self.name}": {file}, line {line}: byte 0x{byte:02x} (byte {offset} of the file) is not '
-            f'{self.config["encoding"]} ({error.reason}). Say how the file is encoded: encoding="{other}", say.'
+            f'{self.config["encoding"]} ({error.reason}). Set the encoding of the file, as in encoding="{other}".'
         )
 
 
 def _find(
     name: str, folder: str | os.PathLike[str] | None, files: Files | None, suffixes: tuple[str, ...]
 ) -> list[Path]:
-    """Returns the files to read, each once: as listed, patterns and folders in alphabetical order."""
+    """Returns the files to read, each once: as listed, those of patterns and folders in alphabetical order."""
     if folder is None and files is None:
-        raise DefinitionError(f'"{name}": say what to read: data_files="rows{suffixes[0]}", or data_folder="folder".')
+        raise DefinitionError(f'"{name}": give data_files="rows{suffixes[0]}" or data_folder="folder".')
     if isinstance(files, Mapping):
         raise ArgumentTypeError(f'"{name}": data_files is a dictionary of splits. Make a source for each of them.')
     base = Path(folder) if folder is not None else None
@@ -119,7 +119,7 @@ def _find(
         assert base is not None
         found = sorted(path for path in base.rglob("*") if path.is_file() and _fits(path, suffixes))
         if not found:
-            raise DataError(f'"{name}": the folder {base} holds no file that ends in {" or ".join(suffixes)}.')
+            raise DataError(f'"{name}": the folder {base} contains no file that ends in {" or ".join(suffixes)}.')
         return found
     listed = [files] if isinstance(files, str | os.PathLike) else list(files)
     if not listed:
@@ -130,7 +130,7 @@ def _find(
 
 def _matches(name: str, base: Path | None, entry: str, suffixes: tuple[str, ...]) -> list[Path]:
     if "://" in entry:
-        raise DataError(f'"{name}": {entry} is an address. Fetch the file first and give its path.')
+        raise DataError(f'"{name}": {entry} is a URL. Download the file first and give its path.')
     path = base / entry if base is not None else Path(entry)
     if path.is_dir():
         return _find(name, path, None, suffixes)
@@ -162,7 +162,7 @@ def _is_utf8(encoding: str) -> bool:
 
 
 def _fault(file: Path, encoding: str) -> tuple[int, int, int]:
-    """Returns line, offset and value of the first byte that does not decode."""
+    """Returns line, offset and value of the first byte that cannot be decoded."""
     line, done = 1, 0
     decoder = codecs.getincrementaldecoder(encoding)()
     with _binary(file) as stream:
@@ -172,7 +172,7 @@ def _fault(file: Path, encoding: str) -> tuple[int, int, int]:
                 line += decoder.decode(chunk, final=not chunk).count("\n")
             except UnicodeDecodeError as error:
                 line += error.object[: error.start].decode(encoding, "replace").count("\n")
-                # What the decoder held back from earlier chunks comes first in the error's bytes.
+                # The error's bytes start with those that the decoder buffered from earlier chunks.
                 offset = done + len(chunk) - len(error.object) + error.start
                 return line, offset, error.object[error.start]
             done += len(chunk)

@@ -1,4 +1,4 @@
-"""Rows of a dataset on the Hugging Face Hub, or of anything else that `datasets.load_dataset` knows."""
+"""The source for datasets on the Hugging Face Hub and other arguments of `datasets.load_dataset`."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from .data_source import NodeOptions, Source
 
 logger = logging.getLogger("datadreamer_like")
 
-_OF_NODE = frozenset(NodeOptions.__annotations__)
+_STEP_OPTIONS = frozenset(NodeOptions.__annotations__)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HFHubDataSource(Source):
     """Rows of a dataset on the Hugging Face Hub.
 
-    The commit that the revision stands for decides the rows: a new upload is noticed; give a commit as the
-    revision to stay with it. Without a connection the commit of the last run counts. A token is found by
-    `huggingface_hub` where it always is (`HF_TOKEN`, or a login).
+    The fingerprint contains the commit of the revision, so a new upload is detected; give a commit as the revision to
+    pin it. Without a connection the commit of the last run is used. The token is that of `huggingface_hub` (`HF_TOKEN`
+    or a login).
 
     Args:
-        name: What the rows are.
-        path: Id of the dataset, a local folder, or a format that `load_dataset` knows (then with `data_files`).
+        name: Name of the step.
+        path: Id of the dataset, a local folder, or a format of `load_dataset` (with `data_files`).
         config_name: Configuration of the dataset.
-        split: One split, or a part: `"train[:1000]"`. May be left out where there is one only.
+        split: One split, or a part: `"train[:1000]"`. Optional if there is only one.
         revision: Branch, tag or commit.
         trust_remote_code: Accepted for DataDreamer scripts; `datasets` no longer runs code of datasets.
-        streaming: Read rows when they are asked for, and keep nothing.
+        streaming: Read rows lazily, and save nothing.
         **config_kwargs: Further arguments of `datasets.load_dataset`, and options of `Step`.
 
     Raises:
-        HubError: The Hub refuses or cannot be reached, and there is no copy on this machine.
-        DataError: There are several splits and none was named.
+        HubError: The Hub rejects the request, or is unavailable and there is no local copy.
+        DataError: There are several splits and none was given.
         EmptyDataset: There are no rows.
     """
 
@@ -67,11 +67,11 @@ class HFHubDataSource(Source):
         self.split = None if split is None else str(split)
         self.revision = None if revision is None else str(revision)
         self.streaming = streaming
-        self.config = {key: value for key, value in config_kwargs.items() if key not in _OF_NODE}
+        self.config = {key: value for key, value in config_kwargs.items() if key not in _STEP_OPTIONS}
         if trust_remote_code:
             logger.warning("%s: trust_remote_code changes nothing: datasets no longer runs code of datasets.", name)
         self._commit: str | None = None
-        super().__init__(name, **{key: value for key, value in config_kwargs.items() if key in _OF_NODE})
+        super().__init__(name, **{key: value for key, value in config_kwargs.items() if key in _STEP_OPTIONS})
 
     @classmethod
     def example(cls, folder: Path) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class HFHubDataSource(Source):
         (folder / "texts.csv").write_text("text\none\ntwo\n", encoding="utf-8")
         return {"path": "csv", "split": "train", "data_files": str(folder / "texts.csv")}
 
-    def decides(self) -> dict[str, Any]:
+    def fingerprint_values(self) -> dict[str, Any]:
         """Returns the commit, or the content of local files, and the options."""
         files = {key: _by_content(value) for key, value in self.config.items() if key in ("data_files", "data_dir")}
         options = {key: value for key, value in self.config.items() if key not in files and key != "token"}
@@ -119,7 +119,7 @@ class HFHubDataSource(Source):
         if isinstance(loaded, DatasetDict | IterableDatasetDict):
             if len(loaded) > 1:
                 raise DataError(
-                    f'"{self.name}": {self.path} has the splits {", ".join(map(str, loaded))}. Say which one: '
+                    f'"{self.name}": {self.path} has the splits {", ".join(map(str, loaded))}. Choose one: '
                     f'split="{next(iter(loaded))}".'
                 )
             loaded = next(iter(loaded.values()))
@@ -149,7 +149,7 @@ class HFHubDataSource(Source):
         return not os.path.exists(self.path) and self.path not in _PACKAGED_DATASETS_MODULES
 
     def _resolved(self) -> str | None:
-        """Returns the commit that the revision stands for, now or when it was last known."""
+        """Returns the current commit of the revision, or the last known one where the Hub is unavailable."""
         if self.revision is not None and _COMMIT.fullmatch(self.revision):
             return self.revision
         from huggingface_hub import HfApi
@@ -166,13 +166,13 @@ class HFHubDataSource(Source):
                     "the name; for a private one, log in or set HF_TOKEN."
                 ) from error
             known = self._known_commit()
-        except (OfflineModeIsEnabled, OSError, RuntimeError):  # no connection, in the words of several libraries
+        except (OfflineModeIsEnabled, OSError, RuntimeError):  # no connection; libraries raise different errors
             known = self._known_commit()
         logger.warning(
-            "%s: the Hub cannot be asked for news of %s; %s.",
+            "%s: the Hub is unavailable; using %s of %s.",
             self.name,
+            f"commit {known}" if known else "the local copy",
             self.path,
-            f"commit {known} counts" if known else "what this machine has of it counts",
         )
         return known
 
@@ -192,7 +192,7 @@ class HFHubDataSource(Source):
             return None
 
     def write_rows(self, rows: Rows, draft: Path) -> Kept:
-        """Writes the rows, and notes the commit that they are of."""
+        """Saves the rows, and records their commit."""
         kept = super().write_rows(rows, draft)
         if self._commit is not None:
             kept.manifest.result["commit"] = [self.path, self.revision, self._commit]

@@ -1,4 +1,4 @@
-"""JSON files: an object a line, or one array of objects."""
+"""The source for JSON files: JSON lines or one array of objects."""
 
 from __future__ import annotations
 
@@ -21,22 +21,21 @@ _CHUNK = 2**16
 
 
 class JSONDataSource(FileSource):
-    """Rows of JSON files: JSON lines (an object a line) or one array of objects.
+    """Rows of JSON files: JSON lines (one object per line) or one array of objects.
 
-    The columns are those of all rows; a row that lacks one has None there. A column's type is that of all its values:
-    whole numbers and decimals together are decimals, other plain values of different types are texts (`1` and `"x"`
-    become `"1"` and `"x"`). Dates stay texts.
+    The columns are the union of those of all rows; missing values are None. Integers and floats in one column become
+    floats; other mixed plain values become texts (`1` and `"x"` become `"1"` and `"x"`). Dates stay texts.
 
     Args:
-        name: What the rows are.
-        data_folder: Folder of `.json`, `.jsonl` and `.ndjson` files, all of which are read, or from which `data_files`
-            are.
-        data_files: A file, a pattern like `"part-*.jsonl"`, or a list of them. `.gz`, `.bz2` and `.xz` are unpacked.
-        **config_kwargs: Options of reading, and those of `Step`: `encoding` (utf-8), `field` (the rows are an
-            array in this field of the one object that a file holds).
+        name: Name of the step.
+        data_folder: Folder whose `.json`, `.jsonl` and `.ndjson` files are read, or that `data_files` are relative to.
+        data_files: A file, a pattern like `"part-*.jsonl"`, or a list of them. `.gz`, `.bz2` and `.xz` are
+            decompressed.
+        **config_kwargs: Options of `Step` and of the reader: `encoding` (utf-8), `field` (each file is one object, and
+            the rows are the array in this field).
 
     Raises:
-        DataError: A file is not there, cannot be read or is malformed; file and line are named.
+        DataError: A file does not exist, cannot be read or is malformed; the message names file and line.
         EmptyDataset: There are no rows.
     """
 
@@ -59,7 +58,7 @@ class JSONDataSource(FileSource):
         return {"data_files": folder / "texts.jsonl"}
 
     def run(self) -> LazyRowBatches:
-        """Reads the files twice: for columns, types and faults, and then for the rows."""
+        """Reads the files twice: first for columns, types and errors, then for the rows."""
         self.register_files()
         kinds: dict[str, set[type]] = {}
         count = 0
@@ -92,13 +91,13 @@ class JSONDataSource(FileSource):
             )
 
     def _rows(self, file: Path) -> Iterator[tuple[int, Row]]:
-        """Yields the rows of a file, each with the number of the line that it ends on."""
+        """Yields the rows of a file, each with the number of its last line."""
         with self.opened(file) as stream:
             if self.config["field"] is not None:
                 yield from self._of_field(file, stream)
                 return
             start = stream.read(_CHUNK)
-            while start.isspace():  # the first character that is there tells the two forms apart
+            while start.isspace():  # the first other character distinguishes the two forms
                 more = stream.read(_CHUNK)
                 if not more:
                     return
@@ -168,7 +167,7 @@ _END = object()
 
 
 class _Array:
-    """Reads the elements of a JSON array one by one, holding only as much of the text as an element takes."""
+    """Reads the elements of a JSON array one by one, with only one element's text in memory."""
 
     def __init__(self, start: str, stream: IO[str]) -> None:
         self._decoder = json.JSONDecoder()
@@ -183,7 +182,7 @@ class _Array:
         """Returns the next element, or `_END`.
 
         Raises:
-            ValueError: The text is no array; `line` says where.
+            ValueError: The text is not a valid array; `line` is the line of the error.
         """
         sign = self._peek()
         if sign == "]":
@@ -202,7 +201,7 @@ class _Array:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._place)
             except json.JSONDecodeError as error:
-                # Perhaps it goes on in what is not read yet; twice as much each time keeps the work linear.
+                # The element may be incomplete; doubling the amount read keeps the work linear.
                 fault = error.pos - self._place
                 if self._read(wanted):
                     wanted *= 2

@@ -1,4 +1,4 @@
-"""Text files: a line, a paragraph or a whole file a row."""
+"""The source for text files: one row per line, paragraph or file."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class TextDataSource(FileSource):
     """Lines of text files, in a column `text`.
 
     Args:
-        name: What the rows are.
-        data_folder: Folder of `.txt` files, all of which are read, or from which `data_files` are.
-        data_files: A file, a pattern like `"part-*.txt"`, or a list of them. `.gz`, `.bz2` and `.xz` are unpacked.
-        **config_kwargs: Options of reading, and those of `Step`: `encoding` (utf-8), `keep_linebreaks` (False),
-            `sample_by` (`"line"`, `"paragraph"`: separated by empty lines, or `"document"`: a file a row).
+        name: Name of the step.
+        data_folder: Folder whose `.txt` files are read, or that `data_files` are relative to.
+        data_files: A file, a pattern like `"part-*.txt"`, or a list of them. `.gz`, `.bz2` and `.xz` are decompressed.
+        **config_kwargs: Options of `Step` and of the reader: `encoding` (utf-8), `keep_linebreaks` (False), `sample_by`
+            (`"line"`, `"paragraph"`: separated by empty lines, or `"document"`: one row per file).
 
     Raises:
-        DataError: A file is not there or cannot be read; file and line are named.
+        DataError: A file does not exist or cannot be read; the message names file and line.
         EmptyDataset: There are no rows.
     """
 
@@ -90,8 +90,8 @@ class TextDataSource(FileSource):
 
 
 def _universal(stream: Any) -> Iterator[str]:
-    """Yields lines that end in a line feed, however the file ends them."""
+    """Yields lines with their line ends converted to a line feed."""
     for line in stream:
         body = line.rstrip("\r\n")
-        # A stream that leaves line ends as they are splits at "\r" too.
+        # A stream with unchanged line ends splits at "\r" too.
         yield body if body == line else f"{body}\n"

@@ -1,4 +1,4 @@
-"""What happens beside the training loop: progress, an early end, zeros that stay."""
+"""Callbacks of the training loop: progress, early stopping, and keeping pruned weights zero."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NOTES = 50
 
 
 class Report(TrainerCallback):
-    """Tells the node's usage how far the training is."""
+    """Reports training progress to the node's usage."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -22,11 +22,11 @@ class Report(TrainerCallback):
         self.words = ""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Says how many examples there will be."""
+        """Sets the total number of examples."""
         current_usage().total_rows = round(self.rows * args.num_train_epochs)
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Says which epoch it is."""
+        """Shows the epoch."""
         self._note(args, state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -41,7 +41,7 @@ class Report(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
-        """Says the loss."""
+        """Shows the loss."""
         if logs and "loss" in logs:
             self.words = f", loss {float(logs['loss']):.3g}"
         self._note(args, state)
@@ -49,7 +49,7 @@ class Report(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
     ) -> None:
-        """Says the validation loss."""
+        """Shows the validation loss."""
         if metrics:
             self.words = f", validation loss {metrics['eval_loss']:.3g}"
         self._note(args, state)
@@ -60,9 +60,9 @@ class Report(TrainerCallback):
 
 
 class EarlyStop(TrainerCallback):
-    """Ends the training when validation has not become better for some epochs.
+    """Stops training when the validation metric has not improved for some epochs.
 
-    It looks at the whole history each time, so a resumed training needs no memory of its own.
+    It evaluates the whole history each time, so it has no state to restore on resume.
     """
 
     def __init__(self, patience: int, threshold: float) -> None:
@@ -70,12 +70,12 @@ class EarlyStop(TrainerCallback):
         self.threshold = threshold
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ends the training when patience has run out."""
+        """Stops training when patience has run out."""
         if self.is_over(args, state):
             control.should_training_stop = True
 
     def is_over(self, args: TrainingArguments, state: TrainerState) -> bool:
-        """Tells whether patience has run out."""
+        """Whether patience has run out."""
         name = "eval_" + str(args.metric_for_best_model).removeprefix("eval_")
         sign = 1.0 if args.greater_is_better else -1.0
         best, since = -float("inf"), 0
@@ -96,5 +96,5 @@ class KeepZeros(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
-        """Sets them back."""
+        """Sets the pruned weights to zero."""
         reapply(model, self.kept)

@@ -36,7 +36,7 @@ from .loading import HFOptions, a_dtype, one_device, training_device
 from .loop import fit, seeded
 from .options import Training
 from .run import Fit, Run
-from .teaching import LiveTeacher, borrowed, check_objective, node_of, prepare_teacher
+from .teaching import LiveTeacher, check_objective, node_of, prepare_teacher, unload_teacher
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -189,7 +189,7 @@ class HFTrainer(Trainer):
 
     def _build(self, columns: Columns, training: Training, objective: Objective | None, draft: Path) -> Kept:
         device, minimised = training_device(self.device), objective or Supervised()
-        with quiet(), seeded(training.seed), borrowed(minimised.teacher), warnings.catch_warnings():
+        with quiet(), seeded(training.seed), unload_teacher(minimised.teacher), warnings.catch_warnings():
             # peft looks for a config.json to compare vocabularies with; the folder of a GGUF file has none.
             warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
             config, tokenizer = self._config_and_tokenizer()
@@ -207,7 +207,7 @@ class HFTrainer(Trainer):
             teachers = prepare_teacher(minimised, task, columns, device, training.max_length, self.scratch)
             live = isinstance(teachers["train"], LiveTeacher) and minimised.teacher is not None
             kept = masks(model)
-            # Whatever was drawn until here: new weights and batches are the same in a run that goes on after a kill.
+            # Seed again, so that new weights and batches do not depend on what was drawn before, also after a resume.
             transformers.set_seed(training.seed)
             modules = minimised.modules(model, minimised.teacher.model if live else None)  # type: ignore[union-attr]
             if self.peft_config is not None:
@@ -281,7 +281,7 @@ class HFTrainer(Trainer):
         if self.quantization_config is not None:
             model = prepare_model_for_kbit_training(model)  # type: ignore[no-untyped-call]
         with warnings.catch_warnings():
-            # peft asks transformers under the old name; nothing that a user could mend.
+            # peft reads a transformers property by its deprecated name; users cannot fix that.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             return get_peft_model(model, config)
 

@@ -29,9 +29,9 @@ class HFOptions(TypedDict, total=False):
     distributed_config: Any
     """Accepted for DataDreamer scripts; one process trains on one device."""
     fsdp: Any
-    """Likewise."""
+    """Accepted for DataDreamer scripts."""
     fsdp_config: Any
-    """Likewise."""
+    """Accepted for DataDreamer scripts."""
     force: bool
     """Train again although the result is there."""
     verbose: bool | None

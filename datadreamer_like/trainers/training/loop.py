@@ -47,15 +47,15 @@ def fit(
 ) -> Fit:
     """Trains a model in place and leaves it with the weights of its best epoch.
 
-    After each epoch a checkpoint is written below `run.folder`; called again with the same arguments after the process
-    was killed, it goes on from there, and on a processor comes to the same weights as an undisturbed run. A model with
-    zeros that pruning left keeps them.
+    After each epoch a checkpoint is written to `run.folder`; called again with the same arguments after the process was
+    killed, training resumes from it, and on a CPU gives the same weights as an uninterrupted run. Pruned weights stay
+    zero.
 
     Args:
         run: The model, its data and the options.
-        make_loop: The loop, called with `run`, `args` and `callbacks`; None for the one that minimises an objective.
+        make_loop: The loop, called with `run`, `args` and `callbacks`; None for `ObjectiveLoop`.
         arguments: Class of the loop's arguments.
-        **options: Further ones of them, for the options that the user did not give.
+        **options: Defaults for further arguments of that class.
 
     Raises:
         MethodMisfit: The model's weights are quantized, so they cannot be trained.
@@ -77,7 +77,7 @@ def fit(
         checkpoint = _newest_checkpoint(run.folder / CHECKPOINTS)
         if checkpoint is not None:
             so_far = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-            logger.info("going on after epoch %s, where the training was interrupted", f"{so_far.epoch:g}")
+            logger.info("resuming after epoch %s, where training was interrupted", f"{so_far.epoch:g}")
             if stop is not None and stop.is_over(args, so_far):
                 args.num_train_epochs = so_far.epoch
         loop = (make_loop or ObjectiveLoop)(run=run, args=args, callbacks=callbacks)
@@ -97,7 +97,7 @@ def fit(
     return Fit(_figures(best), float(state.epoch or 0.0), [_figures(entry) for entry in measured])
 
 
-# What loops add to each evaluation that says nothing of the model.
+# Entries of an evaluation that do not depend on the model.
 _NOT_FIGURES = {"runtime", "samples_per_second", "steps_per_second", "num_tokens"}
 
 
@@ -107,11 +107,7 @@ def _figures(entry: dict[str, Any]) -> dict[str, float]:
 
 
 def check_trainable(model: PreTrainedModel) -> None:
-    """Refuses a model whose weights, or the adapters on them, cannot be trained because they are codes.
-
-    Raises:
-        MethodMisfit: They cannot.
-    """
+    """Raises `MethodMisfit` if a model's weights, or the adapters on them, cannot be trained due to quantization."""
     reason = untrainable(model, adapters=hasattr(model, "peft_config"))
     if reason:
         raise MethodMisfit(f"{reason[0].upper()}{reason[1:]} Train before quantizing.")
@@ -167,7 +163,7 @@ def _newest_checkpoint(folder: Path) -> str | None:
     complete: dict[int, Path] = {}
     for path in folder.glob("checkpoint-*"):
         try:
-            # Written last: where it can be read, all else is there.
+            # Written last, so the checkpoint is complete if it can be read.
             state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             shutil.rmtree(path, ignore_errors=True)
@@ -292,7 +288,7 @@ class ObjectiveLoop(LoopOverExamples):
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draws all that is random inside the block from a seed, and leaves the generators as they were."""
+    """Seeds all random generators inside the block, and restores their states afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):

@@ -1,4 +1,4 @@
-"""One training: everything that a loop needs, in one object."""
+"""Everything that a training loop needs, in one object."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Fit:
-    """What a training came to.
+    """The result of a training run.
 
     Attributes:
-        metrics: Validation figures of the best epoch, whose weights the model has.
-        epochs: How many passes were made.
-        history: Validation figures of each epoch.
+        metrics: Validation metrics of the best epoch, whose weights the model has.
+        epochs: Number of epochs trained.
+        history: Validation metrics of each epoch.
     """
 
     metrics: dict[str, float]

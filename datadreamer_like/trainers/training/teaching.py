@@ -1,4 +1,4 @@
-"""A teacher at work: a student's batch goes in, the teacher's outputs come out, computed now or stored before."""
+"""A teacher's outputs for a student's batches, computed live or stored."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def node_of(teacher: object) -> Node | None:
 
 
 @contextmanager
-def borrowed(teacher: Any) -> Iterator[None]:
-    """Frees the memory of a teacher after the block, if it was not loaded before."""
+def unload_teacher(teacher: Any) -> Iterator[None]:
+    """Frees the memory of a teacher after the block, unless it was loaded before."""
     trained = teacher.trained if isinstance(teacher, ModelNode) else teacher
     was_loaded = not isinstance(trained, TrainedModel) or "model" in vars(trained)
     try:
@@ -56,14 +56,14 @@ def borrowed(teacher: Any) -> Iterator[None]:
 
 
 class TeacherAnswers(Protocol):
-    """A teacher's outputs for the batches of one dataset; an objective does not know where they come from."""
+    """A teacher's outputs for the batches of one dataset, independent of their source."""
 
     def outputs(self, batch: Batch, student_logits: int) -> Outputs | None:
         """Returns the teacher's outputs for a batch.
 
         Args:
             batch: The student's batch.
-            student_logits: How many classes or tokens the student has.
+            student_logits: Number of the student's classes or tokens.
         """
 
 

@@ -1,4 +1,4 @@
-"""What a failed request to the Hub means to the user, and which failures pass by themselves."""
+"""Errors of requests to the Hub: messages that say what to do, and retries of temporary ones."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, Reposit
 
 from datadreamer_like.errors import DataDreamerError, HubError
 
-# Base of all failed requests. It is a class of httpx or of httpx2, whichever huggingface_hub was built on.
+# Base of all failed requests: a class of httpx or of httpx2, depending on the version of huggingface_hub.
 RequestFailed: type[Exception] = HfHubHTTPError.__bases__[0]
 
 WAITS = (0.5, 1.0, 2.0, 4.0)
-PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 CONFLICT = frozenset({409, 412})
 LONGEST_WAIT = 60.0
 TOKEN_HELP = (
-    'Make a token at https://huggingface.co/settings/tokens, then run "hf auth login", set HF_TOKEN, or pass it'
+    'Create a token at https://huggingface.co/settings/tokens, then run "hf auth login", set HF_TOKEN, or pass it'
 )
 
 Result = TypeVar("Result")
@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 @contextmanager
 def explained(repo_id: str) -> Iterator[None]:
-    """Turns whatever a call to the Hub raises inside the block into one `HubError` that says what to do."""
+    """Turns errors of calls to the Hub inside the block into a `HubError` that says what to do."""
     try:
         yield
     except DataDreamerError:
@@ -36,46 +36,46 @@ def explained(repo_id: str) -> Iterator[None]:
         raise HubError(explanation(error, repo_id)) from error
 
 
-def persistently(call: Callable[[], Result], *, first: bool = False) -> Result:
-    """Repeats a call while it fails in a way that passes by itself, then raises what the last attempt raised.
+def retried(call: Callable[[], Result], *, first: bool = False) -> Result:
+    """Retries a call after temporary errors; raises the error of the last attempt.
 
     Args:
-        call: A request that may be made twice.
-        first: Whether nothing was asked of the Hub before: then no connection means no network, which is known at once.
+        call: An idempotent request.
+        first: Whether this is the first request: then a missing connection is not retried.
     """
     for wait in WAITS:
         try:
             return call()
         except Exception as error:
-            if not passes(error) or (first and status_of(error) is None):
+            if not is_temporary(error) or (first and status_of(error) is None):
                 raise
             time.sleep(pause(error, wait))
     return call()
 
 
 def status_of(error: BaseException) -> int | None:
-    """Returns the HTTP status behind an error, None where no answer came."""
+    """Returns the HTTP status of a failed request; None if there was no response."""
     cause = _cause(error)
     return int(cause.response.status_code) if isinstance(cause, HfHubHTTPError) else None
 
 
-def passes(error: BaseException) -> bool:
-    """Tells whether the same request may succeed a little later."""
+def is_temporary(error: BaseException) -> bool:
+    """Returns whether a retry of the request may succeed."""
     cause = _cause(error)
     if isinstance(cause, HfHubHTTPError):
-        return status_of(cause) in PASSING
+        return status_of(cause) in TEMPORARY
     return isinstance(cause, RequestFailed)
 
 
 def pause(error: BaseException, wait: float) -> float:
-    """Returns the seconds to wait: those that the Hub asks for, else `wait`."""
+    """Returns the seconds to wait: the Hub's Retry-After if given, at least `wait`."""
     cause = _cause(error)
     asked = cause.response.headers.get("Retry-After", "") if isinstance(cause, HfHubHTTPError) else ""
     return min(max(float(asked), wait), LONGEST_WAIT) if asked.isdigit() else wait
 
 
 def explanation(error: BaseException, repo_id: str) -> str:
-    """Says in two sentences what went wrong with a request about `repo_id`, and what to do."""
+    """Returns a message on a failed request about `repo_id`, and what to do."""
     cause = _cause(error)
     if isinstance(cause, OfflineModeIsEnabled):
         return f'"{repo_id}" cannot be published while HF_HUB_OFFLINE is set. Unset it and start again.'
@@ -84,11 +84,9 @@ def explanation(error: BaseException, repo_id: str) -> str:
     if isinstance(cause, RequestFailed):
         return (
             f'The Hub cannot be reached to publish "{repo_id}" ({type(cause).__name__}: {cause}). '
-            "Check the connection and, if it is set, HF_ENDPOINT, then publish again: what was sent is not sent twice."
+            "Check the connection and, if set, HF_ENDPOINT, then publish again: nothing is sent twice."
         )
-    return (
-        f'Publishing "{repo_id}" failed ({type(error).__name__}: {error}). Publish again, or look at the cause above.'
-    )
+    return f'Publishing "{repo_id}" failed ({type(error).__name__}: {error}). Publish again, or see the cause above.'
 
 
 def _status_explanation(error: HfHubHTTPError, repo_id: str) -> str:
@@ -103,23 +101,23 @@ def _status_explanation(error: HfHubHTTPError, repo_id: str) -> str:
         return f"The Hub does not accept this token: it is wrong, expired or revoked. {TOKEN_HELP} as token=."
     if status == 403:
         return (
-            f'This token may not write to "{repo_id}"{said}. Publish under a namespace that is yours, '
-            "or make a token with write permission for it at https://huggingface.co/settings/tokens."
+            f'This token may not write to "{repo_id}"{said}. Publish under your own namespace, '
+            "or create a token with write permission for it at https://huggingface.co/settings/tokens."
         )
     if status in CONFLICT:
-        return f'"{repo_id}" was changed by someone else meanwhile{said}. Publish again to add to the newer state.'
+        return f'"{repo_id}" was changed by someone else meanwhile{said}. Publish again to update the newer version.'
     if status == 429:
         return f'The Hub limits the rate of requests{said}. Wait a few minutes, then publish "{repo_id}" again.'
     if status >= 500:
         return (
             f'The Hub failed to answer about "{repo_id}" (HTTP {status}{said}). '
-            "Publish again later: what was sent is not sent twice."
+            "Publish again later: nothing is sent twice."
         )
-    return f'The Hub refuses a request about "{repo_id}" (HTTP {status}{said}). Mend what it names, then publish again.'
+    return f'The Hub rejects a request about "{repo_id}" (HTTP {status}{said}). Fix the cause, then publish again.'
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Finds the failed request behind an error; huggingface_hub wraps those of uploads."""
+    """Returns the failed request that caused an error; huggingface_hub wraps those of uploads."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, (RequestFailed, OfflineModeIsEnabled)):

@@ -1,0 +1,264 @@
+"""Ray as a session's engine: batches go to worker processes of Ray Data, results are found, made and kept as always."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+from datadreamer_like.errors import AuthenticationFailed, DataDreamerError, DefinitionError, SessionError, require_extra
+
+from .engine import B, Engine, R
+from .progress import Progress
+from .results import Results
+from .usage import Usage, counting, current_usage
+
+# Blocks that are given to Ray's store together.
+_BLOCKS_AT_ONCE = 256
+
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+
+
+class RayEngine(Engine):
+    """Runs functions on batches of rows in the worker processes of a Ray cluster.
+
+    Only work on batches of rows is sent to workers: `process` of a step, the functions of `map` and `filter`, prompts,
+    embeddings. Rows, their order and all fingerprints are those of a run without Ray. A worker that dies is replaced
+    and its batch done again; answers of models are on disk as they come, so only those in flight are asked for again.
+
+    All workers must see the session's folder on one file system that supports locks. Keys of providers are never sent:
+    workers take them from their own environment.
+
+    Args:
+        address: A running cluster, such as "10.0.0.1:6379", "ray://10.0.0.1:10001" or "auto". None for the one that
+            this process is connected to, or else a new one on this machine, which ends with the session.
+        num_workers: Worker processes; each holds its own copy of the models that its work needs.
+        num_cpus: CPU cores that a worker takes.
+        num_gpus: GPUs that a worker takes.
+        batch_size: Rows that are sent to a worker at once.
+        timeout: Seconds to wait for a cluster at `address`.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+        DefinitionError: An option is out of its range.
+
+    Example:
+        >>> with DataDreamer("./output", engine=RayEngine(num_workers=8)):  # doctest: +SKIP
+        ...     made = Prompt("Made on eight workers", inputs=..., args={"llm": llm})
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        num_workers: int = 2,
+        num_cpus: float = 1,
+        num_gpus: float = 0,
+        batch_size: int = 64,
+        timeout: float = 30.0,
+    ) -> None:
+        require_extra("ray", "ray", what="RayEngine")
+        for name, value in {"num_workers": num_workers, "batch_size": batch_size}.items():
+            if value < 1:
+                raise DefinitionError(f"RayEngine: {name} is {value}; it must be at least 1.")
+        self.address = address
+        self.num_workers = num_workers
+        self.num_cpus = num_cpus
+        self.num_gpus = num_gpus
+        self.batch_size = batch_size
+        self.timeout = timeout
+        self._connected = False
+        self._enter: Callable[[], None] | None = None
+
+    def open(self, results: Results, progress: Progress, enter: Callable[[], None]) -> None:
+        """Connects to the cluster, or starts one.
+
+        Raises:
+            SessionError: No cluster answers at the address, or it is too small for one worker.
+        """
+        super().open(results, progress, enter)
+        self._enter = enter
+        ray = _ray()
+        if not ray.is_initialized():
+            with _environment():
+                if self.address is None:
+                    cores = max(os.cpu_count() or 1, int(self.num_workers * self.num_cpus))
+                    ray.init(num_cpus=cores, include_dashboard=False, **_QUIET)
+                else:
+                    self._connect(self.address)
+            self._connected = True
+        if not self._room():
+            found = ray.cluster_resources()
+            self.close()
+            raise SessionError(
+                f"The Ray cluster has {found.get('CPU', 0):g} CPU cores and {found.get('GPU', 0):g} GPUs; a worker "
+                f"takes {self.num_cpus:g} and {self.num_gpus:g}. Lower num_cpus or num_gpus, or use a larger cluster."
+            )
+
+    def close(self) -> None:
+        """Disconnects from the cluster, and ends it if it was started for the session."""
+        if self._connected:
+            _ray().shutdown()
+            self._connected = False
+
+    def batches(
+        self, process: Callable[[Iterator[B]], Iterator[R]], batches: Iterable[B], what: str, parts: Mapping[str, Any]
+    ) -> Iterator[R]:
+        """Applies a function to each batch in a worker, and yields what it yields in the batches' order.
+
+        Raises:
+            DefinitionError: The function holds something that cannot be sent to another process; raised before any
+                batch is read.
+        """
+        return self._run(self._payload(process, what, parts), batches, current_usage())
+
+    def _run(self, payload: bytes, batches: Iterable[B], usage: Usage) -> Iterator[R]:
+        import pyarrow as pa
+
+        data = _ray().data
+        # Each batch is one block of one row, opaque to Ray, so that values come back as they were. Blocks go to Ray's
+        # store a few at a time, so that this process need not hold them all.
+        blocks = (pa.table({"batch": [pickle.dumps(batch)]}) for batch in batches)
+        stored = []
+        while portion := list(islice(blocks, _BLOCKS_AT_ONCE)):
+            stored.append(data.from_blocks(portion))
+        if not stored:
+            return
+        count = (len(stored) - 1) * _BLOCKS_AT_ONCE + stored[-1].num_blocks()
+        dataset = (stored[0].union(*stored[1:]) if len(stored) > 1 else stored[0]).map_batches(
+            _Worker,
+            fn_constructor_args=(payload,),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=data.ActorPoolStrategy(size=min(self.num_workers, count, self._room())),
+            num_cpus=self.num_cpus,
+            num_gpus=self.num_gpus,
+        )
+        dataset.context.execution_options.preserve_order = True
+        dataset.context.enable_progress_bars = False
+        for table in dataset.iter_batches(batch_size=1, batch_format="pyarrow"):
+            made, counts, error = pickle.loads(table.column("made")[0].as_py())
+            usage.add(**counts)
+            if error is not None:
+                raise error
+            yield from made
+
+    def _payload(self, process: Callable[[Iterator[B]], Iterator[R]], what: str, parts: Mapping[str, Any]) -> bytes:
+        dumps: Callable[[object], bytes] = _ray().cloudpickle.dumps
+        try:
+            return dumps((self._enter, process))
+        except Exception as error:
+            faults = []
+            for name, value in parts.items():
+                try:
+                    dumps(value)
+                except Exception as reason:
+                    faults.append(f"{name} ({type(reason).__name__}: {str(reason).partition(chr(10))[0]})")
+            raise DefinitionError(
+                f"{what} cannot be sent to Ray's workers: {', '.join(faults) or error}. Use functions and objects that "
+                "can be pickled: no locks, open files or connections in what they refer to."
+            ) from error
+
+    def _connect(self, address: str) -> None:
+        refused = SessionError(
+            f"No Ray cluster answers at {address}. Start one with `ray start --head`, correct the address, or leave it "
+            "out to run on this machine."
+        )
+        if address != "auto" and not _answers(address, self.timeout):
+            raise refused
+        try:
+            _ray().init(address=address, **_QUIET)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise refused from error
+
+    def _room(self) -> int:
+        """Returns how many workers the cluster has room for; more would wait forever."""
+        found = _ray().cluster_resources()
+        wanted = {"CPU": self.num_cpus, "GPU": self.num_gpus}
+        room = [int(found.get(name, 0) // share) for name, share in wanted.items() if share]
+        return min(room, default=self.num_workers)
+
+
+class _Worker:
+    """What runs in a worker process; made once, so that its models are loaded once."""
+
+    def __init__(self, payload: bytes) -> None:
+        enter, self._process = pickle.loads(payload)
+        enter()
+
+    def __call__(self, table: Any) -> Any:
+        import pyarrow as pa
+
+        usage, made, failure = Usage(), [], None
+        try:
+            with counting(usage):
+                made = list(self._process(iter([pickle.loads(table.column("batch")[0].as_py())])))
+        except Exception as error:  # Ray would try again and wrap it; the script is to see the error itself
+            failure = _sent(error)
+        counts = {
+            "requests": usage.requests,
+            "cached": usage.cached,
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "cost": usage.cost,
+        }
+        return pa.table({"made": [_ray().cloudpickle.dumps((made, counts, failure))]})
+
+
+def _sent(error: Exception) -> Exception:
+    """Returns an error that survives a pickle, with where it was raised."""
+    if isinstance(error, AuthenticationFailed):
+        return AuthenticationFailed(f"{error} (Keys are not sent to Ray's workers: set it in their environment.)")
+    if not isinstance(error, DataDreamerError):
+        error.add_note("In a Ray worker:\n" + "".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError("".join(traceback.format_exception(error)))
+    return error
+
+
+def _answers(address: str, timeout: float) -> bool:
+    """Returns whether a cluster answers; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=min(timeout, 10.0)):
+            pass
+        if address.startswith("ray://"):
+            return True
+        command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+        return subprocess.run(command, capture_output=True, timeout=timeout, check=False).returncode == 0
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return False
+
+
+def _ray() -> Any:
+    """Imports Ray, which takes seconds, and keeps its reports on each execution out of the script's output."""
+    ray: Any = importlib.import_module("ray")
+    importlib.import_module("ray.data")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return ray
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Sets what workers of a new cluster inherit: where the script found its modules, and no reports on each actor."""
+    wanted = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "RAY_BACKEND_LOG_LEVEL": "fatal"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,48 @@
+"""Unusable answers: rejecting an answer, and logging failed ones."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from datadreamer_like.errors import ModelError
+
+logger = logging.getLogger("datadreamer_like")
+
+A = TypeVar("A")
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Returned by a `parse` function for an answer that cannot be used; the model is then asked again.
+
+    Attributes:
+        reason: What is wrong with the answer; it is sent to the model.
+
+    Example:
+        >>> def parse(answer, row):
+        ...     return int(answer.text) if answer.text.isdigit() else Rejected("It must be a whole number.")
+    """
+
+    reason: str
+
+
+def log_failures(answers: Iterable[A], error: Callable[[A], ModelError | None], on_error: str) -> Iterator[A]:
+    """Yields answers, and logs at the end how many failed; with `on_error="raise"`, raises the first error."""
+    count = rows = 0
+    first: tuple[int, ModelError] | None = None
+    for answer in answers:
+        failure = error(answer)
+        if failure is not None:
+            if on_error == "raise":
+                raise failure
+            count += 1
+            first = first or (rows, failure)
+        rows += 1
+        yield answer
+    if first is not None:
+        logger.warning(
+            "%s of %s prompts failed and have no answer; the first is row %s: %s", f"{count:,}", f"{rows:,}", *first
+        )

@@ -1,0 +1,34 @@
+"""The files in a model's folder: which are the model's own, what identifies them, and the card."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+
+from datadreamer_like.graph import Card
+from datadreamer_like.storage.digests import file_digest
+
+CARD_NAME = "card.json"
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Returns the files that are needed to run the model, without its card."""
+    return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CARD_NAME)
+
+
+def files_identity(folder: Path) -> tuple[str, list[tuple[str, str]]]:
+    """Returns names and digests of a model's files: what decides its answers."""
+    return "model files", [(file.relative_to(folder).as_posix(), file_digest(file)) for file in model_files(folder)]
+
+
+def read_card(folder: Path) -> Card | None:
+    """Reads the card in a model's folder; None where there is none."""
+    saved = folder / CARD_NAME
+    return Card.from_json(json.loads(saved.read_text(encoding="utf-8"))) if saved.is_file() else None
+
+
+def write_card(folder: Path, card: Card) -> None:
+    """Writes a card with its lineage into a model's folder."""
+    card.created = card.created or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    (folder / CARD_NAME).write_text(json.dumps(card.to_json(), indent=2, ensure_ascii=False), encoding="utf-8")

@@ -1,0 +1,84 @@
+"""A node whose result is a dataset: its output, errors, traces and data card."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from datadreamer_like.errors import SessionError
+from datadreamer_like.graph.node import Node
+from datadreamer_like.graph.output import OutputDataset, OutputIterableDataset
+
+from .background_run import BackgroundRun
+from .saved_rows import TABLE_FOLDER
+from .trace import Trace, traced
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class DatasetNode(Node):
+    """A node with an output."""
+
+    kind = "step"
+
+    _output: OutputDataset | OutputIterableDataset | None = None
+    _background: BackgroundRun[OutputDataset | OutputIterableDataset] | None = None
+
+    @property
+    def output(self) -> OutputDataset | OutputIterableDataset:
+        """The step's dataset. Waits for a step that runs in the background.
+
+        Raises:
+            SessionError: The step was made outside a session, so it did not run.
+        """
+        self.wait()
+        if self._output is None:
+            raise SessionError(
+                f'"{self.name}" has no output: it was made outside a session, so it did not run. '
+                "Make it inside `with DataDreamer(folder):`."
+            )
+        return self._output
+
+    def wait(self) -> None:
+        """Waits for a step that runs in the background, and raises its error."""
+        if self._background is not None:
+            self._output = self._background.result()
+
+    @property
+    def errors(self) -> dict[int, str]:
+        """Error messages by row index, for rows that failed and hold None (the first thousand)."""
+        failures = self.manifest.failures if self.manifest is not None else self.usage.failures
+        return {int(index): message for index, message in failures.items()}
+
+    @property
+    def dataset_path(self) -> str:
+        """Folder of the dataset on disk, for `datasets.load_from_disk`.
+
+        Raises:
+            SessionError: The rows are generated lazily, so they are not on disk.
+        """
+        if self.manifest is None or self.folder is None:
+            raise SessionError(f'The rows of "{self.name}" are not on disk. Save them first: step.save().')
+        return str(self.result_folder / TABLE_FOLDER)
+
+    def head(self, n: int = 5, shuffle: bool = False, seed: int | None = None, buffer_size: int = 1000) -> pd.DataFrame:
+        """Returns some rows as a pandas DataFrame; the arguments are those of the output's `head`."""
+        return self.output.head(n, shuffle=shuffle, seed=seed, buffer_size=buffer_size)
+
+    def trace(self, index: int) -> Trace:
+        """Returns the origin of a row: the prompts, inputs, examples and documents it came from, back to the sources.
+
+        Lazy rows on that path are generated again as needed; answers of models come from the cache.
+
+        Args:
+            index: Position of the row; negative ones count from the end, where the number of rows is known.
+
+        Raises:
+            NoSuchRow: There is no such row.
+            SessionError: The step was made outside a session, so it has no rows.
+        """
+        return traced(self, index)
+
+    def data_card(self) -> dict[str, Any]:
+        """Returns the cards of all nodes that the rows came from, oldest first."""
+        return {card.name: card.without_parents() for card in self.card.lineage()}

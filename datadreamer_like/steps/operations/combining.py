@@ -1,0 +1,67 @@
+"""Operations on several steps: concatenating rows and joining columns."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+from datadreamer_like.errors import DefinitionError
+
+from ..base.step import Derived, Step
+from . import transforms
+from .operations import OperationOptions
+
+
+def concat(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
+    """Concatenates the rows of several steps.
+
+    Args:
+        *steps: Steps with the same columns.
+        lazy: Generate the rows lazily.
+        **options: See `OperationOptions`.
+
+    Raises:
+        DefinitionError: There are no steps, or their columns differ.
+    """
+    _check_steps("concat", steps)
+    first = steps[0].output.column_names
+    for step in steps[1:]:
+        if set(step.output.column_names) != set(first):
+            raise DefinitionError(
+                f'concat: "{step.name}" has the columns {step.output.column_names}, "{steps[0].name}" has {first}. '
+                "Rename or select columns first."
+            )
+    return Derived.of(
+        "concat", list(steps), {}, lambda: transforms.concatenated([step.output.rows for step in steps]), lazy, options
+    )
+
+
+def zipped(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
+    """Joins the columns of several steps row by row.
+
+    Args:
+        *steps: Steps with equally many rows and different columns.
+        lazy: Generate the rows lazily.
+        **options: See `OperationOptions`.
+
+    Raises:
+        DefinitionError: There are no steps, two share a column's name, or their numbers of rows differ.
+    """
+    _check_steps("zipped", steps)
+    names = [name for step in steps for name in step.output.column_names]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DefinitionError(f"zipped: more than one step has the column {', '.join(twice)}. Rename it first.")
+    lengths = {step.name: rows for step in steps if (rows := step.output.num_rows) is not None}
+    if len(set(lengths.values())) > 1:
+        raise DefinitionError(f"zipped: the steps have different numbers of rows: {lengths}.")
+    return Derived.of(
+        "zipped", list(steps), {}, lambda: transforms.side_by_side([step.output.rows for step in steps]), lazy, options
+    )
+
+
+def _check_steps(what: str, steps: tuple[Any, ...]) -> None:
+    if not steps:
+        raise DefinitionError(f"{what} needs at least one step.")
+    for step in steps:
+        if not isinstance(step, Step):
+            raise DefinitionError(f"{what} takes steps; got {type(step).__name__}.")

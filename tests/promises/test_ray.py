@@ -1,0 +1,210 @@
+"""A session on Ray makes the rows of a local one, and a worker that dies costs what it had in flight."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from flaky_server import FlakyServer, Reply, prompt_of
+
+from datadreamer_like import DataDreamer
+from datadreamer_like.errors import DefinitionError, StepOutputError
+from datadreamer_like.graph.progress import Progress
+from datadreamer_like.graph.ray_engine import RayEngine
+from datadreamer_like.graph.results import Results
+from datadreamer_like.models import Embedder, LlamaCPP, OpenAI
+from datadreamer_like.steps import DataSource, Embed, Prompt, Step
+
+# Ray deprecates options of its own, and leaves files of its own open.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\."),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+pytest.importorskip("ray", reason="Ray is not installed")
+
+CONCURRENCY = 4
+
+
+class Shout(Step):
+    """A step that makes one row of each."""
+
+    def setup(self) -> None:
+        self.register_input("texts")
+        self.register_arg("mark", required=False, default="!")
+        self.register_output("shouts")
+
+    def process(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {"shouts": [text.upper() + self.args["mark"] for text in batch["texts"]]}
+
+
+class Halves(Shout):
+    def process(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {"shouts": batch["texts"][::2]}
+
+
+class Lengths(Embedder):
+    """Embeds a text as its number of characters and of words."""
+
+    def __init__(self) -> None:
+        super().__init__("lengths")
+
+    def compute(self, texts: Sequence[str], **asks: Any) -> Any:
+        return np.array([[len(text), len(text.split())] for text in texts], dtype=np.float32)
+
+    def count_tokens(self, value: str) -> int:
+        return len(value)
+
+    @property
+    def model_max_length(self) -> int:
+        return 10
+
+    @property
+    def dims(self) -> int:
+        return 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cluster on this machine that all sessions of this file use."""
+    engine = RayEngine(num_workers=2)
+    engine.open(Results(tmp_path_factory.mktemp("cluster")), Progress(quiet=True), print)
+    yield
+    engine.close()
+
+
+def sampled(body: dict[str, Any], before: int) -> Reply:
+    """Answers with the seed too, so that each repetition of a prompt has an answer of its own."""
+    return Reply(f"{prompt_of(body)} {body.get('seed')}")
+
+
+def all_kinds(folder: Path, engine: Any, url: str, gguf: Path) -> tuple[list[list[Any]], list[str]]:
+    """Rows and fingerprints of each kind of work that an engine may run elsewhere."""
+    with DataDreamer(folder, engine=engine, verbose=False):
+        rows = DataSource("Rows", {"text": [f"text {index % 30}" * (1 + index % 2) for index in range(90)]})
+        column = rows.output["text"]
+        few = rows.take(6, lazy=False).output["text"]
+        sampling = {"temperature": 1.0, "top_p": 1.0, "seed": 5}
+        steps: list[Any] = [
+            Shout("Shout", inputs={"texts": column}, args={"mark": "?"}),
+            rows.map(lambda row, index: {"length": len(row["text"]) + index}, with_indices=True, lazy=False),
+            rows.filter(lambda row: row["text"].endswith("3"), lazy=False),
+            Prompt("Ask", inputs={"prompts": column}, args={"llm": OpenAI("m", base_url=url), **sampling}),
+            Prompt(
+                "Ask a model of one's own",
+                inputs={"prompts": few},
+                args={"llm": LlamaCPP(str(gguf), slots=2, threads=1), "max_new_tokens": 4},
+            ),
+            Embed("Embed", inputs={"texts": column}, args={"embedder": Lengths()}),
+        ]
+        errors = [step.errors for step in steps]
+        found = [[*map(repr, step.output), error] for step, error in zip(steps, errors, strict=True)]
+        return found, [step.fingerprint for step in steps]
+
+
+def test_rows_order_errors_and_fingerprints_are_those_of_a_local_run(tmp_path: Path, smollm_gguf: Path) -> None:
+    with FlakyServer(sampled) as server:
+        expected = all_kinds(tmp_path / "local", "local", server.url, smollm_gguf)
+        asked = len(server.requests)
+        engine = RayEngine(num_workers=2, batch_size=16)
+        found = all_kinds(tmp_path / "ray", engine, server.url, smollm_gguf)
+        assert len(server.requests) == 2 * asked
+        for index, rows in enumerate(expected[0]):
+            assert found[0][index] == rows
+        assert found[1] == expected[1]
+        assert any(rows[-1] for rows in found[0]), "texts that are too long fail their rows"
+
+        assert all_kinds(tmp_path / "ray", "local", server.url, smollm_gguf) == expected
+        assert len(server.requests) == 2 * asked
+
+
+def workers() -> list[psutil.Process]:
+    """The worker processes of this test's own cluster."""
+    return [child for child in psutil.Process().children(recursive=True) if "MapWorker" in " ".join(child.cmdline())]
+
+
+def test_a_worker_killed_at_random_costs_at_most_what_it_had_in_flight(tmp_path: Path) -> None:
+    prompts = [f"question {index}" for index in range(420)]
+    seeds, killed = range(10), []
+    done = threading.Event()
+
+    def slow_echo(body: dict[str, Any], before: int) -> Reply:
+        return Reply(f"echo: {prompt_of(body)}", seconds=random.Random(prompt_of(body)).uniform(0.02, 0.08))
+
+    with FlakyServer(slow_echo) as server:
+
+        def kill() -> None:
+            for seed in seeds:
+                moments = random.Random(seed)
+                enough = len(server.requests) + moments.randrange(5, 25)
+                while len(server.requests) < enough or not workers():
+                    if done.wait(0.005):
+                        return
+                victim = moments.choice(workers())
+                victim.kill()
+                killed.append(victim.pid)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        try:
+            with DataDreamer(tmp_path, engine=RayEngine(num_workers=2, batch_size=30), verbose=False):
+                rows = DataSource("Questions", {"prompts": prompts})
+                args = {"llm": OpenAI("m", base_url=server.url), "concurrency": CONCURRENCY}
+                step = Prompt("Answers", inputs={"prompts": rows.output["prompts"]}, args=args)
+                assert list(step.output["generations"]) == [f"echo: {prompt}" for prompt in prompts]
+                assert step.errors == {}
+        finally:
+            done.set()
+            killer.join()
+        assert len(killed) == len(seeds)
+        assert len(server.seen) == len(prompts)
+        assert server.seen.total() - len(prompts) <= CONCURRENCY * len(killed)
+
+
+def test_a_function_that_cannot_be_sent_is_named_before_anything_is_asked(tmp_path: Path) -> None:
+    lock = threading.Lock()
+
+    def tidy(text: str) -> str:
+        with lock:
+            return text.strip()
+
+    with FlakyServer() as server, DataDreamer(tmp_path, engine="ray", verbose=False):
+        rows = DataSource("Rows", {"prompts": ["a", "b"]})
+        inputs = {"prompts": rows.output["prompts"]}
+        for argument in ("post_process", "parse"):
+            args = {"llm": OpenAI("m", base_url=server.url), argument: tidy}
+            with pytest.raises(
+                DefinitionError, match=rf'"Ask.*" cannot be sent to Ray.*argument "{argument}" \(.*lock'
+            ):
+                Prompt("Ask", inputs=inputs, args=args)
+        with pytest.raises(DefinitionError, match=r'map or filter of "Rows" cannot be sent.*the function \(.*lock'):
+            rows.map(lambda row: {"prompts": tidy(row["prompts"])}, lazy=False)
+        assert server.requests == []
+        assert Shout("Shout", inputs={"texts": inputs["prompts"]}).output["shouts"][1] == "B!"
+
+
+def test_an_error_in_a_worker_is_the_error_that_a_local_run_raises(tmp_path: Path) -> None:
+    with DataDreamer(tmp_path, engine="ray", verbose=False):
+        rows = DataSource("Rows", {"text": ["1", "2", "x"]})
+        with pytest.raises(ValueError, match="invalid literal") as caught:
+            rows.map(lambda row: {"number": int(row["text"])}, lazy=False)
+        assert any("was given row 2 of the step's input" in note for note in caught.value.__notes__)
+        with pytest.raises(
+            StepOutputError, match=r'"Halves": process\(\) returned 2 values of "shouts" for the 3 rows'
+        ):
+            Halves("Halves", inputs={"texts": rows.output["text"]})
+
+
+def test_lazy_rows_that_a_script_reads_by_itself_start_no_worker(tmp_path: Path) -> None:
+    with DataDreamer(tmp_path, engine="ray", verbose=False):
+        rows = DataSource("Rows", {"text": ["1", "2"]})
+        before = {worker.pid for worker in workers()}  # those of the last test may still be ending
+        assert list(rows.map(lambda row: {"number": int(row["text"])}).output["number"]) == [1, 2]
+        assert {worker.pid for worker in workers()} <= before
