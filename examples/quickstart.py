@@ -122,10 +122,11 @@ with DataDreamer(OUTPUT):
         baseline=alone, max_length=32, threads=1, repeats=3, latency_texts=16, throughput_texts=64,
     )  # fmt: skip
     print(f"\n{compared}\n")
+    # The intervals are over the test rows: each student was trained once, and another seed moves it by some points.
     answers = compared.predictions
     for given, first, other in (("The teacher", alone, taught), ("Synthetic rows", taught, student)):
         gain = paired_differences(answers["label"], answers[first.name], answers[other.name])["accuracy"]
-        sure = "more than chance" if gain.low > 0 else "a loss" if gain.high < 0 else "too close to 0 to tell"
+        sure = "a gain on these rows" if gain.low > 0 else "a loss" if gain.high < 0 else "too close to 0 to tell"
         low, value, high = (f"{100 * figure:+.1f}" for figure in (gain.low, gain.value, gain.high))
         print(f"{given} gave {value} points of accuracy [{low}, {high}]: {sure}.")
     print(f"\nSome of the {kept.output.num_rows} synthetic rows that were kept:")

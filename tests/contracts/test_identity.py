@@ -134,7 +134,7 @@ def test_two_installed_classes_of_one_id_are_refused_when_they_are_used() -> Non
 
 
 def test_a_version_that_is_not_a_whole_number_is_refused() -> None:
-    with pytest.raises(DefinitionError, match="result_version is '2'; it must be a whole number"):
+    with pytest.raises(DefinitionError, match="result_version is '2'; it must be an integer"):
         class_id(made_in("datadreamer_like.steps.c", "Wrong", result_version="2"))
 
 
