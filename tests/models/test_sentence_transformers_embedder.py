@@ -52,7 +52,7 @@ def test_long_texts_fail_as_rows_or_are_truncated(embedder):
     short, failed = embedder.run(["short", long])
     assert short.shape == (384,)
     assert failed is None
-    with pytest.raises(PromptTooLong, match="302 tokens.* reads 256"):
+    with pytest.raises(PromptTooLong, match="302 tokens.* is 256"):
         embedder.run([long], on_error="raise")
     np.testing.assert_allclose(embedder.run([long], truncate=True)[0], embedder.run(["word " * 254])[0], atol=1e-6)
 
