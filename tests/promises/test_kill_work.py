@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from user_scripts import Script, files_of
 
+pytestmark = pytest.mark.timeout(900)  # a slower machine takes its time
+
 # A script dies at an instant of its own work, with the signal that nothing can catch.
 MANY_ROWS = """
     import json, os, signal, sys

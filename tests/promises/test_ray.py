@@ -23,6 +23,7 @@ from datadreamer_like.steps import DataSource, Embed, Prompt, Step
 
 # Ray deprecates options of its own, and leaves files of its own open.
 pytestmark = [
+    pytest.mark.timeout(900),
     pytest.mark.slow,
     pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\."),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),

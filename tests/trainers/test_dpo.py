@@ -176,6 +176,7 @@ with DataDreamer(sys.argv[1], verbose=False):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_killed_training_goes_on_and_ends_in_the_same_weights(tiny_causal_lm, tmp_path):
     def start(folder: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", SCRIPT, str(folder), str(tiny_causal_lm)]

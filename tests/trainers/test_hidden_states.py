@@ -146,6 +146,7 @@ with DataDreamer(folder, verbose=False):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_killed_training_goes_on_with_its_projection_and_ends_in_the_same_weights(
     tiny_encoder, wide_encoder, tmp_path
 ):
