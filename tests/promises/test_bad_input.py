@@ -424,7 +424,7 @@ def test_a_full_disk_is_one_clear_error_and_what_was_paid_for_is_kept(tmp_path: 
         assert "full" in said or "space" in said
         assert sorted(path.name for path in folder.glob("[!.]*")) == ["answers", "questions"][when == "asking" :]
         answered = len(server.seen)
-        assert 20 < answered <= 300
+        assert 4 < answered <= 300  # how many fit depends on how many are saved at once
         assert script.run("never").stdout.strip() == "300"
         # Of what was answered, only what was in flight when the disk said no is sent again.
         assert server.seen.total() - 300 <= 4
