@@ -15,23 +15,14 @@ Batches = Iterable[Mapping[str, torch.Tensor]]
 
 
 class Corpus(NamedTuple):
-    """Calibration data of a method that changes the tokenizer.
-
-    Attributes:
-        texts: The texts, as the model will see them.
-        tokenizer: A copy of the model's tokenizer, which the method changes in place.
-    """
+    """Texts as the model will see them, and a copy of its tokenizer that the method changes in place."""
 
     texts: Iterable[str]
     tokenizer: Any
 
 
 def as_list(batches: Batches | None, method: object) -> list[Mapping[str, torch.Tensor]]:
-    """Returns the batches as a list, for a method that reads them several times.
-
-    Raises:
-        EmptyDataset: There are none.
-    """
+    """Returns the batches as a list, for a method that reads them several times; raises `EmptyDataset` without any."""
     found = list(batches or ())
     if not found:
         raise EmptyDataset(f"{method} got no calibration batch. Pass at least one, better a hundred examples or more.")
@@ -39,11 +30,7 @@ def as_list(batches: Batches | None, method: object) -> list[Mapping[str, torch.
 
 
 def on_device(batch: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """Returns the batch on the device of the model's parameters.
-
-    Raises:
-        ArgumentTypeError: It is not a mapping, for instance because one batch was passed instead of a list of them.
-    """
+    """Returns the batch on the device of the model's parameters; raises `ArgumentTypeError` if it is not a mapping."""
     if not isinstance(batch, Mapping):
         raise ArgumentTypeError(
             f"A calibration batch is of type {type(batch).__name__}. Pass an iterable of dicts of tensors as the model "
@@ -54,16 +41,11 @@ def on_device(batch: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, 
 
 
 def loss_on(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Returns the model's loss on a batch, with or without labels.
+    """Returns the model's loss on a batch, with or without labels: a scalar that carries gradients.
 
     Without labels, the targets are a causal LM's input or a classifier's most likely class: the loss then shows which
-    parts the model's current answers depend on, not which parts are useful for the task.
-
-    Returns:
-        A scalar that carries gradients.
-
-    Raises:
-        DataError: The model returns neither a loss nor logits, as a bare encoder does.
+    parts the model's current answers depend on, not which parts are useful for the task. Raises `DataError` if the
+    model returns neither a loss nor logits, as a bare encoder does.
     """
     batch = on_device(batch, model)
     if "labels" not in batch and "input_ids" in batch and type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")):

@@ -1,13 +1,12 @@
 """Walks through a model block by block; each block gets the outputs of the already changed blocks before it.
 
-Wanda, SparseGPT and GPTQ measure one block, change it, and continue with its new outputs. Memory holds the hidden
-states of the calibration data and the measurements of one block.
+So do Wanda, SparseGPT and GPTQ. Memory holds the hidden states of the calibration data and one block's measurements.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,12 +42,7 @@ class _Stop(Exception):
 
 
 class Block:
-    """One block of a model, and the calibration data that reach it.
-
-    Attributes:
-        name: Name of the block in the model.
-        module: The block.
-    """
+    """One block of a model, with its name in the model, and the calibration data that reach it."""
 
     def __init__(self, name: str, module: nn.Module, index: int, inputs: list[_Inputs]) -> None:
         self.name, self.module = name, module
@@ -90,14 +84,9 @@ class Block:
 def walk_blocks(model: nn.Module, calibration: Batches | None, method: object) -> Iterator[Block]:
     """Yields the blocks in the order in which they run; changes to a block affect the inputs of the next.
 
-    Args:
-        model: A model whose blocks each pass their first output to the next; it is in evaluation mode meanwhile.
-        calibration: Batches as the model takes them.
-        method: The calling method, for the error message.
-
-    Raises:
-        EmptyDataset: There is no batch.
-        DataError: A batch for an encoder-decoder has nothing for the decoder.
+    The blocks must each pass their first output to the next; the model is in eval mode meanwhile. Raises
+    `EmptyDataset`, which names the `method`, if there is no batch, and `DataError` if a batch for an encoder-decoder
+    has nothing for the decoder.
     """
     batches = as_list(calibration, method)
     with eval_mode(model), _without_cache(model):
@@ -114,7 +103,7 @@ def walk_blocks(model: nn.Module, calibration: Batches | None, method: object) -
 def _captured(model: nn.Module, stack: Stack, batch: dict[str, Tensor], is_second: bool) -> _Inputs:
     """Runs the model once and captures the first block's hidden states and each block's other arguments.
 
-    In an encoder-decoder the decoder is the second stack.
+    The second stack is the decoder of an encoder-decoder.
     """
     if is_second and not {"labels", "decoder_input_ids"} & set(batch):
         raise DataError(
@@ -125,23 +114,17 @@ def _captured(model: nn.Module, stack: Stack, batch: dict[str, Tensor], is_secon
     arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        is_named = "hidden_states" in kwargs
         if not first:
-            first.append(hidden)
-        if "hidden_states" in kwargs:
-            arguments.append((args, {**kwargs, "hidden_states": None}))
-        else:
-            arguments.append((args[1:], kwargs))
+            first.append(kwargs["hidden_states"] if is_named else args[0])
+        arguments.append((args, {**kwargs, "hidden_states": None}) if is_named else (args[1:], kwargs))
         if len(arguments) == len(stack.blocks):
             raise _Stop
 
-    handles = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in stack.blocks]
-    try:
-        with suppress(_Stop):
-            model(**batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with suppress(_Stop), ExitStack() as hooks:
+        for block in stack.blocks:
+            hooks.enter_context(block.register_forward_pre_hook(keep, with_kwargs=True))
+        model(**batch)
     mask = own = _mask(batch, "attention_mask")
     if is_second:
         own = _mask(batch, "decoder_attention_mask")
@@ -158,14 +141,12 @@ def _mask(batch: dict[str, Tensor], name: str) -> Tensor | None:
 @contextmanager
 def _without_cache(model: nn.Module) -> Iterator[None]:
     """Blocks that run several times must not add to a key/value cache."""
-    configs: dict[int, Any] = {
-        id(module.config): module.config for module in model.modules() if hasattr(module, "config")
-    }
-    before = {key: config.use_cache for key, config in configs.items() if hasattr(config, "use_cache")}
+    configs: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
+    before = [(config, config.use_cache) for config in configs if hasattr(config, "use_cache")]
     try:
-        for key in before:
-            configs[key].use_cache = False
+        for config, _ in before:
+            config.use_cache = False
         yield
     finally:
-        for key, value in before.items():
-            configs[key].use_cache = value
+        for config, value in before:
+            config.use_cache = value

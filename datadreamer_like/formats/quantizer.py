@@ -1,14 +1,13 @@
-"""The layouts of a model, and the hook through which transformers saves and loads them.
+"""The layouts of a model, saved and loaded as one quantizer: transformers rebuilds modules for quantized models only.
 
-transformers only rebuilds modules before loading weights for quantized models, so layouts are implemented as one
-quantizer and one quantization config for all kinds. A model that is only pruned stays an ordinary model: it trains,
-casts and saves as before.
+A model that is only pruned stays an ordinary model: it trains, casts and saves as before.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -29,13 +28,7 @@ _PLAIN_MODULE = "_datadreamer_layouts"
 
 @register_quantization_config(METHOD)
 class LayoutConfig(QuantizationConfigMixin):
-    """The `quantization_config` of config.json: the ordered layout entries of a model.
-
-    Args:
-        layouts: The entries, in the order in which they were applied.
-        format: Version of this list's own form.
-        quant_method: Always "datadreamer_like".
-    """
+    """The `quantization_config` of config.json: a model's layout entries in the order in which they were applied."""
 
     def __init__(self, layouts: list[Entry], format: int = _FORMAT, quant_method: str = METHOD) -> None:
         if format > _FORMAT:
@@ -60,13 +53,9 @@ class LayoutQuantizer(HfQuantizer):
             kind_of(entry)
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        config = self.quantization_config
-        applied: dict[int, Entry] = {}
-        for saved in in_order(config.layouts):
-            entry = renamed(saved, lambda name: name_in(model, name))
+        for entry in in_order(self.quantization_config.layouts):
+            entry.update(renamed(entry, partial(name_in, model)))
             kind_of(entry).rebuild(model, entry)
-            applied[id(saved)] = entry
-        config.layouts = [applied[id(saved)] for saved in config.layouts]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         for entry in reversed(in_order(self.quantization_config.layouts)):
@@ -136,11 +125,8 @@ def add_layout(model: nn.Module, entry: Entry) -> None:
     """Records a method's changes to a model for `save_pretrained` and `from_pretrained`.
 
     Earlier entries are kept: heads may be removed, then weights made sparse, then the rest quantized. For a plain
-    `nn.Module` the entry is only kept in memory.
-
-    Args:
-        model: The model that was changed, in place.
-        entry: JSON values with "kind" and "modules"; "format" is filled in.
+    `nn.Module` the entry is only kept in memory. `entry` has JSON values with "kind" and "modules"; "format" is filled
+    in.
 
     Raises:
         MethodMisfit: The model is quantized by another library.
@@ -151,8 +137,7 @@ def add_layout(model: nn.Module, entry: Entry) -> None:
     if not isinstance(config, transformers.PretrainedConfig):
         setattr(model, _PLAIN_MODULE, [*layouts(model), entry])
         return
-    reason = foreign(model)
-    if reason:
+    if reason := foreign(model):
         raise MethodMisfit(reason)
     if not isinstance(getattr(config, "quantization_config", None), LayoutConfig):
         config.quantization_config = LayoutConfig([])
@@ -166,20 +151,19 @@ def foreign(model: nn.Module) -> str | None:
     if saved is None or isinstance(saved, LayoutConfig):
         return None
     method = saved.get("quant_method") if isinstance(saved, Mapping) else getattr(saved, "quant_method", None)
-    if getattr(method, "value", method) == "gguf" and all(p.is_floating_point() for p in model.parameters()):
+    method = getattr(method, "value", method)
+    if method == "gguf" and all(p.is_floating_point() for p in model.parameters()):
         return None  # read out of a GGUF file into plain weights; config and loader only remember where they came from
     return (
-        f"{type(model).__name__} is already quantized ({getattr(method, 'value', method)}), and its config has room "
-        "for one method only. Start from the unquantized model."
+        f"{type(model).__name__} is already quantized ({method}), and its config has room for one method only. "
+        "Start from the unquantized model."
     )
 
 
 def rename_modules(model: nn.Module, names: Mapping[str, str | None]) -> None:
-    """Renames or removes modules in the layouts of a model: layer 5 may have become layer 3.
+    """Renames or removes modules in the layouts of a changed model: layer 5 may have become layer 3.
 
-    Args:
-        model: The model, already changed.
-        names: New name of each module that moved, by old name, or None if it was removed; includes modules inside it.
+    `names` has the new name of each module that moved, by old name, or None if it was removed. Modules inside follow.
     """
 
     def new_name(name: str) -> str | None:
@@ -193,14 +177,9 @@ def rename_modules(model: nn.Module, names: Mapping[str, str | None]) -> None:
 
 
 def load(folder: str | os.PathLike[str], **options: Any) -> nn.Module:
-    """Loads a saved model, of the class that it was saved from.
+    """Loads a model of the class that it was saved from.
 
-    Args:
-        folder: Folder written by `save_pretrained`, or a Hub id.
-        **options: Passed on to `from_pretrained`.
-
-    Raises:
-        NewerFormat: It was written by a newer version.
+    `folder` was written by `save_pretrained`, or is a Hub id; `options` are passed on to `from_pretrained`.
     """
     config = transformers.AutoConfig.from_pretrained(folder)
     model_class = getattr(transformers, (config.architectures or ["AutoModel"])[0])

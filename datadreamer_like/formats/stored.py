@@ -5,26 +5,21 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .layout import CodedModule, in_order, kind_of, kind_of_module
+from .layout import CodedModule, in_order, kind_of
 from .modules import replace_modules
 from .quantizer import LayoutQuantizer, attach, layouts
 
 
 def has_codes(model: nn.Module) -> bool:
     """Whether some weights of the model are stored as codes of few bits."""
-    return any(kind_of_module(module) is not None for module in model.modules())
+    return any(isinstance(module, CodedModule) for module in model.modules())
 
 
 def count_zeros(model: nn.Module) -> int:
     """Counts zero weights, including those of quantized layers; shared ones once."""
-    counted: set[int] = set()
-    zeros = 0
-    for module in model.modules():
-        kind = kind_of_module(module)
-        if kind is not None and isinstance(module, CodedModule) and id(module.weight) not in counted:
-            counted.add(id(module.weight))
-            zeros += kind.zeros(module)
-    return zeros + sum(int((tensor == 0).sum()) for tensor in model.parameters() if id(tensor) not in counted)
+    coded = {id(module.weight): module for module in model.modules() if isinstance(module, CodedModule)}
+    zeros = sum(int((module.dequantized() == 0).sum()) for module in coded.values())
+    return zeros + sum(int((tensor == 0).sum()) for tensor in model.parameters() if id(tensor) not in coded)
 
 
 def stored_bytes(model: nn.Module) -> int:
@@ -33,7 +28,7 @@ def stored_bytes(model: nn.Module) -> int:
     for entry in in_order(layouts(model)):
         kind_of(entry).pack(model, state, entry)
     tensors = {tensor.data_ptr() if tensor.numel() else id(tensor): tensor for tensor in state.values()}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def untrainable(model: nn.Module, adapters: bool = False) -> str | None:
@@ -47,11 +42,7 @@ def untrainable(model: nn.Module, adapters: bool = False) -> str | None:
 
 
 def dequantize(model: nn.Module) -> None:
-    """Replaces quantized layers by dequantized ones in place, at their original size.
-
-    Args:
-        model: The model; adapters on its quantized layers can be merged afterwards.
-    """
+    """Replaces quantized layers by dequantized ones in place; adapters on them can be merged afterwards."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     weights: dict[int, nn.Parameter] = {}
     plain: dict[str, nn.Module] = {}
@@ -61,7 +52,7 @@ def dequantize(model: nn.Module) -> None:
             made.weight = weights.setdefault(id(module.weight), made.weight)  # type: ignore[arg-type]
     replace_modules(model, plain)
     entries = layouts(model)
-    entries[:] = [entry for entry in entries if not kind_of(entry).modules]
+    entries[:] = [entry for entry in entries if kind_of(entry).trainable]
     for module in model.modules():
         if isinstance(quantizer := vars(module).get("hf_quantizer"), LayoutQuantizer):
             attach(module, quantizer)

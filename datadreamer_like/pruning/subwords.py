@@ -5,29 +5,32 @@ It works on the library's JSON form, which describes the tokenizer completely.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 from tokenizers import Tokenizer
-
-_BYTES = 256
+from tokenizers.pre_tokenizers import ByteLevel
 
 
 class Subwords:
-    """The vocabulary and rules of a WordPiece, BPE or Unigram tokenizer.
-
-    Args:
-        backend: The tokenizer; it is copied, not changed.
-    """
+    """The vocabulary and rules of a WordPiece, BPE or Unigram tokenizer, which is copied, not changed."""
 
     def __init__(self, backend: Tokenizer) -> None:
         self._json: dict[str, Any] = json.loads(backend.to_str())
         self._model: dict[str, Any] = self._json["model"]
         plain = {**self._json, "padding": None, "truncation": None}
         self._encoder = Tokenizer.from_str(json.dumps(plain))
+        vocab = self._model["vocab"]
+        # Added tokens are not in it unless the model has them too.
+        self._ids: dict[str, int] = (
+            {piece: index for index, (piece, _) in enumerate(vocab)} if isinstance(vocab, list) else vocab
+        )
+        self._pieces = {token: piece for piece, token in self._ids.items()}
+        merges = (merge.split(" ") if isinstance(merge, str) else merge for merge in self._model.get("merges", []))
+        self._ranks = {(first, second): rank for rank, (first, second) in enumerate(merges)}
 
     def misfit(self) -> str | None:
         """The reason why this tokenizer cannot be trimmed, or None."""
@@ -44,37 +47,15 @@ class Subwords:
         """The ids of each text with special tokens, without padding or truncation."""
         return (encoding.ids for encoding in self._encoder.encode_batch(texts))
 
-    @cached_property
-    def ids(self) -> dict[str, int]:
-        """Id of each token of the model; added tokens are not in it unless the model has them too."""
-        vocab = self._model["vocab"]
-        return {piece: index for index, (piece, _) in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
-
-    @cached_property
-    def _pieces(self) -> dict[int, str]:
-        return {token: piece for piece, token in self.ids.items()}
-
-    @cached_property
-    def _merges(self) -> list[tuple[str, str]]:
-        merges = (merge.split(" ") if isinstance(merge, str) else merge for merge in self._model.get("merges", []))
-        return [(first, second) for first, second in merges]
-
-    @cached_property
-    def _rank(self) -> dict[tuple[str, str], int]:
-        return {pair: rank for rank, pair in enumerate(self._merges)}
-
     def always_needed(self) -> set[int]:
         """Tokens that the tokenizer always needs: added tokens, the unknown token, and byte fallback tokens."""
-        needed = {token["id"] for token in self._json["added_tokens"]}
-        unknown = self._model.get("unk_token")
-        if unknown is not None and unknown in self.ids:
-            needed.add(self.ids[unknown])
+        needed = {token["id"] for token in self._json["added_tokens"]} | self._ids_of([self._model.get("unk_token")])
         if self._model.get("unk_id") is not None:
             needed.add(self._model["unk_id"])
         if self._model.get("byte_fallback"):
-            needed.update(self._ids_of(f"<0x{byte:02X}>" for byte in range(_BYTES)))
+            needed |= self._ids_of(f"<0x{byte:02X}>" for byte in range(256))
         if '"ByteLevel"' in json.dumps([self._json["pre_tokenizer"], self._json["normalizer"]]):
-            needed.update(self._ids_of(_byte_characters()))
+            needed |= self._ids_of(ByteLevel.alphabet())
         return needed
 
     def parts(self, token: int) -> set[int]:
@@ -85,7 +66,7 @@ class Subwords:
         if self._model["type"] == "BPE":
             return {token} | self._ids_of(self._built_from(piece))
         prefix = self._model.get("continuing_subword_prefix", "")
-        letters = piece.removeprefix(prefix) if prefix else piece
+        letters = piece.removeprefix(prefix)
         return {token} | self._ids_of([*letters, *(prefix + letter for letter in letters)])
 
     def _built_from(self, piece: str) -> set[str]:
@@ -96,35 +77,31 @@ class Subwords:
         symbols, seen = list(piece), set(piece)
         while len(symbols) > 1:
             pairs = enumerate(pairwise(symbols))
-            rank, index = min((self._rank.get(pair, len(self._rank)), index) for index, pair in pairs)
-            if rank == len(self._rank):
+            rank, index = min((self._ranks.get(pair, len(self._ranks)), index) for index, pair in pairs)
+            if rank == len(self._ranks):
                 break
             symbols[index : index + 2] = [symbols[index] + symbols[index + 1]]
             seen.add(symbols[index])
         return seen
 
-    def _ids_of(self, pieces: Iterable[str]) -> set[int]:
-        return {self.ids[piece] for piece in pieces if piece in self.ids}
+    def _ids_of(self, pieces: Iterable[str | None]) -> set[int]:
+        return {self._ids[piece] for piece in pieces if piece in self._ids}
 
-    def trimmed(self, new_id: Mapping[int, int]) -> str:
-        """Returns the tokenizer with only these tokens, under new ids, as JSON for `Tokenizer.from_str`.
-
-        Args:
-            new_id: New id of each token that stays, by old id.
-        """
-        result: dict[str, Any] = json.loads(json.dumps(self._json))
+    def trimmed(self, new_id: Mapping[int, int]) -> Tokenizer:
+        """Returns the tokenizer with only the tokens that have a new id, by old id."""
+        result = copy.deepcopy(self._json)
         model = result["model"]
         if isinstance(model["vocab"], list):
             model["vocab"] = [entry for token, entry in enumerate(model["vocab"]) if token in new_id]
             if model.get("unk_id") is not None:
                 model["unk_id"] = new_id[model["unk_id"]]
         else:
-            model["vocab"] = {piece: new_id[token] for piece, token in self.ids.items() if token in new_id}
+            model["vocab"] = {piece: new_id[token] for piece, token in self._ids.items() if token in new_id}
         if "merges" in model:
             vocab = model["vocab"]
             model["merges"] = [
                 [first, second]
-                for first, second in self._merges
+                for first, second in self._ranks
                 if first in vocab and second in vocab and first + second in vocab
             ]
         for token in result["added_tokens"]:
@@ -137,7 +114,7 @@ class Subwords:
                     part[name][1] = new_id[part[name][1]]
             for special in part.get("special_tokens", {}).values():
                 special["ids"] = [new_id[token] for token in special["ids"]]
-        return json.dumps(result)
+        return Tokenizer.from_str(json.dumps(result))
 
 
 def _post_processors(part: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -145,10 +122,3 @@ def _post_processors(part: dict[str, Any] | None) -> list[dict[str, Any]]:
         return []
     inner = part.get("processors")
     return [part] if inner is None else [leaf for one in inner for leaf in _post_processors(one)]
-
-
-def _byte_characters() -> list[str]:
-    """The characters that represent the 256 bytes in a byte-level vocabulary (GPT-2's table)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(_BYTES) if byte not in printable]
-    return [chr(byte) for byte in printable] + [chr(_BYTES + index) for index in range(len(others))]

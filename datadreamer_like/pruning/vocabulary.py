@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from itertools import islice
+from typing import Any, cast
 
-import tokenizers
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -18,8 +18,6 @@ from datadreamer_like.errors import DataError, DefinitionError, EmptyDataset, Me
 from datadreamer_like.formats.modules import token_embeddings
 
 from .subwords import Subwords
-
-_BATCH = 1000
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,6 @@ class Vocabulary(CompressionMethod):
         if self.size is not None and self.size < 1:
             raise DefinitionError(f"size={self.size} must be a number of tokens from 1, or None.")
 
-    @classmethod
-    def example(cls) -> Self:
-        """All tokens of the corpus."""
-        return cls()
-
     def fits(self, model: nn.Module) -> str | None:
         """Transformers models with a token embedding that is not shared with another stack."""
         if reason := already_quantized(model):
@@ -74,19 +67,13 @@ class Vocabulary(CompressionMethod):
         return Subwords(backend).misfit()
 
     def change(self, model: nn.Module, calibration: Corpus) -> None:
-        """Trims model and tokenizer in place.
-
-        Raises:
-            MethodMisfit: `size` is too small.
-            EmptyDataset: The corpus has no text.
-            DataError: A value of the corpus is not a text.
-        """
+        """Trims model and tokenizer in place."""
         tokenizer = calibration.tokenizer
         subwords = Subwords(tokenizer.backend_tokenizer)
         kept = self._choose(subwords, calibration.texts, _special_ids(model))
         new_id = {old: new for new, old in enumerate(kept)}
         _trim_model(model, kept, new_id)
-        tokenizer._tokenizer = tokenizers.Tokenizer.from_str(subwords.trimmed(new_id))
+        tokenizer._tokenizer = subwords.trimmed(new_id)
 
     def _choose(self, subwords: Subwords, corpus: Iterable[str], special: set[int]) -> list[int]:
         counts = _count(subwords, corpus)
@@ -105,36 +92,32 @@ class Vocabulary(CompressionMethod):
 
 def _count(subwords: Subwords, corpus: Iterable[str]) -> Counter[int]:
     counts: Counter[int] = Counter()
-    batch: list[str] = []
-
-    def flush() -> None:
+    texts = _checked(corpus)
+    while batch := list(islice(texts, 1000)):
         for ids in subwords.encode(batch):
             counts.update(ids)
-        batch.clear()
-
-    for index, text in enumerate(corpus):
-        if not isinstance(text, str):
-            raise DataError(f"Calibration text {index} is {type(text).__name__}, not a text. Filter it out first.")
-        batch.append(text)
-        if len(batch) == _BATCH:
-            flush()
-    flush()
     if not counts:
         raise EmptyDataset("Vocabulary got no text to count tokens in. Pass the texts that the model will see.")
     return counts
 
 
-def _configs(model: nn.Module) -> list[Any]:
-    config, generation = cast(Any, model).config, getattr(model, "generation_config", None)
-    text = config.get_text_config()
-    return [config, *([text] if text is not config else []), *([generation] if generation is not None else [])]
+def _checked(corpus: Iterable[str]) -> Iterator[str]:
+    for index, text in enumerate(corpus):
+        if not isinstance(text, str):
+            raise DataError(f"Calibration text {index} is {type(text).__name__}, not a text. Filter it out first.")
+        yield text
+
+
+def _configs(model: Any) -> list[Any]:
+    configs = model.config, model.config.get_text_config(), getattr(model, "generation_config", None)
+    return list({id(config): config for config in configs if config is not None}.values())
 
 
 def _token_ids(config: Any) -> dict[str, int | list[int]]:
     return {
         name: value
         for name, value in vars(config).items()
-        if name.endswith(("_token_id", "_token_ids")) and isinstance(value, int | list) and not isinstance(value, bool)
+        if name.endswith(("_token_id", "_token_ids")) and isinstance(value, int | list)
     }
 
 
@@ -152,22 +135,16 @@ def _trim_model(model: Any, kept: list[int], new_id: dict[int, int]) -> None:
     _refuse_moved_padding(model, embedding, new_id)
     padding = embedding.padding_idx
     rows = torch.tensor(kept, device=embedding.weight.device)
-    tensors = {id(embedding.weight): embedding.weight}
-    if head is not None:
-        tensors.update(
-            {id(tensor): tensor for tensor in (head.weight, getattr(head, "bias", None)) if tensor is not None}
-        )
-    for tensor in tensors.values():
+    tensors = [embedding.weight, getattr(head, "weight", None), getattr(head, "bias", None)]
+    for tensor in {id(tensor): tensor for tensor in tensors if tensor is not None}.values():
         # Move the kept rows to the front; resizing then removes the rest and keeps weights tied.
         tensor[: len(kept)] = tensor[rows].clone()
     model.resize_token_embeddings(len(kept))
     model.get_input_embeddings().padding_idx = None if padding is None else new_id.get(padding)
     for config in _configs(model):
         for name, value in _token_ids(config).items():
-            moved = (
-                [new_id.get(token, token) for token in value] if isinstance(value, list) else new_id.get(value, value)
-            )
-            setattr(config, name, moved)
+            moved = [new_id.get(token, token) for token in (value if isinstance(value, list) else [value])]
+            setattr(config, name, moved if isinstance(value, list) else moved[0])
 
 
 def _refuse_moved_padding(model: nn.Module, embedding: nn.Embedding, new_id: dict[int, int]) -> None:
