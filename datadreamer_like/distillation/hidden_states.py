@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from datadreamer_like.errors import DefinitionError, MethodMisfit, did_you_mean
 
-from .objectives import Batch, TeacherObjective
-from .outputs import Outputs
+from .objectives import Batch, Outputs, TeacherObjective
 
 Distance = Literal["mse", "cosine"]
 

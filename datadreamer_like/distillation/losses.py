@@ -207,15 +207,12 @@ def _kept(
                 f"The student's logits cover positions of shape {tuple(shape)}, but {what} {tuple(other.shape)}. "
                 "They must describe the same positions: logits [..., classes], labels and mask [...]."
             )
-    rows = tuple(item.reshape(-1, item.shape[-1]) for item in logits)
-    keep = None if mask is None else mask.bool().flatten()
+    keep = None if mask is None else mask.bool()
     if labels is not None:
-        labels = labels.flatten()
-        labelled = labels != IGNORED_LABEL
-        keep = labelled if keep is None else keep & labelled
-    if keep is not None:
-        rows, labels = tuple(item[keep] for item in rows), None if labels is None else labels[keep]
-    return rows, labels
+        keep = labels != IGNORED_LABEL if keep is None else keep & (labels != IGNORED_LABEL)
+    if keep is None:
+        return tuple(item.reshape(-1, item.shape[-1]) for item in logits), None
+    return tuple(item[keep] for item in logits), None if labels is None else labels[keep]
 
 
 def _as_questions(

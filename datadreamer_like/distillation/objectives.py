@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,26 @@ from torch import Tensor, nn
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 
 from .losses import IGNORED_LABEL, check_alpha, check_temperature, hard_target_loss, soft_target_loss, supervised_loss
-from .outputs import Outputs
 from .teacher import Teacher, check_teacher
 
 Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A model's outputs for one batch, computed or stored; fields that no objective needs are None.
+
+    Attributes:
+        logits: [..., classes], at the positions of the batch's `labels` [...].
+        hidden_states: Of the embeddings and of each layer, [batch, seq, hidden].
+        attentions: Attention weights of each layer, [batch, heads, seq, seq].
+        mask: Bool [batch, seq], False for padding in the two above.
+    """
+
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    mask: Tensor | None = None
 
 
 class Objective(ABC):
@@ -63,11 +79,6 @@ class Objective(ABC):
         The outputs have the fields in `wants` and `teacher_wants`; the teacher's have no gradients and may be stored.
         `modules` is what the method `modules` returned.
         """
-
-    def __fingerprint__(self) -> dict[str, Any]:
-        """Class, version, options and teacher."""
-        options = {name: value for name, value in vars(self).items() if name != "teacher"}
-        return {"class": type(self), "options": options, "teacher": self.teacher}
 
 
 @dataclass(frozen=True)

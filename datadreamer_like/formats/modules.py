@@ -116,6 +116,12 @@ def linears(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, nn.Modul
     return {name: module for name, module in model.named_modules() if is_linear(module) and not matches(name, exclude)}
 
 
+def block_linears(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, nn.Module]:
+    """Finds the `linears` inside the model's blocks."""
+    blocks = tuple(f"{stack.name}." for stack in stacks(model))
+    return {name: layer for name, layer in linears(model, exclude).items() if name.startswith(blocks)}
+
+
 def is_linear(module: nn.Module | None) -> bool:
     """Whether a module is an `nn.Linear` or `Conv1D`, none of their subclasses, with floating-point weights."""
     return type(module) in (nn.Linear, Conv1D) and cast(Tensor, cast(Any, module).weight).is_floating_point()

@@ -67,10 +67,7 @@ class LayoutQuantizer(HfQuantizer):
         """Returns the tensors to save, packed by every kind."""
         if getattr(model, "_hf_peft_config_loaded", False):
             return None, {}
-        state = dict(model.state_dict())
-        for entry in in_order(self.quantization_config.layouts):
-            kind_of(entry).pack(model, state, entry)
-        return state, {}
+        return packed_state(model), {}
 
     def is_serializable(self) -> bool:
         """Every layout can be saved."""
@@ -90,6 +87,14 @@ class LayoutQuantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         """The modules are plain PyTorch."""
         return True
+
+
+def packed_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a model as they are written to disk."""
+    state = dict(model.state_dict())
+    for entry in in_order(layouts(model)):
+        kind_of(entry).pack(model, state, entry)
+    return state
 
 
 def attach(model: nn.Module, quantizer: LayoutQuantizer) -> None:

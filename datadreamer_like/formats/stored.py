@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .layout import CodedModule, in_order, kind_of
+from .layout import CodedModule, kind_of
 from .modules import replace_modules
-from .quantizer import LayoutQuantizer, attach, layouts
+from .quantizer import LayoutQuantizer, attach, layouts, packed_state
 
 
 def has_codes(model: nn.Module) -> bool:
@@ -24,10 +24,8 @@ def count_zeros(model: nn.Module) -> int:
 
 def stored_bytes(model: nn.Module) -> int:
     """Returns the bytes of the model's tensors as they are written to disk: packed, shared ones once."""
-    state = dict(model.state_dict())
-    for entry in in_order(layouts(model)):
-        kind_of(entry).pack(model, state, entry)
-    tensors = {tensor.data_ptr() if tensor.numel() else id(tensor): tensor for tensor in state.values()}
+    state = packed_state(model).values()
+    tensors = {tensor.data_ptr() if tensor.numel() else id(tensor): tensor for tensor in state}
     return sum(tensor.nbytes for tensor in tensors.values())
 
 

@@ -9,13 +9,11 @@ from torch import Tensor
 
 from datadreamer_like.errors import DefinitionError
 
-from .absmax import absmax_quantize, absmax_scale
+from .absmax import BLOCK, absmax_quantize, absmax_scale
 from .int8_matmul import PackedInt8Weight, fastest_engine, int8_matmul, pack_int8_weight
 
 Granularity = Literal["token", "tensor"]
 """Granularity of the activation scales: one per token, or one per call."""
-
-_BLOCK = 1 << 18  # elements, as in absmax
 
 
 def int8_linear(
@@ -51,9 +49,6 @@ def int8_linear(
 
     Returns:
         [..., out] in the dtype of x.
-
-    Raises:
-        DefinitionError: An option is out of range, shapes do not fit, or the backend is not available.
     """
     _check(x, weight, weight_scale, granularity, activation_bits, backend)
     if backend is None:
@@ -96,7 +91,7 @@ def _packed_forward(
     shared = absmax_scale(rows.float(), largest, None) if granularity == "tensor" else None
     bias = None if bias is None else bias.float()
     # Blocks of rows are small enough that intermediate results stay in the CPU's cache.
-    step = max(64, _BLOCK // (inputs + outputs))
+    step = max(64, BLOCK // (inputs + outputs))
     for part, out in zip(torch.split(rows, step), torch.split(y, step), strict=True):
         part = part.float()
         scale = absmax_scale(part, largest, -1) if shared is None else shared

@@ -1,18 +1,19 @@
 """Integer matrix products: exact ones in plain PyTorch, and PyTorch's int8 engines for CPUs.
 
 An engine takes unsigned 8-bit activations and signed 8-bit weights. CPUs without VNNI add pairs of products in 16 bits,
-which silently overflow unless activations have at most 7 bits. The CPU's name does not decide this, since engines can
-be configured to use fewer instructions; so each engine is tested once with values that would overflow, and gets as many
-activation bits as it multiplies correctly.
+which silently overflow unless activations have at most 7 bits. As engines can be configured to use fewer instructions,
+each is tested once with values that would overflow, and gets as many activation bits as it multiplies correctly.
 """
 
 from __future__ import annotations
 
-import functools
 import platform
 import threading
 import warnings
-from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -25,19 +26,9 @@ _packing = threading.Lock()
 
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """Returns `a bᵀ` of integers, exactly.
+    """Returns `a bᵀ`, exactly: int32 [..., out] for a in int8 [..., in] and b in int8 [out, in].
 
     The reference: fp32 products of parts short enough to be exact, so it runs at the speed of fp32 on any device.
-
-    Args:
-        a: int8 [..., in].
-        b: int8 [out, in].
-
-    Returns:
-        int32 [..., out].
-
-    Raises:
-        DefinitionError: Dtypes or shapes do not fit.
     """
     if a.dtype != torch.int8 or b.dtype != torch.int8 or b.dim() != 2 or a.shape[-1] != b.shape[1]:
         raise DefinitionError(
@@ -52,113 +43,80 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     return total
 
 
-class PackedInt8Weight(ABC):
-    """An int8 weight with its scales in the form that an engine for CPUs takes; cannot be pickled, is cheap to remake.
-
-    Args:
-        weight: int8 [out, in], on the CPU.
-        scale: fp32 [out, 1].
+@dataclass(frozen=True)
+class PackedInt8Weight:
+    """An int8 weight [out, in] and its scales [out, 1], packed for an engine for CPUs; cannot be pickled.
 
     Attributes:
-        largest: Largest magnitude of activations that the engine multiplies without overflow: 127 or 63.
         shape: (out, in).
+        largest: Largest magnitude of activations that the engine multiplies without overflow: 127 or 63.
+        product: Returns `codes weightᵀ scaleᵀ`, fp32 [rows, out]. `codes`, fp32 [rows, in], are whole numbers of
+            magnitude up to `largest`; at least one row.
     """
 
-    largest = 127
-
-    def __init__(self, weight: Tensor, scale: Tensor) -> None:
-        self.shape = tuple(weight.shape)
-        self._pack(weight.contiguous(), scale.float().flatten().contiguous())
-
-    @abstractmethod
-    def _pack(self, weight: Tensor, scale: Tensor) -> None:
-        """Makes the engine's form of the weight."""
-
-    @abstractmethod
-    def product(self, codes: Tensor) -> Tensor:
-        """Returns `codes weightᵀ scaleᵀ`, fp32 [rows, out].
-
-        Args:
-            codes: fp32 [rows, in], whole numbers of magnitude up to `largest`; at least one row.
-        """
+    shape: torch.Size
+    largest: int
+    product: Callable[[Tensor], Tensor]
 
 
-class _FBGEMM(PackedInt8Weight):
+def _fbgemm(weight: Tensor, scale: Tensor, largest: int) -> PackedInt8Weight:
     """The fastest for few rows on all CPUs; uses quantized tensors, which PyTorch plans to remove."""
+    zeros = torch.zeros(len(weight), dtype=torch.int64)
+    with _packing, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
+        scales = scale.double().flatten()
+        quantized = torch._make_per_channel_quantized_tensor(weight.contiguous(), scales, zeros, 0)
+        engine = torch.backends.quantized.engine
+        torch.backends.quantized.engine = "fbgemm"
+        try:
+            packed: Any = torch.ops.quantized.linear_prepack(quantized, None)
+        finally:
+            torch.backends.quantized.engine = engine
+    linear = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    return PackedInt8Weight(weight.shape, largest, lambda codes: linear(codes, 1.0, largest + 1, packed))
 
-    def _pack(self, weight: Tensor, scale: Tensor) -> None:
-        zeros = torch.zeros(weight.shape[0], dtype=torch.int64)
-        with _packing, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
-            quantized = torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, 0)
-            engine = torch.backends.quantized.engine
-            torch.backends.quantized.engine = "fbgemm"
-            try:
-                self._packed: Any = torch.ops.quantized.linear_prepack(quantized, None)
-            finally:
-                torch.backends.quantized.engine = engine
 
-    def product(self, codes: Tensor) -> Tensor:
-        linear = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        found: Tensor = linear(codes, 1.0, self.largest + 1, self._packed)
+def _onednn(weight: Tensor, scale: Tensor, largest: int) -> PackedInt8Weight:
+    packed: Any = torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)
+    scales, zeros = scale.float().flatten(), torch.zeros(len(weight), dtype=torch.int64)
+    # Activations are shifted to be unsigned. Subtracting the shift's part here saves a pass over the weights per call.
+    shift = -(largest + 1) * weight.sum(1) * scales
+
+    def product(codes: Tensor) -> Tensor:
+        unsigned, linear = (codes + (largest + 1)).to(torch.uint8), torch.ops.onednn.qlinear_pointwise
+        found: Tensor = linear(unsigned, 1.0, 0, packed, scales, zeros, shift, 1.0, 0, torch.float32, "none", [], "")
         return found
 
-
-class _OneDNN(PackedInt8Weight):
-    def _pack(self, weight: Tensor, scale: Tensor) -> None:
-        self._packed: Any = torch.ops.onednn.qlinear_prepack(weight, None)
-        self._scale = scale
-        self._zeros = torch.zeros(weight.shape[0], dtype=torch.int64)
-        # Activations are shifted to be unsigned; taking the shift's share off here spares the engine a pass over
-        # the weights with each call.
-        self._shift = -(self.largest + 1) * weight.sum(1) * scale
-
-    def product(self, codes: Tensor) -> Tensor:
-        unsigned = (codes + (self.largest + 1)).to(torch.uint8)
-        found: Tensor = torch.ops.onednn.qlinear_pointwise(
-            unsigned, 1.0, 0, self._packed, self._scale, self._zeros, self._shift, 1.0, 0, torch.float32, "none", [], ""
-        )
-        return found
+    return PackedInt8Weight(weight.shape, largest, product)
 
 
-class _FBGEMM7(_FBGEMM):
-    largest = 63
+Engine = Callable[[Tensor, Tensor], PackedInt8Weight]
 
-
-class _OneDNN7(_OneDNN):
-    largest = 63
+ENGINES: list[Engine] = [partial(pack, largest=largest) for pack in (_fbgemm, _onednn) for largest in (127, 63)]
 
 
 def pack_int8_weight(weight: Tensor, scale: Tensor) -> PackedInt8Weight | None:
-    """Packs a weight for the fastest engine that multiplies right on this processor.
-
-    Args:
-        weight: int8 [out, in], on the CPU.
-        scale: fp32 [out, 1].
-
-    Returns:
-        The packed weight; None where this machine has no such engine.
-    """
+    """Packs an int8 weight [out, in] on the CPU and its scale, fp32 [out, 1], for this machine's `fastest_engine`."""
     engine = fastest_engine()
     return None if engine is None else engine(weight, scale)
 
 
-@functools.cache
-def fastest_engine() -> type[PackedInt8Weight] | None:
+@cache
+def fastest_engine() -> Engine | None:
     """The fastest engine that multiplies right here, with as many bits as it does; None if there is none."""
     # On other architectures oneDNN falls back on loops that are slower than fp32.
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return None
-    for engine in (_FBGEMM, _FBGEMM7, _OneDNN, _OneDNN7):
-        try:
-            if _is_exact(engine):
+    for engine in ENGINES:
+        # An engine may not be built in, or be removed.
+        with suppress(RuntimeError, AttributeError, NotImplementedError):
+            if is_exact(engine):
                 return engine
-        except (RuntimeError, AttributeError, NotImplementedError):  # not built in, or removed
-            continue
     return None
 
 
-def _is_exact(engine: type[PackedInt8Weight]) -> bool:
+def is_exact(engine: Engine) -> bool:
+    """Whether an engine multiplies right on this processor, with the largest activations too."""
     features, outputs = 192, 96
     generator = torch.Generator().manual_seed(0)
     weight = torch.randint(-127, 128, (outputs, features), generator=generator, dtype=torch.int8)
@@ -166,8 +124,8 @@ def _is_exact(engine: type[PackedInt8Weight]) -> bool:
     packed = engine(weight, torch.ones(outputs, 1))
     # Engines have other loops for one row than for few, and for many.
     for rows in (1, 5, 64):
-        codes = torch.randint(-engine.largest, engine.largest + 1, (rows, features), generator=generator).float()
-        codes[: (rows + 1) // 2] = engine.largest
+        codes = torch.randint(-packed.largest, packed.largest + 1, (rows, features), generator=generator).float()
+        codes[: (rows + 1) // 2] = packed.largest
         if not torch.allclose(packed.product(codes), codes @ weight.float().T, rtol=1e-5, atol=1.0):
             return False
     return True

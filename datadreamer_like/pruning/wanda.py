@@ -15,7 +15,7 @@ from datadreamer_like.compression.method import already_quantized, check_pattern
 from datadreamer_like.compression.sequential import Block, walk_blocks
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.formats import mark_sparse
-from datadreamer_like.formats.modules import linears, stacks, weight_of
+from datadreamer_like.formats.modules import block_linears, weight_of
 from datadreamer_like.kernels import wanda_mask
 
 
@@ -65,7 +65,7 @@ class Wanda(CompressionMethod):
         """Any transformers model whose blocks have plain linear layers, unquantized."""
         if reason := already_quantized(model):
             return reason
-        found = self._weights(model)
+        found = block_linears(model, self.exclude)
         if not found:
             return "it has no list of blocks with linear layers. Use pruning.Magnitude."
         for name, module in found.items():
@@ -79,7 +79,7 @@ class Wanda(CompressionMethod):
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Prunes the blocks in order, in place."""
-        chosen = self._weights(model)
+        chosen = block_linears(model, self.exclude)
         for block in walk_blocks(model, calibration, self):
             layers = {name: layer for name, layer in chosen.items() if name.startswith(f"{block.name}.")}
             squares = _sums_of_squares(block, layers)
@@ -88,10 +88,6 @@ class Wanda(CompressionMethod):
                 kept = wanda_mask(weight, squares[name].sqrt(), self.sparsity, pattern=self.pattern)
                 weight.masked_fill_(~kept, 0.0)
         mark_sparse(model, [f"{name}.weight" for name in chosen])
-
-    def _weights(self, model: nn.Module) -> dict[str, nn.Module]:
-        blocks = tuple(f"{stack.name}." for stack in stacks(model))
-        return {name: layer for name, layer in linears(model, self.exclude).items() if name.startswith(blocks)}
 
 
 def _sums_of_squares(block: Block, layers: dict[str, nn.Module]) -> dict[str, Tensor]:

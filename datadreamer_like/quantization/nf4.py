@@ -10,7 +10,7 @@ from datadreamer_like.compression import Batches, CompressionMethod
 from datadreamer_like.compression.method import check_finite, check_patterns, why_unquantizable
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.formats import add_layout
-from datadreamer_like.formats.modules import linears, output_heads, replace_modules, stacks, weight_of
+from datadreamer_like.formats.modules import block_linears, linears, output_heads, replace_modules, stacks, weight_of
 from datadreamer_like.formats.nf4 import NF4Linear
 
 _BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -70,10 +70,6 @@ class NF4(CompressionMethod):
         add_layout(model, {"kind": "nf4", **options, "modules": {name: {} for name in made}})
 
     def _chosen(self, model: nn.Module) -> dict[str, nn.Module]:
-        blocks = tuple(f"{stack.name}." for stack in stacks(model))
         heads = output_heads(model)
-        return {
-            name: module
-            for name, module in linears(model, self.exclude).items()
-            if (name.startswith(blocks) if blocks else name not in heads) and module.weight.numel()  # type: ignore[operator]
-        }
+        found = block_linears if stacks(model) else linears
+        return {k: m for k, m in found(model, self.exclude).items() if k not in heads and weight_of(m).numel()}

@@ -230,9 +230,6 @@ def test_stored_answers_are_found_text_by_text_and_asked_once(tmp_path):
     assert asked[2:] == [["dd"]]
     assert again[torch.tensor([0, 1, 2])].tolist() == [[2.0, 100.0], [3.0, 99.0], [2.0, 98.0]]
     assert len(StoredAnswers(tmp_path)) == 4
-    # What a killed process left half written is not read.
-    (tmp_path / "x.1234.draft").write_bytes(b"half")
-    assert len(StoredAnswers(tmp_path)) == 4
 
 
 def test_options_out_of_range_are_refused(classifier):
