@@ -12,7 +12,7 @@ from torch import nn
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
 from datadreamer_like.formats import foreign
-from datadreamer_like.formats.stored import has_codes
+from datadreamer_like.formats.quantizer import has_codes
 
 from .calibration import Batches, Corpus
 

@@ -104,11 +104,7 @@ class Supervised(Objective):
 
 @dataclass(frozen=True)
 class TeacherObjective(Objective):
-    """The base of objectives with a teacher: a trainer, a stage, a `TrainedModel`, or `TeacherModel(model, tokenizer)`.
-
-    Raises:
-        ArgumentTypeError: The teacher has no model or tokenizer.
-    """
+    """The base of objectives with a teacher: a trainer, stage, `TrainedModel`, or `TeacherModel(model, tokenizer)`."""
 
     teacher: Teacher
 

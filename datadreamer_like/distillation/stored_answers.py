@@ -54,9 +54,6 @@ class StoredRows:
     def __init__(self, answers: StoredAnswers, keys: np.ndarray[Any, Any]) -> None:
         self._answers, self._keys = answers, keys
 
-    def __len__(self) -> int:
-        return len(self._keys)
-
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Returns the logits of some rows [rows, classes], fp32 on the device of `rows`."""
         values = self._answers.store.get_many([key.tobytes() for key in self._keys[rows.cpu().numpy()]])

@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import getattr_static
 from itertools import chain
 from typing import Any, Protocol
 
@@ -43,20 +44,22 @@ class TeacherModel:
 
     def __fingerprint__(self) -> dict[str, Any]:
         """Class, config, weights and tokenizer, by content."""
-        config = getattr(self.model, "config", None)
+        config, backend = getattr(self.model, "config", None), getattr(self.tokenizer, "backend_tokenizer", None)
+        rules = {"vocabulary": self.tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
+        # The last call to the tokenizer leaves truncation and padding behind.
+        rules |= {"truncation": None, "padding": None}
+        names = ("padding_side", "truncation_side", "model_max_length")
         return {
             "class": type(self.model).__qualname__,
             "config": None if config is None else config.to_json_string(),
             "weights": self.model.state_dict(),
-            "tokenizer": _tokenizer_content(self.tokenizer),
+            "tokenizer": [rules, *(getattr(self.tokenizer, name, None) for name in names)],
         }
 
 
 def check_teacher(teacher: object) -> None:
     """Checks that an object has a `model` and a `tokenizer`, without loading them; otherwise `ArgumentTypeError`."""
-    known = {*dir(type(teacher)), *getattr(teacher, "__dict__", ())}
-    missing = [name for name in ("model", "tokenizer") if name not in known]
-    if missing:
+    if missing := [name for name in ("model", "tokenizer") if getattr_static(teacher, name, ...) is ...]:
         raise ArgumentTypeError(
             f"A {type(teacher).__name__} cannot be a teacher: it has no {' and no '.join(missing)}. Pass a trainer, a "
             "stage, a TrainedModel, or distillation.TeacherModel(model, tokenizer)."
@@ -150,11 +153,11 @@ def label_order(teacher_label2id: Mapping[str, int], student_label2id: Mapping[s
 
     Raises `LabelError` if teacher and student have different classes.
     """
-    lacking = sorted(student_label2id.keys() - teacher_label2id.keys())
-    unknown = sorted(teacher_label2id.keys() - student_label2id.keys())
-    if lacking or unknown:
-        parts = [f"the teacher lacks {', '.join(lacking)}"] if lacking else []
-        parts += [f"the student lacks {', '.join(unknown)}"] if unknown else []
+    lacking = {
+        "teacher": sorted(student_label2id.keys() - teacher_label2id.keys()),
+        "student": sorted(teacher_label2id.keys() - student_label2id.keys()),
+    }
+    if parts := [f"the {who} lacks {', '.join(names)}" for who, names in lacking.items() if names]:
         raise LabelError(
             f"Teacher and student have different classes: {'; '.join(parts)}. Train both on the same set of labels, "
             "or rename the teacher's classes in its config (label2id and id2label)."
@@ -191,13 +194,3 @@ def max_tokens(config: Any, tokenizer: Any) -> int | None:
         positions -= config.pad_token_id + 1
     limits = (tokenizer.model_max_length, positions)
     return min((limit for limit in limits if limit and limit < _NO_LIMIT), default=None)
-
-
-def _tokenizer_content(tokenizer: Any) -> dict[str, Any]:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return {"class": type(tokenizer).__qualname__, "vocabulary": tokenizer.get_vocab()}
-    # The last call to the tokenizer leaves truncation and padding behind.
-    content = {**json.loads(backend.to_str()), "truncation": None, "padding": None}
-    names = ("padding_side", "truncation_side", "model_max_length")
-    return {"content": content, "options": [getattr(tokenizer, name, None) for name in names]}

@@ -16,18 +16,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-_LAYER_COUNTS = ("num_hidden_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
-"""Config attributes with the number of blocks in a stack; every config has the first one, maybe as an alias."""
-
 
 @dataclass(frozen=True)
 class AttentionForm:
     """How one family of attention modules names its projections; paths are relative to the module.
 
     Attributes:
-        query: Path; if `fused`, of the projection that returns query, key and value side by side.
-        key: Path.
-        value: Path.
+        query: Path of the query projection; if `fused`, of the one that returns query, key and value side by side.
         output: Path of the projection back to the hidden size.
         core: Path of the part that computes heads; empty if that is the module itself, output projection included.
         head_size: Attribute of the core: features of one head.
@@ -85,7 +80,9 @@ class Stack(NamedTuple):
 def stacks(model: nn.Module) -> list[Stack]:
     """Finds the lists of blocks: one in an encoder or decoder, two in an encoder-decoder."""
     config = getattr(model, "config", None)
-    counts = {getattr(config, name, None) for name in _LAYER_COUNTS}
+    # Every config has the first one, maybe as an alias.
+    names = ("num_hidden_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+    counts = {getattr(config, name, None) for name in names}
     found = [
         Stack(name, module)
         for name, module in model.named_modules()
@@ -162,19 +159,12 @@ def output_heads(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if id(module) in heads}
 
 
-def tied_weights(model: nn.Module) -> set[str]:
-    """Names of the weights that transformers ties to another one when it loads the model."""
-    return set(getattr(model, "all_tied_weights_keys", None) or ())
-
-
 def replace_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     """Replaces modules, under all their names."""
-    names: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(id(module), []).append(name)
-    for name, module in modules.items():
-        for other in names[id(model.get_submodule(name))]:
-            model.set_submodule(other, module)
+    replaced = {id(model.get_submodule(name)): module for name, module in modules.items()}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if id(module) in replaced:
+            model.set_submodule(name, replaced[id(module)])
     for layer in model.modules():
         if isinstance(layer, nn.TransformerEncoderLayer):
             # Disables PyTorch's fused path, which reads the linear layers' weights directly and requires floats.

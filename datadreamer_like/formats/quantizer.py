@@ -19,7 +19,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from datadreamer_like.errors import MethodMisfit, NewerFormat
 
-from .layout import Entry, in_order, kind_of, name_in, renamed
+from .layout import CodedModule, Entry, in_order, kind_of, name_in, renamed
+from .modules import replace_modules
 
 METHOD = "datadreamer_like"
 _FORMAT = 1
@@ -131,11 +132,7 @@ def add_layout(model: nn.Module, entry: Entry) -> None:
 
     Earlier entries are kept: heads may be removed, then weights made sparse, then the rest quantized. For a plain
     `nn.Module` the entry is only kept in memory. `entry` has JSON values with "kind" and "modules"; "format" is filled
-    in.
-
-    Raises:
-        MethodMisfit: The model is quantized by another library.
-        NewerFormat: No kind of this name is registered.
+    in. Raises `MethodMisfit` if the model is quantized by another library.
     """
     entry = {"kind": entry["kind"], "format": kind_of(entry).format, **entry}
     config = getattr(model, "config", None)
@@ -189,3 +186,49 @@ def load(folder: str | os.PathLike[str], **options: Any) -> nn.Module:
     config = transformers.AutoConfig.from_pretrained(folder)
     model_class = getattr(transformers, (config.architectures or ["AutoModel"])[0])
     return cast(nn.Module, model_class.from_pretrained(folder, **options))
+
+
+def has_codes(model: nn.Module) -> bool:
+    """Whether some weights of the model are stored as codes of few bits."""
+    return any(isinstance(module, CodedModule) for module in model.modules())
+
+
+def count_zeros(model: nn.Module) -> int:
+    """Counts zero weights, including those of quantized layers; shared ones once."""
+    coded = {id(module.weight): module for module in model.modules() if isinstance(module, CodedModule)}
+    zeros = sum(int((module.dequantized() == 0).sum()) for module in coded.values())
+    return zeros + sum(int((tensor == 0).sum()) for tensor in model.parameters() if id(tensor) not in coded)
+
+
+def stored_bytes(model: nn.Module) -> int:
+    """Returns the bytes of the model's tensors as they are written to disk: packed, shared ones once."""
+    state = packed_state(model).values()
+    tensors = {tensor.data_ptr() if tensor.numel() else id(tensor): tensor for tensor in state}
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def untrainable(model: nn.Module, adapters: bool = False) -> str | None:
+    """The reason why the weights of a model, or adapters on them, cannot be trained; None if they can."""
+    kinds = {kind.name: kind for kind in map(kind_of, layouts(model))}
+    frozen = [name for name, kind in kinds.items() if not (kind.takes_adapters if adapters else kind.trainable)]
+    if not frozen:
+        return None
+    what = "no adapter can be trained on them" if adapters else "they cannot be trained"
+    return f"the weights of this {type(model).__name__} are quantized ({', '.join(frozen)}), so {what}."
+
+
+def dequantize(model: nn.Module) -> None:
+    """Replaces quantized layers by dequantized ones in place; adapters on them can be merged afterwards."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    weights: dict[int, nn.Parameter] = {}
+    plain: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, CodedModule):
+            plain[name] = made = module.plain(dtype)
+            made.weight = weights.setdefault(id(module.weight), made.weight)  # type: ignore[arg-type]
+    replace_modules(model, plain)
+    entries = layouts(model)
+    entries[:] = [entry for entry in entries if kind_of(entry).trainable]
+    for module in model.modules():
+        if isinstance(quantizer := vars(module).get("hf_quantizer"), LayoutQuantizer):
+            attach(module, quantizer)

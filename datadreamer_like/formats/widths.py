@@ -47,10 +47,7 @@ class Constant(nn.Module):
 class Headless(nn.Module):
     """Replaces an attention that has lost all its heads.
 
-    Args:
-        layer: Index of the layer in the key/value cache.
-        output: Name under which the attention kept its output projection; None if that lies outside.
-        projection: What is left of that projection.
+    It keeps its index in the key/value cache, and what is left of its `output` projection if that was inside it.
     """
 
     def __init__(self, layer: int | None, output: str | None, projection: Constant | None) -> None:

@@ -81,18 +81,17 @@ def absmax_scale(x: Tensor, largest: int, axis: Axis) -> Tensor:
 
 def _quantize_in_blocks(x: Tensor, largest: int, by_row: bool) -> tuple[Tensor, Tensor]:
     rows = x.reshape(-1, x.shape[-1])
-    parts = torch.split(rows, max(1, BLOCK // rows.shape[1]))
+    size = max(1, BLOCK // rows.shape[1])
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     codes = torch.empty(rows.shape, dtype=torch.int8)
-    scale = torch.empty(rows.shape[0] if by_row else 1, 1, dtype=dtype)
+    scale = torch.empty(len(rows) if by_row else 1, 1, dtype=dtype)
     if not by_row:
-        maxima = torch.stack([part.abs().amax() for part in parts]).to(dtype)
+        maxima = torch.stack([part.abs().amax() for part in torch.split(rows, size)]).to(dtype)
         scale[0] = absmax_scale(maxima, largest, None)
-    done = 0
-    for part in parts:
-        precise, here = part.to(dtype), slice(done, done + part.shape[0])
+    split = [torch.split(tensor, size) for tensor in (rows, codes, scale.expand(len(rows), 1))]
+    for part, part_codes, part_scale in zip(*split, strict=True):
+        precise = part.to(dtype)
         if by_row:
-            scale[here] = absmax_scale(precise, largest, -1)
-        codes[here] = torch.div(precise, scale[here] if by_row else scale).round_()
-        done = here.stop
+            part_scale.copy_(absmax_scale(precise, largest, -1))
+        part_codes.copy_(torch.div(precise, part_scale).round_())
     return codes.view(x.shape), scale.view(*x.shape[:-1], 1) if by_row else scale.view([1] * x.dim())

@@ -98,12 +98,10 @@ def nf4_dequantize(
         values = levels[codes.long()].view(-1)
     else:
         values = F.embedding(packed.reshape(-1).int(), _pairs(packed.device)).view(-1)
-    full = count - count % block_size
     values = values[:count]
-    if full == count:
+    if count % block_size == 0:
         return (values.view(-1, block_size) * absmax.view(-1, 1)).to(dtype).view(tuple(shape))
-    blocks = (values[:full].view(-1, block_size) * absmax[:-1].view(-1, 1)).view(-1)
-    return torch.cat([blocks, values[full:] * absmax[-1]]).to(dtype).view(tuple(shape))
+    return (values * absmax.repeat_interleave(block_size)[:count]).to(dtype).view(tuple(shape))
 
 
 def absmax_to_dynamic8(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -168,10 +168,7 @@ class Attention:
         form, bias = self.form, cast("nn.Parameter | None", self.output.bias)
         constant = {"size": len(weight_of(self.output)), "bias": bias is not None}
         if form.core:
-            self.changes = {
-                self._full(form.core): {"headless": {}},
-                self._full(form.output): {"constant": constant},
-            }
+            self.changes = {self._full(form.core): {"headless": {}}, self._full(form.output): {"constant": constant}}
         else:
             self.changes = {self.name: {"headless": {"output": form.output, "constant": constant}}}
         for name, change in self.changes.items():
@@ -197,11 +194,7 @@ def _positions(blocks: list[int], size: int) -> Tensor:
 
 
 def importance(model: nn.Module, found: list[Attention], batches: Batches) -> list[Tensor]:
-    """Measures the importance of each group of heads, without normalisation; dropout is off meanwhile.
-
-    Returns:
-        For each attention, float32 [groups]: `E |Att_h(x)^T dL/dAtt_h(x)|` over the examples.
-    """
+    """Measures `E |Att_h(x)^T dL/dAtt_h(x)|` over the examples, without dropout: fp32 [groups] of each attention."""
     totals = [torch.zeros(attention.groups) for attention in found]
     examples = 0
     alive = [(attention, total) for attention, total in zip(found, totals, strict=True) if attention.groups]

@@ -15,7 +15,7 @@ from datadreamer_like.compression.calibration import on_device
 from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.errors import DefinitionError, EmptyDataset
 from datadreamer_like.formats import rename_modules
-from datadreamer_like.formats.modules import Stack, stacks
+from datadreamer_like.formats.modules import stacks
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,17 @@ class Layers(CompressionMethod):
             return "it has an encoder and a decoder. Use pruning.Magnitude."
         if getattr(config, "scale_attn_by_inverse_layer_idx", False):
             return "its attention is scaled by the index of the layer, so the layers after a dropped one would change."
-        found = _stack(model)
-        if found is None:
+        found = stacks(model)
+        if len(found) != 1:
             return "it has no single list of layers as long as its config's num_hidden_layers."
         last = self.keep - 1 if isinstance(self.keep, int) else max(self.keep)
-        if last >= len(found[1]):
-            return f"keep={self.keep} asks for more than its {len(found[1])} layers."
+        if last >= len(found[0].blocks):
+            return f"keep={self.keep} asks for more than its {len(found[0].blocks)} layers."
         return None
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Drops layers in place and updates the config."""
-        found = _stack(model)
-        assert found is not None, "apply() checks fits() first"
-        name, layers = found
+        ((name, layers),) = stacks(model)
         keep = self._choose(model, layers, calibration)
         config: Any = model.config
         for attribute, value in list(vars(config).items()):
@@ -118,8 +116,3 @@ def block_influence(model: nn.Module, layers: nn.ModuleList, batches: Batches) -
     if not tokens:
         raise EmptyDataset("Layers got no calibration batch. Pass some, or none at all to keep evenly spread layers.")
     return [float(1 - cosine / tokens) for cosine in cosines]
-
-
-def _stack(model: nn.Module) -> Stack | None:
-    found = stacks(model)
-    return found[0] if len(found) == 1 else None

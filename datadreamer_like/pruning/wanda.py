@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
+from datadreamer_like.compression.calibration import Block, walk_blocks
 from datadreamer_like.compression.method import already_quantized, check_patterns, check_share
-from datadreamer_like.compression.sequential import Block, walk_blocks
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.formats import mark_sparse
 from datadreamer_like.formats.modules import block_linears, weight_of

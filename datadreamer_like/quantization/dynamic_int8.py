@@ -17,7 +17,6 @@ from datadreamer_like.formats.modules import (
     matches,
     output_heads,
     replace_modules,
-    tied_weights,
     token_embeddings,
     weight_of,
 )
@@ -72,7 +71,7 @@ class DynamicInt8(CompressionMethod):
         if reason := why_unquantizable(model, chosen, "nn.Linear, Conv1D or nn.Embedding"):
             return reason
         embedded = {id(module.weight) for module in chosen.values() if isinstance(module, nn.Embedding)}
-        tied = tied_weights(model)
+        tied = getattr(model, "all_tied_weights_keys", None) or ()
         for name, module in chosen.items():
             if f"{name}.weight" in tied and id(module.weight) not in embedded:
                 return (
@@ -83,7 +82,7 @@ class DynamicInt8(CompressionMethod):
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Replaces the layers in place; calibration data are not used."""
-        tied = tied_weights(model)
+        tied = getattr(model, "all_tied_weights_keys", None) or ()
         codes: dict[int, nn.Parameter] = {}
         made: dict[str, nn.Module] = {}
         facts: dict[str, dict[str, Any]] = {}

@@ -11,7 +11,7 @@ import torch
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.kernels import absmax_quantize, int8_linear, int8_matmul, pack_int8_weight
-from datadreamer_like.kernels.int8_matmul import ENGINES, fastest_engine, is_exact
+from datadreamer_like.kernels.int8 import ENGINES, fastest_engine, is_exact
 
 # (rows, in, out): one row, odd sizes, one feature, several blocks of rows, sums beyond what fp32 adds exactly
 CASES = [(1, 384, 96), (5, 77, 65), (3, 1, 1), (1000, 129, 31), (17, 3000, 24)]
