@@ -1,8 +1,4 @@
-"""Calibration data of compression methods, the loss on them, and a walk through the model block by block.
-
-In the walk each block gets the outputs of the already changed blocks before it, as in Wanda, SparseGPT and GPTQ. Memory
-holds the hidden states of the calibration data and one block's measurements.
-"""
+"""Calibration data of compression methods, the loss on them, and a walk through the model block by block."""
 
 from __future__ import annotations
 
@@ -129,9 +125,9 @@ class Block:
 def walk_blocks(model: nn.Module, calibration: Batches | None, method: object) -> Iterator[Block]:
     """Yields the blocks in the order in which they run; changes to a block affect the inputs of the next.
 
-    The blocks must each pass their first output to the next; the model is in eval mode meanwhile. Raises
-    `EmptyDataset`, which names the `method`, if there is no batch, and `DataError` if a batch for an encoder-decoder
-    has nothing for the decoder.
+    Memory holds the hidden states of the calibration data. The blocks must each pass their first output to the next;
+    the model is in eval mode meanwhile. Raises `EmptyDataset`, which names the `method`, if there is no batch, and
+    `DataError` if a batch for an encoder-decoder has nothing for the decoder.
     """
     batches = as_list(calibration, method)
     with eval_mode(model), _without_cache(model):
@@ -146,10 +142,7 @@ def walk_blocks(model: nn.Module, calibration: Batches | None, method: object) -
 
 
 def _captured(model: nn.Module, stack: Stack, batch: dict[str, Tensor], is_second: bool) -> _Inputs:
-    """Runs the model once and captures the first block's hidden states and each block's other arguments.
-
-    The second stack is the decoder of an encoder-decoder.
-    """
+    """Runs the model once and captures the inputs of a stack, of which the second is an encoder-decoder's decoder."""
     if is_second and not {"labels", "decoder_input_ids"} & set(batch):
         raise DataError(
             f"{type(model).__name__} is an encoder-decoder, and a calibration batch has only {', '.join(batch)}. "

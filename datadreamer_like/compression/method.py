@@ -71,17 +71,11 @@ class CompressionMethod(ABC):
     ) -> tuple[ModelT, TokenizerT]: ...
 
     def apply(self, model: ModelT, calibration: Batches | Iterable[str] | None = None, *, tokenizer: Any = None) -> Any:
-        """Returns a smaller copy of the model, with `tokenizer` a pair of model and tokenizer; the originals stay.
+        """Returns a smaller copy of the model; with a tokenizer, the pair of copies. The originals are not changed.
 
-        Args:
-            model: Any module that `fits` accepts.
-            calibration: Batches as the model takes them, for methods that look at activations or gradients; texts for
-                methods that change the tokenizer.
-            tokenizer: The model's tokenizer. Required by methods that change it.
-
-        Raises:
-            MethodMisfit: The method does not fit this model or tokenizer.
-            DefinitionError: The method needs calibration data or a tokenizer and got none.
+        `calibration` is batches as the model takes them, for methods that look at activations or gradients; texts for
+        methods that change the tokenizer, which also need `tokenizer`. Raises `MethodMisfit` if the method does not fit
+        the model or tokenizer, and `DefinitionError` if data or a tokenizer that it needs are missing.
         """
         self._check(model, calibration, tokenizer)
         small = copy.deepcopy(model)

@@ -79,19 +79,9 @@ def teacher_logits_for_texts(
     """Returns a classifier's logits [rows, classes] for texts, tokenized with its own tokenizer; fp32 on the CPU.
 
     Rows are in the order of the texts, and classes in that of the teacher. Texts are batched by length, to reduce
-    padding, and run in eval mode.
-
-    Args:
-        teacher: The teacher.
-        texts: The texts.
-        batch_size: Texts in a batch.
-        max_length: Texts are cut at this many tokens; None for the teacher's own limit, which also caps it.
-        device: Device for the computation; the model is moved back afterwards. None for the model's current device.
-        on_rows: Called after each batch with its number of rows.
-
-    Raises:
-        DataError: One of the texts is not a text.
-        MethodMisfit: The teacher gives no logits of this shape.
+    padding, and run in eval mode on `device`, to which the model is moved meanwhile. They are cut at `max_length`
+    tokens, at most the teacher's own limit. `on_rows` is called after each batch with its number of rows. Raises
+    `DataError` if one of the texts is not a text, and `MethodMisfit` if the teacher gives no logits of this shape.
     """
     for index, text in enumerate(texts):
         if not isinstance(text, str):
@@ -121,10 +111,7 @@ def teacher_logits_for_texts(
 
 
 def check_same_vocabulary(teacher: Teacher, tokenizer: Any) -> None:
-    """Checks that teacher and student have the same token ids; otherwise logits would be mixed up silently.
-
-    `tokenizer` is the student's. Raises `MethodMisfit` if the vocabularies differ.
-    """
+    """Raises `MethodMisfit` if the student's tokenizer has other token ids: logits would be mixed up silently."""
     theirs, ours = teacher.tokenizer.get_vocab(), tokenizer.get_vocab()
     if theirs == ours:
         return
@@ -142,17 +129,11 @@ def align_labels(
     teacher_logits: Tensor, teacher_label2id: Mapping[str, int], student_label2id: Mapping[str, int]
 ) -> Tensor:
     """Reorders a teacher's logits [..., classes] to the student's classes, by name; see `label_order` for errors."""
-    order = label_order(teacher_label2id, student_label2id)
-    if order == list(range(teacher_logits.shape[-1])):
-        return teacher_logits
-    return teacher_logits[..., torch.tensor(order, device=teacher_logits.device)]
+    return teacher_logits[..., label_order(teacher_label2id, student_label2id)]
 
 
 def label_order(teacher_label2id: Mapping[str, int], student_label2id: Mapping[str, int]) -> list[int]:
-    """Returns the teacher's position of each student class, in the student's order.
-
-    Raises `LabelError` if teacher and student have different classes.
-    """
+    """Returns the teacher's position of each class in the student's order; `LabelError` if their classes differ."""
     lacking = {
         "teacher": sorted(student_label2id.keys() - teacher_label2id.keys()),
         "student": sorted(teacher_label2id.keys() - student_label2id.keys()),

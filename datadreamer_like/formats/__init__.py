@@ -8,9 +8,8 @@ architecture in `model_type`. Importing this package registers it with transform
         {"kind": "widths", "format": 1, "modules": {"bert.encoder.layer.0.attention.self.query": {"out": 192}}},
         {"kind": "sparse", "format": 1, "modules": {"bert.encoder.layer.0.intermediate.dense": {"weight": 117964}}}]}
 
-To add a kind, add one file here: subclass `LayoutKind` and call `register(kind)` at its end; all files of this package
-are imported together. A method changes the modules, then calls `add_layout(model, entry)`. An entry names modules only
-under its key `modules` (a list, or a dict by name), so that they can be renamed when a model loses layers or its head.
+A kind is one file here, which subclasses `LayoutKind` and calls `register(kind)`. An entry names modules only under its
+key `modules` (a list, or a dict by name), so that they can be renamed when a model loses layers or its head.
 """
 
 import importlib

@@ -43,10 +43,7 @@ class _Int8Rows(CodedModule):
 
 
 class Int8Linear(_Int8Rows):
-    """A linear layer with int8 weights [out, in] and activations quantized dynamically by AbsMax.
-
-    `granularity` is "token" for one scale per row of the activations, "tensor" for one in all.
-    """
+    """A linear layer with int8 weights [out, in] and activations quantized dynamically by AbsMax; see `int8_linear`."""
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, granularity: Granularity = "token"
@@ -59,16 +56,14 @@ class Int8Linear(_Int8Rows):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns [..., out] for [..., in], in the dtype of x."""
-        use_packed = x.device.type == self.weight.device.type == "cpu" and not torch.compiler.is_compiling()
-        packed = self._pack() if use_packed else None
+        packed = None
+        if x.device.type == self.weight.device.type == "cpu" and not torch.compiler.is_compiling():
+            # Packed at the first use, and again after the weight changed.
+            now = (_version(self.weight), _version(self.weight_scale))
+            if self._packed[0] != now:
+                self._packed = (now, pack_int8_weight(self.weight, self.weight_scale))
+            packed = self._packed[1]
         return int8_linear(x, self.weight, self.weight_scale, self.bias, granularity=self.granularity, packed=packed)
-
-    def _pack(self) -> PackedInt8Weight | None:
-        """The weight packed for the CPU's int8 engine, at the first use and again after the weight changed."""
-        now = (_version(self.weight), _version(self.weight_scale))
-        if self._packed[0] != now:
-            self._packed = (now, pack_int8_weight(self.weight, self.weight_scale))
-        return self._packed[1]
 
     def __getstate__(self) -> dict[str, Any]:
         # The packed weight cannot be copied or pickled; it is packed again.

@@ -179,10 +179,7 @@ def rename_modules(model: nn.Module, names: Mapping[str, str | None]) -> None:
 
 
 def load(folder: str | os.PathLike[str], **options: Any) -> nn.Module:
-    """Loads a model of the class that it was saved from.
-
-    `folder` was written by `save_pretrained`, or is a Hub id; `options` are passed on to `from_pretrained`.
-    """
+    """Loads a model from a folder or the Hub, in the class that was saved; `options` go to `from_pretrained`."""
     config = transformers.AutoConfig.from_pretrained(folder)
     model_class = getattr(transformers, (config.architectures or ["AutoModel"])[0])
     return cast(nn.Module, model_class.from_pretrained(folder, **options))

@@ -45,10 +45,7 @@ class Constant(nn.Module):
 
 
 class Headless(nn.Module):
-    """Replaces an attention that has lost all its heads.
-
-    It keeps its index in the key/value cache, and what is left of its `output` projection if that was inside it.
-    """
+    """Replaces an attention without heads; keeps its cache index and the rest of an `output` projection inside it."""
 
     def __init__(self, layer: int | None, output: str | None, projection: Constant | None) -> None:
         super().__init__()

@@ -90,10 +90,7 @@ class Layers(CompressionMethod):
 
 @torch.no_grad()
 def block_influence(model: nn.Module, layers: nn.ModuleList, batches: Batches) -> list[float]:
-    """Measures how much each layer rotates its input: `1 - E cos(h_in, h_out)`.
-
-    Positions where `attention_mask` is 0 do not count. A layer that does not change the direction has influence 0.
-    """
+    """Measures how much each layer rotates its input, `1 - E cos(h_in, h_out)`, at positions that are not padding."""
     cosines, tokens = torch.zeros(len(layers), dtype=torch.float64), 0.0
     mask = torch.empty(0)
 

@@ -12,17 +12,14 @@ from datadreamer_like.formats.sparse import sparse_names
 
 
 def masks(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Returns the masks of a sparse model: compute them before training, `reapply` them after each optimizer step.
-
-    A mask has the name and shape of its pruned parameter and is True for non-zero weights.
-    """
+    """Returns the mask of each pruned parameter, True for non-zero weights; compute them before training."""
     parameters = dict(model.named_parameters())
     return {name: parameters[name].detach() != 0 for name in sparse_names(model) if name in parameters}
 
 
 @torch.no_grad()
 def reapply(model: nn.Module, kept: Mapping[str, torch.Tensor]) -> None:
-    """Sets all weights outside the masks to zero, in place; optimizers update them, so call it after each step."""
+    """Sets all weights outside the masks to zero, in place; call it after each optimizer step, which updates them."""
     parameters = dict(model.named_parameters())
     for name, mask in kept.items():
         parameters[name].mul_(mask.to(parameters[name].device))

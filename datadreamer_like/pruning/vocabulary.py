@@ -150,10 +150,7 @@ def _refuse_moved_padding(model: nn.Module, embedding: nn.Embedding, new_id: dic
 
 
 class Subwords:
-    """The vocabulary and rules of a WordPiece, BPE or Unigram tokenizer, which is copied, not changed.
-
-    It works on the JSON form of the `tokenizers` library, which describes the tokenizer completely.
-    """
+    """The vocabulary and rules of a WordPiece, BPE or Unigram tokenizer, from a copy of its complete JSON form."""
 
     def __init__(self, backend: Tokenizer) -> None:
         self._json: dict[str, Any] = json.loads(backend.to_str())
