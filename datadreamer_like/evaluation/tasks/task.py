@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -152,7 +153,7 @@ class Task(ABC):
             outputs = self.forward(teacher.model, batch, wants)
         if outputs.logits is None or "logits" not in wants:
             return outputs
-        return outputs.replaced(logits=self.aligned(teacher, outputs.logits, student_logits))
+        return replace(outputs, logits=self.aligned(teacher, outputs.logits, student_logits))
 
     def refuse_long(self, too_long: Mapping[int, int], name: str) -> None:
         """Raises an error if any row is too long.

@@ -24,7 +24,7 @@ from datadreamer_like.distillation import Outputs
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.evaluation.tasks.examples import Examples, ShuffledBatches, SortedBatches
 from datadreamer_like.evaluation.tasks.task import Batch
-from datadreamer_like.formats.stored import untrainable
+from datadreamer_like.formats.quantizer import untrainable
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.pruning import masks, reapply
 
