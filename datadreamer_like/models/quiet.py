@@ -21,8 +21,9 @@ def quiet() -> Iterator[None]:
     from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging as logs
 
+    gguf: Any = modeling_gguf_pytorch_utils
     logging: Any = logs
-    modeling_gguf_pytorch_utils.tqdm = logging.tqdm  # its own bar for GGUF files cannot be switched off
+    gguf.tqdm = logging.tqdm  # its own bar cannot be switched off
     hub: Any = utils
 
     session = current_session()
