@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datadreamer_like.errors import DefinitionError, LabelError, MethodMisfit, did_you_mean
-from datadreamer_like.graph.output import Column as Rows
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.report import Column, Interval
 
-from .judge import Judge, PromptOptions
-from .quality import accuracy, macro_f1, paired_differences
-from .rows import read_labelled
+from .columns import read_rows
+from .judge import NAMES, Judge
+from .labels import class_names, label_name
+from .quality import paired_differences, scores
 
 
 class ClassificationJudge(Judge):
@@ -35,23 +35,32 @@ class ClassificationJudge(Judge):
     axis = "accuracy (%)"
     timed = "from text to answer"
 
-    def __init__(
-        self,
-        inputs: Rows,
-        labels: Rows | None,
-        models: Sequence[TrainedModel],
-        names: Sequence[str],
-        options: PromptOptions,
-    ) -> None:
-        if labels is None:
-            raise DefinitionError(f"{names[0]} is a classifier, and there are no labels to compare by. Pass labels=...")
-        self.rows, self.labels = read_labelled(inputs, labels)
-        self.max_length = options.max_length
-        self.columns = {"text": list(self.rows), "label": self.labels}
-        self.facts = {"classes": len(set(self.labels))}
-        first_rows = {label: row for row, label in reversed(list(enumerate(self.labels)))}
-        for model, name in zip(models, names, strict=True):
-            _check(model, name, first_rows)
+    def read(self) -> None:
+        """Reads texts and label names."""
+        if self.labels is None:
+            name = next(iter(self.models))
+            raise DefinitionError(f"{name} is a classifier, and there are no labels to compare by. Pass labels=...")
+        naming = class_names(self.labels)
+        columns = dict(zip(NAMES, (self.inputs, self.labels), strict=True))
+        pairs = [pair for part in read_rows(columns, labels=NAMES[1]) for pair in part]
+        self.rows = [text for text, _ in pairs]
+        self.truth = [label_name(label, NAMES[1], row, naming) for row, (_, label) in enumerate(pairs)]
+        self.columns = {"text": self.rows, "label": self.truth}
+        first_rows = {label: row for row, label in reversed(list(enumerate(self.truth)))}
+        self.facts = {"classes": len(first_rows)}
+        for name, model in self.models.items():
+            if model.is_multi_label:
+                raise MethodMisfit(
+                    f"{name} is a multi-label classifier; only single-label ones are compared. Leave it out."
+                )
+            known = model.labels
+            for label, row in sorted(first_rows.items(), key=lambda item: item[1]):
+                if label not in known:
+                    raise LabelError(
+                        f'Row {row} has the label "{label}", which {name} does not know; its labels are '
+                        f"{', '.join(known)}.{did_you_mean(label, known)} Fix the label, filter such rows out, or "
+                        "leave the model out."
+                    )
 
     def answers(self, model: TrainedModel, rows: Sequence[str], batch_size: int) -> list[str]:
         """Returns the model's most likely label for each text."""
@@ -63,13 +72,13 @@ class ClassificationJudge(Judge):
 
     def quality(self, answers: Sequence[str]) -> dict[str, float]:
         """Returns "accuracy" and "macro_f1"."""
-        return {"accuracy": accuracy(self.labels, answers), "macro_f1": macro_f1(self.labels, answers)}
+        return scores(self.truth, answers)
 
     def differences(
         self, first: Sequence[str], other: Sequence[str], *, resamples: int, seed: int
     ) -> dict[str, Interval]:
         """Returns the differences in "accuracy" and "macro_f1", `other - first`."""
-        return paired_differences(self.labels, first, other, resamples=resamples, seed=seed)
+        return paired_differences(self.truth, first, other, resamples=resamples, seed=seed)
 
     @classmethod
     def note(cls, rows: int, facts: Mapping[str, Any], first: str) -> str:
@@ -78,16 +87,3 @@ class ClassificationJudge(Judge):
             f"{rows:,} rows of {facts['classes']} classes. Difference: of accuracy, to {first} on the same rows; "
             "95 % interval by paired bootstrap."
         )
-
-
-def _check(model: TrainedModel, name: str, first_rows: Mapping[str, int]) -> None:
-    if model.is_multi_label:
-        raise MethodMisfit(f"{name} is a multi-label classifier; only single-label ones are compared. Leave it out.")
-    known = model.labels
-    for label, row in sorted(first_rows.items(), key=lambda item: item[1]):
-        if label not in known:
-            raise LabelError(
-                f'Row {row} has the label "{label}", which {name} does not know; its labels are '
-                f"{', '.join(known)}.{did_you_mean(label, known)} Fix the label, filter such rows out, or leave "
-                "the model out."
-            )

@@ -12,34 +12,23 @@ from datadreamer_like.models.llms.chat_template import AUTO, AutoText
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.report import Column, Interval
 
-
-@dataclass(frozen=True)
-class PromptOptions:
-    """How rows are presented to models.
-
-    Attributes:
-        max_length: Maximum number of tokens per row; None for each model's own limit.
-        chat_prompt_template: The prompt template; AUTO for each model's own.
-        system_prompt: The system prompt; AUTO for each model's own.
-    """
-
-    max_length: int | None = None
-    chat_prompt_template: AutoText = AUTO
-    system_prompt: AutoText = AUTO
+NAMES = ("inputs", "labels")
+"""Argument names of a comparison's two columns, for messages."""
 
 
+@dataclass(eq=False)
 class Judge(ABC):
     """Reads a task's rows, runs models on them, and scores their answers.
 
-    To a comparison, rows and answers are opaque: there is one answer per row. The constructor reads the rows and
-    refuses models that cannot be compared on them, without loading any model.
+    To a comparison, rows and answers are opaque: there is one answer per row.
 
     Args:
         inputs: The models' inputs.
         labels: The expected answers; None if they follow from the inputs.
-        models: The models.
-        names: Their names, for messages.
-        options: How rows are presented to the models.
+        models: The models by name.
+        max_length: Maximum number of tokens per row; None for each model's own limit.
+        chat_prompt_template: The prompt template; AUTO for each model's own.
+        system_prompt: The system prompt; AUTO for each model's own.
 
     Attributes:
         rows: One input per row, as `answers` takes them.
@@ -61,19 +50,22 @@ class Judge(ABC):
     timed: ClassVar[str]
     """What the timing covers, for the notes."""
 
-    rows: Sequence[Any]
-    columns: Mapping[str, list[str]]
-    facts: Mapping[str, Any]
+    inputs: Rows
+    labels: Rows | None
+    models: Mapping[str, TrainedModel]
+    max_length: int | None = None
+    chat_prompt_template: AutoText = AUTO
+    system_prompt: AutoText = AUTO
+
+    def __post_init__(self) -> None:
+        self.rows: Sequence[Any] = ()
+        self.columns: Mapping[str, list[str]] = {}
+        self.facts: Mapping[str, Any] = {}
+        self.read()
 
     @abstractmethod
-    def __init__(
-        self,
-        inputs: Rows,
-        labels: Rows | None,
-        models: Sequence[TrainedModel],
-        names: Sequence[str],
-        options: PromptOptions,
-    ) -> None: ...
+    def read(self) -> None:
+        """Sets `rows`, `columns` and `facts`, and refuses models that cannot be compared, without loading any."""
 
     @abstractmethod
     def answers(self, model: TrainedModel, rows: Sequence[Any], batch_size: int) -> list[Any]:
@@ -96,10 +88,4 @@ class Judge(ABC):
     @classmethod
     @abstractmethod
     def note(cls, rows: int, facts: Mapping[str, Any], first: str) -> str:
-        """Returns the note under a table that explains the scores.
-
-        Args:
-            rows: Number of rows compared.
-            facts: The judge's `facts`.
-            first: Name of the baseline model.
-        """
+        """Returns the note under a table of `rows` rows that explains the scores; `first` names the baseline."""

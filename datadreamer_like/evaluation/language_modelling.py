@@ -10,19 +10,18 @@ import torch  # noqa: TID253  (imported with the first comparison, whose models 
 
 from datadreamer_like.distillation.losses import IGNORED_LABEL
 from datadreamer_like.errors import DataError, MethodMisfit
-from datadreamer_like.graph.output import Column as Rows
 from datadreamer_like.models.llms.chat_template import AUTO
-from datadreamer_like.models.trained.model_facts import model_max_length
 from datadreamer_like.models.trained.prompt_template import set_prompt_template
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.report import Column, Interval
 
-from .judge import Judge, PromptOptions
-from .likelihood import bits_per_byte, paired_bits_per_byte, perplexity, token_loss
-from .rows import NAMES, read_prompts, read_texts
+from .columns import read_rows, read_texts
+from .judge import NAMES, Judge
+from .quality import bits_per_byte, paired_bits_per_byte, perplexity, token_loss
 from .tasks.causal_lm import CausalLM
 from .tasks.generation import Generation, token_losses
 from .tasks.seq2seq_lm import Seq2SeqLM
+from .tasks.task import row_limit
 
 _ENCODED_AT_ONCE = 1000
 
@@ -34,12 +33,7 @@ Encoded = tuple[list[int], list[int]]
 
 
 class AnswerLoss(NamedTuple):
-    """A model's loss on one answer.
-
-    Attributes:
-        nats: Loss in nats, summed over the answer's tokens.
-        tokens: Number of tokens.
-    """
+    """A model's loss on one answer in nats, summed over the answer's tokens, and the number of tokens."""
 
     nats: float
     tokens: int
@@ -72,32 +66,29 @@ class LanguageJudge(Judge):
     axis = "bits per byte (less is better)"
     timed = "from text to loss, one forward pass without generation"
 
-    def __init__(
-        self,
-        inputs: Rows,
-        labels: Rows | None,
-        models: Sequence[TrainedModel],
-        names: Sequence[str],
-        options: PromptOptions,
-    ) -> None:
-        self.options, self.prompted = options, labels is not None
-        if labels is None:
-            for model, name in zip(models, names, strict=True):
+    def read(self) -> None:
+        """Reads the texts, or prompts and answers, and keeps the rows that fit all models."""
+        self.prompted = self.labels is not None
+        rows: list[Row]
+        if self.labels is None:
+            for name, model in self.models.items():
                 if model.config.is_encoder_decoder:
                     raise MethodMisfit(
                         f"{name} answers prompts ({model.task}), and there are only texts. Pass the prompts as inputs "
                         "and the answers as labels, or leave the model out."
                     )
-            rows = [("", text) for text in read_texts(inputs, NAMES[0])]
+            rows = [("", text) for text in read_texts(self.inputs, NAMES[0])]
         else:
-            rows = list(zip(*read_prompts(inputs, labels), strict=True))
-        counts = [self._counts(model, rows) for model in models]
+            columns = dict(zip(NAMES, (self.inputs, self.labels), strict=True))
+            rows = [(prompt, answer) for part in read_rows(columns) for prompt, answer in part]
+        counts = [self._counts(model, rows) for model in self.models.values()]
         fit = [row for row, tokens in enumerate(zip(*counts, strict=True)) if None not in tokens]
         if not fit:
             takes = [sum(tokens is not None for tokens in one) for one in counts]
+            fewest, name = min(zip(takes, self.models, strict=True), key=lambda pair: pair[0])
             raise DataError(
-                f"None of the {len(rows):,} rows fits all the models uncut; {names[takes.index(min(takes))]} takes "
-                f"{min(takes):,} of them. Compare on shorter rows, raise max_length, or leave that model out."
+                f"None of the {len(rows):,} rows fits all the models uncut; {name} takes {fewest:,} of them. Compare "
+                "on shorter rows, raise max_length, or leave that model out."
             )
         self.rows = [rows[row] for row in fit]
         self.sizes = [len(answer.encode()) for _, answer in self.rows]
@@ -160,13 +151,12 @@ class LanguageJudge(Judge):
     def _task(self, model: TrainedModel) -> Generation:
         tokenizer: Any = model.tokenizer
         is_encoder_decoder = bool(model.config.is_encoder_decoder)
-        template, system_prompt = self.options.chat_prompt_template, self.options.system_prompt
+        template, system_prompt = self.chat_prompt_template, self.system_prompt
         if template is not AUTO or isinstance(system_prompt, str):
             tokenizer = copy.deepcopy(tokenizer)
             set_prompt_template(tokenizer, template, system_prompt, encoder_decoder=is_encoder_decoder)
-        most = model_max_length(model.config, tokenizer)
         kind = Seq2SeqLM if is_encoder_decoder else CausalLM
-        return kind(tokenizer, min(self.options.max_length or most, most))
+        return kind(tokenizer, row_limit(model.config, tokenizer, self.max_length))
 
     def _encoded(self, task: Generation, model: TrainedModel, rows: Sequence[Row]) -> list[Encoded]:
         if self.prompted:

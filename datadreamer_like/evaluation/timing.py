@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,8 +53,7 @@ def evenly_spaced(rows: Sequence[Any], count: int) -> list[Any]:
 
 
 def time_in_turn(
-    models: Sequence[TrainedModel],
-    names: Sequence[str],
+    models: Mapping[str, TrainedModel],
     answers: Answers,
     *,
     singles: Sequence[Any],
@@ -62,12 +61,11 @@ def time_in_turn(
     rounds: int,
     batch_size: int,
     threads: int,
-) -> list[Timing]:
-    """Measures latency and throughput of models in turn, each after an unmeasured warm-up run.
+) -> dict[str, Timing]:
+    """Measures latency and throughput of models in turn, each after an unmeasured warm-up run; returns them by name.
 
     Args:
-        models: The models; one that is not loaded yet is loaded for each of its turns.
-        names: Their names, for the progress display.
+        models: The models by name; one that is not loaded yet is loaded for each of its turns.
         answers: The call that is timed.
         singles: Rows for latency, passed one at a time.
         batched: Rows for throughput, passed in batches.
@@ -81,18 +79,18 @@ def time_in_turn(
         answers(model, rows, at_once)
         return time.perf_counter() - start
 
-    timings = [Timing() for _ in models]
+    names, timings = list(models), {name: Timing() for name in models}
     usage = current_usage()
     with fixed_threads(threads), undisturbed():
         for number in range(rounds):
-            for turn in range(len(models)):
-                index = (number + turn) % len(models)
-                usage.note = f"timing {names[index]}, round {number + 1} of {rounds}"
-                with loaded(models[index]) as model:
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                usage.note = f"timing {name}, round {number + 1} of {rounds}"
+                with loaded(models[name]) as model:
                     # The first run refills the caches that another model used.
                     answers(model, batched[:batch_size] if number == 0 else batched[:1], batch_size)
-                    timings[index].seconds.append([seconds(model, [row], 1) for row in singles])
-                    timings[index].rates.append(len(batched) / seconds(model, batched, batch_size))
+                    timings[name].seconds.append([seconds(model, [row], 1) for row in singles])
+                    timings[name].rates.append(len(batched) / seconds(model, batched, batch_size))
     return timings
 
 

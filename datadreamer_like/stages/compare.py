@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
-from datadreamer_like.evaluation.columns import check_column, check_lengths
-from datadreamer_like.evaluation.judge import Judge, PromptOptions
+from datadreamer_like.evaluation.columns import check_column, check_lengths, check_number
+from datadreamer_like.evaluation.judge import NAMES, Judge
 from datadreamer_like.evaluation.judges import judge_for
-from datadreamer_like.evaluation.rows import NAMES
-from datadreamer_like.evaluation.sizes import Size, size_of
-from datadreamer_like.evaluation.timing import Timing, evenly_spaced, time_in_turn
+from datadreamer_like.evaluation.sizes import size_of
+from datadreamer_like.evaluation.timing import evenly_spaced, time_in_turn
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.output import Column
@@ -44,7 +43,7 @@ class Compare(Stage):
     Classifiers (one label per text) are scored by accuracy and macro-F1, with labels matched by name. Language models,
     causal or encoder-decoder, are scored by the likelihood of the answers to prompts: bits per byte, which can be
     compared between tokenizers, and loss and perplexity per token, which cannot (see `evaluation.language_modelling`).
-    The main score has a 95 % interval for the paired difference to the baseline (see `evaluation.bootstrap`).
+    The main score has a 95 % interval for the paired difference to the baseline (see `evaluation.quality`).
 
     Size is the number of weights, and the bytes of the files that are needed to run the model: weights, config and
     tokenizer. Latency is the time for a single row, throughput the rate for rows in batches, from text to answer; for
@@ -101,7 +100,7 @@ class Compare(Stage):
 
     @classmethod
     def example(cls, model: object) -> dict[str, Any]:
-        """Returns a minimal set of arguments except the name, for tests and documentation."""
+        """Returns the smallest arguments; see `Stage.example`."""
         options = {"repeats": 1, "latency_texts": 1, "throughput_texts": 2, "resamples": 10}
         return {"models": [model, model], "inputs": ["a cat", "a dog"], "labels": ["cat", "dog"], **options}
 
@@ -135,7 +134,7 @@ class Compare(Stage):
         if not models:
             raise DefinitionError(f'"{self.name}": models is empty. Pass at least one.')
         self.models = [
-            model_argument(model, self.name, f"models[{index}]", device) for index, model in enumerate(models)
+            model_argument(model, f'"{self.name}": models[{index}]', device) for index, model in enumerate(models)
         ]
         self.names = self._names(names)
         self.baseline = self._baseline(baseline, models)
@@ -148,7 +147,9 @@ class Compare(Stage):
         self.batch_size, self.max_length, self.repeats, self.threads = batch_size, max_length, repeats, threads
         self.latency_texts, self.throughput_texts = latency_texts, throughput_texts
         self.resamples, self.seed, self.keep_loaded = resamples, seed, keep_loaded
-        self._check_options()
+        for option in ("batch_size", "repeats", "threads", "latency_texts", "throughput_texts", "resamples"):
+            what = f'"{self.name}": {option}'
+            check_number(getattr(self, option), what, 1, whole=True, optional=option == "threads")
         self.parents = origins(self.models, [self.inputs, self.labels])
         self.find_or_make()
         self._comparison = self._read()
@@ -230,10 +231,12 @@ class Compare(Stage):
 
     def build(self, draft: Path) -> Kept:
         """Measures the models."""
+        models = dict(zip(self.names, self.models, strict=True))
         with quiet(), ExitStack() as stack:
-            options = PromptOptions(self.max_length, self.chat_prompt_template, self.system_prompt)
-            judge = judge_for(self.models, self.names)(self.inputs, self.labels, self.models, self.names, options)
-            for model, name in zip(self.models, self.names, strict=True):
+            judge = judge_for(models)(
+                self.inputs, self.labels, models, self.max_length, self.chat_prompt_template, self.system_prompt
+            )
+            for name, model in models.items():
                 self.usage.note = f"loading {name}"
                 if self.keep_loaded:
                     stack.enter_context(loaded(model))
@@ -244,14 +247,13 @@ class Compare(Stage):
 
         self.usage.total_rows = len(judge.rows) * len(self.models)
         answers, sizes = [], []
-        for model, name in zip(self.models, self.names, strict=True):
+        for name, model in judge.models.items():
             with loaded(model):
                 sizes.append(size_of(model.model))
                 answers.append(list(self._ask(judge, model, name)))
         threads = torch.get_num_threads() if self.threads is None else self.threads
         timings = time_in_turn(
-            self.models,
-            self.names,
+            judge.models,
             judge.answers,
             singles=evenly_spaced(judge.rows, self.latency_texts),
             batched=evenly_spaced(judge.rows, self.throughput_texts),
@@ -259,10 +261,31 @@ class Compare(Stage):
             batch_size=self.batch_size,
             threads=threads,
         )
+        measured = []
+        for index, (name, model) in enumerate(judge.models.items()):
+            differences: dict[str, Interval] = {}
+            if index != self.baseline:
+                self.usage.note = f"comparing {name} with {self.names[self.baseline]}"
+                differences = judge.differences(
+                    answers[self.baseline], answers[index], resamples=self.resamples, seed=self.seed
+                )
+            measured.append(
+                Measured(
+                    quality=judge.quality(answers[index]),
+                    differences=differences,
+                    parameters=sizes[index].parameters,
+                    nonzero_parameters=sizes[index].nonzero,
+                    bytes_on_disk=model.bytes_on_disk if os.path.isdir(model.path) else None,
+                    latency=timings[name].latency,
+                    throughput=timings[name].throughput,
+                    round_seconds=timings[name].seconds,
+                    round_rates=timings[name].rates,
+                )
+            )
         self.usage.note = "drawing"
         comparison = Comparison(
             judge.kind,
-            self._measured(judge, answers, sizes, timings),
+            measured,
             rows=len(judge.rows),
             facts=dict(judge.facts),
             rounds=self.repeats,
@@ -280,34 +303,8 @@ class Compare(Stage):
         kept = {f"model_{index + 1}": judge.kept(said) for index, said in enumerate(answers)}
         table.write({**judge.columns, **kept})
         table.close(self.fingerprint)
-        self.card.facts["Rows compared"] = f"{len(judge.rows):,}"
-        self.card.facts["Models compared"] = f"{len(self.models)}"
+        self.card.facts |= {"Rows compared": f"{len(judge.rows):,}", "Models compared": f"{len(self.models)}"}
         return self.kept()
-
-    def _measured(
-        self, judge: Judge, answers: list[list[Any]], sizes: list[Size], timings: list[Timing]
-    ) -> list[Measured]:
-        measured, base = [], self.baseline
-        for index, model in enumerate(self.models):
-            said = answers[index]
-            differences: dict[str, Interval] = {}
-            if index != base:
-                self.usage.note = f"comparing {self.names[index]} with {self.names[base]}"
-                differences = judge.differences(answers[base], said, resamples=self.resamples, seed=self.seed)
-            measured.append(
-                Measured(
-                    quality=judge.quality(said),
-                    differences=differences,
-                    parameters=sizes[index].parameters,
-                    nonzero_parameters=sizes[index].nonzero,
-                    bytes_on_disk=model.bytes_on_disk if os.path.isdir(model.path) else None,
-                    latency=timings[index].latency,
-                    throughput=timings[index].throughput,
-                    round_seconds=timings[index].seconds,
-                    round_rates=timings[index].rates,
-                )
-            )
-        return measured
 
     def _ask(self, judge: Judge, model: TrainedModel, name: str) -> Iterator[Any]:
         portion = self.batch_size * _BATCHES_AT_ONCE
@@ -345,13 +342,3 @@ class Compare(Stage):
             f'"{self.name}": no model is called "{baseline}" (baseline); the models are {offered}.'
             + did_you_mean(str(baseline), self.names)
         )
-
-    def _check_options(self) -> None:
-        for option in ("batch_size", "repeats", "threads", "latency_texts", "throughput_texts", "resamples"):
-            value = getattr(self, option)
-            if option == "threads" and value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise ArgumentTypeError(f'"{self.name}": {option} must be a whole number, not {value!r}.')
-            if value < 1:
-                raise DefinitionError(f'"{self.name}": {option} is {value}; it must be at least 1.')

@@ -147,9 +147,7 @@ class Comparison:
             Column("latency", "latency", "ms [quartiles]", ",.1f", 1e3),
             Column("throughput", "throughput", "rows/s", ",.0f"),
         ]
-        rows: list[dict[str, Any]] = []
-        for record in self.records():
-            rows.append({**record, "throughput": record["throughput"].value})
+        rows = [{**record, "throughput": record["throughput"].value} for record in self.records()]
         shown = [column for column in columns if any(row.get(column.key) is not None for row in rows)]
         return Table(shown, rows, title, self._notes())
 

@@ -1,11 +1,14 @@
-"""Shared parts of language modelling tasks: prompts rendered by the chat template, and losses per token."""
+"""Shared parts of language modelling tasks: rows cut to the maximum length, and losses per token."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -13,20 +16,21 @@ from datadreamer_like.distillation import Outputs, Teacher
 from datadreamer_like.distillation.losses import IGNORED_LABEL
 from datadreamer_like.errors import DataError, MethodMisfit
 from datadreamer_like.graph.output import Column
-from datadreamer_like.models.trained.prompt_template import render
 
-from ..columns import check_text, read_rows
-from ..likelihood import perplexity
-from .examples import Examples, Ragged, attention_mask, padded
+from ..columns import read_rows
+from ..quality import perplexity
+from .examples import Examples, Ragged, padded
 from .task import Batch, Measure, Task
 
 
 class Generation(Task):
     """Prompts to answers; only the answers' tokens carry loss. See `CausalLM` and `Seq2SeqLM`."""
 
-    columns: ClassVar[tuple[str, ...]] = ("input", "output")
     encoder_decoder: ClassVar[bool]
+    fields: ClassVar[tuple[str, ...]] = ("input_ids", "labels")
+    """Names of the fields of `cut`."""
 
+    @abstractmethod
     def encoded(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[list[int], list[int]]]:
         """Tokenizes prompts and answers without cutting.
 
@@ -34,34 +38,43 @@ class Generation(Task):
             Input ids and target ids. For a causal model both have the same length, with targets of -100 for the prompt;
             for an encoder-decoder the targets are the answer's ids.
         """
-        raise NotImplementedError
+
+    def cut(self, rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, tuple[list[int], ...] | None]]:
+        """Yields the number of tokens of each row, and its fields cut to the maximum; None if no answer is left."""
+        for ids, target in self.encoded(rows):
+            kept = target[: self.max_length]
+            has_answer = any(token != IGNORED_LABEL for token in kept)
+            yield max(len(ids), len(target)), (ids[: self.max_length], kept) if has_answer else None
+
+    def lengths(self, fields: Mapping[str, Ragged]) -> np.ndarray[Any, Any]:
+        """Returns the length of each row, by which rows are batched."""
+        return fields["input_ids"].lengths
 
     def encode(self, columns: Mapping[str, Column], path: Path) -> Examples:
         """Reads prompts and answers; see `Task.encode`."""
-        names = list(columns)
+        name = next(iter(columns))
         too_long: dict[int, int] = {}
         seen = dropped = 0
-        with Ragged(path.with_suffix(".ids")) as input_ids, Ragged(path.with_suffix(".labels")) as labels:
+        with ExitStack() as stack:
+            fields = {key: stack.enter_context(Ragged(path.with_suffix(f".{key}"))) for key in self.fields}
             for part in read_rows(columns):
-                pairs = [
-                    (check_text(prompt, names[0], row), check_text(answer, names[1], row))
-                    for row, (prompt, answer) in enumerate(part, seen)
-                ]
-                for row, (ids, target) in enumerate(self.encoded(pairs), seen):
-                    longest = max(len(ids), len(target))
-                    if longest > self.max_length:
-                        too_long[row] = longest
-                    kept = target[: self.max_length]
-                    if all(token == IGNORED_LABEL for token in kept):
+                for row, (length, kept) in enumerate(self.cut(part), seen):
+                    if length > self.max_length:
+                        too_long[row] = length
+                    if kept is None:
                         dropped += 1
                         continue
-                    input_ids.extend([ids[: self.max_length]])
-                    labels.extend([kept])
+                    for field, ids in zip(fields.values(), kept, strict=True):
+                        field.extend([ids])
                 seen += len(part)
         if not self.truncate:
-            self.refuse_long(too_long, names[0])
-        refuse_if_all_dropped(len(input_ids), seen, names[0], self.max_length)
-        return Examples({"input_ids": input_ids, "labels": labels}, input_ids.lengths, dropped)
+            self.refuse_long(too_long, name)
+        if dropped == seen:
+            raise DataError(
+                f"{name}: none of the {seen:,} rows has any part of its answer left after cutting at "
+                f"{self.max_length:,} tokens. Raise max_length, or shorten the prompts."
+            )
+        return Examples(fields, self.lengths(fields), dropped)
 
     def ended(self, answer: list[int], rendered: bool) -> list[int]:
         """Appends the end-of-text token if an answer has none, so that the model learns to stop.
@@ -75,26 +88,12 @@ class Generation(Task):
             return answer
         return [*answer, end]
 
-    def rendered(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
-        """Returns prompts and answers, rendered with the tokenizer's chat template if it has one."""
-        written = [render(self.tokenizer, prompt, answer) for prompt, answer in pairs]
-        return [prompt for prompt, _ in written], [answer for _, answer in written]
-
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
         """Returns a batch; `labels` and `mask` are [batch, positions of the logits]."""
-        ids = [row["input_ids"] for row in examples]
-        labels = self.placed(padded([row["labels"] for row in examples], IGNORED_LABEL))
-        return {
-            "input_ids": padded(ids, self.padding),
-            "attention_mask": attention_mask(ids),
-            "labels": labels,
-            "mask": labels != IGNORED_LABEL,
-            "rows": torch.tensor([row["row"] for row in examples]),
-        }
-
-    def placed(self, targets: torch.Tensor) -> torch.Tensor:
-        """Returns target tokens [batch, target], aligned with the logits that predict them."""
-        return targets
+        labels = padded([row["labels"] for row in examples], IGNORED_LABEL)
+        if not self.encoder_decoder:
+            labels = labels[:, 1:]  # each position predicts the next token
+        return {**self.inputs(examples), "labels": labels, "mask": labels != IGNORED_LABEL}
 
     def measure(self) -> Measure:
         """Returns a measure of perplexity over the answers' tokens."""
@@ -132,19 +131,6 @@ class Generation(Task):
                 "Token-level distillation needs models with the same vocabulary."
             )
         return logits[..., :student_logits]
-
-
-def refuse_if_all_dropped(kept: int, seen: int, name: str, max_length: int) -> None:
-    """Checks that at least one row is left.
-
-    Raises:
-        DataError: None is.
-    """
-    if not kept:
-        raise DataError(
-            f"{name}: none of the {seen:,} rows has any part of its answer left after cutting at {max_length:,} "
-            "tokens. Raise max_length, or shorten the prompts."
-        )
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

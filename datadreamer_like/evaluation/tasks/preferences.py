@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from datadreamer_like.graph.output import Column
-
-from ..columns import check_text, read_rows
 from .causal_lm import CausalLM
-from .examples import Examples, Ragged, attention_mask, padded
-from .generation import refuse_if_all_dropped
+from .examples import Ragged, padded, padded_inputs
 from .task import Batch
 
 
@@ -24,53 +19,29 @@ class Preferences(CausalLM):
     A pair is left out if its prompt leaves no room for an answer in `max_length`.
     """
 
-    columns: ClassVar[tuple[str, ...]] = ("prompts", "chosen", "rejected")
+    fields: ClassVar[tuple[str, ...]] = ("prompt_ids", "chosen_ids", "rejected_ids")
 
-    def encode(self, columns: Mapping[str, Column], path: Path) -> Examples:
-        """Reads prompts and both answers; see `Task.encode`."""
-        names = list(columns)
-        too_long: dict[int, int] = {}
-        seen = dropped = 0
-        with (
-            Ragged(path.with_suffix(".prompts")) as prompts,
-            Ragged(path.with_suffix(".chosen")) as chosen,
-            Ragged(path.with_suffix(".rejected")) as rejected,
-        ):
-            for part in read_rows(columns):
-                rows = [
-                    [check_text(value, name, row) for name, value in zip(names, values, strict=True)]
-                    for row, values in enumerate(part, seen)
-                ]
-                better = self.apart([(prompt, answer) for prompt, answer, _ in rows])
-                worse = self.apart([(prompt, answer) for prompt, _, answer in rows])
-                for row, ((prompt, good), (_, bad)) in enumerate(zip(better, worse, strict=True), seen):
-                    longest = len(prompt) + max(len(good), len(bad))
-                    if longest > self.max_length:
-                        too_long[row] = longest
-                    room = self.max_length - len(prompt)
-                    if room <= 0:
-                        dropped += 1
-                        continue
-                    for field, ids in ((prompts, prompt), (chosen, good[:room]), (rejected, bad[:room])):
-                        field.extend([ids])
-                seen += len(part)
-        if not self.truncate:
-            self.refuse_long(too_long, names[0])
-        refuse_if_all_dropped(len(prompts), seen, names[0], self.max_length)
-        lengths = prompts.lengths + np.maximum(chosen.lengths, rejected.lengths)
-        fields = {"prompt_ids": prompts, "chosen_ids": chosen, "rejected_ids": rejected}
-        return Examples(fields, lengths, dropped)
+    def cut(self, rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, tuple[list[int], ...] | None]]:
+        """Tokenizes prompts and both answers; see `Generation.cut`."""
+        better = self.apart([(prompt, answer) for prompt, answer, _ in rows])
+        worse = self.apart([(prompt, answer) for prompt, _, answer in rows])
+        for (prompt, good), (_, bad) in zip(better, worse, strict=True):
+            room = self.max_length - len(prompt)
+            length = len(prompt) + max(len(good), len(bad))
+            yield length, (prompt, good[:room], bad[:room]) if room > 0 else None
+
+    def lengths(self, fields: Mapping[str, Ragged]) -> np.ndarray[Any, Any]:
+        """Returns the length of each prompt with the longer of its answers."""
+        prompts, chosen, rejected = (fields[name].lengths for name in self.fields)
+        longest: np.ndarray[Any, Any] = prompts + np.maximum(chosen, rejected)
+        return longest
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
         """Returns a batch: `input_ids`, `attention_mask` and `completion_mask` [2 batch, seq]."""
-        ids, answers = [], []
-        for kind in ("chosen_ids", "rejected_ids"):
-            for row in examples:
-                ids.append(np.concatenate([row["prompt_ids"], row[kind]]))
-                answers.append(np.concatenate([np.zeros_like(row["prompt_ids"]), np.ones_like(row[kind])]))
+        pairs = [(row["prompt_ids"], row[kind]) for kind in ("chosen_ids", "rejected_ids") for row in examples]
+        answers = [np.repeat([0, 1], [len(prompt), len(answer)]) for prompt, answer in pairs]
         return {
-            "input_ids": padded(ids, self.padding),
-            "attention_mask": attention_mask(ids),
+            **padded_inputs([np.concatenate(pair) for pair in pairs], self.padding),
             "completion_mask": padded(answers, 0),
             "rows": torch.tensor([row["row"] for row in examples]),
         }

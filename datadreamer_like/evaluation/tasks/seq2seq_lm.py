@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from datadreamer_like.distillation import Outputs
-from datadreamer_like.models.trained.prompt_template import has_template
+from datadreamer_like.models.trained.prompt_template import has_template, render
 
 from .generation import Generation
 from .task import Batch, run_model, tokenize
@@ -19,7 +19,7 @@ class Seq2SeqLM(Generation):
 
     def encoded(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[list[int], list[int]]]:
         """Tokenizes prompts and answers without cutting; see `Generation.encoded`."""
-        prompts, _ = self.rendered(pairs)
+        prompts = [render(self.tokenizer, *pair)[0] for pair in pairs]
         prompt_ids = tokenize(self.tokenizer, prompts, special=not has_template(self.tokenizer))
         answers = self.tokenizer(text_target=[answer for _, answer in pairs], verbose=False)["input_ids"]
         for prompt, answer in zip(prompt_ids, answers, strict=True):
@@ -27,12 +27,5 @@ class Seq2SeqLM(Generation):
 
     def forward(self, model: Any, batch: Batch, wants: frozenset[str]) -> Outputs:
         """Returns logits [batch, target, vocabulary], and the decoder's hidden states."""
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
-        found = run_model(model, inputs, wants, use_cache=False)
-        return Outputs(
-            logits=found.logits if "logits" in wants else None,
-            hidden_states=getattr(found, "decoder_hidden_states", None),
-            attentions=getattr(found, "decoder_attentions", None),
-            mask=batch["mask"],
-        )
+        decoder_ids = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        return run_model(model, batch, wants, "decoder_", decoder_input_ids=decoder_ids, use_cache=False)

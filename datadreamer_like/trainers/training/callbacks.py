@@ -17,9 +17,7 @@ class Report(TrainerCallback):
     """Reports training progress to the node's usage."""
 
     def __init__(self, rows: int) -> None:
-        self.rows = rows
-        self.noted = 0
-        self.words = ""
+        self.rows, self.noted, self.words = rows, 0, ""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Sets the total number of examples."""
@@ -66,8 +64,7 @@ class EarlyStop(TrainerCallback):
     """
 
     def __init__(self, patience: int, threshold: float) -> None:
-        self.patience = patience
-        self.threshold = threshold
+        self.patience, self.threshold = patience, threshold
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Stops training when patience has run out."""

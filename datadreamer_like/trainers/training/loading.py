@@ -27,27 +27,25 @@ class HFOptions(TypedDict, total=False):
     peft_config: Any
     """A peft config, such as `LoraConfig()`: an adapter is trained and merged into the model at the end."""
     distributed_config: Any
-    """Accepted for DataDreamer scripts; one process trains on one device."""
+    """Accepted for DataDreamer scripts, like the next two; one process trains on one device."""
     fsdp: Any
-    """Accepted for DataDreamer scripts."""
     fsdp_config: Any
-    """Accepted for DataDreamer scripts."""
     force: bool
-    """Train again although the result is there."""
+    """Train again even if the result exists."""
     verbose: bool | None
     """False shows only warnings of this trainer."""
     log_level: int | None
     """A level of `logging` that overrides `verbose`."""
     progress_interval: float | None
-    """Seconds between progress lines where there is no terminal; None for none."""
+    """Seconds between progress lines without a terminal; None for none."""
 
 
 def one_device(device: Any) -> torch.device | None:
-    """Returns the device that an argument names.
+    """Returns the device that an argument names; None for none.
 
     Raises:
-        DefinitionError: It names several, or one that there is not.
-        ArgumentTypeError: It names none.
+        DefinitionError: It names several, or a device that does not exist.
+        ArgumentTypeError: It is not a device.
     """
     if isinstance(device, Sequence) and not isinstance(device, str):
         if len(device) > 1:
@@ -55,10 +53,10 @@ def one_device(device: Any) -> torch.device | None:
                 f"device={list(device)!r} names several devices; one process trains on one device here. Name one."
             )
         device = device[0] if device else None
-    if device is not None and not isinstance(device, str | int | torch.device):
-        raise ArgumentTypeError(f'device must be a name such as "cpu" or "cuda:0", not {device!r}.')
     try:
         return None if device is None else torch.device(device)
+    except TypeError as error:
+        raise ArgumentTypeError(f'device must be a name such as "cpu" or "cuda:0", not {device!r}.') from error
     except RuntimeError as error:
         raise DefinitionError(f'There is no device {device!r}. Pass "cpu", "cuda" or "cuda:0".') from error
 
@@ -78,14 +76,12 @@ def training_device(device: str | int | torch.device | None) -> torch.device:
 
 
 def a_dtype(dtype: Any) -> torch.dtype | None:
-    """Returns the type that an argument names; None for float32, the usual one.
+    """Returns the data type that an argument names; None for float32, the default.
 
     Raises:
         DefinitionError: There is no such type.
     """
-    if dtype is None or dtype == "auto" or isinstance(dtype, torch.dtype):
-        return None if dtype in (None, "auto", torch.float32) else dtype
-    found = getattr(torch, str(dtype).removeprefix("torch."), None)
+    found = torch.float32 if dtype in (None, "auto") else getattr(torch, str(dtype).removeprefix("torch."), None)
     if not isinstance(found, torch.dtype):
         raise DefinitionError(f'dtype {dtype!r} is unknown. Pass "float32", "bfloat16" or "float16".')
     return None if found == torch.float32 else found

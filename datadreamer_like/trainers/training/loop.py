@@ -8,6 +8,7 @@ import logging
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -16,27 +17,75 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_model, save_model
+from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from datadreamer_like.distillation import Outputs
+from datadreamer_like.distillation import Objective, Outputs
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.evaluation.tasks.examples import Examples, ShuffledBatches, SortedBatches
-from datadreamer_like.evaluation.tasks.task import Batch
+from datadreamer_like.evaluation.tasks.task import Batch, Task
 from datadreamer_like.formats.stored import untrainable
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.pruning import masks, reapply
 
 from .callbacks import EarlyStop, KeepZeros, Report
-from .run import Fit, Run
+from .options import Training
+from .teaching import TeacherAnswers
 
 logger = logging.getLogger("datadreamer_like")
 
 CHECKPOINTS = "checkpoints"
 MODULES_NAME = "objective.safetensors"
-# The same algorithm in one kernel: on a processor a third of the time of a small model's step is the plain one's.
+# The same algorithm in one kernel; on a CPU the plain one takes a third of the time of a small model's step.
 _FASTER = {"adamw_torch": "adamw_torch_fused"}
+
+
+@dataclass
+class Run:
+    """A model with its data and options, ready to be trained.
+
+    Attributes:
+        model: The model, trained in place; of a peft model only the adapter is trained.
+        task: The task that the rows are encoded for.
+        train: Training rows.
+        validation: Validation rows, used to choose the best epoch.
+        training: The options.
+        folder: Folder for checkpoints; needed until the model is saved.
+        device: Where to train.
+        autocast: "bf16" or "fp16" for mixed precision.
+        objective: The objective to minimise, unless another library's loop has its own.
+        teachers: The teacher's answers for "train" and for "validation".
+        modules: The objective's own modules, trained along with the model.
+    """
+
+    model: Any
+    task: Task
+    train: Examples
+    validation: Examples
+    training: Training
+    folder: Path
+    device: torch.device
+    autocast: str | None
+    objective: Objective
+    teachers: Mapping[str, TeacherAnswers]
+    modules: nn.Module | None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The result of a training run.
+
+    Attributes:
+        metrics: Validation metrics of the best epoch, whose weights the model has.
+        epochs: Number of epochs trained.
+        history: Validation metrics of each epoch.
+    """
+
+    metrics: dict[str, float]
+    epochs: float
+    history: list[dict[str, float]]
 
 
 def fit(
@@ -62,7 +111,9 @@ def fit(
         DefinitionError: The options are refused, or the training diverged.
     """
     model, training = run.model, run.training
-    check_trainable(model)
+    reason = untrainable(model, adapters=hasattr(model, "peft_config"))
+    if reason:
+        raise MethodMisfit(f"{reason[0].upper()}{reason[1:]} Train before quantizing.")
     run.folder.mkdir(parents=True, exist_ok=True)
     with quiet():
         args = _arguments(arguments, run, options)
@@ -76,15 +127,14 @@ def fit(
             callbacks.append(KeepZeros(kept))
         checkpoint = _newest_checkpoint(run.folder / CHECKPOINTS)
         if checkpoint is not None:
-            so_far = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+            so_far = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
             logger.info("resuming after epoch %s, where training was interrupted", f"{so_far.epoch:g}")
             if stop is not None and stop.is_over(args, so_far):
                 args.num_train_epochs = so_far.epoch
         loop = (make_loop or ObjectiveLoop)(run=run, args=args, callbacks=callbacks)
         loop.remove_callback(PrinterCallback)
-        loop.train(resume_from_checkpoint=checkpoint)
-        if kept:
-            reapply(model, kept)
+        loop.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        reapply(model, kept)
     state = loop.state
     measured = [entry for entry in state.log_history if "eval_loss" in entry]
     best = next((entry for entry in measured if entry["step"] == state.best_global_step), None)
@@ -97,20 +147,12 @@ def fit(
     return Fit(_figures(best), float(state.epoch or 0.0), [_figures(entry) for entry in measured])
 
 
-# Entries of an evaluation that do not depend on the model.
-_NOT_FIGURES = {"runtime", "samples_per_second", "steps_per_second", "num_tokens"}
-
-
 def _figures(entry: dict[str, Any]) -> dict[str, float]:
-    figures = {name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_")}
-    return {name: float(value) for name, value in figures.items() if name not in _NOT_FIGURES}
-
-
-def check_trainable(model: PreTrainedModel) -> None:
-    """Raises `MethodMisfit` if a model's weights, or the adapters on them, cannot be trained due to quantization."""
-    reason = untrainable(model, adapters=hasattr(model, "peft_config"))
-    if reason:
-        raise MethodMisfit(f"{reason[0].upper()}{reason[1:]} Train before quantizing.")
+    figures = {name.removeprefix("eval_"): float(value) for name, value in entry.items() if name.startswith("eval_")}
+    # These do not depend on the model.
+    for name in ("runtime", "samples_per_second", "steps_per_second", "num_tokens"):
+        figures.pop(name, None)
+    return figures
 
 
 def _arguments(kind: type[TrainingArguments], run: Run, defaults: Mapping[str, Any]) -> TrainingArguments:
@@ -158,35 +200,28 @@ def _arguments(kind: type[TrainingArguments], run: Run, defaults: Mapping[str, A
     return arguments
 
 
-def _newest_checkpoint(folder: Path) -> str | None:
+def _newest_checkpoint(folder: Path) -> Path | None:
     """Finds the last complete checkpoint and removes those that a killed process left half written."""
-    complete: dict[int, Path] = {}
+    complete: dict[Path, Any] = {}
     for path in folder.glob("checkpoint-*"):
         try:
             # Written last, so the checkpoint is complete if it can be read.
-            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            complete[path] = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             shutil.rmtree(path, ignore_errors=True)
-            continue
-        complete[int(state["global_step"])] = path
     if not complete:
         return None
-    newest = complete[max(complete)]
-    state = json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))
+    newest = max(complete, key=lambda path: complete[path]["global_step"])
+    state = complete[newest]
     best = state.get("best_model_checkpoint")
     if best and Path(best).parent != folder:  # the session's folder was moved in between
         state["best_model_checkpoint"] = str(folder / Path(best).name)
         (newest / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
-    return str(newest)
+    return newest
 
 
 class LoopOverExamples(transformers.Trainer):
-    """Loops of transformers and of libraries on it, over our batches; a subclass may put it before such a loop.
-
-    Args:
-        run: The model and its data.
-        **options: Further arguments of the loop.
-    """
+    """The loop of transformers, or of a library that a subclass names after this class, over our batches."""
 
     def __init__(self, run: Run, **options: Any) -> None:
         self.run = run
@@ -245,7 +280,7 @@ class ObjectiveLoop(LoopOverExamples):
         """Returns the student's outputs for a batch, and the loss, a scalar with gradients."""
         student = self.run.task.forward(model, batch, self.run.objective.wants | {"logits"})
         assert student.logits is not None
-        teacher = self.run.teachers[split].outputs(batch, student.logits.shape[-1])
+        teacher = self.run.teachers[split](batch, student.logits.shape[-1])
         return student, self.run.objective.loss(student, teacher, batch, self.run.modules)
 
     def compute_loss(
