@@ -3,60 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import chain, islice, zip_longest
+from itertools import islice, zip_longest
 from typing import Any
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset
-from datadreamer_like.graph import Node, OutputDatasetMixin
-from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph import OutputDatasetMixin
 from datadreamer_like.graph.output import Column
 
 _END = object()
 
 
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a training run, by argument name; the validation columns choose the best epoch."""
+Columns = Mapping[str, Mapping[str, Column]]
+"""The columns of a training run: "train" and "validation", the rows that choose the best epoch, by argument name."""
 
-    train: Mapping[str, Column]
-    validation: Mapping[str, Column]
 
-    @classmethod
-    def checked(cls, columns: Mapping[str, object], optional: Collection[str] = ()) -> Columns:
-        """Checks the columns of a call; argument names start with `train_` or `validation_`.
+def check_columns(columns: Mapping[str, object], optional: Collection[str] = ()) -> Columns:
+    """Checks the columns of a call with `check_column` and, by split, `check_lengths`.
 
-        Those in `optional` may be None, and are then left out.
-
-        Raises:
-            ArgumentTypeError: An argument is not a column.
-            DefinitionError: Columns of one split differ in length.
-            EmptyDataset: A column has no rows.
-        """
-        splits: dict[str, dict[str, Column]] = {"train": {}, "validation": {}}
-        for name, value in columns.items():
-            if value is not None or name not in optional:
-                splits[name.partition("_")[0]][name] = check_column(value, name)
-        for split in splits.values():
-            check_lengths(split)
-        return cls(**splits)
-
-    def parts(self) -> dict[str, str]:
-        """Returns the fingerprints of the columns."""
-        both = {**self.train, **self.validation}
-        return {f"input {name}": fingerprint(column, name) for name, column in both.items()}
-
-    def steps(self) -> list[Node]:
-        """Returns the steps that the columns come from."""
-        return [column.step for column in chain(self.train.values(), self.validation.values())]
+    Argument names start with `train_` or `validation_`. Those in `optional` may be None, and are then left out.
+    """
+    splits: dict[str, dict[str, Column]] = {"train": {}, "validation": {}}
+    for name, value in columns.items():
+        if value is not None or name not in optional:
+            splits[name.partition("_")[0]][name] = check_column(value, name)
+    for split in splits.values():
+        check_lengths(split)
+    return splits
 
 
 def check_column(value: object, name: str) -> Column:
-    """Returns the argument if it is a column.
-
-    Raises:
-        ArgumentTypeError: It is not.
-    """
+    """Returns the argument `name` if it is a column, else raises `ArgumentTypeError`."""
     if isinstance(value, Column):
         return value
     if isinstance(value, OutputDatasetMixin):
@@ -126,19 +102,11 @@ def read_texts(column: Column, name: str) -> Iterator[str]:
 def check_number(
     value: object, what: str, least: float = 0, *, whole: bool = False, over: bool = False, optional: bool = False
 ) -> None:
-    """Checks a number among the arguments of a trainer or stage.
-
-    Args:
-        value: The argument.
-        what: The call and the argument's name, for the message.
-        least: The smallest number allowed.
-        whole: Whether it must be a whole number.
-        over: Whether it must be over `least`.
-        optional: Whether it may be None.
+    """Checks a number among the arguments of a trainer or stage, called `what` in messages.
 
     Raises:
-        ArgumentTypeError: It is not such a number.
-        DefinitionError: It is too small.
+        ArgumentTypeError: It is not a number, or not a whole one; None is accepted if `optional`.
+        DefinitionError: It is less than `least`, or not over it.
     """
     if value is None and optional:
         return

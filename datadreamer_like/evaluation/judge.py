@@ -29,6 +29,8 @@ class Judge(ABC):
         max_length: Maximum number of tokens per row; None for each model's own limit.
         chat_prompt_template: The prompt template; AUTO for each model's own.
         system_prompt: The system prompt; AUTO for each model's own.
+        resamples: Number of resamples for intervals.
+        seed: Seed of the resampling.
 
     Attributes:
         rows: One input per row, as `answers` takes them.
@@ -56,6 +58,8 @@ class Judge(ABC):
     max_length: int | None = None
     chat_prompt_template: AutoText = AUTO
     system_prompt: AutoText = AUTO
+    resamples: int = 10_000
+    seed: int = 0
 
     def __post_init__(self) -> None:
         self.rows: Sequence[Any] = ()
@@ -69,20 +73,18 @@ class Judge(ABC):
 
     @abstractmethod
     def answers(self, model: TrainedModel, rows: Sequence[Any], batch_size: int) -> list[Any]:
-        """Runs a model on some of `rows` and returns one answer per row; timing measures this call."""
+        """Runs a model on some of `rows` and returns one answer per row, in CPU memory; timing measures this call."""
 
-    @abstractmethod
     def kept(self, answers: Sequence[Any]) -> list[Any]:
-        """Returns what is saved of each answer: a text or a number."""
+        """Returns what is saved of each answer, a text or a number; by default the answer."""
+        return list(answers)
 
     @abstractmethod
     def quality(self, answers: Sequence[Any]) -> dict[str, float]:
         """Returns the scores of a model's answers to all rows, by the keys of `figures`."""
 
     @abstractmethod
-    def differences(
-        self, first: Sequence[Any], other: Sequence[Any], *, resamples: int, seed: int
-    ) -> dict[str, Interval]:
+    def differences(self, first: Sequence[Any], other: Sequence[Any]) -> dict[str, Interval]:
         """Returns the score differences between two models on the same rows, with 95 % intervals."""
 
     @classmethod

@@ -44,8 +44,8 @@ class LabelSet:
 
         Args:
             labels: A label for each row, or a list of labels for a multi-label model; None becomes -100.
-            where: Name of the argument, for the message.
-            start: Number of the first row, for the message.
+            where: Name of the argument, for messages.
+            start: Number of the first row, for messages.
             naming: Names of the column's integer labels.
 
         Raises:
@@ -85,10 +85,7 @@ def class_names(column: Column) -> list[str] | None:
 def find_labels(column: Column, where: str, *, optional: bool = False) -> LabelSet:
     """Collects the classes of the training rows, sorted: numbers by value, names alphabetically.
 
-    Args:
-        column: The labels.
-        where: Name of the argument, for messages.
-        optional: Whether labels may be None; if all are, the set is empty.
+    If `optional`, labels may be None; if all are, the set is empty.
 
     Raises:
         LabelError: A value cannot be a label, labels have mixed types, or there is only one class.
@@ -124,11 +121,7 @@ def find_labels(column: Column, where: str, *, optional: bool = False) -> LabelS
 
 
 def label_name(label: Any, where: str, row: int, naming: Sequence[str] | None = None) -> str:
-    """Returns a label's name: that of `naming` for an integer of a class label column, else the label as a text.
-
-    Raises:
-        LabelError: The value is not a text, an integer or a boolean, or its number is out of range.
-    """
+    """Returns a label's name: the one in `naming` for an integer of a class label column, else the label as a text."""
     if not isinstance(label, str | int):
         raise LabelError(
             f"{where} has {label!r} in row {row}, of type {type(label).__name__}; a label must be a text, a whole "

@@ -94,14 +94,8 @@ def paired_bits_per_byte(
 ) -> Interval:
     """Returns the difference in bits per byte between two models on the same texts, `other - first`.
 
-    Each text counts by its length, as in `bits_per_byte`.
-
-    Args:
-        first: Loss of each text in nats under the first model, summed over its tokens [rows].
-        other: The same under the other model [rows].
-        sizes: Bytes of each text [rows].
-        resamples: Number of resamples.
-        seed: Seed of the resampling.
+    `first` and `other` are the losses of each text in nats, summed over its tokens [rows]; `sizes` its bytes [rows].
+    Texts count by their length, as in `bits_per_byte`.
     """
     more = (np.asarray(other, dtype=np.float64) - np.asarray(first, dtype=np.float64)) / math.log(2)
     lengths = np.asarray(sizes, dtype=np.float64)
@@ -110,16 +104,13 @@ def paired_bits_per_byte(
         # A resample of empty texts only has 0 bytes.
         return {"bits_per_byte": weights @ more / np.maximum(weights @ lengths, 1.0)}
 
-    return paired_bootstrap(differences, np.ones(len(more)), resamples=resamples, seed=seed)["bits_per_byte"]
+    return paired_bootstrap(differences, np.ones(len(more)), resamples=resamples, seed=seed, level=0.95)[
+        "bits_per_byte"
+    ]
 
 
 def paired_bootstrap(
-    differences: Callable[[Weights], dict[str, Weights]],
-    counts: Weights,
-    *,
-    resamples: int,
-    seed: int,
-    level: float = 0.95,
+    differences: Callable[[Weights], dict[str, Weights]], counts: Weights, *, resamples: int, seed: int, level: float
 ) -> dict[str, Interval]:
     """Returns differences between two models on the same rows, each with its percentile interval.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
 from datadreamer_like.evaluation.columns import check_column, check_lengths, check_number
+from datadreamer_like.evaluation.costs import size_of, time_in_turn
 from datadreamer_like.evaluation.judge import NAMES, Judge
 from datadreamer_like.evaluation.judges import judge_for
-from datadreamer_like.evaluation.sizes import size_of
-from datadreamer_like.evaluation.timing import evenly_spaced, time_in_turn
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText, checked
 from datadreamer_like.models.quiet import quiet
-from datadreamer_like.models.trained.trained_model import TrainedModel, loaded
+from datadreamer_like.models.trained.trained_model import loaded
 from datadreamer_like.report import Interval, Table, frame
 from datadreamer_like.storage.tables import TableWriter, open_table
 
@@ -42,7 +41,7 @@ class Compare(Stage):
 
     Classifiers (one label per text) are scored by accuracy and macro-F1, with labels matched by name. Language models,
     causal or encoder-decoder, are scored by the likelihood of the answers to prompts: bits per byte, which can be
-    compared between tokenizers, and loss and perplexity per token, which cannot (see `evaluation.language_modelling`).
+    compared between tokenizers, and loss and perplexity per token, which cannot (see `evaluation.judges`).
     The main score has a 95 % interval for the paired difference to the baseline (see `evaluation.quality`).
 
     Size is the number of weights, and the bytes of the files that are needed to run the model: weights, config and
@@ -78,7 +77,10 @@ class Compare(Stage):
         keep_loaded: Keep all models in memory until the end. With False each is loaded for its turn, which takes
             longer but does not change the measured times.
         force: Measure again even if the result exists.
-        progress_interval: Seconds between progress lines without a terminal; None for none.
+        progress_interval: See `Stage`.
+
+    Attributes:
+        comparison: All figures.
 
     Raises:
         SessionError: There is no session.
@@ -152,10 +154,14 @@ class Compare(Stage):
             check_number(getattr(self, option), what, 1, whole=True, optional=option == "threads")
         self.parents = origins(self.models, [self.inputs, self.labels])
         self.find_or_make()
-        self._comparison = self._read()
+        self.comparison = Comparison.read(self._folder)
+        if self.comparison.names != self.names:
+            # Renaming a model's node changes the display names only.
+            self.comparison = replace(self.comparison, names=self.names)
+            self.comparison.write(self._folder, self.name)
 
     def fingerprint_parts(self) -> dict[str, str]:
-        """Returns the fingerprints of everything that decides the result, by name."""
+        """Returns the fingerprints of everything that determines the result, by name."""
         parts = class_part(type(self))
         for index, model in enumerate(self.models):
             parts[f"model {index + 1}"] = fingerprint(model, f"models[{index}]")
@@ -170,19 +176,14 @@ class Compare(Stage):
     # The result
 
     @property
-    def comparison(self) -> Comparison:
-        """All figures."""
-        return self._comparison
-
-    @property
     def rows(self) -> list[dict[str, Any]]:
         """All figures, one dict per model, in base units (seconds, bytes, shares)."""
-        return self._comparison.records()
+        return self.comparison.records()
 
     @property
     def table(self) -> Table:
         """The figures as a formatted table."""
-        return self._comparison.table(self.name)
+        return self.comparison.table(self.name)
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns the figures in base units; each interval becomes three columns."""
@@ -194,7 +195,7 @@ class Compare(Stage):
 
         A classifier's column has labels, a language model's the loss of the answer in nats, summed over its tokens.
         """
-        columns = {f"model_{index + 1}": name for index, name in enumerate(self._comparison.names)}
+        columns = {f"model_{index + 1}": name for index, name in enumerate(self.comparison.names)}
         return open_table(self._folder / _PREDICTIONS).rename_columns(columns)
 
     @property
@@ -219,14 +220,6 @@ class Compare(Stage):
         assert self.folder is not None, "a stage is made in a session"
         return self.folder
 
-    def _read(self) -> Comparison:
-        found = Comparison.read(self._folder)
-        if found.names != self.names:
-            # Renaming a model's node changes the display names only.
-            found = replace(found, names=self.names)
-            found.write(self._folder, self.name)
-        return found
-
     # The work
 
     def build(self, draft: Path) -> Kept:
@@ -234,8 +227,9 @@ class Compare(Stage):
         models = dict(zip(self.names, self.models, strict=True))
         with quiet(), ExitStack() as stack:
             judge = judge_for(models)(
-                self.inputs, self.labels, models, self.max_length, self.chat_prompt_template, self.system_prompt
-            )
+                self.inputs, self.labels, models, self.max_length, self.chat_prompt_template, self.system_prompt,
+                self.resamples, self.seed,
+            )  # fmt: skip
             for name, model in models.items():
                 self.usage.note = f"loading {name}"
                 if self.keep_loaded:
@@ -247,56 +241,42 @@ class Compare(Stage):
 
         self.usage.total_rows = len(judge.rows) * len(self.models)
         answers, sizes = [], []
+        portion = self.batch_size * _BATCHES_AT_ONCE
         for name, model in judge.models.items():
+            self.usage.note = f"running {name}"
+            said: list[Any] = []
             with loaded(model):
                 sizes.append(size_of(model.model))
-                answers.append(list(self._ask(judge, model, name)))
+                for start in range(0, len(judge.rows), portion):
+                    part = judge.rows[start : start + portion]
+                    said += judge.answers(model, part, self.batch_size)
+                    self.usage.add(rows=len(part))
+            answers.append(said)
         threads = torch.get_num_threads() if self.threads is None else self.threads
         timings = time_in_turn(
-            judge.models,
-            judge.answers,
-            singles=evenly_spaced(judge.rows, self.latency_texts),
-            batched=evenly_spaced(judge.rows, self.throughput_texts),
-            rounds=self.repeats,
-            batch_size=self.batch_size,
-            threads=threads,
-        )
-        measured = []
-        for index, (name, model) in enumerate(judge.models.items()):
+            judge, latency_rows=self.latency_texts, throughput_rows=self.throughput_texts, rounds=self.repeats,
+            batch_size=self.batch_size, threads=threads,
+        )  # fmt: skip
+        measured: list[Measured] = []
+        for (name, model), said, size in zip(judge.models.items(), answers, sizes, strict=True):
             differences: dict[str, Interval] = {}
-            if index != self.baseline:
+            if len(measured) != self.baseline:
                 self.usage.note = f"comparing {name} with {self.names[self.baseline]}"
-                differences = judge.differences(
-                    answers[self.baseline], answers[index], resamples=self.resamples, seed=self.seed
-                )
+                differences = judge.differences(answers[self.baseline], said)
+            on_disk = model.bytes_on_disk if os.path.isdir(model.path) else None
+            timing = timings[name]
             measured.append(
                 Measured(
-                    quality=judge.quality(answers[index]),
-                    differences=differences,
-                    parameters=sizes[index].parameters,
-                    nonzero_parameters=sizes[index].nonzero,
-                    bytes_on_disk=model.bytes_on_disk if os.path.isdir(model.path) else None,
-                    latency=timings[name].latency,
-                    throughput=timings[name].throughput,
-                    round_seconds=timings[name].seconds,
-                    round_rates=timings[name].rates,
+                    judge.quality(said), differences, size.parameters, size.nonzero, on_disk,
+                    timing.latency, timing.throughput, timing.seconds, timing.rates,
                 )
-            )
+            )  # fmt: skip
         self.usage.note = "drawing"
         comparison = Comparison(
-            judge.kind,
-            measured,
-            rows=len(judge.rows),
-            facts=dict(judge.facts),
-            rounds=self.repeats,
-            threads=threads,
-            batch_size=self.batch_size,
-            max_length=self.max_length,
-            devices=[str(model.device or "cpu") for model in self.models],
-            torch_version=torch.__version__,
-            names=self.names,
-            baseline=self.baseline,
-        )
+            judge.kind, measured, len(judge.rows), dict(judge.facts), rounds=self.repeats, threads=threads,
+            batch_size=self.batch_size, max_length=self.max_length, torch_version=torch.__version__,
+            devices=[str(model.device or "cpu") for model in self.models], names=self.names, baseline=self.baseline,
+        )  # fmt: skip
         comparison.write(draft, self.name)
         (draft / _PREDICTIONS).mkdir()
         table = TableWriter(draft / _PREDICTIONS, what=f'"{self.name}"')
@@ -306,19 +286,9 @@ class Compare(Stage):
         self.card.facts |= {"Rows compared": f"{len(judge.rows):,}", "Models compared": f"{len(self.models)}"}
         return self.kept()
 
-    def _ask(self, judge: Judge, model: TrainedModel, name: str) -> Iterator[Any]:
-        portion = self.batch_size * _BATCHES_AT_ONCE
-        for start in range(0, len(judge.rows), portion):
-            part = judge.rows[start : start + portion]
-            self.usage.note = f"running {name}"
-            yield from judge.answers(model, part, self.batch_size)
-            self.usage.add(rows=len(part))
-
     def _names(self, names: Sequence[str] | None) -> list[str]:
         if names is None:
-            return unique(
-                [model.node.name if model.node is not None else Path(model.path).name for model in self.models]
-            )
+            names = [Path(model.path).name if model.node is None else model.node.name for model in self.models]
         if len(names) != len(self.models):
             raise DefinitionError(
                 f'"{self.name}": there are {len(self.models)} models and {len(names)} names. Pass one name per model.'

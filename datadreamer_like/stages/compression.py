@@ -1,16 +1,22 @@
-"""The base of the stages that make a model smaller: pruning and quantization."""
+"""The base of the stages that make a model smaller, pruning and quantization, and their calibration data."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict
+
+import torch  # noqa: TID253  (imported with the first stage that compresses, whose methods need it anyway)
 
 from datadreamer_like.compression import CompressionMethod
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
-from datadreamer_like.evaluation.columns import check_column, check_lengths, check_number
-from datadreamer_like.evaluation.sizes import size_of
-from datadreamer_like.graph import Node
+from datadreamer_like.evaluation.columns import check_column, check_lengths, check_number, read_rows, read_texts
+from datadreamer_like.evaluation.costs import size_of
+from datadreamer_like.evaluation.labels import LabelSet, class_names
+from datadreamer_like.evaluation.tasks.examples import padded_inputs
+from datadreamer_like.evaluation.tasks.task import row_limit
+from datadreamer_like.graph import Node, current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.output import Column
@@ -20,11 +26,7 @@ from datadreamer_like.models.trained.model_files import write_card
 from datadreamer_like.models.trained.model_node import ModelNode
 from datadreamer_like.models.trained.trained_model import TrainedModel, loaded
 
-from .calibration import Calibration
 from .stage import Stage, model_argument, origins
-
-if TYPE_CHECKING:
-    import torch
 
 
 class CompressionOptions(TypedDict, total=False):
@@ -88,7 +90,13 @@ class Compression(Stage, ModelNode):
         super().__init__(name, force=force, progress_interval=progress_interval)
         self.source = model_argument(model, f'"{self.name}": model', device)
         self.device, self.dtype = self.source.device, self.source.dtype
-        self.method = self._checked(method)
+        if not isinstance(method, CompressionMethod) or method.kind != self.method_kind:
+            hint = " Create an instance of it, with its options." if isinstance(method, type) else ""
+            raise ArgumentTypeError(
+                f'"{self.name}": method is {method!r}; {type(self).__name__} takes a method of '
+                f"datadreamer_like.{self.method_kind}.{hint}"
+            )
+        self.method = method
         columns = {"calibration": calibration, "calibration_labels": calibration_labels}
         self._calibration = {
             argument: check_column(column, f'"{self.name}": {argument}')
@@ -165,15 +173,6 @@ class Compression(Stage, ModelNode):
             card.register("Model Name", self.source.path)
             card.base_model = self.source.card.base_model or self.source.path
 
-    def _checked(self, method: object) -> CompressionMethod:
-        if isinstance(method, CompressionMethod) and method.kind == self.method_kind:
-            return method
-        hint = " Create an instance of it, with its options." if isinstance(method, type) else ""
-        raise ArgumentTypeError(
-            f'"{self.name}": method is {method!r}; {type(self).__name__} takes a method of '
-            f"datadreamer_like.{self.method_kind}.{hint}"
-        )
-
     def _check_calibration(self) -> None:
         check_number(self.batch_size, f'"{self.name}": batch_size', 1, whole=True)
         if "calibration_labels" in self._calibration and "calibration" not in self._calibration:
@@ -188,8 +187,46 @@ class Compression(Stage, ModelNode):
 
 
 def _method_parts(method: Any) -> dict[str, str]:
-    """One part per option, so that a rerun reports which option changed."""
+    """Returns one part per option, so that a rerun reports which option changed."""
     if not dataclasses.is_dataclass(method) or hasattr(method, "__fingerprint__"):
         return {"method": fingerprint(method, "method")}
     options = {f"method {f.name}": fingerprint(getattr(method, f.name), f.name) for f in dataclasses.fields(method)}
     return {"method": fingerprint(type(method), "method"), **options}
+
+
+class Calibration:
+    """Rows of one or two columns, read again at each pass, so that only one batch is in memory.
+
+    The columns are `calibration`, of texts, and optionally `calibration_labels`.
+    """
+
+    def __init__(
+        self, columns: dict[str, Column], trained: TrainedModel, batch_size: int, max_length: int | None
+    ) -> None:
+        self.columns, self.trained, self.batch_size = columns, trained, batch_size
+        self.max_length = row_limit(trained.config, trained.tokenizer, max_length)
+
+    def texts(self) -> Iterator[str]:
+        """Yields the texts; for the errors see `read_rows`."""
+        return read_texts(self.columns["calibration"], "calibration")
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Yields batches: `input_ids` and `attention_mask` [batch, seq], and `labels` where there are any."""
+        tokenizer: Any = self.trained.tokenizer
+        name = "calibration_labels"
+        known, naming = None, None
+        if name in self.columns:
+            known = LabelSet(tuple(self.trained.labels), self.trained.is_multi_label)
+            naming = class_names(self.columns[name])
+        usage = current_usage()
+        usage.rows, usage.total_rows = 0, self.columns["calibration"].num_rows
+        start = 0
+        for rows in read_rows(self.columns, labels=name, portion=self.batch_size):
+            usage.note = f"measuring on batches of {self.batch_size}"
+            ids = tokenizer([row[0] for row in rows], truncation=True, max_length=self.max_length)["input_ids"]
+            batch = padded_inputs(ids, int(tokenizer.pad_token_id or 0))
+            if known is not None:
+                batch["labels"] = torch.from_numpy(known.targets([row[1] for row in rows], name, start, naming))
+            yield batch
+            start += len(rows)
+            usage.add(rows=len(rows))

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 
 from datadreamer_like.compression import CompressionMethod
 from datadreamer_like.errors import DefinitionError, MethodMisfit
-from datadreamer_like.evaluation.columns import Columns
+from datadreamer_like.evaluation.columns import check_columns
 from datadreamer_like.graph import Node
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.output import Column
@@ -88,7 +88,7 @@ class Prune(Compression):
                 f'"{self.name}": retrain lacks {", ".join(missing)}. It takes the arguments of a trainer\'s train: the '
                 "columns, optionally an objective, and training options."
             )
-        Columns.checked(self._columns, () if objective is None else _COLUMNS)
+        check_columns(self._columns, () if objective is None else _COLUMNS)
         options = {name: value for name, value in self._options.items() if name != "objective"}
         Training.from_options(options, f'"{self.name}": retrain')
 

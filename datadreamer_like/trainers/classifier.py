@@ -66,7 +66,7 @@ class TrainHFClassifier(HFTrainer):
         objective: Objective | None = None,
         **options: Unpack[TrainingOptions],
     ) -> Self:
-        """Trains the classifier, or loads the cached result.
+        """Trains the classifier, or loads the cached result, and returns the trainer.
 
         Args:
             train_input: Training texts.
@@ -78,9 +78,6 @@ class TrainHFClassifier(HFTrainer):
             objective: The objective to minimise; None for the supervised loss. If it needs only a teacher's logits,
                 they are computed once for all students; the teacher's classes are matched by name.
             **options: See `TrainingOptions`.
-
-        Returns:
-            The trainer, which now is a model.
 
         Raises:
             SessionError: The trainer was made outside a session.
@@ -109,7 +106,7 @@ class TrainHFClassifier(HFTrainer):
         self, config: PretrainedConfig, tokenizer: Tokenizer, columns: Columns, training: Training, objective: Objective
     ) -> Classification:
         """Returns a classification task with the classes of the training rows or the teacher."""
-        teacher, output = objective.teacher, columns.train.get("train_output")
+        teacher, output = objective.teacher, columns["train"].get("train_output")
         optional = teacher is not None
         labels = LabelSet(()) if output is None else find_labels(output, "train_output", optional=optional)
         knows_classes = teacher is not None and "logits" in objective.teacher_wants

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 from datadreamer_like.distillation import Objective
 from datadreamer_like.errors import DefinitionError, MethodMisfit, did_you_mean, require_extra
 from datadreamer_like.evaluation.columns import check_number
-from datadreamer_like.evaluation.tasks.preferences import Preferences
+from datadreamer_like.evaluation.tasks.generation import Preferences
 from datadreamer_like.graph.output import Column
 from datadreamer_like.models.trained.model_facts import is_bidirectional
 from datadreamer_like.models.trained.model_node import as_trained_model
@@ -89,7 +89,7 @@ class TrainHFDPO(TrainHFFineTune):
         ref_model: object = None,
         **options: Unpack[TrainingOptions],
     ) -> Self:
-        """Trains the model, or loads the cached result.
+        """Trains the model, or loads the cached result, and returns the trainer.
 
         Args:
             train_prompts: Training prompts.
@@ -104,9 +104,6 @@ class TrainHFDPO(TrainHFFineTune):
             ref_model: Trainer, stage, `TrainedModel`, folder or Hub id of the reference; None for the model that
                 training starts from, which with a `peft_config` needs no second copy in memory.
             **options: See `TrainingOptions`; also fields of `trl.DPOConfig`.
-
-        Returns:
-            The trainer, which now is a model.
 
         Raises:
             NotTrained: The reference, or the model to start from, is not trained yet.

@@ -11,9 +11,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from datadreamer_like.distillation import Objective
 from datadreamer_like.errors import MethodMisfit
 from datadreamer_like.evaluation.columns import Columns
-from datadreamer_like.evaluation.tasks.causal_lm import CausalLM
-from datadreamer_like.evaluation.tasks.generation import Generation
-from datadreamer_like.evaluation.tasks.seq2seq_lm import Seq2SeqLM
+from datadreamer_like.evaluation.tasks.generation import CausalLM, Generation, Seq2SeqLM
 from datadreamer_like.evaluation.tasks.task import row_limit
 from datadreamer_like.graph.output import Column
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText, checked, checked_template
@@ -21,8 +19,7 @@ from datadreamer_like.models.trained.model_facts import is_bidirectional
 from datadreamer_like.models.trained.prompt_template import set_prompt_template
 
 from .training.hf import HFTrainer
-from .training.loading import HFOptions
-from .training.options import Training, TrainingOptions
+from .training.options import HFOptions, Training, TrainingOptions
 from .training.teaching import check_objective
 
 
@@ -83,7 +80,7 @@ class TrainHFFineTune(HFTrainer):
         objective: Objective | None = None,
         **options: Unpack[TrainingOptions],
     ) -> Self:
-        """Trains the model, or loads the cached result.
+        """Trains the model, or loads the cached result, and returns the trainer.
 
         Args:
             train_input: Training prompts.
@@ -94,18 +91,9 @@ class TrainHFFineTune(HFTrainer):
                 have the student's vocabulary.
             **options: See `TrainingOptions`.
 
-        Returns:
-            The trainer, which now is a model.
-
         Raises:
-            SessionError: The trainer was made outside a session.
-            DefinitionError: Columns do not go together, an option is unknown, or the trainer was already trained with
-                other arguments.
-            ArgumentTypeError: An argument or a value in a column is of the wrong type.
-            EmptyDataset: There are no rows.
             DataError: A value is missing, or no part of any answer fits.
-            NotTrained: The teacher, or the model to start from, is not trained yet.
-            MethodMisfit: The model, or the teacher, does not fit.
+            DataDreamerError: See `TrainHFClassifier.train`.
         """
         columns = {"train_input": train_input, "train_output": train_output}
         columns |= {"validation_input": validation_input, "validation_output": validation_output}

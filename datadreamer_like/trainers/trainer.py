@@ -58,14 +58,6 @@ class Trainer(ModelNode, ABC):
     def train(self, *args: Any, **kwargs: Any) -> Self:
         """Trains, or loads the cached result."""
 
-    def need_session(self) -> None:
-        """Raises `SessionError` if the trainer was made outside a session."""
-        if self.session is None:
-            raise SessionError(
-                f'{type(self).__name__} "{self.name}" was made outside a session, so it cannot train. '
-                "Make it inside `with DataDreamer(folder):`."
-            )
-
     def work(self, parts: Mapping[str, str], parents: Iterable[Node], build: Callable[[Path], Kept]) -> Self:
         """Loads the cached model for `parts`, or makes it with `build`.
 
@@ -75,8 +67,14 @@ class Trainer(ModelNode, ABC):
             build: Saves the model in the given folder and returns `self.kept()`.
 
         Raises:
+            SessionError: The trainer was made outside a session.
             DefinitionError: This trainer object was already trained with other arguments.
         """
+        if self.session is None:
+            raise SessionError(
+                f'{type(self).__name__} "{self.name}" was made outside a session, so it cannot train. '
+                "Make it inside `with DataDreamer(folder):`."
+            )
         if self.manifest is not None and self._decided_by != dict(parts):
             changed = Manifest("", "", "", self._decided_by or {}).difference(dict(parts))
             raise DefinitionError(
@@ -94,8 +92,7 @@ class Trainer(ModelNode, ABC):
 
     def build(self, draft: Path) -> Kept:
         """Trains with the arguments of the last call of `train`, and saves the model."""
-        if self._train is None:
-            raise NotTrained(self.describe_missing())
+        assert self._train is not None, "only `work` starts a build"
         return self._train(draft)
 
     def fingerprint_parts(self) -> dict[str, str]:

@@ -24,15 +24,7 @@ from .task import Batch, Measure, Task, run_model, tokenize
 
 
 class Classification(Task):
-    """Texts to classes; rows without a label learn from a teacher only.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        labels: The classes.
-        max_length: Maximum length of a text in tokens.
-        truncate: Cut longer texts; False refuses them.
-        optional: Whether labels may be None.
-    """
+    """Texts to classes; see `Task`. If labels are `optional`, rows without one learn from a teacher only."""
 
     stored: ClassVar[frozenset[str]] = frozenset({"logits"})
 

@@ -54,12 +54,9 @@ class Ragged:
 
 
 class Examples(Dataset[dict[str, Any]]):
-    """Tokenized rows of one task.
+    """Tokenized rows of one task: the values of each row by name, and its index as `row`.
 
-    Args:
-        fields: The values of each row, by name; each row also gets its index, `row`.
-        lengths: Number of tokens of each row, used for batching.
-        dropped: Number of rows left out because no part of their answers fits.
+    Rows are batched by `lengths` in tokens; `dropped` rows were left out because no part of their answers fits.
     """
 
     def __init__(
@@ -130,18 +127,7 @@ class ShuffledBatches(Sampler[list[int]]):
             yield batches[index].tolist()
 
 
-class SortedBatches(Sampler[list[int]]):
-    """Batches sorted by length, longest first, for evaluation."""
-
-    drop_last = False
-
-    def __init__(self, lengths: np.ndarray[Any, Any], batch_size: int) -> None:
-        self.order = np.argsort(-lengths, kind="stable")
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.order) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for start in range(0, len(self.order), self.batch_size):
-            yield self.order[start : start + self.batch_size].tolist()
+def sorted_batches(lengths: np.ndarray[Any, Any], batch_size: int) -> list[list[int]]:
+    """Returns batches of rows sorted by length, longest first, for evaluation."""
+    order: list[int] = np.argsort(-lengths, kind="stable").tolist()
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

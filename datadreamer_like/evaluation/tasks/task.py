@@ -56,11 +56,7 @@ class Task(ABC):
 
     @abstractmethod
     def encode(self, columns: Mapping[str, Column], path: Path) -> Examples:
-        """Reads, checks and tokenizes columns.
-
-        Args:
-            columns: The columns by argument name, in the order of the task.
-            path: File path without suffix for the token ids.
+        """Reads, checks and tokenizes columns, in the order of the task; token ids go to `path` with a suffix.
 
         Raises:
             DataError: A value is missing or too long.
@@ -86,12 +82,7 @@ class Task(ABC):
 
     @abstractmethod
     def check_teacher(self, teacher: Teacher) -> None:
-        """Checks that the teacher's logits fit: the same kind of model, the same classes.
-
-        Raises:
-            MethodMisfit: It is another kind of model.
-            LabelError: It has other classes.
-        """
+        """Raises `MethodMisfit` if the teacher is another kind of model, `LabelError` if it has other classes."""
 
     @abstractmethod
     def aligned(self, teacher: Teacher, logits: torch.Tensor, student_logits: int) -> torch.Tensor:
@@ -130,17 +121,9 @@ def row_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, max_
 
 
 def run_model(model: Any, batch: Batch, wants: frozenset[str], prefix: str = "", **options: Any) -> Outputs:
-    """Runs a transformers model on a batch and returns the outputs in `wants`.
+    """Runs a transformers model on a batch, with further options of the model, and returns the outputs in `wants`.
 
-    Args:
-        model: The model.
-        batch: A batch.
-        wants: Fields of `Outputs`.
-        prefix: "decoder_" for the hidden states and attentions of a decoder, at the positions of the batch's `mask`.
-        **options: Further arguments of the model.
-
-    Raises:
-        MethodMisfit: The model does not return logits.
+    With `prefix` "decoder_", hidden states and attentions are those of the decoder, at the positions of `mask`.
     """
     requested = {f"output_{name}": True for name in ("hidden_states", "attentions") if name in wants}
     found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **requested, **options)
@@ -155,11 +138,7 @@ def run_model(model: Any, batch: Batch, wants: frozenset[str], prefix: str = "",
 
 
 def check_attentions(model: Any, wants: frozenset[str], whose: str) -> None:
-    """Checks that a model can return attention weights if the objective needs them; fused kernels cannot.
-
-    Raises:
-        MethodMisfit: It cannot.
-    """
+    """Raises `MethodMisfit` if an objective needs attention weights, and fused kernels do not return them."""
     kernel = getattr(model.config, "_attn_implementation", None)
     if "attentions" in wants and kernel not in (None, "eager"):
         raise MethodMisfit(

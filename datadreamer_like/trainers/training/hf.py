@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from datadreamer_like.distillation import Objective, Supervised
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
-from datadreamer_like.evaluation.columns import Columns
+from datadreamer_like.evaluation.columns import Columns, check_columns
 from datadreamer_like.evaluation.tasks.examples import Examples
 from datadreamer_like.evaluation.tasks.task import Task, check_attentions
 from datadreamer_like.formats import dequantize
@@ -35,9 +35,8 @@ from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.pruning import masks, reapply
 
 from ..trainer import Trainer
-from .loading import HFOptions, a_dtype, one_device, training_device
 from .loop import Fit, Run, fit, seeded
-from .options import Training
+from .options import HFOptions, Training, a_dtype, one_device, training_device
 from .teaching import is_live, node_of, prepare_teacher, unload_teacher
 
 logger = logging.getLogger("datadreamer_like")
@@ -47,13 +46,7 @@ _AUTOCAST: dict[object, str] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 class HFTrainer(Trainer):
-    """Base of trainers that fine-tune a transformers model: a subclass writes `train`, `make_task` and `auto_class`.
-
-    Args:
-        name: The trainer's name.
-        model_name: Id on the Hub, folder, GGUF file, trainer, stage or `TrainedModel` to start from.
-        **options: See `HFOptions`; further ones go to `from_pretrained`.
-    """
+    """Base of trainers that fine-tune a transformers model: a subclass writes `train`, `make_task` and `auto_class`."""
 
     arguments: ClassVar[type[TrainingArguments]] = TrainingArguments
     """Class of the loop's arguments, whose fields are options of `train` too."""
@@ -62,8 +55,8 @@ class HFTrainer(Trainer):
 
     def __init__(self, name: str, model_name: Any, **options: Unpack[HFOptions]) -> None:
         given: dict[str, Any] = {**options}
-        node_options = {key: given.pop(key) for key in ("force", "verbose", "log_level") if key in given}
-        super().__init__(name, **node_options, progress_interval=given.pop("progress_interval", 60))
+        node_options = ("force", "verbose", "log_level", "progress_interval")
+        super().__init__(name, **{key: given.pop(key) for key in node_options if key in given})
         self.model_name = model_name
         self.revision = given.pop("revision", None)
         self.trust_remote_code = given.pop("trust_remote_code", False)
@@ -101,14 +94,10 @@ class HFTrainer(Trainer):
     def make_task(
         self, config: PretrainedConfig, tokenizer: Tokenizer, columns: Columns, training: Training, objective: Objective
     ) -> Task:
-        """Returns the task that the columns are encoded for.
+        """Returns the task for the columns of a call.
 
-        Args:
-            config: The config of the model to start from.
-            tokenizer: Its tokenizer, which is saved with the trained model; a trainer may change it.
-            columns: The columns of the call.
-            training: The options of the call.
-            objective: The objective to minimise.
+        `config` and `tokenizer` are those of the model to start from; the tokenizer may be changed, and is saved with
+        the trained model.
         """
 
     @abstractmethod
@@ -155,18 +144,17 @@ class HFTrainer(Trainer):
         own: Mapping[str, object] = MappingProxyType({}),
         optional: Collection[str] = (),
     ) -> Self:
-        """Finds the model for these arguments, or trains it; the last call of a trainer's `train`.
+        """Finds the model for the arguments of `train`, or trains it, and returns the trainer.
 
         Args:
-            columns: The columns of the call, by argument name.
-            options: The training options of the call.
+            columns: The columns, by argument name.
+            options: The training options.
             objective: The objective to minimise; None if another library's loop has its own.
             own: Other arguments that determine the result, by name.
             optional: Names of columns that may be None.
         """
-        self.need_session()
         training = Training.from_options(options, f'"{self.name}".train', self.arguments, self.decided)
-        checked = Columns.checked(columns, optional)
+        checked = check_columns(columns, optional)
         if self.dtype == torch.float16 and training_device(self.device).type == "cpu":
             raise DefinitionError(
                 f'"{self.name}": training in float16 needs a GPU. Leave dtype out, or pass dtype="bfloat16".'
@@ -175,8 +163,9 @@ class HFTrainer(Trainer):
             **class_part(type(self)),
             "model": fingerprint(self.start or self._origin.identity, "model_name"),
             "objective": fingerprint(objective, "objective"),
-            **checked.parts(),
         }
+        given = {**checked["train"], **checked["validation"]}
+        parts |= {f"input {name}": fingerprint(column, name) for name, column in given.items()}
         for name, value in {
             **training.values(),
             "dtype": str(self.dtype),
@@ -187,7 +176,7 @@ class HFTrainer(Trainer):
         }.items():
             parts[f"argument {name}"] = fingerprint(value, name)
         nodes = map(node_of, (self.start, None if objective is None else objective.teacher, *own.values()))
-        parents = [*checked.steps(), *(node for node in nodes if node is not None)]
+        parents = [*(column.step for column in given.values()), *(node for node in nodes if node is not None)]
         return self.work(parts, parents, partial(self._build, checked, training, objective))
 
     def _build(self, columns: Columns, training: Training, objective: Objective | None, draft: Path) -> Kept:
@@ -243,7 +232,7 @@ class HFTrainer(Trainer):
         return config, tokenizer
 
     def _read(self, task: Task, columns: Columns, split: str) -> Examples:
-        examples = task.encode(getattr(columns, split), self.scratch / split)
+        examples = task.encode(columns[split], self.scratch / split)
         if examples.dropped:
             logger.warning(
                 "%s: %s of the %s rows are left out, as nothing of their answers is left after cutting. "
@@ -272,8 +261,8 @@ class HFTrainer(Trainer):
     def hub_options(self) -> dict[str, Any]:
         """Returns the arguments of `from_pretrained` for fetching the model."""
         passed: dict[str, Any] = {key: value for key, value in self.further.items() if key in HOW_FETCHED}
-        options = {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code, **passed}
-        return {**options, **self._origin.options}
+        options = {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code}
+        return {**options, **passed, **self._origin.options}
 
     def load_options(self) -> dict[str, Any]:
         """Returns the arguments of `from_pretrained`."""

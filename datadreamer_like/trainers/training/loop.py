@@ -24,10 +24,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from datadreamer_like.distillation import Objective, Outputs
 from datadreamer_like.errors import DefinitionError, MethodMisfit
-from datadreamer_like.evaluation.tasks.examples import Examples, ShuffledBatches, SortedBatches
+from datadreamer_like.evaluation.tasks.examples import Examples, ShuffledBatches, sorted_batches
 from datadreamer_like.evaluation.tasks.task import Batch, Task
 from datadreamer_like.formats.stored import untrainable
-from datadreamer_like.models.quiet import quiet
 from datadreamer_like.pruning import masks, reapply
 
 from .callbacks import EarlyStop, KeepZeros, Report
@@ -48,14 +47,8 @@ class Run:
 
     Attributes:
         model: The model, trained in place; of a peft model only the adapter is trained.
-        task: The task that the rows are encoded for.
-        train: Training rows.
-        validation: Validation rows, used to choose the best epoch.
-        training: The options.
         folder: Folder for checkpoints; needed until the model is saved.
-        device: Where to train.
         autocast: "bf16" or "fp16" for mixed precision.
-        objective: The objective to minimise, unless another library's loop has its own.
         teachers: The teacher's answers for "train" and for "validation".
         modules: The objective's own modules, trained along with the model.
     """
@@ -75,13 +68,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Fit:
-    """The result of a training run.
-
-    Attributes:
-        metrics: Validation metrics of the best epoch, whose weights the model has.
-        epochs: Number of epochs trained.
-        history: Validation metrics of each epoch.
-    """
+    """The validation metrics of the best epoch, whose weights the model has; epochs trained; metrics of each epoch."""
 
     metrics: dict[str, float]
     epochs: float
@@ -94,7 +81,7 @@ def fit(
     arguments: type[TrainingArguments] = TrainingArguments,
     **options: Any,
 ) -> Fit:
-    """Trains a model in place and leaves it with the weights of its best epoch.
+    """Trains a model in place, inside `quiet`, and leaves it with the weights of its best epoch.
 
     After each epoch a checkpoint is written to `run.folder`; called again with the same arguments after the process was
     killed, training resumes from it, and on a CPU gives the same weights as an uninterrupted run. Pruned weights stay
@@ -102,7 +89,7 @@ def fit(
 
     Args:
         run: The model, its data and the options.
-        make_loop: The loop, called with `run`, `args` and `callbacks`; None for `ObjectiveLoop`.
+        make_loop: Returns the loop for `run`, `args` and `callbacks`; None for `ObjectiveLoop`.
         arguments: Class of the loop's arguments.
         **options: Defaults for further arguments of that class.
 
@@ -115,26 +102,25 @@ def fit(
     if reason:
         raise MethodMisfit(f"{reason[0].upper()}{reason[1:]} Train before quantizing.")
     run.folder.mkdir(parents=True, exist_ok=True)
-    with quiet():
-        args = _arguments(arguments, run, options)
-        kept = masks(model)
-        callbacks: list[TrainerCallback] = [Report(len(run.train))]
-        stop: EarlyStop | None = None
-        if training.early_stopping_patience is not None:
-            stop = EarlyStop(training.early_stopping_patience, training.early_stopping_threshold)
-            callbacks.append(stop)
-        if kept:
-            callbacks.append(KeepZeros(kept))
-        checkpoint = _newest_checkpoint(run.folder / CHECKPOINTS)
-        if checkpoint is not None:
-            so_far = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-            logger.info("resuming after epoch %s, where training was interrupted", f"{so_far.epoch:g}")
-            if stop is not None and stop.is_over(args, so_far):
-                args.num_train_epochs = so_far.epoch
-        loop = (make_loop or ObjectiveLoop)(run=run, args=args, callbacks=callbacks)
-        loop.remove_callback(PrinterCallback)
-        loop.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        reapply(model, kept)
+    args = _arguments(arguments, run, options)
+    kept = masks(model)
+    callbacks: list[TrainerCallback] = [Report(len(run.train))]
+    stop: EarlyStop | None = None
+    if training.early_stopping_patience is not None:
+        stop = EarlyStop(training.early_stopping_patience, training.early_stopping_threshold)
+        callbacks.append(stop)
+    if kept:
+        callbacks.append(KeepZeros(kept))
+    checkpoint = _newest_checkpoint(run.folder / CHECKPOINTS)
+    if checkpoint is not None:
+        so_far = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        logger.info("resuming after epoch %s, where training was interrupted", f"{so_far.epoch:g}")
+        if stop is not None and stop.is_over(args, so_far):
+            args.num_train_epochs = so_far.epoch
+    loop = (make_loop or ObjectiveLoop)(run=run, args=args, callbacks=callbacks)
+    loop.remove_callback(PrinterCallback)
+    loop.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    reapply(model, kept)
     state = loop.state
     measured = [entry for entry in state.log_history if "eval_loss" in entry]
     best = next((entry for entry in measured if entry["step"] == state.best_global_step), None)
@@ -156,28 +142,24 @@ def _figures(entry: dict[str, Any]) -> dict[str, float]:
 
 
 def _arguments(kind: type[TrainingArguments], run: Run, defaults: Mapping[str, Any]) -> TrainingArguments:
-    training, device = run.training, run.device
+    training, use_cpu = run.training, run.device.type == "cpu"
+    same = ("learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps", "neftune_noise_alpha", "seed")
     options: dict[str, Any] = {
         "per_device_eval_batch_size": 2 * training.batch_size,
         "logging_nan_inf_filter": False,
         "metric_for_best_model": "loss",
         "save_total_limit": 1,
+        "dataloader_pin_memory": not use_cpu and torch.cuda.is_available(),
         **defaults,
         **training.further,
+        **{name: getattr(training, name) for name in same},
     }
-    use_cpu = device.type == "cpu"
     try:
         arguments = kind(
             output_dir=str(run.folder / CHECKPOINTS),
             num_train_epochs=training.epochs,
             per_device_train_batch_size=training.batch_size,
             optim=_FASTER.get(training.optim, training.optim),
-            learning_rate=training.learning_rate,
-            weight_decay=training.weight_decay,
-            lr_scheduler_type=training.lr_scheduler_type,
-            warmup_steps=training.warmup_steps,
-            neftune_noise_alpha=training.neftune_noise_alpha,
-            seed=training.seed,
             eval_strategy="epoch",
             save_strategy="epoch",
             load_best_model_at_end=True,
@@ -189,7 +171,6 @@ def _arguments(kind: type[TrainingArguments], run: Run, defaults: Mapping[str, A
             use_cpu=use_cpu,
             bf16=run.autocast == "bf16",
             fp16=run.autocast == "fp16",
-            dataloader_pin_memory=not use_cpu and torch.cuda.is_available(),
             **options,
         )
     except (ValueError, TypeError) as error:
@@ -239,7 +220,7 @@ class LoopOverExamples(transformers.Trainer):
     @cached_property
     def _validation_loader(self) -> DataLoader[Any]:
         lengths = self.run.validation.lengths
-        return self._loader(self.run.validation, SortedBatches(lengths, self.args.eval_batch_size))
+        return self._loader(self.run.validation, sorted_batches(lengths, self.args.eval_batch_size))
 
     def _loader(self, examples: Examples, batches: Any) -> DataLoader[Any]:
         loader = DataLoader(

@@ -1,18 +1,49 @@
-"""The options of training: names and types for the call, defaults and checks in a frozen object."""
+"""The options of trainers and of training: names and types for the calls, defaults and checks."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, TypedDict
 
+import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
 from datadreamer_like.evaluation.columns import check_number
+
+
+class HFOptions(TypedDict, total=False):
+    """How a trainer loads its model; any other name goes to `from_pretrained`."""
+
+    revision: str | None
+    """Branch, tag or commit of a model on the Hub."""
+    trust_remote_code: bool
+    """Run code that comes with the model."""
+    device: Any
+    """Where to train, such as "cpu" or "cuda:0"; None for a GPU if there is one."""
+    dtype: str | torch.dtype | None
+    """Precision; None for float32. With "bfloat16" or "float16" a full fine-tuning runs in mixed precision on float32
+    weights, an adapter's on a base model in that type."""
+    quantization_config: Any
+    """A transformers quantization config, to train an adapter on a quantized model (QLoRA)."""
+    peft_config: Any
+    """A peft config, such as `LoraConfig()`: an adapter is trained and merged into the model at the end."""
+    distributed_config: Any
+    """Accepted for DataDreamer scripts, like the next two; one process trains on one device."""
+    fsdp: Any
+    fsdp_config: Any
+    force: bool
+    """Train again even if the result exists."""
+    verbose: bool | None
+    """False shows only warnings of this trainer."""
+    log_level: int | None
+    """A level of `logging` that overrides `verbose`."""
+    progress_interval: float | None
+    """Seconds between progress lines without a terminal; None for none."""
 
 
 class TrainingOptions(TypedDict, total=False):
@@ -141,3 +172,37 @@ class Training:
         """Returns all options by name, including those that are passed on."""
         own = {name: value for name, value in vars(self).items() if name != "further"}
         return {**own, **self.further}
+
+
+def one_device(device: Any) -> torch.device | None:
+    """Returns the one device that an argument names; None for none."""
+    if isinstance(device, Sequence) and not isinstance(device, str):
+        if len(device) > 1:
+            raise DefinitionError(
+                f"device={list(device)!r} names several devices; one process trains on one device here. Name one."
+            )
+        device = device[0] if device else None
+    try:
+        return None if device is None else torch.device(device)
+    except TypeError as error:
+        raise ArgumentTypeError(f'device must be a name such as "cpu" or "cuda:0", not {device!r}.') from error
+    except RuntimeError as error:
+        raise DefinitionError(f'There is no device {device!r}. Pass "cpu", "cuda" or "cuda:0".') from error
+
+
+def training_device(device: str | int | torch.device | None) -> torch.device:
+    """Returns where to train: the device asked for, or the GPU if there is one."""
+    if device is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DefinitionError(f'device="{device}" was asked for, but this machine has no CUDA device. Leave it out.')
+    return device
+
+
+def a_dtype(dtype: Any) -> torch.dtype | None:
+    """Returns the data type that an argument names; None for float32, the default."""
+    found = torch.float32 if dtype in (None, "auto") else getattr(torch, str(dtype).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise DefinitionError(f'dtype {dtype!r} is unknown. Pass "float32", "bfloat16" or "float16".')
+    return None if found == torch.float32 else found

@@ -9,15 +9,8 @@ from typing import Any
 
 import torch
 
-from datadreamer_like.distillation import (
-    Objective,
-    Outputs,
-    StoredAnswers,
-    Supervised,
-    check_same_vocabulary,
-    teacher_logits_for_texts,
-)
-from datadreamer_like.distillation.teacher import eval_mode
+from datadreamer_like.distillation import Objective, Outputs, StoredAnswers, Supervised
+from datadreamer_like.distillation.teacher import check_same_vocabulary, eval_mode, teacher_logits_for_texts
 from datadreamer_like.errors import ArgumentTypeError
 from datadreamer_like.evaluation.columns import Columns
 from datadreamer_like.evaluation.tasks.task import Batch, Task, check_attentions
@@ -31,12 +24,7 @@ TeacherAnswers = Callable[[Batch, int], Outputs | None]
 
 
 def check_objective(objective: object) -> Objective:
-    """Returns an argument that must be an objective; `Supervised()` for None.
-
-    Raises:
-        ArgumentTypeError: It is something else.
-        NotTrained: Its teacher is a trainer that is not trained yet.
-    """
+    """Returns an argument that must be an objective with a trained teacher, if any; `Supervised()` for None."""
     if objective is None:
         return Supervised()
     if not isinstance(objective, Objective):
@@ -74,20 +62,11 @@ def is_live(objective: Objective, task: Task) -> bool:
 def prepare_teacher(
     objective: Objective, task: Task, columns: Columns, device: torch.device, max_length: int | None, scratch: Path
 ) -> Mapping[str, TeacherAnswers]:
-    """Checks the teacher, and asks it for all rows where its answers can be stored.
+    """Checks the teacher, and returns its answers by split, after asking it for all rows if they can be stored.
 
-    Stored answers are kept in the session's cache folder, each under its text: the next student finds them.
-
-    Args:
-        objective: The objective to minimise.
-        task: The student's task.
-        columns: The columns; the teacher reads the first of each split.
-        device: Device of the student.
-        max_length: Tokens at which the teacher cuts a text; None for its own limit.
-        scratch: Folder for the answers if the session has no cache folder.
-
-    Returns:
-        The teacher's answers for "train" and for "validation".
+    Stored answers are kept in the session's cache folder (in `scratch` if there is none), each under its text: the next
+    student finds them. The teacher reads the first column of each split, cut at `max_length` tokens (None for its own
+    limit). `device` is the student's.
 
     Raises:
         MethodMisfit: The teacher does not fit the task, or must share the student's tokens and does not.
@@ -129,4 +108,4 @@ def prepare_teacher(
         rows = store.rows(next(iter(split.values())).values(), ask)
         return lambda batch, student_logits: Outputs(logits=task.aligned(teacher, rows[batch["rows"]], student_logits))
 
-    return {"train": stored(columns.train), "validation": stored(columns.validation)}
+    return {split: stored(each) for split, each in columns.items()}
