@@ -57,12 +57,7 @@ def size_of(model: nn.Module) -> Size:
 
 @dataclass
 class Timing:
-    """Measurements of one model, by round.
-
-    Attributes:
-        seconds: Seconds for a single row [rounds, rows].
-        rates: Rows per second [rounds] in batches.
-    """
+    """Measurements of one model: seconds for a single row [rounds, rows], and rows per second in batches [rounds]."""
 
     seconds: list[list[float]] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
@@ -89,7 +84,7 @@ def time_in_turn(
     Args:
         judge: The judge, whose call `answers` is timed.
         latency_rows: Number of rows passed one at a time.
-        throughput_rows: Number of rows passed in batches of `batch_size`.
+        throughput_rows: Number of rows passed in batches.
         rounds: Number of turns of each model.
         batch_size: Rows in a batch.
         threads: Number of CPU threads.

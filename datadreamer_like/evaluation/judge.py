@@ -36,9 +36,6 @@ class Judge(ABC):
         rows: One input per row, as `answers` takes them.
         columns: The rows as columns, saved next to the answers.
         facts: JSON values about the rows, for `note`.
-
-    Raises:
-        DataDreamerError: The rows cannot be read, or a model does not fit them.
     """
 
     kind: ClassVar[str]

@@ -14,8 +14,6 @@ from datadreamer_like.errors import DataError, LabelError, did_you_mean
 from datadreamer_like.graph.output import Column
 from datadreamer_like.storage import values
 
-_LISTED = 20
-
 
 @dataclass(frozen=True)
 class LabelSet:
@@ -42,11 +40,8 @@ class LabelSet:
     ) -> np.ndarray[Any, Any]:
         """Returns the targets of rows: positions [rows], int64, or 0 and 1 [rows, classes], fp32, for lists of labels.
 
-        Args:
-            labels: A label for each row, or a list of labels for a multi-label model; None becomes -100.
-            where: Name of the argument, for messages.
-            start: Number of the first row, for messages.
-            naming: Names of the column's integer labels.
+        The target of None is -100. `naming` has the names of a column's integer labels; `where`, the argument's name,
+        and `start`, the number of the first row, are for messages.
 
         Raises:
             LabelError: A label is not in the set.
@@ -67,7 +62,7 @@ class LabelSet:
         for label in value if self.multi else (value,):
             name = label_name(label, where, row, naming)
             if name not in self.label2id:
-                listed = ", ".join(self.names[:_LISTED]) + (", ..." if len(self) > _LISTED else "")
+                listed = ", ".join([*self.names[:20], *(["..."] if len(self) > 20 else [])])
                 raise LabelError(
                     f'{where} has the label "{name}" in row {row}, which is not one of the {len(self)} labels of the '
                     f"training rows: {listed}.{did_you_mean(name, self.names)} Correct the label, filter the row out, "

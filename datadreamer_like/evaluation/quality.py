@@ -19,7 +19,6 @@ Weights = np.ndarray[Any, np.dtype[np.float64]]
 """How often each row is drawn, [resamples, rows]; or one number per resample."""
 
 _AT_ONCE, _NUMBERS_AT_ONCE = 500, 5_000_000
-_LARGEST_EXPONENT = 700.0
 
 
 def scores(truth: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:
@@ -29,12 +28,9 @@ def scores(truth: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:
 
 
 def macro_f1_of_counts(hits: Weights, predicted: Weights, wanted: Weights) -> Weights:
-    """Returns the macro-F1 from counts of rows; classes without rows are left out of the mean.
+    """Returns the macro-F1 from each class's numbers of hits, predictions and labels [..., classes].
 
-    Args:
-        hits: Correctly predicted rows of each class [..., classes].
-        predicted: Rows predicted as each class [..., classes].
-        wanted: Rows labelled with each class [..., classes].
+    Classes without labels are left out of the mean.
     """
     present = wanted > 0
     f1 = 2 * hits / np.maximum(predicted + wanted, 1e-12)
@@ -54,7 +50,7 @@ def token_loss(nats: Sequence[float], tokens: Sequence[int]) -> float:
 
 def perplexity(loss: float) -> float:
     """Returns the perplexity for a mean loss per token in nats."""
-    return math.exp(min(loss, _LARGEST_EXPONENT))
+    return math.exp(min(loss, 700.0))  # larger ones overflow
 
 
 def paired_differences(

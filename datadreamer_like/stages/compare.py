@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _PREDICTIONS = "predictions"
-_BATCHES_AT_ONCE = 8
 
 
 class Compare(Stage):
@@ -241,7 +240,7 @@ class Compare(Stage):
 
         self.usage.total_rows = len(judge.rows) * len(self.models)
         answers, sizes = [], []
-        portion = self.batch_size * _BATCHES_AT_ONCE
+        portion = 8 * self.batch_size  # sorted by length and reported together
         for name, model in judge.models.items():
             self.usage.note = f"running {name}"
             said: list[Any] = []

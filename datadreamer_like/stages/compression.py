@@ -57,7 +57,7 @@ class Compression(Stage, ModelNode):
         max_length: Calibration texts are cut at this many tokens; None for the model's own limit.
         device: Device for the work and the result, such as "cuda"; None for the device of `model`.
         force: Make the result again even if it exists.
-        progress_interval: Seconds between progress lines without a terminal; None for none.
+        progress_interval: See `Stage`.
 
     Raises:
         SessionError: There is no session.
@@ -149,7 +149,8 @@ class Compression(Stage, ModelNode):
                 data: Any = None
                 if self._calibration:
                     data = Calibration(self._calibration, source, self.batch_size, self.max_length)
-                    data = data.texts() if self.method.changes_tokenizer else data
+                    if self.method.changes_tokenizer:
+                        data = read_texts(self._calibration["calibration"], "calibration")
                 model, tokenizer = self.method.apply(source.model, data, tokenizer=source.tokenizer)
             model, tokenizer = self.finish(model, tokenizer)
             model.eval()
@@ -205,10 +206,6 @@ class Calibration:
     ) -> None:
         self.columns, self.trained, self.batch_size = columns, trained, batch_size
         self.max_length = row_limit(trained.config, trained.tokenizer, max_length)
-
-    def texts(self) -> Iterator[str]:
-        """Yields the texts; for the errors see `read_rows`."""
-        return read_texts(self.columns["calibration"], "calibration")
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """Yields batches: `input_ids` and `attention_mask` [batch, seq], and `labels` where there are any."""

@@ -37,10 +37,9 @@ class Prune(Compression):
         method: The method with its options. One that changes the tokenizer, such as `pruning.Vocabulary`, gets the
             calibration texts themselves, others get batches of tokens.
         calibration: Column of texts for methods that measure activations or gradients.
-        calibration_labels: Column of their labels, for classifiers.
+        calibration_labels: Column of their labels; see `Compression`, also for `**options`.
         retrain: Arguments of the trainer's `train`: the four columns, optionally an objective, and training options.
             Pruned weights stay zero. None does not retrain.
-        **options: See `Compression`, as for the other arguments.
 
     Raises:
         DataDreamerError: See `Compression` and the trainer's `train`.

@@ -61,9 +61,7 @@ class TrainHFDPO(TrainHFFineTune):
     """
 
     arguments: ClassVar[type[TrainingArguments]] = DPOConfig
-    decided: ClassVar[frozenset[str]] = frozenset(
-        {"beta", "loss_type", "disable_dropout", "precompute_ref_log_probs", "padding_free"}
-    )
+    decided: ClassVar = {"beta", "loss_type", "disable_dropout", "precompute_ref_log_probs", "padding_free"}
     _how: Mapping[str, Any] = {}
 
     @classmethod

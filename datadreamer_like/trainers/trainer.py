@@ -21,12 +21,7 @@ class Trainer(ModelNode, ABC):
     Once trained it can be used as a model: as a teacher, in a stage, or as the start of another trainer. A subclass
     implements `train`, which checks its arguments and calls `work`.
 
-    Args:
-        name: Name of the trainer; it is made unique within a session.
-        force: Train again even if the result exists.
-        verbose: False shows only warnings of this trainer.
-        log_level: A level of `logging` that overrides `verbose`.
-        progress_interval: Seconds between progress lines without a terminal; None for none.
+    The name is made unique within a session. For the other arguments see `HFOptions`.
     """
 
     kind: ClassVar = "trainer"

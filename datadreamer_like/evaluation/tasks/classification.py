@@ -29,13 +29,7 @@ class Classification(Task):
     stored: ClassVar[frozenset[str]] = frozenset({"logits"})
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: LabelSet,
-        max_length: int,
-        truncate: bool = True,
-        *,
-        optional: bool = False,
+        self, tokenizer: PreTrainedTokenizerBase, labels: LabelSet, max_length: int, truncate: bool, optional: bool
     ) -> None:
         super().__init__(tokenizer, max_length, truncate)
         self.labels = labels

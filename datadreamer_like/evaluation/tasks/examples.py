@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-_SORTED_TOGETHER = 50
-
 
 class Ragged:
     """Integer sequences of different lengths in a file, memory-mapped when read.
@@ -114,7 +112,7 @@ class ShuffledBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         random = np.random.default_rng([self.seed, self.epoch])
         order = random.permutation(len(self.lengths))
-        portion = self.batch_size * _SORTED_TOGETHER
+        portion = 50 * self.batch_size
         batches = []
         for start in range(0, len(order), portion):
             rows = order[start : start + portion]

@@ -10,8 +10,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from datadreamer_like.graph import current_usage
 from datadreamer_like.pruning import reapply
 
-_NOTES = 50
-
 
 class Report(TrainerCallback):
     """Reports training progress to the node's usage."""
@@ -32,7 +30,7 @@ class Report(TrainerCallback):
         usage = current_usage()
         usage.add(rows=round(self.rows * (state.epoch or 0.0)) - usage.rows)
         # Reading a loss waits for the GPU, so not after each batch.
-        if state.global_step - self.noted >= max(1, state.max_steps // _NOTES):
+        if state.global_step - self.noted >= max(1, state.max_steps // 50):
             self.noted = state.global_step
             control.should_log = True
 

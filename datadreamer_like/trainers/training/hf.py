@@ -50,7 +50,7 @@ class HFTrainer(Trainer):
 
     arguments: ClassVar[type[TrainingArguments]] = TrainingArguments
     """Class of the loop's arguments, whose fields are options of `train` too."""
-    decided: ClassVar[frozenset[str]] = frozenset()
+    decided: ClassVar[Collection[str]] = ()
     """Fields of it that this trainer sets itself, in addition to those that all trainers set."""
 
     def __init__(self, name: str, model_name: Any, **options: Unpack[HFOptions]) -> None:
@@ -185,7 +185,11 @@ class HFTrainer(Trainer):
         with quiet(), seeded(training.seed), unload_teacher(teacher), warnings.catch_warnings():
             # peft looks for a config.json to compare vocabularies with; the folder of a GGUF file has none.
             warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
-            config, tokenizer = self._config_and_tokenizer()
+            with loading(self._origin):
+                config = transformers.AutoConfig.from_pretrained(self.source, **self.hub_options())
+                tokenizer = transformers.AutoTokenizer.from_pretrained(self.source, **self.hub_options())
+            if tokenizer.pad_token_id is None:
+                tokenizer.pad_token = tokenizer.eos_token
             current_usage().note = "reading the rows"
             task = self.make_task(config, tokenizer, columns, training, minimised)
             task.check_wants(minimised.wants)
@@ -221,15 +225,6 @@ class HFTrainer(Trainer):
             TrainedModel.save(model, tokenizer, draft / self.MODEL_FOLDER, self.card)
         result = {"epochs": fitted.epochs, "history": fitted.history, "adapter": self.peft_config is not None}
         return self.kept(result=result)
-
-    def _config_and_tokenizer(self) -> tuple[PretrainedConfig, Tokenizer]:
-        source, options = self.source, self.hub_options()
-        with loading(self._origin):
-            config = transformers.AutoConfig.from_pretrained(source, **options)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        return config, tokenizer
 
     def _read(self, task: Task, columns: Columns, split: str) -> Examples:
         examples = task.encode(columns[split], self.scratch / split)

@@ -9,9 +9,8 @@ import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -66,8 +65,7 @@ class Run:
     modules: nn.Module | None
 
 
-@dataclass(frozen=True)
-class Fit:
+class Fit(NamedTuple):
     """The validation metrics of the best epoch, whose weights the model has; epochs trained; metrics of each epoch."""
 
     metrics: dict[str, float]
@@ -206,6 +204,7 @@ class LoopOverExamples(transformers.Trainer):
 
     def __init__(self, run: Run, **options: Any) -> None:
         self.run = run
+        self._validation: DataLoader[Any] | None = None
         super().__init__(model=run.model, **options)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -214,13 +213,11 @@ class LoopOverExamples(transformers.Trainer):
         return self._loader(self.run.train, ShuffledBatches(lengths, self._train_batch_size, self.args.seed))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Returns the validation batches, longest rows first."""
-        return self._validation_loader
-
-    @cached_property
-    def _validation_loader(self) -> DataLoader[Any]:
-        lengths = self.run.validation.lengths
-        return self._loader(self.run.validation, sorted_batches(lengths, self.args.eval_batch_size))
+        """Returns the validation batches, longest rows first; they are made once."""
+        if self._validation is None:
+            batches = sorted_batches(self.run.validation.lengths, self.args.eval_batch_size)
+            self._validation = self._loader(self.run.validation, batches)
+        return self._validation
 
     def _loader(self, examples: Examples, batches: Any) -> DataLoader[Any]:
         loader = DataLoader(

@@ -17,7 +17,7 @@ from datadreamer_like.evaluation.columns import check_number
 
 
 class HFOptions(TypedDict, total=False):
-    """How a trainer loads its model; any other name goes to `from_pretrained`."""
+    """How a trainer loads its model and logs; any other name goes to `from_pretrained`."""
 
     revision: str | None
     """Branch, tag or commit of a model on the Hub."""
@@ -96,11 +96,7 @@ _MAY_BE_NONE = {"max_length", "neftune_noise_alpha", "early_stopping_patience"}
 
 @dataclass(frozen=True)
 class Training:
-    """Checked training options with their defaults; see `TrainingOptions` for what they mean.
-
-    Attributes:
-        further: Fields that are passed on to `transformers.TrainingArguments`.
-    """
+    """Checked training options with their defaults; `further` ones go to `transformers.TrainingArguments`."""
 
     truncate: bool = True
     max_length: int | None = None
