@@ -103,9 +103,7 @@ class Prune(Compression):
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns the fingerprints of everything that determines the result, by name."""
-        own = {
-            f"argument retrain {name}": fingerprint(value, f"retrain {name}") for name, value in self._options.items()
-        }
+        own = {f"argument retrain {key}": fingerprint(value, f"retrain {key}") for key, value in self._options.items()}
         return super().fingerprint_parts() | own
 
     def finish(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:

@@ -140,9 +140,8 @@ class TrainHFDPO(TrainHFFineTune):
 
     def fit(self, run: Run) -> Fit:
         """Trains `run.model` with trl's loop."""
-        given = run.training.further
         # trl checkpoints activations by default, which saves memory but costs a fifth of the time.
-        own = {} if "gradient_checkpointing" in given else {"activation_checkpointing": False}
+        own = {} if "gradient_checkpointing" in run.training.further else {"activation_checkpointing": False}
         with warnings.catch_warnings():
             # trl reads a transformers property by its deprecated name; users cannot fix that.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

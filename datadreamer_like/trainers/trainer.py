@@ -53,6 +53,14 @@ class Trainer(ModelNode, ABC):
     def train(self, *args: Any, **kwargs: Any) -> Self:
         """Trains, or loads the cached result."""
 
+    def need_session(self) -> None:
+        """Raises `SessionError` if the trainer was made outside a session."""
+        if self.session is None:
+            raise SessionError(
+                f'{type(self).__name__} "{self.name}" was made outside a session, so it cannot train. '
+                "Make it inside `with DataDreamer(folder):`."
+            )
+
     def work(self, parts: Mapping[str, str], parents: Iterable[Node], build: Callable[[Path], Kept]) -> Self:
         """Loads the cached model for `parts`, or makes it with `build`.
 
@@ -62,14 +70,8 @@ class Trainer(ModelNode, ABC):
             build: Saves the model in the given folder and returns `self.kept()`.
 
         Raises:
-            SessionError: The trainer was made outside a session.
             DefinitionError: This trainer object was already trained with other arguments.
         """
-        if self.session is None:
-            raise SessionError(
-                f'{type(self).__name__} "{self.name}" was made outside a session, so it cannot train. '
-                "Make it inside `with DataDreamer(folder):`."
-            )
         if self.manifest is not None and self._decided_by != dict(parts):
             changed = Manifest("", "", "", self._decided_by or {}).difference(dict(parts))
             raise DefinitionError(

@@ -153,6 +153,7 @@ class HFTrainer(Trainer):
             own: Other arguments that determine the result, by name.
             optional: Names of columns that may be None.
         """
+        self.need_session()
         training = Training.from_options(options, f'"{self.name}".train', self.arguments, self.decided)
         checked = check_columns(columns, optional)
         if self.dtype == torch.float16 and training_device(self.device).type == "cpu":
