@@ -76,22 +76,17 @@ class Manifest:
             return None
         except (ValueError, TypeError) as error:
             raise StorageError(f"{path} is damaged ({error}). Remove the folder {folder} and run again.") from error
-        if data.get("format", 0) > MANIFEST_FORMAT:
-            raise NewerFormat(
-                f"{folder} was written by a newer version of datadreamer-like (its format is {data['format']}, this "
-                f'version reads up to {MANIFEST_FORMAT}). Run: pip install --upgrade "datadreamer-like", or choose '
-                "another output folder."
-            )
+        NewerFormat.check(folder, data.get("format", 0), MANIFEST_FORMAT)
         known = {f.name for f in fields(cls)}
         return cls(**{key: value for key, value in data.items() if key in known})
 
     def difference(self, parts: Mapping[str, str]) -> str:
         """Describes the differences between this result's fingerprint and a new one."""
-        changed = [
-            f"{name} {_verb(name, self.parts, parts)}"
-            for name in {**self.parts, **parts}
-            if self.parts.get(name) != parts.get(name)
-        ]
+        changed = []
+        for name in {**self.parts, **parts}:
+            if self.parts.get(name) != parts.get(name):
+                verb = "was added" if name not in self.parts else "was removed" if name not in parts else "changed"
+                changed.append(f"{name} {verb}")
         return ", ".join(changed) or "it was made by another version"
 
 
@@ -104,9 +99,3 @@ def row_ranges(indices: Iterable[int]) -> str:
         else:
             ranges.append([index, index])
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
-
-
-def _verb(name: str, old: Mapping[str, str], new: Mapping[str, str]) -> str:
-    if name not in old:
-        return "was added"
-    return "was removed" if name not in new else "changed"

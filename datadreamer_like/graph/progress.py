@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("datadreamer_like")
 
-_REFRESHES_PER_SECOND = 4
-
 
 @dataclass
 class _Task:
@@ -31,15 +29,14 @@ class _Task:
     interval: float | None = 60
 
     def line(self) -> str:
-        usage = self.usage
-        seconds = time.monotonic() - self.started
+        usage, seconds = self.usage, time.monotonic() - self.started
         rate = usage.rows / seconds if seconds > 0 else 0.0
-        parts = [f"{usage.rows:,}" + (f" of {usage.total_rows:,}" if usage.total_rows else "") + " rows"]
-        if not usage.rows and not usage.total_rows:
-            parts = []
+        parts = []
+        if usage.rows or usage.total_rows:
+            parts.append(f"{usage.rows:,}" + (f" of {usage.total_rows:,}" if usage.total_rows else "") + " rows")
         if usage.note:
             parts.append(usage.note)
-        if rate >= 0.05 and usage.rows:
+        if rate >= 0.05:
             parts.append(f"{rate:,.1f} rows/s" if rate < 100 else f"{rate:,.0f} rows/s")
         if usage.total_rows and rate and usage.rows < usage.total_rows:
             parts.append(f"{duration((usage.total_rows - usage.rows) / rate)} left")
@@ -47,12 +44,7 @@ class _Task:
 
 
 class Progress:
-    """Shows the running nodes of a session.
-
-    Args:
-        stream: Output stream; by default standard error.
-        quiet: Show only log records.
-    """
+    """Shows the running nodes of a session on a stream, by default standard error; if `quiet`, only log records."""
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
         self.stream = stream or sys.stderr
@@ -67,12 +59,9 @@ class Progress:
 
     @contextmanager
     def show(self, name: str, usage: Usage, interval: float | None = 60) -> Iterator[None]:
-        """Shows a node while the block runs.
+        """Shows a node while the block runs, with its `usage` as it grows.
 
-        Args:
-            name: The node's name.
-            usage: Its counts, read while they grow.
-            interval: Seconds between lines where there is no terminal; None for none.
+        Where there is no terminal, every `interval` seconds; None for never.
         """
         task = _Task(name, usage, interval=interval)
         with self._lock:
@@ -104,19 +93,13 @@ class Progress:
 
             self._console = Console(file=self.stream)
             self._live = Live(
-                console=self._console,
-                refresh_per_second=_REFRESHES_PER_SECOND,
-                transient=True,
-                get_renderable=self._table,
-                redirect_stdout=False,
+                console=self._console, get_renderable=self._table, transient=True, redirect_stdout=False,
                 redirect_stderr=False,
-            )
+            )  # fmt: skip
             self._live.start()
         elif not self.terminal and self._teller is None:
             self._wake = threading.Event()  # a previous thread may still wait for the old event
-            self._teller = threading.Thread(
-                target=self._tell, args=(self._wake,), daemon=True, name="datadreamer_like progress"
-            )
+            self._teller = threading.Thread(target=self._tell, args=(self._wake,), daemon=True)
             self._teller.start()
 
     def _stop(self) -> None:
@@ -130,10 +113,11 @@ class Progress:
     def _table(self) -> Any:
         from rich.spinner import Spinner
         from rich.table import Table
+        from rich.text import Text
 
         table = Table.grid(padding=(0, 1))
         for task in list(self._tasks):
-            table.add_row(Spinner("dots"), f"[bold]{_escaped(task.name)}[/bold]", _escaped(task.line()))
+            table.add_row(Spinner("dots"), Text(task.name, "bold"), Text(task.line()))
         return table
 
     def _tell(self, wake: threading.Event) -> None:
@@ -189,7 +173,3 @@ def duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", "\\[")

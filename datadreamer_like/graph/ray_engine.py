@@ -18,12 +18,7 @@ from typing import Any
 from datadreamer_like.errors import AuthenticationFailed, DataDreamerError, DefinitionError, SessionError, require_extra
 
 from .engine import B, Engine, R
-from .progress import Progress
-from .results import Results
 from .usage import Usage, counting, current_usage
-
-# Blocks that are given to Ray's store together.
-_BLOCKS_AT_ONCE = 256
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
@@ -76,15 +71,13 @@ class RayEngine(Engine):
         self.batch_size = batch_size
         self.timeout = timeout
         self._connected = False
-        self._enter: Callable[[], None] | None = None
 
-    def open(self, results: Results, progress: Progress, enter: Callable[[], None]) -> None:
+    def open(self, enter: Callable[[], None]) -> None:
         """Connects to the cluster, or starts one.
 
         Raises:
             SessionError: No cluster answers at the address, or it is too small for one worker.
         """
-        super().open(results, progress, enter)
         self._enter = enter
         ray = _ray()
         if not ray.is_initialized():
@@ -118,43 +111,9 @@ class RayEngine(Engine):
             DefinitionError: The function holds something that cannot be sent to another process; raised before any
                 batch is read.
         """
-        return self._run(self._payload(process, what, parts), batches, current_usage())
-
-    def _run(self, payload: bytes, batches: Iterable[B], usage: Usage) -> Iterator[R]:
-        import pyarrow as pa
-
-        data = _ray().data
-        # Each batch is one block of one row, opaque to Ray, so that values come back as they were. Blocks go to Ray's
-        # store a few at a time, so that this process need not hold them all.
-        blocks = (pa.table({"batch": [pickle.dumps(batch)]}) for batch in batches)
-        stored = []
-        while portion := list(islice(blocks, _BLOCKS_AT_ONCE)):
-            stored.append(data.from_blocks(portion))
-        if not stored:
-            return
-        count = (len(stored) - 1) * _BLOCKS_AT_ONCE + stored[-1].num_blocks()
-        dataset = (stored[0].union(*stored[1:]) if len(stored) > 1 else stored[0]).map_batches(
-            _Worker,
-            fn_constructor_args=(payload,),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=data.ActorPoolStrategy(size=min(self.num_workers, count, self._room())),
-            num_cpus=self.num_cpus,
-            num_gpus=self.num_gpus,
-        )
-        dataset.context.execution_options.preserve_order = True
-        dataset.context.enable_progress_bars = False
-        for table in dataset.iter_batches(batch_size=1, batch_format="pyarrow"):
-            made, counts, error = pickle.loads(table.column("made")[0].as_py())
-            usage.add(**counts)
-            if error is not None:
-                raise error
-            yield from made
-
-    def _payload(self, process: Callable[[Iterator[B]], Iterator[R]], what: str, parts: Mapping[str, Any]) -> bytes:
         dumps: Callable[[object], bytes] = _ray().cloudpickle.dumps
         try:
-            return dumps((self._enter, process))
+            payload = dumps((self._enter, process))
         except Exception as error:
             faults = []
             for name, value in parts.items():
@@ -166,6 +125,42 @@ class RayEngine(Engine):
                 f"{what} cannot be sent to Ray's workers: {', '.join(faults) or error}. Use functions and objects that "
                 "can be pickled: no locks, open files or connections in what they refer to."
             ) from error
+        return self._run(payload, batches, current_usage())
+
+    def _run(self, payload: bytes, batches: Iterable[B], usage: Usage) -> Iterator[R]:
+        import pyarrow as pa
+
+        data = _ray().data
+        # Each batch is one block of one row, opaque to Ray, so that values come back as they were. Blocks go to Ray's
+        # store a few at a time, so that this process need not hold them all.
+        blocks = (pa.table({"batch": [pickle.dumps(batch)]}) for batch in batches)
+        stored = []
+        while portion := list(islice(blocks, 256)):
+            stored.append(data.from_blocks(portion))
+        if not stored:
+            return
+        count = sum(part.num_blocks() for part in stored)
+        dataset = (
+            stored[0]
+            .union(*stored[1:])
+            .map_batches(
+                _Worker,
+                fn_constructor_args=(payload,),
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=data.ActorPoolStrategy(size=min(self.num_workers, count, self._room())),
+                num_cpus=self.num_cpus,
+                num_gpus=self.num_gpus,
+            )
+        )
+        dataset.context.execution_options.preserve_order = True
+        dataset.context.enable_progress_bars = False
+        for table in dataset.iter_batches(batch_size=1, batch_format="pyarrow"):
+            made, counts, error = pickle.loads(table.column("made")[0].as_py())
+            usage.add(**counts)
+            if error is not None:
+                raise error
+            yield from made
 
     def _connect(self, address: str) -> None:
         refused = SessionError(
@@ -182,8 +177,8 @@ class RayEngine(Engine):
     def _room(self) -> int:
         """Returns how many workers the cluster has room for; more would wait forever."""
         found = _ray().cluster_resources()
-        wanted = {"CPU": self.num_cpus, "GPU": self.num_gpus}
-        room = [int(found.get(name, 0) // share) for name, share in wanted.items() if share]
+        shares = {"CPU": self.num_cpus, "GPU": self.num_gpus}
+        room = (int(found.get(name, 0) // share) for name, share in shares.items() if share)
         return min(room, default=self.num_workers)
 
 
@@ -203,14 +198,7 @@ class _Worker:
                 made = list(self._process(iter([pickle.loads(table.column("batch")[0].as_py())])))
         except Exception as error:  # Ray would try again and wrap it; the script is to see the error itself
             failure = _sent(error)
-        counts = {
-            "requests": usage.requests,
-            "cached": usage.cached,
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "cost": usage.cost,
-        }
-        return pa.table({"made": [_ray().cloudpickle.dumps((made, counts, failure))]})
+        return pa.table({"made": [_ray().cloudpickle.dumps((made, usage.of_models(), failure))]})
 
 
 def _sent(error: Exception) -> Exception:
@@ -252,13 +240,11 @@ def _ray() -> Any:
 def _environment() -> Iterator[None]:
     """Sets what workers of a new cluster inherit: where the script found its modules, and no reports on each actor."""
     wanted = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "RAY_BACKEND_LOG_LEVEL": "fatal"}
-    before = {name: os.environ.get(name) for name in wanted}
+    before = {name: os.environ[name] for name in wanted if name in os.environ}
     os.environ.update(wanted)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in wanted:
+            del os.environ[name]
+        os.environ.update(before)

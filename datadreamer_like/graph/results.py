@@ -33,18 +33,10 @@ logger = logging.getLogger("datadreamer_like")
 
 SESSION_FORMAT = 1
 
-# File systems allow 255 bytes; names of locks and drafts contain up to two such names and more.
-_LONGEST_SLUG = 120
-
 
 @dataclass(frozen=True)
 class Kept:
-    """A result in a folder.
-
-    Attributes:
-        manifest: Its manifest.
-        found: Whether it was made by an earlier run.
-    """
+    """A result in a folder; `found` if an earlier run made it."""
 
     manifest: Manifest
     found: bool = False
@@ -52,11 +44,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class OnDemand:
-    """A result that is not saved but made each time it is read.
-
-    Attributes:
-        value: The lazy result, such as lazy rows.
-    """
+    """A result that is not saved but made each time it is read, such as lazy rows."""
 
     value: Any
 
@@ -67,15 +55,7 @@ Outcome = Kept | OnDemand
 
 @dataclass(frozen=True)
 class Wanted:
-    """A result that a node needs.
-
-    Attributes:
-        name: The node's name, for messages.
-        folder: The result's folder.
-        fingerprint: Hash of everything that determines it.
-        parts: Fingerprint of each part, by name.
-        force: Make it even if it exists.
-    """
+    """A result that a node needs; `force` makes it even if it exists. `parts` are what the fingerprint is made of."""
 
     name: str
     folder: Path
@@ -85,15 +65,11 @@ class Wanted:
 
 
 class Results:
-    """The results in a session's folder.
-
-    Args:
-        folder: The session's folder.
-    """
+    """The results in a session's folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._names: dict[str, int] = {}
+        self._names: set[Path] = set()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -115,7 +91,13 @@ class Results:
             self.folder.mkdir(parents=True, exist_ok=True)
             note = self.folder / ".session.json"
             if note.exists():
-                _check_format(note)
+                try:
+                    found = int(json.loads(note.read_text(encoding="utf-8"))["format"])
+                except (ValueError, KeyError, TypeError) as error:
+                    raise StorageError(
+                        f"{note} is damaged. Remove that file; the results next to it are kept."
+                    ) from error
+                NewerFormat.check(self.folder, found, SESSION_FORMAT)
             else:
                 write_file(note, json.dumps({"format": SESSION_FORMAT}))
             if not os.access(self.folder, os.W_OK):
@@ -124,14 +106,9 @@ class Results:
     # Names
 
     def claim(self, name: str, inside: str | None = None) -> tuple[str, Path]:
-        """Assigns a node's unique name and folder; a name in use gets a number.
+        """Returns a node's unique name and the folder of its result; a name in use gets a number.
 
-        Args:
-            name: The name in the script.
-            inside: Name of the node that makes this one.
-
-        Returns:
-            The unique name, and the folder of the result.
+        `inside` is the name of the node that makes this one.
 
         Raises:
             DefinitionError: The name is empty or has a slash.
@@ -140,23 +117,19 @@ class Results:
             raise DefinitionError("A node needs a name: a non-empty text as its first argument.")
         if "/" in name:
             raise DefinitionError(f'The name "{name}" has a "/", which is not allowed. Use another character.')
-        prefix = f"{inside} / " if inside is not None else ""
         base = self.folder if inside is None else self.folder / ".inside" / _slug(inside)
         with self._lock:
-            first, free = str(base / _slug(name)), name
-            while str(base / _slug(free)) in self._names:
-                self._names[first] += 1
-                free = f"{name} #{self._names[first]}"
-            self._names[str(base / _slug(free))] = 1
-        return prefix + free, base / _slug(free)
+            free = self.free_name(name, lambda count: f"{name} #{count}", base)
+            folder = base / _slug(free)
+            self._names.add(folder)
+        return free if inside is None else f"{inside} / {free}", folder
 
-    def free_name(self, first: str, nth: Callable[[int], str]) -> str:
+    def free_name(self, first: str, nth: Callable[[int], str], base: Path | None = None) -> str:
         """Returns an unused name: `first`, or `nth(2)`, `nth(3)` ..."""
         name, count = first, 1
-        with self._lock:
-            while str(self.folder / _slug(name)) in self._names:
-                count += 1
-                name = nth(count)
+        while (base or self.folder) / _slug(name) in self._names:
+            count += 1
+            name = nth(count)
         return name
 
     # Results
@@ -164,7 +137,9 @@ class Results:
     def find(self, wanted: Wanted) -> Kept | None:
         """Returns the result if it is the current one of its name; read-only, without a lock."""
         manifest = Manifest.read(wanted.folder)
-        return Kept(manifest, found=True) if manifest is not None and _is(manifest, wanted) else None
+        if manifest is None or manifest.fingerprint != wanted.fingerprint:
+            return None
+        return Kept(manifest, found=True)
 
     def make(self, wanted: Wanted, build: Callable[[Path], Outcome]) -> Outcome:
         """Makes a result, or restores an older one; only one process at a time makes it.
@@ -181,14 +156,16 @@ class Results:
         lock = self.folder / ".locks" / f"{inside}~{folder.name}"
         what = f'"{wanted.name}"'
         with explained(what, folder), locked(lock, what) as waited, _removed_if_empty(older):
+            target = self.older(wanted)
             if not wanted.force or waited:
-                found = self.find(wanted) or self._restored(wanted)
+                if self.find(wanted) is None and target.is_dir():
+                    self._promote(wanted)
+                found = self.find(wanted)
                 if found is not None:
                     return found
             previous = Manifest.read(folder)
-            if previous is not None and not _is(previous, wanted):
+            if previous is not None and previous.fingerprint != wanted.fingerprint:
                 logger.info('rerunning "%s": %s', wanted.name, previous.difference(wanted.parts))
-            target = self.older(wanted)
             sweep(older, wanted.fingerprint)
             if target.exists():
                 shutil.rmtree(target)
@@ -213,21 +190,15 @@ class Results:
         Raises:
             StorageError: The result was removed.
         """
-        for folder in (wanted.folder, self.older(wanted)):
-            manifest = Manifest.read(folder)
-            if manifest is not None and _is(manifest, wanted):
-                return folder
+        if self.find(wanted) is not None:
+            return wanted.folder
+        if self.older(wanted).is_dir():
+            return self.older(wanted)
         raise StorageError(f'The result of "{wanted.name}" is no longer in {wanted.folder}. Run the script again.')
 
     def scratch(self, wanted: Wanted) -> Path:
         """Returns a folder for unfinished work, which survives a kill and is removed with completion of the result."""
         return self.folder / ".work" / f"{wanted.folder.name}-{wanted.fingerprint}"
-
-    def _restored(self, wanted: Wanted) -> Kept | None:
-        if not self.older(wanted).is_dir():
-            return None
-        self._promote(wanted)
-        return self.find(wanted)
 
     def _promote(self, wanted: Wanted) -> None:
         """Makes an older result the current one; a kill at any point loses neither."""
@@ -236,28 +207,12 @@ class Results:
             current = Manifest.read(folder)
             assert current is not None
             place = target.with_name(current.fingerprint)
-            if _is(current, wanted):  # made again by force
+            if current.fingerprint == wanted.fingerprint:  # made again by force
                 place = target.with_name(f".draft-{wanted.fingerprint}-0-replaced")
             shutil.rmtree(place, ignore_errors=True)
             os.rename(folder, place)
         os.rename(target, folder)
         sweep(target.parent, wanted.fingerprint)
-
-
-def _is(manifest: Manifest, wanted: Wanted) -> bool:
-    return manifest.fingerprint == wanted.fingerprint
-
-
-def _check_format(note: Path) -> None:
-    try:
-        found = int(json.loads(note.read_text(encoding="utf-8"))["format"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{note} is damaged. Remove that file; the results next to it are kept.") from error
-    if found > SESSION_FORMAT:
-        raise NewerFormat(
-            f"{note.parent} was written by a newer version of datadreamer-like (its format is {found}, this version "
-            f"reads up to {SESSION_FORMAT}). Upgrade with pip, or choose another folder."
-        )
 
 
 @contextlib.contextmanager
@@ -274,7 +229,7 @@ def _slug(name: str) -> str:
     slug = re.sub(r"[^\w\-#().,&+=@!~' ]", "_", name.lower()).strip()
     slug = re.sub(r"\s+", "-", slug).lstrip(".") or "_"
     content = slug.encode()
-    if len(content) <= _LONGEST_SLUG:
+    if len(content) <= 120:  # file systems allow 255 bytes; names of locks and drafts hold up to two names and more
         return slug
     digest = hashlib.blake2b(content, digest_size=4).hexdigest()
-    return f"{content[: _LONGEST_SLUG - 9].decode(errors='ignore')}~{digest}"
+    return f"{content[:111].decode(errors='ignore')}~{digest}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from datadreamer_like.storage.schemas import cast, widened
+from datadreamer_like.storage.schemas import rebatched as rebatched
 from datadreamer_like.storage.tables import dataset_table
 from datadreamer_like.storage.values import holds_pickles, to_columns
 
@@ -205,33 +205,3 @@ def with_columns(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
         for column in schema
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
-
-
-def rebatched(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
-    """Yields the rows in batches of `size`; the last may be smaller. Types may change between batches."""
-    held: list[pa.RecordBatch] = []
-    count = 0
-    for batch in batches:
-        start = 0
-        while count + batch.num_rows - start >= size:
-            part = batch.slice(start, size - count)
-            start += part.num_rows
-            yield _joined([*held, part])
-            held, count = [], 0
-        if start < batch.num_rows:
-            held.append(batch.slice(start))
-            count += batch.num_rows - start
-    if held:
-        yield _joined(held)
-
-
-def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    if len(batches) == 1:
-        return batches[0]
-    schema = batches[0].schema
-    for batch in batches[1:]:
-        if not batch.schema.equals(schema, check_metadata=True):
-            schema = widened(schema, batch.schema, "rows")
-    table = pa.Table.from_batches([cast(batch, schema) for batch in batches])
-    (joined,) = table.combine_chunks().to_batches()
-    return joined

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from datadreamer_like.errors import ArgumentTypeError, SessionError
 
-from .engine import Engine, LocalEngine
+from .engine import Engine
 from .progress import Progress, ProgressHandler
 from .ray_engine import RayEngine
 from .results import Results
@@ -81,7 +81,11 @@ class DataDreamer:
         self.hf_log = hf_log
         self.in_memory_answers: dict[str, Any] = {}
         self.progress = Progress(quiet=verbose is False)
-        self.engine = _engine(engine)
+        if engine not in ("local", "ray") and not isinstance(engine, Engine):
+            raise ArgumentTypeError(
+                f'engine is {engine!r}; it must be "local", "ray" or an engine, such as RayEngine().'
+            )
+        self.engine: Engine = {"local": Engine, "ray": RayEngine}[engine]() if isinstance(engine, str) else engine
         self.results = Results(self.folder)
         self._token: Token[DataDreamer | None] | None = None
         self._handler: logging.Handler | None = None
@@ -122,7 +126,7 @@ class DataDreamer:
             self._cleanup = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.results = Results(self.folder)
         self.results.open()
-        self.engine.open(self.results, self.progress, partial(join_session, self.folder))
+        self.engine.open(partial(_join, self.folder))
         self._start_logging()
         show_errors_briefly()
         self._token = _current.set(self)
@@ -152,9 +156,7 @@ class DataDreamer:
             self._token = None
         self.engine.close()
         for store in self.in_memory_answers.values():
-            close = getattr(store, "close", None)
-            if close is not None:
-                close()
+            store.close()
         self.in_memory_answers.clear()
         if self._handler is not None:
             logger.removeHandler(self._handler)
@@ -212,18 +214,10 @@ class DataDreamer:
         return str(session.folder)
 
 
-def join_session(folder: Path) -> None:
+def _join(folder: Path) -> None:
     """Joins the session of another process, so that models in this process cache their answers in its folder."""
     global _last_started
     _last_started = DataDreamer(folder, verbose=False)
-
-
-def _engine(engine: object) -> Engine:
-    if isinstance(engine, Engine):
-        return engine
-    if engine not in ("local", "ray"):
-        raise ArgumentTypeError(f'engine is {engine!r}; it must be "local", "ray" or an engine, such as RayEngine().')
-    return LocalEngine() if engine == "local" else RayEngine()
 
 
 _QUIET_LIBRARIES = {

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 # Bounds the memory for messages of failed rows.
 _MESSAGES_KEPT = 1_000
@@ -82,15 +83,10 @@ class Usage:
             del self.failed[:]
             self.failures.clear()
 
-    def absorb(self, other: Usage) -> None:
-        """Adds the usage of a nested node, except its rows."""
-        self.add(
-            requests=other.requests,
-            cached=other.cached,
-            prompt_tokens=other.prompt_tokens,
-            completion_tokens=other.completion_tokens,
-            cost=other.cost,
-        )
+    def of_models(self) -> dict[str, Any]:
+        """Returns the counts of models as arguments of `add`, to add them to those of another node or process."""
+        names = ("requests", "cached", "prompt_tokens", "completion_tokens", "cost")
+        return {name: getattr(self, name) for name in names}
 
 
 _current: ContextVar[Usage | None] = ContextVar("datadreamer_like_usage", default=None)

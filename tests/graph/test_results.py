@@ -8,7 +8,7 @@ import random
 import pytest
 
 from datadreamer_like import DataDreamer
-from datadreamer_like.graph.engine import LocalEngine
+from datadreamer_like.graph.engine import Engine
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.manifest import Manifest, row_ranges
 from datadreamer_like.graph.node import Node
@@ -133,7 +133,7 @@ def test_the_local_engine_applies_a_function_in_order_and_no_further_than_asked(
     def doubled(given):
         return ([2 * value for value in batch] for batch in given)
 
-    made = LocalEngine().batches(doubled, batches(), "the test", {})
+    made = Engine().batches(doubled, batches(), "the test", {})
     assert next(made) == [0]
     assert read == [0]
     assert list(made) == [[2], [4], [6], [8]]
