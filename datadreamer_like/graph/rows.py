@@ -32,9 +32,7 @@ _MOVED_AT_ONCE = 16_384
 class Table:
     """A view with random access: an Arrow table, in memory or on disk, and positions of rows in it.
 
-    Attributes:
-        data: The Arrow table.
-        indices: Positions of the rows; None for all of them, in order.
+    `indices` are these positions; None for all rows, in order.
     """
 
     data: pa.Table
@@ -45,13 +43,10 @@ class Table:
 
     def select(self, positions: range | np.ndarray[Any, Any]) -> Table:
         """Returns a view of the rows at some positions, in that order."""
-        if self.indices is None:
-            if isinstance(positions, range) and positions.step == 1:
-                return Table(self.data.slice(positions.start, len(positions)))
-            return Table(self.data, np.asarray(positions, dtype=np.int64))
-        if isinstance(positions, range) and positions.step == 1:
-            return Table(self.data, self.indices[positions.start : positions.stop])
-        return Table(self.data, self.indices[np.asarray(positions, dtype=np.int64)])
+        if self.indices is None and isinstance(positions, range) and positions.step == 1:
+            return Table(self.data.slice(positions.start, len(positions)))
+        chosen = np.asarray(positions, dtype=np.int64)
+        return Table(self.data, chosen if self.indices is None else self.indices[chosen])
 
     def columns(self, names: Sequence[str]) -> Table:
         """Returns a view of some columns, in that order."""
@@ -111,15 +106,11 @@ class Rows:
         names: Sequence[str] | pa.Schema,
         num_rows: int | None,
         read: Callable[[], Iterator[tuple[pa.RecordBatch, Stated | None]]],
-        node: Node | None = None,
     ) -> Rows:
         """Returns lazy rows whose origin is learned as they are read.
 
-        Args:
-            names: Their schema, or the names of the columns.
-            num_rows: Number of rows; None if unknown.
-            read: Starts a pass of batches, each with its origin, or None if that is unknown.
-            node: The node that the rows belong to.
+        `names` are their schema, or the names of the columns. `read` starts a pass of batches, each with its origin, or
+        None if that is unknown.
         """
         origin = Origin.learned()
 
@@ -129,7 +120,7 @@ class Rows:
                 recorder.add(batch.num_rows, stated)
                 yield batch
 
-        return cls(names if isinstance(names, pa.Schema) else untyped(names), num_rows, batches, origin, node)
+        return cls(names if isinstance(names, pa.Schema) else untyped(names), num_rows, batches, origin)
 
     @property
     def columns(self) -> list[str]:
@@ -178,10 +169,8 @@ class Rows:
         Raises:
             IndexError: There is no such row.
         """
-        if self.table is not None:
-            if not 0 <= index < len(self.table):
-                raise IndexError(index)
-            return next(iter(to_columns(batch) for batch in self.table.select(range(index, index + 1)).batches()))
+        if self.table is not None and 0 <= index < len(self.table):
+            return to_columns(self.table.select(range(index, index + 1)).whole())
         start = 0
         for batch in self.read():
             if index < start + batch.num_rows:
@@ -192,7 +181,7 @@ class Rows:
 
 def untyped(names: Iterable[str]) -> pa.Schema:
     """Returns a schema of columns of unknown types."""
-    return pa.schema([pa.field(name, pa.null()) for name in names])
+    return pa.schema([(name, pa.null()) for name in names])
 
 
 def with_columns(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+
+from .folders import write_file
 
 # Below this size hashing is faster than a lookup.
 _CACHED_FROM_BYTES = 16 * 2**20
@@ -27,15 +29,15 @@ def file_digest(path: str | os.PathLike[str]) -> str:
         return _hash(file)
     key = json.dumps([str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino])
     note = _notes_folder() / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.json"
-    try:
+    with suppress(OSError, ValueError, KeyError):
         remembered = json.loads(note.read_text())
         if remembered["key"] == key:
             return str(remembered["digest"])
-    except (OSError, ValueError, KeyError):
-        pass
     digest = _hash(file)
     if time.time() - stat.st_mtime > _UNCHANGED_SECONDS and file.stat().st_mtime_ns == stat.st_mtime_ns:
-        _remember(note, key, digest)
+        with suppress(OSError):  # a cache that cannot be written only costs time
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_file(note, json.dumps({"key": key, "digest": digest}))
     return digest
 
 
@@ -58,14 +60,3 @@ def _hash(file: Path) -> str:
 def _notes_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "datadreamer_like" / "digests"
-
-
-def _remember(note: Path, key: str, digest: str) -> None:
-    # A cache that cannot be written only costs time.
-    try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=note.parent, delete=False) as stream:
-            json.dump({"key": key, "digest": digest}, stream)
-        os.replace(stream.name, note)
-    except OSError:
-        pass

@@ -17,10 +17,6 @@ from datadreamer_like.errors import StorageError
 
 logger = logging.getLogger("datadreamer_like")
 
-_POLL_SECONDS = 0.2
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NOT_PERMITTED = {errno.EACCES, errno.EPERM, errno.EROFS}
-
 
 @contextmanager
 def explained(what: str, path: Path) -> Iterator[None]:
@@ -31,15 +27,13 @@ def explained(what: str, path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except StorageError:
-        raise
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageError(
                 f"{what}: no space left for {path} ({error.strerror}). Completed results are safe; "
                 "free some space and run the script again: it continues."
             ) from error
-        if error.errno in _NOT_PERMITTED:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StorageError(
                 f"{what}: no permission for {error.filename or path} ({error.strerror}). "
                 "Choose a folder that you may write to, or change its permissions."
@@ -110,7 +104,7 @@ def locked(lock_file: Path, what: str) -> Iterator[bool]:
     except Timeout:
         waited = True
         logger.info("%s: another process is working on it; waiting for it to end", what)
-        lock.acquire(poll_interval=_POLL_SECONDS)
+        lock.acquire(poll_interval=0.2)
     try:
         yield waited
     finally:
