@@ -10,14 +10,10 @@ R = TypeVar("R")
 
 
 class Engine:
-    """Applies functions to batches of rows in the script's own process.
-
-    Attributes:
-        batch_size: Most rows of a batch, where a function sees only a part of the batches in each of its calls; None
-            where it sees all of them, one after another.
-    """
+    """Applies functions to batches of rows in the script's own process."""
 
     batch_size: int | None = None
+    """Most rows of a batch, where a function sees a part of the batches in each call; None where it sees them all."""
 
     def open(self, enter: Callable[[], None]) -> None:
         """Called when a session starts. Another process calls `enter`, which can be pickled, before it works for it."""
@@ -30,13 +26,7 @@ class Engine:
     ) -> Iterator[R]:
         """Applies a function to batches, as far as its results are read, and yields these in the batches' order.
 
-        Args:
-            process: A function of some of the batches, one after another; it keeps nothing from one call to the next.
-            batches: The batches.
-            what: Whose function it is, for messages.
-            parts: What the function refers to, by name, for messages.
-
-        Raises:
-            DefinitionError: The function, or one of its parts, cannot be sent to where it would run.
+        `process` takes some of the batches, one after another, and keeps nothing from one call to the next. `what` says
+        whose function it is, and `parts` what it refers to, by name, for messages.
         """
         return process(iter(batches))

@@ -58,12 +58,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
-        """Reads a folder's manifest; None if the folder does not exist.
-
-        Raises:
-            NewerFormat: The folder was written by a newer version of this package.
-            StorageError: The folder is not a node's.
-        """
+        """Reads a folder's manifest; None if the folder does not exist. Other folders than a node's are refused."""
         path = folder / MANIFEST_NAME
         try:
             data = dict(json.loads(path.read_text(encoding="utf-8")))

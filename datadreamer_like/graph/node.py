@@ -45,10 +45,7 @@ def working(node: Node) -> Iterator[None]:
 
 
 def reading_engine() -> Engine:
-    """Returns the session's engine while a node runs, else one in this process.
-
-    A script may read only a few lazy rows, for which starting workers is not worth it.
-    """
+    """Returns the session's engine while a node runs, else one in this process: a script may read only a few rows."""
     session = current_session()
     return Engine() if session is None or working_node() is None else session.engine
 
@@ -65,8 +62,6 @@ class Node:
         progress_interval: Seconds between progress lines where there is no terminal; None for none.
 
     Attributes:
-        name: The name within the session.
-        session: The session that the node was made in, or None.
         folder: The result's folder; None outside a session.
         inside: The node that made this one while it ran.
         parents: The nodes that this one depends on.
@@ -129,23 +124,14 @@ class Node:
 
     @property
     def wanted(self) -> Wanted:
-        """The result that this node needs.
-
-        Raises:
-            SessionError: The node was made outside a session.
-        """
+        """The result that this node needs; only in a session."""
         if self.folder is None:
             raise SessionError(f'"{self.name}" was made outside a session, so it has no folder.')
         return Wanted(self.name, self.folder, self.fingerprint, self.parts, self.force)
 
     @property
     def result_folder(self) -> Path:
-        """Folder of the result.
-
-        Raises:
-            SessionError: The node was made outside a session.
-            StorageError: The result was removed.
-        """
+        """Folder of the result, also if it has become an older one since."""
         wanted = self.wanted
         assert self._kept_in is not None
         return self._kept_in.folder_of(wanted)
@@ -160,20 +146,13 @@ class Node:
     def build(self, draft: Path) -> Outcome:
         """Makes the result; a subclass writes this.
 
-        Args:
-            draft: An empty folder, which becomes the result's folder.
-
-        Returns:
-            `self.kept()` for a result in that folder, or `OnDemand` for one that is made each time it is read.
+        It fills `draft`, an empty folder that becomes the result's, and returns `self.kept()`; or it returns `OnDemand`
+        for a result that is made each time it is read.
         """
         raise NotImplementedError(f"{type(self).__name__} has no build().")
 
     def find_or_make(self) -> Outcome:
-        """Loads this node's result, or makes it with `build`.
-
-        Raises:
-            SessionError: The node was made outside a session.
-        """
+        """Loads this node's result, or makes it with `build`."""
         if self.session is None:
             raise SessionError(
                 f'{type(self).__name__} "{self.name}" was made outside a session, so it cannot run. '

@@ -131,12 +131,10 @@ class Positions:
 
 @dataclass(frozen=True)
 class Link:
-    """One parent of some rows, with its name and the name of its class.
+    """One parent of some rows; None if it was made inside a step whose result this run loaded.
 
-    Attributes:
-        parent: The node; None if it was made inside a step whose result this run loaded.
-        rows: The source rows of each row; None for those at the same positions.
-        role: Their role: `input`, `example`, `document`.
+    `rows` are the source rows of each row; None for those at the same positions. Their `role` is `input`, `example`,
+    `document`.
     """
 
     parent: Node | None

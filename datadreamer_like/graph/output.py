@@ -149,8 +149,7 @@ class OutputDataset(OutputDatasetMixin):
         step: The step that it belongs to.
         dataset: A `datasets.Dataset`, `Rows` of a table, or a function that opens them on first use.
         pickled: Whether values may be pickled Python objects, to be restored when read.
-        columns: Names of the columns, if known without opening the rows.
-        num_rows: Number of rows, if known without opening them.
+        columns: Names of the columns, if known without opening the rows; so is `num_rows`.
     """
 
     def __init__(
@@ -158,7 +157,6 @@ class OutputDataset(OutputDatasetMixin):
         step: Node,
         dataset: Dataset | Rows | Callable[[], Rows],
         pickled: bool = False,
-        *,
         columns: list[str] | None = None,
         num_rows: int | None = None,
     ) -> None:
@@ -194,8 +192,7 @@ class OutputDataset(OutputDatasetMixin):
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, str):
             self._check_column(key)
-            rows = partial(self._only, key)
-            column = OutputDatasetColumn(self._step, rows, self.pickled, columns=[key], num_rows=self.num_rows)
+            column = OutputDatasetColumn(self._step, partial(self._only, key), self.pickled, [key], self.num_rows)
             column.whole = self
             return column
         found = self._taken(key)

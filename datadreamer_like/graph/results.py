@@ -81,12 +81,7 @@ class Results:
         return self.folder / ".cache"
 
     def open(self) -> None:
-        """Creates the folder, or checks its format version.
-
-        Raises:
-            NewerFormat: It was written by a newer version of this package.
-            StorageError: It cannot be written, or its `.session.json` is damaged.
-        """
+        """Creates the folder, or checks that it can be written and is in a format that this version reads."""
         with explained("Opening the session", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             note = self.folder / ".session.json"
@@ -109,9 +104,6 @@ class Results:
         """Returns a node's unique name and the folder of its result; a name in use gets a number.
 
         `inside` is the name of the node that makes this one.
-
-        Raises:
-            DefinitionError: The name is empty or has a slash.
         """
         if not name or not name.strip():
             raise DefinitionError("A node needs a name: a non-empty text as its first argument.")
@@ -144,12 +136,8 @@ class Results:
     def make(self, wanted: Wanted, build: Callable[[Path], Outcome]) -> Outcome:
         """Makes a result, or restores an older one; only one process at a time makes it.
 
-        Args:
-            wanted: The result. It becomes the current one of its name, and the previous one becomes an older result.
-            build: Fills an empty folder and returns `Kept`, or returns `OnDemand` for a result that is not saved.
-
-        Raises:
-            StorageError: The folder cannot be written.
+        It becomes the current one of its name, and the previous one becomes an older result. `build` fills an empty
+        folder and returns `Kept`, or returns `OnDemand` for a result that is not saved.
         """
         folder, older = wanted.folder, self.older(wanted).parent
         inside = folder.parent.name if folder.parent != self.folder else ""
@@ -185,11 +173,7 @@ class Results:
         return wanted.folder.parent / ".older" / wanted.folder.name / wanted.fingerprint
 
     def folder_of(self, wanted: Wanted) -> Path:
-        """Returns the folder of a result, current or older.
-
-        Raises:
-            StorageError: The result was removed.
-        """
+        """Returns the folder of a result, current or older."""
         if self.find(wanted) is not None:
             return wanted.folder
         if self.older(wanted).is_dir():

@@ -74,8 +74,6 @@ class Rows:
             batches, and the writer widens the schema over all batches.
         num_rows: Number of rows; None if it is unknown before a pass.
         read: Starts a pass of Arrow record batches.
-        origin: The origin of each row.
-        node: The node that the rows belong to.
         table: The rows with random access; None for lazy rows.
         sample: One of the rows, if one was already made to find the columns.
     """
@@ -164,11 +162,7 @@ class Rows:
         return replace(self, schema=schema, read=read)
 
     def values_at(self, index: int) -> Batch:
-        """Returns one row as columns of one value; lazy rows are read up to it.
-
-        Raises:
-            IndexError: There is no such row.
-        """
+        """Returns one row as columns of one value; lazy rows are read up to it."""
         if self.table is not None and 0 <= index < len(self.table):
             return to_columns(self.table.select(range(index, index + 1)).whole())
         start = 0

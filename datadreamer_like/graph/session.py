@@ -87,10 +87,8 @@ class DataDreamer:
             )
         self.engine: Engine = {"local": Engine, "ray": RayEngine}[engine]() if isinstance(engine, str) else engine
         self.results = Results(self.folder)
-        self._token: Token[DataDreamer | None] | None = None
-        self._handler: logging.Handler | None = None
-        self._cleanup: Callable[[], object] | None = None
         self._background: list[Callable[[], None]] = []
+        self._ending = contextlib.ExitStack()  # undoes what `start` does
 
     @property
     def cache_folder(self) -> Path | None:
@@ -121,16 +119,20 @@ class DataDreamer:
                 f"A session is already open (on {open_session.folder}); sessions do not nest. End it first: leave its "
                 "`with` block, or call its stop()."
             )
-        if self.in_memory:
-            self.folder = Path(tempfile.mkdtemp(prefix="datadreamer_like-"))
-            self._cleanup = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
-        self.results = Results(self.folder)
-        self.results.open()
-        self.engine.open(partial(_join, self.folder))
-        self._start_logging()
-        show_errors_briefly()
-        self._token = _current.set(self)
-        _last_started = self
+        with contextlib.ExitStack() as ending:
+            if self.in_memory:
+                self.folder = Path(tempfile.mkdtemp(prefix="datadreamer_like-"))
+                ending.callback(weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True))
+            self.results = Results(self.folder)
+            self.results.open()
+            self._start_logging(ending)
+            ending.callback(self._close_answers)
+            self.engine.open(partial(_join, self.folder))
+            ending.callback(self.engine.close)
+            show_errors_briefly()
+            ending.callback(self._leave, _current.set(self))
+            _last_started = self
+            self._ending = ending.pop_all()
 
     def stop(self) -> None:
         """Waits for background steps and ends the session; raises the error of a failed background step."""
@@ -140,36 +142,30 @@ class DataDreamer:
                 for wait in reversed(waits):
                     all_of_them.callback(wait)
         finally:
-            self._end()
+            self._ending.close()
 
     def wait_at_end(self, wait: Callable[[], None]) -> None:
         """Registers background work: `wait` returns when it is done, or raises its error."""
         self._background.append(wait)
 
-    def _end(self) -> None:
+    def _leave(self, token: Token[DataDreamer | None]) -> None:
         global _last_started
         if _last_started is self:
             _last_started = None
-        if self._token is not None:
-            with contextlib.suppress(ValueError):  # stopped in a different context
-                _current.reset(self._token)
-            self._token = None
-        self.engine.close()
-        for store in self.in_memory_answers.values():
-            store.close()
-        self.in_memory_answers.clear()
-        if self._handler is not None:
-            logger.removeHandler(self._handler)
-            self._handler = None
-        if self._cleanup is not None:
-            self._cleanup()
+        with contextlib.suppress(ValueError):  # stopped in a different context
+            _current.reset(token)
 
-    def _start_logging(self) -> None:
+    def _close_answers(self) -> None:
+        while self.in_memory_answers:
+            self.in_memory_answers.popitem()[1].close()
+
+    def _start_logging(self, ending: contextlib.ExitStack) -> None:
         logger.setLevel(self.log_level)
         # If the application configured logging, records go there only.
         if not logging.getLogger().handlers and not logger.handlers:
-            self._handler = ProgressHandler(self.progress, self.log_date)
-            logger.addHandler(self._handler)
+            handler = ProgressHandler(self.progress, self.log_date)
+            logger.addHandler(handler)
+            ending.callback(logger.removeHandler, handler)
         if not self.hf_log:
             for name, value in _QUIET_LIBRARIES.items():
                 os.environ.setdefault(name, value)
@@ -196,18 +192,11 @@ class DataDreamer:
         """Returns False: background steps are threads here."""
         return False
 
-    @staticmethod
-    def is_registered_thread() -> bool:
-        """Returns whether this thread belongs to the open session."""
-        return current_session() is not None
+    is_registered_thread = initialized  # every thread belongs to the open session
 
     @staticmethod
     def get_output_folder_path() -> str:
-        """Returns the open session's folder.
-
-        Raises:
-            SessionError: No session is open.
-        """
+        """Returns the open session's folder."""
         session = current_session()
         if session is None:
             raise SessionError("There is no session. Call this inside `with DataDreamer(folder):`.")

@@ -46,24 +46,12 @@ class Usage:
     note: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
-    def add(
-        self,
-        *,
-        rows: int = 0,
-        requests: int = 0,
-        cached: int = 0,
-        prompt_tokens: int = 0,
-        completion_tokens: int = 0,
-        cost: float | None = 0.0,
-    ) -> None:
-        """Adds to the counts."""
+    def add(self, *, cost: float | None = 0.0, **counts: int) -> None:
+        """Adds to the cost and to other counts by name, such as `rows=1`."""
         with self._lock:
-            self.rows += rows
-            self.requests += requests
-            self.cached += cached
-            self.prompt_tokens += prompt_tokens
-            self.completion_tokens += completion_tokens
             self.cost = None if self.cost is None or cost is None else self.cost + cost
+            for name, count in counts.items():
+                setattr(self, name, getattr(self, name) + count)
 
     @property
     def failed_rows(self) -> int:
