@@ -18,9 +18,8 @@ from datadreamer_like.errors import SessionError
 
 from .card import Card, oldest_first
 from .engine import Engine
-from .manifest import Manifest, row_ranges
 from .progress import describe_usage, duration
-from .results import Kept, Outcome, Results, Wanted
+from .results import Kept, Manifest, Outcome, Results, Wanted, row_ranges
 from .session import DataDreamer, current_session
 from .usage import Usage, counting, current_usage
 

@@ -9,12 +9,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from .usage import Usage
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.live import Live
 
 logger = logging.getLogger("datadreamer_like")
@@ -24,9 +23,9 @@ logger = logging.getLogger("datadreamer_like")
 class _Task:
     name: str
     usage: Usage
+    interval: float | None
     started: float = field(default_factory=time.monotonic)
     said: float = field(default_factory=time.monotonic)
-    interval: float | None = 60
 
     def line(self) -> str:
         usage, seconds = self.usage, time.monotonic() - self.started
@@ -44,26 +43,23 @@ class _Task:
 
 
 class Progress:
-    """Shows the running nodes of a session on a stream, by default standard error; if `quiet`, only log records."""
+    """Shows the running nodes of a session on standard error; if `quiet`, only log records."""
 
-    def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
-        self.stream = stream or sys.stderr
+    def __init__(self, quiet: bool) -> None:
+        self.stream = sys.stderr
         self.quiet = quiet
-        self.terminal = self.stream.isatty()
         self._tasks: list[_Task] = []
         self._lock = threading.Lock()
         self._live: Live | None = None
-        self._console: Console | None = None
-        self._wake = threading.Event()
-        self._teller: threading.Thread | None = None
+        self._stopped: threading.Event | None = None
 
     @contextmanager
-    def show(self, name: str, usage: Usage, interval: float | None = 60) -> Iterator[None]:
+    def show(self, name: str, usage: Usage, interval: float | None) -> Iterator[None]:
         """Shows a node while the block runs, with its `usage` as it grows.
 
         Where there is no terminal, every `interval` seconds; None for never.
         """
-        task = _Task(name, usage, interval=interval)
+        task = _Task(name, usage, interval)
         with self._lock:
             self._tasks.append(task)
             self._start()
@@ -77,38 +73,35 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Writes one line above the live table."""
-        console = self._console  # another thread may reset it
-        if console is not None:
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+        live = self._live  # another thread may reset it
+        if live is not None:
+            live.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             self.stream.write(text + "\n")
             self.stream.flush()
 
     def _start(self) -> None:
-        if self.quiet:
+        if self.quiet or self._live is not None or self._stopped is not None:
             return
-        if self.terminal and self._live is None:
+        if self.stream.isatty():
             from rich.console import Console
             from rich.live import Live
 
-            self._console = Console(file=self.stream)
             self._live = Live(
-                console=self._console, get_renderable=self._table, transient=True, redirect_stdout=False,
+                console=Console(file=self.stream), get_renderable=self._table, transient=True, redirect_stdout=False,
                 redirect_stderr=False,
             )  # fmt: skip
             self._live.start()
-        elif not self.terminal and self._teller is None:
-            self._wake = threading.Event()  # a previous thread may still wait for the old event
-            self._teller = threading.Thread(target=self._tell, args=(self._wake,), daemon=True)
-            self._teller.start()
+        else:
+            self._stopped = threading.Event()
+            threading.Thread(target=self._tell, args=(self._stopped,), daemon=True).start()
 
     def _stop(self) -> None:
         if self._live is not None:
             self._live.stop()
-            self._live = self._console = None
-        if self._teller is not None:
-            self._wake.set()
-            self._teller = None
+        if self._stopped is not None:
+            self._stopped.set()
+        self._live = self._stopped = None
 
     def _table(self) -> Any:
         from rich.spinner import Spinner
@@ -120,8 +113,8 @@ class Progress:
             table.add_row(Spinner("dots"), Text(task.name, "bold"), Text(task.line()))
         return table
 
-    def _tell(self, wake: threading.Event) -> None:
-        while not wake.wait(1.0):
+    def _tell(self, stopped: threading.Event) -> None:
+        while not stopped.wait(1.0):
             now = time.monotonic()
             for task in list(self._tasks):
                 if task.interval is not None and now - task.said >= task.interval:

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -23,6 +24,7 @@ from .usage import Usage, counting, current_usage
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
+@dataclass(eq=False)
 class RayEngine(Engine):
     """Runs functions on batches of rows in the worker processes of a Ray cluster.
 
@@ -51,33 +53,22 @@ class RayEngine(Engine):
         ...     made = Prompt("Made on eight workers", inputs=..., args={"llm": llm})
     """
 
-    def __init__(
-        self,
-        address: str | None = None,
-        num_workers: int = 2,
-        num_cpus: float = 1,
-        num_gpus: float = 0,
-        batch_size: int = 64,
-        timeout: float = 30.0,
-    ) -> None:
+    address: str | None = None
+    num_workers: int = 2
+    num_cpus: float = 1
+    num_gpus: float = 0
+    batch_size: int | None = 64
+    timeout: float = 30.0
+
+    def __post_init__(self) -> None:
         require_extra("ray", "ray", what="RayEngine")
-        for name, value in {"num_workers": num_workers, "batch_size": batch_size}.items():
-            if value < 1:
+        for name, value in {"num_workers": self.num_workers, "batch_size": self.batch_size}.items():
+            if value is None or value < 1:
                 raise DefinitionError(f"RayEngine: {name} is {value}; it must be at least 1.")
-        self.address = address
-        self.num_workers = num_workers
-        self.num_cpus = num_cpus
-        self.num_gpus = num_gpus
-        self.batch_size = batch_size
-        self.timeout = timeout
         self._connected = False
 
     def open(self, enter: Callable[[], None]) -> None:
-        """Connects to the cluster, or starts one.
-
-        Raises:
-            SessionError: No cluster answers at the address, or it is too small for one worker.
-        """
+        """Connects to the cluster, or starts one; it must have room for a worker."""
         self._enter = enter
         ray = _ray()
         if not ray.is_initialized():
@@ -107,9 +98,7 @@ class RayEngine(Engine):
     ) -> Iterator[R]:
         """Applies a function to each batch in a worker, and yields what it yields in the batches' order.
 
-        Raises:
-            DefinitionError: The function holds something that cannot be sent to another process; raised before any
-                batch is read.
+        A function that cannot be sent to another process is refused before any batch is read.
         """
         dumps: Callable[[object], bytes] = _ray().cloudpickle.dumps
         try:

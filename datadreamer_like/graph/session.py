@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+import traceback
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar, Token
@@ -16,13 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from datadreamer_like.errors import ArgumentTypeError, SessionError
+from datadreamer_like.errors import ArgumentTypeError, DataDreamerError, SessionError
 
 from .engine import Engine
+from .installed import is_installed_file
 from .progress import Progress, ProgressHandler
 from .ray_engine import RayEngine
 from .results import Results
-from .tracebacks import show_errors_briefly
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -129,7 +130,7 @@ class DataDreamer:
             ending.callback(self._close_answers)
             self.engine.open(partial(_join, self.folder))
             ending.callback(self.engine.close)
-            show_errors_briefly()
+            _show_errors_briefly()
             ending.callback(self._leave, _current.set(self))
             _last_started = self
             self._ending = ending.pop_all()
@@ -207,6 +208,30 @@ def _join(folder: Path) -> None:
     """Joins the session of another process, so that models in this process cache their answers in its folder."""
     global _last_started
     _last_started = DataDreamer(folder, verbose=False)
+
+
+def _show_errors_briefly() -> None:
+    """Shortens the traceback when one of this package's errors, or Ctrl-C, ends the script.
+
+    The environment variable DATADREAMER_LIKE_FULL_TRACEBACK turns this off. An existing hook is not replaced.
+    """
+    if sys.excepthook is sys.__excepthook__ and not os.environ.get("DATADREAMER_LIKE_FULL_TRACEBACK"):
+        sys.excepthook = _brief
+
+
+def _brief(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.stderr.write("Interrupted. Finished work is saved: run the script again and it continues.\n")
+    elif isinstance(error, DataDreamerError):
+        own = [
+            frame
+            for frame in traceback.extract_tb(trace)
+            if not frame.filename.startswith("<") and not is_installed_file(frame.filename)
+        ]
+        sys.stderr.write("".join(traceback.format_list(own)))
+        sys.stderr.write(f"{kind.__name__}: {error}\n")
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 _QUIET_LIBRARIES = {

@@ -16,14 +16,14 @@ import pyarrow as pa
 
 from datadreamer_like.errors import StepOutputTypeError
 
-from .pickles import is_pickled, pickle_value, unpickle
-
 if TYPE_CHECKING:
     from datasets import Features
 
 FEATURE = b"datasets feature"
 PICKLED = b"pickled"
 NONE_KEYS = b"keys given as None"
+
+_PICKLE = b"\x00datadreamer_like pickle 1\x00"
 
 _KeyPath = tuple[str, ...]
 
@@ -147,7 +147,7 @@ def _array(values: Any, name: str, what: str, known: pa.Field | None) -> tuple[p
         kinds = {bytes}
     if not kinds <= _PLAIN or len(kinds) > 1:
         values, kinds = _uniform(values, kinds, name, what)
-    array, metadata = _kept_feature(values, known)
+    array, metadata = _kept_feature(values, kinds, known)
     if array is None:
         array = _converted(values, name, what)
     if kinds == {bytes} and any(is_pickled(value) for value in values):
@@ -180,10 +180,12 @@ def _converted(values: list[Any], name: str, what: str) -> pa.Array:
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
-def _kept_feature(values: list[Any], known: pa.Field | None) -> tuple[pa.Array | None, dict[bytes, bytes]]:
+def _kept_feature(
+    values: list[Any], kinds: set[type], known: pa.Field | None
+) -> tuple[pa.Array | None, dict[bytes, bytes]]:
     """Returns the values as a column of the known feature; None if they do not fit it."""
     data = (known.metadata or {}).get(FEATURE) if known is not None else None
-    if data is None and any(_room(type(value)) == "PIL" for value in values):
+    if data is None and any(_room(kind) == "PIL" for kind in kinds):
         data = json.dumps({"_type": "Image"}).encode()
     if data is None:
         return None, {}
@@ -205,11 +207,7 @@ def _kept_feature(values: list[Any], known: pa.Field | None) -> tuple[pa.Array |
 
 
 def _uniform(values: list[Any], kinds: set[type], name: str, what: str) -> tuple[list[Any], set[type]]:
-    """Returns values of one kind that Arrow accepts, and their types.
-
-    Raises:
-        StepOutputTypeError: Their types are incompatible.
-    """
+    """Returns values of one kind that Arrow accepts, and their types."""
     if any(kind not in _PLAIN and kind.__module__ != "builtins" for kind in kinds):
         values = [_plain(value) for value in values]
         kinds = set(map(type, values)) - {type(None)}
@@ -265,6 +263,30 @@ def mixed(name: str, what: str, kinds: Iterable[str]) -> StepOutputTypeError:
         f'{what}: column "{name}" mixes {" and ".join(kinds)}. A column has one type; convert the values, or keep '
         "Python objects with self.pickle(value)."
     )
+
+
+# Pickled objects
+
+
+def pickle_value(value: Any, *args: Any, **kwargs: Any) -> bytes:
+    """Pickles any object, including local classes and functions; further arguments go to `dill.dumps`."""
+    import dill
+
+    return _PICKLE + bytes(dill.dumps(value, *args, **kwargs))
+
+
+def is_pickled(value: Any) -> bool:
+    """Returns whether a value came from `pickle_value`: only those start with its mark."""
+    return isinstance(value, bytes) and value.startswith(_PICKLE)
+
+
+def unpickle(value: Any) -> Any:
+    """Restores a value of `pickle_value`; other values are returned unchanged."""
+    if not is_pickled(value):
+        return value
+    import dill
+
+    return dill.loads(value[len(_PICKLE) :])
 
 
 # Keys of nested rows

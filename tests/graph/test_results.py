@@ -10,9 +10,8 @@ import pytest
 from datadreamer_like import DataDreamer
 from datadreamer_like.graph.engine import Engine
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.graph.manifest import Manifest, row_ranges
 from datadreamer_like.graph.node import Node
-from datadreamer_like.graph.results import Kept, OnDemand, Results, Wanted
+from datadreamer_like.graph.results import Kept, Manifest, OnDemand, Results, Wanted, row_ranges
 
 
 class Counts(Node):
