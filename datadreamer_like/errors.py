@@ -177,12 +177,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def require_extra(extra: str, *modules: str, what: str) -> None:
-    """Raises, with the install command of the `extra` of this package, if one of the top-level `modules` is missing.
+    """Raises `MissingExtra`, with the install command, if one of the top-level modules of an extra is not installed.
 
     They are not imported. `what` is the class or function that needs them, for the message.
-
-    Raises:
-        MissingExtra: One of the modules is not installed.
     """
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:

@@ -46,11 +46,7 @@ def fingerprint(value: Any, what: str = "value") -> str:
 
 
 class ByContent(os.PathLike[str]):
-    """A path that is fingerprinted by the content of its file or folder.
-
-    Args:
-        path: An existing file or folder.
-    """
+    """The path of an existing file or folder that is fingerprinted by its content."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -78,23 +74,19 @@ class _Walk:
     def digest(self, value: Any, step: str = "") -> bytes:
         if len(self.path) > 200:
             raise self.refuse(value, "it is nested too deeply")
-        if step:
-            self.path.append(step)
         if id(value) in self.inside:
             # A cycle is hashed by its length.
-            result = hash_parts("cycle", str(len(self.inside) - self.inside[id(value)]).encode())
-        else:
-            shared = not isinstance(value, str | bytes | int | float | bool | None | types.FunctionType | type)
-            if shared:
-                self.inside[id(value)] = len(self.inside)
-            try:
-                result = self.content(value)
-            finally:
-                if shared:
-                    self.inside.pop(id(value), None)
-        if step:
+            return hash_parts("cycle", str(len(self.inside) - self.inside[id(value)]).encode())
+        shared = not isinstance(value, str | bytes | int | float | bool | None | types.FunctionType | type)
+        if shared:
+            self.inside[id(value)] = len(self.inside)
+        self.path.append(step)
+        try:
+            return self.content(value)
+        finally:
             self.path.pop()
-        return result
+            if shared:
+                del self.inside[id(value)]
 
     def content(self, value: Any) -> bytes:
         own = getattr(type(value), "__fingerprint__", None)

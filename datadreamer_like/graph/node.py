@@ -8,7 +8,7 @@ import importlib.metadata
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
@@ -187,7 +187,8 @@ class Node:
         card, usage = self.card, self.usage
         card.seconds = round(seconds, 3)
         card.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        card.package_version = package_version()
+        with suppress(importlib.metadata.PackageNotFoundError):
+            card.package_version = importlib.metadata.version("datadreamer-like")
         card.rows = manifest.rows
         card.prompt_tokens, card.completion_tokens = usage.prompt_tokens, usage.completion_tokens
         card.cost, card.failed_rows = usage.cost, usage.failed_rows
@@ -212,11 +213,3 @@ class Node:
     def kept(self, **fields: Any) -> Kept:
         """Returns the outcome of `build` for a result in its folder; `fields` are those of its manifest."""
         return Kept(Manifest(self.name, type(self).__name__, self.fingerprint, dict(self.parts), **fields))
-
-
-def package_version() -> str:
-    """Returns the installed version of this package."""
-    try:
-        return importlib.metadata.version("datadreamer-like")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

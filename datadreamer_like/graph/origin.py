@@ -82,6 +82,11 @@ class Positions:
             found = piece[place : place + 1]
         return [int(position) for position in found if position >= 0]
 
+    def unless_same(self, num_rows: int) -> Positions | None:
+        """Returns the positions; None if each row comes from the one at the same position."""
+        first = self.pieces[0]
+        return None if len(self.pieces) == 1 and isinstance(first, range) and first == range(num_rows) else self
+
     def save(self, folder: Path, name: str) -> list[dict[str, Any]]:
         """Writes the arrays into a folder, and returns their description for `load`."""
         described: list[dict[str, Any]] = []
@@ -216,36 +221,26 @@ class Recorder:
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
         self._rows = 0
-        self._links: dict[tuple[Node, str], Positions | None] = {}
+        self._positions: dict[tuple[Node, str], Positions] = {}
         self._unknown = False
 
     def add(self, num_rows: int, stated: Stated | None) -> None:
         """Records the origin of the next rows; None if it is unknown."""
-        if stated is None:
-            self._unknown = self._unknown or num_rows > 0
-        else:
-            for key in {**self._links, **stated}:
-                self._add(key, stated.get(key, range(0)), num_rows)
+        if not num_rows:
+            return
+        same = range(self._rows, self._rows + num_rows)
+        known: Stated = {} if stated is None else stated
+        self._unknown = self._unknown or stated is None
+        for key in {**self._positions, **known}:
+            piece = known.get(key, range(0))
+            self._positions.setdefault(key, Positions()).add(self._rows, same if piece is None else piece)
         self._rows += num_rows
         if self._origin.rows is not None and self._rows > self._origin.rows:
-            links = tuple(Link(parent, rows, role) for (parent, role), rows in self._links.items())
-            self._origin.links = None if self._unknown else links
+            links = (
+                Link(parent, rows.unless_same(self._rows), role) for (parent, role), rows in self._positions.items()
+            )
+            self._origin.links = None if self._unknown else tuple(links)
             self._origin.rows = self._rows
-
-    def _add(self, key: tuple[Node, str], piece: Piece | None, num_rows: int) -> None:
-        same = range(self._rows, self._rows + num_rows)
-        if piece == same if isinstance(piece, range) else piece is None:
-            if key not in self._links and not self._rows:
-                self._links[key] = None
-            if key in self._links and self._links[key] is None:
-                return
-            piece = same
-        assert piece is not None
-        positions = self._links.get(key)
-        if positions is None:
-            positions = Positions([0], [range(self._rows)]) if key in self._links else Positions()
-            self._links[key] = positions
-        positions.add(self._rows, piece)
 
 
 def _small(piece: Piece) -> Piece:

@@ -100,9 +100,7 @@ class DataDreamer:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
             # Errors of background steps would hide this one; Ctrl-C does not wait for them.
             waits, self._background = self._background, []

@@ -74,11 +74,7 @@ class AnswerStore:
         return [found.get(key) for key in keys]
 
     def put_many(self, items: Sequence[tuple[bytes, bytes]]) -> None:
-        """Stores values in one transaction; existing keys get the new value.
-
-        Raises:
-            StorageError: The disk is full or not writable; values stored before are safe.
-        """
+        """Stores values in one transaction; existing keys get the new value. If it fails, earlier values are safe."""
         with self._lock, self._explained("written"), self._transaction():
             self._connection.executemany("INSERT OR REPLACE INTO answers (key, value) VALUES (?, ?)", items)
 

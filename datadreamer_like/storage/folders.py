@@ -20,11 +20,7 @@ logger = logging.getLogger("datadreamer_like")
 
 @contextmanager
 def explained(what: str, path: Path) -> Iterator[None]:
-    """Turns errors of the operating system inside the block into a message that says what to do.
-
-    Raises:
-        StorageError: The disk is full, or there is no permission to read or write the path.
-    """
+    """Turns a full disk or a missing permission inside the block into a `StorageError` that says what to do."""
     try:
         yield
     except OSError as error:
@@ -54,7 +50,9 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         yield draft
         if draft.exists():
-            flush_folder(draft)
+            for root, _, files in os.walk(draft):
+                for file in (*files, ""):
+                    _flush(Path(root) / file)
             os.rename(draft, target)
             _flush(target.parent)
     except BaseException:
@@ -67,14 +65,6 @@ def sweep(parent: Path, name: str) -> None:
     for draft in parent.glob(f".draft-{name}-*-*"):
         if draft.name.removeprefix(f".draft-{name}-").count("-") == 1:
             shutil.rmtree(draft, ignore_errors=True)
-
-
-def flush_folder(folder: Path) -> None:
-    """Flushes a folder and everything in it to disk."""
-    for root, _, files in os.walk(folder):
-        for file in files:
-            _flush(Path(root) / file)
-        _flush(Path(root))
 
 
 def write_file(path: Path, text: str) -> None:
@@ -93,8 +83,7 @@ def write_file(path: Path, text: str) -> None:
 def locked(lock_file: Path, what: str) -> Iterator[bool]:
     """Holds an interprocess lock inside the block; the system releases it when the process ends in any way.
 
-    Yields:
-        Whether another process held the lock, so that data read before may have changed.
+    Yields whether another process held it, so that data read before may have changed.
     """
     lock_file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(lock_file)

@@ -16,10 +16,8 @@ from .values import FEATURE, NONE_KEYS, PICKLED, class_names, has_keys, is_list,
 def widened(old: pa.Schema, new: pa.Schema, what: str) -> pa.Schema:
     """Returns the common schema of two schemas.
 
-    Columns keep their order; new columns are added at the end and are None in other rows.
-
-    Raises:
-        StepOutputTypeError: A column's types or class names are incompatible.
+    Columns keep their order; new columns are added at the end and are None in other rows. Incompatible types or class
+    names of a column are refused.
     """
     if old.equals(new, check_metadata=True):
         return old

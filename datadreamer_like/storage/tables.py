@@ -31,15 +31,9 @@ _BYTES_AT_ONCE = 16 * 2**20
 
 
 class TableWriter:
-    """Writes batches of rows into a folder for `open_table`.
+    """Writes batches of rows into an existing, empty folder for `open_table`.
 
-    Args:
-        folder: An existing, empty folder.
-        what: Owner of the rows, for error messages.
-        schema: Schema of the columns, for a table without rows.
-
-    Attributes:
-        num_rows: Number of rows written.
+    `what` is the owner of the rows, for error messages; `schema` is that of a table without rows.
     """
 
     def __init__(self, folder: Path, what: str = "table", schema: pa.Schema | None = None) -> None:
@@ -53,11 +47,7 @@ class TableWriter:
         self._stream: pa.RecordBatchStreamWriter | None = None
 
     def write(self, batch: Mapping[str, Any] | pa.RecordBatch) -> None:
-        """Appends rows: columns as lists or arrays of equal length, or an Arrow record batch.
-
-        Raises:
-            StepOutputTypeError: A column holds values of incompatible types.
-        """
+        """Appends rows: columns as lists or arrays of equal length, or an Arrow record batch."""
         rows = batch if isinstance(batch, pa.RecordBatch) else to_batch(batch, self.what)
         new = rows.schema.remove_metadata()
         self._schema = new if self._schema is None else widened(self._schema, rows.schema, self.what)
@@ -132,11 +122,7 @@ class TableWriter:
 
 
 def open_table(folder: Path) -> Dataset:
-    """Opens a written table as a dataset, without reading its rows into memory.
-
-    Raises:
-        StorageError: The table was removed or is damaged.
-    """
+    """Opens a written table as a dataset, without reading its rows into memory."""
     from datasets import Dataset
 
     with _readable(folder):
@@ -144,11 +130,7 @@ def open_table(folder: Path) -> Dataset:
 
 
 def read_table(folder: Path) -> pa.Table:
-    """Opens a written table as an Arrow table, memory-mapped, with the metadata of its columns.
-
-    Raises:
-        StorageError: The table was removed or is damaged.
-    """
+    """Opens a written table as an Arrow table, memory-mapped, with the metadata of its columns."""
     with _readable(folder):
         schema = pa.ipc.read_schema(pa.py_buffer((folder / _SCHEMA).read_bytes()))
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))

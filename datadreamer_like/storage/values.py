@@ -35,10 +35,7 @@ def to_batch(columns: Mapping[str, Any], what: str = "table", like: pa.Schema | 
 
     The values of a column are a list or another iterable, or an Arrow array. `what` is the owner of the rows, for error
     messages. Values that fit a column of `like`, the schema that they were read from, keep its class names, images and
-    pickles.
-
-    Raises:
-        StepOutputTypeError: A column holds values of incompatible types, or its name is not a string.
+    pickles. Values of incompatible types are refused.
     """
     fields, arrays = [], []
     for name, values in columns.items():
