@@ -129,18 +129,15 @@ class RayEngine(Engine):
         if not stored:
             return
         count = sum(part.num_blocks() for part in stored)
-        dataset = (
-            stored[0]
-            .union(*stored[1:])
-            .map_batches(
-                _Worker,
-                fn_constructor_args=(payload,),
-                batch_size=1,
-                batch_format="pyarrow",
-                compute=data.ActorPoolStrategy(size=min(self.num_workers, count, self._room())),
-                num_cpus=self.num_cpus,
-                num_gpus=self.num_gpus,
-            )
+        dataset = stored[0].union(*stored[1:]) if len(stored) > 1 else stored[0]
+        dataset = dataset.map_batches(
+            _Worker,
+            fn_constructor_args=(payload,),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=data.ActorPoolStrategy(size=min(self.num_workers, count, self._room())),
+            num_cpus=self.num_cpus,
+            num_gpus=self.num_gpus,
         )
         dataset.context.execution_options.preserve_order = True
         dataset.context.enable_progress_bars = False
