@@ -205,10 +205,11 @@ class Node:
             current_usage().add(**usage.of_models())
             parts += [duration(manifest.card.get("seconds", 0.0)), *describe_usage(usage)]
         logger.info("%s: %s", self.name, ", ".join(parts))
-        if usage.failed_rows and not outcome.found:
-            row, message = min(usage.failures.items())
-            text = "%s: %s of its rows failed and hold None; the first is row %s: %s"
-            logger.warning(text, self.name, f"{usage.failed_rows:,}", row, message)
+        if manifest.failures:
+            row, message = min(manifest.failures.items(), key=lambda failure: int(failure[0]))
+            text = "%s: %s of its rows failed and hold None; the first is row %s: %s%s"
+            count, hint = len(manifest.failed), " Pass force=True to try them again." if outcome.found else ""
+            logger.warning(text, self.name, f"{count:,}", row, message, hint)
 
     def kept(self, **fields: Any) -> Kept:
         """Returns the outcome of `build` for a result in its folder; `fields` are those of its manifest."""

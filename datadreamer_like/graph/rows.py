@@ -10,8 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from datadreamer_like.storage.schemas import rebatched as rebatched
-from datadreamer_like.storage.tables import dataset_table
-from datadreamer_like.storage.values import holds_pickles, to_columns
+from datadreamer_like.storage.values import holds_pickles, to_columns, with_features
 
 from .node import Node
 from .origin import Origin, Recorder, Stated
@@ -95,8 +94,9 @@ class Rows:
     @classmethod
     def of_dataset(cls, dataset: Dataset) -> Rows:
         """Returns the rows of a `datasets.Dataset`."""
-        data, indices = dataset_table(dataset)
-        return cls.of_table(Table(data, None if indices is None else indices.to_numpy().astype(np.int64)))
+        data: pa.Table = dataset._data.table
+        indices = None if dataset._indices is None else dataset._indices.column(0).to_numpy().astype(np.int64)
+        return cls.of_table(Table(data.cast(with_features(data.schema, dataset.features)), indices))
 
     @classmethod
     def recorded(

@@ -18,7 +18,7 @@ import pyarrow as pa
 from datadreamer_like.errors import StepOutputTypeError, StorageError
 
 from .schemas import cast, widened
-from .values import features_of, to_batch, with_features
+from .values import features_of, to_batch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -151,17 +151,6 @@ def _readable(folder: Path) -> Iterator[None]:
         raise StorageError(
             f"The rows in {folder} are damaged ({error}). Remove the folder {folder.parent} and run the script again."
         ) from error
-
-
-def dataset_table(dataset: Dataset) -> tuple[pa.Table, pa.ChunkedArray | None]:
-    """Returns a dataset's Arrow table with the metadata of its columns, and the positions of the dataset's rows in it.
-
-    The positions are None for all rows, in order.
-    """
-    table: pa.Table = dataset._data.table
-    schema = with_features(_plain(table.schema), dataset.features)
-    indices = dataset._indices.column(0) if dataset._indices is not None else None
-    return table.cast(schema) if schema.types == table.schema.types else table, indices
 
 
 def as_dataset(table: pa.Table, indices: Any, fingerprint: str) -> Dataset:

@@ -72,19 +72,16 @@ def to_list(array: pa.Array | pa.ChunkedArray, field: pa.Field) -> list[Any]:
 # Features of `datasets`
 
 
-def with_features(schema: pa.Schema, features: Mapping[str, Any] | None) -> pa.Schema:
-    """Adds `datasets` features to a schema's metadata, where they say more than the Arrow types."""
-    if features is None:
-        return schema
+def with_features(schema: pa.Schema, features: Mapping[str, Any]) -> pa.Schema:
+    """Returns a schema whose metadata are `datasets` features, where they say more than the Arrow types."""
     from datasets.features.features import Features, generate_from_arrow_type
 
     fields = []
     for field in schema:
-        feature = features.get(field.name)
-        metadata = {key: data for key, data in (field.metadata or {}).items() if key != FEATURE}
-        if feature is not None and feature != generate_from_arrow_type(field.type):
-            metadata[FEATURE] = json.dumps(Features({"": feature}).to_dict()[""], sort_keys=True).encode()
-        fields.append(field.with_metadata(metadata or None))
+        feature, metadata = features[field.name], None
+        if feature != generate_from_arrow_type(field.type):
+            metadata = {FEATURE: json.dumps(Features({"": feature}).to_dict()[""], sort_keys=True).encode()}
+        fields.append(pa.field(field.name, field.type, metadata=metadata))
     return pa.schema(fields)
 
 
