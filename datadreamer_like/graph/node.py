@@ -206,7 +206,7 @@ class Node:
             parts += [duration(manifest.card.get("seconds", 0.0)), *describe_usage(usage)]
         logger.info("%s: %s", self.name, ", ".join(parts))
         if manifest.failures:
-            row, message = min(manifest.failures.items(), key=lambda failure: int(failure[0]))
+            row, message = next(iter(manifest.failures.items()))
             text = "%s: %s of its rows failed and hold None; the first is row %s: %s%s"
             count, hint = len(manifest.failed), " Pass force=True to try them again." if outcome.found else ""
             logger.warning(text, self.name, f"{count:,}", row, message, hint)

@@ -211,7 +211,7 @@ class OutputDataset(OutputDatasetMixin):
         missing = positions[(positions < -size) | (positions >= size)]
         if len(missing):
             raise NoSuchRow(f'"{self._step.name}" has no row {missing[0]}; it has {size:,} rows.')
-        chosen = np.where(positions < 0, positions + size, positions)
+        chosen = positions % size if size else positions
         if len(chosen) == 1:  # a slice is faster
             return to_columns(table.select(range(chosen[0], chosen[0] + 1)).whole())
         return to_columns(table.select(chosen).whole())
