@@ -108,9 +108,9 @@ class NewerFormat(StorageError):
 
 
 class ModelError(DataDreamerError, RuntimeError):
-    """A model failed; `retry_after` are the seconds to wait, if given by the provider."""
+    """A model failed; `retry_after` is the number of seconds to wait before another try, if given by the provider."""
 
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
+    def __init__(self, message: str = "", retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 

@@ -207,7 +207,7 @@ class Node:
         logger.info("%s: %s", self.name, ", ".join(parts))
         if manifest.failures:
             row, message = next(iter(manifest.failures.items()))
-            text = "%s: %s of its rows failed and hold None; the first is row %s: %s%s"
+            text = "%s: %s of its rows failed and have no value; the first is row %s: %s%s"
             count, hint = len(manifest.failed), " Pass force=True to try them again." if outcome.found else ""
             logger.warning(text, self.name, f"{count:,}", row, message, hint)
 

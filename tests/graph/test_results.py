@@ -76,7 +76,7 @@ def test_a_run_that_finds_failed_rows_says_so_and_how_to_try_them_again(tmp_path
         with DataDreamer(tmp_path):
             Counts("Some fail", 30, [20, 3])
         (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-        assert warning == f"Some fail: 2 of its rows failed and hold None; the first is row 3: row 3 is odd{again}"
+        assert warning == f"Some fail: 2 of its rows failed and have no value; the first is row 3: row 3 is odd{again}"
 
 
 @pytest.mark.parametrize("rows", [[], [0], [3, 7, 8, 9], [9, 8, 8, 1], list(range(1_000_000))])
