@@ -122,6 +122,6 @@ def _log(name: str, kept: Kept, usage: Usage) -> None:
     if usage.failed_rows:
         index, message = next(iter(sorted(usage.failures.items())))
         logger.warning(
-            "%s: %s of its rows failed and hold None; the first is row %s: %s",
+            "%s: %s of its rows failed and have no value; the first is row %s: %s",
             name, f"{usage.failed_rows:,}", index, message,
         )  # fmt: skip

@@ -15,7 +15,7 @@ from .operations.combining import zipped as zipped
 from .prompting.data_from_attributed_prompt import DataFromAttributedPrompt as DataFromAttributedPrompt
 from .prompting.data_from_prompt import DataFromPrompt as DataFromPrompt
 from .prompting.few_shot_prompt import FewShotPrompt as FewShotPrompt
-from .prompting.few_shot_with_retrieval import FewShotPromptWithRetrieval as FewShotPromptWithRetrieval
+from .prompting.few_shot_prompt import FewShotPromptWithRetrieval as FewShotPromptWithRetrieval
 from .prompting.filter_with_prompt import FilterWithPrompt as FilterWithPrompt
 from .prompting.judge_pairs import JudgeGenerationPairsWithPrompt as JudgeGenerationPairsWithPrompt
 from .prompting.judge_pairs import JudgePairsWithPrompt as JudgePairsWithPrompt

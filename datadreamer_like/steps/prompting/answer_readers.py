@@ -49,8 +49,6 @@ def read_number(text: object) -> float | None:
         >>> read_number("8/10"), read_number("On a scale of 1 to 10, I give it a 7."), read_number("good")
         (8.0, 7.0, None)
     """
-    if isinstance(text, bool):
-        return float(text)
     if isinstance(text, int | float):
         return float(text)
     if not isinstance(text, str):
@@ -69,15 +67,7 @@ def read_number(text: object) -> float | None:
 
 
 def read_winner(text: object, a_label: str, b_label: str) -> str | None:
-    """Reads which of two candidates an answer prefers.
-
-    Args:
-        text: The answer.
-        a_label: Label of the first candidate in the prompt.
-        b_label: Label of the second candidate.
-
-    Returns:
-        `"a"`, `"b"`, or None.
+    """Reads which of two candidates an answer prefers, by their labels in the prompt: `"a"` or `"b"`.
 
     Example:
         >>> read_winner("Response B is better.", "Response A:", "Response B:"), read_winner("Both.", "A:", "B:")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import string
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, islice, product
 from pathlib import Path
@@ -12,15 +13,17 @@ from typing import Any, TypeAlias
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
 from datadreamer_like.graph.output import BATCH_SIZE, Batch
 
-from ..base.columns import columns_together
 from ..base.lazy_rows import From
 from ..base.row_answers import AnsweredRows
 from .data_from_prompt import DataFromPrompt
 from .prompt_step import RowPrompt
-from .prompt_text import shown_positions
+from .prompt_text import labelled, shown_positions
 
 EXAMPLES = "examples"
 """Name of the placeholder for examples."""
+
+# Marks the place of the examples in a filled instruction; no text contains it.
+_MARK = "\0examples\0"
 
 
 class DataFromAttributedPrompt(DataFromPrompt):
@@ -56,17 +59,10 @@ class DataFromAttributedPrompt(DataFromPrompt):
         self.register_data_args()
         self.register_arg("attributes", type=dict, help="Attribute name to the list of its values.")
         self.register_arg("examples", required=False, type=dict, help="Value of the attribute to real texts.")
-        self.register_arg(
-            "examples_attribute",
-            required=False,
-            type=str,
-            help="The attribute that the examples are grouped by.",
-            default_help="the only attribute",
-        )
+        what = "The attribute that the examples are grouped by."
+        self.register_arg("examples_attribute", required=False, type=str, help=what, default_help="the only attribute")
         self.register_arg("num_examples", required=False, default=3, type=int, help="Examples in each prompt.")
-        self.register_arg("example_label", required=False, default="Example:", type=str, help="Before each example.")
-        self.register_arg("sep", required=False, default="\n", type=str, help="Between examples.")
-        self.register_arg("max_new_tokens", required=False, type=int, help="Most tokens of an answer.")
+        self.register_format("\n", example_label="Example:")
         self.register_arg("seed", required=False, type=int, help="For the examples' order, and for the LLM.")
         self.register_output("attributes", help="The attributes of each row.")
         self.register_prompt_outputs()
@@ -84,13 +80,14 @@ class DataFromAttributedPrompt(DataFromPrompt):
         examples = self._examples()
         if examples is None:
             self.warn_of_repetition(len(combinations))
-        count = self.args["num_examples"]
+        rng = random.Random(self.args["seed"] or 0)
+        left: dict[Any, list[Example]] = defaultdict(list)
         rows = islice(cycle(combinations), self.num_prompts())
         while attributes_of_rows := list(islice(rows, BATCH_SIZE)):
             batch: Batch = {"attributes": attributes_of_rows}
             if examples is not None:
-                of = self._examples_attribute()
-                drawn = [examples.draw(combination[of], count) for combination in attributes_of_rows]
+                values = [combination[self._examples_attribute()] for combination in attributes_of_rows]
+                drawn = [_drawn(examples[value], left[value], self.args["num_examples"], rng) for value in values]
                 batch["examples"] = [[text for text, _ in one] for one in drawn]
                 batch["example_rows"] = [[row for _, row in one] for one in drawn]
             yield batch
@@ -111,32 +108,24 @@ class DataFromAttributedPrompt(DataFromPrompt):
         instruction = str(self.args["instruction"])
         if shown is None:
             return instruction.format(**combination)
-        before, mark, after = _filled(instruction, combination).partition(_MARK)
+        before, mark, after = instruction.format(**{EXAMPLES: _MARK, **combination}).partition(_MARK)
         if not mark:
             before, after = "", before
-        label = self.args["example_label"]
         return self.fitted(
-            lambda: self.args["llm"].format_prompt(
-                max_new_tokens=self.args["max_new_tokens"],
-                beg_instruction=before.removesuffix("\n") or None,
-                in_context_examples=[f"{label} {text}" if label else text for text in shown],
-                end_instruction=after.removeprefix("\n") or None,
-                sep=self.args["sep"],
-            ),
+            beg_instruction=before.removesuffix("\n") or None,
+            in_context_examples=[labelled(self.args["example_label"], text) for text in shown],
+            end_instruction=after.removeprefix("\n") or None,
         )
 
-    def _examples(self) -> _Examples | None:
-        groups: dict[Any, list[Example]] = {}
-        if "examples" in self._inputs:
-            batches = columns_together(self._inputs, f'"{self.name}"')
-            pairs = (
-                pair for batch in batches for pair in zip(batch["examples"], batch["example_attributes"], strict=True)
-            )
-            for row, (text, value) in enumerate(pairs):
+    def _examples(self) -> dict[Any, list[Example]] | None:
+        """Returns the examples by value; None if there are no examples."""
+        groups: dict[Any, list[Example]] = defaultdict(list)
+        if self._inputs:
+            for row, (text, value) in enumerate(self.input_rows("examples", "example_attributes")):
                 if text is not None:
-                    groups.setdefault(value, []).append((text, row))
+                    groups[value].append((text, row))
         elif self.args["examples"] is not None:
-            groups = {value: [(text, -1) for text in texts] for value, texts in self.args["examples"].items()}
+            groups.update({value: [(text, -1) for text in texts] for value, texts in self.args["examples"].items()})
         else:
             return None
         name = self._examples_attribute()
@@ -147,7 +136,7 @@ class DataFromAttributedPrompt(DataFromPrompt):
                 f"{', '.join(map(repr, list(groups)[:20])) or 'nothing'}. Add examples, or remove that value from "
                 "the attributes."
             )
-        return _Examples(groups, self.args["seed"])
+        return groups
 
     def _examples_attribute(self) -> str:
         return str(self.args["examples_attribute"] or next(iter(self.args["attributes"])))
@@ -155,31 +144,31 @@ class DataFromAttributedPrompt(DataFromPrompt):
     def configure(self) -> None:
         """Rejects an instruction, attributes and examples that do not match."""
         super().configure()
-        args = self.args
+        args, attributes = self.args, self.args["attributes"]
         if len(self._inputs) == 1:
             raise DefinitionError(
                 f'"{self.name}": give both inputs "examples" and "example_attributes": real texts, and the '
                 "attribute's value of each."
             )
-        self._check_attributes(args["attributes"])
-        self._check_placeholders(str(args["instruction"]), args["attributes"])
+        self._check_attributes(attributes)
+        placeholders = self._check_placeholders(args["instruction"], attributes)
         seeded = bool(self._inputs) or args["examples"] is not None
         if self._inputs and args["examples"] is not None:
             raise DefinitionError(f'"{self.name}": give examples as inputs or as an argument, not both.')
         name = args["examples_attribute"]
-        if name is not None and name not in args["attributes"]:
+        if name is not None and name not in attributes:
             raise DefinitionError(
                 f'"{self.name}": examples_attribute is "{name}", which is not an attribute; the attributes are: '
-                f"{', '.join(args['attributes'])}.{did_you_mean(name, args['attributes'])}"
+                f"{', '.join(attributes)}.{did_you_mean(name, attributes)}"
             )
-        if seeded and name is None and len(args["attributes"]) > 1:
+        if seeded and name is None and len(attributes) > 1:
             raise DefinitionError(
-                f'"{self.name}": the examples belong to one of the attributes {", ".join(args["attributes"])}. '
+                f'"{self.name}": the examples belong to one of the attributes {", ".join(attributes)}. '
                 'Name it: args={"examples_attribute": ...}.'
             )
         if args["num_examples"] < 0:
             raise DefinitionError(f'"{self.name}": num_examples is {args["num_examples"]}; expected 0 or more.')
-        if not seeded and EXAMPLES not in args["attributes"] and EXAMPLES in _placeholders(args["instruction"]):
+        if not seeded and EXAMPLES in placeholders and EXAMPLES not in attributes:
             raise DefinitionError(
                 f'"{self.name}": the instruction has the placeholder {{examples}}, but there are no examples. Give the '
                 'inputs "examples" and "example_attributes", or the argument "examples".'
@@ -190,15 +179,13 @@ class DataFromAttributedPrompt(DataFromPrompt):
             raise DefinitionError(f'"{self.name}": there are no attributes. Give some, or use DataFromPrompt.')
         for name, values in attributes.items():
             if isinstance(values, str) or not hasattr(values, "__iter__"):
-                raise ArgumentTypeError(
-                    f'"{self.name}": attribute "{name}" is {values!r}; expected a list of its values.'
-                )
+                raise ArgumentTypeError(f'"{self.name}": attribute "{name}" is {values!r}; expected a list of values.')
             if not list(values):
                 raise DefinitionError(f'"{self.name}": attribute "{name}" has no values.')
 
-    def _check_placeholders(self, instruction: str, attributes: Mapping[str, Any]) -> None:
+    def _check_placeholders(self, instruction: str, attributes: Mapping[str, Any]) -> list[str]:
         try:
-            placeholders = _placeholders(instruction)
+            placeholders = [name for _, name, _, _ in string.Formatter().parse(instruction) if name is not None]
         except ValueError as error:
             raise DefinitionError(
                 f'"{self.name}": the instruction has unbalanced braces ({error}). Double braces that are text: '
@@ -211,49 +198,28 @@ class DataFromAttributedPrompt(DataFromPrompt):
                     f"the attributes are: {', '.join(attributes)}.{did_you_mean(name, attributes)} Double braces that "
                     "are text."
                 )
-        unused = [name for name in attributes if name not in placeholders]
-        if unused:
-            raise DefinitionError(
-                f'"{self.name}": the instruction does not use the attribute "{unused[0]}". Add the placeholder '
-                f"{{{unused[0]}}}, or remove the attribute."
-            )
+        for name in attributes:
+            if name not in placeholders:
+                raise DefinitionError(
+                    f'"{self.name}": the instruction does not use the attribute "{name}". Add the placeholder '
+                    f"{{{name}}}, or remove the attribute."
+                )
+        return placeholders
 
 
 Example: TypeAlias = tuple[str, int]
 """A text, and its position in its column."""
 
 
-class _Examples:
-    """Texts by value, drawn in random order; each is drawn once before any is repeated."""
-
-    def __init__(self, groups: dict[Any, list[Example]], seed: int | None) -> None:
-        self._rng = random.Random(seed or 0)
-        self._groups = groups
-        self._left: dict[Any, list[Example]] = {}
-
-    def draw(self, value: Any, count: int) -> list[Example]:
-        """Returns up to `count` different texts of a value."""
-        texts = self._groups[value]
-        drawn: list[Example] = []
-        left = self._left.setdefault(value, [])
-        for _ in range(min(count, len(texts))):
-            if not left:
-                # A new round leaves out the texts of this draw, so that a prompt never shows a text twice.
-                used = {text for text, _ in drawn}
-                left.extend(example for example in texts if example[0] not in used)
-                self._rng.shuffle(left)
-            if left:
-                drawn.append(left.pop())
-        return drawn
-
-
-# Marks the place of the examples in a filled instruction; no text contains it.
-_MARK = "\0examples\0"
-
-
-def _filled(instruction: str, combination: dict[str, Any]) -> str:
-    return instruction.format(**{EXAMPLES: _MARK, **combination})
-
-
-def _placeholders(instruction: str) -> list[str]:
-    return [name for _, name, _, _ in string.Formatter().parse(instruction) if name is not None]
+def _drawn(texts: list[Example], left: list[Example], count: int, rng: random.Random) -> list[Example]:
+    """Draws up to `count` different texts, each once before any is repeated; `left` holds those not yet drawn."""
+    drawn: list[Example] = []
+    for _ in range(min(count, len(texts))):
+        if not left:
+            # A new round leaves out the texts of this draw, so that a prompt never shows a text twice.
+            used = {text for text, _ in drawn}
+            left.extend(example for example in texts if example[0] not in used)
+            rng.shuffle(left)
+        if left:
+            drawn.append(left.pop())
+    return drawn

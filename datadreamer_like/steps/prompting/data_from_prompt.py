@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.output import BATCH_SIZE, Batch
 
 from .prompt_step import PromptStep, RowPrompt
-
-logger = logging.getLogger("datadreamer_like")
 
 
 class DataFromPrompt(PromptStep):
@@ -30,28 +27,18 @@ class DataFromPrompt(PromptStep):
         self.register_llm()
         self.register_arg("instruction", type=str, help="What the LLM is to write.")
         self.register_arg("n", type=int, help="How many rows to make.")
-        self.register_arg(
-            "temperature", required=False, default=1.0, type=float, help="0 makes all answers to a prompt the same."
-        )
-        self.register_arg(
-            "top_p", required=False, default=1.0, type=float, help="0 makes all answers to a prompt the same."
-        )
+        for name in ("temperature", "top_p"):
+            what = "0 makes all answers to a prompt the same."
+            self.register_arg(name, required=False, default=1.0, type=float, help=what)
 
     def num_prompts(self) -> int:
         """Returns the number of rows to make."""
         return int(self.args["n"])
 
     def warn_of_repetition(self, distinct: int) -> None:
-        """Warns if answers must repeat: greedy decoding gives one answer per prompt.
-
-        Args:
-            distinct: Number of different prompts.
-        """
+        """Warns if answers must repeat, with `distinct` prompts: greedy decoding gives one answer per prompt."""
         if distinct < self.args["n"] and not (self.args["temperature"] and self.args["top_p"]):
-            logger.warning(
-                "%s: with temperature or top_p at 0, an LLM gives one answer per prompt, so rows repeat.",
-                self.name,
-            )
+            self.logger.warning("%s: a prompt has one answer if temperature or top_p is 0, so rows repeat.", self.name)
 
     def input_batches(self) -> Iterator[Batch]:
         """Yields the instruction `n` times."""

@@ -30,16 +30,7 @@ class ProcessWithPrompt(PromptStep):
         """Registers the arguments of the prompt."""
         self.register_llm()
         self.register_arg("instruction", type=str, help="What to do with each input.")
-        self.register_arg("input_label", required=False, default="Input:", type=str, help="Before the input.")
-        self.register_arg(
-            "instruction_label",
-            required=False,
-            default="Instruction:",
-            type=str,
-            help="Before the instruction.",
-        )
-        self.register_arg("max_new_tokens", required=False, type=int, help="Most tokens of an answer.")
-        self.register_arg("sep", required=False, default="\n\n", type=str, help="Between input and instruction.")
+        self.register_format("\n\n", input_label="Input:", instruction_label="Instruction:")
 
     def full_instruction(self) -> str:
         """Returns the instruction to send."""

@@ -14,13 +14,7 @@ def labelled(label: str, text: Any) -> str:
 def shown_positions(
     prompts: Sequence[Any], texts: Sequence[Sequence[str]], positions: Sequence[Sequence[int]]
 ) -> list[list[int]]:
-    """Returns the positions of the texts that each prompt contains, which are the first of its candidates.
-
-    Args:
-        prompts: Prompts as sent.
-        texts: For each prompt, the candidate texts in order.
-        positions: For each prompt, the positions of its candidates.
-    """
+    """Returns the positions of the texts that each prompt contains, which are the first of its candidate texts."""
     found = []
     for prompt, offered, rows in zip(prompts, texts, positions, strict=True):
         count = place = 0

@@ -1,15 +1,18 @@
-"""Scoring, filtering and sorting rows by an LLM's judgement."""
+"""Scoring and sorting rows by an LLM's judgement."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
+from dataclasses import replace
+from numbers import Real
 from statistics import fmean
 from typing import Any, cast
 
 import pyarrow as pa
 
+from datadreamer_like.errors import RejectedAnswer
 from datadreamer_like.graph.rows import Rows, untyped
+from datadreamer_like.models.calls.failures import Rejected
 from datadreamer_like.storage.values import to_batch
 
 from ..base.columns import whole_schema
@@ -25,16 +28,19 @@ class RankWithPrompt(JudgeRows):
 
     Inputs: `inputs`. Args: `instruction`, `sort` (True), `reverse` (True: the highest first), `score_threshold` (rows
     below it are dropped), `input_label`, `instruction_label`, `max_new_tokens`, `sep`, and those of `PromptStep`
-    (`post_process` may turn an answer into the score). Outputs: all columns of the step that the inputs come from,
-    `scores`, and a column for each property of `output_schema`.
+    (`post_process` may turn an answer into the score, and `parse` must return it). Outputs: all columns of the step
+    that the inputs come from, `scores`, and a column for each property of `output_schema`.
 
     A score is the number in the answer (`n > 1`: the mean); with `output_schema`, its only numeric property. Rows
     without a score have None, come last, and do not pass a threshold; `step.errors` holds them by position among the
     inputs.
     """
 
+    verdict = staticmethod(read_number)
     how_to_answer = "Answer with one number and nothing else."
+    answer_words = frozenset({"number"})
     schema_types = ("number", "integer")
+    verdict_output = "scores"
 
     def setup(self) -> None:
         """Registers the step's names."""
@@ -42,60 +48,53 @@ class RankWithPrompt(JudgeRows):
         self.register_arg("sort", required=False, default=True, type=bool, help="Sort the rows by their scores.")
         self.register_arg("reverse", required=False, default=True, type=bool, help="Put the highest score first.")
         self.register_arg("score_threshold", required=False, type=float, help="Rows with a lower score are dropped.")
-        self.register_output("scores", help="The scores.")
 
-    def run(self) -> LazyRowBatches:
-        """Prompts the LLM for every row."""
-        self.register_facts()
-        total = self.num_prompts() if self.args["score_threshold"] is None else None
-        known = whole_schema(self._inputs["inputs"])
-        return LazyRowBatches(self.result_batches, total_num_rows=total, save=not self.args["lazy"], like=known)
-
-    def result_batches(self) -> Iterator[Traced]:
-        """Yields the rows with their scores, sorted if `sort`."""
-        return self._sorted() if self.args["sort"] else self._scored()
-
-    def verdict(self, said: Any) -> float | None:
-        """Reads a score."""
-        return read_number(said)
+    def keeps(self, verdict: Any) -> bool:
+        """Returns whether a score reaches the threshold."""
+        threshold = self._args["score_threshold"]
+        return threshold is None or (verdict is not None and verdict >= threshold)
 
     def combine(self, values: list[Any]) -> Any:
         """Returns the mean of several scores."""
-        return fmean(value for value in values if value is not None)
+        scores = [value for value in values if value is not None]
+        return fmean(scores) if scores else None
 
-    def _scored(self) -> Iterator[Traced]:
-        threshold = self.args["score_threshold"]
-        start = 0
-        for rows in self.judged():
-            scores = self.values(rows)
-            batch = {**rows.rows, "scores": scores, **self.field_columns(rows)}
-            kept = list(range(len(scores)))
-            if threshold is not None:
-                kept = [index for index, score in enumerate(scores) if score is not None and score >= threshold]
-                batch = {name: [values[index] for index in kept] for name, values in batch.items()}
-            if kept:
-                yield Traced(batch, From("inputs", [start + index for index in kept]))
-            start += len(scores)
+    def call(self, name: str, *values: Any) -> Any:
+        """Calls a function given as an argument; a row fails if `parse` returns anything but a number or None."""
+        value = super().call(name, *values)
+        if name == "parse" and not isinstance(value, Real | Rejected | None):
+            raise RejectedAnswer.of(values[0].text, f"parse returned {value!r}; a score must be a number.")
+        return value
 
-    def _sorted(self) -> Iterator[Traced]:
+    def full_instruction(self) -> str:
+        """Returns the instruction; unchanged where `post_process` reads the answer."""
+        return super().full_instruction() if self.args["post_process"] is None else str(self.args["instruction"])
+
+    def run(self) -> LazyRowBatches:
+        """Prompts the LLM for every row."""
+        total = self.num_prompts() if self._args["score_threshold"] is None else None
+        return replace(super().run(), total_num_rows=total)
+
+    def result_batches(self) -> Iterator[Traced]:
+        """Yields the rows with their scores, sorted if `sort`."""
+        if not self._args["sort"]:
+            yield from super().result_batches()
+            return
         # Only scores and positions are held in memory, not rows.
-        positions: list[Any] = []
+        positions: list[int] = []
         known = whole_schema(self._inputs["inputs"])
+        scored = super().result_batches()
 
         def read() -> Iterator[pa.RecordBatch]:
-            for scored in self._scored():
-                positions.extend(cast(list[int], scored.sources[0].rows))
-                yield to_batch(scored.value, f'"{self.name}"', known)
+            for rows in scored:
+                positions.extend(cast(list[int], rows.sources[0].rows))
+                yield to_batch(rows.value, f'"{self.name}"', known)
 
         table = materialized(Rows(untyped(self._output_specs), None, read)).table
         assert table is not None
-        order = sorted_positions(table, ["scores"], [self.args["reverse"]])
+        order = sorted_positions(table, ["scores"], [self._args["reverse"]])
         place = 0
         for batch in table.select(order).batches():
             taken = order[place : place + batch.num_rows]
             yield Traced(batch, From("inputs", [positions[row] for row in taken]))
             place += batch.num_rows
-
-    def says_how_to_answer(self, instruction: str) -> bool:
-        """Whether the instruction asks for a number, or `post_process` makes one."""
-        return self.args["post_process"] is not None or re.search(r"\bnumber\b", instruction, re.IGNORECASE) is not None
