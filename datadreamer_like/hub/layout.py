@@ -23,7 +23,7 @@ class Layout:
     """The layout of a dataset in its repository, completed as shards are written.
 
     Attributes:
-        splits: Rows by split.
+        splits: Rows by split; at least one split, each with rows and all with the same features.
         config: Name of the configuration.
         num_bytes: Arrow bytes of each split's rows.
         download_size: Bytes of all shards.
@@ -51,6 +51,7 @@ class Layout:
         config = config_name or DEFAULT_CONFIG
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", config) or config == "data":
             raise HubError(f'"{config}" cannot name a configuration. Use letters, digits, "-", "_" and ".".')
+        first_name, first = next(iter(splits.items()))
         for name, rows in splits.items():
             if not isinstance(rows, datasets.Dataset):
                 raise ArgumentTypeError(
@@ -59,10 +60,9 @@ class Layout:
                 )
             if not re.fullmatch(r"\w+(\.\w+)*", name):
                 raise HubError(f'"{name}" cannot name a split. Use letters, digits, "_" and ".", such as "train".')
-            first = next(iter(splits.values()))
             if rows.features != first.features:
                 raise HubError(
-                    f'The splits differ in their columns: "{next(iter(splits))}" has {first.features}, "{name}" has '
+                    f'The splits differ in their columns: "{first_name}" has {first.features}, "{name}" has '
                     f"{rows.features}. Give all splits the same columns, or publish them under different config_name."
                 )
             if not len(rows):
@@ -73,29 +73,22 @@ class Layout:
         return cls(splits, config)
 
     @property
-    def is_default(self) -> bool:
-        """Whether this is the default configuration of `load_dataset`."""
-        return self.config == DEFAULT_CONFIG
+    def features(self) -> datasets.Features:
+        """The columns of every split."""
+        return next(iter(self.splits.values())).features
 
     @property
     def data_dir(self) -> str:
         """Folder of the shards in the repository."""
-        return "data" if self.is_default else self.config
-
-    @property
-    def rows(self) -> int:
-        """Rows in all splits."""
-        return sum(len(rows) for rows in self.splits.values())
+        return "data" if self.config == DEFAULT_CONFIG else self.config
 
     def metadata(self) -> dict[str, Any]:
         """Returns the card's keys for splits and features."""
+        splits = {name: (self.num_bytes.get(name, 0), len(rows)) for name, rows in self.splits.items()}
         info = datasets.DatasetInfo(
-            features=next(iter(self.splits.values())).features,
+            features=self.features,
             splits=datasets.splits.SplitDict(
-                {
-                    name: datasets.SplitInfo(name, num_bytes=self.num_bytes.get(name, 0), num_examples=len(rows))
-                    for name, rows in self.splits.items()
-                }
+                {name: datasets.SplitInfo(name, size, rows) for name, (size, rows) in splits.items()}
             ),
             download_size=self.download_size,
             dataset_size=sum(self.num_bytes.values()),
@@ -108,21 +101,17 @@ class Layout:
 
     def description(self) -> str:
         """Returns the card's tables of splits and columns."""
-        features = next(iter(self.splits.values())).features
         splits = table(("split", "rows"), [(name, f"{len(rows):,}") for name, rows in self.splits.items()])
-        columns = table(("column", "type"), [(name, _type(feature)) for name, feature in features.items()])
-        return f"## What is in it\n\n{splits}\n\n{columns}"
+        columns = table(("column", "type"), [(name, _type(feature)) for name, feature in self.features.items()])
+        return f"{splits}\n\n{columns}"
 
     def is_stale(self, path: str) -> bool:
         """Returns whether a path is a shard of an earlier version that this one does not have."""
-        return path not in self.paths and bool(
-            re.fullmatch(rf"{re.escape(self.data_dir)}/[^/]+-\d{{5}}-of-\d{{5}}(-[0-9a-f]+)?\.parquet", path)
-        )
+        shard = rf"{re.escape(self.data_dir)}/[^/]+-\d{{5}}-of-\d{{5}}(-[0-9a-f]+)?\.parquet"
+        return path not in self.paths and re.fullmatch(shard, path) is not None
 
 
 def _type(feature: Any) -> str:
     if isinstance(feature, datasets.ClassLabel):
         return f"label: {', '.join(feature.names)}"
-    if isinstance(feature, datasets.Value):
-        return str(feature.dtype)
-    return str(feature)
+    return str(feature.dtype if isinstance(feature, datasets.Value) else feature)

@@ -35,32 +35,26 @@ def model_metadata(
     is_synthetic: bool,
     on_hub: Callable[[str, str], bool],
 ) -> dict[str, Any]:
-    """Returns the YAML of a model's card.
+    """Returns the keys of a model's card that have a value.
 
-    Args:
-        card: Origin of the model.
-        task: The Hub's name of the task, such as `text-classification`.
-        library: The Hub's name of the library that loads the model, if any.
-        adapter: Whether the files are an adapter of the base model.
-        language: ISO 639 codes.
-        is_synthetic: Whether it was trained on synthetic data.
-        on_hub: Returns whether a repository (`"model"` or `"dataset"`, id) exists on the Hub.
-
-    Returns:
-        Only keys that have a value.
+    `task` and `library` are the Hub's names, `adapter` says whether the files are an adapter of the base model,
+    `language` holds ISO 639 codes, and `on_hub(kind, id)` returns whether a repository exists.
     """
     base = base_model(card)
     if base is not None and not (_is_hub_id(base) and on_hub("model", base)):
         base = None
-    return _present(
-        language=_languages(language),
-        license=_license(card),
+    trained = any(node.kind == "trainer" for node in card.lineage())
+    # A model that was trained here is not merely quantized.
+    relation = "adapter" if adapter else "quantized" if card.class_name == "Quantize" and not trained else "finetune"
+    return _metadata(
+        card,
+        language,
+        is_synthetic,
         library_name=library,
         pipeline_tag=_task(task),
         base_model=base,
-        base_model_relation=_relation(card, adapter) if base else None,
+        base_model_relation=relation if base else None,
         datasets=_datasets(card, on_hub),
-        tags=_tags(is_synthetic),
     )
 
 
@@ -73,27 +67,15 @@ def dataset_metadata(
     is_synthetic: bool,
     on_hub: Callable[[str, str], bool],
 ) -> dict[str, Any]:
-    """Returns the YAML of a dataset's card, without features and splits.
-
-    Args:
-        card: Origin of the dataset.
-        rows: Rows in all splits.
-        task_categories: The Hub's names of its tasks.
-        language: ISO 639 codes.
-        is_synthetic: Whether a model wrote some of its rows.
-        on_hub: Returns whether a repository (`"model"` or `"dataset"`, id) exists on the Hub.
-
-    Returns:
-        Only keys that have a value.
-    """
-    return _present(
+    """Returns the keys of a dataset's card that have a value, without features and splits; see `model_metadata`."""
+    return _metadata(
+        card,
+        language,
+        is_synthetic,
         pretty_name=card.name,
-        language=_languages(language),
-        license=_license(card),
         task_categories=[_task(task) for task in task_categories],
         size_categories=[_size(rows)],
         source_datasets=_datasets(card, on_hub),
-        tags=_tags(is_synthetic),
     )
 
 
@@ -147,6 +129,18 @@ def is_valid_id(name: str) -> bool:
     return True
 
 
+def _metadata(card: Card, language: Sequence[str], is_synthetic: bool, **own: Any) -> dict[str, Any]:
+    codes = [language] if isinstance(language, str) else list(language)
+    for code in codes:
+        if not re.fullmatch(r"[a-z]{2,3}", code) and code not in SPECIAL_LANGUAGES:
+            raise HubError(
+                f'"{code}" is not a language that the Hub knows. Give an ISO 639 code such as "en", or "multilingual".'
+            )
+    tags = [TAG, SYNTHETIC_TAG] if is_synthetic else [TAG]
+    values = {"language": codes, "license": _license(card), **own, "tags": tags}
+    return {name: value for name, value in values.items() if value}
+
+
 def _is_hub_id(name: str) -> bool:
     return is_valid_id(name) and not is_local(name)
 
@@ -163,43 +157,16 @@ def _license(card: Card) -> str | None:
     return licenses.pop() if len(licenses) == 1 and licenses <= LICENSES else "other"
 
 
-def _relation(card: Card, adapter: bool) -> str:
-    """Returns the relation of a model to its base model; one that was trained here is not merely quantized."""
-    if adapter:
-        return "adapter"
-    trained = any(node.kind == "trainer" for node in card.lineage())
-    return "quantized" if card.class_name == "Quantize" and not trained else "finetune"
-
-
-def _tags(is_synthetic: bool) -> list[str]:
-    return [TAG, SYNTHETIC_TAG] if is_synthetic else [TAG]
-
-
 def _task(task: str) -> str:
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", task):
         raise HubError(f'"{task}" is not the name of a task. The names are at https://huggingface.co/tasks.')
     return task
 
 
-def _languages(language: Sequence[str]) -> list[str]:
-    codes = [language] if isinstance(language, str) else list(language)
-    for code in codes:
-        if not re.fullmatch(r"[a-z]{2,3}", code) and code not in SPECIAL_LANGUAGES:
-            raise HubError(
-                f'"{code}" is not a language that the Hub knows. Give an ISO 639 code such as "en", or "multilingual".'
-            )
-    return codes
-
-
 def _size(rows: int) -> str:
-    limits = {"1K": 10**3, "10K": 10**4, "100K": 10**5, "1M": 10**6, "10M": 10**7, "100M": 10**8, "1B": 10**9}
-    below = None
-    for name, limit in {**limits, "10B": 10**10, "100B": 10**11, "1T": 10**12}.items():
-        if rows < limit:
-            return f"{below}<n<{name}" if below else f"n<{name}"
-        below = name
-    return "n>1T"
-
-
-def _present(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value}
+    """Returns the Hub's name of a size: between two powers of ten."""
+    limits = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
+    place = len(str(rows)) - 3
+    if place <= 0:
+        return f"n<{limits[0]}"
+    return f"{limits[place - 1]}<n<{limits[place]}" if place < len(limits) else f"n>{limits[-1]}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,40 +29,31 @@ WRITER_OPTIONS: dict[str, Any] = {"compression": "snappy", "write_page_index": T
 )
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A Parquet file: its local path, and its path in the repository."""
-
-    file: Path
-    path_in_repo: str
-
-
-def write_shards(layout: Layout, folder: Path, max_shard_size: int) -> Iterator[Shard]:
+def write_shards(layout: Layout, folder: Path, max_shard_size: int) -> Iterator[tuple[str, Path]]:
     """Writes a dataset as shards of about `max_shard_size` bytes, yielding each before the next is written.
 
-    Only one row group is in memory at a time, and the caller may delete a yielded shard's file.
-
-    Yields:
-        The shards of all splits in order; an empty one for a split without rows.
+    Yields the path in the repository and the file, which the caller may delete. Only one row group is in memory at a
+    time.
     """
     for split, data in layout.splits.items():
         # Powers of two, so that small changes of the row size do not move every boundary.
         row_bytes = _row_bytes(data)
         group_rows = min(MOST_ROWS_A_GROUP, _power_of_two(min(ROW_GROUP_BYTES, max_shard_size) / row_bytes))
         shard_rows = group_rows * _power_of_two(max_shard_size / (row_bytes * group_rows))
-        count = max(1, math.ceil(len(data) / shard_rows))
+        count = math.ceil(len(data) / shard_rows)
         layout.num_bytes[split] = 0
         for index in range(count):
             name = f"{split}-{index:05d}-of-{count:05d}.parquet"
-            shard = Shard(folder / name, f"{layout.data_dir}/{name}")
+            path, file = f"{layout.data_dir}/{name}", folder / name
             start = index * shard_rows
-            layout.num_bytes[split] += _write(data, start, min(len(data), start + shard_rows), group_rows, shard.file)
-            layout.download_size += shard.file.stat().st_size
-            layout.paths.add(shard.path_in_repo)
-            yield shard
+            layout.num_bytes[split] += _write(data, start, min(len(data), start + shard_rows), group_rows, file)
+            layout.download_size += file.stat().st_size
+            layout.paths.add(path)
+            yield path, file
 
 
 def _write(data: datasets.Dataset, start: int, stop: int, group_rows: int, file: Path) -> int:
+    """Writes a range of rows, and returns their Arrow bytes."""
     num_bytes = 0
     with pq.ParquetWriter(file, data.features.arrow_schema, **WRITER_OPTIONS) as writer:
         for first in range(start, stop, group_rows):
