@@ -102,7 +102,11 @@ class NewerFormat(StorageError):
 
 
 class ModelError(DataDreamerError, RuntimeError):
-    """A model failed."""
+    """A model failed; `retry_after` is the number of seconds to wait before another try, if given by the provider."""
+
+    def __init__(self, message: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class AuthenticationFailed(ModelError, PermissionError):
@@ -122,29 +126,11 @@ class PromptTooLong(BadRequest):
 
 
 class RateLimited(ModelError):
-    """The provider's rate limit is reached.
-
-    Args:
-        message: What happened.
-        retry_after: Seconds to wait, if given by the provider.
-    """
-
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+    """The provider's rate limit is reached."""
 
 
 class Unavailable(ModelError, ConnectionError):
-    """The provider cannot be reached, timed out, or had a server error.
-
-    Args:
-        message: What happened.
-        retry_after: Seconds to wait, if given by the provider.
-    """
-
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+    """The provider cannot be reached, timed out, or had a server error."""
 
 
 class MalformedAnswer(ModelError, ValueError):

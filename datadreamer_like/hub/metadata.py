@@ -16,6 +16,9 @@ from datadreamer_like.graph.card import Card
 
 from .licenses import LICENSES
 
+OnHub = Callable[[str, str], bool]
+"""Returns whether a repository, of a kind and with an id, exists on the Hub."""
+
 TAG = "datadreamer-like"
 SYNTHETIC_TAG = "synthetic"
 
@@ -25,58 +28,49 @@ PATH_IN_TEXT = re.compile(r"(?<![\w.:/~-])(?:~?/|[A-Za-z]:\\)[^\s'\",;()]*[/\\](
 SPECIAL_LANGUAGES = ("code", "multilingual")
 
 
-def model_metadata(
-    card: Card,
-    *,
-    task: str,
-    library: str | None,
-    adapter: bool,
-    language: Sequence[str],
-    is_synthetic: bool,
-    on_hub: Callable[[str, str], bool],
-) -> dict[str, Any]:
-    """Returns the keys of a model's card that have a value.
+def card_metadata(card: Card, language: Sequence[str], is_synthetic: bool | None, **own: Any) -> dict[str, Any]:
+    """Returns the keys of a card that have a value.
 
-    `task` and `library` are the Hub's names, `adapter` says whether the files are an adapter of the base model,
-    `language` holds ISO 639 codes, and `on_hub(kind, id)` returns whether a repository exists.
+    `language` holds ISO 639 codes; if `is_synthetic` is None, the card decides; `own` is of `model_keys` or
+    `dataset_keys`.
     """
+    codes = [language] if isinstance(language, str) else list(language)
+    for code in codes:
+        if not re.fullmatch(r"[a-z]{2,3}", code) and code not in SPECIAL_LANGUAGES:
+            raise HubError(
+                f'"{code}" is not a language that the Hub knows. Give an ISO 639 code such as "en", or "multilingual".'
+            )
+    synthetic = card.is_synthetic() if is_synthetic is None else is_synthetic
+    tags = [TAG, SYNTHETIC_TAG] if synthetic else [TAG]
+    values = {"language": codes, "license": _license(card), **own, "tags": tags}
+    return {name: value for name, value in values.items() if value}
+
+
+def model_keys(card: Card, task: str, library: str | None, adapter: bool, on_hub: OnHub) -> dict[str, Any]:
+    """Returns the keys of a model's card; `adapter` says whether the files are an adapter of the base model."""
     base = base_model(card)
     if base is not None and not (_is_hub_id(base) and on_hub("model", base)):
         base = None
     trained = any(node.kind == "trainer" for node in card.lineage())
     # A model that was trained here is not merely quantized.
     relation = "adapter" if adapter else "quantized" if card.class_name == "Quantize" and not trained else "finetune"
-    return _metadata(
-        card,
-        language,
-        is_synthetic,
-        library_name=library,
-        pipeline_tag=_task(task),
-        base_model=base,
-        base_model_relation=relation if base else None,
-        datasets=_datasets(card, on_hub),
-    )
+    return {
+        "library_name": library,
+        "pipeline_tag": _task(task),
+        "base_model": base,
+        "base_model_relation": relation if base else None,
+        "datasets": _datasets(card, on_hub),
+    }
 
 
-def dataset_metadata(
-    card: Card,
-    *,
-    rows: int,
-    task_categories: Sequence[str],
-    language: Sequence[str],
-    is_synthetic: bool,
-    on_hub: Callable[[str, str], bool],
-) -> dict[str, Any]:
-    """Returns the keys of a dataset's card that have a value, without features and splits; see `model_metadata`."""
-    return _metadata(
-        card,
-        language,
-        is_synthetic,
-        pretty_name=card.name,
-        task_categories=[_task(task) for task in task_categories],
-        size_categories=[_size(rows)],
-        source_datasets=_datasets(card, on_hub),
-    )
+def dataset_keys(card: Card, rows: int, task_categories: Sequence[str], on_hub: OnHub) -> dict[str, Any]:
+    """Returns the keys of a dataset's card, without features and splits."""
+    return {
+        "pretty_name": card.name,
+        "task_categories": [_task(task) for task in task_categories],
+        "size_categories": [_size(rows)],
+        "source_datasets": _datasets(card, on_hub),
+    }
 
 
 def base_model(card: Card) -> str | None:
@@ -129,23 +123,11 @@ def is_valid_id(name: str) -> bool:
     return True
 
 
-def _metadata(card: Card, language: Sequence[str], is_synthetic: bool, **own: Any) -> dict[str, Any]:
-    codes = [language] if isinstance(language, str) else list(language)
-    for code in codes:
-        if not re.fullmatch(r"[a-z]{2,3}", code) and code not in SPECIAL_LANGUAGES:
-            raise HubError(
-                f'"{code}" is not a language that the Hub knows. Give an ISO 639 code such as "en", or "multilingual".'
-            )
-    tags = [TAG, SYNTHETIC_TAG] if is_synthetic else [TAG]
-    values = {"language": codes, "license": _license(card), **own, "tags": tags}
-    return {name: value for name, value in values.items() if value}
-
-
 def _is_hub_id(name: str) -> bool:
     return is_valid_id(name) and not is_local(name)
 
 
-def _datasets(card: Card, on_hub: Callable[[str, str], bool]) -> list[str]:
+def _datasets(card: Card, on_hub: OnHub) -> list[str]:
     return [name for name in stated(card.lineage(), "datasets") if _is_hub_id(name) and on_hub("dataset", name)]
 
 

@@ -18,7 +18,7 @@ from datadreamer_like.errors import StorageError
 from .card import Readme, readme
 from .folder import ADAPTER, is_weights, library_of, model_files
 from .layout import DEFAULT_CONFIG, Layout
-from .metadata import base_model, dataset_metadata, model_metadata
+from .metadata import base_model, card_metadata, dataset_keys, model_keys
 from .repository import MAIN, README, Repository
 from .shards import write_shards
 
@@ -77,14 +77,8 @@ def publish_dataset(
     """
     layout = Layout.of(data, config_name)
     repository = Repository(repo_id, "dataset", token=token, branch=branch, private=private)
-    metadata = dataset_metadata(
-        card,
-        rows=sum(map(len, layout.splits.values())),
-        task_categories=task_categories,
-        language=language,
-        is_synthetic=card.is_synthetic() if is_synthetic is None else is_synthetic,
-        on_hub=repository.exists,
-    )
+    keys = dataset_keys(card, sum(map(len, layout.splits.values())), task_categories, repository.exists)
+    metadata = card_metadata(card, language, is_synthetic, **keys)
 
     config = [] if layout.config == DEFAULT_CONFIG else [layout.config]
     arguments = _arguments(repository, repository.repo_id, *config)
@@ -129,19 +123,9 @@ def publish_model(
     weights of an earlier version that no longer exist; an unchanged model makes none. Checkpoints, optimizer states and
     other files of the training run are not published, nor are local paths.
 
-    Args:
-        folder: Folder of the saved model.
-        repo_id: As for `publish_dataset`, like all arguments that are not described here.
-        card: Origin of the model.
-        branch: Branch to publish to, created if missing; None for the main branch.
-        private: Create a private repository.
-        token: Access token; None for that of `HF_TOKEN` or `hf auth login`.
-        is_synthetic: Whether it was trained on rows written by a language model; None decides by the card.
-        task: The Hub's name of the task, such as `text-generation`.
-        imports: Modules to import before loading, such as `datadreamer_like.quantization`.
-        language: ISO 639 codes of its languages.
-        ignore: Further patterns of paths to leave out, such as `onnx/*`.
-        commit_message: Message of the commit.
+    `task` is the Hub's name of the task, such as `text-generation`; `imports` are modules to import before loading,
+    such as `datadreamer_like.quantization`; `ignore` are further patterns of paths to leave out, such as `onnx/*`;
+    `is_synthetic` says whether it was trained on rows written by a language model. For the rest see `publish_dataset`.
 
     Returns:
         URL of the model, with the branch.
@@ -157,15 +141,8 @@ def publish_model(
     files = model_files(Path(folder), base_model=base_model(card), ignore=ignore)
     library = library_of(files)
     repository = Repository(repo_id, "model", token=token, branch=branch, private=private)
-    metadata = model_metadata(
-        card,
-        task=task,
-        library=library,
-        adapter=ADAPTER in files,
-        language=language,
-        is_synthetic=card.is_synthetic() if is_synthetic is None else is_synthetic,
-        on_hub=repository.exists,
-    )
+    keys = model_keys(card, task, library, ADAPTER in files, repository.exists)
+    metadata = card_metadata(card, language, is_synthetic, **keys)
     written = readme("model", card, metadata, load=_load_model(repository, library, task, imports))
     repository.validate(written.over(None))
     repository.open()

@@ -12,7 +12,7 @@ from .labelling.count_tokens import CountTokens as CountTokens
 from .labelling.run_task_model import RunTaskModel as RunTaskModel
 from .operations.combining import concat as concat
 from .operations.combining import zipped as zipped
-from .prompting.data_from_attributed_prompt import DataFromAttributedPrompt as DataFromAttributedPrompt
+from .prompting.data_from_prompt import DataFromAttributedPrompt as DataFromAttributedPrompt
 from .prompting.data_from_prompt import DataFromPrompt as DataFromPrompt
 from .prompting.few_shot_prompt import FewShotPrompt as FewShotPrompt
 from .prompting.few_shot_prompt import FewShotPromptWithRetrieval as FewShotPromptWithRetrieval

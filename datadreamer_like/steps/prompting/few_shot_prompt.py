@@ -15,7 +15,6 @@ from ..base.lazy_rows import From
 from ..base.row_answers import AnsweredRows
 from ..retrieval.retrieve import retrieved
 from .prompt_step import PromptStep, RowPrompt
-from .prompt_text import labelled, shown_positions
 
 
 class FewShotPrompt(PromptStep):
@@ -23,7 +22,7 @@ class FewShotPrompt(PromptStep):
 
     Inputs: `input_examples`, `output_examples`, `inputs`. Args: `input_label`, `output_label`, `max_new_tokens`,
     `instruction` (comes first), `sep`, `min_in_context_examples`, `max_in_context_examples`, and those of `PromptStep`.
-    Outputs: `inputs`, `prompts`, `generations`, and a column for each property of `output_schema`.
+    Outputs: `inputs`, `prompts`, `generations`.
 
     Examples are shown in order, as many as fit the model's context with `max_new_tokens` left for the answer. A row
     fails, and holds None, if `min_in_context_examples` do not fit.
@@ -56,8 +55,8 @@ class FewShotPrompt(PromptStep):
         whole = [(str(given), made, row) for row, (given, made) in pairs if given is not None and made is not None]
         if not whole:
             raise EmptyDataset(f'"{self.name}": there are no examples. Give columns with at least one complete pair.')
-        before, between = self.args["input_label"], f"{self.args['sep']}{labelled(self.args['output_label'], '')}"
-        texts = [f"{labelled(before, given)}{between}{made}" for given, made, _ in whole]
+        parts = [(self.labelled("input_label", given), self.labelled("output_label", made)) for given, made, _ in whole]
+        texts = [self.args["sep"].join(part) for part in parts]
         return [given for given, _, _ in whole], texts, [row for _, _, row in whole]
 
     def input_batches(self) -> Iterator[Batch]:
@@ -65,15 +64,15 @@ class FewShotPrompt(PromptStep):
         _, examples, positions = self.examples()
         for batch in columns_together({"inputs": self._inputs["inputs"]}, f'"{self.name}"'):
             size = len(batch["inputs"])
-            yield {**batch, "examples": [examples] * size, "example_rows": [positions] * size}
+            yield {**batch, "texts": [examples] * size, "positions": [positions] * size}
 
     def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
         """Returns each input after its examples, or the error of finding examples."""
-        return [self._prompt(*row) for row in zip(batch["inputs"], batch["examples"], strict=True)]
+        return [self._prompt(*row) for row in zip(batch["inputs"], batch["texts"], strict=True)]
 
     def origin(self, rows: AnsweredRows) -> Sequence[From]:
         """Returns the inputs' rows, and the examples that each prompt shows."""
-        found = shown_positions(rows.values, rows.rows["examples"], rows.rows["example_rows"])
+        found = self.shown(rows)
         return [From("inputs"), *(From(name, found, role="example") for name in ("input_examples", "output_examples"))]
 
     def _prompt(self, value: Any, examples: list[str] | ModelError) -> RowPrompt:
@@ -81,7 +80,7 @@ class FewShotPrompt(PromptStep):
             return None
         if isinstance(examples, ModelError):
             return examples
-        question = labelled(self.args["input_label"], value)
+        question = self.labelled("input_label", value)
         return self.fitted(
             beg_instruction=self.args["instruction"],
             in_context_examples=examples,
@@ -114,8 +113,4 @@ class FewShotPromptWithRetrieval(FewShotPrompt):
                 error if isinstance(error, ModelError) else [examples[index] for index in indices]
                 for error, indices in zip(texts, found, strict=True)
             ]
-            yield {
-                **batch,
-                "examples": shown,
-                "example_rows": [[positions[index] for index in indices] for indices in found],
-            }
+            yield {**batch, "texts": shown, "positions": [[positions[index] for index in row] for row in found]}

@@ -120,8 +120,7 @@ class FilterWithPrompt(JudgeRows):
 
     Inputs: `inputs`. Args: `instruction`, `filter_func` (takes an answer's text, or a list of texts where n > 1, and
     returns whether to keep the row), `input_label`, `instruction_label`, `max_new_tokens`, `sep`, and those of
-    `PromptStep`. Outputs: all columns of the step that the inputs come from, and a column for each property of
-    `output_schema`.
+    `PromptStep`. Outputs: all columns of the step that the inputs come from.
 
     Without a `filter_func` or `parse`, answers are read as yes or no (`n > 1`: the majority; a tie keeps the row); with
     `output_schema`, its only boolean property is the verdict, and `filter_func` takes a dictionary. Rows with missing

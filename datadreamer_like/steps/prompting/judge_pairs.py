@@ -13,7 +13,6 @@ from datadreamer_like.models.llms.generation import Answer
 from ..base.row_answers import AnsweredRows
 from .answer_readers import read_winner
 from .prompt_step import PromptStep, RowPrompt
-from .prompt_text import labelled
 
 
 class JudgePairsWithPrompt(PromptStep):
@@ -22,7 +21,7 @@ class JudgePairsWithPrompt(PromptStep):
     Inputs: `a`, `b`. Args: `instruction`, `judgement_func` (takes an answer's text and returns `"a"` or `"b"`, or the
     label, of the candidate as shown), `randomize_order` (True), `a_label`, `b_label`, `instruction_label`,
     `max_new_tokens`, `sep`, and those of `PromptStep`. Outputs: `a`, `b`, `judge_prompts`, `judge_generations`,
-    `judgements`, and a column for each property of `output_schema`.
+    `judgements`.
 
     A judgement is the winning input, `"a"` or `"b"`, independent of the order shown; None if there is none.
     With `n > 1` the majority wins. With `output_schema`, its only string property names the winner, unless
@@ -65,12 +64,12 @@ class JudgePairsWithPrompt(PromptStep):
 
     def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
         """Returns each pair with the instruction; a row with a missing value has no prompt."""
-        labels = [self._args[_label_of(name)] for name in self.labels]
-        instruction = labelled(self._args["instruction_label"], self._instruction())
+        labels = [_label_of(name) for name in self.labels]
+        instruction = self.labelled("instruction_label", self._instruction())
         prompts: list[RowPrompt] = []
         for *context, a, b, swapped in zip(*(batch[name] for name in [*self.labels, "swapped"]), strict=True):
             texts = [*context, b, a] if swapped else [*context, a, b]
-            parts = [*map(labelled, labels, texts), instruction]
+            parts = [*map(self.labelled, labels, texts), instruction]
             prompts.append(None if any(text is None for text in texts) else str(self._args["sep"].join(parts)))
         return prompts
 

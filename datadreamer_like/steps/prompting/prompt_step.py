@@ -220,6 +220,24 @@ class PromptStep(Step):
         self.register_model_facts(self._args["llm"])
         self.register_data_card(DataCardType.PROMPT, self._args.get("instruction"))
 
+    def labelled(self, label: str, text: Any) -> str:
+        """Returns a text after the label that is the value of an argument."""
+        return f"{self._args[label]} {text}" if self._args[label] else str(text)
+
+    def shown(self, rows: AnsweredRows) -> list[list[int]]:
+        """Returns the positions of the texts that each prompt shows: the first of its row's `texts` and `positions`."""
+        found = []
+        for prompt, texts, positions in zip(rows.values, rows.rows["texts"], rows.rows["positions"], strict=True):
+            count = place = 0
+            if isinstance(prompt, str):
+                for text in texts:
+                    place = prompt.find(text, place) + len(text)
+                    if place < len(text):
+                        break
+                    count += 1
+            found.append(list(positions[:count]))
+        return found
+
     def input_rows(self, *names: str) -> Iterator[tuple[Any, ...]]:
         """Yields the values of some inputs, row by row."""
         for batch in columns_together({name: self._inputs[name] for name in names}, f'"{self.name}"'):

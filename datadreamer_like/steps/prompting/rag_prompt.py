@@ -12,7 +12,6 @@ from ..base.lazy_rows import From
 from ..base.row_answers import AnsweredRows
 from ..retrieval.retrieve import from_corpus, retrieved
 from .prompt_step import PromptStep, RowPrompt
-from .prompt_text import labelled, shown_positions
 
 
 class RAGPrompt(PromptStep):
@@ -20,7 +19,7 @@ class RAGPrompt(PromptStep):
 
     Inputs: `prompts`. Args: `retriever`, `k` (5), `retrieved_text_label`, `prompt_label`, `max_new_tokens`, `sep`,
     `min_in_context_retrieved_texts`, `max_in_context_retrieved_texts`, and those of `PromptStep`. Outputs: `prompts`
-    (as sent), `generations`, and a column for each property of `output_schema`.
+    (as sent), `generations`.
 
     Texts are shown best first, as many as fit the model's context with `max_new_tokens` left for the answer. A row
     fails, and holds None, if `min_in_context_retrieved_texts` do not fit.
@@ -49,8 +48,7 @@ class RAGPrompt(PromptStep):
 
     def origin(self, rows: AnsweredRows) -> Sequence[From]:
         """Returns the questions' rows, and the documents that each prompt shows."""
-        documents = shown_positions(rows.values, rows.rows["texts"], rows.rows["positions"])
-        return [*super().origin(rows), *from_corpus(self.args["retriever"], documents)]
+        return [*super().origin(rows), *from_corpus(self.args["retriever"], self.shown(rows))]
 
     def register_facts(self) -> None:
         """Adds the retriever to the card too."""
@@ -61,8 +59,8 @@ class RAGPrompt(PromptStep):
         if texts is None or isinstance(texts, ModelError):
             return texts
         return self.fitted(
-            in_context_examples=[labelled(self.args["retrieved_text_label"], text) for text in texts],
-            end_instruction=labelled(self.args["prompt_label"], question),
+            in_context_examples=[self.labelled("retrieved_text_label", text) for text in texts],
+            end_instruction=self.labelled("prompt_label", question),
             min_in_context_examples=self.args["min_in_context_retrieved_texts"],
             max_in_context_examples=self.args["max_in_context_retrieved_texts"],
         )

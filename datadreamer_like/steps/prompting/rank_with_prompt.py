@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from numbers import Real
 from statistics import fmean
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 
@@ -22,6 +22,8 @@ from ..operations.transforms import materialized
 from .answer_readers import read_number
 from .filter_with_prompt import JudgeRows
 
+_POSITION = "\0position"
+
 
 class RankWithPrompt(JudgeRows):
     """Has an LLM give each row a score, and sorts by it.
@@ -29,7 +31,7 @@ class RankWithPrompt(JudgeRows):
     Inputs: `inputs`. Args: `instruction`, `sort` (True), `reverse` (True: the highest first), `score_threshold` (rows
     below it are dropped), `input_label`, `instruction_label`, `max_new_tokens`, `sep`, and those of `PromptStep`
     (`post_process` may turn an answer into the score, and `parse` must return it). Outputs: all columns of the step
-    that the inputs come from, `scores`, and a column for each property of `output_schema`.
+    that the inputs come from, and `scores`.
 
     A score is the number in the answer (`n > 1`: the mean); with `output_schema`, its only numeric property. Rows
     without a score have None, come last, and do not pass a threshold; `step.errors` holds them by position among the
@@ -80,21 +82,16 @@ class RankWithPrompt(JudgeRows):
         if not self._args["sort"]:
             yield from super().result_batches()
             return
-        # Only scores and positions are held in memory, not rows.
-        positions: list[int] = []
+        # Rows are sorted in a file, not in memory, together with their positions.
         known = whole_schema(self._inputs["inputs"])
         scored = super().result_batches()
 
         def read() -> Iterator[pa.RecordBatch]:
             for rows in scored:
-                positions.extend(cast(list[int], rows.sources[0].rows))
-                yield to_batch(rows.value, f'"{self.name}"', known)
+                yield to_batch({**rows.value, _POSITION: rows.sources[0].rows}, f'"{self.name}"', known)
 
-        table = materialized(Rows(untyped(self._output_specs), None, read)).table
+        table = materialized(Rows(untyped([*self._output_specs, _POSITION]), None, read)).table
         assert table is not None
-        order = sorted_positions(table, ["scores"], [self._args["reverse"]])
-        place = 0
-        for batch in table.select(order).batches():
-            taken = order[place : place + batch.num_rows]
-            yield Traced(batch, From("inputs", [positions[row] for row in taken]))
-            place += batch.num_rows
+        for batch in table.select(sorted_positions(table, ["scores"], [self._args["reverse"]])).batches():
+            positions = From("inputs", batch.column(_POSITION).to_pylist())
+            yield Traced(batch.drop_columns([_POSITION]), positions)
