@@ -8,7 +8,7 @@ from typing import Any
 from datadreamer_like.errors import DefinitionError, LabelError, MethodMisfit, did_you_mean
 from datadreamer_like.graph.output import Column as Rows
 from datadreamer_like.models.trained.trained_model import TrainedModel
-from datadreamer_like.report import Column, Interval
+from datadreamer_like.report import Interval, TableColumn
 
 from .judge import Judge, PromptOptions
 from .quality import accuracy, macro_f1, paired_differences
@@ -28,9 +28,9 @@ class ClassificationJudge(Judge):
     kind = "classification"
     tasks = frozenset({"text-classification"})
     figures = (
-        Column("accuracy", "accuracy", "%", ".1f", 100),
-        Column("accuracy_difference", "difference", "points [95 %]", "+.1f", 100),
-        Column("macro_f1", "macro-F1", "%", ".1f", 100),
+        TableColumn("accuracy", "accuracy", "%", ".1f", 100),
+        TableColumn("accuracy_difference", "difference", "points [95 %]", "+.1f", 100),
+        TableColumn("macro_f1", "macro-F1", "%", ".1f", 100),
     )
     axis = "accuracy (%)"
     timed = "from text to answer"

@@ -15,7 +15,7 @@ from datadreamer_like.models.llms.chat_template import AUTO
 from datadreamer_like.models.trained.model_facts import model_max_length
 from datadreamer_like.models.trained.prompt_template import set_prompt_template
 from datadreamer_like.models.trained.trained_model import TrainedModel
-from datadreamer_like.report import Column, Interval
+from datadreamer_like.report import Interval, TableColumn
 
 from .judge import Judge, PromptOptions
 from .likelihood import bits_per_byte, paired_bits_per_byte, perplexity, token_loss
@@ -64,10 +64,10 @@ class LanguageJudge(Judge):
     kind = "language modelling"
     tasks = frozenset({"text-generation", "text2text-generation"})
     figures = (
-        Column("bits_per_byte", "bits/byte", format=".3f"),
-        Column("bits_per_byte_difference", "difference", "bits/byte [95 %]", "+.3f"),
-        Column("loss", "loss", "nats/token", ".3f"),
-        Column("perplexity", "perplexity", "by token", ",.2f"),
+        TableColumn("bits_per_byte", "bits/byte", format=".3f"),
+        TableColumn("bits_per_byte_difference", "difference", "bits/byte [95 %]", "+.3f"),
+        TableColumn("loss", "loss", "nats/token", ".3f"),
+        TableColumn("perplexity", "perplexity", "by token", ",.2f"),
     )
     axis = "bits per byte (less is better)"
     timed = "from text to loss, one forward pass without generation"

@@ -49,7 +49,7 @@ def card_metadata(card: Card, language: Sequence[str], is_synthetic: bool | None
 def model_keys(card: Card, task: str, library: str | None, adapter: bool, on_hub: OnHub) -> dict[str, Any]:
     """Returns the keys of a model's card; `adapter` says whether the files are an adapter of the base model."""
     base = base_model(card)
-    if base is not None and not (_is_hub_id(base) and on_hub("model", base)):
+    if base is not None and not on_hub("model", base):
         base = None
     trained = any(node.kind == "trainer" for node in card.lineage())
     # A model that was trained here is not merely quantized.
@@ -123,12 +123,8 @@ def is_valid_id(name: str) -> bool:
     return True
 
 
-def _is_hub_id(name: str) -> bool:
-    return is_valid_id(name) and not is_local(name)
-
-
 def _datasets(card: Card, on_hub: OnHub) -> list[str]:
-    return [name for name in stated(card.lineage(), "datasets") if _is_hub_id(name) and on_hub("dataset", name)]
+    return [name for name in stated(card.lineage(), "datasets") if on_hub("dataset", name)]
 
 
 def _license(card: Card) -> str | None:

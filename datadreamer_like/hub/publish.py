@@ -20,7 +20,6 @@ from .folder import ADAPTER, is_weights, library_of, model_files
 from .layout import DEFAULT_CONFIG, Layout
 from .metadata import base_model, card_metadata, dataset_keys, model_keys
 from .repository import MAIN, README, Repository
-from .shards import write_shards
 
 if TYPE_CHECKING:
     import datasets
@@ -43,7 +42,7 @@ def publish_dataset(
     max_shard_size: int | str = "500MB",
     commit_message: str | None = None,
 ) -> str:
-    """Publishes a dataset with its card, for `datasets.load_dataset(repo_id)`.
+    """Publishes a dataset with its card, for `datasets.load_dataset(repo_id)`, and returns its URL with the branch.
 
     Names, token and card are checked before anything is written or sent. Shards are written and sent one after another,
     so that memory and disk hold at most one. All changes are one commit; an unchanged dataset makes none.
@@ -62,9 +61,6 @@ def publish_dataset(
         language: ISO 639 codes of its languages.
         max_shard_size: Target size of shards, in bytes of Arrow data, or as in `"500MB"`.
         commit_message: Message of the commit.
-
-    Returns:
-        URL of the dataset, with the branch.
 
     Raises:
         HubError: The Hub rejects a request or is unavailable, or a name is invalid.
@@ -91,7 +87,7 @@ def publish_dataset(
     repository.open()
     additions: list[CommitOperationAdd] = []
     with _disk_full_explained(), tempfile.TemporaryDirectory(prefix="datadreamer-like-") as folder:
-        for path, file in write_shards(layout, Path(folder), int(convert_file_size_to_int(max_shard_size))):
+        for path, file in layout.write_shards(Path(folder), int(convert_file_size_to_int(max_shard_size))):
             addition = CommitOperationAdd(path, file)
             is_new = not repository.is_done(addition)
             if is_new:
@@ -117,7 +113,7 @@ def publish_model(
     ignore: Sequence[str] = (),
     commit_message: str | None = None,
 ) -> str:
-    """Publishes a saved model with its card, for `from_pretrained(repo_id)`.
+    """Publishes a saved model with its card, for `from_pretrained(repo_id)`, and returns its URL with the branch.
 
     Names, token, folder and card are checked before anything is sent. All changes are one commit, which also deletes
     weights of an earlier version that no longer exist; an unchanged model makes none. Checkpoints, optimizer states and
@@ -126,9 +122,6 @@ def publish_model(
     `task` is the Hub's name of the task, such as `text-generation`; `imports` are modules to import before loading,
     such as `datadreamer_like.quantization`; `ignore` are further patterns of paths to leave out, such as `onnx/*`;
     `is_synthetic` says whether it was trained on rows written by a language model. For the rest see `publish_dataset`.
-
-    Returns:
-        URL of the model, with the branch.
 
     Raises:
         HubError: The Hub rejects a request or is unavailable, a name is invalid, or the folder holds no model that

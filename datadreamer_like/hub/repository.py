@@ -17,7 +17,7 @@ from huggingface_hub.utils.sha import git_hash
 
 from datadreamer_like.errors import HubError
 
-from .metadata import is_valid_id
+from .metadata import is_local, is_valid_id
 from .request_errors import CONFLICT, TOKEN_HELP, WAITS, explained, is_temporary, pause, retried, status_of
 
 logger = logging.getLogger("datadreamer_like")
@@ -67,6 +67,8 @@ class Repository:
 
     def exists(self, kind: str, repo_id: str) -> bool:
         """Returns whether a repository is on the Hub, to avoid dead links."""
+        if is_local(repo_id) or not is_valid_id(repo_id):
+            return False
         with explained(repo_id):
             try:
                 return retried(lambda: self._api.repo_exists(repo_id, repo_type=kind))

@@ -36,7 +36,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """The heading and the format of a column: its `key` in each row, and the `unit` under its `header`.
 
     `format` is a Python format specification, such as ",.1f"; values are shown times `factor`: 1e-6 shows bytes as MB.
@@ -66,8 +66,9 @@ class Table:
     Missing values and None are shown as a dash.
 
     Example:
-        >>> table = Table([Column("model", "model", align="left"), Column("bytes", "size", "MB", ",.1f", 1e-6)],
-        ...               [{"model": "teacher", "bytes": 90_900_000}, {"model": "student", "bytes": 5_100_000}])
+        >>> columns = [TableColumn("model", "model", align="left"), TableColumn("bytes", "size", "MB", ",.1f", 1e-6)]
+        >>> rows = [{"model": "teacher", "bytes": 90_900_000}, {"model": "student", "bytes": 5_100_000}]
+        >>> table = Table(columns, rows)
         >>> print(table)
         model    size
                    MB
@@ -76,7 +77,7 @@ class Table:
         student   5.1
     """
 
-    columns: Sequence[Column]
+    columns: Sequence[TableColumn]
     rows: Sequence[Mapping[str, Any]]
     title: str = ""
     notes: Sequence[str] = ()
@@ -179,7 +180,7 @@ def frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(flat)
 
 
-def _lines(texts: Sequence[str], columns: Sequence[Column], sizes: Sequence[int]) -> list[str]:
+def _lines(texts: Sequence[str], columns: Sequence[TableColumn], sizes: Sequence[int]) -> list[str]:
     """Returns a row as one or more lines of text."""
     wrapped = [textwrap.wrap(text, size) or [""] for text, size in zip(texts, sizes, strict=True)]
     lines = []

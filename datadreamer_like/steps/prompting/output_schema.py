@@ -17,11 +17,7 @@ _ERRORS_SHOWN = 3
 
 
 class OutputSchema:
-    """The JSON schema of answers; each property becomes a column.
-
-    Args:
-        given: A pydantic model class, or a JSON schema (draft 2020-12) of an object.
-        step: Name of the step, for messages.
+    """The schema of answers, a pydantic model class or a JSON schema (draft 2020-12); each property becomes a column.
 
     Raises:
         ArgumentTypeError: `given` is neither.
@@ -93,7 +89,5 @@ def _typed(value: Any, kind: Any) -> Any:
     """Converts a number to the schema's type, so that a column of 1 and 2.5 is of floats."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
-    kinds = {kind} if isinstance(kind, str) else set(kind or ())
-    if "number" in kinds:
-        return float(value)
-    return int(value) if "integer" in kinds else value
+    kinds = [kind] if isinstance(kind, str) else kind or ()
+    return float(value) if "number" in kinds else int(value) if "integer" in kinds else value

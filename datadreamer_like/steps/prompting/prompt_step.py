@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, TypeAlias, TypeGuard
 
-from datadreamer_like.errors import DefinitionError, ModelError, PromptTooLong, RejectedAnswer, did_you_mean
+from datadreamer_like.errors import DefinitionError, ModelError, PromptTooLong, RejectedAnswer
 from datadreamer_like.graph.card import DataCardType
 from datadreamer_like.graph.engine import Engine
 from datadreamer_like.graph.fingerprint import fingerprint
@@ -14,19 +14,17 @@ from datadreamer_like.graph.node import reading_engine
 from datadreamer_like.graph.output import Batch
 from datadreamer_like.models.calls.failures import Rejected
 from datadreamer_like.models.calls.llm_calls import Repeated, Repetitions
-from datadreamer_like.models.llms.generation import Answer, Generation, GenerationOptions, Prompt
+from datadreamer_like.models.llms.generation import Answer, Generation, Prompt
 from datadreamer_like.models.llms.llm import LLM, overrides_only_run
 
 from ..base.columns import columns_together, inputs_schema, num_rows_of
 from ..base.lazy_rows import From, LazyRowBatches, Traced
+from ..base.model_step import check_options
 from ..base.row_answers import FETCH_OPTIONS, AnsweredRows, Questions, RowAnswers
 from ..base.step import Step
 from .output_schema import OutputSchema
 
 logger = logging.getLogger("datadreamer_like")
-
-# Options of the LLM that the step sets itself.
-_SET_BY_STEP = {"return_generator", "total_num_prompts"}
 
 # Arguments that read a value from an answer; at most one may be given.
 _READERS = ("post_process", "parse", "output_schema")
@@ -319,17 +317,9 @@ class PromptStep(Step):
                         "Rename the property."
                     )
                 self.register_output(name, help="A property of the answer; None where there is no valid answer.")
-        if overrides_only_run(llm):  # its options are unknown
-            return
-        known = (set(GenerationOptions.__annotations__) | set(llm.extra_options)) - _SET_BY_STEP
-        for name in args:
-            if name not in self._arg_specs and name not in known:
-                raise DefinitionError(
-                    f'"{self.name}" has no argument "{name}", and {llm.display_name} has no such option.'
-                    f"{did_you_mean(name, {*self._arg_specs, *known})} The step takes: {', '.join(self._arg_specs)}. "
-                    f"The LLM takes: {', '.join(sorted(known - set(self._arg_specs)))}."
-                )
-        Generation.from_options(self.run_options(), llm.extra_options)
+        if not overrides_only_run(llm):  # else its options are unknown
+            check_options(self.name, self._arg_specs, args, llm, "llm")
+            Generation.from_options(self.run_options(), llm.extra_options)
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Adds the context length that the script gave: it affects prompts, but not an answer to a given prompt."""
