@@ -112,17 +112,12 @@ def _body(kind: str, card: Card, is_synthetic: bool, load: str, content: str) ->
 
 
 def _summary(kind: str, card: Card, is_synthetic: bool) -> str:
-    what = "Rows" if kind == "dataset" else "A model"
+    what, how = "A model", "It was trained, wholly or in part, on rows that a language model wrote."
+    if kind == "dataset":
+        what, how = "Rows", "A language model wrote them, or a part of them."
     made = f"{what} made by the {card.kind} “{plain(card.name)}” (`{card.class_name}`)"
-    if card.created:
-        made += f" on {card.created[:10]}"
-    if not is_synthetic:
-        return f"{made}."
-    return f"{made}. " + (
-        "A language model wrote them, or a part of them."
-        if kind == "dataset"
-        else "It was trained, wholly or in part, on rows that a language model wrote."
-    )
+    made += f" on {card.created[:10]}." if card.created else "."
+    return f"{made} {how}" if is_synthetic else made
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -206,17 +206,16 @@ def _in_own_namespace(repo_id: str, account: dict[str, Any]) -> str:
     namespace, _, name = repo_id.rpartition("/")
     if not namespace:
         return f"{user}/{name}"
-    roles = {org["name"].casefold(): org.get("roleInOrg") for org in account.get("orgs", [])}
-    # Accounts other than users, such as those of automation, may write to unlisted namespaces: the Hub decides.
-    if namespace.casefold() == user.casefold() or account.get("type", "user") != "user":
-        return repo_id
-    if namespace.casefold() not in roles:
-        own = ", ".join([user, *(org["name"] for org in account.get("orgs", []))])
+    roles = {user: "write"} | {org["name"]: org.get("roleInOrg") for org in account.get("orgs", [])}
+    folded = {known.casefold(): role for known, role in roles.items()}
+    if account.get("type", "user") != "user":
+        return repo_id  # other accounts, such as those of automation, may write to unlisted namespaces: the Hub decides
+    if namespace.casefold() not in folded:
         raise HubError(
             f'"{namespace}" is not a namespace of the token\'s owner, so nothing can be published to "{repo_id}". '
-            f"Publish under one of: {own}."
+            f"Publish under one of: {', '.join(roles)}."
         )
-    if roles[namespace.casefold()] == "read":
+    if folded[namespace.casefold()] == "read":
         raise HubError(
             f'"{user}" has read-only access to the organization "{namespace}". Ask its owners for write access, '
             f'or publish to "{user}/{name}".'

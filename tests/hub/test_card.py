@@ -9,8 +9,7 @@ import yaml
 
 from datadreamer_like.graph.card import Card
 from datadreamer_like.hub.card import fence, plain, readme
-from datadreamer_like.hub.licenses import LICENSES
-from datadreamer_like.hub.metadata import card_metadata, dataset_keys, is_local, public_name
+from datadreamer_like.hub.metadata import LICENSES, card_metadata, dataset_keys, is_local, public_name
 
 ODD_PROMPTS = [
     "plain",

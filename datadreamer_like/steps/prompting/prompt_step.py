@@ -247,9 +247,9 @@ class PromptStep(Step):
 
     def texts(self, rows: AnsweredRows) -> list[Any]:
         """Returns each row's text, also of rejected answers; lists if `n > 1`, None where there is none."""
-        if self.num_answers != 1:
-            return [None if answer is None or not answer.texts else list(answer.texts) for answer in rows.answers]
-        return [None if answer is None else answer.text for answer in rows.answers]
+        several = self.num_answers != 1
+        found = [None if answer is None else answer.texts for answer in rows.answers]
+        return [None if not texts else list(texts) if several else texts[0] for texts in found]
 
     def values(self, rows: AnsweredRows) -> list[Any]:
         """Returns the value of each row's answer; None for rows that failed or had no prompt."""
