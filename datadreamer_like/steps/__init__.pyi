@@ -16,13 +16,13 @@ from .prompting.data_from_prompt import DataFromAttributedPrompt as DataFromAttr
 from .prompting.data_from_prompt import DataFromPrompt as DataFromPrompt
 from .prompting.few_shot_prompt import FewShotPrompt as FewShotPrompt
 from .prompting.few_shot_prompt import FewShotPromptWithRetrieval as FewShotPromptWithRetrieval
-from .prompting.judge_rows import FilterWithPrompt as FilterWithPrompt
 from .prompting.judge_pairs import JudgeGenerationPairsWithPrompt as JudgeGenerationPairsWithPrompt
 from .prompting.judge_pairs import JudgePairsWithPrompt as JudgePairsWithPrompt
+from .prompting.judge_rows import FilterWithPrompt as FilterWithPrompt
+from .prompting.judge_rows import RankWithPrompt as RankWithPrompt
 from .prompting.process_with_prompt import ProcessWithPrompt as ProcessWithPrompt
 from .prompting.prompt import Prompt as Prompt
 from .prompting.rag_prompt import RAGPrompt as RAGPrompt
-from .prompting.judge_rows import RankWithPrompt as RankWithPrompt
 from .retrieval.embed import CosineSimilarity as CosineSimilarity
 from .retrieval.embed import Embed as Embed
 from .retrieval.retrieve import Retrieve as Retrieve

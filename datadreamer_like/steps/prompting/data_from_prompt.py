@@ -23,6 +23,9 @@ EXAMPLES = "examples"
 # Marks the place of the examples in a filled instruction; no text contains it.
 _MARK = "\0examples\0"
 
+Example: TypeAlias = tuple[str, int]
+"""A text, and its position in its column."""
+
 
 class DataFromPrompt(PromptStep):
     """Sends one instruction `n` times, for a different answer each time.
@@ -249,10 +252,6 @@ class DataFromAttributedPrompt(DataFromPrompt):
                     f"{{{name}}}, or remove the attribute."
                 )
         return placeholders
-
-
-Example: TypeAlias = tuple[str, int]
-"""A text, and its position in its column."""
 
 
 def _drawn(texts: list[Example], left: list[Example], count: int, rng: random.Random) -> list[Example]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, TypeAlias, TypeGuard
 
@@ -23,8 +22,6 @@ from ..base.model_step import check_options
 from ..base.row_answers import FETCH_OPTIONS, AnsweredRows, Questions, RowAnswers
 from ..base.step import Step
 from .output_schema import OutputSchema
-
-logger = logging.getLogger("datadreamer_like")
 
 # Arguments that read a value from an answer; at most one may be given.
 _READERS = ("post_process", "parse", "output_schema")
@@ -149,8 +146,8 @@ class PromptStep(Step):
             count += len(rows.answers)
             yield rows
         if self._args["lazy"] and self.usage.failed_rows:
-            failed = f"{self.usage.failed_rows:,}"
-            logger.warning("%s: %s of %s rows failed; see its errors", self.name, failed, f"{count:,}")
+            failed = f"{self.usage.failed_rows:,} of {count:,}"
+            self.logger.warning("%s: %s rows failed; see its errors", self.name, failed)
 
     def engine_answers(self, engine: Engine) -> Iterator[AnsweredRows]:
         """Yields the rows with their answers, from the LLM in the engine's processes."""
