@@ -18,9 +18,12 @@ python_logging.getLogger("bitsandbytes").setLevel(python_logging.ERROR)
 def quiet() -> Iterator[None]:
     """Silences transformers inside the block, unless the session was opened with `hf_log=True`."""
     from huggingface_hub import utils
+    from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging as logs
 
+    gguf: Any = modeling_gguf_pytorch_utils
     logging: Any = logs
+    gguf.tqdm = logging.tqdm  # its own bar cannot be switched off
     hub: Any = utils
 
     session = current_session()
