@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from datadreamer_like.graph.output import Column as Rows
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText
 from datadreamer_like.models.trained.trained_model import TrainedModel
-from datadreamer_like.report import Column, Interval
+from datadreamer_like.report import Interval, TableColumn
 
 NAMES = ("inputs", "labels")
 """Argument names of a comparison's two columns, for messages."""
@@ -42,7 +42,7 @@ class Judge(ABC):
     """Name of the kind of task, saved with the scores."""
     tasks: ClassVar[frozenset[str]]
     """Hub task names of the models that this judge handles."""
-    figures: ClassVar[tuple[Column, ...]]
+    figures: ClassVar[tuple[TableColumn, ...]]
     """Table columns for the scores. The first is the main score; its paired difference is `<key>_difference`."""
     axis: ClassVar[str]
     """Axis label of the main score on a plot."""

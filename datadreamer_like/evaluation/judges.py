@@ -14,7 +14,7 @@ from datadreamer_like.errors import DataError, DefinitionError, LabelError, Meth
 from datadreamer_like.models.llms.chat_template import AUTO
 from datadreamer_like.models.trained.prompt_template import set_prompt_template
 from datadreamer_like.models.trained.trained_model import TrainedModel
-from datadreamer_like.report import Column, Interval
+from datadreamer_like.report import Interval, TableColumn
 
 from .columns import read_rows, read_texts
 from .judge import NAMES, Judge
@@ -45,9 +45,9 @@ class ClassificationJudge(Judge):
     kind = "classification"
     tasks = frozenset({"text-classification"})
     figures = (
-        Column("accuracy", "accuracy", "%", ".1f", 100),
-        Column("accuracy_difference", "difference", "points [95 %]", "+.1f", 100),
-        Column("macro_f1", "macro-F1", "%", ".1f", 100),
+        TableColumn("accuracy", "accuracy", "%", ".1f", 100),
+        TableColumn("accuracy_difference", "difference", "points [95 %]", "+.1f", 100),
+        TableColumn("macro_f1", "macro-F1", "%", ".1f", 100),
     )
     axis = "accuracy (%)"
     timed = "from text to answer"
@@ -126,10 +126,10 @@ class LanguageJudge(Judge):
     kind = "language modelling"
     tasks = frozenset({"text-generation", "text2text-generation"})
     figures = (
-        Column("bits_per_byte", "bits/byte", format=".3f"),
-        Column("bits_per_byte_difference", "difference", "bits/byte [95 %]", "+.3f"),
-        Column("loss", "loss", "nats/token", ".3f"),
-        Column("perplexity", "perplexity", "by token", ",.2f"),
+        TableColumn("bits_per_byte", "bits/byte", format=".3f"),
+        TableColumn("bits_per_byte_difference", "difference", "bits/byte [95 %]", "+.3f"),
+        TableColumn("loss", "loss", "nats/token", ".3f"),
+        TableColumn("perplexity", "perplexity", "by token", ",.2f"),
     )
     axis = "bits per byte (less is better)"
     timed = "from text to loss, one forward pass without generation"

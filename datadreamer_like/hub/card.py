@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from huggingface_hub import CardData, DatasetCardData, ModelCardData, RepoCard
+from huggingface_hub import CardData, RepoCard
 
 from datadreamer_like.graph.card import Card
 
@@ -21,17 +21,8 @@ MOST_PROMPTS = 20
 MOST_NODES = 100
 
 # Keys that a publication replaces; other keys in the repository are kept.
-OWN_KEYS = frozenset(
-    {
-        "base_model",
-        "base_model_relation",
-        "datasets",
-        "library_name",
-        "pipeline_tag",
-        "size_categories",
-        "source_datasets",
-    }
-)
+OWN_KEYS = {"base_model", "base_model_relation", "datasets", "library_name", "pipeline_tag"}  # of models
+OWN_KEYS |= {"size_categories", "source_datasets"}  # of datasets
 BY_CONFIG = ("dataset_info", "configs")
 
 
@@ -39,14 +30,9 @@ BY_CONFIG = ("dataset_info", "configs")
 class Readme:
     """The card of one publication.
 
-    Attributes:
-        kind: `"dataset"` or `"model"`.
-        metadata: The YAML block.
-        body: The text below it, in Markdown.
-        digest: Hash of the card without times, to detect an unchanged card.
+    `metadata` is the YAML block, `body` the Markdown below it, `digest` a hash without times, to detect a change.
     """
 
-    kind: str
     metadata: Mapping[str, Any]
     body: str
     digest: str
@@ -65,27 +51,18 @@ class Readme:
         return self._text(_merged(self.metadata, metadata), before, after)
 
     def _text(self, metadata: Mapping[str, Any], before: str, after: str) -> str:
-        data_class = DatasetCardData if self.kind == "dataset" else ModelCardData
         block = f"{BEGIN}\n\n{self.body}\n\n{END.format(digest=self.digest)}"
         texts = [text for text in (before.strip("\n"), block, after.strip("\n")) if text]
-        return f"---\n{data_class(**metadata).to_yaml()}\n---\n\n" + "\n\n".join(texts) + "\n"
+        return f"---\n{CardData(**metadata).to_yaml()}\n---\n\n" + "\n\n".join(texts) + "\n"
 
 
 def readme(kind: str, card: Card, metadata: Mapping[str, Any], *, load: str, content: str = "") -> Readme:
-    """Writes a card.
-
-    Args:
-        kind: `"dataset"` or `"model"`.
-        card: The published node's card.
-        metadata: The YAML block.
-        load: Python code that loads it.
-        content: Markdown about its content, such as a table of splits.
-    """
+    """Writes the card of a "dataset" or "model"; `load` is Python code, `content` Markdown, such as tables."""
     is_synthetic = SYNTHETIC_TAG in metadata.get("tags", ())
     body = _body(kind, card, is_synthetic, load, content)
     timeless = _body(kind, _without_times(card), is_synthetic, load, content)
     said = CardData(**metadata).to_yaml() + timeless
-    return Readme(kind, metadata, body, hashlib.sha256(said.encode("utf-8", "replace")).hexdigest()[:32])
+    return Readme(metadata, body, hashlib.sha256(said.encode("utf-8", "replace")).hexdigest()[:32])
 
 
 def fence(text: str, language: str = "text") -> str:
@@ -98,7 +75,9 @@ def fence(text: str, language: str = "text") -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Renders a Markdown table with escaped cells."""
+    """Renders a Markdown table with escaped cells; an empty text without rows."""
+    if not rows:
+        return ""
     lines = [header, ["---"] * len(header), *([plain(str(value)) for value in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -111,74 +90,62 @@ def plain(text: str) -> str:
 
 def _body(kind: str, card: Card, is_synthetic: bool, load: str, content: str) -> str:
     nodes = card.lineage()
-    sections = [
-        f"# {plain(card.name)}",
-        _summary(kind, card, is_synthetic),
-        _section("Load it", fence(load, "python")),
-        content,
-        _section(
-            "Quality", table(("measure", "value"), [(k, f"{v:.6g}") for k, v in card.metrics.items()]), card.metrics
-        ),
-        _section("How it was made", _lineage(nodes)),
-        _section("More about it", _facts(card), card.facts),
-        _listed("Models", stated(nodes, "models")),
-        _listed("Datasets", stated(nodes, "datasets")),
-        _prompts(stated(nodes, "prompts")),
-        _listed("Licences of what it was made from", stated(nodes, "licenses")),
-        _listed("Links", stated(nodes, "urls")),
-        _citations(stated(nodes, "citations")),
-        f"Made with {TAG} {card.package_version}".rstrip() + ".",
-    ]
-    return "\n\n".join(section for section in sections if section)
+    metrics = [(name, f"{value:.6g}") for name, value in card.metrics.items()]
+    facts = [(name, public_name(value)) for name, value in card.facts.items()]
+    citations = [fence(text.strip(), "bibtex") for text in stated(nodes, "citations")]
+    sections = {
+        "Load it": fence(load, "python"),
+        "What is in it": content,
+        "Quality": table(("measure", "value"), metrics),
+        "How it was made": _lineage(nodes),
+        "More about it": table(("fact", "value"), facts),
+        "Models": _listed(stated(nodes, "models")),
+        "Datasets": _listed(stated(nodes, "datasets")),
+        "Prompts": _prompts(stated(nodes, "prompts")),
+        "Licences of what it was made from": _listed(stated(nodes, "licenses")),
+        "Links": _listed(stated(nodes, "urls")),
+        "Citations": "\n\n".join(citations),
+    }
+    shown = [f"## {title}\n\n{text}" for title, text in sections.items() if text]
+    made_with = f"Made with {TAG} {card.package_version}".rstrip() + "."
+    return "\n\n".join([f"# {plain(card.name)}", _summary(kind, card, is_synthetic), *shown, made_with])
 
 
 def _summary(kind: str, card: Card, is_synthetic: bool) -> str:
-    what = "Rows" if kind == "dataset" else "A model"
+    what, how = "A model", "It was trained, wholly or in part, on rows that a language model wrote."
+    if kind == "dataset":
+        what, how = "Rows", "A language model wrote them, or a part of them."
     made = f"{what} made by the {card.kind} “{plain(card.name)}” (`{card.class_name}`)"
-    if card.created:
-        made += f" on {card.created[:10]}"
-    if not is_synthetic:
-        return f"{made}."
-    return f"{made}. " + (
-        "A language model wrote them, or a part of them."
-        if kind == "dataset"
-        else "It was trained, wholly or in part, on rows that a language model wrote."
-    )
+    made += f" on {card.created[:10]}." if card.created else "."
+    return f"{made} {how}" if is_synthetic else made
 
 
-def _section(title: str, text: str, wanted: object = True) -> str:
-    return f"## {title}\n\n{text}" if wanted and text else ""
-
-
-def _listed(title: str, names: Sequence[str]) -> str:
-    return _section(title, "\n".join(f"- {plain(public_name(name))}" for name in names))
+def _listed(names: Sequence[str]) -> str:
+    return "\n".join(f"- {plain(public_name(name))}" for name in names)
 
 
 def _lineage(nodes: Sequence[Card]) -> str:
     shown = nodes[-MOST_NODES:]
-    rows = [
-        (
-            node.name,
-            node.class_name,
-            ", ".join(parent.name for parent in node.parents) or "–",
-            ", ".join(public_name(name) for name in dict.fromkeys([*node.models, *filter(None, [node.base_model])]))
-            or "–",
-            "–" if node.rows is None else f"{node.rows:,}",
-            _duration(node.seconds),
-            f"{node.prompt_tokens + node.completion_tokens:,}",
-            "–" if node.cost == 0 else _dollars([node]),
+    rows = []
+    for node in shown:
+        models = dict.fromkeys([*node.models, *filter(None, [node.base_model])])
+        rows.append(
+            (
+                node.name,
+                node.class_name,
+                ", ".join(parent.name for parent in node.parents) or "–",
+                ", ".join(map(public_name, models)) or "–",
+                "–" if node.rows is None else f"{node.rows:,}",
+                _duration(node.seconds),
+                f"{node.prompt_tokens + node.completion_tokens:,}",
+                "–" if node.cost == 0 else _dollars([node]),
+            )
         )
-        for node in shown
-    ]
     text = table(("node", "class", "made from", "models", "rows", "time", "tokens", "US dollars"), rows)
     if len(shown) < len(nodes):
         text = f"The last {len(shown)} of {len(nodes)} nodes.\n\n{text}"
-    return f"{text}\n\n{_totals(nodes)}"
-
-
-def _totals(nodes: Sequence[Card]) -> str:
     sent, received = sum(n.prompt_tokens for n in nodes), sum(n.completion_tokens for n in nodes)
-    text = f"In all: {_duration(sum(n.seconds for n in nodes))}"
+    text += f"\n\nIn all: {_duration(sum(n.seconds for n in nodes))}"
     if sent or received:
         text += f", {sent:,} tokens sent to models and {received:,} received"
     if any(node.cost != 0 for node in nodes):
@@ -195,10 +162,6 @@ def _dollars(nodes: Sequence[Card]) -> str:
     return f"unknown, at least {known:.4f}" if known else "unknown"
 
 
-def _facts(card: Card) -> str:
-    return table(("fact", "value"), [(name, public_name(value)) for name, value in card.facts.items()])
-
-
 def _prompts(prompts: Sequence[str]) -> str:
     blocks = []
     for prompt in prompts[:MOST_PROMPTS]:
@@ -206,11 +169,7 @@ def _prompts(prompts: Sequence[str]) -> str:
         blocks.append(fence(prompt[:LONGEST_PROMPT]) + (f"\n\n… and {cut:,} characters more." if cut > 0 else ""))
     if len(prompts) > MOST_PROMPTS:
         blocks.append(f"… and {len(prompts) - MOST_PROMPTS} prompts more.")
-    return _section("Prompts", "\n\n".join(blocks))
-
-
-def _citations(citations: Sequence[str]) -> str:
-    return _section("Citations", "\n\n".join(fence(text.strip(), "bibtex") for text in citations))
+    return "\n\n".join(blocks)
 
 
 def _duration(seconds: float) -> str:

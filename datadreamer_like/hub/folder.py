@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -11,23 +12,9 @@ from datadreamer_like.errors import HubError
 
 from .metadata import is_local
 
-LEFT_OUT = (
-    "README.md",
-    ".*",
-    "*/.*",
-    "__pycache__/*",
-    "*/__pycache__/*",
-    "*.lock",
-    "checkpoint-*/*",
-    "runs/*",
-    "global_step*/*",
-    "optimizer.*",
-    "scheduler.*",
-    "scaler.pt",
-    "rng_state*.pth",
-    "trainer_state.json",
-    "training_args.bin",
-)
+LEFT_OUT = ("README.md", ".*", "*/.*", "__pycache__/*", "*/__pycache__/*", "*.lock")
+TRAINING_STATE = ("checkpoint-*/*", "runs/*", "global_step*/*", "trainer_state.json", "training_args.bin")
+OPTIMIZER_STATE = ("optimizer.*", "scheduler.*", "scaler.pt", "rng_state*.pth")
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.index.json")
 ADAPTER = "adapter_config.json"
 # Keys in which transformers and peft record where a model was loaded from, possibly a local folder.
@@ -39,25 +26,20 @@ ORIGIN_KEYS = {
 
 
 def model_files(folder: Path, *, base_model: str | None, ignore: Sequence[str] = ()) -> dict[str, Path | bytes]:
-    """Collects a model's files.
+    """Collects a saved model's files by path in the repository, or their bytes if a local path in them was replaced.
 
-    Args:
-        folder: A saved model.
-        base_model: Hub id of an adapter's base model, if known.
-        ignore: Further patterns of paths to leave out, such as `onnx/*`.
-
-    Returns:
-        Files by path in the repository, or the bytes of a file in which a local path was replaced.
+    `base_model` is the Hub id of an adapter's base model, if known; `ignore` are further patterns to leave out.
 
     Raises:
         HubError: The folder does not exist, holds no model, or holds an adapter of a local model.
     """
     if not folder.is_dir():
         raise HubError(f'"{folder}" is not a folder. Publish the folder that the model was saved to.')
+    left_out = (*LEFT_OUT, *TRAINING_STATE, *OPTIMIZER_STATE, *ignore)
     files: dict[str, Path | bytes] = {}
     for file in sorted(folder.rglob("*")):
         path = file.relative_to(folder).as_posix()
-        if file.is_file() and not any(fnmatch(path, pattern) for pattern in (*LEFT_OUT, *ignore)):
+        if file.is_file() and not any(fnmatch(path, pattern) for pattern in left_out):
             files[path] = _public(file, base_model)
     if not any(is_weights(path) for path in files):
         raise HubError(f'"{folder}" holds no weights ({", ".join(WEIGHTS[:3])}). Save or export the model there first.')
@@ -79,10 +61,14 @@ def library_of(files: dict[str, Path | bytes]) -> str | None:
 
 
 def _public(file: Path, base_model: str | None) -> Path | bytes:
-    keys = ORIGIN_KEYS.get(file.name, ())
-    content = _json_object(file) if keys else None
-    local = [key for key in keys if content and is_local(str(content.get(key) or "-"))]
-    if content is None or not local:
+    content = None
+    if file.name in ORIGIN_KEYS:
+        with suppress(ValueError):
+            content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        return file
+    local = [key for key in ORIGIN_KEYS[file.name] if is_local(str(content.get(key) or "-"))]
+    if not local:
         return file
     if file.name == ADAPTER and base_model is None:
         raise HubError(
@@ -95,11 +81,3 @@ def _public(file: Path, base_model: str | None) -> Path | bytes:
         else:
             del content[key]
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _json_object(file: Path) -> dict[str, object] | None:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-    return content if isinstance(content, dict) else None

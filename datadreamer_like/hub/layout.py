@@ -1,13 +1,23 @@
-"""The layout of a dataset repository: configuration, splits, shards, and their metadata in the card."""
+"""The layout of a dataset repository: configuration, splits, Parquet shards, and their metadata in the card.
+
+Equal rows give equal bytes, independent of their memory layout, so that unchanged shards are detected.
+"""
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.features.features import require_storage_embed
 from datasets.info import DatasetInfosDict
+from datasets.table import embed_table_storage
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
 
@@ -17,17 +27,23 @@ from .card import table
 
 DEFAULT_CONFIG = "default"
 
+# The Hub's viewer and streaming readers read whole row groups: some MB are a good size.
+ROW_GROUP_BYTES = 16 * 1024 * 1024
+MOST_ROWS_A_GROUP = 2**16
+SAMPLES = 16
+SAMPLE_ROWS = 8
+# With content-defined chunks the Hub stores only the changed parts of a dataset.
+WRITER_OPTIONS: dict[str, Any] = {"compression": "snappy", "write_page_index": True} | (
+    {"use_content_defined_chunking": True} if int(pa.__version__.split(".")[0]) >= 21 else {}
+)
+
 
 @dataclass
 class Layout:
-    """The layout of a dataset in its repository, completed as shards are written.
+    """The splits of a configuration, all with the same features, in their repository.
 
-    Attributes:
-        splits: Rows by split.
-        config: Name of the configuration.
-        num_bytes: Arrow bytes of each split's rows.
-        download_size: Bytes of all shards.
-        paths: Paths of the shards in the repository.
+    Writing shards completes it: `num_bytes` are the Arrow bytes of each split, `download_size` the bytes of all shards,
+    and `paths` their paths in the repository.
     """
 
     splits: dict[str, datasets.Dataset]
@@ -51,6 +67,7 @@ class Layout:
         config = config_name or DEFAULT_CONFIG
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", config) or config == "data":
             raise HubError(f'"{config}" cannot name a configuration. Use letters, digits, "-", "_" and ".".')
+        first_name, first = next(iter(splits.items()))
         for name, rows in splits.items():
             if not isinstance(rows, datasets.Dataset):
                 raise ArgumentTypeError(
@@ -59,10 +76,9 @@ class Layout:
                 )
             if not re.fullmatch(r"\w+(\.\w+)*", name):
                 raise HubError(f'"{name}" cannot name a split. Use letters, digits, "_" and ".", such as "train".')
-            first = next(iter(splits.values()))
             if rows.features != first.features:
                 raise HubError(
-                    f'The splits differ in their columns: "{next(iter(splits))}" has {first.features}, "{name}" has '
+                    f'The splits differ in their columns: "{first_name}" has {first.features}, "{name}" has '
                     f"{rows.features}. Give all splits the same columns, or publish them under different config_name."
                 )
             if not len(rows):
@@ -73,29 +89,44 @@ class Layout:
         return cls(splits, config)
 
     @property
-    def is_default(self) -> bool:
-        """Whether this is the default configuration of `load_dataset`."""
-        return self.config == DEFAULT_CONFIG
+    def features(self) -> datasets.Features:
+        """The columns of every split."""
+        return next(iter(self.splits.values())).features
 
     @property
     def data_dir(self) -> str:
         """Folder of the shards in the repository."""
-        return "data" if self.is_default else self.config
+        return "data" if self.config == DEFAULT_CONFIG else self.config
 
-    @property
-    def rows(self) -> int:
-        """Rows in all splits."""
-        return sum(len(rows) for rows in self.splits.values())
+    def write_shards(self, folder: Path, max_shard_size: int) -> Iterator[tuple[str, Path]]:
+        """Writes shards of about `max_shard_size` bytes, yielding each before the next is written.
+
+        Yields the path in the repository and the file, which the caller may delete. Only one row group is in memory at
+        a time.
+        """
+        for split, data in self.splits.items():
+            # Powers of two, so that small changes of the row size do not move every boundary.
+            row_bytes = _row_bytes(data)
+            group_rows = min(MOST_ROWS_A_GROUP, _power_of_two(min(ROW_GROUP_BYTES, max_shard_size) / row_bytes))
+            shard_rows = group_rows * _power_of_two(max_shard_size / (row_bytes * group_rows))
+            count = math.ceil(len(data) / shard_rows)
+            self.num_bytes[split] = 0
+            for index in range(count):
+                name = f"{split}-{index:05d}-of-{count:05d}.parquet"
+                path, file = f"{self.data_dir}/{name}", folder / name
+                start = index * shard_rows
+                self.num_bytes[split] += _write(data, start, min(len(data), start + shard_rows), group_rows, file)
+                self.download_size += file.stat().st_size
+                self.paths.add(path)
+                yield path, file
 
     def metadata(self) -> dict[str, Any]:
         """Returns the card's keys for splits and features."""
+        splits = {name: (self.num_bytes.get(name, 0), len(rows)) for name, rows in self.splits.items()}
         info = datasets.DatasetInfo(
-            features=next(iter(self.splits.values())).features,
+            features=self.features,
             splits=datasets.splits.SplitDict(
-                {
-                    name: datasets.SplitInfo(name, num_bytes=self.num_bytes.get(name, 0), num_examples=len(rows))
-                    for name, rows in self.splits.items()
-                }
+                {name: datasets.SplitInfo(name, size, rows) for name, (size, rows) in splits.items()}
             ),
             download_size=self.download_size,
             dataset_size=sum(self.num_bytes.values()),
@@ -108,21 +139,49 @@ class Layout:
 
     def description(self) -> str:
         """Returns the card's tables of splits and columns."""
-        features = next(iter(self.splits.values())).features
         splits = table(("split", "rows"), [(name, f"{len(rows):,}") for name, rows in self.splits.items()])
-        columns = table(("column", "type"), [(name, _type(feature)) for name, feature in features.items()])
-        return f"## What is in it\n\n{splits}\n\n{columns}"
+        columns = table(("column", "type"), [(name, _type(feature)) for name, feature in self.features.items()])
+        return f"{splits}\n\n{columns}"
 
     def is_stale(self, path: str) -> bool:
         """Returns whether a path is a shard of an earlier version that this one does not have."""
-        return path not in self.paths and bool(
-            re.fullmatch(rf"{re.escape(self.data_dir)}/[^/]+-\d{{5}}-of-\d{{5}}(-[0-9a-f]+)?\.parquet", path)
-        )
+        shard = rf"{re.escape(self.data_dir)}/[^/]+-\d{{5}}-of-\d{{5}}(-[0-9a-f]+)?\.parquet"
+        return path not in self.paths and re.fullmatch(shard, path) is not None
+
+
+def _write(data: datasets.Dataset, start: int, stop: int, group_rows: int, file: Path) -> int:
+    """Writes a range of rows, and returns their Arrow bytes."""
+    num_bytes = 0
+    with pq.ParquetWriter(file, data.features.arrow_schema, **WRITER_OPTIONS) as writer:
+        for first in range(start, stop, group_rows):
+            group = _rows(data, first, min(stop, first + group_rows))
+            num_bytes += group.nbytes
+            writer.write_table(group, row_group_size=group_rows)
+    return num_bytes
+
+
+def _rows(data: datasets.Dataset, start: int, stop: int) -> pa.Table:
+    """Reads rows into one chunk, with the embedded content of images and audio."""
+    rows = data.with_format("arrow")[start:stop]
+    if any(require_storage_embed(feature) for feature in data.features.values()):
+        rows = embed_table_storage(rows)
+    return rows.cast(data.features.arrow_schema).combine_chunks()
+
+
+def _row_bytes(data: datasets.Dataset) -> float:
+    """Returns the mean bytes per row, sampled evenly over the dataset."""
+    step = max(1, len(data) // SAMPLES)
+    samples = [_rows(data, start, min(len(data), start + SAMPLE_ROWS)) for start in range(0, len(data), step)]
+    mean: float = sum(sample.nbytes for sample in samples) / sum(sample.num_rows for sample in samples)
+    return max(1.0, mean)
+
+
+def _power_of_two(number: float) -> int:
+    """Returns the largest power of two up to a number, at least 1."""
+    return int(2 ** max(0, math.floor(math.log2(max(1.0, number)))))
 
 
 def _type(feature: Any) -> str:
     if isinstance(feature, datasets.ClassLabel):
         return f"label: {', '.join(feature.names)}"
-    if isinstance(feature, datasets.Value):
-        return str(feature.dtype)
-    return str(feature)
+    return str(feature.dtype if isinstance(feature, datasets.Value) else feature)

@@ -14,7 +14,8 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from datadreamer_like.errors import HubError
 from datadreamer_like.graph.card import Card
 
-from .licenses import LICENSES
+OnHub = Callable[[str, str], bool]
+"""Returns whether a repository, of a kind and with an id, exists on the Hub."""
 
 TAG = "datadreamer-like"
 SYNTHETIC_TAG = "synthetic"
@@ -22,79 +23,65 @@ SYNTHETIC_TAG = "synthetic"
 # An absolute path inside a longer text; only its last part is published.
 PATH_IN_TEXT = re.compile(r"(?<![\w.:/~-])(?:~?/|[A-Za-z]:\\)[^\s'\",;()]*[/\\]([^\s/\\'\",;()]+)")
 
+# https://huggingface.co/docs/hub/repositories-licenses
+_LICENSES = """
+afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0
+bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5
+cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
+cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0
+cdla-permissive-2.0 cdla-sharing-1.0 creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0
+etalab-2.0 eupl-1.1 eupl-1.2 fair-noncommercial-research-license gemma gfdl gpl gpl-2.0 gpl-3.0 isc lgpl
+lgpl-2.1 lgpl-3.0 lgpl-lr llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl
+odc-by ofl-1.1 openrail openrail++ osl-3.0 pddl postgresql unlicense wtfpl zlib
+"""
+LICENSES = frozenset(_LICENSES.split())
+
 SPECIAL_LANGUAGES = ("code", "multilingual")
 
 
-def model_metadata(
-    card: Card,
-    *,
-    task: str,
-    library: str | None,
-    adapter: bool,
-    language: Sequence[str],
-    is_synthetic: bool,
-    on_hub: Callable[[str, str], bool],
-) -> dict[str, Any]:
-    """Returns the YAML of a model's card.
+def card_metadata(card: Card, language: Sequence[str], is_synthetic: bool | None, **own: Any) -> dict[str, Any]:
+    """Returns the keys of a card that have a value.
 
-    Args:
-        card: Origin of the model.
-        task: The Hub's name of the task, such as `text-classification`.
-        library: The Hub's name of the library that loads the model, if any.
-        adapter: Whether the files are an adapter of the base model.
-        language: ISO 639 codes.
-        is_synthetic: Whether it was trained on synthetic data.
-        on_hub: Returns whether a repository (`"model"` or `"dataset"`, id) exists on the Hub.
-
-    Returns:
-        Only keys that have a value.
+    `language` holds ISO 639 codes; if `is_synthetic` is None, the card decides; `own` is of `model_keys` or
+    `dataset_keys`.
     """
+    codes = [language] if isinstance(language, str) else list(language)
+    for code in codes:
+        if not re.fullmatch(r"[a-z]{2,3}", code) and code not in SPECIAL_LANGUAGES:
+            raise HubError(
+                f'"{code}" is not a language that the Hub knows. Give an ISO 639 code such as "en", or "multilingual".'
+            )
+    synthetic = card.is_synthetic() if is_synthetic is None else is_synthetic
+    tags = [TAG, SYNTHETIC_TAG] if synthetic else [TAG]
+    values = {"language": codes, "license": _license(card), **own, "tags": tags}
+    return {name: value for name, value in values.items() if value}
+
+
+def model_keys(card: Card, task: str, library: str | None, adapter: bool, on_hub: OnHub) -> dict[str, Any]:
+    """Returns the keys of a model's card; `adapter` says whether the files are an adapter of the base model."""
     base = base_model(card)
-    if base is not None and not (_is_hub_id(base) and on_hub("model", base)):
+    if base is not None and not on_hub("model", base):
         base = None
-    return _present(
-        language=_languages(language),
-        license=_license(card),
-        library_name=library,
-        pipeline_tag=_task(task),
-        base_model=base,
-        base_model_relation=_relation(card, adapter) if base else None,
-        datasets=_datasets(card, on_hub),
-        tags=_tags(is_synthetic),
-    )
+    trained = any(node.kind == "trainer" for node in card.lineage())
+    # A model that was trained here is not merely quantized.
+    relation = "adapter" if adapter else "quantized" if card.class_name == "Quantize" and not trained else "finetune"
+    return {
+        "library_name": library,
+        "pipeline_tag": _task(task),
+        "base_model": base,
+        "base_model_relation": relation if base else None,
+        "datasets": _datasets(card, on_hub),
+    }
 
 
-def dataset_metadata(
-    card: Card,
-    *,
-    rows: int,
-    task_categories: Sequence[str],
-    language: Sequence[str],
-    is_synthetic: bool,
-    on_hub: Callable[[str, str], bool],
-) -> dict[str, Any]:
-    """Returns the YAML of a dataset's card, without features and splits.
-
-    Args:
-        card: Origin of the dataset.
-        rows: Rows in all splits.
-        task_categories: The Hub's names of its tasks.
-        language: ISO 639 codes.
-        is_synthetic: Whether a model wrote some of its rows.
-        on_hub: Returns whether a repository (`"model"` or `"dataset"`, id) exists on the Hub.
-
-    Returns:
-        Only keys that have a value.
-    """
-    return _present(
-        pretty_name=card.name,
-        language=_languages(language),
-        license=_license(card),
-        task_categories=[_task(task) for task in task_categories],
-        size_categories=[_size(rows)],
-        source_datasets=_datasets(card, on_hub),
-        tags=_tags(is_synthetic),
-    )
+def dataset_keys(card: Card, rows: int, task_categories: Sequence[str], on_hub: OnHub) -> dict[str, Any]:
+    """Returns the keys of a dataset's card, without features and splits."""
+    return {
+        "pretty_name": card.name,
+        "task_categories": [_task(task) for task in task_categories],
+        "size_categories": [_size(rows)],
+        "source_datasets": _datasets(card, on_hub),
+    }
 
 
 def base_model(card: Card) -> str | None:
@@ -147,12 +134,8 @@ def is_valid_id(name: str) -> bool:
     return True
 
 
-def _is_hub_id(name: str) -> bool:
-    return is_valid_id(name) and not is_local(name)
-
-
-def _datasets(card: Card, on_hub: Callable[[str, str], bool]) -> list[str]:
-    return [name for name in stated(card.lineage(), "datasets") if _is_hub_id(name) and on_hub("dataset", name)]
+def _datasets(card: Card, on_hub: OnHub) -> list[str]:
+    return [name for name in stated(card.lineage(), "datasets") if on_hub("dataset", name)]
 
 
 def _license(card: Card) -> str | None:
@@ -163,43 +146,16 @@ def _license(card: Card) -> str | None:
     return licenses.pop() if len(licenses) == 1 and licenses <= LICENSES else "other"
 
 
-def _relation(card: Card, adapter: bool) -> str:
-    """Returns the relation of a model to its base model; one that was trained here is not merely quantized."""
-    if adapter:
-        return "adapter"
-    trained = any(node.kind == "trainer" for node in card.lineage())
-    return "quantized" if card.class_name == "Quantize" and not trained else "finetune"
-
-
-def _tags(is_synthetic: bool) -> list[str]:
-    return [TAG, SYNTHETIC_TAG] if is_synthetic else [TAG]
-
-
 def _task(task: str) -> str:
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", task):
         raise HubError(f'"{task}" is not the name of a task. The names are at https://huggingface.co/tasks.')
     return task
 
 
-def _languages(language: Sequence[str]) -> list[str]:
-    codes = [language] if isinstance(language, str) else list(language)
-    for code in codes:
-        if not re.fullmatch(r"[a-z]{2,3}", code) and code not in SPECIAL_LANGUAGES:
-            raise HubError(
-                f'"{code}" is not a language that the Hub knows. Give an ISO 639 code such as "en", or "multilingual".'
-            )
-    return codes
-
-
 def _size(rows: int) -> str:
-    limits = {"1K": 10**3, "10K": 10**4, "100K": 10**5, "1M": 10**6, "10M": 10**7, "100M": 10**8, "1B": 10**9}
-    below = None
-    for name, limit in {**limits, "10B": 10**10, "100B": 10**11, "1T": 10**12}.items():
-        if rows < limit:
-            return f"{below}<n<{name}" if below else f"n<{name}"
-        below = name
-    return "n>1T"
-
-
-def _present(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value}
+    """Returns the Hub's name of a size: between two powers of ten."""
+    limits = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
+    place = len(str(rows)) - 3
+    if place <= 0:
+        return f"n<{limits[0]}"
+    return f"{limits[place - 1]}<n<{limits[place]}" if place < len(limits) else f"n>{limits[-1]}"

@@ -17,10 +17,9 @@ from datadreamer_like.errors import StorageError
 
 from .card import Readme, readme
 from .folder import ADAPTER, is_weights, library_of, model_files
-from .layout import Layout
-from .metadata import base_model, dataset_metadata, model_metadata
-from .repository import MAIN, README, Operation, Repository, is_same
-from .shards import write_shards
+from .layout import DEFAULT_CONFIG, Layout
+from .metadata import base_model, card_metadata, dataset_keys, model_keys
+from .repository import MAIN, README, Repository
 
 if TYPE_CHECKING:
     import datasets
@@ -43,7 +42,7 @@ def publish_dataset(
     max_shard_size: int | str = "500MB",
     commit_message: str | None = None,
 ) -> str:
-    """Publishes a dataset with its card, for `datasets.load_dataset(repo_id)`.
+    """Publishes a dataset with its card, for `datasets.load_dataset(repo_id)`, and returns its URL with the branch.
 
     Names, token and card are checked before anything is written or sent. Shards are written and sent one after another,
     so that memory and disk hold at most one. All changes are one commit; an unchanged dataset makes none.
@@ -63,9 +62,6 @@ def publish_dataset(
         max_shard_size: Target size of shards, in bytes of Arrow data, or as in `"500MB"`.
         commit_message: Message of the commit.
 
-    Returns:
-        URL of the dataset, with the branch.
-
     Raises:
         HubError: The Hub rejects a request or is unavailable, or a name is invalid.
         EmptyDataset: A split has no rows.
@@ -77,41 +73,29 @@ def publish_dataset(
     """
     layout = Layout.of(data, config_name)
     repository = Repository(repo_id, "dataset", token=token, branch=branch, private=private)
-    metadata = dataset_metadata(
-        card,
-        rows=layout.rows,
-        task_categories=task_categories,
-        language=language,
-        is_synthetic=card.is_synthetic() if is_synthetic is None else is_synthetic,
-        on_hub=repository.exists,
-    )
+    keys = dataset_keys(card, sum(map(len, layout.splits.values())), task_categories, repository.exists)
+    metadata = card_metadata(card, language, is_synthetic, **keys)
+
+    config = [] if layout.config == DEFAULT_CONFIG else [layout.config]
+    arguments = _arguments(repository, repository.repo_id, *config)
+    load = f"from datasets import load_dataset\n\ndata = load_dataset({arguments})"
 
     def written() -> Readme:
-        return readme(
-            "dataset",
-            card,
-            metadata | layout.metadata(),
-            load=_load_dataset(repository, layout),
-            content=layout.description(),
-        )
+        return readme("dataset", card, metadata | layout.metadata(), load=load, content=layout.description())
 
     repository.validate(written().over(None))
     repository.open()
-    present = repository.files()
-    operations: list[Operation] = []
+    additions: list[CommitOperationAdd] = []
     with _disk_full_explained(), tempfile.TemporaryDirectory(prefix="datadreamer-like-") as folder:
-        for shard in write_shards(layout, Path(folder), int(convert_file_size_to_int(max_shard_size))):
-            addition = CommitOperationAdd(shard.path_in_repo, shard.file)
-            if is_same(addition, present.get(shard.path_in_repo)):
-                shard.file.unlink()
-                continue
-            operations.append(addition)
-            if repository.upload(addition):
-                shard.file.unlink()
-        operations += _card_change(repository, written())
-        operations += _deletions(path for path in present if layout.is_stale(path))
-        repository.commit(operations, commit_message or f"Publish {card.name}")
-    return repository.url
+        for path, file in layout.write_shards(Path(folder), int(convert_file_size_to_int(max_shard_size))):
+            addition = CommitOperationAdd(path, file)
+            is_new = not repository.is_done(addition)
+            if is_new:
+                additions.append(addition)
+            if not is_new or repository.upload(addition):
+                file.unlink()
+        stale = filter(layout.is_stale, repository.files)
+        return _commit(repository, additions, written(), stale, commit_message or f"Publish {card.name}")
 
 
 def publish_model(
@@ -129,30 +113,15 @@ def publish_model(
     ignore: Sequence[str] = (),
     commit_message: str | None = None,
 ) -> str:
-    """Publishes a saved model with its card, for `from_pretrained(repo_id)`.
+    """Publishes a saved model with its card, for `from_pretrained(repo_id)`, and returns its URL with the branch.
 
     Names, token, folder and card are checked before anything is sent. All changes are one commit, which also deletes
     weights of an earlier version that no longer exist; an unchanged model makes none. Checkpoints, optimizer states and
     other files of the training run are not published, nor are local paths.
 
-    Args:
-        folder: Folder of the saved model.
-        repo_id: `namespace/name`; a bare name is in the user's namespace.
-        card: Origin of the model.
-        branch: Branch to publish to, created if missing; None for the main branch.
-        private: Create a private repository. An existing one keeps its visibility, and publishing privately to a public
-            one raises an error.
-        token: Access token; None for that of `HF_TOKEN` or `hf auth login`.
-        is_synthetic: Whether it was trained on rows written by a language model, for a tag and the card; None decides
-            by the card.
-        task: The Hub's name of the task, such as `text-generation`.
-        imports: Modules to import before loading, such as `datadreamer_like.quantization`.
-        language: ISO 639 codes of its languages.
-        ignore: Further patterns of paths to leave out, such as `onnx/*`.
-        commit_message: Message of the commit.
-
-    Returns:
-        URL of the model, with the branch.
+    `task` is the Hub's name of the task, such as `text-generation`; `imports` are modules to import before loading,
+    such as `datadreamer_like.quantization`; `ignore` are further patterns of paths to leave out, such as `onnx/*`;
+    `is_synthetic` says whether it was trained on rows written by a language model. For the rest see `publish_dataset`.
 
     Raises:
         HubError: The Hub rejects a request or is unavailable, a name is invalid, or the folder holds no model that
@@ -165,61 +134,44 @@ def publish_model(
     files = model_files(Path(folder), base_model=base_model(card), ignore=ignore)
     library = library_of(files)
     repository = Repository(repo_id, "model", token=token, branch=branch, private=private)
-    metadata = model_metadata(
-        card,
-        task=task,
-        library=library,
-        adapter=ADAPTER in files,
-        language=language,
-        is_synthetic=card.is_synthetic() if is_synthetic is None else is_synthetic,
-        on_hub=repository.exists,
-    )
+    keys = model_keys(card, task, library, ADAPTER in files, repository.exists)
+    metadata = card_metadata(card, language, is_synthetic, **keys)
     written = readme("model", card, metadata, load=_load_model(repository, library, task, imports))
     repository.validate(written.over(None))
     repository.open()
-    present = repository.files()
-    additions = (CommitOperationAdd(path, source) for path, source in files.items())
-    operations: list[Operation] = [
-        addition for addition in additions if not is_same(addition, present.get(addition.path_in_repo))
-    ]
-    operations += _card_change(repository, written)
-    operations += _deletions(path for path in present if is_weights(path) and path not in files)
-    repository.commit(operations, commit_message or f"Publish {card.name}")
+    operations = (CommitOperationAdd(path, source) for path, source in files.items())
+    additions = [addition for addition in operations if not repository.is_done(addition)]
+    stale = (path for path in repository.files if is_weights(path) and path not in files)
+    return _commit(repository, additions, written, stale, commit_message or f"Publish {card.name}")
+
+
+def _commit(
+    repository: Repository, additions: list[CommitOperationAdd], written: Readme, stale: Iterable[str], message: str
+) -> str:
+    """Commits additions, the card if it changed and deletions, and returns the repository's URL."""
+    before = repository.readme()
+    text = written.over(before)
+    card = [] if text == before else [CommitOperationAdd(README, text.encode())]
+    deletions = [CommitOperationDelete(path) for path in sorted(stale)]
+    repository.commit([*additions, *card, *deletions], message)
     return repository.url
 
 
-def _card_change(repository: Repository, written: Readme) -> list[Operation]:
-    before = repository.readme()
-    text = written.over(before)
-    return [] if text == before else [CommitOperationAdd(README, text.encode())]
-
-
-def _deletions(paths: Iterable[str]) -> list[Operation]:
-    return [CommitOperationDelete(path) for path in sorted(paths)]
-
-
-def _load_dataset(repository: Repository, layout: Layout) -> str:
-    config = [] if layout.is_default else [json.dumps(layout.config)]
-    call = _call([json.dumps(repository.repo_id), *config], repository)
-    return f"from datasets import load_dataset\n\ndata = load_dataset({call})"
-
-
 def _load_model(repository: Repository, library: str | None, task: str, imports: Sequence[str]) -> str:
-    first = "".join(f"import {module}\n" for module in imports)
-    name = json.dumps(repository.repo_id)
+    name, given = repository.repo_id, _arguments(repository, repository.repo_id)
     if library == "sentence-transformers":
-        call = f"model = SentenceTransformer({_call([name], repository)})"
-        return f"{first}from sentence_transformers import SentenceTransformer\n\n{call}"
-    if library is None:
-        call = f"folder = snapshot_download({_call([name], repository)})"
-        return f"{first}from huggingface_hub import snapshot_download\n\n{call}"
-    call = f"model = pipeline({_call([json.dumps(task), 'model=' + name], repository)})"
-    return f"{first}from transformers import pipeline\n\n{call}"
+        code = f"from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer({given})"
+    elif library is None:
+        code = f"from huggingface_hub import snapshot_download\n\nfolder = snapshot_download({given})"
+    else:
+        code = f"from transformers import pipeline\n\nmodel = pipeline({_arguments(repository, task, model=name)})"
+    return "".join(f"import {module}\n" for module in imports) + code
 
 
-def _call(arguments: Sequence[str], repository: Repository) -> str:
-    revision = [] if repository.branch == MAIN else [f"revision={json.dumps(repository.branch)}"]
-    return ", ".join([*arguments, *revision])
+def _arguments(repository: Repository, *values: str, **named: str) -> str:
+    """Returns Python arguments, with the branch unless it is the main one."""
+    named |= {} if repository.branch == MAIN else {"revision": repository.branch}
+    return ", ".join([*map(json.dumps, values), *(f"{name}={json.dumps(value)}" for name, value in named.items())])
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
 import time
@@ -12,17 +11,13 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, get_token
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.sha import git_hash
 
 from datadreamer_like.errors import HubError
 
-from .metadata import is_valid_id
+from .metadata import is_local, is_valid_id
 from .request_errors import CONFLICT, TOKEN_HELP, WAITS, explained, is_temporary, pause, retried, status_of
 
 logger = logging.getLogger("datadreamer_like")
@@ -34,16 +29,10 @@ Operation = CommitOperationAdd | CommitOperationDelete
 
 
 class Repository:
-    """A repository that the holder of a token may write to.
+    """A repository that the holder of a token may write to; `head` and `files` are those of the branch's last commit.
 
-    Construction requests the token's owner from the Hub, and changes nothing there.
-
-    Args:
-        repo_id: `namespace/name`; a bare name is in the user's namespace.
-        kind: Kind of the repository.
-        token: Access token; None for that of HF_TOKEN or `hf auth login`.
-        branch: Branch to publish to; None for the main branch.
-        private: Whether a new repository is private.
+    Construction requests the token's owner from the Hub, and changes nothing there. For the arguments, see
+    `publish_dataset`.
 
     Raises:
         HubError: The id is invalid, the token is missing, invalid or read-only, the namespace is not the user's, or the
@@ -62,12 +51,12 @@ class Repository:
         self.branch = branch or MAIN
         self.private = private
         self.head = ""
-        self._token = _usable_token(token, repo_id)
-        self._api = HfApi(token=self._token, library_name="datadreamer-like")
-        self._known: dict[tuple[str, str], bool] = {}
+        self.files: dict[str, RepoFile] = {}
+        self._api = HfApi(token=_usable_token(token, repo_id), library_name="datadreamer-like")
         with explained(repo_id):
             account = retried(self._api.whoami, first=True)
         self.repo_id = _in_own_namespace(repo_id, account)
+        self._repo: dict[str, Any] = {"repo_id": self.repo_id, "repo_type": kind}
 
     @property
     def url(self) -> str:
@@ -78,16 +67,15 @@ class Repository:
 
     def exists(self, kind: str, repo_id: str) -> bool:
         """Returns whether a repository is on the Hub, to avoid dead links."""
-        if (kind, repo_id) not in self._known:
-            with explained(repo_id):
-                try:
-                    retried(lambda: self._api.repo_info(repo_id, repo_type=kind))
-                    self._known[kind, repo_id] = True
-                except HfHubHTTPError as error:
-                    if is_temporary(error):
-                        raise
-                    self._known[kind, repo_id] = isinstance(error, GatedRepoError)
-        return self._known[kind, repo_id]
+        if is_local(repo_id) or not is_valid_id(repo_id):
+            return False
+        with explained(repo_id):
+            try:
+                return retried(lambda: self._api.repo_exists(repo_id, repo_type=kind))
+            except HfHubHTTPError as error:
+                if is_temporary(error):
+                    raise
+                return False
 
     def validate(self, readme: str) -> None:
         """Validates a card on the Hub, before anything is created or sent.
@@ -112,72 +100,66 @@ class Repository:
         """
         with explained(self.repo_id):
             try:
-                info = retried(lambda: self._api.repo_info(self.repo_id, repo_type=self.kind))
+                info = retried(lambda: self._api.repo_info(**self._repo))
             except RepositoryNotFoundError:
-                retried(
-                    lambda: self._api.create_repo(
-                        self.repo_id, repo_type=self.kind, private=self.private, exist_ok=True
-                    )
-                )
+                retried(lambda: self._api.create_repo(**self._repo, private=self.private, exist_ok=True))
             else:
                 if self.private and info.private is False:
                     raise HubError(
                         f'"{self.repo_id}" is public, but private=True was given: nothing was sent. '
                         "Make it private in its settings on the Hub, or publish under another name."
                     )
-            self.head = self._branch_head()
+            try:
+                self._read()
+            except RevisionNotFoundError:
+                retried(lambda: self._api.create_branch(**self._repo, branch=self.branch, exist_ok=True))
+                self._read()
 
-    def files(self) -> dict[str, RepoFile]:
-        """Returns the files of the branch at its last commit, by path."""
-        with explained(self.repo_id):
-            return retried(self._list)
+    def is_done(self, operation: Operation) -> bool:
+        """Returns whether the branch is as the operation would make it: it has the same file, or none to delete."""
+        present = self.files.get(operation.path_in_repo)
+        if isinstance(operation, CommitOperationDelete):
+            return present is None
+        if present is None or present.size != operation.upload_info.size:
+            return False
+        if present.lfs is not None:
+            return present.lfs.sha256 == operation.upload_info.sha256.hex()
+        with operation.as_file() as file:
+            return present.blob_id == git_hash(file.read())
 
     def readme(self) -> str | None:
         """Returns the present README.md; None if there is none."""
+        if README not in self.files:
+            return None
         with explained(self.repo_id), tempfile.TemporaryDirectory() as folder:
-            if README not in self.files():
-                return None
-            file = retried(
-                lambda: self._api.hf_hub_download(
-                    self.repo_id, README, repo_type=self.kind, revision=self.head, cache_dir=folder
-                )
-            )
+            found = {**self._repo, "filename": README, "revision": self.head}
+            file = retried(lambda: self._api.hf_hub_download(**found, cache_dir=folder))
             return Path(file).read_text(encoding="utf-8-sig")
 
     def upload(self, addition: CommitOperationAdd) -> bool:
-        """Uploads one large file before its commit.
-
-        Returns:
-            Whether the local file is no longer needed; small files are sent with the commit.
-        """
+        """Uploads a large file before its commit, and returns whether it was large; small files go with the commit."""
         with explained(self.repo_id):
-            self._api.preupload_lfs_files(
-                self.repo_id, [addition], repo_type=self.kind, revision=self.branch, free_memory=True
-            )
+            self._api.preupload_lfs_files(**self._repo, additions=[addition], revision=self.branch, free_memory=True)
         return isinstance(addition.path_or_fileobj, bytes)
 
-    def commit(self, operations: Sequence[Operation], message: str) -> bool:
+    def commit(self, operations: Sequence[Operation], message: str) -> None:
         """Makes one commit of all operations, or none if there are none.
 
         A commit whose response was lost is detected and not made again.
-
-        Returns:
-            Whether there was anything to commit.
 
         Raises:
             HubError: The Hub rejects the commit or is unavailable, or the branch was changed by someone else meanwhile.
         """
         if not operations:
             logger.info('"%s" is already up to date: nothing to publish', self.url)
-            return False
+            return
         with explained(self.repo_id):
             for wait in (*WAITS, None):
                 try:
                     self._api.create_commit(
-                        self.repo_id,
-                        list(operations),
+                        **self._repo,
+                        operations=list(operations),
                         commit_message=message,
-                        repo_type=self.kind,
                         revision=self.branch,
                         parent_commit=self.head or None,
                     )
@@ -187,51 +169,18 @@ class Repository:
                     if not (conflict or is_temporary(error)):
                         raise
                     time.sleep(pause(error, wait or WAITS[-1]))
-                    if self._holds(operations):
+                    self._read()
+                    if all(map(self.is_done, operations)):
                         break
                     if conflict or wait is None:
                         raise
         logger.info('published to "%s"', self.url)
-        return True
 
-    def _branch_head(self) -> str:
-        try:
-            return self._head()
-        except RevisionNotFoundError:
-            retried(
-                lambda: self._api.create_branch(self.repo_id, branch=self.branch, repo_type=self.kind, exist_ok=True)
-            )
-            return self._head()
-
-    def _head(self) -> str:
-        info = retried(lambda: self._api.repo_info(self.repo_id, repo_type=self.kind, revision=self.branch))
-        return info.sha or ""
-
-    def _list(self) -> dict[str, RepoFile]:
-        tree = self._api.list_repo_tree(self.repo_id, recursive=True, revision=self.head, repo_type=self.kind)
-        return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-
-    def _holds(self, operations: Sequence[Operation]) -> bool:
-        self.head = self._head()
-        files = self._list()
-        return all(
-            is_same(operation, files.get(operation.path_in_repo))
-            if isinstance(operation, CommitOperationAdd)
-            else operation.path_in_repo not in files
-            for operation in operations
-        )
-
-
-def is_same(addition: CommitOperationAdd, present: RepoFile | None) -> bool:
-    """Returns whether a file is in the repository with the same content."""
-    if present is None or present.size != addition.upload_info.size:
-        return False
-    if present.lfs is not None:
-        return present.lfs.sha256 == addition.upload_info.sha256.hex()
-    with addition.as_file() as file:
-        content = file.read()
-    # The Hub identifies small files by their git blob hash.
-    return present.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    def _read(self) -> None:
+        """Reads the branch's last commit and its files."""
+        self.head = retried(lambda: self._api.repo_info(**self._repo, revision=self.branch)).sha or ""
+        tree = retried(lambda: list(self._api.list_repo_tree(**self._repo, recursive=True, revision=self.head)))
+        self.files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
 
 
 def _usable_token(token: str | None, repo_id: str) -> str:
@@ -257,17 +206,16 @@ def _in_own_namespace(repo_id: str, account: dict[str, Any]) -> str:
     namespace, _, name = repo_id.rpartition("/")
     if not namespace:
         return f"{user}/{name}"
-    roles = {org["name"].casefold(): org.get("roleInOrg") for org in account.get("orgs", [])}
-    # Accounts other than users, such as those of automation, may write to unlisted namespaces: the Hub decides.
-    if namespace.casefold() == user.casefold() or account.get("type", "user") != "user":
-        return repo_id
-    if namespace.casefold() not in roles:
-        own = ", ".join([user, *(org["name"] for org in account.get("orgs", []))])
+    roles = {user: "write"} | {org["name"]: org.get("roleInOrg") for org in account.get("orgs", [])}
+    folded = {known.casefold(): role for known, role in roles.items()}
+    if account.get("type", "user") != "user":
+        return repo_id  # other accounts, such as those of automation, may write to unlisted namespaces: the Hub decides
+    if namespace.casefold() not in folded:
         raise HubError(
             f'"{namespace}" is not a namespace of the token\'s owner, so nothing can be published to "{repo_id}". '
-            f"Publish under one of: {own}."
+            f"Publish under one of: {', '.join(roles)}."
         )
-    if roles[namespace.casefold()] == "read":
+    if folded[namespace.casefold()] == "read":
         raise HubError(
             f'"{user}" has read-only access to the organization "{namespace}". Ask its owners for write access, '
             f'or publish to "{user}/{name}".'

@@ -37,12 +37,7 @@ def explained(repo_id: str) -> Iterator[None]:
 
 
 def retried(call: Callable[[], Result], *, first: bool = False) -> Result:
-    """Retries a call after temporary errors; raises the error of the last attempt.
-
-    Args:
-        call: An idempotent request.
-        first: Whether this is the first request: then a missing connection is not retried.
-    """
+    """Retries an idempotent request after temporary errors; if it is the `first`, not without any connection."""
     for wait in WAITS:
         try:
             return call()

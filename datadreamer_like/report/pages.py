@@ -26,15 +26,10 @@ figure svg { display: block; width: 100%; height: auto }
 
 
 def page(title: str, *parts: str) -> str:
-    """Returns a self-contained HTML page.
-
-    Args:
-        title: Heading and title, as plain text.
-        *parts: Pieces of HTML in order: a table, `figure(svg)`, a paragraph.
-    """
+    """Returns a self-contained page of pieces of HTML: a table, `figure(svg)`, a paragraph; `title` is plain text."""
     name = html.escape(title)
-    head = f"<h1>{name}</h1>\n" if title else ""
     body = "\n".join(parts)
+    head = f"<h1>{name}</h1>\n" if title else ""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -43,10 +38,5 @@ def page(title: str, *parts: str) -> str:
 
 
 def figure(svg: str, description: str) -> str:
-    """Returns an SVG drawing as an HTML figure.
-
-    Args:
-        svg: The `<svg>` element.
-        description: Text alternative for screen readers.
-    """
+    """Returns an `<svg>` element as an HTML figure, with a description for screen readers."""
     return f'<figure role="img" aria-label="{html.escape(description)}">\n{svg}\n</figure>'

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.errors import require_extra
@@ -32,21 +33,17 @@ _STYLE: Any = {
 
 @dataclass(frozen=True)
 class Mark:
-    """One measured point.
+    """One measured point, with the ends of its error bars.
 
-    Attributes:
-        label: Its name.
-        y: Value on the vertical axis, the same in every panel.
-        x: Value on the horizontal axis of each panel; None leaves the point out of that panel.
-        y_range: Ends of the vertical error bar, or None.
-        x_ranges: Ends of the horizontal error bar of each panel, or None.
+    `y` is the same in every panel; `x` and `x_ranges` have a value for each panel. The point is left out of a panel
+    where its `x` is None.
     """
 
     label: str
     y: float
     x: Sequence[float | None]
     y_range: tuple[float, float] | None = None
-    x_ranges: Sequence[tuple[float, float] | None] = field(default=())
+    x_ranges: Sequence[tuple[float, float] | None] = ()
 
 
 def tradeoff(
@@ -60,18 +57,8 @@ def tradeoff(
 ) -> Figure:
     """Draws labelled points with error bars in panels that share the vertical axis.
 
-    A dashed line marks the first point, the baseline.
-
-    Args:
-        marks: The points, the baseline first.
-        x_labels: Label of each panel's horizontal axis.
-        y_label: Label of the vertical axis.
-        title: Heading.
-        caption: A sentence under the plot, for example on the error bars.
-        ratio: Ratio of largest to smallest value from which a horizontal axis is logarithmic.
-
-    Returns:
-        A matplotlib figure, for `write_png` and `to_svg`.
+    A dashed line marks the first point, the baseline. A horizontal axis is logarithmic if its largest value is at least
+    `ratio` times its smallest.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -122,46 +109,33 @@ def _styled() -> Any:
 
 
 def _draw_panel(axis: Axes, marks: Sequence[Mark], number: int, ratio: float) -> None:
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.spines[["top", "right"]].set_visible(False)
     axis.grid(True, color=_RULE, linewidth=0.8)
     axis.set_axisbelow(True)
     axis.margins(x=0.14, y=0.12)
-    shown = [(index, mark, mark.x[number]) for index, mark in enumerate(marks)]
-    places = [x for _, _, x in shown if x is not None]
+    shown = _shown(marks, number)
+    places = [x for _, _, x in shown]
     if places and min(places) > 0 and max(places) / min(places) >= ratio:
-        _logarithmic(axis)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
     if marks:
         axis.axhline(marks[0].y, color=_SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    for index, mark, x in shown:
-        if x is None:
-            continue
-        colour = _COLOURS[index % len(_COLOURS)]
-        x_range = mark.x_ranges[number] if mark.x_ranges else None
-        axis.errorbar(
-            [x],
-            [mark.y],
-            xerr=_error(x, x_range),
-            yerr=_error(mark.y, mark.y_range),
-            fmt="o",
-            markersize=8,
-            color=colour,
-            ecolor=colour,
-            elinewidth=1.4,
-            capsize=3,
-            markeredgecolor="white",
-            markeredgewidth=0.8,
-            zorder=3,
-        )
+    point: Any = {"fmt": "o", "markersize": 8, "markeredgecolor": "white", "markeredgewidth": 0.8, "zorder": 3}
+    bar: Any = {"elinewidth": 1.4, "capsize": 3}
+    for colour, mark, x in shown:
+        x_error = _error(x, mark.x_ranges[number] if mark.x_ranges else None)
+        y_error = _error(mark.y, mark.y_range)
+        axis.errorbar([x], [mark.y], xerr=x_error, yerr=y_error, color=colour, ecolor=colour, **point, **bar)
 
 
-def _logarithmic(axis: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+def _shown(marks: Sequence[Mark], number: int) -> list[tuple[str, Mark, float]]:
+    """Returns the marks that a panel shows, with their colours and places on its horizontal axis."""
+    colours = zip(cycle(_COLOURS), marks, strict=False)
+    return [(colour, mark, x) for colour, mark in colours if (x := mark.x[number]) is not None]
 
 
 def _error(value: float, ends: tuple[float, float] | None) -> list[list[float]] | None:
@@ -172,60 +146,41 @@ def _label(axis: Axes, marks: Sequence[Mark], number: int) -> None:
     """Places each label next to its point, where it overlaps least with others."""
     from matplotlib.transforms import Bbox
 
+    def area(box: Bbox | None) -> float:
+        return 0.0 if box is None else float(box.width * box.height)
+
     figure: Any = axis.figure
     renderer = figure.canvas.get_renderer()
     inside = axis.get_window_extent(renderer)
-    shown = [(index, mark, x) for index, mark in enumerate(marks) if (x := mark.x[number]) is not None]
-    taken: list[tuple[Any, float]] = []
+    shown = _shown(marks, number)
+    taken: list[tuple[Bbox, float]] = []  # boxes in pixels, and how bad it is to cover them
     for _, mark, x in shown:
         left, below = axis.transData.transform((x, mark.y))
         taken.append((Bbox.from_extents(left - 7, below - 7, left + 7, below + 7), 1.0))
         low, high = axis.transData.transform([(x, y) for y in mark.y_range or (mark.y, mark.y)])
         taken.append((Bbox.from_extents(low[0] - 2, low[1], high[0] + 2, high[1]), 0.5))
+    style: Any = {"textcoords": "offset points", "fontsize": 9, "zorder": 4}
+    ground = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
     pixels = figure.dpi / 72
-    for index, mark, x in sorted(shown, key=lambda one: -one[1].y):
-        note = axis.annotate(
-            mark.label,
-            (x, mark.y),
-            (0, 0),
-            textcoords="offset points",
-            color=_COLOURS[index % len(_COLOURS)],
-            fontsize=9,
-            zorder=4,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8},
-        )
+    for colour, mark, x in sorted(shown, key=lambda one: -one[1].y):
+        note = axis.annotate(mark.label, (x, mark.y), (0, 0), color=colour, bbox=ground, **style)
         size = note.get_window_extent(renderer)
         left, below = axis.transData.transform((x, mark.y))
-        places: list[tuple[float, int, Any]] = []
-        for dx, dy, side, height in _OFFSETS:
-            x0 = left + dx * pixels - (size.width if side == "right" else 0)
-            y0 = below + dy * pixels - (size.height if height == "top" else 0)
+        places: list[tuple[float, int, Bbox]] = []
+        for step, right, up in _PLACES:
+            x0 = left + right * 8 * step * pixels - (size.width if right < 0 else 0)
+            y0 = below + up * 6 * step * pixels - (size.height if up < 0 else 0)
             box = Bbox.from_bounds(x0 - 1, y0 - 1, size.width + 2, size.height + 2)
-            cost = sum(weight * _shared(box, other) for other, weight in taken)
-            cost += 4 * (box.width * box.height - _shared(box, inside))
-            cost += 0.01 * box.width * box.height * (abs(dx) / abs(_OFFSETS[0][0]) - 1)  # prefers near places
+            cost = sum(weight * area(Bbox.intersection(box, other)) for other, weight in taken)
+            cost += 4 * (area(box) - area(Bbox.intersection(box, inside)))
+            cost += 0.01 * area(box) * (step - 1)  # prefers near places
             places.append((cost, len(places), box))
         _, best, box = min(places, key=lambda place: place[:2])
-        dx, dy, side, height = _OFFSETS[best]
-        note.xyann = (dx, dy)
-        note.set(ha=side, va=height)
+        step, right, up = _PLACES[best]
+        note.xyann = (right * 8 * step, up * 6 * step)
+        note.set(ha="left" if right > 0 else "right", va="bottom" if up > 0 else "top")
         taken.append((box, 1.0))
 
 
-_OFFSETS = [
-    (dx * step, dy * step, side, height)
-    for step in (1.0, 1.9, 2.9)
-    for dx, dy, side, height in (
-        (8, 6, "left", "bottom"),
-        (-8, 6, "right", "bottom"),
-        (8, -6, "left", "top"),
-        (-8, -6, "right", "top"),
-    )
-]
-
-
-def _shared(a: Any, b: Any) -> float:
-    """Returns the overlap of two boxes in square pixels."""
-    width = min(a.x1, b.x1) - max(a.x0, b.x0)
-    height = min(a.y1, b.y1) - max(a.y0, b.y0)
-    return float(max(0.0, width) * max(0.0, height))
+# Places for a label: the distance from its point, to its right (1) or left (-1), above (1) or below (-1).
+_PLACES = [(step, right, up) for step in (1.0, 1.9, 2.9) for up in (1, -1) for right in (1, -1)]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
 from .pages import page
@@ -35,16 +36,10 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Column:
-    """The heading and the format of a column.
+class TableColumn:
+    """The heading and the format of a column: its `key` in each row, and the `unit` under its `header`.
 
-    Attributes:
-        key: Its key in each row.
-        header: Its heading.
-        unit: Unit of the shown values, under the heading.
-        format: A Python format specification, such as ",.1f".
-        factor: Factor of the shown values: 1e-6 shows bytes as MB.
-        align: Alignment of the values.
+    `format` is a Python format specification, such as ",.1f"; values are shown times `factor`: 1e-6 shows bytes as MB.
     """
 
     key: str
@@ -66,17 +61,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns and rows of plain values.
+    """Columns, of which the first names the row, and rows of plain values by column key, with notes under them.
 
-    Args:
-        columns: The columns, in order; the first one names the row.
-        rows: Values by column key; missing values and None are shown as a dash.
-        title: Title of the table.
-        notes: Sentences under the table.
+    Missing values and None are shown as a dash.
 
     Example:
-        >>> table = Table([Column("model", "model", align="left"), Column("bytes", "size", "MB", ",.1f", 1e-6)],
-        ...               [{"model": "teacher", "bytes": 90_900_000}, {"model": "student", "bytes": 5_100_000}])
+        >>> columns = [TableColumn("model", "model", align="left"), TableColumn("bytes", "size", "MB", ",.1f", 1e-6)]
+        >>> rows = [{"model": "teacher", "bytes": 90_900_000}, {"model": "student", "bytes": 5_100_000}]
+        >>> table = Table(columns, rows)
         >>> print(table)
         model    size
                    MB
@@ -85,7 +77,7 @@ class Table:
         student   5.1
     """
 
-    columns: Sequence[Column]
+    columns: Sequence[TableColumn]
     rows: Sequence[Mapping[str, Any]]
     title: str = ""
     notes: Sequence[str] = ()
@@ -100,14 +92,12 @@ class Table:
         Texts are wrapped first. Columns that still do not fit go to further blocks, which repeat the first column.
         """
         widths = self._widths(width)
-        blocks, block, used = [], [0], widths[0]
+        blocks = [[0]]
         for index in range(1, len(self.columns)):
-            if len(block) > 1 and used + _GAP + widths[index] > width:
-                blocks.append(block)
-                block, used = [0], widths[0]
-            block.append(index)
-            used += _GAP + widths[index]
-        blocks.append(block)
+            used = sum(widths[shown] + _GAP for shown in blocks[-1])
+            if len(blocks[-1]) > 1 and used + widths[index] > width:
+                blocks.append([0])
+            blocks[-1].append(index)
         text = "\n\n".join(self._block(block, widths) for block in blocks)
         title = f"{self.title}\n\n" if self.title else ""
         notes = "".join("\n" + textwrap.fill(note, width) for note in self.notes)
@@ -127,22 +117,12 @@ class Table:
 
     def to_fragment(self) -> str:
         """Returns the table as an HTML fragment."""
-        heads = "".join(
-            f'<th class="{column.align}">{html.escape(column.header)}'
-            + (f"<small>{html.escape(column.unit)}</small></th>" if column.unit else "</th>")
-            for column in self.columns
-        )
-        body = "\n".join(
-            "<tr>"
-            + "".join(
-                f'<td class="{column.align}">{html.escape(cell)}</td>'
-                for column, cell in zip(self.columns, cells, strict=True)
-            )
-            + "</tr>"
-            for cells in self.cells()
-        )
+        units = [f"<small>{html.escape(column.unit)}</small>" if column.unit else "" for column in self.columns]
+        heads = [html.escape(column.header) + unit for column, unit in zip(self.columns, units, strict=True)]
+        head = self._html_row("th", heads)
+        body = "\n".join(self._html_row("td", map(html.escape, cells)) for cells in self.cells())
         notes = "".join(f'\n<p class="note">{html.escape(note)}</p>' for note in self.notes)
-        return f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>{notes}"
+        return f"<table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>{notes}"
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns the values in base units; an interval becomes three columns."""
@@ -155,11 +135,15 @@ class Table:
     def _repr_html_(self) -> str:
         return self.to_fragment()
 
+    def _html_row(self, tag: str, cells: Iterable[str]) -> str:
+        pairs = zip(self.columns, cells, strict=True)
+        return "<tr>" + "".join(f'<{tag} class="{column.align}">{cell}</{tag}>' for column, cell in pairs) + "</tr>"
+
     def _widths(self, width: int) -> list[int]:
         """Returns the widths of the columns in characters; texts are narrowed if the line is too long."""
         cells = self.cells()
         widths = [
-            max(len(text) for text in [column.header, column.unit, *(row[index] for row in cells)])
+            max(map(len, [column.header, column.unit, *(row[index] for row in cells)]))
             for index, column in enumerate(self.columns)
         ]
         texts = [index for index, column in enumerate(self.columns) if column.align == "left"]
@@ -187,28 +171,23 @@ def frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Returns rows as a pandas DataFrame; an interval becomes three columns: `x`, `x_low` and `x_high`."""
     import pandas as pd
 
-    flat = []
-    for row in rows:
-        values: dict[str, Any] = {}
+    flat: list[dict[str, Any]] = [{} for _ in rows]
+    for values, row in zip(flat, rows, strict=True):
         for key, value in row.items():
+            values[key] = value.value if isinstance(value, Interval) else value
             if isinstance(value, Interval):
-                values |= {key: value.value, f"{key}_low": value.low, f"{key}_high": value.high}
-            else:
-                values[key] = value
-        flat.append(values)
+                values |= {f"{key}_low": value.low, f"{key}_high": value.high}
     return pd.DataFrame(flat)
 
 
-def _lines(texts: Sequence[str], columns: Sequence[Column], sizes: Sequence[int]) -> list[str]:
+def _lines(texts: Sequence[str], columns: Sequence[TableColumn], sizes: Sequence[int]) -> list[str]:
     """Returns a row as one or more lines of text."""
     wrapped = [textwrap.wrap(text, size) or [""] for text, size in zip(texts, sizes, strict=True)]
     lines = []
-    for number in range(max(len(parts) for parts in wrapped)):
-        cells = []
-        for parts, column, size in zip(wrapped, columns, sizes, strict=True):
-            part = parts[number] if number < len(parts) else ""
-            cells.append(part.ljust(size) if column.align == "left" else part.rjust(size))
-        lines.append((" " * _GAP).join(cells))
+    for parts in zip_longest(*wrapped, fillvalue=""):
+        cells = zip(parts, columns, sizes, strict=True)
+        padded = [part.ljust(size) if column.align == "left" else part.rjust(size) for part, column, size in cells]
+        lines.append((" " * _GAP).join(padded))
     return lines
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from datadreamer_like.errors import MissingExtra, NewerFormat
 from datadreamer_like.evaluation.judge import Judge
 from datadreamer_like.evaluation.judges import JUDGES
-from datadreamer_like.report import Column, Interval, Mark, Table, figure, page, to_svg, tradeoff, write_png
+from datadreamer_like.report import Interval, Mark, Table, TableColumn, figure, page, to_svg, tradeoff, write_png
 from datadreamer_like.storage.folders import write_file
 
 COMPARISON_FORMAT = 1
@@ -124,13 +124,13 @@ class Comparison:
         count, times = _prefix([model.parameters for model in self.models])
         size, per_byte = _prefix([model.bytes_on_disk for model in self.models])
         columns = [
-            Column("model", "model", align="left"),
+            TableColumn("model", "model", align="left"),
             *self._judge.figures,
-            Column("parameters", "parameters", count, ",.2f", times),
-            Column("nonzero_parameters", "non-zero", count, ",.2f", times),
-            Column("bytes_on_disk", "on disk", f"{size}B", ",.1f", per_byte),
-            Column("latency", "latency", "ms [quartiles]", ",.1f", 1e3),
-            Column("throughput", "throughput", "rows/s", ",.0f"),
+            TableColumn("parameters", "parameters", count, ",.2f", times),
+            TableColumn("nonzero_parameters", "non-zero", count, ",.2f", times),
+            TableColumn("bytes_on_disk", "on disk", f"{size}B", ",.1f", per_byte),
+            TableColumn("latency", "latency", "ms [quartiles]", ",.1f", 1e3),
+            TableColumn("throughput", "throughput", "rows/s", ",.0f"),
         ]
         rows = [{**record, "throughput": record["throughput"].value} for record in self.records()]
         shown = [column for column in columns if any(row.get(column.key) is not None for row in rows)]

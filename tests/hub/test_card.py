@@ -9,8 +9,7 @@ import yaml
 
 from datadreamer_like.graph.card import Card
 from datadreamer_like.hub.card import fence, plain, readme
-from datadreamer_like.hub.licenses import LICENSES
-from datadreamer_like.hub.metadata import dataset_metadata, is_local, public_name
+from datadreamer_like.hub.metadata import LICENSES, card_metadata, dataset_keys, is_local, public_name
 
 ODD_PROMPTS = [
     "plain",
@@ -24,9 +23,7 @@ ODD_PROMPTS = [
 
 
 def metadata(card: Card, rows: int = 5) -> dict[str, object]:
-    return dataset_metadata(
-        card, rows=rows, task_categories=[], language=[], is_synthetic=True, on_hub=lambda kind, name: True
-    )
+    return card_metadata(card, [], True, **dataset_keys(card, rows, [], lambda kind, name: True))
 
 
 def written(card: Card) -> str:

@@ -5,12 +5,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from datadreamer_like.report import Column, Interval, Table, page
+from datadreamer_like.report import Interval, Table, TableColumn, page
 
 COLUMNS = [
-    Column("model", "model", align="left"),
-    Column("bytes", "on disk", "MB", ",.1f", 1e-6),
-    Column("gain", "difference", "points", "+.1f", 100),
+    TableColumn("model", "model", align="left"),
+    TableColumn("bytes", "on disk", "MB", ",.1f", 1e-6),
+    TableColumn("gain", "difference", "points", "+.1f", 100),
 ]
 ROWS = [
     {"model": "teacher", "bytes": 90_900_000, "gain": None},
@@ -57,7 +57,10 @@ def test_text_columns_stand_under_each_other():
 
 @pytest.mark.parametrize("width", [30, 45, 80, 120])
 def test_text_fits_the_width_and_loses_no_value(width: int):
-    columns = [Column("model", "model", align="left"), *(Column(f"c{i}", f"column {i}", "x") for i in range(12))]
+    columns = [
+        TableColumn("model", "model", align="left"),
+        *(TableColumn(f"c{i}", f"column {i}", "x") for i in range(12)),
+    ]
     rows = [{"model": "a name of quite a few words", **{f"c{i}": 1000 + i for i in range(12)}}]
     text = Table(columns, rows).to_text(width)
     assert max(map(len, text.splitlines())) <= width

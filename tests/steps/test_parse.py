@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from engines import Echo
 
@@ -164,8 +166,24 @@ def test_a_parse_argument_gives_the_verdict(session: DataDreamer) -> None:
     args = {"llm": Echo(), "instruction": "Go.", "parse": lambda answer, row: float(len(row["pet"]))}
     ranked = RankWithPrompt("Rank", {"inputs": pets.output["pet"]}, args)
     assert list(ranked.output["scores"]) == [5.0, 3.0]
+    scored = RankWithPrompt("Rank each of two", {"inputs": pets.output["pet"]}, {**args, "n": 2})
+    assert list(scored.output["scores"]) == [5.0, 3.0]
     with pytest.raises(DefinitionError, match="filter_func or parse"):
         FilterWithPrompt("Keep", {"inputs": pets.output["pet"]}, {**args, "filter_func": len})
+
+
+@pytest.mark.parametrize("several", [{}, {"n": 2}])
+def test_a_score_that_is_not_a_number_fails_its_row(session: DataDreamer, several: dict[str, int], caplog: Any) -> None:
+    pets = DataSource("Pets", data={"pet": ["cat", "owl", "dog", "ant"]})
+    scores = {"cat": 1, "owl": "high", "dog": np.float32(2.5), "ant": None}
+    args = {"llm": Echo(lambda prompt: "?"), "instruction": "Go.", "parse": lambda answer, row: scores[row["pet"]]}
+    with caplog.at_level(logging.WARNING, "datadreamer_like"):
+        ranked = RankWithPrompt("Rank", {"inputs": pets.output["pet"]}, {**args, **several})
+    assert list(ranked.output["pet"]) == ["dog", "cat", "owl", "ant"]
+    assert list(ranked.output["scores"]) == [2.5, 1.0, None, None]
+    assert ranked.errors[1].startswith("parse returned 'high'; a score must be a number. The last answer was: '?")
+    assert list(ranked.errors) == [1]
+    assert "1 of its rows failed and have no value; the first is row 1" in caplog.text
 
 
 @pytest.mark.parametrize(

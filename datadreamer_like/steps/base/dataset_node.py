@@ -46,7 +46,7 @@ class DatasetNode(Node):
 
     @property
     def errors(self) -> dict[int, str]:
-        """Error messages by row index, for rows that failed and hold None (the first thousand)."""
+        """Error messages by row index (the first thousand); rows that failed hold None or are filtered out."""
         failures = self.manifest.failures if self.manifest is not None else self.usage.failures
         return {int(index): message for index, message in failures.items()}
 

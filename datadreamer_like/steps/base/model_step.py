@@ -116,7 +116,7 @@ def check_options(step: str, own: Collection[str], given: Iterable[str], model: 
 
 def _options_of(model: Any) -> set[str] | None:
     """Returns the option names of a model's `run`, or None where it takes any."""
-    names: set[str] = set()
+    names: set[str] = set(getattr(model, "extra_options", ()))  # of an LLM's provider
     for parameter in list(inspect.signature(model.run).parameters.values())[1:]:
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
             names.add(parameter.name)

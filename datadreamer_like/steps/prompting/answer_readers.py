@@ -15,7 +15,7 @@ _PRAISE = (
     r"\W+(?:is|wins|seems|has)\b(?:(?!\bnot\b)[^.\n]){0,20}?"
     r"\b(?:better|best|preferred|preferable|superior|stronger|more|winner)\b"
 )
-_ANY_NUMBER = re.compile(_NUMBER)
+_ANY_NUMBER = re.compile(f"({_NUMBER})")
 
 
 def read_yes_or_no(text: object) -> bool | None:
@@ -27,19 +27,12 @@ def read_yes_or_no(text: object) -> bool | None:
     """
     if isinstance(text, bool):
         return text
-    if not isinstance(text, str):
-        return None
-    said = _THOUGHTS.sub("", text)
-    words = [match.group(1).lower() for match in _YES_NO.finditer(said)]
-    if not words:
-        return None
-    first = re.match(r"\W*(yes|no)\b", said, re.IGNORECASE)
-    if first is not None:
-        return first.group(1).lower() == "yes"
-    if len(set(words)) == 1:
-        return words[0] == "yes"
+    said = _without_thoughts(text).lower()
+    words = _YES_NO.findall(said)
+    if len(set(words)) == 1 or re.match(r"\W*(yes|no)\b", said):
+        return bool(words[0] == "yes")
     conclusions = _CONCLUSION.findall(said)
-    return conclusions[-1].lower() == "yes" if conclusions else None
+    return conclusions[-1] == "yes" if conclusions else None
 
 
 def read_number(text: object) -> float | None:
@@ -49,43 +42,25 @@ def read_number(text: object) -> float | None:
         >>> read_number("8/10"), read_number("On a scale of 1 to 10, I give it a 7."), read_number("good")
         (8.0, 7.0, None)
     """
-    if isinstance(text, bool):
-        return float(text)
     if isinstance(text, int | float):
         return float(text)
-    if not isinstance(text, str):
-        return None
-    said = _THOUGHTS.sub("", text)
+    said = _without_thoughts(text)
     start = re.match(rf"[\s*_`\"'(\[]*({_NUMBER})(?!\s*(?:-|–|to\b)\s*\d)", said)
     if start is not None:
         return _float(start.group(1))
     without_scale = _SCALE.sub(" ", said)
-    for pattern in (_RATED, _OUT_OF):
-        found = pattern.search(without_scale)
-        if found is not None:
-            return _float(found.group(1))
-    found = _ANY_NUMBER.search(without_scale)
-    return None if found is None else _float(found.group())
+    found = _RATED.search(without_scale) or _OUT_OF.search(without_scale) or _ANY_NUMBER.search(without_scale)
+    return None if found is None else _float(found.group(1))
 
 
 def read_winner(text: object, a_label: str, b_label: str) -> str | None:
-    """Reads which of two candidates an answer prefers.
-
-    Args:
-        text: The answer.
-        a_label: Label of the first candidate in the prompt.
-        b_label: Label of the second candidate.
-
-    Returns:
-        `"a"`, `"b"`, or None.
+    """Reads which of two candidates an answer prefers, by their labels in the prompt: `"a"` or `"b"`.
 
     Example:
         >>> read_winner("Response B is better.", "Response A:", "Response B:"), read_winner("Both.", "A:", "B:")
         ('b', None)
     """
-    if not isinstance(text, str):
-        return None
-    said = _THOUGHTS.sub("", text)
+    said = _without_thoughts(text)
     if said.strip().lower() in ("a", "b"):
         return said.strip().lower()
     full = {"a": _full_name(a_label), "b": _full_name(b_label)}
@@ -101,6 +76,10 @@ def read_winner(text: object, a_label: str, b_label: str) -> str | None:
             alone = [side for side, name in names.items() if name and re.match(rf"\W*{name}\s*(?:[^\w\s]|\Z)", said)]
             return alone[0] if len(alone) == 1 else None
     return None
+
+
+def _without_thoughts(text: object) -> str:
+    return _THOUGHTS.sub("", text) if isinstance(text, str) else ""
 
 
 def _full_name(label: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from datadreamer_like.graph.output import Batch
 from datadreamer_like.models.calls.failures import Rejected
@@ -13,7 +13,6 @@ from datadreamer_like.models.llms.generation import Answer
 from ..base.row_answers import AnsweredRows
 from .answer_readers import read_winner
 from .prompt_step import PromptStep, RowPrompt
-from .prompt_text import labelled
 
 
 class JudgePairsWithPrompt(PromptStep):
@@ -22,55 +21,31 @@ class JudgePairsWithPrompt(PromptStep):
     Inputs: `a`, `b`. Args: `instruction`, `judgement_func` (takes an answer's text and returns `"a"` or `"b"`, or the
     label, of the candidate as shown), `randomize_order` (True), `a_label`, `b_label`, `instruction_label`,
     `max_new_tokens`, `sep`, and those of `PromptStep`. Outputs: `a`, `b`, `judge_prompts`, `judge_generations`,
-    `judgements`, and a column for each property of `output_schema`.
+    `judgements`.
 
     A judgement is the winning input, `"a"` or `"b"`, independent of the order shown; None if there is none.
     With `n > 1` the majority wins. With `output_schema`, its only string property names the winner, unless
     `judgement_func` reads the dictionary.
     """
 
-    shown_first: tuple[str, ...] = ()
-    default_labels = ("Input A:", "Input B:")
+    labels: ClassVar[dict[str, str]] = {"a": "Input A:", "b": "Input B:"}
+    """The inputs in the order shown, and the defaults of their labels."""
 
     def setup(self) -> None:
         """Registers the step's names."""
-        for name in (*self.shown_first, "a", "b"):
-            self.register_input(name, help=f"The {name}." if name in self.shown_first else f"Candidate {name}.")
         self.register_llm()
         self.register_arg(
             "instruction", required=False, type=str, help="How to judge.", default_help="asks which one is better"
         )
-        self.register_arg(
-            "judgement_func",
-            required=False,
-            help="A function of an answer that names the winner.",
-            default_help="reads the label or letter of one candidate",
-        )
-        self.register_arg(
-            "randomize_order", required=False, default=True, type=bool, help="Show either of the two first, at random."
-        )
-        for name in self.shown_first:
-            self.register_arg(
-                f"{name.removesuffix('s')}_label",
-                required=False,
-                default=f"{name.removesuffix('s').capitalize()}:",
-                type=str,
-                help=f"Before the {name.removesuffix('s')}.",
-            )
-        for side, label in zip("ab", self.default_labels, strict=True):
-            self.register_arg(f"{side}_label", required=False, default=label, type=str, help="Before a candidate.")
-        self.register_arg(
-            "instruction_label",
-            required=False,
-            default="Instruction:",
-            type=str,
-            help="Before the instruction.",
-        )
-        self.register_arg("max_new_tokens", required=False, type=int, help="Most tokens of an answer.")
-        self.register_arg("sep", required=False, default="\n", type=str, help="Between the parts of a prompt.")
-        self.register_arg("seed", required=False, type=int, help="For the order, and for the LLM.")
-        for name in (*self.shown_first, "a", "b"):
+        what = "A function of an answer that names the winner."
+        self.register_arg("judgement_func", required=False, help=what, default_help="reads the label of one candidate")
+        self.register_arg("randomize_order", required=False, default=True, type=bool, help="Show either first.")
+        for name, label in self.labels.items():
+            self.register_input(name, help="Shown with each pair." if name == "prompts" else f"Candidate {name}.")
+            self.register_arg(_label_of(name), required=False, default=label, type=str, help=f"Before {name}.")
             self.register_output(name, help="As it came in.")
+        self.register_format("\n", instruction_label="Instruction:")
+        self.register_arg("seed", required=False, type=int, help="For the order, and for the LLM.")
         self.register_output("judge_prompts", help="The prompts as they were sent.")
         self.register_output("judge_generations", help="The answers.")
         self.register_output("judgements", help='The winner, "a" or "b"; None where there is none.')
@@ -88,13 +63,15 @@ class JudgePairsWithPrompt(PromptStep):
             yield {**batch, "swapped": [self.args["randomize_order"] and rng.random() < 0.5 for _ in batch["a"]]}
 
     def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
-        """Returns each pair with the instruction."""
-        names = [*self.shown_first, "a", "b"]
-        rows = zip(*(batch[name] for name in names), strict=True)
-        return [
-            self._prompt(dict(zip(names, row, strict=True)), swapped)
-            for row, swapped in zip(rows, batch["swapped"], strict=True)
-        ]
+        """Returns each pair with the instruction; a row with a missing value has no prompt."""
+        labels = [_label_of(name) for name in self.labels]
+        instruction = self.labelled("instruction_label", self._instruction())
+        prompts: list[RowPrompt] = []
+        for *context, a, b, swapped in zip(*(batch[name] for name in [*self.labels, "swapped"]), strict=True):
+            texts = [*context, b, a] if swapped else [*context, a, b]
+            parts = [*map(self.labelled, labels, texts), instruction]
+            prompts.append(None if any(text is None for text in texts) else str(self._args["sep"].join(parts)))
+        return prompts
 
     def parse(self, answer: Answer, row: dict[str, Any]) -> Any:
         """Returns the position that an answer prefers: "a" is the candidate shown with the first label."""
@@ -103,14 +80,8 @@ class JudgePairsWithPrompt(PromptStep):
             return said
         if self._args["judgement_func"] is not None:
             said = self.call("judgement_func", said)
-        elif self.schema is not None:
-            said = said[self.verdict_field]
-        a_label, b_label = self._args["a_label"], self._args["b_label"]
-        winner = read_winner(said, a_label, b_label)
-        if winner is None:
-            a, b = a_label.rstrip(": "), b_label.rstrip(": ")
-            return Rejected(f'No winner can be read in it. Answer with "{a}" or "{b}" and nothing else.')
-        return winner
+        winner = read_winner(said, self._args["a_label"], self._args["b_label"])
+        return Rejected(f"No winner can be read in it. {self._how_to_answer()}") if winner is None else winner
 
     def combine(self, values: list[Any]) -> Any:
         """Returns the position that most answers prefer; None for a tie."""
@@ -119,31 +90,26 @@ class JudgePairsWithPrompt(PromptStep):
 
     def output_batch(self, rows: AnsweredRows) -> Batch:
         """Returns the pairs with their judgements."""
-        columns = {name: values for name, values in rows.rows.items() if name != "swapped"}
+        columns = {name: rows.rows[name] for name in self.labels}
+        other = {"a": "b", "b": "a"}
         places = zip(self.values(rows), rows.rows["swapped"], strict=True)
         return {
             **columns,
             "judge_prompts": rows.values,
             "judge_generations": self.texts(rows),
-            "judgements": [{"a": "b", "b": "a"}.get(place, place) if swapped else place for place, swapped in places],
+            "judgements": [other[place] if swapped and place in ("a", "b") else place for place, swapped in places],
             **self.field_columns(rows),
         }
 
-    def _prompt(self, row: dict[str, Any], swapped: bool) -> RowPrompt:
-        if any(value is None for value in row.values()):
-            return None
-        first, second = ("b", "a") if swapped else ("a", "b")
-        parts = [labelled(self.args[f"{name.removesuffix('s')}_label"], row[name]) for name in self.shown_first]
-        parts += [labelled(self.args["a_label"], row[first]), labelled(self.args["b_label"], row[second])]
-        parts.append(labelled(self.args["instruction_label"], self._instruction()))
-        return str(self.args["sep"].join(parts))
-
     def _instruction(self) -> str:
-        if self.args["instruction"] is not None:
-            return str(self.args["instruction"])
-        a, b = (self.args[label].rstrip(": ") for label in ("a_label", "b_label"))
-        what = f" for this {self.shown_first[0].removesuffix('s')}" if self.shown_first else ""
-        return f'Which of the two is better{what}? Answer with "{a}" or "{b}" and nothing else.'
+        if self._args["instruction"] is not None:
+            return str(self._args["instruction"])
+        what = " for this prompt" if "prompts" in self.labels else ""
+        return f"Which of the two is better{what}? {self._how_to_answer()}"
+
+    def _how_to_answer(self) -> str:
+        a, b = (self._args[label].rstrip(": ") for label in ("a_label", "b_label"))
+        return f'Answer with "{a}" or "{b}" and nothing else.'
 
 
 class JudgeGenerationPairsWithPrompt(JudgePairsWithPrompt):
@@ -154,5 +120,8 @@ class JudgeGenerationPairsWithPrompt(JudgePairsWithPrompt):
     `judgements`.
     """
 
-    shown_first = ("prompts",)
-    default_labels = ("Response A:", "Response B:")
+    labels: ClassVar[dict[str, str]] = {"prompts": "Prompt:", "a": "Response A:", "b": "Response B:"}
+
+
+def _label_of(name: str) -> str:
+    return f"{name.removesuffix('s')}_label"

@@ -17,11 +17,7 @@ _ERRORS_SHOWN = 3
 
 
 class OutputSchema:
-    """The JSON schema of answers; each property becomes a column.
-
-    Args:
-        given: A pydantic model class, or a JSON schema (draft 2020-12) of an object.
-        step: Name of the step, for messages.
+    """The schema of answers, a pydantic model class or a JSON schema (draft 2020-12); each property becomes a column.
 
     Raises:
         ArgumentTypeError: `given` is neither.
@@ -35,22 +31,17 @@ class OutputSchema:
             self.json_schema = schema = json_schema_of(given)
         except DefinitionError as error:
             raise type(error)(f'"{step}": output_schema: {error}') from error
-        self._validator = _validator(schema)
+        import jsonschema
+
+        self._validator: Any = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(schema)
         properties = schema.get("properties")
         if schema.get("type") != "object" or not isinstance(properties, Mapping) or not properties:
             raise DefinitionError(
                 f'"{step}": output_schema must describe an object with properties, as in {{"type": "object", '
                 '"properties": {"name": {"type": "string"}}}: each property becomes a column.'
             )
-        self.types: dict[str, Any] = {
-            name: spec.get("type") if isinstance(spec, Mapping) else None for name, spec in properties.items()
-        }
-
-    @property
-    def instruction(self) -> str:
-        """The instruction with the schema, for engines that do not enforce it."""
-        schema = json.dumps(self.json_schema, ensure_ascii=False)
-        return f"Answer with one JSON object that fits this JSON schema, and nothing else:\n{schema}"
+        specs = {name: spec if isinstance(spec, Mapping) else {} for name, spec in properties.items()}
+        self.types: dict[str, Any] = {name: spec.get("type") for name, spec in specs.items()}
 
     def read(self, text: str | None) -> dict[str, Any] | Rejected:
         """Returns the object in an answer, or `Rejected` with the validation errors."""
@@ -76,11 +67,7 @@ class OutputSchema:
             return None, [(problem["loc"], problem["msg"]) for problem in found] or [((), str(error))]
 
     def only_field(self, kinds: Sequence[str], step: str, needs: str) -> str:
-        """Returns the name of the only property of the given types.
-
-        Raises:
-            DefinitionError: There is none, or there are several.
-        """
+        """Returns the only property of the given types; raises `DefinitionError` unless there is exactly one."""
         names = [name for name, kind in self.types.items() if kind in kinds]
         if len(names) != 1:
             raise DefinitionError(
@@ -90,23 +77,17 @@ class OutputSchema:
         return names[0]
 
     def with_instruction(self, prompt: Prompt) -> Prompt:
-        """Returns a prompt followed by the instruction."""
+        """Returns a prompt that also shows the schema, for engines that do not enforce it."""
+        schema = json.dumps(self.json_schema, ensure_ascii=False)
+        instruction = f"Answer with one JSON object that fits this JSON schema, and nothing else:\n{schema}"
         if isinstance(prompt, str):
-            return f"{prompt}\n\n{self.instruction}"
-        return [*prompt, {"role": "user", "content": self.instruction}]
-
-
-def _validator(schema: dict[str, Any]) -> Any:
-    import jsonschema
-
-    return jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(schema)
+            return f"{prompt}\n\n{instruction}"
+        return [*prompt, {"role": "user", "content": instruction}]
 
 
 def _typed(value: Any, kind: Any) -> Any:
     """Converts a number to the schema's type, so that a column of 1 and 2.5 is of floats."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
-    kinds = {kind} if isinstance(kind, str) else set(kind or ())
-    if "number" in kinds:
-        return float(value)
-    return int(value) if "integer" in kinds else value
+    kinds = [kind] if isinstance(kind, str) else kind or ()
+    return float(value) if "number" in kinds else int(value) if "integer" in kinds else value

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from datadreamer_like.graph.output import Batch
 
 from .prompt_step import PromptStep, RowPrompt
-from .prompt_text import labelled
 
 
 class ProcessWithPrompt(PromptStep):
     """Has an LLM process each input by an instruction.
 
     Inputs: `inputs`. Args: `instruction`, `input_label`, `instruction_label`, `max_new_tokens`, `sep`, and those of
-    `PromptStep`. Outputs: `inputs`, `prompts`, `generations`, and a column for each property of `output_schema`.
+    `PromptStep`. Outputs: `inputs`, `prompts`, `generations`.
 
     A prompt is `"{input_label} {input}{sep}{instruction_label} {instruction}"`.
     """
@@ -30,16 +29,7 @@ class ProcessWithPrompt(PromptStep):
         """Registers the arguments of the prompt."""
         self.register_llm()
         self.register_arg("instruction", type=str, help="What to do with each input.")
-        self.register_arg("input_label", required=False, default="Input:", type=str, help="Before the input.")
-        self.register_arg(
-            "instruction_label",
-            required=False,
-            default="Instruction:",
-            type=str,
-            help="Before the instruction.",
-        )
-        self.register_arg("max_new_tokens", required=False, type=int, help="Most tokens of an answer.")
-        self.register_arg("sep", required=False, default="\n\n", type=str, help="Between input and instruction.")
+        self.register_format("\n\n", input_label="Input:", instruction_label="Instruction:")
 
     def full_instruction(self) -> str:
         """Returns the instruction to send."""
@@ -47,6 +37,6 @@ class ProcessWithPrompt(PromptStep):
 
     def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
         """Returns each input with the instruction; an input that is None has no prompt."""
-        before = labelled(self.args["input_label"], "")
-        after = self.args["sep"] + labelled(self.args["instruction_label"], self.full_instruction())
+        before = self.labelled("input_label", "")
+        after = self.args["sep"] + self.labelled("instruction_label", self.full_instruction())
         return [None if value is None else f"{before}{value}{after}" for value in batch["inputs"]]

@@ -12,8 +12,7 @@ from .prompt_step import PromptStep, RowPrompt
 class Prompt(PromptStep):
     """Sends each prompt to an LLM.
 
-    Inputs: `prompts`. Args: those of `PromptStep`. Outputs: `prompts`, `generations`, and a column for each property of
-    `output_schema`.
+    Inputs: `prompts`. Args: those of `PromptStep`. Outputs: `prompts`, `generations`.
     """
 
     def setup(self) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar, TypeAlias, TypeGuard
 
-from datadreamer_like.errors import DefinitionError, ModelError, PromptTooLong, RejectedAnswer, did_you_mean
+from datadreamer_like.errors import DefinitionError, ModelError, PromptTooLong, RejectedAnswer
 from datadreamer_like.graph.card import DataCardType
 from datadreamer_like.graph.engine import Engine
 from datadreamer_like.graph.fingerprint import fingerprint
@@ -14,19 +13,15 @@ from datadreamer_like.graph.node import reading_engine
 from datadreamer_like.graph.output import Batch
 from datadreamer_like.models.calls.failures import Rejected
 from datadreamer_like.models.calls.llm_calls import Repeated, Repetitions
-from datadreamer_like.models.llms.generation import Answer, Generation, GenerationOptions, Prompt
+from datadreamer_like.models.llms.generation import Answer, Generation, Prompt
 from datadreamer_like.models.llms.llm import LLM, overrides_only_run
 
 from ..base.columns import columns_together, inputs_schema, num_rows_of
 from ..base.lazy_rows import From, LazyRowBatches, Traced
+from ..base.model_step import check_options
 from ..base.row_answers import FETCH_OPTIONS, AnsweredRows, Questions, RowAnswers
 from ..base.step import Step
 from .output_schema import OutputSchema
-
-logger = logging.getLogger("datadreamer_like")
-
-# Options of the LLM that the step sets itself.
-_SET_BY_STEP = {"return_generator", "total_num_prompts"}
 
 # Arguments that read a value from an answer; at most one may be given.
 _READERS = ("post_process", "parse", "output_schema")
@@ -73,6 +68,9 @@ class PromptStep(Step):
     schema: OutputSchema | None = None
     """The argument `output_schema`, checked."""
 
+    verdict_field: str | None = None
+    """The property of `output_schema` whose value `read` returns, for a step that judges; None for all of them."""
+
     # What a subclass writes
 
     def input_batches(self) -> Iterator[Batch]:
@@ -84,13 +82,9 @@ class PromptStep(Step):
         return columns_together(self._inputs, f'"{self.name}"')
 
     def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
-        """Returns the prompt of each row; a subclass writes this.
+        """Returns the prompt of each row of a batch of `input_batches`; a subclass writes this.
 
-        Args:
-            batch: A batch of `input_batches`.
-
-        Returns:
-            For each row a text or chat messages, None for a row without a prompt, or an error that fails the row.
+        A prompt is a text or chat messages, None for a row without a prompt, or an error that fails the row.
         """
         raise NotImplementedError(f"{type(self).__name__} has no prompts().")
 
@@ -105,8 +99,7 @@ class PromptStep(Step):
     def output_batch(self, rows: AnsweredRows) -> Batch:
         """Returns the output columns of answered rows: by default those of `input_batches`, prompts and generations.
 
-        Args:
-            rows: The rows, their prompts, and for each an `Answer` with its `value` or `error`; None without a prompt.
+        Each row has an `Answer` with its `value` or `error`, or None if there was no prompt.
         """
         batch = {name: values for name, values in rows.rows.items() if name in self._output_specs}
         return {**batch, "prompts": rows.values, "generations": self.generations(rows)} | self.field_columns(rows)
@@ -132,12 +125,8 @@ class PromptStep(Step):
     def run(self) -> LazyRowBatches:
         """Prompts the LLM."""
         self.register_facts()
-        return LazyRowBatches(
-            self.result_batches,
-            total_num_rows=self.num_prompts(),
-            save=not self._args["lazy"],
-            like=inputs_schema(self._inputs),
-        )
+        save, known = not self._args["lazy"], inputs_schema(self._inputs)
+        return LazyRowBatches(self.result_batches, total_num_rows=self.num_prompts(), save=save, like=known)
 
     def result_batches(self) -> Iterator[Traced]:
         """Yields output columns with their origin."""
@@ -149,12 +138,16 @@ class PromptStep(Step):
         count = 0
         self.usage.forget_failures()  # lazy rows are generated again in each pass
         for rows in self.engine_answers(reading_engine()):
-            self.note_failures(count, rows)
+            for index, answer in enumerate(rows.answers, count):
+                if answer is not None and answer.error is not None:
+                    if self._args.get("on_error") == "raise":
+                        raise answer.error
+                    self.usage.row_failed(index, str(answer.error))
             count += len(rows.answers)
             yield rows
         if self._args["lazy"] and self.usage.failed_rows:
-            failed = f"{self.usage.failed_rows:,}"
-            logger.warning("%s: %s of %s rows failed; see its errors", self.name, failed, f"{count:,}")
+            failed = f"{self.usage.failed_rows:,} of {count:,}"
+            self.logger.warning("%s: %s rows failed; see its errors", self.name, failed)
 
     def engine_answers(self, engine: Engine) -> Iterator[AnsweredRows]:
         """Yields the rows with their answers, from the LLM in the engine's processes."""
@@ -163,31 +156,28 @@ class PromptStep(Step):
             yield from engine.batches(self.answers, self.questions(), what, parts)
             return
         # A worker sees only some of the prompts, so repetitions are counted here, over all of them.
-        questions = numbered(part for each in self.questions() for part in each.split(engine.batch_size))
+        questions = _numbered(part for each in self.questions() for part in each.split(engine.batch_size))
         for rows in engine.batches(self.worker(engine).answers, questions, what, parts):
             yield rows._replace(values=[v.prompt if isinstance(v, Repeated) else v for v in rows.values])
 
     def questions(self) -> Iterator[Questions]:
         """Yields prompts with their rows."""
-        schema = self.schema if self.schema is not None and not self._enforces_schema() else None
+        schema = None if self._enforces_schema() else self.schema
         for batch in self.input_batches():
             prompts = self.prompts(batch)
             if schema is not None:
-                prompts = [p if p is None or isinstance(p, ModelError) else schema.with_instruction(p) for p in prompts]
+                prompts = [schema.with_instruction(prompt) if _is_sent(prompt) else prompt for prompt in prompts]
             yield Questions(prompts, batch)
 
     def answers(self, questions: Iterable[Questions]) -> Iterator[AnsweredRows]:
         """Yields rows with the LLM's answers, in order; uses only the LLM and the arguments.
 
-        Args:
-            questions: Those of all rows, or of some of them; then each prompt is a `Repeated`, so that repetitions are
-                counted over all rows.
+        If `questions` are only some of all rows, each prompt is a `Repeated`: repetitions are counted over all rows.
         """
         joined = RowAnswers(questions)
-        reads = any(self._args[name] is not None for name in _READERS) or _overrides_parse(type(self))
         answers = self._args["llm"].answers(
             joined.values(),
-            check=(lambda index, answer: self._read(answer, joined.row(index))) if reads else None,
+            check=(lambda index, answer: self._read(answer, joined.row(index))) if self._reads_answers() else None,
             max_follow_ups=self._args["max_follow_ups"],
             total_num_prompts=self.num_prompts(),
             **self.run_options(),
@@ -196,30 +186,24 @@ class PromptStep(Step):
             failed = [Answer.failed(answer) if isinstance(answer, ModelError) else answer for answer in rows.answers]
             yield rows._replace(answers=failed)
 
-    def note_failures(self, first: int, rows: AnsweredRows) -> None:
-        """Counts failed rows, or raises with `on_error="raise"`; `first` is the position of the first row."""
-        for index, answer in enumerate(rows.answers, first):
-            if answer is not None and answer.error is not None:
-                if self._args.get("on_error") == "raise":
-                    raise answer.error
-                self.usage.row_failed(index, str(answer.error))
-
     # For subclasses
 
     def register_llm(self) -> None:
         """Registers the arguments of every prompting step."""
         self.register_arg("llm", type=LLM, help="The LLM to prompt.")
         self.register_arg("post_process", required=False, help="A function of each generation; replaces it.")
-        self.register_arg(
-            "parse", required=False, help="A function of an Answer and its row: a value, or Rejected(reason)."
-        )
-        self.register_arg(
-            "output_schema", required=False, help="A pydantic model or JSON schema; each property is a column."
-        )
-        self.register_arg(
-            "max_follow_ups", required=False, default=1, type=int, help="Times to ask again after a rejected answer."
-        )
+        self.register_arg("parse", required=False, help="A function of an Answer and its row; may return Rejected.")
+        self.register_arg("output_schema", required=False, help="Pydantic model or JSON schema; a column per property.")
+        self.register_arg("max_follow_ups", required=False, default=1, type=int, help="Most tries after a rejection.")
         self.register_arg("lazy", required=False, default=False, type=bool, help="Generate rows lazily; save nothing.")
+
+    def register_format(self, sep: str, **labels: str) -> None:
+        """Registers the arguments for the form of a prompt: labels, `max_new_tokens` and `sep`, with their defaults."""
+        for name, label in labels.items():
+            what = name.removesuffix("_label").replace("_", " ")
+            self.register_arg(name, required=False, default=label, type=str, help=f"Before each {what}.")
+        self.register_arg("max_new_tokens", required=False, type=int, help="Most tokens of an answer.")
+        self.register_arg("sep", required=False, default=sep, type=str, help="Between the parts of a prompt.")
 
     def register_prompt_outputs(self) -> None:
         """Registers the outputs `prompts` and `generations`."""
@@ -231,24 +215,38 @@ class PromptStep(Step):
         self.register_model_facts(self._args["llm"])
         self.register_data_card(DataCardType.PROMPT, self._args.get("instruction"))
 
+    def labelled(self, label: str, text: Any) -> str:
+        """Returns a text after the label that is the value of an argument."""
+        return f"{self._args[label]} {text}" if self._args[label] else str(text)
+
+    def shown(self, rows: AnsweredRows) -> list[list[int]]:
+        """Returns the positions of the texts that each prompt shows: the first of its row's `texts` and `positions`."""
+        found = []
+        for prompt, texts, positions in zip(rows.values, rows.rows["texts"], rows.rows["positions"], strict=True):
+            count = place = 0
+            if isinstance(prompt, str):
+                for text in texts:
+                    place = prompt.find(text, place) + len(text)
+                    if place < len(text):
+                        break
+                    count += 1
+            found.append(list(positions[:count]))
+        return found
+
+    def input_rows(self, *names: str) -> Iterator[tuple[Any, ...]]:
+        """Yields the values of some inputs, row by row."""
+        for batch in columns_together({name: self._inputs[name] for name in names}, f'"{self.name}"'):
+            yield from zip(*batch.values(), strict=True)
+
     def generations(self, rows: AnsweredRows) -> list[Any]:
         """Returns the column `generations`: values, or with `output_schema` the texts, also of rejected answers."""
-        answers = rows.answers
-        if self.schema is not None:
-            return self.texts(rows)
-        if self._args["post_process"] is not None or self._args["parse"] is not None or _overrides_parse(type(self)):
-            return self.values(rows)
-        several = self.num_answers != 1
-        return [
-            None if answer is None or answer.error is not None else list(answer.texts) if several else answer.texts[0]
-            for answer in answers
-        ]
+        return self.values(rows) if self.schema is None and self._reads_answers() else self.texts(rows)
 
     def texts(self, rows: AnsweredRows) -> list[Any]:
         """Returns each row's text, also of rejected answers; lists if `n > 1`, None where there is none."""
-        if self.num_answers != 1:
-            return [None if answer is None or not answer.texts else list(answer.texts) for answer in rows.answers]
-        return [None if answer is None else answer.text for answer in rows.answers]
+        several = self.num_answers != 1
+        found = [None if answer is None else answer.texts for answer in rows.answers]
+        return [None if not texts else list(texts) if several else texts[0] for texts in found]
 
     def values(self, rows: AnsweredRows) -> list[Any]:
         """Returns the value of each row's answer; None for rows that failed or had no prompt."""
@@ -268,15 +266,12 @@ class PromptStep(Step):
     def read(self, answer: Answer) -> Any:
         """Returns an answer's text, or the result of `post_process` or `output_schema` (possibly `Rejected`)."""
         if self.schema is not None:
-            return self.schema.read(answer.text)
+            fields = self.schema.read(answer.text)
+            return fields if self.verdict_field is None or isinstance(fields, Rejected) else fields[self.verdict_field]
         return answer.text if self._args["post_process"] is None else self.call("post_process", answer.text)
 
     def call(self, name: str, *values: Any) -> Any:
-        """Calls a function given as an argument.
-
-        Raises:
-            RejectedAnswer: The function raised; the answer's row fails.
-        """
+        """Calls a function given as an argument; if it raises, raises `RejectedAnswer`, which fails the row."""
         try:
             return self._args[name](*values)
         except Exception as error:
@@ -286,21 +281,18 @@ class PromptStep(Step):
     def run_options(self) -> dict[str, Any]:
         """Returns the options for the LLM: arguments that the step does not have itself, and `run_args`."""
         own = set(self._arg_specs) - set(self.run_args)
-        options = {
-            name: value
-            for name, value in self._args.items()
-            if name not in own and not (value is None and name in self._arg_specs)
-        }
-        if self.schema is not None and self._enforces_schema():
-            options["schema"] = self.schema.json_schema
-        return options
+        given = {name: value for name, value in self._args.items() if name not in own}
+        options = {name: value for name, value in given.items() if value is not None or name not in self._arg_specs}
+        return {**options, "schema": self.schema.json_schema} if self.schema and self._enforces_schema() else options
 
-    def fitted(self, make: Callable[[], str]) -> RowPrompt:
-        """Returns the prompt of a call of `llm.format_prompt`, or the error of one that is too long."""
+    def fitted(self, **parts: Any) -> RowPrompt:
+        """Returns `llm.format_prompt(**parts)` with the step's `max_new_tokens` and `sep`, or the error if too long."""
+        args = self._args
         try:
-            return make()
+            prompt: str = args["llm"].format_prompt(max_new_tokens=args["max_new_tokens"], sep=args["sep"], **parts)
         except PromptTooLong as error:
             return error
+        return prompt
 
     # Checking
 
@@ -322,17 +314,9 @@ class PromptStep(Step):
                         "Rename the property."
                     )
                 self.register_output(name, help="A property of the answer; None where there is no valid answer.")
-        if overrides_only_run(llm):  # its options are unknown
-            return
-        known = (set(GenerationOptions.__annotations__) | set(llm.extra_options)) - _SET_BY_STEP
-        for name in args:
-            if name not in self._arg_specs and name not in known:
-                raise DefinitionError(
-                    f'"{self.name}" has no argument "{name}", and {llm.display_name} has no such option.'
-                    f"{did_you_mean(name, {*self._arg_specs, *known})} The step takes: {', '.join(self._arg_specs)}. "
-                    f"The LLM takes: {', '.join(sorted(known - set(self._arg_specs)))}."
-                )
-        Generation.from_options(self.run_options(), llm.extra_options)
+        if not overrides_only_run(llm):  # else its options are unknown
+            check_options(self.name, self._arg_specs, args, llm, "llm")
+            Generation.from_options(self.run_options(), llm.extra_options)
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Adds the context length that the script gave: it affects prompts, but not an answer to a given prompt."""
@@ -341,7 +325,6 @@ class PromptStep(Step):
         return parts if given is None else {**parts, "argument llm: max_context_length": fingerprint(given)}
 
     def _enforces_schema(self) -> bool:
-        """Whether the LLM's engine enforces the schema."""
         llm = self._args["llm"]
         if self.schema is None or not llm.enforces_schemas:
             return False
@@ -351,13 +334,22 @@ class PromptStep(Step):
             return False
         return True
 
+    def _reads_answers(self) -> bool:
+        """Whether an answer's value is more than its text."""
+        overrides = type(self).parse is not PromptStep.parse or type(self).combine is not PromptStep.combine
+        return overrides or any(self._args[name] is not None for name in _READERS)
+
     def _read(self, answer: Answer, row: dict[str, Any]) -> Answer | Rejected:
         """Returns the answer with its value or with the error of a function that raised, or `Rejected`."""
+
+        def value_of(answer: Answer) -> Any:
+            return self.parse(answer, row) if self._args["parse"] is None else self.call("parse", answer, row)
+
         try:
             if self.num_answers == 1:
-                value = self._parsed(answer, row)
+                value = value_of(answer)
                 return value if isinstance(value, Rejected) else answer.with_value(value)
-            values = [self._parsed(one, row) for one in answer.each()]
+            values = [value_of(one) for one in answer.each()]
             if len(rejected := [value for value in values if isinstance(value, Rejected)]) == len(values):
                 return rejected[0]
             return answer.with_value(self.combine([None if isinstance(v, Rejected) else v for v in values]))
@@ -367,19 +359,14 @@ class PromptStep(Step):
             reason = f"parse raised {type(error).__name__}: {error}."
             return answer.with_error(RejectedAnswer.of(answer.text, reason))
 
-    def _parsed(self, answer: Answer, row: dict[str, Any]) -> Any:
-        return self.parse(answer, row) if self._args["parse"] is None else self.call("parse", answer, row)
+
+def _is_sent(prompt: RowPrompt) -> TypeGuard[Prompt]:
+    return prompt is not None and not isinstance(prompt, ModelError)
 
 
-def _overrides_parse(kind: type[PromptStep]) -> bool:
-    return kind.parse is not PromptStep.parse or kind.combine is not PromptStep.combine
-
-
-def numbered(questions: Iterable[Questions]) -> Iterator[Questions]:
+def _numbered(questions: Iterable[Questions]) -> Iterator[Questions]:
     """Yields questions with their prompts numbered by repetition."""
     repetitions = Repetitions()
     for each in questions:
-        sent = [value for value in each.values if value is not None and not isinstance(value, ModelError)]
-        counted = iter(repetitions.number(sent))
-        values = [v if v is None or isinstance(v, ModelError) else next(counted) for v in each.values]
-        yield each._replace(values=values)
+        numbers = iter(repetitions.number([value for value in each.values if _is_sent(value)]))
+        yield each._replace(values=[next(numbers) if _is_sent(value) else value for value in each.values])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -99,14 +100,11 @@ class CosineSimilarity(Step):
 
 
 def _cosines(a: list[Any], b: list[Any]) -> list[float | None]:
-    whole = [index for index, pair in enumerate(zip(a, b, strict=True)) if pair[0] is not None and pair[1] is not None]
-    similarities: list[float | None] = [None] * len(a)
-    if whole:
-        left = np.array([a[index] for index in whole], dtype=np.float64)
-        right = np.array([b[index] for index in whole], dtype=np.float64)
-        lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-        products = np.einsum("ij,ij->i", left, right)
-        cosines = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
-        for index, cosine in zip(whole, cosines.tolist(), strict=True):
-            similarities[index] = cosine
-    return similarities
+    whole = [x is not None and y is not None for x, y in zip(a, b, strict=True)]
+    if not any(whole):
+        return [None] * len(a)
+    left, right = (np.array(list(compress(values, whole)), dtype=np.float64) for values in (a, b))
+    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    products = np.einsum("ij,ij->i", left, right)
+    cosines = iter(np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0).tolist())
+    return [next(cosines) if pair else None for pair in whole]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from datadreamer_like.graph.output import OutputDatasetColumn
+from datadreamer_like.graph.output import Batch, OutputDatasetColumn
 from datadreamer_like.models.retrievers.retriever import Retriever
 
 from ..base.lazy_rows import From
 from ..base.model_step import ModelStep
+from ..base.row_answers import Questions, RowAnswers
 
 
 class Retrieve(ModelStep):
@@ -37,11 +38,20 @@ class Retrieve(ModelStep):
 
 
 def from_corpus(retriever: Retriever, documents: Sequence[Sequence[int]]) -> list[From]:
-    """Returns the origin of retrieved documents; empty if the corpus is not a step's column.
-
-    Args:
-        retriever: The retriever.
-        documents: For each row, positions in the corpus.
-    """
+    """Returns the origin of rows from the positions of their documents; none if the corpus is not a step's column."""
     corpus = retriever.texts
     return [From(corpus, documents, role="document")] if isinstance(corpus, OutputDatasetColumn) else []
+
+
+def retrieved(
+    batches: Iterable[Batch], query: str, retriever: Retriever, k: int
+) -> Iterator[tuple[Batch, list[Any], list[list[int]]]]:
+    """Yields batches with the texts found for each row's `query`, and their positions in the corpus.
+
+    A row without a query has None instead of texts; one that failed has its error.
+    """
+    rows = RowAnswers(Questions(batch[query], batch) for batch in batches)
+    for _, batch, results in rows.joined(retriever.results(rows.values(), k=k)):
+        values = [None if result is None else result.error or result.value["texts"] for result in results]
+        found = [[] if result is None or result.error else result.value["indices"] for result in results]
+        yield batch, values, found
