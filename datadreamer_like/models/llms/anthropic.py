@@ -7,24 +7,21 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
 
-from datadreamer_like.errors import DefinitionError, MalformedAnswer, require_extra
+from datadreamer_like.errors import DefinitionError, MalformedAnswer
 
 from .answer_text import AnswerText, answer_of, answer_text
-from .endpoint import Endpoint, Limits, headers_without_ambient, shown_address
+from .api_model import APIModel
+from .endpoint import Endpoint, Quirks
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
-from .llm import LLM
-from .prices import Prices, given_prices, known_prices, total_cost
-from .provider_errors import refused_parameter, request_error, seconds_until_renewed
+from .prices import Prices, total_cost
+from .provider_errors import seconds_until_renewed
 from .schema import ANSWER_FIELD, object_schema, strict_schema
 
 if TYPE_CHECKING:
-    from anthropic import Anthropic as AnthropicClient
-    from anthropic import AsyncAnthropic
     from anthropic.types import Message
 
 logger = logging.getLogger("datadreamer_like")
@@ -38,7 +35,6 @@ SAMPLING_MODELS = {
 FORCED_TOOL_MODELS = SAMPLING_MODELS | {"claude-opus-4-7", "claude-opus-4-8", "claude-opus-5", "claude-sonnet-5"}
 """Models that accept a forced tool choice; newer ones refuse it and have structured outputs instead."""
 
-_UNAVAILABLE = ("logit_bias", "top_logprobs", "repetition_penalty")
 _FINISH_REASONS = {
     "end_turn": "stop", "stop_sequence": "stop", "tool_use": "stop", "pause_turn": "stop", "max_tokens": "length",
     "model_context_window_exceeded": "length", "refusal": "content_filter",
@@ -61,8 +57,8 @@ class AnthropicOptions(GenerationOptions, total=False):
     extra_body: Mapping[str, Any]
 
 
-class Anthropic(LLM):
-    """A Claude model on Anthropic's API.
+class Anthropic(APIModel):
+    """A Claude model on Anthropic's API; see `APIModel` for the arguments.
 
     Messages with the role "system" become the system prompt. `n` answers take `n` requests. Schemas use a forced tool
     call, or structured outputs for models that refuse one. Reasoning is in `Answer.reasoning`. When the response
@@ -71,109 +67,55 @@ class Anthropic(LLM):
     Newer models support neither `temperature` nor `top_p`, which are left out with a warning; older ones accept only
     one of the two. Log-probabilities, `logit_bias` and `repetition_penalty` are not supported; `seed` has no effect.
 
+    `ANTHROPIC_API_KEY` is sent to Anthropic's servers and to the address in `ANTHROPIC_BASE_URL`.
+
     Example:
         >>> llm = Anthropic("claude-haiku-5-5", system_prompt="Answer in one word.")    # doctest: +SKIP
         >>> llm.run(["The capital of France?"])                                        # doctest: +SKIP
         ['Paris']
-
-    Args:
-        model_name: Anthropic's name of the model.
-        api_key: The key; by default `ANTHROPIC_API_KEY`. Never written anywhere, not even into a pickle.
-        retry_on_fail: False sends each request once.
-        cache_folder_path: Folder for cached answers, instead of the session's.
-        system_prompt: Added to every prompt that does not have its own.
-        base_url: Another address of the API, such as a proxy's. The key in the environment is sent there only if
-            `ANTHROPIC_BASE_URL` is that address.
-        max_context_length: The model's context window in tokens; by default 200,000.
-        timeout: Seconds after which a request without an answer is retried.
-        prices: US dollars per million tokens, such as `{"input": 2.0, "output": 10.0}`; None for published prices.
-        **kwargs: Passed to the SDK's client.
-
-    Raises:
-        MissingExtra: The `anthropic` package is not installed.
-        AuthenticationFailed: There is no key, and the server is Anthropic's own.
-        DefinitionError: `base_url` is not a valid address, or `prices` are malformed.
     """
 
-    endpoint: ClassVar[Endpoint] = Endpoint(
+    endpoint = Endpoint(
         "Anthropic",
         base_url="https://api.anthropic.com",
         key_variable="ANTHROPIC_API_KEY",
         url_variable="ANTHROPIC_BASE_URL",
-        prices="anthropic",
+        quirks=Quirks(refuses=dict.fromkeys(("logit_bias", "top_logprobs", "repetition_penalty"), "Leave it out.")),
         # The smallest among the models that are still served.
-        limits=Limits(context_length=200_000),
+        context_length=200_000,
         models_url="https://platform.claude.com/docs/en/about-claude/models/overview",
         terms_url="https://www.anthropic.com/legal/commercial-terms",
     )
+    sdk = "Anthropic"
+    extra_options = frozenset(AnthropicOptions.__annotations__) - frozenset(GenerationOptions.__annotations__)
 
-    enforces_schemas = True
-
-    extra_options: ClassVar[frozenset[str]] = frozenset(AnthropicOptions.__annotations__) - frozenset(
-        GenerationOptions.__annotations__
-    )
-
-    def __init__(
-        self,
-        model_name: str,
-        api_key: str | None = None,
-        retry_on_fail: bool = True,
-        cache_folder_path: str | Path | None = None,
-        *,
-        system_prompt: str | None = None,
-        base_url: str | None = None,
-        max_context_length: int | None = None,
-        timeout: float = 600.0,
-        prices: Prices | Mapping[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        require_extra("anthropic", "anthropic", what=type(self).__name__)
-        super().__init__(cache_folder_path)
-        self.model_name = model_name
-        self.retry_on_fail = retry_on_fail
-        self.system_prompt = system_prompt
-        self.base_url = self.endpoint.address_in_use(base_url)
-        self.max_context_length = max_context_length
-        self.timeout = timeout
-        self.kwargs = kwargs
-        self.prices = given_prices(prices)
-        if self.prices is None and self.endpoint.serves(self.base_url):
-            self.prices = known_prices("anthropic", model_name)
-        self.default_concurrency = self.endpoint.limits.concurrency
-        self._api_key = api_key
-        self._refused: set[str] = set() if model_name in SAMPLING_MODELS else {"temperature", "top_p"}
-        self._warned = False
-        self._forces_tools = model_name in FORCED_TOOL_MODELS
-        self._renewed_at = 0.0
-        self._clients: dict[asyncio.AbstractEventLoop, AsyncAnthropic] = {}
-        self.key  # noqa: B018  (a missing key is an error now, not at the first request)
+    _warned = False
+    _renewed_at = 0.0
 
     if TYPE_CHECKING:
 
         def run(self, prompts: Iterable[Prompt], **options: Unpack[AnthropicOptions]) -> Any:
             """See `LLM.run`."""
 
-    @classmethod
-    def example(cls, model: Any) -> Self:
-        """Returns an instance that sends no request, for tests and documentation."""
-        return cls(str(model), api_key="example-key")
+    @cached_property
+    def _refused(self) -> set[str]:
+        return set() if self.model_name in SAMPLING_MODELS else {"temperature", "top_p"}
 
     @cached_property
-    def key(self) -> str | None:
-        """The key in use, looked up again after unpickling; None if the SDK's client has other credentials."""
-        if any(name in self.kwargs for name in _CREDENTIALS):
-            return None
-        return self.endpoint.key_for(self.base_url, self._api_key, self.model_name)
+    def _forces_tools(self) -> bool:
+        return self.model_name in FORCED_TOOL_MODELS
 
-    def identity(self) -> dict[str, Any]:
-        """Returns the server's address and the system prompt."""
-        return {"base_url": shown_address(self.base_url), "system_prompt": self.system_prompt}
+    def find_key(self) -> str | None:
+        """Returns the key to send, or None if the SDK's client has other credentials."""
+        return None if any(name in self.kwargs for name in _CREDENTIALS) else super().find_key()
+
+    def uses_sdk_environment(self) -> bool:
+        """Whether the SDK's own environment variables are meant for this server."""
+        return self.key is None or super().uses_sdk_environment()
 
     def check(self, sampling: Sampling) -> None:
         """Refuses options that the API or this model does not support."""
-        for name in _UNAVAILABLE:
-            if getattr(sampling, name) is not None:
-                raise DefinitionError(f"Anthropic's API has no {name}. Leave it out.")
+        super().check(sampling)
         if any(not text.strip() for text in sampling.stop):
             raise DefinitionError("Anthropic's API does not accept stop texts that are only white space.")
         if self._refused >= {"temperature", "top_p"} and not self._warned:
@@ -190,7 +132,9 @@ class Anthropic(LLM):
 
     async def answer(self, request: Request) -> Answer:
         """Sends `n` requests one after the other, so that the later ones use the provider's prompt cache."""
-        messages = [await self._send(request) for _ in range(request.sampling.n)]
+        messages: list[Message] = [
+            await self.request(lambda: self._parameters(request)) for _ in range(request.sampling.n)
+        ]
         try:
             texts = [self._text(message, request.sampling) for message in messages]
             usages = [message.usage for message in messages]
@@ -206,83 +150,20 @@ class Anthropic(LLM):
         except (AttributeError, TypeError) as error:
             raise MalformedAnswer(f"{self.base_url} sent an answer that cannot be read: {error}.") from error
 
-    async def end_run(self) -> None:
-        """Closes the client of the run's event loop."""
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.close()
-
-    def final_count_tokens(self, value: str) -> int:
-        """Returns a conservative estimate of a prompt's tokens, with the system prompt."""
-        return self.count_tokens(value) + self.count_tokens(self.system_prompt or "") + 16
-
-    def get_max_context_length(self, max_new_tokens: int | None) -> int:
-        """Returns the maximum number of prompt tokens that leaves room for `max_new_tokens`."""
-        return (self.max_context_length or self.endpoint.limits.context_length or 0) - (max_new_tokens or 0)
-
-    @property
-    def client(self) -> AnthropicClient:
-        """A client of the SDK, for direct use; `run` does not use it."""
-        import anthropic
-
-        return anthropic.Anthropic(**self._client_options())
-
-    @property
-    def model_card(self) -> str | None:
-        """Address of Anthropic's page about its models."""
-        return self.endpoint.models_url
-
-    @property
-    def license(self) -> str | None:
-        """Address of the terms of use."""
-        return self.endpoint.terms_url
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_api_key": None, "_clients": {}, "_renewed_at": 0.0}
-        state.pop("key", None)
-        return state
-
-    def _client_options(self) -> dict[str, Any]:
-        options = {"base_url": self.base_url, "timeout": self.timeout, "max_retries": 0, **self.kwargs}
-        if self.key is not None:
-            options["api_key"] = self.key
-            if not self.endpoint.owns_key_of(self.base_url):
-                from anthropic import Omit
-
-                key, given = ("Authorization", f"Bearer {self.key}"), self.kwargs.get("default_headers")
-                options["default_headers"] = headers_without_ambient("ANTHROPIC_CUSTOM_HEADERS", Omit(), key, given)
-        return options
-
-    async def _send(self, request: Request) -> Message:
-        # Connections belong to the event loop that opened them.
+    async def send(self, client: Any, parameters: dict[str, Any]) -> Message:
+        """Sends one request, after the rate limit is renewed."""
         loop = asyncio.get_running_loop()
-        client = self._clients.get(loop)
-        if client is None:
-            import anthropic
+        if (wait := self._renewed_at - loop.time()) > 0:
+            await asyncio.sleep(wait)
+        response = await client.messages.with_raw_response.create(**parameters)
+        wait_after = seconds_until_renewed(response.headers)
+        message: Message = await response.parse()
+        if wait_after:
+            self._renewed_at = max(self._renewed_at, loop.time() + wait_after)
+        return message
 
-            client = self._clients[loop] = anthropic.AsyncAnthropic(**self._client_options())
-        while True:
-            if (wait := self._renewed_at - loop.time()) > 0:
-                await asyncio.sleep(wait)
-            parameters = self._parameters(request)
-            try:
-                response = await client.messages.with_raw_response.create(**parameters)
-                wait_after = seconds_until_renewed(response.headers)
-                message: Message = await response.parse()
-            except Exception as error:
-                body = parameters.get("extra_body", {})
-                sent = [*(name for name in parameters if name not in ("model", "messages", "extra_body")), *body]
-                refused = refused_parameter(error, sent)
-                if refused is not None and self._leaves_out(refused, sent):
-                    continue
-                raise request_error(error, refused, self.model_name, shown_address(self.base_url)) from error
-            if wait_after:
-                self._renewed_at = max(self._renewed_at, loop.time() + wait_after)
-            return message
-
-    def _leaves_out(self, refused: tuple[str, bool], sent: list[str]) -> bool:
-        """Drops or replaces a refused parameter in later requests; False if the answer depends on it."""
-        name, unsupported = refused
+    def leave_out(self, name: str, unsupported: bool, sent: Mapping[str, Any]) -> bool:
+        """Drops the temperature or `top_p`, or asks for structured outputs instead of a tool call."""
         if unsupported and name == "tool_choice":
             self._forces_tools = False
         elif unsupported and name in ("temperature", "top_p"):
@@ -292,6 +173,13 @@ class Anthropic(LLM):
         else:
             return False
         return True
+
+    def get_max_context_length(self, max_new_tokens: int | None) -> int:
+        """Returns the maximum number of prompt tokens that leaves room for `max_new_tokens`."""
+        return (self.max_context_length or self.endpoint.context_length or 0) - (max_new_tokens or 0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_renewed_at": 0.0}
 
     def _parameters(self, request: Request) -> dict[str, Any]:
         sampling = request.sampling

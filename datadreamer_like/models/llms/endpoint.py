@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from datadreamer_like.errors import AuthenticationFailed, DefinitionError
@@ -39,29 +38,15 @@ class Quirks:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Default limits of a provider.
-
-    Attributes:
-        context_length: Tokens of a prompt and its answer; None if the server's list of models reports it.
-        concurrency: Concurrent requests.
-    """
-
-    context_length: int | None = None
-    concurrency: int = 32
-
-
-@dataclass(frozen=True)
 class Endpoint:
     """One provider.
 
     Attributes:
-        name: Name of its class.
+        name: Name of its class; in lower case, of its section in `prices.toml`.
         base_url: Base URL for the SDK.
         key_variable: Environment variable of its key.
         quirks: How it differs from the protocol.
-        prices: Its section in `prices.toml`, or None.
-        limits: Its limits.
+        context_length: Tokens of a prompt and its answer; None if the server's list of models reports it.
         url_variable: Environment variable with another address that may receive the key.
         models_url: Page about its models.
         terms_url: Page with its terms of use.
@@ -71,8 +56,7 @@ class Endpoint:
     base_url: str
     key_variable: str
     quirks: Quirks = field(default_factory=Quirks)
-    prices: str | None = None
-    limits: Limits = field(default_factory=Limits)
+    context_length: int | None = None
     url_variable: str | None = None
     models_url: str | None = None
     terms_url: str | None = None
@@ -99,10 +83,7 @@ class Endpoint:
         return base_url
 
     def owns_key_of(self, base_url: str) -> bool:
-        """Whether the key in the environment may be sent to an address.
-
-        It may be sent to the provider's own server and to the address in `url_variable`.
-        """
+        """Whether the key in the environment may be sent to an address: the provider's, or that in `url_variable`."""
         paired = os.environ.get(self.url_variable) if self.url_variable else None
         return self.serves(base_url) or (paired is not None and _origin(paired) == _origin(base_url))
 
@@ -114,51 +95,26 @@ class Endpoint:
         """
         if given:
             return given
-        key = os.environ.get(self.key_variable)
-        if self.owns_key_of(base_url):
-            if key:
-                if not self.serves(base_url):
-                    logger.info(
-                        "%s is sent to %s, which %s names.",
-                        self.key_variable,
-                        shown_address(base_url),
-                        self.url_variable,
-                    )
-                return key
+        key, variable, address = os.environ.get(self.key_variable), self.key_variable, shown_address(base_url)
+        if not key or not self.owns_key_of(base_url):
             if self.serves(base_url):
                 raise AuthenticationFailed(
-                    f'There is no key for "{model_name}" at {shown_address(base_url)}. Set {self.key_variable} in the '
-                    "environment, or pass api_key=..."
+                    f'There is no key for "{model_name}" at {address}. Set {variable} in the environment, or pass '
+                    "api_key=..."
                 )
-        elif key:
-            logger.info(
-                "%s is not sent to %s: it belongs to %s. Pass api_key=... if the server wants a key.",
-                self.key_variable, shown_address(base_url), urlsplit(self.base_url).hostname,
-            )  # fmt: skip
-        return NO_KEY
+            if key:
+                message = "%s is not sent to %s: it belongs to %s. Pass api_key=... if the server wants a key."
+                logger.info(message, variable, address, urlsplit(self.base_url).hostname)
+            return NO_KEY
+        if not self.serves(base_url):
+            logger.info("%s is sent to %s, which %s names.", variable, address, self.url_variable)
+        return key
 
 
 def shown_address(base_url: str) -> str:
     """Returns an address without its secrets: user, password and query."""
     parts = urlsplit(base_url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
-
-
-def headers_without_ambient(
-    variable: str, omitted: Any, authorization: tuple[str, str], given: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Returns headers that override those that an SDK reads from the environment for any server.
-
-    Args:
-        variable: The SDK's environment variable, with one `name: value` per line.
-        omitted: The SDK's marker for a header to leave out.
-        authorization: Name and value of the header with the key.
-        given: The script's headers.
-    """
-    lines = os.environ.get(variable, "").split("\n")
-    names = {line.partition(":")[0].strip() for line in lines if ":" in line}
-    ambient = {name: omitted for name in names if name.lower() != authorization[0].lower()}
-    return {**ambient, authorization[0]: authorization[1], **(given or {})} if names else dict(given or {})
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

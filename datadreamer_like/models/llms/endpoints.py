@@ -2,26 +2,8 @@
 
 from __future__ import annotations
 
-from .endpoint import Endpoint, Limits, Quirks
+from .endpoint import Endpoint, Quirks
 from .openai_compatible import OpenAICompatible
-
-OPENAI = Endpoint(
-    "OpenAI",
-    base_url="https://api.openai.com/v1",
-    key_variable="OPENAI_API_KEY",
-    url_variable="OPENAI_BASE_URL",
-    quirks=Quirks(
-        # Newer models refuse `max_tokens`.
-        limit_name="max_completion_tokens",
-        refuses={"repetition_penalty": "Use presence_penalty or frequency_penalty, or leave it out."},
-    ),
-    prices="openai",
-    # The smallest among the models that are still served.
-    limits=Limits(context_length=128_000),
-    models_url="https://platform.openai.com/docs/models",
-    terms_url="https://openai.com/policies",
-)
-"""Its class, with Azure and a base URL of one's own, is in `openai.py`."""
 
 
 def provider(endpoint: Endpoint) -> type[OpenAICompatible]:

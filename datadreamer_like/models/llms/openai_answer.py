@@ -19,13 +19,7 @@ if TYPE_CHECKING:
 def read_answer(
     completions: Sequence[ChatCompletion], sampling: Sampling, address: str, prices: Prices | None = None
 ) -> Answer:
-    """Returns one answer from the completions that were needed for its `n` texts.
-
-    Args:
-        completions: What the SDK returned.
-        sampling: The options of the request.
-        address: The server's address, for messages.
-        prices: The model's prices, where they are known.
+    """Returns one answer from the completions that were needed for its `n` texts; `address` is for messages.
 
     Raises:
         MalformedAnswer: The server left out what every completion has.
@@ -43,39 +37,27 @@ def read_answer(
         prompt_tokens=sum(usage.prompt_tokens for usage in usages),
         completion_tokens=sum(usage.completion_tokens for usage in usages),
         cached_tokens=sum(usage.cached for usage in usages),
-        cost=total_cost(usage.cost(prices) for usage in usages),
+        cost=total_cost(prices.cost(**usage._asdict()) if prices and any(usage) else None for usage in usages),
         finish_reasons=[choice.finish_reason for choice in choices],
         logprobs=logprobs,
     )
 
 
 class _Usage(NamedTuple):
-    """Tokens of one completion; servers other than OpenAI's leave out what the SDK expects."""
-
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached: int = 0
     written: int = 0
-    known: bool = False
-
-    def cost(self, prices: Prices | None) -> float | None:
-        if prices is None or not self.known:
-            return None
-        return prices.cost(self.prompt_tokens, self.completion_tokens, cached=self.cached, written=self.written)
 
 
 def _usage(completion: ChatCompletion) -> _Usage:
+    """Returns the tokens of one completion; servers other than OpenAI's leave out what the SDK expects."""
     usage = completion.usage
     if usage is None:
         return _Usage()
-    details = getattr(usage, "prompt_tokens_details", None)
-    return _Usage(
-        usage.prompt_tokens or 0,
-        usage.completion_tokens or 0,
-        getattr(details, "cached_tokens", None) or 0,
-        getattr(details, "cache_write_tokens", None) or 0,
-        known=True,
-    )
+    details: Any = getattr(usage, "prompt_tokens_details", None)
+    cached, written = (getattr(details, name, None) or 0 for name in ("cached_tokens", "cache_write_tokens"))
+    return _Usage(usage.prompt_tokens or 0, usage.completion_tokens or 0, cached, written)
 
 
 def _text(choice: Choice, shaped: bool) -> AnswerText:
@@ -95,20 +77,18 @@ def _logprobs(choice: Choice) -> list[TokenLogprob]:
     found: Any = choice.logprobs
     if found is None:
         return []
-    if found.content is not None:
-        return [
-            TokenLogprob(
-                token.token, token.logprob, tuple((top.token, top.logprob) for top in token.top_logprobs or ())
-            )
-            for token in found.content
-        ]
-    # Together's shape: two lists.
-    tokens, values = getattr(found, "tokens", None) or (), getattr(found, "token_logprobs", None) or ()
-    return [TokenLogprob(token, value) for token, value in zip(tokens, values, strict=True) if value is not None]
+    if found.content is None:
+        # Together's shape: two lists.
+        tokens, values = getattr(found, "tokens", None) or (), getattr(found, "token_logprobs", None) or ()
+        return [TokenLogprob(token, value) for token, value in zip(tokens, values, strict=True) if value is not None]
+    return [
+        TokenLogprob(each.token, each.logprob, tuple((top.token, top.logprob) for top in each.top_logprobs or ()))
+        for each in found.content
+    ]
 
 
 def served_context_length(models: Sequence[Any], model_name: str) -> int | None:
-    """Returns the context window that a server's list of models tells, or None."""
+    """Returns the context window that a server's list of models gives, or None."""
     named = [model for model in models if model.id == model_name] or (models if len(models) == 1 else [])
     for model in named:
         facts: dict[str, Any] = model.to_dict()

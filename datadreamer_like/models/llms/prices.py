@@ -39,12 +39,8 @@ class Prices:
     ) -> float | None:
         """Returns the US dollars of one request; None where the price is not known.
 
-        Args:
-            prompt_tokens: All tokens of the prompt, the following three kinds included.
-            completion_tokens: Tokens of the answers.
-            cached: Prompt tokens read from the provider's cache.
-            written: Prompt tokens written into the cache.
-            written_1h: Prompt tokens written into the cache for an hour.
+        `prompt_tokens` are all tokens of the prompt, including those that were read from the provider's cache
+        (`cached`), and those written into it, for the usual time (`written`) or for an hour (`written_1h`).
 
         Example:
             >>> Prices(input=2.0, output=10.0, cached_input=0.2).cost(1_000_000, 100_000, cached=500_000)
@@ -64,12 +60,7 @@ class Prices:
 
 
 def known_prices(provider: str, model_name: str) -> Prices | None:
-    """Returns a model's published prices as of the table's date, or None where the table does not have them.
-
-    Args:
-        provider: A section of `prices.toml`.
-        model_name: The model's exact name.
-    """
+    """Returns the published prices of a model by its exact name, or None where `prices.toml` does not have them."""
     values = _table().get(provider, {}).get("models", {}).get(model_name)
     return None if values is None else Prices(**values)
 
@@ -103,14 +94,11 @@ def given_prices(prices: Prices | Mapping[str, Any] | None) -> Prices | None:
 
 def total_cost(costs: Iterable[float | None]) -> float | None:
     """Returns the sum of costs; None, for unknown, where one of them is not known."""
-    total = 0.0
-    for cost in costs:
-        if cost is None:
-            return None
-        total += cost
-    return total
+    every = list(costs)
+    known = [cost for cost in every if cost is not None]
+    return sum(known) if len(known) == len(every) else None
 
 
 @functools.cache
 def _table() -> dict[str, Any]:
-    return tomllib.loads((Path(__file__).with_name("prices.toml")).read_text(encoding="utf-8"))
+    return tomllib.loads(Path(__file__).with_name("prices.toml").read_text(encoding="utf-8"))

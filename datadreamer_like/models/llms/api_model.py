@@ -1,0 +1,223 @@
+"""What models behind a provider's API share: key, address, prices, clients, and requests without refused parameters."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from datadreamer_like.errors import DefinitionError, require_extra
+
+from .endpoint import Endpoint, Quirks, shown_address
+from .generation import Sampling
+from .llm import LLM
+from .prices import Prices, given_prices, known_prices
+from .provider_errors import provider_error, refused_parameter
+
+# What chat templates put around a message, with room to spare.
+_TEMPLATE_TOKENS = 16
+
+
+class APIModel(LLM):
+    """A model behind a provider's API, called with the provider's SDK.
+
+    A subclass writes `answer`, which calls `request`, and the two methods that `request` calls: `send`, `leave_out`.
+
+    Args:
+        model_name: The provider's name of the model.
+        api_key: The key; by default from the provider's environment variable. Never written anywhere, not even into a
+            pickle.
+        retry_on_fail: False sends each request once.
+        cache_folder_path: Folder for cached answers, instead of the session's.
+        system_prompt: Added to every prompt that does not have its own.
+        base_url: Another address of the API, such as a proxy's. The key in the environment is not sent there, unless
+            the environment names that address too.
+        max_context_length: The model's context window in tokens.
+        timeout: Seconds after which a request without an answer is retried.
+        prices: US dollars per million tokens, such as `{"input": 0.25, "output": 2.0}`; None for published prices.
+        **kwargs: Passed to the SDK's client.
+
+    Raises:
+        MissingExtra: The SDK is not installed.
+        AuthenticationFailed: There is no key, and the server is the provider's own.
+        DefinitionError: `base_url` is not a valid address, or `prices` are malformed.
+    """
+
+    endpoint: ClassVar[Endpoint]
+    """The provider."""
+
+    sdk: ClassVar[str]
+    """The SDK's client class; in lower case, the name of its package and of the extra that installs it."""
+
+    enforces_schemas = True
+
+    def __init__(
+        self,
+        model_name: str,
+        api_key: str | None = None,
+        retry_on_fail: bool = True,
+        cache_folder_path: str | Path | None = None,
+        *,
+        system_prompt: str | None = None,
+        base_url: str | None = None,
+        max_context_length: int | None = None,
+        timeout: float = 600.0,
+        prices: Prices | Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        require_extra(self.sdk.lower(), self.sdk.lower(), what=type(self).__name__)
+        super().__init__(cache_folder_path)
+        self.model_name = model_name
+        self.retry_on_fail = retry_on_fail
+        self.system_prompt = system_prompt
+        self.base_url = self.endpoint.address_in_use(base_url)
+        self.max_context_length = max_context_length
+        self.timeout = timeout
+        self.kwargs = kwargs
+        self.prices = given_prices(prices)
+        if self.prices is None and self.endpoint.serves(self.base_url):
+            self.prices = known_prices(self.endpoint.name.lower(), model_name)
+        self._api_key = api_key
+        self._clients: dict[asyncio.AbstractEventLoop, Any] = {}
+        self.key  # noqa: B018  (a missing key is an error now, not at the first request)
+
+    @classmethod
+    def example(cls, model: Any) -> Self:
+        """Returns an instance that sends no request, for tests and documentation."""
+        return cls(str(model), api_key="example-key")
+
+    # Overridden by providers.
+
+    @property
+    def quirks(self) -> Quirks:
+        """How the server differs from the protocol."""
+        return self.endpoint.quirks
+
+    async def send(self, client: Any, parameters: dict[str, Any]) -> Any:
+        """Sends one request with an asynchronous client of the SDK."""
+        raise NotImplementedError
+
+    def leave_out(self, name: str, unsupported: bool, sent: Mapping[str, Any]) -> bool:
+        """Drops or replaces a refused parameter in later requests; False if the answer depends on it.
+
+        Args:
+            name: The parameter.
+            unsupported: Whether it is not supported at all, not only its value.
+            sent: The parameters of the request.
+        """
+        raise NotImplementedError
+
+    def find_key(self) -> str | None:
+        """Returns the key to send, or None if the SDK's client has other credentials.
+
+        Raises:
+            AuthenticationFailed: There is none, and the server needs one.
+        """
+        return self.endpoint.key_for(self.base_url, self._api_key, self.model_name)
+
+    def uses_sdk_environment(self) -> bool:
+        """Whether the SDK's own environment variables (organization, project, headers) are meant for this server."""
+        return self.endpoint.owns_key_of(self.base_url)
+
+    def client_options(self) -> dict[str, Any]:
+        """Returns the arguments of the SDK's clients."""
+        options = {"base_url": self.base_url, "timeout": self.timeout, "max_retries": 0, **self.kwargs}
+        if self.key is not None:
+            options["api_key"] = self.key
+        # The SDK sends the headers in this variable to any server.
+        lines = os.environ.get(f"{self.sdk.upper()}_CUSTOM_HEADERS", "").split("\n")
+        ambient = {line.partition(":")[0].strip() for line in lines if ":" in line}
+        if ambient and not self.uses_sdk_environment():
+            omit = import_module(self.sdk.lower()).Omit()
+            headers = {name: omit for name in ambient if self.key is None or name.lower() != "authorization"}
+            if self.key is not None:
+                headers["Authorization"] = f"Bearer {self.key}"
+            options["default_headers"] = {**headers, **(self.kwargs.get("default_headers") or {})}
+        return options
+
+    def make_client(self, prefix: str) -> Any:
+        """Returns a client of the SDK: `prefix` is the start of its class's name, "" or "Async"."""
+        return getattr(import_module(self.sdk.lower()), prefix + self.sdk)(**self.client_options())
+
+    # The engine.
+
+    @cached_property
+    def key(self) -> str | None:
+        """The key in use; looked up again after unpickling, since keys are never written."""
+        return self.find_key()
+
+    @cached_property
+    def client(self) -> Any:
+        """The SDK's client, for direct use; `run` does not use it."""
+        return self.make_client("")
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the server's address and the system prompt."""
+        return {"base_url": shown_address(self.base_url), "system_prompt": self.system_prompt}
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuses options that the provider does not support."""
+        for name, advice in self.quirks.refuses.items():
+            if getattr(sampling, name) is not None:
+                raise DefinitionError(f"{self.endpoint.name}'s API has no {name}. {advice}")
+
+    async def request(self, parameters: Callable[[], dict[str, Any]]) -> Any:
+        """Sends a request, if necessary again without the parameters that the model does not support.
+
+        Args:
+            parameters: Called for each attempt; returns the parameters that have not been refused so far.
+
+        Raises:
+            ModelError: The request failed.
+            DefinitionError: A parameter was refused that every request has and an answer depends on.
+        """
+        # Connections belong to the event loop that opened them.
+        loop = asyncio.get_running_loop()
+        client = self._clients.get(loop)
+        if client is None:
+            client = self._clients[loop] = self.make_client("Async")
+        sent: dict[str, Any] = {}
+        while True:
+            before, sent = sent, parameters()
+            try:
+                return await self.send(client, sent)
+            except Exception as error:
+                names = [name for name in sent if name not in ("model", "messages", "extra_body")]
+                refused = refused_parameter(error, [*names, *sent.get("extra_body", {})])
+                if refused is not None and sent != before and self.leave_out(*refused, sent):
+                    continue
+                raise provider_error(error, self.model_name, shown_address(self.base_url), refused) from error
+
+    async def end_run(self) -> None:
+        """Closes the client of the run's event loop."""
+        client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.close()
+
+    def final_count_tokens(self, value: str) -> int:
+        """Returns the count with the system prompt and the chat template."""
+        return self.count_tokens(value) + self.count_tokens(self.system_prompt or "") + _TEMPLATE_TOKENS
+
+    @property
+    def model_card(self) -> str | None:
+        """Address of the provider's page about its models."""
+        return self.endpoint.models_url if self.endpoint.serves(self.base_url) else None
+
+    @property
+    def license(self) -> str | None:
+        """Address of the provider's terms of use."""
+        return self.endpoint.terms_url if self.endpoint.serves(self.base_url) else None
+
+    def unload_model(self) -> None:
+        """Closes the client."""
+        client = self.__dict__.pop("client", None)
+        if client is not None:
+            client.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in self.__dict__.items() if name not in ("key", "client", "tokenizer")}
+        return {**state, "_api_key": None, "_clients": {}}
