@@ -32,13 +32,13 @@ def is_text_template(template: AutoText) -> bool:
     return isinstance(template, str) and any(match[1] == "prompt" for match in _PLACEHOLDER.finditer(template))
 
 
-def fill(template: str, prompt: str, system_prompt: str | None) -> str:
-    """Fills the placeholders `{{prompt}}` and `{{system_prompt}}`; braces inside the prompt are not interpreted.
+def plain_prompt(template: AutoText, prompt: str, system_prompt: str | None) -> str:
+    """Returns a prompt in a text template, or after the system prompt if there is no template.
 
-    Example:
-        >>> fill("{{system_prompt}} Q: {{prompt}} A:", "2 + 2?", "Be brief.")
-        'Be brief. Q: 2 + 2? A:'
+    Braces inside the prompt are not interpreted.
     """
+    if not isinstance(template, str):
+        return f"{system_prompt}\n\n{prompt}" if system_prompt else prompt
     values = {"prompt": prompt, "system_prompt": system_prompt or ""}
     return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
 
@@ -55,11 +55,7 @@ def split_text_template(template: str) -> list[str]:
 
 
 def checked(name: str, value: object) -> AutoText:
-    """Returns the argument if it is a text, `AUTO` or None.
-
-    Raises:
-        ArgumentTypeError: It is not.
-    """
+    """Returns the argument; raises `ArgumentTypeError` if it is not a text, `AUTO` or None."""
     if value is None or isinstance(value, str | Auto):
         return value
     raise ArgumentTypeError(f"{name} must be a text, AUTO or None, not {type(value).__name__}.")

@@ -23,29 +23,6 @@ _LOOPBACK_SECONDS = 60
 _first_pid: int | None = None
 
 
-@dataclass(frozen=True)
-class ServerOptions:
-    """How to start the server.
-
-    Attributes:
-        path: The GGUF file.
-        context_length: Tokens per slot, prompt and answer together.
-        slots: Number of concurrent requests.
-        threads: CPU threads; None uses all cores, or the idle ones if waiting threads spin instead of sleeping.
-        gpu_layers: Layers to keep on the GPU; None leaves it to llama.cpp.
-        chat_template: Jinja code to use instead of the model's own.
-        parameters: Further attributes of `xllamacpp.CommonParams`.
-    """
-
-    path: Path
-    context_length: int
-    slots: int
-    threads: int | None = None
-    gpu_layers: int | None = None
-    chat_template: str | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-
-
 @dataclass
 class Completion:
     """One generated text, collected from the server's stream."""
@@ -61,22 +38,57 @@ class Completion:
 class LlamaServer:
     """A loaded model with its slots; thread-safe, since concurrent requests keep the slots busy.
 
+    Args:
+        path: The GGUF file.
+        context_length: Tokens per slot, prompt and answer together.
+        slots: Number of concurrent requests.
+        threads: CPU threads; None uses all cores, or the idle ones if waiting threads spin instead of sleeping.
+        gpu_layers: Layers to keep on the GPU; None leaves it to llama.cpp.
+        chat_template: Jinja code to use instead of the model's own.
+        parameters: Further attributes of `xllamacpp.CommonParams`.
+
     Raises:
         DataError: llama.cpp cannot load the file.
     """
 
-    def __init__(self, options: ServerOptions) -> None:
+    def __init__(
+        self,
+        path: Path,
+        context_length: int,
+        slots: int,
+        *,
+        threads: int | None,
+        gpu_layers: int | None,
+        chat_template: str | None,
+        parameters: Mapping[str, Any],
+    ) -> None:
         global _first_pid
         xllamacpp, patient = _xllamacpp()
         self._key = secrets.token_hex(16)
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.n_ctx, params.n_parallel = context_length * slots, slots
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or _idle_cores(patient)
+        if gpu_layers is not None:
+            params.n_gpu_layers = gpu_layers
+        if chat_template is not None:
+            params.chat_template = chat_template
+        params.verbosity = 0
+        params.warmup = params.ui = params.endpoint_slots = False
+        # By default the server caches up to 8 GiB of finished prompts.
+        params.cache_ram_mib = 0
+        # The server always listens on the loopback device; a key keeps other users of this machine out.
+        params.api_keys = [self._key]
+        for name, value in parameters.items():
+            setattr(params, name, value)
         try:
-            self._server = xllamacpp.Server(_parameters(xllamacpp, options, self._key, patient))
+            self._server = xllamacpp.Server(params)
         except RuntimeError as error:
             # Not a ModelError, which would fail row after row, each with another attempt to load.
             raise DataError(
-                f"llama.cpp (xllamacpp {xllamacpp.__version__}) cannot load {options.path}. The file may be cut off, "
-                f"of an architecture that this release does not know, or too large for the memory with "
-                f"{options.slots} slots of {options.context_length} tokens."
+                f"llama.cpp (xllamacpp {xllamacpp.__version__}) cannot load {path}. The file may be cut off, of an "
+                f"architecture that this release does not know, or too large for the memory with {slots} slots of "
+                f"{context_length} tokens."
             ) from error
         _first_pid = _first_pid or os.getpid()
         if _first_pid != os.getpid():
@@ -128,12 +140,7 @@ class LlamaServer:
         return completion
 
     def tokenize(self, text: str, special: bool = False) -> list[int]:
-        """Returns a text's token ids.
-
-        Args:
-            text: Any text.
-            special: Whether to parse special tokens and add the BOS token, as in a whole prompt.
-        """
+        """Returns a text's token ids; `special` parses special tokens and adds the BOS token, as in a whole prompt."""
         ids: list[int] = self._post("/tokenize", content=text, add_special=special, parse_special=special)["tokens"]
         return ids
 
@@ -186,33 +193,10 @@ def _openmp_is_loaded() -> bool:
         return False
 
 
-def _threads(patient: bool) -> int:
+def _idle_cores(patient: bool) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") and not patient else 0.0
     return max(1, cores - round(load))
-
-
-def _parameters(xllamacpp: Any, options: ServerOptions, key: str, patient: bool) -> Any:
-    params = xllamacpp.CommonParams()
-    params.model.path = str(options.path)
-    params.n_ctx = options.context_length * options.slots
-    params.n_parallel = options.slots
-    threads = options.threads or _threads(patient)
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    if options.gpu_layers is not None:
-        params.n_gpu_layers = options.gpu_layers
-    if options.chat_template is not None:
-        params.chat_template = options.chat_template
-    params.verbosity = 0
-    params.warmup = False
-    # By default the server caches up to 8 GiB of finished prompts.
-    params.cache_ram_mib = 0
-    # The server always listens on the loopback device; a key keeps other users of this machine out.
-    params.api_keys = [key]
-    params.ui = params.endpoint_slots = False
-    for name, value in options.parameters.items():
-        setattr(params, name, value)
-    return params
 
 
 def _add(completion: Completion, chunk: Mapping[str, Any]) -> None:
