@@ -12,18 +12,9 @@ from .generation import Answer
 THOUGHT_TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
 """Tags that open models put around their reasoning, if the server leaves them in the text."""
 
-_TEXT_PARTS = {"text", "output_text"}
-_THOUGHT_PARTS = {"thinking", "reasoning"}
-
 
 class AnswerText(NamedTuple):
-    """One text of an answer.
-
-    Attributes:
-        text: The answer, or None.
-        reasoning: The model's reasoning, or None.
-        error: Why there is no answer.
-    """
+    """One text of an answer, the model's reasoning, and the reason if there is no text."""
 
     text: str | None
     reasoning: str | None = None
@@ -63,16 +54,13 @@ def answer_text(
 
 
 def answer_of(texts: Sequence[AnswerText], **facts: Any) -> Answer:
-    """Returns the answer to one request; it has an error if none of the texts is an answer.
+    """Returns the answer to one request from its `n` texts and the other attributes of `Answer`.
 
-    Args:
-        texts: The `n` texts.
-        **facts: The other attributes of `Answer`.
+    It has an error if none of the texts is an answer.
     """
     reasoning = [text.reasoning for text in texts] if any(text.reasoning for text in texts) else None
     if texts and all(text.text is None for text in texts):
-        error = texts[0].error
-        return Answer((), **{**facts, "logprobs": None}, reasoning=reasoning, error=error)
+        return Answer((), **{**facts, "logprobs": None}, reasoning=reasoning, error=texts[0].error)
     return Answer([text.text for text in texts], **facts, reasoning=reasoning)
 
 
@@ -83,10 +71,12 @@ def _joined(content: object, thoughts: list[str]) -> str | None:
         raise TypeError(f"content is {type(content).__name__}, neither a text nor a list of parts")
     texts = []
     for part in content:
-        kind = "text" if isinstance(part, str) else _field(part, "type")
-        if kind in _TEXT_PARTS:
-            texts.append(part if isinstance(part, str) else str(_field(part, "text") or ""))
-        elif kind in _THOUGHT_PARTS:
+        kind = _field(part, "type")
+        if isinstance(part, str):
+            texts.append(part)
+        elif kind in ("text", "output_text"):
+            texts.append(str(_field(part, "text") or ""))
+        elif kind in ("thinking", "reasoning"):
             thought = _field(part, "thinking") or _field(part, "text")
             thoughts.append(thought if isinstance(thought, str) else _joined(thought, thoughts) or "")
     return "".join(texts) if texts else None
@@ -120,9 +110,7 @@ def _answer_error(text: str | None, finish_reason: str | None, refusal: str | No
         if text is None:
             return MalformedAnswer(f"The answer has no text (finish reason {finish_reason!r}).")
     elif shaped and finish_reason == "length":
-        return ModelError(
-            "The answer was cut off before it was complete, so it does not fit the schema. Raise max_new_tokens."
-        )
+        return ModelError("The answer was cut off before it was complete; the schema needs all. Raise max_new_tokens.")
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
@@ -137,7 +138,9 @@ class LLM(Model):
         Raises:
             NotImplementedError: The context window is unknown.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define the length of its context window.")
+        if self.max_context_length is None:
+            raise NotImplementedError(f"{type(self).__name__} does not define the length of its context window.")
+        return self.max_context_length - (max_new_tokens or 0)
 
     # Called by users.
 
@@ -168,7 +171,7 @@ class LLM(Model):
         generation = Generation.from_options(options, self.extra_options)
         answers = log_failures(self.answers(prompts, **options), lambda answer: answer.error, generation.on_error)
         single = generation.sampling.n == 1
-        generated = (_generated(answer, single) for answer in answers)
+        generated = (None if each.error is not None else each.text if single else list(each.texts) for each in answers)
         return generated if generation.return_generator else list(generated)
 
     def answers(
@@ -204,7 +207,7 @@ class LLM(Model):
         self.check(generation.sampling)
 
         def make_engine(recorder: Recorder[Prompt | Repeated, Request, Answer]) -> Engine[Request, Answer]:
-            if answers_in_batches(self):
+            if type(self).answer is LLM.answer:
                 return BatchEngine(
                     self.answer_batch,
                     recorder,
@@ -273,39 +276,20 @@ class LLM(Model):
         except NotImplementedError:
             return joined(most)
         # The length grows with the count, so bisection finds the largest count that fits.
-        low, high = -1, most
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.final_count_tokens(joined(middle)) <= room:
-                low = middle
-            else:
-                high = middle - 1
-        if low < least or low < 0:
-            needed = max(least, 0)
+        fits = bisect_right(range(most + 1), room, key=lambda count: self.final_count_tokens(joined(count))) - 1
+        if fits < max(least, 0):
             raise PromptTooLong(
-                f"The prompt with {needed} in-context examples has {self.final_count_tokens(joined(needed))} tokens; "
+                f"The prompt with {least} in-context examples has {self.final_count_tokens(joined(least))} tokens; "
                 f"{self.display_name} has room for {room}. Shorten the instruction or the examples, or lower "
                 f"max_new_tokens."
             )
-        return joined(low)
-
-
-def answers_in_batches(llm: LLM) -> bool:
-    """Whether the LLM implements `answer_batch` and not `answer`."""
-    kind = type(llm)
-    return kind.answer_batch is not LLM.answer_batch and kind.answer is LLM.answer
+        return joined(fits)
 
 
 def overrides_only_run(llm: LLM) -> bool:
     """Whether the LLM overrides `run` and implements no engine method."""
     kind = type(llm)
     return kind.run is not LLM.run and kind.answer is LLM.answer and kind.answer_batch is LLM.answer_batch
-
-
-def _generated(answer: Answer, single: bool) -> Generated:
-    if answer.error is not None:
-        return None
-    return answer.text if single else list(answer.texts)
 
 
 def _answers_from_run(
@@ -316,7 +300,6 @@ def _answers_from_run(
     max_follow_ups: int,
 ) -> Iterator[Answer]:
     given: GenerationOptions = {**options, "return_generator": True}
-    sampling = Sampling()
     sent: deque[Prompt] = deque()
 
     def plain() -> Iterator[Prompt]:
@@ -324,9 +307,14 @@ def _answers_from_run(
             sent.append(prompt.prompt if isinstance(prompt, Repeated) else prompt)
             yield sent[-1]
 
+    def answer_of(generated: Generated) -> Answer:
+        if generated is None:
+            return Answer.failed(ModelError(f"{llm.display_name} gave no answer."))
+        return Answer([generated] if isinstance(generated, str) else list(generated))
+
     for index, generated in enumerate(llm.run(plain(), **given)):
-        answer = _answer_of(llm, generated)
-        request = Request(sent.popleft(), sampling)
+        answer = answer_of(generated)
+        prompt = sent.popleft()
         for follow_ups in count():
             if check is None or answer.error is not None:
                 break
@@ -337,12 +325,6 @@ def _answers_from_run(
             if follow_ups == max_follow_ups:
                 answer = answer.with_error(RejectedAnswer.of(answer.text, checked.reason))
                 break
-            request = Request(llm.follow_up(request, answer, checked.reason), sampling)
-            answer = _answer_of(llm, next(iter(llm.run([request.prompt], **given))))
+            prompt = llm.follow_up(Request(prompt, Sampling()), answer, checked.reason)
+            answer = answer_of(next(iter(llm.run([prompt], **given))))
         yield answer
-
-
-def _answer_of(llm: LLM, generated: Generated) -> Answer:
-    if generated is None:
-        return Answer.failed(ModelError(f"{llm.display_name} gave no answer."))
-    return Answer([generated] if isinstance(generated, str) else list(generated))
