@@ -297,21 +297,6 @@ class HFTransformers(LLM):
         """Returns the maximum number of prompt tokens; an encoder's input does not share its room with the answer."""
         return self._context_length - (0 if self.config.is_encoder_decoder else max_new_tokens or 0)
 
-    @property
-    def model_card(self) -> str | None:
-        """Address of the model's card on the Hub."""
-        return self._source.model_card
-
-    @property
-    def license(self) -> str | None:
-        """The model's licence, if its README or file states one."""
-        return self._source.license
-
-    @property
-    def citation(self) -> list[str] | None:
-        """BibTeX entries in the model's README."""
-        return self._source.citation
-
     def unload_model(self) -> None:
         """Frees the model's memory; it is loaded again when it is needed."""
         self.__dict__.pop("tokenizer", None)
