@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import numbers
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
+from typing import Any, NamedTuple, TypeAlias
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, did_you_mean
 
+from ..calls.options import Run, RunOptions
 from .schema import json_schema_of, schema_of_response_format
 
 Message: TypeAlias = Mapping[str, Any]
@@ -22,7 +22,7 @@ Prompt: TypeAlias = str | Sequence[Message]
 """A text, or a list of chat messages."""
 
 
-class GenerationOptions(TypedDict, total=False):
+class GenerationOptions(RunOptions, total=False):
     """Options of `LLM.run` and `LLM.answers`; the defaults are those of `Sampling` and `Generation`."""
 
     max_new_tokens: int | None
@@ -35,18 +35,8 @@ class GenerationOptions(TypedDict, total=False):
     seed: int | None
     top_logprobs: int | None
     schema: Mapping[str, Any] | type[Any] | None
-    batch_size: int
-    batch_scheduler_buffer_size: int | None
-    adaptive_batch_size: bool
     concurrency: int | None
-    progress_interval: int | None
-    force: bool
-    cache_only: bool
-    verbose: bool | None
-    log_level: int | None
     total_num_prompts: int | None
-    return_generator: bool
-    on_error: Literal["keep", "raise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,46 +89,18 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
-    """All options of one run.
+class Generation(Run):
+    """All options of one run: those of `Run`, and its own.
 
     Attributes:
         sampling: The options that decide an answer.
-        batch_size: Prompts per batch of a batching engine.
-        batch_scheduler_buffer_size: Prompts that a batching engine reads ahead and sorts by length; 10 batches by
-            default.
-        adaptive_batch_size: Halve the batch when memory runs out, instead of failing.
         concurrency: Concurrent requests; by default `batch_size` if that is given, else the model's default.
-        progress_interval: Seconds between progress lines in the log; None for none.
-        force: Send prompts again even if their answers are cached.
-        cache_only: Raise an error instead of sending a request.
-        verbose: Log progress at INFO instead of DEBUG.
-        log_level: Level of the progress lines; overrides `verbose`.
         total_num_prompts: Number of prompts, if `len(prompts)` is not available.
-        return_generator: Yield answers in order as they arrive, instead of returning a list.
-        on_error: "keep" returns None for a failed row and continues; "raise" raises its error.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
-    batch_size: int = 10
-    batch_scheduler_buffer_size: int | None = None
-    adaptive_batch_size: bool = False
     concurrency: int | None = None
-    progress_interval: int | None = 60
-    force: bool = False
-    cache_only: bool = False
-    verbose: bool | None = None
-    log_level: int | None = None
     total_num_prompts: int | None = None
-    return_generator: bool = False
-    on_error: Literal["keep", "raise"] = "keep"
-
-    @property
-    def progress_level(self) -> int:
-        """Level at which progress is logged."""
-        if self.log_level is not None:
-            return self.log_level
-        return logging.INFO if self.verbose else logging.DEBUG
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], extra: Iterable[str] = ()) -> Generation:

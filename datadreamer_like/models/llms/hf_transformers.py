@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.errors import BadRequest, DefinitionError, MethodMisfit, PromptTooLong, require_extra
 
+from ..model import free_memory
 from ..trained.hf_source import HOW_FETCHED, hf_source, loading
 from ..trained.model_facts import is_bidirectional, model_max_length
 from .chat_template import AUTO, Auto, checked, given_text, is_text_template, plain_prompt
@@ -289,30 +289,11 @@ class HFTransformers(LLM):
         """Returns the maximum number of prompt tokens; an encoder's input does not share its room with the answer."""
         return self._context_length - (0 if self.config.is_encoder_decoder else max_new_tokens or 0)
 
-    @property
-    def model_card(self) -> str | None:
-        """Address of the model's card on the Hub."""
-        return self._source.model_card
-
-    @property
-    def license(self) -> str | None:
-        """The model's licence, if its README or file states one."""
-        return self._source.license
-
-    @property
-    def citation(self) -> list[str] | None:
-        """BibTeX entries in the model's README."""
-        return self._source.citation
-
     def unload_model(self) -> None:
         """Frees the model's memory; it is loaded again when it is needed."""
         self.__dict__.pop("tokenizer", None)
         if self.__dict__.pop("model", None) is not None:
-            import torch
-
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            free_memory()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("model", "tokenizer", "config")}

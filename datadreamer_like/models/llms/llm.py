@@ -6,21 +6,18 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
-from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 from typing_extensions import Unpack
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, PromptTooLong, RejectedAnswer
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.graph.usage import current_usage
 
 from ..calls.batch_engine import BatchEngine
-from ..calls.cache import model_answers
 from ..calls.concurrent_engine import ConcurrentEngine
 from ..calls.failures import Rejected, log_failures
 from ..calls.llm_calls import LLMCalls, Repeated
-from ..calls.pipeline import Engine, Recorder, progress_logger, run_calls
+from ..calls.pipeline import Engine, Recorder, run_calls
 from ..model import Model
 from .generation import Answer, Generation, GenerationOptions, Prompt, Request, Sampling
 
@@ -46,9 +43,6 @@ class LLM(Model):
         ...         return [Answer([str(request.prompt).upper()]) for request in requests]
         >>> Shout().run(["hello"])
         ['HELLO']
-
-    Args:
-        cache_folder_path: Folder for cached answers, instead of the session's.
     """
 
     icon = " 🤖 "
@@ -71,9 +65,6 @@ class LLM(Model):
 
     max_tries: int = 8
     """Number of attempts before a row fails; only temporary failures are retried."""
-
-    def __init__(self, cache_folder_path: str | Path | None = None) -> None:
-        self.cache_folder_path = cache_folder_path
 
     # Implemented by providers.
 
@@ -169,7 +160,7 @@ class LLM(Model):
             ModelError: A row failed and `on_error="raise"`.
         """
         generation = Generation.from_options(options, self.extra_options)
-        answers = log_failures(self.answers(prompts, **options), lambda answer: answer.error, generation.on_error)
+        answers = log_failures(self.answers(prompts, **options), generation.on_error)
         single = generation.sampling.n == 1
         generated = (None if each.error is not None else each.text if single else list(each.texts) for each in answers)
         return generated if generation.return_generator else list(generated)
@@ -208,13 +199,7 @@ class LLM(Model):
 
         def make_engine(recorder: Recorder[Prompt | Repeated, Request, Answer]) -> Engine[Request, Answer]:
             if type(self).answer is LLM.answer:
-                return BatchEngine(
-                    self.answer_batch,
-                    recorder,
-                    batch_size=generation.batch_size,
-                    adaptive=generation.adaptive_batch_size,
-                    window=generation.batch_scheduler_buffer_size,
-                )
+                return BatchEngine(self.answer_batch, recorder, generation)
             return ConcurrentEngine(
                 self.answer,
                 recorder,
@@ -227,20 +212,12 @@ class LLM(Model):
             LLMCalls(fingerprint(self), generation.sampling, self.follow_up),
             prompts,
             make_engine,
-            model_answers(self),
-            current_usage(),
-            force=generation.force,
-            cache_only=generation.cache_only,
+            self,
+            generation,
+            what="prompts answered",
+            total=generation.total_num_prompts,
             check=check,
             max_follow_ups=max_follow_ups,
-            progress=progress_logger(
-                self.display_name,
-                "prompts answered",
-                prompts,
-                generation.total_num_prompts,
-                generation.progress_interval,
-                generation.progress_level,
-            ),
         )
 
     def format_prompt(
