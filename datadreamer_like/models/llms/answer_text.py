@@ -32,7 +32,7 @@ def answer_text(
     """Separates a message into answer and reasoning.
 
     An empty text is an answer if the model chose to stop, but an error if the token limit or a filter ended it. A
-    truncated answer to a schema is an error too.
+    truncated answer to a schema (`shaped`) is an error too.
 
     Args:
         content: The message's content: a text, a list of parts (mappings or objects with `type`), or None.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 from collections.abc import Iterable, Mapping
@@ -15,9 +16,9 @@ from datadreamer_like.errors import DefinitionError, MalformedAnswer
 
 from .answer_text import AnswerText, answer_of, answer_text
 from .api_model import APIModel
-from .endpoint import Endpoint, Quirks
+from .endpoint import Endpoint, Quirks, shown_address
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
-from .prices import Prices, total_cost
+from .prices import Usage, counted
 from .provider_errors import seconds_until_renewed
 from .schema import ANSWER_FIELD, object_schema, strict_schema
 
@@ -83,8 +84,8 @@ class Anthropic(APIModel):
         quirks=Quirks(refuses=dict.fromkeys(("logit_bias", "top_logprobs", "repetition_penalty"), "Leave it out.")),
         # The smallest among the models that are still served.
         context_length=200_000,
-        models_url="https://platform.claude.com/docs/en/about-claude/models/overview",
-        terms_url="https://www.anthropic.com/legal/commercial-terms",
+        model_card="https://platform.claude.com/docs/en/about-claude/models/overview",
+        license="https://www.anthropic.com/legal/commercial-terms",
     )
     sdk = "Anthropic"
     extra_options = frozenset(AnthropicOptions.__annotations__) - frozenset(GenerationOptions.__annotations__)
@@ -109,10 +110,6 @@ class Anthropic(APIModel):
         """Returns the key to send, or None if the SDK's client has other credentials."""
         return None if any(name in self.kwargs for name in _CREDENTIALS) else super().find_key()
 
-    def uses_sdk_environment(self) -> bool:
-        """Whether the SDK's own environment variables are meant for this server."""
-        return self.key is None or super().uses_sdk_environment()
-
     def check(self, sampling: Sampling) -> None:
         """Refuses options that the API or this model does not support."""
         super().check(sampling)
@@ -132,23 +129,19 @@ class Anthropic(APIModel):
 
     async def answer(self, request: Request) -> Answer:
         """Sends `n` requests one after the other, so that the later ones use the provider's prompt cache."""
-        messages: list[Message] = [
-            await self.request(lambda: self._parameters(request)) for _ in range(request.sampling.n)
-        ]
+        sampling = request.sampling
+        messages: list[Message] = [await self.request(lambda: self._parameters(request)) for _ in range(sampling.n)]
         try:
-            texts = [self._text(message, request.sampling) for message in messages]
+            texts = [self._text(message, sampling) for message in messages]
             usages = [message.usage for message in messages]
-            standard = request.sampling.extra.get("service_tier") in _STANDARD
-            return answer_of(
-                texts,
-                prompt_tokens=sum(usage.input_tokens + _read(usage) + _written(usage) for usage in usages),
-                completion_tokens=sum(usage.output_tokens for usage in usages),
-                finish_reasons=[_FINISH_REASONS.get(str(each.stop_reason), each.stop_reason) for each in messages],
-                cached_tokens=sum(_read(usage) for usage in usages),
-                cost=total_cost(_cost(usage, self.prices if standard else None) for usage in usages),
-            )
+            tiers = [sampling.extra.get("service_tier"), *(getattr(usage, "service_tier", None) for usage in usages)]
+            usual = _STANDARD.issuperset([*tiers, *(getattr(usage, "speed", None) for usage in usages)])
+            reasons = [_FINISH_REASONS.get(str(each.stop_reason), each.stop_reason) for each in messages]
+            tokens = counted([_usage(usage) for usage in usages], self.prices if usual else None)
+            return answer_of(texts, finish_reasons=reasons, **tokens)
         except (AttributeError, TypeError) as error:
-            raise MalformedAnswer(f"{self.base_url} sent an answer that cannot be read: {error}.") from error
+            address = shown_address(self.base_url)
+            raise MalformedAnswer(f"{address} sent an answer that cannot be read: {error}.") from error
 
     async def send(self, client: Any, parameters: dict[str, Any]) -> Message:
         """Sends one request, after the rate limit is renewed."""
@@ -250,10 +243,8 @@ def _split(messages: list[dict[str, Any]]) -> tuple[str | list[Any], list[dict[s
     rest = [message for message in messages if message.get("role") not in ("system", "developer")]
     if all(isinstance(content, str) for content in system):
         return "\n\n".join(system), rest
-    blocks: list[Any] = []
-    for content in system:
-        blocks += [{"type": "text", "text": content}] if isinstance(content, str) else content
-    return blocks, rest
+    blocks = [[{"type": "text", "text": content}] if isinstance(content, str) else content for content in system]
+    return list(itertools.chain(*blocks)), rest
 
 
 def _unwrapped(part: Any, wrapped: bool) -> dict[str, Any]:
@@ -269,19 +260,7 @@ def _unwrapped(part: Any, wrapped: bool) -> dict[str, Any]:
     return {"type": "text", "text": json.dumps(value, ensure_ascii=False)}
 
 
-def _read(usage: Any) -> int:
-    return usage.cache_read_input_tokens or 0
-
-
-def _written(usage: Any) -> int:
-    return usage.cache_creation_input_tokens or 0
-
-
-def _cost(usage: Any, prices: Prices | None) -> float | None:
-    usual = getattr(usage, "service_tier", None) in _STANDARD and getattr(usage, "speed", None) in _STANDARD
-    if prices is None or not usual:
-        return None
-    read, written = _read(usage), _written(usage)
+def _usage(usage: Any) -> Usage:
+    read, written = usage.cache_read_input_tokens or 0, usage.cache_creation_input_tokens or 0
     hour = getattr(usage.cache_creation, "ephemeral_1h_input_tokens", None) or 0
-    prompt_tokens = usage.input_tokens + read + written
-    return prices.cost(prompt_tokens, usage.output_tokens, cached=read, written=written - hour, written_1h=hour)
+    return Usage(usage.input_tokens + read + written, usage.output_tokens, read, written - hour, hour)

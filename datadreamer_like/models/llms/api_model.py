@@ -79,8 +79,9 @@ class APIModel(LLM):
         self.timeout = timeout
         self.kwargs = kwargs
         self.prices = given_prices(prices)
-        if self.prices is None and self.endpoint.serves(self.base_url):
-            self.prices = known_prices(self.endpoint.name.lower(), model_name)
+        if self.endpoint.serves(self.base_url):
+            self._source = self.endpoint
+            self.prices = self.prices or known_prices(self.endpoint.name.lower(), model_name)
         self._api_key = api_key
         self._clients: dict[asyncio.AbstractEventLoop, Any] = {}
         self.key  # noqa: B018  (a missing key is an error now, not at the first request)
@@ -121,7 +122,7 @@ class APIModel(LLM):
 
     def uses_sdk_environment(self) -> bool:
         """Whether the SDK's own environment variables (organization, project, headers) are meant for this server."""
-        return self.endpoint.owns_key_of(self.base_url)
+        return self.sdk == self.endpoint.name and self.endpoint.owns_key_of(self.base_url)
 
     def client_options(self) -> dict[str, Any]:
         """Returns the arguments of the SDK's clients."""
@@ -201,16 +202,6 @@ class APIModel(LLM):
     def final_count_tokens(self, value: str) -> int:
         """Returns the count with the system prompt and the chat template."""
         return self.count_tokens(value) + self.count_tokens(self.system_prompt or "") + _TEMPLATE_TOKENS
-
-    @property
-    def model_card(self) -> str | None:
-        """Address of the provider's page about its models."""
-        return self.endpoint.models_url if self.endpoint.serves(self.base_url) else None
-
-    @property
-    def license(self) -> str | None:
-        """Address of the provider's terms of use."""
-        return self.endpoint.terms_url if self.endpoint.serves(self.base_url) else None
 
     def unload_model(self) -> None:
         """Closes the client."""

@@ -33,10 +33,7 @@ def is_text_template(template: AutoText) -> bool:
 
 
 def plain_prompt(template: AutoText, prompt: str, system_prompt: str | None) -> str:
-    """Returns a prompt in a text template, or after the system prompt if there is no template.
-
-    Braces inside the prompt are not interpreted.
-    """
+    """Returns a prompt in its text template, whose braces alone count, or after the system prompt without one."""
     if not isinstance(template, str):
         return f"{system_prompt}\n\n{prompt}" if system_prompt else prompt
     values = {"prompt": prompt, "system_prompt": system_prompt or ""}
@@ -44,12 +41,7 @@ def plain_prompt(template: AutoText, prompt: str, system_prompt: str | None) -> 
 
 
 def split_text_template(template: str) -> list[str]:
-    """Splits a text template into literal parts and the placeholders `{{prompt}}` and `{{system_prompt}}`.
-
-    Example:
-        >>> split_text_template("Q: {{ prompt }} A:")
-        ['Q: ', '{{prompt}}', ' A:']
-    """
+    """Splits a text template at its placeholders: "Q: {{ prompt }} A:" gives "Q: ", "{{prompt}}" and " A:"."""
     parts = _PLACEHOLDER.split(template)
     return [f"{{{{{part}}}}}" if index % 2 else part for index, part in enumerate(parts)]
 

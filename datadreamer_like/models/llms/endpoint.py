@@ -48,8 +48,8 @@ class Endpoint:
         quirks: How it differs from the protocol.
         context_length: Tokens of a prompt and its answer; None if the server's list of models reports it.
         url_variable: Environment variable with another address that may receive the key.
-        models_url: Page about its models.
-        terms_url: Page with its terms of use.
+        model_card: Page about its models.
+        license: Page with its terms of use.
     """
 
     name: str
@@ -58,8 +58,8 @@ class Endpoint:
     quirks: Quirks = field(default_factory=Quirks)
     context_length: int | None = None
     url_variable: str | None = None
-    models_url: str | None = None
-    terms_url: str | None = None
+    model_card: str | None = None
+    license: str | None = None
 
     def serves(self, base_url: str) -> bool:
         """Whether an address is the provider's own server, regional ones included."""

@@ -31,7 +31,7 @@ Together = provider(
         base_url="https://api.together.xyz/v1",
         key_variable="TOGETHER_API_KEY",
         quirks=Quirks(penalty_names=("repetition_penalty",), logprobs_as_count=True),
-        models_url="https://docs.together.ai/docs/serverless-models",
-        terms_url="https://www.together.ai/terms-of-service",
+        model_card="https://docs.together.ai/docs/serverless-models",
+        license="https://www.together.ai/terms-of-service",
     )
 )

@@ -7,6 +7,7 @@ import math
 import numbers
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -269,26 +270,21 @@ def _out_of_range(name: str, value: object, expected: str) -> DefinitionError:
 
 
 def _stop(stop: object) -> tuple[str, ...]:
-    if stop is None:
-        return ()
-    if isinstance(stop, str):
-        stop = (stop,)
-    if isinstance(stop, Sequence) and all(isinstance(text, str) for text in stop):
+    texts = (stop,) if isinstance(stop, str) else () if stop is None else stop
+    if isinstance(texts, Sequence) and all(isinstance(text, str) for text in texts):
         # Every answer contains the empty text, which would end it before its first token.
-        return tuple(text for text in stop if text)
+        return tuple(text for text in texts if text)
     raise ArgumentTypeError(f'"stop" must be a text or a list of texts, not {stop!r}.')
 
 
-def _logit_bias(bias: object) -> dict[int, float] | None:
+def _logit_bias(bias: Any) -> dict[int, float] | None:
     if bias is None:
         return None
-    try:
-        numbers_of = {int(token): float(value) for token, value in bias.items()}  # type: ignore[attr-defined]
-    except (AttributeError, TypeError, ValueError):
-        numbers_of = {-1: math.nan}
-    if any(token < 0 or math.isnan(value) for token, value in numbers_of.items()):
-        raise ArgumentTypeError(f'"logit_bias" must be a dict from token ids to numbers, not {bias!r}.')
-    return numbers_of or None
+    with suppress(AttributeError, TypeError, ValueError):
+        of_ids = {int(token): float(value) for token, value in bias.items()}
+        if not any(token < 0 or math.isnan(value) for token, value in of_ids.items()):
+            return of_ids or None
+    raise ArgumentTypeError(f'"logit_bias" must be a dict from token ids to numbers, not {bias!r}.')
 
 
 def _schema(schema: object, response_format: object) -> Mapping[str, Any] | None:

@@ -199,6 +199,7 @@ class HFTransformers(LLM):
 
     def identity(self) -> dict[str, Any]:
         """Returns the model's digest or name, and all options that decide an answer."""
+        config = self.quantization_config
         return {
             "model": self._source.identity,
             "adapter": self._adapter.identity if self._adapter is not None else None,
@@ -206,7 +207,7 @@ class HFTransformers(LLM):
             "chat_prompt_template": self.chat_prompt_template,
             "system_prompt": self.system_prompt,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "quantization_config": _plain(self.quantization_config),
+            "quantization_config": getattr(config, "to_dict", lambda: config)(),
             "kwargs": {name: value for name, value in self.kwargs.items() if name not in HOW_FETCHED},
         }
 
@@ -297,8 +298,3 @@ class HFTransformers(LLM):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("model", "tokenizer", "config")}
-
-
-def _plain(quantization_config: Any) -> Any:
-    to_dict = getattr(quantization_config, "to_dict", None)
-    return to_dict() if to_dict is not None else quantization_config

@@ -95,7 +95,7 @@ class LlamaCPP(LLM):
         self.chat_prompt_template = checked("chat_prompt_template", chat_prompt_template)
         self.system_prompt = given_text(checked("system_prompt", system_prompt))
         self._path, self._repo_id = find_gguf(self.model_name, model_file, revision)
-        self.header = read_gguf_header(self._path)
+        self.header = self._source = read_gguf_header(self._path)
         wanted = context_length or _DEFAULT_CONTEXT_LENGTH
         self.context_length = min(wanted, self.header.context_length or wanted)
         self.slots = self.default_concurrency = slots
@@ -124,14 +124,12 @@ class LlamaCPP(LLM):
         with self._lock:
             if self._server is None:
                 template = self.chat_prompt_template
+                given = {
+                    "n_gpu_layers": self.gpu_layers,
+                    "chat_template": None if is_text_template(template) else given_text(template),
+                }
                 self._server = LlamaServer(
-                    self._path,
-                    self.context_length,
-                    self.slots,
-                    threads=self.threads,
-                    gpu_layers=self.gpu_layers,
-                    chat_template=None if is_text_template(template) else given_text(template),
-                    parameters=self._parameters,
+                    self._path, self.context_length, self.slots, self.threads, {**given, **self._parameters}
                 )
             return self._server
 
@@ -228,11 +226,6 @@ class LlamaCPP(LLM):
     def model_card(self) -> str | None:
         """Address of the model's card."""
         return f"https://huggingface.co/{self._repo_id}" if self._repo_id else self.header.url
-
-    @property
-    def license(self) -> str | None:
-        """The licence, as the file states it."""
-        return self.header.license
 
     def unload_model(self) -> None:
         """Frees the model after the requests in flight have ended; it is loaded again when needed."""

@@ -9,7 +9,7 @@ import json
 import os
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,24 +43,14 @@ class LlamaServer:
         context_length: Tokens per slot, prompt and answer together.
         slots: Number of concurrent requests.
         threads: CPU threads; None uses all cores, or the idle ones if waiting threads spin instead of sleeping.
-        gpu_layers: Layers to keep on the GPU; None leaves it to llama.cpp.
-        chat_template: Jinja code to use instead of the model's own.
-        parameters: Further attributes of `xllamacpp.CommonParams`.
+        parameters: Further attributes of `xllamacpp.CommonParams`; those that are None are left to llama.cpp.
 
     Raises:
         DataError: llama.cpp cannot load the file.
     """
 
     def __init__(
-        self,
-        path: Path,
-        context_length: int,
-        slots: int,
-        *,
-        threads: int | None,
-        gpu_layers: int | None,
-        chat_template: str | None,
-        parameters: Mapping[str, Any],
+        self, path: Path, context_length: int, slots: int, threads: int | None, parameters: Mapping[str, Any]
     ) -> None:
         global _first_pid
         xllamacpp, patient = _xllamacpp()
@@ -69,10 +59,6 @@ class LlamaServer:
         params.model.path = str(path)
         params.n_ctx, params.n_parallel = context_length * slots, slots
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or _idle_cores(patient)
-        if gpu_layers is not None:
-            params.n_gpu_layers = gpu_layers
-        if chat_template is not None:
-            params.chat_template = chat_template
         params.verbosity = 0
         params.warmup = params.ui = params.endpoint_slots = False
         # By default the server caches up to 8 GiB of finished prompts.
@@ -80,7 +66,8 @@ class LlamaServer:
         # The server always listens on the loopback device; a key keeps other users of this machine out.
         params.api_keys = [self._key]
         for name, value in parameters.items():
-            setattr(params, name, value)
+            if value is not None:
+                setattr(params, name, value)
         try:
             self._server = xllamacpp.Server(params)
         except RuntimeError as error:
@@ -117,13 +104,19 @@ class LlamaServer:
         def take(chunk: Mapping[str, Any]) -> bool:
             if "error" in chunk:
                 refused.append(chunk["error"])
-            else:
-                _add(completion, chunk)
+            for choice in chunk.get("choices", ()):
+                # Chats send `delta`, plain completions `text`.
+                delta = choice.get("delta") or {}
+                completion.text += choice.get("text") or delta.get("content") or ""
+                completion.reasoning += delta.get("reasoning_content") or ""
+                completion.tokens += (choice.get("logprobs") or {}).get("content") or []
+                completion.finish_reason = choice.get("finish_reason") or completion.finish_reason
+            if usage := chunk.get("usage"):
+                completion.prompt_tokens = usage["prompt_tokens"]
+                completion.completion_tokens = usage["completion_tokens"]
             return stopped.is_set()
 
-        ask: Callable[..., Any] = (
-            self._server.handle_chat_completions if "messages" in body else self._server.handle_completions
-        )
+        ask = getattr(self._server, "handle_chat_completions" if "messages" in body else "handle_completions")
         # Only a streaming request can be stopped early.
         request = {**body, "stream": True, "stream_options": {"include_usage": True}}
         try:
@@ -197,19 +190,6 @@ def _idle_cores(patient: bool) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") and not patient else 0.0
     return max(1, cores - round(load))
-
-
-def _add(completion: Completion, chunk: Mapping[str, Any]) -> None:
-    for choice in chunk.get("choices", ()):
-        # Chats send `delta`, plain completions `text`.
-        delta = choice.get("delta") or {}
-        completion.text += choice.get("text") or delta.get("content") or ""
-        completion.reasoning += delta.get("reasoning_content") or ""
-        completion.tokens += (choice.get("logprobs") or {}).get("content") or []
-        completion.finish_reason = choice.get("finish_reason") or completion.finish_reason
-    if usage := chunk.get("usage"):
-        completion.prompt_tokens = usage["prompt_tokens"]
-        completion.completion_tokens = usage["completion_tokens"]
 
 
 def _refusal(error: Mapping[str, Any]) -> ModelError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import count
 from typing import Any, ClassVar, TypeAlias
 
 from typing_extensions import Unpack
@@ -292,14 +291,12 @@ def _answers_from_run(
     for index, generated in enumerate(llm.run(plain(), **given)):
         answer = answer_of(generated)
         prompt = sent.popleft()
-        for follow_ups in count():
-            if check is None or answer.error is not None:
-                break
-            checked = check(index, answer)
+        for left in range(max_follow_ups, -1, -1):
+            checked = answer if check is None or answer.error is not None else check(index, answer)
             if not isinstance(checked, Rejected):
                 answer = checked
                 break
-            if follow_ups == max_follow_ups:
+            if not left:
                 answer = answer.with_error(RejectedAnswer.of(answer.text, checked.reason))
                 break
             prompt = llm.follow_up(Request(prompt, Sampling()), answer, checked.reason)

@@ -53,8 +53,8 @@ class OpenAI(OpenAICompatible):
         ),
         # The smallest among the models that are still served.
         context_length=128_000,
-        models_url="https://platform.openai.com/docs/models",
-        terms_url="https://openai.com/policies",
+        model_card="https://platform.openai.com/docs/models",
+        license="https://openai.com/policies",
     )
 
     def __init__(
@@ -102,10 +102,6 @@ class OpenAI(OpenAICompatible):
             f'There is no key for "{self.model_name}" at {host}. Set AZURE_OPENAI_API_KEY in the environment (and '
             "AZURE_OPENAI_ENDPOINT, for a host outside Azure's domains), or pass api_key=..."
         )
-
-    def uses_sdk_environment(self) -> bool:
-        """Whether the server is the one that `OPENAI_API_KEY` belongs to."""
-        return self.api_version is None and self.endpoint.owns_key_of(self.base_url)
 
     def client_options(self) -> dict[str, Any]:
         """Returns the arguments of the SDK's clients, for Azure if `api_version` is given."""

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
 
-from datadreamer_like.errors import BadRequest, DefinitionError, PromptTooLong, require_extra
+from datadreamer_like.errors import BadRequest, DefinitionError, MalformedAnswer, PromptTooLong, require_extra
 
+from .answer_text import AnswerText, answer_of, answer_text
 from .api_model import APIModel
 from .chat_template import AUTO, Auto, checked, given_text
 from .endpoint import shown_address
-from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
-from .openai_answer import read_answer, served_context_length
+from .generation import Answer, GenerationOptions, Prompt, Request, Sampling, TokenLogprob
+from .prices import Usage, counted
 from .provider_errors import provider_error
 from .schema import openai_response_format
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletion
+    from openai.types.chat.chat_completion import Choice
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -115,10 +117,6 @@ class OpenAICompatible(APIModel):
         def run(self, prompts: Iterable[Prompt], **options: Unpack[OpenAIOptions]) -> Any:
             """See `LLM.run`."""
 
-    def uses_sdk_environment(self) -> bool:
-        """Whether the SDK's own environment variables (organization, project, headers) are meant for this server."""
-        return False
-
     def make_client(self, prefix: str) -> Any:
         """Returns a client of the SDK, without an organization from the environment that belongs to OpenAI."""
         client = super().make_client(prefix)
@@ -150,10 +148,21 @@ class OpenAICompatible(APIModel):
             completion = await self._complete(request, 1, seed)
             completions.append(completion)
             got += len(completion.choices)
-        standard = request.sampling.extra.get("service_tier") in _STANDARD_TIERS
-        return read_answer(
-            completions, request.sampling, shown_address(self.base_url), self.prices if standard else None
-        )
+        return self._answer(completions, request.sampling)
+
+    def _answer(self, completions: Sequence[ChatCompletion], sampling: Sampling) -> Answer:
+        choices = [choice for completion in completions for choice in completion.choices][: sampling.n]
+        shaped = sampling.schema is not None
+        try:
+            texts = [_text(choice, shaped) for choice in choices]
+            logprobs = [_logprobs(choice) for choice in choices] if sampling.top_logprobs is not None else None
+        except (AttributeError, TypeError) as error:
+            address = shown_address(self.base_url)
+            raise MalformedAnswer(f"{address} sent an answer that cannot be read: {error}.") from error
+        reasons = [choice.finish_reason for choice in choices]
+        prices = self.prices if sampling.extra.get("service_tier") in _STANDARD_TIERS else None
+        tokens = counted([_usage(completion) for completion in completions], prices)
+        return answer_of(texts, finish_reasons=reasons, logprobs=logprobs, **tokens)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -192,7 +201,14 @@ class OpenAICompatible(APIModel):
             models = list(self.client.models.list())
         except Exception as error:
             raise provider_error(error, self.model_name, shown_address(self.base_url)) from error
-        return served_context_length(models, self.model_name)
+        named = [model for model in models if model.id == self.model_name]
+        for model in named or (models if len(models) == 1 else []):
+            facts: dict[str, Any] = model.to_dict()
+            facts.update(facts.get("meta") or {})
+            for name in ("max_model_len", "n_ctx", "context_length", "context_window"):
+                if isinstance(facts.get(name), int):
+                    return int(facts[name])
+        return None
 
     async def send(self, client: Any, parameters: dict[str, Any]) -> ChatCompletion:
         """Sends one request; an answer without choices is malformed."""
@@ -252,3 +268,40 @@ class OpenAICompatible(APIModel):
             return False
         self._refused.add(name)
         return True
+
+
+def _usage(completion: ChatCompletion) -> Usage:
+    """Returns the tokens of one completion; servers other than OpenAI's leave out what the SDK expects."""
+    usage = completion.usage
+    if usage is None:
+        return Usage()
+    details: Any = getattr(usage, "prompt_tokens_details", None)
+    cached, written = (getattr(details, name, None) or 0 for name in ("cached_tokens", "cache_write_tokens"))
+    return Usage(usage.prompt_tokens or 0, usage.completion_tokens or 0, cached, written)
+
+
+def _text(choice: Choice, shaped: bool) -> AnswerText:
+    message = choice.message
+    # DeepSeek's and vLLM's names for thoughts.
+    thoughts = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
+    return answer_text(
+        message.content,
+        choice.finish_reason,
+        refusal=getattr(message, "refusal", None),
+        reasoning=thoughts if isinstance(thoughts, str) else None,
+        shaped=shaped,
+    )
+
+
+def _logprobs(choice: Choice) -> list[TokenLogprob]:
+    found: Any = choice.logprobs
+    if found is None:
+        return []
+    if found.content is None:
+        # Together's shape: two lists.
+        tokens, values = getattr(found, "tokens", None) or (), getattr(found, "token_logprobs", None) or ()
+        return [TokenLogprob(token, value) for token, value in zip(tokens, values, strict=True) if value is not None]
+    return [
+        TokenLogprob(each.token, each.logprob, tuple((top.token, top.logprob) for top in each.top_logprobs or ()))
+        for each in found.content
+    ]

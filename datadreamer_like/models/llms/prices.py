@@ -6,10 +6,10 @@ import functools
 import math
 import numbers
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datadreamer_like.errors import DefinitionError, did_you_mean
 
@@ -59,6 +59,27 @@ class Prices:
         return dollars / 1_000_000
 
 
+class Usage(NamedTuple):
+    """Tokens of one request; those that were cached or written into a cache are among those of the prompt."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached: int = 0
+    written: int = 0
+    written_1h: int = 0
+
+
+def counted(usages: Sequence[Usage], prices: Prices | None) -> dict[str, Any]:
+    """Returns the tokens and the cost of requests as attributes of an `Answer`; the cost is None if it is unknown."""
+    costs = [prices.cost(**usage._asdict()) if prices is not None and any(usage) else None for usage in usages]
+    return {
+        "prompt_tokens": sum(usage.prompt_tokens for usage in usages),
+        "completion_tokens": sum(usage.completion_tokens for usage in usages),
+        "cached_tokens": sum(usage.cached for usage in usages),
+        "cost": total_cost(costs),
+    }
+
+
 def known_prices(provider: str, model_name: str) -> Prices | None:
     """Returns the published prices of a model by its exact name, or None where `prices.toml` does not have them."""
     values = _table().get(provider, {}).get("models", {}).get(model_name)
@@ -92,11 +113,10 @@ def given_prices(prices: Prices | Mapping[str, Any] | None) -> Prices | None:
     return Prices(**prices)
 
 
-def total_cost(costs: Iterable[float | None]) -> float | None:
+def total_cost(costs: Sequence[float | None]) -> float | None:
     """Returns the sum of costs; None, for unknown, where one of them is not known."""
-    every = list(costs)
-    known = [cost for cost in every if cost is not None]
-    return sum(known) if len(known) == len(every) else None
+    known = [cost for cost in costs if cost is not None]
+    return sum(known) if len(known) == len(costs) else None
 
 
 @functools.cache

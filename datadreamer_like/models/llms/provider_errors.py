@@ -72,6 +72,15 @@ _TOO_LONG_CODES = {"context_length_exceeded", "exceed_context_size_error", "stri
 _TOO_LONG = re.compile(
     r"context (length|size|window)|maximum (context|model) length|max_model_len|(prompt|input) is too long", re.I
 )
+_SENTENCES: dict[type[ModelError], str] = {
+    AuthenticationFailed: "{address} refuses the key: {words} Pass the right api_key, or set it in the environment. "
+    'The key must be allowed to use "{model_name}".',
+    UnknownModel: '{address} has no model "{model_name}": {words} Check model_name and base_url.',
+    PromptTooLong: "The prompt does not fit the context window: {words}",
+    RateLimited: "{address} asks to slow down: {words}",
+    Unavailable: "{address} did not answer: {words}",
+    MalformedAnswer: "{address} sent an invalid answer: {words}",
+}
 _KEY = re.compile(r"\b(sk|pk|gsk|xai|org|tgp|Bearer)[-_ ][\w*.\-]{6,}")
 _UNSUPPORTED_CODES = {"unsupported_parameter", "unsupported_value", "unknown_parameter"}
 # Such messages may name a parameter, but other prompts may succeed: fail the row, not the run.
@@ -91,30 +100,19 @@ def provider_error(
     It is a `DefinitionError`, which ends the run, if `refused`, which `refused_parameter` found, names a parameter that
     is the same in every request. The server's `address` is for the message.
     """
-    kind = _kind(error)
-    words = server_words(error)
-    if kind is AuthenticationFailed:
-        if _status(error) == 402 or _codes(error) & _NO_CREDIT_CODES or _NO_CREDIT.search(words):
-            return kind(f"The account at {address} has no credit left: {words} Add credit there, and run again.")
-        return kind(
-            f"{address} refuses the key: {words} Pass the right api_key, or set it in the environment, and check that "
-            f'it may use "{model_name}".'
-        )
-    if kind is UnknownModel:
-        return kind(f'{address} has no model "{model_name}": {words} Check model_name and base_url.')
-    if kind is PromptTooLong:
-        return kind(f"The prompt does not fit the context window: {words}")
+    kind, words = _kind(error), server_words(error)
+    sentence = _SENTENCES.get(kind, "{address} refuses the request: {words}")
+    if kind is AuthenticationFailed and (
+        _status(error) == 402 or _codes(error) & _NO_CREDIT_CODES or _NO_CREDIT.search(words)
+    ):
+        sentence = "The account at {address} has no credit left: {words} Add credit there, and run again."
+    elif isinstance(error, UnicodeError):
+        sentence = "The prompt is not valid text, so it cannot be sent: {words}"
+    elif isinstance(error, TypeError) and kind is BadRequest:
+        sentence = "The prompt cannot be written as JSON: {words}"
+    message = sentence.format(address=address, model_name=model_name, words=words)
     if kind is RateLimited or kind is Unavailable:
-        problem = "asks to slow down" if kind is RateLimited else "did not answer"
-        return kind(f"{address} {problem}: {words}", retry_after=retry_after(getattr(error, "response", None)))
-    if kind is MalformedAnswer:
-        return kind(f"{address} sent an invalid answer: {words}")
-    if isinstance(error, UnicodeError):
-        message = f"The prompt is not valid text, so it cannot be sent: {words}"
-    elif isinstance(error, TypeError):
-        message = f"The prompt cannot be written as JSON: {words}"
-    else:
-        message = f"{address} refuses the request: {words}"
+        return kind(message, retry_after=retry_after(getattr(error, "response", None)))
     if kind is BadRequest and refused is not None and refused[0] != "n":
         return DefinitionError(f'{message} It is about "{refused[0]}", which every request has.')
     return kind(message)
@@ -189,11 +187,10 @@ def refused_parameter(error: Exception, sent: Collection[str]) -> tuple[str, boo
 
 def server_words(error: Exception) -> str:
     """Returns the server's message from any form of body, on one line and without API keys."""
-    text = _message(getattr(error, "body", None)) or getattr(error, "message", None) or str(error)
-    text = str(text or type(error).__name__)
-    cause = error.__cause__
-    if cause is not None and str(cause) and type(error).__name__ == "APIConnectionError":
-        text = f"{text} ({cause})"
+    text = _message(getattr(error, "body", None)) or str(getattr(error, "message", None) or error)
+    if type(error).__name__ == "APIConnectionError" and str(error.__cause__ or ""):
+        text = f"{text} ({error.__cause__})"
+    text = text or type(error).__name__
     # Servers quote the key, or parts of it, in their messages.
     text = _KEY.sub(r"\1-...", " ".join(text.split())[:500])
     return text if text.endswith((".", "!", "?")) else f"{text}."
@@ -206,8 +203,7 @@ def _message(body: object) -> str | None:
         return re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", body, flags=re.S).strip() or None
     if isinstance(body, Mapping):
         for name in ("message", "msg", "error_description", "error", "detail", "errors", "title"):
-            text = _message(body.get(name))
-            if text:
+            if text := _message(body.get(name)):
                 place = body.get("loc") if name == "msg" else None
                 return f"{'.'.join(map(str, place))}: {text}" if isinstance(place, Sequence) else text
         return None
