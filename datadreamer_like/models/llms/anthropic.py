@@ -132,13 +132,12 @@ class Anthropic(APIModel):
         sampling = request.sampling
         messages: list[Message] = [await self.request(lambda: self._parameters(request)) for _ in range(sampling.n)]
         try:
-            texts = [self._text(message, sampling) for message in messages]
+            texts = [self._text(message, sampling.schema) for message in messages]
             usages = [message.usage for message in messages]
             tiers = [sampling.extra.get("service_tier"), *(getattr(usage, "service_tier", None) for usage in usages)]
             usual = _STANDARD.issuperset([*tiers, *(getattr(usage, "speed", None) for usage in usages)])
-            reasons = [_FINISH_REASONS.get(str(each.stop_reason), each.stop_reason) for each in messages]
             tokens = counted([_usage(usage) for usage in usages], self.prices if usual else None)
-            return answer_of(texts, finish_reasons=reasons, **tokens)
+            return answer_of(texts, finish_reasons=[_finish_reason(message) for message in messages], **tokens)
         except (AttributeError, TypeError) as error:
             address = shown_address(self.base_url)
             raise MalformedAnswer(f"{address} sent an answer that cannot be read: {error}.") from error
@@ -222,19 +221,22 @@ class Anthropic(APIModel):
             )
         return {"type": "json_schema", "schema": strict}
 
-    def _text(self, message: Message, sampling: Sampling) -> AnswerText:
-        reason = _FINISH_REASONS.get(str(message.stop_reason), message.stop_reason)
-        parts: list[Any] = list(message.content)
-        if sampling.schema is not None:
-            # The tool's input is the answer; text next to it is not.
-            kind = "tool_use" if any(part.type == "tool_use" for part in parts) else "text"
-            wrapped = object_schema(sampling.schema)[1]
-            thoughts = [part for part in parts if part.type == "thinking"]
-            parts = thoughts + [_unwrapped(part, wrapped) for part in parts if part.type == kind]
+    def _text(self, message: Message, schema: Mapping[str, Any] | None) -> AnswerText:
         if message.stop_reason == "refusal":
             why = getattr(message.stop_details, "explanation", None) or "a safety classifier stopped it"
             return answer_text(None, "stop", refusal=why)
-        return answer_text(parts or "", reason, shaped=sampling.schema is not None)
+        parts: list[Any] = list(message.content)
+        if schema is not None:
+            # The tool's input is the answer; text next to it is not.
+            kind = "tool_use" if any(part.type == "tool_use" for part in parts) else "text"
+            wrapped = object_schema(schema)[1]
+            thoughts = [part for part in parts if part.type == "thinking"]
+            parts = thoughts + [_json_part(part, wrapped) for part in parts if part.type == kind]
+        return answer_text(parts or "", _finish_reason(message), shaped=schema is not None)
+
+
+def _finish_reason(message: Message) -> str | None:
+    return _FINISH_REASONS.get(str(message.stop_reason), message.stop_reason)
 
 
 def _split(messages: list[dict[str, Any]]) -> tuple[str | list[Any], list[dict[str, Any]]]:
@@ -247,16 +249,16 @@ def _split(messages: list[dict[str, Any]]) -> tuple[str | list[Any], list[dict[s
     return list(itertools.chain(*blocks)), rest
 
 
-def _unwrapped(part: Any, wrapped: bool) -> dict[str, Any]:
-    """Returns a text part with the answer as JSON, from a tool's input or a structured output."""
+def _json_part(part: Any, wrapped: bool) -> Any:
+    """Returns a tool's input, or a structured output whose answer is `wrapped` in an object, as a text part."""
     if part.type == "text" and not wrapped:
-        return {"type": "text", "text": part.text}
+        return part
     try:
         value = part.input if part.type == "tool_use" else json.loads(part.text)
     except ValueError:
-        return {"type": "text", "text": part.text}
-    if wrapped and isinstance(value, dict) and ANSWER_FIELD in value:
-        value = value[ANSWER_FIELD]
+        return part
+    if wrapped and isinstance(value, dict):
+        value = value.get(ANSWER_FIELD, value)
     return {"type": "text", "text": json.dumps(value, ensure_ascii=False)}
 
 

@@ -18,46 +18,35 @@ NO_KEY = "none"
 
 @dataclass(frozen=True)
 class Quirks:
-    """How a server differs from the protocol.
+    """How a server differs from the protocol."""
 
-    Attributes:
-        limit_name: Parameter for `max_new_tokens`; the protocol's other name is tried if it is refused.
-        several_answers: Whether `n` is supported; otherwise `n` answers take `n` requests.
-        penalty_names: Parameters for `repetition_penalty`.
-        logprobs_as_count: Whether `logprobs` is the number of log-probabilities, not a flag next to `top_logprobs`.
-        refuses: Unsupported generation options, each with advice; refused before any request.
-        drops: Unsupported parameters that are not essential; left out with a warning.
-    """
-
+    # Parameter for `max_new_tokens`; the protocol's other name is tried if it is refused.
     limit_name: str = "max_tokens"
+    # Whether `n` is supported; otherwise `n` answers take `n` requests.
     several_answers: bool = True
+    # Parameters for `repetition_penalty`.
     penalty_names: tuple[str, ...] = ("repetition_penalty", "repeat_penalty")
+    # Whether `logprobs` is the number of log-probabilities, not a flag next to `top_logprobs`.
     logprobs_as_count: bool = False
+    # Unsupported generation options, each with advice; refused before any request.
     refuses: Mapping[str, str] = field(default_factory=dict)
+    # Unsupported parameters that are not essential; left out with a warning.
     drops: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One provider.
-
-    Attributes:
-        name: Name of its class; in lower case, of its section in `prices.toml`.
-        base_url: Base URL for the SDK.
-        key_variable: Environment variable of its key.
-        quirks: How it differs from the protocol.
-        context_length: Tokens of a prompt and its answer; None if the server's list of models reports it.
-        url_variable: Environment variable with another address that may receive the key.
-        model_card: Page about its models.
-        license: Page with its terms of use.
-    """
+    """One provider; its name is that of its class and, in lower case, of its section in `prices.toml`."""
 
     name: str
     base_url: str
     key_variable: str
     quirks: Quirks = field(default_factory=Quirks)
+    # Tokens of a prompt and its answer; None if the server's list of models reports it.
     context_length: int | None = None
+    # Environment variable with another address that may receive the key.
     url_variable: str | None = None
+    # Pages about its models and its terms of use.
     model_card: str | None = None
     license: str | None = None
 

@@ -10,7 +10,6 @@ import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -103,39 +102,30 @@ def _chosen(files: list[str], wanted: str | None, where: str) -> str:
     return whole[0]
 
 
-@dataclass(frozen=True)
-class GGUFHeader:
-    """The single values among a GGUF file's metadata, such as `general.license`; arrays (the vocabulary) are left out.
-
-    Attributes:
-        values: Key to value, for instance `general.architecture`, `general.license`, `tokenizer.chat_template`.
-    """
-
-    values: dict[str, Any]
+class GGUFHeader(dict[str, Any]):
+    """The single values of a GGUF file's metadata, such as `general.license`, without arrays (the vocabulary)."""
 
     @property
     def architecture(self) -> str:
         """Name of the architecture, as in `llama`."""
-        return str(self.values.get("general.architecture", ""))
+        return str(self.get("general.architecture", ""))
 
     @property
     def context_length(self) -> int | None:
         """The model's trained context length in tokens, if the file states it."""
-        length = self.values.get(f"{self.architecture}.context_length")
+        length = self.get(f"{self.architecture}.context_length")
         return int(length) if length else None
 
     @property
     def license(self) -> str | None:
         """The licence, as the file states it."""
-        return self.values.get("general.license.name") or self.values.get("general.license")
+        return self.get("general.license.name") or self.get("general.license")
 
     @property
     def url(self) -> str | None:
         """Where the model comes from, as the file states it."""
-        for key in ("general.source.url", "general.repo_url", "general.url", "general.source.huggingface.repository"):
-            if value := self.values.get(key):
-                return str(value)
-        return None
+        keys = ("general.source.url", "general.repo_url", "general.url", "general.source.huggingface.repository")
+        return next((str(self[key]) for key in keys if self.get(key)), None)
 
 
 def read_gguf_header(path: Path) -> GGUFHeader:
@@ -147,7 +137,7 @@ def read_gguf_header(path: Path) -> GGUFHeader:
     """
     try:
         with path.open("rb") as file:
-            return GGUFHeader(_metadata(path, file))
+            return _metadata(path, file)
     except OSError as error:
         raise UnknownModel(
             f"There is no model file {path}. Give the path of a .gguf file, or a repository of the Hub."
@@ -158,7 +148,7 @@ def read_gguf_header(path: Path) -> GGUFHeader:
         ) from error
 
 
-def _metadata(path: Path, file: BinaryIO) -> dict[str, Any]:
+def _metadata(path: Path, file: BinaryIO) -> GGUFHeader:
     if file.read(4) != b"GGUF":
         raise DataError(
             f"{path} is not a GGUF file: it does not start with the four letters GGUF. llama.cpp reads no other "
@@ -170,7 +160,7 @@ def _metadata(path: Path, file: BinaryIO) -> dict[str, Any]:
             f"{path} is a GGUF file of version {version}; versions 2 and 3 are known. Convert it with a current tool."
         )
     values = {_text(file): _value(file, *_numbers(file, "I")) for _ in range(count)}
-    return {key: value for key, value in values.items() if value is not None}
+    return GGUFHeader((key, value) for key, value in values.items() if value is not None)
 
 
 def _numbers(file: BinaryIO, codes: str) -> tuple[Any, ...]:

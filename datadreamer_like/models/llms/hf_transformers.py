@@ -218,33 +218,27 @@ class HFTransformers(LLM):
                 "HFTransformers cannot constrain answers to a schema. Use LlamaCPP or an API, or describe the schema "
                 "in the prompt and check the answers."
             )
-        wanted = sampling.max_new_tokens
-        if wanted is not None and not self.config.is_encoder_decoder and wanted >= self._context_length:
-            raise DefinitionError(
-                f"max_new_tokens={wanted} leaves no room for a prompt: {self.display_name} has a context of "
-                f"{self._context_length} tokens. Lower it."
-            )
+        if not self.config.is_encoder_decoder:
+            self.check_room(sampling, self._context_length)
 
     def answer_batch(self, requests: Sequence[Request]) -> Sequence[Answer]:
         """Answers requests with the same sampling options; a prompt that is too long fails alone."""
         sampling = requests[0].sampling
         room = self.get_max_context_length(sampling.max_new_tokens or 1)
-        answers: list[Answer] = []
+        answers: dict[int, Answer] = {}
         ids: dict[int, list[int]] = {}
         for index, request in enumerate(requests):
             try:
                 ids[index] = self._fitting_ids(request, room)
-                answers.append(Answer([]))
             except BadRequest as error:
-                answers.append(Answer.failed(error))
+                answers[index] = Answer.failed(error)
         if ids:
             from .hf_generate import generate
 
             seeds = [requests[index].seed for index in ids]
             generated = generate(self.model, self.tokenizer, list(ids.values()), sampling, seeds, self._context_length)
-            for index, answer in zip(ids, generated, strict=True):
-                answers[index] = answer
-        return answers
+            answers |= zip(ids, generated, strict=True)
+        return [answers[index] for index in range(len(requests))]
 
     def _fitting_ids(self, request: Request, room: int) -> list[int]:
         try:

@@ -94,8 +94,8 @@ class LlamaCPP(LLM):
         self.model_name = str(model_name)
         self.chat_prompt_template = checked("chat_prompt_template", chat_prompt_template)
         self.system_prompt = given_text(checked("system_prompt", system_prompt))
-        self._path, self._repo_id = find_gguf(self.model_name, model_file, revision)
-        self.header = self._source = read_gguf_header(self._path)
+        self.path, self._repo_id = find_gguf(self.model_name, model_file, revision)
+        self.header = self._source = read_gguf_header(self.path)
         wanted = context_length or _DEFAULT_CONTEXT_LENGTH
         self.context_length = min(wanted, self.header.context_length or wanted)
         self.slots = self.default_concurrency = slots
@@ -113,11 +113,6 @@ class LlamaCPP(LLM):
         return ThreadPoolExecutor(self.slots, thread_name_prefix="llama.cpp")
 
     @property
-    def path(self) -> Path:
-        """The GGUF file on this machine."""
-        return self._path
-
-    @property
     def server(self) -> LlamaServer:
         """The server with the model; loads it if necessary."""
         self._reset_after_fork()
@@ -129,7 +124,7 @@ class LlamaCPP(LLM):
                     "chat_template": None if is_text_template(template) else given_text(template),
                 }
                 self._server = LlamaServer(
-                    self._path, self.context_length, self.slots, self.threads, {**given, **self._parameters}
+                    self.path, self.context_length, self.slots, self.threads, {**given, **self._parameters}
                 )
             return self._server
 
@@ -157,11 +152,7 @@ class LlamaCPP(LLM):
             if "grammar" in sampling.extra:
                 raise DefinitionError('Give "schema" or "grammar", not both: each constrains the whole answer.')
             check_llamacpp_schema(sampling.schema)
-        if sampling.max_new_tokens is not None and sampling.max_new_tokens >= self.context_length:
-            raise DefinitionError(
-                f"max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt: {self.display_name} has a "
-                f"context of {self.context_length} tokens. Lower it, or give LlamaCPP a larger context_length."
-            )
+        self.check_room(sampling, self.context_length)
 
     async def answer(self, request: Request) -> Answer:
         """Answers one request; `n` texts are `n` completions with different seeds."""
@@ -205,7 +196,7 @@ class LlamaCPP(LLM):
         """Whether a chat template is applied to a text."""
         template = self.chat_prompt_template
         if isinstance(template, Auto):
-            return "tokenizer.chat_template" in self.header.values
+            return "tokenizer.chat_template" in self.header
         return template is not None and not is_text_template(template)
 
     def count_tokens(self, value: str) -> int:
@@ -261,7 +252,7 @@ def _sampling_body(request: Request, index: int) -> dict[str, Any]:
     if sampling.repetition_penalty is not None:
         body |= {"repeat_penalty": sampling.repetition_penalty, "repeat_last_n": -1}
     if sampling.logit_bias:
-        body["logit_bias"] = [[int(token), float(bias)] for token, bias in sampling.logit_bias.items()]
+        body["logit_bias"] = list(map(list, sampling.logit_bias.items()))
     if seed is not None:
         body["seed"] = (seed + index) % 0xFFFFFFFF  # the largest value stands for a random seed
     if sampling.top_logprobs is not None:

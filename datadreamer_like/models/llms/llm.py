@@ -93,6 +93,14 @@ class LLM(Model):
             DefinitionError: An option is not supported.
         """
 
+    def check_room(self, sampling: Sampling, context_length: int) -> None:
+        """Refuses, for `check`, a `max_new_tokens` that leaves no room for a prompt in the context."""
+        if sampling.max_new_tokens is not None and sampling.max_new_tokens >= context_length:
+            raise DefinitionError(
+                f"max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt: {self.display_name} has a "
+                f"context of {context_length} tokens. Lower it, or use a longer context."
+            )
+
     def follow_up(self, request: Request, answer: Answer, reason: str) -> Prompt:
         """Returns the prompt for another attempt after an answer was rejected.
 

@@ -29,16 +29,11 @@ class OpenAI(OpenAICompatible):
         >>> local = OpenAI("any", base_url="http://localhost:8080/v1")        # doctest: +SKIP
 
     Args:
-        model_name: The server's name of the model.
-        system_prompt: Added to every prompt that does not have its own.
         organization: OpenAI organization to bill.
         api_key: The key; by default `OPENAI_API_KEY`, or `AZURE_OPENAI_API_KEY` if `api_version` is given.
         base_url: The server's address, including `/v1`; by default `OPENAI_BASE_URL`, or OpenAI's own.
         api_version: Version of Azure's API; `base_url` is then an Azure endpoint.
-        retry_on_fail: False sends each request once.
-        cache_folder_path: Folder for cached answers, instead of the session's.
-        **kwargs: Other arguments of `OpenAICompatible` and `APIModel`, such as `max_context_length`, `timeout` and
-            `prices`, or of the SDK's client.
+        **kwargs: See `OpenAICompatible`, as for the other arguments.
     """
 
     endpoint = Endpoint(

@@ -58,16 +58,11 @@ class OpenAICompatible(APIModel):
         model_name: The server's name of the model.
         chat_prompt_template: Only `AUTO`: the server applies the model's own template.
         system_prompt: Added to every prompt that does not have its own; `AUTO` and None add none.
-        api_key: The key; by default from the provider's environment variable.
         max_context_length: The model's context window in tokens, if the server does not report it.
         tokenizer_model_name: Hugging Face tokenizer for counting tokens; None for an estimate.
         tokenizer_revision: Branch, tag or commit of the tokenizer.
         tokenizer_trust_remote_code: Whether code in the tokenizer's repository may run.
-        retry_on_fail: False sends each request once.
-        cache_folder_path: Folder for cached answers, instead of the session's.
-        base_url: Another address of the provider, such as a proxy's. The key in the environment is not sent there.
-        timeout: Seconds after which a request without an answer is retried; by default 600.
-        prices: US dollars per million tokens, such as `{"input": 0.25, "output": 2.0}`; None for published prices.
+        api_key, retry_on_fail, cache_folder_path, base_url, timeout, prices: See `APIModel`.
         **kwargs: Passed to the SDK's client.
     """
 
@@ -127,27 +122,21 @@ class OpenAICompatible(APIModel):
 
     async def answer(self, request: Request) -> Answer:
         """Sends one chat completion request, or more if the server does not support `n`."""
-        wanted = request.sampling.n
-        at_once = 1 if self._one_by_one else wanted
-        try:
-            first = await self._complete(request, at_once, request.seed)
-        except PromptTooLong:
-            raise
-        except BadRequest:
-            if at_once == 1:
-                raise
-            # The server may refuse `n`: llama.cpp allows as many as it has slots, others only one.
-            first = await self._complete(request, 1, request.seed)
-        completions = [first]
-        got = len(first.choices)
-        if got < at_once and not self._one_by_one:
-            self._one_by_one = True
-            logger.info("%s does not return several answers at once; they are requested singly", self.display_name)
-        while got < wanted:
+        completions: list[ChatCompletion] = []
+        while (got := sum(len(completion.choices) for completion in completions)) < request.sampling.n:
+            at_once = 1 if self._one_by_one else request.sampling.n - got
             seed = request.seed + got if request.seed is not None else None
-            completion = await self._complete(request, 1, seed)
+            try:
+                completion = await self._complete(request, at_once, seed)
+            except BadRequest as error:
+                if at_once == 1 or isinstance(error, PromptTooLong):
+                    raise
+                # The server may refuse `n`: llama.cpp allows as many as it has slots, others only one.
+                completion = await self._complete(request, 1, seed)
             completions.append(completion)
-            got += len(completion.choices)
+            if len(completion.choices) < at_once and not self._one_by_one:
+                self._one_by_one = True
+                logger.info("%s does not return several answers at once; they are requested singly", self.display_name)
         return self._answer(completions, request.sampling)
 
     def _answer(self, completions: Sequence[ChatCompletion], sampling: Sampling) -> Answer:
