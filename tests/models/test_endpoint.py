@@ -9,7 +9,7 @@ from flaky_server import FlakyServer, Reply, error
 
 from datadreamer_like.errors import AuthenticationFailed, BadRequest, DefinitionError
 from datadreamer_like.models import OpenAI
-from datadreamer_like.models.llms.endpoint import Endpoint, Quirks
+from datadreamer_like.models.llms.api_model import Endpoint, Quirks
 from datadreamer_like.models.llms.openai_compatible import OpenAICompatible
 
 
@@ -109,14 +109,12 @@ def odd(quirks: Quirks | None = None) -> type[OpenAICompatible]:
     return Odd
 
 
-def test_the_quirks_of_a_provider_decide_what_is_sent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_quirks_of_a_provider_decide_what_is_sent(tmp_path: Path) -> None:
     quirks = Quirks(
         limit_name="max_completion_tokens",
-        several_answers=False,
         penalty_names=("repeat",),
         logprobs_as_count=True,
         refuses={"logit_bias": "Leave it out."},
-        drops=frozenset({"seed"}),
     )
     with FlakyServer() as server:
         llm = odd(quirks)("m", base_url=server.url, cache_folder_path=tmp_path, system_prompt="Be brief.")
@@ -127,10 +125,9 @@ def test_the_quirks_of_a_provider_decide_what_is_sent(tmp_path: Path, caplog: py
             llm.run(["a"], logit_bias={1: 2.0})
     assert texts == ["echo: a"] * 2
     assert [sorted(body) for body in server.requests] == [
-        ["logprobs", "max_completion_tokens", "messages", "model", "repeat", "temperature"]
-    ] * 2
+        ["logprobs", "max_completion_tokens", "messages", "model", "n", "repeat", "seed", "temperature"]
+    ]
     assert (server.requests[0]["logprobs"], server.requests[0]["repeat"]) == (2, 1.5)
-    assert caplog.text.count("Odd does not support seed; it is left out.") == 1
     assert server.headers[0]["authorization"] == "Bearer none"
 
 

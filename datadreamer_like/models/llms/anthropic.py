@@ -15,8 +15,7 @@ from typing_extensions import Unpack
 from datadreamer_like.errors import DefinitionError, MalformedAnswer
 
 from .answer_text import AnswerText, answer_of, answer_text
-from .api_model import APIModel
-from .endpoint import Endpoint, Quirks, shown_address
+from .api_model import APIModel, Endpoint, Quirks, shown_address
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
 from .prices import Usage, counted
 from .provider_errors import seconds_until_renewed

@@ -23,15 +23,9 @@ _LENGTH = struct.Struct("<Q")
 
 
 def find_gguf(model_name: str, model_file: str | None = None, revision: str | None = None) -> tuple[Path, str | None]:
-    """Finds a model's file, and downloads it from the Hub if necessary.
+    """Returns the path of a model's file, and the Hub repository that it was downloaded from, or None.
 
-    Args:
-        model_name: Path of a `.gguf` file or of a folder with one, or a Hub repository.
-        model_file: The file in that folder or repository, if it has several.
-        revision: Branch, tag or commit of the repository.
-
-    Returns:
-        The file's path, and the repository that it was downloaded from, or None.
+    Args: See `LlamaCPP`.
 
     Raises:
         UnknownModel: There is no such file, folder or repository.

@@ -87,11 +87,7 @@ class LlamaServer:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._server))
 
     def complete(self, body: Mapping[str, Any], stopped: threading.Event) -> Completion:
-        """Answers one request, blocking.
-
-        Args:
-            body: Body of llama.cpp's HTTP API, with `messages` for a chat or `prompt` for a plain text.
-            stopped: When set, the slot is freed at the next token.
+        """Answers a body of llama.cpp's HTTP API, with `messages` or a `prompt`; `stopped` frees the slot at once.
 
         Raises:
             PromptTooLong: The prompt alone is longer than a slot.

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from datadreamer_like.errors import AuthenticationFailed
 
-from .endpoint import Endpoint, Quirks
+from .api_model import Endpoint, Quirks
 from .openai_compatible import OpenAICompatible
 
 _AZURE_HOSTS = (".azure.com", ".azure.us", ".azure.cn")

@@ -13,9 +13,8 @@ from typing_extensions import Unpack
 from datadreamer_like.errors import BadRequest, DefinitionError, MalformedAnswer, PromptTooLong, require_extra
 
 from .answer_text import AnswerText, answer_of, answer_text
-from .api_model import APIModel
+from .api_model import APIModel, shown_address
 from .chat_template import AUTO, Auto, checked, given_text
-from .endpoint import shown_address
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling, TokenLogprob
 from .prices import Usage, counted
 from .provider_errors import provider_error
@@ -105,7 +104,7 @@ class OpenAICompatible(APIModel):
         self.tokenizer_trust_remote_code = tokenizer_trust_remote_code
         self._limit_name = self.quirks.limit_name
         self._refused: set[str] = set()
-        self._one_by_one = not self.quirks.several_answers
+        self._one_by_one = False
 
     if TYPE_CHECKING:
 
@@ -231,10 +230,6 @@ class OpenAICompatible(APIModel):
         if sampling.repetition_penalty is not None:
             own = dict.fromkeys(self.quirks.penalty_names, sampling.repetition_penalty)
             parameters["extra_body"] = {**own, **parameters.get("extra_body", {})}
-        for name in sorted(self.quirks.drops & {name for name, value in parameters.items() if value is not None}):
-            if name not in self._refused:
-                self._refused.add(name)
-                logger.warning("%s does not support %s; it is left out.", self.endpoint.name, name)
         return {name: value for name, value in parameters.items() if value is not None and name not in self._refused}
 
     def leave_out(self, name: str, unsupported: bool, sent: Mapping[str, Any]) -> bool:

@@ -86,11 +86,6 @@ def known_prices(provider: str, model_name: str) -> Prices | None:
     return None if values is None else Prices(**values)
 
 
-def prices_as_of() -> str:
-    """Returns the date of the table, as ISO 8601."""
-    return str(_table()["as_of"])
-
-
 def given_prices(prices: Prices | Mapping[str, Any] | None) -> Prices | None:
     """Returns the prices that a script gave.
 

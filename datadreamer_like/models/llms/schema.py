@@ -144,11 +144,7 @@ _LLAMACPP_PATTERN = re.compile(
 
 
 def check_llamacpp_schema(schema: JSONSchema) -> None:
-    """Refuses a schema that llama.cpp's grammars cannot enforce, since they ignore unknown keywords.
-
-    Raises:
-        DefinitionError: The schema has an unsupported keyword.
-    """
+    """Refuses a schema that llama.cpp's grammars cannot enforce, since they ignore unknown keywords."""
     if not {"type", "enum", "const", "anyOf", "oneOf", "$ref"} & schema.keys():
         raise DefinitionError('llama.cpp needs a schema with "type", "enum", "const", "anyOf", "oneOf" or "$ref".')
     for place, node in subschemas(schema):
