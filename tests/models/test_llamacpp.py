@@ -212,7 +212,7 @@ def test_a_file_cut_off_after_its_header_is_one_clear_error(smollm_gguf, tmp_pat
 
 def test_the_header_says_where_the_model_comes_from(llm, smollm_gguf):
     header = read_gguf_header(smollm_gguf)
-    assert header.architecture == "llama"
+    assert header["general.architecture"] == "llama"
     assert header.context_length == 8192
     assert llm.license == "apache-2.0"
     assert llm.display_name.startswith("LlamaCPP (")

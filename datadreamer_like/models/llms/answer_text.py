@@ -35,14 +35,12 @@ def answer_text(
     truncated answer to a schema (`shaped`) is an error too.
 
     Args:
-        content: The message's content: a text, a list of parts (mappings or objects with `type`), or None.
+        content: The message's content: a text, a list of parts (mappings or objects with `type`), or None; a TypeError
+            is raised for other content.
         finish_reason: Why the model stopped, in OpenAI's terms: "stop", "length", "content_filter", ...
         refusal: The provider's message if the model refused.
         reasoning: Reasoning that the provider sent in a separate field.
         shaped: Whether the answer must fit a schema.
-
-    Raises:
-        TypeError: The content is neither text nor parts.
     """
     thoughts = [reasoning] if reasoning else []
     text = _joined(content, thoughts)

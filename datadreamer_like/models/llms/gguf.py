@@ -100,14 +100,9 @@ class GGUFHeader(dict[str, Any]):
     """The single values of a GGUF file's metadata, such as `general.license`, without arrays (the vocabulary)."""
 
     @property
-    def architecture(self) -> str:
-        """Name of the architecture, as in `llama`."""
-        return str(self.get("general.architecture", ""))
-
-    @property
     def context_length(self) -> int | None:
         """The model's trained context length in tokens, if the file states it."""
-        length = self.get(f"{self.architecture}.context_length")
+        length = self.get(f"{self.get('general.architecture')}.context_length")
         return int(length) if length else None
 
     @property
@@ -116,7 +111,7 @@ class GGUFHeader(dict[str, Any]):
         return self.get("general.license.name") or self.get("general.license")
 
     @property
-    def url(self) -> str | None:
+    def model_card(self) -> str | None:
         """Where the model comes from, as the file states it."""
         keys = ("general.source.url", "general.repo_url", "general.url", "general.source.huggingface.repository")
         return next((str(self[key]) for key in keys if self.get(key)), None)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,13 +24,9 @@ def generate(
 ) -> list[Answer]:
     """Returns the answer to each prompt.
 
-    Args:
-        model: A causal or sequence-to-sequence model in evaluation mode.
-        tokenizer: Its tokenizer, padding on the side that the model needs.
-        ids: Each prompt's token ids; all fit the context.
-        sampling: The options.
-        seeds: Each prompt's seed; its n answers use that seed and the following ones.
-        context_length: Maximum number of tokens of a prompt and its answer together.
+    The tokenizer pads on the side that the model needs. `ids` are each prompt's token ids; all fit the context, which
+    holds `context_length` tokens of a prompt and its answer together. A prompt's n answers use its seed and the
+    following ones.
     """
     # Greedy answers are identical, so one is enough for any n.
     repeats = 1 if sampling.deterministic else sampling.n
@@ -48,7 +44,7 @@ def generate(
             attention_mask=batch["attention_mask"],
             generation_config=_config(model, tokenizer, sampling, room, ends),
             logits_processor=[sampler],
-            stopping_criteria=[_StopTexts(sampling.stop, tokenizer, prompt_length)] if sampling.stop else None,
+            stopping_criteria=[_stop_texts(sampling.stop, tokenizer, prompt_length)] if sampling.stop else None,
         )
     # Rows that ended before the longest one are padded.
     texts = [_Text(row, {*ends, tokenizer.pad_token_id}, sampling.stop, tokenizer) for row in output[:, prompt_length:]]
@@ -180,20 +176,15 @@ def _generator(seed: int | None, device: torch.device) -> torch.Generator:
     return generator.manual_seed(seed)
 
 
-class _StopTexts:
-    """A stopping criterion that ends a row when it contains a stop text after its first `prompt_length` ids."""
+def _stop_texts(stop: Sequence[str], tokenizer: Any, prompt_length: int) -> Callable[..., torch.Tensor]:
+    """Returns a stopping criterion that ends a row when it contains a stop text after its prompt."""
+    # A token has at least one byte, so a stop text is within the last tokens, at most one per byte; a few more, because
+    # the first token may decode differently at the start of a text.
+    reach = max(len(text.encode()) for text in stop) + 4
 
-    def __init__(self, stop: Sequence[str], tokenizer: Any, prompt_length: int) -> None:
-        self._stop = stop
-        self._tokenizer = tokenizer
-        self._prompt_length = prompt_length
-        # A token has at least one byte, so a stop text is within the last tokens, at most one per byte; a few more,
-        # because the first token may decode differently at the start of a text.
-        self._reach = max(len(text.encode()) for text in stop) + 4
+    def ended(input_ids: torch.LongTensor, scores: object, **_: object) -> torch.Tensor:
+        start = max(prompt_length, input_ids.shape[1] - reach)
+        tails = tokenizer.batch_decode(input_ids[:, start:], skip_special_tokens=True)
+        return torch.tensor([any(text in tail for text in stop) for tail in tails], device=input_ids.device)
 
-    def __call__(self, input_ids: torch.LongTensor, scores: object, **_: object) -> torch.Tensor:
-        """Returns for each row whether it has ended."""
-        start = max(self._prompt_length, input_ids.shape[1] - self._reach)
-        tails = self._tokenizer.batch_decode(input_ids[:, start:], skip_special_tokens=True)
-        ended = [any(text in tail for text in self._stop) for tail in tails]
-        return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
+    return ended

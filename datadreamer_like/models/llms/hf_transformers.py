@@ -41,8 +41,7 @@ class HFTransformers(LLM):
         device_map: accelerate's device map, instead of `device`.
         dtype: Data type of the weights, such as "bfloat16"; by default float32 on the CPU and the model's own on a GPU.
         quantization_config: transformers' quantization config, applied while loading.
-        adapter_name: Folder or Hub id of a PEFT adapter for the model.
-        adapter_kwargs: Further arguments of `PeftModel.from_pretrained`.
+        adapter_name: Folder or Hub id of a PEFT adapter for the model, loaded with `adapter_kwargs`.
         cache_folder_path: Where answers are cached outside a session.
         **kwargs: Further arguments of `from_pretrained`.
 

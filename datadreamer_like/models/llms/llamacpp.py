@@ -94,8 +94,10 @@ class LlamaCPP(LLM):
         self.model_name = str(model_name)
         self.chat_prompt_template = checked("chat_prompt_template", chat_prompt_template)
         self.system_prompt = given_text(checked("system_prompt", system_prompt))
-        self.path, self._repo_id = find_gguf(self.model_name, model_file, revision)
+        self.path, repo_id = find_gguf(self.model_name, model_file, revision)
         self.header = self._source = read_gguf_header(self.path)
+        if repo_id is not None:
+            self.header["general.source.url"] = f"https://huggingface.co/{repo_id}"
         wanted = context_length or _DEFAULT_CONTEXT_LENGTH
         self.context_length = min(wanted, self.header.context_length or wanted)
         self.slots = self.default_concurrency = slots
@@ -212,11 +214,6 @@ class LlamaCPP(LLM):
     def get_max_context_length(self, max_new_tokens: int | None) -> int:
         """Returns the maximum number of prompt tokens that leaves room for `max_new_tokens`."""
         return self.context_length - (max_new_tokens or 0)
-
-    @property
-    def model_card(self) -> str | None:
-        """Address of the model's card."""
-        return f"https://huggingface.co/{self._repo_id}" if self._repo_id else self.header.url
 
     def unload_model(self) -> None:
         """Frees the model after the requests in flight have ended; it is loaded again when needed."""

@@ -10,6 +10,7 @@ import os
 import secrets
 import threading
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,19 +139,16 @@ class LlamaServer:
         return str(self._post("/apply-template", messages=messages)["prompt"])
 
     def _post(self, path: str, **body: Any) -> Any:
-        # Not urllib, which would send even loopback requests to a proxy from the environment.
-        connection = http.client.HTTPConnection(
-            urlsplit(self._server.listening_address).netloc, timeout=_LOOPBACK_SECONDS
-        )
+        address = urlsplit(self._server.listening_address).netloc
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
-        try:
-            connection.request("POST", path, json.dumps(body), headers)
-            response = connection.getresponse()
-            answer = json.loads(response.read())
-        except OSError as error:
-            raise Unavailable(f"llama.cpp's server in this process does not answer: {error}") from error
-        finally:
-            connection.close()
+        # Not urllib, which would send even loopback requests to a proxy from the environment.
+        with closing(http.client.HTTPConnection(address, timeout=_LOOPBACK_SECONDS)) as connection:
+            try:
+                connection.request("POST", path, json.dumps(body), headers)
+                response = connection.getresponse()
+                answer = json.load(response)
+            except OSError as error:
+                raise Unavailable(f"llama.cpp's server in this process does not answer: {error}") from error
         if response.status != http.HTTPStatus.OK:
             raise _refusal(answer.get("error", {}))
         return answer

@@ -59,8 +59,7 @@ class OpenAICompatible(APIModel):
         system_prompt: Added to every prompt that does not have its own; `AUTO` and None add none.
         max_context_length: The model's context window in tokens, if the server does not report it.
         tokenizer_model_name: Hugging Face tokenizer for counting tokens; None for an estimate.
-        tokenizer_revision: Branch, tag or commit of the tokenizer.
-        tokenizer_trust_remote_code: Whether code in the tokenizer's repository may run.
+        tokenizer_revision, tokenizer_trust_remote_code: As for `AutoTokenizer.from_pretrained`.
         api_key, retry_on_fail, cache_folder_path, base_url, timeout, prices: See `APIModel`.
         **kwargs: Passed to the SDK's client.
     """
