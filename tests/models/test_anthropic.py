@@ -84,6 +84,14 @@ def test_a_model_that_refuses_the_temperature_in_words_is_asked_without_it(tmp_p
         assert client(server, tmp_path).run([f"q{number}" for number in range(10)]) == ["fine"] * 10
 
 
+def test_a_refused_parameter_that_the_script_insists_on_ends_the_run(tmp_path: Path) -> None:
+    refusal = error(400, "invalid_request_error", "`temperature` is deprecated for this model.")
+    with AnthropicServer(lambda body, before: refusal) as server:
+        with pytest.raises(DefinitionError, match="temperature"):
+            client(server, tmp_path).run(["a"], extra_body={"temperature": 0.5})
+        assert len(server.requests) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [

@@ -14,7 +14,8 @@ from datadreamer_like.graph.progress import describe_usage
 from datadreamer_like.graph.usage import Usage, counting
 from datadreamer_like.models import OpenAI
 from datadreamer_like.models.llms import prices as prices_module
-from datadreamer_like.models.llms.prices import Prices, given_prices, known_prices, total_cost
+from datadreamer_like.models.llms.prices import Prices, counted, given_prices, known_prices
+from datadreamer_like.models.llms.prices import Usage as RequestUsage
 from datadreamer_like.steps import DataSource, Prompt
 
 
@@ -57,8 +58,10 @@ def test_published_prices_hold_at_the_providers_own_server_only() -> None:
 
 
 def test_a_sum_with_an_unknown_part_is_unknown() -> None:
-    assert total_cost([0.5, 0.25]) == 0.75
-    assert total_cost([0.5, None]) is None
+    prices = Prices(input=1_000_000.0, output=0.0)
+    assert counted([RequestUsage(5), RequestUsage(2)], prices)["cost"] == 7.0
+    assert counted([RequestUsage(5), RequestUsage()], prices)["cost"] is None
+    assert counted([RequestUsage(5)], None)["cost"] is None
     usage = Usage()
     usage.add(cost=0.5)
     usage.add(cost=None)

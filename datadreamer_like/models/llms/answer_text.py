@@ -9,9 +9,6 @@ from datadreamer_like.errors import MalformedAnswer, ModelError
 
 from .generation import Answer
 
-THOUGHT_TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
-"""Tags that open models put around their reasoning, if the server leaves them in the text."""
-
 
 class AnswerText(NamedTuple):
     """One text of an answer, the model's reasoning, and the reason if there is no text."""
@@ -85,7 +82,8 @@ def _field(part: object, name: str) -> Any:
 
 
 def _without_thoughts(text: str, thoughts: list[str], finish_reason: str | None) -> str | None:
-    for opening, closing in THOUGHT_TAGS:
+    # Open models put these tags around their reasoning, and some servers leave them in the text.
+    for opening, closing in (("<think>", "</think>"), ("[THINK]", "[/THINK]")):
         # If the opening tag is part of the prompt, only the closing tag is in the answer.
         thought, closed, rest = text.rpartition(closing)
         if closed:

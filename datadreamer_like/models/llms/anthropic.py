@@ -42,7 +42,6 @@ _FINISH_REASONS = {
 # The API requires a limit. Reasoning counts as new tokens.
 _DEFAULT_NEW_TOKENS = 16_384
 _TOOL = "answer"
-_CREDENTIALS = ("auth_token", "credentials", "config", "profile")
 _STANDARD = {None, "standard", "auto", "standard_only"}
 
 
@@ -107,7 +106,8 @@ class Anthropic(APIModel):
 
     def find_key(self) -> str | None:
         """Returns the key to send, or None if the SDK's client has other credentials."""
-        return None if any(name in self.kwargs for name in _CREDENTIALS) else super().find_key()
+        others = {"auth_token", "credentials", "config", "profile"} & self.kwargs.keys()
+        return None if others else super().find_key()
 
     def check(self, sampling: Sampling) -> None:
         """Refuses options that the API or this model does not support."""

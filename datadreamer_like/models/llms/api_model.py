@@ -22,12 +22,6 @@ from .provider_errors import provider_error, refused_parameter
 
 logger = logging.getLogger("datadreamer_like")
 
-# What chat templates put around a message, with room to spare.
-_TEMPLATE_TOKENS = 16
-
-NO_KEY = "none"
-"""Sent as the key to servers that need none: some want the header all the same."""
-
 
 @dataclass(frozen=True)
 class Quirks:
@@ -82,11 +76,7 @@ class Endpoint:
         return self.serves(base_url) or (paired is not None and _origin(paired) == _origin(base_url))
 
     def key_for(self, base_url: str, given: str | None, model_name: str) -> str:
-        """Returns the key to send to an address; `NO_KEY` for a server that is not the provider's.
-
-        Raises:
-            AuthenticationFailed: The provider's own server needs a key and there is none.
-        """
+        """Returns the key to send to an address; "none" for a server that is not the provider's, which needs one."""
         if given:
             return given
         key, variable, address = os.environ.get(self.key_variable), self.key_variable, shown_address(base_url)
@@ -99,7 +89,7 @@ class Endpoint:
             if key:
                 message = "%s is not sent to %s: it belongs to %s. Pass api_key=... if the server wants a key."
                 logger.info(message, variable, address, urlsplit(self.base_url).hostname)
-            return NO_KEY
+            return "none"  # some servers that need no key want the header all the same
         if not self.serves(base_url):
             logger.info("%s is sent to %s, which %s names.", variable, address, self.url_variable)
         return key
@@ -289,7 +279,8 @@ class APIModel(LLM):
 
     def final_count_tokens(self, value: str) -> int:
         """Returns the count with the system prompt and the chat template."""
-        return self.count_tokens(value) + self.count_tokens(self.system_prompt or "") + _TEMPLATE_TOKENS
+        # Chat templates put fewer tokens than that around a message.
+        return self.count_tokens(value) + self.count_tokens(self.system_prompt or "") + 16
 
     def unload_model(self) -> None:
         """Closes the client."""

@@ -54,12 +54,7 @@ def checked(name: str, value: object) -> AutoText:
 
 
 def checked_template(value: object) -> AutoText:
-    """Returns the chat prompt template if it uses the prompt.
-
-    Raises:
-        ArgumentTypeError: It is not a text, `AUTO` or None.
-        DefinitionError: It has no placeholder for the prompt, which would never reach the model.
-    """
+    """Returns the chat prompt template; refuses one without a placeholder, as the prompt would not reach the model."""
     template = checked("chat_prompt_template", value)
     if isinstance(template, str) and not is_text_template(template) and "messages" not in template:
         raise DefinitionError(

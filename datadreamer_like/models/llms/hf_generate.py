@@ -37,7 +37,9 @@ def generate(
     prompt_length = batch["input_ids"].shape[1] if decoder_only else 1
     room = context_length - prompt_length if decoder_only else context_length
     sampler = _RowSampler(sampling, row_seeds)
-    ends = _ends(model, tokenizer)
+    configured = model.generation_config.eos_token_id
+    ends = {configured} if isinstance(configured, int) else set(configured or ())
+    ends = (ends - {tokenizer.pad_token_id} | {tokenizer.eos_token_id}) - {None}
     with torch.inference_mode():
         output = model.generate(
             input_ids=batch["input_ids"],
@@ -81,12 +83,6 @@ class _Text:
         cuts = [text.find(end) for end in stop if end in text]
         self.text = text[: min(cuts)] if cuts else text
         self.finish_reason = "stop" if cuts or length < len(ids) else "length"
-
-
-def _ends(model: Any, tokenizer: Any) -> set[int]:
-    configured = model.generation_config.eos_token_id
-    ends = {configured} if isinstance(configured, int) else set(configured or ())
-    return (ends - {tokenizer.pad_token_id} | {tokenizer.eos_token_id}) - {None}
 
 
 def _config(model: Any, tokenizer: Any, sampling: Sampling, room: int, ends: set[int]) -> Any:

@@ -21,8 +21,6 @@ from .llamacpp_server import Completion, LlamaServer
 from .llm import LLM
 from .schema import check_llamacpp_schema
 
-_DEFAULT_CONTEXT_LENGTH = 2048
-
 
 class LlamaCPP(LLM):
     """Any LLM in a GGUF file, run by llama.cpp in this process, several prompts at a time.
@@ -98,7 +96,7 @@ class LlamaCPP(LLM):
         self.header = self._source = read_gguf_header(self.path)
         if repo_id is not None:
             self.header["general.source.url"] = f"https://huggingface.co/{repo_id}"
-        wanted = context_length or _DEFAULT_CONTEXT_LENGTH
+        wanted = context_length or 2048
         self.context_length = min(wanted, self.header.context_length or wanted)
         self.slots = self.default_concurrency = slots
         self.threads = threads
@@ -108,11 +106,8 @@ class LlamaCPP(LLM):
     def _start(self) -> None:
         self._lock = threading.Lock()
         self._server: LlamaServer | None = None
-        self._workers = self._new_workers()
+        self._workers = ThreadPoolExecutor(self.slots, "llama.cpp")
         self._pid = os.getpid()
-
-    def _new_workers(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.slots, thread_name_prefix="llama.cpp")
 
     @property
     def server(self) -> LlamaServer:
@@ -219,7 +214,7 @@ class LlamaCPP(LLM):
         """Frees the model after the requests in flight have ended; it is loaded again when needed."""
         self._reset_after_fork()
         with self._lock:
-            workers, self._workers = self._workers, self._new_workers()
+            workers, self._workers = self._workers, ThreadPoolExecutor(self.slots, "llama.cpp")
         workers.shutdown(wait=True, cancel_futures=True)
         with self._lock:
             self._server = None

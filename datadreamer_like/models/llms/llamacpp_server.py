@@ -18,8 +18,6 @@ from urllib.parse import urlsplit
 
 from datadreamer_like.errors import BadRequest, DataError, ModelError, PromptTooLong, Unavailable
 
-_LOOPBACK_SECONDS = 60
-
 # The process that first used llama.cpp; a process with another id that finds this set is a fork.
 _first_pid: int | None = None
 
@@ -142,7 +140,7 @@ class LlamaServer:
         address = urlsplit(self._server.listening_address).netloc
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
         # Not urllib, which would send even loopback requests to a proxy from the environment.
-        with closing(http.client.HTTPConnection(address, timeout=_LOOPBACK_SECONDS)) as connection:
+        with closing(http.client.HTTPConnection(address, timeout=60)) as connection:
             try:
                 connection.request("POST", path, json.dumps(body), headers)
                 response = connection.getresponse()
@@ -162,7 +160,9 @@ def _xllamacpp() -> tuple[Any, bool]:
     sleeping threads a fifth faster than one. OpenMP reads this setting from the environment when it is loaded.
     """
     patient = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
-    if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ or _openmp_is_loaded():
+    # xllamacpp links to this name, as does torch; other packages bundle it under different names.
+    loaded = (maps := Path("/proc/self/maps")).exists() and "/libgomp.so.1" in maps.read_text()
+    if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ or loaded:
         return importlib.import_module("xllamacpp"), patient
     os.environ["OMP_WAIT_POLICY"] = "passive"
     try:
@@ -170,14 +170,6 @@ def _xllamacpp() -> tuple[Any, bool]:
     finally:
         # Child processes must not inherit it.
         del os.environ["OMP_WAIT_POLICY"]
-
-
-def _openmp_is_loaded() -> bool:
-    try:
-        # xllamacpp links to this name, as does torch; other packages bundle it under different names.
-        return "/libgomp.so.1" in Path("/proc/self/maps").read_text()
-    except OSError:
-        return False
 
 
 def _idle_cores(patient: bool) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 from typing_extensions import Unpack
 
@@ -19,9 +19,6 @@ from ..calls.llm_calls import LLMCalls, Repeated
 from ..calls.pipeline import Engine, Recorder, run_calls
 from ..model import Model
 from .generation import Answer, Generation, GenerationOptions, Prompt, Request, Sampling
-
-Generated: TypeAlias = str | None | list[str | None]
-"""The result of `run` for one prompt: a text, a list of texts if `n > 1`, None for a failed row."""
 
 
 class LLM(Model):
@@ -291,7 +288,7 @@ def _answers_from_run(
             sent.append(prompt.prompt if isinstance(prompt, Repeated) else prompt)
             yield sent[-1]
 
-    def answer_of(generated: Generated) -> Answer:
+    def answer_of(generated: str | None | list[str | None]) -> Answer:
         if generated is None:
             return Answer.failed(ModelError(f"{llm.display_name} gave no answer."))
         return Answer([generated] if isinstance(generated, str) else list(generated))

@@ -12,9 +12,6 @@ from datadreamer_like.errors import AuthenticationFailed
 from .api_model import Endpoint, Quirks
 from .openai_compatible import OpenAICompatible
 
-_AZURE_HOSTS = (".azure.com", ".azure.us", ".azure.cn")
-_AZURE_CREDENTIALS = ("azure_ad_token", "azure_ad_token_provider")
-
 
 class OpenAI(OpenAICompatible):
     """A chat model on OpenAI's API or any server with its protocol; see `OpenAICompatible` for retries and limits.
@@ -89,9 +86,10 @@ class OpenAI(OpenAICompatible):
         key = os.environ.get("AZURE_OPENAI_API_KEY")
         paired = os.environ.get("AZURE_OPENAI_ENDPOINT")
         host = urlsplit(self.base_url).hostname or ""
-        if any(name in self.kwargs for name in _AZURE_CREDENTIALS):
+        if {"azure_ad_token", "azure_ad_token_provider"} & self.kwargs.keys():
             return None
-        if key and (host.endswith(_AZURE_HOSTS) or (paired is not None and urlsplit(paired).hostname == host)):
+        azure = host.endswith((".azure.com", ".azure.us", ".azure.cn"))
+        if key and (azure or (paired is not None and urlsplit(paired).hostname == host)):
             return key
         raise AuthenticationFailed(
             f'There is no key for "{self.model_name}" at {host}. Set AZURE_OPENAI_API_KEY in the environment (and '

@@ -70,13 +70,13 @@ class Usage(NamedTuple):
 
 
 def counted(usages: Sequence[Usage], prices: Prices | None) -> dict[str, Any]:
-    """Returns the tokens and the cost of requests as attributes of an `Answer`; the cost is None if it is unknown."""
+    """Returns the tokens and the cost of requests as attributes of an `Answer`; a cost with an unknown part is None."""
     costs = [prices.cost(**usage._asdict()) if prices is not None and any(usage) else None for usage in usages]
     return {
         "prompt_tokens": sum(usage.prompt_tokens for usage in usages),
         "completion_tokens": sum(usage.completion_tokens for usage in usages),
         "cached_tokens": sum(usage.cached for usage in usages),
-        "cost": total_cost(costs),
+        "cost": None if None in costs else sum(cost for cost in costs if cost is not None),
     }
 
 
@@ -87,11 +87,7 @@ def known_prices(provider: str, model_name: str) -> Prices | None:
 
 
 def given_prices(prices: Prices | Mapping[str, Any] | None) -> Prices | None:
-    """Returns the prices that a script gave.
-
-    Raises:
-        DefinitionError: A name is unknown, `input` or `output` is missing, or a value is not a number of at least 0.
-    """
+    """Returns the prices that a script gave; refuses unknown names, missing ones, and values that are no price."""
     if prices is None or isinstance(prices, Prices):
         return prices
     names = [field.name for field in fields(Prices)]
@@ -106,12 +102,6 @@ def given_prices(prices: Prices | Mapping[str, Any] | None) -> Prices | None:
     if not {"input", "output"} <= prices.keys():
         raise DefinitionError(f"prices need both input and output; {example}.")
     return Prices(**prices)
-
-
-def total_cost(costs: Sequence[float | None]) -> float | None:
-    """Returns the sum of costs; None, for unknown, where one of them is not known."""
-    known = [cost for cost in costs if cost is not None]
-    return sum(known) if len(known) == len(costs) else None
 
 
 @functools.cache

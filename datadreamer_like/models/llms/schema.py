@@ -40,11 +40,7 @@ def json_schema_of(schema: object) -> dict[str, Any]:
 
 
 def schema_of_response_format(response_format: object) -> object | None:
-    """Returns the schema that OpenAI's `response_format` stands for; None for plain text.
-
-    Raises:
-        DefinitionError: It is of a kind that OpenAI's API does not have.
-    """
+    """Returns the schema that OpenAI's `response_format` stands for, None for plain text; refuses unknown kinds."""
     if response_format is None or hasattr(response_format, "model_json_schema"):
         return response_format
     if isinstance(response_format, Mapping):
@@ -68,9 +64,8 @@ def schema_of_response_format(response_format: object) -> object | None:
 def openai_response_format(schema: JSONSchema) -> dict[str, Any]:
     """Returns the `response_format` that asks for a schema.
 
-    In strict mode OpenAI constrains decoding, and wants every object closed and every property required. Both only
-    narrow what the schema allows, so they are added. A schema with keywords that strict mode does not have is sent
-    without it.
+    In strict mode OpenAI constrains decoding, and requires every object to be closed and every property to be required.
+    Both only narrow the schema, so they are added. A schema with keywords that strict mode lacks is sent as is.
     """
     if not schema.get("properties") and schema.get("type") == "object" and "additionalProperties" not in schema:
         return {"type": "json_object"}
