@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,6 +16,7 @@ class Model:
     Attributes:
         model_name: The model's name in the script.
         cache_folder_path: Folder of the cache, instead of the session's.
+        icon: A symbol for the display.
     """
 
     result_version: ClassVar[int] = 1
@@ -22,6 +25,11 @@ class Model:
     model_name: str = ""
     cache_folder_path: str | Path | None = None
     icon: str = ""
+    # What describes the model: its files, or the model that it is made of.
+    _source: Any = None
+
+    def __init__(self, cache_folder_path: str | Path | None = None) -> None:
+        self.cache_folder_path = cache_folder_path
 
     @classmethod
     def example(cls, model: Any) -> Self:
@@ -30,7 +38,7 @@ class Model:
         Args:
             model: Name, folder or file of the model; for a retriever the embedder.
         """
-        return cls(model)  # type: ignore[call-arg]
+        return cls(model)
 
     def identity(self) -> dict[str, Any]:
         """Returns everything that determines a result, except class, name and input; never a secret."""
@@ -38,18 +46,18 @@ class Model:
 
     @property
     def model_card(self) -> str | None:
-        """URL of the model's card."""
-        return None
+        """URL of the model's card on the Hub."""
+        return getattr(self._source, "model_card", None)
 
     @property
     def license(self) -> str | None:
-        """The model's licence, or its URL."""
-        return None
+        """The model's licence, or its URL, if it is known."""
+        return getattr(self._source, "license", None)
 
     @property
     def citation(self) -> list[str] | None:
         """BibTeX entries to cite when using the model."""
-        return None
+        return getattr(self._source, "citation", None)
 
     @property
     def version(self) -> float:
@@ -76,3 +84,11 @@ class Model:
 
     def __repr__(self) -> str:
         return f"<{self.display_name}>"
+
+
+def free_memory() -> None:
+    """Frees the memory of models that are no longer referenced."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

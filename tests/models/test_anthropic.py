@@ -27,7 +27,7 @@ OLD, NEW = "claude-sonnet-4-6", "claude-opus-5-5"
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "ANTHROPIC_CUSTOM_HEADERS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("datadreamer_like.models.calls.backoff._FIRST_SECONDS", 0.005)
+    monkeypatch.setattr("datadreamer_like.models.calls.concurrent_engine._FIRST_RETRY_SECONDS", 0.005)
 
 
 def client(server: AnthropicServer, folder: Path, model: str = OLD, **options: Any) -> Anthropic:
@@ -82,6 +82,14 @@ def test_a_model_that_refuses_the_temperature_in_words_is_asked_without_it(tmp_p
 
     with AnthropicServer(behave) as server:
         assert client(server, tmp_path).run([f"q{number}" for number in range(10)]) == ["fine"] * 10
+
+
+def test_a_refused_parameter_that_the_script_insists_on_ends_the_run(tmp_path: Path) -> None:
+    refusal = error(400, "invalid_request_error", "`temperature` is deprecated for this model.")
+    with AnthropicServer(lambda body, before: refusal) as server:
+        with pytest.raises(DefinitionError, match="temperature"):
+            client(server, tmp_path).run(["a"], extra_body={"temperature": 0.5})
+        assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize(

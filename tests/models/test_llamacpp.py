@@ -17,7 +17,7 @@ import pytest
 from datadreamer_like.errors import BadRequest, DataError, DefinitionError, PromptTooLong, UnknownModel
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models.llms.generation import Request, Sampling
-from datadreamer_like.models.llms.gguf_header import read_gguf_header
+from datadreamer_like.models.llms.gguf import read_gguf_header
 from datadreamer_like.models.llms.llamacpp import LlamaCPP
 
 
@@ -133,6 +133,8 @@ def test_stop_logit_bias_and_repetition_penalty_reach_the_sampler(llm):
 def test_templates_and_system_prompts_decide_what_the_model_sees(llm):
     base = llm.final_count_tokens("Hi.")
     assert _copy(llm, chat_prompt_template=None).final_count_tokens("Hi.") == llm.count_tokens("Hi.")
+    briefed = _copy(llm, chat_prompt_template=None, system_prompt="Be brief.")
+    assert briefed.final_count_tokens("Hi.") == llm.count_tokens("Be brief.\n\nHi.")
     text = "<|im_start|>user\n{{ prompt }}<|im_end|>\n<|im_start|>assistant\n"
     filled = _copy(llm, chat_prompt_template=text, system_prompt="Unused {{prompt}}.")
     # SmolLM's own template puts its system message, this one does not.
@@ -210,7 +212,7 @@ def test_a_file_cut_off_after_its_header_is_one_clear_error(smollm_gguf, tmp_pat
 
 def test_the_header_says_where_the_model_comes_from(llm, smollm_gguf):
     header = read_gguf_header(smollm_gguf)
-    assert header.architecture == "llama"
+    assert header["general.architecture"] == "llama"
     assert header.context_length == 8192
     assert llm.license == "apache-2.0"
     assert llm.display_name.startswith("LlamaCPP (")

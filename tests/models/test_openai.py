@@ -45,7 +45,7 @@ def _no_key_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datadreamer_like.models.calls.backoff._FIRST_SECONDS", 0.005)
+    monkeypatch.setattr("datadreamer_like.models.calls.concurrent_engine._FIRST_RETRY_SECONDS", 0.005)
 
 
 def client(server: FlakyServer, folder: Path, **options: Any) -> OpenAI:

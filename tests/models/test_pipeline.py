@@ -31,8 +31,8 @@ from datadreamer_like.errors import (
     Unavailable,
 )
 from datadreamer_like.graph.usage import Usage, counting
-from datadreamer_like.models.calls.backoff import Allowance, retry_delay
-from datadreamer_like.models.calls.llm_calls import decode_answer, encode_answer
+from datadreamer_like.models.calls.concurrent_engine import Allowance, retry_delay
+from datadreamer_like.models.calls.llm_calls import LLMCalls
 from datadreamer_like.models.llms.generation import Answer, Request, TokenLogprob
 from datadreamer_like.models.llms.llm import LLM
 
@@ -572,8 +572,8 @@ def test_an_answer_survives_being_stored() -> None:
         ["thought", None],
         cost=0.0,
     )
-    assert decode_answer(encode_answer(answer)) == answer
-    assert decode_answer(b'[["x"],1,2,["stop"]]') == Answer(["x"], 1, 2, ["stop"], cost=0.0)
+    assert LLMCalls.decode(LLMCalls.encode(answer)) == answer
+    assert LLMCalls.decode(b'[["x"],1,2,["stop"]]') == Answer(["x"], 1, 2, ["stop"], cost=0.0)
 
 
 def test_n_answers_are_a_list_a_row(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.progress import describe_usage
 from datadreamer_like.graph.usage import Usage, counting
 from datadreamer_like.models import OpenAI
-from datadreamer_like.models.llms.prices import Prices, given_prices, known_prices, prices_as_of, total_cost
+from datadreamer_like.models.llms import prices as prices_module
+from datadreamer_like.models.llms.prices import Prices, counted, given_prices, known_prices
+from datadreamer_like.models.llms.prices import Usage as RequestUsage
 from datadreamer_like.steps import DataSource, Prompt
 
 
@@ -25,7 +28,8 @@ def test_a_request_costs_its_tokens_each_at_its_price() -> None:
 
 
 def test_the_table_is_dated_and_knows_exact_names_only() -> None:
-    assert datetime.date.fromisoformat(prices_as_of()) >= datetime.date(2026, 11, 1)
+    table = tomllib.loads(Path(prices_module.__file__).with_name("prices.toml").read_text(encoding="utf-8"))
+    assert datetime.date.fromisoformat(str(table["as_of"])) >= datetime.date(2026, 11, 1)
     assert known_prices("openai", "gpt-5-mini") == Prices(0.25, 2.0, cached_input=0.025)
     assert known_prices("openai", "gpt-5-mini-of-mine") is None
     assert known_prices("nobody", "gpt-5-mini") is None
@@ -54,8 +58,10 @@ def test_published_prices_hold_at_the_providers_own_server_only() -> None:
 
 
 def test_a_sum_with_an_unknown_part_is_unknown() -> None:
-    assert total_cost([0.5, 0.25]) == 0.75
-    assert total_cost([0.5, None]) is None
+    prices = Prices(input=1_000_000.0, output=0.0)
+    assert counted([RequestUsage(5), RequestUsage(2)], prices)["cost"] == 7.0
+    assert counted([RequestUsage(5), RequestUsage()], prices)["cost"] is None
+    assert counted([RequestUsage(5)], None)["cost"] is None
     usage = Usage()
     usage.add(cost=0.5)
     usage.add(cost=None)

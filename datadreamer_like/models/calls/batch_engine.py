@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from datadreamer_like.errors import AuthenticationFailed, DefinitionError, ModelError, UnknownModel
 
-from .pipeline import A, Engine, Job, Q, Recorder
+from ..model import free_memory
+from .failures import A
+from .options import Run
+from .pipeline import Engine, Job, Q, Recorder
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -29,30 +30,18 @@ _MOMENT_SECONDS = 0.1
 class BatchEngine(Engine[Q, A]):
     """Answers batches of requests of similar length, the longest first, so that memory runs out early if at all.
 
-    Args:
-        ask: Answers a batch, one answer per request, in order.
-        recorder: Stores answers.
-        batch_size: Requests per batch.
-        adaptive: Halve the batch size when memory runs out.
-        window: Prompts that are read ahead and sorted by length; by default 10 batches, and more for fast models.
+    `ask` answers a batch, one answer per request, in order.
     """
 
-    def __init__(
-        self,
-        ask: Callable[[Sequence[Q]], Sequence[A]],
-        recorder: Recorder[Any, Q, A],
-        *,
-        batch_size: int,
-        adaptive: bool = False,
-        window: int | None = None,
-    ) -> None:
-        self.window = max(window or _WINDOW_IN_BATCHES * batch_size, batch_size)
-        self._largest_window = self.window if window is not None else max(self.window, _LARGEST_WINDOW)
-        self._filled_at = time.monotonic()
+    def __init__(self, ask: Callable[[Sequence[Q]], Sequence[A]], recorder: Recorder[Any, Q, A], run: Run) -> None:
         self._ask = ask
         self._recorder = recorder
-        self._batch_size = batch_size
-        self._adaptive = adaptive
+        self._batch_size = run.batch_size
+        self._adaptive = run.adaptive_batch_size
+        buffer_size = run.batch_scheduler_buffer_size
+        self.window = max(buffer_size or _WINDOW_IN_BATCHES * run.batch_size, run.batch_size)
+        self._largest_window = self.window if buffer_size is not None else max(self.window, _LARGEST_WINDOW)
+        self._filled_at = time.monotonic()
         # Sorted by length, the longest last.
         self._pool: list[Job[Q, A]] = []
         self._sorted = True
@@ -75,7 +64,7 @@ class BatchEngine(Engine[Q, A]):
         """Answers batches until some of their answers are stored."""
         while not self._recorder.stored:
             if not self._pool:
-                self._commit()
+                self.close()
                 return
             if not self._sorted:
                 size = self._recorder.calls.size
@@ -85,17 +74,20 @@ class BatchEngine(Engine[Q, A]):
             batch.reverse()
             started = time.monotonic()
             answers = self._answer(batch)
-            now = time.monotonic()
             if answers is None:
                 continue
+            now = time.monotonic()
             del self._pool[-len(batch) :]
             self._finished.extend(zip(batch, answers, strict=True))
             if now - started >= _QUICK_SECONDS or now - self._committed_at >= _COMMIT_SECONDS:
-                self._commit()
+                self.close()
 
     def close(self) -> None:
         """Stores the answers received so far."""
-        self._commit()
+        finished, self._finished = self._finished, []
+        if finished:
+            self._recorder.record(finished)
+        self._committed_at = time.monotonic()
 
     def _answer(self, batch: list[Job[Q, A]]) -> Sequence[A] | None:
         """Returns the answers of a batch, or None if a smaller batch must be tried."""
@@ -122,14 +114,8 @@ class BatchEngine(Engine[Q, A]):
         # Outside the handler, since the traceback holds the failed call's tensors.
         self._batch_size = max(1, len(batch) // 2)
         logger.info("memory ran out; the batch size is now %s", self._batch_size)
-        _free_memory()
+        free_memory()
         return None
-
-    def _commit(self) -> None:
-        finished, self._finished = self._finished, []
-        if finished:
-            self._recorder.record(finished)
-        self._committed_at = time.monotonic()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -139,10 +125,3 @@ def _is_out_of_memory(error: BaseException) -> bool:
         or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
         or "not enough memory" in str(error)
     )
-
-
-def _free_memory() -> None:
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -7,8 +7,8 @@ it work the same way in a script, in a notebook and inside a running loop.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
+import random
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,14 +23,16 @@ from datadreamer_like.errors import (
     UnknownModel,
 )
 
-from .backoff import Allowance, retry_delay
-from .pipeline import A, Engine, Job, Q, Recorder
+from .failures import A
+from .pipeline import Engine, Job, Q, Recorder
 
 logger = logging.getLogger("datadreamer_like")
 
 _FATAL = (AuthenticationFailed, UnknownModel)
 _PASSING = (RateLimited, Unavailable, MalformedAnswer)
 
+_FIRST_RETRY_SECONDS = 0.5
+_LONGEST_RETRY_SECONDS = 60.0
 # Rate-limited requests are retried this many times as often.
 _PATIENCE_WHEN_LIMITED = 5
 # Consecutive failed rows, each after all its tries, before the provider is considered down.
@@ -50,8 +52,6 @@ _LATEST_NEWS_SECONDS = 0.005
 _JOIN_SECONDS = 10.0
 _LONG_PAUSE_SECONDS = 60.0
 
-THREAD_NAME = "datadreamer_like-requests"
-
 
 class ConcurrentEngine(Engine[Q, A]):
     """Keeps up to `concurrency` requests in flight.
@@ -62,7 +62,6 @@ class ConcurrentEngine(Engine[Q, A]):
         concurrency: Maximum number of concurrent requests; reduced while the provider reports too many.
         max_tries: Number of tries before a row fails.
         at_end: Called in the event loop when the run ends.
-        window: Maximum number of prompts that are read and not yet yielded; by default 16 per slot.
     """
 
     def __init__(
@@ -73,34 +72,28 @@ class ConcurrentEngine(Engine[Q, A]):
         concurrency: int,
         max_tries: int,
         at_end: Callable[[], Awaitable[None]],
-        window: int | None = None,
     ) -> None:
-        self.window = window or _WINDOW_IN_REQUESTS * concurrency
+        self.window = _WINDOW_IN_REQUESTS * concurrency
         self._ask = ask
         self._recorder = recorder
         self._max_tries = max_tries
         self._at_end = at_end
         self._allowance = Allowance(concurrency)
-        self._allowed = concurrency
         self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop
-        self._stop: asyncio.Event
-        # Set when the loop is running, or failed to start.
-        self._ready = threading.Event()
         # Set by the loop when answers are on disk or the run has failed.
         self._news = threading.Event()
         self._failure: BaseException | None = None
-        # Used only in the loop's thread.
+        self._submitted = 0
+        # A deque may be extended in one thread and emptied in another; all below is used only in the loop's thread.
         self._queue: deque[Job[Q, A]] = deque()
+        self._stop = asyncio.Event()
         self._idle: deque[asyncio.Future[None]] = deque()
         self._active = 0
-        self._paused_until = 0.0
+        self._paused_until = float("-inf")
         self._finished: list[tuple[Job[Q, A], A]] = []
-        self._enough_news = self.window // _SHARE_OF_WINDOW
         self._late_news: asyncio.TimerHandle | None = None
         self._woken = False
         self._unsaved = 0
-        self._submitted = 0
         self._lost = 0
 
     # In the caller's thread.
@@ -111,9 +104,15 @@ class ConcurrentEngine(Engine[Q, A]):
             raise self._failure
         if not jobs:
             return
+        self._queue.extend(jobs)
+        self._submitted += len(jobs)
         if self._thread is None:
-            self._start()
-        self._loop.call_soon_threadsafe(self._enqueue, jobs)
+            # The runner copies the caller's context, which holds the session and the usage.
+            self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+            self._loop = self._runner.get_loop()
+            self._thread = threading.Thread(target=self._serve, name="datadreamer_like-requests", daemon=True)
+            self._thread.start()
+        self._loop.call_soon_threadsafe(self._wake)
 
     def wait(self) -> None:
         """Blocks until answers are stored."""
@@ -129,7 +128,6 @@ class ConcurrentEngine(Engine[Q, A]):
         thread, self._thread = self._thread, None
         if thread is None:
             return
-        self._ready.wait()
         if thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
         # The garbage collector may close an abandoned generator in any thread, including this one.
@@ -138,31 +136,17 @@ class ConcurrentEngine(Engine[Q, A]):
             if thread.is_alive():
                 logger.warning("A request could not be cancelled within %s s; it is abandoned.", int(_JOIN_SECONDS))
 
-    def _start(self) -> None:
-        # The caller's context holds the session and the usage.
-        context = contextvars.copy_context()
-        thread = threading.Thread(target=context.run, args=(self._serve,), name=THREAD_NAME, daemon=True)
-        thread.start()
-        self._thread = thread
-        self._ready.wait()
-        if self._failure is not None:
-            raise self._failure
-
     def _serve(self) -> None:
         try:
-            asyncio.run(self._main())
+            with self._runner:
+                self._runner.run(self._main())
         except BaseException as error:
             self._fail(error)
-        finally:
-            self._ready.set()
 
     # In the loop's thread.
 
     async def _main(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
         workers = [asyncio.create_task(self._work()) for _ in range(self._allowance.most)]
-        self._ready.set()
         try:
             await self._stop.wait()
         finally:
@@ -175,7 +159,12 @@ class ConcurrentEngine(Engine[Q, A]):
     async def _work(self) -> None:
         try:
             while True:
-                while not (self._queue and self._may_send()):
+                while (
+                    not self._queue
+                    or self._active >= self._allowance.allowed
+                    or self._failure is not None
+                    or self._loop.time() < self._paused_until
+                ):
                     place: asyncio.Future[None] = self._loop.create_future()
                     self._idle.append(place)
                     await place
@@ -203,13 +192,6 @@ class ConcurrentEngine(Engine[Q, A]):
         except Exception as error:
             self._fail(error)
 
-    def _may_send(self) -> bool:
-        return (
-            self._active < self._allowed
-            and self._failure is None
-            and (not self._paused_until or self._loop.time() >= self._paused_until)
-        )
-
     async def _try(self, job: Job[Q, A], sent_at: float) -> A | None:
         """Sends a job once; returns its row's answer, or None if it will be sent again."""
         job.tries += 1
@@ -229,9 +211,8 @@ class ConcurrentEngine(Engine[Q, A]):
             return self._failed_for_now(job, Unavailable("The request was cancelled by the client library."), sent_at)
         self._lost = 0
         self._recorder.knows_answers = True
-        if self._allowed < self._allowance.most:
+        if self._allowance.allowed < self._allowance.most:
             self._allowance.succeeded()
-            self._allowed = self._allowance.allowed
         return answer
 
     def _failed_for_now(
@@ -241,12 +222,14 @@ class ConcurrentEngine(Engine[Q, A]):
         after = None if isinstance(error, MalformedAnswer) else error.retry_after
         if limited:
             self._allowance.refused(sent_at, self._loop.time())
-            self._allowed = self._allowance.allowed
         if job.tries < self._max_tries * (_PATIENCE_WHEN_LIMITED if limited and self._max_tries > 1 else 1):
             delay = retry_delay(job.tries, after)
             logger.debug("try %s failed, next in %.1f s: %s", job.tries, delay, error)
             if limited and after is not None:
-                self._pause(after)
+                until = self._loop.time() + after
+                if after >= _LONG_PAUSE_SECONDS and until > self._paused_until + _LONG_PAUSE_SECONDS:
+                    logger.warning("The provider asks to wait %s s before the next request; waiting.", f"{after:,.0f}")
+                self._paused_until = max(self._paused_until, until)
             self._loop.call_later(delay, self._again, job)
             return None
         self._lost += 1
@@ -261,26 +244,15 @@ class ConcurrentEngine(Engine[Q, A]):
             ) from error
         return self._recorder.calls.failed(error)
 
-    def _pause(self, seconds: float) -> None:
-        until = self._loop.time() + seconds
-        if seconds >= _LONG_PAUSE_SECONDS and until > self._paused_until + _LONG_PAUSE_SECONDS:
-            logger.warning("The provider asks to wait %s s before the next request; waiting.", f"{seconds:,.0f}")
-        self._paused_until = max(self._paused_until, until)
-
     def _again(self, job: Job[Q, A]) -> None:
         self._queue.appendleft(job)
         self._wake()
 
-    def _enqueue(self, jobs: Sequence[Job[Q, A]]) -> None:
-        self._queue.extend(jobs)
-        self._submitted += len(jobs)
-        self._wake()
-
     def _wake(self) -> None:
         """Wakes one idle worker if it may send; that worker wakes the next."""
-        if self._woken or not self._idle or not self._queue or self._active >= self._allowed:
+        if self._woken or not self._idle or not self._queue or self._active >= self._allowance.allowed:
             return
-        pause = self._paused_until - self._loop.time() if self._paused_until else 0.0
+        pause = self._paused_until - self._loop.time()
         if pause > 0:
             self._loop.call_later(pause, self._wake)
             return
@@ -304,7 +276,7 @@ class ConcurrentEngine(Engine[Q, A]):
         self._unsaved = 0
         self._wake()
         # Waking the caller takes longer than a fast answer, so it is woken once for several transactions.
-        if not self._queue or len(self._recorder.stored) >= self._enough_news:
+        if not self._queue or len(self._recorder.stored) >= self.window // _SHARE_OF_WINDOW:
             self._news.set()
         elif self._late_news is None:
             self._late_news = self._loop.call_later(_LATEST_NEWS_SECONDS, self._notify)
@@ -318,3 +290,39 @@ class ConcurrentEngine(Engine[Q, A]):
         if self._failure is None:
             self._failure = error
         self._news.set()
+
+
+class Allowance:
+    """The number of requests that may be in flight, `allowed`, up to `most`.
+
+    Additive increase, multiplicative decrease, as in TCP (Chiu and Jain, 1989): halved when the provider reports too
+    many requests, increased by one per round of successful requests.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = self.allowed = most
+        self._exact = float(most)
+        self._halved_at = float("-inf")
+
+    def succeeded(self) -> None:
+        """Records a successful request."""
+        self._exact = min(float(self.most), self._exact + 1.0 / self._exact)
+        self.allowed = int(self._exact)
+
+    def refused(self, sent_at: float, now: float) -> None:
+        """Records a rate-limited request; ignored if it was sent before the last halving."""
+        if sent_at >= self._halved_at:
+            self._exact = max(1.0, self._exact / 2.0)
+            self.allowed = int(self._exact)
+            self._halved_at = now
+
+
+def retry_delay(tries: int, retry_after: float | None = None) -> float:
+    """Returns the seconds to wait after the `tries`-th failure.
+
+    Exponential backoff with full jitter, so that requests that failed together are not retried together. A Retry-After
+    of the provider is the minimum, with up to a tenth added for the same reason.
+    """
+    if retry_after is not None:
+        return retry_after * random.uniform(1.0, 1.1)
+    return random.uniform(0.0, min(_LONGEST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2.0**tries))

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from datadreamer_like.errors import ModelError
 
 logger = logging.getLogger("datadreamer_like")
 
-A = TypeVar("A")
+
+class Result(Protocol):
+    """What the pipeline reads of an answer; that of a failed row has an `error` and is not stored."""
+
+    error: ModelError | None
+    cost: float | None
+    """US dollars; None if unknown."""
+    completion_tokens: int
+
+    @property
+    def prompt_tokens(self) -> int: ...  # noqa: D102
+
+
+A = TypeVar("A", bound=Result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +42,16 @@ class Rejected:
     reason: str
 
 
-def log_failures(answers: Iterable[A], error: Callable[[A], ModelError | None], on_error: str) -> Iterator[A]:
+def log_failures(answers: Iterable[A], on_error: str) -> Iterator[A]:
     """Yields answers, and logs at the end how many failed; with `on_error="raise"`, raises the first error."""
     count = rows = 0
     first: tuple[int, ModelError] | None = None
     for answer in answers:
-        failure = error(answer)
-        if failure is not None:
+        if answer.error is not None:
             if on_error == "raise":
-                raise failure
+                raise answer.error
             count += 1
-            first = first or (rows, failure)
+            first = first or (rows, answer.error)
         rows += 1
         yield answer
     if first is not None:

@@ -51,12 +51,7 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
         follow_up: Returns the prompt of a follow-up, from the request, its answer and the reason for its rejection.
     """
 
-    def __init__(
-        self,
-        identity: str,
-        sampling: Sampling,
-        follow_up: Callable[[Request, Answer, str], Prompt],
-    ) -> None:
+    def __init__(self, identity: str, sampling: Sampling, follow_up: Callable[[Request, Answer, str], Prompt]) -> None:
         self._sampling = sampling
         self._follow_up = follow_up
         decided_by = f"{identity}\0{sampling.key_material()}\0"
@@ -89,42 +84,49 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
                         requests[row] = requests[row]._replace(seed=seed + times_before * sampling.n)
         return keys, requests
 
-    def encode(self, answer: Answer) -> bytes:
-        """Returns the stored form of an answer."""
-        return encode_answer(answer)
-
-    def decode(self, value: bytes) -> Answer:
-        """Reads a stored answer."""
-        return decode_answer(value)
-
-    def failed(self, error: ModelError) -> Answer:
-        """Returns the answer of a failed row."""
-        return Answer.failed(error)
-
-    def error(self, answer: Answer) -> ModelError | None:
-        """Returns the error of a failed row."""
-        return answer.error
-
-    def tokens(self, answer: Answer) -> tuple[int, int]:
-        """Returns the tokens counted by the engine."""
-        return answer.prompt_tokens, answer.completion_tokens
-
-    def cost(self, answer: Answer) -> float | None:
-        """Returns the cost of the answer."""
-        return answer.cost
-
     def size(self, request: Request) -> int:
         """Returns the number of characters of the prompt."""
         prompt = request.prompt
         return len(prompt) if isinstance(prompt, str) else sum(len(str(message.get("content"))) for message in prompt)
 
+    @staticmethod
+    def encode(answer: Answer) -> bytes:
+        """Returns the stored form of an answer."""
+        # Assembled by hand: calling the JSON encoder per row takes four times as long.
+        texts = ",".join(["null" if text is None else encode_basestring(text) for text in answer.texts])
+        reasons = _reasons_json(tuple(answer.finish_reasons))
+        rest = ""
+        if answer.logprobs is not None or answer.reasoning is not None:
+            rest = f",{_dumps(answer.logprobs)}"
+            if answer.reasoning is not None:
+                rest += f",{_dumps(answer.reasoning)}"
+        value = f"[[{texts}],{answer.prompt_tokens},{answer.completion_tokens},{reasons}{rest}]"
+        return value.encode("utf-8", "surrogatepass")
+
+    @staticmethod
+    def decode(value: bytes) -> Answer:
+        """Restores an answer of `encode`."""
+        texts, prompt_tokens, completion_tokens, finish_reasons, *rest = json.loads(
+            value.decode("utf-8", "surrogatepass")
+        )
+        logprobs = None
+        if rest and rest[0] is not None:
+            logprobs = [
+                [TokenLogprob(token, logprob, tuple((t, p) for t, p in top)) for token, logprob, top in tokens]
+                for tokens in rest[0]
+            ]
+        reasoning = rest[1] if len(rest) > 1 else None
+        return Answer(texts, prompt_tokens, completion_tokens, finish_reasons, logprobs, reasoning, cost=0.0)
+
+    def failed(self, error: ModelError) -> Answer:
+        """Returns the answer of a failed row."""
+        return Answer.failed(error)
+
     def follow_up(self, key: bytes, request: Request, answer: Answer, reason: str) -> tuple[bytes, Request]:
         """Returns the key and the request of a follow-up, with the rejected answer and the reason."""
         prompt = self._follow_up(request, answer, reason)
-        return (
-            hashlib.blake2b(key + b"\0" + _prompt_bytes(prompt), digest_size=16).digest(),
-            request._replace(prompt=prompt),
-        )
+        next_key = hashlib.blake2b(key + b"\0" + _prompt_bytes(prompt), digest_size=16).digest()
+        return next_key, request._replace(prompt=prompt)
 
     def rejected(self, answer: Answer, reason: str, cause: ModelError | None) -> Answer:
         """Returns the rejected answer, its texts kept, with the error of its row."""
@@ -134,6 +136,11 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
 class Repetitions:
     """Counts how often each prompt came before in a run, in a few bytes per prompt."""
 
+    def __init__(self) -> None:
+        self._recent: dict[int, int] = {}
+        self._hashes = np.empty(0, np.uint64)
+        self._counts = np.empty(0, np.uint32)
+
     def number(self, prompts: Iterable[Prompt]) -> list[Repeated]:
         """Returns prompts with the number of times that each came before, in this call or an earlier one."""
         given = list(prompts)
@@ -141,15 +148,14 @@ class Repetitions:
         times = self.count([int.from_bytes(digest, "little") for digest in digests])
         return [Repeated(prompt, count) for prompt, count in zip(given, times, strict=True)]
 
-    def __init__(self) -> None:
-        self._recent: dict[int, int] = {}
-        self._hashes = np.empty(0, np.uint64)
-        self._counts = np.empty(0, np.uint32)
-
     def count(self, hashes: Sequence[int]) -> list[int]:
         """Returns for each hash how often it came before, in this call or an earlier one."""
         recent = self._recent
-        before = self._older(hashes)
+        before = [0] * len(hashes)
+        if len(self._hashes):
+            wanted = np.array(hashes, np.uint64)
+            places = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
+            before = np.where(self._hashes[places] == wanted, self._counts[places], 0).tolist()
         for position, key in enumerate(hashes):
             seen = recent.get(key, 0)
             recent[key] = seen + 1
@@ -157,14 +163,6 @@ class Repetitions:
         if len(recent) >= max(_RECENT_AT_LEAST, _RECENT_SHARE * len(self._hashes)):
             self._compact()
         return before
-
-    def _older(self, hashes: Sequence[int]) -> list[int]:
-        if not len(self._hashes):
-            return [0] * len(hashes)
-        wanted = np.array(hashes, np.uint64)
-        places = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
-        found: list[int] = np.where(self._hashes[places] == wanted, self._counts[places], 0).tolist()
-        return found
 
     def _compact(self) -> None:
         size = len(self._recent)
@@ -178,48 +176,16 @@ class Repetitions:
         self._counts = np.add.reduceat(counts[order], starts, dtype=np.uint32)
 
 
-def encode_answer(answer: Answer) -> bytes:
-    """Returns the stored form of an answer."""
-    # Assembled by hand: calling the JSON encoder per row takes four times as long.
-    texts = ",".join(["null" if text is None else encode_basestring(text) for text in answer.texts])
-    reasons = _reasons_json(tuple(answer.finish_reasons))
-    rest = ""
-    if answer.logprobs is not None or answer.reasoning is not None:
-        rest = f",{_dumps(answer.logprobs)}"
-        if answer.reasoning is not None:
-            rest += f",{_dumps(answer.reasoning)}"
-    value = f"[[{texts}],{answer.prompt_tokens},{answer.completion_tokens},{reasons}{rest}]"
-    return value.encode("utf-8", "surrogatepass")
-
-
-def decode_answer(value: bytes) -> Answer:
-    """Restores an answer of `encode_answer`."""
-    texts, prompt_tokens, completion_tokens, finish_reasons, *rest = json.loads(value.decode("utf-8", "surrogatepass"))
-    logprobs = None
-    if rest and rest[0] is not None:
-        logprobs = [
-            [TokenLogprob(token, logprob, tuple((t, p) for t, p in top)) for token, logprob, top in tokens]
-            for tokens in rest[0]
-        ]
-    reasoning = rest[1] if len(rest) > 1 else None
-    return Answer(texts, prompt_tokens, completion_tokens, finish_reasons, logprobs, reasoning, cost=0.0)
-
-
 def _prompt_bytes(prompt: Prompt) -> bytes:
     if isinstance(prompt, str):
         return prompt.encode("utf-8", "surrogatepass")
     if isinstance(prompt, Sequence) and prompt and all(isinstance(message, Mapping) for message in prompt):
         try:
             # A text never starts with this byte, so the keys of chats and texts differ.
-            return (
-                b"\xff"
-                + json.dumps(
-                    [dict(message) for message in prompt if isinstance(message, Mapping)],
-                    sort_keys=True,
-                    separators=(",", ":"),
-                ).encode()
-            )
+            messages = [dict(message) for message in prompt if isinstance(message, Mapping)]
+            return b"\xff" + json.dumps(messages, sort_keys=True, separators=(",", ":")).encode()
         except TypeError:
             pass
-    shown = repr(prompt)[:200]
-    raise ArgumentTypeError(f"A prompt must be a text or a list of chat messages of plain values, not {shown}.")
+    raise ArgumentTypeError(
+        f"A prompt must be a text or a list of chat messages of plain values, not {repr(prompt)[:200]}."
+    )

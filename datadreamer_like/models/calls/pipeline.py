@@ -12,21 +12,24 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import closing
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Generic, Self, TypeVar
+from typing import Generic, TypeVar
 
 from datadreamer_like.errors import ArgumentTypeError, ModelError
-from datadreamer_like.graph.usage import Usage
+from datadreamer_like.graph.usage import Usage, current_usage
 from datadreamer_like.storage.answers import AnswerStore
 
-from .failures import Rejected
+from ..model import Model
+from .cache import model_answers
+from .failures import A, Rejected
+from .options import Run
 
 logger = logging.getLogger("datadreamer_like")
 
 P = TypeVar("P")
 Q = TypeVar("Q")
-A = TypeVar("A")
 
 # Target time of reading a chunk of prompts: shorter chunks add overhead, longer ones leave slots idle.
 _READ_SECONDS = 0.02
@@ -40,6 +43,10 @@ class Calls(ABC, Generic[P, Q, A]):
         """Returns the key and the request of each prompt; requests with equal keys are sent once."""
 
     @abstractmethod
+    def size(self, request: Q) -> int:
+        """Returns a length for sorting requests into batches."""
+
+    @abstractmethod
     def encode(self, answer: A) -> bytes:
         """Returns the stored form of an answer."""
 
@@ -51,31 +58,16 @@ class Calls(ABC, Generic[P, Q, A]):
     def failed(self, error: ModelError) -> A:
         """Returns the answer of a failed row."""
 
-    @abstractmethod
-    def error(self, answer: A) -> ModelError | None:
-        """Returns the error of a failed row, or None; the answer of a failed row is not stored."""
-
-    def tokens(self, answer: A) -> tuple[int, int]:
-        """Returns the prompt's and the answer's tokens."""
-        return 0, 0
-
-    def cost(self, answer: A) -> float | None:
-        """Returns the cost of an answer in US dollars; None if unknown."""
-        return 0.0
-
-    def size(self, request: Q) -> int:
-        """Returns a length for sorting requests into batches."""
-        return 0
-
     def follow_up(self, key: bytes, request: Q, answer: A, reason: str) -> tuple[bytes, Q]:
-        """Returns the key and the request of a follow-up to a rejected answer."""
-        raise NotImplementedError
+        """Returns the key and the request of a follow-up to a rejected answer; only for runs with a `check`."""
+        raise NotImplementedError(f"{type(self).__name__} has no follow-ups.")
 
     def rejected(self, answer: A, reason: str, cause: ModelError | None) -> A:
         """Returns the answer of a row that failed by rejection; `cause` is the error of a failed follow-up."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no rejected answers.")
 
 
+@dataclass(slots=True, eq=False)
 class Job(Generic[Q, A]):
     """The position and the request of one prompt. One small object per prompt, since there may be millions.
 
@@ -90,17 +82,14 @@ class Job(Generic[Q, A]):
         rejections: Rejected answers so far, with their reasons.
     """
 
-    __slots__ = ("answer", "index", "key", "received", "rejections", "request", "same", "tries")
-
-    def __init__(self, index: int, key: bytes, request: Q) -> None:
-        self.index = index
-        self.key = key
-        self.request = request
-        self.tries = 0
-        self.received: A | None = None
-        self.answer: A | None = None
-        self.same: list[Job[Q, A]] | None = None
-        self.rejections: list[tuple[A, str]] | None = None
+    index: int
+    key: bytes
+    request: Q
+    tries: int = 0
+    received: A | None = None
+    answer: A | None = None
+    same: list[Job[Q, A]] | None = None
+    rejections: list[tuple[A, str]] | None = None
 
 
 class Recorder(Generic[P, Q, A]):
@@ -113,42 +102,34 @@ class Recorder(Generic[P, Q, A]):
 
     def __init__(self, calls: Calls[P, Q, A], store: AnswerStore, usage: Usage) -> None:
         self.calls = calls
+        self.store = store
+        self.usage = usage
         self.stored: deque[Job[Q, A]] = deque()
         self.knows_answers = False
-        self._store = store
-        self._usage = usage
 
     def record(self, finished: Sequence[tuple[Job[Q, A], A]]) -> None:
         """Stores answers in one transaction."""
-        calls = self.calls
         items = []
         prompt_tokens = completion_tokens = requests = 0
         cost: float | None = 0.0
         for job, answer in finished:
             job.received = answer
             requests += job.tries
-            if calls.error(answer) is None:
-                items.append((job.key, calls.encode(answer)))
+            if answer.error is None:
+                items.append((job.key, self.calls.encode(answer)))
             # A failed row may cost money too.
-            sent, received = calls.tokens(answer)
-            prompt_tokens += sent
-            completion_tokens += received
-            price = calls.cost(answer)
-            cost = None if cost is None or price is None else cost + price
+            prompt_tokens += answer.prompt_tokens
+            completion_tokens += answer.completion_tokens
+            cost = None if cost is None or answer.cost is None else cost + answer.cost
         if items:
-            self._store.put_many(items)
+            self.store.put_many(items)
             self.knows_answers = True
-        self._usage.add(
-            requests=requests,
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            cost=cost,
-        )
+        self.usage.add(requests=requests, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, cost=cost)
         self.stored.extend([job for job, _ in finished])
 
 
 class Engine(ABC, Generic[Q, A]):
-    """Answers jobs inside its `with` block; answers arrive in `Recorder.stored`."""
+    """Answers jobs until it is closed; answers arrive in `Recorder.stored`."""
 
     window: int
     """Maximum number of prompts that are read and not yet yielded; it may grow during the run."""
@@ -161,28 +142,22 @@ class Engine(ABC, Generic[Q, A]):
     def wait(self) -> None:
         """Returns when answers have been stored; raises the error that has ended the run."""
 
+    @abstractmethod
     def close(self) -> None:
         """Ends all work in flight; also called when the caller is interrupted."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def run_calls(
     calls: Calls[P, Q, A],
     prompts: Iterable[P],
     make_engine: Callable[[Recorder[P, Q, A]], Engine[Q, A]],
-    open_store: Callable[[], AbstractContextManager[AnswerStore]],
-    usage: Usage,
+    model: Model,
+    run: Run,
     *,
-    force: bool = False,
-    cache_only: bool = False,
+    what: str,
+    total: int | None,
     check: Callable[[int, A], A | Rejected] | None = None,
     max_follow_ups: int = 0,
-    progress: Callable[[int], None] | None = None,
 ) -> Iterator[A]:
     """Yields the answer to each prompt, in the prompts' order; a failed row's answer holds its error.
 
@@ -190,54 +165,57 @@ def run_calls(
         calls: Describes the calls.
         prompts: Read in the calling thread, at most `window` ahead of the yielded answer.
         make_engine: Makes the engine for prompts without a stored answer.
-        open_store: Opens the answer store for this run.
-        usage: Counts requests, cached answers and tokens.
-        force: Send requests even if answers are stored.
-        cache_only: Raise instead of sending a request.
+        model: The model, whose answers are stored in the current session.
+        run: The caller's options.
+        what: What progress lines count, such as "texts done".
+        total: Number of prompts, if `prompts` has no length.
         check: Called in the calling thread, in any order, with a prompt's position and its answer, stored or new;
             returns the answer to yield, or `Rejected` to ask the model again.
         max_follow_ups: Maximum number of follow-ups to rejected answers before the row fails.
-        progress: Called periodically with the number of rows yielded so far.
     """
-    source = _Source(prompts)
-    done = 0
-    with open_store() as store:
-        recorder = Recorder(calls, store, usage)
-        pending = _Pending(recorder, store, usage, check, max_follow_ups, force=force, cache_only=cache_only)
-        rows = pending.rows
-        with make_engine(recorder) as engine:
-            while True:
-                if recorder.stored:
-                    engine.submit(pending.take_stored())
-                ready = bool(rows) and rows[0].answer is not None
-                room = 0 if source.ended else engine.window - len(rows)
-                # The window is filled before waiting; while there are answers to yield, only whole chunks are read.
-                if room > 0 and (not ready or (room >= source.size and not source.slow)):
-                    engine.submit(pending.add(source.read(room, most=max(1, engine.window // 4))))
-                    if progress is not None:
-                        progress(done)
-                elif ready:
-                    keep = 0 if source.ended or source.slow else engine.window - source.size
-                    while len(rows) > keep:
-                        answer = rows[0].answer
-                        if answer is None:
-                            break
-                        rows.popleft()
-                        done += 1
-                        yield answer
-                elif rows:
-                    engine.wait()
-                else:
-                    return
+    if isinstance(prompts, str | bytes):
+        # Otherwise each character would be sent as a prompt.
+        raise ArgumentTypeError("A model was given one text; expected a list of them, as in run([text]).")
+    if total is None and isinstance(prompts, Sequence):
+        total = len(prompts)
+    log_progress = _progress_logger(model.display_name, what, total, run)
+    open_store, usage = model_answers(model), current_usage()
+
+    def answers() -> Iterator[A]:
+        source = _Source(prompts)
+        done = 0
+        with open_store() as store:
+            recorder = Recorder(calls, store, usage)
+            pending = _Pending(recorder, run, check, max_follow_ups)
+            rows = pending.rows
+            with closing(make_engine(recorder)) as engine:
+                while True:
+                    if recorder.stored:
+                        engine.submit(pending.take_stored())
+                    ready = bool(rows) and rows[0].answer is not None
+                    room = 0 if source.ended else engine.window - len(rows)
+                    # The window is filled before waiting; while there are answers to yield, only whole chunks are read.
+                    if room > 0 and (not ready or (room >= source.size and not source.slow)):
+                        engine.submit(pending.add(source.read(room, most=max(1, engine.window // 4))))
+                        log_progress(done)
+                    elif ready:
+                        keep = 0 if source.ended or source.slow else engine.window - source.size
+                        while len(rows) > keep and (answer := rows[0].answer) is not None:
+                            rows.popleft()
+                            done += 1
+                            yield answer
+                    elif rows:
+                        engine.wait()
+                    else:
+                        return
+
+    return answers()
 
 
 class _Source(Generic[P]):
     """Reads prompts in chunks: large ones from a fast iterable, single prompts from a slow one."""
 
     def __init__(self, prompts: Iterable[P]) -> None:
-        if isinstance(prompts, str | bytes):
-            # Otherwise each character would be sent as a prompt.
-            raise ArgumentTypeError("A model was given one text; expected a list of them, as in run([text]).")
         self._iterator = iter(prompts)
         self.size = 1
         self.slow = False
@@ -257,57 +235,40 @@ class _Source(Generic[P]):
         return chunk
 
 
+@dataclass
 class _Pending(Generic[P, Q, A]):
-    """The rows that are read and not yet yielded.
+    """The rows that are read and not yet yielded, in order."""
 
-    Attributes:
-        rows: The rows, in order.
-    """
-
-    def __init__(
-        self,
-        recorder: Recorder[P, Q, A],
-        store: AnswerStore,
-        usage: Usage,
-        check: Callable[[int, A], A | Rejected] | None,
-        max_follow_ups: int,
-        *,
-        force: bool,
-        cache_only: bool,
-    ) -> None:
-        self.rows: deque[Job[Q, A]] = deque()
-        self._recorder = recorder
-        self._store = store
-        self._usage = usage
-        self._check = check
-        self._max_follow_ups = max_follow_ups
-        self._force = force
-        self._cache_only = cache_only
-        self._count = 0
-        self._in_flight: dict[bytes, Job[Q, A]] = {}
-        # With `force`, keys that this run has already requested.
-        self._fresh: set[bytes] = set()
-        self._follow_ups: list[Job[Q, A]] = []
+    recorder: Recorder[P, Q, A]
+    run: Run
+    check: Callable[[int, A], A | Rejected] | None
+    max_follow_ups: int
+    rows: deque[Job[Q, A]] = field(default_factory=deque)
+    count: int = 0
+    in_flight: dict[bytes, Job[Q, A]] = field(default_factory=dict)
+    # With `force`, keys that this run has already requested.
+    fresh: set[bytes] = field(default_factory=set)
+    follow_ups: list[Job[Q, A]] = field(default_factory=list)
 
     def add(self, prompts: Sequence[P]) -> list[Job[Q, A]]:
         """Appends a job for each prompt, and returns those to submit."""
         if not prompts:
             return []
-        keys, requests = self._recorder.calls.admit(prompts)
-        start = self._count
-        self._count += len(prompts)
-        jobs: list[Job[Q, A]] = [*map(Job, range(start, self._count), keys, requests)]
+        keys, requests = self.recorder.calls.admit(prompts)
+        start = self.count
+        self.count += len(prompts)
+        jobs: list[Job[Q, A]] = [*map(Job, range(start, self.count), keys, requests)]
         self.rows.extend(jobs)
         return self._ask(jobs) + self._ask_again()
 
     def take_stored(self) -> list[Job[Q, A]]:
         """Assigns stored answers to their jobs, and returns jobs to submit again after a rejection."""
-        stored = self._recorder.stored
+        stored = self.recorder.stored
         while stored:
             job = stored.popleft()
-            del self._in_flight[job.key]
-            if self._force:
-                self._fresh.add(job.key)
+            del self.in_flight[job.key]
+            if self.run.force:
+                self.fresh.add(job.key)
             answer, same = job.received, job.same
             assert answer is not None
             job.received = job.same = None
@@ -317,17 +278,14 @@ class _Pending(Generic[P, Q, A]):
         return self._ask_again()
 
     def _ask(self, jobs: Sequence[Job[Q, A]]) -> list[Job[Q, A]]:
-        known = self._store.get_many([job.key for job in jobs])
-        if self._force:
-            known = [value if job.key in self._fresh else None for job, value in zip(jobs, known, strict=True)]
-        decode = self._recorder.calls.decode
-        in_flight = self._in_flight
+        known = self.recorder.store.get_many([job.key for job in jobs])
+        decode = self.recorder.calls.decode
         new: list[Job[Q, A]] = []
         for job, value in zip(jobs, known, strict=True):
-            if value is not None:
+            if value is not None and (not self.run.force or job.key in self.fresh):
                 self._take(job, decode(value))
                 continue
-            first = in_flight.setdefault(job.key, job)
+            first = self.in_flight.setdefault(job.key, job)
             if first is job:
                 new.append(job)
             elif first.same is None:
@@ -335,9 +293,9 @@ class _Pending(Generic[P, Q, A]):
             else:
                 first.same.append(job)
         if len(new) < len(jobs):
-            self._usage.add(cached=len(jobs) - len(new))
-            self._recorder.knows_answers = True
-        if new and self._cache_only:
+            self.recorder.usage.add(cached=len(jobs) - len(new))
+            self.recorder.knows_answers = True
+        if new and self.run.cache_only:
             raise ModelError(
                 f"{len(new)} of the last {len(jobs)} prompts have no cached answer, and cache_only=True forbids "
                 "sending requests. Run without cache_only once."
@@ -346,41 +304,35 @@ class _Pending(Generic[P, Q, A]):
 
     def _ask_again(self) -> list[Job[Q, A]]:
         new: list[Job[Q, A]] = []
-        while self._follow_ups:
-            jobs, self._follow_ups = self._follow_ups, []
+        while self.follow_ups:
+            jobs, self.follow_ups = self.follow_ups, []
             new += self._ask(jobs)
         return new
 
     def _take(self, job: Job[Q, A], answer: A) -> None:
-        if self._check is None:
+        if self.check is None:
             job.answer = answer
             return
-        calls = self._recorder.calls
-        error = calls.error(answer)
-        if error is not None:
-            job.answer = answer if job.rejections is None else calls.rejected(*job.rejections[-1], error)
+        calls = self.recorder.calls
+        if answer.error is not None:
+            job.answer = answer if job.rejections is None else calls.rejected(*job.rejections[-1], answer.error)
             return
-        checked = self._check(job.index, answer)
+        checked = self.check(job.index, answer)
         if not isinstance(checked, Rejected):
             job.answer = checked
             return
         job.rejections = [*(job.rejections or ()), (answer, checked.reason)]
-        if len(job.rejections) > self._max_follow_ups:
+        if len(job.rejections) > self.max_follow_ups:
             job.answer = calls.rejected(answer, checked.reason, None)
         else:
             job.key, job.request = calls.follow_up(job.key, job.request, answer, checked.reason)
             job.tries = 0
-            self._follow_ups.append(job)
+            self.follow_ups.append(job)
 
 
-def progress_logger(
-    who: str, what: str, prompts: Iterable[object], total: int | None, interval: float | None, level: int
-) -> Callable[[int], None] | None:
-    """Returns a function of the rows done that logs a line at most every `interval` seconds; None for no interval."""
-    if not interval:
-        return None
-    if total is None and isinstance(prompts, Sequence):
-        total = len(prompts)
+def _progress_logger(who: str, what: str, total: int | None, run: Run) -> Callable[[int], None]:
+    """Returns a function of the rows done that logs a line at most every `progress_interval` seconds."""
+    interval = run.progress_interval or float("inf")
     of = f" of {total:,}" if total is not None else ""
     last = time.monotonic()
 
@@ -389,6 +341,6 @@ def progress_logger(
         now = time.monotonic()
         if now - last >= interval:
             last = now
-            logger.log(level, "%s: %s%s %s", who, f"{done:,}", of, what)
+            logger.log(run.progress_level, "%s: %s%s %s", who, f"{done:,}", of, what)
 
     return log

@@ -3,62 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypedDict
+from typing import Any
 
-from datadreamer_like.errors import ArgumentTypeError, BadRequest, DefinitionError, ModelError, did_you_mean
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, did_you_mean
 
 from .failures import log_failures
-from .pipeline import Calls, progress_logger
+from .options import Run, RunOptions
+from .pipeline import Calls
 
 
-class TextOptions(TypedDict, total=False):
+class TextOptions(RunOptions, total=False):
     """Options of `TaskModel.run` and `Embedder.run`; the defaults are those of `TextRun`."""
 
-    batch_size: int
-    batch_scheduler_buffer_size: int | None
-    adaptive_batch_size: bool
-    progress_interval: int | None
-    force: bool
-    cache_only: bool
-    verbose: bool | None
-    log_level: int | None
     total_num_texts: int | None
-    return_generator: bool
-    on_error: Literal["keep", "raise"]
 
 
 @dataclass(frozen=True, slots=True)
-class TextRun:
+class TextRun(Run):
     """All options of one run.
 
     Attributes:
-        batch_size: Texts per batch.
-        batch_scheduler_buffer_size: Texts read ahead and sorted by length; by default 10 batches.
-        adaptive_batch_size: Halve the batch size when memory runs out, instead of failing.
-        progress_interval: Seconds between progress lines in the log; None for none.
-        force: Compute even if a result is cached.
-        cache_only: Raise instead of computing.
-        verbose: Log progress at INFO instead of DEBUG.
-        log_level: Level of the progress lines; overrides `verbose`.
+        adaptive_batch_size: See `Run`, as for all other options.
         total_num_texts: Number of texts, if `texts` has no length.
-        return_generator: Return a generator of results, in order, instead of a list.
-        on_error: "keep" returns None for a failed row; "raise" raises its error.
     """
 
-    batch_size: int = 10
-    batch_scheduler_buffer_size: int | None = None
     adaptive_batch_size: bool = True
-    progress_interval: int | None = 60
-    force: bool = False
-    cache_only: bool = False
-    verbose: bool | None = None
-    log_level: int | None = None
     total_num_texts: int | None = None
-    return_generator: bool = False
-    on_error: Literal["keep", "raise"] = "keep"
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> TextRun:
@@ -82,11 +54,6 @@ class TextRun:
             raise DefinitionError(f'on_error cannot be {run.on_error!r}; expected "keep" or "raise".')
         return run
 
-    def progress(self, texts: Iterable[object], who: str) -> Callable[[int], None] | None:
-        """Returns a function that logs a line when `progress_interval` seconds have passed since the last one."""
-        level = self.log_level if self.log_level is not None else logging.INFO if self.verbose else logging.DEBUG
-        return progress_logger(who, "texts done", texts, self.total_num_texts, self.progress_interval, level)
-
 
 @dataclass(slots=True)
 class Computed:
@@ -97,21 +64,25 @@ class Computed:
         stored: The stored form of the result.
         tokens: Tokens of the text, if the model counts them.
         error: The error of a failed row.
+        completion_tokens: Tokens generated: none.
+        cost: US dollars.
     """
 
     value: Any = None
     stored: bytes = b""
     tokens: int = 0
     error: ModelError | None = None
+    completion_tokens: int = 0
+    cost: float | None = 0.0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The same as `tokens`, as an LLM's answer names it."""
+        return self.tokens
 
 
 class TextCalls(Calls[str, str, Computed]):
-    """Calls of one task model; a key is a hash of its identity and the text.
-
-    Args:
-        identity: Hash of everything that determines the results, except the text.
-        decode: Reads a stored value.
-    """
+    """Calls of one task model; a key is a hash of the text and of `identity`, all else that determines a result."""
 
     def __init__(self, identity: str, decode: Callable[[bytes], Any]) -> None:
         self._decode = decode
@@ -128,6 +99,10 @@ class TextCalls(Calls[str, str, Computed]):
             keys.append(hasher.digest())
         return keys, list(prompts)
 
+    def size(self, request: str) -> int:
+        """Returns the number of characters of the text."""
+        return len(request) if isinstance(request, str) else 0
+
     def encode(self, answer: Computed) -> bytes:
         """Returns the stored form of a result."""
         return answer.stored
@@ -140,27 +115,9 @@ class TextCalls(Calls[str, str, Computed]):
         """Returns a row without a result."""
         return Computed(error=error)
 
-    def error(self, answer: Computed) -> ModelError | None:
-        """Returns the error of a failed row."""
-        return answer.error
-
-    def tokens(self, answer: Computed) -> tuple[int, int]:
-        """Returns the text's tokens; nothing is generated."""
-        return answer.tokens, 0
-
-    def size(self, request: str) -> int:
-        """Returns the number of characters of the text."""
-        return len(request) if isinstance(request, str) else 0
-
 
 def values_of(results: Iterable[Computed], options: Mapping[str, Any]) -> Any:
     """Returns the values of results: a list, or a generator with `return_generator`; None for a failed row."""
     run = TextRun.from_options(options)
-    results = log_failures(results, lambda result: result.error, run.on_error)
-    values = (result.value for result in results)
+    values = (result.value for result in log_failures(results, run.on_error))
     return values if run.return_generator else list(values)
-
-
-def not_a_text(value: object) -> BadRequest:
-    """Returns the error of a row that does not hold a text."""
-    return BadRequest(f"The value is {type(value).__name__}, not a text. Convert or filter such rows first.")

@@ -21,11 +21,9 @@ class Embedder(TaskModel[Vector]):
 
     A subclass writes `compute(texts, instruction=None) -> vectors [texts, dims]`, `count_tokens`, `model_max_length`
     and `dims`. Vectors are stored as 4 bytes per number.
-
-    Args:
-        model_name: The model's name in the script.
-        cache_folder_path: Where vectors are cached outside a session.
     """
+
+    icon = " 🧭 "
 
     def __init__(self, model_name: str, cache_folder_path: str | Path | None = None) -> None:
         super().__init__(cache_folder_path)
@@ -43,19 +41,13 @@ class Embedder(TaskModel[Vector]):
         instruction: str | None = None,
         **options: Unpack[TextOptions],
     ) -> Any:
-        """Embeds texts, in order; cached vectors are not computed again.
+        """Embeds texts as float32 arrays [dims]; see `TaskModel.run`.
 
         Args:
-            texts: The texts; any iterable, with bounded read-ahead.
+            texts: The texts.
             truncate: Truncate texts that are too long, instead of failing the row.
             instruction: Prefix of each text, for models that were trained with one.
             **options: See `TextOptions`.
-
-        Returns:
-            A list, or a generator where `return_generator=True`, of float32 arrays [dims]; None for a failed row.
-
-        Raises:
-            ModelError: A row failed and `on_error="raise"`.
         """
         return values_of(self.results(texts, truncate, instruction, **options), options)
 
@@ -63,7 +55,7 @@ class Embedder(TaskModel[Vector]):
         self, texts: Iterable[str], truncate: bool = False, instruction: str | None = None, **options: Any
     ) -> Iterator[Computed]:
         """Yields results in the texts' order: the vector, or the error of a failed row; see `run`."""
-        return self.results_of(texts, truncate, {"instruction": instruction}, options)
+        return super().results(texts, truncate, asks={"instruction": instruction}, **options)
 
     def count_input_tokens(self, text: str, asks: Mapping[str, Any]) -> int:
         """Returns the number of tokens of a text with the run's instruction."""
@@ -76,8 +68,3 @@ class Embedder(TaskModel[Vector]):
     def decode_value(self, value: bytes) -> Vector:
         """Reads a stored vector."""
         return np.frombuffer(value, dtype="<f4").astype(np.float32)
-
-    @property
-    def display_icon(self) -> str:
-        """A symbol for the display."""
-        return " 🧭 "

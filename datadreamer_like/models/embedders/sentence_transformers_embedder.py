@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -13,6 +12,7 @@ import numpy as np
 
 from datadreamer_like.errors import require_extra
 
+from ..model import free_memory
 from ..trained.hf_source import HOW_FETCHED, hf_source, loading
 from .embedder import Embedder, Vector
 
@@ -71,13 +71,9 @@ class SentenceTransformersEmbedder(Embedder):
         if self.dtype is not None:
             options["model_kwargs"] = {"dtype": self.dtype, **options.get("model_kwargs", {})}
         device = f"cuda:{self.device}" if isinstance(self.device, int) else self.device
+        options["device"] = str(device) if device is not None else None
         with loading(self._source):
-            return SentenceTransformer(
-                self._source.name,
-                device=str(device) if device is not None else None,
-                trust_remote_code=self.trust_remote_code,
-                **options,
-            ).eval()
+            return SentenceTransformer(self._source.name, trust_remote_code=self.trust_remote_code, **options).eval()
 
     @property
     def tokenizer(self) -> Any:
@@ -111,34 +107,13 @@ class SentenceTransformersEmbedder(Embedder):
     @cached_property
     def dims(self) -> int:
         """Length of the vectors."""
-        # Renamed in version 6.
-        name = "get_embedding_dimension"
-        name = name if hasattr(self.model, name) else "get_sentence_embedding_dimension"
-        return int(getattr(self.model, name)())
-
-    @property
-    def model_card(self) -> str | None:
-        """URL of the model's card on the Hub."""
-        return self._source.model_card
-
-    @property
-    def license(self) -> str | None:
-        """The licence in the model's README, if stated."""
-        return self._source.license
-
-    @property
-    def citation(self) -> list[str] | None:
-        """BibTeX entries in the model's README."""
-        return self._source.citation
+        renamed_in_6 = getattr(self.model, "get_embedding_dimension", None)
+        return int((renamed_in_6 or self.model.get_sentence_embedding_dimension)())
 
     def unload_model(self) -> None:
         """Frees the model's memory; it is loaded again when needed."""
         if self.__dict__.pop("model", None) is not None:
-            import torch
-
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            free_memory()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "model"}

@@ -9,21 +9,9 @@ from datadreamer_like.errors import MalformedAnswer, ModelError
 
 from .generation import Answer
 
-THOUGHT_TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
-"""Tags that open models put around their reasoning, if the server leaves them in the text."""
-
-_TEXT_PARTS = {"text", "output_text"}
-_THOUGHT_PARTS = {"thinking", "reasoning"}
-
 
 class AnswerText(NamedTuple):
-    """One text of an answer.
-
-    Attributes:
-        text: The answer, or None.
-        reasoning: The model's reasoning, or None.
-        error: Why there is no answer.
-    """
+    """One text of an answer, the model's reasoning, and the reason if there is no text."""
 
     text: str | None
     reasoning: str | None = None
@@ -41,17 +29,15 @@ def answer_text(
     """Separates a message into answer and reasoning.
 
     An empty text is an answer if the model chose to stop, but an error if the token limit or a filter ended it. A
-    truncated answer to a schema is an error too.
+    truncated answer to a schema (`shaped`) is an error too.
 
     Args:
-        content: The message's content: a text, a list of parts (mappings or objects with `type`), or None.
+        content: The message's content: a text, a list of parts (mappings or objects with `type`), or None; a TypeError
+            is raised for other content.
         finish_reason: Why the model stopped, in OpenAI's terms: "stop", "length", "content_filter", ...
         refusal: The provider's message if the model refused.
         reasoning: Reasoning that the provider sent in a separate field.
         shaped: Whether the answer must fit a schema.
-
-    Raises:
-        TypeError: The content is neither text nor parts.
     """
     thoughts = [reasoning] if reasoning else []
     text = _joined(content, thoughts)
@@ -63,16 +49,13 @@ def answer_text(
 
 
 def answer_of(texts: Sequence[AnswerText], **facts: Any) -> Answer:
-    """Returns the answer to one request; it has an error if none of the texts is an answer.
+    """Returns the answer to one request from its `n` texts and the other attributes of `Answer`.
 
-    Args:
-        texts: The `n` texts.
-        **facts: The other attributes of `Answer`.
+    It has an error if none of the texts is an answer.
     """
     reasoning = [text.reasoning for text in texts] if any(text.reasoning for text in texts) else None
     if texts and all(text.text is None for text in texts):
-        error = texts[0].error
-        return Answer((), **{**facts, "logprobs": None}, reasoning=reasoning, error=error)
+        return Answer((), **{**facts, "logprobs": None}, reasoning=reasoning, error=texts[0].error)
     return Answer([text.text for text in texts], **facts, reasoning=reasoning)
 
 
@@ -83,10 +66,12 @@ def _joined(content: object, thoughts: list[str]) -> str | None:
         raise TypeError(f"content is {type(content).__name__}, neither a text nor a list of parts")
     texts = []
     for part in content:
-        kind = "text" if isinstance(part, str) else _field(part, "type")
-        if kind in _TEXT_PARTS:
-            texts.append(part if isinstance(part, str) else str(_field(part, "text") or ""))
-        elif kind in _THOUGHT_PARTS:
+        kind = _field(part, "type")
+        if isinstance(part, str):
+            texts.append(part)
+        elif kind in ("text", "output_text"):
+            texts.append(str(_field(part, "text") or ""))
+        elif kind in ("thinking", "reasoning"):
             thought = _field(part, "thinking") or _field(part, "text")
             thoughts.append(thought if isinstance(thought, str) else _joined(thought, thoughts) or "")
     return "".join(texts) if texts else None
@@ -97,7 +82,8 @@ def _field(part: object, name: str) -> Any:
 
 
 def _without_thoughts(text: str, thoughts: list[str], finish_reason: str | None) -> str | None:
-    for opening, closing in THOUGHT_TAGS:
+    # Open models put these tags around their reasoning, and some servers leave them in the text.
+    for opening, closing in (("<think>", "</think>"), ("[THINK]", "[/THINK]")):
         # If the opening tag is part of the prompt, only the closing tag is in the answer.
         thought, closed, rest = text.rpartition(closing)
         if closed:
@@ -120,9 +106,7 @@ def _answer_error(text: str | None, finish_reason: str | None, refusal: str | No
         if text is None:
             return MalformedAnswer(f"The answer has no text (finish reason {finish_reason!r}).")
     elif shaped and finish_reason == "length":
-        return ModelError(
-            "The answer was cut off before it was complete, so it does not fit the schema. Raise max_new_tokens."
-        )
+        return ModelError("The answer was cut off before it was complete; the schema needs all. Raise max_new_tokens.")
     return None
 
 

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
 
-from datadreamer_like.errors import DefinitionError, MalformedAnswer, require_extra
+from datadreamer_like.errors import DefinitionError, MalformedAnswer
 
 from .answer_text import AnswerText, answer_of, answer_text
-from .endpoint import Endpoint, Limits, headers_without_ambient, shown_address
+from .api_model import APIModel, Endpoint, Quirks, shown_address
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
-from .llm import LLM
-from .prices import Prices, given_prices, known_prices, total_cost
-from .provider_errors import refused_parameter, request_error, seconds_until_renewed
+from .prices import Usage, counted
+from .provider_errors import seconds_until_renewed
 from .schema import ANSWER_FIELD, object_schema, strict_schema
 
 if TYPE_CHECKING:
-    from anthropic import Anthropic as AnthropicClient
-    from anthropic import AsyncAnthropic
     from anthropic.types import Message
 
 logger = logging.getLogger("datadreamer_like")
@@ -38,7 +35,6 @@ SAMPLING_MODELS = {
 FORCED_TOOL_MODELS = SAMPLING_MODELS | {"claude-opus-4-7", "claude-opus-4-8", "claude-opus-5", "claude-sonnet-5"}
 """Models that accept a forced tool choice; newer ones refuse it and have structured outputs instead."""
 
-_UNAVAILABLE = ("logit_bias", "top_logprobs", "repetition_penalty")
 _FINISH_REASONS = {
     "end_turn": "stop", "stop_sequence": "stop", "tool_use": "stop", "pause_turn": "stop", "max_tokens": "length",
     "model_context_window_exceeded": "length", "refusal": "content_filter",
@@ -46,7 +42,6 @@ _FINISH_REASONS = {
 # The API requires a limit. Reasoning counts as new tokens.
 _DEFAULT_NEW_TOKENS = 16_384
 _TOOL = "answer"
-_CREDENTIALS = ("auth_token", "credentials", "config", "profile")
 _STANDARD = {None, "standard", "auto", "standard_only"}
 
 
@@ -61,8 +56,8 @@ class AnthropicOptions(GenerationOptions, total=False):
     extra_body: Mapping[str, Any]
 
 
-class Anthropic(LLM):
-    """A Claude model on Anthropic's API.
+class Anthropic(APIModel):
+    """A Claude model on Anthropic's API; see `APIModel` for the arguments.
 
     Messages with the role "system" become the system prompt. `n` answers take `n` requests. Schemas use a forced tool
     call, or structured outputs for models that refuse one. Reasoning is in `Answer.reasoning`. When the response
@@ -71,109 +66,52 @@ class Anthropic(LLM):
     Newer models support neither `temperature` nor `top_p`, which are left out with a warning; older ones accept only
     one of the two. Log-probabilities, `logit_bias` and `repetition_penalty` are not supported; `seed` has no effect.
 
+    `ANTHROPIC_API_KEY` is sent to Anthropic's servers and to the address in `ANTHROPIC_BASE_URL`.
+
     Example:
         >>> llm = Anthropic("claude-haiku-5-5", system_prompt="Answer in one word.")    # doctest: +SKIP
         >>> llm.run(["The capital of France?"])                                        # doctest: +SKIP
         ['Paris']
-
-    Args:
-        model_name: Anthropic's name of the model.
-        api_key: The key; by default `ANTHROPIC_API_KEY`. Never written anywhere, not even into a pickle.
-        retry_on_fail: False sends each request once.
-        cache_folder_path: Folder for cached answers, instead of the session's.
-        system_prompt: Added to every prompt that does not have its own.
-        base_url: Another address of the API, such as a proxy's. The key in the environment is sent there only if
-            `ANTHROPIC_BASE_URL` is that address.
-        max_context_length: The model's context window in tokens; by default 200,000.
-        timeout: Seconds after which a request without an answer is retried.
-        prices: US dollars per million tokens, such as `{"input": 2.0, "output": 10.0}`; None for published prices.
-        **kwargs: Passed to the SDK's client.
-
-    Raises:
-        MissingExtra: The `anthropic` package is not installed.
-        AuthenticationFailed: There is no key, and the server is Anthropic's own.
-        DefinitionError: `base_url` is not a valid address, or `prices` are malformed.
     """
 
-    endpoint: ClassVar[Endpoint] = Endpoint(
+    endpoint = Endpoint(
         "Anthropic",
         base_url="https://api.anthropic.com",
         key_variable="ANTHROPIC_API_KEY",
         url_variable="ANTHROPIC_BASE_URL",
-        prices="anthropic",
+        quirks=Quirks(refuses=dict.fromkeys(("logit_bias", "top_logprobs", "repetition_penalty"), "Leave it out.")),
         # The smallest among the models that are still served.
-        limits=Limits(context_length=200_000),
-        models_url="https://platform.claude.com/docs/en/about-claude/models/overview",
-        terms_url="https://www.anthropic.com/legal/commercial-terms",
+        context_length=200_000,
+        model_card="https://platform.claude.com/docs/en/about-claude/models/overview",
+        license="https://www.anthropic.com/legal/commercial-terms",
     )
+    sdk = "Anthropic"
+    extra_options = frozenset(AnthropicOptions.__annotations__) - frozenset(GenerationOptions.__annotations__)
 
-    enforces_schemas = True
-
-    extra_options: ClassVar[frozenset[str]] = frozenset(AnthropicOptions.__annotations__) - frozenset(
-        GenerationOptions.__annotations__
-    )
-
-    def __init__(
-        self,
-        model_name: str,
-        api_key: str | None = None,
-        retry_on_fail: bool = True,
-        cache_folder_path: str | Path | None = None,
-        *,
-        system_prompt: str | None = None,
-        base_url: str | None = None,
-        max_context_length: int | None = None,
-        timeout: float = 600.0,
-        prices: Prices | Mapping[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        require_extra("anthropic", "anthropic", what=type(self).__name__)
-        super().__init__(cache_folder_path)
-        self.model_name = model_name
-        self.retry_on_fail = retry_on_fail
-        self.system_prompt = system_prompt
-        self.base_url = self.endpoint.address_in_use(base_url)
-        self.max_context_length = max_context_length
-        self.timeout = timeout
-        self.kwargs = kwargs
-        self.prices = given_prices(prices)
-        if self.prices is None and self.endpoint.serves(self.base_url):
-            self.prices = known_prices("anthropic", model_name)
-        self.default_concurrency = self.endpoint.limits.concurrency
-        self._api_key = api_key
-        self._refused: set[str] = set() if model_name in SAMPLING_MODELS else {"temperature", "top_p"}
-        self._warned = False
-        self._forces_tools = model_name in FORCED_TOOL_MODELS
-        self._renewed_at = 0.0
-        self._clients: dict[asyncio.AbstractEventLoop, AsyncAnthropic] = {}
-        self.key  # noqa: B018  (a missing key is an error now, not at the first request)
+    _warned = False
+    _renewed_at = 0.0
 
     if TYPE_CHECKING:
 
         def run(self, prompts: Iterable[Prompt], **options: Unpack[AnthropicOptions]) -> Any:
             """See `LLM.run`."""
 
-    @classmethod
-    def example(cls, model: Any) -> Self:
-        """Returns an instance that sends no request, for tests and documentation."""
-        return cls(str(model), api_key="example-key")
+    @cached_property
+    def _refused(self) -> set[str]:
+        return set() if self.model_name in SAMPLING_MODELS else {"temperature", "top_p"}
 
     @cached_property
-    def key(self) -> str | None:
-        """The key in use, looked up again after unpickling; None if the SDK's client has other credentials."""
-        if any(name in self.kwargs for name in _CREDENTIALS):
-            return None
-        return self.endpoint.key_for(self.base_url, self._api_key, self.model_name)
+    def _forces_tools(self) -> bool:
+        return self.model_name in FORCED_TOOL_MODELS
 
-    def identity(self) -> dict[str, Any]:
-        """Returns the server's address and the system prompt."""
-        return {"base_url": shown_address(self.base_url), "system_prompt": self.system_prompt}
+    def find_key(self) -> str | None:
+        """Returns the key to send, or None if the SDK's client has other credentials."""
+        others = {"auth_token", "credentials", "config", "profile"} & self.kwargs.keys()
+        return None if others else super().find_key()
 
     def check(self, sampling: Sampling) -> None:
         """Refuses options that the API or this model does not support."""
-        for name in _UNAVAILABLE:
-            if getattr(sampling, name) is not None:
-                raise DefinitionError(f"Anthropic's API has no {name}. Leave it out.")
+        super().check(sampling)
         if any(not text.strip() for text in sampling.stop):
             raise DefinitionError("Anthropic's API does not accept stop texts that are only white space.")
         if self._refused >= {"temperature", "top_p"} and not self._warned:
@@ -190,99 +128,33 @@ class Anthropic(LLM):
 
     async def answer(self, request: Request) -> Answer:
         """Sends `n` requests one after the other, so that the later ones use the provider's prompt cache."""
-        messages = [await self._send(request) for _ in range(request.sampling.n)]
+        sampling = request.sampling
+        messages: list[Message] = [await self.request(lambda: self._parameters(request)) for _ in range(sampling.n)]
         try:
-            texts = [self._text(message, request.sampling) for message in messages]
+            texts = [self._text(message, sampling.schema) for message in messages]
             usages = [message.usage for message in messages]
-            standard = request.sampling.extra.get("service_tier") in _STANDARD
-            return answer_of(
-                texts,
-                prompt_tokens=sum(usage.input_tokens + _read(usage) + _written(usage) for usage in usages),
-                completion_tokens=sum(usage.output_tokens for usage in usages),
-                finish_reasons=[_FINISH_REASONS.get(str(each.stop_reason), each.stop_reason) for each in messages],
-                cached_tokens=sum(_read(usage) for usage in usages),
-                cost=total_cost(_cost(usage, self.prices if standard else None) for usage in usages),
-            )
+            tiers = [sampling.extra.get("service_tier"), *(getattr(usage, "service_tier", None) for usage in usages)]
+            usual = _STANDARD.issuperset([*tiers, *(getattr(usage, "speed", None) for usage in usages)])
+            tokens = counted([_usage(usage) for usage in usages], self.prices if usual else None)
+            return answer_of(texts, finish_reasons=[_finish_reason(message) for message in messages], **tokens)
         except (AttributeError, TypeError) as error:
-            raise MalformedAnswer(f"{self.base_url} sent an answer that cannot be read: {error}.") from error
+            address = shown_address(self.base_url)
+            raise MalformedAnswer(f"{address} sent an answer that cannot be read: {error}.") from error
 
-    async def end_run(self) -> None:
-        """Closes the client of the run's event loop."""
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.close()
-
-    def final_count_tokens(self, value: str) -> int:
-        """Returns a conservative estimate of a prompt's tokens, with the system prompt."""
-        return self.count_tokens(value) + self.count_tokens(self.system_prompt or "") + 16
-
-    def get_max_context_length(self, max_new_tokens: int | None) -> int:
-        """Returns the maximum number of prompt tokens that leaves room for `max_new_tokens`."""
-        return (self.max_context_length or self.endpoint.limits.context_length or 0) - (max_new_tokens or 0)
-
-    @property
-    def client(self) -> AnthropicClient:
-        """A client of the SDK, for direct use; `run` does not use it."""
-        import anthropic
-
-        return anthropic.Anthropic(**self._client_options())
-
-    @property
-    def model_card(self) -> str | None:
-        """Address of Anthropic's page about its models."""
-        return self.endpoint.models_url
-
-    @property
-    def license(self) -> str | None:
-        """Address of the terms of use."""
-        return self.endpoint.terms_url
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_api_key": None, "_clients": {}, "_renewed_at": 0.0}
-        state.pop("key", None)
-        return state
-
-    def _client_options(self) -> dict[str, Any]:
-        options = {"base_url": self.base_url, "timeout": self.timeout, "max_retries": 0, **self.kwargs}
-        if self.key is not None:
-            options["api_key"] = self.key
-            if not self.endpoint.owns_key_of(self.base_url):
-                from anthropic import Omit
-
-                key, given = ("Authorization", f"Bearer {self.key}"), self.kwargs.get("default_headers")
-                options["default_headers"] = headers_without_ambient("ANTHROPIC_CUSTOM_HEADERS", Omit(), key, given)
-        return options
-
-    async def _send(self, request: Request) -> Message:
-        # Connections belong to the event loop that opened them.
+    async def send(self, client: Any, parameters: dict[str, Any]) -> Message:
+        """Sends one request, after the rate limit is renewed."""
         loop = asyncio.get_running_loop()
-        client = self._clients.get(loop)
-        if client is None:
-            import anthropic
+        if (wait := self._renewed_at - loop.time()) > 0:
+            await asyncio.sleep(wait)
+        response = await client.messages.with_raw_response.create(**parameters)
+        wait_after = seconds_until_renewed(response.headers)
+        message: Message = await response.parse()
+        if wait_after:
+            self._renewed_at = max(self._renewed_at, loop.time() + wait_after)
+        return message
 
-            client = self._clients[loop] = anthropic.AsyncAnthropic(**self._client_options())
-        while True:
-            if (wait := self._renewed_at - loop.time()) > 0:
-                await asyncio.sleep(wait)
-            parameters = self._parameters(request)
-            try:
-                response = await client.messages.with_raw_response.create(**parameters)
-                wait_after = seconds_until_renewed(response.headers)
-                message: Message = await response.parse()
-            except Exception as error:
-                body = parameters.get("extra_body", {})
-                sent = [*(name for name in parameters if name not in ("model", "messages", "extra_body")), *body]
-                refused = refused_parameter(error, sent)
-                if refused is not None and self._leaves_out(refused, sent):
-                    continue
-                raise request_error(error, refused, self.model_name, shown_address(self.base_url)) from error
-            if wait_after:
-                self._renewed_at = max(self._renewed_at, loop.time() + wait_after)
-            return message
-
-    def _leaves_out(self, refused: tuple[str, bool], sent: list[str]) -> bool:
-        """Drops or replaces a refused parameter in later requests; False if the answer depends on it."""
-        name, unsupported = refused
+    def leave_out(self, name: str, unsupported: bool, sent: Mapping[str, Any]) -> bool:
+        """Drops the temperature or `top_p`, or asks for structured outputs instead of a tool call."""
         if unsupported and name == "tool_choice":
             self._forces_tools = False
         elif unsupported and name in ("temperature", "top_p"):
@@ -292,6 +164,13 @@ class Anthropic(LLM):
         else:
             return False
         return True
+
+    def get_max_context_length(self, max_new_tokens: int | None) -> int:
+        """Returns the maximum number of prompt tokens that leaves room for `max_new_tokens`."""
+        return (self.max_context_length or self.endpoint.context_length or 0) - (max_new_tokens or 0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_renewed_at": 0.0}
 
     def _parameters(self, request: Request) -> dict[str, Any]:
         sampling = request.sampling
@@ -341,19 +220,22 @@ class Anthropic(LLM):
             )
         return {"type": "json_schema", "schema": strict}
 
-    def _text(self, message: Message, sampling: Sampling) -> AnswerText:
-        reason = _FINISH_REASONS.get(str(message.stop_reason), message.stop_reason)
-        parts: list[Any] = list(message.content)
-        if sampling.schema is not None:
-            # The tool's input is the answer; text next to it is not.
-            kind = "tool_use" if any(part.type == "tool_use" for part in parts) else "text"
-            wrapped = object_schema(sampling.schema)[1]
-            thoughts = [part for part in parts if part.type == "thinking"]
-            parts = thoughts + [_unwrapped(part, wrapped) for part in parts if part.type == kind]
+    def _text(self, message: Message, schema: Mapping[str, Any] | None) -> AnswerText:
         if message.stop_reason == "refusal":
             why = getattr(message.stop_details, "explanation", None) or "a safety classifier stopped it"
             return answer_text(None, "stop", refusal=why)
-        return answer_text(parts or "", reason, shaped=sampling.schema is not None)
+        parts: list[Any] = list(message.content)
+        if schema is not None:
+            # The tool's input is the answer; text next to it is not.
+            kind = "tool_use" if any(part.type == "tool_use" for part in parts) else "text"
+            wrapped = object_schema(schema)[1]
+            thoughts = [part for part in parts if part.type == "thinking"]
+            parts = thoughts + [_json_part(part, wrapped) for part in parts if part.type == kind]
+        return answer_text(parts or "", _finish_reason(message), shaped=schema is not None)
+
+
+def _finish_reason(message: Message) -> str | None:
+    return _FINISH_REASONS.get(str(message.stop_reason), message.stop_reason)
 
 
 def _split(messages: list[dict[str, Any]]) -> tuple[str | list[Any], list[dict[str, Any]]]:
@@ -362,38 +244,24 @@ def _split(messages: list[dict[str, Any]]) -> tuple[str | list[Any], list[dict[s
     rest = [message for message in messages if message.get("role") not in ("system", "developer")]
     if all(isinstance(content, str) for content in system):
         return "\n\n".join(system), rest
-    blocks: list[Any] = []
-    for content in system:
-        blocks += [{"type": "text", "text": content}] if isinstance(content, str) else content
-    return blocks, rest
+    blocks = [[{"type": "text", "text": content}] if isinstance(content, str) else content for content in system]
+    return list(itertools.chain(*blocks)), rest
 
 
-def _unwrapped(part: Any, wrapped: bool) -> dict[str, Any]:
-    """Returns a text part with the answer as JSON, from a tool's input or a structured output."""
+def _json_part(part: Any, wrapped: bool) -> Any:
+    """Returns a tool's input, or a structured output whose answer is `wrapped` in an object, as a text part."""
     if part.type == "text" and not wrapped:
-        return {"type": "text", "text": part.text}
+        return part
     try:
         value = part.input if part.type == "tool_use" else json.loads(part.text)
     except ValueError:
-        return {"type": "text", "text": part.text}
-    if wrapped and isinstance(value, dict) and ANSWER_FIELD in value:
-        value = value[ANSWER_FIELD]
+        return part
+    if wrapped and isinstance(value, dict):
+        value = value.get(ANSWER_FIELD, value)
     return {"type": "text", "text": json.dumps(value, ensure_ascii=False)}
 
 
-def _read(usage: Any) -> int:
-    return usage.cache_read_input_tokens or 0
-
-
-def _written(usage: Any) -> int:
-    return usage.cache_creation_input_tokens or 0
-
-
-def _cost(usage: Any, prices: Prices | None) -> float | None:
-    usual = getattr(usage, "service_tier", None) in _STANDARD and getattr(usage, "speed", None) in _STANDARD
-    if prices is None or not usual:
-        return None
-    read, written = _read(usage), _written(usage)
+def _usage(usage: Any) -> Usage:
+    read, written = usage.cache_read_input_tokens or 0, usage.cache_creation_input_tokens or 0
     hour = getattr(usage.cache_creation, "ephemeral_1h_input_tokens", None) or 0
-    prompt_tokens = usage.input_tokens + read + written
-    return prices.cost(prompt_tokens, usage.output_tokens, cached=read, written=written - hour, written_1h=hour)
+    return Usage(usage.input_tokens + read + written, usage.output_tokens, read, written - hour, hour)

@@ -32,46 +32,29 @@ def is_text_template(template: AutoText) -> bool:
     return isinstance(template, str) and any(match[1] == "prompt" for match in _PLACEHOLDER.finditer(template))
 
 
-def fill(template: str, prompt: str, system_prompt: str | None) -> str:
-    """Fills the placeholders `{{prompt}}` and `{{system_prompt}}`; braces inside the prompt are not interpreted.
-
-    Example:
-        >>> fill("{{system_prompt}} Q: {{prompt}} A:", "2 + 2?", "Be brief.")
-        'Be brief. Q: 2 + 2? A:'
-    """
+def plain_prompt(template: AutoText, prompt: str, system_prompt: str | None) -> str:
+    """Returns a prompt in its text template, whose braces alone count, or after the system prompt without one."""
+    if not isinstance(template, str):
+        return f"{system_prompt}\n\n{prompt}" if system_prompt else prompt
     values = {"prompt": prompt, "system_prompt": system_prompt or ""}
     return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
 
 
 def split_text_template(template: str) -> list[str]:
-    """Splits a text template into literal parts and the placeholders `{{prompt}}` and `{{system_prompt}}`.
-
-    Example:
-        >>> split_text_template("Q: {{ prompt }} A:")
-        ['Q: ', '{{prompt}}', ' A:']
-    """
+    """Splits a text template at its placeholders: "Q: {{ prompt }} A:" gives "Q: ", "{{prompt}}" and " A:"."""
     parts = _PLACEHOLDER.split(template)
     return [f"{{{{{part}}}}}" if index % 2 else part for index, part in enumerate(parts)]
 
 
 def checked(name: str, value: object) -> AutoText:
-    """Returns the argument if it is a text, `AUTO` or None.
-
-    Raises:
-        ArgumentTypeError: It is not.
-    """
+    """Returns the argument; raises `ArgumentTypeError` if it is not a text, `AUTO` or None."""
     if value is None or isinstance(value, str | Auto):
         return value
     raise ArgumentTypeError(f"{name} must be a text, AUTO or None, not {type(value).__name__}.")
 
 
 def checked_template(value: object) -> AutoText:
-    """Returns the chat prompt template if it uses the prompt.
-
-    Raises:
-        ArgumentTypeError: It is not a text, `AUTO` or None.
-        DefinitionError: It has no placeholder for the prompt, which would never reach the model.
-    """
+    """Returns the chat prompt template; refuses one without a placeholder, as the prompt would not reach the model."""
     template = checked("chat_prompt_template", value)
     if isinstance(template, str) and not is_text_template(template) and "messages" not in template:
         raise DefinitionError(

@@ -1,55 +1,19 @@
-"""Providers with OpenAI's protocol: each is a table entry from which its class is made."""
+"""Providers with OpenAI's protocol that differ from it in data alone."""
 
 from __future__ import annotations
 
-from .endpoint import Endpoint, Limits, Quirks
+from .api_model import Endpoint, Quirks
 from .openai_compatible import OpenAICompatible
 
-OPENAI = Endpoint(
-    "OpenAI",
-    base_url="https://api.openai.com/v1",
-    key_variable="OPENAI_API_KEY",
-    url_variable="OPENAI_BASE_URL",
-    quirks=Quirks(
-        # Newer models refuse `max_tokens`.
-        limit_name="max_completion_tokens",
-        refuses={"repetition_penalty": "Use presence_penalty or frequency_penalty, or leave it out."},
-    ),
-    prices="openai",
-    # The smallest among the models that are still served.
-    limits=Limits(context_length=128_000),
-    models_url="https://platform.openai.com/docs/models",
-    terms_url="https://openai.com/policies",
-)
-"""Its class, with Azure and a base URL of one's own, is in `openai.py`."""
 
+class Together(OpenAICompatible):
+    """A chat model served by Together; its key is in `TOGETHER_API_KEY`. See `OpenAICompatible` for the arguments."""
 
-def provider(endpoint: Endpoint) -> type[OpenAICompatible]:
-    """Returns the class of a provider's models.
-
-    The class is one of this module under the endpoint's name, so that it can be imported and pickled: assign it to a
-    variable of that name, and add the name to `models/__init__.pyi`.
-    """
-    _, _, common = (OpenAICompatible.__doc__ or "").partition("\n\n")
-    return type(
-        endpoint.name,
-        (OpenAICompatible,),
-        {
-            "__module__": __name__,
-            "__qualname__": endpoint.name,
-            "__doc__": f"A chat model served by {endpoint.name}; its key is in `{endpoint.key_variable}`.\n\n{common}",
-            "endpoint": endpoint,
-        },
-    )
-
-
-Together = provider(
-    Endpoint(
+    endpoint = Endpoint(
         "Together",
         base_url="https://api.together.xyz/v1",
         key_variable="TOGETHER_API_KEY",
         quirks=Quirks(penalty_names=("repetition_penalty",), logprobs_as_count=True),
-        models_url="https://docs.together.ai/docs/serverless-models",
-        terms_url="https://www.together.ai/terms-of-service",
+        model_card="https://docs.together.ai/docs/serverless-models",
+        license="https://www.together.ai/terms-of-service",
     )
-)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import numbers
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
+from typing import Any, NamedTuple, TypeAlias
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, did_you_mean
 
+from ..calls.options import Run, RunOptions
 from .schema import json_schema_of, schema_of_response_format
 
 Message: TypeAlias = Mapping[str, Any]
@@ -21,7 +23,7 @@ Prompt: TypeAlias = str | Sequence[Message]
 """A text, or a list of chat messages."""
 
 
-class GenerationOptions(TypedDict, total=False):
+class GenerationOptions(RunOptions, total=False):
     """Options of `LLM.run` and `LLM.answers`; the defaults are those of `Sampling` and `Generation`."""
 
     max_new_tokens: int | None
@@ -34,18 +36,8 @@ class GenerationOptions(TypedDict, total=False):
     seed: int | None
     top_logprobs: int | None
     schema: Mapping[str, Any] | type[Any] | None
-    batch_size: int
-    batch_scheduler_buffer_size: int | None
-    adaptive_batch_size: bool
     concurrency: int | None
-    progress_interval: int | None
-    force: bool
-    cache_only: bool
-    verbose: bool | None
-    log_level: int | None
     total_num_prompts: int | None
-    return_generator: bool
-    on_error: Literal["keep", "raise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,83 +90,48 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
-    """All options of one run.
+class Generation(Run):
+    """All options of one run: those of `Run`, and its own.
 
     Attributes:
         sampling: The options that decide an answer.
-        batch_size: Prompts per batch of a batching engine.
-        batch_scheduler_buffer_size: Prompts that a batching engine reads ahead and sorts by length; 10 batches by
-            default.
-        adaptive_batch_size: Halve the batch when memory runs out, instead of failing.
         concurrency: Concurrent requests; by default `batch_size` if that is given, else the model's default.
-        progress_interval: Seconds between progress lines in the log; None for none.
-        force: Send prompts again even if their answers are cached.
-        cache_only: Raise an error instead of sending a request.
-        verbose: Log progress at INFO instead of DEBUG.
-        log_level: Level of the progress lines; overrides `verbose`.
         total_num_prompts: Number of prompts, if `len(prompts)` is not available.
-        return_generator: Yield answers in order as they arrive, instead of returning a list.
-        on_error: "keep" returns None for a failed row and continues; "raise" raises its error.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
-    batch_size: int = 10
-    batch_scheduler_buffer_size: int | None = None
-    adaptive_batch_size: bool = False
     concurrency: int | None = None
-    progress_interval: int | None = 60
-    force: bool = False
-    cache_only: bool = False
-    verbose: bool | None = None
-    log_level: int | None = None
     total_num_prompts: int | None = None
-    return_generator: bool = False
-    on_error: Literal["keep", "raise"] = "keep"
-
-    @property
-    def progress_level(self) -> int:
-        """Level at which progress is logged."""
-        if self.log_level is not None:
-            return self.log_level
-        return logging.INFO if self.verbose else logging.DEBUG
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], extra: Iterable[str] = ()) -> Generation:
-        """Checks and converts the options of a call.
-
-        Args:
-            options: The caller's options.
-            extra: Names of provider-specific options.
+        """Checks and converts the options of a call; `extra` are the names of provider-specific ones.
 
         Raises:
-            ArgumentTypeError: A name is unknown.
+            ArgumentTypeError: A name is unknown, or a value has the wrong type.
             DefinitionError: A value is outside its range.
         """
-        extra = frozenset(extra)
-        known = set(GenerationOptions.__annotations__) | extra
+        extra = set(extra)
+        known = GenerationOptions.__annotations__.keys() | extra
         for name in options:
             if name not in known:
                 raise ArgumentTypeError(
                     f'There is no generation option "{name}".{did_you_mean(name, known)} '
                     f"The options are: {', '.join(sorted(known))}."
                 )
-        given = {name: value for name, value in options.items() if name not in extra}
-        given = {name: _number(name, value) for name, value in given.items()}
+        given: dict[str, Any] = dict(options)
+        for name in _NUMBERS.keys() & given.keys():
+            given[name] = _number(name, given[name])
         given["stop"] = _stop(given.get("stop"))
         given["logit_bias"] = _logit_bias(given.get("logit_bias"))
-        given["schema"] = _schema(given.get("schema"), options.get("response_format"))
-        own = {f.name for f in fields(Sampling)}
-        sampling = Sampling(
-            **{name: value for name, value in given.items() if name in own},
-            extra={name: value for name, value in options.items() if name in extra and name != "response_format"},
-        )
-        rest = {name: value for name, value in given.items() if name not in own}
-        if rest.get("concurrency") is None and "batch_size" in rest:
-            rest["concurrency"] = rest["batch_size"]
-        generation = cls(sampling=sampling, **rest)
-        _check(generation)
-        return generation
+        given["schema"] = _schema(given.get("schema"), given.pop("response_format", None))
+        if given.get("concurrency") is None:
+            given["concurrency"] = given.get("batch_size")
+        if given.get("on_error", "keep") not in ("keep", "raise"):
+            raise _out_of_range("on_error", given["on_error"], '"keep" or "raise"')
+        extras = {name: given.pop(name) for name in options if name in extra and name in given}
+        sampling = {f.name: given.pop(f.name) for f in fields(Sampling) if f.name in given}
+        return cls(sampling=Sampling(**sampling, extra=extras), **given)
 
 
 class Request(NamedTuple):
@@ -274,44 +231,60 @@ class Answer:
         return replace(self, value=value)
 
 
-_WHOLE = {"max_new_tokens", "n", "seed", "top_logprobs", "batch_size", "batch_scheduler_buffer_size", "concurrency"}
-_REAL = {"temperature", "top_p", "repetition_penalty"}
+# Each number's type, range, and the range in words
+_NUMBERS: dict[str, tuple[type[int | float], float, float, str]] = {
+    "max_new_tokens": (int, 1, math.inf, "at least 1, or None"),
+    "n": (int, 1, math.inf, "at least 1"),
+    "seed": (int, -math.inf, math.inf, ""),
+    "top_logprobs": (int, 0, math.inf, "0 or more, or None"),
+    "batch_size": (int, 1, math.inf, "at least 1"),
+    "batch_scheduler_buffer_size": (int, -math.inf, math.inf, ""),
+    "concurrency": (int, 1, math.inf, "at least 1, or None"),
+    "temperature": (float, 0, sys.float_info.max, "0 or more"),
+    "top_p": (float, 0, 1, "a number from 0 to 1"),
+    "repetition_penalty": (float, sys.float_info.min, sys.float_info.max, "a number above 0, or None"),
+    "top_k": (int, 0, math.inf, "0 or more"),
+    "min_p": (float, 0, 1, "a number from 0 to 1"),
+    "typical_p": (float, 0, 1, "a number from 0 to 1"),
+    "presence_penalty": (float, -2, 2, "a number from -2 to 2"),
+    "frequency_penalty": (float, -2, 2, "a number from -2 to 2"),
+}
 
 
-def _number(name: str, value: Any) -> Any:
-    if value is None or name not in _WHOLE | _REAL:
-        return value
+def _number(name: str, value: Any) -> int | float | None:
+    """Returns a number of the option's type, so that `temperature=0` and `temperature=0.0` have the same key."""
+    kind, least, most, expected = _NUMBERS[name]
+    if value is None and name not in ("n", "batch_size", "temperature", "top_p"):
+        return None
     number: Any = value
-    if not isinstance(value, numbers.Real) or (
-        name in _WHOLE and not (math.isfinite(number) and number == int(number))
-    ):
-        kind = "a whole number" if name in _WHOLE else "a number"
-        raise ArgumentTypeError(f'Generation option "{name}" must be {kind}, not {value!r}.')
-    # Normalised types, so that `temperature=0` and `temperature=0.0` have the same key.
-    return int(number) if name in _WHOLE else float(number)
+    if not isinstance(value, numbers.Real) or (kind is int and not (math.isfinite(number) and number == int(number))):
+        what = "a whole number" if kind is int else "a number"
+        raise ArgumentTypeError(f'Generation option "{name}" must be {what}, not {value!r}.')
+    if not least <= number <= most:
+        raise _out_of_range(name, value, expected)
+    return kind(number)
+
+
+def _out_of_range(name: str, value: object, expected: str) -> DefinitionError:
+    return DefinitionError(f'Generation option "{name}" cannot be {value!r}; expected {expected}.')
 
 
 def _stop(stop: object) -> tuple[str, ...]:
-    if stop is None:
-        return ()
-    if isinstance(stop, str):
-        stop = (stop,)
-    if isinstance(stop, Sequence) and all(isinstance(text, str) for text in stop):
+    texts = (stop,) if isinstance(stop, str) else () if stop is None else stop
+    if isinstance(texts, Sequence) and all(isinstance(text, str) for text in texts):
         # Every answer contains the empty text, which would end it before its first token.
-        return tuple(text for text in stop if text)
+        return tuple(text for text in texts if text)
     raise ArgumentTypeError(f'"stop" must be a text or a list of texts, not {stop!r}.')
 
 
-def _logit_bias(bias: object) -> dict[int, float] | None:
+def _logit_bias(bias: Any) -> dict[int, float] | None:
     if bias is None:
         return None
-    try:
-        numbers_of = {int(token): float(value) for token, value in bias.items()}  # type: ignore[attr-defined]
-    except (AttributeError, TypeError, ValueError):
-        numbers_of = {-1: math.nan}
-    if any(token < 0 or math.isnan(value) for token, value in numbers_of.items()):
-        raise ArgumentTypeError(f'"logit_bias" must be a dict from token ids to numbers, not {bias!r}.')
-    return numbers_of or None
+    with suppress(AttributeError, TypeError, ValueError):
+        of_ids = {int(token): float(value) for token, value in bias.items()}
+        if not any(token < 0 or math.isnan(value) for token, value in of_ids.items()):
+            return of_ids or None
+    raise ArgumentTypeError(f'"logit_bias" must be a dict from token ids to numbers, not {bias!r}.')
 
 
 def _schema(schema: object, response_format: object) -> Mapping[str, Any] | None:
@@ -320,50 +293,3 @@ def _schema(schema: object, response_format: object) -> Mapping[str, Any] | None
             raise DefinitionError('Give "schema" or "response_format", not both: they say the same.')
         schema = schema_of_response_format(response_format)
     return None if schema is None else json_schema_of(schema)
-
-
-def _check(generation: Generation) -> None:
-    sampling = generation.sampling
-    wrong = {
-        "n": sampling.n < 1,
-        "max_new_tokens": sampling.max_new_tokens is not None and sampling.max_new_tokens < 1,
-        "temperature": not 0 <= sampling.temperature < math.inf,
-        "top_p": not 0 <= sampling.top_p <= 1,
-        "top_logprobs": sampling.top_logprobs is not None and sampling.top_logprobs < 0,
-        "repetition_penalty": sampling.repetition_penalty is not None
-        and not 0 < sampling.repetition_penalty < math.inf,
-        "batch_size": generation.batch_size < 1,
-        "concurrency": generation.concurrency is not None and generation.concurrency < 1,
-        "on_error": generation.on_error not in ("keep", "raise"),
-    }
-    for name, bad in wrong.items():
-        if bad:
-            value = getattr(sampling, name, None) if hasattr(sampling, name) else getattr(generation, name)
-            raise DefinitionError(f'Generation option "{name}" cannot be {value!r}; expected {_EXPECTED[name]}.')
-    for name, (least, most) in _EXTRA_RANGES.items():
-        extra = sampling.extra.get(name)
-        if extra is not None and not (isinstance(extra, numbers.Real) and least <= float(extra) <= most):
-            raise DefinitionError(
-                f'Generation option "{name}" cannot be {extra!r}; expected a number from {least} to {most}.'
-            )
-
-
-_EXTRA_RANGES = {
-    "top_k": (0, math.inf),
-    "min_p": (0, 1),
-    "typical_p": (0, 1),
-    "presence_penalty": (-2, 2),
-    "frequency_penalty": (-2, 2),
-}
-
-_EXPECTED = {
-    "n": "at least 1",
-    "max_new_tokens": "at least 1, or None",
-    "temperature": "0 or more",
-    "top_p": "a number from 0 to 1",
-    "top_logprobs": "0 or more, or None",
-    "repetition_penalty": "a number above 0, or None",
-    "batch_size": "at least 1",
-    "concurrency": "at least 1, or None",
-    "on_error": '"keep" or "raise"',
-}

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.errors import BadRequest, DefinitionError, MethodMisfit, PromptTooLong, require_extra
 
+from ..model import free_memory
 from ..trained.hf_source import HOW_FETCHED, hf_source, loading
 from ..trained.model_facts import is_bidirectional, model_max_length
-from .chat_template import AUTO, Auto, checked, fill, given_text, is_text_template
-from .generation import Answer, Prompt, Request, Sampling
+from .chat_template import AUTO, Auto, checked, given_text, is_text_template, plain_prompt
+from .generation import Answer, Request, Sampling
 from .llm import LLM
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
 
 
 class HFTransformers(LLM):
@@ -42,8 +41,7 @@ class HFTransformers(LLM):
         device_map: accelerate's device map, instead of `device`.
         dtype: Data type of the weights, such as "bfloat16"; by default float32 on the CPU and the model's own on a GPU.
         quantization_config: transformers' quantization config, applied while loading.
-        adapter_name: Folder or Hub id of a PEFT adapter for the model.
-        adapter_kwargs: Further arguments of `PeftModel.from_pretrained`.
+        adapter_name: Folder or Hub id of a PEFT adapter for the model, loaded with `adapter_kwargs`.
         cache_folder_path: Where answers are cached outside a session.
         **kwargs: Further arguments of `from_pretrained`.
 
@@ -58,7 +56,7 @@ class HFTransformers(LLM):
         ['Red, blue and green.']
     """
 
-    extra_options: ClassVar[frozenset[str]] = frozenset({"top_k", "min_p"})
+    extra_options = frozenset({"top_k", "min_p"})
     default_adaptive_batch_size = True
 
     def __init__(
@@ -87,7 +85,7 @@ class HFTransformers(LLM):
         self._adapter = hf_source(adapter_name) if adapter_name is not None else None
         self.model_name = str(model_name) if isinstance(model_name, str | os.PathLike) else self._source.name
         self.chat_prompt_template = checked("chat_prompt_template", chat_prompt_template)
-        self.system_prompt = checked("system_prompt", system_prompt)
+        self.system_prompt = given_text(checked("system_prompt", system_prompt))
         self.trust_remote_code = trust_remote_code
         self.device = device
         self.device_map = device_map
@@ -113,12 +111,12 @@ class HFTransformers(LLM):
         return config
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> Any:
         """The model's tokenizer; a given Jinja template replaces its chat template."""
         from transformers import AutoTokenizer
 
         with loading(self._source):
-            tokenizer: Any = AutoTokenizer.from_pretrained(self._source.name, **self._loading_options)
+            tokenizer = AutoTokenizer.from_pretrained(self._source.name, **self._loading_options)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         # A decoder continues at the end of a row, so it needs padding on the left.
@@ -126,7 +124,7 @@ class HFTransformers(LLM):
         template = given_text(self.chat_prompt_template)
         if template is not None and not is_text_template(template):
             tokenizer.chat_template = template
-        return tokenizer  # type: ignore[no-any-return]
+        return tokenizer
 
     @cached_property
     def model(self) -> Any:
@@ -139,7 +137,7 @@ class HFTransformers(LLM):
         kind = "AutoModelForSeq2SeqLM" if self.config.is_encoder_decoder else "AutoModelForCausalLM"
         device, placing = self._placing()
         with loading(self._source):
-            model: Any = getattr(transformers, kind).from_pretrained(
+            model = getattr(transformers, kind).from_pretrained(
                 self._source.name, **{**self._loading_options, **self._typing(device), **placing, **self.kwargs}
             )
         if self._adapter is not None:
@@ -159,13 +157,13 @@ class HFTransformers(LLM):
         return {"trust_remote_code": self.trust_remote_code, **fetched, **self._source.options}
 
     def _typing(self, device: Any) -> dict[str, Any]:
+        import torch
+
         options: dict[str, Any] = {}
         if self.quantization_config is not None:
             options["quantization_config"] = self.quantization_config
         if self.dtype is not None:
             options["dtype"] = self.dtype
-            import torch
-
             name = str(self.dtype).removeprefix("torch.")
             if name != "auto" and not isinstance(getattr(torch, name, None), torch.dtype):
                 raise DefinitionError(f'dtype cannot be {self.dtype!r}; expected a torch dtype such as "bfloat16".')
@@ -196,19 +194,19 @@ class HFTransformers(LLM):
     def takes_chat(self) -> bool:
         """Whether the tokenizer's chat template is applied to a text."""
         template = self.chat_prompt_template
-        chat: Any = self.tokenizer.chat_template
-        return chat is not None and template is not None and not is_text_template(template)
+        return template is not None and not is_text_template(template) and self.tokenizer.chat_template is not None
 
     def identity(self) -> dict[str, Any]:
         """Returns the model's digest or name, and all options that decide an answer."""
+        config = self.quantization_config
         return {
             "model": self._source.identity,
             "adapter": self._adapter.identity if self._adapter is not None else None,
             "adapter_kwargs": self.adapter_kwargs,
             "chat_prompt_template": self.chat_prompt_template,
-            "system_prompt": given_text(self.system_prompt),
+            "system_prompt": self.system_prompt,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "quantization_config": _plain(self.quantization_config),
+            "quantization_config": getattr(config, "to_dict", lambda: config)(),
             "kwargs": {name: value for name, value in self.kwargs.items() if name not in HOW_FETCHED},
         }
 
@@ -219,22 +217,18 @@ class HFTransformers(LLM):
                 "HFTransformers cannot constrain answers to a schema. Use LlamaCPP or an API, or describe the schema "
                 "in the prompt and check the answers."
             )
-        wanted = sampling.max_new_tokens
-        if wanted is not None and not self.config.is_encoder_decoder and wanted >= self._context_length:
-            raise DefinitionError(
-                f"max_new_tokens={wanted} leaves no room for a prompt: {self.display_name} has a context of "
-                f"{self._context_length} tokens. Lower it."
-            )
+        if not self.config.is_encoder_decoder:
+            self.check_room(sampling, self._context_length)
 
     def answer_batch(self, requests: Sequence[Request]) -> Sequence[Answer]:
         """Answers requests with the same sampling options; a prompt that is too long fails alone."""
         sampling = requests[0].sampling
         room = self.get_max_context_length(sampling.max_new_tokens or 1)
-        answers: list[Answer | None] = [None] * len(requests)
+        answers: dict[int, Answer] = {}
         ids: dict[int, list[int]] = {}
         for index, request in enumerate(requests):
             try:
-                ids[index] = self._fitting_ids(request.prompt, room)
+                ids[index] = self._fitting_ids(request, room)
             except BadRequest as error:
                 answers[index] = Answer.failed(error)
         if ids:
@@ -242,13 +236,12 @@ class HFTransformers(LLM):
 
             seeds = [requests[index].seed for index in ids]
             generated = generate(self.model, self.tokenizer, list(ids.values()), sampling, seeds, self._context_length)
-            for index, answer in zip(ids, generated, strict=True):
-                answers[index] = answer
-        return [answer for answer in answers if answer is not None]
+            answers |= zip(ids, generated, strict=True)
+        return [answers[index] for index in range(len(requests))]
 
-    def _fitting_ids(self, prompt: Prompt, room: int) -> list[int]:
+    def _fitting_ids(self, request: Request, room: int) -> list[int]:
         try:
-            ids = self._ids(prompt)
+            ids = self._ids(request)
         except (ValueError, TypeError) as error:
             raise BadRequest(f"The prompt cannot be turned into tokens: {error}") from error
         except Exception as error:
@@ -262,21 +255,15 @@ class HFTransformers(LLM):
             )
         return ids
 
-    def _ids(self, prompt: Prompt) -> list[int]:
+    def _ids(self, request: Request) -> list[int]:
         tokenizer: Any = self.tokenizer
-        template = self.chat_prompt_template
-        if self.takes_chat or not isinstance(prompt, str):
-            messages = Request(prompt, Sampling()).messages(given_text(self.system_prompt))
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        else:
-            system_prompt = given_text(self.system_prompt)
-            if isinstance(template, str):
-                text = fill(template, prompt, system_prompt)
-            else:
-                text = f"{system_prompt}\n\n{prompt}" if system_prompt else prompt
+        if isinstance(request.prompt, str) and not self.takes_chat:
+            text = plain_prompt(self.chat_prompt_template, request.prompt, self.system_prompt)
             begins = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-            ids = tokenizer(text, add_special_tokens=not begins, verbose=False)["input_ids"]
+        else:
+            messages = request.messages(self.system_prompt)
+            text, begins = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), True
+        ids = tokenizer(text, add_special_tokens=not begins, verbose=False)["input_ids"]
         # An empty prompt without special tokens still needs one token to start from.
         return list(ids) or [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
 
@@ -286,46 +273,21 @@ class HFTransformers(LLM):
 
     def count_tokens(self, value: str) -> int:
         """Returns the number of tokens of a text."""
-        tokenizer: Any = self.tokenizer
-        return len(tokenizer(value, add_special_tokens=False, verbose=False)["input_ids"])
+        return len(self.tokenizer(value, add_special_tokens=False, verbose=False)["input_ids"])
 
     def final_count_tokens(self, value: str) -> int:
         """Returns the number of tokens of a text as a whole prompt, with the chat template's own tokens."""
-        return len(self._ids(value))
+        return len(self._ids(Request(value, Sampling())))
 
     def get_max_context_length(self, max_new_tokens: int | None) -> int:
         """Returns the maximum number of prompt tokens; an encoder's input does not share its room with the answer."""
         return self._context_length - (0 if self.config.is_encoder_decoder else max_new_tokens or 0)
 
-    @property
-    def model_card(self) -> str | None:
-        """Address of the model's card on the Hub."""
-        return self._source.model_card
-
-    @property
-    def license(self) -> str | None:
-        """The model's licence, if its README or file states one."""
-        return self._source.license
-
-    @property
-    def citation(self) -> list[str] | None:
-        """BibTeX entries in the model's README."""
-        return self._source.citation
-
     def unload_model(self) -> None:
         """Frees the model's memory; it is loaded again when it is needed."""
         self.__dict__.pop("tokenizer", None)
         if self.__dict__.pop("model", None) is not None:
-            import torch
-
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            free_memory()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("model", "tokenizer", "config")}
-
-
-def _plain(quantization_config: Any) -> Any:
-    to_dict = getattr(quantization_config, "to_dict", None)
-    return to_dict() if to_dict is not None else quantization_config

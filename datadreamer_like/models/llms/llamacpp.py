@@ -8,21 +8,18 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from datadreamer_like.errors import DefinitionError, PromptTooLong, did_you_mean, require_extra
 from datadreamer_like.storage.digests import file_digest
 
 from .answer_text import answer_of, answer_text
-from .chat_template import AUTO, Auto, checked, fill, given_text, is_text_template
-from .generation import Answer, Prompt, Request, Sampling, TokenLogprob
-from .gguf_file import find_gguf
-from .gguf_header import GGUFHeader, read_gguf_header
-from .llamacpp_server import Completion, LlamaServer, ServerOptions
+from .chat_template import AUTO, Auto, checked, given_text, is_text_template, plain_prompt
+from .generation import Answer, Request, Sampling, TokenLogprob
+from .gguf import find_gguf, read_gguf_header
+from .llamacpp_server import Completion, LlamaServer
 from .llm import LLM
 from .schema import check_llamacpp_schema
-
-_DEFAULT_CONTEXT_LENGTH = 2048
 
 
 class LlamaCPP(LLM):
@@ -61,10 +58,8 @@ class LlamaCPP(LLM):
         ['Red, blue and green.']
     """
 
-    enforces_schemas: ClassVar[bool] = True
-    extra_options: ClassVar[frozenset[str]] = frozenset(
-        {"top_k", "min_p", "typical_p", "presence_penalty", "frequency_penalty", "grammar"}
-    )
+    enforces_schemas = True
+    extra_options = frozenset({"top_k", "min_p", "typical_p", "presence_penalty", "frequency_penalty", "grammar"})
 
     def __init__(
         self,
@@ -85,31 +80,34 @@ class LlamaCPP(LLM):
         for name, value in {"context_length": context_length, "slots": slots, "threads": threads}.items():
             if value is not None and value < 1:
                 raise DefinitionError(f"LlamaCPP's {name} cannot be {value}; give a whole number of at least 1.")
-        self._parameters = _checked_parameters(kwargs)
+        if kwargs:
+            import xllamacpp
+
+            known = [name for name in dir(xllamacpp.CommonParams) if not name.startswith("_")]
+            for name in sorted(kwargs.keys() - set(known)):
+                raise DefinitionError(
+                    f'LlamaCPP has no option "{name}", nor has xllamacpp.CommonParams.{did_you_mean(name, known)}'
+                )
+        self._parameters = kwargs
         self.model_name = str(model_name)
         self.chat_prompt_template = checked("chat_prompt_template", chat_prompt_template)
-        self.system_prompt = checked("system_prompt", system_prompt)
-        self._file = find_gguf(self.model_name, model_file, revision)
-        self._header = read_gguf_header(self._file.path)
-        trained = self._header.context_length
-        wanted = context_length or _DEFAULT_CONTEXT_LENGTH
-        self.context_length = min(wanted, trained) if trained else wanted
-        self.slots = slots
+        self.system_prompt = given_text(checked("system_prompt", system_prompt))
+        self.path, repo_id = find_gguf(self.model_name, model_file, revision)
+        self.header = self._source = read_gguf_header(self.path)
+        if repo_id is not None:
+            self.header["general.source.url"] = f"https://huggingface.co/{repo_id}"
+        wanted = context_length or 2048
+        self.context_length = min(wanted, self.header.context_length or wanted)
+        self.slots = self.default_concurrency = slots
         self.threads = threads
         self.gpu_layers = gpu_layers
-        self.default_concurrency = slots
         self._start()
 
     def _start(self) -> None:
         self._lock = threading.Lock()
         self._server: LlamaServer | None = None
-        self._workers: ThreadPoolExecutor | None = None
+        self._workers = ThreadPoolExecutor(self.slots, "llama.cpp")
         self._pid = os.getpid()
-
-    @property
-    def path(self) -> Path:
-        """The GGUF file on this machine."""
-        return self._file.path
 
     @property
     def server(self) -> LlamaServer:
@@ -118,26 +116,14 @@ class LlamaCPP(LLM):
         with self._lock:
             if self._server is None:
                 template = self.chat_prompt_template
+                given = {
+                    "n_gpu_layers": self.gpu_layers,
+                    "chat_template": None if is_text_template(template) else given_text(template),
+                }
                 self._server = LlamaServer(
-                    ServerOptions(
-                        path=self.path,
-                        context_length=self.context_length,
-                        slots=self.slots,
-                        threads=self.threads,
-                        gpu_layers=self.gpu_layers,
-                        chat_template=None if is_text_template(template) else given_text(template),
-                        parameters=self._parameters,
-                    )
+                    self.path, self.context_length, self.slots, self.threads, {**given, **self._parameters}
                 )
             return self._server
-
-    @property
-    def _pool(self) -> ThreadPoolExecutor:
-        self._reset_after_fork()
-        with self._lock:
-            if self._workers is None:
-                self._workers = ThreadPoolExecutor(self.slots, thread_name_prefix="llama.cpp")
-            return self._workers
 
     def _reset_after_fork(self) -> None:
         # A forked process has the objects but not their threads: using or freeing them would wait forever.
@@ -152,7 +138,7 @@ class LlamaCPP(LLM):
             # The content, not the path, so that a file may be moved or downloaded again.
             "model": file_digest(self.path),
             "chat_prompt_template": self.chat_prompt_template,
-            "system_prompt": given_text(self.system_prompt),
+            "system_prompt": self.system_prompt,
             "context_length": self.context_length,
             "parameters": self._parameters,
         }
@@ -163,19 +149,16 @@ class LlamaCPP(LLM):
             if "grammar" in sampling.extra:
                 raise DefinitionError('Give "schema" or "grammar", not both: each constrains the whole answer.')
             check_llamacpp_schema(sampling.schema)
-        if sampling.max_new_tokens is not None and sampling.max_new_tokens >= self.context_length:
-            raise DefinitionError(
-                f"max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt: {self.display_name} has a "
-                f"context of {self.context_length} tokens. Lower it, or give LlamaCPP a larger context_length."
-            )
+        self.check_room(sampling, self.context_length)
 
     async def answer(self, request: Request) -> Answer:
         """Answers one request; `n` texts are `n` completions with different seeds."""
+        self._reset_after_fork()
         stopped = threading.Event()
         loop = asyncio.get_running_loop()
         try:
             tasks = [
-                loop.run_in_executor(self._pool, self._complete, request, index, stopped)
+                loop.run_in_executor(self._workers, self._complete, request, index, stopped)
                 for index in range(request.sampling.n)
             ]
             return _answer(await asyncio.gather(*tasks), request.sampling)
@@ -186,10 +169,8 @@ class LlamaCPP(LLM):
     def _complete(self, request: Request, index: int, stopped: threading.Event) -> Completion:
         if stopped.is_set():
             return Completion()
-        sampling = request.sampling
-        body = _sampling_body(sampling, request.seed, index) | self._prompt_body(request.prompt, sampling)
-        completion = self.server.complete(body, stopped)
-        wanted = sampling.max_new_tokens
+        completion = self.server.complete(_sampling_body(request, index) | self._prompt_body(request), stopped)
+        wanted = request.sampling.max_new_tokens
         if wanted is not None and completion.finish_reason == "length" and completion.completion_tokens < wanted:
             raise PromptTooLong(
                 f"The prompt has {completion.prompt_tokens} tokens, and with {wanted} new ones it does not fit the "
@@ -198,29 +179,22 @@ class LlamaCPP(LLM):
             )
         return completion
 
-    def _prompt_body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
-        schema = sampling.schema
-        if self.takes_chat or not isinstance(prompt, str):
-            messages = Request(prompt, sampling).messages(given_text(self.system_prompt))
-            shape = {"type": "json_schema", "json_schema": {"schema": schema}}
-            return {"messages": messages} | ({"response_format": shape} if schema is not None else {})
-        body: dict[str, Any] = {"prompt": self._plain_prompt(str(prompt))}
-        if schema is not None:
-            body["json_schema"] = schema
-        return body
+    def _prompt_body(self, request: Request) -> dict[str, Any]:
+        schema = request.sampling.schema
+        if isinstance(request.prompt, str) and not self.takes_chat:
+            text = plain_prompt(self.chat_prompt_template, request.prompt, self.system_prompt)
+            return {"prompt": text} | ({"json_schema": schema} if schema is not None else {})
+        shape = {"type": "json_schema", "json_schema": {"schema": schema}}
+        messages = request.messages(self.system_prompt)
+        return {"messages": messages} | ({"response_format": shape} if schema is not None else {})
 
     @property
     def takes_chat(self) -> bool:
         """Whether a chat template is applied to a text."""
         template = self.chat_prompt_template
         if isinstance(template, Auto):
-            return "tokenizer.chat_template" in self._header.values
+            return "tokenizer.chat_template" in self.header
         return template is not None and not is_text_template(template)
-
-    def _plain_prompt(self, prompt: str) -> str:
-        if isinstance(self.chat_prompt_template, str):
-            return fill(self.chat_prompt_template, prompt, given_text(self.system_prompt))
-        return prompt
 
     def count_tokens(self, value: str) -> int:
         """Returns the number of tokens of a text; loads the model if necessary."""
@@ -228,37 +202,20 @@ class LlamaCPP(LLM):
 
     def final_count_tokens(self, value: str) -> int:
         """Returns the number of tokens of a text as a whole prompt, with the chat template's own tokens."""
-        if self.takes_chat:
-            messages = Request(value, Sampling()).messages(given_text(self.system_prompt))
-            return len(self.server.tokenize(self.server.apply_template(messages), special=True))
-        return len(self.server.tokenize(self._plain_prompt(value), special=True))
+        body = self._prompt_body(Request(value, Sampling()))
+        text = body["prompt"] if "prompt" in body else self.server.apply_template(body["messages"])
+        return len(self.server.tokenize(text, special=True))
 
     def get_max_context_length(self, max_new_tokens: int | None) -> int:
         """Returns the maximum number of prompt tokens that leaves room for `max_new_tokens`."""
         return self.context_length - (max_new_tokens or 0)
 
-    @property
-    def model_card(self) -> str | None:
-        """Address of the model's card."""
-        return f"https://huggingface.co/{self._file.repo_id}" if self._file.repo_id else self._header.url
-
-    @property
-    def license(self) -> str | None:
-        """The licence, as the file states it."""
-        return self._header.license
-
-    @property
-    def header(self) -> GGUFHeader:
-        """The file's metadata."""
-        return self._header
-
     def unload_model(self) -> None:
         """Frees the model after the requests in flight have ended; it is loaded again when needed."""
         self._reset_after_fork()
         with self._lock:
-            workers, self._workers = self._workers, None
-        if workers is not None:
-            workers.shutdown(wait=True, cancel_futures=True)
+            workers, self._workers = self._workers, ThreadPoolExecutor(self.slots, "llama.cpp")
+        workers.shutdown(wait=True, cancel_futures=True)
         with self._lock:
             self._server = None
 
@@ -271,7 +228,8 @@ class LlamaCPP(LLM):
         self._start()
 
 
-def _sampling_body(sampling: Sampling, seed: int | None, index: int) -> dict[str, Any]:
+def _sampling_body(request: Request, index: int) -> dict[str, Any]:
+    sampling, seed = request.sampling, request.seed
     body: dict[str, Any] = {
         "max_tokens": -1 if sampling.max_new_tokens is None else sampling.max_new_tokens,
         "stop": list(sampling.stop),
@@ -286,7 +244,7 @@ def _sampling_body(sampling: Sampling, seed: int | None, index: int) -> dict[str
     if sampling.repetition_penalty is not None:
         body |= {"repeat_penalty": sampling.repetition_penalty, "repeat_last_n": -1}
     if sampling.logit_bias:
-        body["logit_bias"] = [[int(token), float(bias)] for token, bias in sampling.logit_bias.items()]
+        body["logit_bias"] = list(map(list, sampling.logit_bias.items()))
     if seed is not None:
         body["seed"] = (seed + index) % 0xFFFFFFFF  # the largest value stands for a random seed
     if sampling.top_logprobs is not None:
@@ -295,33 +253,17 @@ def _sampling_body(sampling: Sampling, seed: int | None, index: int) -> dict[str
 
 
 def _answer(completions: list[Completion], sampling: Sampling) -> Answer:
-    logprobs = None
-    if sampling.top_logprobs is not None:
-        logprobs = [[_token(token, sampling.top_logprobs) for token in each.tokens] for each in completions]
     shaped = sampling.schema is not None
+
+    def logprob_of(token: Mapping[str, Any]) -> TokenLogprob:
+        top = token.get("top_logprobs", ())[: sampling.top_logprobs]
+        return TokenLogprob(token["token"], token["logprob"], tuple((each["token"], each["logprob"]) for each in top))
+
     return answer_of(
         [answer_text(each.text, each.finish_reason, reasoning=each.reasoning, shaped=shaped) for each in completions],
         prompt_tokens=completions[0].prompt_tokens,
         completion_tokens=sum(each.completion_tokens for each in completions),
         cost=0.0,
         finish_reasons=[each.finish_reason for each in completions],
-        logprobs=logprobs,
+        logprobs=None if sampling.top_logprobs is None else [[*map(logprob_of, each.tokens)] for each in completions],
     )
-
-
-def _token(token: Mapping[str, Any], top: int) -> TokenLogprob:
-    likeliest = [(each["token"], each["logprob"]) for each in token.get("top_logprobs", ())]
-    return TokenLogprob(token["token"], token["logprob"], tuple(likeliest[:top]))
-
-
-def _checked_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
-    if given:
-        import xllamacpp
-
-        known = [name for name in dir(xllamacpp.CommonParams) if not name.startswith("_")]
-        for name in given:
-            if name not in known:
-                raise DefinitionError(
-                    f'LlamaCPP has no option "{name}", nor has xllamacpp.CommonParams.{did_you_mean(name, known)}'
-                )
-    return dict(given)

@@ -9,7 +9,8 @@ import json
 import os
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,33 +18,8 @@ from urllib.parse import urlsplit
 
 from datadreamer_like.errors import BadRequest, DataError, ModelError, PromptTooLong, Unavailable
 
-_LOOPBACK_SECONDS = 60
-
 # The process that first used llama.cpp; a process with another id that finds this set is a fork.
 _first_pid: int | None = None
-
-
-@dataclass(frozen=True)
-class ServerOptions:
-    """How to start the server.
-
-    Attributes:
-        path: The GGUF file.
-        context_length: Tokens per slot, prompt and answer together.
-        slots: Number of concurrent requests.
-        threads: CPU threads; None uses all cores, or the idle ones if waiting threads spin instead of sleeping.
-        gpu_layers: Layers to keep on the GPU; None leaves it to llama.cpp.
-        chat_template: Jinja code to use instead of the model's own.
-        parameters: Further attributes of `xllamacpp.CommonParams`.
-    """
-
-    path: Path
-    context_length: int
-    slots: int
-    threads: int | None = None
-    gpu_layers: int | None = None
-    chat_template: str | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -61,22 +37,44 @@ class Completion:
 class LlamaServer:
     """A loaded model with its slots; thread-safe, since concurrent requests keep the slots busy.
 
+    Args:
+        path: The GGUF file.
+        context_length: Tokens per slot, prompt and answer together.
+        slots: Number of concurrent requests.
+        threads: CPU threads; None uses all cores, or the idle ones if waiting threads spin instead of sleeping.
+        parameters: Further attributes of `xllamacpp.CommonParams`; those that are None are left to llama.cpp.
+
     Raises:
         DataError: llama.cpp cannot load the file.
     """
 
-    def __init__(self, options: ServerOptions) -> None:
+    def __init__(
+        self, path: Path, context_length: int, slots: int, threads: int | None, parameters: Mapping[str, Any]
+    ) -> None:
         global _first_pid
         xllamacpp, patient = _xllamacpp()
         self._key = secrets.token_hex(16)
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.n_ctx, params.n_parallel = context_length * slots, slots
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or _idle_cores(patient)
+        params.verbosity = 0
+        params.warmup = params.ui = params.endpoint_slots = False
+        # By default the server caches up to 8 GiB of finished prompts.
+        params.cache_ram_mib = 0
+        # The server always listens on the loopback device; a key keeps other users of this machine out.
+        params.api_keys = [self._key]
+        for name, value in parameters.items():
+            if value is not None:
+                setattr(params, name, value)
         try:
-            self._server = xllamacpp.Server(_parameters(xllamacpp, options, self._key, patient))
+            self._server = xllamacpp.Server(params)
         except RuntimeError as error:
             # Not a ModelError, which would fail row after row, each with another attempt to load.
             raise DataError(
-                f"llama.cpp (xllamacpp {xllamacpp.__version__}) cannot load {options.path}. The file may be cut off, "
-                f"of an architecture that this release does not know, or too large for the memory with "
-                f"{options.slots} slots of {options.context_length} tokens."
+                f"llama.cpp (xllamacpp {xllamacpp.__version__}) cannot load {path}. The file may be cut off, of an "
+                f"architecture that this release does not know, or too large for the memory with {slots} slots of "
+                f"{context_length} tokens."
             ) from error
         _first_pid = _first_pid or os.getpid()
         if _first_pid != os.getpid():
@@ -88,11 +86,7 @@ class LlamaServer:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._server))
 
     def complete(self, body: Mapping[str, Any], stopped: threading.Event) -> Completion:
-        """Answers one request, blocking.
-
-        Args:
-            body: Body of llama.cpp's HTTP API, with `messages` for a chat or `prompt` for a plain text.
-            stopped: When set, the slot is freed at the next token.
+        """Answers a body of llama.cpp's HTTP API, with `messages` or a `prompt`; `stopped` frees the slot at once.
 
         Raises:
             PromptTooLong: The prompt alone is longer than a slot.
@@ -105,13 +99,19 @@ class LlamaServer:
         def take(chunk: Mapping[str, Any]) -> bool:
             if "error" in chunk:
                 refused.append(chunk["error"])
-            else:
-                _add(completion, chunk)
+            for choice in chunk.get("choices", ()):
+                # Chats send `delta`, plain completions `text`.
+                delta = choice.get("delta") or {}
+                completion.text += choice.get("text") or delta.get("content") or ""
+                completion.reasoning += delta.get("reasoning_content") or ""
+                completion.tokens += (choice.get("logprobs") or {}).get("content") or []
+                completion.finish_reason = choice.get("finish_reason") or completion.finish_reason
+            if usage := chunk.get("usage"):
+                completion.prompt_tokens = usage["prompt_tokens"]
+                completion.completion_tokens = usage["completion_tokens"]
             return stopped.is_set()
 
-        ask: Callable[..., Any] = (
-            self._server.handle_chat_completions if "messages" in body else self._server.handle_completions
-        )
+        ask = getattr(self._server, "handle_chat_completions" if "messages" in body else "handle_completions")
         # Only a streaming request can be stopped early.
         request = {**body, "stream": True, "stream_options": {"include_usage": True}}
         try:
@@ -128,12 +128,7 @@ class LlamaServer:
         return completion
 
     def tokenize(self, text: str, special: bool = False) -> list[int]:
-        """Returns a text's token ids.
-
-        Args:
-            text: Any text.
-            special: Whether to parse special tokens and add the BOS token, as in a whole prompt.
-        """
+        """Returns a text's token ids; `special` parses special tokens and adds the BOS token, as in a whole prompt."""
         ids: list[int] = self._post("/tokenize", content=text, add_special=special, parse_special=special)["tokens"]
         return ids
 
@@ -142,19 +137,16 @@ class LlamaServer:
         return str(self._post("/apply-template", messages=messages)["prompt"])
 
     def _post(self, path: str, **body: Any) -> Any:
-        # Not urllib, which would send even loopback requests to a proxy from the environment.
-        connection = http.client.HTTPConnection(
-            urlsplit(self._server.listening_address).netloc, timeout=_LOOPBACK_SECONDS
-        )
+        address = urlsplit(self._server.listening_address).netloc
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
-        try:
-            connection.request("POST", path, json.dumps(body), headers)
-            response = connection.getresponse()
-            answer = json.loads(response.read())
-        except OSError as error:
-            raise Unavailable(f"llama.cpp's server in this process does not answer: {error}") from error
-        finally:
-            connection.close()
+        # Not urllib, which would send even loopback requests to a proxy from the environment.
+        with closing(http.client.HTTPConnection(address, timeout=60)) as connection:
+            try:
+                connection.request("POST", path, json.dumps(body), headers)
+                response = connection.getresponse()
+                answer = json.load(response)
+            except OSError as error:
+                raise Unavailable(f"llama.cpp's server in this process does not answer: {error}") from error
         if response.status != http.HTTPStatus.OK:
             raise _refusal(answer.get("error", {}))
         return answer
@@ -168,7 +160,9 @@ def _xllamacpp() -> tuple[Any, bool]:
     sleeping threads a fifth faster than one. OpenMP reads this setting from the environment when it is loaded.
     """
     patient = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
-    if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ or _openmp_is_loaded():
+    # xllamacpp links to this name, as does torch; other packages bundle it under different names.
+    loaded = (maps := Path("/proc/self/maps")).exists() and "/libgomp.so.1" in maps.read_text()
+    if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ or loaded:
         return importlib.import_module("xllamacpp"), patient
     os.environ["OMP_WAIT_POLICY"] = "passive"
     try:
@@ -178,54 +172,10 @@ def _xllamacpp() -> tuple[Any, bool]:
         del os.environ["OMP_WAIT_POLICY"]
 
 
-def _openmp_is_loaded() -> bool:
-    try:
-        # xllamacpp links to this name, as does torch; other packages bundle it under different names.
-        return "/libgomp.so.1" in Path("/proc/self/maps").read_text()
-    except OSError:
-        return False
-
-
-def _threads(patient: bool) -> int:
+def _idle_cores(patient: bool) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") and not patient else 0.0
     return max(1, cores - round(load))
-
-
-def _parameters(xllamacpp: Any, options: ServerOptions, key: str, patient: bool) -> Any:
-    params = xllamacpp.CommonParams()
-    params.model.path = str(options.path)
-    params.n_ctx = options.context_length * options.slots
-    params.n_parallel = options.slots
-    threads = options.threads or _threads(patient)
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    if options.gpu_layers is not None:
-        params.n_gpu_layers = options.gpu_layers
-    if options.chat_template is not None:
-        params.chat_template = options.chat_template
-    params.verbosity = 0
-    params.warmup = False
-    # By default the server caches up to 8 GiB of finished prompts.
-    params.cache_ram_mib = 0
-    # The server always listens on the loopback device; a key keeps other users of this machine out.
-    params.api_keys = [key]
-    params.ui = params.endpoint_slots = False
-    for name, value in options.parameters.items():
-        setattr(params, name, value)
-    return params
-
-
-def _add(completion: Completion, chunk: Mapping[str, Any]) -> None:
-    for choice in chunk.get("choices", ()):
-        # Chats send `delta`, plain completions `text`.
-        delta = choice.get("delta") or {}
-        completion.text += choice.get("text") or delta.get("content") or ""
-        completion.reasoning += delta.get("reasoning_content") or ""
-        completion.tokens += (choice.get("logprobs") or {}).get("content") or []
-        completion.finish_reason = choice.get("finish_reason") or completion.finish_reason
-    if usage := chunk.get("usage"):
-        completion.prompt_tokens = usage["prompt_tokens"]
-        completion.completion_tokens = usage["completion_tokens"]
 
 
 def _refusal(error: Mapping[str, Any]) -> ModelError:

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import count
-from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 from typing_extensions import Unpack
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, PromptTooLong, RejectedAnswer
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.graph.usage import current_usage
 
 from ..calls.batch_engine import BatchEngine
-from ..calls.cache import model_answers
 from ..calls.concurrent_engine import ConcurrentEngine
 from ..calls.failures import Rejected, log_failures
 from ..calls.llm_calls import LLMCalls, Repeated
-from ..calls.pipeline import Engine, Recorder, progress_logger, run_calls
+from ..calls.pipeline import Engine, Recorder, run_calls
 from ..model import Model
 from .generation import Answer, Generation, GenerationOptions, Prompt, Request, Sampling
-
-Generated: TypeAlias = str | None | list[str | None]
-"""The result of `run` for one prompt: a text, a list of texts if `n > 1`, None for a failed row."""
 
 
 class LLM(Model):
@@ -45,9 +39,6 @@ class LLM(Model):
         ...         return [Answer([str(request.prompt).upper()]) for request in requests]
         >>> Shout().run(["hello"])
         ['HELLO']
-
-    Args:
-        cache_folder_path: Folder for cached answers, instead of the session's.
     """
 
     icon = " 🤖 "
@@ -70,9 +61,6 @@ class LLM(Model):
 
     max_tries: int = 8
     """Number of attempts before a row fails; only temporary failures are retried."""
-
-    def __init__(self, cache_folder_path: str | Path | None = None) -> None:
-        self.cache_folder_path = cache_folder_path
 
     # Implemented by providers.
 
@@ -101,6 +89,14 @@ class LLM(Model):
         Raises:
             DefinitionError: An option is not supported.
         """
+
+    def check_room(self, sampling: Sampling, context_length: int) -> None:
+        """Refuses, for `check`, a `max_new_tokens` that leaves no room for a prompt in the context."""
+        if sampling.max_new_tokens is not None and sampling.max_new_tokens >= context_length:
+            raise DefinitionError(
+                f"max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt: {self.display_name} has a "
+                f"context of {context_length} tokens. Lower it, or use a longer context."
+            )
 
     def follow_up(self, request: Request, answer: Answer, reason: str) -> Prompt:
         """Returns the prompt for another attempt after an answer was rejected.
@@ -137,7 +133,9 @@ class LLM(Model):
         Raises:
             NotImplementedError: The context window is unknown.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define the length of its context window.")
+        if self.max_context_length is None:
+            raise NotImplementedError(f"{type(self).__name__} does not define the length of its context window.")
+        return self.max_context_length - (max_new_tokens or 0)
 
     # Called by users.
 
@@ -166,9 +164,9 @@ class LLM(Model):
             ModelError: A row failed and `on_error="raise"`.
         """
         generation = Generation.from_options(options, self.extra_options)
-        answers = log_failures(self.answers(prompts, **options), lambda answer: answer.error, generation.on_error)
+        answers = log_failures(self.answers(prompts, **options), generation.on_error)
         single = generation.sampling.n == 1
-        generated = (_generated(answer, single) for answer in answers)
+        generated = (None if each.error is not None else each.text if single else list(each.texts) for each in answers)
         return generated if generation.return_generator else list(generated)
 
     def answers(
@@ -204,14 +202,8 @@ class LLM(Model):
         self.check(generation.sampling)
 
         def make_engine(recorder: Recorder[Prompt | Repeated, Request, Answer]) -> Engine[Request, Answer]:
-            if answers_in_batches(self):
-                return BatchEngine(
-                    self.answer_batch,
-                    recorder,
-                    batch_size=generation.batch_size,
-                    adaptive=generation.adaptive_batch_size,
-                    window=generation.batch_scheduler_buffer_size,
-                )
+            if type(self).answer is LLM.answer:
+                return BatchEngine(self.answer_batch, recorder, generation)
             return ConcurrentEngine(
                 self.answer,
                 recorder,
@@ -224,20 +216,12 @@ class LLM(Model):
             LLMCalls(fingerprint(self), generation.sampling, self.follow_up),
             prompts,
             make_engine,
-            model_answers(self),
-            current_usage(),
-            force=generation.force,
-            cache_only=generation.cache_only,
+            self,
+            generation,
+            what="prompts answered",
+            total=generation.total_num_prompts,
             check=check,
             max_follow_ups=max_follow_ups,
-            progress=progress_logger(
-                self.display_name,
-                "prompts answered",
-                prompts,
-                generation.total_num_prompts,
-                generation.progress_interval,
-                generation.progress_level,
-            ),
         )
 
     def format_prompt(
@@ -273,39 +257,20 @@ class LLM(Model):
         except NotImplementedError:
             return joined(most)
         # The length grows with the count, so bisection finds the largest count that fits.
-        low, high = -1, most
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.final_count_tokens(joined(middle)) <= room:
-                low = middle
-            else:
-                high = middle - 1
-        if low < least or low < 0:
-            needed = max(least, 0)
+        fits = bisect_right(range(most + 1), room, key=lambda count: self.final_count_tokens(joined(count))) - 1
+        if fits < max(least, 0):
             raise PromptTooLong(
-                f"The prompt with {needed} in-context examples has {self.final_count_tokens(joined(needed))} tokens; "
+                f"The prompt with {least} in-context examples has {self.final_count_tokens(joined(least))} tokens; "
                 f"{self.display_name} has room for {room}. Shorten the instruction or the examples, or lower "
                 f"max_new_tokens."
             )
-        return joined(low)
-
-
-def answers_in_batches(llm: LLM) -> bool:
-    """Whether the LLM implements `answer_batch` and not `answer`."""
-    kind = type(llm)
-    return kind.answer_batch is not LLM.answer_batch and kind.answer is LLM.answer
+        return joined(fits)
 
 
 def overrides_only_run(llm: LLM) -> bool:
     """Whether the LLM overrides `run` and implements no engine method."""
     kind = type(llm)
     return kind.run is not LLM.run and kind.answer is LLM.answer and kind.answer_batch is LLM.answer_batch
-
-
-def _generated(answer: Answer, single: bool) -> Generated:
-    if answer.error is not None:
-        return None
-    return answer.text if single else list(answer.texts)
 
 
 def _answers_from_run(
@@ -316,7 +281,6 @@ def _answers_from_run(
     max_follow_ups: int,
 ) -> Iterator[Answer]:
     given: GenerationOptions = {**options, "return_generator": True}
-    sampling = Sampling()
     sent: deque[Prompt] = deque()
 
     def plain() -> Iterator[Prompt]:
@@ -324,25 +288,22 @@ def _answers_from_run(
             sent.append(prompt.prompt if isinstance(prompt, Repeated) else prompt)
             yield sent[-1]
 
+    def answer_of(generated: str | None | list[str | None]) -> Answer:
+        if generated is None:
+            return Answer.failed(ModelError(f"{llm.display_name} gave no answer."))
+        return Answer([generated] if isinstance(generated, str) else list(generated))
+
     for index, generated in enumerate(llm.run(plain(), **given)):
-        answer = _answer_of(llm, generated)
-        request = Request(sent.popleft(), sampling)
-        for follow_ups in count():
-            if check is None or answer.error is not None:
-                break
-            checked = check(index, answer)
+        answer = answer_of(generated)
+        prompt = sent.popleft()
+        for left in range(max_follow_ups, -1, -1):
+            checked = answer if check is None or answer.error is not None else check(index, answer)
             if not isinstance(checked, Rejected):
                 answer = checked
                 break
-            if follow_ups == max_follow_ups:
+            if not left:
                 answer = answer.with_error(RejectedAnswer.of(answer.text, checked.reason))
                 break
-            request = Request(llm.follow_up(request, answer, checked.reason), sampling)
-            answer = _answer_of(llm, next(iter(llm.run([request.prompt], **given))))
+            prompt = llm.follow_up(Request(prompt, Sampling()), answer, checked.reason)
+            answer = answer_of(next(iter(llm.run([prompt], **given))))
         yield answer
-
-
-def _answer_of(llm: LLM, generated: Generated) -> Answer:
-    if generated is None:
-        return Answer.failed(ModelError(f"{llm.display_name} gave no answer."))
-    return Answer([generated] if isinstance(generated, str) else list(generated))

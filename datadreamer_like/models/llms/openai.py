@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from datadreamer_like.errors import AuthenticationFailed
 
-from .endpoint import Quirks
-from .endpoints import OPENAI
+from .api_model import Endpoint, Quirks
 from .openai_compatible import OpenAICompatible
-from .prices import Prices
-
-_AZURE_HOSTS = (".azure.com", ".azure.us", ".azure.cn")
-_AZURE_CREDENTIALS = ("azure_ad_token", "azure_ad_token_provider")
 
 
 class OpenAI(OpenAICompatible):
@@ -32,27 +26,28 @@ class OpenAI(OpenAICompatible):
         >>> local = OpenAI("any", base_url="http://localhost:8080/v1")        # doctest: +SKIP
 
     Args:
-        model_name: The server's name of the model.
-        system_prompt: Added to every prompt that does not have its own.
         organization: OpenAI organization to bill.
-        api_key: The key; by default `OPENAI_API_KEY`, or `AZURE_OPENAI_API_KEY` if `api_version` is given. Never
-            written anywhere, not even into a pickle.
+        api_key: The key; by default `OPENAI_API_KEY`, or `AZURE_OPENAI_API_KEY` if `api_version` is given.
         base_url: The server's address, including `/v1`; by default `OPENAI_BASE_URL`, or OpenAI's own.
         api_version: Version of Azure's API; `base_url` is then an Azure endpoint.
-        retry_on_fail: False sends each request once.
-        cache_folder_path: Folder for cached answers, instead of the session's.
-        max_context_length: The model's context window in tokens, if the server does not report it.
-        timeout: Seconds after which a request without an answer is retried.
-        prices: US dollars per million tokens, such as `{"input": 0.25, "output": 2.0}`; None for published prices.
-        **kwargs: Passed to the SDK's client.
-
-    Raises:
-        MissingExtra: The `openai` package is not installed.
-        AuthenticationFailed: There is no key, and the server is OpenAI's own or Azure's.
-        DefinitionError: `base_url` is not a valid address, or `prices` are malformed.
+        **kwargs: See `OpenAICompatible`, as for the other arguments.
     """
 
-    endpoint = OPENAI
+    endpoint = Endpoint(
+        "OpenAI",
+        base_url="https://api.openai.com/v1",
+        key_variable="OPENAI_API_KEY",
+        url_variable="OPENAI_BASE_URL",
+        quirks=Quirks(
+            # Newer models refuse `max_tokens`.
+            limit_name="max_completion_tokens",
+            refuses={"repetition_penalty": "Use presence_penalty or frequency_penalty, or leave it out."},
+        ),
+        # The smallest among the models that are still served.
+        context_length=128_000,
+        model_card="https://platform.openai.com/docs/models",
+        license="https://openai.com/policies",
+    )
 
     def __init__(
         self,
@@ -64,10 +59,6 @@ class OpenAI(OpenAICompatible):
         api_version: str | None = None,
         retry_on_fail: bool = True,
         cache_folder_path: str | Path | None = None,
-        *,
-        max_context_length: int | None = None,
-        timeout: float = 600.0,
-        prices: Prices | Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
         self.organization = organization
@@ -76,12 +67,10 @@ class OpenAI(OpenAICompatible):
             model_name,
             system_prompt=system_prompt,
             api_key=api_key,
-            max_context_length=max_context_length,
             retry_on_fail=retry_on_fail,
             cache_folder_path=cache_folder_path,
             base_url=base_url,
-            timeout=timeout,
-            prices=prices,
+            organization=organization,
             **kwargs,
         )
 
@@ -90,39 +79,30 @@ class OpenAI(OpenAICompatible):
         """OpenAI's quirks at its own servers, the protocol's defaults elsewhere."""
         return self.endpoint.quirks if self.endpoint.serves(self.base_url) else Quirks()
 
-    def find_key(self) -> str:
-        """Returns OpenAI's key, or Azure's if `api_version` is given."""
+    def find_key(self) -> str | None:
+        """Returns OpenAI's key, or Azure's if `api_version` is given; None for other credentials of Azure's."""
         if self.api_version is None or self._api_key:
             return super().find_key()
         key = os.environ.get("AZURE_OPENAI_API_KEY")
         paired = os.environ.get("AZURE_OPENAI_ENDPOINT")
         host = urlsplit(self.base_url).hostname or ""
-        if any(name in self.kwargs for name in _AZURE_CREDENTIALS):
-            return ""
-        if key and (host.endswith(_AZURE_HOSTS) or (paired is not None and urlsplit(paired).hostname == host)):
+        if {"azure_ad_token", "azure_ad_token_provider"} & self.kwargs.keys():
+            return None
+        azure = host.endswith((".azure.com", ".azure.us", ".azure.cn"))
+        if key and (azure or (paired is not None and urlsplit(paired).hostname == host)):
             return key
         raise AuthenticationFailed(
             f'There is no key for "{self.model_name}" at {host}. Set AZURE_OPENAI_API_KEY in the environment (and '
             "AZURE_OPENAI_ENDPOINT, for a host outside Azure's domains), or pass api_key=..."
         )
 
-    def uses_sdk_environment(self) -> bool:
-        """Whether the server is the one that `OPENAI_API_KEY` belongs to."""
-        return self.endpoint.owns_key_of(self.base_url)
-
     def client_options(self) -> dict[str, Any]:
-        """Returns the arguments of the SDK's clients, with the organization."""
-        return {**super().client_options(), "organization": self.organization}
+        """Returns the arguments of the SDK's clients, for Azure if `api_version` is given."""
+        options = super().client_options()
+        if self.api_version is not None:
+            options |= {"azure_endpoint": options.pop("base_url"), "api_version": self.api_version}
+        return options
 
-    def make_client(self, kind: str) -> Any:
+    def make_client(self, prefix: str) -> Any:
         """Returns a client of the SDK, for Azure if `api_version` is given."""
-        if self.api_version is None:
-            return super().make_client(kind)
-        import openai
-
-        options = {**self.client_options(), "api_version": self.api_version}
-        if not options["api_key"]:
-            del options["api_key"]
-        client = getattr(openai, kind.replace("OpenAI", "AzureOpenAI"))(azure_endpoint=self.base_url, **options)
-        client.organization, client.admin_api_key = self.organization, None
-        return client
+        return super().make_client(prefix if self.api_version is None else f"{prefix}Azure")

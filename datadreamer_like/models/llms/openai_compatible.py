@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
 
 from datadreamer_like.errors import BadRequest, DefinitionError, MalformedAnswer, PromptTooLong, require_extra
 
+from .answer_text import AnswerText, answer_of, answer_text
+from .api_model import APIModel, shown_address
 from .chat_template import AUTO, Auto, checked, given_text
-from .endpoint import Endpoint, Quirks, headers_without_ambient, shown_address
-from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
-from .llm import LLM
-from .openai_answer import read_answer, served_context_length
-from .prices import Prices, given_prices, known_prices
-from .provider_errors import provider_error, refused_parameter, request_error
+from .generation import Answer, GenerationOptions, Prompt, Request, Sampling, TokenLogprob
+from .prices import Usage, counted
+from .provider_errors import provider_error
 from .schema import openai_response_format
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
-    from openai import OpenAI as OpenAIClient
     from openai.types.chat import ChatCompletion
+    from openai.types.chat.chat_completion import Choice
 
 logger = logging.getLogger("datadreamer_like")
 
-# What chat templates put around a message, with room to spare.
-_TEMPLATE_TOKENS = 16
 # Parameters that are left out, with a warning, for a model that does not support them.
 _OPTIONAL = {"temperature", "top_p", "seed", "logit_bias", "stop", "presence_penalty", "frequency_penalty", "verbosity"}
 _OTHER_LIMIT = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
@@ -50,7 +45,7 @@ class OpenAIOptions(GenerationOptions, total=False):
     extra_body: Mapping[str, Any]
 
 
-class OpenAICompatible(LLM):
+class OpenAICompatible(APIModel):
     """A chat model on a server with OpenAI's protocol.
 
     Requests are sent concurrently (`concurrency`), retried with backoff, and slowed down when the server asks for it.
@@ -62,33 +57,15 @@ class OpenAICompatible(LLM):
         model_name: The server's name of the model.
         chat_prompt_template: Only `AUTO`: the server applies the model's own template.
         system_prompt: Added to every prompt that does not have its own; `AUTO` and None add none.
-        api_key: The key; by default from the provider's environment variable. Never written anywhere, not even into a
-            pickle.
         max_context_length: The model's context window in tokens, if the server does not report it.
         tokenizer_model_name: Hugging Face tokenizer for counting tokens; None for an estimate.
-        tokenizer_revision: Branch, tag or commit of the tokenizer.
-        tokenizer_trust_remote_code: Whether code in the tokenizer's repository may run.
-        retry_on_fail: False sends each request once.
-        cache_folder_path: Folder for cached answers, instead of the session's.
-        base_url: Another address of the provider, such as a proxy's. The key in the environment is not sent there.
-        timeout: Seconds after which a request without an answer is retried.
-        prices: US dollars per million tokens, such as `{"input": 0.25, "output": 2.0}`; None for published prices.
+        tokenizer_revision, tokenizer_trust_remote_code: As for `AutoTokenizer.from_pretrained`.
+        api_key, retry_on_fail, cache_folder_path, base_url, timeout, prices: See `APIModel`.
         **kwargs: Passed to the SDK's client.
-
-    Raises:
-        MissingExtra: The `openai` package is not installed.
-        AuthenticationFailed: There is no key, and the server is the provider's own.
-        DefinitionError: `base_url` is not a valid address, or `prices` are malformed.
     """
 
-    endpoint: ClassVar[Endpoint]
-    """The provider."""
-
-    enforces_schemas = True
-
-    extra_options: ClassVar[frozenset[str]] = frozenset(OpenAIOptions.__annotations__) - frozenset(
-        GenerationOptions.__annotations__
-    )
+    sdk = "OpenAI"
+    extra_options = frozenset(OpenAIOptions.__annotations__) - frozenset(GenerationOptions.__annotations__)
 
     def __init__(
         self,
@@ -104,145 +81,75 @@ class OpenAICompatible(LLM):
         cache_folder_path: str | Path | None = None,
         *,
         base_url: str | None = None,
-        timeout: float = 600.0,
-        prices: Prices | Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        require_extra("openai", "openai", what=type(self).__name__)
-        super().__init__(cache_folder_path)
         if chat_prompt_template is not AUTO:
             raise DefinitionError(
                 f"{type(self).__name__} takes no chat_prompt_template but AUTO: the server applies the model's own. "
                 "Put the text into the prompts, or into system_prompt."
             )
-        self.model_name = model_name
-        self.system_prompt = given_text(checked("system_prompt", system_prompt))
-        self.base_url = self.endpoint.address_in_use(base_url)
-        self.retry_on_fail = retry_on_fail
-        self.max_context_length = self._context_length = max_context_length
+        super().__init__(
+            model_name,
+            api_key,
+            retry_on_fail,
+            cache_folder_path,
+            system_prompt=given_text(checked("system_prompt", system_prompt)),
+            base_url=base_url,
+            max_context_length=max_context_length,
+            **kwargs,
+        )
         self.tokenizer_model_name = tokenizer_model_name
         self.tokenizer_revision = tokenizer_revision
         self.tokenizer_trust_remote_code = tokenizer_trust_remote_code
-        self.timeout = timeout
-        self.kwargs = kwargs
-        self.prices = given_prices(prices)
-        if self.prices is None and self.endpoint.prices and self.endpoint.serves(self.base_url):
-            self.prices = known_prices(self.endpoint.prices, model_name)
-        self.default_concurrency = self.endpoint.limits.concurrency
-        self._api_key = api_key
         self._limit_name = self.quirks.limit_name
         self._refused: set[str] = set()
-        self._one_by_one = not self.quirks.several_answers
-        self._client: OpenAIClient | None = None
-        self._clients: dict[asyncio.AbstractEventLoop, AsyncOpenAI] = {}
-        self.key  # noqa: B018  (a missing key is an error now, not at the first request)
+        self._one_by_one = False
 
     if TYPE_CHECKING:
 
         def run(self, prompts: Iterable[Prompt], **options: Unpack[OpenAIOptions]) -> Any:
             """See `LLM.run`."""
 
-    @classmethod
-    def example(cls, model: Any) -> Self:
-        """Returns an instance that sends no request, for tests and documentation."""
-        return cls(str(model), api_key="example-key")
-
-    # Overridden by some providers.
-
-    @property
-    def quirks(self) -> Quirks:
-        """How the server differs from the protocol."""
-        return self.endpoint.quirks
-
-    def find_key(self) -> str:
-        """Returns the key to send.
-
-        Raises:
-            AuthenticationFailed: There is none, and the server needs one.
-        """
-        return self.endpoint.key_for(self.base_url, self._api_key, self.model_name)
-
-    @cached_property
-    def key(self) -> str:
-        """The key in use; looked up again after unpickling, since keys are never written."""
-        return self.find_key()
-
-    def uses_sdk_environment(self) -> bool:
-        """Whether the SDK's own environment variables (organization, project, headers) are meant for this server."""
-        return False
-
-    def make_client(self, kind: str) -> Any:
-        """Returns a client of the SDK.
-
-        Args:
-            kind: "OpenAI" or "AsyncOpenAI".
-        """
-        import openai
-
-        client = getattr(openai, kind)(base_url=self.base_url, **self.client_options())
+    def make_client(self, prefix: str) -> Any:
+        """Returns a client of the SDK, without an organization from the environment that belongs to OpenAI."""
+        client = super().make_client(prefix)
         if not self.uses_sdk_environment():
-            client.organization = self.client_options().get("organization")
-            client.project = self.kwargs.get("project")
+            client.organization, client.project = self.kwargs.get("organization"), self.kwargs.get("project")
             client.admin_api_key = None
         return client
 
-    def client_options(self) -> dict[str, Any]:
-        """Returns the arguments of the SDK's clients."""
-        options: dict[str, Any] = {"api_key": self.key, "timeout": self.timeout, "max_retries": 0, **self.kwargs}
-        if not self.uses_sdk_environment():
-            import openai
-
-            options["default_headers"] = headers_without_ambient(
-                "OPENAI_CUSTOM_HEADERS",
-                openai.Omit(),
-                ("Authorization", f"Bearer {self.key}"),
-                self.kwargs.get("default_headers"),
-            )
-        return options
-
-    # The engine.
-
-    def identity(self) -> dict[str, Any]:
-        """Returns the server's address and the system prompt."""
-        return {"base_url": self._address, "system_prompt": self.system_prompt}
-
-    def check(self, sampling: Sampling) -> None:
-        """Refuses options that the provider does not support."""
-        for name, advice in self.quirks.refuses.items():
-            if getattr(sampling, name) is not None:
-                raise DefinitionError(f"{self.endpoint.name}'s API has no {name}. {advice}")
-
     async def answer(self, request: Request) -> Answer:
         """Sends one chat completion request, or more if the server does not support `n`."""
-        wanted = request.sampling.n
-        at_once = 1 if self._one_by_one else wanted
-        try:
-            first = await self._complete(request, at_once, request.seed)
-        except PromptTooLong:
-            raise
-        except BadRequest:
-            if at_once == 1:
-                raise
-            # The server may refuse `n`: llama.cpp allows as many as it has slots, others only one.
-            first = await self._complete(request, 1, request.seed)
-        completions = [first]
-        got = len(first.choices)
-        if got < at_once and not self._one_by_one:
-            self._one_by_one = True
-            logger.info("%s does not return %s answers at once; they are requested one by one", self._address, wanted)
-        while got < wanted:
+        completions: list[ChatCompletion] = []
+        while (got := sum(len(completion.choices) for completion in completions)) < request.sampling.n:
+            at_once = 1 if self._one_by_one else request.sampling.n - got
             seed = request.seed + got if request.seed is not None else None
-            completion = await self._complete(request, 1, seed)
+            try:
+                completion = await self._complete(request, at_once, seed)
+            except BadRequest as error:
+                if at_once == 1 or isinstance(error, PromptTooLong):
+                    raise
+                # The server may refuse `n`: llama.cpp allows as many as it has slots, others only one.
+                completion = await self._complete(request, 1, seed)
             completions.append(completion)
-            got += len(completion.choices)
-        standard = request.sampling.extra.get("service_tier") in _STANDARD_TIERS
-        return read_answer(completions, request.sampling, self._address, self.prices if standard else None)
+            if len(completion.choices) < at_once and not self._one_by_one:
+                self._one_by_one = True
+                logger.info("%s does not return several answers at once; they are requested singly", self.display_name)
+        return self._answer(completions, request.sampling)
 
-    async def end_run(self) -> None:
-        """Closes the client of the run's event loop."""
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.close()
+    def _answer(self, completions: Sequence[ChatCompletion], sampling: Sampling) -> Answer:
+        choices = [choice for completion in completions for choice in completion.choices][: sampling.n]
+        shaped = sampling.schema is not None
+        try:
+            texts = [_text(choice, shaped) for choice in choices]
+            logprobs = [_logprobs(choice) for choice in choices] if sampling.top_logprobs is not None else None
+        except (AttributeError, TypeError) as error:
+            address = shown_address(self.base_url)
+            raise MalformedAnswer(f"{address} sent an answer that cannot be read: {error}.") from error
+        reasons = [choice.finish_reason for choice in choices]
+        prices = self.prices if sampling.extra.get("service_tier") in _STANDARD_TIERS else None
+        tokens = counted([_usage(completion) for completion in completions], prices)
+        return answer_of(texts, finish_reasons=reasons, logprobs=logprobs, **tokens)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -264,77 +171,43 @@ class OpenAICompatible(LLM):
             return super().count_tokens(value)
         return len(self.tokenizer(value, add_special_tokens=False, verbose=False)["input_ids"])
 
-    def final_count_tokens(self, value: str) -> int:
-        """Returns the count with the system prompt and the chat template."""
-        return self.count_tokens(value) + self.count_tokens(self.system_prompt or "") + _TEMPLATE_TOKENS
-
     def get_max_context_length(self, max_new_tokens: int | None) -> int:
         """Returns the maximum number of prompt tokens that leaves room for `max_new_tokens`.
 
         The context window is `max_context_length` if given, else the provider's smallest, else the one in the server's
         list of models (vLLM, llama.cpp and most hosted servers report it).
         """
-        if self._context_length is None:
-            self._context_length = self._default_context_length() or self._served_context_length()
-        if self._context_length is None:
-            return super().get_max_context_length(max_new_tokens)
-        return self._context_length - (max_new_tokens or 0)
+        length = self.max_context_length or self._known_context_length
+        return super().get_max_context_length(max_new_tokens) if length is None else length - (max_new_tokens or 0)
 
-    @property
-    def client(self) -> OpenAIClient:
-        """The SDK's client, for direct use; `run` does not use it."""
-        if self._client is None:
-            self._client = self.make_client("OpenAI")
-        return self._client
+    @cached_property
+    def _known_context_length(self) -> int | None:
+        if self.endpoint.context_length is not None and self.endpoint.serves(self.base_url):
+            return self.endpoint.context_length
+        try:
+            models = list(self.client.models.list())
+        except Exception as error:
+            raise provider_error(error, self.model_name, shown_address(self.base_url)) from error
+        named = [model for model in models if model.id == self.model_name]
+        for model in named or (models if len(models) == 1 else []):
+            facts: dict[str, Any] = model.to_dict()
+            facts.update(facts.get("meta") or {})
+            for name in ("max_model_len", "n_ctx", "context_length", "context_window"):
+                if isinstance(facts.get(name), int):
+                    return int(facts[name])
+        return None
 
-    @property
-    def model_card(self) -> str | None:
-        """Address of the provider's page about its models."""
-        return self.endpoint.models_url if self.endpoint.serves(self.base_url) else None
-
-    @property
-    def license(self) -> str | None:
-        """Address of the provider's terms of use."""
-        return self.endpoint.terms_url if self.endpoint.serves(self.base_url) else None
-
-    def unload_model(self) -> None:
-        """Closes the client."""
-        client, self._client = self._client, None
-        if client is not None:
-            client.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_api_key": None, "_client": None, "_clients": {}}
-        for name in ("tokenizer", "key"):
-            state.pop(name, None)
-        return state
-
-    @property
-    def _address(self) -> str:
-        return shown_address(self.base_url)
+    async def send(self, client: Any, parameters: dict[str, Any]) -> ChatCompletion:
+        """Sends one request; an answer without choices is malformed."""
+        completion: ChatCompletion = await client.chat.completions.create(**parameters)
+        if not completion.choices:
+            raise ValueError("it has no choices")
+        return completion
 
     async def _complete(self, request: Request, n: int, seed: int | None) -> ChatCompletion:
-        # Connections belong to the event loop that opened them.
-        loop = asyncio.get_running_loop()
-        client = self._clients.get(loop)
-        if client is None:
-            client = self._clients[loop] = self.make_client("AsyncOpenAI")
-        while True:
-            parameters = self._parameters(request.sampling, n, seed)
-            messages: Any = request.messages(self.system_prompt)
-            try:
-                completion: ChatCompletion = await client.chat.completions.create(
-                    model=self.model_name, messages=messages, **parameters
-                )
-                empty = not completion.choices
-            except Exception as error:
-                refused = refused_parameter(error, [*parameters, *parameters.get("extra_body", {})])
-                if refused is not None and self._leaves_out(refused, parameters):
-                    continue
-                raise request_error(error, refused, self.model_name, self._address) from error
-            if empty:
-                raise MalformedAnswer(f"{self._address} sent an answer without choices.")
-            return completion
+        fixed = {"model": self.model_name, "messages": request.messages(self.system_prompt)}
+        completion: ChatCompletion = await self.request(lambda: fixed | self._parameters(request.sampling, n, seed))
+        return completion
 
     def _parameters(self, sampling: Sampling, n: int, seed: int | None) -> dict[str, Any]:
         top = sampling.top_logprobs
@@ -356,15 +229,10 @@ class OpenAICompatible(LLM):
         if sampling.repetition_penalty is not None:
             own = dict.fromkeys(self.quirks.penalty_names, sampling.repetition_penalty)
             parameters["extra_body"] = {**own, **parameters.get("extra_body", {})}
-        for name in sorted(self.quirks.drops & {name for name, value in parameters.items() if value is not None}):
-            if name not in self._refused:
-                self._refused.add(name)
-                logger.warning("%s does not support %s; it is left out.", self.endpoint.name, name)
         return {name: value for name, value in parameters.items() if value is not None and name not in self._refused}
 
-    def _leaves_out(self, refused: tuple[str, bool], sent: Mapping[str, Any]) -> bool:
-        """Drops or replaces a refused parameter in later requests; False if the answer depends on it."""
-        name, unsupported = refused
+    def leave_out(self, name: str, unsupported: bool, sent: Mapping[str, Any]) -> bool:
+        """Drops an optional parameter, or replaces `n` or the limit of new tokens."""
         if not unsupported or name not in sent:
             return False
         if name in self._refused:
@@ -377,21 +245,46 @@ class OpenAICompatible(LLM):
                 return False
             self._limit_name = _OTHER_LIMIT[name]
         elif name in _OPTIONAL:
-            logger.warning(
-                "%s does not support %s=%r; it is left out, and the default applies.",
-                self.display_name, name, sent[name],
-            )  # fmt: skip
+            warning = "%s does not support %s=%r; it is left out, and the default applies."
+            logger.warning(warning, self.display_name, name, sent[name])
         else:
             return False
         self._refused.add(name)
         return True
 
-    def _default_context_length(self) -> int | None:
-        return self.endpoint.limits.context_length if self.endpoint.serves(self.base_url) else None
 
-    def _served_context_length(self) -> int | None:
-        try:
-            models = list(self.client.models.list())
-        except Exception as error:
-            raise provider_error(error, self.model_name, self._address) from error
-        return served_context_length(models, self.model_name)
+def _usage(completion: ChatCompletion) -> Usage:
+    """Returns the tokens of one completion; servers other than OpenAI's leave out what the SDK expects."""
+    usage = completion.usage
+    if usage is None:
+        return Usage()
+    details: Any = getattr(usage, "prompt_tokens_details", None)
+    cached, written = (getattr(details, name, None) or 0 for name in ("cached_tokens", "cache_write_tokens"))
+    return Usage(usage.prompt_tokens or 0, usage.completion_tokens or 0, cached, written)
+
+
+def _text(choice: Choice, shaped: bool) -> AnswerText:
+    message = choice.message
+    # DeepSeek's and vLLM's names for thoughts.
+    thoughts = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
+    return answer_text(
+        message.content,
+        choice.finish_reason,
+        refusal=getattr(message, "refusal", None),
+        reasoning=thoughts if isinstance(thoughts, str) else None,
+        shaped=shaped,
+    )
+
+
+def _logprobs(choice: Choice) -> list[TokenLogprob]:
+    found: Any = choice.logprobs
+    if found is None:
+        return []
+    if found.content is None:
+        # Together's shape: two lists.
+        tokens, values = getattr(found, "tokens", None) or (), getattr(found, "token_logprobs", None) or ()
+        return [TokenLogprob(token, value) for token, value in zip(tokens, values, strict=True) if value is not None]
+    return [
+        TokenLogprob(each.token, each.logprob, tuple((top.token, top.logprob) for top in each.top_logprobs or ()))
+        for each in found.content
+    ]

@@ -6,10 +6,10 @@ import functools
 import math
 import numbers
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datadreamer_like.errors import DefinitionError, did_you_mean
 
@@ -39,12 +39,8 @@ class Prices:
     ) -> float | None:
         """Returns the US dollars of one request; None where the price is not known.
 
-        Args:
-            prompt_tokens: All tokens of the prompt, the following three kinds included.
-            completion_tokens: Tokens of the answers.
-            cached: Prompt tokens read from the provider's cache.
-            written: Prompt tokens written into the cache.
-            written_1h: Prompt tokens written into the cache for an hour.
+        `prompt_tokens` are all tokens of the prompt, including those that were read from the provider's cache
+        (`cached`), and those written into it, for the usual time (`written`) or for an hour (`written_1h`).
 
         Example:
             >>> Prices(input=2.0, output=10.0, cached_input=0.2).cost(1_000_000, 100_000, cached=500_000)
@@ -63,28 +59,35 @@ class Prices:
         return dollars / 1_000_000
 
 
-def known_prices(provider: str, model_name: str) -> Prices | None:
-    """Returns a model's published prices as of the table's date, or None where the table does not have them.
+class Usage(NamedTuple):
+    """Tokens of one request; those that were cached or written into a cache are among those of the prompt."""
 
-    Args:
-        provider: A section of `prices.toml`.
-        model_name: The model's exact name.
-    """
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached: int = 0
+    written: int = 0
+    written_1h: int = 0
+
+
+def counted(usages: Sequence[Usage], prices: Prices | None) -> dict[str, Any]:
+    """Returns the tokens and the cost of requests as attributes of an `Answer`; a cost with an unknown part is None."""
+    costs = [prices.cost(**usage._asdict()) if prices is not None and any(usage) else None for usage in usages]
+    return {
+        "prompt_tokens": sum(usage.prompt_tokens for usage in usages),
+        "completion_tokens": sum(usage.completion_tokens for usage in usages),
+        "cached_tokens": sum(usage.cached for usage in usages),
+        "cost": None if None in costs else sum(cost for cost in costs if cost is not None),
+    }
+
+
+def known_prices(provider: str, model_name: str) -> Prices | None:
+    """Returns the published prices of a model by its exact name, or None where `prices.toml` does not have them."""
     values = _table().get(provider, {}).get("models", {}).get(model_name)
     return None if values is None else Prices(**values)
 
 
-def prices_as_of() -> str:
-    """Returns the date of the table, as ISO 8601."""
-    return str(_table()["as_of"])
-
-
 def given_prices(prices: Prices | Mapping[str, Any] | None) -> Prices | None:
-    """Returns the prices that a script gave.
-
-    Raises:
-        DefinitionError: A name is unknown, `input` or `output` is missing, or a value is not a number of at least 0.
-    """
+    """Returns the prices that a script gave; refuses unknown names, missing ones, and values that are no price."""
     if prices is None or isinstance(prices, Prices):
         return prices
     names = [field.name for field in fields(Prices)]
@@ -101,16 +104,6 @@ def given_prices(prices: Prices | Mapping[str, Any] | None) -> Prices | None:
     return Prices(**prices)
 
 
-def total_cost(costs: Iterable[float | None]) -> float | None:
-    """Returns the sum of costs; None, for unknown, where one of them is not known."""
-    total = 0.0
-    for cost in costs:
-        if cost is None:
-            return None
-        total += cost
-    return total
-
-
 @functools.cache
 def _table() -> dict[str, Any]:
-    return tomllib.loads((Path(__file__).with_name("prices.toml")).read_text(encoding="utf-8"))
+    return tomllib.loads(Path(__file__).with_name("prices.toml").read_text(encoding="utf-8"))

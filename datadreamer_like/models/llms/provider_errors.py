@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -20,67 +22,44 @@ from datadreamer_like.errors import (
     UnknownModel,
 )
 
-ERRORS_BY_CLASS: dict[str, type[ModelError]] = {
-    # Both SDKs
-    "AuthenticationError": AuthenticationFailed,
-    "PermissionDeniedError": AuthenticationFailed,
-    "NotFoundError": UnknownModel,
-    "BadRequestError": BadRequest,
-    "UnprocessableEntityError": BadRequest,
-    "RateLimitError": RateLimited,
-    "ConflictError": Unavailable,
-    "InternalServerError": Unavailable,
-    "APIConnectionError": Unavailable,
-    "APITimeoutError": Unavailable,
-    "APIResponseValidationError": MalformedAnswer,
-    "APIStatusError": ModelError,
-    "APIError": ModelError,
-    # OpenAI's
-    "OAuthError": AuthenticationFailed,
-    "SubjectTokenProviderError": AuthenticationFailed,
-    "ContentFilterFinishReasonError": BadRequest,
-    "LengthFinishReasonError": BadRequest,
-    "WebSocketConnectionClosedError": Unavailable,
-    "WebSocketQueueFullError": Unavailable,
-    "InvalidWebhookSignatureError": ModelError,
-    "OpenAIError": ModelError,
-    # Anthropic's
-    "PaymentRequiredError": AuthenticationFailed,
-    "ContractSpendLimitReachedError": AuthenticationFailed,
-    "EnforcedSpendLimitReachedError": AuthenticationFailed,
-    "OrganizationOnHoldError": AuthenticationFailed,
-    "CMEKKeyDisabledError": AuthenticationFailed,
-    "CredentialsError": AuthenticationFailed,
-    "WorkloadIdentityError": AuthenticationFailed,
-    "MutuallyExclusiveAuthError": AuthenticationFailed,
-    "PreconditionFailedError": BadRequest,
-    "ContentTooLargeError": PromptTooLong,
-    "RequestHeaderFieldsTooLargeError": BadRequest,
-    "RequestTimeoutError": Unavailable,
-    "ClientClosedRequestError": Unavailable,
-    "OverloadedError": Unavailable,
-    "RetryableError": Unavailable,
-    "APIWebhookValidationError": ModelError,
-    "ToolsetUsageError": ModelError,
-    "StreamAlreadyConsumed": ModelError,
-    "MissingDependencyError": ModelError,
-    "AnthropicError": ModelError,
+_CLASSES: dict[type[ModelError], str] = {
+    AuthenticationFailed: """
+        AuthenticationError PermissionDeniedError
+        OAuthError SubjectTokenProviderError
+        PaymentRequiredError ContractSpendLimitReachedError EnforcedSpendLimitReachedError OrganizationOnHoldError
+        CMEKKeyDisabledError CredentialsError WorkloadIdentityError MutuallyExclusiveAuthError
+    """,
+    UnknownModel: "NotFoundError",
+    PromptTooLong: "ContentTooLargeError",
+    BadRequest: """
+        BadRequestError UnprocessableEntityError
+        ContentFilterFinishReasonError LengthFinishReasonError
+        PreconditionFailedError RequestHeaderFieldsTooLargeError
+    """,
+    RateLimited: "RateLimitError",
+    Unavailable: """
+        ConflictError InternalServerError APIConnectionError APITimeoutError
+        WebSocketConnectionClosedError WebSocketQueueFullError
+        RequestTimeoutError ClientClosedRequestError OverloadedError RetryableError
+    """,
+    MalformedAnswer: "APIResponseValidationError",
+    ModelError: """
+        APIStatusError APIError
+        OpenAIError InvalidWebhookSignatureError
+        AnthropicError APIWebhookValidationError ToolsetUsageError StreamAlreadyConsumed MissingDependencyError
+    """,
 }
+ERRORS_BY_CLASS = {name: kind for kind, names in _CLASSES.items() for name in names.split()}
 """SDK exception classes by name, so that no SDK is imported; the nearest base class with an entry applies."""
 
-ERRORS_BY_STATUS: dict[int, type[ModelError]] = {
-    401: AuthenticationFailed,
-    402: AuthenticationFailed,
-    403: AuthenticationFailed,
-    404: UnknownModel,
-    408: Unavailable,
-    409: Unavailable,
-    413: PromptTooLong,
-    425: Unavailable,
-    429: RateLimited,
-    499: Unavailable,
+# HTTP statuses with the same meaning in every API
+_STATUSES: dict[type[ModelError], tuple[int, ...]] = {
+    AuthenticationFailed: (401, 402, 403),
+    UnknownModel: (404,),
+    PromptTooLong: (413,),
+    RateLimited: (429,),
+    Unavailable: (408, 409, 425, 499, *range(500, 600)),
 }
-"""HTTP statuses with the same meaning in every API; 5xx is `Unavailable`."""
 
 _NO_CREDIT_CODES = {
     "insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "billing_error",
@@ -93,6 +72,15 @@ _TOO_LONG_CODES = {"context_length_exceeded", "exceed_context_size_error", "stri
 _TOO_LONG = re.compile(
     r"context (length|size|window)|maximum (context|model) length|max_model_len|(prompt|input) is too long", re.I
 )
+_SENTENCES: dict[type[ModelError], str] = {
+    AuthenticationFailed: "{address} refuses the key: {words} Pass the right api_key, or set it in the environment. "
+    'The key must be allowed to use "{model_name}".',
+    UnknownModel: '{address} has no model "{model_name}": {words} Check model_name and base_url.',
+    PromptTooLong: "The prompt does not fit the context window: {words}",
+    RateLimited: "{address} asks to slow down: {words}",
+    Unavailable: "{address} did not answer: {words}",
+    MalformedAnswer: "{address} sent an invalid answer: {words}",
+}
 _KEY = re.compile(r"\b(sk|pk|gsk|xai|org|tgp|Bearer)[-_ ][\w*.\-]{6,}")
 _UNSUPPORTED_CODES = {"unsupported_parameter", "unsupported_value", "unknown_parameter"}
 # Such messages may name a parameter, but other prompts may succeed: fail the row, not the run.
@@ -104,57 +92,30 @@ _UNSUPPORTED = re.compile(
 )
 
 
-def provider_error(error: Exception, model_name: str, address: str) -> ModelError:
+def provider_error(
+    error: Exception, model_name: str, address: str, refused: tuple[str, bool] | None = None
+) -> ModelError | DefinitionError:
     """Returns this package's error for an exception of an SDK.
 
-    Args:
-        error: What the SDK raised.
-        model_name: For the message.
-        address: The server's address, for the message.
+    It is a `DefinitionError`, which ends the run, if `refused`, which `refused_parameter` found, names a parameter that
+    is the same in every request. The server's `address` is for the message.
     """
-    kind = _kind(error)
-    words = server_words(error)
-    if kind is AuthenticationFailed:
-        if _status(error) == 402 or _codes(error) & _NO_CREDIT_CODES or _NO_CREDIT.search(words):
-            return kind(f"The account at {address} has no credit left: {words} Add credit there, and run again.")
-        return kind(
-            f"{address} refuses the key: {words} Pass the right api_key, or set it in the environment, and check that "
-            f'it may use "{model_name}".'
-        )
-    if kind is UnknownModel:
-        return kind(f'{address} has no model "{model_name}": {words} Check model_name and base_url.')
-    if kind is PromptTooLong:
-        return kind(f"The prompt does not fit the context window: {words}")
+    kind, words = _kind(error), server_words(error)
+    sentence = _SENTENCES.get(kind, "{address} refuses the request: {words}")
+    if kind is AuthenticationFailed and (
+        _status(error) == 402 or _codes(error) & _NO_CREDIT_CODES or _NO_CREDIT.search(words)
+    ):
+        sentence = "The account at {address} has no credit left: {words} Add credit there, and run again."
+    elif isinstance(error, UnicodeError):
+        sentence = "The prompt is not valid text, so it cannot be sent: {words}"
+    elif isinstance(error, TypeError) and kind is BadRequest:
+        sentence = "The prompt cannot be written as JSON: {words}"
+    message = sentence.format(address=address, model_name=model_name, words=words)
     if kind is RateLimited or kind is Unavailable:
-        problem = "asks to slow down" if kind is RateLimited else "did not answer"
-        return kind(f"{address} {problem}: {words}", retry_after=retry_after(getattr(error, "response", None)))
-    if kind is MalformedAnswer:
-        return kind(f"{address} sent an invalid answer: {words}")
-    if isinstance(error, UnicodeError):
-        return kind(f"The prompt is not valid text, so it cannot be sent: {words}")
-    if isinstance(error, TypeError):
-        return kind(f"The prompt cannot be written as JSON: {words}")
-    return kind(f"{address} refuses the request: {words}")
-
-
-def request_error(
-    error: Exception, refused: tuple[str, bool] | None, model_name: str, address: str
-) -> ModelError | DefinitionError:
-    """Returns this package's error for a request that failed.
-
-    Args:
-        error: What the SDK raised.
-        refused: What `refused_parameter` found.
-        model_name: For the message.
-        address: The server's address, for the message.
-
-    Returns:
-        A `DefinitionError`, which ends the run, if the refused parameter is the same in every request.
-    """
-    failure = provider_error(error, model_name, address)
-    if refused is None or refused[0] == "n" or type(failure) is not BadRequest:
-        return failure
-    return DefinitionError(f'{failure} It is about "{refused[0]}", which every request has.')
+        return kind(message, retry_after=retry_after(getattr(error, "response", None)))
+    if kind is BadRequest and refused is not None and refused[0] != "n":
+        return DefinitionError(f'{message} It is about "{refused[0]}", which every request has.')
+    return kind(message)
 
 
 def retry_after(response: Any) -> float | None:
@@ -166,18 +127,11 @@ def retry_after(response: Any) -> float | None:
         return None
     headers = response.headers
     for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        value = headers.get(name)
-        if value is None:
-            continue
-        try:
+        value = headers.get(name, "")
+        with suppress(ValueError):
             return max(0.0, float(value) / divisor)
-        except ValueError:
-            pass
-        try:
-            date = parsedate_to_datetime(value)
-        except ValueError:
-            continue
-        return _seconds_until(date)
+        with suppress(ValueError):
+            return _seconds_until(parsedate_to_datetime(value))
     return seconds_until_renewed(headers)
 
 
@@ -190,15 +144,13 @@ def seconds_until_renewed(headers: Mapping[str, str]) -> float | None:
     for name, left in headers.items():
         if "ratelimit" not in name.lower() or "remaining" not in name.lower() or left.strip() != "0":
             continue
-        reset = headers.get(name.lower().replace("remaining", "reset"), "")
-        if match := _DURATION.fullmatch(reset.strip()):
+        reset = headers.get(name.lower().replace("remaining", "reset"), "").strip()
+        if match := _DURATION.fullmatch(reset):
             hours, minutes, seconds, milliseconds = (float(part or 0) for part in match.groups())
             waits.append(3600 * hours + 60 * minutes + seconds + milliseconds / 1000)
         else:
-            try:
+            with suppress(ValueError):
                 waits.append(_seconds_until(datetime.fromisoformat(reset)))
-            except ValueError:
-                continue
     return max(waits, default=None)
 
 
@@ -210,45 +162,35 @@ def _seconds_until(time: datetime) -> float:
 
 
 def refused_parameter(error: Exception, sent: Collection[str]) -> tuple[str, bool] | None:
-    """Returns the parameter that a 400 or 422 response complains about, or None.
+    """Returns the parameter among the `sent` ones that a 400 or 422 response complains about, or None.
 
-    Servers name it in `param`, in FastAPI's `detail`, or only in the message.
-
-    Args:
-        error: The SDK's exception.
-        sent: Names of the request's parameters.
-
-    Returns:
-        The name, and True if the parameter is not supported at all, False if its value is refused.
+    Servers name it in `param`, in FastAPI's `detail`, or only in the message. With it comes whether the parameter is
+    not supported at all (True) or only its value is refused (False).
     """
     if _status(error) not in (400, 422):
         return None
     words = server_words(error)
     unsupported = bool(_codes(error) & _UNSUPPORTED_CODES or _UNSUPPORTED.search(words))
-    places: list[Any] = [getattr(error, "param", None), *_places(getattr(error, "body", None))]
-    named = [name.partition(".")[0] for name in places if isinstance(name, str) and name]
-    for name in named:
-        if name in sent:
-            return name, unsupported
+    body = getattr(error, "body", None)
+    detail = body.get("detail") if isinstance(body, Mapping) else None
+    invalid = [each.get("loc", ()) for each in detail if isinstance(each, Mapping)] if isinstance(detail, list) else []
+    places = [getattr(error, "param", None) or "", *itertools.chain(*invalid)]
+    named = [name for name in (str(place).partition(".")[0] for place in places) if name]
     if named or _ABOUT_THE_PROMPT.search(words):
-        return None
-    for name in sent:
+        found = [name for name in named if name in sent]
+    else:
         # Quoted, or used as a parameter name; a message may also repeat the prompt, which does not count.
-        word = re.escape(name)
-        if re.search(
-            rf"['\"`]{word}['\"`]|^{word}\b|\b(parameters?|arguments?|options?|fields?):? {word}\b|\b{word}: ", words
-        ):
-            return name, unsupported
-    return None
+        around = r"['\"`]{0}['\"`]|^{0}\b|\b(parameters?|arguments?|options?|fields?):? {0}\b|\b{0}: ".format
+        found = [name for name in sent if re.search(around(re.escape(name)), words)]
+    return (found[0], unsupported) if found else None
 
 
 def server_words(error: Exception) -> str:
     """Returns the server's message from any form of body, on one line and without API keys."""
-    text = _message(getattr(error, "body", None)) or getattr(error, "message", None) or str(error)
-    text = str(text or type(error).__name__)
-    cause = error.__cause__
-    if cause is not None and str(cause) and type(error).__name__ == "APIConnectionError":
-        text = f"{text} ({cause})"
+    text = _message(getattr(error, "body", None)) or str(getattr(error, "message", None) or error)
+    if type(error).__name__ == "APIConnectionError" and str(error.__cause__ or ""):
+        text = f"{text} ({error.__cause__})"
+    text = text or type(error).__name__
     # Servers quote the key, or parts of it, in their messages.
     text = _KEY.sub(r"\1-...", " ".join(text.split())[:500])
     return text if text.endswith((".", "!", "?")) else f"{text}."
@@ -261,22 +203,13 @@ def _message(body: object) -> str | None:
         return re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", body, flags=re.S).strip() or None
     if isinstance(body, Mapping):
         for name in ("message", "msg", "error_description", "error", "detail", "errors", "title"):
-            text = _message(body.get(name))
-            if text:
+            if text := _message(body.get(name)):
                 place = body.get("loc") if name == "msg" else None
                 return f"{'.'.join(map(str, place))}: {text}" if isinstance(place, Sequence) else text
         return None
     if isinstance(body, Sequence):
         return "; ".join(text for text in map(_message, body) if text) or None
     return None
-
-
-def _places(body: object) -> list[str]:
-    """The invalid fields in FastAPI's `detail`."""
-    detail = body.get("detail") if isinstance(body, Mapping) else None
-    if not isinstance(detail, list):
-        return []
-    return [str(place) for each in detail if isinstance(each, Mapping) for place in each.get("loc", ())]
 
 
 def _kind(error: Exception) -> type[ModelError]:
@@ -290,16 +223,13 @@ def _kind(error: Exception) -> type[ModelError]:
     if isinstance(error, UnicodeError) or (isinstance(error, TypeError) and "serializable" in words):
         # Raised while encoding the request: the same prompt would fail again.
         return BadRequest
-    for base in type(error).__mro__:
-        kind = ERRORS_BY_CLASS.get(base.__name__)
-        if kind is not None and kind is not ModelError:
-            return kind
+    kinds = [ERRORS_BY_CLASS[base.__name__] for base in type(error).__mro__ if base.__name__ in ERRORS_BY_CLASS]
+    if kinds and kinds[0] is not ModelError:
+        return kinds[0]
     if status is not None and status >= 400:
-        return ERRORS_BY_STATUS.get(status, Unavailable if status >= 500 else ModelError)
-    if any(base.__name__ in ERRORS_BY_CLASS for base in type(error).__mro__):
-        return ModelError
-    # Other errors, such as ValueError: the SDK could not parse the answer.
-    return MalformedAnswer
+        return next((kind for kind, statuses in _STATUSES.items() if status in statuses), ModelError)
+    # Errors that no SDK defines, such as ValueError: the SDK could not parse the answer.
+    return ModelError if kinds else MalformedAnswer
 
 
 def _status(error: Exception) -> int | None:

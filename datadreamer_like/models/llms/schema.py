@@ -40,11 +40,7 @@ def json_schema_of(schema: object) -> dict[str, Any]:
 
 
 def schema_of_response_format(response_format: object) -> object | None:
-    """Returns the schema that OpenAI's `response_format` stands for; None for plain text.
-
-    Raises:
-        DefinitionError: It is of a kind that OpenAI's API does not have.
-    """
+    """Returns the schema that OpenAI's `response_format` stands for, None for plain text; refuses unknown kinds."""
     if response_format is None or hasattr(response_format, "model_json_schema"):
         return response_format
     if isinstance(response_format, Mapping):
@@ -68,9 +64,8 @@ def schema_of_response_format(response_format: object) -> object | None:
 def openai_response_format(schema: JSONSchema) -> dict[str, Any]:
     """Returns the `response_format` that asks for a schema.
 
-    In strict mode OpenAI constrains decoding, and wants every object closed and every property required. Both only
-    narrow what the schema allows, so they are added. A schema with keywords that strict mode does not have is sent
-    without it.
+    In strict mode OpenAI constrains decoding, and requires every object to be closed and every property to be required.
+    Both only narrow the schema, so they are added. A schema with keywords that strict mode lacks is sent as is.
     """
     if not schema.get("properties") and schema.get("type") == "object" and "additionalProperties" not in schema:
         return {"type": "json_object"}
@@ -127,9 +122,6 @@ def object_schema(schema: JSONSchema) -> tuple[dict[str, Any], bool]:
 _LLAMACPP_KEYWORDS = {
     "string": {"minLength", "maxLength", "pattern", "format"},
     "integer": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
-    "number": set[str](),
-    "boolean": set[str](),
-    "null": set[str](),
     "array": {"items", "prefixItems", "minItems", "maxItems"},
     "object": {"properties", "required", "additionalProperties"},
 }
@@ -147,11 +139,7 @@ _LLAMACPP_PATTERN = re.compile(
 
 
 def check_llamacpp_schema(schema: JSONSchema) -> None:
-    """Refuses a schema that llama.cpp's grammars cannot enforce, since they ignore unknown keywords.
-
-    Raises:
-        DefinitionError: The schema has an unsupported keyword.
-    """
+    """Refuses a schema that llama.cpp's grammars cannot enforce, since they ignore unknown keywords."""
     if not {"type", "enum", "const", "anyOf", "oneOf", "$ref"} & schema.keys():
         raise DefinitionError('llama.cpp needs a schema with "type", "enum", "const", "anyOf", "oneOf" or "$ref".')
     for place, node in subschemas(schema):
@@ -172,37 +160,26 @@ def _llamacpp_problem(node: object) -> str | None:
             # The type of an enum or const adds nothing to its values.
             others = used - {alone} - ({"type"} if alone in ("enum", "const") else set())
             if others:
-                return f'"{sorted(others)[0]}" next to "{alone}"'
+                return f'"{min(others)}" next to "{alone}"'
             if alone == "$ref" and not str(node["$ref"]).startswith(("#/$defs/", "#/definitions/")):
                 return f'the reference {node["$ref"]!r}: only "#/$defs/..." is read'
             if alone == "oneOf" and "discriminator" not in node and not _disjoint(node["oneOf"]):
                 return '"oneOf" with alternatives that overlap'
             return None
     types = [node["type"]] if isinstance(node.get("type"), str) else list(node.get("type", ()))
-    kept = set[str]().union(*(_LLAMACPP_KEYWORDS[kind] for kind in types)) if types else set[str]()
-    unknown = sorted(used - {"type"} - kept)
+    unknown = used - {"type"}.union(*(_LLAMACPP_KEYWORDS.get(kind, ()) for kind in types))
     if unknown:
-        return f'"{unknown[0]}"' + (f" of type {' or '.join(types)}" if types else " without a type")
-    return _string_problem(node) or _object_problem(node)
-
-
-def _string_problem(node: Mapping[str, Any]) -> str | None:
+        return f'"{min(unknown)}"' + (f" of type {' or '.join(types)}" if types else " without a type")
     pattern, form = node.get("pattern"), node.get("format")
     if form is not None and form not in _LLAMACPP_FORMATS:
         return f'the format "{form}"; it has {", ".join(sorted(_LLAMACPP_FORMATS))}'
     if pattern is not None and not _LLAMACPP_PATTERN.fullmatch(pattern):
-        return (
-            f"the pattern {pattern!r}: it must start with ^, end with $, and have no escapes such as \\d and no [^...]"
-        )
-    rest = {"pattern", "format", "minLength", "maxLength"} & node.keys()
-    if len(rest) > 1 and rest & {"pattern", "format"}:
-        return " next to ".join(f'"{name}"' for name in sorted(rest))
-    return None
-
-
-def _object_problem(node: Mapping[str, Any]) -> str | None:
-    missing = sorted(set(node.get("required", ())) - set(node.get("properties", ())))
-    return f'the required property "{missing[0]}" that "properties" does not have' if missing else None
+        return f"the pattern {pattern!r}: it must be ^...$, without escapes such as \\d and without [^...]"
+    limits = {"pattern", "format", "minLength", "maxLength"} & node.keys()
+    if len(limits) > 1 and limits & {"pattern", "format"}:
+        return " next to ".join(f'"{name}"' for name in sorted(limits))
+    missing = set(node.get("required", ())) - set(node.get("properties", ()))
+    return f'the required property "{min(missing)}" that "properties" does not have' if missing else None
 
 
 def _disjoint(alternatives: list[Any]) -> bool:
@@ -214,21 +191,24 @@ def _disjoint(alternatives: list[Any]) -> bool:
     return len(set(kinds)) == len(kinds) and not {"integer", "number"} <= set(kinds)
 
 
+# Keywords that hold schemas by name; that hold a list of them; and that hold one.
+_NAMED = ("properties", "$defs", "definitions", "patternProperties", "dependentSchemas")
+_LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
+_SINGLE = (
+    "items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames", "unevaluatedProperties",
+    "unevaluatedItems",
+)  # fmt: skip
+
+
 def subschemas(schema: Any, place: str = "#") -> Iterator[tuple[str, Any]]:
     """Yields a schema and all schemas inside it, outermost first, each after its path."""
     yield place, schema
     if not isinstance(schema, Mapping):
         return
-    for name in ("properties", "$defs", "definitions", "patternProperties", "dependentSchemas"):
-        for key, inner in (schema.get(name) or {}).items():
-            yield from subschemas(inner, f"{place}/{name}/{key}")
-    for name in ("anyOf", "oneOf", "allOf", "prefixItems"):
-        for index, inner in enumerate(schema.get(name) or ()):
-            yield from subschemas(inner, f"{place}/{name}/{index}")
-    for name in (
-        "items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames",
-        "unevaluatedProperties", "unevaluatedItems",
-    ):  # fmt: skip
-        inner = schema.get(name)
-        if isinstance(inner, Mapping) or (name == "items" and inner is not None):
-            yield from subschemas(inner, f"{place}/{name}")
+    inner = [(f"{name}/{key}", each) for name in _NAMED for key, each in (schema.get(name) or {}).items()]
+    inner += [(f"{name}/{index}", each) for name in _LISTED for index, each in enumerate(schema.get(name) or ())]
+    # Other single schemas may be True or False, which is not a schema with keywords.
+    single = {name: schema[name] for name in _SINGLE if name in schema}
+    inner += [(name, each) for name, each in single.items() if name == "items" or isinstance(each, Mapping)]
+    for path, each in inner:
+        yield from subschemas(each, f"{place}/{path}")

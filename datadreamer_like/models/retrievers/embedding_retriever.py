@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import threading
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -19,7 +17,7 @@ from datadreamer_like.graph.session import current_session
 from datadreamer_like.storage.folders import explained, locked
 
 from ..calls.text_calls import TextRun
-from ..embedders.embedder import Embedder, Vector
+from ..embedders.embedder import Embedder
 from .retriever import Corpus, Found, Retriever
 
 if TYPE_CHECKING:
@@ -28,6 +26,8 @@ if TYPE_CHECKING:
 # Number of vectors, from the start of the corpus, for training an index with cells.
 _TRAINING_VECTORS = 65_536
 _VECTORS_AT_ONCE = 4_096
+# Held while an index is made or loaded, since several threads may search.
+_LOADING = threading.RLock()
 
 
 class EmbeddingRetriever(Retriever):
@@ -59,6 +59,8 @@ class EmbeddingRetriever(Retriever):
         [{'indices': [3], 'texts': ['A cat sat on the mat.'], 'scores': [0.41]}]
     """
 
+    _index: Any = None
+
     def __init__(
         self,
         texts: Corpus,
@@ -74,7 +76,7 @@ class EmbeddingRetriever(Retriever):
     ) -> None:
         super().__init__(texts, cache_folder_path)
         require_extra("embed", "faiss", what="EmbeddingRetriever")
-        self.embedder = embedder
+        self.embedder = self._source = embedder
         self.truncate = truncate
         self.index_type = index_type
         self.index_batch_size = index_batch_size
@@ -82,8 +84,6 @@ class EmbeddingRetriever(Retriever):
         self.query_instruction = query_instruction
         self.device = device
         self.kwargs = kwargs
-        self._index: Any = None
-        self._lock = threading.Lock()
 
     @classmethod
     def example(cls, model: Any) -> Self:
@@ -95,18 +95,13 @@ class EmbeddingRetriever(Retriever):
         return {**self._index_identity(), "query_instruction": self.query_instruction, "kwargs": self.kwargs}
 
     def _index_identity(self) -> dict[str, Any]:
-        return {
-            "texts": self.texts,
-            "embedder": self.embedder,
-            "truncate": self.truncate,
-            "index_type": self.index_type,
-            "index_instruction": self.index_instruction,
-        }
+        names = ("texts", "embedder", "truncate", "index_type", "index_instruction")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def index(self) -> Any:
         """The FAISS index, whose ids are positions in the corpus."""
-        with self._lock:
+        with _LOADING:
             if self._index is None:
                 self._index = self._prepared(self._found_or_made())
             return self._index
@@ -120,9 +115,15 @@ class EmbeddingRetriever(Retriever):
         while portion := list(islice(embedded, run.batch_size)):
             good = [result.value for result in portion if result.error is None]
             scores, ids = index.search(_unit(good), k) if good else ((), ())
-            found = zip(ids, scores, strict=True)
+            best = zip(ids, scores, strict=True)
             for result in portion:
-                yield _pairs(*next(found)) if result.error is None else result.error
+                if result.error is not None:
+                    yield result.error
+                    continue
+                row_ids, row_scores = next(best)
+                # An index with cells may find fewer than k texts, and pads with -1.
+                found = row_ids >= 0
+                yield row_ids[found].tolist(), row_scores[found].tolist()
 
     def _found_or_made(self) -> Any:
         import faiss
@@ -134,27 +135,24 @@ class EmbeddingRetriever(Retriever):
         name = f"{type(self).__name__}-{fingerprint([type(self), self._index_identity()], 'retriever')[:24]}"
         path = Path(folder) / f"{name}.faiss"
         if not path.exists():
-            with explained("Keeping a retriever's index", path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with locked(path.with_suffix(".lock"), self.display_name):
-                    if not path.exists():
-                        _write(faiss, self._made(), path)
+            with explained("Keeping a retriever's index", path), locked(path.with_suffix(".lock"), self.display_name):
+                if not path.exists():
+                    draft = path.with_suffix(".draft")
+                    try:
+                        faiss.write_index(self._made(), str(draft))
+                        draft.replace(path)
+                    finally:
+                        draft.unlink(missing_ok=True)
         return faiss.read_index(str(path))
 
     def _made(self) -> Any:
-        vectors = self.embedder.run(
-            self.texts,
-            truncate=self.truncate,
-            instruction=self.index_instruction,
-            batch_size=self.index_batch_size,
-            total_num_texts=len(self.texts),
-            return_generator=True,
-        )
-        return self._filled((row, vector) for row, vector in enumerate(vectors) if vector is not None)
-
-    def _filled(self, good: Iterator[tuple[int, Vector]]) -> Any:
         import faiss
 
+        vectors = self.embedder.run(
+            self.texts, truncate=self.truncate, instruction=self.index_instruction, batch_size=self.index_batch_size,
+            total_num_texts=len(self.texts), return_generator=True,
+        )  # fmt: skip
+        good = ((row, vector) for row, vector in enumerate(vectors) if vector is not None)
         portion = list(islice(good, _VECTORS_AT_ONCE))
         if not portion:
             raise EmptyDataset(
@@ -196,19 +194,9 @@ class EmbeddingRetriever(Retriever):
         return faiss.index_cpu_to_gpus_list(index, gpus=numbers)
 
     @property
-    def model_card(self) -> str | None:
-        """URL of the embedder's card."""
-        return self.embedder.model_card
-
-    @property
-    def license(self) -> str | None:
-        """The embedder's licence."""
-        return self.embedder.license
-
-    @property
     def citation(self) -> list[str] | None:
         """Citations of FAISS and the embedder."""
-        return [_FAISS_CITATION, *(self.embedder.citation or [])]
+        return [_FAISS_CITATION, *(super().citation or [])]
 
     @property
     def display_name(self) -> str:
@@ -217,23 +205,11 @@ class EmbeddingRetriever(Retriever):
 
     def unload_model(self) -> None:
         """Frees the index and the embedder; they are loaded again when needed."""
-        with self._lock:
-            self._index = None
+        self._index = None
         self.embedder.unload_model()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_index", "_lock")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._index = None
-        self._lock = threading.Lock()
-
-
-def _pairs(ids: Any, scores: Any) -> Found:
-    # An index with cells may find fewer than k texts, and pads with -1.
-    found = ids >= 0
-    return ids[found].tolist(), scores[found].tolist()
+        return {name: value for name, value in self.__dict__.items() if name != "_index"}
 
 
 def _unit(vectors: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -242,15 +218,6 @@ def _unit(vectors: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
     lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
     unit: np.ndarray[Any, np.dtype[np.float32]] = matrix / np.maximum(lengths, np.float32(1e-30))
     return unit
-
-
-def _write(faiss: Any, index: Any, path: Path) -> None:
-    draft = path.with_name(f".{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    try:
-        faiss.write_index(index, str(draft))
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 _FAISS_CITATION = """@article{douze2024faiss,

@@ -18,7 +18,6 @@ from ..model import Model
 Corpus: TypeAlias = OutputDatasetColumn | Sequence[str]
 """Texts with random access: a step's column, or a list."""
 
-
 Found: TypeAlias = tuple[list[int], list[float]]
 """Positions in the corpus and their scores, best first."""
 
@@ -40,10 +39,6 @@ class Retrieved(TypedDict):
 class Retriever(Model):
     """Finds texts of a corpus. A subclass writes `search` and `identity`.
 
-    Args:
-        texts: The corpus: a column of a step, or a list of texts.
-        cache_folder_path: Folder of the index outside a session.
-
     Raises:
         EmptyDataset: The corpus has no texts.
         ArgumentTypeError: The corpus has no random access.
@@ -59,8 +54,8 @@ class Retriever(Model):
             )
         if len(texts) == 0:
             raise EmptyDataset("The corpus of a retriever has no texts. Check the step that it comes from.")
+        super().__init__(cache_folder_path)
         self.texts = texts
-        self.cache_folder_path = cache_folder_path
 
     # What a subclass writes.
 
@@ -92,9 +87,6 @@ class Retriever(Model):
 
         Returns:
             A list, or a generator where `return_generator=True`, of `Retrieved`; None for a query that failed.
-
-        Raises:
-            DefinitionError: `k` is below 1.
         """
         if k < 1:
             raise DefinitionError(f"k is {k}; expected at least 1.")
@@ -108,9 +100,8 @@ class Retriever(Model):
             if isinstance(found, ModelError):
                 yield Computed(error=found)
             else:
-                indices, scores = found
-                texts = [self.texts[index] for index in indices]
-                yield Computed(Retrieved(indices=indices, texts=texts, scores=scores))
+                texts = [self.texts[index] for index in found[0]]
+                yield Computed(Retrieved(indices=found[0], texts=texts, scores=found[1]))
 
     @property
     def parents(self) -> list[Node]:

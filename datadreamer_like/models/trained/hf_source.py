@@ -14,7 +14,7 @@ from typing import Any
 from datadreamer_like.errors import ArgumentTypeError, DataError, HubError, UnknownModel
 from datadreamer_like.storage.digests import file_digest
 
-from ..llms.gguf_header import read_gguf_header
+from ..llms.gguf import read_gguf_header
 from ..quiet import quiet
 from .model_files import files_identity
 
