@@ -172,48 +172,49 @@ class ConcurrentEngine(Engine[Q, A]):
                 job = self._queue.popleft()
                 self._active += 1
                 self._wake()
+                job.tries += 1
                 sent_at = self._loop.time()
-                answer = await self._try(job, sent_at)
+                answer: A | None
+                try:
+                    answer = await self._ask(job.request)
+                except _FATAL:
+                    raise
+                except _PASSING as error:
+                    answer = self._failed_for_now(job, error, sent_at)
+                except ModelError as error:
+                    answer = self._recorder.calls.failed(error)
+                    self._lost, self._recorder.knows_answers = 0, True
+                except asyncio.CancelledError:
+                    task = asyncio.current_task()
+                    if task is None or task.cancelling():
+                        raise
+                    # The client library cancelled the call, not this run.
+                    unavailable = Unavailable("The request was cancelled by the client library.")
+                    answer = self._failed_for_now(job, unavailable, sent_at)
+                else:
+                    self._lost = 0
+                    if self._allowance.allowed < self._allowance.most:
+                        self._allowance.succeeded()
                 if answer is None:
                     self._active -= 1
-                    continue
-                # Answers that arrive in the same iteration of the loop share a transaction. A request keeps its slot
-                # until its answer is on disk, so that a kill loses at most one answer per slot; only requests that are
-                # faster than a transaction release it at once.
-                if self._loop.time() - sent_at < _QUICK_SECONDS:
-                    self._active -= 1
                 else:
-                    self._unsaved += 1
-                self._finished.append((job, answer))
-                if len(self._finished) == 1:
-                    self._loop.call_soon(self._commit)
-                elif len(self._finished) >= _MOST_IN_A_COMMIT:
-                    self._commit()
+                    self._finish(job, answer, quick=self._loop.time() - sent_at < _QUICK_SECONDS)
         except Exception as error:
             self._fail(error)
 
-    async def _try(self, job: Job[Q, A], sent_at: float) -> A | None:
-        """Sends a job once; returns its row's answer, or None if it will be sent again."""
-        job.tries += 1
-        try:
-            answer = await self._ask(job.request)
-        except _FATAL:
-            raise
-        except _PASSING as error:
-            return self._failed_for_now(job, error, sent_at)
-        except ModelError as error:
-            answer = self._recorder.calls.failed(error)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            # The client library cancelled the call, not this run.
-            return self._failed_for_now(job, Unavailable("The request was cancelled by the client library."), sent_at)
-        self._lost = 0
-        self._recorder.knows_answers = True
-        if self._allowance.allowed < self._allowance.most:
-            self._allowance.succeeded()
-        return answer
+    def _finish(self, job: Job[Q, A], answer: A, quick: bool) -> None:
+        # A request keeps its slot until its answer is on disk, so that a kill loses at most one answer per slot; only
+        # requests that are faster than a transaction release it at once.
+        if quick:
+            self._active -= 1
+        else:
+            self._unsaved += 1
+        self._finished.append((job, answer))
+        # Answers that arrive in the same iteration of the loop share a transaction.
+        if len(self._finished) == 1:
+            self._loop.call_soon(self._commit)
+        elif len(self._finished) >= _MOST_IN_A_COMMIT:
+            self._commit()
 
     def _failed_for_now(
         self, job: Job[Q, A], error: RateLimited | Unavailable | MalformedAnswer, sent_at: float
