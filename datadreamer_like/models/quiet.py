@@ -6,7 +6,7 @@ import contextlib
 import logging as python_logging
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from importlib import import_module
 
 from datadreamer_like.graph import current_session
 
@@ -17,18 +17,14 @@ python_logging.getLogger("bitsandbytes").setLevel(python_logging.ERROR)
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silences transformers inside the block, unless the session was opened with `hf_log=True`."""
-    from huggingface_hub import utils
-    from transformers.utils import logging as logs
-
-    logging: Any = logs
-    hub: Any = utils
-
     session = current_session()
     if session is not None and session.hf_log:
         yield
         return
+    # Modules are untyped when they are imported so.
+    hub, logging = import_module("huggingface_hub.utils"), import_module("transformers.utils.logging")
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    quiet_hub = hub.are_progress_bars_disabled()
+    no_hub_bars = hub.are_progress_bars_disabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -40,5 +36,5 @@ def quiet() -> Iterator[None]:
                 warnings.simplefilter("ignore")  # if the environment disables the Hub's bars
                 logging.enable_progress_bar()
             # This has enabled the Hub's bars too.
-            if quiet_hub:
+            if no_hub_bars:
                 hub.disable_progress_bars()

@@ -51,8 +51,7 @@ class TrainedModel:
     """A trained model with its tokenizer and origin, loaded lazily from its folder.
 
     Any folder that transformers can load works; `TrainedModel.load(folder)` loads models saved or exported by trainers
-    and stages in any process, pruned and quantized ones too. It can be pickled without the weights, which are loaded
-    again.
+    and stages in any process, pruned and quantized ones too. It is pickled without the weights.
 
     Args:
         path: Folder of the model, or its id on the Hub.
@@ -150,7 +149,9 @@ class TrainedModel:
             MethodMisfit: The model is not a classifier.
         """
         if self.task != "text-classification":
-            raise MethodMisfit(f"{self!r} is not a classifier (its task is {self.task}), so it has no labels.")
+            generates = self.task in ("text-generation", "text2text-generation")
+            advice = f"Run it with HFTransformers({self.path!r})." if generates else "Train it as one first."
+            raise MethodMisfit(f"{self!r} is not a classifier (its task is {self.task}). {advice}")
         return [str(label) for _, label in sorted((self.config.id2label or {}).items())]
 
     @property
@@ -240,17 +241,9 @@ class TrainedModel:
         return cast("np.ndarray[Any, np.dtype[np.float32]]", found.numpy())
 
     def predict(self, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None) -> Predictions:
-        """Returns labels and probabilities of texts, in their order; see `logits`.
-
-        Raises:
-            MethodMisfit: The model is not a classifier; run a language model with `HFTransformers(path)`.
-        """
+        """Returns labels and probabilities of texts, in their order; see `logits` for arguments and errors."""
         import numpy as np
 
-        if self.task != "text-classification":
-            generates = self.task in ("text-generation", "text2text-generation")
-            advice = f"Run it with HFTransformers({self.path!r})." if generates else "Train it as one first."
-            raise MethodMisfit(f"{self!r} is not a classifier (its task is {self.task}). {advice}")
         logits = self.logits(texts, batch_size=batch_size, max_length=max_length).astype(np.float64)
         classes = self.labels
         labels: list[Any]
@@ -286,19 +279,14 @@ class TrainedModel:
             raise StorageError(
                 f"{target} exists already and is not an earlier export. Choose another folder, or remove it first."
             )
-        fresh = target.with_name(f".{target.name}-new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        with explained("Exporting a model", target):
-            with new_folder(fresh) as draft:
-                if Path(self.path).is_dir():
-                    no_cards = shutil.ignore_patterns(CARD_NAME)
-                    shutil.copytree(self.path, draft, dirs_exist_ok=True, ignore=no_cards)
-                else:
-                    self.save(self.model, self.tokenizer, draft)
-                write_card(draft, self.card)
+        with explained("Exporting a model", target), new_folder(target) as draft:
+            if Path(self.path).is_dir():
+                shutil.copytree(self.path, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD_NAME))
+            else:
+                self.save(self.model, self.tokenizer, draft)
+            write_card(draft, self.card)
             if target.exists():
                 shutil.rmtree(target)
-            fresh.rename(target)
         return target
 
     def publish_to_hf_hub(
