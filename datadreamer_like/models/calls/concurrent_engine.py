@@ -28,9 +28,6 @@ from .pipeline import Engine, Job, Q, Recorder
 
 logger = logging.getLogger("datadreamer_like")
 
-_FATAL = (AuthenticationFailed, UnknownModel)
-_PASSING = (RateLimited, Unavailable, MalformedAnswer)
-
 _FIRST_RETRY_SECONDS = 0.5
 _LONGEST_RETRY_SECONDS = 60.0
 # Rate-limited requests are retried this many times as often.
@@ -45,8 +42,7 @@ _WINDOW_IN_REQUESTS = 16
 _QUICK_SECONDS = 0.001
 _MOST_IN_A_COMMIT = 256
 
-# The caller is notified of stored answers when they are this share of the window, or after this time.
-_SHARE_OF_WINDOW = 4
+# The caller is notified of stored answers when they are a quarter of the window, or after this time.
 _LATEST_NEWS_SECONDS = 0.005
 
 _JOIN_SECONDS = 10.0
@@ -54,14 +50,10 @@ _LONG_PAUSE_SECONDS = 60.0
 
 
 class ConcurrentEngine(Engine[Q, A]):
-    """Keeps up to `concurrency` requests in flight.
+    """Keeps up to `concurrency` requests in flight, fewer while the provider reports too many.
 
-    Args:
-        ask: Sends one request; cancelled when the run ends early.
-        recorder: Stores answers.
-        concurrency: Maximum number of concurrent requests; reduced while the provider reports too many.
-        max_tries: Number of tries before a row fails.
-        at_end: Called in the event loop when the run ends.
+    `ask` sends one request, and is cancelled when the run ends early; a row fails after `max_tries`. `at_end` is called
+    in the event loop when the run ends.
     """
 
     def __init__(
@@ -177,9 +169,9 @@ class ConcurrentEngine(Engine[Q, A]):
                 answer: A | None
                 try:
                     answer = await self._ask(job.request)
-                except _FATAL:
+                except (AuthenticationFailed, UnknownModel):
                     raise
-                except _PASSING as error:
+                except (RateLimited, Unavailable, MalformedAnswer) as error:
                     answer = self._failed_for_now(job, error, sent_at)
                 except ModelError as error:
                     answer = self._recorder.calls.failed(error)
@@ -277,7 +269,7 @@ class ConcurrentEngine(Engine[Q, A]):
         self._unsaved = 0
         self._wake()
         # Waking the caller takes longer than a fast answer, so it is woken once for several transactions.
-        if not self._queue or len(self._recorder.stored) >= self.window // _SHARE_OF_WINDOW:
+        if not self._queue or len(self._recorder.stored) >= self.window // 4:
             self._news.set()
         elif self._late_news is None:
             self._late_news = self._loop.call_later(_LATEST_NEWS_SECONDS, self._notify)

@@ -159,17 +159,10 @@ def run_calls(
 ) -> Iterator[A]:
     """Yields the answer to each prompt, in the prompts' order; a failed row's answer holds its error.
 
-    Args:
-        calls: Describes the calls.
-        prompts: Read in the calling thread, at most `window` ahead of the yielded answer.
-        make_engine: Makes the engine for prompts without a stored answer.
-        model: The model, whose answers are stored in the current session.
-        run: The caller's options.
-        what: What progress lines count, such as "texts done".
-        total: Number of prompts, if `prompts` has no length.
-        check: Called in the calling thread, in any order, with a prompt's position and its answer, stored or new;
-            returns the answer to yield, or `Rejected` to ask the model again.
-        max_follow_ups: Maximum number of follow-ups to rejected answers before the row fails.
+    Prompts are read in the calling thread, at most `window` ahead of the yielded answer; `total` is their number, if
+    `prompts` has no length, and `what` is what progress lines count, such as "texts done". `check` is called in the
+    calling thread, in any order, with a prompt's position and its answer, stored or new; it returns the answer to
+    yield, or `Rejected` to ask the model again, up to `max_follow_ups` times before the row fails.
     """
     if isinstance(prompts, str | bytes):
         # Otherwise each character would be sent as a prompt.

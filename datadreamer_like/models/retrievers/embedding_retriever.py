@@ -16,8 +16,8 @@ from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.session import current_session
 from datadreamer_like.storage.folders import explained, locked
 
-from ..calls.text_calls import TextRun
 from ..embedders.embedder import Embedder
+from ..task_models.task_model import TextRun
 from .retriever import Corpus, Found, Retriever
 
 if TYPE_CHECKING:

@@ -160,18 +160,11 @@ def forget_gguf(model: Any) -> None:
 @functools.lru_cache(maxsize=64)
 def _hub_readme(repo_id: str, revision: str | None) -> str:
     """Returns a repository's README from the Hub's cache or the Hub; "" if it is not available."""
-    from huggingface_hub import HfApi, constants, get_session, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download
 
     try:
-        cached = try_to_load_from_cache(repo_id, "README.md", revision=revision)
-        if isinstance(cached, str):
-            return Path(cached).read_text(encoding="utf-8", errors="replace")
-        if constants.is_offline_mode():
-            return ""
-        url = hf_hub_url(repo_id, "README.md", revision=revision)
-        answer = get_session().get(
-            url, headers=HfApi()._build_hf_headers(), timeout=_README_SECONDS, follow_redirects=True
-        )
-        return str(answer.text) if answer.status_code == 200 else ""
+        with quiet():
+            readme = hf_hub_download(repo_id, "README.md", revision=revision, etag_timeout=_README_SECONDS)
+        return Path(readme).read_text(encoding="utf-8", errors="replace")
     except Exception:  # a card without a licence is better than a run that stops for it
         return ""

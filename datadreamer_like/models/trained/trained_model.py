@@ -298,15 +298,7 @@ class TrainedModel:
         is_synthetic: bool | None = None,
         **kwargs: Any,
     ) -> str:
-        """Publishes the model with a generated card, and returns its URL; an unchanged model makes no commit.
-
-        Args:
-            repo_id: "user/name" on the Hub.
-            branch: Branch; None for the main one.
-            private: Whether a new repository is private.
-            token: The Hub's token; None for the one that `hf auth login` stored.
-            is_synthetic: Tag it as made with synthetic data; None decides by the origin of the rows.
-            **kwargs: Further options of `hub.publish_model`.
+        """Publishes the model with a generated card, and returns its URL; see `hub.publish_model`.
 
         Raises:
             HubError: The Hub refused, or cannot be reached.

@@ -7,9 +7,9 @@ from typing import Any
 
 from datadreamer_like.errors import ModelError
 from datadreamer_like.graph.output import Batch
-from datadreamer_like.models.calls.text_calls import Computed
 from datadreamer_like.models.embedders.embedder import Embedder
 from datadreamer_like.models.retrievers.embedding_retriever import EmbeddingRetriever
+from datadreamer_like.models.task_models.task_model import Computed
 
 from ..base.columns import columns_together
 from ..base.row_answers import Questions, RowAnswers
