@@ -47,6 +47,8 @@ _LATEST_NEWS_SECONDS = 0.005
 
 _JOIN_SECONDS = 10.0
 _LONG_PAUSE_SECONDS = 60.0
+# Timers may fire a little early.
+_AFTER_PAUSE_SECONDS = 0.001
 
 
 class ConcurrentEngine(Engine[Q, A]):
@@ -79,12 +81,12 @@ class ConcurrentEngine(Engine[Q, A]):
         # A deque may be extended in one thread and emptied in another; all below is used only in the loop's thread.
         self._queue: deque[Job[Q, A]] = deque()
         self._stop = asyncio.Event()
-        self._idle: deque[asyncio.Future[None]] = deque()
+        # Set when an idle worker may find a job that may be sent.
+        self._work_left = asyncio.Event()
         self._active = 0
         self._paused_until = float("-inf")
         self._finished: list[tuple[Job[Q, A], A]] = []
         self._late_news: asyncio.TimerHandle | None = None
-        self._woken = False
         self._unsaved = 0
         self._lost = 0
 
@@ -104,7 +106,7 @@ class ConcurrentEngine(Engine[Q, A]):
             self._loop = self._runner.get_loop()
             self._thread = threading.Thread(target=self._serve, name="datadreamer_like-requests", daemon=True)
             self._thread.start()
-        self._loop.call_soon_threadsafe(self._wake)
+        self._loop.call_soon_threadsafe(self._work_left.set)
 
     def wait(self) -> None:
         """Blocks until answers are stored."""
@@ -157,13 +159,10 @@ class ConcurrentEngine(Engine[Q, A]):
                     or self._failure is not None
                     or self._loop.time() < self._paused_until
                 ):
-                    place: asyncio.Future[None] = self._loop.create_future()
-                    self._idle.append(place)
-                    await place
-                    self._woken = False
+                    self._work_left.clear()
+                    await self._work_left.wait()
                 job = self._queue.popleft()
                 self._active += 1
-                self._wake()
                 job.tries += 1
                 sent_at = self._loop.time()
                 answer: A | None
@@ -223,6 +222,7 @@ class ConcurrentEngine(Engine[Q, A]):
                 if after >= _LONG_PAUSE_SECONDS and until > self._paused_until + _LONG_PAUSE_SECONDS:
                     logger.warning("The provider asks to wait %s s before the next request; waiting.", f"{after:,.0f}")
                 self._paused_until = max(self._paused_until, until)
+                self._loop.call_at(until + _AFTER_PAUSE_SECONDS, self._work_left.set)
             self._loop.call_later(delay, self._again, job)
             return None
         self._lost += 1
@@ -239,22 +239,7 @@ class ConcurrentEngine(Engine[Q, A]):
 
     def _again(self, job: Job[Q, A]) -> None:
         self._queue.appendleft(job)
-        self._wake()
-
-    def _wake(self) -> None:
-        """Wakes one idle worker if it may send; that worker wakes the next."""
-        if self._woken or not self._idle or not self._queue or self._active >= self._allowance.allowed:
-            return
-        pause = self._paused_until - self._loop.time()
-        if pause > 0:
-            self._loop.call_later(pause, self._wake)
-            return
-        while self._idle:
-            place = self._idle.popleft()
-            if not place.done():
-                place.set_result(None)
-                self._woken = True
-                return
+        self._work_left.set()
 
     def _commit(self) -> None:
         finished, self._finished = self._finished, []
@@ -267,7 +252,7 @@ class ConcurrentEngine(Engine[Q, A]):
             return
         self._active -= self._unsaved
         self._unsaved = 0
-        self._wake()
+        self._work_left.set()
         # Waking the caller takes longer than a fast answer, so it is woken once for several transactions.
         if not self._queue or len(self._recorder.stored) >= self.window // 4:
             self._news.set()
