@@ -91,20 +91,17 @@ class Job(Generic[Q, A]):
     rejections: tuple[tuple[A, str], ...] = ()
 
 
+@dataclass(eq=False)
 class Recorder(Generic[P, Q, A]):
-    """Stores and counts answers before it passes them to the caller.
+    """Stores and counts answers before it passes them to the caller."""
 
-    Attributes:
-        stored: Jobs and their answers, which are on disk and which the caller has not taken yet.
-        knows_answers: Whether this run has found or received an answer, which shows that the model works.
-    """
-
-    def __init__(self, calls: Calls[P, Q, A], store: AnswerStore, usage: Usage) -> None:
-        self.calls = calls
-        self.store = store
-        self.usage = usage
-        self.stored: deque[tuple[Job[Q, A], A]] = deque()
-        self.knows_answers = False
+    calls: Calls[P, Q, A]
+    store: AnswerStore
+    usage: Usage
+    stored: deque[tuple[Job[Q, A], A]] = field(default_factory=deque)
+    """Jobs and their answers, which are on disk and which the caller has not taken yet."""
+    knows_answers: bool = False
+    """Whether this run has found or received an answer, which shows that the model works."""
 
     def record(self, finished: Sequence[tuple[Job[Q, A], A]]) -> None:
         """Stores answers in one transaction."""

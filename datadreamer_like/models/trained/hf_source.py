@@ -89,10 +89,8 @@ class HFSource:
 def hf_source(model: Any, revision: str | None = None) -> HFSource:
     """Returns the source of a model.
 
-    Args:
-        model: A folder, the folder of a trainer's or stage's result, a `.gguf` file, a Hub id, or an object with
-            a `path` (a trainer, a stage, a trained model).
-        revision: Branch, tag or commit on the Hub.
+    It is named by a folder, the folder of a trainer's or stage's result, a `.gguf` file, a Hub id, or an object with a
+    `path` (a trainer, a stage, a trained model).
 
     Raises:
         UnknownModel: The path does not exist.
