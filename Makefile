@@ -39,8 +39,9 @@ setup: $(DEV)
 demo: $(DEMO)
 	@HF_HUB_OFFLINE=1 $(BIN)/python examples/quickstart.py
 
+# Two tests at a time, each on one thread: many wait for servers and subprocesses. PYTEST_ARGS="-n 0" runs one at a time.
 test: $(DEV)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(DEV)
 	@echo "lint 1/6: ruff check"

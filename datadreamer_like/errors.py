@@ -37,9 +37,6 @@ import difflib
 import importlib.util
 from collections.abc import Iterable
 
-# Characters of a rejected answer in its row's error.
-_ANSWER_SHOWN = 500
-
 
 class DataDreamerError(Exception):
     """Base of all errors of this package."""
@@ -100,9 +97,22 @@ class StorageError(DataDreamerError, OSError):
 class NewerFormat(StorageError):
     """A folder was written by a newer version of this package."""
 
+    @classmethod
+    def check(cls, path: object, found: int, known: int) -> None:
+        """Raises if the format `found` at `path` is newer than `known`, the newest that this version reads."""
+        if found > known:
+            raise cls(
+                f"{path} was written by a newer version of datadreamer-like (its format is {found}, this version reads "
+                f'up to {known}). Run: pip install --upgrade "datadreamer-like", or use another folder.'
+            )
+
 
 class ModelError(DataDreamerError, RuntimeError):
-    """A model failed."""
+    """A model failed; `retry_after` is the number of seconds to wait before another try, if given by the provider."""
+
+    def __init__(self, message: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class AuthenticationFailed(ModelError, PermissionError):
@@ -122,29 +132,11 @@ class PromptTooLong(BadRequest):
 
 
 class RateLimited(ModelError):
-    """The provider's rate limit is reached.
-
-    Args:
-        message: What happened.
-        retry_after: Seconds to wait, if given by the provider.
-    """
-
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+    """The provider's rate limit is reached."""
 
 
 class Unavailable(ModelError, ConnectionError):
-    """The provider cannot be reached, timed out, or had a server error.
-
-    Args:
-        message: What happened.
-        retry_after: Seconds to wait, if given by the provider.
-    """
-
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+    """The provider cannot be reached, timed out, or had a server error."""
 
 
 class MalformedAnswer(ModelError, ValueError):
@@ -157,7 +149,7 @@ class RejectedAnswer(ModelError, ValueError):
     @classmethod
     def of(cls, text: str | None, reason: str, cause: Exception | None = None) -> RejectedAnswer:
         """Returns the error of a row with the last answer `text`; `cause` is the error of a failed follow-up."""
-        shown = repr(text) if text is None or len(text) <= _ANSWER_SHOWN else f"{text[:_ANSWER_SHOWN]!r}..."
+        shown = repr(text) if text is None or len(text) <= 500 else f"{text[:500]!r}..."
         again = f" Asking again failed: {cause}" if cause is not None else ""
         return cls(f"{reason} The last answer was: {shown}.{again}")
 
@@ -185,15 +177,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def require_extra(extra: str, *modules: str, what: str) -> None:
-    """Raises, with the install command, if an optional dependency is missing.
+    """Raises `MissingExtra`, with the install command, if one of the top-level modules of an extra is not installed.
 
-    Args:
-        extra: Name of the extra in this package's metadata.
-        *modules: Top-level modules that must be installed; they are not imported.
-        what: The class or function that needs them, for the message.
-
-    Raises:
-        MissingExtra: One of the modules is not installed.
+    They are not imported. `what` is the class or function that needs them, for the message.
     """
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:

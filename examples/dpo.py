@@ -8,8 +8,6 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from peft import LoraConfig
-
 from datadreamer_like import DataDreamer, zipped
 from datadreamer_like.models import HFTransformers, LlamaCPP
 from datadreamer_like.steps import CSVDataSource, Prompt
@@ -38,6 +36,8 @@ with DataDreamer(OUTPUT):
     )  # fmt: skip
     pairs = zipped(packages.select_columns(["prompt", "description"]), written.select_columns(["rejected"]))
     train, validation = pairs.save(name="Pairs").splits(train_size=16, validation_size=4).values()
+
+    from peft import LoraConfig  # slow to import
 
     # Only an adapter is trained, so the reference is the same model with the adapter switched off.
     trainer = TrainHFDPO("Writes like people", MODEL, peft_config=LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))

@@ -1,69 +1,55 @@
-"""Calibration data of compression methods."""
+"""Calibration data of compression methods, the loss on them, and a walk through the model block by block."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.errors import ArgumentTypeError, DataError, EmptyDataset
+from datadreamer_like.formats.modules import Stack, stacks
 
-Batches = Iterable[Mapping[str, torch.Tensor]]
+Batches = Iterable[Mapping[str, Tensor]]
 """Calibration data: batches as the model takes them, each a mapping of keyword to tensor."""
 
 
 class Corpus(NamedTuple):
-    """Calibration data of a method that changes the tokenizer.
-
-    Attributes:
-        texts: The texts, as the model will see them.
-        tokenizer: A copy of the model's tokenizer, which the method changes in place.
-    """
+    """Texts as the model will see them, and a copy of its tokenizer that the method changes in place."""
 
     texts: Iterable[str]
     tokenizer: Any
 
 
-def as_list(batches: Batches | None, method: object) -> list[Mapping[str, torch.Tensor]]:
-    """Returns the batches as a list, for a method that reads them several times.
-
-    Raises:
-        EmptyDataset: There are none.
-    """
+def as_list(batches: Batches | None, method: object) -> list[Mapping[str, Tensor]]:
+    """Returns the batches as a list, for a method that reads them several times; raises `EmptyDataset` without any."""
     found = list(batches or ())
     if not found:
         raise EmptyDataset(f"{method} got no calibration batch. Pass at least one, better a hundred examples or more.")
     return found
 
 
-def on_device(batch: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """Returns the batch on the device of the model's parameters.
-
-    Raises:
-        ArgumentTypeError: It is not a mapping, for instance because one batch was passed instead of a list of them.
-    """
+def on_device(batch: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Returns the batch on the device of the model's parameters; raises `ArgumentTypeError` if it is not a mapping."""
     if not isinstance(batch, Mapping):
         raise ArgumentTypeError(
             f"A calibration batch is of type {type(batch).__name__}. Pass an iterable of dicts of tensors as the model "
             "takes them, such as [tokenizer(texts, padding=True, return_tensors='pt')]."
         )
     device = next(model.parameters()).device
-    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
-def loss_on(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Returns the model's loss on a batch, with or without labels.
+def loss_on(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Returns the model's loss on a batch, with or without labels: a scalar that carries gradients.
 
     Without labels, the targets are a causal LM's input or a classifier's most likely class: the loss then shows which
-    parts the model's current answers depend on, not which parts are useful for the task.
-
-    Returns:
-        A scalar that carries gradients.
-
-    Raises:
-        DataError: The model returns neither a loss nor logits, as a bare encoder does.
+    parts the model's current answers depend on, not which parts are useful for the task. Raises `DataError` if the
+    model returns neither a loss nor logits, as a bare encoder does.
     """
     batch = on_device(batch, model)
     if "labels" not in batch and "input_ids" in batch and type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")):
@@ -72,11 +58,133 @@ def loss_on(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor
     outputs: Any = model(**batch)
     loss = getattr(outputs, "loss", None)
     if loss is None and getattr(outputs, "logits", None) is not None:
-        logits: torch.Tensor = outputs.logits
+        logits: Tensor = outputs.logits
         loss = nn.functional.cross_entropy(logits.flatten(0, -2), logits.argmax(-1).flatten())
-    if not isinstance(loss, torch.Tensor):
+    if not isinstance(loss, Tensor):
         raise DataError(
             f"{type(model).__name__} returned neither a loss nor logits for the calibration batch "
             f"({', '.join(batch)}). Load the model with its head, and give each batch its labels."
         )
     return loss
+
+
+@dataclass
+class _Inputs:
+    """Inputs of the blocks of one stack for one batch."""
+
+    hidden: Tensor  # for the next block, [batch, seq, hidden]
+    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]]  # the other ones, of each block
+    mask: Tensor | None  # bool [batch, seq], False for padding
+    given_mask: Tensor | None  # of the encoder's hidden states among a decoder's arguments
+
+
+class _Stop(Exception):
+    """Ends a forward pass early."""
+
+
+class Block:
+    """One block of a model, with its name in the model, and the calibration data that reach it."""
+
+    def __init__(self, name: str, module: nn.Module, index: int, inputs: list[_Inputs]) -> None:
+        self.name, self.module = name, module
+        self._index, self._inputs = index, inputs
+        self._now: _Inputs | None = None
+
+    def run(self) -> None:
+        """Runs the block on all calibration data, for hooks on its modules; the results are dropped."""
+        for _ in self.outputs():
+            pass
+
+    def outputs(self) -> Iterator[Tensor]:
+        """Yields the block's output for each calibration batch: [batch, seq, hidden]."""
+        for inputs in self._inputs:
+            self._now = inputs
+            args, kwargs = inputs.arguments[self._index]
+            if "hidden_states" in kwargs:
+                found = self.module(*args, **{**kwargs, "hidden_states": inputs.hidden})
+            else:
+                found = self.module(inputs.hidden, *args, **kwargs)
+            yield found[0] if isinstance(found, tuple) else found
+        self._now = None
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Returns the tokens [tokens, features] of an input [..., features] of a module in the block, without padding.
+
+        Call it in a hook, while the block runs. For cross-attention it uses the encoder's padding.
+        """
+        assert self._now is not None, "a block's tokens are known while it runs"
+        rows = x.reshape(-1, x.shape[-1])
+        args, kwargs = self._now.arguments[self._index]
+        is_given = any(x is value for value in (*args, *kwargs.values()))
+        mask = self._now.given_mask if is_given else self._now.mask
+        # Experts get a subset of the tokens in another order: keep all of them.
+        return rows if mask is None or mask.numel() != len(rows) else rows[mask.reshape(-1)]
+
+
+@torch.no_grad()
+def walk_blocks(model: nn.Module, calibration: Batches | None, method: object) -> Iterator[Block]:
+    """Yields the blocks in the order in which they run; changes to a block affect the inputs of the next.
+
+    Memory holds the hidden states of the calibration data. The blocks must each pass their first output to the next;
+    the model is in eval mode meanwhile. Raises `EmptyDataset`, which names the `method`, if there is no batch, and
+    `DataError` if a batch for an encoder-decoder has nothing for the decoder.
+    """
+    batches = as_list(calibration, method)
+    with eval_mode(model), _without_cache(model):
+        for number, stack in enumerate(stacks(model)):
+            inputs = [_captured(model, stack, on_device(batch, model), is_second=number > 0) for batch in batches]
+            for index, module in enumerate(stack.blocks):
+                block = Block(f"{stack.name}.{index}", module, index, inputs)
+                yield block
+                for batch, output in zip(inputs, block.outputs(), strict=True):
+                    batch.hidden = output
+                    batch.arguments[index] = ((), {})
+
+
+def _captured(model: nn.Module, stack: Stack, batch: dict[str, Tensor], is_second: bool) -> _Inputs:
+    """Runs the model once and captures the inputs of a stack, of which the second is an encoder-decoder's decoder."""
+    if is_second and not {"labels", "decoder_input_ids"} & set(batch):
+        raise DataError(
+            f"{type(model).__name__} is an encoder-decoder, and a calibration batch has only {', '.join(batch)}. "
+            "Add labels, or decoder_input_ids, so that its decoder can be measured."
+        )
+    first: list[Tensor] = []
+    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        is_named = "hidden_states" in kwargs
+        if not first:
+            first.append(kwargs["hidden_states"] if is_named else args[0])
+        arguments.append((args, {**kwargs, "hidden_states": None}) if is_named else (args[1:], kwargs))
+        if len(arguments) == len(stack.blocks):
+            raise _Stop
+
+    with suppress(_Stop), ExitStack() as hooks:
+        for block in stack.blocks:
+            hooks.enter_context(block.register_forward_pre_hook(keep, with_kwargs=True))
+        model(**batch)
+    mask = own = _mask(batch, "attention_mask")
+    if is_second:
+        own = _mask(batch, "decoder_attention_mask")
+        if own is None and "labels" in batch:
+            own = batch["labels"] != -100
+    return _Inputs(first[0], arguments, own, mask)
+
+
+def _mask(batch: dict[str, Tensor], name: str) -> Tensor | None:
+    found = batch.get(name)
+    return None if found is None or found.dim() != 2 else found.bool()
+
+
+@contextmanager
+def _without_cache(model: nn.Module) -> Iterator[None]:
+    """Blocks that run several times must not add to a key/value cache."""
+    configs: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
+    before = [(config, config.use_cache) for config in configs if hasattr(config, "use_cache")]
+    try:
+        for config, _ in before:
+            config.use_cache = False
+        yield
+    finally:
+        for config, value in before:
+            config.use_cache = value

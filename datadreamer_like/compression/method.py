@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, ClassVar, Literal, Self, TypeVar, overload
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
 from datadreamer_like.formats import foreign
-from datadreamer_like.formats.stored import has_codes
+from datadreamer_like.formats.quantizer import has_codes
 
 from .calibration import Batches, Corpus
 
@@ -23,8 +23,8 @@ TokenizerT = TypeVar("TokenizerT")
 class CompressionMethod(ABC):
     """An algorithm that makes a smaller copy of a model.
 
-    A subclass is a frozen dataclass that implements `example`, `fits` and `change`, and sets class attributes as
-    needed. `sparsity` always means the share removed.
+    A subclass is a frozen dataclass that implements `fits` and `change`, and sets class attributes as needed.
+    `sparsity` always means the share removed.
 
     Attributes:
         kind: The stage that applies the method: "pruning" for `Prune`, "quantization" for `Quantize`.
@@ -43,9 +43,9 @@ class CompressionMethod(ABC):
     result_version: ClassVar[int] = 1
 
     @classmethod
-    @abstractmethod
     def example(cls) -> Self:
         """A minimal instance that has an effect on a model of two layers, for tests and documentation."""
+        return cls()
 
     @abstractmethod
     def fits(self, model: nn.Module) -> str | None:
@@ -57,11 +57,9 @@ class CompressionMethod(ABC):
 
     @abstractmethod
     def change(self, model: nn.Module, calibration: Any) -> None:
-        """Makes the model smaller in place, and records how it is stored with `formats.add_layout`.
+        """Makes the model, a copy, smaller in place, and records how it is stored with `formats.add_layout`.
 
-        Args:
-            model: A copy that the method owns.
-            calibration: `Batches`, or None where none were given; a `Corpus` if the method `changes_tokenizer`.
+        `calibration` is `Batches`, or None where none were given; a `Corpus` if the method `changes_tokenizer`.
         """
 
     @overload
@@ -73,20 +71,11 @@ class CompressionMethod(ABC):
     ) -> tuple[ModelT, TokenizerT]: ...
 
     def apply(self, model: ModelT, calibration: Batches | Iterable[str] | None = None, *, tokenizer: Any = None) -> Any:
-        """Returns a smaller copy of the model; the model and the tokenizer themselves are untouched.
+        """Returns a smaller copy of the model; with a tokenizer, the pair of copies. The originals are not changed.
 
-        Args:
-            model: Any module that `fits` accepts.
-            calibration: Batches as the model takes them, for methods that look at activations or gradients; texts for
-                methods that change the tokenizer.
-            tokenizer: The model's tokenizer. Required by methods that change it.
-
-        Returns:
-            The smaller model; with a tokenizer, the pair of model and tokenizer.
-
-        Raises:
-            MethodMisfit: The method does not fit this model or tokenizer.
-            DefinitionError: The method needs calibration data or a tokenizer and got none.
+        `calibration` is batches as the model takes them, for methods that look at activations or gradients; texts for
+        methods that change the tokenizer, which also need `tokenizer`. Raises `MethodMisfit` if the method does not fit
+        the model or tokenizer, and `DefinitionError` if data or a tokenizer that it needs are missing.
         """
         self._check(model, calibration, tokenizer)
         small = copy.deepcopy(model)
@@ -124,13 +113,32 @@ def already_quantized(model: nn.Module) -> str | None:
     return None
 
 
-def check_share(name: str, value: float) -> None:
-    """Checks that a share is in [0, 1).
+def why_unquantizable(model: nn.Module, chosen: Collection[str], kinds: str) -> str | None:
+    """The reason why a model cannot be quantized: it has adapters, or no layer of these kinds was chosen; or None."""
+    if hasattr(model, "peft_config"):
+        return "it has adapters on its weights. Merge them first: model.merge_and_unload()."
+    if not chosen and has_codes(model):
+        return "it is quantized already. Start from the model as it was before."
+    return None if chosen else f"it has no {kinds} that this method may quantize."
 
-    Raises:
-        DefinitionError: It is outside.
-        ArgumentTypeError: It is not a number.
-    """
+
+def check_finite(name: str, weight: torch.Tensor, codes: str) -> None:
+    """Raises `MethodMisfit` if a weight holds infinities or NaN."""
+    if not weight.isfinite().all():
+        raise MethodMisfit(
+            f'The weight of "{name}" holds infinities or NaN, which have no {codes} code. '
+            "The training that made it has diverged: train again with a lower learning rate."
+        )
+
+
+def check_patterns(exclude: object) -> None:
+    """Raises `DefinitionError` if one text was passed instead of a tuple of patterns."""
+    if isinstance(exclude, str):
+        raise DefinitionError(f'exclude is the text "{exclude}"; pass a tuple of patterns.')
+
+
+def check_share(name: str, value: float) -> None:
+    """Raises `DefinitionError` if a share is outside [0, 1), and `ArgumentTypeError` if it is not a number."""
     if not isinstance(value, int | float):
         raise ArgumentTypeError(f"{name} must be a number, not {value!r}.")
     if not 0 <= value < 1:

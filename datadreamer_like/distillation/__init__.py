@@ -1,6 +1,7 @@
 """Distillation: loss functions on tensors, objectives for trainers, and teachers.
 
-The losses are pure functions that need no session; the objectives are frozen dataclasses with their options.
+The losses are pure functions that need no session; the objectives are frozen dataclasses with their options. Both raise
+`DefinitionError` for options out of range.
 """
 
 import lazy_loader

@@ -7,9 +7,9 @@ from .losses import supervised_loss as supervised_loss
 from .objectives import Combined as Combined
 from .objectives import HardTargets as HardTargets
 from .objectives import Objective as Objective
+from .objectives import Outputs as Outputs
 from .objectives import SoftTargets as SoftTargets
 from .objectives import Supervised as Supervised
-from .outputs import Outputs as Outputs
 from .stored_answers import StoredAnswers as StoredAnswers
 from .teacher import Teacher as Teacher
 from .teacher import TeacherModel as TeacherModel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,13 @@ from torch.nn import functional as F
 
 from datadreamer_like.errors import DefinitionError, MethodMisfit, did_you_mean
 
-from .objectives import Batch, Objective
-from .outputs import Outputs
-from .teacher import Teacher, check_teacher
+from .objectives import Batch, Outputs, TeacherObjective
 
 Distance = Literal["mse", "cosine"]
 
 
 @dataclass(frozen=True)
-class HiddenStates(Objective):
+class HiddenStates(TeacherObjective):
     """The distance between hidden states of student and teacher, averaged over layers and tokens.
 
     `mse` is the mean over tokens and dimensions of `(h W - t)²`, as in TinyBERT (Jiao et al. 2019, arXiv:1909.10351);
@@ -29,26 +27,18 @@ class HiddenStates(Objective):
     and discarded afterwards. Rows need no labels. Student and teacher must read the same tokens. Usually combined with
     others: `Combined([SoftTargets(teacher), HiddenStates(teacher)], weights=[1.0, 1.0])`.
 
-    Attributes:
-        teacher: A trainer, a stage, a `TrainedModel`, or `TeacherModel(model, tokenizer)`; it needs no head.
-        distance: "mse" or "cosine".
-        layers: Map from student layers to teacher layers; 0 is the embeddings. None spreads the teacher's layers
-            evenly: layer m of M imitates layer m N / M of N, rounded.
-
-    Raises:
-        DefinitionError: The distance is unknown, or the map is empty or has negative layers.
-        ArgumentTypeError: The teacher has no model or tokenizer.
+    The teacher needs no head. `layers` maps student layers to teacher layers; 0 is the embeddings. None spreads the
+    teacher's layers evenly: layer m of M imitates layer m N / M of N, rounded.
 
     Example:
         `student.train(..., objective=HiddenStates(teacher, distance="cosine", layers={3: 12}))`
     """
 
-    teacher: Teacher
     distance: Distance = "mse"
     layers: Mapping[int, int] | None = None
 
     def __post_init__(self) -> None:
-        check_teacher(self.teacher)
+        super().__post_init__()
         if self.distance not in get_args(Distance):
             raise DefinitionError(
                 f'distance "{self.distance}" is unknown.{did_you_mean(self.distance, get_args(Distance))} '
@@ -60,11 +50,6 @@ class HiddenStates(Objective):
                 "from 1 (0 is the embeddings), such as {1: 3, 2: 6}."
             )
 
-    @classmethod
-    def example(cls, teacher: Teacher) -> Self:
-        """The objective with this teacher, for tests and documentation."""
-        return cls(teacher)
-
     @property
     def wants(self) -> frozenset[str]:
         """Hidden states."""
@@ -73,8 +58,7 @@ class HiddenStates(Objective):
     def modules(self, student: nn.Module, teacher: nn.Module | None) -> nn.Module | None:
         """Returns the projection from the student's hidden size to the teacher's; None if they are equal.
 
-        Raises:
-            MethodMisfit: A model has no hidden states, only one is an encoder-decoder, or a mapped layer is missing.
+        Raises `MethodMisfit` if a model has no hidden states, only one is an encoder-decoder, or a layer is missing.
         """
         (width, depth, kind), (wanted, teacher_depth, teacher_kind) = _shape(student), _shape(teacher)
         if kind != teacher_kind:
@@ -126,10 +110,8 @@ def even_layers(student_layers: int, teacher_layers: int) -> dict[int, int]:
         >>> even_layers(2, 3)
         {1: 2, 2: 3}
     """
-    return {
-        layer: (2 * layer * teacher_layers + student_layers) // (2 * student_layers)
-        for layer in range(1, student_layers + 1)
-    }
+    doubled = 2 * student_layers
+    return {m: (2 * m * teacher_layers + student_layers) // doubled for m in range(1, student_layers + 1)}
 
 
 def _shape(model: Any) -> tuple[int, int, bool]:
@@ -137,10 +119,8 @@ def _shape(model: Any) -> tuple[int, int, bool]:
     config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     is_encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
-    names = (
-        ("num_decoder_layers", "decoder_layers", "num_hidden_layers") if is_encoder_decoder else ("num_hidden_layers",)
-    )
-    depth = next((found for name in names if (found := getattr(config, name, None))), None)
+    names = ["num_decoder_layers", "decoder_layers"] if is_encoder_decoder else []
+    depth = next((found for name in [*names, "num_hidden_layers"] if (found := getattr(config, name, None))), None)
     width = getattr(config, "hidden_size", None)
     if width is None or depth is None:
         raise MethodMisfit(

@@ -1,8 +1,9 @@
-"""Losses between a student's logits and its teacher's: pure functions of tensors with any leading shape.
+"""Losses between a student's logits [..., classes] and its teacher's: pure functions of tensors.
 
-`p` is the student's distribution, `q` the teacher's, `T` the temperature. Every loss is a scalar, the mean over the
-unmasked positions, computed in fp32 (fp64 for fp64 logits). Masked positions are removed before any computation, so
-that a NaN there cannot reach the loss or its gradient; if all positions are masked, loss and gradient are 0.
+`p` is the student's distribution, `q` the teacher's, `T` the temperature; no gradient flows into the teacher's logits.
+Every loss is a scalar, the mean over the positions where `mask` [...] is True (None keeps all), computed in fp32 (fp64
+for fp64 logits). Masked positions are removed before any computation, so that a NaN there cannot reach the loss or its
+gradient; if all positions are masked, loss and gradient are 0. Shapes that do not fit raise `DefinitionError`.
 """
 
 from __future__ import annotations
@@ -26,19 +27,10 @@ _LOG_ZERO = -1e4  # finite stand-in for log(0): exp gives 0, and 0 times it is 0
 
 
 def supervised_loss(student_logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Cross-entropy with labels.
+    """Cross-entropy with labels, averaged over the positions that `mask` keeps.
 
-    Args:
-        student_logits: [..., classes].
-        labels: Class indices [...], -100 for none; or multi-label targets, 0-1 vectors [..., classes] of a floating
-            dtype, for which each class is an independent binary decision.
-        mask: Bool [...], True for positions to keep; None keeps all.
-
-    Returns:
-        A scalar: the mean over the kept positions (and over the classes, for 0-1 vectors).
-
-    Raises:
-        DefinitionError: Shapes do not fit together.
+    `labels` are class indices [...], -100 for none; or multi-label targets, 0-1 vectors [..., classes] of a floating
+    dtype, for which each class is an independent binary decision and the mean is over the classes too.
     """
     (student,), kept_labels = _kept((student_logits,), labels, mask)
     if kept_labels is None:
@@ -49,22 +41,11 @@ def supervised_loss(student_logits: Tensor, labels: Tensor, mask: Tensor | None 
 def hard_target_loss(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor | None = None, mask: Tensor | None = None
 ) -> Tensor:
-    """Cross-entropy with the teacher's most likely class; the values of the labels are not used.
+    """Cross-entropy with the teacher's most likely class, averaged over the positions that `mask` keeps.
 
-    Hinton, Vinyals and Dean 2015, arXiv:1503.02531.
-
-    Args:
-        student_logits: [..., classes].
-        teacher_logits: [..., classes]; classes beyond the student's are never chosen.
-        labels: Used as a mask only: positions labelled -100 are left out, and 0-1 vectors [..., classes] of a floating
-            dtype make each class a binary decision (the teacher's is "yes" above a logit of 0).
-        mask: Bool [...], True for positions to keep; None keeps all.
-
-    Returns:
-        A scalar: the mean over the kept positions.
-
-    Raises:
-        DefinitionError: Shapes do not fit together.
+    Hinton, Vinyals and Dean 2015, arXiv:1503.02531. Classes beyond the student's are never chosen. `labels` only mask:
+    positions labelled -100 are left out, and 0-1 vectors [..., classes] of a floating dtype make each class a binary
+    decision (the teacher's is "yes" above a logit of 0).
     """
     (student, teacher), _ = _kept((student_logits, teacher_logits), labels, mask)
     chosen = teacher.detach()[:, : student.shape[-1]].argmax(-1)
@@ -83,21 +64,8 @@ def soft_target_loss(
 
     Hinton, Vinyals and Dean 2015, arXiv:1503.02531; `q_T = softmax(teacher / T)`, `p_T = softmax(student / T)`. T²
     keeps the soft term's gradient on the scale of T = 1, so `alpha` means the same at every temperature. `alpha=0` is
-    supervised learning; `alpha=1` needs no labels.
-
-    Args:
-        student_logits: [..., classes].
-        teacher_logits: [..., classes]; no gradient flows into them.
-        labels: As in `supervised_loss`. Positions labelled -100 are left out of both terms.
-        temperature: T, above 0.
-        alpha: Weight of the soft term, from 0 to 1.
-        mask: Bool [...], True for positions to keep; None keeps all.
-
-    Returns:
-        A scalar: the mean over the kept positions.
-
-    Raises:
-        DefinitionError: An option is out of range, shapes do not fit, or labels are missing while `alpha < 1`.
+    supervised learning; `alpha=1` needs no labels. Logits are [..., classes], `labels` as in `supervised_loss`;
+    positions labelled -100 are left out of both terms, as are those that the bool `mask` [...] does not keep.
     """
     check_temperature(temperature)
     check_alpha(alpha)
@@ -144,9 +112,6 @@ def divergence(
         skew: λ of "skew_kl" and "skew_reverse_kl", from 0 (the plain KL) to less than 1.
         mask: Bool [...], True for positions to keep; None keeps all.
 
-    Returns:
-        A scalar: the mean over the kept positions.
-
     Raises:
         DefinitionError: An option is out of range, or shapes do not fit together.
     """
@@ -155,8 +120,10 @@ def divergence(
     (student, teacher), _ = _kept((student_logits, teacher_logits), None, mask)
     width = max(student.shape[-1], teacher.shape[-1])
     dtype = torch.promote_types(_precise(student).dtype, _precise(teacher).dtype)
-    log_p = _log_probabilities(student.to(dtype) / temperature, width)
-    log_q = _log_probabilities(teacher.detach().to(dtype) / temperature, width)
+    log_p, log_q = (
+        F.pad(F.log_softmax(logits.to(dtype) / temperature, dim=-1), (0, width - logits.shape[-1]), value=-math.inf)
+        for logits in (student, teacher.detach())
+    )
     if kind == "forward_kl":
         found = _kl(log_q, log_p)
     elif kind == "reverse_kl":
@@ -208,11 +175,6 @@ def _mean(losses: Tensor) -> Tensor:
     return losses.sum() / max(losses.numel(), 1)
 
 
-def _log_probabilities(logits: Tensor, width: int) -> Tensor:
-    log_probabilities = F.log_softmax(logits, dim=-1)
-    return F.pad(log_probabilities, (0, width - logits.shape[-1]), value=-math.inf)
-
-
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
     """`KL(a ‖ b)` of each row [rows, classes]: infinite where a class has probability 0 in b but not in a."""
     without_a, without_b = log_a.isneginf(), log_b.isneginf()
@@ -238,25 +200,19 @@ def _kept(
     if labels is not None and labels.is_floating_point():
         logits, labels, mask = _as_questions(logits, labels, mask)
     shape = logits[0].shape[:-1]
-    for what, other in (
-        *(("the teacher's logits", item.shape[:-1]) for item in logits[1:]),
-        *(() if labels is None else (("the labels", labels.shape),)),
-        *(() if mask is None else (("the mask", mask.shape),)),
-    ):
-        if other != shape:
+    others = {"the teacher's logits": logits[-1][..., 0], "the labels": labels, "the mask": mask}
+    for what, other in others.items():
+        if other is not None and other.shape != shape:
             raise DefinitionError(
-                f"The student's logits cover positions of shape {tuple(shape)}, but {what} {tuple(other)}. "
+                f"The student's logits cover positions of shape {tuple(shape)}, but {what} {tuple(other.shape)}. "
                 "They must describe the same positions: logits [..., classes], labels and mask [...]."
             )
-    rows = tuple(item.reshape(-1, item.shape[-1]) for item in logits)
-    keep = None if mask is None else mask.bool().flatten()
+    keep = None if mask is None else mask.bool()
     if labels is not None:
-        labels = labels.flatten()
-        labelled = labels != IGNORED_LABEL
-        keep = labelled if keep is None else keep & labelled
+        keep = labels != IGNORED_LABEL if keep is None else keep & (labels != IGNORED_LABEL)
     if keep is None:
-        return rows, labels
-    return tuple(item[keep] for item in rows), None if labels is None else labels[keep]
+        return tuple(item.reshape(-1, item.shape[-1]) for item in logits), None
+    return tuple(item[keep] for item in logits), None if labels is None else labels[keep]
 
 
 def _as_questions(

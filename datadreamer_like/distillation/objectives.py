@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,26 @@ from torch import Tensor, nn
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 
 from .losses import IGNORED_LABEL, check_alpha, check_temperature, hard_target_loss, soft_target_loss, supervised_loss
-from .outputs import Outputs
 from .teacher import Teacher, check_teacher
 
 Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A model's outputs for one batch, computed or stored; fields that no objective needs are None.
+
+    Attributes:
+        logits: [..., classes], at the positions of the batch's `labels` [...].
+        hidden_states: Of the embeddings and of each layer, [batch, seq, hidden].
+        attentions: Attention weights of each layer, [batch, heads, seq, seq].
+        mask: Bool [batch, seq], False for padding in the two above.
+    """
+
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    mask: Tensor | None = None
 
 
 class Objective(ABC):
@@ -51,14 +67,8 @@ class Objective(ABC):
     def modules(self, student: nn.Module, teacher: nn.Module | None) -> nn.Module | None:
         """Returns extra modules that the objective needs, such as a projection; called once before training.
 
-        They are trained with the student and are in its checkpoints, but not in the saved student.
-
-        Args:
-            student: The student, before training.
-            teacher: The teacher's model.
-
-        Raises:
-            MethodMisfit: Student and teacher do not fit together.
+        They are trained with the student and are in its checkpoints, but not in the saved student. Raises
+        `MethodMisfit` if student and teacher do not fit together.
         """
         return None
 
@@ -66,17 +76,9 @@ class Objective(ABC):
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns a scalar with gradients, the mean over the positions that count.
 
-        Args:
-            student: The student's outputs, with the fields in `wants`.
-            teacher: The teacher's outputs, with the fields in `teacher_wants`, without gradients; computed or stored.
-            batch: The batch.
-            modules: The return value of `modules`.
+        The outputs have the fields in `wants` and `teacher_wants`; the teacher's have no gradients and may be stored.
+        `modules` is what the method `modules` returned.
         """
-
-    def __fingerprint__(self) -> dict[str, Any]:
-        """Class, version, options and teacher."""
-        options = {name: value for name, value in vars(self).items() if name != "teacher"}
-        return {"class": type(self), "options": options, "teacher": self.teacher}
 
 
 @dataclass(frozen=True)
@@ -101,18 +103,8 @@ class Supervised(Objective):
 
 
 @dataclass(frozen=True)
-class HardTargets(Objective):
-    """Cross-entropy with the class, or token, that the teacher finds most likely; labels are ignored.
-
-    Hinton, Vinyals and Dean 2015, arXiv:1503.02531. Equivalent to relabelling the data with the teacher, and so the
-    baseline for soft targets. Rows need no labels.
-
-    Attributes:
-        teacher: A trainer, a stage, a `TrainedModel`, or `TeacherModel(model, tokenizer)`.
-
-    Raises:
-        ArgumentTypeError: The teacher has no model or tokenizer.
-    """
+class TeacherObjective(Objective):
+    """The base of objectives with a teacher: a trainer, stage, `TrainedModel`, or `TeacherModel(model, tokenizer)`."""
 
     teacher: Teacher
 
@@ -124,14 +116,23 @@ class HardTargets(Objective):
         """The objective with this teacher, for tests and documentation."""
         return cls(teacher)
 
+
+@dataclass(frozen=True)
+class HardTargets(TeacherObjective):
+    """Cross-entropy with the class, or token, that the teacher finds most likely; labels are ignored.
+
+    Hinton, Vinyals and Dean 2015, arXiv:1503.02531. Equivalent to relabelling the data with the teacher, and so the
+    baseline for soft targets. Rows need no labels.
+    """
+
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the cross-entropy with the teacher's choice at the positions that count."""
-        logits, mask = _logits(student, "student"), _counted(batch)
-        return hard_target_loss(logits, _logits(teacher, "teacher"), _questions(batch), mask)
+        logits = _logits(student, "student"), _logits(teacher, "teacher")
+        return hard_target_loss(*logits, _questions(batch), _counted(batch))
 
 
 @dataclass(frozen=True)
-class SoftTargets(Objective):
+class SoftTargets(TeacherObjective):
     """Distillation in which `alpha` weighs the soft term, the teacher's probabilities; `1 - alpha` weighs the labels.
 
     The loss is `alpha T² KL(q_T ‖ p_T) + (1 - alpha) CE(labels, p)`: Hinton, Vinyals and Dean 2015, arXiv:1503.02531.
@@ -139,31 +140,20 @@ class SoftTargets(Objective):
     every row, the cross-entropy only rows with a label.
 
     Attributes:
-        teacher: A trainer, a stage, a `TrainedModel`, or `TeacherModel(model, tokenizer)`.
         temperature: T, above 0. Higher values give unlikely classes more weight.
         alpha: Weight of the soft term, from 0 to 1.
-
-    Raises:
-        DefinitionError: An option is out of range.
-        ArgumentTypeError: The teacher has no model or tokenizer.
 
     Example:
         `student.train(..., objective=SoftTargets(teacher, temperature=2.0, alpha=0.5))`
     """
 
-    teacher: Teacher
     temperature: float = 2.0
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
-        check_teacher(self.teacher)
+        super().__post_init__()
         check_temperature(self.temperature)
         check_alpha(self.alpha)
-
-    @classmethod
-    def example(cls, teacher: Teacher) -> Self:
-        """The objective with this teacher, for tests and documentation."""
-        return cls(teacher)
 
     @property
     def needs_labels(self) -> bool:
@@ -185,13 +175,7 @@ class SoftTargets(Objective):
 class Combined(Objective):
     """The weighted sum of several objectives.
 
-    Attributes:
-        objectives: The objectives; those with a teacher must share it.
-        weights: One positive weight for each objective.
-
-    Raises:
-        ArgumentTypeError: One of them is not an objective.
-        DefinitionError: There are none, the number of weights differs, a weight is not positive, or teachers differ.
+    Objectives with a teacher must share it; each has one positive weight.
 
     Example:
         `Combined([SoftTargets(teacher), HiddenStates(teacher)], weights=[1.0, 0.5])`

@@ -1,81 +1,41 @@
-"""Columns as trainers and metrics read them: checked row by row, in chunks."""
+"""The columns and numbers that trainers, stages and judges take: checked, and columns read in chunks."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice, zip_longest
 from typing import Any
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset
-from datadreamer_like.graph import (
-    Node,
-    OutputDataset,
-    OutputDatasetColumn,
-    OutputIterableDataset,
-    OutputIterableDatasetColumn,
-)
-from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph import OutputDatasetMixin
 from datadreamer_like.graph.output import Column
 
-PORTION = 1000
 _END = object()
 
 
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a training run, by argument name.
+Columns = Mapping[str, Mapping[str, Column]]
+"""The columns of a training run: "train" and "validation", the rows that choose the best epoch, by argument name."""
 
-    Attributes:
-        train: Training columns, such as `train_input` and `train_output`.
-        validation: Validation columns, used to choose the best epoch.
+
+def check_columns(columns: Mapping[str, object], optional: Collection[str] = ()) -> Columns:
+    """Checks the columns of a call with `check_column` and, by split, `check_lengths`.
+
+    Argument names start with `train_` or `validation_`. Those in `optional` may be None, and are then left out.
     """
-
-    train: Mapping[str, Column]
-    validation: Mapping[str, Column]
-
-    @classmethod
-    def checked(cls, optional: Collection[str] = (), **columns: object) -> Columns:
-        """Checks the columns of a call; argument names start with `train_` or `validation_`.
-
-        Args:
-            optional: Arguments that may be None and are then left out.
-            **columns: The columns.
-
-        Raises:
-            ArgumentTypeError: An argument is not a column.
-            DefinitionError: Columns of one split differ in length.
-            EmptyDataset: A column has no rows.
-        """
-        splits: dict[str, dict[str, Column]] = {"train": {}, "validation": {}}
-        for name, value in columns.items():
-            if value is not None or name not in optional:
-                splits[name.partition("_")[0]][name] = check_column(value, name)
-        for split in splits.values():
-            check_lengths(split)
-        return cls(**splits)
-
-    def parts(self) -> dict[str, str]:
-        """Returns the fingerprints of the columns."""
-        return {f"input {name}": fingerprint(column, name) for name, column in self._all().items()}
-
-    def steps(self) -> list[Node]:
-        """Returns the steps that the columns come from."""
-        return [column.step for column in self._all().values()]
-
-    def _all(self) -> dict[str, Column]:
-        return {**self.train, **self.validation}
+    splits: dict[str, dict[str, Column]] = {"train": {}, "validation": {}}
+    for name, value in columns.items():
+        if value is not None or name not in optional:
+            splits[name.partition("_")[0]][name] = check_column(value, name)
+    for split in splits.values():
+        check_lengths(split)
+    return splits
 
 
 def check_column(value: object, name: str) -> Column:
-    """Returns the argument if it is a column.
-
-    Raises:
-        ArgumentTypeError: It is not.
-    """
-    if isinstance(value, OutputDatasetColumn | OutputIterableDatasetColumn):
+    """Returns the argument `name` if it is a column, else raises `ArgumentTypeError`."""
+    if isinstance(value, Column):
         return value
-    if isinstance(value, OutputDataset | OutputIterableDataset):
+    if isinstance(value, OutputDatasetMixin):
         offered = ", ".join(f'output["{column}"]' for column in value.column_names)
         raise ArgumentTypeError(f'{name} is a whole dataset; pass one column of "{value.step.name}": {offered}.')
     raise ArgumentTypeError(
@@ -86,9 +46,6 @@ def check_column(value: object, name: str) -> Column:
 
 def check_lengths(columns: Mapping[str, Column]) -> None:
     """Checks that columns have the same, non-zero number of rows, as far as it is known without reading them.
-
-    Args:
-        columns: The columns, by argument name.
 
     Raises:
         DefinitionError: They differ in length.
@@ -102,17 +59,15 @@ def check_lengths(columns: Mapping[str, Column]) -> None:
 
 
 def read_rows(
-    columns: Mapping[str, Column], *, optional: Collection[str] = (), portion: int = PORTION
+    columns: Mapping[str, Column], *, labels: str = "", optional: bool = False, portion: int = 1000
 ) -> Iterator[list[tuple[Any, ...]]]:
-    """Yields the rows of columns in chunks, each row a tuple in the order of the columns.
+    """Yields the rows of columns in chunks of up to `portion`, each row a tuple in the order of the columns.
 
-    Args:
-        columns: The columns, by argument name.
-        optional: Columns in which a value may be None.
-        portion: Maximum number of rows per chunk.
+    All values must be texts, except those of the column `labels`, which may also be None if `optional`.
 
     Raises:
         DataError: A value is missing.
+        ArgumentTypeError: A value is not a text.
         DefinitionError: The columns turn out to differ in length.
         EmptyDataset: There are no rows.
     """
@@ -120,13 +75,18 @@ def read_rows(
     start = 0
     while part := list(islice(rows, portion)):
         for row, values in enumerate(part, start):
+            if any(value is _END for value in values):
+                raise DefinitionError(_different(columns))
             for (name, column), value in zip(columns.items(), values, strict=True):
-                if value is _END:
-                    raise DefinitionError(_different(columns))
-                if value is None and name not in optional:
+                if value is None and not (optional and name == labels):
                     raise DataError(
                         f'{name}, "{column.column_names[0]}" of "{column.step.name}", is None in row {row}. '
                         "Filter such rows out first: step.filter(lambda row: row[...] is not None)."
+                    )
+                if name != labels and not isinstance(value, str):
+                    raise ArgumentTypeError(
+                        f"{name} must contain texts; row {row} has {value!r}, of type {type(value).__name__}. "
+                        "Choose another column, or convert its values to texts with step.map."
                     )
         start += len(part)
         yield part
@@ -134,18 +94,26 @@ def read_rows(
         raise EmptyDataset(_empty(*next(iter(columns.items()))))
 
 
-def check_text(value: object, name: str, row: int) -> str:
-    """Returns the value if it is a text.
+def read_texts(column: Column, name: str) -> Iterator[str]:
+    """Yields the texts of a column; for the errors see `read_rows`."""
+    return (text for part in read_rows({name: column}) for (text,) in part)
+
+
+def check_number(
+    value: object, what: str, least: float = 0, *, whole: bool = False, over: bool = False, optional: bool = False
+) -> None:
+    """Checks a number among the arguments of a trainer or stage, called `what` in messages.
 
     Raises:
-        ArgumentTypeError: It is not.
+        ArgumentTypeError: It is not a number, or not a whole one; None is accepted if `optional`.
+        DefinitionError: It is less than `least`, or not over it.
     """
-    if not isinstance(value, str):
-        raise ArgumentTypeError(
-            f"{name} must contain texts; row {row} has {value!r}, of type {type(value).__name__}. "
-            "Choose another column, or convert its values to texts with step.map."
-        )
-    return value
+    if value is None and optional:
+        return
+    if not isinstance(value, int if whole else int | float) or isinstance(value, bool):
+        raise ArgumentTypeError(f"{what} must be {'a whole number' if whole else 'a number'}, not {value!r}.")
+    if value < least or (over and value == least):
+        raise DefinitionError(f"{what} is {value}; it must be {'over' if over else 'at least'} {least}.")
 
 
 def _different(columns: Mapping[str, Column]) -> str:

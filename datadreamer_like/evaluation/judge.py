@@ -12,42 +12,30 @@ from datadreamer_like.models.llms.chat_template import AUTO, AutoText
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.report import Column, Interval
 
-
-@dataclass(frozen=True)
-class PromptOptions:
-    """How rows are presented to models.
-
-    Attributes:
-        max_length: Maximum number of tokens per row; None for each model's own limit.
-        chat_prompt_template: The prompt template; AUTO for each model's own.
-        system_prompt: The system prompt; AUTO for each model's own.
-    """
-
-    max_length: int | None = None
-    chat_prompt_template: AutoText = AUTO
-    system_prompt: AutoText = AUTO
+NAMES = ("inputs", "labels")
+"""Argument names of a comparison's two columns, for messages."""
 
 
+@dataclass(eq=False)
 class Judge(ABC):
     """Reads a task's rows, runs models on them, and scores their answers.
 
-    To a comparison, rows and answers are opaque: there is one answer per row. The constructor reads the rows and
-    refuses models that cannot be compared on them, without loading any model.
+    To a comparison, rows and answers are opaque: there is one answer per row.
 
     Args:
         inputs: The models' inputs.
         labels: The expected answers; None if they follow from the inputs.
-        models: The models.
-        names: Their names, for messages.
-        options: How rows are presented to the models.
+        models: The models by name.
+        max_length: Maximum number of tokens per row; None for each model's own limit.
+        chat_prompt_template: The prompt template; AUTO for each model's own.
+        system_prompt: The system prompt; AUTO for each model's own.
+        resamples: Number of resamples for intervals.
+        seed: Seed of the resampling.
 
     Attributes:
         rows: One input per row, as `answers` takes them.
         columns: The rows as columns, saved next to the answers.
         facts: JSON values about the rows, for `note`.
-
-    Raises:
-        DataDreamerError: The rows cannot be read, or a model does not fit them.
     """
 
     kind: ClassVar[str]
@@ -61,45 +49,42 @@ class Judge(ABC):
     timed: ClassVar[str]
     """What the timing covers, for the notes."""
 
-    rows: Sequence[Any]
-    columns: Mapping[str, list[str]]
-    facts: Mapping[str, Any]
+    inputs: Rows
+    labels: Rows | None
+    models: Mapping[str, TrainedModel]
+    max_length: int | None = None
+    chat_prompt_template: AutoText = AUTO
+    system_prompt: AutoText = AUTO
+    resamples: int = 10_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.rows: Sequence[Any] = ()
+        self.columns: Mapping[str, list[str]] = {}
+        self.facts: Mapping[str, Any] = {}
+        self.read()
 
     @abstractmethod
-    def __init__(
-        self,
-        inputs: Rows,
-        labels: Rows | None,
-        models: Sequence[TrainedModel],
-        names: Sequence[str],
-        options: PromptOptions,
-    ) -> None: ...
+    def read(self) -> None:
+        """Sets `rows`, `columns` and `facts`, and refuses models that cannot be compared, without loading any."""
 
     @abstractmethod
     def answers(self, model: TrainedModel, rows: Sequence[Any], batch_size: int) -> list[Any]:
-        """Runs a model on some of `rows` and returns one answer per row; timing measures this call."""
+        """Runs a model on some of `rows` and returns one answer per row, in CPU memory; timing measures this call."""
 
-    @abstractmethod
     def kept(self, answers: Sequence[Any]) -> list[Any]:
-        """Returns what is saved of each answer: a text or a number."""
+        """Returns what is saved of each answer, a text or a number; by default the answer."""
+        return list(answers)
 
     @abstractmethod
     def quality(self, answers: Sequence[Any]) -> dict[str, float]:
         """Returns the scores of a model's answers to all rows, by the keys of `figures`."""
 
     @abstractmethod
-    def differences(
-        self, first: Sequence[Any], other: Sequence[Any], *, resamples: int, seed: int
-    ) -> dict[str, Interval]:
+    def differences(self, first: Sequence[Any], other: Sequence[Any]) -> dict[str, Interval]:
         """Returns the score differences between two models on the same rows, with 95 % intervals."""
 
     @classmethod
     @abstractmethod
     def note(cls, rows: int, facts: Mapping[str, Any], first: str) -> str:
-        """Returns the note under a table that explains the scores.
-
-        Args:
-            rows: Number of rows compared.
-            facts: The judge's `facts`.
-            first: Name of the baseline model.
-        """
+        """Returns the note under a table of `rows` rows that explains the scores; `first` names the baseline."""

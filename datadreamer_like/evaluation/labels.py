@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
+
+from datadreamer_like.distillation.losses import IGNORED_LABEL
 from datadreamer_like.errors import DataError, LabelError, did_you_mean
 from datadreamer_like.graph.output import Column
-from datadreamer_like.storage.values import class_names as names_of_classes
+from datadreamer_like.storage import values
 
 
 @dataclass(frozen=True)
@@ -26,67 +30,67 @@ class LabelSet:
     def __len__(self) -> int:
         return len(self.names)
 
-    def positions(self, value: Any, where: str, row: int, naming: tuple[str, ...] | None = None) -> list[int]:
-        """Returns the positions of a row's label or labels.
+    @cached_property
+    def label2id(self) -> dict[str, int]:
+        """The classes and their positions."""
+        return {name: position for position, name in enumerate(self.names)}
 
-        Args:
-            value: The label, or a list of labels for a multi-label model.
-            where: Name of the argument, for the message.
-            row: Number of the row, for the message.
-            naming: Names of the column's integer labels.
+    def targets(
+        self, labels: Sequence[Any], where: str, start: int = 0, naming: Sequence[str] | None = None
+    ) -> np.ndarray[Any, Any]:
+        """Returns the targets of rows: positions [rows], int64, or 0 and 1 [rows, classes], fp32, for lists of labels.
+
+        The target of None is -100. `naming` has the names of a column's integer labels; `where`, the argument's name,
+        and `start`, the number of the first row, are for messages.
 
         Raises:
             LabelError: A label is not in the set.
         """
+        shape = (len(labels), len(self)) if self.multi else len(labels)
+        targets = np.full(shape, IGNORED_LABEL, dtype=np.float32 if self.multi else np.int64)
+        for index, value in enumerate(labels):
+            if value is not None:
+                found = self._positions(value, where, start + index, naming)
+                targets[index] = np.isin(np.arange(len(self)), found) if self.multi else found[0]
+        return targets
+
+    def _positions(self, value: Any, where: str, row: int, naming: Sequence[str] | None) -> list[int]:
         if isinstance(value, list | tuple) != self.multi:
             wanted = "a list of labels" if self.multi else "one label"
             raise LabelError(f"{where} has {value!r} in row {row}, where the training rows have {wanted}.")
         found = []
         for label in value if self.multi else (value,):
             name = label_name(label, where, row, naming)
-            if name not in self._index:
+            if name not in self.label2id:
+                listed = ", ".join([*self.names[:20], *(["..."] if len(self) > 20 else [])])
                 raise LabelError(
                     f'{where} has the label "{name}" in row {row}, which is not one of the {len(self)} labels of the '
-                    f"training rows: {_listed(self.names)}.{did_you_mean(name, self.names)} Correct the label, filter "
-                    "the row out, or add training rows with this label."
+                    f"training rows: {listed}.{did_you_mean(name, self.names)} Correct the label, filter the row out, "
+                    "or add training rows with this label."
                 )
-            found.append(self._index[name])
+            found.append(self.label2id[name])
         return found
 
-    @property
-    def _index(self) -> dict[str, int]:
-        index: dict[str, int] | None = self.__dict__.get("_positions")
-        if index is None:
-            index = {name: position for position, name in enumerate(self.names)}
-            object.__setattr__(self, "_positions", index)
-        return index
 
-
-def class_names(column: Column) -> tuple[str, ...] | None:
+def class_names(column: Column) -> list[str] | None:
     """Returns the class names of a `datasets.ClassLabel` column; None for other columns."""
-    names = names_of_classes(column.rows.schema.field(0), in_lists=True)
-    return tuple(names) if names else None
+    return values.class_names(column.rows.schema.field(0), in_lists=True) or None
 
 
-def find_labels(
-    values: Iterable[Any], where: str, naming: tuple[str, ...] | None = None, *, optional: bool = False
-) -> LabelSet:
+def find_labels(column: Column, where: str, *, optional: bool = False) -> LabelSet:
     """Collects the classes of the training rows, sorted: numbers by value, names alphabetically.
 
-    Args:
-        values: The labels.
-        where: Name of the argument, for messages.
-        naming: Names of the column's integer labels.
-        optional: Whether labels may be None; if all are, the set is empty.
+    If `optional`, labels may be None; if all are, the set is empty.
 
     Raises:
         LabelError: A value cannot be a label, labels have mixed types, or there is only one class.
         DataError: A value is missing.
     """
+    naming = class_names(column)
     kinds: dict[type, int] = {}
-    found: dict[Any, None] = {}
+    found: set[Any] = set()
     multi: bool | None = None
-    for row, value in enumerate(values):
+    for row, value in enumerate(column.values()):
         if value is None:
             if optional:
                 continue
@@ -95,35 +99,24 @@ def find_labels(
                 "first, or learn from a teacher: objective=SoftTargets(teacher)."
             )
         is_list = isinstance(value, list | tuple)
-        if multi is None:
-            multi = is_list
-        if multi != is_list:
+        if multi not in (None, is_list):
             raise LabelError(f"{where} has one label in some rows and a list of labels in others (row {row}).")
+        multi = is_list
         for label in value if is_list else (value,):
             label_name(label, where, row, naming)
             kinds.setdefault(type(label), row)
-            found[label] = None
+            found.add(label)
     if len(kinds) > 1:
         spoken = ", ".join(f"{kind.__name__} (row {row})" for kind, row in kinds.items())
         raise LabelError(f"{where} mixes labels of different types: {spoken}. Make them of one type with step.map.")
-    names = naming or tuple(str(label) for label in sorted(found))
+    names = tuple(naming or (str(label) for label in sorted(found)))
     if found and len(names) < 2 and not multi and not optional:
         raise LabelError(f'{where} has only one label, "{names[0]}", so there is nothing to learn. It needs two.')
     return LabelSet(names, bool(multi))
 
 
-def label_name(label: Any, where: str, row: int, naming: tuple[str, ...] | None = None) -> str:
-    """Returns a label's name.
-
-    Args:
-        label: A text, an integer or a boolean.
-        where: Name of the argument, for the message.
-        row: Number of the row, for the message.
-        naming: Names of the column's integer labels.
-
-    Raises:
-        LabelError: The value cannot be a label, or its number is out of range.
-    """
+def label_name(label: Any, where: str, row: int, naming: Sequence[str] | None = None) -> str:
+    """Returns a label's name: the one in `naming` for an integer of a class label column, else the label as a text."""
     if not isinstance(label, str | int):
         raise LabelError(
             f"{where} has {label!r} in row {row}, of type {type(label).__name__}; a label must be a text, a whole "
@@ -134,7 +127,3 @@ def label_name(label: Any, where: str, row: int, naming: tuple[str, ...] | None 
             raise LabelError(f"{where} has {label} in row {row}; its {len(naming)} classes are numbered from 0.")
         return naming[label]
     return str(label)
-
-
-def _listed(names: tuple[str, ...], most: int = 20) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -1,39 +1,56 @@
-"""Accuracy and macro-F1 of classifiers, and their differences between two models."""
+"""Scores of classifiers and language models, and their differences between two models with intervals.
+
+A smaller vocabulary splits a text into more tokens, each easier to predict, so losses and perplexities per token can be
+compared only between models that share a tokenizer. Bits per byte can always be compared.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from datadreamer_like.report import Interval
 
-from .bootstrap import Weights, paired_bootstrap
+Weights = np.ndarray[Any, np.dtype[np.float64]]
+"""How often each row is drawn, [resamples, rows]; or one number per resample."""
+
+_AT_ONCE, _NUMBERS_AT_ONCE = 500, 5_000_000
 
 
-def accuracy(truth: Sequence[str], predicted: Sequence[str]) -> float:
-    """Returns the share of rows whose prediction is their label."""
-    return float(_Score(truth, predicted).accuracy(np.ones((1, len(truth))))[0])
-
-
-def macro_f1(truth: Sequence[str], predicted: Sequence[str]) -> float:
-    """Returns the unweighted mean F1 score over the classes that occur among the labels."""
-    return float(_Score(truth, predicted).macro_f1(np.ones((1, len(truth))))[0])
+def scores(truth: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:
+    """Returns a classifier's "accuracy" and "macro_f1", the unweighted mean over the classes among the labels."""
+    found = _scorer(truth, predicted)(np.ones((1, len(truth))))
+    return {name: float(value) for name, (value,) in found.items()}
 
 
 def macro_f1_of_counts(hits: Weights, predicted: Weights, wanted: Weights) -> Weights:
-    """Returns the macro-F1 from counts of rows; classes without rows are left out of the mean.
+    """Returns the macro-F1 from each class's numbers of hits, predictions and labels [..., classes].
 
-    Args:
-        hits: Correctly predicted rows of each class [..., classes].
-        predicted: Rows predicted as each class [..., classes].
-        wanted: Rows labelled with each class [..., classes].
+    Classes without labels are left out of the mean.
     """
-    scores = 2 * hits / np.maximum(predicted + wanted, 1e-12)
     present = wanted > 0
-    mean: Weights = (scores * present).sum(-1) / np.maximum(present.sum(-1), 1)
+    f1 = 2 * hits / np.maximum(predicted + wanted, 1e-12)
+    mean: Weights = (f1 * present).sum(-1) / np.maximum(present.sum(-1), 1)
     return mean
+
+
+def bits_per_byte(nats: Sequence[float], sizes: Sequence[int]) -> float:
+    """Returns the bits per byte of text: the sum of the losses [texts] over the sum of the texts' UTF-8 bytes."""
+    return math.fsum(nats) / (sum(sizes) * math.log(2))
+
+
+def token_loss(nats: Sequence[float], tokens: Sequence[int]) -> float:
+    """Returns the mean loss per token in nats, over all tokens of all texts."""
+    return math.fsum(nats) / max(1, sum(tokens))
+
+
+def perplexity(loss: float) -> float:
+    """Returns the perplexity for a mean loss per token in nats."""
+    return math.exp(min(loss, 700.0))  # larger ones overflow
 
 
 def paired_differences(
@@ -45,9 +62,7 @@ def paired_differences(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, Interval]:
-    """Returns the score differences between two models on the same rows, `other - first`, with intervals.
-
-    For the intervals see `evaluation.bootstrap.paired_bootstrap`.
+    """Returns the differences in "accuracy" and "macro_f1" between two models on the same rows, `other - first`.
 
     Args:
         truth: Labels [rows].
@@ -55,38 +70,83 @@ def paired_differences(
         other: Predictions of the other model [rows].
         resamples: Number of resamples.
         seed: Seed of the resampling.
-        level: Confidence level of the intervals.
-
-    Returns:
-        Differences in "accuracy" and "macro_f1".
+        level: Confidence level of the intervals; see `paired_bootstrap`.
     """
     # Rows with the same label and the same two predictions are interchangeable, so only their counts are resampled.
     kinds = Counter(zip(truth, first, other, strict=True))
     truths, firsts, others = (list(part) for part in zip(*kinds, strict=True))
-    better, worse = _Score(truths, others), _Score(truths, firsts)
+    better, worse = _scorer(truths, others), _scorer(truths, firsts)
 
     def differences(weights: Weights) -> dict[str, Weights]:
-        return {
-            "accuracy": better.accuracy(weights) - worse.accuracy(weights),
-            "macro_f1": better.macro_f1(weights) - worse.macro_f1(weights),
-        }
+        base = worse(weights)
+        return {name: score - base[name] for name, score in better(weights).items()}
 
     counts = np.array(list(kinds.values()), dtype=np.float64)
     return paired_bootstrap(differences, counts, resamples=resamples, seed=seed, level=level)
 
 
-class _Score:
-    """Scores one model's predictions under many row weightings at once: weights [weightings, rows]."""
+def paired_bits_per_byte(
+    first: Sequence[float], other: Sequence[float], sizes: Sequence[int], *, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Returns the difference in bits per byte between two models on the same texts, `other - first`.
 
-    def __init__(self, truth: Sequence[str], predicted: Sequence[str]) -> None:
-        classes = np.unique(np.asarray(truth))
-        self.is_class = (np.asarray(truth)[:, None] == classes).astype(np.float64)
-        self.is_said = (np.asarray(predicted)[:, None] == classes).astype(np.float64)
-        self.is_hit = self.is_class * self.is_said
+    `first` and `other` are the losses of each text in nats, summed over its tokens [rows]; `sizes` its bytes [rows].
+    Texts count by their length, as in `bits_per_byte`.
+    """
+    more = (np.asarray(other, dtype=np.float64) - np.asarray(first, dtype=np.float64)) / math.log(2)
+    lengths = np.asarray(sizes, dtype=np.float64)
 
-    def accuracy(self, weights: Weights) -> Weights:
-        hits: Weights = weights @ self.is_hit.sum(1) / weights.sum(1)
-        return hits
+    def differences(weights: Weights) -> dict[str, Weights]:
+        # A resample of empty texts only has 0 bytes.
+        return {"bits_per_byte": weights @ more / np.maximum(weights @ lengths, 1.0)}
 
-    def macro_f1(self, weights: Weights) -> Weights:
-        return macro_f1_of_counts(weights @ self.is_hit, weights @ self.is_said, weights @ self.is_class)
+    return paired_bootstrap(differences, np.ones(len(more)), resamples=resamples, seed=seed, level=0.95)[
+        "bits_per_byte"
+    ]
+
+
+def paired_bootstrap(
+    differences: Callable[[Weights], dict[str, Weights]], counts: Weights, *, resamples: int, seed: int, level: float
+) -> dict[str, Interval]:
+    """Returns differences between two models on the same rows, each with its percentile interval.
+
+    Rows are resampled with replacement, together with both models' answers, and the differences are recomputed for
+    each resample (Efron 1979; Koehn 2004 for paired comparisons). Rows that are hard for one model are mostly hard for
+    the other, so the interval of the difference is far narrower than those of the two scores. If it excludes 0, other
+    rows of the same kind would show a difference of the same sign. The interval covers the choice of rows, not the
+    variation between training seeds.
+
+    Args:
+        differences: Takes weightings of the rows [resamples, rows] and returns differences [resamples], by name.
+        counts: How often each distinct row occurs [rows]; identical rows may be merged into one.
+        resamples: Number of resamples.
+        seed: Seed of the resampling.
+        level: Confidence level of the interval.
+    """
+    total = int(counts.sum())
+    at_once = max(1, min(_AT_ONCE, _NUMBERS_AT_ONCE // len(counts)))
+    random = np.random.default_rng(seed)
+    drawn: list[dict[str, Weights]] = []
+    for start in range(0, resamples, at_once):
+        size = min(at_once, resamples - start)
+        drawn.append(differences(random.multinomial(total, counts / total, size=size).astype(np.float64)))
+    tail = (1 - level) / 2
+    result = {}
+    for name, values in differences(counts[None, :]).items():
+        low, high = np.quantile(np.concatenate([part[name] for part in drawn]), [tail, 1 - tail])
+        result[name] = Interval(float(values[0]), float(low), float(high))
+    return result
+
+
+def _scorer(truth: Sequence[str], predicted: Sequence[str]) -> Callable[[Weights], dict[str, Weights]]:
+    """Returns a function from row weightings [weightings, rows] to a classifier's scores [weightings]."""
+    classes = np.unique(np.asarray(truth))
+    is_class, is_said = ((np.asarray(names)[:, None] == classes).astype(np.float64) for names in (truth, predicted))
+    is_hit = is_class * is_said
+
+    def scored(weights: Weights) -> dict[str, Weights]:
+        hits = weights @ is_hit
+        macro_f1 = macro_f1_of_counts(hits, weights @ is_said, weights @ is_class)
+        return {"accuracy": hits.sum(1) / weights.sum(1), "macro_f1": macro_f1}
+
+    return scored

@@ -8,12 +8,8 @@ architecture in `model_type`. Importing this package registers it with transform
         {"kind": "widths", "format": 1, "modules": {"bert.encoder.layer.0.attention.self.query": {"out": 192}}},
         {"kind": "sparse", "format": 1, "modules": {"bert.encoder.layer.0.intermediate.dense": {"weight": 117964}}}]}
 
-To add a kind, add one file here: subclass `LayoutKind`, give it a name, implement `rebuild` (and `finish`, `pack`,
-`unpack` if tensors have another form on disk than in memory), and call `register(kind)` at the end of the file; all
-files of this package are imported together. A method that produces the layout changes the modules, then calls
-`add_layout(model, entry)`. An entry names modules only under its key `modules` (a list, or a dict by name), so that
-they can be renamed when a model loses layers or is loaded without its head. Kinds are here and not with the methods,
-so that all kinds are registered with any import.
+A kind is one file here, which subclasses `LayoutKind` and calls `register(kind)`. An entry names modules only under its
+key `modules` (a list, or a dict by name), so that they can be renamed when a model loses layers or its head.
 """
 
 import importlib

@@ -3,11 +3,11 @@ from .layout import Entry as Entry
 from .layout import LayoutKind as LayoutKind
 from .layout import register as register
 from .quantizer import add_layout as add_layout
+from .quantizer import count_zeros as count_zeros
+from .quantizer import dequantize as dequantize
 from .quantizer import foreign as foreign
 from .quantizer import layouts as layouts
 from .quantizer import load as load
 from .quantizer import rename_modules as rename_modules
+from .quantizer import stored_bytes as stored_bytes
 from .sparse import mark_sparse as mark_sparse
-from .stored import count_zeros as count_zeros
-from .stored import dequantize as dequantize
-from .stored import stored_bytes as stored_bytes

@@ -18,15 +18,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.pytorch_utils import Conv1D
 
-from datadreamer_like.kernels import (
-    Granularity,
-    PackedInt8Weight,
-    absmax_dequantize,
-    int8_linear,
-    pack_int8_weight,
-)
+from datadreamer_like.kernels import Granularity, PackedInt8Weight, absmax_dequantize, int8_linear, pack_int8_weight
 
 from .layout import CodedModule, Entry, LayoutKind, register
 from .modules import replace_modules
@@ -50,49 +43,30 @@ class _Int8Rows(CodedModule):
 
 
 class Int8Linear(_Int8Rows):
-    """A linear layer with int8 weights [out, in] and activations quantized dynamically by AbsMax.
-
-    Args:
-        in_features: Input features.
-        out_features: Output features.
-        bias: Whether there is one.
-        granularity: "token" for one scale per row of the activations, "tensor" for one in all.
-    """
+    """A linear layer with int8 weights [out, in] and activations quantized dynamically by AbsMax; see `int8_linear`."""
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, granularity: Granularity = "token"
     ) -> None:
         super().__init__(out_features, in_features)
-        self.in_features = in_features
-        self.out_features = out_features
+        self.in_features, self.out_features = in_features, out_features
         self.granularity: Granularity = granularity
         self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
         self._packed: tuple[Any, PackedInt8Weight | None] = (None, None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns [..., out] for [..., in], in the dtype of x."""
-        return int8_linear(
-            x,
-            self.weight,
-            self.weight_scale,
-            self.bias,
-            granularity=self.granularity,
-            packed=self._pack() if x.device.type == "cpu" and not torch.compiler.is_compiling() else None,
-        )
-
-    def _pack(self) -> PackedInt8Weight | None:
-        """The weight packed for the CPU's int8 engine, at the first use and again after the weight changed."""
-        if self.weight.device.type != "cpu":
-            return None
-        now = (_version(self.weight), _version(self.weight_scale))
-        made_of, packed = self._packed
-        if made_of != now:
-            packed = pack_int8_weight(self.weight, self.weight_scale)
-            self._packed = (now, packed)
-        return packed
+        packed = None
+        if x.device.type == self.weight.device.type == "cpu" and not torch.compiler.is_compiling():
+            # Packed at the first use, and again after the weight changed.
+            now = (_version(self.weight), _version(self.weight_scale))
+            if self._packed[0] != now:
+                self._packed = (now, pack_int8_weight(self.weight, self.weight_scale))
+            packed = self._packed[1]
+        return int8_linear(x, self.weight, self.weight_scale, self.bias, granularity=self.granularity, packed=packed)
 
     def __getstate__(self) -> dict[str, Any]:
-        # The packed weight cannot be copied or pickled; it is made again.
+        # The packed weight cannot be copied or pickled; it is packed again.
         return {**self.__dict__, "_packed": (None, None)}
 
     def extra_repr(self) -> str:
@@ -101,23 +75,14 @@ class Int8Linear(_Int8Rows):
 
 
 class Int8Embedding(_Int8Rows):
-    """An embedding with int8 codes [rows, size] and a scale per row.
-
-    Args:
-        num_embeddings: Rows.
-        embedding_dim: Size of a row.
-        padding_idx: Row of the padding token.
-        dtype: Data type of the output; it changes when the model is cast.
-    """
+    """An embedding with int8 codes [rows, size] and a scale per row; `dtype` is that of its output."""
 
     def __init__(
         self, num_embeddings: int, embedding_dim: int, padding_idx: int | None, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__(num_embeddings, embedding_dim)
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
-        self.padding_idx = padding_idx
-        self.dtype = dtype
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.padding_idx, self.dtype = padding_idx, dtype
 
     def forward(self, ids: Tensor) -> Tensor:
         """Returns [..., size] for row numbers [...]."""
@@ -125,6 +90,7 @@ class Int8Embedding(_Int8Rows):
         return absmax_dequantize(codes, F.embedding(ids, self.weight_scale), self.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # The dtype changes when the model is cast.
         self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
         return super()._apply(fn, recurse)
 
@@ -133,22 +99,17 @@ class Int8Embedding(_Int8Rows):
         return f"{self.num_embeddings}, {self.embedding_dim}, padding_idx={self.padding_idx}"
 
 
-Int8Module = Int8Linear | Int8Embedding
-
-
 class Int8(LayoutKind):
     """Modules with int8 codes and a scale per row."""
 
     name = "int8"
-    modules = (Int8Linear, Int8Embedding)
     trainable = False
     takes_adapters = False
 
     def rebuild(self, model: nn.Module, entry: Entry) -> None:
         """Puts empty int8 modules in place."""
-        replace_modules(
-            model, {name: int8_like(model.get_submodule(name), entry["granularity"]) for name in entry["modules"]}
-        )
+        found = {name: int8_like(model.get_submodule(name), entry["granularity"]) for name in entry["modules"]}
+        replace_modules(model, found)
 
     def pack(self, model: nn.Module, state: dict[str, Tensor], entry: Entry) -> None:
         """Leaves out the codes of a tied head."""
@@ -163,19 +124,12 @@ class Int8(LayoutKind):
                 state.setdefault(f"{name}.weight", cast(Int8Linear, model.get_submodule(name)).weight)
 
 
-def int8_like(module: nn.Module, granularity: Granularity) -> Int8Module:
-    """An int8 module of zeros with the size and device of a linear layer, `Conv1D` or embedding."""
-    weight = cast(Tensor, module.weight)
-    found: Int8Module
-    with torch.device(weight.device):
-        if isinstance(module, nn.Embedding):
-            found = Int8Embedding(module.num_embeddings, module.embedding_dim, module.padding_idx, weight.dtype)
-        else:
-            outputs, inputs = reversed(weight.shape) if isinstance(module, Conv1D) else weight.shape
-            found = Int8Linear(inputs, outputs, getattr(module, "bias", None) is not None, granularity)
-            found.was_conv1d = isinstance(module, Conv1D)
-            if found.bias is not None:
-                found.bias.data = found.bias.data.to(cast(Tensor, module.bias).dtype)
+def int8_like(module: nn.Module, granularity: Granularity) -> Int8Linear | Int8Embedding:
+    """An int8 module of zeros with the sizes and device of a linear layer, `Conv1D` or embedding."""
+    if not isinstance(module, nn.Embedding):
+        return Int8Linear.like(module, granularity)
+    with torch.device(module.weight.device):
+        found = Int8Embedding(module.num_embeddings, module.embedding_dim, module.padding_idx, module.weight.dtype)
     return found.train(module.training)
 
 

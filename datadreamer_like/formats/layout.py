@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, cast
+from contextlib import suppress
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from datadreamer_like.errors import DefinitionError, NewerFormat, did_you_mean
+
+from .modules import weight_of
 
 Entry = dict[str, Any]
 """One layout entry: JSON values only, with "kind", "format" and "modules" (module names, as a list or as keys)."""
@@ -28,7 +31,18 @@ class CodedModule(nn.Module):
 
     def dequantized(self) -> Tensor:
         """Returns the dequantized weight, fp32 [out, in] or [rows, size]."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define `dequantized`, which decodes its weight.")
+
+    @classmethod
+    def like(cls, linear: Any, *options: Any) -> Self:
+        """An empty module with the sizes, bias and device of a linear layer; `options` follow `bias` in `__init__`."""
+        (outputs, inputs), bias = weight_of(linear).shape, linear.bias
+        with torch.device(linear.weight.device):
+            made = cls(inputs, outputs, bias is not None, *options)
+        if bias is not None:
+            made.bias = nn.Parameter(bias.detach(), requires_grad=False)
+        made.was_conv1d = isinstance(linear, Conv1D)
+        return made.train(linear.training)
 
     def plain(self, dtype: torch.dtype) -> nn.Module:
         """Returns the dequantized module: an `nn.Linear`, `Conv1D` or `nn.Embedding`."""
@@ -63,11 +77,9 @@ class LayoutKind:
 
     Attributes:
         name: Value of "kind" in an entry.
-        format: The newest version of the entry that this code reads and the one it writes.
-        modules: Classes of modules that the kind puts in the place of linear layers and embeddings; empty if it keeps
-            those that there are.
-        trainable: Whether the weights of its modules can go on being trained. A model with an entry that is not
-            trainable counts as quantized for transformers: its `Trainer` refuses it.
+        format: The version of the entry that this code writes, and the newest that it reads.
+        trainable: Whether the weights can be trained further; False if the kind replaces layers by coded modules. The
+            model then counts as quantized for transformers, whose `Trainer` refuses it.
         takes_adapters: Whether adapters such as LoRA can be trained on its modules.
         storage_only: Whether only the tensors on disk differ, not the modules. Such entries are rebuilt and packed
             after all others, so that they apply to the tensors of the other kinds.
@@ -75,56 +87,39 @@ class LayoutKind:
 
     name: str
     format: int = 1
-    modules: tuple[type[CodedModule], ...] = ()
     trainable: bool = True
     takes_adapters: bool = True
     storage_only: bool = False
 
     def rebuild(self, model: nn.Module, entry: Entry) -> None:
-        """Gives the modules the shape that the stored tensors have.
+        """Gives the modules the shapes of the stored tensors, before the weights are loaded.
 
-        Runs before the weights are loaded: the model is on the meta device, and tensors made here are too. They are of
-        the dtype that the user loads in; one that names its dtype (`dtype=torch.float32`) keeps it.
+        The model is on the meta device, and so are tensors created here. They have the dtype that the user loads in,
+        unless they name one (`dtype=torch.float32`).
         """
 
     def finish(self, model: nn.Module, entry: Entry) -> None:
-        """Turns what was loaded into what the model computes with, after the weights are loaded; last entry first."""
+        """Converts loaded tensors to what the model computes with; called for the last entry first."""
 
-    def pack(self, model: nn.Module, state: dict[str, torch.Tensor], entry: Entry) -> None:
+    def pack(self, model: nn.Module, state: dict[str, Tensor], entry: Entry) -> None:
         """Replaces tensors of the state dict, in place, by their stored form; may note counts in the entry."""
 
-    def unpack(self, model: nn.Module, state: dict[str, torch.Tensor], entry: Entry) -> None:
+    def unpack(self, model: nn.Module, state: dict[str, Tensor], entry: Entry) -> None:
         """Undoes `pack` on the tensors that are there, in place: a trainer resumes with `load_state_dict`."""
-
-    def kept(self, model: nn.Module, entry: Entry) -> dict[str, Tensor]:
-        """Returns the zeros that training must keep: for each parameter with some, bool, True where it is not zero."""
-        return {}
-
-    def zeros(self, module: CodedModule) -> int:
-        """Returns how many weights of one of the kind's own modules are zero."""
-        return int((module.dequantized() == 0).sum())
 
 
 _KINDS: dict[str, LayoutKind] = {}
 
 
 def register(kind: LayoutKind) -> None:
-    """Makes a kind known to loading and saving.
-
-    Raises:
-        DefinitionError: Another kind has this name.
-    """
+    """Makes a kind known to loading and saving; two kinds cannot have the same name."""
     if type(_KINDS.get(kind.name, kind)) is not type(kind):
         raise DefinitionError(f'A layout kind named "{kind.name}" is already registered. Give this one another name.')
     _KINDS[kind.name] = kind
 
 
 def kind_of(entry: Entry) -> LayoutKind:
-    """Returns the kind that reads this entry.
-
-    Raises:
-        NewerFormat: The entry was written by a newer version, or its kind is not known.
-    """
+    """Returns the kind that reads this entry; raises `NewerFormat` if this version cannot read it."""
     name, version = entry.get("kind"), entry.get("format", 1)
     kind = _KINDS.get(str(name))
     if kind is None:
@@ -141,11 +136,6 @@ def kind_of(entry: Entry) -> LayoutKind:
     return kind
 
 
-def kind_of_module(module: nn.Module) -> LayoutKind | None:
-    """Returns the kind that a module belongs to; None for modules of the plain architecture."""
-    return next((kind for kind in _KINDS.values() if isinstance(module, kind.modules)), None)
-
-
 def in_order(entries: list[Entry]) -> list[Entry]:
     """The entries as they are applied: as recorded, those that only concern storage last."""
     return sorted(entries, key=lambda entry: kind_of(entry).storage_only)
@@ -154,22 +144,16 @@ def in_order(entries: list[Entry]) -> list[Entry]:
 def renamed(entry: Entry, new_name: Callable[[str], str | None]) -> Entry:
     """A copy of the entry with its modules renamed; those renamed to None are left out."""
     modules = entry.get("modules", [])
-    names = {name: new_name(name) for name in modules}
-    kept: Any
-    if isinstance(modules, Mapping):
-        kept = {new: modules[name] for name, new in names.items() if new is not None}
-    else:
-        kept = [new for new in names.values() if new is not None]
-    return {**entry, "modules": kept}
+    names = {new: name for name in modules if (new := new_name(name)) is not None}
+    is_mapping = isinstance(modules, Mapping)
+    return {**entry, "modules": {new: modules[name] for new, name in names.items()} if is_mapping else list(names)}
 
 
 def name_in(model: nn.Module, name: str) -> str | None:
     """The name of a saved module in this model, which may have gained or lost the base model's prefix."""
     prefix = getattr(model, "base_model_prefix", "")
     for candidate in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
-        try:
+        with suppress(AttributeError):
             model.get_submodule(candidate)
-        except AttributeError:
-            continue
-        return candidate
+            return candidate
     return None

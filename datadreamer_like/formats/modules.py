@@ -7,7 +7,8 @@ What differs between architectures is in tables here, keyed by class or config n
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any, NamedTuple, cast
 
@@ -15,22 +16,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-_LAYER_COUNTS = ("num_hidden_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
-"""Config attributes with the number of blocks in a stack; every config has the first one, maybe as an alias."""
-
 
 @dataclass(frozen=True)
 class AttentionForm:
-    """How one family of attention modules names its parts; paths are relative to the module.
+    """How one family of attention modules names its projections; paths are relative to the module.
 
     Attributes:
         query: Path of the query projection; if `fused`, of the one that returns query, key and value side by side.
-        key: Path of the key projection.
-        value: Path of the value projection.
         output: Path of the projection back to the hidden size.
         core: Path of the part that computes heads; empty if that is the module itself, output projection included.
         head_size: Attribute of the core: features of one head.
-        counts: Attributes of the core that follow the number of heads left, and how: "heads" or "features".
+        head_count: Attribute of the core: number of heads; empty if it has none.
+        width: Attribute of the core: features of all heads; empty if it has none.
         fused: Whether query, key and value are one projection.
         fixed: Why heads cannot be removed; empty if they can.
     """
@@ -41,54 +38,31 @@ class AttentionForm:
     output: str
     core: str = ""
     head_size: str = "head_dim"
-    counts: dict[str, str] = field(default_factory=dict)
+    head_count: str = ""
+    width: str = ""
     fused: bool = False
     fixed: str = ""
 
 
 _BERT = AttentionForm(
-    "self.query",
-    "self.key",
-    "self.value",
-    "output.dense",
-    core="self",
-    head_size="attention_head_size",
-    counts={"num_attention_heads": "heads", "all_head_size": "features"},
+    "self.query", "self.key", "self.value", "output.dense",
+    core="self", head_size="attention_head_size", head_count="num_attention_heads", width="all_head_size",
+)  # fmt: skip
+_DISTILBERT = AttentionForm(
+    "q_lin", "k_lin", "v_lin", "out_lin", head_size="attention_head_size", head_count="n_heads", width="dim"
 )
 _LLAMA = AttentionForm("q_proj", "k_proj", "v_proj", "o_proj")
-_DISTILBERT = AttentionForm(
-    "q_lin",
-    "k_lin",
-    "v_lin",
-    "out_lin",
-    head_size="attention_head_size",
-    counts={"n_heads": "heads", "dim": "features"},
-)
-_GPT2 = AttentionForm(
-    "c_attn", "c_attn", "c_attn", "c_proj", counts={"num_heads": "heads", "split_size": "features"}, fused=True
-)
-_SHARED_BIAS = "its layers share one position bias with a column a head"
-_MPNET = AttentionForm(
-    "attn.q", "attn.k", "attn.v", "attn.o", core="attn", head_size="attention_head_size", fixed=_SHARED_BIAS
-)
-_T5 = AttentionForm("q", "k", "v", "o", head_size="key_value_proj_dim", fixed=_SHARED_BIAS)
+_GPT2 = AttentionForm("c_attn", "c_attn", "c_attn", "c_proj", head_count="num_heads", width="split_size", fused=True)
+_FIXED = "its layers share one position bias with a column a head"
+_MPNET = AttentionForm("attn.q", "attn.k", "attn.v", "attn.o", core="attn", fixed=_FIXED)
+_T5 = AttentionForm("q", "k", "v", "o", fixed=_FIXED)
 
 ATTENTIONS: dict[str, AttentionForm] = {
-    "BertAttention": _BERT,
-    "RobertaAttention": _BERT,
-    "XLMRobertaAttention": _BERT,
-    "CamembertAttention": _BERT,
-    "ElectraAttention": _BERT,
-    "ErnieAttention": _BERT,
-    "Data2VecTextAttention": _BERT,
+    **dict.fromkeys(["BertAttention", "RobertaAttention", "XLMRobertaAttention", "CamembertAttention"], _BERT),
+    **dict.fromkeys(["ElectraAttention", "ErnieAttention", "Data2VecTextAttention"], _BERT),
     "DistilBertSelfAttention": _DISTILBERT,
-    "LlamaAttention": _LLAMA,
-    "MistralAttention": _LLAMA,
-    "Qwen2Attention": _LLAMA,
-    "Qwen3Attention": _LLAMA,
-    "SmolLM3Attention": _LLAMA,
-    "GemmaAttention": _LLAMA,
-    "GraniteAttention": _LLAMA,
+    **dict.fromkeys(["LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"], _LLAMA),
+    **dict.fromkeys(["SmolLM3Attention", "GemmaAttention", "GraniteAttention"], _LLAMA),
     "GPT2Attention": _GPT2,
     "MPNetAttention": _MPNET,
     "T5Attention": _T5,
@@ -97,12 +71,7 @@ ATTENTIONS: dict[str, AttentionForm] = {
 
 
 class Stack(NamedTuple):
-    """A list of blocks that a model runs one after the other.
-
-    Attributes:
-        name: Name of the list in the model.
-        blocks: The blocks, all of one class.
-    """
+    """A list of blocks of one class that a model runs one after the other, with its name in the model."""
 
     name: str
     blocks: nn.ModuleList
@@ -111,7 +80,9 @@ class Stack(NamedTuple):
 def stacks(model: nn.Module) -> list[Stack]:
     """Finds the lists of blocks: one in an encoder or decoder, two in an encoder-decoder."""
     config = getattr(model, "config", None)
-    counts = {getattr(config, name, None) for name in _LAYER_COUNTS}
+    # Every config has the first one, maybe as an alias.
+    names = ("num_hidden_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+    counts = {getattr(config, name, None) for name in names}
     found = [
         Stack(name, module)
         for name, module in model.named_modules()
@@ -126,27 +97,26 @@ def stacks(model: nn.Module) -> list[Stack]:
 def attentions(model: nn.Module) -> Iterator[tuple[str, AttentionForm]]:
     """Finds the attentions of a known form whose projections are plain, in the order of the layers, by name."""
     for name, module in model.named_modules():
-        form = ATTENTIONS.get(type(module).__name__)
-        if form is not None and all(
-            is_linear(_at(module, path)) for path in (form.query, form.key, form.value, form.output)
-        ):
-            yield name, form
+        if form := ATTENTIONS.get(type(module).__name__):
+            parts = dict(module.named_modules())
+            if all(is_linear(parts.get(path)) for path in (form.query, form.key, form.value, form.output)):
+                yield name, form
 
 
 def linears(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, nn.Module]:
     """Finds the plain linear layers, those of heads included.
 
+    Each is an `nn.Linear` or transformers' `Conv1D` with floating-point weights, not matched by a pattern in `exclude`.
     Layers whose weights are read by other code than their own `forward`, as in `nn.MultiheadAttention`, are of other
     classes and left out; so are quantized ones.
-
-    Args:
-        model: The model, or a part of one.
-        exclude: Patterns of module names that are left out with everything in them.
-
-    Returns:
-        By name, each an `nn.Linear` or transformers' `Conv1D` with floating-point weights.
     """
     return {name: module for name, module in model.named_modules() if is_linear(module) and not matches(name, exclude)}
+
+
+def block_linears(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, nn.Module]:
+    """Finds the `linears` inside the model's blocks."""
+    blocks = tuple(f"{stack.name}." for stack in stacks(model))
+    return {name: layer for name, layer in linears(model, exclude).items() if name.startswith(blocks)}
 
 
 def is_linear(module: nn.Module | None) -> bool:
@@ -189,32 +159,21 @@ def output_heads(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if id(module) in heads}
 
 
-def tied_weights(model: nn.Module) -> set[str]:
-    """Names of the weights that transformers ties to another one when it loads the model."""
-    return set(getattr(model, "all_tied_weights_keys", None) or ())
-
-
 def replace_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     """Replaces modules, under all their names."""
-    names: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(id(module), []).append(name)
-    for name, module in modules.items():
-        for other in names[id(model.get_submodule(name))]:
-            model.set_submodule(other, module)
+    replaced = {id(model.get_submodule(name)): module for name, module in modules.items()}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if id(module) in replaced:
+            model.set_submodule(name, replaced[id(module)])
+    for layer in model.modules():
+        if isinstance(layer, nn.TransformerEncoderLayer):
+            # Disables PyTorch's fused path, which reads the linear layers' weights directly and requires floats.
+            layer.activation_relu_or_gelu = 0
 
 
 def _call_getter(owner: nn.Module, getter: str) -> Any:
     if not isinstance(owner, PreTrainedModel):
         return None
-    try:
+    with suppress(AttributeError, NotImplementedError):
         return getattr(owner, getter)()
-    except (AttributeError, NotImplementedError):
-        return None
-
-
-def _at(module: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return module.get_submodule(path)
-    except AttributeError:
-        return None
+    return None

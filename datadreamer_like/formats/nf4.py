@@ -16,12 +16,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.pytorch_utils import Conv1D
 
 from datadreamer_like.kernels import absmax_from_dynamic8, absmax_to_dynamic8, nf4_dequantize, nf4_quantize
 
 from .layout import CodedModule, Entry, LayoutKind, register
-from .modules import replace_modules, weight_of
+from .modules import replace_modules
 
 _SCALES_A_BLOCK = 256
 
@@ -30,14 +29,8 @@ class NF4Linear(CodedModule, nn.Linear):
     """A linear layer whose weights are NF4 codes; computes in the dtype of its input.
 
     It is an `nn.Linear`, so that peft can put adapters on it. Gradients flow to its input and bias; the backward pass
-    dequantizes the codes again instead of keeping the weights.
-
-    Args:
-        in_features: Input features.
-        out_features: Output features.
-        bias: Whether there is one.
-        block_size: Weights that share a scale.
-        double_quant: Whether the scales are quantized to 8 bits.
+    dequantizes the codes again instead of keeping the weights. `block_size` weights share a scale; with `double_quant`
+    the scales are quantized to 8 bits.
     """
 
     exact = ("weight_absmax", "weight_absmax_scale", "weight_absmax_offset")
@@ -111,25 +104,12 @@ class NF4(LayoutKind):
     """Linear layers whose weights are NF4 codes; adapters can be trained on them."""
 
     name = "nf4"
-    modules = (NF4Linear,)
     trainable = False
 
     def rebuild(self, model: nn.Module, entry: Entry) -> None:
         """Puts empty NF4 layers in place."""
         options = entry["block_size"], entry["double_quant"]
-        replace_modules(model, {name: nf4_like(model.get_submodule(name), *options) for name in entry["modules"]})
-
-
-def nf4_like(module: nn.Module, block_size: int, double_quant: bool) -> NF4Linear:
-    """An NF4 layer of zeros with the size and device of a linear layer or `Conv1D`."""
-    outputs, inputs = weight_of(module).shape
-    bias = cast(Any, module).bias
-    with torch.device(weight_of(module).device):
-        found = NF4Linear(inputs, outputs, bias is not None, block_size, double_quant)
-    found.was_conv1d = isinstance(module, Conv1D)
-    if bias is not None:
-        found.bias.data = found.bias.data.to(bias.dtype)
-    return found.train(module.training)
+        replace_modules(model, {name: NF4Linear.like(model.get_submodule(name), *options) for name in entry["modules"]})
 
 
 register(NF4())

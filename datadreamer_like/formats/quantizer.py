@@ -1,14 +1,13 @@
-"""The layouts of a model, and the hook through which transformers saves and loads them.
+"""The layouts of a model, saved and loaded as one quantizer: transformers rebuilds modules for quantized models only.
 
-transformers only rebuilds modules before loading weights for quantized models, so layouts are implemented as one
-quantizer and one quantization config for all kinds. A model that is only pruned stays an ordinary model: it trains,
-casts and saves as before.
+A model that is only pruned stays an ordinary model: it trains, casts and saves as before.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -20,7 +19,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from datadreamer_like.errors import MethodMisfit, NewerFormat
 
-from .layout import Entry, in_order, kind_of, name_in, renamed
+from .layout import CodedModule, Entry, in_order, kind_of, name_in, renamed
+from .modules import replace_modules
 
 METHOD = "datadreamer_like"
 _FORMAT = 1
@@ -29,13 +29,7 @@ _PLAIN_MODULE = "_datadreamer_layouts"
 
 @register_quantization_config(METHOD)
 class LayoutConfig(QuantizationConfigMixin):
-    """The `quantization_config` of config.json: the ordered layout entries of a model.
-
-    Args:
-        layouts: The entries, in the order in which they were applied.
-        format: Version of this list's own form.
-        quant_method: Always "datadreamer_like".
-    """
+    """The `quantization_config` of config.json: a model's layout entries in the order in which they were applied."""
 
     def __init__(self, layouts: list[Entry], format: int = _FORMAT, quant_method: str = METHOD) -> None:
         if format > _FORMAT:
@@ -60,13 +54,9 @@ class LayoutQuantizer(HfQuantizer):
             kind_of(entry)
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        config = self.quantization_config
-        applied: dict[int, Entry] = {}
-        for saved in in_order(config.layouts):
-            entry = renamed(saved, lambda name: name_in(model, name))
+        for entry in in_order(self.quantization_config.layouts):
+            entry.update(renamed(entry, partial(name_in, model)))
             kind_of(entry).rebuild(model, entry)
-            applied[id(saved)] = entry
-        config.layouts = [applied[id(saved)] for saved in config.layouts]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         for entry in reversed(in_order(self.quantization_config.layouts)):
@@ -78,10 +68,7 @@ class LayoutQuantizer(HfQuantizer):
         """Returns the tensors to save, packed by every kind."""
         if getattr(model, "_hf_peft_config_loaded", False):
             return None, {}
-        state = dict(model.state_dict())
-        for entry in in_order(self.quantization_config.layouts):
-            kind_of(entry).pack(model, state, entry)
-        return state, {}
+        return packed_state(model), {}
 
     def is_serializable(self) -> bool:
         """Every layout can be saved."""
@@ -101,6 +88,14 @@ class LayoutQuantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         """The modules are plain PyTorch."""
         return True
+
+
+def packed_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a model as they are written to disk."""
+    state = dict(model.state_dict())
+    for entry in in_order(layouts(model)):
+        kind_of(entry).pack(model, state, entry)
+    return state
 
 
 def attach(model: nn.Module, quantizer: LayoutQuantizer) -> None:
@@ -136,23 +131,15 @@ def add_layout(model: nn.Module, entry: Entry) -> None:
     """Records a method's changes to a model for `save_pretrained` and `from_pretrained`.
 
     Earlier entries are kept: heads may be removed, then weights made sparse, then the rest quantized. For a plain
-    `nn.Module` the entry is only kept in memory.
-
-    Args:
-        model: The model that was changed, in place.
-        entry: JSON values with "kind" and "modules"; "format" is filled in.
-
-    Raises:
-        MethodMisfit: The model is quantized by another library.
-        NewerFormat: No kind of this name is registered.
+    `nn.Module` the entry is only kept in memory. `entry` has JSON values with "kind" and "modules"; "format" is filled
+    in. Raises `MethodMisfit` if the model is quantized by another library.
     """
     entry = {"kind": entry["kind"], "format": kind_of(entry).format, **entry}
     config = getattr(model, "config", None)
     if not isinstance(config, transformers.PretrainedConfig):
         setattr(model, _PLAIN_MODULE, [*layouts(model), entry])
         return
-    reason = foreign(model)
-    if reason:
+    if reason := foreign(model):
         raise MethodMisfit(reason)
     if not isinstance(getattr(config, "quantization_config", None), LayoutConfig):
         config.quantization_config = LayoutConfig([])
@@ -166,20 +153,19 @@ def foreign(model: nn.Module) -> str | None:
     if saved is None or isinstance(saved, LayoutConfig):
         return None
     method = saved.get("quant_method") if isinstance(saved, Mapping) else getattr(saved, "quant_method", None)
-    if getattr(method, "value", method) == "gguf" and all(p.is_floating_point() for p in model.parameters()):
+    method = getattr(method, "value", method)
+    if method == "gguf" and all(p.is_floating_point() for p in model.parameters()):
         return None  # read out of a GGUF file into plain weights; config and loader only remember where they came from
     return (
-        f"{type(model).__name__} is already quantized ({getattr(method, 'value', method)}), and its config has room "
-        "for one method only. Start from the unquantized model."
+        f"{type(model).__name__} is already quantized ({method}), and its config has room for one method only. "
+        "Start from the unquantized model."
     )
 
 
 def rename_modules(model: nn.Module, names: Mapping[str, str | None]) -> None:
-    """Renames or removes modules in the layouts of a model: layer 5 may have become layer 3.
+    """Renames or removes modules in the layouts of a changed model: layer 5 may have become layer 3.
 
-    Args:
-        model: The model, already changed.
-        names: New name of each module that moved, by old name, or None if it was removed; includes modules inside it.
+    `names` has the new name of each module that moved, by old name, or None if it was removed. Modules inside follow.
     """
 
     def new_name(name: str) -> str | None:
@@ -193,15 +179,53 @@ def rename_modules(model: nn.Module, names: Mapping[str, str | None]) -> None:
 
 
 def load(folder: str | os.PathLike[str], **options: Any) -> nn.Module:
-    """Loads a saved model, of the class that it was saved from.
-
-    Args:
-        folder: Folder written by `save_pretrained`, or a Hub id.
-        **options: Passed on to `from_pretrained`.
-
-    Raises:
-        NewerFormat: It was written by a newer version.
-    """
+    """Loads a model from a folder or the Hub, in the class that was saved; `options` go to `from_pretrained`."""
     config = transformers.AutoConfig.from_pretrained(folder)
     model_class = getattr(transformers, (config.architectures or ["AutoModel"])[0])
     return cast(nn.Module, model_class.from_pretrained(folder, **options))
+
+
+def has_codes(model: nn.Module) -> bool:
+    """Whether some weights of the model are stored as codes of few bits."""
+    return any(isinstance(module, CodedModule) for module in model.modules())
+
+
+def count_zeros(model: nn.Module) -> int:
+    """Counts zero weights, including those of quantized layers; shared ones once."""
+    coded = {id(module.weight): module for module in model.modules() if isinstance(module, CodedModule)}
+    zeros = sum(int((module.dequantized() == 0).sum()) for module in coded.values())
+    return zeros + sum(int((tensor == 0).sum()) for tensor in model.parameters() if id(tensor) not in coded)
+
+
+def stored_bytes(model: nn.Module) -> int:
+    """Returns the bytes of the model's tensors as they are written to disk: packed, shared ones once."""
+    state = packed_state(model).values()
+    tensors = {tensor.data_ptr() if tensor.numel() else id(tensor): tensor for tensor in state}
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def untrainable(model: nn.Module, adapters: bool = False) -> str | None:
+    """The reason why the weights of a model, or adapters on them, cannot be trained; None if they can."""
+    kinds = {kind.name: kind for kind in map(kind_of, layouts(model))}
+    frozen = [name for name, kind in kinds.items() if not (kind.takes_adapters if adapters else kind.trainable)]
+    if not frozen:
+        return None
+    what = "no adapter can be trained on them" if adapters else "they cannot be trained"
+    return f"the weights of this {type(model).__name__} are quantized ({', '.join(frozen)}), so {what}."
+
+
+def dequantize(model: nn.Module) -> None:
+    """Replaces quantized layers by dequantized ones in place; adapters on them can be merged afterwards."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    weights: dict[int, nn.Parameter] = {}
+    plain: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, CodedModule):
+            plain[name] = made = module.plain(dtype)
+            made.weight = weights.setdefault(id(module.weight), made.weight)  # type: ignore[arg-type]
+    replace_modules(model, plain)
+    entries = layouts(model)
+    entries[:] = [entry for entry in entries if kind_of(entry).trainable]
+    for module in model.modules():
+        if isinstance(quantizer := vars(module).get("hf_quantizer"), LayoutQuantizer):
+            attach(module, quantizer)

@@ -33,80 +33,63 @@ class Sparse(LayoutKind):
 
     def rebuild(self, model: nn.Module, entry: Entry) -> None:
         """Replaces tensors by buffers for bits and values."""
-        for name, counts in entry["modules"].items():
-            module: Any = model.get_submodule(name)
-            for tensor_name, count in counts.items():
-                if count is None:
-                    continue
-                tensor = getattr(module, tensor_name)
-                is_parameter = tensor_name in module._parameters
-                module.__dict__.setdefault("_sparse_shapes", {})[tensor_name] = (tensor.shape, is_parameter)
-                delattr(module, tensor_name)
-                # Parents that initialise missing weights may look at it, and must skip it.
-                module.__dict__[tensor_name] = torch.empty(0)
-                module.__dict__[tensor_name]._is_hf_initialized = True
-                module.register_buffer(
-                    tensor_name + _BITS, torch.zeros(math.ceil(tensor.numel() / 8), dtype=torch.uint8)
-                )
-                module.register_buffer(tensor_name + _VALUES, torch.zeros(count, dtype=tensor.dtype))
-                module._is_hf_initialized = True
+        for module_name, name, count in _tensors(entry):
+            if count is None:
+                continue
+            module: Any = model.get_submodule(module_name)
+            tensor = getattr(module, name)
+            module.__dict__.setdefault("_sparse_shapes", {})[name] = tensor.shape, name in module._parameters
+            delattr(module, name)
+            # Parents that initialise missing weights may look at it, and must skip it.
+            module.__dict__[name] = torch.empty(0)
+            module.__dict__[name]._is_hf_initialized = True
+            module.register_buffer(name + _BITS, torch.zeros(math.ceil(tensor.numel() / 8), dtype=torch.uint8))
+            module.register_buffer(name + _VALUES, torch.zeros(count, dtype=tensor.dtype))
+            module._is_hf_initialized = True
 
     def finish(self, model: nn.Module, entry: Entry) -> None:
         """Makes the loaded tensors dense."""
-        for name, counts in entry["modules"].items():
-            module: Any = model.get_submodule(name)
-            for tensor_name, (shape, is_parameter) in module.__dict__.pop("_sparse_shapes", {}).items():
-                if tensor_name not in counts:
-                    continue
-                bits, values = module._buffers.pop(tensor_name + _BITS), module._buffers.pop(tensor_name + _VALUES)
-                del module.__dict__[tensor_name]
+        for module_name in entry["modules"]:
+            module: Any = model.get_submodule(module_name)
+            for name, (shape, is_parameter) in module.__dict__.pop("_sparse_shapes", {}).items():
+                bits, values = module._buffers.pop(name + _BITS), module._buffers.pop(name + _VALUES)
+                del module.__dict__[name]
                 dense = from_sparse(bits, values, shape)
                 if is_parameter:
-                    module.register_parameter(tensor_name, nn.Parameter(dense, dense.is_floating_point()))
+                    module.register_parameter(name, nn.Parameter(dense, dense.is_floating_point()))
                 else:
-                    module.register_buffer(tensor_name, dense)
+                    module.register_buffer(name, dense)
 
     def pack(self, model: nn.Module, state: dict[str, torch.Tensor], entry: Entry) -> None:
         """Stores each tensor sparse where that takes fewer bytes."""
         shared = Counter(tensor.untyped_storage().data_ptr() for tensor in state.values())
-        for name, counts in entry["modules"].items():
-            for tensor_name in counts:
-                key = f"{name}.{tensor_name}".removeprefix(".")
-                tensor = state.get(key)
-                counts[tensor_name] = None
-                if tensor is None or shared[tensor.untyped_storage().data_ptr()] > 1:
-                    continue
-                count = int(torch.count_nonzero(tensor))
-                if (
-                    count * tensor.element_size() + math.ceil(tensor.numel() / 8)
-                    < tensor.numel() * tensor.element_size()
-                ):
-                    counts[tensor_name] = count
+        for module_name, name, _ in _tensors(entry):
+            key = _key(module_name, name)
+            tensor, count = state.get(key), None
+            if tensor is not None and shared[tensor.untyped_storage().data_ptr()] == 1:
+                values = int(torch.count_nonzero(tensor))
+                if values * tensor.element_size() + math.ceil(tensor.numel() / 8) < tensor.nbytes:
+                    count = values
                     state[key + _BITS], state[key + _VALUES] = to_sparse(state.pop(key))
+            entry["modules"][module_name][name] = count
 
     def unpack(self, model: nn.Module, state: dict[str, torch.Tensor], entry: Entry) -> None:
         """Makes a checkpoint's sparse tensors dense, in the shapes of the model."""
-        for name, counts in entry["modules"].items():
-            for tensor_name in counts:
-                key = f"{name}.{tensor_name}".removeprefix(".")
-                if key + _BITS in state:
-                    shape = getattr(model.get_submodule(name), tensor_name).shape
-                    state[key] = from_sparse(state.pop(key + _BITS), state.pop(key + _VALUES), shape)
+        for module_name, name, _ in _tensors(entry):
+            key = _key(module_name, name)
+            if key + _BITS in state:
+                shape = getattr(model.get_submodule(module_name), name).shape
+                state[key] = from_sparse(state.pop(key + _BITS), state.pop(key + _VALUES), shape)
 
-    def kept(self, model: nn.Module, entry: Entry) -> dict[str, torch.Tensor]:
-        """The zeros of every tensor that the entry names."""
-        parameters = dict(model.named_parameters())
-        names = [f"{name}.{tensor}".removeprefix(".") for name, counts in entry["modules"].items() for tensor in counts]
-        return {name: parameters[name].detach() != 0 for name in names if name in parameters}
+
+def sparse_names(model: nn.Module) -> list[str]:
+    """Returns the full names of the tensors that are stored sparse."""
+    entries = [entry for entry in layouts(model) if entry["kind"] == Sparse.name]
+    return [_key(module_name, name) for entry in entries for module_name, name, _ in _tensors(entry)]
 
 
 def mark_sparse(model: nn.Module, names: Iterable[str]) -> None:
-    """Records that these tensors should be stored sparse.
-
-    Args:
-        model: The model.
-        names: Full names of parameters or buffers, "encoder.layer.0.output.dense.weight".
-    """
+    """Records that these parameters or buffers, such as "encoder.layer.0.output.dense.weight", are stored sparse."""
     entry = next((entry for entry in layouts(model) if entry["kind"] == Sparse.name), None)
     modules: dict[str, dict[str, int | None]] = {} if entry is None else entry["modules"]
     for name in names:
@@ -114,6 +97,16 @@ def mark_sparse(model: nn.Module, names: Iterable[str]) -> None:
         modules.setdefault(module, {}).setdefault(tensor, None)
     if entry is None:
         add_layout(model, {"kind": Sparse.name, "modules": modules})
+
+
+def _tensors(entry: Entry) -> list[tuple[str, str, int | None]]:
+    """Module name, tensor name and count of each tensor."""
+    modules = entry["modules"].items()
+    return [(module_name, name, count) for module_name, counts in modules for name, count in counts.items()]
+
+
+def _key(module_name: str, name: str) -> str:
+    return f"{module_name}.{name}".removeprefix(".")
 
 
 def to_sparse(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Layers that are narrower than the config says: heads, and later neurons, are really gone.
+"""Layers that are narrower than the config says, because heads were removed.
 
     {"kind": "widths", "format": 1, "modules": {
         "bert.encoder.layer.0.attention.self": {"set": {"num_attention_heads": 6, "all_head_size": 192}},
@@ -14,7 +14,7 @@ one number of heads for all layers, and most encoders derive the size of a head 
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -22,21 +22,21 @@ from transformers.pytorch_utils import Conv1D
 
 from .layout import Entry, LayoutKind, register
 
-Index = torch.Tensor | slice
+_FEATURES = {
+    (nn.Linear, "in"): ("in_features", 1),
+    (nn.Linear, "out"): ("out_features", 0),
+    (Conv1D, "in"): ("nx", 0),
+    (Conv1D, "out"): ("nf", 1),
+}
+"""Attribute with the number of features, and dimension of the weight."""
 
 
 class Constant(nn.Module):
-    """A linear layer without inputs: it returns its bias for any input.
-
-    Args:
-        size: Output features.
-        bias: The bias [size] that it keeps; None gives zeros.
-    """
+    """A linear layer without inputs: it returns its bias [size] for any input, or zeros without one."""
 
     def __init__(self, size: int, bias: torch.Tensor | None) -> None:
         super().__init__()
-        self.size = size
-        self.bias = None if bias is None else nn.Parameter(bias)
+        self.size, self.bias = size, None if bias is None else nn.Parameter(bias)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Returns the bias as [..., size] for an input of [..., anything]."""
@@ -45,18 +45,11 @@ class Constant(nn.Module):
 
 
 class Headless(nn.Module):
-    """Replaces an attention that has lost all its heads.
+    """Replaces an attention without heads; keeps its cache index and the rest of an `output` projection inside it."""
 
-    Args:
-        layer: Index of the layer in the key/value cache.
-        output: Name under which the attention kept its output projection; None if that lies outside.
-        projection: What is left of that projection.
-    """
-
-    def __init__(self, layer: int | None, output: str | None = None, projection: Constant | None = None) -> None:
+    def __init__(self, layer: int | None, output: str | None, projection: Constant | None) -> None:
         super().__init__()
-        self.layer_idx = layer
-        self.output_name = output
+        self.layer_idx, self.output_name = layer, output
         if output is not None:
             self.add_module(output, projection)
 
@@ -86,10 +79,10 @@ class Widths(LayoutKind):
 def apply_change(model: nn.Module, name: str, change: dict[str, Any]) -> None:
     """Narrows one module as an entry says, keeping its first features; on the meta device that is its shape alone."""
     module = model.get_submodule(name)
-    if "out" in change:
-        keep_outputs(module, slice(0, change["out"]))
     if "in" in change:
-        keep_inputs(module, slice(0, change["in"]))
+        keep_features(module, "in", slice(change["in"]))
+    if "out" in change:
+        keep_features(module, "out", slice(change["out"]))
     for attribute, value in change.get("set", {}).items():
         setattr(module, attribute, value)
     if "constant" in change:
@@ -104,29 +97,16 @@ def _constant(about: dict[str, Any]) -> Constant:
     return Constant(about["size"], torch.zeros(about["size"]) if about["bias"] else None)
 
 
-def keep_outputs(module: nn.Module, index: Index) -> None:
-    """Keeps only these output features of a linear layer or `Conv1D`, in place."""
-    if isinstance(module, Conv1D):
-        _keep(module, "weight", (slice(None), index))
-        module.nf = module.weight.shape[1]
-    else:
-        _keep(module, "weight", (index,))
-        cast(Any, module).out_features = cast(Any, module).weight.shape[0]
-    if getattr(module, "bias", None) is not None:
+def keep_features(module: nn.Module, side: Literal["in", "out"], index: torch.Tensor | slice) -> None:
+    """Keeps only these input or output features of a linear layer or `Conv1D`, in place."""
+    attribute, dim = _FEATURES[type(module), side]
+    _keep(module, "weight", (slice(None),) * dim + (index,))
+    setattr(module, attribute, cast(torch.Tensor, module.weight).shape[dim])
+    if side == "out" and module.bias is not None:
         _keep(module, "bias", (index,))
 
 
-def keep_inputs(module: nn.Module, index: Index) -> None:
-    """Keeps only these input features of a linear layer or `Conv1D`, in place."""
-    if isinstance(module, Conv1D):
-        _keep(module, "weight", (index,))
-        module.nx = module.weight.shape[0]
-    else:
-        _keep(module, "weight", (slice(None), index))
-        cast(Any, module).in_features = cast(Any, module).weight.shape[1]
-
-
-def _keep(module: nn.Module, name: str, index: tuple[Index, ...]) -> None:
+def _keep(module: nn.Module, name: str, index: tuple[torch.Tensor | slice, ...]) -> None:
     old = cast(nn.Parameter, getattr(module, name))
     setattr(module, name, nn.Parameter(old.detach()[index].clone().contiguous(), requires_grad=old.requires_grad))
 

@@ -22,13 +22,13 @@ def hash_parts(kind: str, *parts: bytes) -> bytes:
     return hasher.digest()
 
 
-def digest_array(value: Any, digest: Digest) -> bytes:
+def _array(value: Any, digest: Digest) -> bytes:
     """Digests a NumPy array by dtype, shape and content, independent of its memory layout."""
+    shape = str(value.shape).encode()
     if value.dtype.hasobject:
-        return hash_parts("object array", str(value.shape).encode(), digest(value.ravel().tolist(), ""))
-    content = hashlib.blake2b(digest_size=SIZE)
-    content.update(memoryview(value.copy(order="C")).cast("B") if value.size else b"")
-    return hash_parts("array", str(value.dtype).encode(), str(value.shape).encode(), content.digest())
+        return hash_parts("object array", shape, digest(value.ravel().tolist(), ""))
+    content = hashlib.blake2b(value.tobytes(), digest_size=SIZE).digest()
+    return hash_parts("array", str(value.dtype).encode(), shape, content)
 
 
 def _scalar(value: Any, digest: Digest) -> bytes:
@@ -36,9 +36,8 @@ def _scalar(value: Any, digest: Digest) -> bytes:
 
 
 def _tensor(value: Any, digest: Digest) -> bytes:
-    torch = sys.modules["torch"]
     plain = value.detach().cpu().contiguous().flatten()
-    content = digest_array(plain.view(torch.uint8).numpy(), digest) if plain.numel() else b""
+    content = _array(plain.view(sys.modules["torch"].uint8).numpy(), digest) if plain.numel() else b""
     return hash_parts("tensor", str(value.dtype).encode(), str(tuple(value.shape)).encode(), content)
 
 
@@ -48,6 +47,10 @@ def _torch_module(value: Any, digest: Digest) -> bytes:
     return hash_parts("torch module", digest(type(value), ""), repr(value).encode(), *parts)
 
 
+def _text(value: Any, digest: Digest) -> bytes:
+    return digest(str(value), "")
+
+
 def _frame(value: Any, digest: Digest) -> bytes:
     import pyarrow as pa
 
@@ -55,56 +58,36 @@ def _frame(value: Any, digest: Digest) -> bytes:
 
 
 def _table(value: Any, digest: Digest) -> bytes:
-    return _table_digest(value.schema, value.to_batches())
+    return _rows(value.schema, value.to_batches())
 
 
 def _hf_dataset(value: Any, digest: Digest) -> bytes:
     batches = value.with_format("arrow").iter(batch_size=10_000)
-    return _table_digest(value.features.arrow_schema, (b for table in batches for b in table.to_batches()))
+    return _rows(value.features.arrow_schema, (batch for table in batches for batch in table.to_batches()))
 
 
-def _text(value: Any, digest: Digest) -> bytes:
-    return digest(str(value), "")
-
-
-def _table_digest(schema: Any, batches: Iterable[Any]) -> bytes:
+def _rows(schema: Any, batches: Iterable[Any]) -> bytes:
     """Hashes rows, independent of batch boundaries."""
     import pyarrow as pa
 
-    plain = schema.remove_metadata()
-    hasher = hashlib.blake2b(digest_size=SIZE)
-    hasher.update(str(plain).encode())
-    held: list[Any] = []
-    rows = 0
+    from datadreamer_like.storage.schemas import portions
 
-    def flush() -> None:
-        table = pa.Table.from_batches(held, schema=plain).combine_chunks()
+    plain = schema.remove_metadata()
+    hasher = hashlib.blake2b(str(plain).encode(), digest_size=SIZE)
+    for held in portions((pa.RecordBatch.from_arrays(batch.columns, schema=plain) for batch in batches), 10_000):
+        table = pa.Table.from_batches(held).combine_chunks()
         # `take` copies the rows into new buffers, without offsets, padding and remains of slicing.
         for batch in table.take(pa.array(range(table.num_rows))).to_batches():
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, plain) as stream:
                 stream.write_batch(batch)
             hasher.update(sink.getvalue())
-
-    for batch in batches:
-        rest = pa.RecordBatch.from_arrays(batch.columns, schema=plain) if batch.schema != plain else batch
-        while rest.num_rows:
-            part = rest.slice(0, 10_000 - rows)
-            held.append(part)
-            rows += part.num_rows
-            rest = rest.slice(part.num_rows)
-            if rows == 10_000:
-                flush()
-                held.clear()
-                rows = 0
-    if held:
-        flush()
     return hasher.digest()
 
 
 BY_NAME: dict[tuple[str, str], Callable[[Any, Digest], bytes]] = {
     ("datasets", "Dataset"): _hf_dataset,
-    ("numpy", "ndarray"): digest_array,
+    ("numpy", "ndarray"): _array,
     ("numpy", "generic"): _scalar,
     ("torch", "Tensor"): _tensor,
     ("torch", "Module"): _torch_module,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 CARD_FORMAT = 1
+
+T = TypeVar("T")
 
 
 class DataCardType(enum.StrEnum):
@@ -28,24 +31,18 @@ class Card:
     """Origin of one node's result.
 
     Attributes:
-        name: The node's name.
-        kind: Kind of the node.
-        class_name: Class of the node.
         created: Time of completion, ISO 8601 in UTC.
         seconds: Wall-clock time of the run.
         rows: Number of rows, for steps.
         package_version: Version of this package that made the result.
-        models: Names of the models used, as in the script.
-        datasets: Names of the datasets used, as in the script.
+        models: Names of the models used, as in the script; so are those of datasets.
         prompts: Instructions sent to models.
         licenses: Licences of models and datasets, as stated by them.
         citations: Citations of models, datasets and methods.
-        urls: Links.
         prompt_tokens: Tokens sent to models.
         completion_tokens: Tokens received from models.
         cost: US dollars; 0 if nothing was paid for, None if a price is unknown.
         failed_rows: Number of rows with an error instead of a value.
-        metrics: Metrics by name.
         base_model: Model that training or compression started from, as in the script.
         parents: Cards of the parent nodes.
         facts: Other facts by heading.
@@ -78,34 +75,24 @@ class Card:
         """Adds a fact under a heading; empty and duplicate values are ignored."""
         if not value:
             return
-        text = str(value)
         known = {
-            DataCardType.MODEL_NAME.value: self.models,
-            DataCardType.DATASET_NAME.value: self.datasets,
-            DataCardType.LICENSE.value: self.licenses,
-            DataCardType.CITATION.value: self.citations,
-            DataCardType.URL.value: self.urls,
-            DataCardType.MODEL_CARD.value: self.urls,
-            DataCardType.DATASET_CARD.value: self.urls,
-            DataCardType.PROMPT.value: self.prompts,
-        }.get(_heading(kind))
+            DataCardType.MODEL_NAME: self.models,
+            DataCardType.DATASET_NAME: self.datasets,
+            DataCardType.LICENSE: self.licenses,
+            DataCardType.CITATION: self.citations,
+            DataCardType.URL: self.urls,
+            DataCardType.MODEL_CARD: self.urls,
+            DataCardType.DATASET_CARD: self.urls,
+            DataCardType.PROMPT: self.prompts,
+        }.get(str(kind))  # type: ignore[call-overload]
         if known is None:
-            self.facts[_heading(kind)] = text
-        elif text not in known:
-            known.append(text)
+            self.facts[str(kind)] = str(value)
+        elif str(value) not in known:
+            known.append(str(value))
 
     def lineage(self) -> list[Card]:
         """Returns the cards of all ancestors, oldest first, and this card last."""
-        order: dict[int, Card] = {}
-        waiting: list[tuple[Card, bool]] = [(self, False)]
-        while waiting:  # not by recursion: a chain may be longer than Python's stack
-            card, parents_done = waiting.pop()
-            if parents_done:
-                order.setdefault(id(card), card)
-            elif id(card) not in order:
-                waiting.append((card, True))
-                waiting.extend((parent, False) for parent in reversed(card.parents))
-        return list(order.values())
+        return oldest_first(self, lambda card: card.parents)
 
     def is_synthetic(self) -> bool:
         """Returns whether a language model wrote any rows of this result or its ancestors."""
@@ -122,9 +109,7 @@ class Card:
         """Returns the card with its lineage as plain JSON values, each node once."""
         nodes = self.lineage()
         position = {id(card): index for index, card in enumerate(nodes)}
-        rows = []
-        for card in nodes:
-            rows.append({**card.without_parents(), "parents": [position[id(parent)] for parent in card.parents]})
+        rows = [{**card.without_parents(), "parents": [position[id(p)] for p in card.parents]} for card in nodes]
         return {"format": CARD_FORMAT, "nodes": rows}
 
     @classmethod
@@ -132,16 +117,25 @@ class Card:
         """Restores a card from `to_json`."""
         cards: list[Card] = []
         for row in data["nodes"]:
-            parents = [cards[index] for index in row["parents"]]
-            cards.append(cls(**{**row, "parents": parents}))
+            cards.append(cls(**{**row, "parents": [cards[index] for index in row["parents"]]}))
         return cards[-1]
 
 
-def _heading(kind: DataCardType | str) -> str:
-    return kind.value if isinstance(kind, DataCardType) else str(kind)
+def oldest_first(last: T, parents: Callable[[T], Sequence[T]]) -> list[T]:
+    """Returns an item after all its ancestors, each once and after its own parents."""
+    order: dict[int, T] = {}
+    waiting: list[tuple[T, bool]] = [(last, False)]
+    while waiting:  # not by recursion: a chain may be longer than Python's stack
+        item, parents_done = waiting.pop()
+        if parents_done:
+            order.setdefault(id(item), item)
+        elif id(item) not in order:
+            waiting.append((item, True))
+            waiting.extend((parent, False) for parent in reversed(parents(item)))
+    return list(order.values())
 
 
 def sort_data_card(data_card: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """Sorts a data card's headings in the order of `DataCardType`, others last."""
-    order = {kind.value: position for position, kind in enumerate(DataCardType)}
-    return dict(sorted(data_card.items(), key=lambda item: order.get(item[0], len(order))))
+    order = [kind.value for kind in DataCardType]
+    return dict(sorted(data_card.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))

@@ -7,6 +7,8 @@ attributes do not determine its behaviour (a model, a step) has a method `__fing
 
 from __future__ import annotations
 
+import builtins
+import contextlib
 import dataclasses
 import dis
 import enum
@@ -15,8 +17,9 @@ import inspect
 import os
 import re
 import struct
+import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,6 @@ from datadreamer_like.storage.digests import file_digest, folder_digest
 
 from .arrays import BY_NAME, hash_parts
 from .installed import installed_id, is_found_by_name, is_installed, is_own
-from .references import globals_used, own_files
-
-_MAX_DEPTH = 200
 
 
 def fingerprint(value: Any, what: str = "value") -> str:
@@ -46,11 +46,7 @@ def fingerprint(value: Any, what: str = "value") -> str:
 
 
 class ByContent(os.PathLike[str]):
-    """A path that is fingerprinted by the content of its file or folder.
-
-    Args:
-        path: An existing file or folder.
-    """
+    """The path of an existing file or folder that is fingerprinted by its content."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -76,41 +72,42 @@ class _Walk:
         self.known: dict[int, tuple[Any, bytes]] = {}  # holds the object, so that its id is not reused
 
     def digest(self, value: Any, step: str = "") -> bytes:
-        if len(self.path) > _MAX_DEPTH:
+        if len(self.path) > 200:
             raise self.refuse(value, "it is nested too deeply")
-        if step:
-            self.path.append(step)
         if id(value) in self.inside:
             # A cycle is hashed by its length.
-            result = hash_parts("cycle", str(len(self.inside) - self.inside[id(value)]).encode())
-        else:
-            shared = not isinstance(value, str | bytes | int | float | bool | None | types.FunctionType | type)
-            if shared:
-                self.inside[id(value)] = len(self.inside)
-            try:
-                result = self.content(value)
-            finally:
-                if shared:
-                    self.inside.pop(id(value), None)
-        if step:
+            return hash_parts("cycle", str(len(self.inside) - self.inside[id(value)]).encode())
+        shared = not isinstance(value, str | bytes | int | float | bool | None | types.FunctionType | type)
+        if shared:
+            self.inside[id(value)] = len(self.inside)
+        self.path.append(step)
+        try:
+            return self.content(value)
+        finally:
             self.path.pop()
-        return result
+            if shared:
+                del self.inside[id(value)]
 
     def content(self, value: Any) -> bytes:
         own = getattr(type(value), "__fingerprint__", None)
         if own is not None:
             return hash_parts("own", self.digest(own(value), "__fingerprint__()"))
-        for kinds, method in _BY_TYPE:
+        kind: Any = type(value)
+        if kind.__module__ in _TOOLS:
+            return hash_parts("tool", kind.__qualname__.encode(), str(getattr(value, "name", "")).encode())
+        for kinds, digest_of in _BY_TYPE:
             if isinstance(value, kinds):
-                return method(self, value)
-        if type(value).__module__ in _TOOLS:
-            return hash_parts("tool", type(value).__qualname__.encode(), str(getattr(value, "name", "")).encode())
-        for base in type(value).__mro__:
-            if (base.__module__, base.__qualname__) in _MAPPINGS:
-                return self.mapping(value)
+                return digest_of(self, value)
         for (module, name), of_array in BY_NAME.items():
-            if any(base.__module__.startswith(module) and base.__qualname__ == name for base in type(value).__mro__):
+            if any(base.__module__.startswith(module) and base.__qualname__ == name for base in kind.__mro__):
                 return of_array(value, self.digest)
+        if dataclasses.is_dataclass(value):
+            fields = ((field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value))
+            return hash_parts("dataclass", self.digest(kind), *self.parts(fields))
+        if isinstance(value, Iterator | types.AsyncGeneratorType | types.CoroutineType):
+            raise self.refuse(value, "hashing would exhaust an iterator")
+        if kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__:
+            return self.reduced(value)
         return self.object(value)
 
     def refuse(self, value: Any, reason: str) -> FingerprintError:
@@ -121,45 +118,21 @@ class _Walk:
             "`__fingerprint__(self)` to its class that returns the values which determine its behaviour."
         )
 
+    def parts(self, named: Iterable[tuple[str, Any]], way: str = ".{}") -> list[bytes]:
+        return [hash_parts(name, self.digest(value, way.format(name))) for name, value in named]
+
     # Plain data
-
-    def none(self, value: None) -> bytes:
-        return hash_parts("none")
-
-    def boolean(self, value: bool) -> bytes:
-        return hash_parts("bool", b"1" if value else b"0")
-
-    def integer(self, value: int) -> bytes:
-        return hash_parts("int", str(value).encode())
-
-    def floating(self, value: float) -> bytes:
-        return hash_parts("float", struct.pack("<d", value))
-
-    def complex(self, value: complex) -> bytes:
-        return hash_parts("complex", struct.pack("<dd", value.real, value.imag))
-
-    def string(self, value: str) -> bytes:
-        return hash_parts("str", value.encode("utf-8", "surrogatepass"))
-
-    def binary(self, value: bytes | bytearray | memoryview) -> bytes:
-        return hash_parts("bytes", bytes(value))
-
-    def enumeration(self, value: enum.Enum) -> bytes:
-        return hash_parts("enum", self.class_(type(value)), value.name.encode())
 
     def sequence(self, value: list[Any] | tuple[Any, ...]) -> bytes:
         kind = "list" if isinstance(value, list) else "tuple"
         if value and all(type(item) is str for item in value):  # faster for a column of texts
-            return hash_parts(f"{kind} of str", *(item.encode("utf-8", "surrogatepass") for item in value))
+            return hash_parts(f"{kind} of str", *(_text(item) for item in value))
         return hash_parts(kind, *(self.digest(item, f"[{index}]") for index, item in enumerate(value)))
 
     def mapping(self, value: Mapping[Any, Any]) -> bytes:
         # Order does not matter to steps, except that of columns, which steps hash themselves.
         items = sorted(((self.alone(key), key, item) for key, item in value.items()), key=lambda entry: entry[0])
         return hash_parts("dict", *(digest + self.digest(item, f"[{key!r}]") for digest, key, item in items))
-
-    def set(self, value: set[Any] | frozenset[Any]) -> bytes:
-        return hash_parts("set", *sorted(self.alone(item) for item in value))
 
     def alone(self, value: Any) -> bytes:
         """Digests an element of an unordered collection; functions in it are numbered independently of the order."""
@@ -170,18 +143,6 @@ class _Walk:
         finally:
             self.numbers, self.waiting = numbers, waiting
 
-    def range(self, value: range) -> bytes:
-        return hash_parts("range", f"{value.start},{value.stop},{value.step}".encode())
-
-    def slice(self, value: slice) -> bytes:
-        return hash_parts("slice", *(self.digest(part) for part in (value.start, value.stop, value.step)))
-
-    def path_(self, value: Path) -> bytes:
-        return hash_parts("path", str(value).encode("utf-8", "surrogatepass"))
-
-    def pattern(self, value: re.Pattern[Any]) -> bytes:
-        return hash_parts("pattern", self.digest(value.pattern), str(value.flags).encode())
-
     # Code
 
     def module(self, value: types.ModuleType) -> bytes:
@@ -189,10 +150,8 @@ class _Walk:
             return self.named(value)
         if getattr(value, "__file__", None) is None:
             raise self.refuse(value, "a module without a file has no content")
-        files = {name: file_digest(file) for name, file in own_files(value).items()}
-        return hash_parts(
-            "module", value.__name__.encode(), *(f"{name}\0{files[name]}".encode() for name in sorted(files))
-        )
+        files = (f"{name}\0{file_digest(file)}".encode() for name, file in sorted(_own_files(value).items()))
+        return hash_parts("module", value.__name__.encode(), *files)
 
     def function(self, value: types.FunctionType) -> bytes:
         if is_installed(value.__module__ or "") and is_found_by_name(value):
@@ -230,18 +189,10 @@ class _Walk:
             parts.append(self.code(value.__code__))
         parts.append(self.digest(value.__defaults__, ".__defaults__"))
         parts.append(self.digest(value.__kwdefaults__, ".__kwdefaults__"))
-        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
-            try:
-                content = cell.cell_contents
-            except ValueError:  # not assigned yet
-                continue
-            parts.append(hash_parts(name, self.digest(content, f" → {value.__qualname__}'s variable {name!r}")))
-        for name, used in [] if installed else sorted(globals_used(value)):
-            parts.append(hash_parts(name, self.digest(used, f" → {value.__qualname__}'s global {name!r}")))
+        parts += self.parts(_variables(value), f" → {value.__qualname__}'s variable {{!r}}")
+        if not installed:
+            parts += self.parts(sorted(_globals_used(value).items()), f" → {value.__qualname__}'s global {{!r}}")
         return hash_parts("function", *parts)
-
-    def cached(self, value: Any) -> bytes:
-        return hash_parts("cached", self.digest(value.__wrapped__))
 
     def named(self, value: Any) -> bytes:
         return hash_parts("installed", installed_id(value).encode())
@@ -258,48 +209,20 @@ class _Walk:
         flags = value.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR)
         return hash_parts("code", *(self.digest(part) for part in (steps, names, arguments, flags)), *nested)
 
-    def method(self, value: types.MethodType) -> bytes:
-        return hash_parts("method", self.digest(value.__func__), self.digest(value.__self__, ".__self__"))
-
     def builtin(self, value: types.BuiltinFunctionType) -> bytes:
         owner = value.__self__
         if owner is None or isinstance(owner, types.ModuleType):
             return hash_parts("builtin", (value.__module__ or "").encode(), value.__qualname__.encode())
         return hash_parts("builtin method", value.__name__.encode(), self.digest(owner, ".__self__"))
 
-    def partial(self, value: functools.partial[Any]) -> bytes:
-        return hash_parts("partial", *(self.digest(part) for part in (value.func, value.args, value.keywords)))
-
     def class_(self, value: type) -> bytes:
         return self.named(value) if is_installed(value.__module__) else self.written(value)
 
     def own_class(self, value: type) -> bytes:
-        parts = [value.__qualname__.encode()]
-        parts.extend(self.digest(base, f" → base {base.__qualname__}") for base in value.__bases__)
-        for name, member in sorted(vars(value).items()):
-            if name in _NO_CONTENT or isinstance(member, types.GetSetDescriptorType | types.MemberDescriptorType):
-                continue
-            parts.append(hash_parts(name, self.digest(_unwrapped(member), f".{name}")))
-        return hash_parts("class", *parts)
-
-    # Objects
-
-    def dataclass(self, value: Any) -> bytes:
-        fields = [(f.name, getattr(value, f.name, None)) for f in dataclasses.fields(value)]
-        return hash_parts(
-            "dataclass",
-            self.digest(type(value)),
-            *(hash_parts(name, self.digest(item, f".{name}")) for name, item in fields),
-        )
+        bases = (self.digest(base, f" → base {base.__qualname__}") for base in value.__bases__)
+        return hash_parts("class", value.__qualname__.encode(), *bases, *self.parts(_members(value)))
 
     def object(self, value: Any) -> bytes:
-        if dataclasses.is_dataclass(value):
-            return self.dataclass(value)
-        if isinstance(value, Iterator | types.AsyncGeneratorType | types.CoroutineType):
-            raise self.refuse(value, "hashing would exhaust an iterator")
-        kind: Any = type(value)
-        if kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__:
-            return self.reduced(value)
         state = dict(getattr(value, "__dict__", {}))
         for base in type(value).__mro__:
             slots = base.__dict__.get("__slots__", ())
@@ -308,8 +231,7 @@ class _Walk:
                     state[slot] = getattr(value, slot)
         if not state and not hasattr(value, "__dict__") and "__slots__" not in vars(type(value)):
             raise self.refuse(value, "its content is not accessible from Python")
-        parts = [hash_parts(name, self.digest(item, f".{name}")) for name, item in sorted(state.items())]
-        return hash_parts("object", self.digest(type(value)), *parts)
+        return hash_parts("object", self.digest(type(value)), *self.parts(sorted(state.items())))
 
     def reduced(self, value: Any) -> bytes:
         try:
@@ -322,12 +244,57 @@ class _Walk:
         return hash_parts("reduced", self.digest(parts))
 
 
-def _unwrapped(member: Any) -> Any:
-    if isinstance(member, staticmethod | classmethod):
-        return member.__func__
-    if isinstance(member, property):
-        return (member.fget, member.fset, member.fdel)
-    return member
+def _members(cls: type) -> Iterator[tuple[str, Any]]:
+    """Yields name and content of what a class itself defines."""
+    for name, member in sorted(vars(cls).items()):
+        if name in _NO_CONTENT or isinstance(member, types.GetSetDescriptorType | types.MemberDescriptorType):
+            continue
+        if isinstance(member, staticmethod | classmethod):
+            yield name, member.__func__
+        else:
+            yield name, (member.fget, member.fset, member.fdel) if isinstance(member, property) else member
+
+
+def _own_files(module: types.ModuleType) -> dict[str, str]:
+    """Returns the files of a user's module and of the user's modules that it uses, by module name."""
+    files: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        current = waiting.pop()
+        file = getattr(current, "__file__", None)
+        if current.__name__ in files or current.__name__ == "__main__" or file is None:
+            continue
+        files[current.__name__] = file
+        for used in list(vars(current).values()):
+            of = used if isinstance(used, types.FunctionType | type) else type(used)
+            name = used.__name__ if isinstance(used, types.ModuleType) else of.__module__
+            if name in sys.modules and not is_installed(name):
+                waiting.append(sys.modules[name])
+    return files
+
+
+def _variables(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yields name and value of each variable of an enclosing function that is assigned yet."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):
+            yield name, cell.cell_contents
+
+
+def _globals_used(function: types.FunctionType) -> dict[str, Any]:
+    """Returns the globals read by a function or a function in it, by name; builtins are skipped."""
+    used: dict[str, Any] = {}
+    waiting = [function.__code__]
+    for code in waiting:  # grows while it is walked
+        waiting += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+        for instruction in dis.get_instructions(code):
+            name = instruction.argval
+            if instruction.opname not in ("LOAD_GLOBAL", "LOAD_NAME"):
+                continue
+            if name in function.__globals__:
+                used[name] = function.__globals__[name]
+            elif not hasattr(builtins, name):
+                used[name] = ("undefined",)
+    return used
 
 
 _NO_CONTENT = frozenset(
@@ -342,29 +309,38 @@ _NO_CONTENT = frozenset(
 # Modules whose objects do not affect results: locks, events, loggers.
 _TOOLS = frozenset({"_thread", "threading", "logging", "_contextvars", "asyncio.locks"})
 
+
+def _text(value: str) -> bytes:
+    return value.encode("utf-8", "surrogatepass")
+
+
+def _attributes(kind: str, *names: str) -> Callable[[_Walk, Any], bytes]:
+    return lambda walk, value: hash_parts(kind, *(walk.digest(getattr(value, name), f".{name}") for name in names))
+
+
+# The first that fits counts.
 _BY_TYPE: list[tuple[Any, Callable[[_Walk, Any], bytes]]] = [
-    (types.NoneType, _Walk.none),
-    (enum.Enum, _Walk.enumeration),
-    (bool, _Walk.boolean),
-    (int, _Walk.integer),
-    (float, _Walk.floating),
-    (complex, _Walk.complex),
-    (str, _Walk.string),
-    (bytes | bytearray | memoryview, _Walk.binary),
+    (types.NoneType, lambda walk, value: hash_parts("none")),
+    (enum.Enum, lambda walk, value: hash_parts("enum", walk.class_(type(value)), value.name.encode())),
+    (bool, lambda walk, value: hash_parts("bool", b"1" if value else b"0")),
+    (int, lambda walk, value: hash_parts("int", str(value).encode())),
+    (float, lambda walk, value: hash_parts("float", struct.pack("<d", value))),
+    (complex, lambda walk, value: hash_parts("complex", struct.pack("<dd", value.real, value.imag))),
+    (str, lambda walk, value: hash_parts("str", _text(value))),
+    (bytes | bytearray | memoryview, lambda walk, value: hash_parts("bytes", bytes(value))),
     (list | tuple, _Walk.sequence),
-    (set | frozenset, _Walk.set),
-    (range, _Walk.range),
-    (slice, _Walk.slice),
-    (Path, _Walk.path_),
-    (re.Pattern, _Walk.pattern),
+    (set | frozenset, lambda walk, value: hash_parts("set", *sorted(map(walk.alone, value)))),
+    (range, lambda walk, value: hash_parts("range", f"{value.start},{value.stop},{value.step}".encode())),
+    (slice, _attributes("slice", "start", "stop", "step")),
+    (Path, lambda walk, value: hash_parts("path", _text(str(value)))),
+    (re.Pattern, lambda walk, value: hash_parts("pattern", walk.digest(value.pattern), str(value.flags).encode())),
     (types.ModuleType, _Walk.module),
     (types.FunctionType, _Walk.function),
-    (type(functools.cache(len)), _Walk.cached),
-    (types.MethodType, _Walk.method),
+    (type(functools.cache(len)), _attributes("cached", "__wrapped__")),
+    (types.MethodType, _attributes("method", "__func__", "__self__")),
     (types.BuiltinFunctionType, _Walk.builtin),
-    (functools.partial, _Walk.partial),
+    (functools.partial, _attributes("partial", "func", "args", "keywords")),
     (type, _Walk.class_),
     (types.CodeType, _Walk.code),
+    (Mapping, _Walk.mapping),
 ]
-
-_MAPPINGS = frozenset({("collections.abc", "Mapping"), ("builtins", "dict"), ("builtins", "mappingproxy")})

@@ -13,6 +13,7 @@ import os
 import sys
 import sysconfig
 import types
+from pathlib import Path
 from typing import Any
 
 from datadreamer_like.errors import DefinitionError
@@ -25,14 +26,28 @@ _classes: dict[str, tuple[str, str]] = {}
 
 def is_installed(module_name: str) -> bool:
     """Returns whether a module belongs to an installed package or the standard library, not to the user's code."""
-    top = module_name.partition(".")[0]
+    top = _top(module_name)
     if top == "__main__":  # under a debugger or profiler, its file is theirs
         return False
     if top in sys.stdlib_module_names or top == PACKAGE:
         return True
-    module = sys.modules.get(module_name) or sys.modules.get(top)
-    file = getattr(module, "__file__", None)
-    return file is not None and any(_is_below(file, folder) for folder in _library_folders())
+    file = getattr(sys.modules.get(module_name) or sys.modules.get(top), "__file__", None)
+    return file is not None and is_installed_file(file)
+
+
+def is_installed_file(file: str) -> bool:
+    """Returns whether a file belongs to an installed package, the standard library or this package."""
+    return os.path.realpath(file).startswith(_installed_folders())
+
+
+@functools.cache
+def _installed_folders() -> tuple[str, ...]:
+    paths = sysconfig.get_paths()
+    folders = [
+        *(paths[name] for name in ("purelib", "platlib", "stdlib", "platstdlib")),
+        str(Path(__file__).parents[1]),
+    ]
+    return tuple({os.path.realpath(folder) + os.sep for folder in folders})
 
 
 def is_found_by_name(function: types.FunctionType) -> bool:
@@ -68,42 +83,33 @@ def installed_id(thing: Any) -> str:
 
 
 def _class_id(cls: type, module: str, name: str) -> str:
-    top = _top(module)
-    version = _declared_version(cls, top)
-    if top == PACKAGE:
+    version = _declared_version(cls)
+    found = f"{module if version is None else _top(module)}.{name}"
+    if is_own(module):
         found = f"{_room(module)}.{name}"
-    elif version is not None:
-        found = f"{top}.{name}"
-    else:
-        found = f"{module}.{name}"
     if "<locals>" not in name and _classes.setdefault(found, (module, name)) != (module, name):
         raise DefinitionError(
             f'Two classes have the id "{found}": one in {_classes[found][0]}, one in {module}. Their cached results '
             "would be mixed up. Rename one of them."
         )
     base = next((base for base in cls.__mro__[1:] if hasattr(base, "result_version")), None)
-    if top != PACKAGE and base is not None and is_installed(base.__module__):
+    if not is_own(module) and base is not None and is_installed(base.__module__):
         found = f"{installed_id(base)}/{found}"
     return f"{found}@{version}" if version is not None else _versioned(module, found)
 
 
-def _declared_version(cls: type, top: str) -> int | None:
+def _declared_version(cls: type) -> int | None:
     """Returns the `result_version` declared by a class or a base class in the same package."""
-    for base in cls.__mro__:
-        if "result_version" in vars(base):
-            version = vars(base)["result_version"]
-            if type(version) is not int:
-                raise DefinitionError(
-                    f"{base.__module__}.{base.__qualname__}: result_version is {version!r}; it must be an integer, "
-                    "increased when the same arguments give a different result."
-                )
-            return version if _top(base.__module__) == top else None
-    return None
-
-
-def _versioned(module: str, name: str) -> str:
-    version = _distribution_version(module)
-    return f"{name}@{version}" if version else name
+    base = next((base for base in cls.__mro__ if "result_version" in vars(base)), None)
+    if base is None:
+        return None
+    version = vars(base)["result_version"]
+    if type(version) is not int:
+        raise DefinitionError(
+            f"{base.__module__}.{base.__qualname__}: result_version is {version!r}; it must be an integer, increased "
+            "when the same arguments give a different result."
+        )
+    return version if _top(base.__module__) == _top(cls.__module__) else None
 
 
 def _top(module: str) -> str:
@@ -114,26 +120,19 @@ def _room(module: str) -> str:
     return module.split(".")[1] if "." in module else module
 
 
-@functools.cache
-def _library_folders() -> tuple[str, ...]:
-    paths = sysconfig.get_paths()
-    return tuple({os.path.realpath(paths[key]) for key in ("purelib", "platlib", "stdlib", "platstdlib")})
-
-
-def _is_below(file: str, folder: str) -> bool:
-    return os.path.realpath(file).startswith(folder + os.sep)
+def _versioned(module: str, name: str) -> str:
+    version = _distribution_version(_top(module))
+    return f"{name}@{version}" if version else name
 
 
 @functools.cache
-def _distribution_version(module: str) -> str:
-    top = _top(module)
+def _distribution_version(top: str) -> str:
     if top in sys.stdlib_module_names:
         # Patch releases of Python do not require a rerun.
         return f"python {sys.version_info.major}.{sys.version_info.minor}"
     if top == PACKAGE:
         return ""
     try:
-        distributions = importlib.metadata.packages_distributions().get(top)
-        return importlib.metadata.version(distributions[0] if distributions else top)
+        return importlib.metadata.version(importlib.metadata.packages_distributions().get(top, [top])[0])
     except importlib.metadata.PackageNotFoundError:
         return str(getattr(sys.modules.get(top), "__version__", ""))

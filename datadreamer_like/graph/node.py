@@ -6,8 +6,9 @@ import datetime
 import hashlib
 import importlib.metadata
 import logging
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +16,12 @@ from typing import Any, ClassVar, Literal
 
 from datadreamer_like.errors import SessionError
 
-from .card import Card
-from .engine import Engine, LocalEngine
-from .manifest import Manifest, row_ranges
-from .results import Kept, Outcome, Results, Wanted
+from .card import Card, oldest_first
+from .engine import Engine
+from .progress import describe_usage, duration
+from .results import Kept, Manifest, Outcome, Results, Wanted, row_ranges
 from .session import DataDreamer, current_session
-from .usage import Usage
+from .usage import Usage, counting, current_usage
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -43,12 +44,9 @@ def working(node: Node) -> Iterator[None]:
 
 
 def reading_engine() -> Engine:
-    """Returns the session's engine while a node runs, else a local one.
-
-    A script may read only a few lazy rows, for which starting workers is not worth it.
-    """
+    """Returns the session's engine while a node runs, else one in this process: a script may read only a few rows."""
     session = current_session()
-    return LocalEngine() if session is None or working_node() is None else session.engine
+    return Engine() if session is None or working_node() is None else session.engine
 
 
 class Node:
@@ -63,10 +61,8 @@ class Node:
         progress_interval: Seconds between progress lines where there is no terminal; None for none.
 
     Attributes:
-        kind: Kind of the node.
-        name: The name within the session.
-        session: The session that the node was made in, or None.
         folder: The result's folder; None outside a session.
+        inside: The node that made this one while it ran.
         parents: The nodes that this one depends on.
         usage: Rows, requests, tokens and cost of this run.
     """
@@ -91,8 +87,8 @@ class Node:
         self.manifest: Manifest | None = None
 
     def fingerprint_parts(self) -> dict[str, str]:
-        """Returns the fingerprint of each part that determines the result, by name."""
-        raise NotImplementedError
+        """Returns the fingerprint of each part that determines the result, by name; a subclass writes this."""
+        raise NotImplementedError(f"{type(self).__name__} has no fingerprint_parts().")
 
     @cached_property
     def parts(self) -> dict[str, str]:
@@ -113,8 +109,8 @@ class Node:
     @cached_property
     def card(self) -> Card:
         """The origin of the result."""
-        # Oldest first, and not by recursion: a chain may be longer than Python's stack.
-        for node in _without_card(self):
+        # Those of ancestors first: a chain may be longer than Python's stack.
+        for node in oldest_first(self, lambda node: [] if "card" in vars(node) else node.parents)[:-1]:
             _ = node.card
         if self.manifest is not None and self.manifest.card:
             card = Card(**{**self.manifest.card, "parents": []})
@@ -127,71 +123,72 @@ class Node:
 
     @property
     def wanted(self) -> Wanted:
-        """The result that this node needs.
-
-        Raises:
-            SessionError: The node was made outside a session.
-        """
+        """The result that this node needs; only in a session."""
         if self.folder is None:
             raise SessionError(f'"{self.name}" was made outside a session, so it has no folder.')
         return Wanted(self.name, self.folder, self.fingerprint, self.parts, self.force)
 
     @property
     def result_folder(self) -> Path:
-        """Folder of the result.
-
-        Raises:
-            SessionError: The node was made outside a session.
-            StorageError: The result was removed.
-        """
-        return self._results.folder_of(self.wanted)
+        """Folder of the result, also if it has become an older one since."""
+        wanted = self.wanted
+        assert self._kept_in is not None
+        return self._kept_in.folder_of(wanted)
 
     @property
     def scratch(self) -> Path:
         """A folder for unfinished work, which survives a kill and is removed when the result is complete."""
-        return self._results.scratch(self.wanted)
-
-    @property
-    def _results(self) -> Results:
-        if self._kept_in is None:
-            raise SessionError(f'"{self.name}" was made outside a session, so it has no folder.')
-        return self._kept_in
+        wanted = self.wanted
+        assert self._kept_in is not None
+        return self._kept_in.scratch(wanted)
 
     def build(self, draft: Path) -> Outcome:
         """Makes the result; a subclass writes this.
 
-        Args:
-            draft: An empty folder, which becomes the result's folder.
-
-        Returns:
-            `self.kept()` for a result in that folder, or `OnDemand` for one that is made each time it is read.
+        It fills `draft`, an empty folder that becomes the result's, and returns `self.kept()`; or it returns `OnDemand`
+        for a result that is made each time it is read.
         """
         raise NotImplementedError(f"{type(self).__name__} has no build().")
 
     def find_or_make(self) -> Outcome:
-        """Loads this node's result, or makes it with `build`.
-
-        Raises:
-            SessionError: The node was made outside a session.
-        """
+        """Loads this node's result, or makes it with `build`."""
         if self.session is None:
             raise SessionError(
                 f'{type(self).__name__} "{self.name}" was made outside a session, so it cannot run. '
                 "Make it inside `with DataDreamer(folder):`."
             )
-        with working(self), self._at_log_level():
-            outcome = self.session.engine.run(self)
-        if isinstance(outcome, Kept):
-            self.manifest = outcome.manifest
-            self.__dict__.pop("card", None)
+        wanted, results, level = self.wanted, self.session.results, logger.level
+        if self._log_level is not None:
+            logger.setLevel(self._log_level)
+        try:
+            with working(self):
+                found = None if self.force else results.find(wanted)
+                outcome = found or results.make(wanted, self._run_build)
+                if isinstance(outcome, Kept):
+                    self.manifest = outcome.manifest
+                    self.__dict__.pop("card", None)
+                    self._report(outcome)
+        finally:
+            logger.setLevel(level)
         return outcome
 
-    def complete(self, manifest: Manifest, seconds: float) -> None:
+    def _run_build(self, draft: Path) -> Outcome:
+        assert self.session is not None
+        logger.debug('running "%s"', self.name)
+        started = time.monotonic()
+        with counting(self.usage), self.session.progress.show(self.name, self.usage, self.progress_interval):
+            outcome = self.build(draft)
+            if isinstance(outcome, Kept):
+                self._complete(outcome.manifest, time.monotonic() - started)
+        return outcome
+
+    def _complete(self, manifest: Manifest, seconds: float) -> None:
         """Adds the card and the failed rows to the manifest of a finished result."""
         card, usage = self.card, self.usage
         card.seconds = round(seconds, 3)
         card.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        card.package_version = package_version()
+        with suppress(importlib.metadata.PackageNotFoundError):
+            card.package_version = importlib.metadata.version("datadreamer-like")
         card.rows = manifest.rows
         card.prompt_tokens, card.completion_tokens = usage.prompt_tokens, usage.completion_tokens
         card.cost, card.failed_rows = usage.cost, usage.failed_rows
@@ -199,42 +196,21 @@ class Node:
         manifest.failed_rows = row_ranges(usage.failed)
         manifest.failures = {str(index): message for index, message in sorted(usage.failures.items())}
 
-    @contextmanager
-    def _at_log_level(self) -> Iterator[None]:
-        level = logger.level
-        if self._log_level is not None:
-            logger.setLevel(self._log_level)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
+    def _report(self, outcome: Kept) -> None:
+        manifest, usage = outcome.manifest, self.usage
+        parts = ["found finished" if outcome.found else "done"]
+        if manifest.rows is not None:
+            parts.append(f"{manifest.rows:,} rows")
+        if not outcome.found:
+            current_usage().add(**usage.of_models())
+            parts += [duration(manifest.card.get("seconds", 0.0)), *describe_usage(usage)]
+        logger.info("%s: %s", self.name, ", ".join(parts))
+        if manifest.failures:
+            row, message = next(iter(manifest.failures.items()))
+            text = "%s: %s of its rows failed and have no value; the first is row %s: %s%s"
+            count, hint = len(manifest.failed), " Pass force=True to try them again." if outcome.found else ""
+            logger.warning(text, self.name, f"{count:,}", row, message, hint)
 
     def kept(self, **fields: Any) -> Kept:
-        """Returns the outcome of `build` for a result in its folder.
-
-        Args:
-            **fields: Fields of the manifest.
-        """
+        """Returns the outcome of `build` for a result in its folder; `fields` are those of its manifest."""
         return Kept(Manifest(self.name, type(self).__name__, self.fingerprint, dict(self.parts), **fields))
-
-
-def _without_card(node: Node) -> list[Node]:
-    """Returns the ancestors of a node that have no card yet, each after its parents."""
-    found: dict[int, Node] = {}
-    waiting = [(parent, False) for parent in node.parents]
-    while waiting:
-        current, parents_done = waiting.pop()
-        if parents_done:
-            found.setdefault(id(current), current)
-        elif id(current) not in found and "card" not in vars(current):
-            waiting.append((current, True))
-            waiting.extend((parent, False) for parent in current.parents)
-    return list(found.values())
-
-
-def package_version() -> str:
-    """Returns the installed version of this package."""
-    try:
-        return importlib.metadata.version("datadreamer-like")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

@@ -7,8 +7,9 @@ these are the same positions; otherwise ranges, and arrays of the smallest integ
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,7 @@ class Every:
 
 @dataclass(frozen=True)
 class Several:
-    """The origin of rows that each come from any number of rows.
-
-    Attributes:
-        ends: For each row, the end of its positions in `rows`.
-        rows: The positions.
-    """
+    """The origin of rows that each come from any number of rows: `ends` are the ends of each row's part of `rows`."""
 
     ends: np.ndarray[Any, Any]
     rows: np.ndarray[Any, Any]
@@ -79,30 +75,32 @@ class Positions:
             return []
         piece, place = self.pieces[index], row - self.starts[index]
         if isinstance(piece, Every):
-            return [int(position) for position in piece.rows]
-        if isinstance(piece, Several):
-            start = int(piece.ends[place - 1]) if place else 0
-            return piece.rows[start : int(piece.ends[place])].tolist()  # type: ignore[no-any-return]
-        if place >= len(piece):
-            return []
-        position = int(piece[place])
-        return [position] if position >= 0 else []
+            found = piece.rows
+        elif isinstance(piece, Several):
+            found = piece.rows[piece.ends[place - 1] if place else 0 : piece.ends[place]]
+        else:
+            found = piece[place : place + 1]
+        return [int(position) for position in found if position >= 0]
+
+    def unless_same(self, num_rows: int) -> Positions | None:
+        """Returns the positions; None if each row comes from the one at the same position."""
+        first = self.pieces[0]
+        return None if len(self.pieces) == 1 and isinstance(first, range) and first == range(num_rows) else self
 
     def save(self, folder: Path, name: str) -> list[dict[str, Any]]:
         """Writes the arrays into a folder, and returns their description for `load`."""
         described: list[dict[str, Any]] = []
-        for start, piece in _joined(self.starts, self.pieces):
-            rows = piece.rows if isinstance(piece, Every) else piece
+        for start, piece in self._joined():
             entry: dict[str, Any] = {"start": start, "every": isinstance(piece, Every)}
+            rows = piece.rows if isinstance(piece, Every | Several) else piece
             if isinstance(rows, range):
                 entry["range"] = [rows.start, rows.stop, rows.step]
             else:
-                file = f"{name}-{len(described)}.npy"
-                if isinstance(rows, Several):
-                    entry["ends"] = f"{name}-{len(described)}-ends.npy"
-                    np.save(folder / entry["ends"], _fewest_bytes(rows.ends))
-                np.save(folder / file, _fewest_bytes(rows.rows if isinstance(rows, Several) else rows))
-                entry["file"] = file
+                entry["file"] = f"{name}-{len(described)}.npy"
+                np.save(folder / entry["file"], _fewest_bytes(rows))
+            if isinstance(piece, Several):
+                entry["ends"] = f"{name}-{len(described)}-ends.npy"
+                np.save(folder / entry["ends"], _fewest_bytes(piece.ends))
             described.append(entry)
         return described
 
@@ -111,28 +109,37 @@ class Positions:
         """Opens saved positions, memory-mapped."""
         positions = cls()
         for entry in described:
-            piece: Any
-            if "range" in entry:
-                piece = range(*entry["range"])
-            else:
-                piece = np.load(folder / entry["file"], mmap_mode="r")
-                if "ends" in entry:
-                    piece = Several(np.load(folder / entry["ends"], mmap_mode="r"), piece)
+            piece: Any = range(*entry["range"]) if "range" in entry else _opened(folder / entry["file"])
+            if "ends" in entry:
+                piece = Several(_opened(folder / entry["ends"]), piece)
             positions.starts.append(entry["start"])
             positions.pieces.append(Every(piece) if entry["every"] else piece)
         return positions
 
+    def _joined(self) -> Iterator[tuple[int, Piece]]:
+        """Yields start and piece, with adjacent pieces of one kind joined, to store them in few files."""
+        for kind, group in groupby(zip(self.starts, self.pieces, strict=True), key=lambda part: _kind(part[1])):
+            held: list[tuple[int, Any]] = list(group)
+            first, last = held[0][0], held[-1]
+            if kind is Every or len(held) == 1:
+                yield from held
+            elif kind is Several:
+                before = np.cumsum([0, *(len(piece.rows) for _, piece in held[:-1])])
+                ends = [piece.ends.astype(np.int64) + taken for (_, piece), taken in zip(held, before, strict=True)]
+                yield first, Several(np.concatenate(ends), np.concatenate([piece.rows for _, piece in held]))
+            else:
+                rows = np.full(last[0] + len(last[1]) - first, -1)  # those after the end of a piece come from none
+                for start, piece in held:
+                    rows[start - first : start - first + len(piece)] = piece
+                yield first, rows
+
 
 @dataclass(frozen=True)
 class Link:
-    """One parent of some rows.
+    """One parent of some rows; None if it was made inside a step whose result this run loaded.
 
-    Attributes:
-        parent: The node; None if it was made inside a step whose result this run loaded.
-        rows: The source rows of each row; None for those at the same positions.
-        role: Their role: `input`, `example`, `document`.
-        name: The parent's name.
-        class_name: The parent's class.
+    `rows` are the source rows of each row; None for those at the same positions. Their `role` is `input`, `example`,
+    `document`.
     """
 
     parent: Node | None
@@ -152,11 +159,9 @@ Stated = Mapping[tuple[Node, str], Piece | None]
 
 @dataclass
 class Origin:
-    """The links of some rows.
+    """The links of some rows; None if their origin is unknown.
 
-    Attributes:
-        links: The links; None if the origin is unknown.
-        rows: Number of rows that the links cover; None for all. A pass over lazy rows extends them.
+    `rows` is the number of rows that the links cover; None for all. A pass over lazy rows extends them.
     """
 
     links: tuple[Link, ...] | None = ()
@@ -198,13 +203,7 @@ class Origin:
 
     @classmethod
     def load(cls, folder: Path, described: list[dict[str, Any]] | None, nodes: Iterable[Node]) -> Origin:
-        """Opens a saved origin.
-
-        Args:
-            folder: The folder.
-            described: What `save` returned.
-            nodes: Candidates for the parents, matched by fingerprint.
-        """
+        """Opens an origin from what `save` returned; parents are found among `nodes` by their fingerprints."""
         if described is None:
             return cls(None)
         known = {node.fingerprint: node for node in nodes}
@@ -217,49 +216,31 @@ class Origin:
 
 
 class Recorder:
-    """Learns the origin of rows during a pass over them.
-
-    Args:
-        origin: Extended batch by batch, unless an earlier pass has read further.
-    """
+    """Learns the origin of rows during a pass: extends it batch by batch, unless an earlier pass has read further."""
 
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
         self._rows = 0
-        self._links: dict[tuple[Node, str], Positions | None] = {}
+        self._positions: dict[tuple[Node, str], Positions] = {}
         self._unknown = False
 
     def add(self, num_rows: int, stated: Stated | None) -> None:
         """Records the origin of the next rows; None if it is unknown."""
-        if stated is None:
-            self._unknown = self._unknown or num_rows > 0
-        else:
-            for key in {**self._links, **stated}:
-                self._add(key, stated.get(key, range(0)), num_rows)
+        if not num_rows:
+            return
+        same = range(self._rows, self._rows + num_rows)
+        known: Stated = {} if stated is None else stated
+        self._unknown = self._unknown or stated is None
+        for key in {**self._positions, **known}:
+            piece = known.get(key, range(0))
+            self._positions.setdefault(key, Positions()).add(self._rows, same if piece is None else piece)
         self._rows += num_rows
         if self._origin.rows is not None and self._rows > self._origin.rows:
-            self._origin.links = self._as_links()
+            links = (
+                Link(parent, rows.unless_same(self._rows), role) for (parent, role), rows in self._positions.items()
+            )
+            self._origin.links = None if self._unknown else tuple(links)
             self._origin.rows = self._rows
-
-    def _add(self, key: tuple[Node, str], piece: Piece | None, num_rows: int) -> None:
-        same = range(self._rows, self._rows + num_rows)
-        if piece == same if isinstance(piece, range) else piece is None:
-            if key not in self._links and not self._rows:
-                self._links[key] = None
-            if key in self._links and self._links[key] is None:
-                return
-            piece = same
-        assert piece is not None
-        positions = self._links.get(key)
-        if positions is None:
-            positions = Positions([0], [range(self._rows)]) if key in self._links and self._rows else Positions()
-            self._links[key] = positions
-        positions.add(self._rows, piece)
-
-    def _as_links(self) -> tuple[Link, ...] | None:
-        if self._unknown:
-            return None
-        return tuple(Link(parent, rows, role) for (parent, role), rows in self._links.items())
 
 
 def _small(piece: Piece) -> Piece:
@@ -272,41 +253,14 @@ def _small(piece: Piece) -> Piece:
 
 
 def _fewest_bytes(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    least, most = (int(rows.min()), int(rows.max())) if len(rows) else (0, 0)
-    for kind in (np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32):
-        if np.iinfo(kind).min <= least and most <= np.iinfo(kind).max:
-            return rows.astype(kind, copy=False)
-    return rows.astype(np.int64, copy=False)
+    most = int(rows.max(initial=0))
+    # A type for -most - 1 is signed, and holds -1 and `most`.
+    return rows.astype(np.min_scalar_type(most if rows.min(initial=0) >= 0 else -most - 1), copy=False)
 
 
-def _joined(starts: list[int], pieces: list[Piece]) -> list[tuple[int, Piece]]:
-    """Joins adjacent pieces of one kind, to store them in few files."""
-    joined: list[tuple[int, Piece]] = []
-    held: list[tuple[int, Piece]] = []
-    for start, piece in [*zip(starts, pieces, strict=True), (0, Every(range(0)))]:
-        kind = Several if isinstance(piece, Several) else Every if isinstance(piece, Every) else range
-        if held and (kind is Every or kind is not (Several if isinstance(held[0][1], Several) else range)):
-            joined.append((held[0][0], _one(held)))
-            held = []
-        if kind is Every:
-            joined.append((start, piece))
-        else:
-            held.append((start, piece))
-    return joined[:-1]
+def _opened(file: Path) -> np.ndarray[Any, Any]:
+    return np.load(file, mmap_mode="r")  # type: ignore[no-any-return]
 
 
-def _one(held: list[tuple[int, Piece]]) -> Piece:
-    if len(held) == 1:
-        return held[0][1]
-    if isinstance(held[0][1], Several):
-        several: list[Any] = [piece for _, piece in held]
-        before = np.cumsum([0, *(len(piece.rows) for piece in several)])
-        ends = [piece.ends.astype(np.int64) + start for piece, start in zip(several, before[:-1], strict=True)]
-        return Several(np.concatenate(ends), np.concatenate([piece.rows for piece in several]))
-    arrays: list[Any] = []
-    for (start, piece), (following, _) in zip(held, [*held[1:], (None, None)], strict=True):
-        rows = np.asarray(piece, dtype=np.int64)
-        # Rows after the end of a piece come from none.
-        missing = 0 if following is None else following - start - len(rows)
-        arrays += [rows, np.full(missing, -1, dtype=np.int64)]
-    return np.concatenate(arrays)
+def _kind(piece: Piece) -> type:
+    return type(piece) if isinstance(piece, Every | Several) else range

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -34,18 +34,21 @@ class OutputDatasetMixin:
         pickled: Whether values may be pickled Python objects, restored when they are read.
     """
 
-    _step: Node
     pickled: bool
+    _step: Node
+    _given: Any  # a datasets.Dataset, `Rows`, or a function that opens them
 
     @property
     def step(self) -> Node:
         """The step that made this dataset."""
         return self._step
 
-    @property
+    @cached_property
     def rows(self) -> Rows:
         """The rows as Arrow batches."""
-        raise NotImplementedError
+        given = self._given() if callable(self._given) else self._given
+        rows = given if isinstance(given, Rows) else Rows.of_dataset(given)
+        return _marked(replace(rows, node=rows.node or self._step), self.pickled)
 
     @property
     def column_names(self) -> list[str]:
@@ -83,19 +86,11 @@ class OutputDatasetMixin:
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.batches():
-            names = list(batch)
             for values in zip(*batch.values(), strict=True):
-                yield dict(zip(names, values, strict=True))
+                yield dict(zip(batch, values, strict=True))
 
     def head(self, n: int = 5, shuffle: bool = False, seed: int | None = None, buffer_size: int = 1000) -> pd.DataFrame:
-        """Returns some rows as a pandas DataFrame.
-
-        Args:
-            n: Number of rows.
-            shuffle: Sample from the first `buffer_size` rows, instead of returning the first `n`.
-            seed: Seed of the sample.
-            buffer_size: Number of rows to sample from.
-        """
+        """Returns the first `n` rows as a pandas DataFrame; with `shuffle`, a sample of the first `buffer_size`."""
         import pandas as pd
 
         wanted = max(n, buffer_size) if shuffle else n
@@ -105,8 +100,7 @@ class OutputDatasetMixin:
             if len(rows) >= wanted:
                 break
         if shuffle:
-            pool = rows[:buffer_size]
-            rows = random.Random(seed).sample(pool, min(n, len(pool)))
+            rows = random.Random(seed).sample(rows[:buffer_size], min(n, buffer_size, len(rows)))
         return pd.DataFrame(rows[:n], columns=self.column_names)
 
     def __repr__(self) -> str:
@@ -128,11 +122,7 @@ class OutputDatasetMixin:
 
 
 class OutputDatasetColumnMixin(OutputDatasetMixin):
-    """Base of columns; their elements are values.
-
-    Attributes:
-        whole: The column's dataset; None for a column made by hand.
-    """
+    """Base of columns; their elements are values. `whole` is the column's dataset; None for one made by hand."""
 
     whole: OutputDatasetMixin | None = None
 
@@ -159,8 +149,7 @@ class OutputDataset(OutputDatasetMixin):
         step: The step that it belongs to.
         dataset: A `datasets.Dataset`, `Rows` of a table, or a function that opens them on first use.
         pickled: Whether values may be pickled Python objects, to be restored when read.
-        columns: Names of the columns, if known without opening the rows.
-        num_rows: Number of rows, if known without opening them.
+        columns: Names of the columns, if known without opening the rows; so is `num_rows`.
     """
 
     def __init__(
@@ -168,7 +157,6 @@ class OutputDataset(OutputDatasetMixin):
         step: Node,
         dataset: Dataset | Rows | Callable[[], Rows],
         pickled: bool = False,
-        *,
         columns: list[str] | None = None,
         num_rows: int | None = None,
     ) -> None:
@@ -176,28 +164,17 @@ class OutputDataset(OutputDatasetMixin):
         self._step = step
         self.pickled = pickled
         self._given = dataset
-        self._rows: Rows | None = dataset if isinstance(dataset, Rows) else None
-        self._dataset: Dataset | None = None if self._rows is not None or callable(dataset) else dataset
         self._columns = columns
         self._num_rows = num_rows
 
-    @property
-    def rows(self) -> Rows:
-        """The rows as Arrow batches."""
-        if self._rows is None:
-            given: Any = self._given
-            rows = given() if callable(given) else Rows.of_dataset(given)
-            self._rows = _marked(replace(rows, node=rows.node or self._step), self.pickled)
-        return self._rows
-
-    @property
+    @cached_property
     def dataset(self) -> Dataset:
         """The rows as a `datasets.Dataset`."""
-        if self._dataset is None:
-            table = self.rows.table
-            assert table is not None
-            self._dataset = as_dataset(table.data, table.indices, self._step.fingerprint)
-        return self._dataset
+        if not callable(self._given) and not isinstance(self._given, Rows):
+            return self._given
+        table = self.rows.table
+        assert table is not None
+        return as_dataset(table.data, table.indices, self._step.fingerprint)
 
     @property
     def column_names(self) -> list[str]:
@@ -215,13 +192,7 @@ class OutputDataset(OutputDatasetMixin):
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, str):
             self._check_column(key)
-            column = OutputDatasetColumn(
-                self._step,
-                partial(self._only, key),
-                self.pickled,
-                columns=[key],
-                num_rows=self.num_rows,
-            )
+            column = OutputDatasetColumn(self._step, partial(self._only, key), self.pickled, [key], self.num_rows)
             column.whole = self
             return column
         found = self._taken(key)
@@ -234,17 +205,15 @@ class OutputDataset(OutputDatasetMixin):
         table = self.rows.table
         assert table is not None
         size = len(table)
-        if _is_index(key):
-            if not -size <= key < size:
-                raise NoSuchRow(f'"{self._step.name}" has no row {key}; it has {size:,} rows.')
-            chosen: Any = range(key % size, key % size + 1)
-        elif isinstance(key, slice):
-            chosen = range(size)[key]
-        else:
-            positions = np.asarray(list(key), dtype=np.int64)
-            if len(positions) and not (-size <= positions.min() and positions.max() < size):
-                raise NoSuchRow(f'"{self._step.name}" has no row {positions.max()}; it has {size:,} rows.')
-            chosen = np.where(positions < 0, positions + size, positions)
+        if isinstance(key, slice):
+            return to_columns(table.select(range(size)[key]).whole())
+        positions = np.asarray([key] if _is_index(key) else list(key), dtype=np.int64)
+        missing = positions[(positions < -size) | (positions >= size)]
+        if len(missing):
+            raise NoSuchRow(f'"{self._step.name}" has no row {missing[0]}; it has {size:,} rows.')
+        chosen = positions % size if size else positions
+        if len(chosen) == 1:  # a slice is faster
+            return to_columns(table.select(range(chosen[0], chosen[0] + 1)).whole())
         return to_columns(table.select(chosen).whole())
 
     def save_to_disk(self, path: str, num_proc: int | None = None, num_shards: int | None = None) -> None:
@@ -273,39 +242,28 @@ class OutputIterableDataset(OutputDatasetMixin):
     """
 
     def __init__(
-        self,
-        step: Node,
-        dataset: IterableDataset | Rows,
-        pickled: bool = False,
-        total_num_rows: int | None = None,
+        self, step: Node, dataset: IterableDataset | Rows, pickled: bool = False, total_num_rows: int | None = None
     ) -> None:
         self._check(step, dataset, "IterableDataset")
         self._step = step
+        self._iterable = None if isinstance(dataset, Rows) else dataset
         rows = dataset if isinstance(dataset, Rows) else rows_of_iterable(dataset)
+        self._given = rows if total_num_rows is None else replace(rows, num_rows=max(0, total_num_rows))
         self.pickled = pickled or rows.pickled
-        if total_num_rows is not None:
-            rows = replace(rows, num_rows=max(0, total_num_rows))
-        self._rows = _marked(replace(rows, node=rows.node or step), pickled)
-        self._iterable: IterableDataset | None = None if isinstance(dataset, Rows) else dataset
-
-    @property
-    def rows(self) -> Rows:
-        """The rows as Arrow batches."""
-        return self._rows
 
     @property
     def total_num_rows(self) -> int | None:
         """Number of rows; None if it is unknown before they are read."""
         return self.num_rows
 
-    @property
+    @cached_property
     def dataset(self) -> IterableDataset:
         """The rows as a `datasets.IterableDataset`."""
-        if self._iterable is None:
-            from datasets import IterableDataset
+        from datasets import IterableDataset
 
-            self._iterable = IterableDataset.from_generator(lambda: OutputDatasetMixin.__iter__(self))
-        return self._iterable
+        if self._iterable is not None:
+            return self._iterable
+        return IterableDataset.from_generator(lambda: OutputDatasetMixin.__iter__(self))
 
     def __getitem__(self, key: Any) -> Any:
         if not isinstance(key, str):

@@ -9,37 +9,33 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from .usage import Usage
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.live import Live
 
 logger = logging.getLogger("datadreamer_like")
-
-_REFRESHES_PER_SECOND = 4
 
 
 @dataclass
 class _Task:
     name: str
     usage: Usage
+    interval: float | None
     started: float = field(default_factory=time.monotonic)
     said: float = field(default_factory=time.monotonic)
-    interval: float | None = 60
 
     def line(self) -> str:
-        usage = self.usage
-        seconds = time.monotonic() - self.started
+        usage, seconds = self.usage, time.monotonic() - self.started
         rate = usage.rows / seconds if seconds > 0 else 0.0
-        parts = [f"{usage.rows:,}" + (f" of {usage.total_rows:,}" if usage.total_rows else "") + " rows"]
-        if not usage.rows and not usage.total_rows:
-            parts = []
+        parts = []
+        if usage.rows or usage.total_rows:
+            parts.append(f"{usage.rows:,}" + (f" of {usage.total_rows:,}" if usage.total_rows else "") + " rows")
         if usage.note:
             parts.append(usage.note)
-        if rate >= 0.05 and usage.rows:
+        if rate >= 0.05:
             parts.append(f"{rate:,.1f} rows/s" if rate < 100 else f"{rate:,.0f} rows/s")
         if usage.total_rows and rate and usage.rows < usage.total_rows:
             parts.append(f"{duration((usage.total_rows - usage.rows) / rate)} left")
@@ -47,34 +43,23 @@ class _Task:
 
 
 class Progress:
-    """Shows the running nodes of a session.
+    """Shows the running nodes of a session on standard error; if `quiet`, only log records."""
 
-    Args:
-        stream: Output stream; by default standard error.
-        quiet: Show only log records.
-    """
-
-    def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
-        self.stream = stream or sys.stderr
+    def __init__(self, quiet: bool) -> None:
+        self.stream = sys.stderr
         self.quiet = quiet
-        self.terminal = self.stream.isatty()
         self._tasks: list[_Task] = []
         self._lock = threading.Lock()
         self._live: Live | None = None
-        self._console: Console | None = None
-        self._wake = threading.Event()
-        self._teller: threading.Thread | None = None
+        self._stopped: threading.Event | None = None
 
     @contextmanager
-    def show(self, name: str, usage: Usage, interval: float | None = 60) -> Iterator[None]:
-        """Shows a node while the block runs.
+    def show(self, name: str, usage: Usage, interval: float | None) -> Iterator[None]:
+        """Shows a node while the block runs, with its `usage` as it grows.
 
-        Args:
-            name: The node's name.
-            usage: Its counts, read while they grow.
-            interval: Seconds between lines where there is no terminal; None for none.
+        Where there is no terminal, every `interval` seconds; None for never.
         """
-        task = _Task(name, usage, interval=interval)
+        task = _Task(name, usage, interval)
         with self._lock:
             self._tasks.append(task)
             self._start()
@@ -88,56 +73,48 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Writes one line above the live table."""
-        console = self._console  # another thread may reset it
-        if console is not None:
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+        live = self._live  # another thread may reset it
+        if live is not None:
+            live.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             self.stream.write(text + "\n")
             self.stream.flush()
 
     def _start(self) -> None:
-        if self.quiet:
+        if self.quiet or self._live is not None or self._stopped is not None:
             return
-        if self.terminal and self._live is None:
+        if self.stream.isatty():
             from rich.console import Console
             from rich.live import Live
 
-            self._console = Console(file=self.stream)
             self._live = Live(
-                console=self._console,
-                refresh_per_second=_REFRESHES_PER_SECOND,
-                transient=True,
-                get_renderable=self._table,
-                redirect_stdout=False,
+                console=Console(file=self.stream), get_renderable=self._table, transient=True, redirect_stdout=False,
                 redirect_stderr=False,
-            )
+            )  # fmt: skip
             self._live.start()
-        elif not self.terminal and self._teller is None:
-            self._wake = threading.Event()  # a previous thread may still wait for the old event
-            self._teller = threading.Thread(
-                target=self._tell, args=(self._wake,), daemon=True, name="datadreamer_like progress"
-            )
-            self._teller.start()
+        else:
+            self._stopped = threading.Event()
+            threading.Thread(target=self._tell, args=(self._stopped,), daemon=True).start()
 
     def _stop(self) -> None:
         if self._live is not None:
             self._live.stop()
-            self._live = self._console = None
-        if self._teller is not None:
-            self._wake.set()
-            self._teller = None
+        if self._stopped is not None:
+            self._stopped.set()
+        self._live = self._stopped = None
 
     def _table(self) -> Any:
         from rich.spinner import Spinner
         from rich.table import Table
+        from rich.text import Text
 
         table = Table.grid(padding=(0, 1))
         for task in list(self._tasks):
-            table.add_row(Spinner("dots"), f"[bold]{_escaped(task.name)}[/bold]", _escaped(task.line()))
+            table.add_row(Spinner("dots"), Text(task.name, "bold"), Text(task.line()))
         return table
 
-    def _tell(self, wake: threading.Event) -> None:
-        while not wake.wait(1.0):
+    def _tell(self, stopped: threading.Event) -> None:
+        while not stopped.wait(1.0):
             now = time.monotonic()
             for task in list(self._tasks):
                 if task.interval is not None and now - task.said >= task.interval:
@@ -189,7 +166,3 @@ def duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", "\\[")

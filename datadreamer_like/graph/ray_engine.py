@@ -12,22 +12,19 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from datadreamer_like.errors import AuthenticationFailed, DataDreamerError, DefinitionError, SessionError, require_extra
 
 from .engine import B, Engine, R
-from .progress import Progress
-from .results import Results
 from .usage import Usage, counting, current_usage
-
-# Blocks that are given to Ray's store together.
-_BLOCKS_AT_ONCE = 256
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
+@dataclass(eq=False)
 class RayEngine(Engine):
     """Runs functions on batches of rows in the worker processes of a Ray cluster.
 
@@ -56,35 +53,22 @@ class RayEngine(Engine):
         ...     made = Prompt("Made on eight workers", inputs=..., args={"llm": llm})
     """
 
-    def __init__(
-        self,
-        address: str | None = None,
-        num_workers: int = 2,
-        num_cpus: float = 1,
-        num_gpus: float = 0,
-        batch_size: int = 64,
-        timeout: float = 30.0,
-    ) -> None:
+    address: str | None = None
+    num_workers: int = 2
+    num_cpus: float = 1
+    num_gpus: float = 0
+    batch_size: int | None = 64
+    timeout: float = 30.0
+
+    def __post_init__(self) -> None:
         require_extra("ray", "ray", what="RayEngine")
-        for name, value in {"num_workers": num_workers, "batch_size": batch_size}.items():
-            if value < 1:
+        for name, value in {"num_workers": self.num_workers, "batch_size": self.batch_size}.items():
+            if value is None or value < 1:
                 raise DefinitionError(f"RayEngine: {name} is {value}; it must be at least 1.")
-        self.address = address
-        self.num_workers = num_workers
-        self.num_cpus = num_cpus
-        self.num_gpus = num_gpus
-        self.batch_size = batch_size
-        self.timeout = timeout
         self._connected = False
-        self._enter: Callable[[], None] | None = None
 
-    def open(self, results: Results, progress: Progress, enter: Callable[[], None]) -> None:
-        """Connects to the cluster, or starts one.
-
-        Raises:
-            SessionError: No cluster answers at the address, or it is too small for one worker.
-        """
-        super().open(results, progress, enter)
+    def open(self, enter: Callable[[], None]) -> None:
+        """Connects to the cluster, or starts one; it must have room for a worker."""
         self._enter = enter
         ray = _ray()
         if not ray.is_initialized():
@@ -114,11 +98,23 @@ class RayEngine(Engine):
     ) -> Iterator[R]:
         """Applies a function to each batch in a worker, and yields what it yields in the batches' order.
 
-        Raises:
-            DefinitionError: The function holds something that cannot be sent to another process; raised before any
-                batch is read.
+        A function that cannot be sent to another process is refused before any batch is read.
         """
-        return self._run(self._payload(process, what, parts), batches, current_usage())
+        dumps: Callable[[object], bytes] = _ray().cloudpickle.dumps
+        try:
+            payload = dumps((self._enter, process))
+        except Exception as error:
+            faults = []
+            for name, value in parts.items():
+                try:
+                    dumps(value)
+                except Exception as reason:
+                    faults.append(f"{name} ({type(reason).__name__}: {str(reason).partition(chr(10))[0]})")
+            raise DefinitionError(
+                f"{what} cannot be sent to Ray's workers: {', '.join(faults) or error}. Use functions and objects that "
+                "can be pickled: no locks, open files or connections in what they refer to."
+            ) from error
+        return self._run(payload, batches, current_usage())
 
     def _run(self, payload: bytes, batches: Iterable[B], usage: Usage) -> Iterator[R]:
         import pyarrow as pa
@@ -128,12 +124,13 @@ class RayEngine(Engine):
         # store a few at a time, so that this process need not hold them all.
         blocks = (pa.table({"batch": [pickle.dumps(batch)]}) for batch in batches)
         stored = []
-        while portion := list(islice(blocks, _BLOCKS_AT_ONCE)):
+        while portion := list(islice(blocks, 256)):
             stored.append(data.from_blocks(portion))
         if not stored:
             return
-        count = (len(stored) - 1) * _BLOCKS_AT_ONCE + stored[-1].num_blocks()
-        dataset = (stored[0].union(*stored[1:]) if len(stored) > 1 else stored[0]).map_batches(
+        count = sum(part.num_blocks() for part in stored)
+        dataset = stored[0].union(*stored[1:]) if len(stored) > 1 else stored[0]
+        dataset = dataset.map_batches(
             _Worker,
             fn_constructor_args=(payload,),
             batch_size=1,
@@ -151,22 +148,6 @@ class RayEngine(Engine):
                 raise error
             yield from made
 
-    def _payload(self, process: Callable[[Iterator[B]], Iterator[R]], what: str, parts: Mapping[str, Any]) -> bytes:
-        dumps: Callable[[object], bytes] = _ray().cloudpickle.dumps
-        try:
-            return dumps((self._enter, process))
-        except Exception as error:
-            faults = []
-            for name, value in parts.items():
-                try:
-                    dumps(value)
-                except Exception as reason:
-                    faults.append(f"{name} ({type(reason).__name__}: {str(reason).partition(chr(10))[0]})")
-            raise DefinitionError(
-                f"{what} cannot be sent to Ray's workers: {', '.join(faults) or error}. Use functions and objects that "
-                "can be pickled: no locks, open files or connections in what they refer to."
-            ) from error
-
     def _connect(self, address: str) -> None:
         refused = SessionError(
             f"No Ray cluster answers at {address}. Start one with `ray start --head`, correct the address, or leave it "
@@ -182,8 +163,8 @@ class RayEngine(Engine):
     def _room(self) -> int:
         """Returns how many workers the cluster has room for; more would wait forever."""
         found = _ray().cluster_resources()
-        wanted = {"CPU": self.num_cpus, "GPU": self.num_gpus}
-        room = [int(found.get(name, 0) // share) for name, share in wanted.items() if share]
+        shares = {"CPU": self.num_cpus, "GPU": self.num_gpus}
+        room = (int(found.get(name, 0) // share) for name, share in shares.items() if share)
         return min(room, default=self.num_workers)
 
 
@@ -203,14 +184,7 @@ class _Worker:
                 made = list(self._process(iter([pickle.loads(table.column("batch")[0].as_py())])))
         except Exception as error:  # Ray would try again and wrap it; the script is to see the error itself
             failure = _sent(error)
-        counts = {
-            "requests": usage.requests,
-            "cached": usage.cached,
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "cost": usage.cost,
-        }
-        return pa.table({"made": [_ray().cloudpickle.dumps((made, counts, failure))]})
+        return pa.table({"made": [_ray().cloudpickle.dumps((made, usage.of_models(), failure))]})
 
 
 def _sent(error: Exception) -> Exception:
@@ -252,13 +226,11 @@ def _ray() -> Any:
 def _environment() -> Iterator[None]:
     """Sets what workers of a new cluster inherit: where the script found its modules, and no reports on each actor."""
     wanted = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "RAY_BACKEND_LOG_LEVEL": "fatal"}
-    before = {name: os.environ.get(name) for name in wanted}
+    before = {name: os.environ[name] for name in wanted if name in os.environ}
     os.environ.update(wanted)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in wanted:
+            del os.environ[name]
+        os.environ.update(before)

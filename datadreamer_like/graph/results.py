@@ -19,32 +19,95 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from datadreamer_like.errors import DefinitionError, NewerFormat, StorageError
 from datadreamer_like.storage.folders import explained, locked, new_folder, sweep, write_file
 
-from .manifest import Manifest
-
 logger = logging.getLogger("datadreamer_like")
 
 SESSION_FORMAT = 1
+MANIFEST_FORMAT = 1
+MANIFEST_NAME = "node.json"
 
-# File systems allow 255 bytes; names of locks and drafts contain up to two such names and more.
-_LONGEST_SLUG = 120
+
+@dataclass
+class Manifest:
+    """The contents of `node.json`.
+
+    Attributes:
+        format: Version of this layout.
+        name: The node's name when the result was made.
+        class_name: The node's class.
+        fingerprint: Hash of everything that determines the result.
+        parts: Fingerprint of each part, by name; a rerun reports which ones changed.
+        columns: Column names of the result, for steps.
+        rows: Number of rows, for steps.
+        pickled: Whether the table holds pickled Python objects.
+        card: The node's card, without its parents.
+        failed_rows: Indices of all rows with an error instead of a value, as ranges: "3,7-9".
+        failures: Errors by row index, for the first thousand of them.
+        result: Further values of the node's class, to read without opening the result.
+    """
+
+    name: str
+    class_name: str
+    fingerprint: str
+    parts: dict[str, str]
+    format: int = MANIFEST_FORMAT
+    columns: list[str] | None = None
+    rows: int | None = None
+    pickled: bool = False
+    card: dict[str, Any] = field(default_factory=dict)
+    failed_rows: str = ""
+    failures: dict[str, str] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> list[int]:
+        """Indices of all rows with an error instead of a value, in order."""
+        ranges = [part.split("-") for part in self.failed_rows.split(",") if part]
+        return [index for part in ranges for index in range(int(part[0]), int(part[-1]) + 1)]
+
+    def write(self, folder: Path) -> None:
+        """Writes the manifest into a folder that is not in use yet."""
+        (folder / MANIFEST_NAME).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest | None:
+        """Reads a folder's manifest; None if the folder does not exist. Other folders than a node's are refused."""
+        path = folder / MANIFEST_NAME
+        try:
+            data = dict(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            if folder.exists():
+                raise StorageError(
+                    f"{folder} exists, but was not written by this package (it has no {MANIFEST_NAME}). "
+                    "Move it away or choose another output folder."
+                ) from None
+            return None
+        except (ValueError, TypeError) as error:
+            raise StorageError(f"{path} is damaged ({error}). Remove the folder {folder} and run again.") from error
+        NewerFormat.check(folder, data.get("format", 0), MANIFEST_FORMAT)
+        known = {f.name for f in fields(cls)}
+        return cls(**{key: value for key, value in data.items() if key in known})
+
+    def difference(self, parts: Mapping[str, str]) -> str:
+        """Describes the differences between this result's fingerprint and a new one."""
+        changed = []
+        for name in {**self.parts, **parts}:
+            if self.parts.get(name) != parts.get(name):
+                verb = "was added" if name not in self.parts else "was removed" if name not in parts else "changed"
+                changed.append(f"{name} {verb}")
+        return ", ".join(changed) or "it was made by another version"
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A result in a folder.
-
-    Attributes:
-        manifest: Its manifest.
-        found: Whether it was made by an earlier run.
-    """
+    """A result in a folder; `found` if an earlier run made it."""
 
     manifest: Manifest
     found: bool = False
@@ -52,11 +115,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class OnDemand:
-    """A result that is not saved but made each time it is read.
-
-    Attributes:
-        value: The lazy result, such as lazy rows.
-    """
+    """A result that is not saved but made each time it is read, such as lazy rows."""
 
     value: Any
 
@@ -67,15 +126,7 @@ Outcome = Kept | OnDemand
 
 @dataclass(frozen=True)
 class Wanted:
-    """A result that a node needs.
-
-    Attributes:
-        name: The node's name, for messages.
-        folder: The result's folder.
-        fingerprint: Hash of everything that determines it.
-        parts: Fingerprint of each part, by name.
-        force: Make it even if it exists.
-    """
+    """A result that a node needs; `force` makes it even if it exists. `parts` are what the fingerprint is made of."""
 
     name: str
     folder: Path
@@ -85,15 +136,11 @@ class Wanted:
 
 
 class Results:
-    """The results in a session's folder.
-
-    Args:
-        folder: The session's folder.
-    """
+    """The results in a session's folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._names: dict[str, int] = {}
+        self._names: set[Path] = set()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -105,17 +152,18 @@ class Results:
         return self.folder / ".cache"
 
     def open(self) -> None:
-        """Creates the folder, or checks its format version.
-
-        Raises:
-            NewerFormat: It was written by a newer version of this package.
-            StorageError: It cannot be written, or its `.session.json` is damaged.
-        """
+        """Creates the folder, or checks that it can be written and is in a format that this version reads."""
         with explained("Opening the session", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             note = self.folder / ".session.json"
             if note.exists():
-                _check_format(note)
+                try:
+                    found = int(json.loads(note.read_text(encoding="utf-8"))["format"])
+                except (ValueError, KeyError, TypeError) as error:
+                    raise StorageError(
+                        f"{note} is damaged. Remove that file; the results next to it are kept."
+                    ) from error
+                NewerFormat.check(self.folder, found, SESSION_FORMAT)
             else:
                 write_file(note, json.dumps({"format": SESSION_FORMAT}))
             if not os.access(self.folder, os.W_OK):
@@ -124,39 +172,27 @@ class Results:
     # Names
 
     def claim(self, name: str, inside: str | None = None) -> tuple[str, Path]:
-        """Assigns a node's unique name and folder; a name in use gets a number.
+        """Returns a node's unique name and the folder of its result; a name in use gets a number.
 
-        Args:
-            name: The name in the script.
-            inside: Name of the node that makes this one.
-
-        Returns:
-            The unique name, and the folder of the result.
-
-        Raises:
-            DefinitionError: The name is empty or has a slash.
+        `inside` is the name of the node that makes this one.
         """
         if not name or not name.strip():
             raise DefinitionError("A node needs a name: a non-empty text as its first argument.")
         if "/" in name:
             raise DefinitionError(f'The name "{name}" has a "/", which is not allowed. Use another character.')
-        prefix = f"{inside} / " if inside is not None else ""
         base = self.folder if inside is None else self.folder / ".inside" / _slug(inside)
         with self._lock:
-            first, free = str(base / _slug(name)), name
-            while str(base / _slug(free)) in self._names:
-                self._names[first] += 1
-                free = f"{name} #{self._names[first]}"
-            self._names[str(base / _slug(free))] = 1
-        return prefix + free, base / _slug(free)
+            free = self.free_name(name, lambda count: f"{name} #{count}", base)
+            folder = base / _slug(free)
+            self._names.add(folder)
+        return free if inside is None else f"{inside} / {free}", folder
 
-    def free_name(self, first: str, nth: Callable[[int], str]) -> str:
+    def free_name(self, first: str, nth: Callable[[int], str], base: Path | None = None) -> str:
         """Returns an unused name: `first`, or `nth(2)`, `nth(3)` ..."""
         name, count = first, 1
-        with self._lock:
-            while str(self.folder / _slug(name)) in self._names:
-                count += 1
-                name = nth(count)
+        while (base or self.folder) / _slug(name) in self._names:
+            count += 1
+            name = nth(count)
         return name
 
     # Results
@@ -164,31 +200,31 @@ class Results:
     def find(self, wanted: Wanted) -> Kept | None:
         """Returns the result if it is the current one of its name; read-only, without a lock."""
         manifest = Manifest.read(wanted.folder)
-        return Kept(manifest, found=True) if manifest is not None and _is(manifest, wanted) else None
+        if manifest is None or manifest.fingerprint != wanted.fingerprint:
+            return None
+        return Kept(manifest, found=True)
 
     def make(self, wanted: Wanted, build: Callable[[Path], Outcome]) -> Outcome:
         """Makes a result, or restores an older one; only one process at a time makes it.
 
-        Args:
-            wanted: The result. It becomes the current one of its name, and the previous one becomes an older result.
-            build: Fills an empty folder and returns `Kept`, or returns `OnDemand` for a result that is not saved.
-
-        Raises:
-            StorageError: The folder cannot be written.
+        It becomes the current one of its name, and the previous one becomes an older result. `build` fills an empty
+        folder and returns `Kept`, or returns `OnDemand` for a result that is not saved.
         """
         folder, older = wanted.folder, self.older(wanted).parent
         inside = folder.parent.name if folder.parent != self.folder else ""
         lock = self.folder / ".locks" / f"{inside}~{folder.name}"
         what = f'"{wanted.name}"'
         with explained(what, folder), locked(lock, what) as waited, _removed_if_empty(older):
+            target = self.older(wanted)
             if not wanted.force or waited:
-                found = self.find(wanted) or self._restored(wanted)
+                if self.find(wanted) is None and target.is_dir():
+                    self._promote(wanted)
+                found = self.find(wanted)
                 if found is not None:
                     return found
             previous = Manifest.read(folder)
-            if previous is not None and not _is(previous, wanted):
+            if previous is not None and previous.fingerprint != wanted.fingerprint:
                 logger.info('rerunning "%s": %s', wanted.name, previous.difference(wanted.parts))
-            target = self.older(wanted)
             sweep(older, wanted.fingerprint)
             if target.exists():
                 shutil.rmtree(target)
@@ -208,26 +244,16 @@ class Results:
         return wanted.folder.parent / ".older" / wanted.folder.name / wanted.fingerprint
 
     def folder_of(self, wanted: Wanted) -> Path:
-        """Returns the folder of a result, current or older.
-
-        Raises:
-            StorageError: The result was removed.
-        """
-        for folder in (wanted.folder, self.older(wanted)):
-            manifest = Manifest.read(folder)
-            if manifest is not None and _is(manifest, wanted):
-                return folder
+        """Returns the folder of a result, current or older."""
+        if self.find(wanted) is not None:
+            return wanted.folder
+        if self.older(wanted).is_dir():
+            return self.older(wanted)
         raise StorageError(f'The result of "{wanted.name}" is no longer in {wanted.folder}. Run the script again.')
 
     def scratch(self, wanted: Wanted) -> Path:
         """Returns a folder for unfinished work, which survives a kill and is removed with completion of the result."""
         return self.folder / ".work" / f"{wanted.folder.name}-{wanted.fingerprint}"
-
-    def _restored(self, wanted: Wanted) -> Kept | None:
-        if not self.older(wanted).is_dir():
-            return None
-        self._promote(wanted)
-        return self.find(wanted)
 
     def _promote(self, wanted: Wanted) -> None:
         """Makes an older result the current one; a kill at any point loses neither."""
@@ -236,7 +262,7 @@ class Results:
             current = Manifest.read(folder)
             assert current is not None
             place = target.with_name(current.fingerprint)
-            if _is(current, wanted):  # made again by force
+            if current.fingerprint == wanted.fingerprint:  # made again by force
                 place = target.with_name(f".draft-{wanted.fingerprint}-0-replaced")
             shutil.rmtree(place, ignore_errors=True)
             os.rename(folder, place)
@@ -244,20 +270,15 @@ class Results:
         sweep(target.parent, wanted.fingerprint)
 
 
-def _is(manifest: Manifest, wanted: Wanted) -> bool:
-    return manifest.fingerprint == wanted.fingerprint
-
-
-def _check_format(note: Path) -> None:
-    try:
-        found = int(json.loads(note.read_text(encoding="utf-8"))["format"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{note} is damaged. Remove that file; the results next to it are kept.") from error
-    if found > SESSION_FORMAT:
-        raise NewerFormat(
-            f"{note.parent} was written by a newer version of datadreamer-like (its format is {found}, this version "
-            f"reads up to {SESSION_FORMAT}). Upgrade with pip, or choose another folder."
-        )
+def row_ranges(indices: Iterable[int]) -> str:
+    """Returns row indices as ranges: "3,7-9"."""
+    ranges: list[list[int]] = []
+    for index in sorted(set(indices)):
+        if ranges and ranges[-1][1] == index - 1:
+            ranges[-1][1] = index
+        else:
+            ranges.append([index, index])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
 
 
 @contextlib.contextmanager
@@ -274,7 +295,7 @@ def _slug(name: str) -> str:
     slug = re.sub(r"[^\w\-#().,&+=@!~' ]", "_", name.lower()).strip()
     slug = re.sub(r"\s+", "-", slug).lstrip(".") or "_"
     content = slug.encode()
-    if len(content) <= _LONGEST_SLUG:
+    if len(content) <= 120:  # file systems allow 255 bytes; names of locks and drafts hold up to two names and more
         return slug
     digest = hashlib.blake2b(content, digest_size=4).hexdigest()
-    return f"{content[: _LONGEST_SLUG - 9].decode(errors='ignore')}~{digest}"
+    return f"{content[:111].decode(errors='ignore')}~{digest}"

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from datadreamer_like.storage.schemas import cast, widened
-from datadreamer_like.storage.tables import dataset_table
-from datadreamer_like.storage.values import holds_pickles, to_columns
+from datadreamer_like.storage.schemas import rebatched as rebatched
+from datadreamer_like.storage.values import holds_pickles, to_columns, with_features
 
 from .node import Node
 from .origin import Origin, Recorder, Stated
@@ -32,9 +31,7 @@ _MOVED_AT_ONCE = 16_384
 class Table:
     """A view with random access: an Arrow table, in memory or on disk, and positions of rows in it.
 
-    Attributes:
-        data: The Arrow table.
-        indices: Positions of the rows; None for all of them, in order.
+    `indices` are these positions; None for all rows, in order.
     """
 
     data: pa.Table
@@ -45,13 +42,10 @@ class Table:
 
     def select(self, positions: range | np.ndarray[Any, Any]) -> Table:
         """Returns a view of the rows at some positions, in that order."""
-        if self.indices is None:
-            if isinstance(positions, range) and positions.step == 1:
-                return Table(self.data.slice(positions.start, len(positions)))
-            return Table(self.data, np.asarray(positions, dtype=np.int64))
-        if isinstance(positions, range) and positions.step == 1:
-            return Table(self.data, self.indices[positions.start : positions.stop])
-        return Table(self.data, self.indices[np.asarray(positions, dtype=np.int64)])
+        if self.indices is None and isinstance(positions, range) and positions.step == 1:
+            return Table(self.data.slice(positions.start, len(positions)))
+        chosen = np.asarray(positions, dtype=np.int64)
+        return Table(self.data, chosen if self.indices is None else self.indices[chosen])
 
     def columns(self, names: Sequence[str]) -> Table:
         """Returns a view of some columns, in that order."""
@@ -79,8 +73,6 @@ class Rows:
             batches, and the writer widens the schema over all batches.
         num_rows: Number of rows; None if it is unknown before a pass.
         read: Starts a pass of Arrow record batches.
-        origin: The origin of each row.
-        node: The node that the rows belong to.
         table: The rows with random access; None for lazy rows.
         sample: One of the rows, if one was already made to find the columns.
     """
@@ -102,8 +94,9 @@ class Rows:
     @classmethod
     def of_dataset(cls, dataset: Dataset) -> Rows:
         """Returns the rows of a `datasets.Dataset`."""
-        data, indices = dataset_table(dataset)
-        return cls.of_table(Table(data, None if indices is None else indices.to_numpy().astype(np.int64)))
+        data: pa.Table = dataset._data.table
+        indices = None if dataset._indices is None else dataset._indices.column(0).to_numpy().astype(np.int64)
+        return cls.of_table(Table(data.cast(with_features(data.schema, dataset.features)), indices))
 
     @classmethod
     def recorded(
@@ -111,15 +104,11 @@ class Rows:
         names: Sequence[str] | pa.Schema,
         num_rows: int | None,
         read: Callable[[], Iterator[tuple[pa.RecordBatch, Stated | None]]],
-        node: Node | None = None,
     ) -> Rows:
         """Returns lazy rows whose origin is learned as they are read.
 
-        Args:
-            names: Their schema, or the names of the columns.
-            num_rows: Number of rows; None if unknown.
-            read: Starts a pass of batches, each with its origin, or None if that is unknown.
-            node: The node that the rows belong to.
+        `names` are their schema, or the names of the columns. `read` starts a pass of batches, each with its origin, or
+        None if that is unknown.
         """
         origin = Origin.learned()
 
@@ -129,7 +118,7 @@ class Rows:
                 recorder.add(batch.num_rows, stated)
                 yield batch
 
-        return cls(names if isinstance(names, pa.Schema) else untyped(names), num_rows, batches, origin, node)
+        return cls(names if isinstance(names, pa.Schema) else untyped(names), num_rows, batches, origin)
 
     @property
     def columns(self) -> list[str]:
@@ -173,15 +162,9 @@ class Rows:
         return replace(self, schema=schema, read=read)
 
     def values_at(self, index: int) -> Batch:
-        """Returns one row as columns of one value; lazy rows are read up to it.
-
-        Raises:
-            IndexError: There is no such row.
-        """
-        if self.table is not None:
-            if not 0 <= index < len(self.table):
-                raise IndexError(index)
-            return next(iter(to_columns(batch) for batch in self.table.select(range(index, index + 1)).batches()))
+        """Returns one row as columns of one value; lazy rows are read up to it."""
+        if self.table is not None and 0 <= index < len(self.table):
+            return to_columns(self.table.select(range(index, index + 1)).whole())
         start = 0
         for batch in self.read():
             if index < start + batch.num_rows:
@@ -192,7 +175,7 @@ class Rows:
 
 def untyped(names: Iterable[str]) -> pa.Schema:
     """Returns a schema of columns of unknown types."""
-    return pa.schema([pa.field(name, pa.null()) for name in names])
+    return pa.schema([(name, pa.null()) for name in names])
 
 
 def with_columns(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -205,33 +188,3 @@ def with_columns(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
         for column in schema
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
-
-
-def rebatched(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
-    """Yields the rows in batches of `size`; the last may be smaller. Types may change between batches."""
-    held: list[pa.RecordBatch] = []
-    count = 0
-    for batch in batches:
-        start = 0
-        while count + batch.num_rows - start >= size:
-            part = batch.slice(start, size - count)
-            start += part.num_rows
-            yield _joined([*held, part])
-            held, count = [], 0
-        if start < batch.num_rows:
-            held.append(batch.slice(start))
-            count += batch.num_rows - start
-    if held:
-        yield _joined(held)
-
-
-def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    if len(batches) == 1:
-        return batches[0]
-    schema = batches[0].schema
-    for batch in batches[1:]:
-        if not batch.schema.equals(schema, check_metadata=True):
-            schema = widened(schema, batch.schema, "rows")
-    table = pa.Table.from_batches([cast(batch, schema) for batch in batches])
-    (joined,) = table.combine_chunks().to_batches()
-    return joined

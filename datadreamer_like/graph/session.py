@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+import traceback
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar, Token
@@ -16,13 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from datadreamer_like.errors import ArgumentTypeError, SessionError
+from datadreamer_like.errors import ArgumentTypeError, DataDreamerError, SessionError
 
-from .engine import Engine, LocalEngine
+from .engine import Engine
+from .installed import is_installed_file
 from .progress import Progress, ProgressHandler
 from .ray_engine import RayEngine
 from .results import Results
-from .tracebacks import show_errors_briefly
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -81,12 +82,14 @@ class DataDreamer:
         self.hf_log = hf_log
         self.in_memory_answers: dict[str, Any] = {}
         self.progress = Progress(quiet=verbose is False)
-        self.engine = _engine(engine)
+        if engine not in ("local", "ray") and not isinstance(engine, Engine):
+            raise ArgumentTypeError(
+                f'engine is {engine!r}; it must be "local", "ray" or an engine, such as RayEngine().'
+            )
+        self.engine: Engine = {"local": Engine, "ray": RayEngine}[engine]() if isinstance(engine, str) else engine
         self.results = Results(self.folder)
-        self._token: Token[DataDreamer | None] | None = None
-        self._handler: logging.Handler | None = None
-        self._cleanup: Callable[[], object] | None = None
         self._background: list[Callable[[], None]] = []
+        self._ending = contextlib.ExitStack()  # undoes what `start` does
 
     @property
     def cache_folder(self) -> Path | None:
@@ -97,9 +100,7 @@ class DataDreamer:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
             # Errors of background steps would hide this one; Ctrl-C does not wait for them.
             waits, self._background = self._background, []
@@ -117,16 +118,20 @@ class DataDreamer:
                 f"A session is already open (on {open_session.folder}); sessions do not nest. End it first: leave its "
                 "`with` block, or call its stop()."
             )
-        if self.in_memory:
-            self.folder = Path(tempfile.mkdtemp(prefix="datadreamer_like-"))
-            self._cleanup = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
-        self.results = Results(self.folder)
-        self.results.open()
-        self.engine.open(self.results, self.progress, partial(join_session, self.folder))
-        self._start_logging()
-        show_errors_briefly()
-        self._token = _current.set(self)
-        _last_started = self
+        with contextlib.ExitStack() as ending:
+            if self.in_memory:
+                self.folder = Path(tempfile.mkdtemp(prefix="datadreamer_like-"))
+                ending.callback(weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True))
+            self.results = Results(self.folder)
+            self.results.open()
+            self._start_logging(ending)
+            ending.callback(self._close_answers)
+            self.engine.open(partial(_join, self.folder))
+            ending.callback(self.engine.close)
+            _show_errors_briefly()
+            ending.callback(self._leave, _current.set(self))
+            _last_started = self
+            self._ending = ending.pop_all()
 
     def stop(self) -> None:
         """Waits for background steps and ends the session; raises the error of a failed background step."""
@@ -136,38 +141,30 @@ class DataDreamer:
                 for wait in reversed(waits):
                     all_of_them.callback(wait)
         finally:
-            self._end()
+            self._ending.close()
 
     def wait_at_end(self, wait: Callable[[], None]) -> None:
         """Registers background work: `wait` returns when it is done, or raises its error."""
         self._background.append(wait)
 
-    def _end(self) -> None:
+    def _leave(self, token: Token[DataDreamer | None]) -> None:
         global _last_started
         if _last_started is self:
             _last_started = None
-        if self._token is not None:
-            with contextlib.suppress(ValueError):  # stopped in a different context
-                _current.reset(self._token)
-            self._token = None
-        self.engine.close()
-        for store in self.in_memory_answers.values():
-            close = getattr(store, "close", None)
-            if close is not None:
-                close()
-        self.in_memory_answers.clear()
-        if self._handler is not None:
-            logger.removeHandler(self._handler)
-            self._handler = None
-        if self._cleanup is not None:
-            self._cleanup()
+        with contextlib.suppress(ValueError):  # stopped in a different context
+            _current.reset(token)
 
-    def _start_logging(self) -> None:
+    def _close_answers(self) -> None:
+        while self.in_memory_answers:
+            self.in_memory_answers.popitem()[1].close()
+
+    def _start_logging(self, ending: contextlib.ExitStack) -> None:
         logger.setLevel(self.log_level)
         # If the application configured logging, records go there only.
         if not logging.getLogger().handlers and not logger.handlers:
-            self._handler = ProgressHandler(self.progress, self.log_date)
-            logger.addHandler(self._handler)
+            handler = ProgressHandler(self.progress, self.log_date)
+            logger.addHandler(handler)
+            ending.callback(logger.removeHandler, handler)
         if not self.hf_log:
             for name, value in _QUIET_LIBRARIES.items():
                 os.environ.setdefault(name, value)
@@ -194,36 +191,45 @@ class DataDreamer:
         """Returns False: background steps are threads here."""
         return False
 
-    @staticmethod
-    def is_registered_thread() -> bool:
-        """Returns whether this thread belongs to the open session."""
-        return current_session() is not None
+    is_registered_thread = initialized  # every thread belongs to the open session
 
     @staticmethod
     def get_output_folder_path() -> str:
-        """Returns the open session's folder.
-
-        Raises:
-            SessionError: No session is open.
-        """
+        """Returns the open session's folder."""
         session = current_session()
         if session is None:
             raise SessionError("There is no session. Call this inside `with DataDreamer(folder):`.")
         return str(session.folder)
 
 
-def join_session(folder: Path) -> None:
+def _join(folder: Path) -> None:
     """Joins the session of another process, so that models in this process cache their answers in its folder."""
     global _last_started
     _last_started = DataDreamer(folder, verbose=False)
 
 
-def _engine(engine: object) -> Engine:
-    if isinstance(engine, Engine):
-        return engine
-    if engine not in ("local", "ray"):
-        raise ArgumentTypeError(f'engine is {engine!r}; it must be "local", "ray" or an engine, such as RayEngine().')
-    return LocalEngine() if engine == "local" else RayEngine()
+def _show_errors_briefly() -> None:
+    """Shortens the traceback when one of this package's errors, or Ctrl-C, ends the script.
+
+    The environment variable DATADREAMER_LIKE_FULL_TRACEBACK turns this off. An existing hook is not replaced.
+    """
+    if sys.excepthook is sys.__excepthook__ and not os.environ.get("DATADREAMER_LIKE_FULL_TRACEBACK"):
+        sys.excepthook = _brief
+
+
+def _brief(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.stderr.write("Interrupted. Finished work is saved: run the script again and it continues.\n")
+    elif isinstance(error, DataDreamerError):
+        own = [
+            frame
+            for frame in traceback.extract_tb(trace)
+            if not frame.filename.startswith("<") and not is_installed_file(frame.filename)
+        ]
+        sys.stderr.write("".join(traceback.format_list(own)))
+        sys.stderr.write(f"{kind.__name__}: {error}\n")
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 _QUIET_LIBRARIES = {

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 # Bounds the memory for messages of failed rows.
 _MESSAGES_KEPT = 1_000
@@ -45,24 +46,12 @@ class Usage:
     note: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
-    def add(
-        self,
-        *,
-        rows: int = 0,
-        requests: int = 0,
-        cached: int = 0,
-        prompt_tokens: int = 0,
-        completion_tokens: int = 0,
-        cost: float | None = 0.0,
-    ) -> None:
-        """Adds to the counts."""
+    def add(self, *, cost: float | None = 0.0, **counts: int) -> None:
+        """Adds to the cost and to other counts by name, such as `rows=1`."""
         with self._lock:
-            self.rows += rows
-            self.requests += requests
-            self.cached += cached
-            self.prompt_tokens += prompt_tokens
-            self.completion_tokens += completion_tokens
             self.cost = None if self.cost is None or cost is None else self.cost + cost
+            for name, count in counts.items():
+                setattr(self, name, getattr(self, name) + count)
 
     @property
     def failed_rows(self) -> int:
@@ -82,15 +71,10 @@ class Usage:
             del self.failed[:]
             self.failures.clear()
 
-    def absorb(self, other: Usage) -> None:
-        """Adds the usage of a nested node, except its rows."""
-        self.add(
-            requests=other.requests,
-            cached=other.cached,
-            prompt_tokens=other.prompt_tokens,
-            completion_tokens=other.completion_tokens,
-            cost=other.cost,
-        )
+    def of_models(self) -> dict[str, Any]:
+        """Returns the counts of models as arguments of `add`, to add them to those of another node or process."""
+        names = ("requests", "cached", "prompt_tokens", "completion_tokens", "cost")
+        return {name: getattr(self, name) for name in names}
 
 
 _current: ContextVar[Usage | None] = ContextVar("datadreamer_like_usage", default=None)

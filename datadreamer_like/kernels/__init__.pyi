@@ -1,10 +1,10 @@
 from .absmax import absmax_dequantize as absmax_dequantize
 from .absmax import absmax_quantize as absmax_quantize
-from .int8_linear import Granularity as Granularity
-from .int8_linear import int8_linear as int8_linear
-from .int8_matmul import PackedInt8Weight as PackedInt8Weight
-from .int8_matmul import int8_matmul as int8_matmul
-from .int8_matmul import pack_int8_weight as pack_int8_weight
+from .int8 import Granularity as Granularity
+from .int8 import PackedInt8Weight as PackedInt8Weight
+from .int8 import int8_linear as int8_linear
+from .int8 import int8_matmul as int8_matmul
+from .int8 import pack_int8_weight as pack_int8_weight
 from .nf4 import absmax_from_dynamic8 as absmax_from_dynamic8
 from .nf4 import absmax_to_dynamic8 as absmax_to_dynamic8
 from .nf4 import nf4_dequantize as nf4_dequantize

@@ -1,8 +1,7 @@
-"""AbsMax quantization: integers that share a scale, derived from their largest magnitude.
+"""AbsMax quantization: `s = max|X| / (2^(bits-1) - 1)`, `X_q = round(X / s)` (half to even), `X̂ = s X_q`.
 
-`s = max|X| / (2^(bits-1) - 1)`, `X_q = round(X / s)` (half to even), `X̂ = s X_q`: symmetric, so that zero stays zero,
-and off by `s / 2` at most. The vector-wise form, a scale a row, is that of LLM.int8 (Dettmers et al. 2022,
-arXiv:2208.07339).
+It is symmetric, so zero stays zero, and off by `s / 2` at most. The vector-wise form, one scale per row, is that of
+LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from datadreamer_like.errors import DefinitionError
 
 Axis = int | tuple[int, ...] | None
 
-_BLOCK = 1 << 18  # elements; 1 MiB in fp32, which stays in a core's cache from the first pass to the last
+BLOCK = 1 << 18  # elements; 1 MiB in fp32, which stays in a core's cache from the first pass to the last
 
 
 def absmax_quantize(
@@ -26,7 +25,7 @@ def absmax_quantize(
 
     Args:
         x: A floating tensor of any shape and dtype; computed in fp32 (fp64 for fp64).
-        bits: 2 to 8: codes lie in [-(2^(bits-1) - 1), 2^(bits-1) - 1], in an int8 each.
+        bits: 2 to 8: codes are in [-(2^(bits-1) - 1), 2^(bits-1) - 1].
         axis: The dimensions over which a maximum is taken, as in `torch.amax`: None for one scale in all, -1 for a
             scale a row of a matrix, 0 for one a column.
         backend: "reference", or "cpu", which works in cache-sized blocks instead of five passes over the whole tensor
@@ -36,9 +35,6 @@ def absmax_quantize(
         Codes (int8, the shape of `x`) and the scale (fp32 or fp64), which has size 1 in the dimensions of `axis`
         and so broadcasts against the codes. All-zero values get a tiny scale and codes 0. A scale is infinite or NaN
         where `x` is.
-
-    Raises:
-        DefinitionError: `bits` is out of range, `x` is not a floating tensor, or the backend is not available.
 
     Example:
         >>> codes, scale = absmax_quantize(torch.tensor([0.5, 20.0, -0.0001, -0.01, -0.1]))
@@ -58,7 +54,7 @@ def absmax_quantize(
             'Move and detach it, or use backend="reference".'
         )
     largest = 2 ** (bits - 1) - 1
-    if blocked and backend != "reference" and x.numel() > _BLOCK and axis in (None, -1, x.dim() - 1):
+    if blocked and backend != "reference" and x.numel() > BLOCK and axis in (None, -1, x.dim() - 1):
         return _quantize_in_blocks(x, largest, by_row=axis is not None)
     precise = x if x.dtype == torch.float64 else x.float()
     scale = absmax_scale(precise, largest, axis)
@@ -66,13 +62,7 @@ def absmax_quantize(
 
 
 def absmax_dequantize(codes: Tensor, scale: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Returns `scale * codes`, in the dtype of the scale unless another is named.
-
-    Args:
-        codes: int8, of any shape.
-        scale: Broadcasts against the codes.
-        dtype: Data type of the result.
-    """
+    """Returns `scale * codes` for int8 codes, in the dtype of the scale unless another is named."""
     return (codes * scale).to(dtype or scale.dtype)
 
 
@@ -91,18 +81,17 @@ def absmax_scale(x: Tensor, largest: int, axis: Axis) -> Tensor:
 
 def _quantize_in_blocks(x: Tensor, largest: int, by_row: bool) -> tuple[Tensor, Tensor]:
     rows = x.reshape(-1, x.shape[-1])
-    parts = torch.split(rows, max(1, _BLOCK // rows.shape[1]))
+    size = max(1, BLOCK // rows.shape[1])
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     codes = torch.empty(rows.shape, dtype=torch.int8)
-    scale = torch.empty(rows.shape[0] if by_row else 1, 1, dtype=dtype)
+    scale = torch.empty(len(rows) if by_row else 1, 1, dtype=dtype)
     if not by_row:
-        maxima = torch.stack([part.abs().amax() for part in parts]).to(dtype)
+        maxima = torch.stack([part.abs().amax() for part in torch.split(rows, size)]).to(dtype)
         scale[0] = absmax_scale(maxima, largest, None)
-    done = 0
-    for part in parts:
-        precise, here = part.to(dtype), slice(done, done + part.shape[0])
+    split = [torch.split(tensor, size) for tensor in (rows, codes, scale.expand(len(rows), 1))]
+    for part, part_codes, part_scale in zip(*split, strict=True):
+        precise = part.to(dtype)
         if by_row:
-            scale[here] = absmax_scale(precise, largest, -1)
-        codes[here] = torch.div(precise, scale[here] if by_row else scale).round_()
-        done = here.stop
+            part_scale.copy_(absmax_scale(precise, largest, -1))
+        part_codes.copy_(torch.div(precise, part_scale).round_())
     return codes.view(x.shape), scale.view(*x.shape[:-1], 1) if by_row else scale.view([1] * x.dim())

@@ -45,10 +45,6 @@ def nf4_quantize(w: Tensor, block_size: int = 64, *, backend: Backend = None) ->
         code of zero) and absmax (fp32 [ceil(n / block_size)]). Values are rounded to the nearest level, ties to the
         lower one. An infinity or NaN invalidates its block: check for it beforehand.
 
-    Raises:
-        DefinitionError: `w` is not a floating tensor or is empty, `block_size` is odd or under 2, or there is no such
-            backend.
-
     Example:
         >>> packed, absmax = nf4_quantize(torch.tensor([0.0, 2.0, -2.0, 0.9]))
         >>> [f"{byte:08b}" for byte in packed.tolist()], absmax.tolist()
@@ -84,18 +80,10 @@ def nf4_dequantize(
     dtype: torch.dtype = torch.float32,
     backend: Backend = None,
 ) -> Tensor:
-    """Dequantizes codes: `level[code] * absmax`, computed in fp32.
+    """Dequantizes the results of `nf4_quantize`: `level[code] * absmax`, computed in fp32.
 
-    Args:
-        packed: Codes from `nf4_quantize`.
-        absmax: Its scales, fp32.
-        shape: Shape of the tensor that was quantized.
-        block_size: The block size that it was quantized with.
-        dtype: Data type of the result.
-        backend: "reference" unpacks each code; "cpu" looks up two at once and gives the same numbers.
-
-    Raises:
-        DefinitionError: The tensors do not fit the shape, or there is no such backend.
+    `shape` and `block_size` are those of the quantized tensor. `backend="reference"` unpacks each code; "cpu" looks up
+    two at once and gives the same numbers.
     """
     _check(block_size, backend, packed.device)
     count = math.prod(shape)
@@ -110,22 +98,16 @@ def nf4_dequantize(
         values = levels[codes.long()].view(-1)
     else:
         values = F.embedding(packed.reshape(-1).int(), _pairs(packed.device)).view(-1)
-    full = count - count % block_size
     values = values[:count]
-    if full == count:
+    if count % block_size == 0:
         return (values.view(-1, block_size) * absmax.view(-1, 1)).to(dtype).view(tuple(shape))
-    blocks = (values[:full].view(-1, block_size) * absmax[:-1].view(-1, 1)).view(-1)
-    return torch.cat([blocks, values[full:] * absmax[-1]]).to(dtype).view(tuple(shape))
+    return (values * absmax.repeat_interleave(block_size)[:count]).to(dtype).view(tuple(shape))
 
 
 def absmax_to_dynamic8(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantizes the scales of `nf4_quantize` (double quantization).
+    """Quantizes the scales [blocks] of `nf4_quantize` (double quantization).
 
-    Args:
-        absmax: fp32 [blocks].
-
-    Returns:
-        Codes (uint8 [blocks]), their scales (fp32 [ceil(blocks / 256)]), and the subtracted mean (fp32 []).
+    Returns codes (uint8 [blocks]), their scales (fp32 [ceil(blocks / 256)]), and the subtracted mean (fp32 []).
     """
     offset = absmax.mean()
     centred = absmax - offset

@@ -1,7 +1,4 @@
-"""Wanda's mask: which weights of a linear layer to keep, by magnitude times the norm of the input.
-
-`S_ij = |W_ij| * ||X_j||_2`, compared within each output row (Sun et al. 2023, arXiv:2306.11695).
-"""
+"""Wanda's mask: `S_ij = |W_ij| * ||X_j||_2`, compared within each output row (Sun et al. 2023, arXiv:2306.11695)."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ def wanda_mask(
     pattern: tuple[int, int] | None = None,
     backend: Literal["reference"] | None = None,
 ) -> Tensor:
-    """Returns which weights to keep; pass either `sparsity` or `pattern`.
+    """Returns which weights to keep, bool [out, in]; pass either `sparsity` or `pattern`.
 
     Args:
         weight: [out, in], of any floating dtype; scores are computed in fp32.
@@ -30,12 +27,6 @@ def wanda_mask(
             scores the first in the row are removed.
         pattern: (n, m): of every m consecutive inputs the n with the highest scores are kept.
         backend: "reference", in plain PyTorch on any device; there is no other one.
-
-    Returns:
-        Bool [out, in], True for a weight that is kept.
-
-    Raises:
-        DefinitionError: Shapes do not fit, `sparsity` or `pattern` is out of its range, or both or neither are given.
 
     Example:
         >>> wanda_mask(torch.tensor([[3.0, 2.0, 1.0, 1.0]]), torch.tensor([0.1, 1.0, 1.0, 4.0]), 0.5).tolist()

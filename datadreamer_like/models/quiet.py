@@ -7,6 +7,7 @@ import logging as python_logging
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
+from typing import Any
 
 from datadreamer_like.graph import current_session
 
@@ -23,6 +24,8 @@ def quiet() -> Iterator[None]:
         return
     # Modules are untyped when they are imported so.
     hub, logging = import_module("huggingface_hub.utils"), import_module("transformers.utils.logging")
+    gguf: Any = import_module("transformers.modeling_gguf_pytorch_utils")
+    gguf.tqdm = logging.tqdm  # its own bar cannot be switched off
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     no_hub_bars = hub.are_progress_bars_disabled()
     logging.set_verbosity_error()

@@ -1,8 +1,7 @@
 """Pruning: removes weights, heads, layers or vocabulary from a model.
 
-A method is a frozen dataclass with its options. `apply(model, calibration)` returns a smaller copy and does not change
-the model; it needs no session. After `save_pretrained`, the copy loads with transformers' `from_pretrained` if this
-package is imported.
+A method is a frozen dataclass with its options. `apply(model, calibration)` returns a smaller copy, which loads with
+transformers' `from_pretrained` if this package is imported; it needs no session and does not change the model.
 """
 
 import lazy_loader

@@ -1,25 +1,28 @@
-"""Pruning of attention heads by their importance for the loss."""
+"""Pruning of attention heads by their importance for the loss.
+
+Heads are removed by narrowing an attention's projections, from whose width forward passes infer the head count. The
+table of module names by architecture is in `formats.modules`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import partial
+from typing import Any, Self, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
 from datadreamer_like.compression.calibration import as_list, loss_on
 from datadreamer_like.compression.method import already_quantized, check_share
 from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.errors import DefinitionError
-from datadreamer_like.formats import add_layout
-from datadreamer_like.formats.modules import ATTENTIONS
-from datadreamer_like.formats.modules import attentions as find_attentions
-
-from .attention import Attention, attentions
+from datadreamer_like.formats import add_layout, modules
+from datadreamer_like.formats.modules import ATTENTIONS, AttentionForm, weight_of
+from datadreamer_like.formats.widths import apply_change, keep_features
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ class Heads(CompressionMethod):
         groups = [attention.groups for attention in attentions(model)]
         if not groups:
             known = sorted(name.removesuffix("Attention") for name, form in ATTENTIONS.items() if not form.fixed)
-            fixed = next((form.fixed for _, form in find_attentions(model)), "it has no attention of a supported class")
+            found = modules.attentions(model)
+            fixed = next((form.fixed for _, form in found), "it has no attention of a supported class")
             return f"{fixed}. Heads can be removed from {', '.join(known)}."
         spare = sum(max(0, count - self.at_least) for count in groups)
         if round(self.sparsity * sum(groups)) > spare:
@@ -94,7 +98,7 @@ class Heads(CompressionMethod):
         if changes:
             add_layout(model, {"kind": "widths", "modules": changes})
 
-    def _least_important(self, scores: list[torch.Tensor], count: int) -> list[list[int]]:
+    def _least_important(self, scores: list[Tensor], count: int) -> list[list[int]]:
         ranked = sorted(
             (score / float(layer.norm().clamp_min(1e-30)), index, group)
             for index, layer in enumerate(scores)
@@ -107,54 +111,113 @@ class Heads(CompressionMethod):
         return drop
 
 
-def importance(model: nn.Module, found: list[Attention], batches: Batches) -> list[torch.Tensor]:
-    """Measures the importance of each group of heads, without normalisation.
+class Attention:
+    """One attention of a model and its removable groups of heads.
 
-    Args:
-        model: The model; dropout is off meanwhile.
-        found: Its attentions, from `attentions(model)`.
-        batches: Calibration batches.
+    A group is one head, or with grouped queries a key/value head and the query heads that share it.
 
-    Returns:
-        For each attention, float32 [groups]: `E |Att_h(x)^T dL/dAtt_h(x)|` over the examples.
+    Attributes:
+        groups: Number of remaining groups.
+        head_size: Features of one head.
+        group_size: Query features of one group; they are adjacent in the input of the output projection.
+        changes: Layout entries of the modules that `remove` has changed, by name.
     """
+
+    def __init__(self, model: nn.Module, name: str, form: AttentionForm) -> None:
+        self.model, self.name, self.form = model, name, form
+        self.head_size = int(getattr(self._part(form.core), form.head_size))
+        blocks = 3 if form.fused else 1
+        self.groups = len(weight_of(self._part(form.key))) // blocks // self.head_size
+        self.group_size = len(weight_of(self._part(form.query))) // blocks // self.groups
+        self.changes: dict[str, dict[str, Any]] = {}
+
+    @property
+    def output(self) -> nn.Module:
+        """The projection back to the hidden size; its input is the heads' output [..., groups * group_size]."""
+        return self._part(self.form.output)
+
+    def remove(self, groups: Collection[int]) -> None:
+        """Removes groups of heads in place; without any group the attention returns its output bias."""
+        kept = [group for group in range(self.groups) if group not in groups]
+        if kept:
+            self._narrow(kept)
+        else:
+            self._empty()
+        self.groups = len(kept)
+
+    def _narrow(self, kept: list[int]) -> None:
+        form, features = self.form, len(kept) * self.group_size
+        queries, keys = _positions(kept, self.group_size), _positions(kept, self.head_size)
+        if form.fused:
+            width = self.groups * self.group_size
+            rows = {form.query: torch.cat([queries + block * width for block in range(3)])}
+        else:
+            rows = {form.query: queries, form.key: keys, form.value: keys}
+        for path, index in rows.items():
+            keep_features(self._part(path), "out", index)
+        keep_features(self.output, "in", queries)
+        self.changes = {self._full(path): {"out": len(index)} for path, index in rows.items()}
+        self.changes[self._full(form.output)] = {"in": features}
+        if form.width:
+            counts = {form.head_count: features // self.head_size, form.width: features}
+            for attribute, value in counts.items():
+                setattr(self._part(form.core), attribute, value)
+            self.changes[self._full(form.core)] = {"set": counts}
+
+    def _empty(self) -> None:
+        form, bias = self.form, cast("nn.Parameter | None", self.output.bias)
+        constant = {"size": len(weight_of(self.output)), "bias": bias is not None}
+        if form.core:
+            self.changes = {self._full(form.core): {"headless": {}}, self._full(form.output): {"constant": constant}}
+        else:
+            self.changes = {self.name: {"headless": {"output": form.output, "constant": constant}}}
+        for name, change in self.changes.items():
+            apply_change(self.model, name, change)
+        if bias is not None:
+            self.output.bias = bias
+
+    def _full(self, path: str) -> str:
+        return f"{self.name}.{path}" if path else self.name
+
+    def _part(self, path: str) -> nn.Module:
+        return self.model.get_submodule(self._full(path))
+
+
+def attentions(model: nn.Module) -> Iterator[Attention]:
+    """Finds the attentions whose heads can be removed, in the order of the layers."""
+    return (Attention(model, name, form) for name, form in modules.attentions(model) if not form.fixed)
+
+
+def _positions(blocks: list[int], size: int) -> Tensor:
+    """Feature indices [len(blocks) * size] of these blocks of features."""
+    return (torch.tensor(blocks)[:, None] * size + torch.arange(size)).flatten()
+
+
+def importance(model: nn.Module, found: list[Attention], batches: Batches) -> list[Tensor]:
+    """Measures `E |Att_h(x)^T dL/dAtt_h(x)|` over the examples, without dropout: fp32 [groups] of each attention."""
     totals = [torch.zeros(attention.groups) for attention in found]
     examples = 0
-    alive = [index for index, attention in enumerate(found) if attention.groups]
-    with eval_mode(model), torch.enable_grad(), _contexts([found[index] for index in alive]) as contexts:
+    alive = [(attention, total) for attention, total in zip(found, totals, strict=True) if attention.groups]
+    # Outputs of each attention's heads in a forward pass: [batch, seq, features], with gradient.
+    contexts: dict[str, Tensor] = {}
+
+    def collect(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        contexts[name] = inputs[0] if inputs[0].requires_grad else inputs[0].detach().requires_grad_()
+        return (contexts[name], *inputs[1:])
+
+    with eval_mode(model), torch.enable_grad(), ExitStack() as hooks:
+        for attention, _ in alive:
+            hooks.enter_context(attention.output.register_forward_pre_hook(partial(collect, attention.name)))
         for batch in batches:
-            contexts.clear()
             loss = loss_on(model, batch)
-            inputs = [contexts[found[index].name] for index in alive]
+            inputs = [contexts.pop(attention.name) for attention, _ in alive]
             # If the model's head reads an earlier layer, the gradient of the last layers is zero.
             gradients = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
             size = inputs[0].shape[0]
             examples += size
-            for index, context, gradient in zip(alive, inputs, gradients, strict=True):
+            for (attention, total), context, gradient in zip(alive, inputs, gradients, strict=True):
+                product = context.detach().float() * gradient.float()
+                scores = product.view(size, -1, attention.groups, attention.group_size).sum((1, 3))
                 # The loss is a mean over the batch, so the gradient of one example is `size` times larger.
-                product = (context.detach().float() * gradient.float()).view(
-                    size, -1, found[index].groups, found[index].group_size
-                )
-                totals[index] += size * product.sum((1, 3)).abs().sum(0).cpu()
+                total += size * scores.abs().sum(0).cpu()
     return [total / max(1, examples) for total in totals]
-
-
-@contextmanager
-def _contexts(found: list[Attention]) -> Iterator[dict[str, torch.Tensor]]:
-    """Captures the output of each attention's heads during a forward pass: [batch, seq, features], with gradient."""
-    seen: dict[str, torch.Tensor] = {}
-
-    def hook(name: str) -> Any:
-        def collect(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            context = inputs[0] if inputs[0].requires_grad else inputs[0].detach().requires_grad_()
-            seen[name] = context
-            return (context, *inputs[1:])
-
-        return collect
-
-    handles = [attention.output.register_forward_pre_hook(hook(attention.name)) for attention in found]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -14,7 +15,7 @@ from datadreamer_like.compression.calibration import on_device
 from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.errors import DefinitionError, EmptyDataset
 from datadreamer_like.formats import rename_modules
-from datadreamer_like.formats.modules import Stack, stacks
+from datadreamer_like.formats.modules import stacks
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,7 @@ class Layers(CompressionMethod):
 
     With calibration data, the layers of lowest block influence, `1 - E cos(h_in, h_out)` over non-padding tokens, are
     removed in one step (ShortGPT, Men et al. 2024, arXiv:2403.03853). Without, the kept layers are spread evenly from
-    the first to the last, as in DistilBERT.
-
-    Attributes:
-        keep: Number of layers to keep, or their indices from 0.
+    the first to the last, as in DistilBERT. `keep` is the number of layers to keep, or their indices from 0.
     """
 
     keep: int | tuple[int, ...] | list[int]
@@ -53,31 +51,32 @@ class Layers(CompressionMethod):
             return "it has an encoder and a decoder. Use pruning.Magnitude."
         if getattr(config, "scale_attn_by_inverse_layer_idx", False):
             return "its attention is scaled by the index of the layer, so the layers after a dropped one would change."
-        found = _stack(model)
-        if found is None:
+        found = stacks(model)
+        if len(found) != 1:
             return "it has no single list of layers as long as its config's num_hidden_layers."
         last = self.keep - 1 if isinstance(self.keep, int) else max(self.keep)
-        if last >= len(found[1]):
-            return f"keep={self.keep} asks for more than its {len(found[1])} layers."
+        if last >= len(found[0].blocks):
+            return f"keep={self.keep} asks for more than its {len(found[0].blocks)} layers."
         return None
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Drops layers in place and updates the config."""
-        found = _stack(model)
-        assert found is not None, "apply() checks fits() first"
-        name, layers = found
+        ((name, layers),) = stacks(model)
         keep = self._choose(model, layers, calibration)
-        _rewrite_config(model, keep, len(layers))
+        config: Any = model.config
+        for attribute, value in list(vars(config).items()):
+            # Attributes with one value per layer, such as layer_types.
+            if isinstance(value, list) and len(value) == len(layers) and "layer" in attribute:
+                setattr(config, attribute, [value[index] for index in keep])
+        config.num_hidden_layers = len(keep)
         model.set_submodule(name, nn.ModuleList(layers[index] for index in keep))
-        for new, index in enumerate(keep):
-            for module in layers[index].modules():
+        names: dict[str, str | None] = {f"{name}.{old}": None for old in range(len(layers))}
+        for new, old in enumerate(keep):
+            names[f"{name}.{old}"] = f"{name}.{new}"
+            for module in layers[old].modules():
                 if isinstance(getattr(module, "layer_idx", None), int):
                     module.layer_idx = new  # type: ignore[assignment]
-        moved = {index: new for new, index in enumerate(keep)}
-        rename_modules(
-            model,
-            {f"{name}.{old}": f"{name}.{moved[old]}" if old in moved else None for old in range(len(layers))},
-        )
+        rename_modules(model, names)
 
     def _choose(self, model: nn.Module, layers: nn.ModuleList, calibration: Batches | None) -> list[int]:
         if not isinstance(self.keep, int):
@@ -90,60 +89,27 @@ class Layers(CompressionMethod):
 
 
 @torch.no_grad()
-def block_influence(model: nn.Module, layers: Iterable[nn.Module], batches: Batches) -> list[float]:
-    """Measures how much each layer rotates its input: `1 - E cos(h_in, h_out)`.
-
-    Args:
-        model: The model that runs the batches.
-        layers: Its layers.
-        batches: Calibration batches; positions where `attention_mask` is 0 do not count.
-
-    Returns:
-        One number per layer, 0 for a layer that does not change the direction.
-
-    Raises:
-        EmptyDataset: There is no batch.
-    """
-    stack = list(layers)
-    cosines, tokens = torch.zeros(len(stack), dtype=torch.float64), 0.0
+def block_influence(model: nn.Module, layers: nn.ModuleList, batches: Batches) -> list[float]:
+    """Measures how much each layer rotates its input, `1 - E cos(h_in, h_out)`, at positions that are not padding."""
+    cosines, tokens = torch.zeros(len(layers), dtype=torch.float64), 0.0
     mask = torch.empty(0)
 
-    def hook(index: int) -> Any:
-        def measure(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            before = args[0] if args else kwargs["hidden_states"]
-            after = output[0] if isinstance(output, tuple) else output
-            cosine = nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
-            cosines[index] += float((cosine * mask).sum())
+    def measure(index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        before = args[0] if args else kwargs["hidden_states"]
+        after = output[0] if isinstance(output, tuple) else output
+        cosine = nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
+        cosines[index] += float((cosine * mask).sum())
 
-        return measure
-
-    handles = [layer.register_forward_hook(hook(index), with_kwargs=True) for index, layer in enumerate(stack)]
-    try:
-        with eval_mode(model):
-            for batch in batches:
-                batch = on_device(batch, model)
-                ids = batch.get("input_ids", batch.get("inputs_embeds"))
-                assert ids is not None, "a transformers model takes input_ids or inputs_embeds"
-                mask = batch.get("attention_mask", torch.ones(ids.shape[:2], device=ids.device)).float()
-                tokens += float(mask.sum())
-                model(**batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with eval_mode(model), ExitStack() as hooks:
+        for index, layer in enumerate(layers):
+            hooks.enter_context(layer.register_forward_hook(partial(measure, index), with_kwargs=True))
+        for batch in batches:
+            batch = on_device(batch, model)
+            ids = batch.get("input_ids", batch.get("inputs_embeds"))
+            assert ids is not None, "a transformers model takes input_ids or inputs_embeds"
+            mask = batch.get("attention_mask", torch.ones(ids.shape[:2], device=ids.device)).float()
+            tokens += float(mask.sum())
+            model(**batch)
     if not tokens:
         raise EmptyDataset("Layers got no calibration batch. Pass some, or none at all to keep evenly spread layers.")
     return [float(1 - cosine / tokens) for cosine in cosines]
-
-
-def _stack(model: nn.Module) -> Stack | None:
-    found = stacks(model)
-    return found[0] if len(found) == 1 else None
-
-
-def _rewrite_config(model: nn.Module, keep: list[int], count: int) -> None:
-    config: Any = model.config
-    for attribute, value in list(vars(config).items()):
-        # Attributes with one value per layer, such as layer_types.
-        if isinstance(value, list) and len(value) == count and "layer" in attribute:
-            setattr(config, attribute, [value[index] for index in keep])
-    config.num_hidden_layers = len(keep)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Literal, Self, get_args
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
-from datadreamer_like.compression.method import already_quantized, check_share
+from datadreamer_like.compression.method import already_quantized, check_patterns, check_share
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.formats import mark_sparse
 
@@ -30,9 +29,9 @@ class Magnitude(CompressionMethod):
 
     Attributes:
         sparsity: Share of the weights that become zero, in [0, 1).
-        scope: How thresholds are chosen. "model": one threshold for all weights (class-blind, the best in See et
-            al.). "layer": each weight matrix loses the same share (class-uniform). "distribution": each matrix's
-            threshold is the same multiple of its standard deviation (class-distribution).
+        scope: How thresholds are chosen. "model": one threshold for all weights (class-blind, the best in See et al.).
+            "layer": each weight matrix loses the same share (class-uniform). "distribution": each matrix's threshold
+            is the same multiple of its standard deviation (class-distribution).
         include: Parts to prune too, from "embeddings", "biases", "norms".
         exclude: Patterns of parameter names that are never pruned, for instance ("classifier.*",).
 
@@ -53,6 +52,7 @@ class Magnitude(CompressionMethod):
 
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)
+        check_patterns(self.exclude)
         if self.scope not in get_args(Scope):
             raise DefinitionError(f'scope is "{self.scope}"; it must be one of {", ".join(get_args(Scope))}.')
         unknown = sorted(set(self.include) - set(get_args(Part)))
@@ -68,27 +68,19 @@ class Magnitude(CompressionMethod):
         """Any module with floating-point weights, unquantized."""
         if reason := already_quantized(model):
             return reason
-        if not any(True for _ in self._weights(model)):
+        if not self._weights(model):
             return "it has no floating-point weight that this method may prune (biases, norms and embeddings are kept)."
         return None
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Zeroes the smallest weights in place; calibration data are not used."""
-        weights = dict(self._weights(model))
-        if self.scope == "layer":
-            for weight in weights.values():
-                _zero_smallest([weight], [weight.abs()], self.sparsity)
-        else:
-            scores = [
-                weight.abs() / weight.std(correction=0).clamp_min(1e-30)
-                if self.scope == "distribution"
-                else weight.abs()
-                for weight in weights.values()
-            ]
-            _zero_smallest(list(weights.values()), scores, self.sparsity)
-        mark_sparse(model, list(weights))
+        found = self._weights(model)
+        weights = list(found.values())
+        for group in [[weight] for weight in weights] if self.scope == "layer" else [weights]:
+            _zero_smallest(group, self.sparsity, relative=self.scope == "distribution")
+        mark_sparse(model, found)
 
-    def _weights(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    def _weights(self, model: nn.Module) -> dict[str, nn.Parameter]:
         # A head tied to the embeddings counts as an embedding, so parameters are compared by identity.
         embeddings = {
             id(parameter)
@@ -96,6 +88,7 @@ class Magnitude(CompressionMethod):
             if isinstance(module, nn.Embedding | nn.EmbeddingBag)
             for parameter in module.parameters(recurse=False)
         }
+        found: dict[str, nn.Parameter] = {}
         for name, parameter in model.named_parameters():
             part: Part | None = None
             if id(parameter) in embeddings:
@@ -104,12 +97,17 @@ class Magnitude(CompressionMethod):
                 part = "biases" if name.endswith("bias") else "norms"
             kept = any(fnmatch(name, pattern) for pattern in self.exclude)
             if parameter.is_floating_point() and parameter.numel() and not kept and (not part or part in self.include):
-                yield name, parameter
+                found[name] = parameter
+        return found
 
 
-def _zero_smallest(weights: list[nn.Parameter], scores: list[torch.Tensor], share: float) -> None:
-    """Zeroes the `round(share * n)` weights of lowest score over all of these tensors."""
-    flat = torch.cat([score.flatten().float() if score.itemsize < 4 else score.flatten() for score in scores])
+def _zero_smallest(weights: list[nn.Parameter], share: float, relative: bool) -> None:
+    """Zeroes the `round(share * n)` weights of lowest magnitude, `relative` to their tensor's standard deviation."""
+    scores = [weight.abs().flatten() for weight in weights]
+    if relative:
+        deviations = [weight.std(correction=0).clamp_min(1e-30) for weight in weights]
+        scores = [score / deviation for score, deviation in zip(scores, deviations, strict=True)]
+    flat = torch.cat([score.float() if score.itemsize < 4 else score for score in scores])
     count = round(share * flat.numel())
     if count == 0:
         return

@@ -8,35 +8,18 @@ import torch
 from torch import nn
 
 from datadreamer_like.errors import DefinitionError
-from datadreamer_like.formats import layouts
-from datadreamer_like.formats.layout import kind_of
+from datadreamer_like.formats.sparse import sparse_names
 
 
 def masks(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Returns the masks of a sparse model: compute them before training, `reapply` them after each optimizer step.
-
-    Args:
-        model: A model with sparse weights.
-
-    Returns:
-        For each pruned parameter, by name, a bool tensor of its shape: True for non-zero weights.
-    """
-    found: dict[str, torch.Tensor] = {}
-    for entry in layouts(model):
-        found |= kind_of(entry).kept(model, entry)
-    return found
+    """Returns the mask of each pruned parameter, True for non-zero weights; compute them before training."""
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name].detach() != 0 for name in sparse_names(model) if name in parameters}
 
 
 @torch.no_grad()
 def reapply(model: nn.Module, kept: Mapping[str, torch.Tensor]) -> None:
-    """Sets all weights outside the masks to zero, in place.
-
-    Optimizers update pruned weights too, so call this after each `optimizer.step()`.
-
-    Args:
-        model: The model in training.
-        kept: The masks from `masks`.
-    """
+    """Sets all weights outside the masks to zero, in place; call it after each optimizer step, which updates them."""
     parameters = dict(model.named_parameters())
     for name, mask in kept.items():
         parameters[name].mul_(mask.to(parameters[name].device))
@@ -57,12 +40,6 @@ def cubic_sparsity(
         initial: Sparsity s_i until `begin`.
         begin: Step t0 of the schedule's start.
         every: Steps dt between two prunings; in between the sparsity stays.
-
-    Returns:
-        A share between `initial` and `final`.
-
-    Raises:
-        DefinitionError: `steps` or `every` is under 1.
 
     Example:
         >>> [round(cubic_sparsity(t, final=0.8, steps=4), 4) for t in range(6)]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from itertools import islice, pairwise
+from typing import Any, cast
 
-import tokenizers
 import torch
+from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -16,10 +20,6 @@ from datadreamer_like.compression import CompressionMethod, Corpus
 from datadreamer_like.compression.method import already_quantized
 from datadreamer_like.errors import DataError, DefinitionError, EmptyDataset, MethodMisfit
 from datadreamer_like.formats.modules import token_embeddings
-
-from .subwords import Subwords
-
-_BATCH = 1000
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,6 @@ class Vocabulary(CompressionMethod):
         if self.size is not None and self.size < 1:
             raise DefinitionError(f"size={self.size} must be a number of tokens from 1, or None.")
 
-    @classmethod
-    def example(cls) -> Self:
-        """All tokens of the corpus."""
-        return cls()
-
     def fits(self, model: nn.Module) -> str | None:
         """Transformers models with a token embedding that is not shared with another stack."""
         if reason := already_quantized(model):
@@ -74,19 +69,14 @@ class Vocabulary(CompressionMethod):
         return Subwords(backend).misfit()
 
     def change(self, model: nn.Module, calibration: Corpus) -> None:
-        """Trims model and tokenizer in place.
-
-        Raises:
-            MethodMisfit: `size` is too small.
-            EmptyDataset: The corpus has no text.
-            DataError: A value of the corpus is not a text.
-        """
-        tokenizer = calibration.tokenizer
+        """Trims model and tokenizer in place."""
+        tokenizer, rows = calibration.tokenizer, cast(Any, model).get_input_embeddings().num_embeddings
         subwords = Subwords(tokenizer.backend_tokenizer)
-        kept = self._choose(subwords, calibration.texts, _special_ids(model))
+        special = {token for _, _, ids in _token_ids(model) for token in ids if 0 <= token < rows}
+        kept = self._choose(subwords, calibration.texts, special)
         new_id = {old: new for new, old in enumerate(kept)}
         _trim_model(model, kept, new_id)
-        tokenizer._tokenizer = tokenizers.Tokenizer.from_str(subwords.trimmed(new_id))
+        tokenizer._tokenizer = subwords.trimmed(new_id)
 
     def _choose(self, subwords: Subwords, corpus: Iterable[str], special: set[int]) -> list[int]:
         counts = _count(subwords, corpus)
@@ -105,46 +95,31 @@ class Vocabulary(CompressionMethod):
 
 def _count(subwords: Subwords, corpus: Iterable[str]) -> Counter[int]:
     counts: Counter[int] = Counter()
-    batch: list[str] = []
-
-    def flush() -> None:
+    texts = _checked(corpus)
+    while batch := list(islice(texts, 1000)):
         for ids in subwords.encode(batch):
             counts.update(ids)
-        batch.clear()
-
-    for index, text in enumerate(corpus):
-        if not isinstance(text, str):
-            raise DataError(f"Calibration text {index} is {type(text).__name__}, not a text. Filter it out first.")
-        batch.append(text)
-        if len(batch) == _BATCH:
-            flush()
-    flush()
     if not counts:
         raise EmptyDataset("Vocabulary got no text to count tokens in. Pass the texts that the model will see.")
     return counts
 
 
-def _configs(model: nn.Module) -> list[Any]:
-    config, generation = cast(Any, model).config, getattr(model, "generation_config", None)
-    text = config.get_text_config()
-    return [config, *([text] if text is not config else []), *([generation] if generation is not None else [])]
+def _checked(corpus: Iterable[str]) -> Iterator[str]:
+    for index, text in enumerate(corpus):
+        if not isinstance(text, str):
+            raise DataError(f"Calibration text {index} is {type(text).__name__}, not a text. Filter it out first.")
+        yield text
 
 
-def _token_ids(config: Any) -> dict[str, int | list[int]]:
-    return {
-        name: value
+def _token_ids(model: Any) -> list[tuple[Any, str, list[int]]]:
+    """Token ids in the model's configs: the config, the attribute, and its value or values."""
+    configs = model.config, model.config.get_text_config(), getattr(model, "generation_config", None)
+    return [
+        (config, name, value if isinstance(value, list) else [value])
+        for config in {id(config): config for config in configs if config is not None}.values()
         for name, value in vars(config).items()
-        if name.endswith(("_token_id", "_token_ids")) and isinstance(value, int | list) and not isinstance(value, bool)
-    }
-
-
-def _special_ids(model: nn.Module) -> set[int]:
-    rows = cast(Any, model).get_input_embeddings().num_embeddings
-    found: set[int] = set()
-    for config in _configs(model):
-        for value in _token_ids(config).values():
-            found.update(value if isinstance(value, list) else [value])
-    return {token for token in found if 0 <= token < rows}
+        if name.endswith(("_token_id", "_token_ids")) and isinstance(value, int | list)
+    ]
 
 
 def _trim_model(model: Any, kept: list[int], new_id: dict[int, int]) -> None:
@@ -152,31 +127,132 @@ def _trim_model(model: Any, kept: list[int], new_id: dict[int, int]) -> None:
     _refuse_moved_padding(model, embedding, new_id)
     padding = embedding.padding_idx
     rows = torch.tensor(kept, device=embedding.weight.device)
-    tensors = {id(embedding.weight): embedding.weight}
-    if head is not None:
-        tensors.update(
-            {id(tensor): tensor for tensor in (head.weight, getattr(head, "bias", None)) if tensor is not None}
-        )
-    for tensor in tensors.values():
+    tensors = [embedding.weight, getattr(head, "weight", None), getattr(head, "bias", None)]
+    for tensor in {id(tensor): tensor for tensor in tensors if tensor is not None}.values():
         # Move the kept rows to the front; resizing then removes the rest and keeps weights tied.
         tensor[: len(kept)] = tensor[rows].clone()
     model.resize_token_embeddings(len(kept))
     model.get_input_embeddings().padding_idx = None if padding is None else new_id.get(padding)
-    for config in _configs(model):
-        for name, value in _token_ids(config).items():
-            moved = (
-                [new_id.get(token, token) for token in value] if isinstance(value, list) else new_id.get(value, value)
-            )
-            setattr(config, name, moved)
+    for config, name, ids in _token_ids(model):
+        moved = [new_id.get(token, token) for token in ids]
+        setattr(config, name, moved if isinstance(getattr(config, name), list) else moved[0])
 
 
 def _refuse_moved_padding(model: nn.Module, embedding: nn.Embedding, new_id: dict[int, int]) -> None:
     # RoBERTa numbers positions from the id of the padding token.
-    for module in model.modules():
-        if isinstance(module, nn.Embedding) and module is not embedding and module.padding_idx:
-            old = module.padding_idx
-            if new_id.get(old, old) != old:
-                raise MethodMisfit(
-                    f"{type(model).__name__} counts positions from its padding token's id, {old}, which would become "
-                    f"{new_id[old]}, as tokens before it are removed. Use a tokenizer whose special tokens come first."
-                )
+    others = [other for other in model.modules() if isinstance(other, nn.Embedding) and other is not embedding]
+    for old in [other.padding_idx for other in others if other.padding_idx]:
+        if new_id.get(old, old) != old:
+            raise MethodMisfit(
+                f"{type(model).__name__} counts positions from its padding token's id, {old}, which would become "
+                f"{new_id[old]}, as tokens before it are removed. Use a tokenizer whose special tokens come first."
+            )
+
+
+class Subwords:
+    """The vocabulary and rules of a WordPiece, BPE or Unigram tokenizer, from a copy of its complete JSON form."""
+
+    def __init__(self, backend: Tokenizer) -> None:
+        self._json: dict[str, Any] = json.loads(backend.to_str())
+        self._model: dict[str, Any] = self._json["model"]
+        plain = {**self._json, "padding": None, "truncation": None}
+        self._encoder = Tokenizer.from_str(json.dumps(plain))
+        vocab = self._model["vocab"]
+        # Added tokens are not in it unless the model has them too.
+        self._ids: dict[str, int] = (
+            {piece: index for index, (piece, _) in enumerate(vocab)} if isinstance(vocab, list) else vocab
+        )
+        self._pieces = {token: piece for piece, token in self._ids.items()}
+        merges = (merge.split(" ") if isinstance(merge, str) else merge for merge in self._model.get("merges", []))
+        self._ranks = {(first, second): rank for rank, (first, second) in enumerate(merges)}
+
+    def misfit(self) -> str | None:
+        """The reason why this tokenizer cannot be trimmed, or None."""
+        kind = self._model["type"]
+        if kind not in ("WordPiece", "BPE", "Unigram"):
+            return f"its tokenizer is a {kind}; WordPiece, BPE and Unigram can be trimmed."
+        if kind == "BPE" and (self._model.get("continuing_subword_prefix") or self._model.get("end_of_word_suffix")):
+            return (
+                "its tokenizer is a BPE that marks pieces by prefix or suffix, whose merges this method cannot follow."
+            )
+        return None
+
+    def encode(self, texts: list[str]) -> Iterable[list[int]]:
+        """The ids of each text with special tokens, without padding or truncation."""
+        return (encoding.ids for encoding in self._encoder.encode_batch(texts))
+
+    def always_needed(self) -> set[int]:
+        """Tokens that the tokenizer always needs: added tokens, the unknown token, and byte fallback tokens."""
+        needed = {token["id"] for token in self._json["added_tokens"]} | self._ids_of([self._model.get("unk_token")])
+        if self._model.get("unk_id") is not None:
+            needed.add(self._model["unk_id"])
+        if self._model.get("byte_fallback"):
+            needed |= self._ids_of(f"<0x{byte:02X}>" for byte in range(256))
+        if '"ByteLevel"' in json.dumps([self._json["pre_tokenizer"], self._json["normalizer"]]):
+            needed |= self._ids_of(ByteLevel.alphabet())
+        return needed
+
+    def parts(self, token: int) -> set[int]:
+        """The token, and the tokens from which the tokenizer builds or spells it."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            return {token}
+        if self._model["type"] == "BPE":
+            return {token} | self._ids_of(self._built_from(piece))
+        prefix = self._model.get("continuing_subword_prefix", "")
+        letters = piece.removeprefix(prefix)
+        return {token} | self._ids_of([*letters, *(prefix + letter for letter in letters)])
+
+    def _built_from(self, piece: str) -> set[str]:
+        """All intermediate pieces of the byte-pair merges that build this one.
+
+        Inside a longer word the same merges happen in the same order, as none of them crosses the piece's border.
+        """
+        symbols, seen = list(piece), set(piece)
+        while len(symbols) > 1:
+            pairs = enumerate(pairwise(symbols))
+            rank, index = min((self._ranks.get(pair, len(self._ranks)), index) for index, pair in pairs)
+            if rank == len(self._ranks):
+                break
+            symbols[index : index + 2] = [symbols[index] + symbols[index + 1]]
+            seen.add(symbols[index])
+        return seen
+
+    def _ids_of(self, pieces: Iterable[str | None]) -> set[int]:
+        return {self._ids[piece] for piece in pieces if piece in self._ids}
+
+    def trimmed(self, new_id: Mapping[int, int]) -> Tokenizer:
+        """Returns the tokenizer with only the tokens that have a new id, by old id."""
+        result = copy.deepcopy(self._json)
+        model = result["model"]
+        if isinstance(model["vocab"], list):
+            model["vocab"] = [entry for token, entry in enumerate(model["vocab"]) if token in new_id]
+            if model.get("unk_id") is not None:
+                model["unk_id"] = new_id[model["unk_id"]]
+        else:
+            model["vocab"] = {piece: new_id[token] for piece, token in self._ids.items() if token in new_id}
+        if "merges" in model:
+            vocab = model["vocab"]
+            model["merges"] = [
+                [first, second]
+                for first, second in self._ranks
+                if first in vocab and second in vocab and first + second in vocab
+            ]
+        for token in result["added_tokens"]:
+            token["id"] = new_id[token["id"]]
+        if result["padding"] is not None:
+            result["padding"]["pad_id"] = new_id[result["padding"]["pad_id"]]
+        for part in _post_processors(result["post_processor"]):
+            for name in ("sep", "cls"):
+                if name in part:
+                    part[name][1] = new_id[part[name][1]]
+            for special in part.get("special_tokens", {}).values():
+                special["ids"] = [new_id[token] for token in special["ids"]]
+        return Tokenizer.from_str(json.dumps(result))
+
+
+def _post_processors(part: dict[str, Any] | None) -> list[dict[str, Any]]:
+    if part is None:
+        return []
+    inner = part.get("processors")
+    return [part] if inner is None else [leaf for one in inner for leaf in _post_processors(one)]

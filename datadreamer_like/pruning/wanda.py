@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
-from datadreamer_like.compression.method import already_quantized, check_share
-from datadreamer_like.compression.sequential import Block, walk_blocks
+from datadreamer_like.compression.calibration import Block, walk_blocks
+from datadreamer_like.compression.method import already_quantized, check_patterns, check_share
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.formats import mark_sparse
-from datadreamer_like.formats.modules import linears, stacks, weight_of
+from datadreamer_like.formats.modules import block_linears, weight_of
 from datadreamer_like.kernels import wanda_mask
 
 
@@ -46,6 +46,7 @@ class Wanda(CompressionMethod):
     papers = ("2306.11695",)
 
     def __post_init__(self) -> None:
+        check_patterns(self.exclude)
         if (self.sparsity is None) == (self.pattern is None):
             raise DefinitionError("Wanda takes either sparsity or pattern: Wanda(0.5), or Wanda(pattern=(2, 4)).")
         if self.sparsity is not None:
@@ -64,51 +65,41 @@ class Wanda(CompressionMethod):
         """Any transformers model whose blocks have plain linear layers, unquantized."""
         if reason := already_quantized(model):
             return reason
-        found = self._weights(model)
+        found = block_linears(model, self.exclude)
         if not found:
             return "it has no list of blocks with linear layers. Use pruning.Magnitude."
-        if self.pattern is not None:
-            for name, module in found.items():
-                if weight_of(module).shape[1] % self.pattern[1]:
-                    return (
-                        f"the {weight_of(module).shape[1]} inputs of {name} are not a multiple of {self.pattern[1]}. "
-                        "Exclude that module, or choose another pattern."
-                    )
+        for name, module in found.items():
+            inputs = weight_of(module).shape[1]
+            if self.pattern is not None and inputs % self.pattern[1]:
+                return (
+                    f"the {inputs} inputs of {name} are not a multiple of {self.pattern[1]}. "
+                    "Exclude that module, or choose another pattern."
+                )
         return None
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Prunes the blocks in order, in place."""
-        chosen = self._weights(model)
+        chosen = block_linears(model, self.exclude)
         for block in walk_blocks(model, calibration, self):
             layers = {name: layer for name, layer in chosen.items() if name.startswith(f"{block.name}.")}
-            with _input_norms(block, layers) as norms:
-                block.run()
+            squares = _sums_of_squares(block, layers)
             for name, layer in layers.items():
                 weight = weight_of(layer)
-                kept = wanda_mask(weight, norms[name].sqrt(), self.sparsity, pattern=self.pattern)
+                kept = wanda_mask(weight, squares[name].sqrt(), self.sparsity, pattern=self.pattern)
                 weight.masked_fill_(~kept, 0.0)
         mark_sparse(model, [f"{name}.weight" for name in chosen])
 
-    def _weights(self, model: nn.Module) -> dict[str, nn.Module]:
-        blocks = tuple(f"{stack.name}." for stack in stacks(model))
-        return {name: layer for name, layer in linears(model, self.exclude).items() if name.startswith(blocks)}
 
-
-@contextmanager
-def _input_norms(block: Block, layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Sums the squares of each layer's input features while the block runs: by name, fp32 [in]."""
+def _sums_of_squares(block: Block, layers: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """Runs the block and sums the squares of each layer's input features: by name, fp32 [in]."""
     weights = {name: weight_of(layer) for name, layer in layers.items()}
     sums = {name: torch.zeros(weight.shape[1], device=weight.device) for name, weight in weights.items()}
 
-    def hook(name: str) -> Any:
-        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            sums[name] += block.tokens(inputs[0]).float().square().sum(0)
+    def add(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        sums[name] += block.tokens(inputs[0]).float().square().sum(0)
 
-        return add
-
-    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
-    try:
-        yield sums
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_pre_hook(partial(add, name)))
+        block.run()
+    return sums

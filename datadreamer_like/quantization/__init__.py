@@ -1,8 +1,7 @@
 """Quantization: low-bit weights and activations.
 
-A method is a frozen dataclass with its options. `apply(model)` returns a quantized copy and does not change the model;
-it needs no session. After `save_pretrained`, the copy loads with transformers' `from_pretrained` if this package is
-imported.
+A method is a frozen dataclass with its options. `apply(model)` returns a quantized copy, which loads with transformers'
+`from_pretrained` if this package is imported; it needs no session and does not change the model.
 """
 
 import lazy_loader

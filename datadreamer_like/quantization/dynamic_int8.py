@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self, cast, get_args
+from typing import Any, get_args
 
-from torch import Tensor, nn
+from torch import nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
-from datadreamer_like.errors import DefinitionError, MethodMisfit
+from datadreamer_like.compression.method import check_finite, check_patterns, why_unquantizable
+from datadreamer_like.errors import DefinitionError
 from datadreamer_like.formats import add_layout
-from datadreamer_like.formats.int8 import Int8, Int8Linear, int8_like
+from datadreamer_like.formats.int8 import Int8, int8_like
 from datadreamer_like.formats.modules import (
     linears,
     matches,
     output_heads,
     replace_modules,
-    tied_weights,
     token_embeddings,
     weight_of,
 )
-from datadreamer_like.formats.stored import has_codes
 from datadreamer_like.kernels import Granularity, absmax_quantize
 
 
@@ -64,76 +63,47 @@ class DynamicInt8(CompressionMethod):
     def __post_init__(self) -> None:
         if self.granularity not in get_args(Granularity):
             raise DefinitionError(f'granularity is "{self.granularity}"; choose "token" or "tensor".')
-        if isinstance(cast(object, self.exclude), str):
-            raise DefinitionError(f'exclude is the text "{self.exclude}"; pass a tuple of patterns.')
-
-    @classmethod
-    def example(cls) -> Self:
-        """The method with its defaults."""
-        return cls()
+        check_patterns(self.exclude)
 
     def fits(self, model: nn.Module) -> str | None:
         """Any module with linear layers that are not quantized yet, its adapters merged."""
-        if hasattr(model, "peft_config"):
-            return "it has adapters on its weights. Merge them first: model.merge_and_unload()."
         chosen = self._chosen(model)
+        if reason := why_unquantizable(model, chosen, "nn.Linear, Conv1D or nn.Embedding"):
+            return reason
         embedded = {id(module.weight) for module in chosen.values() if isinstance(module, nn.Embedding)}
-        tied = tied_weights(model)
+        tied = getattr(model, "all_tied_weights_keys", None) or ()
         for name, module in chosen.items():
             if f"{name}.weight" in tied and id(module.weight) not in embedded:
                 return (
                     f'"{name}" is tied to the embedding, so the two are quantized together or not at all. '
                     "Set embeddings=True and exclude neither, or lm_head=False."
                 )
-        if not chosen:
-            if has_codes(model):
-                return "it is quantized already. Start from the model as it was before."
-            return "it has no nn.Linear, Conv1D or nn.Embedding that this method may quantize."
         return None
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Replaces the layers in place; calibration data are not used."""
-        tied = tied_weights(model)
+        tied = getattr(model, "all_tied_weights_keys", None) or ()
         codes: dict[int, nn.Parameter] = {}
         made: dict[str, nn.Module] = {}
         facts: dict[str, dict[str, Any]] = {}
         for name, module in self._chosen(model).items():
-            weight = cast(Tensor, module.weight)
             made[name] = new = int8_like(module, self.granularity)
-            found, new.weight_scale = _rows_in_int8(weight_of(module), name)
+            found, scale = absmax_quantize(weight_of(module).detach(), bits=8, axis=-1)
+            new.weight_scale = scale.float()
+            check_finite(name, new.weight_scale, "int8")
             # Modules with a shared weight share its codes.
-            new.weight = codes.setdefault(id(weight), nn.Parameter(found, requires_grad=False))
-            if isinstance(new, Int8Linear) and new.bias is not None:
-                new.bias = nn.Parameter(cast(Tensor, module.bias).detach(), requires_grad=False)
+            new.weight = codes.setdefault(id(module.weight), nn.Parameter(found.contiguous(), requires_grad=False))
             facts[name] = {"tied": True} if f"{name}.weight" in tied else {}
         replace_modules(model, made)
-        for module in model.modules():
-            if isinstance(module, nn.TransformerEncoderLayer):
-                # Disables PyTorch's fused path, which reads the layers' weights directly and requires floats.
-                module.activation_relu_or_gelu = 0
         add_layout(model, {"kind": Int8.name, "granularity": self.granularity, "modules": facts})
 
     def _chosen(self, model: nn.Module) -> dict[str, nn.Module]:
         """The modules to quantize, by name; a linear layer that shares a chosen embedding's weight is one."""
-        chosen: dict[str, nn.Module] = {}
-        if self.embeddings:
-            chosen |= {
-                name: module for name, module in token_embeddings(model).items() if not matches(name, self.exclude)
-            }
+        embeddings = token_embeddings(model) if self.embeddings else {}
+        chosen: dict[str, nn.Module] = {k: module for k, module in embeddings.items() if not matches(k, self.exclude)}
         shared = {id(module.weight) for module in chosen.values()}
         heads = set() if self.lm_head else set(output_heads(model))
         for name, module in linears(model).items():
             if id(module.weight) in shared or not (matches(name, self.exclude) or name in heads):
                 chosen[name] = module
         return chosen
-
-
-def _rows_in_int8(weight: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    codes, scale = absmax_quantize(weight.detach(), bits=8, axis=-1)
-    scale = scale.float()
-    if not bool(scale.isfinite().all()):
-        raise MethodMisfit(
-            f'The weight of "{name}" holds infinities or NaN, which have no int8 code. '
-            "The training that made it has diverged: train again with a lower learning rate."
-        )
-    return codes.contiguous(), scale

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
-from datadreamer_like.errors import DefinitionError, MethodMisfit
+from datadreamer_like.compression.method import check_finite, check_patterns, why_unquantizable
+from datadreamer_like.errors import DefinitionError
 from datadreamer_like.formats import add_layout
-from datadreamer_like.formats.modules import linears, output_heads, replace_modules, stacks, weight_of
-from datadreamer_like.formats.nf4 import NF4Linear, nf4_like
-from datadreamer_like.formats.stored import has_codes
+from datadreamer_like.formats.modules import block_linears, linears, output_heads, replace_modules, stacks, weight_of
+from datadreamer_like.formats.nf4 import NF4Linear
 
 _BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -53,55 +52,24 @@ class NF4(CompressionMethod):
         if self.block_size not in _BLOCK_SIZES:
             sizes = ", ".join(map(str, _BLOCK_SIZES))
             raise DefinitionError(f"block_size is {self.block_size}; it must be one of {sizes}.")
-        if isinstance(cast(object, self.exclude), str):
-            raise DefinitionError(f'exclude is the text "{self.exclude}"; pass a tuple of patterns.')
-
-    @classmethod
-    def example(cls) -> Self:
-        """The method with its defaults."""
-        return cls()
+        check_patterns(self.exclude)
 
     def fits(self, model: nn.Module) -> str | None:
         """Any module with linear layers that are not quantized yet, its adapters merged."""
-        if hasattr(model, "peft_config"):
-            return "it has adapters on its weights. Merge them first: model.merge_and_unload()."
-        if not self._chosen(model):
-            if has_codes(model):
-                return "it is quantized already. Start from the model as it was before."
-            return "it has no nn.Linear or Conv1D that this method may quantize."
-        return None
+        return why_unquantizable(model, self._chosen(model), "nn.Linear or Conv1D")
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Replaces the layers in place; calibration data are not used."""
-        made: dict[str, nn.Module] = {}
+        made: dict[str, NF4Linear] = {}
         for name, module in self._chosen(model).items():
-            made[name] = self._quantized(name, module)
+            check_finite(name, weight_of(module), "NF4")
+            made[name] = NF4Linear.like(module, self.block_size, self.double_quant)
+            made[name].quantize(weight_of(module))
         replace_modules(model, made)
-        for module in model.modules():
-            if isinstance(module, nn.TransformerEncoderLayer):
-                # Disables PyTorch's fused path, which reads the layers' weights directly and requires floats.
-                module.activation_relu_or_gelu = 0
         options = {"block_size": self.block_size, "double_quant": self.double_quant}
         add_layout(model, {"kind": "nf4", **options, "modules": {name: {} for name in made}})
 
-    def _quantized(self, name: str, module: nn.Module) -> NF4Linear:
-        weight = weight_of(module)
-        if not bool(weight.isfinite().all()):
-            raise MethodMisfit(
-                f'The weight of "{name}" holds infinities or NaN, which have no NF4 code. '
-                "The training that made it has diverged: train again with a lower learning rate."
-            )
-        new = nf4_like(module, self.block_size, self.double_quant)
-        new.quantize(weight)
-        if new.bias is not None:
-            new.bias.data = cast(Tensor, cast(Any, module).bias).detach()
-        return new
-
     def _chosen(self, model: nn.Module) -> dict[str, nn.Module]:
-        blocks = tuple(f"{stack.name}." for stack in stacks(model))
         heads = output_heads(model)
-        return {
-            name: module
-            for name, module in linears(model, self.exclude).items()
-            if (name.startswith(blocks) if blocks else name not in heads) and module.weight.numel()  # type: ignore[operator]
-        }
+        found = block_linears if stacks(model) else linears
+        return {k: m for k, m in found(model, self.exclude).items() if k not in heads and weight_of(m).numel()}

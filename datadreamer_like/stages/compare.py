@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
-from datadreamer_like.evaluation.columns import check_column, check_lengths
-from datadreamer_like.evaluation.judge import Judge, PromptOptions
+from datadreamer_like.evaluation.columns import check_column, check_lengths, check_number
+from datadreamer_like.evaluation.costs import size_of, time_in_turn
+from datadreamer_like.evaluation.judge import NAMES, Judge
 from datadreamer_like.evaluation.judges import judge_for
-from datadreamer_like.evaluation.rows import NAMES
-from datadreamer_like.evaluation.sizes import Size, size_of
-from datadreamer_like.evaluation.timing import Timing, evenly_spaced, time_in_turn
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText, checked
 from datadreamer_like.models.quiet import quiet
-from datadreamer_like.models.trained.trained_model import TrainedModel, loaded
+from datadreamer_like.models.trained.trained_model import loaded
 from datadreamer_like.report import Interval, Table, frame
 from datadreamer_like.storage.tables import TableWriter, open_table
 
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _PREDICTIONS = "predictions"
-_BATCHES_AT_ONCE = 8
 
 
 class Compare(Stage):
@@ -43,8 +40,8 @@ class Compare(Stage):
 
     Classifiers (one label per text) are scored by accuracy and macro-F1, with labels matched by name. Language models,
     causal or encoder-decoder, are scored by the likelihood of the answers to prompts: bits per byte, which can be
-    compared between tokenizers, and loss and perplexity per token, which cannot (see `evaluation.language_modelling`).
-    The main score has a 95 % interval for the paired difference to the baseline (see `evaluation.bootstrap`).
+    compared between tokenizers, and loss and perplexity per token, which cannot (see `evaluation.judges`).
+    The main score has a 95 % interval for the paired difference to the baseline (see `evaluation.quality`).
 
     Size is the number of weights, and the bytes of the files that are needed to run the model: weights, config and
     tokenizer. Latency is the time for a single row, throughput the rate for rows in batches, from text to answer; for
@@ -79,7 +76,10 @@ class Compare(Stage):
         keep_loaded: Keep all models in memory until the end. With False each is loaded for its turn, which takes
             longer but does not change the measured times.
         force: Measure again even if the result exists.
-        progress_interval: Seconds between progress lines without a terminal; None for none.
+        progress_interval: See `Stage`.
+
+    Attributes:
+        comparison: All figures.
 
     Raises:
         SessionError: There is no session.
@@ -101,7 +101,7 @@ class Compare(Stage):
 
     @classmethod
     def example(cls, model: object) -> dict[str, Any]:
-        """Returns a minimal set of arguments except the name, for tests and documentation."""
+        """Returns the smallest arguments; see `Stage.example`."""
         options = {"repeats": 1, "latency_texts": 1, "throughput_texts": 2, "resamples": 10}
         return {"models": [model, model], "inputs": ["a cat", "a dog"], "labels": ["cat", "dog"], **options}
 
@@ -135,7 +135,7 @@ class Compare(Stage):
         if not models:
             raise DefinitionError(f'"{self.name}": models is empty. Pass at least one.')
         self.models = [
-            model_argument(model, self.name, f"models[{index}]", device) for index, model in enumerate(models)
+            model_argument(model, f'"{self.name}": models[{index}]', device) for index, model in enumerate(models)
         ]
         self.names = self._names(names)
         self.baseline = self._baseline(baseline, models)
@@ -148,13 +148,19 @@ class Compare(Stage):
         self.batch_size, self.max_length, self.repeats, self.threads = batch_size, max_length, repeats, threads
         self.latency_texts, self.throughput_texts = latency_texts, throughput_texts
         self.resamples, self.seed, self.keep_loaded = resamples, seed, keep_loaded
-        self._check_options()
+        for option in ("batch_size", "repeats", "threads", "latency_texts", "throughput_texts", "resamples"):
+            what = f'"{self.name}": {option}'
+            check_number(getattr(self, option), what, 1, whole=True, optional=option == "threads")
         self.parents = origins(self.models, [self.inputs, self.labels])
         self.find_or_make()
-        self._comparison = self._read()
+        self.comparison = Comparison.read(self._folder)
+        if self.comparison.names != self.names:
+            # Renaming a model's node changes the display names only.
+            self.comparison = replace(self.comparison, names=self.names)
+            self.comparison.write(self._folder, self.name)
 
     def fingerprint_parts(self) -> dict[str, str]:
-        """Returns the fingerprints of everything that decides the result, by name."""
+        """Returns the fingerprints of everything that determines the result, by name."""
         parts = class_part(type(self))
         for index, model in enumerate(self.models):
             parts[f"model {index + 1}"] = fingerprint(model, f"models[{index}]")
@@ -169,19 +175,14 @@ class Compare(Stage):
     # The result
 
     @property
-    def comparison(self) -> Comparison:
-        """All figures."""
-        return self._comparison
-
-    @property
     def rows(self) -> list[dict[str, Any]]:
         """All figures, one dict per model, in base units (seconds, bytes, shares)."""
-        return self._comparison.records()
+        return self.comparison.records()
 
     @property
     def table(self) -> Table:
         """The figures as a formatted table."""
-        return self._comparison.table(self.name)
+        return self.comparison.table(self.name)
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns the figures in base units; each interval becomes three columns."""
@@ -193,7 +194,7 @@ class Compare(Stage):
 
         A classifier's column has labels, a language model's the loss of the answer in nats, summed over its tokens.
         """
-        columns = {f"model_{index + 1}": name for index, name in enumerate(self._comparison.names)}
+        columns = {f"model_{index + 1}": name for index, name in enumerate(self.comparison.names)}
         return open_table(self._folder / _PREDICTIONS).rename_columns(columns)
 
     @property
@@ -218,22 +219,17 @@ class Compare(Stage):
         assert self.folder is not None, "a stage is made in a session"
         return self.folder
 
-    def _read(self) -> Comparison:
-        found = Comparison.read(self._folder)
-        if found.names != self.names:
-            # Renaming a model's node changes the display names only.
-            found = replace(found, names=self.names)
-            found.write(self._folder, self.name)
-        return found
-
     # The work
 
     def build(self, draft: Path) -> Kept:
         """Measures the models."""
+        models = dict(zip(self.names, self.models, strict=True))
         with quiet(), ExitStack() as stack:
-            options = PromptOptions(self.max_length, self.chat_prompt_template, self.system_prompt)
-            judge = judge_for(self.models, self.names)(self.inputs, self.labels, self.models, self.names, options)
-            for model, name in zip(self.models, self.names, strict=True):
+            judge = judge_for(models)(
+                self.inputs, self.labels, models, self.max_length, self.chat_prompt_template, self.system_prompt,
+                self.resamples, self.seed,
+            )  # fmt: skip
+            for name, model in models.items():
                 self.usage.note = f"loading {name}"
                 if self.keep_loaded:
                     stack.enter_context(loaded(model))
@@ -244,84 +240,54 @@ class Compare(Stage):
 
         self.usage.total_rows = len(judge.rows) * len(self.models)
         answers, sizes = [], []
-        for model, name in zip(self.models, self.names, strict=True):
+        portion = 8 * self.batch_size  # sorted by length and reported together
+        for name, model in judge.models.items():
+            self.usage.note = f"running {name}"
+            said: list[Any] = []
             with loaded(model):
                 sizes.append(size_of(model.model))
-                answers.append(list(self._ask(judge, model, name)))
+                for start in range(0, len(judge.rows), portion):
+                    part = judge.rows[start : start + portion]
+                    said += judge.answers(model, part, self.batch_size)
+                    self.usage.add(rows=len(part))
+            answers.append(said)
         threads = torch.get_num_threads() if self.threads is None else self.threads
         timings = time_in_turn(
-            self.models,
-            self.names,
-            judge.answers,
-            singles=evenly_spaced(judge.rows, self.latency_texts),
-            batched=evenly_spaced(judge.rows, self.throughput_texts),
-            rounds=self.repeats,
-            batch_size=self.batch_size,
-            threads=threads,
-        )
+            judge, latency_rows=self.latency_texts, throughput_rows=self.throughput_texts, rounds=self.repeats,
+            batch_size=self.batch_size, threads=threads,
+        )  # fmt: skip
+        measured: list[Measured] = []
+        for (name, model), said, size in zip(judge.models.items(), answers, sizes, strict=True):
+            differences: dict[str, Interval] = {}
+            if len(measured) != self.baseline:
+                self.usage.note = f"comparing {name} with {self.names[self.baseline]}"
+                differences = judge.differences(answers[self.baseline], said)
+            on_disk = model.bytes_on_disk if os.path.isdir(model.path) else None
+            timing = timings[name]
+            measured.append(
+                Measured(
+                    judge.quality(said), differences, size.parameters, size.nonzero, on_disk,
+                    timing.latency, timing.throughput, timing.seconds, timing.rates,
+                )
+            )  # fmt: skip
         self.usage.note = "drawing"
         comparison = Comparison(
-            judge.kind,
-            self._measured(judge, answers, sizes, timings),
-            rows=len(judge.rows),
-            facts=dict(judge.facts),
-            rounds=self.repeats,
-            threads=threads,
-            batch_size=self.batch_size,
-            max_length=self.max_length,
-            devices=[str(model.device or "cpu") for model in self.models],
-            torch_version=torch.__version__,
-            names=self.names,
-            baseline=self.baseline,
-        )
+            judge.kind, measured, len(judge.rows), dict(judge.facts), rounds=self.repeats, threads=threads,
+            batch_size=self.batch_size, max_length=self.max_length, torch_version=torch.__version__,
+            devices=[str(model.device or "cpu") for model in self.models], names=self.names, baseline=self.baseline,
+        )  # fmt: skip
         comparison.write(draft, self.name)
         (draft / _PREDICTIONS).mkdir()
         table = TableWriter(draft / _PREDICTIONS, what=f'"{self.name}"')
         kept = {f"model_{index + 1}": judge.kept(said) for index, said in enumerate(answers)}
         table.write({**judge.columns, **kept})
         table.close(self.fingerprint)
-        self.card.facts["Rows compared"] = f"{len(judge.rows):,}"
-        self.card.facts["Models compared"] = f"{len(self.models)}"
+        self.card.facts |= {"Rows compared": f"{len(judge.rows):,}", "Models compared": f"{len(self.models)}"}
         return self.kept()
-
-    def _measured(
-        self, judge: Judge, answers: list[list[Any]], sizes: list[Size], timings: list[Timing]
-    ) -> list[Measured]:
-        measured, base = [], self.baseline
-        for index, model in enumerate(self.models):
-            said = answers[index]
-            differences: dict[str, Interval] = {}
-            if index != base:
-                self.usage.note = f"comparing {self.names[index]} with {self.names[base]}"
-                differences = judge.differences(answers[base], said, resamples=self.resamples, seed=self.seed)
-            measured.append(
-                Measured(
-                    quality=judge.quality(said),
-                    differences=differences,
-                    parameters=sizes[index].parameters,
-                    nonzero_parameters=sizes[index].nonzero,
-                    bytes_on_disk=model.bytes_on_disk if os.path.isdir(model.path) else None,
-                    latency=timings[index].latency,
-                    throughput=timings[index].throughput,
-                    round_seconds=timings[index].seconds,
-                    round_rates=timings[index].rates,
-                )
-            )
-        return measured
-
-    def _ask(self, judge: Judge, model: TrainedModel, name: str) -> Iterator[Any]:
-        portion = self.batch_size * _BATCHES_AT_ONCE
-        for start in range(0, len(judge.rows), portion):
-            part = judge.rows[start : start + portion]
-            self.usage.note = f"running {name}"
-            yield from judge.answers(model, part, self.batch_size)
-            self.usage.add(rows=len(part))
 
     def _names(self, names: Sequence[str] | None) -> list[str]:
         if names is None:
-            return unique(
-                [model.node.name if model.node is not None else Path(model.path).name for model in self.models]
-            )
+            names = [Path(model.path).name if model.node is None else model.node.name for model in self.models]
         if len(names) != len(self.models):
             raise DefinitionError(
                 f'"{self.name}": there are {len(self.models)} models and {len(names)} names. Pass one name per model.'
@@ -345,13 +311,3 @@ class Compare(Stage):
             f'"{self.name}": no model is called "{baseline}" (baseline); the models are {offered}.'
             + did_you_mean(str(baseline), self.names)
         )
-
-    def _check_options(self) -> None:
-        for option in ("batch_size", "repeats", "threads", "latency_texts", "throughput_texts", "resamples"):
-            value = getattr(self, option)
-            if option == "threads" and value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise ArgumentTypeError(f'"{self.name}": {option} must be a whole number, not {value!r}.')
-            if value < 1:
-                raise DefinitionError(f'"{self.name}": {option} is {value}; it must be at least 1.')

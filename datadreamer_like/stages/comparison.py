@@ -28,11 +28,10 @@ class Measured:
     Attributes:
         quality: Scores by name: "accuracy" and "macro_f1" of a classifier, "bits_per_byte", "loss" and "perplexity" of
             a language model.
-        differences: Paired differences of the scores to the baseline, with intervals; empty for the baseline.
+        differences: Paired differences of the scores to the baseline; empty for the baseline.
         parameters: Number of weights; quantized layers count their dequantized weights.
         nonzero_parameters: Non-zero weights, if the model is stored sparse.
-        bytes_on_disk: Bytes of the files that are needed to run it (weights, config and tokenizer); None for a model
-            that is not in a local folder.
+        bytes_on_disk: Bytes of weights, config and tokenizer; None for a model that is not in a local folder.
         latency: Seconds for a single row: median and quartiles over the rows.
         throughput: Rows per second in batches: median and quartiles over the rounds.
         round_seconds: Raw latencies in seconds [rounds, rows].
@@ -49,13 +48,6 @@ class Measured:
     round_seconds: list[list[float]]
     round_rates: list[float]
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Measured:
-        """Restores an object from the output of `asdict`."""
-        differences = {key: Interval(**value) for key, value in data["differences"].items()}
-        timed = {key: Interval(**data[key]) for key in ("latency", "throughput")}
-        return cls(**{**data, **timed, "differences": differences})
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -67,14 +59,8 @@ class Comparison:
         rows: Number of rows compared.
         facts: The judge's facts about the rows, for the notes.
         rounds: Rounds of timing.
-        threads: Number of CPU threads.
-        batch_size: Rows in a batch, for the throughput.
-        max_length: Maximum number of tokens per row; None for each model's own limit.
-        devices: Device of each model.
-        torch_version: Version of torch.
         names: Display names of the models when the page and the plot were drawn.
         baseline: Index of the model that the others are compared with.
-        format: Version of this format.
     """
 
     kind: str
@@ -93,20 +79,19 @@ class Comparison:
 
     @classmethod
     def read(cls, folder: Path) -> Comparison:
-        """Reads `comparison.json`.
-
-        Raises:
-            NewerFormat: It was written by a newer version of this package.
-        """
+        """Reads `comparison.json`; raises `NewerFormat` if a newer version of this package wrote it."""
         data = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
         if data["format"] > COMPARISON_FORMAT:
             raise NewerFormat(
                 f"{folder / JSON_NAME} was written by a newer version of datadreamer-like (its format is "
                 f"{data['format']}, this version reads up to {COMPARISON_FORMAT}). Upgrade with pip."
             )
-        known = {f.name for f in fields(cls)}
-        models = [Measured.from_json(model) for model in data["models"]]
-        return cls(**{key: value for key, value in data.items() if key in known} | {"models": models})
+        models = []
+        for model in data["models"]:
+            differences = {key: Interval(**value) for key, value in model["differences"].items()}
+            timed = {key: Interval(**model[key]) for key in ("latency", "throughput")}
+            models.append(Measured(**{**model, **timed, "differences": differences}))
+        return cls(**{**data, "models": models})
 
     def write(self, folder: Path, title: str) -> None:
         """Writes the figures, the HTML page and, if matplotlib is installed, the plot."""
@@ -147,18 +132,12 @@ class Comparison:
             Column("latency", "latency", "ms [quartiles]", ",.1f", 1e3),
             Column("throughput", "throughput", "rows/s", ",.0f"),
         ]
-        rows: list[dict[str, Any]] = []
-        for record in self.records():
-            rows.append({**record, "throughput": record["throughput"].value})
+        rows = [{**record, "throughput": record["throughput"].value} for record in self.records()]
         shown = [column for column in columns if any(row.get(column.key) is not None for row in rows)]
         return Table(shown, rows, title, self._notes())
 
     def plot(self, title: str) -> Any:
-        """Draws quality against size and latency as a matplotlib figure.
-
-        Raises:
-            MissingExtra: matplotlib is not installed.
-        """
+        """Draws quality against size and latency with matplotlib; raises `MissingExtra` if it is not installed."""
         main = self._judge.figures[0]
         base = self.models[self.baseline].quality[main.key]
         size, per_byte = _prefix([model.bytes_on_disk for model in self.models])
@@ -180,13 +159,9 @@ class Comparison:
             [f"size on disk ({size}B)", "latency of one row (ms)"],
             self._judge.axis,
             title=title,
-            caption=f"{self.rows:,} rows. Upright bars: 95 % interval of the paired difference to {self._base_name} "
-            "(dashed). Level bars: quartiles.",
+            caption=f"{self.rows:,} rows. Upright bars: 95 % interval of the paired difference to "
+            f"{self.names[self.baseline]} (dashed). Level bars: quartiles.",
         )
-
-    @property
-    def _base_name(self) -> str:
-        return self.names[self.baseline]
 
     @property
     def _judge(self) -> type[Judge]:
@@ -196,14 +171,14 @@ class Comparison:
         where = ", ".join(dict.fromkeys(self.devices))
         threads = f"{self.threads} thread" + ("s" if self.threads != 1 else "")
         return [
-            self._judge.note(self.rows, self.facts, self._base_name),
+            self._judge.note(self.rows, self.facts, self.names[self.baseline]),
             f"Timed in turn, {self.rounds} rounds, on {where} with {threads}, {self._judge.timed}: latency of one row "
             f"alone, throughput in batches of {self.batch_size}.",
         ]
 
 
 def _prefix(values: Sequence[int | None]) -> tuple[str, float]:
-    """The unit prefix for these numbers, and the factor that converts them to it."""
+    """Returns the unit prefix for these numbers, and the factor that converts them to it."""
     large = max((value for value in values if value is not None), default=0) >= 1_000_000
     return ("M", 1e-6) if large else ("k", 1e-3)
 

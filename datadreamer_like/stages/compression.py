@@ -1,16 +1,22 @@
-"""The base of the stages that make a model smaller: pruning and quantization."""
+"""The base of the stages that make a model smaller, pruning and quantization, and their calibration data."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, TypedDict
+
+import torch  # noqa: TID253  (imported with the first stage that compresses, whose methods need it anyway)
 
 from datadreamer_like.compression import CompressionMethod
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
-from datadreamer_like.evaluation.columns import check_column, check_lengths
-from datadreamer_like.evaluation.sizes import size_of
-from datadreamer_like.graph import Node
+from datadreamer_like.evaluation.columns import check_column, check_lengths, check_number, read_rows, read_texts
+from datadreamer_like.evaluation.costs import size_of
+from datadreamer_like.evaluation.labels import LabelSet, class_names
+from datadreamer_like.evaluation.tasks.examples import padded_inputs
+from datadreamer_like.evaluation.tasks.task import row_limit
+from datadreamer_like.graph import Node, current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.output import Column
@@ -20,11 +26,17 @@ from datadreamer_like.models.trained.model_files import write_card
 from datadreamer_like.models.trained.model_node import ModelNode
 from datadreamer_like.models.trained.trained_model import TrainedModel, loaded
 
-from .calibration import Calibration
 from .stage import Stage, model_argument, origins
 
-if TYPE_CHECKING:
-    import torch
+
+class CompressionOptions(TypedDict, total=False):
+    """Further arguments of `Compression`, which describes them."""
+
+    batch_size: int
+    max_length: int | None
+    device: str | int | torch.device | None
+    force: bool
+    progress_interval: float | None
 
 
 class Compression(Stage, ModelNode):
@@ -45,7 +57,7 @@ class Compression(Stage, ModelNode):
         max_length: Calibration texts are cut at this many tokens; None for the model's own limit.
         device: Device for the work and the result, such as "cuda"; None for the device of `model`.
         force: Make the result again even if it exists.
-        progress_interval: Seconds between progress lines without a terminal; None for none.
+        progress_interval: See `Stage`.
 
     Raises:
         SessionError: There is no session.
@@ -76,13 +88,21 @@ class Compression(Stage, ModelNode):
         progress_interval: float | None = 60,
     ) -> None:
         super().__init__(name, force=force, progress_interval=progress_interval)
-        self.source = model_argument(model, self.name, "model", device)
+        self.source = model_argument(model, f'"{self.name}": model', device)
         self.device, self.dtype = self.source.device, self.source.dtype
-        self.method = self._checked(method)
-        self.calibration, self.calibration_labels = (
-            None if column is None else check_column(column, f'"{self.name}": {argument}')
-            for argument, column in (("calibration", calibration), ("calibration_labels", calibration_labels))
-        )
+        if not isinstance(method, CompressionMethod) or method.kind != self.method_kind:
+            hint = " Create an instance of it, with its options." if isinstance(method, type) else ""
+            raise ArgumentTypeError(
+                f'"{self.name}": method is {method!r}; {type(self).__name__} takes a method of '
+                f"datadreamer_like.{self.method_kind}.{hint}"
+            )
+        self.method = method
+        columns = {"calibration": calibration, "calibration_labels": calibration_labels}
+        self._calibration = {
+            argument: check_column(column, f'"{self.name}": {argument}')
+            for argument, column in columns.items()
+            if column is not None
+        }
         self.batch_size, self.max_length = batch_size, max_length
         self._check_calibration()
         self.prepare()
@@ -94,19 +114,18 @@ class Compression(Stage, ModelNode):
 
     def columns(self) -> dict[str, Column]:
         """Returns the stage's columns by argument name."""
-        columns = {"calibration": self.calibration, "calibration_labels": self.calibration_labels}
-        return {name: column for name, column in columns.items() if column is not None}
+        return dict(self._calibration)
 
     def origins(self) -> list[Node]:
         """Returns the parent nodes, without duplicates."""
         return origins([self.source], self.columns().values())
 
     def fingerprint_parts(self) -> dict[str, str]:
-        """Returns the fingerprints of everything that decides the result, by name."""
+        """Returns the fingerprints of everything that determines the result, by name."""
         parts = class_part(type(self)) | {"model": fingerprint(self.source, "model"), **_method_parts(self.method)}
         for name, column in self.columns().items():
             parts[f"input {name}"] = fingerprint(column, name)
-        if self.calibration is not None:
+        if self._calibration:
             parts["argument batch_size"] = fingerprint(self.batch_size)
             parts["argument max_length"] = fingerprint(self.max_length)
         return parts
@@ -117,40 +136,32 @@ class Compression(Stage, ModelNode):
 
     def build(self, draft: Path) -> Kept:
         """Applies the method and saves the smaller model."""
+        folder = draft / self.MODEL_FOLDER
         with quiet():
-            return self._make(draft / self.MODEL_FOLDER)
-
-    def _make(self, folder: Path) -> Kept:
-        with loaded(self.source) as source:
-            self.usage.note = f"loading {source!r}"
-            before = size_of(source.model)
-            self._check_fit()
-            self.usage.note = f"applying {self.method}"
-            model, tokenizer = self._apply()
-        model, tokenizer = self.finish(model, tokenizer)
-        model.eval()
-        self.usage.note = "saving"
-        saved = TrainedModel.save(model, tokenizer, folder)
-        after = size_of(model)
-        self._register(before.facts(after))
-        if Path(self.source.path).is_dir():
-            self._register({"Bytes on disk": f"{self.source.bytes_on_disk:,} → {saved.bytes_on_disk:,}"})
-        write_card(folder, self.card)
-        return self.kept()
-
-    def _apply(self) -> tuple[Any, Any]:
-        source = self.source
-        data = None
-        if self.calibration is not None:
-            data = Calibration(self.calibration, self.calibration_labels, source, self.batch_size, self.max_length)
-        texts = data.texts() if data is not None and self.method.changes_tokenizer else None
-        return self.method.apply(source.model, data if texts is None else texts, tokenizer=source.tokenizer)
-
-    def _check_fit(self) -> None:
-        model = self.source.model
-        reason = self.method.fits(model)
-        if reason:
-            raise MethodMisfit(f'"{self.name}": {self.method} does not fit {type(model).__name__}: {reason}')
+            with loaded(self.source) as source:
+                self.usage.note = f"loading {source!r}"
+                before = size_of(source.model)
+                reason = self.method.fits(source.model)
+                if reason:
+                    fits_not = f"{self.method} does not fit {type(source.model).__name__}: {reason}"
+                    raise MethodMisfit(f'"{self.name}": {fits_not}')
+                self.usage.note = f"applying {self.method}"
+                data: Any = None
+                if self._calibration:
+                    data = Calibration(self._calibration, source, self.batch_size, self.max_length)
+                    if self.method.changes_tokenizer:
+                        data = read_texts(self._calibration["calibration"], "calibration")
+                model, tokenizer = self.method.apply(source.model, data, tokenizer=source.tokenizer)
+            model, tokenizer = self.finish(model, tokenizer)
+            model.eval()
+            self.usage.note = "saving"
+            saved = TrainedModel.save(model, tokenizer, folder)
+            facts = before.facts(size_of(model))
+            if Path(self.source.path).is_dir():
+                facts["Bytes on disk"] = f"{self.source.bytes_on_disk:,} → {saved.bytes_on_disk:,}"
+            self._register(facts)
+            write_card(folder, self.card)
+            return self.kept()
 
     def _register(self, facts: dict[str, str]) -> None:
         card = self.card
@@ -163,32 +174,56 @@ class Compression(Stage, ModelNode):
             card.register("Model Name", self.source.path)
             card.base_model = self.source.card.base_model or self.source.path
 
-    def _checked(self, method: object) -> CompressionMethod:
-        if isinstance(method, CompressionMethod) and method.kind == self.method_kind:
-            return method
-        hint = " Create an instance of it, with its options." if isinstance(method, type) else ""
-        raise ArgumentTypeError(
-            f'"{self.name}": method is {method!r}; {type(self).__name__} takes a method of '
-            f"datadreamer_like.{self.method_kind}.{hint}"
-        )
-
     def _check_calibration(self) -> None:
-        if self.batch_size < 1:
-            raise DefinitionError(f'"{self.name}": batch_size is {self.batch_size}; it must be at least 1.')
-        if self.calibration_labels is not None and self.calibration is None:
+        check_number(self.batch_size, f'"{self.name}": batch_size', 1, whole=True)
+        if "calibration_labels" in self._calibration and "calibration" not in self._calibration:
             raise DefinitionError(f'"{self.name}": calibration_labels are labels of texts. Pass calibration=... too.')
-        if self.calibration is None and self.method.needs_calibration:
+        if not self._calibration and self.method.needs_calibration:
             raise DefinitionError(
                 f'"{self.name}": {self.method} measures the model on data. Pass calibration=step.output[...], a column '
                 "of typical texts; a few hundred are enough."
             )
-        if self.calibration is not None and self.calibration_labels is not None:
-            check_lengths({"calibration": self.calibration, "calibration_labels": self.calibration_labels})
+        if len(self._calibration) == 2:
+            check_lengths(self._calibration)
 
 
 def _method_parts(method: Any) -> dict[str, str]:
-    """One part per option, so that a rerun reports which option changed."""
+    """Returns one part per option, so that a rerun reports which option changed."""
     if not dataclasses.is_dataclass(method) or hasattr(method, "__fingerprint__"):
         return {"method": fingerprint(method, "method")}
     options = {f"method {f.name}": fingerprint(getattr(method, f.name), f.name) for f in dataclasses.fields(method)}
     return {"method": fingerprint(type(method), "method"), **options}
+
+
+class Calibration:
+    """Rows of one or two columns, read again at each pass, so that only one batch is in memory.
+
+    The columns are `calibration`, of texts, and optionally `calibration_labels`.
+    """
+
+    def __init__(
+        self, columns: dict[str, Column], trained: TrainedModel, batch_size: int, max_length: int | None
+    ) -> None:
+        self.columns, self.trained, self.batch_size = columns, trained, batch_size
+        self.max_length = row_limit(trained.config, trained.tokenizer, max_length)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Yields batches: `input_ids` and `attention_mask` [batch, seq], and `labels` where there are any."""
+        tokenizer: Any = self.trained.tokenizer
+        name = "calibration_labels"
+        known, naming = None, None
+        if name in self.columns:
+            known = LabelSet(tuple(self.trained.labels), self.trained.is_multi_label)
+            naming = class_names(self.columns[name])
+        usage = current_usage()
+        usage.rows, usage.total_rows = 0, self.columns["calibration"].num_rows
+        start = 0
+        for rows in read_rows(self.columns, labels=name, portion=self.batch_size):
+            usage.note = f"measuring on batches of {self.batch_size}"
+            ids = tokenizer([row[0] for row in rows], truncation=True, max_length=self.max_length)["input_ids"]
+            batch = padded_inputs(ids, int(tokenizer.pad_token_id or 0))
+            if known is not None:
+                batch["labels"] = torch.from_numpy(known.targets([row[1] for row in rows], name, start, naming))
+            yield batch
+            start += len(rows)
+            usage.add(rows=len(rows))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
 from datadreamer_like.compression import CompressionMethod
 from datadreamer_like.errors import DefinitionError, MethodMisfit
-from datadreamer_like.evaluation.columns import Columns
+from datadreamer_like.evaluation.columns import check_columns
 from datadreamer_like.graph import Node
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.output import Column
@@ -18,12 +18,14 @@ from datadreamer_like.trainers import TrainHFClassifier, TrainHFFineTune
 from datadreamer_like.trainers.training.options import Training
 from datadreamer_like.trainers.training.teaching import check_objective, node_of
 
-from .compression import Compression
-
-if TYPE_CHECKING:
-    import torch
+from .compression import Compression, CompressionOptions
 
 _COLUMNS = ("train_input", "train_output", "validation_input", "validation_output")
+_TRAINERS: dict[str, Any] = {
+    "text-classification": TrainHFClassifier,
+    "text-generation": TrainHFFineTune,
+    "text2text-generation": TrainHFFineTune,
+}
 
 
 class Prune(Compression):
@@ -31,20 +33,13 @@ class Prune(Compression):
 
     Args:
         name: Name of the stage.
-        model: The model to prune: a trainer, a stage, a `TrainedModel`, a folder, or an id on the Hub. It is not
-            changed.
+        model: The model to prune.
         method: The method with its options. One that changes the tokenizer, such as `pruning.Vocabulary`, gets the
             calibration texts themselves, others get batches of tokens.
         calibration: Column of texts for methods that measure activations or gradients.
-        calibration_labels: Column of their labels, for classifiers. Without it, a method that needs a loss uses a
-            classifier's most likely class, or a language model's input, as the label.
+        calibration_labels: Column of their labels; see `Compression`, also for `**options`.
         retrain: Arguments of the trainer's `train`: the four columns, optionally an objective, and training options.
             Pruned weights stay zero. None does not retrain.
-        batch_size: Texts in a calibration batch.
-        max_length: Calibration texts are cut at this many tokens; None for the model's own limit.
-        device: Device for the work and the result, such as "cuda"; None for the device of `model`.
-        force: Make the result again even if it exists.
-        progress_interval: Seconds between progress lines without a terminal; None for none.
 
     Raises:
         DataDreamerError: See `Compression` and the trainer's `train`.
@@ -61,7 +56,7 @@ class Prune(Compression):
 
     @classmethod
     def example(cls, model: object) -> dict[str, Any]:
-        """Returns a minimal set of arguments except the name, for tests and documentation."""
+        """Returns the smallest arguments; see `Stage.example`."""
         return {"model": model, "method": Magnitude.example()}
 
     def __init__(
@@ -73,64 +68,43 @@ class Prune(Compression):
         calibration_labels: Column | None = None,
         *,
         retrain: Mapping[str, Any] | None = None,
-        batch_size: int = 32,
-        max_length: int | None = None,
-        device: str | int | torch.device | None = None,
-        force: bool = False,
-        progress_interval: float | None = 60,
+        **options: Unpack[CompressionOptions],
     ) -> None:
-        self.retrain = None if retrain is None else dict(retrain)
-        super().__init__(
-            name,
-            model,
-            method,
-            calibration,
-            calibration_labels,
-            batch_size=batch_size,
-            max_length=max_length,
-            device=device,
-            force=force,
-            progress_interval=progress_interval,
-        )
+        self._options = dict(retrain or {})
+        self._columns = {name: self._options.pop(name) for name in _COLUMNS if name in self._options}
+        self.retrain = retrain
+        super().__init__(name, model, method, calibration, calibration_labels, **options)
 
     def prepare(self) -> None:
         """Checks the retraining arguments, before any work."""
+        objective = self._options.get("objective")
+        self._teacher = check_objective(objective).teacher
         if self.retrain is None:
             return
-        missing = [column for column in _COLUMNS if column not in self.retrain]
+        missing = [column for column in _COLUMNS if column not in self._columns]
         if missing:
             raise DefinitionError(
                 f'"{self.name}": retrain lacks {", ".join(missing)}. It takes the arguments of a trainer\'s train: the '
                 "columns, optionally an objective, and training options."
             )
-        optional = _COLUMNS if self.retrain.get("objective") is not None else ()
-        Columns.checked(optional, **{column: self.retrain[column] for column in _COLUMNS})
-        options = {key: value for key, value in self.retrain.items() if key not in (*_COLUMNS, "objective")}
+        check_columns(self._columns, () if objective is None else _COLUMNS)
+        options = {name: value for name, value in self._options.items() if name != "objective"}
         Training.from_options(options, f'"{self.name}": retrain')
-        if self.retrain.get("objective") is not None:
-            check_objective(self.retrain["objective"])
 
     def columns(self) -> dict[str, Column]:
         """Returns the stage's columns by argument name."""
-        given = {} if self.retrain is None else {f"retrain {key}": self.retrain[key] for key in _COLUMNS}
-        return super().columns() | {name: column for name, column in given.items() if column is not None}
+        given = {f"retrain {name}": column for name, column in self._columns.items() if column is not None}
+        return super().columns() | given
 
     def origins(self) -> list[Node]:
         """Returns the parent nodes, including the teacher of the retraining."""
-        teacher = node_of(self._teacher())
-        return list(dict.fromkeys([*super().origins(), *([] if teacher is None else [teacher])]))
-
-    def _teacher(self) -> Any:
-        objective = (self.retrain or {}).get("objective")
-        return None if objective is None else objective.teacher
+        nodes = [*super().origins(), node_of(self._teacher)]
+        return list(dict.fromkeys(node for node in nodes if node is not None))
 
     def fingerprint_parts(self) -> dict[str, str]:
-        """Returns the fingerprints of everything that decides the result, by name."""
-        parts = super().fingerprint_parts()
-        for name, value in (self.retrain or {}).items():
-            if name not in _COLUMNS:
-                parts[f"argument retrain {name}"] = fingerprint(value, f"retrain {name}")
-        return parts
+        """Returns the fingerprints of everything that determines the result, by name."""
+        own = {f"argument retrain {key}": fingerprint(value, f"retrain {key}") for key, value in self._options.items()}
+        return super().fingerprint_parts() | own
 
     def finish(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
         """Retrains the pruned model if `retrain` was given; a killed training run resumes from its checkpoint."""
@@ -139,22 +113,16 @@ class Prune(Compression):
         folder = self.scratch / "pruned"
         shutil.rmtree(folder, ignore_errors=True)
         pruned = TrainedModel.save(model, tokenizer, folder)
-        trainers = {
-            "text-classification": TrainHFClassifier,
-            "text-generation": TrainHFFineTune,
-            "text2text-generation": TrainHFFineTune,
-        }
-        if pruned.task not in trainers:
+        if pruned.task not in _TRAINERS:
             raise MethodMisfit(
                 f'"{self.name}": there is no trainer to retrain {type(model).__name__}. Leave retrain out.'
             )
-        trainer: Any = trainers[pruned.task]("Retraining", model_name=pruned, device=self.device)
+        trainer = _TRAINERS[pruned.task]("Retraining", model_name=pruned, device=self.device)
         trainer.train(**self.retrain)
         self.card.metrics.update(trainer.metrics)
         self.card.citations += [text for text in trainer.card.citations if text not in self.card.citations]
-        teacher = self._teacher()
-        if isinstance(teacher, TrainedModel) and teacher.node is None:
-            self.card.register("Model Name", teacher.path)
-        options = {key: value for key, value in self.retrain.items() if key not in _COLUMNS}
-        self.card.facts["Retrained with"] = ", ".join(f"{key}={value}" for key, value in options.items()) or "defaults"
+        if isinstance(self._teacher, TrainedModel) and self._teacher.node is None:
+            self.card.register("Model Name", self._teacher.path)
+        options = ", ".join(f"{name}={value}" for name, value in self._options.items())
+        self.card.facts["Retrained with"] = options or "defaults"
         return trainer.model, trainer.tokenizer

@@ -24,5 +24,5 @@ class Quantize(Compression):
 
     @classmethod
     def example(cls, model: object) -> dict[str, Any]:
-        """Returns a minimal set of arguments except the name, for tests and documentation."""
+        """Returns the smallest arguments; see `Stage.example`."""
         return {"model": model, "method": DynamicInt8.example()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from datadreamer_like.errors import ArgumentTypeError, SessionError
 from datadreamer_like.graph import Node, current_session
@@ -24,16 +24,15 @@ class Stage(Node):
         ArgumentTypeError: The name is not a string.
     """
 
-    kind: ClassVar[Literal["step", "trainer", "stage"]] = "stage"
+    kind: ClassVar = "stage"
     result_version: ClassVar[int] = 1
     """Incremented when the same arguments give another result."""
 
     @classmethod
     def example(cls, model: object) -> dict[str, Any]:
-        """Returns a minimal set of arguments except the name, for tests and documentation; columns are lists.
+        """Returns the smallest arguments, without the name, for a classifier with the classes `cat` and `dog`.
 
-        Args:
-            model: A classifier with the classes `cat` and `dog`.
+        They are for tests and documentation; columns are lists of values.
         """
         raise NotImplementedError(f"{cls.__name__} has no example().")
 
@@ -48,16 +47,9 @@ class Stage(Node):
         super().__init__(name, force=force, progress_interval=progress_interval)
 
 
-def model_argument(value: object, stage: str, argument: str, device: object = None) -> TrainedModel:
-    """Converts a stage's argument to a model.
-
-    Args:
-        value: A trainer, a stage, a `TrainedModel`, a folder or an id on the Hub.
-        stage: Name of the stage, for the message.
-        argument: Name of the argument, for the message.
-        device: Device for the stage; None for the model's own.
-    """
-    trained = as_trained_model(value, f'"{stage}": {argument}')
+def model_argument(value: object, what: str, device: object = None) -> TrainedModel:
+    """Converts a stage's argument, called `what` in messages, to a model on a device (None for the model's own)."""
+    trained = as_trained_model(value, what)
     if device is None or str(device) == str(trained.device):
         return trained
     return TrainedModel(trained.path, device=device, dtype=trained.dtype, node=trained.node)  # type: ignore[arg-type]
@@ -66,4 +58,4 @@ def model_argument(value: object, stage: str, argument: str, device: object = No
 def origins(models: Iterable[TrainedModel], columns: Iterable[object]) -> list[Node]:
     """Returns the nodes that models and columns come from, without duplicates."""
     nodes = [model.node for model in models] + [getattr(column, "step", None) for column in columns]
-    return list({id(node): node for node in nodes if node is not None}.values())
+    return list(dict.fromkeys(node for node in nodes if node is not None))

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from datadreamer_like.errors import NewerFormat, StorageError
@@ -75,11 +74,7 @@ class AnswerStore:
         return [found.get(key) for key in keys]
 
     def put_many(self, items: Sequence[tuple[bytes, bytes]]) -> None:
-        """Stores values in one transaction; existing keys get the new value.
-
-        Raises:
-            StorageError: The disk is full or not writable; values stored before are safe.
-        """
+        """Stores values in one transaction; existing keys get the new value. If it fails, earlier values are safe."""
         with self._lock, self._explained("written"), self._transaction():
             self._connection.executemany("INSERT OR REPLACE INTO answers (key, value) VALUES (?, ?)", items)
 
@@ -95,9 +90,7 @@ class AnswerStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _prepare_patiently(self) -> None:
@@ -114,11 +107,7 @@ class AnswerStore:
     def _prepare(self) -> None:
         ask = self._connection.execute
         found = int(ask("PRAGMA user_version").fetchone()[0])
-        if found > ANSWERS_FORMAT:
-            raise NewerFormat(
-                f"{self.path} was written by a newer version of datadreamer-like (its format is {found}, this version "
-                f"reads up to {ANSWERS_FORMAT}). Upgrade with pip, or use another folder."
-            )
+        NewerFormat.check(self.path, found, ANSWERS_FORMAT)
         ask(f"PRAGMA page_size = {_PAGE_BYTES}")
         ask("PRAGMA journal_mode = WAL")
         ask("PRAGMA synchronous = NORMAL")
@@ -151,45 +140,40 @@ class AnswerStore:
         try:
             yield
         except sqlite3.Error as error:
-            raise StorageError(f"{self.path} cannot be {done}: {error}. {_advice(error)}") from error
+            advice = _ADVICE.get(_code(error), "The answers stored before are safe; run again.")
+            raise StorageError(f"{self.path} cannot be {done}: {error}. {advice}") from error
         except StorageError:
             raise
         except OSError as error:
-            raise StorageError(f"{self.path} cannot be {done}: {error.strerror}. {_ADVICE['cantopen']}") from error
-
-
-_ADVICE = {
-    "full": "No space is left; the answers stored before are safe. Free some space and run again: it continues.",
-    "refused": (
-        "Writing failed: the disk may be full, or a quota or file size limit reached. The answers stored before are "
-        "safe. Free some space and run again: it continues."
-    ),
-    "readonly": "Choose a folder that you may write to, or change its permissions.",
-    "cantopen": "Check that its folder exists and that you may write to it.",
-    "busy": "Another process has been writing to it for a minute. Wait for that process to end, and run again.",
-    "damaged": (
-        "The file is damaged. It may hold answers that were paid for, so it is not changed: copy it, save what can "
-        "be read with `sqlite3 FILE .recover | sqlite3 NEW_FILE`, and replace it by the new file; or move it away, "
-        "and its answers are requested again."
-    ),
-}
-
-
-def _advice(error: sqlite3.Error) -> str:
-    by_code = {
-        sqlite3.SQLITE_FULL: "full",
-        sqlite3.SQLITE_IOERR: "refused",
-        sqlite3.SQLITE_READONLY: "readonly",
-        sqlite3.SQLITE_PERM: "readonly",
-        sqlite3.SQLITE_CANTOPEN: "cantopen",
-        sqlite3.SQLITE_BUSY: "busy",
-        sqlite3.SQLITE_LOCKED: "busy",
-        sqlite3.SQLITE_CORRUPT: "damaged",
-        sqlite3.SQLITE_NOTADB: "damaged",
-    }
-    return _ADVICE.get(by_code.get(_code(error), ""), "The answers stored before are safe; run again.")
+            advice = _ADVICE[sqlite3.SQLITE_CANTOPEN]
+            raise StorageError(f"{self.path} cannot be {done}: {error.strerror}. {advice}") from error
 
 
 def _code(error: sqlite3.Error) -> int:
     # The low byte of an extended code is the primary code.
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+_NOT_WRITABLE = "Choose a folder that you may write to, or change its permissions."
+_BUSY = "Another process has been writing to it for a minute. Wait for that process to end, and run again."
+_DAMAGED = (
+    "The file is damaged. It may hold answers that were paid for, so it is not changed: copy it, save what can be read "
+    "with `sqlite3 FILE .recover | sqlite3 NEW_FILE`, and replace it by the new file; or move it away, and its answers "
+    "are requested again."
+)
+_ADVICE = {
+    sqlite3.SQLITE_FULL: (
+        "No space is left; the answers stored before are safe. Free some space and run again: it continues."
+    ),
+    sqlite3.SQLITE_IOERR: (
+        "Writing failed: the disk may be full, or a quota or file size limit reached. The answers stored before are "
+        "safe. Free some space and run again: it continues."
+    ),
+    sqlite3.SQLITE_READONLY: _NOT_WRITABLE,
+    sqlite3.SQLITE_PERM: _NOT_WRITABLE,
+    sqlite3.SQLITE_CANTOPEN: "Check that its folder exists and that you may write to it.",
+    sqlite3.SQLITE_BUSY: _BUSY,
+    sqlite3.SQLITE_LOCKED: _BUSY,
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_NOTADB: _DAMAGED,
+}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+
+from .folders import write_file
 
 # Below this size hashing is faster than a lookup.
 _CACHED_FROM_BYTES = 16 * 2**20
@@ -18,24 +20,26 @@ _UNCHANGED_SECONDS = 2.0
 def file_digest(path: str | os.PathLike[str]) -> str:
     """Returns the BLAKE2b digest of a file's content, as 32 hexadecimal digits.
 
-    Digests of large files are cached in the user's cache folder by path, size, inode and modification time, so that a
-    model of many gigabytes is not read in every run.
+    Digests of large files are cached in the user's cache folder by path, size, inode and times, so that a model of many
+    gigabytes is not read in every run. Scripts may set the time of modification, but not that of the last change.
     """
     file = Path(path).resolve()
     stat = file.stat()
-    if stat.st_size < _CACHED_FROM_BYTES:
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if stat.st_size < _CACHED_FROM_BYTES or cache.startswith("~"):  # there is no home folder
         return _hash(file)
-    key = json.dumps([str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino])
-    note = _notes_folder() / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.json"
-    try:
+    key = json.dumps([str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino])
+    name = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+    note = Path(cache) / "datadreamer_like" / "digests" / f"{name}.json"
+    with suppress(OSError, ValueError, KeyError):
         remembered = json.loads(note.read_text())
         if remembered["key"] == key:
             return str(remembered["digest"])
-    except (OSError, ValueError, KeyError):
-        pass
     digest = _hash(file)
     if time.time() - stat.st_mtime > _UNCHANGED_SECONDS and file.stat().st_mtime_ns == stat.st_mtime_ns:
-        _remember(note, key, digest)
+        with suppress(OSError):  # a cache that cannot be written only costs time
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_file(note, json.dumps({"key": key, "digest": digest}))
     return digest
 
 
@@ -53,19 +57,3 @@ def folder_digest(path: str | os.PathLike[str]) -> str:
 def _hash(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _notes_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "datadreamer_like" / "digests"
-
-
-def _remember(note: Path, key: str, digest: str) -> None:
-    # A cache that cannot be written only costs time.
-    try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=note.parent, delete=False) as stream:
-            json.dump({"key": key, "digest": digest}, stream)
-        os.replace(stream.name, note)
-    except OSError:
-        pass

@@ -17,29 +17,19 @@ from datadreamer_like.errors import StorageError
 
 logger = logging.getLogger("datadreamer_like")
 
-_POLL_SECONDS = 0.2
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NOT_PERMITTED = {errno.EACCES, errno.EPERM, errno.EROFS}
-
 
 @contextmanager
 def explained(what: str, path: Path) -> Iterator[None]:
-    """Turns errors of the operating system inside the block into a message that says what to do.
-
-    Raises:
-        StorageError: The disk is full, or there is no permission to read or write the path.
-    """
+    """Turns a full disk or a missing permission inside the block into a `StorageError` that says what to do."""
     try:
         yield
-    except StorageError:
-        raise
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageError(
                 f"{what}: no space left for {path} ({error.strerror}). Completed results are safe; "
                 "free some space and run the script again: it continues."
             ) from error
-        if error.errno in _NOT_PERMITTED:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StorageError(
                 f"{what}: no permission for {error.filename or path} ({error.strerror}). "
                 "Choose a folder that you may write to, or change its permissions."
@@ -60,7 +50,9 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         yield draft
         if draft.exists():
-            flush_folder(draft)
+            for root, _, files in os.walk(draft):
+                for file in (*files, ""):
+                    _flush(Path(root) / file)
             os.rename(draft, target)
             _flush(target.parent)
     except BaseException:
@@ -73,14 +65,6 @@ def sweep(parent: Path, name: str) -> None:
     for draft in parent.glob(f".draft-{name}-*-*"):
         if draft.name.removeprefix(f".draft-{name}-").count("-") == 1:
             shutil.rmtree(draft, ignore_errors=True)
-
-
-def flush_folder(folder: Path) -> None:
-    """Flushes a folder and everything in it to disk."""
-    for root, _, files in os.walk(folder):
-        for file in files:
-            _flush(Path(root) / file)
-        _flush(Path(root))
 
 
 def write_file(path: Path, text: str) -> None:
@@ -99,8 +83,7 @@ def write_file(path: Path, text: str) -> None:
 def locked(lock_file: Path, what: str) -> Iterator[bool]:
     """Holds an interprocess lock inside the block; the system releases it when the process ends in any way.
 
-    Yields:
-        Whether another process held the lock, so that data read before may have changed.
+    Yields whether another process held it, so that data read before may have changed.
     """
     lock_file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(lock_file)
@@ -110,7 +93,7 @@ def locked(lock_file: Path, what: str) -> Iterator[bool]:
     except Timeout:
         waited = True
         logger.info("%s: another process is working on it; waiting for it to end", what)
-        lock.acquire(poll_interval=_POLL_SECONDS)
+        lock.acquire(poll_interval=0.2)
     try:
         yield waited
     finally:

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import pyarrow as pa
+from pyarrow import types
 
 from datadreamer_like.errors import StepOutputTypeError
 
 from .values import FEATURE, NONE_KEYS, PICKLED, class_names, has_keys, is_list, mixed
 
-_WIDEST_DECIMAL = 38
-
 
 def widened(old: pa.Schema, new: pa.Schema, what: str) -> pa.Schema:
     """Returns the common schema of two schemas.
 
-    Columns keep their order; new columns are added at the end and are None in other rows.
-
-    Raises:
-        StepOutputTypeError: A column's types or class names are incompatible.
+    Columns keep their order; new columns are added at the end and are None in other rows. Incompatible types or class
+    names of a column are refused.
     """
-    fields = []
-    for field in old:
-        fields.append(_widened_field(field, new.field(field.name), what) if field.name in new.names else field)
-    fields += [field for field in new if field.name not in old.names]
-    return pa.schema(fields)
+    if old.equals(new, check_metadata=True):
+        return old
+    fields = [_widened_field(field, new.field(field.name), what) if field.name in new.names else field for field in old]
+    return pa.schema(fields + [field for field in new if field.name not in old.names])
 
 
 def cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -45,6 +41,33 @@ def cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
+def portions(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[list[pa.RecordBatch]]:
+    """Yields all rows as slices of the batches, `size` rows at once; the last may be fewer."""
+    held: list[pa.RecordBatch] = []
+    room = size
+    for batch in batches:
+        rest = batch
+        while rest.num_rows:
+            held.append(rest.slice(0, room))
+            rest = rest.slice(room)
+            room -= held[-1].num_rows
+            if not room:
+                yield held
+                held, room = [], size
+    if held:
+        yield held
+
+
+def rebatched(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
+    """Yields the rows in batches of `size`; the last may be smaller. Types may change between batches."""
+    for held in portions(batches, size):
+        schema = held[0].schema
+        for batch in held[1:]:
+            schema = widened(schema, batch.schema, "rows")
+        (joined,) = pa.Table.from_batches([cast(batch, schema) for batch in held]).combine_chunks().to_batches()
+        yield joined
+
+
 def _widened_field(a: pa.Field, b: pa.Field, what: str) -> pa.Field:
     if a.equals(b, check_metadata=True):
         return a
@@ -55,9 +78,9 @@ def _widened_field(a: pa.Field, b: pa.Field, what: str) -> pa.Field:
 
 
 def _metadata(a: pa.Field, b: pa.Field, what: str) -> dict[bytes, bytes]:
-    if pa.types.is_null(a.type) or pa.types.is_null(b.type):
-        return dict((b if pa.types.is_null(a.type) else a).metadata or {})
     ours, theirs = a.metadata or {}, b.metadata or {}
+    if types.is_null(a.type) or types.is_null(b.type):
+        return dict(theirs if types.is_null(a.type) else ours)
     metadata = {}
     if ours.get(FEATURE) != theirs.get(FEATURE):
         if class_names(a) is not None or class_names(b) is not None:
@@ -70,7 +93,7 @@ def _metadata(a: pa.Field, b: pa.Field, what: str) -> dict[bytes, bytes]:
         metadata[FEATURE] = ours[FEATURE]
     if PICKLED in ours or PICKLED in theirs:
         metadata[PICKLED] = b"1"
-    known = [field.metadata[NONE_KEYS] for field in (a, b) if field.metadata and NONE_KEYS in field.metadata]
+    known = [own[NONE_KEYS] for own in (ours, theirs) if NONE_KEYS in own]
     if known and all(NONE_KEYS in (field.metadata or {}) or not has_keys(field.type) for field in (a, b)):
         keys = {tuple(path) for data in known for path in json.loads(data)}
         metadata[NONE_KEYS] = json.dumps(sorted(keys)).encode()
@@ -83,36 +106,17 @@ def _classes(field: pa.Field) -> str:
 
 
 def _widened_type(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
-    if a == b or pa.types.is_null(b):
+    if a == b or types.is_null(b):
         return a
-    if pa.types.is_null(a):
+    if types.is_null(a):
         return b
-    for fits, wider in _WIDER:
-        if fits(a) and fits(b):
-            return wider(a, b)
-    return None
+    return next((wider(a, b) for fits, wider in _WIDER if fits(a) and fits(b)), None)
 
 
-def _integers(a: pa.DataType, b: pa.DataType) -> pa.DataType:
-    return pa.int64()
-
-
-def _numbers(a: pa.DataType, b: pa.DataType) -> pa.DataType:
-    return pa.float64()
-
-
-def _texts(a: pa.DataType, b: pa.DataType) -> pa.DataType:
-    return pa.large_string()
-
-
-def _binaries(a: pa.DataType, b: pa.DataType) -> pa.DataType:
-    return pa.large_binary()
-
-
-def _decimals(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
+def _decimals(a: pa.DataType, b: pa.DataType) -> pa.DataType:
     scale = max(a.scale, b.scale)
     digits = max(a.precision - a.scale, b.precision - b.scale) + scale
-    return pa.decimal128(digits, scale) if digits <= _WIDEST_DECIMAL else pa.decimal256(digits, scale)
+    return pa.decimal128(digits, scale) if digits <= 38 else pa.decimal256(digits, scale)
 
 
 def _timestamps(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
@@ -130,33 +134,22 @@ def _lists(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
 def _structs(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
     fields = {field.name: field.type for field in a}
     for field in b:
-        wide = _widened_type(fields[field.name], field.type) if field.name in fields else field.type
+        wide = _widened_type(fields.get(field.name, pa.null()), field.type)
         if wide is None:
             return None
         fields[field.name] = wide
     return pa.struct(list(fields.items()))
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-_Wider = Callable[[pa.DataType, pa.DataType], pa.DataType | None]
-_WIDER: tuple[tuple[Callable[[pa.DataType], bool], _Wider], ...] = (
-    (pa.types.is_integer, _integers),
-    (_is_number, _numbers),
-    (_is_text, _texts),
-    (_is_binary, _binaries),
-    (pa.types.is_decimal, _decimals),
-    (pa.types.is_timestamp, _timestamps),
+_WIDER: tuple[
+    tuple[Callable[[pa.DataType], bool], Callable[[pa.DataType, pa.DataType], pa.DataType | None]], ...
+] = (
+    (types.is_integer, lambda a, b: pa.int64()),
+    (lambda kind: types.is_integer(kind) or types.is_floating(kind), lambda a, b: pa.float64()),
+    (lambda kind: types.is_string(kind) or types.is_large_string(kind), lambda a, b: pa.large_string()),
+    (lambda kind: types.is_binary(kind) or types.is_large_binary(kind), lambda a, b: pa.large_binary()),
+    (types.is_decimal, _decimals),
+    (types.is_timestamp, _timestamps),
     (is_list, _lists),
-    (pa.types.is_struct, _structs),
-)
+    (types.is_struct, _structs),
+)  # fmt: skip

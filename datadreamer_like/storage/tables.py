@@ -8,7 +8,8 @@ cast at the end. Metadata that `datasets` does not support is in `columns.schema
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import pyarrow as pa
 from datadreamer_like.errors import StepOutputTypeError, StorageError
 
 from .schemas import cast, widened
-from .values import features_of, to_batch, with_features
+from .values import features_of, to_batch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,45 +31,26 @@ _BYTES_AT_ONCE = 16 * 2**20
 
 
 class TableWriter:
-    """Writes batches of rows into a folder for `open_table`.
+    """Writes batches of rows into an existing, empty folder for `open_table`.
 
-    Args:
-        folder: An existing, empty folder.
-        columns: Names of the columns, for a table without rows.
-        what: Owner of the rows, for error messages.
-        schema: Schema of the columns, for a table without rows.
-
-    Attributes:
-        num_rows: Number of rows written.
+    `what` is the owner of the rows, for error messages; `schema` is that of a table without rows.
     """
 
-    def __init__(
-        self, folder: Path, columns: list[str] | None = None, what: str = "table", schema: pa.Schema | None = None
-    ) -> None:
+    def __init__(self, folder: Path, what: str = "table", schema: pa.Schema | None = None) -> None:
         self.folder = folder
         self.what = what
         self.num_rows = 0
-        self._without_rows = schema or pa.schema([(name, pa.null()) for name in columns or []])
+        self._without_rows = schema or pa.schema([])
         self._schema: pa.Schema | None = None
         self._parts: list[tuple[Path, pa.Schema]] = []
         self._held: list[pa.RecordBatch] = []
-        self._sink: pa.OSFile | None = None
         self._stream: pa.RecordBatchStreamWriter | None = None
 
     def write(self, batch: Mapping[str, Any] | pa.RecordBatch) -> None:
-        """Appends rows.
-
-        Args:
-            batch: Columns as lists or arrays of equal length, or an Arrow record batch.
-
-        Raises:
-            StepOutputTypeError: A column holds values of incompatible types.
-        """
+        """Appends rows: columns as lists or arrays of equal length, or an Arrow record batch."""
         rows = batch if isinstance(batch, pa.RecordBatch) else to_batch(batch, self.what)
-        if self._schema is None:
-            self._schema = rows.schema.remove_metadata()
-        elif not rows.schema.equals(self._schema, check_metadata=True):
-            self._schema = widened(self._schema, rows.schema, self.what)
+        new = rows.schema.remove_metadata()
+        self._schema = new if self._schema is None else widened(self._schema, rows.schema, self.what)
         self.num_rows += rows.num_rows
         self._held.append(rows)
         count = sum(held.num_rows for held in self._held)
@@ -76,30 +58,25 @@ class TableWriter:
             self._flush()
 
     def close(self, fingerprint: str) -> pa.Schema:
-        """Completes the files and writes their metadata.
+        """Completes the files, writes their metadata and returns the schema of all rows.
 
-        Args:
-            fingerprint: The dataset's fingerprint, for the caches of `datasets`.
-
-        Returns:
-            The schema of all rows.
+        `fingerprint` is the dataset's, for the caches of `datasets`.
         """
-        if self._schema is None:
-            self._schema = self._without_rows
-            self._next_part()
+        schema = self._without_rows if self._schema is None else self._schema
+        plain = _plain(schema)
         self._flush()
-        self._end_part()
+        if not self._parts:
+            self._next_part(plain)
+        self.abort()
         names = []
-        plain = _plain(self._schema)
-        for index, (part, schema) in enumerate(self._parts):
-            name = f"data-{index:05d}-of-{len(self._parts):05d}.arrow"
-            if schema == plain:
-                part.rename(self.folder / name)
+        for index, (part, written) in enumerate(self._parts):
+            names.append(f"data-{index:05d}-of-{len(self._parts):05d}.arrow")
+            if written == plain:
+                part.rename(self.folder / names[-1])
             else:
-                _rewrite(part, self.folder / name, plain)
-            names.append(name)
+                _rewrite(part, self.folder / names[-1], plain)
         try:
-            features = features_of(self._schema).to_dict()
+            features = features_of(schema).to_dict()
         except ValueError as error:
             raise StepOutputTypeError(f"{self.what}: {error}. Convert these values to another type first.") from error
         info = {"citation": "", "description": "", "features": features, "homepage": "", "license": ""}
@@ -112,63 +89,49 @@ class TableWriter:
             "_output_all_columns": False,
             "_split": None,
         }
-        (self.folder / _SCHEMA).write_bytes(self._schema.serialize())
+        (self.folder / _SCHEMA).write_bytes(schema.serialize())
         (self.folder / "dataset_info.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
         (self.folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
-        return self._schema
+        return schema
 
     def abort(self) -> None:
         """Closes the files without metadata; the caller removes the folder."""
         self._held.clear()
-        self._end_part()
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
 
     def _flush(self) -> None:
-        if not self._held:
+        if not self._held or self._schema is None:
             return
-        assert self._schema is not None
         plain = _plain(self._schema)
         table = pa.Table.from_batches([cast(batch, plain) for batch in self._held], plain)
         self._held.clear()
-        if self._stream is None or self._parts[-1][1] != plain:
-            self._next_part()
-        assert self._stream is not None
-        self._stream.write_table(table.combine_chunks() if table.num_rows else table)
+        stream = self._stream
+        if stream is None or self._parts[-1][1] != plain:
+            stream = self._next_part(plain)
+        stream.write_table(table.combine_chunks() if table.num_rows else table)
 
-    def _next_part(self) -> None:
-        self._end_part()
-        assert self._schema is not None
-        plain = _plain(self._schema)
-        path = self.folder / f"part-{len(self._parts):05d}.arrow"
-        self._sink = pa.OSFile(str(path), "wb")
-        self._stream = pa.ipc.new_stream(self._sink, plain)
-        self._parts.append((path, plain))
-
-    def _end_part(self) -> None:
-        if self._stream is not None and self._sink is not None:
+    def _next_part(self, schema: pa.Schema) -> pa.RecordBatchStreamWriter:
+        if self._stream is not None:
             self._stream.close()
-            self._sink.close()
-            self._stream = self._sink = None
+        path = self.folder / f"part-{len(self._parts):05d}.arrow"
+        self._stream = pa.ipc.new_stream(str(path), schema)
+        self._parts.append((path, schema))
+        return self._stream
 
 
 def open_table(folder: Path) -> Dataset:
-    """Opens a written table as a dataset, without reading its rows into memory.
-
-    Raises:
-        StorageError: The table was removed or is damaged.
-    """
+    """Opens a written table as a dataset, without reading its rows into memory."""
     from datasets import Dataset
 
-    with _Readable(folder):
+    with _readable(folder):
         return Dataset.load_from_disk(str(folder), keep_in_memory=False)
 
 
 def read_table(folder: Path) -> pa.Table:
-    """Opens a written table as an Arrow table, memory-mapped, with the metadata of its columns.
-
-    Raises:
-        StorageError: The table was removed or is damaged.
-    """
-    with _Readable(folder):
+    """Opens a written table as an Arrow table, memory-mapped, with the metadata of its columns."""
+    with _readable(folder):
         schema = pa.ipc.read_schema(pa.py_buffer((folder / _SCHEMA).read_bytes()))
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         batches: list[pa.RecordBatch] = []
@@ -178,43 +141,23 @@ def read_table(folder: Path) -> pa.Table:
         return pa.Table.from_batches([batch.cast(schema) for batch in batches], schema)
 
 
-class _Readable:
-    """Explains errors in reading a table."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, FileNotFoundError):
-            raise StorageError(f"The rows in {self.folder} were removed. Run the script again.") from error
-        if isinstance(error, pa.ArrowInvalid | OSError | ValueError | KeyError):
-            raise StorageError(
-                f"The rows in {self.folder} are damaged ({error}). Remove the folder {self.folder.parent} and run the "
-                "script again."
-            ) from error
-
-
-def dataset_table(dataset: Dataset) -> tuple[pa.Table, pa.ChunkedArray | None]:
-    """Returns a dataset's Arrow table with the metadata of its columns, and the positions of the dataset's rows.
-
-    Returns:
-        The table, and the positions of the dataset's rows in it; None for all of them, in order.
-    """
-    table: pa.Table = dataset._data.table
-    schema = with_features(_plain(table.schema), dataset.features)
-    indices = dataset._indices.column(0) if dataset._indices is not None else None
-    return table.cast(schema) if schema.types == table.schema.types else table, indices
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StorageError(f"The rows in {folder} were removed. Run the script again.") from error
+    except (pa.ArrowInvalid, OSError, ValueError, KeyError) as error:
+        raise StorageError(
+            f"The rows in {folder} are damaged ({error}). Remove the folder {folder.parent} and run the script again."
+        ) from error
 
 
 def as_dataset(table: pa.Table, indices: Any, fingerprint: str) -> Dataset:
-    """Returns a `datasets.Dataset` of an Arrow table.
+    """Returns a `datasets.Dataset` of an Arrow table without copying it.
 
-    Args:
-        table: The table; nothing is copied.
-        indices: Positions of the dataset's rows in it; None for all of them, in order.
-        fingerprint: The dataset's fingerprint, for the caches of `datasets`.
+    `indices` are the positions of the dataset's rows; None for all of them, in order. `fingerprint` is for the caches
+    of `datasets`.
     """
     from datasets import Dataset, DatasetInfo
     from datasets.table import InMemoryTable
@@ -231,10 +174,8 @@ def _plain(schema: pa.Schema) -> pa.Schema:
 
 def _rewrite(part: Path, target: Path, schema: pa.Schema) -> None:
     with (
-        pa.memory_map(str(part)) as source,
-        pa.OSFile(str(target), "wb") as sink,
-        pa.ipc.open_stream(source) as reader,
-        pa.ipc.new_stream(sink, schema) as writer,
+        pa.ipc.open_stream(pa.memory_map(str(part))) as reader,
+        pa.ipc.new_stream(str(target), schema) as writer,
     ):
         for batch in reader:
             writer.write_batch(cast(batch, schema))

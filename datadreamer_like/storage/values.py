@@ -16,8 +16,6 @@ import pyarrow as pa
 
 from datadreamer_like.errors import StepOutputTypeError
 
-from .pickles import is_pickled, pickle_value, unpickle
-
 if TYPE_CHECKING:
     from datasets import Features
 
@@ -25,22 +23,19 @@ FEATURE = b"datasets feature"
 PICKLED = b"pickled"
 NONE_KEYS = b"keys given as None"
 
-_PLAIN = (str, int, float, bool, bytes)
+_PICKLE = b"\x00datadreamer_like pickle 1\x00"
 
-Path = tuple[str, ...]
+_KeyPath = tuple[str, ...]
+
+_PLAIN = {str, int, float, bool, bytes}
 
 
 def to_batch(columns: Mapping[str, Any], what: str = "table", like: pa.Schema | None = None) -> pa.RecordBatch:
     """Converts columns of Python values to an Arrow record batch.
 
-    Args:
-        columns: Values by column: lists or other iterables of equal length, or Arrow arrays.
-        what: Owner of the rows, for error messages.
-        like: Schema of the columns that the values were read from. Values that fit such a column keep its class names,
-            images and pickles.
-
-    Raises:
-        StepOutputTypeError: A column holds values of incompatible types, or its name is not a string.
+    The values of a column are a list or another iterable, or an Arrow array. `what` is the owner of the rows, for error
+    messages. Values that fit a column of `like`, the schema that they were read from, keep its class names, images and
+    pickles. Values of incompatible types are refused.
     """
     fields, arrays = [], []
     for name, values in columns.items():
@@ -77,20 +72,16 @@ def to_list(array: pa.Array | pa.ChunkedArray, field: pa.Field) -> list[Any]:
 # Features of `datasets`
 
 
-def with_features(schema: pa.Schema, features: Mapping[str, Any] | None) -> pa.Schema:
-    """Adds `datasets` features to a schema's metadata, where they say more than the Arrow types."""
-    if features is None:
-        return schema
+def with_features(schema: pa.Schema, features: Mapping[str, Any]) -> pa.Schema:
+    """Returns a schema whose metadata are `datasets` features, where they say more than the Arrow types."""
     from datasets.features.features import Features, generate_from_arrow_type
 
     fields = []
     for field in schema:
-        feature = features.get(field.name)
-        metadata = dict(field.metadata or {})
-        metadata.pop(FEATURE, None)
-        if feature is not None and feature != generate_from_arrow_type(field.type):
-            metadata[FEATURE] = json.dumps(Features({"": feature}).to_dict()[""], sort_keys=True).encode()
-        fields.append(field.with_metadata(metadata or None))
+        feature, metadata = features[field.name], None
+        if feature != generate_from_arrow_type(field.type):
+            metadata = {FEATURE: json.dumps(Features({"": feature}).to_dict()[""], sort_keys=True).encode()}
+        fields.append(pa.field(field.name, field.type, metadata=metadata))
     return pa.schema(fields)
 
 
@@ -106,14 +97,8 @@ def features_of(schema: pa.Schema) -> Features:
 
 
 def class_names(field: pa.Field, in_lists: bool = False) -> list[str] | None:
-    """Returns the class names of a column; None if it is not a class label column.
-
-    Args:
-        field: The column.
-        in_lists: Also accept lists of class labels.
-    """
-    data = (field.metadata or {}).get(FEATURE)
-    feature = json.loads(data) if data is not None else {}
+    """Returns the class names of a column of class labels, or with `in_lists` of lists of them; None for others."""
+    feature = json.loads((field.metadata or {}).get(FEATURE, b"{}"))
     if in_lists and isinstance(feature, dict) and isinstance(feature.get("feature"), dict):
         feature = feature["feature"]
     return list(feature["names"]) if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
@@ -151,19 +136,18 @@ def _array(values: Any, name: str, what: str, known: pa.Field | None) -> tuple[p
     values = values if isinstance(values, list) else list(values)
     kinds = set(map(type, values))
     kinds.discard(type(None))
-    was_pickled = known is not None and bool((known.metadata or {}).get(PICKLED))
-    if was_pickled and kinds - set(_PLAIN):
+    if known is not None and PICKLED in (known.metadata or {}) and not kinds <= _PLAIN:
         values = [value if value is None or is_pickled(value) else pickle_value(value) for value in values]
         kinds = {bytes}
-    if not kinds <= set(_PLAIN) or len(kinds) > 1:
+    if not kinds <= _PLAIN or len(kinds) > 1:
         values, kinds = _uniform(values, kinds, name, what)
-    array, metadata = _kept_feature(values, known)
+    array, metadata = _kept_feature(values, kinds, known)
     if array is None:
         array = _converted(values, name, what)
     if kinds == {bytes} and any(is_pickled(value) for value in values):
         metadata[PICKLED] = b"1"
     elif FEATURE not in metadata and has_keys(array.type):
-        found: set[Path] = set()
+        found: set[_KeyPath] = set()
         for value in values:
             _none_keys(value, (), found)
         metadata[NONE_KEYS] = json.dumps(sorted(found)).encode()
@@ -190,10 +174,12 @@ def _converted(values: list[Any], name: str, what: str) -> pa.Array:
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
-def _kept_feature(values: list[Any], known: pa.Field | None) -> tuple[pa.Array | None, dict[bytes, bytes]]:
+def _kept_feature(
+    values: list[Any], kinds: set[type], known: pa.Field | None
+) -> tuple[pa.Array | None, dict[bytes, bytes]]:
     """Returns the values as a column of the known feature; None if they do not fit it."""
     data = (known.metadata or {}).get(FEATURE) if known is not None else None
-    if data is None and any(_is_image(value) for value in values):
+    if data is None and any(_room(kind) == "PIL" for kind in kinds):
         data = json.dumps({"_type": "Image"}).encode()
     if data is None:
         return None, {}
@@ -214,48 +200,43 @@ def _kept_feature(values: list[Any], known: pa.Field | None) -> tuple[pa.Array |
     return (pa.ExtensionArray.from_storage(kind, array) if kind is not storage else array), {FEATURE: data}
 
 
-def _is_image(value: Any) -> bool:
-    return type(value).__module__.partition(".")[0] == "PIL"
-
-
 def _uniform(values: list[Any], kinds: set[type], name: str, what: str) -> tuple[list[Any], set[type]]:
-    """Returns values of one kind that Arrow accepts, and their types.
-
-    Raises:
-        StepOutputTypeError: Their types are incompatible.
-    """
+    """Returns values of one kind that Arrow accepts, and their types."""
     if any(kind not in _PLAIN and kind.__module__ != "builtins" for kind in kinds):
         values = [_plain(value) for value in values]
         kinds = set(map(type, values)) - {type(None)}
     if kinds == {str, float} and all(value != value for value in values if type(value) is float):
         values = [None if type(value) is float else value for value in values]  # NaN is pandas' missing text
         kinds = {str}
-    if len(kinds) > 1 and not _go_together(kinds):
+    if len({_family(kind) for kind in kinds}) > 1:
         raise mixed(name, what, sorted(kind.__name__ for kind in kinds))
     if len({value.utcoffset() is None for value in values if hasattr(value, "utcoffset")}) > 1:
         raise mixed(name, what, ["times with a time zone", "times without one"])
     return values, kinds
 
 
-def _go_together(kinds: set[type]) -> bool:
-    if bool in kinds:
-        return False
-    numbers = all(issubclass(kind, int | float) for kind in kinds)
-    sequences = all(issubclass(kind, list | tuple | set | frozenset) or kind.__name__ == "ndarray" for kind in kinds)
-    texts = all(issubclass(kind, str) for kind in kinds)
-    mappings = all(issubclass(kind, dict) for kind in kinds)
-    images = all(kind.__module__.partition(".")[0] == "PIL" for kind in kinds)
-    times = all(kind.__name__ in ("datetime", "Timestamp") for kind in kinds)
-    return numbers or sequences or texts or mappings or images or times
+def _family(kind: type) -> object:
+    """Returns the same for types that fit into one column."""
+    for bases in ((bool,), (int, float), (list, tuple, set, frozenset), (str,), (dict,)):
+        if issubclass(kind, bases):
+            return bases[-1]
+    if kind.__name__ == "ndarray":
+        return frozenset
+    if _room(kind) == "PIL":
+        return "image"
+    return "time" if kind.__name__ in ("datetime", "Timestamp") else kind
+
+
+def _room(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
 
 
 def _plain(value: Any) -> Any:
     """Converts a value of another library to a Python value, or to an array that Arrow accepts."""
-    kind = type(value)
-    room = kind.__module__.partition(".")[0]
+    room = _room(type(value))
     if room == "uuid":
         return str(value)
-    if room == "pandas" and kind.__name__ in ("NAType", "NaTType"):
+    if room == "pandas" and type(value).__name__ in ("NAType", "NaTType"):
         return None
     if room == "torch":
         value = value.detach().cpu()
@@ -278,14 +259,36 @@ def mixed(name: str, what: str, kinds: Iterable[str]) -> StepOutputTypeError:
     )
 
 
+# Pickled objects
+
+
+def pickle_value(value: Any, *args: Any, **kwargs: Any) -> bytes:
+    """Pickles any object, including local classes and functions; further arguments go to `dill.dumps`."""
+    import dill
+
+    return _PICKLE + bytes(dill.dumps(value, *args, **kwargs))
+
+
+def is_pickled(value: Any) -> bool:
+    """Returns whether a value came from `pickle_value`: only those start with its mark."""
+    return isinstance(value, bytes) and value.startswith(_PICKLE)
+
+
+def unpickle(value: Any) -> Any:
+    """Restores a value of `pickle_value`; other values are returned unchanged."""
+    if not is_pickled(value):
+        return value
+    import dill
+
+    return dill.loads(value[len(_PICKLE) :])
+
+
 # Keys of nested rows
 
 
 def has_keys(kind: pa.DataType) -> bool:
     """Returns whether a column's values are dictionaries, or lists of dictionaries."""
-    if pa.types.is_struct(kind):
-        return True
-    return is_list(kind) and has_keys(kind.value_type)
+    return pa.types.is_struct(kind) or (is_list(kind) and has_keys(kind.value_type))
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -293,7 +296,7 @@ def is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _none_keys(value: Any, path: Path, found: set[Path]) -> None:
+def _none_keys(value: Any, path: _KeyPath, found: set[_KeyPath]) -> None:
     """Collects the paths of keys that are given as None; elements of lists share a path."""
     if isinstance(value, Mapping):
         for key, item in value.items():
@@ -307,7 +310,7 @@ def _none_keys(value: Any, path: Path, found: set[Path]) -> None:
                 _none_keys(item, path, found)
 
 
-def _pruner(kind: pa.DataType, given: frozenset[Path], path: Path = ()) -> Callable[[Any], Any] | None:
+def _pruner(kind: pa.DataType, given: frozenset[_KeyPath], path: _KeyPath = ()) -> Callable[[Any], Any] | None:
     """Returns a function that removes keys that were not given; None if values have no keys."""
     if is_list(kind):
         inner = _pruner(kind.value_type, given, path)

@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import Any, Self, Unpack
 
 import transformers
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from datadreamer_like.distillation import Objective, Supervised, Teacher
+from datadreamer_like.distillation import Objective
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.evaluation.columns import Columns
-from datadreamer_like.evaluation.labels import LabelSet, class_names, find_labels
+from datadreamer_like.evaluation.labels import LabelSet, find_labels
 from datadreamer_like.evaluation.tasks.classification import Classification
-from datadreamer_like.evaluation.tasks.task import Task
+from datadreamer_like.evaluation.tasks.task import Task, row_limit
 from datadreamer_like.graph.output import Column
-from datadreamer_like.models.trained.model_facts import model_max_length, task_of
+from datadreamer_like.models.trained.model_facts import task_of
 
 from .training.hf import HFTrainer
-from .training.loading import HFOptions
 from .training.options import Training, TrainingOptions
 from .training.teaching import check_objective
 
@@ -51,13 +51,10 @@ class TrainHFClassifier(HFTrainer):
 
     @classmethod
     def example(cls) -> dict[str, Any]:
-        """Returns the smallest arguments of `train`, for tests and documentation; columns are lists of values."""
+        """Returns the smallest arguments of `train`; columns are lists of values."""
         texts, labels = ["a cat", "a dog", "the cat", "the dog"], ["cat", "dog"] * 2
         columns = {"train_input": texts, "train_output": labels, "validation_input": texts, "validation_output": labels}
         return {**columns, "epochs": 2, "batch_size": 2, "learning_rate": 1e-3}
-
-    def __init__(self, name: str, model_name: Any, **options: Unpack[HFOptions]) -> None:
-        super().__init__(name, model_name, options)
 
     def train(
         self,
@@ -69,7 +66,7 @@ class TrainHFClassifier(HFTrainer):
         objective: Objective | None = None,
         **options: Unpack[TrainingOptions],
     ) -> Self:
-        """Trains the classifier, or finds it trained.
+        """Trains the classifier, or loads the cached result, and returns the trainer.
 
         Args:
             train_input: Training texts.
@@ -82,13 +79,10 @@ class TrainHFClassifier(HFTrainer):
                 they are computed once for all students; the teacher's classes are matched by name.
             **options: See `TrainingOptions`.
 
-        Returns:
-            The trainer, which now is a model.
-
         Raises:
             SessionError: The trainer was made outside a session.
-            DefinitionError: Columns do not go together, an option is unknown, or the trainer is trained on other
-                things already.
+            DefinitionError: Columns do not go together, an option is unknown, or the trainer was already trained with
+                other arguments.
             ArgumentTypeError: An argument or a value in a column is of the wrong type.
             EmptyDataset: There are no rows.
             LabelError: A label of the validation rows is not among those of the training rows, or there is only one.
@@ -96,39 +90,25 @@ class TrainHFClassifier(HFTrainer):
             NotTrained: The teacher, or the model to start from, is not trained yet.
             MethodMisfit: The model, or the teacher, does not fit.
         """
-        self.need_session()
-        training = Training.from_options(options, f'"{self.name}".train')
-        objective = check_objective(Supervised() if objective is None else objective)
-        columns = Columns.checked(
-            ("train_output", "validation_output") if objective.teacher is not None else (),
-            train_input=train_input,
-            train_output=train_output,
-            validation_input=validation_input,
-            validation_output=validation_output,
-        )
-        missing = [
-            name for name, value in (("train", train_output), ("validation", validation_output)) if value is None
-        ]
-        if missing and objective.needs_labels:
+        objective = check_objective(objective)
+        labels = {"train_output": train_output, "validation_output": validation_output}
+        missing = [name for name, column in labels.items() if column is None]
+        if missing and objective.needs_labels and objective.teacher is not None:
             raise DefinitionError(
-                f'"{self.name}": {missing[0]}_output is None, and {type(objective).__name__} needs labels. Pass '
-                f"{missing[0]}_output, or learn from the teacher alone: SoftTargets(teacher, alpha=1.0)."
+                f'"{self.name}": {missing[0]} is None, and {type(objective).__name__} needs labels. Pass {missing[0]}, '
+                "or learn from the teacher alone: SoftTargets(teacher, alpha=1.0)."
             )
-        return self.run_training(columns, training, objective)
+        optional = () if objective.teacher is None else tuple(labels)
+        columns = {"train_input": train_input, "validation_input": validation_input, **labels}
+        return self.run_training(columns, options, objective, optional=optional)
 
     def make_task(
-        self,
-        config: PretrainedConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        columns: Columns,
-        training: Training,
-        objective: Objective,
+        self, config: PretrainedConfig, tokenizer: Tokenizer, columns: Columns, training: Training, objective: Objective
     ) -> Classification:
         """Returns a classification task with the classes of the training rows or the teacher."""
-        teacher, output = objective.teacher, columns.train.get("train_output")
-        labels = LabelSet(())
-        if output is not None:
-            labels = find_labels(output.values(), "train_output", class_names(output), optional=teacher is not None)
+        teacher, output = objective.teacher, columns["train"].get("train_output")
+        optional = teacher is not None
+        labels = LabelSet(()) if output is None else find_labels(output, "train_output", optional=optional)
         knows_classes = teacher is not None and "logits" in objective.teacher_wants
         if not labels.names and (objective.needs_labels or not knows_classes):
             raise DefinitionError(
@@ -136,54 +116,41 @@ class TrainHFClassifier(HFTrainer):
                 "Pass train_output, or learn from the teacher alone: SoftTargets(teacher, alpha=1.0)."
             )
         if teacher is not None and knows_classes:
-            labels = _taught_labels(labels, teacher, has_labels=bool(labels.names))
-        most = model_max_length(config, tokenizer)
-        length = min(training.max_length or most, most)
-        kept = _kept_labels(config, labels)
-        return Classification(tokenizer, kept, length, training.truncate, optional=teacher is not None)
+            # A small number of labelled rows may lack some of the classes.
+            theirs = _classes_of(teacher.model.config)
+            if not labels.names:
+                labels = theirs
+            elif {*labels.names} < {*theirs.names}:
+                labels = LabelSet(theirs.names, labels.multi)
+        if task_of(config) == "text-classification":
+            own = _classes_of(config)
+            if own.multi == labels.multi and {*labels.names} <= {*own.names}:
+                labels = own
+        length = row_limit(config, tokenizer, training.max_length)
+        return Classification(tokenizer, labels, length, training.truncate, optional=optional)
 
     def load_model(self, config: PretrainedConfig, task: Task, options: dict[str, Any]) -> PreTrainedModel:
         """Returns the model with a head for the classes."""
         assert isinstance(task, Classification)
-        model: PreTrainedModel = transformers.AutoModelForSequenceClassification.from_pretrained(
-            self.source,
-            **{
-                "num_labels": len(task.labels),
-                "id2label": dict(enumerate(task.labels.names)),
-                "label2id": task.label2id,
-                "problem_type": f"{'multi' if task.labels.multi else 'single'}_label_classification",
-                "ignore_mismatched_sizes": True,
-                **options,
-            },
-        )
-        return model
+        head = {
+            "num_labels": len(task.labels),
+            "id2label": dict(enumerate(task.labels.names)),
+            "label2id": task.labels.label2id,
+            "problem_type": f"{'multi' if task.labels.multi else 'single'}_label_classification",
+            "ignore_mismatched_sizes": True,
+        }
+        return super().load_model(config, task, {**head, **options})
 
-    def peft_task(self, config: PretrainedConfig) -> str:
-        """Returns peft's name of the task."""
-        return "SEQ_CLS"
-
-    @property
-    def auto_cls(self) -> Any:
-        """The transformers class that loads the model."""
+    def auto_class(self, config: PretrainedConfig) -> Any:
+        """Returns the transformers class that loads the model."""
         return transformers.AutoModelForSequenceClassification
 
-
-def _kept_labels(config: PretrainedConfig, labels: LabelSet) -> LabelSet:
-    """Returns the base model's own classes if it is a classifier that has all of these, else these."""
-    if task_of(config) != "text-classification":
-        return labels
-    known = tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
-    is_multi = config.problem_type == "multi_label_classification"
-    return LabelSet(known, labels.multi) if {*labels.names} <= {*known} and is_multi == labels.multi else labels
+    def peft_task(self, config: PretrainedConfig) -> str:
+        """Returns the task type of an adapter, by peft's name."""
+        return "SEQ_CLS"
 
 
-def _taught_labels(labels: LabelSet, teacher: Teacher, *, has_labels: bool) -> LabelSet:
-    """Returns the teacher's classes if there are no labels or the labels are a proper subset, else the labels.
-
-    A small number of labelled rows may lack some of the classes.
-    """
-    config = teacher.model.config
-    known = tuple(str(name) for _, name in sorted((getattr(config, "id2label", None) or {}).items()))
-    if not has_labels:
-        return LabelSet(known, getattr(config, "problem_type", None) == "multi_label_classification")
-    return LabelSet(known, labels.multi) if {*labels.names} < {*known} else labels
+def _classes_of(config: Any) -> LabelSet:
+    """Returns the classes of a classifier, in its order."""
+    names = tuple(str(name) for _, name in sorted((getattr(config, "id2label", None) or {}).items()))
+    return LabelSet(names, getattr(config, "problem_type", None) == "multi_label_classification")

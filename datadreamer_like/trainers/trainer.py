@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, NotTrained, SessionError
 from datadreamer_like.graph import Node
-from datadreamer_like.graph.manifest import Manifest
-from datadreamer_like.graph.results import Kept
+from datadreamer_like.graph.results import Kept, Manifest
 from datadreamer_like.models.trained.model_node import ModelNode
 
 
-class Trainer(ModelNode):
+class Trainer(ModelNode, ABC):
     """Trains a model on columns when `train` is called, or loads the cached result.
 
     Once trained it can be used as a model: as a teacher, in a stage, or as the start of another trainer. A subclass
     implements `train`, which checks its arguments and calls `work`.
 
-    Args:
-        name: Name of the trainer; it is made unique within a session.
-        force: Train again even if the result exists.
-        verbose: False shows only warnings of this trainer.
-        log_level: A level of `logging` that overrides `verbose`.
-        progress_interval: Seconds between progress lines without a terminal; None for none.
+    The name is made unique within a session. For the other arguments see `HFOptions`.
     """
 
     kind: ClassVar = "trainer"
@@ -50,12 +45,12 @@ class Trainer(ModelNode):
 
     @classmethod
     def example(cls) -> dict[str, Any]:
-        """Returns a minimal set of arguments of `train`, for tests and documentation; columns are lists."""
+        """Returns the smallest arguments of `train`, for tests and documentation; columns are lists of values."""
         raise NotImplementedError(f"{cls.__name__} has no example().")
 
+    @abstractmethod
     def train(self, *args: Any, **kwargs: Any) -> Self:
-        """Trains, or finds what was trained before."""
-        raise NotImplementedError
+        """Trains, or loads the cached result."""
 
     def need_session(self) -> None:
         """Raises `SessionError` if the trainer was made outside a session."""
@@ -69,7 +64,7 @@ class Trainer(ModelNode):
         """Loads the cached model for `parts`, or makes it with `build`.
 
         Args:
-            parts: Fingerprints of everything that decides the result, by name.
+            parts: Fingerprints of everything that determines the result, by name.
             parents: The parent nodes.
             build: Saves the model in the given folder and returns `self.kept()`.
 
@@ -93,15 +88,14 @@ class Trainer(ModelNode):
 
     def build(self, draft: Path) -> Kept:
         """Trains with the arguments of the last call of `train`, and saves the model."""
-        if self._train is None:
-            raise NotTrained(self.describe_missing())
+        assert self._train is not None, "only `work` starts a build"
         return self._train(draft)
 
     def fingerprint_parts(self) -> dict[str, str]:
-        """Returns what decides the model; known once `train` was called.
+        """Returns the fingerprints of everything that determines the model.
 
         Raises:
-            NotTrained: It was not.
+            NotTrained: `train` was not called yet.
         """
         if self._decided_by is None:
             raise NotTrained(self.describe_missing())
@@ -127,7 +121,7 @@ class Trainer(ModelNode):
 
     @property
     def version(self) -> float:
-        """Version of the trainer: raised when the same arguments give another model."""
+        """Version of the trainer: incremented when the same arguments give another model."""
         return float(self.result_version)
 
     @property

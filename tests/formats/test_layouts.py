@@ -14,9 +14,8 @@ from datadreamer_like import formats
 from datadreamer_like.errors import DefinitionError, MethodMisfit, NewerFormat
 from datadreamer_like.formats import stored_bytes
 from datadreamer_like.formats.layout import LayoutKind, renamed
-from datadreamer_like.formats.quantizer import LayoutConfig
+from datadreamer_like.formats.quantizer import LayoutConfig, has_codes
 from datadreamer_like.formats.sparse import from_sparse, to_sparse
-from datadreamer_like.formats.stored import has_codes
 from datadreamer_like.quantization import DynamicInt8
 
 IDS = {"input_ids": torch.tensor([[5, 6, 7, 8]])}

@@ -103,6 +103,30 @@ def test_equal_content_is_equal(a, b):
     assert fingerprint(a) == fingerprint(b)
 
 
+def test_numpy_dates_and_time_differences_are_told_by_value_unit_and_kind():
+    days = ["2024-01-02", "2024-01-03"]
+    arrays = [
+        np.array(days, dtype="datetime64[D]"),
+        np.array(days, dtype="datetime64[ns]"),
+        np.array(days[::-1], dtype="datetime64[ns]"),
+        np.array([days[0], "NaT"], dtype="datetime64[ns]"),
+        np.array([days], dtype="datetime64[ns]"),
+        np.array([], dtype="datetime64[ns]"),
+        np.array(days[0], dtype="datetime64[ns]"),
+        np.array([1, 2], dtype="timedelta64[D]"),
+        np.array([1, 2], dtype="timedelta64[s]"),
+        np.array([(1, days[0])], dtype=[("n", "i8"), ("day", "datetime64[D]")]),
+        np.array(days, dtype="datetime64[D]").astype(object),
+        pd.Series(pd.to_datetime(days)),
+        pd.Index(pd.to_datetime(days)),
+    ]
+    scalars = [np.datetime64(days[0], unit) for unit in ("D", "s", "ns")]
+    scalars += [np.timedelta64(1, "D"), np.timedelta64(1, "s"), np.datetime64("NaT"), np.timedelta64("NaT")]
+    assert len({fingerprint(value) for value in arrays + scalars}) == len(arrays + scalars)
+    every_second = np.array([days[0], days[0], days[1]], dtype="datetime64[D]")[::2]
+    assert fingerprint(every_second) == fingerprint(arrays[0])
+
+
 def test_datasets_are_told_by_content_not_by_how_they_were_cut():
     rows = datasets.Dataset.from_dict({"a": list(range(25_000)), "b": [f"text {i}" for i in range(25_000)]})
     cut = datasets.concatenate_datasets([rows.select(range(7)), rows.select(range(7, 25_000))])

@@ -1,6 +1,7 @@
 """Results: kept where they belong or made on demand; failed rows are part of them; a crash leaves both old and new."""
 
 import json
+import logging
 import os
 import pickle
 import random
@@ -8,11 +9,10 @@ import random
 import pytest
 
 from datadreamer_like import DataDreamer
-from datadreamer_like.graph.engine import LocalEngine
+from datadreamer_like.graph.engine import Engine
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.graph.manifest import Manifest, row_ranges
 from datadreamer_like.graph.node import Node
-from datadreamer_like.graph.results import Kept, OnDemand, Results, Wanted
+from datadreamer_like.graph.results import Kept, Manifest, OnDemand, Results, Wanted, row_ranges
 
 
 class Counts(Node):
@@ -68,6 +68,15 @@ def test_failed_rows_are_part_of_the_result_and_all_are_known_again(tmp_path):
         assert len(node.manifest.failures) == 1_000
         assert node.manifest.failures[str(failing[0])] == f"row {failing[0]} is odd"
     assert len(json.loads((tmp_path / "some-fail" / "node.json").read_text())["failed_rows"]) < 20_000
+
+
+def test_a_run_that_finds_failed_rows_says_so_and_how_to_try_them_again(tmp_path, caplog):
+    for again in ("", " Pass force=True to try them again."):
+        caplog.clear()
+        with DataDreamer(tmp_path):
+            Counts("Some fail", 30, [20, 3])
+        (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert warning == f"Some fail: 2 of its rows failed and have no value; the first is row 3: row 3 is odd{again}"
 
 
 @pytest.mark.parametrize("rows", [[], [0], [3, 7, 8, 9], [9, 8, 8, 1], list(range(1_000_000))])
@@ -133,7 +142,7 @@ def test_the_local_engine_applies_a_function_in_order_and_no_further_than_asked(
     def doubled(given):
         return ([2 * value for value in batch] for batch in given)
 
-    made = LocalEngine().batches(doubled, batches(), "the test", {})
+    made = Engine().batches(doubled, batches(), "the test", {})
     assert next(made) == [0]
     assert read == [0]
     assert list(made) == [[2], [4], [6], [8]]

@@ -11,7 +11,7 @@ import torch
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.kernels import absmax_quantize, int8_linear, int8_matmul, pack_int8_weight
-from datadreamer_like.kernels.int8_matmul import _FBGEMM, _FBGEMM7, _is_exact, _OneDNN, _OneDNN7, fastest_engine
+from datadreamer_like.kernels.int8 import ENGINES, fastest_engine, is_exact
 
 # (rows, in, out): one row, odd sizes, one feature, several blocks of rows, sums beyond what fp32 adds exactly
 CASES = [(1, 384, 96), (5, 77, 65), (3, 1, 1), (1000, 129, 31), (17, 3000, 24)]
@@ -61,11 +61,11 @@ def test_integer_products_are_exact_whatever_their_size():
 def test_every_path_is_integer_arithmetic(case, dtype, granularity):
     x, codes, scale, bias = layer(*case, dtype)
     paths = [(None, 127, None), ("reference", 127, None), ("reference", 63, 7)]
-    engine = fastest_engine()
-    if engine is None:
+    packed = pack_int8_weight(codes, scale)
+    if packed is None:
         paths = paths[1:]
     else:
-        paths = [(None, engine.largest, None), ("cpu", engine.largest, None), ("cpu", 63, 7), *paths[1:]]
+        paths = [(None, packed.largest, None), ("cpu", packed.largest, None), ("cpu", 63, 7), *paths[1:]]
     for backend, largest, bits in paths:
         y = int8_linear(x, codes, scale, bias, granularity=granularity, backend=backend, activation_bits=bits)
         wanted = torch.from_numpy(in_numpy(x, codes, scale, bias, granularity, largest))
@@ -73,30 +73,31 @@ def test_every_path_is_integer_arithmetic(case, dtype, granularity):
         assert float((y.double() - wanted).norm() / wanted.norm()) < TOLERANCE[dtype], (backend, bits)
 
 
-@pytest.mark.parametrize("engine", [_FBGEMM7, _OneDNN7, _FBGEMM, _OneDNN])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_every_engine_that_is_exact_here_gives_the_same_products(engine):
     try:
-        exact = _is_exact(engine)
+        exact = is_exact(engine)
     except (RuntimeError, AttributeError, NotImplementedError) as error:
         pytest.skip(f"this machine has no such engine: {error}")
     if not exact:
         pytest.skip("eight bits overflow on this processor")
     x, codes, scale, _ = layer(9, 1500, 70)
-    whole = (x / x.abs().amax(1, keepdim=True) * engine.largest).round()
+    packed = engine(codes, scale)
+    whole = (x / x.abs().amax(1, keepdim=True) * packed.largest).round()
     wanted = whole.double() @ codes.double().T * scale.double().T
-    found = engine(codes, scale).product(whole)
+    found = packed.product(whole)
     assert float((found.double() - wanted).norm() / wanted.norm()) < 1e-6
 
 
 OTHER_PROCESSOR = """
 import torch
-from datadreamer_like.kernels import absmax_quantize, int8_linear
-from datadreamer_like.kernels.int8_matmul import fastest_engine
+from datadreamer_like.kernels import absmax_quantize, int8_linear, pack_int8_weight
 torch.set_num_threads(1)
 torch.manual_seed(0)
-assert fastest_engine() is None or fastest_engine().largest == 63, fastest_engine()
 x = torch.rand(20, 1500) + 0.5
 codes, scale = absmax_quantize(torch.rand(40, 1500) + 0.5, axis=-1)
+packed = pack_int8_weight(codes, scale)
+assert packed is None or packed.largest == 63, packed
 y = int8_linear(x, codes, scale)
 wanted = x.double() @ (codes * scale).double().T
 print(float((y - wanted).norm() / wanted.norm()))

@@ -15,9 +15,7 @@ from flaky_server import FlakyServer, Reply, prompt_of
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.errors import DefinitionError, StepOutputError
-from datadreamer_like.graph.progress import Progress
 from datadreamer_like.graph.ray_engine import RayEngine
-from datadreamer_like.graph.results import Results
 from datadreamer_like.models import Embedder, LlamaCPP, OpenAI
 from datadreamer_like.steps import DataSource, Embed, Prompt, Step
 
@@ -73,10 +71,10 @@ class Lengths(Embedder):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def cluster() -> Iterator[None]:
     """A cluster on this machine that all sessions of this file use."""
     engine = RayEngine(num_workers=2)
-    engine.open(Results(tmp_path_factory.mktemp("cluster")), Progress(quiet=True), print)
+    engine.open(print)
     yield
     engine.close()
 

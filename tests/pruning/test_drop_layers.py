@@ -8,7 +8,8 @@ from torch import nn
 from datadreamer_like import pruning
 from datadreamer_like.errors import DefinitionError, EmptyDataset, MethodMisfit
 from datadreamer_like.formats import layouts
-from datadreamer_like.pruning.layers import _stack, block_influence
+from datadreamer_like.formats.modules import stacks
+from datadreamer_like.pruning.layers import block_influence
 
 
 class Through(nn.Module):
@@ -26,9 +27,7 @@ def test_dropped_layer_is_skipped(family: str) -> None:
     model = build(family)
     small = pruning.Layers(keep=[0, 2]).apply(model)
     reference = copy.deepcopy(model)
-    found = _stack(reference)
-    assert found is not None
-    name, layers = found
+    ((name, layers),) = stacks(reference)
     reference.set_submodule(f"{name}.1", Through(layers[1]))
     batch = batches(model)[0]
     torch.testing.assert_close(logits(small, batch), logits(reference, batch))
@@ -51,9 +50,8 @@ def test_without_calibration_layers_are_spread_evenly_as_in_distilbert() -> None
 def test_block_influence_is_one_minus_the_mean_cosine_over_tokens(family: str) -> None:
     model = build(family)
     data = batches(model)
-    found = _stack(model)
-    assert found is not None
-    influence = block_influence(model, found[1], data)
+    (stack,) = stacks(model)
+    influence = block_influence(model, stack.blocks, data)
     if family in ("llama", "mistral", "qwen2", "qwen3", "gpt2"):
         # Their last entry of hidden_states has passed the final norm.
         influence = influence[:-1]

@@ -9,8 +9,7 @@ from torch import nn
 from datadreamer_like import pruning, quantization
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset, MethodMisfit
 from datadreamer_like.formats import layouts
-from datadreamer_like.pruning.attention import attentions
-from datadreamer_like.pruning.heads import importance
+from datadreamer_like.pruning.heads import attentions, importance
 
 
 def mask_groups(model: nn.Module, gone: dict[str, list[int]]) -> nn.Module:

@@ -134,5 +134,7 @@ def test_misuse_is_refused() -> None:
         pruning.Magnitude(0.5, scope="class")  # type: ignore[arg-type]
     with pytest.raises(DefinitionError, match="include"):
         pruning.Magnitude(0.5, include=("heads",))  # type: ignore[arg-type]
+    with pytest.raises(DefinitionError, match="tuple of patterns"):
+        pruning.Magnitude(0.5, exclude="classifier.*")  # type: ignore[arg-type]
     with pytest.raises(MethodMisfit, match="no floating-point weight"):
         pruning.Magnitude(0.5).apply(nn.Embedding(4, 4))

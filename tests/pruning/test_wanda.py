@@ -126,7 +126,13 @@ def test_excluded_modules_stay_and_what_is_pruned_is_stored_sparse(tmp_path: Pat
     assert stored_bytes(small) == stored_bytes(again) < stored_bytes(model)
 
 
-@pytest.mark.parametrize("options", [{}, {"sparsity": 0.5, "pattern": (2, 4)}, {"pattern": (5, 4)}, {"sparsity": 1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"sparsity": 0.5, "pattern": (2, 4)}, {"pattern": (5, 4)}, {"sparsity": 1},
+        {"sparsity": 0.5, "exclude": "*.down_proj"},
+    ],
+)  # fmt: skip
 def test_options_that_make_no_sense_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(DefinitionError):
         Wanda(**options)  # type: ignore[arg-type]

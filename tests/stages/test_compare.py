@@ -22,7 +22,7 @@ from datadreamer_like.errors import (
     NotTrained,
     SessionError,
 )
-from datadreamer_like.evaluation.timing import fixed_threads
+from datadreamer_like.evaluation.costs import fixed_threads
 from datadreamer_like.graph import OutputDataset
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.pruning import Magnitude

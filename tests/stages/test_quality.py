@@ -4,9 +4,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from datadreamer_like.evaluation import bootstrap
-from datadreamer_like.evaluation.likelihood import bits_per_byte, paired_bits_per_byte, perplexity, token_loss
-from datadreamer_like.evaluation.quality import accuracy, macro_f1, paired_differences
+from datadreamer_like.evaluation import quality
+from datadreamer_like.evaluation.quality import (
+    bits_per_byte,
+    paired_bits_per_byte,
+    paired_differences,
+    perplexity,
+    scores,
+    token_loss,
+)
 from datadreamer_like.report import Interval
 
 
@@ -33,9 +39,9 @@ def _macro_f1(truth: np.ndarray, said: np.ndarray) -> float:
 
 def test_scores_are_those_of_scikit_learn():
     truth, first, _ = _rows(301, 0.6, 0.6, seed=1)
-    assert accuracy(truth, first) == pytest.approx(accuracy_score(truth, first))
+    assert scores(truth, first)["accuracy"] == pytest.approx(accuracy_score(truth, first))
     expected = f1_score(truth, first, labels=sorted(set(truth)), average="macro", zero_division=0)
-    assert macro_f1(truth, first) == pytest.approx(expected)
+    assert scores(truth, first)["macro_f1"] == pytest.approx(expected)
 
 
 def test_intervals_are_those_of_a_plain_bootstrap_of_rows():
@@ -58,10 +64,8 @@ def test_intervals_are_those_of_a_plain_bootstrap_of_rows():
 
 def test_interval_covers_a_planted_difference_as_often_as_it_says():
     planted = _rows(100_000, 0.70, 0.63, seed=3)
-    expected = {
-        "accuracy": accuracy(planted[0], planted[2]) - accuracy(planted[0], planted[1]),
-        "macro_f1": macro_f1(planted[0], planted[2]) - macro_f1(planted[0], planted[1]),
-    }
+    worse, better = (scores(planted[0], said) for said in planted[1:])
+    expected = {name: better[name] - worse[name] for name in better}
     covered = {"accuracy": 0, "macro_f1": 0}
     trials = 100
     for trial in range(trials):
@@ -75,8 +79,8 @@ def test_interval_covers_a_planted_difference_as_often_as_it_says():
 def test_difference_is_other_minus_first_and_inside_its_interval():
     truth, first, other = _rows(500, 0.8, 0.5, seed=4)
     found = paired_differences(truth, first, other)
-    assert found["accuracy"].value == pytest.approx(accuracy(truth, other) - accuracy(truth, first))
-    assert found["macro_f1"].value == pytest.approx(macro_f1(truth, other) - macro_f1(truth, first))
+    for name, interval in found.items():
+        assert interval.value == pytest.approx(scores(truth, other)[name] - scores(truth, first)[name])
     for interval in found.values():
         assert interval.low < interval.value < interval.high < 0
 
@@ -139,6 +143,6 @@ def test_interval_of_bits_per_byte_is_that_of_a_plain_bootstrap_of_rows():
 def test_interval_does_not_depend_on_how_many_rows_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch):
     columns = [column.tolist() for column in _losses(30, seed=10)]
     before = paired_bits_per_byte(*columns, resamples=100)
-    monkeypatch.setattr(bootstrap, "_NUMBERS_AT_ONCE", 30 * 7)
+    monkeypatch.setattr(quality, "_NUMBERS_AT_ONCE", 30 * 7)
     after = paired_bits_per_byte(*columns, resamples=100)
     assert (after.low, after.high) == pytest.approx((before.low, before.high))

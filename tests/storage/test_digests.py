@@ -25,6 +25,24 @@ def test_a_large_files_digest_is_remembered_and_follows_its_content(large_file, 
     assert digests.file_digest(large_file) != first
 
 
+def test_a_change_that_keeps_size_and_time_of_modification_is_seen(large_file):
+    first, times = digests.file_digest(large_file), large_file.stat()
+    with large_file.open("r+b") as stream:
+        stream.write(b"b")
+    os.utime(large_file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert large_file.stat().st_mtime_ns == times.st_mtime_ns
+    assert digests.file_digest(large_file) != first
+
+
+def test_without_a_home_folder_nothing_is_remembered(large_file, tmp_path, monkeypatch):
+    first = digests.file_digest(large_file)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    monkeypatch.chdir(tmp_path)
+    assert digests.file_digest(large_file) == first
+    assert not (tmp_path / "~").exists()
+
+
 def test_a_file_changed_just_now_is_not_remembered(large_file, tmp_path):
     os.utime(large_file)
     digests.file_digest(large_file)

@@ -2,6 +2,7 @@
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -9,8 +10,8 @@ from datadreamer_like.errors import StepOutputTypeError, StorageError
 from datadreamer_like.storage.tables import TableWriter, open_table, read_table
 
 
-def written(folder, *batches, columns=None):
-    writer = TableWriter(folder, columns, '"Load"')
+def written(folder, *batches, schema=None):
+    writer = TableWriter(folder, '"Load"', schema)
     for batch in batches:
         writer.write(batch)
     writer.close("fingerprint")
@@ -83,7 +84,7 @@ def test_arrays_and_tensors_become_lists(tmp_path):
 
 
 def test_no_rows_keep_their_columns(tmp_path):
-    dataset = written(tmp_path, columns=["a", "b"])
+    dataset = written(tmp_path, schema=pa.schema([("a", pa.null()), ("b", pa.null())]))
     assert dataset.column_names == ["a", "b"]
     assert len(dataset) == 0
     assert read_table(tmp_path).num_rows == 0

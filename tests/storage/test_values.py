@@ -23,9 +23,8 @@ from PIL import Image
 from datadreamer_like import DataDreamer, concat
 from datadreamer_like.errors import StepOutputTypeError
 from datadreamer_like.steps import DataSource
-from datadreamer_like.storage.pickles import pickle_value
 from datadreamer_like.storage.tables import TableWriter, read_table
-from datadreamer_like.storage.values import class_names, to_batch, to_columns
+from datadreamer_like.storage.values import class_names, pickle_value, to_batch, to_columns
 
 UTC = dt.UTC
 

@@ -110,14 +110,14 @@ def test_a_changed_argument_says_so_and_undoing_it_finds_the_older_model(tmp_pat
     assert "found finished" in caplog.text
 
 
-def test_how_a_model_is_fetched_is_no_part_of_the_fingerprint(session, tiny_encoder, data, monkeypatch):
-    decided = []
-    monkeypatch.setattr(TrainHFClassifier, "work", lambda self, parts, parents, build: decided.append(parts))
-    columns = data()
-    TrainHFClassifier("Plain", model_name=tiny_encoder).train(**columns)
-    TrainHFClassifier("Fetched", model_name=tiny_encoder, token="hf_secret", cache_dir="elsewhere").train(**columns)
-    TrainHFClassifier("Other", model_name=tiny_encoder, attn_implementation="eager").train(**columns)
-    assert decided[0] == decided[1] != decided[2]
+def test_how_a_model_is_fetched_is_no_part_of_the_fingerprint(session, tiny_encoder, data):
+    columns = data(opinions(8), opinions(8))
+    fetched = {"token": "hf_secret", "cache_dir": str(session.folder / "elsewhere")}
+    plain, elsewhere, other = (
+        TrainHFClassifier(f"Trainer {number}", model_name=tiny_encoder, **options).train(**columns, epochs=1)
+        for number, options in enumerate(({}, fetched, {"attn_implementation": "eager"}))
+    )
+    assert plain.fingerprint_parts() == elsewhere.fingerprint_parts() != other.fingerprint_parts()
 
 
 def test_a_renamed_trainer_step_and_another_device_change_no_fingerprint(session, tiny_encoder, data):

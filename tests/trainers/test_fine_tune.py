@@ -12,8 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from datadreamer_like.distillation import SoftTargets
 from datadreamer_like.distillation.losses import IGNORED_LABEL
 from datadreamer_like.errors import DataError, DefinitionError, MethodMisfit, UnknownModel
-from datadreamer_like.evaluation.tasks.causal_lm import CausalLM
-from datadreamer_like.evaluation.tasks.seq2seq_lm import Seq2SeqLM
+from datadreamer_like.evaluation.tasks.generation import CausalLM, Seq2SeqLM
 from datadreamer_like.models import HFTransformers
 from datadreamer_like.models.trained.prompt_template import set_prompt_template
 from datadreamer_like.models.trained.trained_model import TrainedModel

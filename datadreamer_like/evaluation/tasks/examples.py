@@ -10,29 +10,23 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-_SORTED_TOGETHER = 50
-
 
 class Ragged:
     """Integer sequences of different lengths in a file, memory-mapped when read.
 
-    Append inside a `with` block, read after it.
-
-    Args:
-        path: The file; an existing one is replaced.
+    Append inside a `with` block, read after it. An existing file is replaced.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._starts = [0]
+        self._ends = [0]
         self._file = path.open("wb")
-        self._flat: np.ndarray[Any, np.dtype[np.int32]] | None = None
 
     def extend(self, sequences: Sequence[Sequence[int]]) -> None:
         """Appends sequences."""
         for sequence in sequences:
-            self._starts.append(self._starts[-1] + len(sequence))
+            self._ends.append(self._ends[-1] + len(sequence))
         self._file.write(np.concatenate([np.asarray(s, dtype=np.int32) for s in sequences]).tobytes())
 
     def __enter__(self) -> Ragged:
@@ -40,10 +34,10 @@ class Ragged:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-        self.starts = np.asarray(self._starts, dtype=np.int64)
-        del self._starts
-        empty = np.zeros(0, dtype=np.int32)
-        self._flat = np.memmap(self.path, dtype=np.int32, mode="r") if self.path.stat().st_size else empty
+        self.starts = np.asarray(self._ends, dtype=np.int64)
+        del self._ends
+        # An empty file cannot be mapped.
+        self._flat = np.memmap(self.path, np.int32, mode="r") if self.starts[-1] else np.zeros(0, dtype=np.int32)
 
     @property
     def lengths(self) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -54,24 +48,17 @@ class Ragged:
         return len(self.starts) - 1
 
     def __getitem__(self, index: int) -> np.ndarray[Any, np.dtype[np.int32]]:
-        assert self._flat is not None
         return self._flat[self.starts[index] : self.starts[index + 1]]
 
 
 class Examples(Dataset[dict[str, Any]]):
-    """Tokenized rows of one task.
+    """Tokenized rows of one task: the values of each row by name, and its index as `row`.
 
-    Args:
-        fields: The values of each row, by name; each row also gets its index, `row`.
-        lengths: Number of tokens of each row, used for batching.
-        dropped: Number of rows left out because no part of their answers fits.
+    Rows are batched by `lengths` in tokens; `dropped` rows were left out because no part of their answers fits.
     """
 
     def __init__(
-        self,
-        fields: Mapping[str, Ragged | np.ndarray[Any, Any]],
-        lengths: np.ndarray[Any, Any],
-        dropped: int = 0,
+        self, fields: Mapping[str, Ragged | np.ndarray[Any, Any]], lengths: np.ndarray[Any, Any], dropped: int = 0
     ) -> None:
         self.fields = dict(fields)
         self.lengths = lengths
@@ -93,30 +80,27 @@ def padded(sequences: Sequence[Any], value: int) -> torch.Tensor:
     return torch.from_numpy(result)
 
 
-def attention_mask(sequences: Sequence[Any]) -> torch.Tensor:
-    """Returns the attention mask [batch, longest] for `padded`: 1 for tokens, 0 for padding."""
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    return (torch.arange(int(lengths.max()))[None, :] < lengths[:, None]).long()
+def padded_inputs(ids: Sequence[Any], padding: int) -> dict[str, torch.Tensor]:
+    """Returns `input_ids` and `attention_mask` (0 for padding) [batch, longest] for sequences of token ids."""
+    lengths = torch.tensor([len(sequence) for sequence in ids])
+    mask = (torch.arange(int(lengths.max()))[None, :] < lengths[:, None]).long()
+    return {"input_ids": padded(ids, padding), "attention_mask": mask}
 
 
 class ShuffledBatches(Sampler[list[int]]):
-    """Random batches of rows of similar length, to reduce padding.
+    """Random batches of rows of similar length, to reduce padding; `lengths` are the rows' numbers of tokens.
 
     Rows are shuffled, sorted by length within chunks of fifty batches, and the batches shuffled again. The order
     depends only on the seed and the epoch, so a resumed training run sees the same batches.
-
-    Args:
-        lengths: Number of tokens of each row.
-        batch_size: Rows in a batch.
-        seed: Seed of the shuffling.
     """
+
+    drop_last = False
 
     def __init__(self, lengths: np.ndarray[Any, Any], batch_size: int, seed: int) -> None:
         self.lengths = lengths
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
-        self.drop_last = False
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch that decides the order."""
@@ -128,7 +112,7 @@ class ShuffledBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         random = np.random.default_rng([self.seed, self.epoch])
         order = random.permutation(len(self.lengths))
-        portion = self.batch_size * _SORTED_TOGETHER
+        portion = 50 * self.batch_size
         batches = []
         for start in range(0, len(order), portion):
             rows = order[start : start + portion]
@@ -141,22 +125,7 @@ class ShuffledBatches(Sampler[list[int]]):
             yield batches[index].tolist()
 
 
-class SortedBatches(Sampler[list[int]]):
-    """Batches sorted by length, longest first, for evaluation.
-
-    Args:
-        lengths: Number of tokens of each row.
-        batch_size: Rows in a batch.
-    """
-
-    def __init__(self, lengths: np.ndarray[Any, Any], batch_size: int) -> None:
-        self.order = np.argsort(-lengths, kind="stable")
-        self.batch_size = batch_size
-        self.drop_last = False
-
-    def __len__(self) -> int:
-        return -(-len(self.order) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for start in range(0, len(self.order), self.batch_size):
-            yield self.order[start : start + self.batch_size].tolist()
+def sorted_batches(lengths: np.ndarray[Any, Any], batch_size: int) -> list[list[int]]:
+    """Returns batches of rows sorted by length, longest first, for evaluation."""
+    order: list[int] = np.argsort(-lengths, kind="stable").tolist()
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

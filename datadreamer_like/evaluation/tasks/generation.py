@@ -1,11 +1,15 @@
-"""Shared parts of language modelling tasks: prompts rendered by the chat template, and losses per token."""
+"""Language modelling: causal, where the answer follows its prompt; encoder-decoder; and preferences among answers."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -13,20 +17,22 @@ from datadreamer_like.distillation import Outputs, Teacher
 from datadreamer_like.distillation.losses import IGNORED_LABEL
 from datadreamer_like.errors import DataError, MethodMisfit
 from datadreamer_like.graph.output import Column
-from datadreamer_like.models.trained.prompt_template import render
+from datadreamer_like.models.trained.prompt_template import has_template, render
 
-from ..columns import check_text, read_rows
-from ..likelihood import perplexity
-from .examples import Examples, Ragged, attention_mask, padded
-from .task import Batch, Measure, Task
+from ..columns import read_rows
+from ..quality import perplexity
+from .examples import Examples, Ragged, padded, padded_inputs
+from .task import Batch, Measure, Task, run_model, tokenize
 
 
 class Generation(Task):
-    """Prompts to answers; only the answers' tokens carry loss. See `CausalLM` and `Seq2SeqLM`."""
+    """Prompts to answers; only the answers' tokens carry loss."""
 
-    columns: ClassVar[tuple[str, ...]] = ("input", "output")
     encoder_decoder: ClassVar[bool]
+    fields: ClassVar[tuple[str, ...]] = ("input_ids", "labels")
+    """Names of the fields of `cut`."""
 
+    @abstractmethod
     def encoded(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[list[int], list[int]]]:
         """Tokenizes prompts and answers without cutting.
 
@@ -34,67 +40,60 @@ class Generation(Task):
             Input ids and target ids. For a causal model both have the same length, with targets of -100 for the prompt;
             for an encoder-decoder the targets are the answer's ids.
         """
-        raise NotImplementedError
+
+    def cut(self, rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, tuple[list[int], ...] | None]]:
+        """Yields the number of tokens of each row, and its fields cut to the maximum; None if no answer is left."""
+        for ids, target in self.encoded(rows):
+            kept = target[: self.max_length]
+            has_answer = any(token != IGNORED_LABEL for token in kept)
+            yield max(len(ids), len(target)), (ids[: self.max_length], kept) if has_answer else None
+
+    def lengths(self, fields: Mapping[str, Ragged]) -> np.ndarray[Any, Any]:
+        """Returns the length of each row, by which rows are batched."""
+        return fields["input_ids"].lengths
 
     def encode(self, columns: Mapping[str, Column], path: Path) -> Examples:
         """Reads prompts and answers; see `Task.encode`."""
-        names = list(columns)
+        name = next(iter(columns))
         too_long: dict[int, int] = {}
         seen = dropped = 0
-        with Ragged(path.with_suffix(".ids")) as input_ids, Ragged(path.with_suffix(".labels")) as labels:
+        with ExitStack() as stack:
+            fields = {key: stack.enter_context(Ragged(path.with_suffix(f".{key}"))) for key in self.fields}
             for part in read_rows(columns):
-                pairs = [
-                    (check_text(prompt, names[0], row), check_text(answer, names[1], row))
-                    for row, (prompt, answer) in enumerate(part, seen)
-                ]
-                for row, (ids, target) in enumerate(self.encoded(pairs), seen):
-                    longest = max(len(ids), len(target))
-                    if longest > self.max_length:
-                        too_long[row] = longest
-                    kept = target[: self.max_length]
-                    if all(token == IGNORED_LABEL for token in kept):
+                for row, (length, kept) in enumerate(self.cut(part), seen):
+                    if length > self.max_length:
+                        too_long[row] = length
+                    if kept is None:
                         dropped += 1
                         continue
-                    input_ids.extend([ids[: self.max_length]])
-                    labels.extend([kept])
+                    for field, ids in zip(fields.values(), kept, strict=True):
+                        field.extend([ids])
                 seen += len(part)
         if not self.truncate:
-            self.refuse_long(too_long, names[0])
-        refuse_if_all_dropped(len(input_ids), seen, names[0], self.max_length)
-        return Examples({"input_ids": input_ids, "labels": labels}, input_ids.lengths, dropped)
+            self.refuse_long(too_long, name)
+        if dropped == seen:
+            raise DataError(
+                f"{name}: none of the {seen:,} rows has any part of its answer left after cutting at "
+                f"{self.max_length:,} tokens. Raise max_length, or shorten the prompts."
+            )
+        return Examples(fields, self.lengths(fields), dropped)
 
     def ended(self, answer: list[int], rendered: bool) -> list[int]:
         """Appends the end-of-text token if an answer has none, so that the model learns to stop.
 
-        Args:
-            answer: Token ids.
-            rendered: Whether a chat template wrote the answer; it may put the end token before a final line break.
+        An answer that is `rendered` by a chat template may have it before a final line break.
         """
         end = self.tokenizer.eos_token_id
         if end is None or (rendered and end in answer) or answer[-1:] == [end]:
             return answer
         return [*answer, end]
 
-    def rendered(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
-        """Returns prompts and answers, rendered with the tokenizer's chat template if it has one."""
-        written = [render(self.tokenizer, prompt, answer) for prompt, answer in pairs]
-        return [prompt for prompt, _ in written], [answer for _, answer in written]
-
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
         """Returns a batch; `labels` and `mask` are [batch, positions of the logits]."""
-        ids = [row["input_ids"] for row in examples]
-        labels = self.placed(padded([row["labels"] for row in examples], IGNORED_LABEL))
-        return {
-            "input_ids": padded(ids, self.padding),
-            "attention_mask": attention_mask(ids),
-            "labels": labels,
-            "mask": labels != IGNORED_LABEL,
-            "rows": torch.tensor([row["row"] for row in examples]),
-        }
-
-    def placed(self, targets: torch.Tensor) -> torch.Tensor:
-        """Returns target tokens [batch, target], aligned with the logits that predict them."""
-        return targets
+        labels = padded([row["labels"] for row in examples], IGNORED_LABEL)
+        if not self.encoder_decoder:
+            labels = labels[:, 1:]  # each position predicts the next token
+        return {**self.inputs(examples), "labels": labels, "mask": labels != IGNORED_LABEL}
 
     def measure(self) -> Measure:
         """Returns a measure of perplexity over the answers' tokens."""
@@ -118,11 +117,7 @@ class Generation(Task):
             )
 
     def aligned(self, teacher: Teacher, logits: torch.Tensor, student_logits: int) -> torch.Tensor:
-        """Returns a teacher's logits, cut to the student's vocabulary size (the rest is padding of the embedding).
-
-        Raises:
-            MethodMisfit: The student lacks logits for some of the teacher's tokens.
-        """
+        """Returns a teacher's logits, cut to the student's vocabulary size (the rest is padding of the embedding)."""
         if logits.shape[-1] <= student_logits:
             return logits
         tokens = len(teacher.tokenizer)
@@ -134,28 +129,91 @@ class Generation(Task):
         return logits[..., :student_logits]
 
 
-def refuse_if_all_dropped(kept: int, seen: int, name: str, max_length: int) -> None:
-    """Checks that at least one row is left.
+class CausalLM(Generation):
+    """Prompt and answer in one sequence; `max_length` counts both."""
 
-    Raises:
-        DataError: None is.
+    encoder_decoder: ClassVar[bool] = False
+
+    def encoded(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[list[int], list[int]]]:
+        """Tokenizes prompts and answers without cutting; see `Generation.encoded`."""
+        for prompt, answer in self.apart(pairs):
+            yield prompt + answer, [IGNORED_LABEL] * len(prompt) + answer
+
+    def apart(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[list[int], list[int]]]:
+        """Yields the token ids of each prompt, and of its answer with the end-of-text token, without cutting."""
+        by_template = has_template(self.tokenizer)
+        written = [render(self.tokenizer, *pair) for pair in pairs]
+        # A template writes the special tokens itself; the tokenizer adds them to a bare prompt.
+        prompts = tokenize(self.tokenizer, [prompt for prompt, _ in written], special=not by_template)
+        answers = tokenize(self.tokenizer, [answer for _, answer in written], special=False)
+        for prompt, answer in zip(prompts, answers, strict=True):
+            if not by_template and prompt and prompt[-1] == self.tokenizer.eos_token_id:
+                prompt = prompt[:-1]
+            yield prompt, self.ended(answer, by_template)
+
+    def forward(self, model: Any, batch: Batch, wants: frozenset[str]) -> Outputs:
+        """Returns logits [batch, seq - 1, vocabulary], each for the next token, and hidden states of all tokens."""
+        found = run_model(model, batch, wants, use_cache=False)
+        return found if found.logits is None else replace(found, logits=found.logits[:, :-1])
+
+
+class Seq2SeqLM(Generation):
+    """Prompts for the encoder and answers for the decoder, each up to `max_length` tokens."""
+
+    encoder_decoder: ClassVar[bool] = True
+
+    def encoded(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[list[int], list[int]]]:
+        """Tokenizes prompts and answers without cutting; see `Generation.encoded`."""
+        prompts = [render(self.tokenizer, *pair)[0] for pair in pairs]
+        prompt_ids = tokenize(self.tokenizer, prompts, special=not has_template(self.tokenizer))
+        answers = self.tokenizer(text_target=[answer for _, answer in pairs], verbose=False)["input_ids"]
+        for prompt, answer in zip(prompt_ids, answers, strict=True):
+            yield prompt, self.ended(answer, rendered=False)
+
+    def forward(self, model: Any, batch: Batch, wants: frozenset[str]) -> Outputs:
+        """Returns logits [batch, target, vocabulary], and the decoder's hidden states."""
+        decoder_ids = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        return run_model(model, batch, wants, "decoder_", decoder_input_ids=decoder_ids, use_cache=False)
+
+
+class Preferences(CausalLM):
+    """Pairs of answers to a prompt; batches list all chosen answers, then all rejected ones, as trl expects.
+
+    A pair is left out if its prompt leaves no room for an answer in `max_length`.
     """
-    if not kept:
-        raise DataError(
-            f"{name}: none of the {seen:,} rows has any part of its answer left after cutting at {max_length:,} "
-            "tokens. Raise max_length, or shorten the prompts."
-        )
+
+    fields: ClassVar[tuple[str, ...]] = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+    def cut(self, rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, tuple[list[int], ...] | None]]:
+        """Tokenizes prompts and both answers; see `Generation.cut`."""
+        better = self.apart([(prompt, answer) for prompt, answer, _ in rows])
+        worse = self.apart([(prompt, answer) for prompt, _, answer in rows])
+        for (prompt, good), (_, bad) in zip(better, worse, strict=True):
+            room = self.max_length - len(prompt)
+            length = len(prompt) + max(len(good), len(bad))
+            yield length, (prompt, good[:room], bad[:room]) if room > 0 else None
+
+    def lengths(self, fields: Mapping[str, Ragged]) -> np.ndarray[Any, Any]:
+        """Returns the length of each prompt with the longer of its answers."""
+        prompts, chosen, rejected = (fields[name].lengths for name in self.fields)
+        longest: np.ndarray[Any, Any] = prompts + np.maximum(chosen, rejected)
+        return longest
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
+        """Returns a batch: `input_ids`, `attention_mask` and `completion_mask` [2 batch, seq]."""
+        pairs = [(row["prompt_ids"], row[kind]) for kind in ("chosen_ids", "rejected_ids") for row in examples]
+        answers = [np.repeat([0, 1], [len(prompt), len(answer)]) for prompt, answer in pairs]
+        return {
+            **padded_inputs([np.concatenate(pair) for pair in pairs], self.padding),
+            "completion_mask": padded(answers, 0),
+            "rows": torch.tensor([row["row"] for row in examples]),
+        }
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the loss of every token that has a label.
+    """Returns the loss of every token with a label, in nats [tokens], and the index of its row in the batch [tokens].
 
-    Args:
-        logits: A model's outputs [batch, seq, vocabulary].
-        labels: Target tokens [batch, seq]; -100 for none.
-
-    Returns:
-        Losses in nats [tokens], and the index of each token's row in the batch [tokens].
+    `logits` are [batch, seq, vocabulary]; `labels` [batch, seq], -100 for none.
     """
     kept = labels != IGNORED_LABEL
     return F.cross_entropy(logits[kept].float(), labels[kept], reduction="none"), kept.nonzero()[:, 0]

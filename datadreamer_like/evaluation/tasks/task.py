@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from datadreamer_like.distillation import Outputs, Teacher, check_same_vocabulary
-from datadreamer_like.distillation.teacher import eval_mode
+from datadreamer_like.distillation import Outputs, Teacher
 from datadreamer_like.errors import DataError, MethodMisfit
 from datadreamer_like.graph.output import Column
+from datadreamer_like.models.trained.model_facts import model_max_length
 
-from .examples import Examples
+from .examples import Examples, padded_inputs
 
 Batch = dict[str, torch.Tensor]
+
+_GIVEN = {"logits", "hidden_states", "attentions"}
 
 
 class Measure(ABC):
@@ -41,12 +43,8 @@ class Task(ABC):
         truncate: Cut longer rows; False refuses them.
     """
 
-    columns: ClassVar[tuple[str, ...]]
-    """Names of its columns, without the prefixes `train_` and `validation_` of trainers."""
-    gives: ClassVar[frozenset[str]] = frozenset({"logits", "hidden_states", "attentions"})
-    """Fields of `Outputs` that `forward` can fill."""
     stored: ClassVar[frozenset[str]] = frozenset()
-    """Fields of a teacher's `Outputs` that depend on the text alone, so that `answers` is computed once and stored."""
+    """Fields of a teacher's `Outputs` that depend on the text alone, so that they are computed once and stored."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, truncate: bool = True) -> None:
         self.tokenizer = tokenizer
@@ -58,11 +56,7 @@ class Task(ABC):
 
     @abstractmethod
     def encode(self, columns: Mapping[str, Column], path: Path) -> Examples:
-        """Reads, checks and tokenizes columns.
-
-        Args:
-            columns: The columns in the order of `self.columns`, by argument name.
-            path: File path without suffix for the token ids.
+        """Reads, checks and tokenizes columns, in the order of the task; token ids go to `path` with a suffix.
 
         Raises:
             DataError: A value is missing or too long.
@@ -80,13 +74,7 @@ class Task(ABC):
 
     @abstractmethod
     def forward(self, model: Any, batch: Batch, wants: frozenset[str]) -> Outputs:
-        """Runs a batch through a model: the student, or a teacher with the same tokens.
-
-        Args:
-            model: The model.
-            batch: A batch from `collate`.
-            wants: Fields of `Outputs` to fill; others may be filled too.
-        """
+        """Returns the outputs in `wants` for a batch: of the student, or of a teacher with the same tokens."""
 
     @abstractmethod
     def measure(self) -> Measure:
@@ -94,76 +82,30 @@ class Task(ABC):
 
     @abstractmethod
     def check_teacher(self, teacher: Teacher) -> None:
-        """Checks that the teacher's logits fit: the same kind of model, the same classes.
+        """Raises `MethodMisfit` if the teacher is another kind of model, `LabelError` if it has other classes."""
 
-        Raises:
-            MethodMisfit: It is another kind of model.
-            LabelError: It has other classes.
-        """
-
-    def answers(
-        self,
-        teacher: Teacher,
-        texts: Sequence[str],
-        *,
-        max_length: int | None = None,
-        device: torch.device | None = None,
-        on_rows: Callable[[int], None] | None = None,
-    ) -> torch.Tensor:
-        """Returns a teacher's logits [texts, ...], tokenized with its own tokenizer; for tasks with `stored` fields."""
-        raise NotImplementedError(f"{type(self).__name__} cannot compute a teacher's answers before training.")
-
+    @abstractmethod
     def aligned(self, teacher: Teacher, logits: torch.Tensor, student_logits: int) -> torch.Tensor:
-        """Returns a teacher's logits in the order of the student's classes or tokens.
-
-        Args:
-            teacher: The teacher.
-            logits: Its logits [..., classes].
-            student_logits: Number of the student's classes or tokens.
-        """
-        return logits
+        """Returns a teacher's logits [..., classes] in the order of the student's classes or tokens."""
 
     # Shared by all tasks.
 
-    def check_wants(self, wants: frozenset[str]) -> None:
-        """Checks that this task gives the outputs that an objective needs.
+    def inputs(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
+        """Returns the part of a batch that all tasks share: `input_ids`, `attention_mask` and `rows`."""
+        rows = torch.tensor([row["row"] for row in examples])
+        return {**padded_inputs([row["input_ids"] for row in examples], self.padding), "rows": rows}
 
-        Raises:
-            MethodMisfit: It does not.
-        """
-        missing = sorted(wants - self.gives)
+    def check_wants(self, wants: frozenset[str]) -> None:
+        """Raises `MethodMisfit` if an objective needs outputs that tasks do not give."""
+        missing = sorted(wants - _GIVEN)
         if missing:
             raise MethodMisfit(
                 f"The objective needs {' and '.join(missing)}, but models for {type(self).__name__} give "
-                f"{', '.join(sorted(self.gives)) or 'nothing'} here. Choose another objective, or another trainer."
+                f"{', '.join(sorted(_GIVEN))} here. Choose another objective, or another trainer."
             )
 
-    def check_tokens(self, teacher: Teacher) -> None:
-        """Checks that the teacher has the student's vocabulary, so that it can read the student's batches.
-
-        Raises:
-            MethodMisfit: The vocabularies differ.
-        """
-        check_same_vocabulary(teacher, self.tokenizer)
-
-    def teacher_outputs(self, teacher: Teacher, batch: Batch, wants: frozenset[str], student_logits: int) -> Outputs:
-        """Runs a student's batch through its teacher in eval mode, without gradients."""
-        with torch.no_grad(), eval_mode(teacher.model):
-            outputs = self.forward(teacher.model, batch, wants)
-        if outputs.logits is None or "logits" not in wants:
-            return outputs
-        return outputs.replaced(logits=self.aligned(teacher, outputs.logits, student_logits))
-
     def refuse_long(self, too_long: Mapping[int, int], name: str) -> None:
-        """Raises an error if any row is too long.
-
-        Args:
-            too_long: Number of tokens of each row that is too long, by row index.
-            name: Name of the argument, for the message.
-
-        Raises:
-            DataError: `too_long` is not empty.
-        """
+        """Raises `DataError` if any row of the argument `name` is too long; `too_long` has their numbers of tokens."""
         if too_long:
             row, length = next(iter(too_long.items()))
             raise DataError(
@@ -172,25 +114,31 @@ class Task(ABC):
             )
 
 
-def run_model(model: Any, inputs: Mapping[str, torch.Tensor], wants: frozenset[str], **options: Any) -> Any:
-    """Calls a transformers model and requests the outputs in `wants`.
+def row_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int:
+    """Returns the maximum number of tokens of a row: `max_length`, but no more than the model takes."""
+    most = model_max_length(config, tokenizer)
+    return min(max_length or most, most)
 
-    Raises:
-        MethodMisfit: The model does not return logits.
+
+def run_model(model: Any, batch: Batch, wants: frozenset[str], prefix: str = "", **options: Any) -> Outputs:
+    """Runs a transformers model on a batch, with further options of the model, and returns the outputs in `wants`.
+
+    With `prefix` "decoder_", hidden states and attentions are those of the decoder, at the positions of `mask`.
     """
     requested = {f"output_{name}": True for name in ("hidden_states", "attentions") if name in wants}
-    found = model(**inputs, **requested, **options)
+    found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **requested, **options)
     if "logits" in wants and not isinstance(getattr(found, "logits", None), torch.Tensor):
         raise MethodMisfit(f"{type(model).__name__} returns no logits. Load it as a model with a head for this task.")
-    return found
+    return Outputs(
+        logits=found.logits if "logits" in wants else None,
+        hidden_states=getattr(found, f"{prefix}hidden_states", None),
+        attentions=getattr(found, f"{prefix}attentions", None),
+        mask=batch["mask" if prefix else "attention_mask"].bool(),
+    )
 
 
 def check_attentions(model: Any, wants: frozenset[str], whose: str) -> None:
-    """Checks that a model can return attention weights if the objective needs them; fused kernels cannot.
-
-    Raises:
-        MethodMisfit: It cannot.
-    """
+    """Raises `MethodMisfit` if an objective needs attention weights, and fused kernels do not return them."""
     kernel = getattr(model.config, "_attn_implementation", None)
     if "attentions" in wants and kernel not in (None, "eager"):
         raise MethodMisfit(
@@ -202,22 +150,8 @@ def check_attentions(model: Any, wants: frozenset[str], whose: str) -> None:
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], *, max_length: int | None = None, special: bool = True
 ) -> list[list[int]]:
-    """Returns the token ids of texts.
-
-    Args:
-        tokenizer: The tokenizer.
-        texts: The texts.
-        max_length: Cut at this many tokens.
-        special: Whether to add the tokenizer's special tokens.
-    """
-    options: dict[str, Any] = {"truncation": True, "max_length": max_length} if max_length else {"truncation": False}
-    encoded = tokenizer(
-        texts,
-        add_special_tokens=special,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-        **options,
-    )
-    ids: list[list[int]] = encoded["input_ids"]
+    """Returns the token ids of texts, cut at `max_length`; `special` adds the tokenizer's special tokens."""
+    flags = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+    cut = {"truncation": max_length is not None, "max_length": max_length}
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=special, **flags, **cut)["input_ids"]
     return ids

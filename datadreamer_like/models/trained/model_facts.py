@@ -33,18 +33,10 @@ def is_bidirectional(config: PretrainedConfig) -> bool:
 
 
 def model_max_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Returns a model's maximum number of tokens: the smaller of its tokenizer's limit and its positions."""
-    # Tokenizers without a limit have 10^30.
-    known = [tokenizer.model_max_length] if tokenizer.model_max_length < 10**9 else []
-    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if positions and not getattr(config, "relative_attention_num_buckets", None):
-        # RoBERTa-style models number positions from the padding id.
-        offset = config.pad_token_id + 1 if config.model_type in _POSITIONS_AFTER_PADDING else 0
-        known.append(positions - offset)
-    return min(known, default=512)
+    """Returns a model's maximum number of tokens: the limit of its tokenizer or positions, or 512 if unknown."""
+    from datadreamer_like.distillation.teacher import max_tokens
 
-
-_POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "camembert", "longformer", "mpnet", "xlm-roberta-xl"}
+    return max_tokens(config, tokenizer) or 512
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -19,7 +19,7 @@ from datadreamer_like.graph.output import Column, OutputDataset, OutputIterableD
 from datadreamer_like.graph.results import Kept, OnDemand, Outcome
 from datadreamer_like.graph.rows import Batch, Rows
 from datadreamer_like.graph.usage import Usage
-from datadreamer_like.storage.pickles import pickle_value, unpickle
+from datadreamer_like.storage.values import pickle_value, unpickle
 
 from ..operations.operations import OperationOptions, Operations
 from .background_run import BackgroundRun

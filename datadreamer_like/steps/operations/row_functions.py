@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from datadreamer_like.errors import StepOutputError
-from datadreamer_like.graph.engine import Engine, LocalEngine
+from datadreamer_like.graph.engine import Engine
 from datadreamer_like.graph.node import reading_engine
 from datadreamer_like.graph.origin import INPUT, Every, Stated
 from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows, rebatched
@@ -144,7 +144,7 @@ def _mapped_sample(rows: Rows, mapped: _Mapped) -> pa.RecordBatch | None:
     tried = None
     for row in _samples(rows):
         one = Rows.of_table(pa.Table.from_batches([row]), node=rows.node)
-        made, _ = next(mapped(one, LocalEngine()), (None, None))
+        made, _ = next(mapped(one, Engine()), (None, None))
         tried = tried or made
         if made is not None and made.schema.names != row.schema.names:
             return made

@@ -13,8 +13,7 @@ from typing import Any
 from datadreamer_like.errors import ArgumentTypeError, DataError, HubError
 from datadreamer_like.graph.card import DataCardType
 from datadreamer_like.graph.fingerprint import ByContent
-from datadreamer_like.graph.manifest import Manifest
-from datadreamer_like.graph.results import Kept
+from datadreamer_like.graph.results import Kept, Manifest
 from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows
 
 from ..base.lazy_rows import LazyRowBatches

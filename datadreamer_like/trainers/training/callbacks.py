@@ -10,48 +10,35 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from datadreamer_like.graph import current_usage
 from datadreamer_like.pruning import reapply
 
-_NOTES = 50
-
 
 class Report(TrainerCallback):
     """Reports training progress to the node's usage."""
 
     def __init__(self, rows: int) -> None:
-        self.rows = rows
-        self.noted = 0
-        self.words = ""
+        self.rows, self.noted, self.words = rows, 0, ""
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Sets the total number of examples."""
         current_usage().total_rows = round(self.rows * args.num_train_epochs)
 
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Shows the epoch."""
         self._note(args, state)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Counts the examples seen."""
         usage = current_usage()
         usage.add(rows=round(self.rows * (state.epoch or 0.0)) - usage.rows)
         # Reading a loss waits for the GPU, so not after each batch.
-        if state.global_step - self.noted >= max(1, state.max_steps // _NOTES):
+        if state.global_step - self.noted >= max(1, state.max_steps // 50):
             self.noted = state.global_step
             control.should_log = True
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
-    ) -> None:
-        """Shows the loss."""
-        if logs and "loss" in logs:
-            self.words = f", loss {float(logs['loss']):.3g}"
-        self._note(args, state)
-
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
-    ) -> None:
-        """Shows the validation loss."""
-        if metrics:
-            self.words = f", validation loss {metrics['eval_loss']:.3g}"
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any) -> None:
+        """Shows the loss, or after an evaluation the validation loss."""
+        for name, shown in (("loss", "loss"), ("eval_loss", "validation loss")):
+            if name in (logs or {}):
+                self.words = f", {shown} {float(logs[name]):.3g}"
         self._note(args, state)
 
     def _note(self, args: TrainingArguments, state: TrainerState) -> None:
@@ -66,10 +53,9 @@ class EarlyStop(TrainerCallback):
     """
 
     def __init__(self, patience: int, threshold: float) -> None:
-        self.patience = patience
-        self.threshold = threshold
+        self.patience, self.threshold = patience, threshold
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Stops training when patience has run out."""
         if self.is_over(args, state):
             control.should_training_stop = True
@@ -93,8 +79,6 @@ class KeepZeros(TrainerCallback):
     def __init__(self, kept: dict[str, torch.Tensor]) -> None:
         self.kept = kept
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
-    ) -> None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Sets the pruned weights to zero."""
         reapply(model, self.kept)

@@ -1,22 +1,25 @@
-"""What trainers on transformers share: where the model comes from, adapters, teachers, and the run itself."""
+"""The base of trainers on transformers: the model to start from, adapters, teachers, and the training run."""
 
 from __future__ import annotations
 
 import copy
 import logging
 import warnings
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Collection, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any, ClassVar, Self, Unpack
 
 import torch
 import transformers
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from datadreamer_like.distillation import Objective, Supervised
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
-from datadreamer_like.evaluation.columns import Columns
+from datadreamer_like.evaluation.columns import Columns, check_columns
 from datadreamer_like.evaluation.tasks.examples import Examples
 from datadreamer_like.evaluation.tasks.task import Task, check_attentions
 from datadreamer_like.formats import dequantize
@@ -32,11 +35,9 @@ from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.pruning import masks, reapply
 
 from ..trainer import Trainer
-from .loading import HFOptions, a_dtype, one_device, training_device
-from .loop import fit, seeded
-from .options import Training
-from .run import Fit, Run
-from .teaching import LiveTeacher, check_objective, node_of, prepare_teacher, unload_teacher
+from .loop import Fit, Run, fit, seeded
+from .options import HFOptions, Training, a_dtype, one_device, training_device
+from .teaching import is_live, node_of, prepare_teacher, unload_teacher
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -45,18 +46,17 @@ _AUTOCAST: dict[object, str] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 class HFTrainer(Trainer):
-    """Base of trainers that fine-tune a transformers model: one writes `train`, `make_task` and `load_model`.
+    """Base of trainers that fine-tune a transformers model: a subclass writes `train`, `make_task` and `auto_class`."""
 
-    Args:
-        name: The trainer's name.
-        model_name: Id on the Hub, folder, trainer, stage or `TrainedModel` to start from.
-        **options: See `HFOptions`.
-    """
+    arguments: ClassVar[type[TrainingArguments]] = TrainingArguments
+    """Class of the loop's arguments, whose fields are options of `train` too."""
+    decided: ClassVar[Collection[str]] = ()
+    """Fields of it that this trainer sets itself, in addition to those that all trainers set."""
 
-    def __init__(self, name: str, model_name: Any, options: Mapping[str, Any]) -> None:
-        given = dict(options)
-        node_options = {key: given.pop(key) for key in ("force", "verbose", "log_level") if key in given}
-        super().__init__(name, **node_options, progress_interval=given.pop("progress_interval", 60))
+    def __init__(self, name: str, model_name: Any, **options: Unpack[HFOptions]) -> None:
+        given: dict[str, Any] = {**options}
+        node_options = ("force", "verbose", "log_level", "progress_interval")
+        super().__init__(name, **{key: given.pop(key) for key in node_options if key in given})
         self.model_name = model_name
         self.revision = given.pop("revision", None)
         self.trust_remote_code = given.pop("trust_remote_code", False)
@@ -88,54 +88,44 @@ class HFTrainer(Trainer):
                     f"peft_config must be a peft config, such as peft.LoraConfig(r=8), not {self.peft_config!r}."
                 )
 
-    # What a trainer's author writes
+    # Implemented or extended by subclasses.
 
+    @abstractmethod
     def make_task(
-        self,
-        config: PretrainedConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        columns: Columns,
-        training: Training,
-        objective: Objective,
+        self, config: PretrainedConfig, tokenizer: Tokenizer, columns: Columns, training: Training, objective: Objective
     ) -> Task:
-        """Returns the task that the columns are encoded for.
+        """Returns the task for the columns of a call.
 
-        Args:
-            config: The config of the model to start from.
-            tokenizer: Its tokenizer, which is saved with the trained model; a trainer may change it.
-            columns: The columns of the call.
-            training: The options of the call.
-            objective: What is minimised.
+        `config` and `tokenizer` are those of the model to start from; the tokenizer may be changed, and is saved with
+        the trained model.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not implement make_task.")
+
+    @abstractmethod
+    def auto_class(self, config: PretrainedConfig) -> Any:
+        """Returns the transformers class that loads the model."""
 
     def load_model(self, config: PretrainedConfig, task: Task, options: dict[str, Any]) -> PreTrainedModel:
-        """Returns the model to start from.
-
-        Args:
-            config: Its config.
-            task: The task.
-            options: Arguments of `from_pretrained`.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not implement load_model.")
+        """Returns the model to start from; `options` are arguments of `from_pretrained`."""
+        model: PreTrainedModel = self.auto_class(config).from_pretrained(self.source, **options)
+        return model
 
     def peft_task(self, config: PretrainedConfig) -> str | None:
-        """Returns the task type of an adapter, in peft's words."""
+        """Returns the task type of an adapter, by peft's name."""
         return None
 
     def fit(self, run: Run) -> Fit:
-        """Trains `run.model` in place; unless a trainer takes another library's loop, by minimising the objective."""
+        """Trains `run.model` in place by minimising the objective, unless a subclass uses another library's loop."""
         return fit(run)
 
     def fill_card(self, metrics: Mapping[str, float], objective: Objective | None) -> None:
-        """Writes on the card what the model comes from and how good it is."""
+        """Records the origin of the model and its metrics on the card."""
         card, teacher = self.card, None if objective is None else objective.teacher
         card.metrics = {name: round(value, 6) for name, value in metrics.items()}
-        if isinstance(self.model_name, str | Path):
+        if self.start is None:
             card.base_model = str(self.model_name)
             card.register("Model Name", self.model_name)
         else:
-            card.base_model = as_trained_model(self.model_name).card.base_model
+            card.base_model = self.start.card.base_model
         if isinstance(teacher, TrainedModel) and teacher.node is None:
             card.register("Model Name", teacher.path)
         card.register("License Information", self.license)
@@ -147,32 +137,36 @@ class HFTrainer(Trainer):
     # The run
 
     def run_training(
-        self, columns: Columns, training: Training, objective: Objective | None = None, **own: object
+        self,
+        columns: Mapping[str, object],
+        options: Mapping[str, Any],
+        objective: Objective | None = None,
+        own: Mapping[str, object] = MappingProxyType({}),
+        optional: Collection[str] = (),
     ) -> Self:
-        """Finds the model that the arguments decide, or trains it; what a trainer's `train` ends with.
+        """Finds the model for the arguments of `train`, or trains it, and returns the trainer.
 
         Args:
-            columns: The columns of the call.
-            training: The options of the call.
-            objective: What is minimised; None where another library's loop decides that.
-            **own: What else decides the result, by name.
-
-        Returns:
-            The trainer.
+            columns: The columns, by argument name.
+            options: The training options.
+            objective: The objective to minimise; None if another library's loop has its own.
+            own: Other arguments that determine the result, by name.
+            optional: Names of columns that may be None.
         """
-        start = None if isinstance(self.model_name, str | Path) else as_trained_model(self.model_name, "model_name")
-        if objective is not None:
-            check_objective(objective)
+        self.need_session()
+        training = Training.from_options(options, f'"{self.name}".train', self.arguments, self.decided)
+        checked = check_columns(columns, optional)
         if self.dtype == torch.float16 and training_device(self.device).type == "cpu":
             raise DefinitionError(
                 f'"{self.name}": training in float16 needs a GPU. Leave dtype out, or pass dtype="bfloat16".'
             )
         parts = {
             **class_part(type(self)),
-            "model": fingerprint(start or self._start.identity, "model_name"),
+            "model": fingerprint(self.start or self._origin.identity, "model_name"),
             "objective": fingerprint(objective, "objective"),
-            **columns.parts(),
         }
+        given = {**checked["train"], **checked["validation"]}
+        parts |= {f"input {name}": fingerprint(column, name) for name, column in given.items()}
         for name, value in {
             **training.values(),
             "dtype": str(self.dtype),
@@ -182,17 +176,21 @@ class HFTrainer(Trainer):
             **own,
         }.items():
             parts[f"argument {name}"] = fingerprint(value, name)
-        teacher = None if objective is None else objective.teacher
-        nodes = [None if start is None else start.node, node_of(teacher), *map(node_of, own.values())]
-        parents = [*columns.steps(), *(node for node in nodes if node is not None)]
-        return self.work(parts, parents, partial(self._build, columns, training, objective))
+        nodes = map(node_of, (self.start, None if objective is None else objective.teacher, *own.values()))
+        parents = [*(column.step for column in given.values()), *(node for node in nodes if node is not None)]
+        return self.work(parts, parents, partial(self._build, checked, training, objective))
 
     def _build(self, columns: Columns, training: Training, objective: Objective | None, draft: Path) -> Kept:
         device, minimised = training_device(self.device), objective or Supervised()
-        with quiet(), seeded(training.seed), unload_teacher(minimised.teacher), warnings.catch_warnings():
+        teacher = minimised.teacher
+        with quiet(), seeded(training.seed), unload_teacher(teacher), warnings.catch_warnings():
             # peft looks for a config.json to compare vocabularies with; the folder of a GGUF file has none.
             warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
-            config, tokenizer = self._config_and_tokenizer()
+            with loading(self._origin):
+                config = transformers.AutoConfig.from_pretrained(self.source, **self.hub_options())
+                tokenizer = transformers.AutoTokenizer.from_pretrained(self.source, **self.hub_options())
+            if tokenizer.pad_token_id is None:
+                tokenizer.pad_token = tokenizer.eos_token
             current_usage().note = "reading the rows"
             task = self.make_task(config, tokenizer, columns, training, minimised)
             task.check_wants(minimised.wants)
@@ -200,16 +198,16 @@ class HFTrainer(Trainer):
             current_usage().note = "loading the model"
             transformers.set_seed(training.seed)
             model: Any = self.load_model(config, task, self.load_options())
-            if self._start.gguf_file is not None:
+            if self._origin.gguf_file is not None:
                 forget_gguf(model)
             model.config.pad_token_id = tokenizer.pad_token_id
             check_attentions(model, minimised.wants, "the student")
             teachers = prepare_teacher(minimised, task, columns, device, training.max_length, self.scratch)
-            live = isinstance(teachers["train"], LiveTeacher) and minimised.teacher is not None
             kept = masks(model)
             # Seed again, so that new weights and batches do not depend on what was drawn before, also after a resume.
             transformers.set_seed(training.seed)
-            modules = minimised.modules(model, minimised.teacher.model if live else None)  # type: ignore[union-attr]
+            live = teacher.model if teacher is not None and is_live(minimised, task) else None
+            modules = minimised.modules(model, live)
             if self.peft_config is not None:
                 model = self._with_adapter(model, config)
             run = Run(
@@ -229,17 +227,8 @@ class HFTrainer(Trainer):
         result = {"epochs": fitted.epochs, "history": fitted.history, "adapter": self.peft_config is not None}
         return self.kept(result=result)
 
-    def _config_and_tokenizer(self) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
-        source, options = self.source, self.hub_options()
-        with loading(self._start):
-            config = transformers.AutoConfig.from_pretrained(source, **options)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        return config, tokenizer
-
     def _read(self, task: Task, columns: Columns, split: str) -> Examples:
-        examples = task.encode(getattr(columns, split), self.scratch / split)
+        examples = task.encode(columns[split], self.scratch / split)
         if examples.dropped:
             logger.warning(
                 "%s: %s of the %s rows are left out, as nothing of their answers is left after cutting. "
@@ -248,25 +237,33 @@ class HFTrainer(Trainer):
         return examples
 
     @cached_property
-    def _start(self) -> HFSource:
-        named = isinstance(self.model_name, str | Path)
-        return hf_source(self.model_name if named else as_trained_model(self.model_name).path, self.revision)
+    def start(self) -> TrainedModel | None:
+        """The trained model to start from; None for a folder or an id on the Hub.
+
+        Raises:
+            NotTrained: It is a trainer that is not trained yet.
+        """
+        return None if isinstance(self.model_name, str | Path) else as_trained_model(self.model_name, "model_name")
+
+    @cached_property
+    def _origin(self) -> HFSource:
+        return hf_source(self.model_name if self.start is None else self.start.path, self.revision)
 
     @property
     def source(self) -> str:
         """Folder or Hub id of the model to start from."""
-        return self._start.name
+        return self._origin.name
 
     def hub_options(self) -> dict[str, Any]:
-        """Returns the arguments of `from_pretrained` that say where a model comes from."""
+        """Returns the arguments of `from_pretrained` for fetching the model."""
         passed: dict[str, Any] = {key: value for key, value in self.further.items() if key in HOW_FETCHED}
-        options = {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code, **passed}
-        return {**options, **self._start.options}
+        options = {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code}
+        return {**options, **passed, **self._origin.options}
 
     def load_options(self) -> dict[str, Any]:
         """Returns the arguments of `from_pretrained`."""
         options = {**self.hub_options(), **self.further}
-        # A full fine-tuning in mixed precision keeps its weights in float32.
+        # Full fine-tuning in mixed precision keeps its weights in float32.
         options["dtype"] = self.dtype if self.peft_config is not None and self.dtype is not None else torch.float32
         if self.quantization_config is not None:
             options["quantization_config"] = self.quantization_config
@@ -285,26 +282,25 @@ class HFTrainer(Trainer):
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             return get_peft_model(model, config)
 
-    # What DataDreamer scripts ask for
+    # The API of DataDreamer's trainers
+
+    @property
+    def auto_cls(self) -> Any:
+        """The transformers class that loads the model."""
+        return self.auto_class(transformers.AutoConfig.from_pretrained(self.source, **self.hub_options()))
 
     @property
     def base_model_card(self) -> str | None:
         """Address of the card of the model that training starts from, if it is on the Hub."""
-        return self._start.model_card
+        return self._origin.model_card
 
     @property
     def license(self) -> str | None:
         """Licence of the model that training starts from, if its README states one."""
-        if isinstance(self.model_name, str | Path):
-            return self._start.license
-        return next(iter(as_trained_model(self.model_name).card.licenses), None)
+        return self._origin.license if self.start is None else next(iter(self.start.card.licenses), None)
 
     def export_to_disk(self, path: str | Path, adapter_only: bool = False) -> Path:
-        """Writes the trained model to a folder; an earlier export there is replaced.
-
-        Args:
-            path: The folder.
-            adapter_only: Only the adapter, where one was trained.
+        """Writes the trained model, or only its adapter, to a folder; an earlier export there is replaced.
 
         Raises:
             DefinitionError: There is no adapter.
@@ -321,19 +317,7 @@ class HFTrainer(Trainer):
         is_synthetic: bool | None = None,
         **kwargs: Any,
     ) -> str:
-        """Publishes the trained model with a generated card; nothing is committed where nothing changed.
-
-        Args:
-            repo_id: "user/name" on the Hub.
-            branch: Branch; None for the main one.
-            private: Whether a new repository is private.
-            token: The Hub's token; None for the one that `hf auth login` stored.
-            adapter_only: Only the adapter, where one was trained.
-            is_synthetic: Tag it as made with synthetic data; None finds out from where the rows came from.
-            **kwargs: Further options of `hub.publish_model`.
-
-        Returns:
-            Where it can be seen.
+        """Publishes the trained model, or only its adapter; see `TrainedModel.publish_to_hf_hub`.
 
         Raises:
             DefinitionError: There is no adapter.

@@ -8,35 +8,69 @@ import logging
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_model, save_model
+from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from datadreamer_like.distillation import Outputs
+from datadreamer_like.distillation import Objective, Outputs
 from datadreamer_like.errors import DefinitionError, MethodMisfit
-from datadreamer_like.evaluation.tasks.examples import Examples, ShuffledBatches, SortedBatches
-from datadreamer_like.evaluation.tasks.task import Batch
-from datadreamer_like.formats.stored import untrainable
-from datadreamer_like.models.quiet import quiet
+from datadreamer_like.evaluation.tasks.examples import Examples, ShuffledBatches, sorted_batches
+from datadreamer_like.evaluation.tasks.task import Batch, Task
+from datadreamer_like.formats.quantizer import untrainable
 from datadreamer_like.pruning import masks, reapply
 
 from .callbacks import EarlyStop, KeepZeros, Report
-from .run import Fit, Run
+from .options import Training
+from .teaching import TeacherAnswers
 
 logger = logging.getLogger("datadreamer_like")
 
 CHECKPOINTS = "checkpoints"
 MODULES_NAME = "objective.safetensors"
-# The same algorithm in one kernel: on a processor a third of the time of a small model's step is the plain one's.
+# The same algorithm in one kernel; on a CPU the plain one takes a third of the time of a small model's step.
 _FASTER = {"adamw_torch": "adamw_torch_fused"}
+
+
+@dataclass
+class Run:
+    """A model with its data and options, ready to be trained.
+
+    Attributes:
+        model: The model, trained in place; of a peft model only the adapter is trained.
+        folder: Folder for checkpoints; needed until the model is saved.
+        autocast: "bf16" or "fp16" for mixed precision.
+        teachers: The teacher's answers for "train" and for "validation".
+        modules: The objective's own modules, trained along with the model.
+    """
+
+    model: Any
+    task: Task
+    train: Examples
+    validation: Examples
+    training: Training
+    folder: Path
+    device: torch.device
+    autocast: str | None
+    objective: Objective
+    teachers: Mapping[str, TeacherAnswers]
+    modules: nn.Module | None
+
+
+class Fit(NamedTuple):
+    """The validation metrics of the best epoch, whose weights the model has; epochs trained; metrics of each epoch."""
+
+    metrics: dict[str, float]
+    epochs: float
+    history: list[dict[str, float]]
 
 
 def fit(
@@ -45,7 +79,7 @@ def fit(
     arguments: type[TrainingArguments] = TrainingArguments,
     **options: Any,
 ) -> Fit:
-    """Trains a model in place and leaves it with the weights of its best epoch.
+    """Trains a model in place, inside `quiet`, and leaves it with the weights of its best epoch.
 
     After each epoch a checkpoint is written to `run.folder`; called again with the same arguments after the process was
     killed, training resumes from it, and on a CPU gives the same weights as an uninterrupted run. Pruned weights stay
@@ -53,7 +87,7 @@ def fit(
 
     Args:
         run: The model, its data and the options.
-        make_loop: The loop, called with `run`, `args` and `callbacks`; None for `ObjectiveLoop`.
+        make_loop: Returns the loop for `run`, `args` and `callbacks`; None for `ObjectiveLoop`.
         arguments: Class of the loop's arguments.
         **options: Defaults for further arguments of that class.
 
@@ -62,29 +96,29 @@ def fit(
         DefinitionError: The options are refused, or the training diverged.
     """
     model, training = run.model, run.training
-    check_trainable(model)
+    reason = untrainable(model, adapters=hasattr(model, "peft_config"))
+    if reason:
+        raise MethodMisfit(f"{reason[0].upper()}{reason[1:]} Train before quantizing.")
     run.folder.mkdir(parents=True, exist_ok=True)
-    with quiet():
-        args = _arguments(arguments, run, options)
-        kept = masks(model)
-        callbacks: list[TrainerCallback] = [Report(len(run.train))]
-        stop: EarlyStop | None = None
-        if training.early_stopping_patience is not None:
-            stop = EarlyStop(training.early_stopping_patience, training.early_stopping_threshold)
-            callbacks.append(stop)
-        if kept:
-            callbacks.append(KeepZeros(kept))
-        checkpoint = _newest_checkpoint(run.folder / CHECKPOINTS)
-        if checkpoint is not None:
-            so_far = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-            logger.info("resuming after epoch %s, where training was interrupted", f"{so_far.epoch:g}")
-            if stop is not None and stop.is_over(args, so_far):
-                args.num_train_epochs = so_far.epoch
-        loop = (make_loop or ObjectiveLoop)(run=run, args=args, callbacks=callbacks)
-        loop.remove_callback(PrinterCallback)
-        loop.train(resume_from_checkpoint=checkpoint)
-        if kept:
-            reapply(model, kept)
+    args = _arguments(arguments, run, options)
+    kept = masks(model)
+    callbacks: list[TrainerCallback] = [Report(len(run.train))]
+    stop: EarlyStop | None = None
+    if training.early_stopping_patience is not None:
+        stop = EarlyStop(training.early_stopping_patience, training.early_stopping_threshold)
+        callbacks.append(stop)
+    if kept:
+        callbacks.append(KeepZeros(kept))
+    checkpoint = _newest_checkpoint(run.folder / CHECKPOINTS)
+    if checkpoint is not None:
+        so_far = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        logger.info("resuming after epoch %s, where training was interrupted", f"{so_far.epoch:g}")
+        if stop is not None and stop.is_over(args, so_far):
+            args.num_train_epochs = so_far.epoch
+    loop = (make_loop or ObjectiveLoop)(run=run, args=args, callbacks=callbacks)
+    loop.remove_callback(PrinterCallback)
+    loop.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    reapply(model, kept)
     state = loop.state
     measured = [entry for entry in state.log_history if "eval_loss" in entry]
     best = next((entry for entry in measured if entry["step"] == state.best_global_step), None)
@@ -97,45 +131,33 @@ def fit(
     return Fit(_figures(best), float(state.epoch or 0.0), [_figures(entry) for entry in measured])
 
 
-# Entries of an evaluation that do not depend on the model.
-_NOT_FIGURES = {"runtime", "samples_per_second", "steps_per_second", "num_tokens"}
-
-
 def _figures(entry: dict[str, Any]) -> dict[str, float]:
-    figures = {name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_")}
-    return {name: float(value) for name, value in figures.items() if name not in _NOT_FIGURES}
-
-
-def check_trainable(model: PreTrainedModel) -> None:
-    """Raises `MethodMisfit` if a model's weights, or the adapters on them, cannot be trained due to quantization."""
-    reason = untrainable(model, adapters=hasattr(model, "peft_config"))
-    if reason:
-        raise MethodMisfit(f"{reason[0].upper()}{reason[1:]} Train before quantizing.")
+    figures = {name.removeprefix("eval_"): float(value) for name, value in entry.items() if name.startswith("eval_")}
+    # These do not depend on the model.
+    for name in ("runtime", "samples_per_second", "steps_per_second", "num_tokens"):
+        figures.pop(name, None)
+    return figures
 
 
 def _arguments(kind: type[TrainingArguments], run: Run, defaults: Mapping[str, Any]) -> TrainingArguments:
-    training, device = run.training, run.device
+    training, use_cpu = run.training, run.device.type == "cpu"
+    same = ("learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps", "neftune_noise_alpha", "seed")
     options: dict[str, Any] = {
         "per_device_eval_batch_size": 2 * training.batch_size,
         "logging_nan_inf_filter": False,
         "metric_for_best_model": "loss",
         "save_total_limit": 1,
+        "dataloader_pin_memory": not use_cpu and torch.cuda.is_available(),
         **defaults,
         **training.further,
+        **{name: getattr(training, name) for name in same},
     }
-    use_cpu = device.type == "cpu"
     try:
         arguments = kind(
             output_dir=str(run.folder / CHECKPOINTS),
             num_train_epochs=training.epochs,
             per_device_train_batch_size=training.batch_size,
             optim=_FASTER.get(training.optim, training.optim),
-            learning_rate=training.learning_rate,
-            weight_decay=training.weight_decay,
-            lr_scheduler_type=training.lr_scheduler_type,
-            warmup_steps=training.warmup_steps,
-            neftune_noise_alpha=training.neftune_noise_alpha,
-            seed=training.seed,
             eval_strategy="epoch",
             save_strategy="epoch",
             load_best_model_at_end=True,
@@ -147,7 +169,6 @@ def _arguments(kind: type[TrainingArguments], run: Run, defaults: Mapping[str, A
             use_cpu=use_cpu,
             bf16=run.autocast == "bf16",
             fp16=run.autocast == "fp16",
-            dataloader_pin_memory=not use_cpu and torch.cuda.is_available(),
             **options,
         )
     except (ValueError, TypeError) as error:
@@ -158,38 +179,32 @@ def _arguments(kind: type[TrainingArguments], run: Run, defaults: Mapping[str, A
     return arguments
 
 
-def _newest_checkpoint(folder: Path) -> str | None:
+def _newest_checkpoint(folder: Path) -> Path | None:
     """Finds the last complete checkpoint and removes those that a killed process left half written."""
-    complete: dict[int, Path] = {}
+    complete: dict[Path, Any] = {}
     for path in folder.glob("checkpoint-*"):
         try:
             # Written last, so the checkpoint is complete if it can be read.
-            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            complete[path] = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             shutil.rmtree(path, ignore_errors=True)
-            continue
-        complete[int(state["global_step"])] = path
     if not complete:
         return None
-    newest = complete[max(complete)]
-    state = json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))
+    newest = max(complete, key=lambda path: complete[path]["global_step"])
+    state = complete[newest]
     best = state.get("best_model_checkpoint")
     if best and Path(best).parent != folder:  # the session's folder was moved in between
         state["best_model_checkpoint"] = str(folder / Path(best).name)
         (newest / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
-    return str(newest)
+    return newest
 
 
 class LoopOverExamples(transformers.Trainer):
-    """Loops of transformers and of libraries on it, over our batches; a subclass may put it before such a loop.
-
-    Args:
-        run: The model and its data.
-        **options: Further arguments of the loop.
-    """
+    """The loop of transformers, or of a library that a subclass names after this class, over our batches."""
 
     def __init__(self, run: Run, **options: Any) -> None:
         self.run = run
+        self._validation: DataLoader[Any] | None = None
         super().__init__(model=run.model, **options)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -198,13 +213,11 @@ class LoopOverExamples(transformers.Trainer):
         return self._loader(self.run.train, ShuffledBatches(lengths, self._train_batch_size, self.args.seed))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Returns the validation batches, longest rows first."""
-        return self._validation_loader
-
-    @cached_property
-    def _validation_loader(self) -> DataLoader[Any]:
-        lengths = self.run.validation.lengths
-        return self._loader(self.run.validation, SortedBatches(lengths, self.args.eval_batch_size))
+        """Returns the validation batches, longest rows first; they are made once."""
+        if self._validation is None:
+            batches = sorted_batches(self.run.validation.lengths, self.args.eval_batch_size)
+            self._validation = self._loader(self.run.validation, batches)
+        return self._validation
 
     def _loader(self, examples: Examples, batches: Any) -> DataLoader[Any]:
         loader = DataLoader(
@@ -245,7 +258,7 @@ class ObjectiveLoop(LoopOverExamples):
         """Returns the student's outputs for a batch, and the loss, a scalar with gradients."""
         student = self.run.task.forward(model, batch, self.run.objective.wants | {"logits"})
         assert student.logits is not None
-        teacher = self.run.teachers[split].outputs(batch, student.logits.shape[-1])
+        teacher = self.run.teachers[split](batch, student.logits.shape[-1])
         return student, self.run.objective.loss(student, teacher, batch, self.run.modules)
 
     def compute_loss(

@@ -1,56 +1,84 @@
-"""The options of training, written down once: names and types for the call, defaults and checks in a frozen object."""
+"""The options of trainers and of training: names and types for the calls, defaults and checks."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, TypedDict
 
-import transformers
+import torch
+from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
+from datadreamer_like.evaluation.columns import check_number
+
+
+class HFOptions(TypedDict, total=False):
+    """How a trainer loads its model and logs; any other name goes to `from_pretrained`."""
+
+    revision: str | None
+    """Branch, tag or commit of a model on the Hub."""
+    trust_remote_code: bool
+    """Run code that comes with the model."""
+    device: Any
+    """Where to train, such as "cpu" or "cuda:0"; None for a GPU if there is one."""
+    dtype: str | torch.dtype | None
+    """Precision; None for float32. With "bfloat16" or "float16" a full fine-tuning runs in mixed precision on float32
+    weights, an adapter's on a base model in that type."""
+    quantization_config: Any
+    """A transformers quantization config, to train an adapter on a quantized model (QLoRA)."""
+    peft_config: Any
+    """A peft config, such as `LoraConfig()`: an adapter is trained and merged into the model at the end."""
+    distributed_config: Any
+    """Accepted for DataDreamer scripts, like the next two; one process trains on one device."""
+    fsdp: Any
+    fsdp_config: Any
+    force: bool
+    """Train again even if the result exists."""
+    verbose: bool | None
+    """False shows only warnings of this trainer."""
+    log_level: int | None
+    """A level of `logging` that overrides `verbose`."""
+    progress_interval: float | None
+    """Seconds between progress lines without a terminal; None for none."""
 
 
 class TrainingOptions(TypedDict, total=False):
-    """What `train` takes in addition to its columns; other fields of `transformers.TrainingArguments` are passed on."""
+    """Options of `train` in addition to its columns; other fields of `transformers.TrainingArguments` are passed on."""
 
     truncate: bool
-    """Cut texts that are longer than the model takes; False refuses them instead."""
+    """Cut texts that are longer than the maximum; False raises an error instead."""
     max_length: int | None
-    """Longest text in tokens; None for what the model takes."""
+    """Maximum length of a text in tokens; None for the model's own limit."""
     epochs: float
     """Passes over the training rows."""
     batch_size: int
     """Rows in a batch."""
     optim: str
-    """Optimizer, in transformers' words."""
+    """Optimizer, by the name that transformers uses."""
     learning_rate: float
-    """Highest learning rate. The default, DataDreamer's, suits adapters; whole encoders want about 5e-5."""
+    """Highest learning rate. The default, DataDreamer's, suits adapters; for a full encoder about 5e-5 is usual."""
     weight_decay: float
     """Weight decay."""
     lr_scheduler_type: str
-    """How the learning rate goes down, in transformers' words."""
+    """Learning rate schedule, by the name that transformers uses."""
     warmup_steps: float
-    """Batches during which the learning rate rises; a share of all where it is under 1."""
+    """Batches during which the learning rate rises; below 1, a share of all batches."""
     neftune_noise_alpha: float | None
     """Noise on the embeddings (NEFTune, Jain 2023, arXiv:2310.05914); None for none."""
     early_stopping_patience: int | None
-    """End after this many epochs without a better validation result; None trains all epochs."""
+    """Stop after this many epochs without a better validation result; None trains all epochs."""
     early_stopping_threshold: float
-    """By how much a result must be better to count."""
+    """Minimum improvement that counts as better."""
     seed: int
-    """Seed of the shuffling, of dropout and of new weights."""
+    """Seed of shuffling, dropout and new weights."""
 
 
-# transformers' names of what has one here, and of what a trainer decides itself.
-_OUR_NAMES = {
-    "num_train_epochs": "epochs",
-    "per_device_train_batch_size": "batch_size",
-    "max_seq_length": "max_length",
-}
+# transformers' names of options that have another name here, and of those that trainers set themselves.
+_OUR_NAMES = {"num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size", "max_seq_length": "max_length"}
 _OURS = {
     "output_dir", "eval_strategy", "save_strategy", "eval_steps", "save_steps", "load_best_model_at_end", "data_seed",
     "disable_tqdm", "report_to", "push_to_hub", "hub_token", "hub_model_id", "resume_from_checkpoint", "use_cpu",
@@ -58,14 +86,17 @@ _OURS = {
     "bf16", "fp16", "max_steps", "save_only_model", "label_names", "logging_strategy", "logging_steps",
 }  # fmt: skip
 
+_LEAST = {
+    "epochs": 0, "batch_size": 1, "max_length": 2, "learning_rate": 0, "weight_decay": 0, "warmup_steps": 0,
+    "neftune_noise_alpha": 0, "early_stopping_patience": 1, "early_stopping_threshold": 0, "seed": 0,
+}  # fmt: skip
+_WHOLE = {"batch_size", "max_length", "early_stopping_patience", "seed"}
+_MAY_BE_NONE = {"max_length", "neftune_noise_alpha", "early_stopping_patience"}
+
 
 @dataclass(frozen=True)
 class Training:
-    """Checked training options with their defaults; see `TrainingOptions` for what they mean.
-
-    Attributes:
-        further: Fields that are passed on to `transformers.TrainingArguments`.
-    """
+    """Checked training options with their defaults; `further` ones go to `transformers.TrainingArguments`."""
 
     truncate: bool = True
     max_length: int | None = None
@@ -87,55 +118,43 @@ class Training:
         cls,
         options: Mapping[str, Any],
         what: str = "train",
-        arguments: type[transformers.TrainingArguments] = transformers.TrainingArguments,
+        arguments: type[TrainingArguments] = TrainingArguments,
         refused: Collection[str] = (),
     ) -> Self:
-        """Takes the options of a call.
+        """Checks the options of a call.
 
         Args:
             options: The options, by name.
             what: The call, for messages.
             arguments: Class of the loop's arguments, whose fields may be options too.
-            refused: Fields that the trainer decides itself, besides those that every trainer does.
+            refused: Fields that the trainer sets itself, in addition to those that all trainers set.
 
         Raises:
-            DefinitionError: A name is unknown, or a value makes no sense.
+            DefinitionError: A name is unknown, or a value is out of range.
             ArgumentTypeError: A value is of the wrong type.
         """
-        own = {f.name: f for f in dataclasses.fields(cls) if f.name != "further"}
+        own = [f.name for f in dataclasses.fields(cls) if f.name != "further"]
         known = {f.name for f in dataclasses.fields(arguments) if f.init}
-        further = {}
-        for name, value in options.items():
-            if name in own:
-                continue
+        further = {name: value for name, value in options.items() if name not in own}
+        for name in further:
             if name in _OUR_NAMES:
                 raise DefinitionError(f'{what} has no option "{name}"; here it is called "{_OUR_NAMES[name]}".')
             if name in _OURS or name in refused:
                 raise DefinitionError(f'{what} decides "{name}" itself. Leave it out.')
             if name not in known:
-                hint = did_you_mean(name, [*own, *known])
                 raise DefinitionError(
-                    f'{what} has no option "{name}".{hint} It takes {", ".join(own)}, and the fields of '
-                    "transformers.TrainingArguments."
+                    f'{what} has no option "{name}".{did_you_mean(name, [*own, *known])} It takes {", ".join(own)}, '
+                    "and the fields of transformers.TrainingArguments."
                 )
-            further[name] = value
         given = {name: getattr(value, "value", value) for name, value in options.items() if name in own}
         training = cls(**given, further=further)
         training._check(what)
         return training
 
     def _check(self, what: str) -> None:
-        for name, (kinds, least, open_end) in _RANGES.items():
-            value = getattr(self, name)
-            if value is None and name in _MAY_BE_NONE:
-                continue
-            if not isinstance(value, kinds) or isinstance(value, bool):
-                wanted = "a whole number" if kinds is int else "a number"
-                raise ArgumentTypeError(f"{what}: {name} must be {wanted}, not {value!r}.")
-            if value < least or (open_end and value == least):
-                raise DefinitionError(
-                    f"{what}: {name} is {value}; it must be {'over' if open_end else 'at least'} {least}."
-                )
+        for name, least in _LEAST.items():
+            options = {"whole": name in _WHOLE, "over": name == "epochs", "optional": name in _MAY_BE_NONE}
+            check_number(getattr(self, name), f"{what}: {name}", least, **options)
         if not isinstance(self.truncate, bool):
             raise ArgumentTypeError(f"{what}: truncate must be True or False, not {self.truncate!r}.")
         for name, kind in (("optim", OptimizerNames), ("lr_scheduler_type", SchedulerType)):
@@ -146,21 +165,40 @@ class Training:
                 )
 
     def values(self) -> dict[str, Any]:
-        """Returns all options by name, those that are passed on among them."""
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "further"}
+        """Returns all options by name, including those that are passed on."""
+        own = {name: value for name, value in vars(self).items() if name != "further"}
         return {**own, **self.further}
 
 
-_RANGES: dict[str, tuple[Any, float, bool]] = {
-    "epochs": ((int, float), 0, True),
-    "batch_size": (int, 1, False),
-    "max_length": (int, 2, False),
-    "learning_rate": ((int, float), 0, False),
-    "weight_decay": ((int, float), 0, False),
-    "warmup_steps": ((int, float), 0, False),
-    "neftune_noise_alpha": ((int, float), 0, False),
-    "early_stopping_patience": (int, 1, False),
-    "early_stopping_threshold": ((int, float), 0, False),
-    "seed": (int, 0, False),
-}
-_MAY_BE_NONE = {"max_length", "neftune_noise_alpha", "early_stopping_patience"}
+def one_device(device: Any) -> torch.device | None:
+    """Returns the one device that an argument names; None for none."""
+    if isinstance(device, Sequence) and not isinstance(device, str):
+        if len(device) > 1:
+            raise DefinitionError(
+                f"device={list(device)!r} names several devices; one process trains on one device here. Name one."
+            )
+        device = device[0] if device else None
+    try:
+        return None if device is None else torch.device(device)
+    except TypeError as error:
+        raise ArgumentTypeError(f'device must be a name such as "cpu" or "cuda:0", not {device!r}.') from error
+    except RuntimeError as error:
+        raise DefinitionError(f'There is no device {device!r}. Pass "cpu", "cuda" or "cuda:0".') from error
+
+
+def training_device(device: str | int | torch.device | None) -> torch.device:
+    """Returns where to train: the device asked for, or the GPU if there is one."""
+    if device is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DefinitionError(f'device="{device}" was asked for, but this machine has no CUDA device. Leave it out.')
+    return device
+
+
+def a_dtype(dtype: Any) -> torch.dtype | None:
+    """Returns the data type that an argument names; None for float32, the default."""
+    found = torch.float32 if dtype in (None, "auto") else getattr(torch, str(dtype).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise DefinitionError(f'dtype {dtype!r} is unknown. Pass "float32", "bfloat16" or "float16".')
+    return None if found == torch.float32 else found

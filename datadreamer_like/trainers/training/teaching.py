@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from datadreamer_like.distillation import Objective, Outputs, StoredAnswers, Teacher
-from datadreamer_like.distillation.stored_answers import StoredRows
+from datadreamer_like.distillation import Objective, Outputs, StoredAnswers, Supervised
+from datadreamer_like.distillation.teacher import check_same_vocabulary, eval_mode, teacher_logits_for_texts
 from datadreamer_like.errors import ArgumentTypeError
 from datadreamer_like.evaluation.columns import Columns
 from datadreamer_like.evaluation.tasks.task import Batch, Task, check_attentions
@@ -20,14 +20,14 @@ from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models.trained.model_node import ModelNode
 from datadreamer_like.models.trained.trained_model import TrainedModel
 
+TeacherAnswers = Callable[[Batch, int], Outputs | None]
+"""Returns a teacher's outputs for a batch of a student that has this number of classes or tokens; None if untaught."""
+
 
 def check_objective(objective: object) -> Objective:
-    """Returns an argument that must be an objective.
-
-    Raises:
-        ArgumentTypeError: It is something else.
-        NotTrained: Its teacher is a trainer that is not trained yet.
-    """
+    """Returns an argument that must be an objective with a trained teacher, if any; `Supervised()` for None."""
+    if objective is None:
+        return Supervised()
     if not isinstance(objective, Objective):
         raise ArgumentTypeError(
             f"objective must be an objective, such as SoftTargets(teacher), not {objective!r}. "
@@ -55,86 +55,42 @@ def unload_teacher(teacher: Any) -> Iterator[None]:
             trained.unload_model()
 
 
-class TeacherAnswers(Protocol):
-    """A teacher's outputs for the batches of one dataset, independent of their source."""
-
-    def outputs(self, batch: Batch, student_logits: int) -> Outputs | None:
-        """Returns the teacher's outputs for a batch.
-
-        Args:
-            batch: The student's batch.
-            student_logits: Number of the student's classes or tokens.
-        """
-
-
-@dataclass(frozen=True)
-class NoTeacher:
-    """Supervised learning."""
-
-    def outputs(self, batch: Batch, student_logits: int) -> None:
-        """Returns nothing."""
-
-
-@dataclass(frozen=True)
-class LiveTeacher:
-    """A teacher that reads each batch as it comes."""
-
-    task: Task
-    teacher: Teacher
-    wants: frozenset[str]
-
-    def outputs(self, batch: Batch, student_logits: int) -> Outputs:
-        """Returns the outputs of the teacher's model."""
-        return self.task.teacher_outputs(self.teacher, batch, self.wants, student_logits)
-
-
-@dataclass(frozen=True)
-class StoredTeacher:
-    """A teacher that was asked before the training, once for each text."""
-
-    task: Task
-    teacher: Teacher
-    rows: StoredRows
-
-    def outputs(self, batch: Batch, student_logits: int) -> Outputs:
-        """Returns the stored logits."""
-        return Outputs(logits=self.task.aligned(self.teacher, self.rows[batch["rows"]], student_logits))
+def is_live(objective: Objective, task: Task) -> bool:
+    """Whether the objective's teacher must run on each batch, since its answers cannot be stored."""
+    return not objective.teacher_wants <= task.stored
 
 
 def prepare_teacher(
     objective: Objective, task: Task, columns: Columns, device: torch.device, max_length: int | None, scratch: Path
 ) -> Mapping[str, TeacherAnswers]:
-    """Checks the teacher, and asks it for all rows where its answers can be stored.
+    """Checks the teacher, and returns its answers by split, after asking it for all rows if they can be stored.
 
-    Stored answers are kept in the session's cache folder, each under its text: the next student finds them.
-
-    Args:
-        objective: What is minimised.
-        task: The student's task.
-        columns: The columns; the teacher reads the first of each split.
-        device: Where the student is trained.
-        max_length: Tokens at which the teacher cuts a text; None for what it takes.
-        scratch: A folder for the answers where the session has no cache folder.
-
-    Returns:
-        The teacher's answers for "train" and for "validation".
+    Stored answers are kept in the session's cache folder (in `scratch` if there is none), each under its text: the next
+    student finds them. The teacher reads the first column of each split, cut at `max_length` tokens (None for its own
+    limit). `device` is the student's.
 
     Raises:
-        MethodMisfit: The teacher does not fit the task, or does not share the student's tokens where it must.
+        MethodMisfit: The teacher does not fit the task, or must share the student's tokens and does not.
         LabelError: It has other classes.
     """
-    teacher = objective.teacher
+    teacher, wants = objective.teacher, objective.teacher_wants
     if teacher is None:
-        return {"train": NoTeacher(), "validation": NoTeacher()}
-    wants = objective.teacher_wants
+        return dict.fromkeys(("train", "validation"), lambda batch, student_logits: None)
     if "logits" in wants:
         task.check_teacher(teacher)
-    if not wants <= task.stored:
-        task.check_tokens(teacher)
+    if is_live(objective, task):
+        check_same_vocabulary(teacher, task.tokenizer)
         check_attentions(teacher.model, wants, "the teacher")
         if not getattr(teacher.model, "is_quantized", False):
             teacher.model.to(device)
-        live = LiveTeacher(task, teacher, wants)
+
+        def live(batch: Batch, student_logits: int) -> Outputs:
+            with torch.no_grad(), eval_mode(teacher.model):
+                found = task.forward(teacher.model, batch, wants)
+            if found.logits is None:
+                return found
+            return replace(found, logits=task.aligned(teacher, found.logits, student_logits))
+
         return {"train": live, "validation": live}
     session = current_session()
     cache = (session.cache_folder if session is not None else None) or scratch
@@ -147,10 +103,10 @@ def prepare_teacher(
         usage.note = f"asking the teacher, {asked:,} rows so far"
 
     def ask(texts: Sequence[str]) -> torch.Tensor:
-        return task.answers(teacher, texts, max_length=max_length, device=device, on_rows=say)
+        return teacher_logits_for_texts(teacher, texts, max_length=max_length, device=device, on_rows=say)
 
-    found: dict[str, TeacherAnswers] = {}
-    for split, each in (("train", columns.train), ("validation", columns.validation)):
-        texts = next(iter(each.values())).values()
-        found[split] = StoredTeacher(task, teacher, store.rows(texts, ask))
-    return found
+    def stored(split: Mapping[str, Any]) -> TeacherAnswers:
+        rows = store.rows(next(iter(split.values())).values(), ask)
+        return lambda batch, student_logits: Outputs(logits=task.aligned(teacher, rows[batch["rows"]], student_logits))
+
+    return {split: stored(each) for split, each in columns.items()}
