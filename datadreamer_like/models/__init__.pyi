@@ -1,7 +1,5 @@
 from .calls.failures import Rejected as Rejected
 from .calls.llm_calls import Repeated as Repeated
-from .calls.text_calls import Computed as Computed
-from .calls.text_calls import TextOptions as TextOptions
 from .embedders.embedder import Embedder as Embedder
 from .embedders.sentence_transformers_embedder import SentenceTransformersEmbedder as SentenceTransformersEmbedder
 from .llms.anthropic import Anthropic as Anthropic
@@ -20,5 +18,7 @@ from .llms.openai import OpenAI as OpenAI
 from .retrievers.embedding_retriever import EmbeddingRetriever as EmbeddingRetriever
 from .retrievers.retriever import Retrieved as Retrieved
 from .retrievers.retriever import Retriever as Retriever
+from .task_models.task_model import Computed as Computed
 from .task_models.task_model import TaskModel as TaskModel
+from .task_models.task_model import TextOptions as TextOptions
 from .trained.trained_model import TrainedModel as TrainedModel

@@ -33,11 +33,7 @@ class Model:
 
     @classmethod
     def example(cls, model: Any) -> Self:
-        """Returns the smallest instance, for tests and documentation.
-
-        Args:
-            model: Name, folder or file of the model; for a retriever the embedder.
-        """
+        """Returns the smallest instance, for tests and documentation; a retriever's `model` is an embedder."""
         return cls(model)
 
     def identity(self) -> dict[str, Any]:

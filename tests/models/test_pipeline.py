@@ -368,6 +368,7 @@ def test_on_error_raise_raises_in_the_rows_turn_with_earlier_answers_saved(tmp_p
     assert [next(texts), next(texts)] == ["a!", "b!"]
     with pytest.raises(PromptTooLong):
         next(texts)
+    assert not any(thread.name == "datadreamer_like-requests" for thread in threading.enumerate())
     again = Failing(tmp_path)
     again.run(["a", "b"])
     assert not again.asked

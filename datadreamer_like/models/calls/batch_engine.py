@@ -64,8 +64,7 @@ class BatchEngine(Engine[Q, A]):
         """Answers batches until some of their answers are stored."""
         while not self._recorder.stored:
             if not self._pool:
-                self.close()
-                return
+                return self.close()
             if not self._sorted:
                 size = self._recorder.calls.size
                 self._pool.sort(key=lambda waiting: size(waiting.request))
@@ -105,12 +104,11 @@ class BatchEngine(Engine[Q, A]):
             if len(batch) == 1:
                 return [self._recorder.calls.failed(ModelError(f"Memory ran out with this prompt alone: {error}"))]
         else:
-            if len(answers) != len(batch):
-                raise DefinitionError(
-                    f"answer_batch returned {len(answers)} answers to {len(batch)} requests; it must return one per "
-                    "request."
-                )
-            return answers
+            if len(answers) == len(batch):
+                return answers
+            raise DefinitionError(
+                f"answer_batch returned {len(answers)} answers to {len(batch)} requests; expected one per request."
+            )
         # Outside the handler, since the traceback holds the failed call's tensors.
         self._batch_size = max(1, len(batch) // 2)
         logger.info("memory ran out; the batch size is now %s", self._batch_size)

@@ -28,9 +28,6 @@ from .pipeline import Engine, Job, Q, Recorder
 
 logger = logging.getLogger("datadreamer_like")
 
-_FATAL = (AuthenticationFailed, UnknownModel)
-_PASSING = (RateLimited, Unavailable, MalformedAnswer)
-
 _FIRST_RETRY_SECONDS = 0.5
 _LONGEST_RETRY_SECONDS = 60.0
 # Rate-limited requests are retried this many times as often.
@@ -45,23 +42,20 @@ _WINDOW_IN_REQUESTS = 16
 _QUICK_SECONDS = 0.001
 _MOST_IN_A_COMMIT = 256
 
-# The caller is notified of stored answers when they are this share of the window, or after this time.
-_SHARE_OF_WINDOW = 4
+# The caller is notified of stored answers when they are a quarter of the window, or after this time.
 _LATEST_NEWS_SECONDS = 0.005
 
 _JOIN_SECONDS = 10.0
 _LONG_PAUSE_SECONDS = 60.0
+# Timers may fire a little early.
+_AFTER_PAUSE_SECONDS = 0.001
 
 
 class ConcurrentEngine(Engine[Q, A]):
-    """Keeps up to `concurrency` requests in flight.
+    """Keeps up to `concurrency` requests in flight, fewer while the provider reports too many.
 
-    Args:
-        ask: Sends one request; cancelled when the run ends early.
-        recorder: Stores answers.
-        concurrency: Maximum number of concurrent requests; reduced while the provider reports too many.
-        max_tries: Number of tries before a row fails.
-        at_end: Called in the event loop when the run ends.
+    `ask` sends one request, and is cancelled when the run ends early; a row fails after `max_tries`. `at_end` is called
+    in the event loop when the run ends.
     """
 
     def __init__(
@@ -87,12 +81,12 @@ class ConcurrentEngine(Engine[Q, A]):
         # A deque may be extended in one thread and emptied in another; all below is used only in the loop's thread.
         self._queue: deque[Job[Q, A]] = deque()
         self._stop = asyncio.Event()
-        self._idle: deque[asyncio.Future[None]] = deque()
+        # Set when an idle worker may find a job that may be sent.
+        self._work_left = asyncio.Event()
         self._active = 0
         self._paused_until = float("-inf")
         self._finished: list[tuple[Job[Q, A], A]] = []
         self._late_news: asyncio.TimerHandle | None = None
-        self._woken = False
         self._unsaved = 0
         self._lost = 0
 
@@ -112,7 +106,7 @@ class ConcurrentEngine(Engine[Q, A]):
             self._loop = self._runner.get_loop()
             self._thread = threading.Thread(target=self._serve, name="datadreamer_like-requests", daemon=True)
             self._thread.start()
-        self._loop.call_soon_threadsafe(self._wake)
+        self._loop.call_soon_threadsafe(self._work_left.set)
 
     def wait(self) -> None:
         """Blocks until answers are stored."""
@@ -165,55 +159,53 @@ class ConcurrentEngine(Engine[Q, A]):
                     or self._failure is not None
                     or self._loop.time() < self._paused_until
                 ):
-                    place: asyncio.Future[None] = self._loop.create_future()
-                    self._idle.append(place)
-                    await place
-                    self._woken = False
+                    self._work_left.clear()
+                    await self._work_left.wait()
                 job = self._queue.popleft()
                 self._active += 1
-                self._wake()
+                job.tries += 1
                 sent_at = self._loop.time()
-                answer = await self._try(job, sent_at)
+                answer: A | None
+                try:
+                    answer = await self._ask(job.request)
+                except (AuthenticationFailed, UnknownModel):
+                    raise
+                except (RateLimited, Unavailable, MalformedAnswer) as error:
+                    answer = self._failed_for_now(job, error, sent_at)
+                except ModelError as error:
+                    answer = self._recorder.calls.failed(error)
+                    self._lost, self._recorder.knows_answers = 0, True
+                except asyncio.CancelledError:
+                    task = asyncio.current_task()
+                    if task is None or task.cancelling():
+                        raise
+                    # The client library cancelled the call, not this run.
+                    unavailable = Unavailable("The request was cancelled by the client library.")
+                    answer = self._failed_for_now(job, unavailable, sent_at)
+                else:
+                    self._lost = 0
+                    if self._allowance.allowed < self._allowance.most:
+                        self._allowance.succeeded()
                 if answer is None:
                     self._active -= 1
-                    continue
-                # Answers that arrive in the same iteration of the loop share a transaction. A request keeps its slot
-                # until its answer is on disk, so that a kill loses at most one answer per slot; only requests that are
-                # faster than a transaction release it at once.
-                if self._loop.time() - sent_at < _QUICK_SECONDS:
-                    self._active -= 1
                 else:
-                    self._unsaved += 1
-                self._finished.append((job, answer))
-                if len(self._finished) == 1:
-                    self._loop.call_soon(self._commit)
-                elif len(self._finished) >= _MOST_IN_A_COMMIT:
-                    self._commit()
+                    self._finish(job, answer, quick=self._loop.time() - sent_at < _QUICK_SECONDS)
         except Exception as error:
             self._fail(error)
 
-    async def _try(self, job: Job[Q, A], sent_at: float) -> A | None:
-        """Sends a job once; returns its row's answer, or None if it will be sent again."""
-        job.tries += 1
-        try:
-            answer = await self._ask(job.request)
-        except _FATAL:
-            raise
-        except _PASSING as error:
-            return self._failed_for_now(job, error, sent_at)
-        except ModelError as error:
-            answer = self._recorder.calls.failed(error)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            # The client library cancelled the call, not this run.
-            return self._failed_for_now(job, Unavailable("The request was cancelled by the client library."), sent_at)
-        self._lost = 0
-        self._recorder.knows_answers = True
-        if self._allowance.allowed < self._allowance.most:
-            self._allowance.succeeded()
-        return answer
+    def _finish(self, job: Job[Q, A], answer: A, quick: bool) -> None:
+        # A request keeps its slot until its answer is on disk, so that a kill loses at most one answer per slot; only
+        # requests that are faster than a transaction release it at once.
+        if quick:
+            self._active -= 1
+        else:
+            self._unsaved += 1
+        self._finished.append((job, answer))
+        # Answers that arrive in the same iteration of the loop share a transaction.
+        if len(self._finished) == 1:
+            self._loop.call_soon(self._commit)
+        elif len(self._finished) >= _MOST_IN_A_COMMIT:
+            self._commit()
 
     def _failed_for_now(
         self, job: Job[Q, A], error: RateLimited | Unavailable | MalformedAnswer, sent_at: float
@@ -230,6 +222,7 @@ class ConcurrentEngine(Engine[Q, A]):
                 if after >= _LONG_PAUSE_SECONDS and until > self._paused_until + _LONG_PAUSE_SECONDS:
                     logger.warning("The provider asks to wait %s s before the next request; waiting.", f"{after:,.0f}")
                 self._paused_until = max(self._paused_until, until)
+                self._loop.call_at(until + _AFTER_PAUSE_SECONDS, self._work_left.set)
             self._loop.call_later(delay, self._again, job)
             return None
         self._lost += 1
@@ -246,22 +239,7 @@ class ConcurrentEngine(Engine[Q, A]):
 
     def _again(self, job: Job[Q, A]) -> None:
         self._queue.appendleft(job)
-        self._wake()
-
-    def _wake(self) -> None:
-        """Wakes one idle worker if it may send; that worker wakes the next."""
-        if self._woken or not self._idle or not self._queue or self._active >= self._allowance.allowed:
-            return
-        pause = self._paused_until - self._loop.time()
-        if pause > 0:
-            self._loop.call_later(pause, self._wake)
-            return
-        while self._idle:
-            place = self._idle.popleft()
-            if not place.done():
-                place.set_result(None)
-                self._woken = True
-                return
+        self._work_left.set()
 
     def _commit(self) -> None:
         finished, self._finished = self._finished, []
@@ -274,9 +252,9 @@ class ConcurrentEngine(Engine[Q, A]):
             return
         self._active -= self._unsaved
         self._unsaved = 0
-        self._wake()
+        self._work_left.set()
         # Waking the caller takes longer than a fast answer, so it is woken once for several transactions.
-        if not self._queue or len(self._recorder.stored) >= self.window // _SHARE_OF_WINDOW:
+        if not self._queue or len(self._recorder.stored) >= self.window // 4:
             self._news.set()
         elif self._late_news is None:
             self._late_news = self._loop.call_later(_LATEST_NEWS_SECONDS, self._notify)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -49,6 +49,9 @@ def log_failures(answers: Iterable[A], on_error: str) -> Iterator[A]:
     for answer in answers:
         if answer.error is not None:
             if on_error == "raise":
+                if isinstance(answers, Generator):
+                    # The error's traceback would keep the run alive, and it would send further requests.
+                    answers.close()
                 raise answer.error
             count += 1
             first = first or (rows, answer.error)

@@ -27,15 +27,11 @@ _reasons_json = functools.cache(_dumps)
 
 
 class Repeated(NamedTuple):
-    """A prompt with the number of its repetition, for a run that sees only some of the prompts.
-
-    Attributes:
-        prompt: The prompt.
-        times_before: How often the same prompt came before, among all prompts.
-    """
+    """A prompt with the number of its repetition, for a run that sees only some of the prompts."""
 
     prompt: Prompt
     times_before: int
+    """How often the same prompt came before, among all prompts."""
 
 
 class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
@@ -45,10 +41,8 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
     often the prompt came before in this run: sending a prompt five times gives five samples, and a rerun finds all
     five. The key of a follow-up is a hash of the previous key and the conversation.
 
-    Args:
-        identity: Hash of everything that determines the LLM's answers, except sampling options and prompt.
-        sampling: The sampling options.
-        follow_up: Returns the prompt of a follow-up, from the request, its answer and the reason for its rejection.
+    `identity` is a hash of everything that determines the LLM's answers, except sampling options and prompt.
+    `follow_up` returns the prompt of a follow-up, from the request, its answer and the reason for its rejection.
     """
 
     def __init__(self, identity: str, sampling: Sampling, follow_up: Callable[[Request, Answer, str], Prompt]) -> None:
@@ -106,9 +100,8 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
     @staticmethod
     def decode(value: bytes) -> Answer:
         """Restores an answer of `encode`."""
-        texts, prompt_tokens, completion_tokens, finish_reasons, *rest = json.loads(
-            value.decode("utf-8", "surrogatepass")
-        )
+        stored = json.loads(value.decode("utf-8", "surrogatepass"))
+        texts, prompt_tokens, completion_tokens, finish_reasons, *rest = stored
         logprobs = None
         if rest and rest[0] is not None:
             logprobs = [
@@ -169,11 +162,8 @@ class Repetitions:
         hashes = np.concatenate([self._hashes, np.fromiter(self._recent.keys(), np.uint64, size)])
         counts = np.concatenate([self._counts, np.fromiter(self._recent.values(), np.uint32, size)])
         self._recent.clear()
-        order = np.argsort(hashes, kind="stable")
-        hashes = hashes[order]
-        starts = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1]]))
-        self._hashes = hashes[starts]
-        self._counts = np.add.reduceat(counts[order], starts, dtype=np.uint32)
+        self._hashes, places = np.unique(hashes, return_inverse=True)
+        self._counts = np.bincount(places, counts).astype(np.uint32)
 
 
 def _prompt_bytes(prompt: Prompt) -> bytes:

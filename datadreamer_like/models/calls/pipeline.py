@@ -8,21 +8,24 @@ window of prompts that are read and not yet answered.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from datadreamer_like.errors import ArgumentTypeError, ModelError
+from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.session import current_session
 from datadreamer_like.graph.usage import Usage, current_usage
 from datadreamer_like.storage.answers import AnswerStore
 
 from ..model import Model
-from .cache import model_answers
 from .failures import A, Rejected
 from .options import Run
 
@@ -76,9 +79,7 @@ class Job(Generic[Q, A]):
         key: Key of the request.
         request: The request.
         tries: How often the request was sent.
-        received: The answer to the request; set once it is on disk.
-        answer: The answer to yield; set once it is checked.
-        same: Jobs with the same key, which wait for this job's request.
+        answer: The answer to yield; set once it is on disk and checked.
         rejections: Rejected answers so far, with their reasons.
     """
 
@@ -86,26 +87,21 @@ class Job(Generic[Q, A]):
     key: bytes
     request: Q
     tries: int = 0
-    received: A | None = None
     answer: A | None = None
-    same: list[Job[Q, A]] | None = None
-    rejections: list[tuple[A, str]] | None = None
+    rejections: tuple[tuple[A, str], ...] = ()
 
 
+@dataclass(eq=False)
 class Recorder(Generic[P, Q, A]):
-    """Stores and counts answers before it passes them to the caller.
+    """Stores and counts answers before it passes them to the caller."""
 
-    Attributes:
-        stored: Jobs with answers on disk that the caller has not taken yet.
-        knows_answers: Whether this run has found or received an answer, which shows that the model works.
-    """
-
-    def __init__(self, calls: Calls[P, Q, A], store: AnswerStore, usage: Usage) -> None:
-        self.calls = calls
-        self.store = store
-        self.usage = usage
-        self.stored: deque[Job[Q, A]] = deque()
-        self.knows_answers = False
+    calls: Calls[P, Q, A]
+    store: AnswerStore
+    usage: Usage
+    stored: deque[tuple[Job[Q, A], A]] = field(default_factory=deque)
+    """Jobs and their answers, which are on disk and which the caller has not taken yet."""
+    knows_answers: bool = False
+    """Whether this run has found or received an answer, which shows that the model works."""
 
     def record(self, finished: Sequence[tuple[Job[Q, A], A]]) -> None:
         """Stores answers in one transaction."""
@@ -113,7 +109,6 @@ class Recorder(Generic[P, Q, A]):
         prompt_tokens = completion_tokens = requests = 0
         cost: float | None = 0.0
         for job, answer in finished:
-            job.received = answer
             requests += job.tries
             if answer.error is None:
                 items.append((job.key, self.calls.encode(answer)))
@@ -125,7 +120,7 @@ class Recorder(Generic[P, Q, A]):
             self.store.put_many(items)
             self.knows_answers = True
         self.usage.add(requests=requests, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, cost=cost)
-        self.stored.extend([job for job, _ in finished])
+        self.stored.extend(finished)
 
 
 class Engine(ABC, Generic[Q, A]):
@@ -161,17 +156,10 @@ def run_calls(
 ) -> Iterator[A]:
     """Yields the answer to each prompt, in the prompts' order; a failed row's answer holds its error.
 
-    Args:
-        calls: Describes the calls.
-        prompts: Read in the calling thread, at most `window` ahead of the yielded answer.
-        make_engine: Makes the engine for prompts without a stored answer.
-        model: The model, whose answers are stored in the current session.
-        run: The caller's options.
-        what: What progress lines count, such as "texts done".
-        total: Number of prompts, if `prompts` has no length.
-        check: Called in the calling thread, in any order, with a prompt's position and its answer, stored or new;
-            returns the answer to yield, or `Rejected` to ask the model again.
-        max_follow_ups: Maximum number of follow-ups to rejected answers before the row fails.
+    Prompts are read in the calling thread, at most `window` ahead of the yielded answer; `total` is their number, if
+    `prompts` has no length, and `what` is what progress lines count, such as "texts done". `check` is called in the
+    calling thread, in any order, with a prompt's position and its answer, stored or new; it returns the answer to
+    yield, or `Rejected` to ask the model again, up to `max_follow_ups` times before the row fails.
     """
     if isinstance(prompts, str | bytes):
         # Otherwise each character would be sent as a prompt.
@@ -179,7 +167,7 @@ def run_calls(
     if total is None and isinstance(prompts, Sequence):
         total = len(prompts)
     log_progress = _progress_logger(model.display_name, what, total, run)
-    open_store, usage = model_answers(model), current_usage()
+    open_store, usage = _model_answers(model), current_usage()
 
     def answers() -> Iterator[A]:
         source = _Source(prompts)
@@ -210,6 +198,26 @@ def run_calls(
                         return
 
     return answers()
+
+
+def _model_answers(model: Model) -> Callable[[], AbstractContextManager[AnswerStore]]:
+    """Returns a function that opens the store of a model's answers for the current session.
+
+    The file is in `cache_folder_path` if given, else in the session's cache folder. In a `":memory:"` session the store
+    exists until the session ends; without a session, until the run ends.
+    """
+    last_part = re.sub(r"[^\w.-]+", "-", model.model_name.rstrip("/").rpartition("/")[2]).strip("-.")[:60] or "model"
+    digest = fingerprint(model, what=type(model).__name__)[:12]
+    name = f"{type(model).__name__}-{last_part}-{digest}.sqlite"
+    session = current_session()
+    folder = model.cache_folder_path
+    if folder is None and session is not None:
+        folder = session.cache_folder
+        if folder is None:
+            # The session closes it. `setdefault` decides between two threads that both made one.
+            kept = session.in_memory_answers
+            return lambda: nullcontext(kept[name] if name in kept else kept.setdefault(name, AnswerStore(":memory:")))
+    return lambda: AnswerStore(Path(folder) / name if folder is not None else "")
 
 
 class _Source(Generic[P]):
@@ -245,89 +253,80 @@ class _Pending(Generic[P, Q, A]):
     max_follow_ups: int
     rows: deque[Job[Q, A]] = field(default_factory=deque)
     count: int = 0
-    in_flight: dict[bytes, Job[Q, A]] = field(default_factory=dict)
+    # Jobs by key: the first one was sent, the others wait for its answer.
+    in_flight: dict[bytes, list[Job[Q, A]]] = field(default_factory=dict)
     # With `force`, keys that this run has already requested.
     fresh: set[bytes] = field(default_factory=set)
-    follow_ups: list[Job[Q, A]] = field(default_factory=list)
 
     def add(self, prompts: Sequence[P]) -> list[Job[Q, A]]:
         """Appends a job for each prompt, and returns those to submit."""
-        if not prompts:
-            return []
         keys, requests = self.recorder.calls.admit(prompts)
         start = self.count
         self.count += len(prompts)
         jobs: list[Job[Q, A]] = [*map(Job, range(start, self.count), keys, requests)]
         self.rows.extend(jobs)
-        return self._ask(jobs) + self._ask_again()
+        return self._ask(jobs)
 
     def take_stored(self) -> list[Job[Q, A]]:
         """Assigns stored answers to their jobs, and returns jobs to submit again after a rejection."""
         stored = self.recorder.stored
+        again = []
         while stored:
-            job = stored.popleft()
-            del self.in_flight[job.key]
+            first, answer = stored.popleft()
             if self.run.force:
-                self.fresh.add(job.key)
-            answer, same = job.received, job.same
-            assert answer is not None
-            job.received = job.same = None
-            self._take(job, answer)
-            for other in same or ():
-                self._take(other, answer)
-        return self._ask_again()
+                self.fresh.add(first.key)
+            again += [job for job in self.in_flight.pop(first.key) if not self._take(job, answer)]
+        return self._ask(again)
 
-    def _ask(self, jobs: Sequence[Job[Q, A]]) -> list[Job[Q, A]]:
-        known = self.recorder.store.get_many([job.key for job in jobs])
+    def _ask(self, jobs: list[Job[Q, A]]) -> list[Job[Q, A]]:
+        """Answers jobs from the store, and returns those to submit, of these and of their follow-ups."""
         decode = self.recorder.calls.decode
         new: list[Job[Q, A]] = []
-        for job, value in zip(jobs, known, strict=True):
-            if value is not None and (not self.run.force or job.key in self.fresh):
-                self._take(job, decode(value))
-                continue
-            first = self.in_flight.setdefault(job.key, job)
-            if first is job:
-                new.append(job)
-            elif first.same is None:
-                first.same = [job]
-            else:
-                first.same.append(job)
-        if len(new) < len(jobs):
-            self.recorder.usage.add(cached=len(jobs) - len(new))
-            self.recorder.knows_answers = True
-        if new and self.run.cache_only:
-            raise ModelError(
-                f"{len(new)} of the last {len(jobs)} prompts have no cached answer, and cache_only=True forbids "
-                "sending requests. Run without cache_only once."
-            )
+        while jobs:
+            again: list[Job[Q, A]] = []
+            sent = len(new)
+            known = self.recorder.store.get_many([job.key for job in jobs])
+            for job, value in zip(jobs, known, strict=True):
+                if value is not None and (not self.run.force or job.key in self.fresh):
+                    if not self._take(job, decode(value)):
+                        again.append(job)
+                elif job.key in self.in_flight:
+                    self.in_flight[job.key].append(job)
+                else:
+                    self.in_flight[job.key] = [job]
+                    new.append(job)
+            cached = len(jobs) - (len(new) - sent)
+            if cached:
+                self.recorder.usage.add(cached=cached)
+                self.recorder.knows_answers = True
+            if new and self.run.cache_only:
+                raise ModelError(
+                    f"{len(new)} of the last {len(jobs)} prompts have no cached answer, and cache_only=True forbids "
+                    "sending requests. Run without cache_only once."
+                )
+            jobs = again
         return new
 
-    def _ask_again(self) -> list[Job[Q, A]]:
-        new: list[Job[Q, A]] = []
-        while self.follow_ups:
-            jobs, self.follow_ups = self.follow_ups, []
-            new += self._ask(jobs)
-        return new
-
-    def _take(self, job: Job[Q, A], answer: A) -> None:
+    def _take(self, job: Job[Q, A], answer: A) -> bool:
+        """Sets the answer to yield, and returns True, or makes the job a follow-up to a rejected answer."""
         if self.check is None:
             job.answer = answer
-            return
+            return True
         calls = self.recorder.calls
         if answer.error is not None:
-            job.answer = answer if job.rejections is None else calls.rejected(*job.rejections[-1], answer.error)
-            return
+            job.answer = calls.rejected(*job.rejections[-1], answer.error) if job.rejections else answer
+            return True
         checked = self.check(job.index, answer)
         if not isinstance(checked, Rejected):
             job.answer = checked
-            return
-        job.rejections = [*(job.rejections or ()), (answer, checked.reason)]
+            return True
+        job.rejections += ((answer, checked.reason),)
         if len(job.rejections) > self.max_follow_ups:
             job.answer = calls.rejected(answer, checked.reason, None)
-        else:
-            job.key, job.request = calls.follow_up(job.key, job.request, answer, checked.reason)
-            job.tries = 0
-            self.follow_ups.append(job)
+            return True
+        job.key, job.request = calls.follow_up(job.key, job.request, answer, checked.reason)
+        job.tries = 0
+        return False
 
 
 def _progress_logger(who: str, what: str, total: int | None, run: Run) -> Callable[[int], None]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from typing_extensions import Unpack
 
-from ..calls.text_calls import Computed, TextOptions, values_of
-from ..task_models.task_model import TaskModel
+from ..task_models.task_model import Computed, TaskModel, TextOptions, values_of
 
 Vector: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 """One embedding: float32 array [dims]."""
@@ -43,11 +42,7 @@ class Embedder(TaskModel[Vector]):
     ) -> Any:
         """Embeds texts as float32 arrays [dims]; see `TaskModel.run`.
 
-        Args:
-            texts: The texts.
-            truncate: Truncate texts that are too long, instead of failing the row.
-            instruction: Prefix of each text, for models that were trained with one.
-            **options: See `TextOptions`.
+        `instruction` is a prefix of each text, for models that were trained with one.
         """
         return values_of(self.results(texts, truncate, instruction, **options), options)
 
@@ -56,10 +51,6 @@ class Embedder(TaskModel[Vector]):
     ) -> Iterator[Computed]:
         """Yields results in the texts' order: the vector, or the error of a failed row; see `run`."""
         return super().results(texts, truncate, asks={"instruction": instruction}, **options)
-
-    def count_input_tokens(self, text: str, asks: Mapping[str, Any]) -> int:
-        """Returns the number of tokens of a text with the run's instruction."""
-        return self.count_tokens(f"{asks['instruction']}{text}" if asks.get("instruction") else text)
 
     def encode_value(self, value: Vector) -> bytes:
         """Returns a vector as 4 bytes per number, little-endian."""

@@ -90,9 +90,7 @@ class SentenceTransformersEmbedder(Embedder):
 
     def compute(self, texts: Sequence[str], *, instruction: str | None = None, **asks: Any) -> list[Vector]:
         """Embeds a batch; returns float32 arrays [dims]."""
-        vectors = self.model.encode(
-            list(texts), prompt=instruction, batch_size=len(texts), show_progress_bar=False, convert_to_numpy=True
-        )
+        vectors = self.model.encode(list(texts), prompt=instruction, batch_size=len(texts), show_progress_bar=False)
         return list(np.asarray(vectors, dtype=np.float32))
 
     def count_tokens(self, value: str) -> int:

@@ -16,8 +16,8 @@ from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.session import current_session
 from datadreamer_like.storage.folders import explained, locked
 
-from ..calls.text_calls import TextRun
 from ..embedders.embedder import Embedder
+from ..task_models.task_model import TextRun
 from .retriever import Corpus, Found, Retriever
 
 if TYPE_CHECKING:
@@ -109,9 +109,7 @@ class EmbeddingRetriever(Retriever):
     def search(self, queries: Iterable[str], k: int, run: TextRun) -> Iterator[Found | ModelError]:
         """Yields positions and cosines of the `k` nearest texts for each query."""
         index = self.index
-        embedded = self.embedder.results(
-            queries, truncate=self.truncate, instruction=self.query_instruction, **asdict(run)
-        )
+        embedded = self.embedder.results(queries, self.truncate, self.query_instruction, **asdict(run))
         while portion := list(islice(embedded, run.batch_size)):
             good = [result.value for result in portion if result.error is None]
             scores, ids = index.search(_unit(good), k) if good else ((), ())
@@ -132,8 +130,8 @@ class EmbeddingRetriever(Retriever):
         folder = self.cache_folder_path or (session.cache_folder if session is not None else None)
         if folder is None:
             return self._made()
-        name = f"{type(self).__name__}-{fingerprint([type(self), self._index_identity()], 'retriever')[:24]}"
-        path = Path(folder) / f"{name}.faiss"
+        digest = fingerprint([type(self), self._index_identity()], "retriever")[:24]
+        path = Path(folder) / f"{type(self).__name__}-{digest}.faiss"
         if not path.exists():
             with explained("Keeping a retriever's index", path), locked(path.with_suffix(".lock"), self.display_name):
                 if not path.exists():
@@ -160,8 +158,7 @@ class EmbeddingRetriever(Retriever):
                 "truncate=True."
             )
         try:
-            kind = self.index_type or "Flat"
-            core = faiss.index_factory(len(portion[0][1]), kind, faiss.METRIC_INNER_PRODUCT)
+            core = faiss.index_factory(len(portion[0][1]), self.index_type or "Flat", faiss.METRIC_INNER_PRODUCT)
         except RuntimeError as error:
             raise DefinitionError(
                 f'FAISS has no index "{self.index_type}". See its index factory for the names, or leave index_type out.'
@@ -214,10 +211,9 @@ class EmbeddingRetriever(Retriever):
 
 def _unit(vectors: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Returns normalized vectors [rows, dims], whose inner product is the cosine similarity."""
-    matrix = np.asarray(vectors, dtype=np.float32)
-    lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
-    unit: np.ndarray[Any, np.dtype[np.float32]] = matrix / np.maximum(lengths, np.float32(1e-30))
-    return unit
+    matrix: np.ndarray[Any, np.dtype[np.float32]] = np.array(vectors, dtype=np.float32)
+    matrix /= np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), np.float32(1e-30))
+    return matrix
 
 
 _FAISS_CITATION = """@article{douze2024faiss,

@@ -12,8 +12,8 @@ from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDat
 from datadreamer_like.graph.node import Node
 from datadreamer_like.graph.output import OutputDatasetColumn
 
-from ..calls.text_calls import Computed, TextOptions, TextRun, values_of
 from ..model import Model
+from ..task_models.task_model import Computed, TextOptions, TextRun, values_of
 
 Corpus: TypeAlias = OutputDatasetColumn | Sequence[str]
 """Texts with random access: a step's column, or a list."""
@@ -23,13 +23,7 @@ Found: TypeAlias = tuple[list[int], list[float]]
 
 
 class Retrieved(TypedDict):
-    """The texts found for one query, best first.
-
-    Attributes:
-        indices: Positions in the corpus.
-        texts: The texts.
-        scores: Their scores; higher is better.
-    """
+    """The texts found for one query, best first, with their positions in the corpus; higher scores are better."""
 
     indices: list[int]
     texts: list[str]

@@ -2,21 +2,93 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
 from typing_extensions import Unpack
 
-from datadreamer_like.errors import BadRequest, PromptTooLong
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    BadRequest,
+    DefinitionError,
+    ModelError,
+    PromptTooLong,
+    did_you_mean,
+)
 from datadreamer_like.graph.fingerprint import fingerprint
 
 from ..calls.batch_engine import BatchEngine
-from ..calls.pipeline import run_calls
-from ..calls.text_calls import Computed, TextCalls, TextOptions, TextRun, values_of
+from ..calls.failures import log_failures
+from ..calls.options import Run, RunOptions
+from ..calls.pipeline import Calls, run_calls
 from ..model import Model
 
 V = TypeVar("V")
+
+
+class TextOptions(RunOptions, total=False):
+    """Options of `TaskModel.run` and `Embedder.run`; the defaults are those of `TextRun`."""
+
+    total_num_texts: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TextRun(Run):
+    """All options of one run.
+
+    Attributes:
+        adaptive_batch_size: See `Run`, as for all other options.
+        total_num_texts: Number of texts, if `texts` has no length.
+    """
+
+    adaptive_batch_size: bool = True
+    total_num_texts: int | None = None
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> TextRun:
+        """Checks the options of a call; raises `ArgumentTypeError` for a name, `DefinitionError` for a value."""
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                hint = did_you_mean(name, known)
+                raise ArgumentTypeError(
+                    f'There is no option "{name}" of run.{hint} The options are: {", ".join(known)}.'
+                )
+        run = cls(**options)
+        if run.batch_size < 1:
+            raise DefinitionError(f"batch_size cannot be {run.batch_size}; expected at least 1.")
+        if run.on_error not in ("keep", "raise"):
+            raise DefinitionError(f'on_error cannot be {run.on_error!r}; expected "keep" or "raise".')
+        return run
+
+
+@dataclass(slots=True)
+class Computed:
+    """A model's result for one text.
+
+    Attributes:
+        value: The result; None for a failed row.
+        stored: The stored form of the result.
+        tokens: Tokens of the text, if the model counts them.
+        error: The error of a failed row.
+        completion_tokens: Tokens generated: none.
+        cost: US dollars.
+    """
+
+    value: Any = None
+    stored: bytes = b""
+    tokens: int = 0
+    error: ModelError | None = None
+    completion_tokens: int = 0
+    cost: float | None = 0.0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The same as `tokens`, as an LLM's answer names it."""
+        return self.tokens
 
 
 class TaskModel(Model, Generic[V]):
@@ -83,8 +155,9 @@ class TaskModel(Model, Generic[V]):
         """
         run = TextRun.from_options(options)
         asks = asks or {}
+        identity = fingerprint([self, {**asks, "truncate": truncate}], what=type(self).__name__)
         return run_calls(
-            TextCalls(fingerprint([self, {**asks, "truncate": truncate}], what=type(self).__name__), self.decode_value),
+            _TextCalls(identity, self.decode_value),
             texts,
             lambda recorder: BatchEngine(lambda batch: self._compute_rows(batch, truncate, asks), recorder, run),
             self,
@@ -102,7 +175,7 @@ class TaskModel(Model, Generic[V]):
                     f"The value is {type(text).__name__}, not a text. Convert or filter such rows first."
                 )
             else:
-                tokens = self.count_input_tokens(text, asks)
+                tokens = self.count_tokens(f"{asks.get('instruction') or ''}{text}")
                 if tokens > self.model_max_length and not truncate:
                     error = PromptTooLong(
                         f"The text has {tokens} tokens; the limit of {self.display_name} is {self.model_max_length}. "
@@ -117,6 +190,39 @@ class TaskModel(Model, Generic[V]):
             rows[index].value = self.decode_value(rows[index].stored)
         return rows
 
-    def count_input_tokens(self, text: str, asks: Mapping[str, Any]) -> int:
-        """Returns the number of tokens of a text with the run's instruction, if any."""
-        return self.count_tokens(text)
+
+class _TextCalls(Calls[str, str, Computed]):
+    """Calls of one task model; a key is a hash of the text and of `identity`, all else that determines a result."""
+
+    def __init__(self, identity: str, decode: Callable[[bytes], Any]) -> None:
+        self._decode = decode
+        self._prefix = hashlib.blake2b(identity.encode(), digest_size=16)
+
+    def admit(self, prompts: Sequence[str]) -> tuple[list[bytes], list[str]]:
+        keys = []
+        for text in prompts:
+            hasher = self._prefix.copy()
+            # Other values fail as rows; a text never starts with this byte, so keys differ.
+            known = isinstance(text, str)
+            hasher.update(text.encode("utf-8", "surrogatepass") if known else b"\xff" + repr(text).encode())
+            keys.append(hasher.digest())
+        return keys, list(prompts)
+
+    def size(self, request: str) -> int:
+        return len(request) if isinstance(request, str) else 0
+
+    def encode(self, answer: Computed) -> bytes:
+        return answer.stored
+
+    def decode(self, value: bytes) -> Computed:
+        return Computed(self._decode(value))
+
+    def failed(self, error: ModelError) -> Computed:
+        return Computed(error=error)
+
+
+def values_of(results: Iterable[Computed], options: Mapping[str, Any]) -> Any:
+    """Returns the values of results: a list, or a generator with `return_generator`; None for a failed row."""
+    run = TextRun.from_options(options)
+    values = (result.value for result in log_failures(results, run.on_error))
+    return values if run.return_generator else list(values)

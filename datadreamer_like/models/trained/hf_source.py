@@ -16,7 +16,7 @@ from datadreamer_like.storage.digests import file_digest
 
 from ..llms.gguf import read_gguf_header
 from ..quiet import quiet
-from .model_files import files_identity
+from .model_files import files_identity, model_folder
 
 HOW_FETCHED = frozenset({"token", "cache_dir", "local_files_only"})
 """Arguments of `from_pretrained` that do not decide which model is loaded; `token` is a secret."""
@@ -28,19 +28,15 @@ _BIBTEX = re.compile(r"^\s*(@\w+\s*\{.*?^\s*\})", re.MULTILINE | re.DOTALL)
 
 @dataclass(frozen=True)
 class HFSource:
-    """A model that transformers can load.
-
-    Attributes:
-        name: What `from_pretrained` takes: a folder or a Hub id.
-        gguf_file: The file in that folder, where it is a GGUF file.
-        revision: Branch, tag or commit on the Hub.
-        origin: The trainer, stage or trained model that was given, if one was.
-    """
+    """A model that transformers can load."""
 
     name: str
+    """What `from_pretrained` takes: a folder or a Hub id."""
     gguf_file: str | None = None
+    """The file in that folder, where it is a GGUF file."""
     revision: str | None = None
     origin: Any = None
+    """The trainer, stage or trained model that was given, if one was."""
 
     @property
     def folder(self) -> Path | None:
@@ -51,12 +47,8 @@ class HFSource:
     @property
     def options(self) -> dict[str, Any]:
         """Further arguments of `from_pretrained` that say which files to take."""
-        options: dict[str, Any] = {}
-        if self.gguf_file is not None:
-            options["gguf_file"] = self.gguf_file
-        if self.revision is not None:
-            options["revision"] = self.revision
-        return options
+        options = {"gguf_file": self.gguf_file, "revision": self.revision}
+        return {name: value for name, value in options.items() if value is not None}
 
     @property
     def identity(self) -> Any:
@@ -97,14 +89,12 @@ class HFSource:
 def hf_source(model: Any, revision: str | None = None) -> HFSource:
     """Returns the source of a model.
 
-    Args:
-        model: A folder, the folder of a trainer's or stage's result, a `.gguf` file, a Hub id, or an object with
-            a `path` (a trainer, a stage, a trained model).
-        revision: Branch, tag or commit on the Hub.
+    It is named by a folder, the folder of a trainer's or stage's result, a `.gguf` file, a Hub id, or an object with a
+    `path` (a trainer, a stage, a trained model).
 
     Raises:
         UnknownModel: The path does not exist.
-        ArgumentTypeError: It is none of these.
+        ArgumentTypeError: The model is none of these.
         NotTrained: The trainer has not trained yet.
     """
     origin = None
@@ -119,9 +109,7 @@ def hf_source(model: Any, revision: str | None = None) -> HFSource:
         read_gguf_header(path)
         return HFSource(str(path.absolute().parent), path.name, origin=origin)
     if path.is_dir():
-        inner = path / "model"  # where the folder of a trainer or stage has it
-        if not (path / "config.json").is_file() and (inner / "config.json").is_file():
-            path = inner
+        path = model_folder(path)
         if not any((path / name).is_file() for name in _MODEL_FILES):
             raise UnknownModel(
                 f"{path} is not the folder of a saved model: it has no config.json. Give a folder that "
@@ -170,18 +158,11 @@ def forget_gguf(model: Any) -> None:
 @functools.lru_cache(maxsize=64)
 def _hub_readme(repo_id: str, revision: str | None) -> str:
     """Returns a repository's README from the Hub's cache or the Hub; "" if it is not available."""
-    from huggingface_hub import HfApi, constants, get_session, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download
 
     try:
-        cached = try_to_load_from_cache(repo_id, "README.md", revision=revision)
-        if isinstance(cached, str):
-            return Path(cached).read_text(encoding="utf-8", errors="replace")
-        if constants.is_offline_mode():
-            return ""
-        url = hf_hub_url(repo_id, "README.md", revision=revision)
-        answer = get_session().get(
-            url, headers=HfApi()._build_hf_headers(), timeout=_README_SECONDS, follow_redirects=True
-        )
-        return str(answer.text) if answer.status_code == 200 else ""
+        with quiet():
+            readme = hf_hub_download(repo_id, "README.md", revision=revision, etag_timeout=_README_SECONDS)
+        return Path(readme).read_text(encoding="utf-8", errors="replace")
     except Exception:  # a card without a licence is better than a run that stops for it
         return ""

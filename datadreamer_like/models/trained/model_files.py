@@ -17,6 +17,12 @@ def model_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CARD_NAME)
 
 
+def model_folder(folder: Path) -> Path:
+    """Returns where a saved model is: in the folder itself, or inside that of a trainer's or stage's result."""
+    inner = folder / "model"
+    return inner if (inner / "config.json").is_file() and not (folder / "config.json").is_file() else folder
+
+
 def files_identity(folder: Path) -> tuple[str, list[tuple[str, str]]]:
     """Returns names and digests of a model's files: what decides its answers."""
     return "model files", [(file.relative_to(folder).as_posix(), file_digest(file)) for file in model_files(folder)]

@@ -17,13 +17,9 @@ if TYPE_CHECKING:
 
 
 class ModelNode(Node):
-    """A node that makes a model; it can be used like a `TrainedModel`.
+    """A node that makes a model; it can be used like a `TrainedModel`, whose `device` and `dtype` it has.
 
     `build` in a subclass saves the model to `draft / MODEL_FOLDER` with `TrainedModel.save`.
-
-    Attributes:
-        device: Device to load the model to.
-        dtype: Data type to load the model in; None for the saved one.
     """
 
     MODEL_FOLDER = "model"
@@ -34,11 +30,7 @@ class ModelNode(Node):
 
     @property
     def trained(self) -> TrainedModel:
-        """The finished model.
-
-        Raises:
-            NotTrained: There is none yet.
-        """
+        """The finished model; raises `NotTrained` if there is none yet."""
         if self.manifest is None or self.folder is None:
             raise NotTrained(self.describe_missing())
         if self._trained is None:
@@ -80,15 +72,7 @@ class ModelNode(Node):
         return self.trained.export(format, to)
 
     def export_to_disk(self, path: str | Path, adapter_only: bool = False) -> Path:
-        """Writes the model to a folder; an earlier export there is replaced.
-
-        Args:
-            path: The folder.
-            adapter_only: Only the adapter, where a trainer trained one.
-
-        Raises:
-            DefinitionError: There is no adapter.
-        """
+        """Writes the model to a folder, as `export` does; with `adapter_only`, only the adapter that was trained."""
         if adapter_only:
             raise DefinitionError(f'"{self.name}" trained no adapter. Leave adapter_only out.')
         return self.export("safetensors", to=path)
@@ -106,7 +90,7 @@ class ModelNode(Node):
         return self.trained.publish_to_hf_hub(repo_id, branch, private, token, is_synthetic=is_synthetic, **kwargs)
 
     def unload_model(self) -> None:
-        """Frees the memory of the model; it is loaded again when it is needed."""
+        """Frees the model's memory; it is loaded again when needed."""
         if self._trained is not None:
             self._trained.unload_model()
 
@@ -114,13 +98,9 @@ class ModelNode(Node):
 def as_trained_model(value: object, what: str = "model") -> TrainedModel:
     """Converts a trainer, a stage, a `TrainedModel`, a folder or an id on the Hub to a `TrainedModel`.
 
-    Args:
-        value: The model.
-        what: Name of the argument, for the message.
-
     Raises:
         NotTrained: A trainer that has not trained yet.
-        ArgumentTypeError: Anything else.
+        ArgumentTypeError: Anything else; the message calls it `what`.
     """
     if isinstance(value, TrainedModel):
         return value

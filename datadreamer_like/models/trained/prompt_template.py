@@ -59,12 +59,12 @@ def render(tokenizer: Any, prompt: str, answer: str) -> tuple[str, str]:
         return prompt, answer
     messages = [{"role": "user", "content": prompt}]
     reply = {"role": "assistant", "content": answer}
+    from jinja2 import TemplateError
+
     try:
         start = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
         whole = str(tokenizer.apply_chat_template([*messages, reply], tokenize=False))
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] != "jinja2":
-            raise
+    except TemplateError as error:
         raise MethodMisfit(
             f"The chat template refuses the prompt: {error}. Pass another chat_prompt_template, or leave system_prompt "
             "out."

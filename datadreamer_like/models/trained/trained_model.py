@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from datadreamer_like.errors import ArgumentTypeError, MethodMisfit, StorageError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit, StorageError, did_you_mean
 from datadreamer_like.graph import Card
-from datadreamer_like.storage.folders import explained
+from datadreamer_like.storage.folders import explained, new_folder
 
+from ..model import free_memory
 from ..quiet import quiet
-from .export import export_model
 from .hf_source import hf_source, loading
 from .model_facts import Task, count_parameters, task_of
-from .model_files import CARD_NAME, files_identity, model_files, read_card, write_card
+from .model_files import CARD_NAME, files_identity, model_files, model_folder, read_card, write_card
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,8 +51,7 @@ class TrainedModel:
     """A trained model with its tokenizer and origin, loaded lazily from its folder.
 
     Any folder that transformers can load works; `TrainedModel.load(folder)` loads models saved or exported by trainers
-    and stages in any process, pruned and quantized ones too. It can be pickled without the weights, which are loaded
-    again.
+    and stages in any process, pruned and quantized ones too. It is pickled without the weights.
 
     Args:
         path: Folder of the model, or its id on the Hub.
@@ -93,10 +92,8 @@ class TrainedModel:
         Raises:
             StorageError: There is no model in the folder.
         """
-        # The folder of a trainer's or stage's node has the model inside.
-        inner = Path(folder) / "model"
-        found = inner if (inner / "config.json").is_file() and not (Path(folder) / "config.json").is_file() else folder
-        if not (Path(found) / "config.json").is_file():
+        found = model_folder(Path(folder))
+        if not (found / "config.json").is_file():
             raise StorageError(
                 f"{folder} is not the folder of a saved model: it has no config.json. Pass the folder that was "
                 "exported, or a trainer's or stage's `path`."
@@ -111,13 +108,9 @@ class TrainedModel:
         folder: str | Path,
         card: Card | None = None,
     ) -> TrainedModel:
-        """Saves a model so that this class and transformers' own `from_pretrained` load it.
+        """Saves a transformers model so that this class and transformers' own `from_pretrained` load it.
 
-        Args:
-            model: A transformers model; compressed ones keep their layout.
-            tokenizer: Its tokenizer.
-            folder: Where to; made if it is not there.
-            card: Where the model came from; saved with its lineage.
+        A compressed model keeps its layout; the card is saved with its lineage.
         """
         folder = Path(folder)
         with explained("Saving a model", folder):
@@ -145,11 +138,7 @@ class TrainedModel:
 
     @property
     def label2id(self) -> dict[str, int]:
-        """A classifier's classes and their positions.
-
-        Raises:
-            MethodMisfit: The model is not a classifier.
-        """
+        """A classifier's classes and their positions."""
         return {label: index for index, label in enumerate(self.labels)}
 
     @property
@@ -160,7 +149,9 @@ class TrainedModel:
             MethodMisfit: The model is not a classifier.
         """
         if self.task != "text-classification":
-            raise MethodMisfit(f"{self!r} is not a classifier (its task is {self.task}), so it has no labels.")
+            generates = self.task in ("text-generation", "text2text-generation")
+            advice = f"Run it with HFTransformers({self.path!r})." if generates else "Train it as one first."
+            raise MethodMisfit(f"{self!r} is not a classifier (its task is {self.task}). {advice}")
         return [str(label) for _, label in sorted((self.config.id2label or {}).items())]
 
     @property
@@ -223,26 +214,16 @@ class TrainedModel:
             return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(self.path))
 
     def unload_model(self) -> None:
-        """Frees the memory of the model; it is loaded again when it is needed."""
-        if self.__dict__.pop("model", None) is None:
-            return
-        import torch
-
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        """Frees the model's memory; it is loaded again when needed."""
+        if self.__dict__.pop("model", None) is not None:
+            free_memory()
 
     def logits(
         self, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Returns a classifier's logits, float array [texts, classes], in the order of `labels`.
 
-        Texts are batched by length, to reduce padding.
-
-        Args:
-            texts: The texts, cut at the model's limit.
-            batch_size: Texts in a batch.
-            max_length: Cut at this many tokens instead.
+        Texts are batched by length, to reduce padding, and cut at `max_length` tokens or the model's own limit.
 
         Raises:
             MethodMisfit: The model is not a classifier.
@@ -260,25 +241,9 @@ class TrainedModel:
         return cast("np.ndarray[Any, np.dtype[np.float32]]", found.numpy())
 
     def predict(self, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None) -> Predictions:
-        """Classifies texts.
-
-        Args:
-            texts: The texts.
-            batch_size: Texts in a batch.
-            max_length: Cut texts at this many tokens; None for the model's own limit.
-
-        Returns:
-            Labels and probabilities in the order of the texts.
-
-        Raises:
-            MethodMisfit: The model is not a classifier; run a language model with `HFTransformers(path)`.
-        """
+        """Returns labels and probabilities of texts, in their order; see `logits` for arguments and errors."""
         import numpy as np
 
-        if self.task != "text-classification":
-            generates = self.task in ("text-generation", "text2text-generation")
-            advice = f"Run it with HFTransformers({self.path!r})." if generates else "Train it as one first."
-            raise MethodMisfit(f"{self!r} is not a classifier (its task is {self.task}). {advice}")
         logits = self.logits(texts, batch_size=batch_size, max_length=max_length).astype(np.float64)
         classes = self.labels
         labels: list[Any]
@@ -294,20 +259,35 @@ class TrainedModel:
     # Passing it on
 
     def export(self, format: str = "safetensors", to: str | Path = "") -> Path:
-        """Writes the model for use elsewhere; an earlier export in the same place is replaced.
+        """Writes the model to a folder atomically, for use elsewhere; an earlier export there is replaced.
 
         Args:
             format: "safetensors": a folder that transformers and `TrainedModel.load` open.
             to: The folder.
 
-        Returns:
-            The folder.
-
         Raises:
             DefinitionError: The format is unknown, or no folder is named.
             StorageError: The folder holds something else.
         """
-        return export_model(self, format, to)
+        if format != "safetensors":
+            hint = did_you_mean(format, ["safetensors"])
+            raise DefinitionError(f'There is no export format "{format}". There are: safetensors.{hint}')
+        if not str(to):
+            raise DefinitionError("export needs the folder to write to: export(to=folder).")
+        target = Path(to)
+        if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / CARD_NAME).is_file())):
+            raise StorageError(
+                f"{target} exists already and is not an earlier export. Choose another folder, or remove it first."
+            )
+        with explained("Exporting a model", target), new_folder(target) as draft:
+            if Path(self.path).is_dir():
+                shutil.copytree(self.path, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD_NAME))
+            else:
+                self.save(self.model, self.tokenizer, draft)
+            write_card(draft, self.card)
+            if target.exists():
+                shutil.rmtree(target)
+        return target
 
     def publish_to_hf_hub(
         self,
@@ -318,18 +298,7 @@ class TrainedModel:
         is_synthetic: bool | None = None,
         **kwargs: Any,
     ) -> str:
-        """Publishes the model with a generated card; nothing is committed where nothing changed.
-
-        Args:
-            repo_id: "user/name" on the Hub.
-            branch: Branch; None for the main one.
-            private: Whether a new repository is private.
-            token: The Hub's token; None for the one that `hf auth login` stored.
-            is_synthetic: Tag it as made with synthetic data; None finds out from where the rows came from.
-            **kwargs: Further options of `hub.publish_model`.
-
-        Returns:
-            Where it can be seen.
+        """Publishes the model with a generated card, and returns its URL; see `hub.publish_model`.
 
         Raises:
             HubError: The Hub refused, or cannot be reached.
@@ -338,26 +307,17 @@ class TrainedModel:
 
         saved = getattr(self.config, "quantization_config", None) or {}
         compressed = isinstance(saved, dict) and saved.get("quant_method") == "datadreamer_like"
-        options: dict[str, Any] = {"task": self.task, "imports": ["datadreamer_like.formats"] if compressed else []}
-        options.update(kwargs)
+        imports = ["datadreamer_like.formats"] if compressed else []
         # The saved card may name files of this machine; the published one is made from it.
-        options["ignore"] = [*options.get("ignore", ()), CARD_NAME]
+        ignore = [*kwargs.pop("ignore", ()), CARD_NAME]
+        options = {"task": self.task, "imports": imports, **kwargs, "ignore": ignore, "is_synthetic": is_synthetic}
         return publish_model(
-            Path(self.path),
-            repo_id,
-            card=self.card,
-            branch=branch,
-            private=private,
-            token=token,
-            is_synthetic=is_synthetic,
-            **options,
+            Path(self.path), repo_id, card=self.card, branch=branch, private=private, token=token, **options
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "node": None, "card": self.card}
-        for loaded in ("model", "tokenizer"):
-            state.pop(loaded, None)
-        return state
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("model", "tokenizer")}
+        return {**kept, "node": None, "card": self.card}
 
     def __repr__(self) -> str:
         return f"TrainedModel({self.node.name if self.node is not None else self.path!r})"
