@@ -14,9 +14,9 @@ from datadreamer_like.graph.origin import Every
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.rows import BATCH_SIZE, Batch
 
-from ..sources.data_source import NodeOptions
 from .columns import columns_together, num_rows_of
 from .lazy_rows import From, LazyRowBatches, Traced
+from .options import NodeOptions
 from .returned import rows_to_batch
 from .signature import CALL_PARAMETERS, Definition, defined
 from .step import Step

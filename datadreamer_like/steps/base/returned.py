@@ -18,7 +18,7 @@ from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows, rebatched
 from datadreamer_like.storage.schemas import widened
 from datadreamer_like.storage.values import to_batch
 
-from ..operations.transforms import join_columns, number_columns
+from ..operations.transforms import join_columns
 from .lazy_rows import From, LazyRowBatches, LazyRows, RowsFrom, Traced, Values
 
 # Slow rows are passed on this often, so that progress is visible and saved; fast ones in full batches.
@@ -295,11 +295,10 @@ def _side_by_side(datasets: list[Any], expected: Expected) -> tuple[Rows, bool]:
     lengths = {rows for part in parts if (rows := part.num_rows) is not None}
     if len(lengths) > 1:
         raise StepOutputError(f"{expected.what}: run() returned datasets of different lengths: {sorted(lengths)}.")
-    nodes = [part.node for part in parts]
-    joined = join_columns([number_columns(part, index) for index, part in enumerate(parts)])
-    names = dict(zip(joined.columns, expected.outputs, strict=True))
-    origin = Origin.same(*(node for node in nodes if node is not None)) if all(nodes) else Origin(None)
-    return replace(joined.renamed(names), origin=origin), any(part.table is None for part in parts)
+    names = iter(expected.outputs)
+    joined = join_columns([part.renamed(dict(zip(part.columns, names, strict=False))) for part in parts])
+    origin = joined.origin if all(part.node is not None for part in parts) else Origin(None)
+    return replace(joined, origin=origin), any(part.table is None for part in parts)
 
 
 def _wrong_columns(found: list[str], expected: Expected) -> StepOutputError:

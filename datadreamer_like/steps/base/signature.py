@@ -13,7 +13,7 @@ import typing_extensions
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 
-from ..sources.data_source import NodeOptions
+from .options import NodeOptions
 
 CALL_PARAMETERS = frozenset({"name", "inputs", "args", "outputs", "lazy", *NodeOptions.__annotations__})
 """Names that every call of a step takes, so no parameter may have them."""

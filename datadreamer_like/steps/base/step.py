@@ -21,11 +21,12 @@ from datadreamer_like.graph.rows import Batch, Rows
 from datadreamer_like.graph.usage import Usage
 from datadreamer_like.storage.pickles import pickle_value, unpickle
 
-from ..operations.operations import OperationOptions, Operations
+from ..operations.operations import Operations
 from .background_run import BackgroundRun
 from .columns import num_rows_of
 from .export import Exports
 from .lazy_rows import LazyRowBatches
+from .options import NodeOptions, OperationOptions, check_known, taken_options
 from .processing import process_rows
 from .registration import Registration, run_setup
 from .returned import Expected, normalized
@@ -284,15 +285,10 @@ class Step(Registration, Operations["Derived"], Exports):
         return save_rows(self, rows, draft)
 
     def derive(
-        self,
-        operation: str,
-        lazy: bool,
-        options: OperationOptions,
-        args: dict[str, Any],
-        transform: Callable[[Rows], Rows],
+        self, operation: str, lazy: bool, options: OperationOptions, transform: Callable[..., Rows], **args: Any
     ) -> Derived:
         """Makes the result step of an operation; see `Operations.derive`."""
-        return Derived.of(operation, [self], args, lambda: transform(self.output.rows), lazy, options)
+        return Derived(operation, [self], transform, args, lazy, options)
 
 
 class SuperStep(Step):
@@ -304,43 +300,20 @@ class Derived(Step):
 
     def __init__(
         self,
-        name: str,
         operation: str,
         sources: list[Step],
+        transform: Callable[..., Rows],
         args: dict[str, Any],
-        make: Callable[[], Rows],
         lazy: bool,
         options: OperationOptions,
     ) -> None:
+        check_known(options, OperationOptions, operation)
         self.operation = operation
         self.sources = sources
         self.operation_args = args
-        self._make = make
+        self._transform = transform
         self._lazy = lazy
-        super().__init__(
-            name,
-            progress_interval=options.get("progress_interval", 60),
-            force=options.get("force", False),
-            background=options.get("background", False),
-        )
-
-    @classmethod
-    def of(
-        cls,
-        operation: str,
-        sources: list[Step],
-        args: dict[str, Any],
-        make: Callable[[], Rows],
-        lazy: bool,
-        options: OperationOptions,
-    ) -> Self:
-        """Makes the result step of an operation, named after its sources unless a name is given."""
-        unknown = [name for name in options if name not in OperationOptions.__annotations__]
-        if unknown:
-            known = ", ".join(OperationOptions.__annotations__)
-            raise DefinitionError(f"{operation} has no option {unknown[0]!r}; it takes: {known}.")
-        name = options.get("name") or _name(operation, sources)
-        return cls(name, operation, sources, args, make, lazy, options)
+        super().__init__(options.get("name") or _name(operation, sources), **taken_options({**options}, NodeOptions))
 
     @property
     def moves_rows(self) -> bool:
@@ -353,7 +326,7 @@ class Derived(Step):
 
     def run(self) -> Rows:
         """Applies the operation."""
-        return self._make()
+        return self._transform(*(source.output.rows for source in self.sources), **self.operation_args)
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns the fingerprints of the operation, its arguments and its sources."""
@@ -369,14 +342,13 @@ class Derived(Step):
         self.parents = list(dict.fromkeys(self.sources))
         if self._lazy:
             with working(self):
-                made = self._make()
-            rows = replace(made, node=self)
+                rows = replace(self.run(), node=self)
             return OutputIterableDataset(self, rows) if rows.table is None else OutputDataset(self, rows)
         return super().make_output()
 
     def build(self, draft: Path) -> Kept:
         """Applies the operation and saves its rows."""
-        return self.write_rows(self._make(), draft)
+        return self.write_rows(self.run(), draft)
 
 
 def _name(operation: str, sources: list[Step]) -> str:
