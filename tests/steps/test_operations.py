@@ -261,7 +261,7 @@ def test_exports_agree(rows, tmp_path):
     assert datasets.load_from_disk(str(tmp_path / "split"))["test"].to_list() == split["test"].to_list()
     paths = rows.export_to_json(tmp_path / "rows.jsonl", train_size=20, test_size=10)
     assert paths == {"train": str(tmp_path / "rows.train.jsonl"), "test": str(tmp_path / "rows.test.jsonl")}
-    with pytest.raises(DefinitionError, match="no option 'trian_size'.*Did you mean \"train_size\""):
+    with pytest.raises(DefinitionError, match='no option "trian_size".*Did you mean "train_size"'):
         rows.export_to_list(trian_size=0.5)
 
 

@@ -14,11 +14,7 @@ from ..operations.transforms import join_columns
 
 
 def rows_together(columns: Mapping[str, Column], what: str) -> Rows:
-    """Joins several columns row by row.
-
-    Args:
-        columns: Columns by their names in the rows. Columns of one dataset are read in one pass.
-        what: The step that reads them, for messages.
+    """Joins several columns row by row, by their names in the rows; columns of one dataset are read in one pass.
 
     Raises:
         DefinitionError: The columns have different numbers of rows.
@@ -28,7 +24,7 @@ def rows_together(columns: Mapping[str, Column], what: str) -> Rows:
         raise DefinitionError(f"{what}: the inputs have different numbers of rows: {sizes}. Give columns of one step.")
     shared: dict[int, tuple[OutputDatasetMixin, dict[str, str]]] = {}
     for name, column in columns.items():
-        whole = column.whole if column.whole is not None else column
+        whole = _whole(column)
         shared.setdefault(id(whole), (whole, {}))[1][name] = column.column_names[0]
     parts = [_named(whole.rows, taken) for whole, taken in shared.values()]
     if len(parts) == 1:
@@ -46,15 +42,14 @@ def _named(rows: Rows, names: Mapping[str, str]) -> Rows:
     """Returns columns under new names; a column may appear under several names."""
     chosen = rows.select_columns(list(dict.fromkeys(names.values())))
 
+    def renamed(schema: pa.Schema) -> pa.Schema:
+        return pa.schema([schema.field(column).with_name(name) for name, column in names.items()])
+
     def read() -> Iterator[pa.RecordBatch]:
         for batch in chosen.read():
-            fields = [batch.schema.field(column).with_name(name) for name, column in names.items()]
-            yield pa.RecordBatch.from_arrays(
-                [batch.column(column) for column in names.values()], schema=pa.schema(fields)
-            )
+            yield pa.RecordBatch.from_arrays(list(map(batch.column, names.values())), schema=renamed(batch.schema))
 
-    schema = pa.schema([chosen.schema.field(column).with_name(name) for name, column in names.items()])
-    return Rows(schema, rows.num_rows, read, node=rows.node)
+    return Rows(renamed(chosen.schema), rows.num_rows, read, node=rows.node)
 
 
 def columns_together(columns: Mapping[str, Column], what: str) -> Iterator[Batch]:
@@ -90,4 +85,4 @@ def num_rows_of(columns: Mapping[str, Column]) -> int | None:
 
 
 def _whole(column: Column) -> OutputDatasetMixin:
-    return column.whole if column.whole is not None else column
+    return column if column.whole is None else column.whole

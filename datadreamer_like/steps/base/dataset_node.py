@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.errors import SessionError
-from datadreamer_like.graph.node import Node
+from datadreamer_like.graph.node import Node, working_node
 from datadreamer_like.graph.output import OutputDataset, OutputIterableDataset
 
-from .background_run import BackgroundRun
 from .saved_rows import TABLE_FOLDER
 from .trace import Trace, traced
 
@@ -22,7 +22,8 @@ class DatasetNode(Node):
     kind = "step"
 
     _output: OutputDataset | OutputIterableDataset | None = None
-    _background: BackgroundRun[OutputDataset | OutputIterableDataset] | None = None
+    _background: Future[OutputDataset | OutputIterableDataset] | None = None
+    _is_waited_for = False
 
     @property
     def output(self) -> OutputDataset | OutputIterableDataset:
@@ -41,8 +42,16 @@ class DatasetNode(Node):
 
     def wait(self) -> None:
         """Waits for a step that runs in the background, and raises its error."""
-        if self._background is not None:
-            self._output = self._background.result()
+        if self._background is not None and working_node() is not self:
+            try:
+                self._output = self._background.result()
+            finally:
+                self._is_waited_for = self._background.done()
+
+    def end_background(self) -> None:
+        """Waits for a step that runs in the background, and raises its error unless `wait` has raised it."""
+        if not self._is_waited_for:
+            self.wait()
 
     @property
     def errors(self) -> dict[int, str]:

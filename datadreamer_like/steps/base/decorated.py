@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Generic, ParamSpec, TypeVar, overload
 
@@ -16,7 +15,8 @@ from datadreamer_like.graph.rows import BATCH_SIZE, Batch
 
 from .columns import columns_together, num_rows_of
 from .lazy_rows import From, LazyRowBatches, Traced
-from .options import NodeOptions
+from .options import NodeOptions, taken_options
+from .processing import placed
 from .returned import rows_to_batch
 from .signature import CALL_PARAMETERS, Definition, defined
 from .step import Step
@@ -33,8 +33,8 @@ class FunctionStep(Step):
     def setup(self) -> None:
         """Registers the names in the function's signature."""
         definition = self.definition
-        for name, required in definition.inputs.items():
-            self.register_input(name, required=required)
+        for name, parameter in definition.inputs.items():
+            self.register_input(name, required=parameter.default is parameter.empty)
         for name, parameter in definition.arguments.items():
             required = parameter.default is parameter.empty
             default = None if required else parameter.default
@@ -50,79 +50,55 @@ class FunctionStep(Step):
         return LazyRowBatches(self._rows, total_num_rows=total, save=not self.args["lazy"])
 
     def _rows(self) -> Iterator[Traced]:
-        definition = self.definition
-        arguments = {name: self.args[name] for name in definition.arguments}
-        if not self._inputs:
-            for batch, _ in self._batches((result, 0) for result in self._called((), arguments, "no inputs")):
-                yield Traced(batch)
-            return
-        position = 0
-        for columns in columns_together(self._inputs, f'"{self.name}"'):
-            size = len(next(iter(columns.values())))
-            if definition.batched:
-                for start in range(0, size, definition.batch_size):
-                    part = {name: values[start : start + definition.batch_size] for name, values in columns.items()}
-                    taken = range(position + start, position + min(start + definition.batch_size, size))
-                    for result in self._called(self._given(part), arguments, f"row {taken.start}"):
-                        made = self._batch(result)
-                        same = len(next(iter(made.values()), ())) == len(taken) and not definition.many
-                        yield self._traced(made, taken if same else Every(taken))
-            else:
-                results = (
-                    (row, index)
-                    for index, values in enumerate(zip(*columns.values(), strict=True), position)
-                    for row in self._called(
-                        self._given(dict(zip(columns, values, strict=True))), arguments, f"row {index}"
-                    )
-                )
-                for batch, rows in self._batches(results):
-                    yield self._traced(batch, np.array(rows))
-            position += size
+        rows: list[Any] = []
+        places: list[int] = []
+        for given, taken in self._calls():
+            for result in self._called(given, taken):
+                if self.definition.batched:
+                    batch = self._batch(result)
+                    same = len(next(iter(batch.values()), ())) == len(taken) and not self.definition.many
+                    yield self._traced(batch, taken if same else Every(taken))
+                    continue
+                rows.append(self._row(result))
+                places.append(taken.start)
+                if len(rows) == BATCH_SIZE:
+                    yield self._traced(rows_to_batch(rows, self.definition.outputs, f'"{self.name}"'), np.array(places))
+                    rows, places = [], []
+        if rows:
+            yield self._traced(rows_to_batch(rows, self.definition.outputs, f'"{self.name}"'), np.array(places))
 
     def _traced(self, batch: Batch, rows: Any) -> Traced:
         return Traced(batch, *(From(name, rows) for name in self._inputs))
 
-    def _given(self, values: Mapping[str, Any]) -> Iterable[Any]:
-        """Returns the positional arguments, with defaults for inputs that were not given."""
-        parameters = inspect.signature(self.definition.function).parameters
-        return [values[name] if name in values else parameters[name].default for name in self.definition.inputs]
+    def _calls(self) -> Iterator[tuple[dict[str, Any], range]]:
+        """Yields the inputs of each call by name, and the positions of their rows."""
+        if not self._inputs:
+            yield {}, range(1)
+            return
+        batched = self.definition.batched
+        for place, columns in placed(columns_together(self._inputs, f'"{self.name}"'), None):
+            size = len(next(iter(columns.values())))
+            for start in range(0, size, self.definition.batch_size if batched else 1):
+                stop = min(start + self.definition.batch_size, size) if batched else start + 1
+                given = {name: values[start:stop] if batched else values[start] for name, values in columns.items()}
+                yield given, range(place + start, place + stop)
 
-    def _called(self, given: Iterable[Any], arguments: dict[str, Any], where: str) -> Iterator[Any]:
+    def _called(self, given: dict[str, Any], taken: range) -> Iterator[Any]:
+        definition = self.definition
+        inputs = [given.get(name, parameter.default) for name, parameter in definition.inputs.items()]
         try:
-            result = self.definition.function(*given, **arguments)
-            if self.definition.many:
-                yield from result
-            else:
-                yield result
+            result = definition.function(*inputs, **{name: self._args[name] for name in definition.arguments})
+            yield from result if definition.many else (result,)
         except Exception as error:
+            where = f"row {taken.start}" if given else "no inputs"
             error.add_note(f'In step "{self.name}", called with {where}.')
             raise
 
-    def _batches(self, results: Iterable[tuple[Any, int]]) -> Iterator[tuple[Batch, list[int]]]:
-        """Yields batches of the function's results, with the input rows they were made from."""
-        if self.definition.batched:
-            for result, index in results:
-                yield self._batch(result), [index]
-            return
-        rows: list[Any] = []
-        indices: list[int] = []
-        for row, index in results:
-            rows.append(self._row(row))
-            indices.append(index)
-            if len(rows) == BATCH_SIZE:
-                yield rows_to_batch(rows, self.definition.outputs, f'"{self.name}"'), indices
-                rows, indices = [], []
-        if rows:
-            yield rows_to_batch(rows, self.definition.outputs, f'"{self.name}"'), indices
-
     def _row(self, row: Any) -> Any:
-        if self.definition.one_value:
-            return (row,)
-        if dataclasses.is_dataclass(row) and not isinstance(row, type):
-            return {name: getattr(row, name) for name in self.definition.outputs}
-        if len(self.definition.outputs) == 1 and not isinstance(row, Mapping):
-            return (row,)
-        return dict(row) if isinstance(row, Mapping) else tuple(row) if isinstance(row, Sequence) else row
+        names = self.definition.outputs
+        if dataclasses.is_dataclass(row) and not isinstance(row, type) and not self.definition.one_value:
+            return {name: getattr(row, name) for name in names}
+        return (row,) if self.definition.one_value or (len(names) == 1 and not isinstance(row, Mapping)) else row
 
     def _batch(self, result: Any) -> Batch:
         names = self.definition.outputs
@@ -181,32 +157,26 @@ class StepFunction(Generic[P, R]):
             DefinitionError: A parameter is unknown, missing, or given twice.
         """
         definition = self.step_class.definition
-        columns = list(given)
-        if columns and isinstance(columns[0], str):
-            name = columns.pop(0) if name is None else name  # type: ignore[assignment]
+        if given and isinstance(given[0], str):
+            name, given = name or given[0], given[1:]
         name = name or self.__name__.replace("_", " ")
-        if len(columns) > len(definition.inputs):
+        if len(given) > len(definition.inputs):
             raise DefinitionError(
-                f'"{name}" was given {len(columns)} columns; it takes {len(definition.inputs)} '
+                f'"{name}" was given {len(given)} columns; it takes {len(definition.inputs)} '
                 f"({', '.join(definition.inputs) or 'none'}). Arguments are given by name."
             )
-        all_inputs: dict[str, Any] = dict(zip(definition.inputs, columns, strict=False))
-        all_args = dict(args or {})
-        options: dict[str, Any] = {}
+        options = taken_options(others, NodeOptions.__annotations__)
+        all_inputs: dict[str, Any] = dict(zip(definition.inputs, given, strict=False))
+        all_args = {**(args or {}), **taken_options(others, {*definition.arguments, "lazy"})}
         for key, value in [*(inputs or {}).items(), *others.items()]:
-            if key in definition.inputs or key in (inputs or {}):
-                if key in all_inputs:
-                    raise DefinitionError(f'"{name}": the input "{key}" is given twice.')
-                all_inputs[key] = value
-            elif key in definition.arguments or key == "lazy":
-                all_args[key] = value
-            elif key in NodeOptions.__annotations__:
-                options[key] = value
-            else:
+            if key in others and key not in definition.inputs:
                 known = [*definition.inputs, *definition.arguments, *sorted(CALL_PARAMETERS)]
                 raise DefinitionError(
                     f'"{name}" has no parameter "{key}"; it takes: {", ".join(known)}.{did_you_mean(key, known)}'
                 )
+            if key in all_inputs:
+                raise DefinitionError(f'"{name}": the input "{key}" is given twice.')
+            all_inputs[key] = value
         return self.step_class(name, all_inputs, all_args, outputs, **options)
 
     @property

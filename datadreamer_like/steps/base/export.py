@@ -36,27 +36,18 @@ class Exports(DatasetNode):
         return made.get("", made)
 
     def export_to_json(self, path: str | os.PathLike[str], **options: Any) -> Any:
-        """Writes JSON lines.
+        """Writes JSON lines, and returns the path.
 
-        Args:
-            path: The file; with splits, `data.json` becomes `data.train.json` and so on.
-            **options: See `ExportOptions`; others go to `datasets.Dataset.to_json`.
-
-        Returns:
-            The path; with splits, paths by split.
+        With splits, `data.json` becomes `data.train.json` and so on, and the paths are returned by split. Options not
+        in `ExportOptions` go to `datasets.Dataset.to_json`.
         """
         return self._files(path, options, lambda rows, file, rest: _dataset_of(rows).to_json(file, **rest))
 
     def export_to_csv(self, path: str | os.PathLike[str], sep: str = ",", **options: Any) -> Any:
-        """Writes CSV with a header; lists and dictionaries become JSON.
+        """Writes CSV with a header, and returns the path; lists and dictionaries become JSON.
 
-        Args:
-            path: The file; with splits, `data.csv` becomes `data.train.csv` and so on.
-            sep: Separator.
-            **options: See `ExportOptions`; others go to `pandas.DataFrame.to_csv`.
-
-        Returns:
-            The path; with splits, paths by split.
+        With splits, `data.csv` becomes `data.train.csv` and so on, and the paths are returned by split. Options not
+        in `ExportOptions` go to `pandas.DataFrame.to_csv`.
         """
         return self._files(path, options, lambda rows, file, rest: _write_csv(rows, file, {"sep": sep, **rest}))
 
@@ -107,7 +98,7 @@ class Exports(DatasetNode):
 
     def _parts(self, options: Any) -> dict[str, Rows]:
         """Returns the rows of each split, or all of them under an empty name."""
-        check_known(options, ExportOptions, "an export")
+        check_known(options, ExportOptions.__annotations__, "an export")
         sizes = {split: options.get(f"{split}_size") for split in ("train", "validation", "test")}
         rows = self.output.rows
         if all(size is None for size in sizes.values()):
@@ -124,7 +115,7 @@ class Exports(DatasetNode):
     def _files(self, path: str | os.PathLike[str], options: dict[str, Any], write: Any) -> Any:
         target = Path(path)
         files = {}
-        for split, rows in self._parts(taken_options(options, ExportOptions)).items():
+        for split, rows in self._parts(taken_options(options, ExportOptions.__annotations__)).items():
             file = target.with_name(f"{target.stem}.{split}{target.suffix}") if split else target
             file.parent.mkdir(parents=True, exist_ok=True)
             with explained(f'Exporting "{self.name}"', file):

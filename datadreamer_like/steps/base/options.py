@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any, TypedDict
 
 from datadreamer_like.errors import DefinitionError, did_you_mean
@@ -55,16 +56,15 @@ class ExportOptions(TypedDict, total=False):
     save_num_shards: int | None
 
 
-def taken_options(options: dict[str, Any], kind: Any) -> dict[str, Any]:
-    """Removes the options of one family from others, and returns them."""
-    return {name: options.pop(name) for name in list(options) if name in kind.__annotations__}
+def taken_options(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Removes the options of some names from others, and returns them."""
+    return {name: options.pop(name) for name in names if name in options}
 
 
-def check_known(options: Any, kind: Any, what: str) -> None:
-    """Raises a `DefinitionError` if an option is not one of its family."""
+def check_known(options: Iterable[str], known: Collection[str], what: str) -> None:
+    """Raises a `DefinitionError` if an option is unknown."""
     for name in options:
-        if name not in kind.__annotations__:
-            known = list(kind.__annotations__)
+        if name not in known:
             raise DefinitionError(
-                f"{what} has no option {name!r}; it takes: {', '.join(known)}.{did_you_mean(name, known)}"
+                f'{what} has no option "{name}"; it takes: {", ".join(known)}.{did_you_mean(name, known)}'
             )

@@ -1,62 +1,22 @@
-"""Calling a step's `process` on batches in the session's engine, and checking its results."""
+"""Calling a step's `process` on batches, and checking its results."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from typing import Any, Protocol, Self
+from typing import Any
 
-from datadreamer_like.errors import DefinitionError, StepOutputError
-from datadreamer_like.graph.engine import Engine
-from datadreamer_like.graph.node import reading_engine
-from datadreamer_like.graph.output import Column
+from datadreamer_like.errors import StepOutputError
 from datadreamer_like.graph.rows import Batch
 
-from .columns import columns_together
 
-
-class Processing(Protocol):
-    """A step with `process`."""
-
-    name: str
-
-    @property
-    def inputs(self) -> dict[str, Column]:
-        """The input columns by name."""
-
-    def process(self, batch: Batch) -> Mapping[str, Any]:
-        """Makes one output row per input row."""
-
-    def worker(self, engine: Engine) -> Self:
-        """Returns the step, or a copy of it to send to the engine's workers."""
-
-    def sent_parts(self) -> dict[str, Any]:
-        """Returns the objects of the script that are sent with a worker."""
-
-
-def process_rows(step: Processing, outputs: list[str]) -> Iterator[Mapping[str, Any]]:
-    """Yields the checked results of a step's `process` on its inputs.
-
-    Args:
-        step: The step.
-        outputs: Names of its outputs.
-
-    Raises:
-        DefinitionError: The step has no inputs.
-        StepOutputError: `process` returned the wrong columns or number of rows.
-    """
-    what = f'"{step.name}"'
-    if not step.inputs:
-        raise DefinitionError(f"{what}: process() needs an input. Write run() to make rows without one.")
-    engine = reading_engine()
-    batches = _placed(columns_together(step.inputs, what), engine.batch_size)
-    work = partial(_processed, step.worker(engine).process, what, outputs)
-    return engine.batches(work, batches, what, step.sent_parts())
-
-
-def _processed(
+def processed(
     process: Callable[[Batch], Any], what: str, outputs: list[str], batches: Iterator[tuple[int, Batch]]
 ) -> Iterator[Mapping[str, Any]]:
+    """Yields the results of a step's `process` on batches, each with the position of its first row.
+
+    Raises:
+        StepOutputError: `process` returned the wrong columns or number of rows.
+    """
     for start, batch in batches:
         size = len(next(iter(batch.values())))
         made = process(batch)
@@ -76,7 +36,7 @@ def _processed(
         yield made
 
 
-def _placed(batches: Iterator[Batch], most: int | None) -> Iterator[tuple[int, Batch]]:
+def placed(batches: Iterator[Batch], most: int | None) -> Iterator[tuple[int, Batch]]:
     """Yields batches of at most `most` rows, each with the position of its first row."""
     position = 0
     for batch in batches:

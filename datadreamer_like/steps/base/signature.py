@@ -25,7 +25,7 @@ class Definition:
 
     Attributes:
         function: The function.
-        inputs: Its positional parameters by name; True for those that must be given.
+        inputs: Its positional parameters.
         arguments: Its keyword-only parameters.
         types: Classes that an argument must be an instance of, by its annotation.
         outputs: Names of the output columns.
@@ -36,7 +36,7 @@ class Definition:
     """
 
     function: Callable[..., Any]
-    inputs: dict[str, bool]
+    inputs: dict[str, inspect.Parameter]
     arguments: dict[str, inspect.Parameter]
     types: dict[str, tuple[type, ...]]
     outputs: list[str]
@@ -47,13 +47,7 @@ class Definition:
 
 
 def defined(function: Callable[..., Any], outputs: Sequence[str] | None, batched: bool, batch_size: int) -> Definition:
-    """Reads a function's signature and annotations.
-
-    Args:
-        function: The function.
-        outputs: Names of its columns, where its annotation does not give them.
-        batched: Whether it gets many rows at once.
-        batch_size: The most rows of a call.
+    """Reads a function's signature and annotations; the other parameters are those of `step`.
 
     Raises:
         DefinitionError: They do not define the inputs, arguments and outputs.
@@ -63,38 +57,22 @@ def defined(function: Callable[..., Any], outputs: Sequence[str] | None, batched
     what = function.__name__
     if batch_size < 1:
         raise DefinitionError(f"{what}: batch_size is {batch_size}; expected at least 1.")
-    inputs: dict[str, bool] = {}
+    inputs: dict[str, inspect.Parameter] = {}
     arguments: dict[str, inspect.Parameter] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise DefinitionError(f"{what}: a step has a fixed number of parameters; name them, not {parameter}.")
         if name in CALL_PARAMETERS:
             raise DefinitionError(f'{what}: the parameter "{name}" is an option of every step. Rename it.')
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            arguments[name] = parameter
-        else:
-            inputs[name] = parameter.default is parameter.empty
-    hints = _hints(function)
+        (arguments if parameter.kind is parameter.KEYWORD_ONLY else inputs)[name] = parameter
+    try:
+        hints = typing.get_type_hints(function)
+    except NameError:  # a name imported for type checkers only
+        hints = {}
+    kinds = {name: kinds for name in arguments if (kinds := _classes(hints.get(name)))}
     many = inspect.isgeneratorfunction(function)
     names, one_value = _outputs(what, outputs, hints.get("return"), many)
-    return Definition(
-        function=function,
-        inputs=inputs,
-        arguments=arguments,
-        types={name: kinds for name in arguments if (kinds := _classes(hints.get(name)))},
-        outputs=names,
-        one_value=one_value,
-        many=many,
-        batched=batched,
-        batch_size=batch_size,
-    )
-
-
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(function)
-    except NameError:  # a name imported for type checkers only
-        return {}
+    return Definition(function, inputs, arguments, kinds, names, one_value, many, batched, batch_size)
 
 
 def _outputs(what: str, outputs: Sequence[str] | None, returned: Any, many: bool) -> tuple[list[str], bool]:
@@ -127,9 +105,7 @@ def _classes(annotation: Any) -> tuple[type, ...] | None:
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
         members = [_classes(member) for member in typing.get_args(annotation)]
-        if any(member is None for member in members):
-            return None
-        return tuple(kind for member in members if member is not None for kind in member)
+        return None if None in members else tuple(kind for member in members for kind in member or ())
     if origin is typing.Literal:
         return tuple({type(value) for value in typing.get_args(annotation)})
     kind = origin if isinstance(origin, type) else annotation

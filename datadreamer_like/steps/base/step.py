@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +16,7 @@ from datadreamer_like.graph.engine import Engine
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.installed import is_installed
-from datadreamer_like.graph.node import Node, working, working_node
+from datadreamer_like.graph.node import reading_engine, working, working_node
 from datadreamer_like.graph.output import Column, OutputDataset, OutputIterableDataset
 from datadreamer_like.graph.results import Kept, OnDemand, Outcome
 from datadreamer_like.graph.rows import Batch, Rows
@@ -22,13 +24,12 @@ from datadreamer_like.graph.usage import Usage
 from datadreamer_like.storage.pickles import pickle_value, unpickle
 
 from ..operations.operations import Operations
-from .background_run import BackgroundRun
-from .columns import num_rows_of
+from .columns import columns_together, num_rows_of
 from .export import Exports
 from .lazy_rows import LazyRowBatches
 from .options import NodeOptions, OperationOptions, check_known, taken_options
-from .processing import process_rows
-from .registration import Registration, run_setup
+from .processing import placed, processed
+from .registration import Registration
 from .returned import Expected, normalized
 from .saved_rows import open_rows, save_rows
 
@@ -98,7 +99,7 @@ class Step(Registration, Operations["Derived"], Exports):
         background: bool = False,
     ) -> None:
         self.name = name
-        run_setup(self)
+        self.run_setup()
         self.accept(inputs or {}, args or {}, outputs or {})
         outer = working_node()
         if outer is not None and not isinstance(outer, SuperStep):
@@ -106,18 +107,18 @@ class Step(Registration, Operations["Derived"], Exports):
                 f'"{name}" is created inside "{outer.name}", which is not a SuperStep. Derive its class from SuperStep.'
             )
         super().__init__(name, force=force, progress_interval=progress_interval)
-        self.parents = _distinct(column.step for column in self._inputs.values())
-        self.parents += _distinct(parent for value in self._args.values() for parent in getattr(value, "parents", ()))
+        self.parents = list(dict.fromkeys(column.step for column in self._inputs.values()))
+        self.parents += dict.fromkeys(p for value in self._args.values() for p in getattr(value, "parents", ()))
         self._log_level = log_level or (logging.WARNING if verbose is False else None)
-        self._output = None
-        self._background = None
         self._draft: Path | None = None
         if self.session is None:
             return
         _ = self.fingerprint  # raises here, not in a thread
         if background:
-            self._background = BackgroundRun(self.make_output, self.name)
-            self.session.wait_at_end(self._background.end)
+            pool = ThreadPoolExecutor(1, thread_name_prefix=self.name)
+            self._background = pool.submit(contextvars.copy_context().run, self.make_output)
+            pool.shutdown(wait=False)
+            self.session.wait_at_end(self.end_background)
         else:
             self._output = self.make_output()
 
@@ -134,11 +135,20 @@ class Step(Registration, Operations["Derived"], Exports):
         if type(self).process is Step.process:
             raise NotImplementedError(f"{type(self).__name__} has neither run() nor process().")
         return LazyRowBatches(
-            lambda: process_rows(self, list(self._output_specs)),
+            self._process_inputs,
             total_num_rows=num_rows_of(self._inputs),
             save=not self._args.get("lazy"),
             row_by_row=True,
         )
+
+    def _process_inputs(self) -> Iterator[Mapping[str, Any]]:
+        what = f'"{self.name}"'
+        if not self._inputs:
+            raise DefinitionError(f"{what}: process() needs an input. Write run() to make rows without one.")
+        engine = reading_engine()
+        batches = placed(columns_together(self._inputs, what), engine.batch_size)
+        work = partial(processed, self.worker(engine).process, what, list(self._output_specs))
+        return engine.batches(work, batches, what, self.sent_parts())
 
     def process(self, batch: Batch) -> Mapping[str, Any]:
         """Makes one output row per input row; a subclass writes this or `run`.
@@ -274,9 +284,7 @@ class Step(Registration, Operations["Derived"], Exports):
             for kind, fact in self._card_facts:
                 self.card.register(kind, fact)
             rows = rows.renamed(self._renamed)
-            if stays_lazy:
-                return OnDemand(replace(rows, node=self))
-            return self.write_rows(rows, draft)
+            return OnDemand(replace(rows, node=self)) if stays_lazy else self.write_rows(rows, draft)
         finally:
             self._draft = None
 
@@ -307,13 +315,15 @@ class Derived(Step):
         lazy: bool,
         options: OperationOptions,
     ) -> None:
-        check_known(options, OperationOptions, operation)
+        check_known(options, OperationOptions.__annotations__, operation)
         self.operation = operation
         self.sources = sources
         self.operation_args = args
         self._transform = transform
         self._lazy = lazy
-        super().__init__(options.get("name") or _name(operation, sources), **taken_options({**options}, NodeOptions))
+        super().__init__(
+            options.get("name") or _name(operation, sources), **taken_options({**options}, NodeOptions.__annotations__)
+        )
 
     @property
     def moves_rows(self) -> bool:
@@ -352,18 +362,10 @@ class Derived(Step):
 
 
 def _name(operation: str, sources: list[Step]) -> str:
+    own_names = [source.name.rpartition(" / ")[2] for source in sources]
     if operation in ("concat", "zipped"):
-        return f"{operation}({', '.join(_own_name(source) for source in sources)})"
-    first = _own_name(sources[0])
-    session = sources[0].session
+        return f"{operation}({', '.join(own_names)})"
+    first, session = own_names[0], sources[0].session
     if session is None:
         return f"{first} ({operation})"
     return session.results.free_name(f"{first} ({operation})", lambda count: f"{first} ({operation} #{count})")
-
-
-def _own_name(node: Node) -> str:
-    return node.name.rpartition(" / ")[2]
-
-
-def _distinct(nodes: Iterator[Node]) -> list[Node]:
-    return list({id(node): node for node in nodes}.values())

@@ -19,7 +19,7 @@ from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionErro
 from datadreamer_like.graph.card import DataCardType
 from datadreamer_like.graph.fingerprint import ByContent
 
-from ..base.options import NodeOptions, taken_options
+from ..base.options import NodeOptions, check_known, taken_options
 from .data_source import Source
 
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -45,13 +45,8 @@ class FileSource(Source):
         data_files: Files | None = None,
         **config_kwargs: Any,
     ) -> None:
-        step_options = taken_options(config_kwargs, NodeOptions)
-        for option in config_kwargs:
-            if option not in self.known_options:
-                raise DefinitionError(
-                    f'"{name}": {type(self).__name__} has no option "{option}"; it takes: '
-                    f"{', '.join(self.known_options)}.{did_you_mean(option, self.known_options)}"
-                )
+        step_options = taken_options(config_kwargs, NodeOptions.__annotations__)
+        check_known(config_kwargs, self.known_options, f'"{name}": {type(self).__name__}')
         self.config = {**self.known_options, **config_kwargs}
         self.files = _find(name, data_folder, data_files, self.suffixes)
         try:

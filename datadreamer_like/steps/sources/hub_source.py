@@ -65,7 +65,7 @@ class HFHubDataSource(Source):
         self.split = None if split is None else str(split)
         self.revision = None if revision is None else str(revision)
         self.streaming = streaming
-        step_options = taken_options(config_kwargs, NodeOptions)
+        step_options = taken_options(config_kwargs, NodeOptions.__annotations__)
         self.config = config_kwargs
         if trust_remote_code:
             logger.warning("%s: trust_remote_code changes nothing: datasets no longer runs code of datasets.", name)
