@@ -221,7 +221,7 @@ def test_names_of_operations_are_numbered_unless_given(rows):
 
     assert [rows.map(same).name for _ in range(3)] == ["Rows (map)", "Rows (map #2)", "Rows (map #3)"]
     assert rows.map(same, name="Mine").name == "Mine"
-    with pytest.raises(DefinitionError, match="no option 'nmae'"):
+    with pytest.raises(DefinitionError, match='no option "nmae".*Did you mean "name"'):
         rows.map(same, nmae="Mine")
 
 

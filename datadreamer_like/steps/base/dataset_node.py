@@ -1,19 +1,26 @@
-"""A node whose result is a dataset: its output, errors, traces and data card."""
+"""A node whose result is a dataset: its output, rows on disk, errors, traces and data card."""
 
 from __future__ import annotations
 
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.errors import SessionError
 from datadreamer_like.graph.node import Node, working_node
+from datadreamer_like.graph.origin import Origin
 from datadreamer_like.graph.output import OutputDataset, OutputIterableDataset
+from datadreamer_like.graph.results import Kept
+from datadreamer_like.graph.rows import Rows
+from datadreamer_like.storage.tables import TableWriter, read_table
+from datadreamer_like.storage.values import holds_pickles
 
-from .saved_rows import TABLE_FOLDER
-from .trace import Trace, traced
+from .trace import Trace, lazy_origins, traced
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_TABLE_FOLDER = "dataset"
 
 
 class DatasetNode(Node):
@@ -53,6 +60,38 @@ class DatasetNode(Node):
         if not self._is_waited_for:
             self.wait()
 
+    def write_rows(self, rows: Rows, draft: Path) -> Kept:
+        """Writes the node's rows, and the origin of each, into the folder of its result."""
+        folder = draft / _TABLE_FOLDER
+        folder.mkdir()
+        writer = TableWriter(folder, what=f'"{self.name}"', schema=rows.schema)
+        self.usage.total_rows = rows.num_rows
+        try:
+            for batch in rows.read():
+                writer.write(batch)
+                self.usage.add(rows=batch.num_rows)
+            schema = writer.close(self.fingerprint)
+        except BaseException:
+            writer.abort()
+            raise
+        origins = {
+            node.fingerprint: origin.save(draft, f"lazy-origin-{index}")
+            for index, (node, origin) in enumerate(lazy_origins(self.parents))
+        }
+        return self.kept(
+            columns=list(schema.names),
+            rows=writer.num_rows,
+            pickled=holds_pickles(schema),
+            result={"origin": rows.origin.save(draft), "origins of lazy rows": origins},
+        )
+
+    def open_rows(self) -> Rows:
+        """Returns the rows that `write_rows` wrote."""
+        assert self.manifest is not None
+        folder = self.result_folder
+        origin = Origin.load(folder, self.manifest.result.get("origin"), [self, *self.parents])
+        return Rows.of_table(read_table(folder / _TABLE_FOLDER), origin, self)
+
     @property
     def errors(self) -> dict[int, str]:
         """Error messages by row index, for rows that failed and hold None (the first thousand)."""
@@ -68,7 +107,7 @@ class DatasetNode(Node):
         """
         if self.manifest is None or self.folder is None:
             raise SessionError(f'The rows of "{self.name}" are not on disk. Save them first: step.save().')
-        return str(self.result_folder / TABLE_FOLDER)
+        return str(self.result_folder / _TABLE_FOLDER)
 
     def head(self, n: int = 5, shuffle: bool = False, seed: int | None = None, buffer_size: int = 1000) -> pd.DataFrame:
         """Returns some rows as a pandas DataFrame; the arguments are those of the output's `head`."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from datadreamer_like.errors import DefinitionError
-from datadreamer_like.graph.rows import Rows
+from datadreamer_like.graph.rows import Batch, Rows
 from datadreamer_like.storage.folders import explained
 from datadreamer_like.storage.tables import as_dataset
 
@@ -141,17 +141,15 @@ def _dataset_of(rows: Rows) -> Dataset:
 def _write_csv(rows: Rows, file: str, options: dict[str, Any]) -> None:
     import pandas as pd
 
+    empty: Batch = {name: [] for name in rows.columns}
+    header = options.pop("header", True)
     with open(file, "w", encoding=options.pop("encoding", "utf-8"), newline="") as stream:
-        header = True
-        for columns in itertools.chain(rows.batches(), [{name: [] for name in rows.columns}]):
-            if not header and not next(iter(columns.values()), ()):
-                return
-            plain = {name: list(map(_plain, values)) for name, values in columns.items()}
+        for columns in itertools.chain([empty], rows.batches()):
+            frame = pd.DataFrame({name: list(map(_plain, values)) for name, values in columns.items()}, dtype=object)
             try:
-                pd.DataFrame(plain, dtype=object).to_csv(stream, **{"index": False, "header": header, **options})
+                frame.to_csv(stream, **{"index": False, **options}, header=header if columns is empty else False)
             except TypeError as error:
                 raise DefinitionError(f"export_to_csv: pandas refuses the options {list(options)}: {error}") from error
-            header = False
 
 
 def _plain(value: Any) -> Any:

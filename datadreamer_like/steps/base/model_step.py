@@ -88,15 +88,7 @@ class ModelStep(Step):
 
 
 def check_options(step: str, own: Collection[str], given: Iterable[str], model: Any, role: str) -> None:
-    """Rejects arguments that neither a step nor its model's `run` takes.
-
-    Args:
-        step: Name of the step.
-        own: Arguments of the step.
-        given: Arguments passed by the script.
-        model: The model.
-        role: Name of the argument that holds it.
-    """
+    """Rejects `given` arguments that neither a step (its `own`) nor the `run` of its model takes."""
     known = _options_of(model)
     if known is None:
         return

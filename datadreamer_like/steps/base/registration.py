@@ -77,14 +77,9 @@ class Registration:
     def example(cls, folder: Path) -> dict[str, Any]:
         """Returns the smallest useful arguments of the step, for tests and documentation.
 
-        A step whose required arguments are only texts, numbers and models inherits this.
-
-        Args:
-            folder: An empty folder for files that the example reads.
-
-        Returns:
-            The constructor's arguments other than the name. Columns are lists of values, and models are left out of
-            `args`.
+        A step whose required arguments are only texts, numbers and models inherits this. The result holds the
+        constructor's arguments other than the name; columns are lists of values, and models are left out of `args`.
+        Files that the example reads are written into `folder`, which is empty.
         """
         step = registered(cls)
         required = [spec for spec in step._arg_specs.values() if spec.required]

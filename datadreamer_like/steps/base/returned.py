@@ -14,7 +14,7 @@ import pyarrow as pa
 from datadreamer_like.errors import DefinitionError, StepOutputError, did_you_mean
 from datadreamer_like.graph.node import Node
 from datadreamer_like.graph.origin import INPUT, Every, Origin, Piece, Several, Stated
-from datadreamer_like.graph.output import OutputDatasetMixin, OutputIterableDataset, rows_of_iterable
+from datadreamer_like.graph.output import OutputDatasetMixin, rows_of_iterable
 from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows, rebatched
 from datadreamer_like.storage.schemas import widened
 from datadreamer_like.storage.values import to_batch
@@ -93,18 +93,15 @@ def normalized(value: Any, expected: Expected) -> tuple[Rows, bool]:
         return replace(rows, origin=Origin(tuple(links))), lazy
     if isinstance(value, LazyRows | LazyRowBatches):
         return _of_lazy(value, replace(expected, like=value.like))
-    if isinstance(value, Rows):
-        return _fitted(value, expected), value.table is None
-    if isinstance(value, OutputDatasetMixin):
-        return _fitted(value.rows, expected), isinstance(value, OutputIterableDataset)
+    if isinstance(value, Rows) or _is_dataset(value):
+        rows = _rows_of(value)
+        return _fitted(rows, expected), rows.table is None
     if is_hf(value, "IterableDataset"):
         raise StepOutputError(f"{expected.what}: run() returned an IterableDataset. Return LazyRows(dataset) instead.")
     if is_hf(value, "DatasetDict") or is_hf(value, "IterableDatasetDict"):
         raise StepOutputError(
             f"{expected.what}: run() returned several splits ({', '.join(value)}). Return one dataset."
         )
-    if is_hf(value, "Dataset"):
-        return _fitted(Rows.of_dataset(value), expected), False
     if isinstance(value, list | tuple) and value and all(_is_dataset(item) for item in value):
         return _side_by_side(value, expected)
     if isinstance(value, Mapping):
@@ -114,13 +111,10 @@ def normalized(value: Any, expected: Expected) -> tuple[Rows, bool]:
 
 def _of_lazy(value: LazyRows | LazyRowBatches, expected: Expected) -> tuple[Rows, bool]:
     given = value.value
-    if is_hf(given, "IterableDataset"):
-        rows = _fitted(rows_of_iterable(given), expected)
-        return replace(rows, num_rows=value.total_num_rows), value.stays_lazy
-    if isinstance(given, OutputDatasetMixin):
-        rows = _fitted(given.rows, expected)
-        total = given.num_rows if value.total_num_rows is None else value.total_num_rows
-        return replace(rows, num_rows=total), value.stays_lazy and isinstance(given, OutputIterableDataset)
+    if isinstance(given, OutputDatasetMixin) or is_hf(given, "IterableDataset"):
+        rows = _fitted(given.rows if isinstance(given, OutputDatasetMixin) else rows_of_iterable(given), expected)
+        total = rows.num_rows if value.total_num_rows is None else value.total_num_rows
+        return replace(rows, num_rows=total), value.stays_lazy and rows.table is None
     # By default, rows came from the inputs' rows at the same positions, or from unknown ones.
     default = {(node, INPUT): None for node in expected.inputs.values()} if value.row_by_row else None
 
@@ -253,7 +247,7 @@ def rows_to_batch(rows: list[Any], outputs: list[str], what: str) -> Batch:
 
 
 def _side_by_side(datasets: Sequence[Any], expected: Expected) -> tuple[Rows, bool]:
-    parts = [part.rows if isinstance(part, OutputDatasetMixin) else Rows.of_dataset(part) for part in datasets]
+    parts = list(map(_rows_of, datasets))
     width = sum(len(part.columns) for part in parts)
     if width != len(expected.outputs):
         raise StepOutputError(
@@ -266,6 +260,12 @@ def _side_by_side(datasets: Sequence[Any], expected: Expected) -> tuple[Rows, bo
     joined = join_columns([part.renamed(dict(zip(part.columns, names, strict=False))) for part in parts])
     origin = joined.origin if all(part.node is not None for part in parts) else Origin(None)
     return replace(joined, origin=origin), any(part.table is None for part in parts)
+
+
+def _rows_of(value: Any) -> Rows:
+    if isinstance(value, OutputDatasetMixin):
+        return value.rows
+    return value if isinstance(value, Rows) else Rows.of_dataset(value)
 
 
 def _is_dataset(value: Any) -> TypeGuard[Any]:

@@ -24,14 +24,12 @@ from datadreamer_like.graph.usage import Usage
 from datadreamer_like.storage.pickles import pickle_value, unpickle
 
 from ..operations.operations import Operations
-from .columns import columns_together, num_rows_of
+from .columns import columns_together, num_rows_of, placed, processed
 from .export import Exports
 from .lazy_rows import LazyRowBatches
 from .options import NodeOptions, OperationOptions, check_known, taken_options
-from .processing import placed, processed
 from .registration import Registration
 from .returned import Expected, normalized
-from .saved_rows import open_rows, save_rows
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -51,8 +49,7 @@ class Step(Registration, Operations["Derived"], Exports):
         force: Run even if the result exists. Answers of models still come from the cache.
         verbose: False shows only warnings of this step.
         log_level: A level of `logging` that overrides `verbose`.
-        save_num_proc: Accepted for DataDreamer scripts; tables are written in one pass as rows arrive.
-        save_num_shards: Accepted for DataDreamer scripts, as `save_num_proc`.
+        save_num_proc: Accepted for DataDreamer scripts, as `save_num_shards`; tables are written as rows arrive.
         background: Run in a thread; use `wait` or ask for the output to wait for it.
 
     Raises:
@@ -153,13 +150,9 @@ class Step(Registration, Operations["Derived"], Exports):
     def process(self, batch: Batch) -> Mapping[str, Any]:
         """Makes one output row per input row; a subclass writes this or `run`.
 
-        It must not keep state between batches: they may be processed in any order and in other processes.
-
-        Args:
-            batch: Columns as lists of equal length, by the names of the inputs.
-
-        Returns:
-            Columns of the same length, by the names of the outputs.
+        It must not keep state between batches: they may be processed in any order and in other processes. `batch` holds
+        columns as lists of equal length, by the names of the inputs; the result holds columns of the same length, by
+        the names of the outputs.
         """
         raise NotImplementedError(f"{type(self).__name__} has no process().")
 
@@ -267,7 +260,7 @@ class Step(Registration, Operations["Derived"], Exports):
         in_memory = self.session is not None and self.session.in_memory
         return OutputDataset(
             self,
-            open_rows(self) if in_memory else partial(open_rows, self),
+            self.open_rows() if in_memory else self.open_rows,
             manifest.pickled,
             columns=manifest.columns,
             num_rows=manifest.rows,
@@ -287,10 +280,6 @@ class Step(Registration, Operations["Derived"], Exports):
             return OnDemand(replace(rows, node=self)) if stays_lazy else self.write_rows(rows, draft)
         finally:
             self._draft = None
-
-    def write_rows(self, rows: Rows, draft: Path) -> Kept:
-        """Saves the step's rows in the result's folder."""
-        return save_rows(self, rows, draft)
 
     def derive(
         self, operation: str, lazy: bool, options: OperationOptions, transform: Callable[..., Rows], **args: Any

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar, Unpack
 
 import numpy as np
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, UnknownColumn, did_you_mean
+from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.rows import Rows
 
 from ..base.dataset_node import DatasetNode
@@ -37,22 +37,18 @@ class Operations(DatasetNode, Generic[StepT]):
 
     def take(self, n: int, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
         """Takes the first `n` rows."""
-        return self.derive("take", lazy, options, transforms.take, n=n)
+        return self.derive("take", lazy, options, transforms.span, start=0, stop=n)
 
     def skip(self, n: int, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
         """Skips the first `n` rows."""
-        return self.derive("skip", lazy, options, transforms.skip, n=n)
+        return self.derive("skip", lazy, options, transforms.span, start=n, stop=None)
 
     def shuffle(
         self, seed: int | None = None, buffer_size: int = 1000, lazy: bool = True, **options: Unpack[OperationOptions]
     ) -> StepT:
-        """Puts the rows in random order.
+        """Puts the rows in random order; without a `seed` it is the same in every run of the script.
 
-        Args:
-            seed: Seed; without one the order is random, but the same in every run of the script.
-            buffer_size: Size of the shuffle buffer for lazy rows; a table is shuffled as a whole.
-            lazy: Generate the rows lazily.
-            **options: See `OperationOptions`.
+        A table is shuffled as a whole, lazy rows in a buffer of `buffer_size` rows.
         """
         return self.derive("shuffle", lazy, options, transforms.shuffle, seed=seed, buffer_size=buffer_size)
 
@@ -63,13 +59,9 @@ class Operations(DatasetNode, Generic[StepT]):
         null_placement: str = "at_end",
         **options: Unpack[OperationOptions],
     ) -> StepT:
-        """Sorts the rows by one or more columns; equal rows keep their order.
+        """Sorts the rows by one or more columns, the most important first; equal rows keep their order.
 
-        Args:
-            column_names: Columns to sort by, the most important first.
-            reverse: Largest first, for all columns or per column.
-            null_placement: `"at_end"` or `"at_start"`.
-            **options: See `OperationOptions`.
+        `reverse` puts the largest first, for all columns or per column. `null_placement` is `"at_end"` or `"at_start"`.
         """
         names = self._known(column_names)
         backwards = [reverse] * len(names) if isinstance(reverse, bool) else list(reverse)
@@ -111,8 +103,7 @@ class Operations(DatasetNode, Generic[StepT]):
             lazy: Generate the rows lazily.
             **options: See `OperationOptions`.
         """
-        _check_function("map", function)
-        call = row_functions.Call(function, with_indices, self._known(input_columns), batched, batch_size)
+        call = row_functions.Call("map", function, with_indices, self._known(input_columns), batched, batch_size)
         mapped = partial(row_functions.map_rows, total=total_num_rows, lazy=lazy)
         return self.derive("map", lazy, options, mapped, function=call, remove_columns=self._known(remove_columns))
 
@@ -129,8 +120,7 @@ class Operations(DatasetNode, Generic[StepT]):
         **options: Unpack[OperationOptions],
     ) -> StepT:
         """Keeps the rows for which a function returns a true value; the arguments are those of `map`."""
-        _check_function("filter", function)
-        call = row_functions.Call(function, with_indices, self._known(input_columns), batched, batch_size)
+        call = row_functions.Call("filter", function, with_indices, self._known(input_columns), batched, batch_size)
         filtered = partial(row_functions.filter_rows, total=total_num_rows)
         return self.derive("filter", lazy, options, filtered, function=call)
 
@@ -157,8 +147,9 @@ class Operations(DatasetNode, Generic[StepT]):
         self, column_names: str | list[str], lazy: bool = True, **options: Unpack[OperationOptions]
     ) -> StepT:
         """Removes columns."""
-        names = self._known(column_names)
-        return self.derive("remove_columns", lazy, options, transforms.drop_columns, column_names=names)
+        removed = self._known(column_names)
+        names = [name for name in self.output.column_names if name not in removed]
+        return self.derive("remove_columns", lazy, options, transforms.keep_columns, column_names=names)
 
     def splits(
         self,
@@ -198,14 +189,7 @@ class Operations(DatasetNode, Generic[StepT]):
     def shard(
         self, num_shards: int, index: int, contiguous: bool = False, **options: Unpack[OperationOptions]
     ) -> StepT:
-        """Selects one of `num_shards` parts: every `num_shards`-th row from `index`, or consecutive rows.
-
-        Args:
-            num_shards: Number of parts.
-            index: Which one, from 0.
-            contiguous: Select consecutive rows.
-            **options: See `OperationOptions`.
-        """
+        """Selects one of `num_shards` parts: every `num_shards`-th row from `index`, or consecutive rows."""
         if not 0 <= index < num_shards:
             raise DefinitionError(f"shard: index is {index}; expected 0 to {num_shards - 1}.")
         args = {"num_shards": num_shards, "index": index, "contiguous": contiguous}
@@ -226,13 +210,8 @@ class Operations(DatasetNode, Generic[StepT]):
 
     def _known(self, names: str | Sequence[str] | None) -> list[str]:
         listed = [names] if isinstance(names, str) else list(names or ())
-        columns = self.output.column_names
         for name in listed:
-            if name not in columns:
-                raise UnknownColumn(
-                    f'"{self.name}" has no column "{name}"; it offers: {", ".join(columns)}.'
-                    + did_you_mean(name, columns)
-                )
+            _ = self.output[str(name)]  # raises if there is no such column
         return listed
 
     def derive(
@@ -240,18 +219,6 @@ class Operations(DatasetNode, Generic[StepT]):
     ) -> StepT:
         """Makes the result step of an operation.
 
-        Args:
-            operation: Name of the operation.
-            lazy: Generate the rows lazily, and save none.
-            options: See `OperationOptions`.
-            transform: Makes the rows from this step's rows and `args`.
-            **args: Values that determine the result, in addition to this step's rows.
+        `transform` makes its rows from this step's rows and `args`, which determine the result.
         """
         raise NotImplementedError
-
-
-def _check_function(operation: str, function: Any) -> None:
-    if not callable(function):
-        raise ArgumentTypeError(
-            f"{operation}: {function!r} is {type(function).__name__}; expected a function of a row."
-        )

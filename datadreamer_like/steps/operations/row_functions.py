@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from datadreamer_like.errors import StepOutputError
+from datadreamer_like.errors import ArgumentTypeError, StepOutputError
 from datadreamer_like.graph.engine import Engine, LocalEngine
 from datadreamer_like.graph.node import reading_engine
 from datadreamer_like.graph.origin import Every
@@ -30,21 +30,19 @@ _PROGRESS_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Call:
-    """How a user's function is called on rows.
+    """How a user's function is called on rows; the fields are arguments of `Operations.map`."""
 
-    Attributes:
-        function: The function.
-        with_indices: Pass positions too.
-        input_columns: Columns whose values are passed; empty for the whole row.
-        batched: Pass columns of many rows.
-        batch_size: Rows per call if `batched`.
-    """
-
-    function: Callable[..., Any]
+    operation: str
+    function: Any
     with_indices: bool
     input_columns: list[str]
     batched: bool
     batch_size: int
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            kind = type(self.function).__name__
+            raise ArgumentTypeError(f"{self.operation}: {self.function!r} is {kind}; expected a function of a row.")
 
     def __fingerprint__(self) -> tuple[Any, ...]:
         size = self.batch_size if self.batched else None
@@ -57,7 +55,7 @@ class Call:
         else:
             size = min(BATCH_SIZE, engine.batch_size or BATCH_SIZE)
             batches = (part.slice(start, size) for part in rows.read() for start in range(0, part.num_rows, size))
-        what = "map or filter" if rows.node is None else f'map or filter of "{rows.node.name}"'
+        what = self.operation if rows.node is None else f'{self.operation} of "{rows.node.name}"'
         return engine.batches(self.results, placed(batches), what, {"the function": self.function})
 
     def results(self, batches: Iterator[tuple[int, pa.RecordBatch]]) -> Iterator[tuple[pa.RecordBatch, list[Any]]]:

@@ -82,27 +82,13 @@ def keep_columns(rows: Rows, column_names: Sequence[str]) -> Rows:
     return same_rows(rows.select_columns(column_names))
 
 
-def drop_columns(rows: Rows, column_names: Sequence[str]) -> Rows:
-    """Removes the named columns."""
-    return keep_columns(rows, [name for name in rows.columns if name not in column_names])
-
-
 def rename(rows: Rows, names: Mapping[str, str]) -> Rows:
     """Renames columns."""
     return same_rows(rows.renamed(dict(names)))
 
 
-def take(rows: Rows, n: int) -> Rows:
-    """Selects the first `n` rows."""
-    return _span(rows, 0, n)
-
-
-def skip(rows: Rows, n: int) -> Rows:
-    """Selects all rows after the first `n`."""
-    return _span(rows, n, None)
-
-
-def _span(rows: Rows, start: int, stop: int | None) -> Rows:
+def span(rows: Rows, start: int, stop: int | None) -> Rows:
+    """Selects the rows from position `start` to before `stop`; to the end if `stop` is None."""
     if start < 0 or (stop is not None and stop < 0):
         raise DefinitionError("take and skip need a number of rows of 0 or more.")
     total = rows.num_rows

@@ -39,7 +39,6 @@ class CSVDataSource(FileSource):
     and similar values.
 
     Args:
-        name: Name of the step.
         data_folder: Folder whose `.csv` and `.tsv` files are read, or that `data_files` are relative to.
         data_files: A file, a pattern like `"part-*.csv"`, or a list of them; they must have the same columns. `.gz`,
             `.bz2` and `.xz` are decompressed.
@@ -56,9 +55,10 @@ class CSVDataSource(FileSource):
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".csv", ".tsv")
+    example_text: ClassVar[str] = "text,stars\none,1\ntwo,2\n"
     known_options: ClassVar[dict[str, Any]] = {
-        "encoding": "utf-8", "column_names": None, "names": None, "header": "infer", "skiprows": 0, "usecols": None,
-        "nrows": None, **_DIALECT, "dtype": None, "na_values": (), "keep_default_na": True,
+        "sep": ",", "encoding": "utf-8", "column_names": None, "names": None, "header": "infer", "skiprows": 0,
+        "usecols": None, "nrows": None, **_DIALECT, "dtype": None, "na_values": (), "keep_default_na": True,
     }  # fmt: skip
 
     def __init__(
@@ -69,30 +69,19 @@ class CSVDataSource(FileSource):
         sep: str = ",",
         **config_kwargs: Any,
     ) -> None:
-        self.sep = sep
-        super().__init__(name, data_folder, data_files, **config_kwargs)
-
-    @classmethod
-    def example(cls, folder: Path) -> dict[str, Any]:
-        """Returns the smallest arguments with which the step does something, for tests and documentation."""
-        (folder / "texts.csv").write_text("text,stars\none,1\ntwo,2\n", encoding="utf-8")
-        return {"data_files": folder / "texts.csv"}
+        super().__init__(name, data_folder, data_files, sep=sep, **config_kwargs)
 
     def configure(self) -> None:
         """Checks the options."""
-        if not isinstance(self.sep, str) or len(self.sep) != 1:
-            raise DefinitionError(f'"{self.name}": sep is {self.sep!r}; expected one character, like ";" or "\\t".')
-        header = self.config["header"]
+        sep, header = self.config["sep"], self.config["header"]
+        if not isinstance(sep, str) or len(sep) != 1:
+            raise DefinitionError(f'"{self.name}": sep is {sep!r}; expected one character, like ";" or "\\t".')
         if header not in ("infer", 0, None):
             raise DefinitionError(f'"{self.name}": header is {header!r}; expected 0, or None for no header.')
         for option in ("skiprows", "nrows"):
             value = self.config[option]
             if not (isinstance(value, int) and value >= 0) and not (option == "nrows" and value is None):
                 raise DefinitionError(f'"{self.name}": {option} is {value!r}; expected a number of 0 or more.')
-
-    def fingerprint_values(self) -> dict[str, Any]:
-        """Returns the content of the files, the separator and the options."""
-        return {**super().fingerprint_values(), "sep": self.sep}
 
     def run(self) -> LazyRowBatches:
         """Reads the files twice: first for columns, types and errors, then for the rows."""
@@ -211,7 +200,7 @@ class CSVDataSource(FileSource):
             if len(fields) != len(columns):
                 raise DataError(
                     f'"{self.name}": {file}, line {line} has {len(fields)} fields; {what} {len(columns)}. '
-                    f'Quote fields that contain "{self.sep}", or set the separator, as in sep=";".'
+                    f'Quote fields that contain "{self.config["sep"]}", or set the separator, as in sep=";".'
                 )
             yield fields if order is None else [fields[place] for place in order]
 
@@ -224,7 +213,7 @@ class CSVDataSource(FileSource):
         with self.opened(file) as stream:
             for _ in range(skipped):
                 stream.readline()
-            reader = csv.reader(stream, delimiter=self.sep, strict=True, **dialect)
+            reader = csv.reader(stream, delimiter=self.config["sep"], strict=True, **dialect)
             line = skipped + 1
             try:
                 for fields in reader:

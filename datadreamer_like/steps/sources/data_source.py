@@ -71,7 +71,6 @@ class DataSource(Source):
     are saved.
 
     Args:
-        name: Name of the step.
         data: Columns by name, a list of rows (dictionaries; missing columns are None), a function that yields such
             rows, a `datasets.Dataset` or an `IterableDataset`.
         total_num_rows: The number of rows of a function or an iterable, if known.
@@ -152,7 +151,6 @@ class HFDatasetDataSource(Source):
     """Rows of a dataset folder written by `Dataset.save_to_disk`.
 
     Args:
-        name: Name of the step.
         dataset_path: The folder.
         **options: See `Step`.
 

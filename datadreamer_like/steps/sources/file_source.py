@@ -33,10 +33,12 @@ class FileSource(Source):
     Attributes:
         suffixes: Suffixes of the files that are read from a folder, also in compressed form.
         known_options: Options of the reader, with their defaults.
+        example_text: Content of a file, for `example`.
     """
 
     suffixes: ClassVar[tuple[str, ...]]
-    known_options: ClassVar[Mapping[str, Any]]
+    known_options: ClassVar[dict[str, Any]]
+    example_text: ClassVar[str]
 
     def __init__(
         self,
@@ -57,6 +59,13 @@ class FileSource(Source):
             ) from error
         self._encoding = "utf-8-sig" if known == "utf-8" else known
         super().__init__(name, **step_options)
+
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Returns the smallest arguments with which the step does something, for tests and documentation."""
+        file = folder / f"texts{cls.suffixes[0]}"
+        file.write_text(cls.example_text, encoding="utf-8")
+        return {"data_files": file}
 
     def fingerprint_values(self) -> dict[str, Any]:
         """Returns the content of the files, in order, and the options."""
@@ -123,17 +132,17 @@ def _matches(name: str, folder: str | os.PathLike[str], entry: str, suffixes: tu
     path = Path(folder, entry)
     if path.is_dir():
         return _find(name, path, None, suffixes)
-    if not path.exists() and glob.has_magic(entry):
+    if path.exists():
+        if not os.access(path, os.R_OK):
+            raise DataError(f'"{name}": no permission to read {path}.')
+        return [path]
+    if glob.has_magic(entry):
         matching = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if os.path.isfile(match))
         if not matching:
             raise DataError(f'"{name}": no file matches {path}.')
         return matching
-    if not path.exists():
-        siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f'"{name}": there is no file {path}.{did_you_mean(path.name, siblings)}')
-    if not os.access(path, os.R_OK):
-        raise DataError(f'"{name}": no permission to read {path}.')
-    return [path]
+    siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise DataError(f'"{name}": there is no file {path}.{did_you_mean(path.name, siblings)}')
 
 
 def _has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:

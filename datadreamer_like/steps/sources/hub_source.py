@@ -32,7 +32,6 @@ class HFHubDataSource(Source):
     or a login).
 
     Args:
-        name: Name of the step.
         path: Id of the dataset, a local folder, or a format of `load_dataset` (with `data_files`).
         config_name: Configuration of the dataset.
         split: One split, or a part: `"train[:1000]"`. Optional if there is only one.
@@ -164,14 +163,14 @@ class HFHubDataSource(Source):
             origin = manifest.result.get("commit") if manifest is not None else None
             if origin and origin[:2] == [self.path, self.revision]:
                 return str(origin[2])
-        from huggingface_hub import constants
-        from huggingface_hub.file_download import repo_folder_name
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
-        refs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.path, repo_type="dataset") / "refs"
         try:
-            return (refs / (self.revision or "main")).read_text(encoding="utf-8").strip() or None
-        except OSError:
+            copy = snapshot_download(self.path, repo_type="dataset", revision=self.revision, local_files_only=True)
+        except LocalEntryNotFoundError:
             return None
+        return Path(copy).name
 
     def write_rows(self, rows: Rows, draft: Path) -> Kept:
         """Saves the rows, and records their commit."""

@@ -32,13 +32,8 @@ class JSONDataSource(FileSource):
     The columns are the union of those of all rows; missing values are None. Integers and floats in one column become
     floats; other mixed plain values become texts (`1` and `"x"` become `"1"` and `"x"`). Dates stay texts.
 
-    Args:
-        name: Name of the step.
-        data_folder: Folder whose `.json`, `.jsonl` and `.ndjson` files are read, or that `data_files` are relative to.
-        data_files: A file, a pattern like `"part-*.jsonl"`, or a list of them. `.gz`, `.bz2` and `.xz` are
-            decompressed.
-        **config_kwargs: Options of `Step` and of the reader: `encoding` (utf-8), `field` (each file is one object, and
-            the rows are the array in this field).
+    Files are given as in `CSVDataSource`; those of a folder are `.json`, `.jsonl` and `.ndjson` files. Options of the
+    reader are `encoding` (utf-8) and `field` (each file is one object, and the rows are the array in this field).
 
     Raises:
         DataError: A file does not exist, cannot be read or is malformed; the message names file and line.
@@ -46,13 +41,8 @@ class JSONDataSource(FileSource):
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".json", ".jsonl", ".ndjson")
+    example_text: ClassVar[str] = '{"text": "one", "stars": 1}\n{"text": "two"}\n'
     known_options: ClassVar[dict[str, Any]] = {"encoding": "utf-8", "field": None}
-
-    @classmethod
-    def example(cls, folder: Path) -> dict[str, Any]:
-        """Returns the smallest arguments with which the step does something, for tests and documentation."""
-        (folder / "texts.jsonl").write_text('{"text": "one", "stars": 1}\n{"text": "two"}\n', encoding="utf-8")
-        return {"data_files": folder / "texts.jsonl"}
 
     def run(self) -> LazyRowBatches:
         """Reads the files twice: first for columns, types and errors, then for the rows."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
 from typing import Any, ClassVar
 
 from datadreamer_like.errors import DefinitionError
@@ -17,12 +16,9 @@ from .file_source import FileSource
 class TextDataSource(FileSource):
     """Lines of text files, in a column `text`.
 
-    Args:
-        name: Name of the step.
-        data_folder: Folder whose `.txt` files are read, or that `data_files` are relative to.
-        data_files: A file, a pattern like `"part-*.txt"`, or a list of them. `.gz`, `.bz2` and `.xz` are decompressed.
-        **config_kwargs: Options of `Step` and of the reader: `encoding` (utf-8), `keep_linebreaks` (False), `sample_by`
-            (`"line"`, `"paragraph"`: separated by empty lines, or `"document"`: one row per file).
+    Files are given as in `CSVDataSource`; those of a folder are `.txt` and `.text` files. Options of the reader are
+    `encoding` (utf-8), `keep_linebreaks` (False) and `sample_by` (`"line"`, `"paragraph"`: separated by empty lines, or
+    `"document"`: one row per file).
 
     Raises:
         DataError: A file does not exist or cannot be read; the message names file and line.
@@ -30,13 +26,8 @@ class TextDataSource(FileSource):
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".txt", ".text")
+    example_text: ClassVar[str] = "one\ntwo\n"
     known_options: ClassVar[dict[str, Any]] = {"encoding": "utf-8", "keep_linebreaks": False, "sample_by": "line"}
-
-    @classmethod
-    def example(cls, folder: Path) -> dict[str, Any]:
-        """Returns the smallest arguments with which the step does something, for tests and documentation."""
-        (folder / "texts.txt").write_text("one\ntwo\n", encoding="utf-8")
-        return {"data_files": folder / "texts.txt"}
 
     def configure(self) -> None:
         """Checks the options."""
