@@ -1,18 +1,21 @@
-"""Reading a step's input columns together, in one pass over each dataset, and passing them to `process`."""
+"""Columns of batches: reading a step's inputs together, in one pass over each dataset, and checking `process`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from datadreamer_like.errors import DefinitionError, StepOutputError
 from datadreamer_like.graph.output import Column, OutputDatasetMixin
-from datadreamer_like.graph.rows import Batch, Rows
+from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows
 
 from ..operations.transforms import join_columns
+
+T = TypeVar("T")
 
 
 def columns_together(columns: Mapping[str, Column], what: str) -> Iterator[Batch]:
@@ -25,11 +28,9 @@ def columns_together(columns: Mapping[str, Column], what: str) -> Iterator[Batch
     if len({size for size in sizes.values() if size is not None}) > 1:
         raise DefinitionError(f"{what}: the inputs have different numbers of rows: {sizes}. Give columns of one step.")
 
-    def differ(index: int, count: int) -> None:
-        raise DefinitionError(
-            f"{what}: the inputs {', '.join(columns)} have different numbers of rows. Give columns of one step."
-        )
-
+    different = DefinitionError(
+        f"{what}: the inputs {', '.join(columns)} have different numbers of rows. Give columns of one step."
+    )
     parts: list[Rows] = []
     joined_names: dict[str, str] = {}
     for index, whole in enumerate(dict.fromkeys(map(_whole, columns.values()))):
@@ -38,7 +39,7 @@ def columns_together(columns: Mapping[str, Column], what: str) -> Iterator[Batch
         renamed = {column: f"{index} {column}" for column in own.values()}
         joined_names |= {name: renamed[column] for name, column in own.items()}
         parts.append(replace(whole.rows.select_columns(list(renamed)).renamed(renamed), table=None))
-    joined = parts[0] if len(parts) == 1 else join_columns(parts, differ)
+    joined = parts[0] if len(parts) == 1 else join_columns(parts, lambda node, count: different)
     for batch in joined.batches():
         yield {name: batch[joined_names[name]] for name in columns}
 
@@ -66,6 +67,19 @@ def inputs_schema(columns: Mapping[str, Column]) -> pa.Schema:
 def num_rows_of(columns: Mapping[str, Column]) -> int | None:
     """Returns the number of rows of columns that are read together; None where it is unknown."""
     return next((column.num_rows for column in columns.values() if column.num_rows is not None), None)
+
+
+def batched(values: Iterable[T], size: int = BATCH_SIZE) -> Iterator[list[T]]:
+    """Yields lists of at most `size` values."""
+    rest = iter(values)
+    while portion := list(islice(rest, size)):
+        yield portion
+
+
+def in_columns(rows: Iterable[Mapping[str, Any]], names: list[str]) -> Iterator[Batch]:
+    """Yields batches of rows as columns; missing values are None."""
+    for portion in batched(rows):
+        yield {name: [row.get(name) for row in portion] for name in names}
 
 
 def processed(

@@ -78,12 +78,9 @@ class DatasetNode(Node):
             node.fingerprint: origin.save(draft, f"lazy-origin-{index}")
             for index, (node, origin) in enumerate(lazy_origins(self.parents))
         }
-        return self.kept(
-            columns=list(schema.names),
-            rows=writer.num_rows,
-            pickled=holds_pickles(schema),
-            result={"origin": rows.origin.save(draft), "origins of lazy rows": origins},
-        )
+        result = {"origin": rows.origin.save(draft), "origins of lazy rows": origins}
+        columns, pickled = list(schema.names), holds_pickles(schema)
+        return self.kept(columns=columns, rows=writer.num_rows, pickled=pickled, result=result)
 
     def open_rows(self) -> Rows:
         """Returns the rows that `write_rows` wrote."""
@@ -118,8 +115,7 @@ class DatasetNode(Node):
 
         Lazy rows on that path are generated again as needed; answers of models come from the cache.
 
-        Args:
-            index: Position of the row; negative ones count from the end, where the number of rows is known.
+        A negative `index` counts from the end, where the number of rows is known.
 
         Raises:
             NoSuchRow: There is no such row.

@@ -17,7 +17,7 @@ from datadreamer_like.graph.origin import Every
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.rows import BATCH_SIZE, Batch
 
-from .columns import columns_together, num_rows_of, placed
+from .columns import batched, columns_together, num_rows_of, placed
 from .lazy_rows import From, LazyRowBatches, Traced
 from .options import NodeOptions, taken_options
 from .returned import rows_to_batch
@@ -79,22 +79,17 @@ class FunctionStep(Step):
         return LazyRowBatches(self._rows, total_num_rows=total, save=not self.args["lazy"])
 
     def _rows(self) -> Iterator[Traced]:
-        rows: list[Any] = []
-        places: list[int] = []
-        for given, taken in self._calls():
-            for result in self._called(given, taken):
-                if self.definition.batched:
-                    batch = self._batch(result)
-                    same = len(next(iter(batch.values()), ())) == len(taken) and not self.definition.many
-                    yield self._traced(batch, taken if same else Every(taken))
-                    continue
-                rows.append(self._row(result))
-                places.append(taken.start)
-                if len(rows) == BATCH_SIZE:
-                    yield self._traced(rows_to_batch(rows, self.definition.outputs, f'"{self.name}"'), np.array(places))
-                    rows, places = [], []
-        if rows:
-            yield self._traced(rows_to_batch(rows, self.definition.outputs, f'"{self.name}"'), np.array(places))
+        results = ((result, taken) for given, taken in self._calls() for result in self._called(given, taken))
+        if self.definition.batched:
+            for result, taken in results:
+                batch = self._batch(result)
+                same = len(next(iter(batch.values()), ())) == len(taken) and not self.definition.many
+                yield self._traced(batch, taken if same else Every(taken))
+            return
+        for portion in batched(results):
+            rows = [self._row(result) for result, _ in portion]
+            batch = rows_to_batch(rows, self.definition.outputs, f'"{self.name}"')
+            yield self._traced(batch, np.array([taken.start for _, taken in portion]))
 
     def _traced(self, batch: Batch, rows: Any) -> Traced:
         return Traced(batch, *(From(name, rows) for name in self._inputs))
@@ -104,12 +99,12 @@ class FunctionStep(Step):
         if not self._inputs:
             yield {}, range(1)
             return
-        batched = self.definition.batched
+        in_batches = self.definition.batched
         for place, columns in placed(columns_together(self._inputs, f'"{self.name}"'), None):
             size = len(next(iter(columns.values())))
-            for start in range(0, size, self.definition.batch_size if batched else 1):
-                stop = min(start + self.definition.batch_size, size) if batched else start + 1
-                given = {name: values[start:stop] if batched else values[start] for name, values in columns.items()}
+            for start in range(0, size, self.definition.batch_size if in_batches else 1):
+                stop = min(start + self.definition.batch_size, size) if in_batches else start + 1
+                given = {name: values[start:stop] if in_batches else values[start] for name, values in columns.items()}
                 yield given, range(place + start, place + stop)
 
     def _called(self, given: dict[str, Any], taken: range) -> Iterator[Any]:
@@ -157,11 +152,8 @@ class StepFunction(Generic[P, R]):
         self.__name__ = function.__name__
         self.__doc__ = function.__doc__
         self.__module__ = function.__module__
-        self.step_class: type[FunctionStep] = type(
-            function.__name__,
-            (FunctionStep,),
-            {"definition": definition, "__module__": function.__module__, "__doc__": function.__doc__},
-        )
+        members = {"definition": definition, "__module__": function.__module__, "__doc__": function.__doc__}
+        self.step_class: type[FunctionStep] = type(function.__name__, (FunctionStep,), members)
 
     def __call__(
         self,
@@ -174,13 +166,8 @@ class StepFunction(Generic[P, R]):
     ) -> FunctionStep:
         """Makes a step, as `shout("Shout", inputs=..., args=...)` or in short form, as `shout(column, mark="?")`.
 
-        Args:
-            *given: Columns for the function's positional parameters, in order; a name may come first.
-            name: The step's name; by default the function's name with spaces.
-            inputs: Columns by parameter.
-            args: Arguments by parameter.
-            outputs: New names for the step's output columns.
-            **others: Columns and arguments by parameter, and options of `Step`.
+        Positional are the name, if it is not the function's name with spaces, and columns for the function's positional
+        parameters. Further keywords are columns and arguments by parameter, and options of `Step`.
 
         Raises:
             DefinitionError: A parameter is unknown, missing, or given twice.
@@ -223,14 +210,7 @@ def step(function: Callable[P, R], /) -> StepFunction[P, R]: ...
 def step(
     *, outputs: Sequence[str] | None = None, batched: bool = False, batch_size: int = BATCH_SIZE
 ) -> Callable[[Callable[P, R]], StepFunction[P, R]]: ...
-def step(
-    function: Callable[..., Any] | None = None,
-    /,
-    *,
-    outputs: Sequence[str] | None = None,
-    batched: bool = False,
-    batch_size: int = BATCH_SIZE,
-) -> Any:
+def step(function: Any = None, /, *, outputs: Any = None, batched: bool = False, batch_size: int = BATCH_SIZE) -> Any:
     """Makes a step from a function.
 
     Positional parameters are input columns: the function gets the values of one row. Keyword-only parameters are
@@ -319,8 +299,6 @@ def _outputs(what: str, outputs: Sequence[str] | None, returned: Any, many: bool
 
 def _classes(annotation: Any) -> tuple[type, ...] | None:
     """Returns the classes that an annotation allows, or None where they cannot be checked."""
-    if annotation is None:
-        return None
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
         members = [_classes(member) for member in typing.get_args(annotation)]

@@ -46,12 +46,8 @@ class ModelStep(Step):
         """Sends the inputs to the model."""
         self.register_model_facts(self.args[self.model_arg])
         column = self.inputs[self.answers_to[0]]
-        return LazyRowBatches(
-            self.result_batches,
-            total_num_rows=column.num_rows,
-            save=not self.args["lazy"],
-            like=inputs_schema(self._inputs),
-        )
+        save, known = not self.args["lazy"], inputs_schema(self._inputs)
+        return LazyRowBatches(self.result_batches, column.num_rows, save=save, like=known)
 
     def origin(self, results: list[Any]) -> Sequence[From]:
         """Returns the origin of a batch of results: by default the input's rows at the same positions.

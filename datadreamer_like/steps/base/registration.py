@@ -82,12 +82,9 @@ class Registration:
         Files that the example reads are written into `folder`, which is empty.
         """
         step = registered(cls)
-        required = [spec for spec in step._arg_specs.values() if spec.required]
         inputs = {name: ["one text", "another text"] for name, spec in step._input_specs.items() if spec.required}
-        return {
-            "inputs": inputs,
-            "args": {spec.name: _EXAMPLES[spec.type] for spec in required if spec.type in _EXAMPLES},
-        }
+        required = {name: spec.type for name, spec in step._arg_specs.items() if spec.required}
+        return {"inputs": inputs, "args": {n: _EXAMPLES[kind] for n, kind in required.items() if kind in _EXAMPLES}}
 
     def register_input(self, input_column_name: str, required: bool = True, help: str | None = None) -> None:
         """Registers an input column; `help` describes it."""
@@ -121,11 +118,7 @@ class Registration:
         self._register(self._output_specs, Registered(output_column_name, help=help), "output")
 
     def replace_output(self, output_column_name: str, names: Iterable[str]) -> None:
-        """Replaces an output by others, in `configure`, where their names depend on the inputs.
-
-        Raises:
-            DefinitionError: A name is already registered.
-        """
+        """Replaces an output by others, in `configure`, where their names depend on the inputs."""
         specs = dict(self._output_specs)
         self._output_specs.clear()
         for name, spec in specs.items():
@@ -162,12 +155,7 @@ class Registration:
         self._closed = True
 
     def accept(self, inputs: dict[str, Column], args: dict[str, Any], outputs: dict[str, str]) -> None:
-        """Checks and stores the script's values by their names in the step, and calls `configure`.
-
-        Raises:
-            DefinitionError: A name is unknown or missing.
-            ArgumentTypeError: An input is not a column, or an argument has the wrong type.
-        """
+        """Checks and stores the script's values by their names in the step, and calls `configure`."""
         self._inputs = self._checked_inputs(inputs)
         self._args = self._checked_args(args)
         self._closed = False

@@ -131,12 +131,8 @@ class Step(Registration, Operations["Derived"], Exports):
         """
         if type(self).process is Step.process:
             raise NotImplementedError(f"{type(self).__name__} has neither run() nor process().")
-        return LazyRowBatches(
-            self._process_inputs,
-            total_num_rows=num_rows_of(self._inputs),
-            save=not self._args.get("lazy"),
-            row_by_row=True,
-        )
+        save = not self._args.get("lazy")
+        return LazyRowBatches(self._process_inputs, num_rows_of(self._inputs), save=save, row_by_row=True)
 
     def _process_inputs(self) -> Iterator[Mapping[str, Any]]:
         what = f'"{self.name}"'
@@ -197,10 +193,7 @@ class Step(Registration, Operations["Derived"], Exports):
         Raises:
             SessionError: The step was made outside a session.
         """
-        folder = self._draft or self.folder
-        if folder is None:
-            raise SessionError(f'"{self.name}" was made outside a session, so it has no folder.')
-        return str(folder)
+        return str(self._draft or self.wanted.folder)
 
     def pickle(self, value: Any, *args: Any, **kwargs: Any) -> bytes:
         """Turns any Python object into a value that can be stored; it is restored when the output is read."""
@@ -258,13 +251,8 @@ class Step(Registration, Operations["Derived"], Exports):
             return OutputIterableDataset(self, outcome.value)
         manifest = outcome.manifest
         in_memory = self.session is not None and self.session.in_memory
-        return OutputDataset(
-            self,
-            self.open_rows() if in_memory else self.open_rows,
-            manifest.pickled,
-            columns=manifest.columns,
-            num_rows=manifest.rows,
-        )
+        rows = self.open_rows() if in_memory else self.open_rows
+        return OutputDataset(self, rows, manifest.pickled, columns=manifest.columns, num_rows=manifest.rows)
 
     def build(self, draft: Path) -> Outcome:
         """Runs the step, and saves its rows unless they are lazy."""

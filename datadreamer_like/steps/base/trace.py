@@ -9,7 +9,7 @@ from typing import Any
 from datadreamer_like.errors import NoSuchRow
 from datadreamer_like.graph.node import Node
 from datadreamer_like.graph.origin import INPUT, Link, Origin
-from datadreamer_like.graph.output import OutputDatasetMixin, OutputIterableDataset
+from datadreamer_like.graph.output import OutputIterableDataset
 
 PROMPT_COLUMNS = ("prompts", "judge_prompts")
 """Columns in which prompting steps keep the prompts that they sent."""
@@ -76,11 +76,7 @@ class Trace:
 
 
 def traced(step: Any, index: int) -> Trace:
-    """Returns the origin of a step's row; see `Step.trace`.
-
-    Raises:
-        NoSuchRow: There is no such row.
-    """
+    """Returns the origin of a step's row; see `Step.trace`."""
     size = step.output.num_rows
     position = index + size if index < 0 and size is not None else index
     if position < 0 or (size is not None and position >= size):
@@ -100,7 +96,7 @@ def traced(step: Any, index: int) -> Trace:
                 key = (id(link.parent) if link.parent is not None else hash(link.name), place, link.role)
                 if key not in found:
                     found[key] = _parent(node, trace, link, place)
-                    if _has_rows(link.parent):
+                    if getattr(link.parent, "_output", None) is not None:
                         waiting.append((link.parent, place, found[key], learned))
                 trace.parents.append(found[key])
         covered = {id(link.parent) for link in links}
@@ -141,10 +137,6 @@ def _links(node: Any, index: int, learned: dict[str, Origin]) -> tuple[Link, ...
             if origin.covers(index):
                 break
     return origin.links or ()
-
-
-def _has_rows(node: Any) -> bool:
-    return isinstance(getattr(node, "_output", None), OutputDatasetMixin)
 
 
 def _is_lazy(node: Any) -> bool:

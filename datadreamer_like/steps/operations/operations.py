@@ -161,12 +161,8 @@ class Operations(DatasetNode, Generic[StepT]):
     ) -> dict[str, StepT]:
         """Splits the rows at random, the same way in every run; within a split they keep their order.
 
-        Args:
-            train_size: Share (a float up to 1.0) or number (an int) of the rows in the split `train`.
-            validation_size: The same for the split `validation`.
-            test_size: The same for the split `test`.
-            stratify_by_column: A column whose values have the same shares in every split.
-            **options: See `OperationOptions`.
+        A size is a share (a float up to 1.0) or a number (an int) of rows. The values of `stratify_by_column` have the
+        same shares in every split.
 
         Returns:
             A step for each split with a size. With a single size, the remaining rows are the split `test`, or `train`

@@ -140,17 +140,15 @@ def _with_new(batch: pa.RecordBatch, new: Batch, removed: list[str]) -> pa.Recor
     made = to_batch(new, "map", batch.schema)
     names = [name for name in batch.schema.names if name not in removed or name in new]
     names += [name for name in new if name not in names]
-    fields, arrays = [], []
-    for name in names:
-        source = made if name in new else batch
-        fields.append(source.schema.field(name))
-        arrays.append(source.column(name))
+    sources = {name: made if name in new else batch for name in names}
+    arrays = [source.column(name) for name, source in sources.items()]
     lengths = {name: len(array) for name, array in zip(names, arrays, strict=True)}
     if len(set(lengths.values())) > 1:
         raise StepOutputError(
             f"map: the function returned columns of different lengths: {lengths}. A batched function that changes "
             "the number of rows must remove the other columns: remove_columns=[...]."
         )
+    fields = [source.schema.field(name) for name, source in sources.items()]
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
 

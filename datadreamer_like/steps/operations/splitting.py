@@ -12,17 +12,11 @@ from datadreamer_like.graph.rows import Rows
 
 from .transforms import materialized, select
 
-_SEED = 42
-
 
 def split_rows(rows: Rows, sizes: Mapping[str, float | None], split: str, stratify_by_column: str | None) -> Rows:
     """Selects one of the random splits of a table; lazy rows are written to a temporary one first.
 
-    Args:
-        rows: The rows.
-        sizes: Size of each split: a share, a number, or None.
-        split: The split to select.
-        stratify_by_column: Column whose values have equal shares in all splits.
+    `sizes` are shares or numbers by split, or None; the values of `stratify_by_column` have equal shares in all splits.
 
     Raises:
         EmptyDataset: There are no rows.
@@ -32,7 +26,7 @@ def split_rows(rows: Rows, sizes: Mapping[str, float | None], split: str, strati
     if total == 0:
         raise EmptyDataset("splits: there are no rows to split.")
     counts = _counts(sizes, total)
-    order = np.random.default_rng(_SEED).permutation(total).tolist()
+    order = np.random.default_rng(42).permutation(total).tolist()
     if stratify_by_column:
         column = whole.select_columns([stratify_by_column])
         labels = [label for batch in column.batches() for label in batch[stratify_by_column]]

@@ -224,22 +224,15 @@ def _renumbered(rows: Rows, name: str, old: list[str], union: list[str]) -> Rows
 
 
 def side_by_side(*parts: Rows) -> Rows:
-    """Joins the columns of several rows, with their origin."""
-
-    def differ(index: int, count: int) -> None:
-        node = parts[index].node
-        name = node.name if node is not None else "one"
-        raise StepOutputError(f'zipped: the steps have different numbers of rows: "{name}" ends after {count}.')
-
-    return join_columns(parts, differ)
+    """Joins the columns of the rows of several steps, with their origin."""
+    message = 'zipped: the steps have different numbers of rows: "{}" ends after {}.'
+    return join_columns(parts, lambda node, count: StepOutputError(message.format(node.name, count)))
 
 
-def join_columns(parts: Sequence[Rows], differ: Callable[[int, int], None] | None = None) -> Rows:
-    """Joins the columns of several rows, row by row.
+def join_columns(parts: Sequence[Rows], differ: Callable[[Any, int], Exception] | None = None) -> Rows:
+    """Joins the columns of several rows, with different names, row by row.
 
-    Args:
-        parts: The rows; their columns have different names.
-        differ: Called, if the numbers of rows differ, with the index of the shortest part and its number of rows.
+    If the numbers of rows differ, the error that `differ` makes of the shortest part's node and length is raised.
     """
     schema = pa.schema([column for part in parts for column in part.schema])
     origin = Origin.same(*(part.node for part in parts if part.node is not None))
@@ -263,7 +256,7 @@ def join_columns(parts: Sequence[Rows], differ: Callable[[int, int], None] | Non
                 )
             count += size
             if max(sizes) > size and differ is not None:
-                differ(sizes.index(size), count)
+                raise differ(parts[sizes.index(size)].node, count)
             if size < BATCH_SIZE:
                 return
 

@@ -14,11 +14,9 @@ from typing import Any, ClassVar
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, UnknownColumn, did_you_mean
 from datadreamer_like.graph.rows import Batch
 
+from ..base.columns import batched
 from ..base.lazy_rows import LazyRowBatches
-from .data_source import batched
 from .file_source import Files, FileSource
-
-_ROWS_AT_ONCE = 10_000
 
 # Missing values, as read by pandas and datasets; in a text column they remain texts.
 _MISSING_VALUES = frozenset(
@@ -82,6 +80,9 @@ class CSVDataSource(FileSource):
             value = self.config[option]
             if not (isinstance(value, int) and value >= 0) and not (option == "nrows" and value is None):
                 raise DefinitionError(f'"{self.name}": {option} is {value!r}; expected a number of 0 or more.')
+        self._names = self.config["names"] if self.config["column_names"] is None else self.config["column_names"]
+        # The texts that mean None in every column.
+        self._missing = {*self.config["na_values"], *([""] if self.config["keep_default_na"] else [])}
 
     def run(self) -> LazyRowBatches:
         """Reads the files twice: first for columns, types and errors, then for the rows."""
@@ -102,21 +103,14 @@ class CSVDataSource(FileSource):
         for name, kinds in fitting.items():
             types[name] = kinds[0] if kinds and name not in without_values else "str"
         names = self.found_columns(wanted)
-        return LazyRowBatches(
-            lambda: (
-                {name: self._converted(batch[name], types[name], name) for name in names}
-                for batch in self._texts(columns, has_header)
-            ),
-            total_num_rows=count,
-            save=True,
-        )
+
+        def rows() -> Iterator[Batch]:
+            for batch in self._texts(columns, has_header):
+                yield {name: self._converted(batch[name], types[name], name) for name in names}
+
+        return LazyRowBatches(rows, total_num_rows=count, save=True)
 
     # Columns and types
-
-    @property
-    def _names(self) -> Any:
-        """The columns' names, if the script gives them."""
-        return self.config["names"] if self.config["column_names"] is None else self.config["column_names"]
 
     def _header(self) -> tuple[list[str], bool]:
         """Returns the names of the columns, and whether the files have a header."""
@@ -156,11 +150,6 @@ class CSVDataSource(FileSource):
                 ) from error
         return types
 
-    @property
-    def _missing(self) -> frozenset[str]:
-        """The texts that mean None in every column."""
-        return frozenset(self.config["na_values"]) | ({""} if self.config["keep_default_na"] else set())
-
     # Reading
 
     def _converted(self, texts: list[str], kind: str, name: str) -> list[Any]:
@@ -179,7 +168,7 @@ class CSVDataSource(FileSource):
     def _texts(self, columns: list[str], has_header: bool) -> Iterator[Batch]:
         """Yields the fields of many rows at once, unchanged."""
         rows = (fields for file in self.files for fields in self._fields(file, columns, has_header))
-        for portion in batched(islice(rows, self.config["nrows"]), _ROWS_AT_ONCE):
+        for portion in batched(islice(rows, self.config["nrows"]), 10_000):
             yield dict(zip(columns, map(list, zip(*portion, strict=True)), strict=True))
 
     def _fields(self, file: Path, columns: list[str], has_header: bool) -> Iterator[list[str]]:

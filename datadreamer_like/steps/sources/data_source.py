@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, EmptyDataset, did_you_mean
 from datadreamer_like.graph.fingerprint import ByContent, fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.results import Kept
-from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows
+from datadreamer_like.graph.rows import Rows
 
+from ..base.columns import in_columns
 from ..base.lazy_rows import LazyRowBatches
 from ..base.options import NodeOptions
 from ..base.returned import is_hf
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     Row = dict[str, Any]
     Data: TypeAlias = dict[str, Any] | list[Row] | Callable[[], Iterator[Row]] | Dataset | IterableDataset
-
-T = TypeVar("T")
 
 
 class Source(Step):
@@ -196,19 +194,6 @@ class HFDatasetDataSource(Source):
             ) from error
         self.found_columns(dataset.column_names)
         return Rows.of_dataset(dataset)
-
-
-def batched(values: Iterable[T], size: int = BATCH_SIZE) -> Iterator[list[T]]:
-    """Yields lists of at most `size` values."""
-    rest = iter(values)
-    while portion := list(islice(rest, size)):
-        yield portion
-
-
-def in_columns(rows: Iterable[Mapping[str, Any]], names: list[str]) -> Iterator[Batch]:
-    """Yields batches of rows as columns; missing values are None."""
-    for portion in batched(rows):
-        yield {name: [row.get(name) for row in portion] for name in names}
 
 
 def _check(name: str, data: Any) -> None:

@@ -15,13 +15,12 @@ from datadreamer_like.graph.manifest import Manifest
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.graph.rows import Rows
 
+from ..base.columns import in_columns
 from ..base.lazy_rows import LazyRowBatches
 from ..base.options import NodeOptions, taken_options
-from .data_source import Source, in_columns
+from .data_source import Source
 
 logger = logging.getLogger("datadreamer_like")
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HFHubDataSource(Source):
@@ -96,15 +95,9 @@ class HFHubDataSource(Source):
         from datasets import DatasetDict, IterableDatasetDict, load_dataset
 
         self.register_data_card(DataCardType.DATASET_NAME, self.path)
+        known = {"revision": self._commit or self.revision, "streaming": self.streaming}
         try:
-            loaded = load_dataset(
-                self.path,
-                self.config_name,
-                split=self.split,
-                revision=self._commit if self._commit is not None else self.revision,
-                streaming=self.streaming,
-                **self.config,
-            )
+            loaded = load_dataset(self.path, self.config_name, split=self.split, **known, **self.config)
         except Exception as error:
             raise HubError(
                 f'"{self.name}": {self.path} cannot be loaded ({type(error).__name__}: {error}). Check its name, '
@@ -120,7 +113,7 @@ class HFHubDataSource(Source):
         self.register_data_card(DataCardType.LICENSE, loaded.info.license)
         self.register_data_card(DataCardType.CITATION, loaded.info.citation)
         if self._is_on_hub:
-            self.register_data_card("Revision", self._commit or self.revision)
+            self.register_data_card("Revision", known["revision"])
         if not self.streaming:
             self.found_columns(loaded.column_names)
             return Rows.of_dataset(loaded)
@@ -135,7 +128,7 @@ class HFHubDataSource(Source):
 
     def _resolved(self) -> str | None:
         """Returns the current commit of the revision, or the last known one where the Hub is unavailable."""
-        if self.revision is not None and _COMMIT.fullmatch(self.revision):
+        if self.revision is not None and re.fullmatch(r"[0-9a-f]{40}", self.revision):
             return self.revision
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled

@@ -12,8 +12,8 @@ from typing import IO, Any, ClassVar
 from datadreamer_like.errors import DataError
 from datadreamer_like.graph.rows import Batch
 
+from ..base.columns import in_columns
 from ..base.lazy_rows import LazyRowBatches
-from .data_source import in_columns
 from .file_source import FileSource
 
 Row = dict[str, Any]

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from datadreamer_like.errors import DefinitionError
 
+from ..base.columns import batched
 from ..base.lazy_rows import LazyRowBatches
-from .data_source import batched
 from .file_source import FileSource
 
 
