@@ -265,6 +265,21 @@ def test_exports_agree(rows, tmp_path):
         rows.export_to_list(trian_size=0.5)
 
 
+def test_a_csv_has_one_header_however_many_rows_it_has(session, tmp_path):
+    rows = DataSource("Rows", data={"n": range(2_500)})
+    for header, first in ((["m"], "m"), (True, "n"), (False, "0")):
+        with open(rows.export_to_csv(tmp_path / "rows.csv", header=header)) as stream:
+            lines = stream.read().splitlines()
+        assert lines[0] == first
+        assert len(lines) == 2_500 + bool(header)
+
+
+def test_lazy_rows_are_sharded_though_their_number_is_unknown(rows):
+    odd = rows.filter(lambda row: row["n"] % 2)
+    assert values(odd.shard(num_shards=4, index=1, contiguous=True)) == [9, 11, 13, 15]
+    assert values(odd.shard(num_shards=4, index=1)) == [3, 11, 19, 27]
+
+
 def test_nested_values_can_be_read_back_from_csv(tmp_path):
     data = [
         {"g": ['it\'s, "a"', "b"], "e": [i / 7 for i in range(1500)], "d": {"k": 1}},

@@ -113,9 +113,8 @@ class DatasetNode(Node):
     def trace(self, index: int) -> Trace:
         """Returns the origin of a row: the prompts, inputs, examples and documents it came from, back to the sources.
 
-        Lazy rows on that path are generated again as needed; answers of models come from the cache.
-
-        A negative `index` counts from the end, where the number of rows is known.
+        Lazy rows on that path are generated again as needed; answers of models come from the cache. A negative `index`
+        counts from the end, where the number of rows is known.
 
         Raises:
             NoSuchRow: There is no such row.

@@ -67,9 +67,7 @@ class _Lazy:
 
 
 class LazyRows(_Lazy):
-    """Rows that a step generates lazily.
-
-    An iterator can be read only once, so it is read immediately and its rows are saved.
+    """Rows that a step generates lazily; those of an iterator, which can be read only once, are read and saved at once.
 
     Args:
         value: A generator function, an iterator, or an `IterableDataset` that yields rows: dictionaries, tuples in the

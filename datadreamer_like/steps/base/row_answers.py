@@ -76,11 +76,7 @@ class RowAnswers:
         return {name: column[position] for name, column in questions.rows.items()}
 
     def joined(self, answers: Iterable[Any]) -> Iterator[AnsweredRows]:
-        """Yields rows with the model's answers, in order.
-
-        Raises:
-            DefinitionError: The model returned fewer answers than values were sent.
-        """
+        """Yields rows with the model's answers, in order."""
         done: list[Any] = []
         start, due = 0, time.monotonic() + _FLUSH_SECONDS
         for answer in answers:

@@ -16,8 +16,6 @@ from ..base.columns import in_columns
 from ..base.lazy_rows import LazyRowBatches
 from .file_source import FileSource
 
-Row = dict[str, Any]
-
 _CHUNK = 2**16
 _KINDS = {
     dict: "an object", list: "an array", str: "a text", int: "a number", float: "a number", bool: "true or false",
@@ -71,7 +69,7 @@ class JSONDataSource(FileSource):
                 batch[name] = [v if v is None or isinstance(v, str) else json.dumps(v) for v in batch[name]]
             yield batch
 
-    def _rows(self, file: Path) -> Iterator[tuple[int, Row]]:
+    def _rows(self, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yields the rows of a file, each with the number of its last line."""
         with self.opened(file) as stream:
             for line, row in self._values(file, stream):
