@@ -183,7 +183,7 @@ def test_a_function_that_cannot_be_sent_is_named_before_anything_is_asked(tmp_pa
                 DefinitionError, match=rf'"Ask.*" cannot be sent to Ray.*argument "{argument}" \(.*lock'
             ):
                 Prompt("Ask", inputs=inputs, args=args)
-        with pytest.raises(DefinitionError, match=r'map or filter of "Rows" cannot be sent.*the function \(.*lock'):
+        with pytest.raises(DefinitionError, match=r'map of "Rows" cannot be sent.*the function \(.*lock'):
             rows.map(lambda row: {"prompts": tidy(row["prompts"])}, lazy=False)
         assert server.requests == []
         assert Shout("Shout", inputs={"texts": inputs["prompts"]}).output["shouts"][1] == "B!"

@@ -221,7 +221,7 @@ def test_names_of_operations_are_numbered_unless_given(rows):
 
     assert [rows.map(same).name for _ in range(3)] == ["Rows (map)", "Rows (map #2)", "Rows (map #3)"]
     assert rows.map(same, name="Mine").name == "Mine"
-    with pytest.raises(DefinitionError, match="no option 'nmae'"):
+    with pytest.raises(DefinitionError, match='no option "nmae".*Did you mean "name"'):
         rows.map(same, nmae="Mine")
 
 
@@ -261,8 +261,23 @@ def test_exports_agree(rows, tmp_path):
     assert datasets.load_from_disk(str(tmp_path / "split"))["test"].to_list() == split["test"].to_list()
     paths = rows.export_to_json(tmp_path / "rows.jsonl", train_size=20, test_size=10)
     assert paths == {"train": str(tmp_path / "rows.train.jsonl"), "test": str(tmp_path / "rows.test.jsonl")}
-    with pytest.raises(DefinitionError, match="'trian_size' is not an export option"):
+    with pytest.raises(DefinitionError, match='no option "trian_size".*Did you mean "train_size"'):
         rows.export_to_list(trian_size=0.5)
+
+
+def test_a_csv_has_one_header_however_many_rows_it_has(session, tmp_path):
+    rows = DataSource("Rows", data={"n": range(2_500)})
+    for header, first in ((["m"], "m"), (True, "n"), (False, "0")):
+        with open(rows.export_to_csv(tmp_path / "rows.csv", header=header)) as stream:
+            lines = stream.read().splitlines()
+        assert lines[0] == first
+        assert len(lines) == 2_500 + bool(header)
+
+
+def test_lazy_rows_are_sharded_though_their_number_is_unknown(rows):
+    odd = rows.filter(lambda row: row["n"] % 2)
+    assert values(odd.shard(num_shards=4, index=1, contiguous=True)) == [9, 11, 13, 15]
+    assert values(odd.shard(num_shards=4, index=1)) == [3, 11, 19, 27]
 
 
 def test_nested_values_can_be_read_back_from_csv(tmp_path):

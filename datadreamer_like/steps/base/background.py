@@ -7,28 +7,20 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from .step import Step
+from .dataset_node import DatasetNode
 
 
-def wait(*steps: Step, poll_interval: float = 1.0) -> None:
-    """Waits for background steps, and raises the error of a failed one.
-
-    Args:
-        *steps: The steps.
-        poll_interval: Accepted for DataDreamer scripts; there is nothing to poll.
-    """
+def wait(*steps: DatasetNode, poll_interval: float = 1.0) -> None:
+    """Waits for background steps, and raises the error of a failed one; `poll_interval` changes nothing."""
     for step in steps:
         step.wait()
 
 
 def concurrent(*funcs: Callable[[], Any]) -> list[Any]:
-    """Runs functions concurrently, each in a thread that shares the open session.
+    """Runs functions without arguments concurrently, each in a thread that shares the open session.
 
-    Args:
-        *funcs: Functions without arguments; they may make steps.
-
-    Returns:
-        Their results, in order. If one raises, the others finish first, then its error is raised.
+    They may make steps. Returns their results, in order; if one raises, the others finish first, then its error is
+    raised.
     """
     if not funcs:
         return []

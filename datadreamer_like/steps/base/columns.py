@@ -1,24 +1,25 @@
-"""Reading a step's input columns together, in one pass over each dataset."""
+"""Columns of batches: reading a step's inputs together, in one pass over each dataset, and checking `process`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import DefinitionError, StepOutputError
 from datadreamer_like.graph.output import Column, OutputDatasetMixin
-from datadreamer_like.graph.rows import Batch, Rows
+from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows
 
 from ..operations.transforms import join_columns
 
+T = TypeVar("T")
 
-def rows_together(columns: Mapping[str, Column], what: str) -> Rows:
-    """Joins several columns row by row.
 
-    Args:
-        columns: Columns by their names in the rows. Columns of one dataset are read in one pass.
-        what: The step that reads them, for messages.
+def columns_together(columns: Mapping[str, Column], what: str) -> Iterator[Batch]:
+    """Yields batches of several columns as Python values; columns of one dataset are read in one pass.
 
     Raises:
         DefinitionError: The columns have different numbers of rows.
@@ -26,42 +27,21 @@ def rows_together(columns: Mapping[str, Column], what: str) -> Rows:
     sizes = {name: column.num_rows for name, column in columns.items()}
     if len({size for size in sizes.values() if size is not None}) > 1:
         raise DefinitionError(f"{what}: the inputs have different numbers of rows: {sizes}. Give columns of one step.")
-    shared: dict[int, tuple[OutputDatasetMixin, dict[str, str]]] = {}
-    for name, column in columns.items():
-        whole = column.whole if column.whole is not None else column
-        shared.setdefault(id(whole), (whole, {}))[1][name] = column.column_names[0]
-    parts = [_named(whole.rows, taken) for whole, taken in shared.values()]
-    if len(parts) == 1:
-        return parts[0]
 
-    def differ(index: int, count: int) -> None:
-        raise DefinitionError(
-            f"{what}: the inputs {', '.join(columns)} have different numbers of rows. Give columns of one step."
-        )
-
-    return join_columns(parts, differ)
-
-
-def _named(rows: Rows, names: Mapping[str, str]) -> Rows:
-    """Returns columns under new names; a column may appear under several names."""
-    chosen = rows.select_columns(list(dict.fromkeys(names.values())))
-
-    def read() -> Iterator[pa.RecordBatch]:
-        for batch in chosen.read():
-            fields = [batch.schema.field(column).with_name(name) for name, column in names.items()]
-            yield pa.RecordBatch.from_arrays(
-                [batch.column(column) for column in names.values()], schema=pa.schema(fields)
-            )
-
-    schema = pa.schema([chosen.schema.field(column).with_name(name) for name, column in names.items()])
-    return Rows(schema, rows.num_rows, read, node=rows.node)
-
-
-def columns_together(columns: Mapping[str, Column], what: str) -> Iterator[Batch]:
-    """Yields batches of several columns as Python values; see `rows_together`."""
-    order = list(columns)
-    for batch in rows_together(columns, what).batches():
-        yield {name: batch[name] for name in order}
+    different = DefinitionError(
+        f"{what}: the inputs {', '.join(columns)} have different numbers of rows. Give columns of one step."
+    )
+    parts: list[Rows] = []
+    joined_names: dict[str, str] = {}
+    for index, whole in enumerate(dict.fromkeys(map(_whole, columns.values()))):
+        own = {name: column.column_names[0] for name, column in columns.items() if _whole(column) is whole}
+        # Datasets may have columns of the same name.
+        renamed = {column: f"{index} {column}" for column in own.values()}
+        joined_names |= {name: renamed[column] for name, column in own.items()}
+        parts.append(replace(whole.rows.select_columns(list(renamed)).renamed(renamed), table=None))
+    joined = parts[0] if len(parts) == 1 else join_columns(parts, lambda node, count: different)
+    for batch in joined.batches():
+        yield {name: batch[joined_names[name]] for name in columns}
 
 
 def whole_rows(column: Column) -> Iterator[Batch]:
@@ -89,5 +69,56 @@ def num_rows_of(columns: Mapping[str, Column]) -> int | None:
     return next((column.num_rows for column in columns.values() if column.num_rows is not None), None)
 
 
+def batched(values: Iterable[T], size: int = BATCH_SIZE) -> Iterator[list[T]]:
+    """Yields lists of at most `size` values."""
+    rest = iter(values)
+    while portion := list(islice(rest, size)):
+        yield portion
+
+
+def in_columns(rows: Iterable[Mapping[str, Any]], names: list[str]) -> Iterator[Batch]:
+    """Yields batches of rows as columns; missing values are None."""
+    for portion in batched(rows):
+        yield {name: [row.get(name) for row in portion] for name in names}
+
+
+def processed(
+    process: Callable[[Batch], Any], what: str, outputs: list[str], batches: Iterator[tuple[int, Batch]]
+) -> Iterator[Mapping[str, Any]]:
+    """Yields the results of a step's `process` on batches, each with the position of its first row.
+
+    Raises:
+        StepOutputError: `process` returned the wrong columns or number of rows.
+    """
+    for start, batch in batches:
+        size = len(next(iter(batch.values())))
+        made = process(batch)
+        rows = f"rows {start} to {start + size - 1}"
+        if not isinstance(made, Mapping) or set(made) != set(outputs):
+            found = ", ".join(map(str, made)) if isinstance(made, Mapping) else type(made).__name__
+            raise StepOutputError(
+                f"{what}: process() returned {found} for {rows}; expected the columns {', '.join(outputs)}."
+            )
+        made = {name: values if hasattr(values, "__len__") else list(values) for name, values in made.items()}
+        for name, values in made.items():
+            if len(values) != size:
+                raise StepOutputError(
+                    f'{what}: process() returned {len(values)} values of "{name}" for the {size} rows of its batch '
+                    f"({rows}). It must return one per row; write run() to change the number of rows."
+                )
+        yield made
+
+
+def placed(batches: Iterator[Batch], most: int | None) -> Iterator[tuple[int, Batch]]:
+    """Yields batches of at most `most` rows, each with the position of its first row."""
+    position = 0
+    for batch in batches:
+        size = len(next(iter(batch.values())))
+        for start in range(0, size, most or max(1, size)):
+            part = batch if most is None else {name: values[start : start + most] for name, values in batch.items()}
+            yield position + start, part
+        position += size
+
+
 def _whole(column: Column) -> OutputDatasetMixin:
-    return column.whole if column.whole is not None else column
+    return column if column.whole is None else column.whole

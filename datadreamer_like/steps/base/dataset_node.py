@@ -1,19 +1,26 @@
-"""A node whose result is a dataset: its output, errors, traces and data card."""
+"""A node whose result is a dataset: its output, rows on disk, errors, traces and data card."""
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.errors import SessionError
-from datadreamer_like.graph.node import Node
+from datadreamer_like.graph.node import Node, working_node
+from datadreamer_like.graph.origin import Origin
 from datadreamer_like.graph.output import OutputDataset, OutputIterableDataset
+from datadreamer_like.graph.results import Kept
+from datadreamer_like.graph.rows import Rows
+from datadreamer_like.storage.tables import TableWriter, read_table
+from datadreamer_like.storage.values import holds_pickles
 
-from .background_run import BackgroundRun
-from .saved_rows import TABLE_FOLDER
-from .trace import Trace, traced
+from .trace import Trace, lazy_origins, traced
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_TABLE_FOLDER = "dataset"
 
 
 class DatasetNode(Node):
@@ -22,7 +29,8 @@ class DatasetNode(Node):
     kind = "step"
 
     _output: OutputDataset | OutputIterableDataset | None = None
-    _background: BackgroundRun[OutputDataset | OutputIterableDataset] | None = None
+    _background: Future[OutputDataset | OutputIterableDataset] | None = None
+    _is_waited_for = False
 
     @property
     def output(self) -> OutputDataset | OutputIterableDataset:
@@ -41,8 +49,45 @@ class DatasetNode(Node):
 
     def wait(self) -> None:
         """Waits for a step that runs in the background, and raises its error."""
-        if self._background is not None:
-            self._output = self._background.result()
+        if self._background is not None and working_node() is not self:
+            try:
+                self._output = self._background.result()
+            finally:
+                self._is_waited_for = self._background.done()
+
+    def end_background(self) -> None:
+        """Waits for a step that runs in the background, and raises its error unless `wait` has raised it."""
+        if not self._is_waited_for:
+            self.wait()
+
+    def write_rows(self, rows: Rows, draft: Path) -> Kept:
+        """Writes the node's rows, and the origin of each, into the folder of its result."""
+        folder = draft / _TABLE_FOLDER
+        folder.mkdir()
+        writer = TableWriter(folder, what=f'"{self.name}"', schema=rows.schema)
+        self.usage.total_rows = rows.num_rows
+        try:
+            for batch in rows.read():
+                writer.write(batch)
+                self.usage.add(rows=batch.num_rows)
+            schema = writer.close(self.fingerprint)
+        except BaseException:
+            writer.abort()
+            raise
+        origins = {
+            node.fingerprint: origin.save(draft, f"lazy-origin-{index}")
+            for index, (node, origin) in enumerate(lazy_origins(self.parents))
+        }
+        result = {"origin": rows.origin.save(draft), "origins of lazy rows": origins}
+        columns, pickled = list(schema.names), holds_pickles(schema)
+        return self.kept(columns=columns, rows=writer.num_rows, pickled=pickled, result=result)
+
+    def open_rows(self) -> Rows:
+        """Returns the rows that `write_rows` wrote."""
+        assert self.manifest is not None
+        folder = self.result_folder
+        origin = Origin.load(folder, self.manifest.result.get("origin"), [self, *self.parents])
+        return Rows.of_table(read_table(folder / _TABLE_FOLDER), origin, self)
 
     @property
     def errors(self) -> dict[int, str]:
@@ -59,7 +104,7 @@ class DatasetNode(Node):
         """
         if self.manifest is None or self.folder is None:
             raise SessionError(f'The rows of "{self.name}" are not on disk. Save them first: step.save().')
-        return str(self.result_folder / TABLE_FOLDER)
+        return str(self.result_folder / _TABLE_FOLDER)
 
     def head(self, n: int = 5, shuffle: bool = False, seed: int | None = None, buffer_size: int = 1000) -> pd.DataFrame:
         """Returns some rows as a pandas DataFrame; the arguments are those of the output's `head`."""
@@ -68,10 +113,8 @@ class DatasetNode(Node):
     def trace(self, index: int) -> Trace:
         """Returns the origin of a row: the prompts, inputs, examples and documents it came from, back to the sources.
 
-        Lazy rows on that path are generated again as needed; answers of models come from the cache.
-
-        Args:
-            index: Position of the row; negative ones count from the end, where the number of rows is known.
+        Lazy rows on that path are generated again as needed; answers of models come from the cache. A negative `index`
+        counts from the end, where the number of rows is known.
 
         Raises:
             NoSuchRow: There is no such row.

@@ -4,25 +4,54 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import types
+import typing
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Generic, ParamSpec, TypeVar, overload
 
 import numpy as np
+import typing_extensions
 
-from datadreamer_like.errors import DefinitionError, StepOutputError, did_you_mean
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, StepOutputError, did_you_mean
 from datadreamer_like.graph.origin import Every
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.rows import BATCH_SIZE, Batch
 
-from ..sources.data_source import NodeOptions
-from .columns import columns_together, num_rows_of
+from .columns import batched, columns_together, num_rows_of, placed
 from .lazy_rows import From, LazyRowBatches, Traced
+from .options import NodeOptions, taken_options
 from .returned import rows_to_batch
-from .signature import CALL_PARAMETERS, Definition, defined
 from .step import Step
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_CALL_PARAMETERS = frozenset({"name", "inputs", "args", "outputs", "lazy", *NodeOptions.__annotations__})
+"""Names that every call of a step takes, so no parameter may have them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Definition:
+    """The step that a decorated function defines.
+
+    Attributes:
+        inputs: The function's positional parameters.
+        arguments: Its keyword-only parameters.
+        types: Classes that an argument must be an instance of, by its annotation.
+        outputs: Names of the output columns.
+        one_value: Whether it returns the value of its single output, not a row.
+        many: Whether it yields any number of rows, or batches, per call.
+    """
+
+    function: Callable[..., Any]
+    inputs: dict[str, inspect.Parameter]
+    arguments: dict[str, inspect.Parameter]
+    types: dict[str, tuple[type, ...]]
+    outputs: list[str]
+    one_value: bool
+    many: bool
+    batched: bool
+    batch_size: int
 
 
 class FunctionStep(Step):
@@ -33,8 +62,8 @@ class FunctionStep(Step):
     def setup(self) -> None:
         """Registers the names in the function's signature."""
         definition = self.definition
-        for name, required in definition.inputs.items():
-            self.register_input(name, required=required)
+        for name, parameter in definition.inputs.items():
+            self.register_input(name, required=parameter.default is parameter.empty)
         for name, parameter in definition.arguments.items():
             required = parameter.default is parameter.empty
             default = None if required else parameter.default
@@ -50,79 +79,50 @@ class FunctionStep(Step):
         return LazyRowBatches(self._rows, total_num_rows=total, save=not self.args["lazy"])
 
     def _rows(self) -> Iterator[Traced]:
-        definition = self.definition
-        arguments = {name: self.args[name] for name in definition.arguments}
-        if not self._inputs:
-            for batch, _ in self._batches((result, 0) for result in self._called((), arguments, "no inputs")):
-                yield Traced(batch)
+        results = ((result, taken) for given, taken in self._calls() for result in self._called(given, taken))
+        if self.definition.batched:
+            for result, taken in results:
+                batch = self._batch(result)
+                same = len(next(iter(batch.values()), ())) == len(taken) and not self.definition.many
+                yield self._traced(batch, taken if same else Every(taken))
             return
-        position = 0
-        for columns in columns_together(self._inputs, f'"{self.name}"'):
-            size = len(next(iter(columns.values())))
-            if definition.batched:
-                for start in range(0, size, definition.batch_size):
-                    part = {name: values[start : start + definition.batch_size] for name, values in columns.items()}
-                    taken = range(position + start, position + min(start + definition.batch_size, size))
-                    for result in self._called(self._given(part), arguments, f"row {taken.start}"):
-                        made = self._batch(result)
-                        same = len(next(iter(made.values()), ())) == len(taken) and not definition.many
-                        yield self._traced(made, taken if same else Every(taken))
-            else:
-                results = (
-                    (row, index)
-                    for index, values in enumerate(zip(*columns.values(), strict=True), position)
-                    for row in self._called(
-                        self._given(dict(zip(columns, values, strict=True))), arguments, f"row {index}"
-                    )
-                )
-                for batch, rows in self._batches(results):
-                    yield self._traced(batch, np.array(rows))
-            position += size
+        for portion in batched(results):
+            rows = [self._row(result) for result, _ in portion]
+            batch = rows_to_batch(rows, self.definition.outputs, f'"{self.name}"')
+            yield self._traced(batch, np.array([taken.start for _, taken in portion]))
 
     def _traced(self, batch: Batch, rows: Any) -> Traced:
         return Traced(batch, *(From(name, rows) for name in self._inputs))
 
-    def _given(self, values: Mapping[str, Any]) -> Iterable[Any]:
-        """Returns the positional arguments, with defaults for inputs that were not given."""
-        parameters = inspect.signature(self.definition.function).parameters
-        return [values[name] if name in values else parameters[name].default for name in self.definition.inputs]
+    def _calls(self) -> Iterator[tuple[dict[str, Any], range]]:
+        """Yields the inputs of each call by name, and the positions of their rows."""
+        if not self._inputs:
+            yield {}, range(1)
+            return
+        in_batches = self.definition.batched
+        for place, columns in placed(columns_together(self._inputs, f'"{self.name}"'), None):
+            size = len(next(iter(columns.values())))
+            for start in range(0, size, self.definition.batch_size if in_batches else 1):
+                stop = min(start + self.definition.batch_size, size) if in_batches else start + 1
+                given = {name: values[start:stop] if in_batches else values[start] for name, values in columns.items()}
+                yield given, range(place + start, place + stop)
 
-    def _called(self, given: Iterable[Any], arguments: dict[str, Any], where: str) -> Iterator[Any]:
+    def _called(self, given: dict[str, Any], taken: range) -> Iterator[Any]:
+        definition = self.definition
+        inputs = [given.get(name, parameter.default) for name, parameter in definition.inputs.items()]
         try:
-            result = self.definition.function(*given, **arguments)
-            if self.definition.many:
-                yield from result
-            else:
-                yield result
+            result = definition.function(*inputs, **{name: self._args[name] for name in definition.arguments})
+            yield from result if definition.many else (result,)
         except Exception as error:
+            where = f"row {taken.start}" if given else "no inputs"
             error.add_note(f'In step "{self.name}", called with {where}.')
             raise
 
-    def _batches(self, results: Iterable[tuple[Any, int]]) -> Iterator[tuple[Batch, list[int]]]:
-        """Yields batches of the function's results, with the input rows they were made from."""
-        if self.definition.batched:
-            for result, index in results:
-                yield self._batch(result), [index]
-            return
-        rows: list[Any] = []
-        indices: list[int] = []
-        for row, index in results:
-            rows.append(self._row(row))
-            indices.append(index)
-            if len(rows) == BATCH_SIZE:
-                yield rows_to_batch(rows, self.definition.outputs, f'"{self.name}"'), indices
-                rows, indices = [], []
-        if rows:
-            yield rows_to_batch(rows, self.definition.outputs, f'"{self.name}"'), indices
-
     def _row(self, row: Any) -> Any:
-        if self.definition.one_value:
-            return (row,)
-        if dataclasses.is_dataclass(row) and not isinstance(row, type):
-            return {name: getattr(row, name) for name in self.definition.outputs}
-        if len(self.definition.outputs) == 1 and not isinstance(row, Mapping):
-            return (row,)
-        return dict(row) if isinstance(row, Mapping) else tuple(row) if isinstance(row, Sequence) else row
+        names = self.definition.outputs
+        if dataclasses.is_dataclass(row) and not isinstance(row, type) and not self.definition.one_value:
+            return {name: getattr(row, name) for name in names}
+        return (row,) if self.definition.one_value or (len(names) == 1 and not isinstance(row, Mapping)) else row
 
     def _batch(self, result: Any) -> Batch:
         names = self.definition.outputs
@@ -152,11 +152,8 @@ class StepFunction(Generic[P, R]):
         self.__name__ = function.__name__
         self.__doc__ = function.__doc__
         self.__module__ = function.__module__
-        self.step_class: type[FunctionStep] = type(
-            function.__name__,
-            (FunctionStep,),
-            {"definition": definition, "__module__": function.__module__, "__doc__": function.__doc__},
-        )
+        members = {"definition": definition, "__module__": function.__module__, "__doc__": function.__doc__}
+        self.step_class: type[FunctionStep] = type(function.__name__, (FunctionStep,), members)
 
     def __call__(
         self,
@@ -169,44 +166,33 @@ class StepFunction(Generic[P, R]):
     ) -> FunctionStep:
         """Makes a step, as `shout("Shout", inputs=..., args=...)` or in short form, as `shout(column, mark="?")`.
 
-        Args:
-            *given: Columns for the function's positional parameters, in order; a name may come first.
-            name: The step's name; by default the function's name with spaces.
-            inputs: Columns by parameter.
-            args: Arguments by parameter.
-            outputs: New names for the step's output columns.
-            **others: Columns and arguments by parameter, and options of `Step`.
+        Positional are the name, if it is not the function's name with spaces, and columns for the function's positional
+        parameters. Further keywords are columns and arguments by parameter, and options of `Step`.
 
         Raises:
             DefinitionError: A parameter is unknown, missing, or given twice.
         """
         definition = self.step_class.definition
-        columns = list(given)
-        if columns and isinstance(columns[0], str):
-            name = columns.pop(0) if name is None else name  # type: ignore[assignment]
+        if given and isinstance(given[0], str):
+            name, given = name or given[0], given[1:]
         name = name or self.__name__.replace("_", " ")
-        if len(columns) > len(definition.inputs):
+        if len(given) > len(definition.inputs):
             raise DefinitionError(
-                f'"{name}" was given {len(columns)} columns; it takes {len(definition.inputs)} '
+                f'"{name}" was given {len(given)} columns; it takes {len(definition.inputs)} '
                 f"({', '.join(definition.inputs) or 'none'}). Arguments are given by name."
             )
-        all_inputs: dict[str, Any] = dict(zip(definition.inputs, columns, strict=False))
-        all_args = dict(args or {})
-        options: dict[str, Any] = {}
+        options = taken_options(others, NodeOptions.__annotations__)
+        all_inputs: dict[str, Any] = dict(zip(definition.inputs, given, strict=False))
+        all_args = {**(args or {}), **taken_options(others, {*definition.arguments, "lazy"})}
         for key, value in [*(inputs or {}).items(), *others.items()]:
-            if key in definition.inputs or key in (inputs or {}):
-                if key in all_inputs:
-                    raise DefinitionError(f'"{name}": the input "{key}" is given twice.')
-                all_inputs[key] = value
-            elif key in definition.arguments or key == "lazy":
-                all_args[key] = value
-            elif key in NodeOptions.__annotations__:
-                options[key] = value
-            else:
-                known = [*definition.inputs, *definition.arguments, *sorted(CALL_PARAMETERS)]
+            if key in others and key not in definition.inputs:
+                known = [*definition.inputs, *definition.arguments, *sorted(_CALL_PARAMETERS)]
                 raise DefinitionError(
                     f'"{name}" has no parameter "{key}"; it takes: {", ".join(known)}.{did_you_mean(key, known)}'
                 )
+            if key in all_inputs:
+                raise DefinitionError(f'"{name}": the input "{key}" is given twice.')
+            all_inputs[key] = value
         return self.step_class(name, all_inputs, all_args, outputs, **options)
 
     @property
@@ -224,14 +210,7 @@ def step(function: Callable[P, R], /) -> StepFunction[P, R]: ...
 def step(
     *, outputs: Sequence[str] | None = None, batched: bool = False, batch_size: int = BATCH_SIZE
 ) -> Callable[[Callable[P, R]], StepFunction[P, R]]: ...
-def step(
-    function: Callable[..., Any] | None = None,
-    /,
-    *,
-    outputs: Sequence[str] | None = None,
-    batched: bool = False,
-    batch_size: int = BATCH_SIZE,
-) -> Any:
+def step(function: Any = None, /, *, outputs: Any = None, batched: bool = False, batch_size: int = BATCH_SIZE) -> Any:
     """Makes a step from a function.
 
     Positional parameters are input columns: the function gets the values of one row. Keyword-only parameters are
@@ -262,5 +241,75 @@ def step(
         'HELLO?'
     """
     if function is None:
-        return lambda decorated: StepFunction(decorated, defined(decorated, outputs, batched, batch_size))
-    return StepFunction(function, defined(function, outputs, batched, batch_size))
+        return lambda decorated: StepFunction(decorated, _defined(decorated, outputs, batched, batch_size))
+    return StepFunction(function, _defined(function, outputs, batched, batch_size))
+
+
+def _defined(function: Callable[..., Any], outputs: Sequence[str] | None, batched: bool, batch_size: int) -> Definition:
+    """Reads a function's signature and annotations; the other parameters are those of `step`.
+
+    Raises:
+        DefinitionError: They do not define the inputs, arguments and outputs.
+    """
+    if not isinstance(function, types.FunctionType):
+        raise ArgumentTypeError(f"@step decorates functions; got {function!r}.")
+    what = function.__name__
+    if batch_size < 1:
+        raise DefinitionError(f"{what}: batch_size is {batch_size}; expected at least 1.")
+    inputs: dict[str, inspect.Parameter] = {}
+    arguments: dict[str, inspect.Parameter] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise DefinitionError(f"{what}: a step has a fixed number of parameters; name them, not {parameter}.")
+        if name in _CALL_PARAMETERS:
+            raise DefinitionError(f'{what}: the parameter "{name}" is an option of every step. Rename it.')
+        (arguments if parameter.kind is parameter.KEYWORD_ONLY else inputs)[name] = parameter
+    try:
+        hints = typing.get_type_hints(function)
+    except NameError:  # a name imported for type checkers only
+        hints = {}
+    kinds = {name: kinds for name in arguments if (kinds := _classes(hints.get(name)))}
+    many = inspect.isgeneratorfunction(function)
+    names, one_value = _outputs(what, outputs, hints.get("return"), many)
+    return Definition(function, inputs, arguments, kinds, names, one_value, many, batched, batch_size)
+
+
+def _outputs(what: str, outputs: Sequence[str] | None, returned: Any, many: bool) -> tuple[list[str], bool]:
+    """Returns the names of the outputs, and whether the function returns a single output's value, not a row."""
+    if outputs is not None:
+        names = [outputs] if isinstance(outputs, str) else list(outputs)
+        if not names or len(set(names)) < len(names):
+            raise DefinitionError(f"{what}: outputs is {outputs!r}; expected different names, at least one.")
+        return names, False
+    if many and typing.get_origin(returned) in (Iterator, Iterable, Generator):
+        returned = typing.get_args(returned)[0]
+    if typing_extensions.is_typeddict(returned):
+        return list(typing.get_type_hints(returned)), False
+    if dataclasses.is_dataclass(returned):
+        return [field.name for field in dataclasses.fields(returned)], False
+    if isinstance(returned, type) and issubclass(returned, tuple) and hasattr(returned, "_fields"):
+        return list(returned._fields), False
+    if returned is dict or typing.get_origin(returned) is dict:
+        raise DefinitionError(
+            f'{what}: it returns a dictionary of unknown columns. Name them: @step(outputs=["a", "b"]), or '
+            "annotate a TypedDict."
+        )
+    return [what], True
+
+
+def _classes(annotation: Any) -> tuple[type, ...] | None:
+    """Returns the classes that an annotation allows, or None where they cannot be checked."""
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        members = [_classes(member) for member in typing.get_args(annotation)]
+        return None if None in members else tuple(kind for member in members for kind in member or ())
+    if origin is typing.Literal:
+        return tuple({type(value) for value in typing.get_args(annotation)})
+    kind = origin if isinstance(origin, type) else annotation
+    if not isinstance(kind, type) or typing_extensions.is_typeddict(kind):
+        return None
+    try:
+        isinstance(None, kind)
+    except TypeError:  # a protocol that cannot be checked
+        return None
+    return (kind,)

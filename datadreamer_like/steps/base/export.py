@@ -7,43 +7,19 @@ import json
 import os
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from datadreamer_like.errors import DefinitionError
-from datadreamer_like.graph.rows import Rows
+from datadreamer_like.graph.rows import Batch, Rows
 from datadreamer_like.storage.folders import explained
 from datadreamer_like.storage.tables import as_dataset
 
 from ..operations import splitting, transforms
 from .dataset_node import DatasetNode
+from .options import ExportOptions, check_known, taken_options
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
-
-
-class ExportOptions(TypedDict, total=False):
-    """Options that every export takes.
-
-    Attributes:
-        train_size: Export this share (float) or number (int) of the rows as a split `train`.
-        validation_size: The same for the split `validation`.
-        test_size: The same for the split `test`.
-        stratify_by_column: A column whose values have the same shares in every split.
-        writer_batch_size: Accepted for DataDreamer scripts.
-        save_num_proc: Accepted for DataDreamer scripts.
-        save_num_shards: Accepted for DataDreamer scripts.
-    """
-
-    train_size: float | None
-    validation_size: float | None
-    test_size: float | None
-    stratify_by_column: str | None
-    writer_batch_size: int | None
-    save_num_proc: int | None
-    save_num_shards: int | None
-
-
-_SIZES = ("train_size", "validation_size", "test_size")
 
 
 class Exports(DatasetNode):
@@ -51,38 +27,27 @@ class Exports(DatasetNode):
 
     def export_to_dict(self, **options: Unpack[ExportOptions]) -> dict[str, Any]:
         """Returns the columns as lists; with splits, one such dictionary per split."""
-        parts = self._parts(options)
-        made = {split: _columns(rows) for split, rows in parts.items()}
+        made = {split: _columns(rows) for split, rows in self._parts(options).items()}
         return made.get("", made)
 
     def export_to_list(self, **options: Unpack[ExportOptions]) -> Any:
         """Returns the rows as dictionaries; with splits, one such list per split."""
-        parts = self._parts(options)
-        made = {split: _rows(rows) for split, rows in parts.items()}
+        made = {split: _rows(rows) for split, rows in self._parts(options).items()}
         return made.get("", made)
 
     def export_to_json(self, path: str | os.PathLike[str], **options: Any) -> Any:
-        """Writes JSON lines.
+        """Writes JSON lines, and returns the path.
 
-        Args:
-            path: The file; with splits, `data.json` becomes `data.train.json` and so on.
-            **options: See `ExportOptions`; others go to `datasets.Dataset.to_json`.
-
-        Returns:
-            The path; with splits, paths by split.
+        With splits, `data.json` becomes `data.train.json` and so on, and the paths are returned by split. Options not
+        in `ExportOptions` go to `datasets.Dataset.to_json`.
         """
         return self._files(path, options, lambda rows, file, rest: _dataset_of(rows).to_json(file, **rest))
 
     def export_to_csv(self, path: str | os.PathLike[str], sep: str = ",", **options: Any) -> Any:
-        """Writes CSV with a header; lists and dictionaries become JSON.
+        """Writes CSV with a header, and returns the path; lists and dictionaries become JSON.
 
-        Args:
-            path: The file; with splits, `data.csv` becomes `data.train.csv` and so on.
-            sep: Separator.
-            **options: See `ExportOptions`; others go to `pandas.DataFrame.to_csv`.
-
-        Returns:
-            The path; with splits, paths by split.
+        With splits, `data.csv` becomes `data.train.csv` and so on, and the paths are returned by split. Options not
+        in `ExportOptions` go to `pandas.DataFrame.to_csv`.
         """
         return self._files(path, options, lambda rows, file, rest: _write_csv(rows, file, {"sep": sep, **rest}))
 
@@ -126,20 +91,20 @@ class Exports(DatasetNode):
         """
         from datadreamer_like.hub import publish_dataset
 
-        known = _checked(options)
         return publish_dataset(
-            self._dataset(known), repo_id, card=self.card, branch=branch, private=private, token=token,
+            self._dataset(options), repo_id, card=self.card, branch=branch, private=private, token=token,
             is_synthetic=is_synthetic,
         )  # fmt: skip
 
     def _parts(self, options: Any) -> dict[str, Rows]:
-        known = _checked(options)
-        sizes = {name.removesuffix("_size"): known.get(name) for name in _SIZES}
+        """Returns the rows of each split, or all of them under an empty name."""
+        check_known(options, ExportOptions.__annotations__, "an export")
+        sizes = {split: options.get(f"{split}_size") for split in ("train", "validation", "test")}
         rows = self.output.rows
         if all(size is None for size in sizes.values()):
             return {"": rows}
-        by = known.get("stratify_by_column")
-        return {split: splitting.Split(sizes, split, by)(rows) for split in splitting.split_names(sizes)}
+        by = options.get("stratify_by_column")
+        return {split: splitting.split_rows(rows, sizes, split, by) for split in splitting.split_names(sizes)}
 
     def _dataset(self, options: Any) -> Dataset | DatasetDict:
         from datasets import DatasetDict
@@ -148,10 +113,9 @@ class Exports(DatasetNode):
         return parts[""] if "" in parts else DatasetDict(parts)
 
     def _files(self, path: str | os.PathLike[str], options: dict[str, Any], write: Any) -> Any:
-        known = {name: options.pop(name) for name in list(options) if name in ExportOptions.__annotations__}
         target = Path(path)
         files = {}
-        for split, rows in self._parts(known).items():
+        for split, rows in self._parts(taken_options(options, ExportOptions.__annotations__)).items():
             file = target.with_name(f"{target.stem}.{split}{target.suffix}") if split else target
             file.parent.mkdir(parents=True, exist_ok=True)
             with explained(f'Exporting "{self.name}"', file):
@@ -161,11 +125,8 @@ class Exports(DatasetNode):
 
 
 def _columns(rows: Rows) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {name: [] for name in rows.columns}
-    for batch in rows.batches():
-        for name, values in batch.items():
-            columns[name].extend(values)
-    return columns
+    batches = list(rows.batches())
+    return {name: [value for batch in batches for value in batch[name]] for name in rows.columns}
 
 
 def _rows(rows: Rows) -> list[dict[str, Any]]:
@@ -173,39 +134,23 @@ def _rows(rows: Rows) -> list[dict[str, Any]]:
 
 
 def _dataset_of(rows: Rows) -> Dataset:
-    table = transforms.materialized(rows).table
-    assert table is not None
+    table = transforms.table_of(rows)
     return as_dataset(table.data, table.indices, uuid.uuid4().hex)
 
 
 def _write_csv(rows: Rows, file: str, options: dict[str, Any]) -> None:
     import pandas as pd
 
+    empty: Batch = {name: [] for name in rows.columns}
+    header = options.pop("header", True)
     with open(file, "w", encoding=options.pop("encoding", "utf-8"), newline="") as stream:
-        header = True
-        for columns in itertools.chain(rows.batches(), [{name: [] for name in rows.columns}]):
-            if not header and not next(iter(columns.values()), ()):
-                return
-            nested = {
-                name: [_json(value) if isinstance(value, dict | list) else value for value in values]
-                for name, values in columns.items()
-            }
-            frame = pd.DataFrame(nested, dtype=object)
+        for columns in itertools.chain([empty], rows.batches()):
+            frame = pd.DataFrame({name: list(map(_plain, values)) for name, values in columns.items()}, dtype=object)
             try:
-                frame.to_csv(stream, **{"index": False, "header": header, **options})
+                frame.to_csv(stream, **{"index": False, **options}, header=header if columns is empty else False)
             except TypeError as error:
                 raise DefinitionError(f"export_to_csv: pandas refuses the options {list(options)}: {error}") from error
-            header = False
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _checked(options: dict[str, Any]) -> dict[str, Any]:
-    for name in options:
-        if name not in ExportOptions.__annotations__:
-            raise DefinitionError(
-                f"{name!r} is not an export option; the options are: {', '.join(ExportOptions.__annotations__)}."
-            )
-    return options
+def _plain(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list) else value

@@ -67,17 +67,14 @@ class _Lazy:
 
 
 class LazyRows(_Lazy):
-    """Rows that a step generates lazily.
-
-    An iterator can be read only once, so it is read immediately and its rows are saved.
+    """Rows that a step generates lazily; those of an iterator, which can be read only once, are read and saved at once.
 
     Args:
         value: A generator function, an iterator, or an `IterableDataset` that yields rows: dictionaries, tuples in the
             order of the outputs, or single values where there is one output.
         total_num_rows: The number of rows, if known.
-        auto_progress: Count rows as progress.
+        auto_progress: Accepted for DataDreamer scripts, as `save_writer_batch_size`.
         save: Generate all rows now and save them.
-        save_writer_batch_size: Rows written at a time.
         row_by_row: Each row comes from the inputs' row at the same position, for `trace`.
         like: Schema of columns of the same names, whose class names, images and pickles are preserved.
     """
@@ -86,13 +83,7 @@ class LazyRows(_Lazy):
 class LazyRowBatches(_Lazy):
     """Batches of rows that a step generates lazily; an iterator is read immediately, as with `LazyRows`.
 
-    Args:
-        value: A generator function or iterator that yields batches: a dictionary of columns, a list of rows, or a tuple
-            of columns in the order of the outputs. `Traced` around a batch gives the origin of its rows.
-        total_num_rows: The number of rows, if known.
-        auto_progress: Count rows as progress.
-        save: Generate all rows now and save them.
-        save_writer_batch_size: Rows written at a time.
-        row_by_row: Each row comes from the inputs' row at the same position, for `trace`; `Traced` overrides it.
-        like: Schema of columns of the same names, whose class names, images and pickles are preserved.
+    `value` is a generator function or iterator that yields batches: a dictionary of columns, a list of rows, or a tuple
+    of columns in the order of the outputs. `Traced` around a batch gives the origin of its rows. The other arguments
+    are those of `LazyRows`.
     """

@@ -46,26 +46,21 @@ class ModelStep(Step):
         """Sends the inputs to the model."""
         self.register_model_facts(self.args[self.model_arg])
         column = self.inputs[self.answers_to[0]]
-        return LazyRowBatches(
-            self.result_batches,
-            total_num_rows=column.num_rows,
-            save=not self.args["lazy"],
-            like=inputs_schema(self._inputs),
-        )
+        save, known = not self.args["lazy"], inputs_schema(self._inputs)
+        return LazyRowBatches(self.result_batches, column.num_rows, save=save, like=known)
 
     def origin(self, results: list[Any]) -> Sequence[From]:
         """Returns the origin of a batch of results: by default the input's rows at the same positions.
 
-        Args:
-            results: The model's result for each row; None for a row that failed.
+        `results` are those of the model, one per row; None for a row that failed.
         """
         return [From(self.answers_to[0])]
 
     def answers(self, questions: Iterable[Questions]) -> Iterator[AnsweredRows]:
         """Yields rows with the model's results, in order; uses only the model and the arguments."""
         rows = RowAnswers(questions)
-        options = {name: value for name, value in self.args.items() if name not in (self.model_arg, "lazy")}
-        options = {name: value for name, value in options.items() if value is not None}
+        own = (self.model_arg, "lazy")
+        options = {name: value for name, value in self.args.items() if name not in own and value is not None}
         return rows.joined(self.args[self.model_arg].results(rows.values(), **options))
 
     def result_batches(self) -> Iterator[Traced]:
@@ -77,10 +72,9 @@ class ModelStep(Step):
         questions = (Questions(batch[name], {given: batch[name]}) for batch in column.batches())
         if engine.batch_size is not None:
             questions = (part for each in questions for part in each.split(engine.batch_size or 1))
+        work, what = self.worker(engine).answers, f'"{self.name}"'
         count = 0
-        for _, batch, answers in engine.batches(
-            self.worker(engine).answers, questions, f'"{self.name}"', self.sent_parts()
-        ):
+        for _, batch, answers in engine.batches(work, questions, what, self.sent_parts()):
             for index, answer in enumerate(answers, count):
                 if answer is not None and answer.error is not None:
                     self.usage.row_failed(index, str(answer.error))
@@ -90,18 +84,7 @@ class ModelStep(Step):
 
 
 def check_options(step: str, own: Collection[str], given: Iterable[str], model: Any, role: str) -> None:
-    """Rejects arguments that neither a step nor its model's `run` takes.
-
-    Args:
-        step: Name of the step.
-        own: Arguments of the step.
-        given: Arguments passed by the script.
-        model: The model.
-        role: Name of the argument that holds it.
-
-    Raises:
-        DefinitionError: One is unknown.
-    """
+    """Rejects `given` arguments that neither a step (its `own`) nor the `run` of its model takes."""
     known = _options_of(model)
     if known is None:
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice, takewhile
 from typing import Any, NamedTuple
 
 from datadreamer_like.errors import DefinitionError, ModelError
@@ -14,18 +13,10 @@ from datadreamer_like.graph.rows import Batch
 # A slow model's answers are passed on this often, so that progress is visible; a fast one's in full batches.
 _FLUSH_SECONDS = 0.5
 
-FETCH_OPTIONS = frozenset(
-    {
-        "batch_size",
-        "batch_scheduler_buffer_size",
-        "adaptive_batch_size",
-        "concurrency",
-        "progress_interval",
-        "cache_only",
-        "verbose",
-        "log_level",
-    }
-)
+FETCH_OPTIONS = frozenset({
+    "batch_size", "batch_scheduler_buffer_size", "adaptive_batch_size", "concurrency", "progress_interval",
+    "cache_only", "verbose", "log_level",
+})  # fmt: skip
 """Options of a model's `run` that change how answers are fetched, not the answers."""
 
 
@@ -62,34 +53,21 @@ class AnsweredRows(NamedTuple):
 
 
 class RowAnswers:
-    """Sends the values of rows to a model and joins its answers to the rows.
-
-    Args:
-        questions: Values and rows, read lazily as the model reads them.
-    """
+    """Sends the values of rows to a model, which reads them lazily, and joins its answers to the rows."""
 
     def __init__(self, questions: Iterable[Questions]) -> None:
         self._questions = questions
-        self._waiting: deque[tuple[Questions, int, Sequence[int]]] = deque()
+        self._waiting: deque[tuple[Questions, int, list[int]]] = deque()
 
     def values(self) -> Iterator[Any]:
         """Yields the values to send, for the model to read."""
         count = 0
         for questions in self._questions:
             # Positions in the batch of the rows that are sent.
-            sent: Sequence[int] = range(len(questions.values))
-            if any(value is None or isinstance(value, ModelError) for value in questions.values):
-                sent = [
-                    position
-                    for position, value in enumerate(questions.values)
-                    if value is not None and not isinstance(value, ModelError)
-                ]
+            sent = [position for position, value in enumerate(questions.values) if _is_sent(value)]
             self._waiting.append((questions, count, sent))
             count += len(sent)
-            if len(sent) == len(questions.values):
-                yield from questions.values
-            else:
-                yield from (questions.values[position] for position in sent)
+            yield from (questions.values[position] for position in sent)
 
     def row(self, index: int) -> dict[str, Any]:
         """Returns the row of the `index`-th value sent, which must not have been yielded yet."""
@@ -98,37 +76,23 @@ class RowAnswers:
         return {name: column[position] for name, column in questions.rows.items()}
 
     def joined(self, answers: Iterable[Any]) -> Iterator[AnsweredRows]:
-        """Yields rows with the model's answers, in order.
-
-        Raises:
-            DefinitionError: The model returned fewer answers than values were sent.
-        """
-        answers = iter(answers)
-        due = time.monotonic() + _FLUSH_SECONDS
-        for first in answers:
+        """Yields rows with the model's answers, in order."""
+        done: list[Any] = []
+        start, due = 0, time.monotonic() + _FLUSH_SECONDS
+        for answer in answers:
             while not self._waiting[0][2]:
                 yield self._unsent()
-            questions, _, sent = self._waiting[0]
-            size = len(questions.values)
-            done: list[Any] = []
-            start = 0
-            for answer in chain((first,), answers):
-                if len(sent) < size:
-                    done.extend(_unsent_from(questions.values, len(done)))
-                done.append(answer)
-                if len(sent) < size:
-                    done.extend(_unsent_from(questions.values, len(done)))
-                if len(done) == size:
-                    break
-                if time.monotonic() >= due:
-                    yield _part(questions, done, start)
-                    start = len(done)
-                    due = time.monotonic() + _FLUSH_SECONDS
-            else:
-                break
-            yield _part(questions, done, start)
-            self._waiting.popleft()
-            due = time.monotonic() + _FLUSH_SECONDS
+            questions, _, _ = self._waiting[0]
+            done += _unsent_from(questions.values, len(done))
+            done.append(answer)
+            done += _unsent_from(questions.values, len(done))
+            is_complete = len(done) == len(questions.values)
+            if is_complete or time.monotonic() >= due:
+                yield _part(questions, done, start)
+                start, due = len(done), time.monotonic() + _FLUSH_SECONDS
+            if is_complete:
+                self._waiting.popleft()
+                done, start = [], 0
         while self._waiting:
             if self._waiting[0][2]:
                 raise DefinitionError("The model returned fewer answers than prompts were sent.")
@@ -139,9 +103,16 @@ class RowAnswers:
         return _part(questions, questions.values, 0)
 
 
-def _unsent_from(values: Sequence[Any], start: int) -> Iterator[Any]:
-    """Yields the values from `start` that are not sent, up to the next one that is."""
-    return takewhile(lambda value: value is None or isinstance(value, ModelError), islice(values, start, None))
+def _is_sent(value: Any) -> bool:
+    return value is not None and not isinstance(value, ModelError)
+
+
+def _unsent_from(values: Sequence[Any], start: int) -> Sequence[Any]:
+    """Returns the values from `start` that are not sent, up to the next one that is."""
+    stop = start
+    while stop < len(values) and not _is_sent(values[stop]):
+        stop += 1
+    return values[start:stop]
 
 
 def _part(questions: Questions, answers: Sequence[Any], start: int) -> AnsweredRows:

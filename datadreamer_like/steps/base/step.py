@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,22 +16,20 @@ from datadreamer_like.graph.engine import Engine
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.installed import is_installed
-from datadreamer_like.graph.node import Node, working, working_node
+from datadreamer_like.graph.node import reading_engine, working, working_node
 from datadreamer_like.graph.output import Column, OutputDataset, OutputIterableDataset
 from datadreamer_like.graph.results import Kept, OnDemand, Outcome
 from datadreamer_like.graph.rows import Batch, Rows
 from datadreamer_like.graph.usage import Usage
 from datadreamer_like.storage.values import pickle_value, unpickle
 
-from ..operations.operations import OperationOptions, Operations
-from .background_run import BackgroundRun
-from .columns import num_rows_of
+from ..operations.operations import Operations
+from .columns import columns_together, num_rows_of, placed, processed
 from .export import Exports
 from .lazy_rows import LazyRowBatches
-from .processing import process_rows
-from .registration import Registration, run_setup
+from .options import NodeOptions, OperationOptions, check_known, taken_options
+from .registration import Registration
 from .returned import Expected, normalized
-from .saved_rows import open_rows, save_rows
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -49,8 +49,7 @@ class Step(Registration, Operations["Derived"], Exports):
         force: Run even if the result exists. Answers of models still come from the cache.
         verbose: False shows only warnings of this step.
         log_level: A level of `logging` that overrides `verbose`.
-        save_num_proc: Accepted for DataDreamer scripts; tables are written in one pass as rows arrive.
-        save_num_shards: Accepted for DataDreamer scripts, as `save_num_proc`.
+        save_num_proc: Accepted for DataDreamer scripts, as `save_num_shards`; tables are written as rows arrive.
         background: Run in a thread; use `wait` or ask for the output to wait for it.
 
     Raises:
@@ -97,7 +96,7 @@ class Step(Registration, Operations["Derived"], Exports):
         background: bool = False,
     ) -> None:
         self.name = name
-        run_setup(self)
+        self.run_setup()
         self.accept(inputs or {}, args or {}, outputs or {})
         outer = working_node()
         if outer is not None and not isinstance(outer, SuperStep):
@@ -105,18 +104,18 @@ class Step(Registration, Operations["Derived"], Exports):
                 f'"{name}" is created inside "{outer.name}", which is not a SuperStep. Derive its class from SuperStep.'
             )
         super().__init__(name, force=force, progress_interval=progress_interval)
-        self.parents = _distinct(column.step for column in self._inputs.values())
-        self.parents += _distinct(parent for value in self._args.values() for parent in getattr(value, "parents", ()))
+        self.parents = list(dict.fromkeys(column.step for column in self._inputs.values()))
+        self.parents += dict.fromkeys(p for value in self._args.values() for p in getattr(value, "parents", ()))
         self._log_level = log_level or (logging.WARNING if verbose is False else None)
-        self._output = None
-        self._background = None
         self._draft: Path | None = None
         if self.session is None:
             return
         _ = self.fingerprint  # raises here, not in a thread
         if background:
-            self._background = BackgroundRun(self.make_output, self.name)
-            self.session.wait_at_end(self._background.end)
+            pool = ThreadPoolExecutor(1, thread_name_prefix=self.name)
+            self._background = pool.submit(contextvars.copy_context().run, self.make_output)
+            pool.shutdown(wait=False)
+            self.session.wait_at_end(self.end_background)
         else:
             self._output = self.make_output()
 
@@ -132,23 +131,24 @@ class Step(Registration, Operations["Derived"], Exports):
         """
         if type(self).process is Step.process:
             raise NotImplementedError(f"{type(self).__name__} has neither run() nor process().")
-        return LazyRowBatches(
-            lambda: process_rows(self, list(self._output_specs)),
-            total_num_rows=num_rows_of(self._inputs),
-            save=not self._args.get("lazy"),
-            row_by_row=True,
-        )
+        save = not self._args.get("lazy")
+        return LazyRowBatches(self._process_inputs, num_rows_of(self._inputs), save=save, row_by_row=True)
+
+    def _process_inputs(self) -> Iterator[Mapping[str, Any]]:
+        what = f'"{self.name}"'
+        if not self._inputs:
+            raise DefinitionError(f"{what}: process() needs an input. Write run() to make rows without one.")
+        engine = reading_engine()
+        batches = placed(columns_together(self._inputs, what), engine.batch_size)
+        work = partial(processed, self.worker(engine).process, what, list(self._output_specs))
+        return engine.batches(work, batches, what, self.sent_parts())
 
     def process(self, batch: Batch) -> Mapping[str, Any]:
         """Makes one output row per input row; a subclass writes this or `run`.
 
-        It must not keep state between batches: they may be processed in any order and in other processes.
-
-        Args:
-            batch: Columns as lists of equal length, by the names of the inputs.
-
-        Returns:
-            Columns of the same length, by the names of the outputs.
+        It must not keep state between batches: they may be processed in any order and in other processes. `batch` holds
+        columns as lists of equal length, by the names of the inputs; the result holds columns of the same length, by
+        the names of the outputs.
         """
         raise NotImplementedError(f"{type(self).__name__} has no process().")
 
@@ -193,10 +193,7 @@ class Step(Registration, Operations["Derived"], Exports):
         Raises:
             SessionError: The step was made outside a session.
         """
-        folder = self._draft or self.folder
-        if folder is None:
-            raise SessionError(f'"{self.name}" was made outside a session, so it has no folder.')
-        return str(folder)
+        return str(self._draft or self.wanted.folder)
 
     def pickle(self, value: Any, *args: Any, **kwargs: Any) -> bytes:
         """Turns any Python object into a value that can be stored; it is restored when the output is read."""
@@ -254,13 +251,8 @@ class Step(Registration, Operations["Derived"], Exports):
             return OutputIterableDataset(self, outcome.value)
         manifest = outcome.manifest
         in_memory = self.session is not None and self.session.in_memory
-        return OutputDataset(
-            self,
-            open_rows(self) if in_memory else partial(open_rows, self),
-            manifest.pickled,
-            columns=manifest.columns,
-            num_rows=manifest.rows,
-        )
+        rows = self.open_rows() if in_memory else self.open_rows
+        return OutputDataset(self, rows, manifest.pickled, columns=manifest.columns, num_rows=manifest.rows)
 
     def build(self, draft: Path) -> Outcome:
         """Runs the step, and saves its rows unless they are lazy."""
@@ -273,26 +265,15 @@ class Step(Registration, Operations["Derived"], Exports):
             for kind, fact in self._card_facts:
                 self.card.register(kind, fact)
             rows = rows.renamed(self._renamed)
-            if stays_lazy:
-                return OnDemand(replace(rows, node=self))
-            return self.write_rows(rows, draft)
+            return OnDemand(replace(rows, node=self)) if stays_lazy else self.write_rows(rows, draft)
         finally:
             self._draft = None
 
-    def write_rows(self, rows: Rows, draft: Path) -> Kept:
-        """Saves the step's rows in the result's folder."""
-        return save_rows(self, rows, draft)
-
     def derive(
-        self,
-        operation: str,
-        lazy: bool,
-        options: OperationOptions,
-        args: dict[str, Any],
-        transform: Callable[[Rows], Rows],
+        self, operation: str, lazy: bool, options: OperationOptions, transform: Callable[..., Rows], **args: Any
     ) -> Derived:
         """Makes the result step of an operation; see `Operations.derive`."""
-        return Derived.of(operation, [self], args, lambda: transform(self.output.rows), lazy, options)
+        return Derived(operation, [self], transform, args, lazy, options)
 
 
 class SuperStep(Step):
@@ -304,43 +285,22 @@ class Derived(Step):
 
     def __init__(
         self,
-        name: str,
         operation: str,
         sources: list[Step],
+        transform: Callable[..., Rows],
         args: dict[str, Any],
-        make: Callable[[], Rows],
         lazy: bool,
         options: OperationOptions,
     ) -> None:
+        check_known(options, OperationOptions.__annotations__, operation)
         self.operation = operation
         self.sources = sources
         self.operation_args = args
-        self._make = make
+        self._transform = transform
         self._lazy = lazy
         super().__init__(
-            name,
-            progress_interval=options.get("progress_interval", 60),
-            force=options.get("force", False),
-            background=options.get("background", False),
+            options.get("name") or _name(operation, sources), **taken_options({**options}, NodeOptions.__annotations__)
         )
-
-    @classmethod
-    def of(
-        cls,
-        operation: str,
-        sources: list[Step],
-        args: dict[str, Any],
-        make: Callable[[], Rows],
-        lazy: bool,
-        options: OperationOptions,
-    ) -> Self:
-        """Makes the result step of an operation, named after its sources unless a name is given."""
-        unknown = [name for name in options if name not in OperationOptions.__annotations__]
-        if unknown:
-            known = ", ".join(OperationOptions.__annotations__)
-            raise DefinitionError(f"{operation} has no option {unknown[0]!r}; it takes: {known}.")
-        name = options.get("name") or _name(operation, sources)
-        return cls(name, operation, sources, args, make, lazy, options)
 
     @property
     def moves_rows(self) -> bool:
@@ -353,7 +313,7 @@ class Derived(Step):
 
     def run(self) -> Rows:
         """Applies the operation."""
-        return self._make()
+        return self._transform(*(source.output.rows for source in self.sources), **self.operation_args)
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns the fingerprints of the operation, its arguments and its sources."""
@@ -369,29 +329,20 @@ class Derived(Step):
         self.parents = list(dict.fromkeys(self.sources))
         if self._lazy:
             with working(self):
-                made = self._make()
-            rows = replace(made, node=self)
+                rows = replace(self.run(), node=self)
             return OutputIterableDataset(self, rows) if rows.table is None else OutputDataset(self, rows)
         return super().make_output()
 
     def build(self, draft: Path) -> Kept:
         """Applies the operation and saves its rows."""
-        return self.write_rows(self._make(), draft)
+        return self.write_rows(self.run(), draft)
 
 
 def _name(operation: str, sources: list[Step]) -> str:
+    own_names = [source.name.rpartition(" / ")[2] for source in sources]
     if operation in ("concat", "zipped"):
-        return f"{operation}({', '.join(_own_name(source) for source in sources)})"
-    first = _own_name(sources[0])
-    session = sources[0].session
+        return f"{operation}({', '.join(own_names)})"
+    first, session = own_names[0], sources[0].session
     if session is None:
         return f"{first} ({operation})"
     return session.results.free_name(f"{first} ({operation})", lambda count: f"{first} ({operation} #{count})")
-
-
-def _own_name(node: Node) -> str:
-    return node.name.rpartition(" / ")[2]
-
-
-def _distinct(nodes: Iterator[Node]) -> list[Node]:
-    return list({id(node): node for node in nodes}.values())

@@ -9,7 +9,7 @@ from typing import Any
 from datadreamer_like.errors import NoSuchRow
 from datadreamer_like.graph.node import Node
 from datadreamer_like.graph.origin import INPUT, Link, Origin
-from datadreamer_like.graph.output import OutputDataset, OutputIterableDataset
+from datadreamer_like.graph.output import OutputIterableDataset
 
 PROMPT_COLUMNS = ("prompts", "judge_prompts")
 """Columns in which prompting steps keep the prompts that they sent."""
@@ -75,22 +75,8 @@ class Trace:
         return "\n".join(lines)
 
 
-@dataclass(eq=False)
-class _Row:
-    """A row to look up, and the origins learned of the lazy rows before it."""
-
-    node: Any
-    index: int
-    trace: Trace
-    learned: dict[str, Origin]
-
-
 def traced(step: Any, index: int) -> Trace:
-    """Returns the origin of a step's row; see `Step.trace`.
-
-    Raises:
-        NoSuchRow: There is no such row.
-    """
+    """Returns the origin of a step's row; see `Step.trace`."""
     size = step.output.num_rows
     position = index + size if index < 0 and size is not None else index
     if position < 0 or (size is not None and position >= size):
@@ -98,67 +84,63 @@ def traced(step: Any, index: int) -> Trace:
         raise NoSuchRow(f'"{step.name}" has no row {index}; {known}.')
     root = Trace(step.name, type(step).__name__, position)
     found = {(id(step), position, "row"): root}
-    waiting = [_Row(step, position, root, {})]
+    # Rows to look up, each with the origins learned of the lazy rows before it.
+    waiting: list[tuple[Any, int, Trace, dict[str, Origin]]] = [(step, position, root, {})]
     while waiting:
-        row = waiting.pop()
-        _read_values(row)
-        learned = {**row.learned, **_stored_origins(row.node)}
-        links = _links(row, learned)
-        covered = set()
-        for link in links or ():
-            covered.add(id(link.parent))
-            for place in link.of(row.index):
+        node, position, trace, learned = waiting.pop()
+        _read_values(node, position, trace)
+        learned = {**learned, **_stored_origins(node)}
+        links = _links(node, position, learned)
+        for link in links:
+            for place in link.of(position):
                 key = (id(link.parent) if link.parent is not None else hash(link.name), place, link.role)
-                parent = found.get(key)
-                if parent is None:
-                    parent = found[key] = _parent(link, place)
-                    parent.values = _moved_values(row, link.parent)
-                    if isinstance(getattr(link.parent, "_output", None), OutputDataset | OutputIterableDataset):
-                        waiting.append(_Row(link.parent, place, parent, learned))
-                row.trace.parents.append(parent)
-        for node in row.node.parents:
-            if id(node) not in covered:
-                row.trace.parents.append(Trace(node.name, type(node).__name__, None, INPUT))
+                if key not in found:
+                    found[key] = _parent(node, trace, link, place)
+                    if getattr(link.parent, "_output", None) is not None:
+                        waiting.append((link.parent, place, found[key], learned))
+                trace.parents.append(found[key])
+        covered = {id(link.parent) for link in links}
+        others = [parent for parent in node.parents if id(parent) not in covered]
+        trace.parents += [Trace(parent.name, type(parent).__name__, None, INPUT) for parent in others]
     return root
 
 
-def _parent(link: Link, place: int) -> Trace:
-    if link.parent is None:
+def _parent(node: Any, trace: Trace, link: Link, place: int) -> Trace:
+    parent: Any = link.parent
+    if parent is None:
         return Trace(link.name, link.class_name, place, link.role)
-    return Trace(link.parent.name, type(link.parent).__name__, place, link.role)
+    values = None
+    if getattr(node, "moves_rows", False) and _is_lazy(parent) and trace.values is not None:
+        names = parent.output.column_names
+        if set(names) <= set(trace.values):  # moved unchanged, so the parent's row need not be generated again
+            values = {name: trace.values[name] for name in names}
+    return Trace(parent.name, type(parent).__name__, place, link.role, values)
 
 
-def _moved_values(row: _Row, parent: Any) -> dict[str, Any] | None:
-    """Returns the values of a lazy row that an operation moved unchanged, to avoid generating it again."""
-    moved = getattr(row.node, "moves_rows", False) and isinstance(
-        getattr(parent, "_output", None), OutputIterableDataset
-    )
-    if not moved or row.trace.values is None or not set(parent.output.column_names) <= set(row.trace.values):
-        return None
-    return {name: row.trace.values[name] for name in parent.output.column_names}
-
-
-def _read_values(row: _Row) -> None:
-    if row.trace.values is None:
+def _read_values(node: Any, index: int, trace: Trace) -> None:
+    if trace.values is None:
         try:
-            values = row.node.output.rows.values_at(row.index)
+            values = node.output.rows.values_at(index)
         except IndexError:
-            raise NoSuchRow(f'"{row.node.name}" has no row {row.index}.') from None
-        row.trace.values = {name: column[0] for name, column in values.items()}
-    row.trace.prompt = next((row.trace.values[name] for name in PROMPT_COLUMNS if name in row.trace.values), None)
+            raise NoSuchRow(f'"{node.name}" has no row {index}.') from None
+        trace.values = {name: column[0] for name, column in values.items()}
+    trace.prompt = next((trace.values[name] for name in PROMPT_COLUMNS if name in trace.values), None)
 
 
-def _links(row: _Row, learned: dict[str, Origin]) -> tuple[Link, ...] | None:
-    rows = row.node.output.rows
+def _links(node: Any, index: int, learned: dict[str, Origin]) -> tuple[Link, ...]:
+    rows = node.output.rows
     origin: Origin = rows.origin
-    stored = learned.get(row.node.fingerprint)
-    if rows.table is None and stored is not None and stored.covers(row.index):
-        origin = stored
-    if not origin.covers(row.index):
+    if rows.table is None and node.fingerprint in learned and learned[node.fingerprint].covers(index):
+        origin = learned[node.fingerprint]
+    if not origin.covers(index):
         for _ in rows.read():
-            if origin.covers(row.index):
+            if origin.covers(index):
                 break
-    return origin.links
+    return origin.links or ()
+
+
+def _is_lazy(node: Any) -> bool:
+    return isinstance(getattr(node, "_output", None), OutputIterableDataset)
 
 
 def _stored_origins(node: Any) -> dict[str, Origin]:
@@ -166,9 +148,8 @@ def _stored_origins(node: Any) -> dict[str, Origin]:
     described = node.manifest.result.get("origins of lazy rows") if node.manifest is not None else None
     if not described:
         return {}
-    folder = node.result_folder
     nodes = [parent for lazy in lazy_nodes(node.parents) for parent in (lazy, *lazy.parents)]
-    return {fingerprint: Origin.load(folder, links, nodes) for fingerprint, links in described.items()}
+    return {fingerprint: Origin.load(node.result_folder, links, nodes) for fingerprint, links in described.items()}
 
 
 def lazy_nodes(parents: Iterable[Node]) -> list[Any]:
@@ -177,7 +158,7 @@ def lazy_nodes(parents: Iterable[Node]) -> list[Any]:
     waiting: list[Any] = list(parents)
     while waiting:
         node = waiting.pop()
-        if id(node) not in found and isinstance(getattr(node, "_output", None), OutputIterableDataset):
+        if id(node) not in found and _is_lazy(node):
             found[id(node)] = node
             waiting.extend(node.parents)
     return list(found.values())

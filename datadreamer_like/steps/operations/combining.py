@@ -6,18 +6,13 @@ from typing import Any, Unpack
 
 from datadreamer_like.errors import DefinitionError
 
+from ..base.options import OperationOptions
 from ..base.step import Derived, Step
 from . import transforms
-from .operations import OperationOptions
 
 
 def concat(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
-    """Concatenates the rows of several steps.
-
-    Args:
-        *steps: Steps with the same columns.
-        lazy: Generate the rows lazily.
-        **options: See `OperationOptions`.
+    """Concatenates the rows of steps with the same columns; `lazy=False` saves them.
 
     Raises:
         DefinitionError: There are no steps, or their columns differ.
@@ -30,18 +25,11 @@ def concat(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions])
                 f'concat: "{step.name}" has the columns {step.output.column_names}, "{steps[0].name}" has {first}. '
                 "Rename or select columns first."
             )
-    return Derived.of(
-        "concat", list(steps), {}, lambda: transforms.concatenated([step.output.rows for step in steps]), lazy, options
-    )
+    return Derived("concat", list(steps), transforms.concatenated, {}, lazy, options)
 
 
 def zipped(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
-    """Joins the columns of several steps row by row.
-
-    Args:
-        *steps: Steps with equally many rows and different columns.
-        lazy: Generate the rows lazily.
-        **options: See `OperationOptions`.
+    """Joins the different columns of steps with equally many rows, row by row; `lazy=False` saves them.
 
     Raises:
         DefinitionError: There are no steps, two share a column's name, or their numbers of rows differ.
@@ -54,9 +42,7 @@ def zipped(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions])
     lengths = {step.name: rows for step in steps if (rows := step.output.num_rows) is not None}
     if len(set(lengths.values())) > 1:
         raise DefinitionError(f"zipped: the steps have different numbers of rows: {lengths}.")
-    return Derived.of(
-        "zipped", list(steps), {}, lambda: transforms.side_by_side([step.output.rows for step in steps]), lazy, options
-    )
+    return Derived("zipped", list(steps), transforms.side_by_side, {}, lazy, options)
 
 
 def _check_steps(what: str, steps: tuple[Any, ...]) -> None:

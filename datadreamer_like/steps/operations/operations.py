@@ -4,48 +4,20 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, TypedDict, TypeVar, Unpack
+from functools import partial
+from typing import Any, Generic, TypeVar, Unpack
 
 import numpy as np
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, UnknownColumn, did_you_mean
+from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.rows import Rows
 
 from ..base.dataset_node import DatasetNode
+from ..base.options import OperationOptions, RunOptions
 from . import row_functions, splitting, transforms
 from .sorting import sort
 
 StepT = TypeVar("StepT", bound=DatasetNode)
-
-
-class RunOptions(TypedDict, total=False):
-    """Options for running an operation.
-
-    Attributes:
-        progress_interval: Seconds between progress lines where there is no terminal.
-        force: Run even if the result exists.
-        writer_batch_size: Accepted for DataDreamer scripts; rows are written as they arrive.
-        save_num_proc: Accepted for DataDreamer scripts.
-        save_num_shards: Accepted for DataDreamer scripts.
-        background: Run in a thread.
-    """
-
-    progress_interval: float | None
-    force: bool
-    writer_batch_size: int | None
-    save_num_proc: int | None
-    save_num_shards: int | None
-    background: bool
-
-
-class OperationOptions(RunOptions, total=False):
-    """Options that every operation takes: those of `RunOptions` and a name.
-
-    Attributes:
-        name: Name of the new step; by default this step's name with the operation in parentheses.
-    """
-
-    name: str | None
 
 
 class Operations(DatasetNode, Generic[StepT]):
@@ -54,40 +26,31 @@ class Operations(DatasetNode, Generic[StepT]):
     def select(self, indices: Iterable[int], lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
         """Selects rows by position, in the given order."""
         chosen = np.fromiter(map(operator.index, indices), dtype=np.int64)
-        return self.derive("select", lazy, options, {"indices": chosen}, lambda rows: transforms.select(rows, chosen))
+        return self.derive("select", lazy, options, transforms.select, indices=chosen)
 
     def select_columns(
         self, column_names: str | list[str], lazy: bool = True, **options: Unpack[OperationOptions]
     ) -> StepT:
         """Keeps only the named columns."""
         names = self._known(column_names)
-        return self.derive(
-            "select_columns", lazy, options, {"column_names": names}, lambda rows: transforms.keep_columns(rows, names)
-        )
+        return self.derive("select_columns", lazy, options, transforms.keep_columns, column_names=names)
 
     def take(self, n: int, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
         """Takes the first `n` rows."""
-        return self.derive("take", lazy, options, {"n": n}, lambda rows: transforms.span(rows, 0, n))
+        return self.derive("take", lazy, options, transforms.span, start=0, stop=n)
 
     def skip(self, n: int, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
         """Skips the first `n` rows."""
-        return self.derive("skip", lazy, options, {"n": n}, lambda rows: transforms.span(rows, n, None))
+        return self.derive("skip", lazy, options, transforms.span, start=n, stop=None)
 
     def shuffle(
         self, seed: int | None = None, buffer_size: int = 1000, lazy: bool = True, **options: Unpack[OperationOptions]
     ) -> StepT:
-        """Puts the rows in random order.
+        """Puts the rows in random order; without a `seed` it is the same in every run of the script.
 
-        Args:
-            seed: Seed; without one the order is random, but the same in every run of the script.
-            buffer_size: Size of the shuffle buffer for lazy rows; a table is shuffled as a whole.
-            lazy: Generate the rows lazily.
-            **options: See `OperationOptions`.
+        A table is shuffled as a whole, lazy rows in a buffer of `buffer_size` rows.
         """
-        args = {"seed": seed, "buffer_size": buffer_size}
-        return self.derive(
-            "shuffle", lazy, options, args, lambda rows: transforms.shuffle(rows, seed or 0, buffer_size)
-        )
+        return self.derive("shuffle", lazy, options, transforms.shuffle, seed=seed, buffer_size=buffer_size)
 
     def sort(
         self,
@@ -96,25 +59,21 @@ class Operations(DatasetNode, Generic[StepT]):
         null_placement: str = "at_end",
         **options: Unpack[OperationOptions],
     ) -> StepT:
-        """Sorts the rows by one or more columns; equal rows keep their order.
+        """Sorts the rows by one or more columns, the most important first; equal rows keep their order.
 
-        Args:
-            column_names: Columns to sort by, the most important first.
-            reverse: Largest first, for all columns or per column.
-            null_placement: `"at_end"` or `"at_start"`.
-            **options: See `OperationOptions`.
+        `reverse` puts the largest first, for all columns or per column. `null_placement` is `"at_end"` or `"at_start"`.
         """
         names = self._known(column_names)
         backwards = [reverse] * len(names) if isinstance(reverse, bool) else list(reverse)
         if len(backwards) != len(names):
             raise DefinitionError(f"sort: {len(backwards)} values of reverse for {len(names)} columns.")
         args = {"column_names": names, "reverse": backwards, "null_placement": null_placement}
-        return self.derive("sort", False, options, args, lambda rows: sort(rows, names, backwards, null_placement))
+        return self.derive("sort", False, options, sort, **args)
 
     def add_item(self, item: dict[str, Any], lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
         """Appends a row; missing columns are None."""
         self._known(list(item))
-        return self.derive("add_item", lazy, options, {"item": item}, lambda rows: transforms.append(rows, item))
+        return self.derive("add_item", lazy, options, transforms.append, item=item)
 
     def map(
         self,
@@ -144,15 +103,9 @@ class Operations(DatasetNode, Generic[StepT]):
             lazy: Generate the rows lazily.
             **options: See `OperationOptions`.
         """
-        _check_function("map", function)
-        call = row_functions.Call(function, with_indices, self._known(input_columns), batched, batch_size)
-        removed = self._known(remove_columns)
-        args = {"function": call.fingerprint_values(), "remove_columns": removed}
-
-        def mapped(rows: Rows) -> Rows:
-            return row_functions.map_rows(rows, call, removed, total_num_rows, lazy)
-
-        return self.derive("map", lazy, options, args, mapped)
+        call = row_functions.Call("map", function, with_indices, self._known(input_columns), batched, batch_size)
+        mapped = partial(row_functions.map_rows, total=total_num_rows, lazy=lazy)
+        return self.derive("map", lazy, options, mapped, function=call, remove_columns=self._known(remove_columns))
 
     def filter(
         self,
@@ -167,15 +120,9 @@ class Operations(DatasetNode, Generic[StepT]):
         **options: Unpack[OperationOptions],
     ) -> StepT:
         """Keeps the rows for which a function returns a true value; the arguments are those of `map`."""
-        _check_function("filter", function)
-        call = row_functions.Call(function, with_indices, self._known(input_columns), batched, batch_size)
-        return self.derive(
-            "filter",
-            lazy,
-            options,
-            {"function": call.fingerprint_values()},
-            lambda rows: row_functions.filter_rows(rows, call, total_num_rows),
-        )
+        call = row_functions.Call("filter", function, with_indices, self._known(input_columns), batched, batch_size)
+        filtered = partial(row_functions.filter_rows, total=total_num_rows)
+        return self.derive("filter", lazy, options, filtered, function=call)
 
     def rename_column(
         self, original_column_name: str, new_column_name: str, lazy: bool = True, **options: Unpack[OperationOptions]
@@ -189,19 +136,20 @@ class Operations(DatasetNode, Generic[StepT]):
         """Renames columns."""
         return self._rename("rename_columns", column_mapping, lazy, options)
 
+    def _rename(self, operation: str, names: dict[str, str], lazy: bool, options: OperationOptions) -> StepT:
+        self._known(list(names))
+        new = [names.get(name, name) for name in self.output.column_names]
+        if len(set(new)) < len(new):
+            raise DefinitionError(f"{operation}: two columns would have the same name: {', '.join(new)}.")
+        return self.derive(operation, lazy, options, transforms.rename, names=names)
+
     def remove_columns(
         self, column_names: str | list[str], lazy: bool = True, **options: Unpack[OperationOptions]
     ) -> StepT:
         """Removes columns."""
         removed = self._known(column_names)
-        names = [name for name in self._columns() if name not in removed]
-        return self.derive(
-            "remove_columns",
-            lazy,
-            options,
-            {"column_names": removed},
-            lambda rows: transforms.keep_columns(rows, names),
-        )
+        names = [name for name in self.output.column_names if name not in removed]
+        return self.derive("remove_columns", lazy, options, transforms.keep_columns, column_names=names)
 
     def splits(
         self,
@@ -213,12 +161,8 @@ class Operations(DatasetNode, Generic[StepT]):
     ) -> dict[str, StepT]:
         """Splits the rows at random, the same way in every run; within a split they keep their order.
 
-        Args:
-            train_size: Share (a float up to 1.0) or number (an int) of the rows in the split `train`.
-            validation_size: The same for the split `validation`.
-            test_size: The same for the split `test`.
-            stratify_by_column: A column whose values have the same shares in every split.
-            **options: See `OperationOptions`.
+        A size is a share (a float up to 1.0) or a number (an int) of rows. The values of `stratify_by_column` have the
+        same shares in every split.
 
         Returns:
             A step for each split with a size. With a single size, the remaining rows are the split `test`, or `train`
@@ -228,99 +172,49 @@ class Operations(DatasetNode, Generic[StepT]):
             DefinitionError: The sizes do not fit the number of rows.
             EmptyDataset: There are no rows.
         """
+        self._known(stratify_by_column)
         sizes = {"train": train_size, "validation": validation_size, "test": test_size}
-        if stratify_by_column is not None:
-            self._known(stratify_by_column)
+        args = {"sizes": sizes, "stratify_by_column": stratify_by_column}
         made = {}
         for split in splitting.split_names(sizes):
-            args = {"sizes": sizes, "split": split, "stratify_by_column": stratify_by_column}
             name = options.get("name")
             named: OperationOptions = {**options, "name": f"{name} ({split})"} if name else options
-            made[split] = self.derive(
-                f"{split} split", False, named, args, splitting.Split(sizes, split, stratify_by_column)
-            )
+            made[split] = self.derive(f"{split} split", False, named, splitting.split_rows, split=split, **args)
         return made
 
     def shard(
         self, num_shards: int, index: int, contiguous: bool = False, **options: Unpack[OperationOptions]
     ) -> StepT:
-        """Selects one of `num_shards` parts.
-
-        Args:
-            num_shards: Number of parts.
-            index: Which one, from 0.
-            contiguous: Select consecutive rows instead of every `num_shards`-th.
-            **options: See `OperationOptions`.
-        """
+        """Selects one of `num_shards` parts: every `num_shards`-th row from `index`, or consecutive rows."""
         if not 0 <= index < num_shards:
             raise DefinitionError(f"shard: index is {index}; expected 0 to {num_shards - 1}.")
         args = {"num_shards": num_shards, "index": index, "contiguous": contiguous}
-        return self.derive(
-            "shard", False, options, args, lambda rows: transforms.shard(rows, num_shards, index, contiguous)
-        )
+        return self.derive("shard", False, options, transforms.shard, **args)
 
     def reverse(self, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
         """Reverses the order of the rows."""
-        return self.derive("reverse", lazy, options, {}, transforms.reverse)
+        return self.derive("reverse", lazy, options, transforms.reverse)
 
     def save(self, **options: Unpack[OperationOptions]) -> StepT:
         """Generates all rows and saves them to disk."""
-        return self.derive("save", False, options, {}, transforms.same_rows)
+        return self.derive("save", False, options, transforms.same_rows)
 
     def copy(self, name: str | None = None, lazy: bool | None = None, **options: Unpack[RunOptions]) -> StepT:
-        """Makes a step with the same rows.
-
-        Args:
-            name: Name of the new step.
-            lazy: Generate the rows lazily; by default as in this step.
-            **options: See `RunOptions`.
-        """
+        """Makes a step with the same rows, lazy ones by default if this step's are; `options` as in `RunOptions`."""
         keep_lazy = self.output.rows.table is None if lazy is None else lazy
-        return self.derive("copy", keep_lazy, {**options, "name": name}, {}, transforms.same_rows)
-
-    def _rename(self, what: str, names: dict[str, str], lazy: bool, options: OperationOptions) -> StepT:
-        self._known(list(names))
-        new = [names.get(name, name) for name in self._columns()]
-        if len(set(new)) < len(new):
-            raise DefinitionError(f"{what}: two columns would have the same name: {', '.join(new)}.")
-        return self.derive(what, lazy, options, {"names": names}, lambda rows: transforms.rename(rows, names))
-
-    def _columns(self) -> list[str]:
-        return self.output.column_names
+        return self.derive("copy", keep_lazy, {**options, "name": name}, transforms.same_rows)
 
     def _known(self, names: str | Sequence[str] | None) -> list[str]:
         listed = [names] if isinstance(names, str) else list(names or ())
-        columns = self._columns()
         for name in listed:
-            if name not in columns:
-                raise UnknownColumn(
-                    f'"{self.name}" has no column "{name}"; it offers: {", ".join(columns)}.'
-                    + did_you_mean(name, columns)
-                )
+            _ = self.output[str(name)]  # raises if there is no such column
         return listed
 
     def derive(
-        self,
-        operation: str,
-        lazy: bool,
-        options: OperationOptions,
-        args: dict[str, Any],
-        transform: Callable[[Rows], Rows],
+        self, operation: str, lazy: bool, options: OperationOptions, transform: Callable[..., Rows], **args: Any
     ) -> StepT:
         """Makes the result step of an operation.
 
-        Args:
-            operation: Name of the operation.
-            lazy: Generate the rows lazily, and save none.
-            options: See `OperationOptions`.
-            args: Values that determine the operation's result, in addition to this step's rows.
-            transform: The operation.
+        `transform` makes its rows from this step's rows and `args`, which determine the result.
         """
         raise NotImplementedError
-
-
-def _check_function(operation: str, function: Any) -> None:
-    if not callable(function):
-        raise ArgumentTypeError(
-            f"{operation}: {function!r} is {type(function).__name__}; expected a function of a row."
-        )

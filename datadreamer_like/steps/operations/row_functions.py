@@ -5,18 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from datadreamer_like.errors import StepOutputError
+from datadreamer_like.errors import ArgumentTypeError, StepOutputError
 from datadreamer_like.graph.engine import Engine
 from datadreamer_like.graph.node import reading_engine
-from datadreamer_like.graph.origin import INPUT, Every, Stated
+from datadreamer_like.graph.origin import Every
 from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows, rebatched
 from datadreamer_like.graph.usage import current_usage
 from datadreamer_like.storage.values import to_batch, to_columns
+
+from .transforms import StatedBatches, placed, stated
 
 # Rows on which a mapped function is tried to find its columns.
 _SAMPLES = 10
@@ -27,33 +30,33 @@ _PROGRESS_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Call:
-    """How a user's function is called on rows.
+    """How a user's function is called on rows; the fields are arguments of `Operations.map`."""
 
-    Attributes:
-        function: The function.
-        with_indices: Pass positions too.
-        input_columns: Columns whose values are passed; empty for the whole row.
-        batched: Pass columns of many rows.
-        batch_size: Rows per call if `batched`.
-    """
-
-    function: Callable[..., Any]
+    operation: str
+    function: Any
     with_indices: bool
     input_columns: list[str]
     batched: bool
     batch_size: int
 
-    def fingerprint_values(self) -> tuple[Any, ...]:
-        """Returns the values that determine the result."""
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            kind = type(self.function).__name__
+            raise ArgumentTypeError(f"{self.operation}: {self.function!r} is {kind}; expected a function of a row.")
+
+    def __fingerprint__(self) -> tuple[Any, ...]:
         size = self.batch_size if self.batched else None
         return self.function, self.with_indices, tuple(self.input_columns), self.batched, size
 
     def portions(self, rows: Rows, engine: Engine) -> Iterator[tuple[pa.RecordBatch, list[Any]]]:
         """Yields batches of rows, each with the function's results: one per row, or a single one if batched."""
-        size = min(BATCH_SIZE, engine.batch_size or BATCH_SIZE)
-        batches = rebatched(rows.read(), self.batch_size) if self.batched else _sliced(rows.read(), size)
-        what = "map or filter" if rows.node is None else f'map or filter of "{rows.node.name}"'
-        return engine.batches(self.results, _placed(batches), what, {"the function": self.function})
+        if self.batched:
+            batches = rebatched(rows.read(), self.batch_size)
+        else:
+            size = min(BATCH_SIZE, engine.batch_size or BATCH_SIZE)
+            batches = (part.slice(start, size) for part in rows.read() for start in range(0, part.num_rows, size))
+        what = self.operation if rows.node is None else f'{self.operation} of "{rows.node.name}"'
+        return engine.batches(self.results, placed(batches), what, {"the function": self.function})
 
     def results(self, batches: Iterator[tuple[int, pa.RecordBatch]]) -> Iterator[tuple[pa.RecordBatch, list[Any]]]:
         """Calls the function on batches, each with the position of its first row."""
@@ -92,132 +95,88 @@ class Call:
         usage.note = ""
 
 
-def map_rows(rows: Rows, call: Call, removed: list[str], total: int | None, lazy: bool) -> Rows:
+def map_rows(rows: Rows, function: Call, remove_columns: list[str], total: int | None, lazy: bool) -> Rows:
     """Applies a function to rows and adds the columns it returns.
 
     If a batched function returns as many rows as it was given, they are assumed to be in the same order; otherwise each
     row's origin is the whole batch.
     """
 
-    def mapped(source: Rows, engine: Engine) -> Iterator[tuple[pa.RecordBatch, Stated | None]]:
+    def mapped(source: Rows, engine: Engine) -> StatedBatches:
         place = 0
-        for batch, results in call.portions(source, engine):
-            new = _columns(results[0]) if call.batched else _gathered(results)
-            made = _with_new(batch, new, removed)
+        for batch, results in function.portions(source, engine):
+            made = _with_new(batch, _columns(results, function.batched), remove_columns)
             taken = range(place, place + batch.num_rows)
             place += batch.num_rows
-            piece = taken if made.num_rows == batch.num_rows else Every(taken)
-            yield made, {} if rows.node is None else {(rows.node, INPUT): piece}
+            yield made, stated(rows, taken if made.num_rows == batch.num_rows else Every(taken))
 
-    total = total if total is not None else (None if call.batched else rows.num_rows)
+    if total is None and not function.batched:
+        total = rows.num_rows
     # New column names are known only after a call. Lazy rows need them before they are read, so the function is called
     # on one row now; this also reveals errors early.
     first = _mapped_sample(rows, mapped) if lazy else None
-    kept = [column for column in rows.schema if column.name not in removed]
+    kept = [column for column in rows.schema if column.name not in remove_columns]
     schema = first.schema if first is not None else pa.schema(kept)
     return replace(Rows.recorded(schema, total, lambda: mapped(rows, reading_engine())), sample=first)
+
+
+def _mapped_sample(rows: Rows, mapped: Callable[[Rows, Engine], StatedBatches]) -> pa.RecordBatch | None:
+    """Returns a mapped row: the first of a few that the function changed."""
+    samples: Iterable[pa.RecordBatch] = [rows.sample]
+    if rows.sample is None:
+        batches = rows.read() if rows.table is None else rows.table.batches(_SAMPLES)
+        samples = islice((batch.slice(place, 1) for batch in batches for place in range(batch.num_rows)), _SAMPLES)
+    first = None
+    for row in samples:
+        one = Rows.of_table(pa.Table.from_batches([row]), node=rows.node)
+        made, _ = next(mapped(one, Engine()), (None, None))
+        first = first or made
+        if made is not None and not (made.schema.names == row.schema.names and made.equals(row)):
+            return made
+    return first
 
 
 def _with_new(batch: pa.RecordBatch, new: Batch, removed: list[str]) -> pa.RecordBatch:
     made = to_batch(new, "map", batch.schema)
     names = [name for name in batch.schema.names if name not in removed or name in new]
     names += [name for name in new if name not in names]
-    fields, arrays = [], []
-    for name in names:
-        source = made if name in new else batch
-        fields.append(source.schema.field(name))
-        arrays.append(source.column(name))
+    sources = {name: made if name in new else batch for name in names}
+    arrays = [source.column(name) for name, source in sources.items()]
     lengths = {name: len(array) for name, array in zip(names, arrays, strict=True)}
     if len(set(lengths.values())) > 1:
         raise StepOutputError(
             f"map: the function returned columns of different lengths: {lengths}. A batched function that changes "
             "the number of rows must remove the other columns: remove_columns=[...]."
         )
+    fields = [source.schema.field(name) for name, source in sources.items()]
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
 
-_Mapped = Callable[[Rows, Engine], Iterator[tuple[pa.RecordBatch, Stated | None]]]
-
-
-def _mapped_sample(rows: Rows, mapped: _Mapped) -> pa.RecordBatch | None:
-    """Returns a mapped row: the first of a few that the function changed."""
-    tried = None
-    for row in _samples(rows):
-        one = Rows.of_table(pa.Table.from_batches([row]), node=rows.node)
-        made, _ = next(mapped(one, Engine()), (None, None))
-        tried = tried or made
-        if made is not None and made.schema.names != row.schema.names:
-            return made
-        if made is not None and not made.equals(row):
-            return made
-    return tried
-
-
-def _samples(rows: Rows) -> Iterator[pa.RecordBatch]:
-    if rows.sample is not None:
-        yield rows.sample
-        return
-    count = 0
-    for batch in rows.read() if rows.table is None else rows.table.batches(_SAMPLES):
-        for place in range(batch.num_rows):
-            yield batch.slice(place, 1)
-            count += 1
-            if count == _SAMPLES:
-                return
-
-
-def filter_rows(rows: Rows, call: Call, total: int | None) -> Rows:
+def filter_rows(rows: Rows, function: Call, total: int | None) -> Rows:
     """Keeps rows for which a function returns a true value."""
 
-    def read() -> Iterator[tuple[pa.RecordBatch, Stated | None]]:
+    def read() -> StatedBatches:
         place = 0
-        for batch, results in call.portions(rows, reading_engine()):
-            flags = list(results[0]) if call.batched else results
+        for batch, results in function.portions(rows, reading_engine()):
+            flags = list(results[0]) if function.batched else results
             if len(flags) != batch.num_rows:
                 raise StepOutputError(f"filter: the function returned {len(flags)} values for {batch.num_rows} rows.")
             chosen = np.flatnonzero(np.fromiter(map(bool, flags), dtype=bool, count=len(flags)))
             if len(chosen):
-                piece = {(rows.node, INPUT): chosen + place} if rows.node is not None else {}
-                yield batch if len(chosen) == batch.num_rows else batch.take(pa.array(chosen)), piece
+                kept = batch if len(chosen) == batch.num_rows else batch.take(pa.array(chosen))
+                yield kept, stated(rows, chosen + place)
             place += batch.num_rows
 
     return replace(Rows.recorded(rows.schema, total, read), sample=rows.sample)
 
 
-def _placed(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    position = 0
-    for batch in batches:
-        yield position, batch
-        position += batch.num_rows
-
-
-def _sliced(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        for start in range(0, batch.num_rows, size):
-            yield batch.slice(start, size)
-
-
-def _columns(result: Any) -> Batch:
-    if result is None:
-        return {}
-    if not isinstance(result, Mapping):
-        raise StepOutputError(f"map: a batched function returned {type(result).__name__}; expected a dict of columns.")
-    return {name: list(values) for name, values in result.items()}
-
-
-def _gathered(results: list[Any]) -> Batch:
-    columns: Batch = {}
-    for position, result in enumerate(results):
-        if result is None:
-            result = {}
-        if not isinstance(result, Mapping):
-            raise StepOutputError(f"map: the function returned {type(result).__name__} for a row; expected a dict.")
-        for name, value in result.items():
-            column = columns.get(name)
-            if column is None:
-                column = columns[name] = [None] * position
-            column.append(value)
-        for column in columns.values():
-            if len(column) <= position:
-                column.append(None)
-    return columns
+def _columns(results: list[Any], batched: bool) -> Batch:
+    """Returns the columns of a function's results: one dictionary per row, or a single one of columns if batched."""
+    for result in results:
+        if not isinstance(result, Mapping | None):
+            expected = "a batch; expected a dict of columns" if batched else "a row; expected a dict"
+            raise StepOutputError(f"map: the function returned {type(result).__name__} for {expected}.")
+    if batched:
+        return {name: list(values) for name, values in (results[0] or {}).items()}
+    names = dict.fromkeys(name for result in results for name in result or ())
+    return {name: [result.get(name) if result else None for result in results] for name in names}

@@ -13,10 +13,10 @@ from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.rows import Rows, Table
 from datadreamer_like.storage.values import FEATURE, PICKLED, class_names, to_list
 
-from .transforms import Positions, materialized, select
+from .transforms import Positions, materialized, select, table_of
 
 
-def sort(rows: Rows, names: Sequence[str], reverse: Sequence[bool], null_placement: str) -> Rows:
+def sort(rows: Rows, column_names: Sequence[str], reverse: Sequence[bool], null_placement: str) -> Rows:
     """Sorts rows by columns, stably. Missing values and NaN are placed at one end in either direction.
 
     Texts are compared by code points, class labels by number.
@@ -24,8 +24,7 @@ def sort(rows: Rows, names: Sequence[str], reverse: Sequence[bool], null_placeme
     if null_placement not in ("at_end", "at_start"):
         raise DefinitionError(f'sort: null_placement is {null_placement!r}; expected "at_end" or "at_start".')
     whole = materialized(rows)
-    assert whole.table is not None
-    return select(whole, sorted_positions(whole.table, names, reverse, null_placement))
+    return select(whole, sorted_positions(table_of(whole), column_names, reverse, null_placement))
 
 
 def sorted_positions(
@@ -33,9 +32,8 @@ def sorted_positions(
 ) -> Positions:
     """Returns the positions of a table's rows in sorted order; see `sort`."""
     keys = table.columns(list(dict.fromkeys(names))).whole().combine_chunks()
-    if all(_is_sorted_by_arrow(keys.schema.field(name)) for name in names):
-        return _arrow_order(keys, names, reverse, null_placement)
-    return _python_order(keys, names, reverse, null_placement)
+    order = _arrow_order if all(map(_is_sorted_by_arrow, keys.schema)) else _python_order
+    return order(keys, names, reverse, null_placement)
 
 
 def _is_sorted_by_arrow(field: pa.Field) -> bool:
@@ -46,17 +44,17 @@ def _is_sorted_by_arrow(field: pa.Field) -> bool:
 
 def _arrow_order(keys: pa.Table, names: Sequence[str], reverse: Sequence[bool], nulls: str) -> Positions:
     columns: dict[str, pa.ChunkedArray] = {}
-    order: list[tuple[str, str]] = []
+    order: dict[str, str] = {}
     for place, (name, backwards) in enumerate(zip(names, reverse, strict=True)):
         column = keys.column(name)
         if pa.types.is_boolean(column.type) or pa.types.is_null(column.type):
             column = pc.cast(column, pa.int8())
         if nulls == "at_start":
             columns[f"{place} missing"] = pc.cast(pc.is_null(column, nan_is_null=True), pa.int8())
-            order.append((f"{place} missing", "descending"))
+            order[f"{place} missing"] = "descending"
         columns[f"{place}"] = column
-        order.append((f"{place}", "descending" if backwards else "ascending"))
-    return np.asarray(pc.sort_indices(pa.table(columns), sort_keys=order)).astype(np.int64)
+        order[f"{place}"] = "descending" if backwards else "ascending"
+    return np.asarray(pc.sort_indices(pa.table(columns), sort_keys=list(order.items()))).astype(np.int64)
 
 
 def _python_order(keys: pa.Table, names: Sequence[str], reverse: Sequence[bool], nulls: str) -> Positions:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from datadreamer_like.errors import ModelError
 from datadreamer_like.graph.output import Batch
 from datadreamer_like.models.retrievers.retriever import Retriever
-from datadreamer_like.models.task_models.task_model import Computed
 
 from ..base.lazy_rows import From
 from ..base.row_answers import AnsweredRows

@@ -1,19 +1,20 @@
-"""Sources for data of the script: in memory, from a generator function, or in a dataset."""
+"""Sources for data of the script: in memory, from a generator function, or in a dataset folder."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import count, islice
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, EmptyDataset, did_you_mean
 from datadreamer_like.graph.fingerprint import ByContent, fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.results import Kept
-from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows
+from datadreamer_like.graph.rows import Rows
 
+from ..base.columns import in_columns
 from ..base.lazy_rows import LazyRowBatches
+from ..base.options import NodeOptions
 from ..base.returned import is_hf
 from ..base.step import Step
 
@@ -22,24 +23,12 @@ if TYPE_CHECKING:
 
     from datasets import Dataset, IterableDataset
 
-
-class NodeOptions(TypedDict, total=False):
-    """Options that every step takes; see `Step`."""
-
-    progress_interval: float | None
-    force: bool
-    verbose: bool | None
-    log_level: int | None
-    save_num_proc: int | None
-    save_num_shards: int | None
-    background: bool
+    Row = dict[str, Any]
+    Data: TypeAlias = dict[str, Any] | list[Row] | Callable[[], Iterator[Row]] | Dataset | IterableDataset
 
 
 class Source(Step):
     """Base of steps that load rows. The columns of the rows are the outputs."""
-
-    def __init__(self, name: str, **options: Unpack[NodeOptions]) -> None:
-        super().__init__(name, **options)
 
     def setup(self) -> None:
         """Registers a placeholder: the columns are known when rows are read."""
@@ -47,19 +36,18 @@ class Source(Step):
 
     def fingerprint_values(self) -> dict[str, Any]:
         """Returns the values that determine the rows, by name; a subclass writes this."""
-        raise NotImplementedError(f"{type(self).__name__} has no fingerprint_values().")
+        raise NotImplementedError
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns the fingerprints of the class and of the values that determine the rows."""
-        parts = class_part(type(self))
-        for what, value in self.fingerprint_values().items():
-            parts[what] = fingerprint(value, f'"{self.name}": {what}')
-        return parts
+        values = self.fingerprint_values()
+        return class_part(type(self)) | {
+            what: fingerprint(value, f'"{self.name}": {what}') for what, value in values.items()
+        }
 
-    def found_columns(self, names: Sequence[str]) -> list[str]:
+    def found_columns(self, names: Iterable[str]) -> list[str]:
         """Sets the rows' columns as the step's outputs, and returns their names."""
-        spec = next(iter(self._output_specs.values()))
-        self._output_specs = {str(name): spec for name in names}
+        self._output_specs = dict.fromkeys(map(str, names), next(iter(self._output_specs.values())))
         return list(self._output_specs)
 
     def write_rows(self, rows: Rows, draft: Path) -> Kept:
@@ -81,7 +69,6 @@ class DataSource(Source):
     are saved.
 
     Args:
-        name: Name of the step.
         data: Columns by name, a list of rows (dictionaries; missing columns are None), a function that yields such
             rows, a `datasets.Dataset` or an `IterableDataset`.
         total_num_rows: The number of rows of a function or an iterable, if known.
@@ -103,18 +90,14 @@ class DataSource(Source):
     def __init__(
         self,
         name: str,
-        data: dict[str, Any]
-        | list[dict[str, Any]]
-        | Callable[[], Iterator[dict[str, Any]]]
-        | Dataset
-        | IterableDataset,
+        data: Data,
         total_num_rows: int | None = None,
         auto_progress: bool = True,
         **options: Unpack[NodeOptions],
     ) -> None:
         self.data: Any = data
         self.total_num_rows = total_num_rows
-        self._check(name)
+        _check(name, data)
         super().__init__(name, **options)
 
     @classmethod
@@ -126,88 +109,46 @@ class DataSource(Source):
         """Returns the data, and the order of the columns of a dictionary."""
         if isinstance(self.data, Mapping):
             return {"data": self.data, "order of columns": list(self.data)}
-        if is_hf(self.data, "IterableDataset"):
-            return {"data": self.data._ex_iterable}  # its source and its transformations
-        return {"data": self.data}
+        # An iterable's source and its transformations.
+        return {"data": self.data._ex_iterable if is_hf(self.data, "IterableDataset") else self.data}
 
     def run(self) -> Any:
         """Loads the rows."""
         data = self.data
         if isinstance(data, Mapping):
-            self.found_columns(list(data))
+            self.found_columns(data)
             return {name: list(column) for name, column in data.items()}
         if isinstance(data, list | tuple):
-            names = self.found_columns(list(dict.fromkeys(name for row in data for name in row)))
+            names = self.found_columns(dict.fromkeys(name for row in data for name in row))
             return {name: [row.get(name) for row in data] for name in names}
-        if callable(data) or is_hf(data, "IterableDataset"):
-            return self._streamed(data if callable(data) else lambda: iter(data))
-        self.found_columns(data.column_names)
-        return Rows.of_dataset(data)
-
-    def _streamed(self, read: Callable[[], Any]) -> LazyRowBatches:
+        if is_hf(data, "Dataset"):
+            self.found_columns(data.column_names)
+            return Rows.of_dataset(data)
+        read = data if callable(data) else lambda: iter(data)
         # The first row gives the columns, so it is generated now, and again in each pass.
         first = next(iter(read()), None)
         if first is None:
             raise EmptyDataset(f'"{self.name}" has no rows: the function yields none. Yield at least one.')
         _check_row(self.name, 0, first)
-        names = self.found_columns(list(first))
+        names = self.found_columns(first)
+        return LazyRowBatches(lambda: in_columns(self._checked(read(), names), names), self.total_num_rows)
 
-        def batches() -> Iterator[Batch]:
-            rows = iter(read())
-            for start in count(0, BATCH_SIZE):
-                portion = list(islice(rows, BATCH_SIZE))
-                if not portion:
-                    return
-                for index, row in enumerate(portion, start):
-                    _check_row(self.name, index, row)
-                    unknown = [name for name in row if name not in names]
-                    if unknown:
-                        raise DataError(
-                            f'"{self.name}": row {index} has the column "{unknown[0]}"; the first row has only: '
-                            f"{', '.join(names)}.{did_you_mean(str(unknown[0]), names)} Yield rows of the same columns."
-                        )
-                yield {name: [row.get(name) for row in portion] for name in names}
-
-        return LazyRowBatches(batches, total_num_rows=self.total_num_rows)
-
-    def _check(self, name: str) -> None:
-        data = self.data
-        if is_hf(data, "DatasetDict"):
-            raise ArgumentTypeError(
-                f'"{name}": data is a DatasetDict with the splits {", ".join(data)}. Give one of them, or make a '
-                "source for each."
-            )
-        if isinstance(data, Mapping):
-            _check_names(name, data)
-            for key, column in data.items():
-                if isinstance(column, str | bytes) or not hasattr(column, "__len__"):
-                    raise ArgumentTypeError(
-                        f'"{name}": column "{key}" is {type(column).__name__}; expected a list of its values.'
+    def _checked(self, rows: Iterable[Any], names: list[str]) -> Iterator[Row]:
+        for index, row in enumerate(rows):
+            _check_row(self.name, index, row)
+            for name in row:
+                if name not in names:
+                    raise DataError(
+                        f'"{self.name}": row {index} has the column "{name}"; the first row has only: '
+                        f"{', '.join(names)}.{did_you_mean(name, names)} Yield rows of the same columns."
                     )
-            lengths = {key: len(column) for key, column in data.items()}
-            if len(set(lengths.values())) > 1:
-                raise DataError(f'"{name}": the columns have different lengths: {lengths}. Make them equally long.')
-            if not sum(lengths.values()):
-                raise EmptyDataset(f'"{name}" has no rows: its columns are empty. Give at least one value.')
-        elif isinstance(data, list | tuple):
-            if not data:
-                raise EmptyDataset(f'"{name}" has no rows: the list is empty. Give at least one.')
-            for index, row in enumerate(data):
-                _check_row(name, index, row)
-        elif not (callable(data) or is_hf(data, "Dataset") or is_hf(data, "IterableDataset")):
-            raise ArgumentTypeError(
-                f'"{name}": data is {type(data).__name__}; expected a dictionary of columns, a list of rows, a '
-                "function that yields rows, a Dataset or an IterableDataset."
-            )
-        elif is_hf(data, "Dataset") and not len(data):
-            raise EmptyDataset(f'"{name}" has no rows: the dataset is empty. Give one with rows.')
+            yield row
 
 
 class HFDatasetDataSource(Source):
     """Rows of a dataset folder written by `Dataset.save_to_disk`.
 
     Args:
-        name: Name of the step.
         dataset_path: The folder.
         **options: See `Step`.
 
@@ -253,6 +194,38 @@ class HFDatasetDataSource(Source):
             ) from error
         self.found_columns(dataset.column_names)
         return Rows.of_dataset(dataset)
+
+
+def _check(name: str, data: Any) -> None:
+    if is_hf(data, "DatasetDict"):
+        raise ArgumentTypeError(
+            f'"{name}": data is a DatasetDict with the splits {", ".join(data)}. Give one of them, or make a '
+            "source for each."
+        )
+    if isinstance(data, Mapping):
+        _check_names(name, data)
+        for key, column in data.items():
+            if isinstance(column, str | bytes) or not hasattr(column, "__len__"):
+                raise ArgumentTypeError(
+                    f'"{name}": column "{key}" is {type(column).__name__}; expected a list of its values.'
+                )
+        lengths = {key: len(column) for key, column in data.items()}
+        if len(set(lengths.values())) > 1:
+            raise DataError(f'"{name}": the columns have different lengths: {lengths}. Make them equally long.')
+        empty = not any(lengths.values())
+    elif isinstance(data, list | tuple):
+        for index, row in enumerate(data):
+            _check_row(name, index, row)
+        empty = not data
+    elif callable(data) or is_hf(data, "Dataset") or is_hf(data, "IterableDataset"):
+        empty = is_hf(data, "Dataset") and not len(data)
+    else:
+        raise ArgumentTypeError(
+            f'"{name}": data is {type(data).__name__}; expected a dictionary of columns, a list of rows, a '
+            "function that yields rows, a Dataset or an IterableDataset."
+        )
+    if empty:
+        raise EmptyDataset(f'"{name}" has no rows: its data is empty. Give at least one.')
 
 
 def _check_row(name: str, index: int, row: Any) -> None:

@@ -19,11 +19,11 @@ from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionErro
 from datadreamer_like.graph.card import DataCardType
 from datadreamer_like.graph.fingerprint import ByContent
 
-from .data_source import NodeOptions, Source
+from ..base.options import NodeOptions, check_known, taken_options
+from .data_source import Source
 
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-_STEP_OPTIONS = frozenset(NodeOptions.__annotations__)
 _COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
@@ -33,40 +33,44 @@ class FileSource(Source):
     Attributes:
         suffixes: Suffixes of the files that are read from a folder, also in compressed form.
         known_options: Options of the reader, with their defaults.
+        example_text: Content of a file, for `example`.
     """
 
     suffixes: ClassVar[tuple[str, ...]]
-    known_options: ClassVar[Mapping[str, Any]]
+    known_options: ClassVar[dict[str, Any]]
+    example_text: ClassVar[str]
 
     def __init__(
         self,
         name: str,
-        data_folder: str | os.PathLike[str] | None,
-        data_files: Files | None,
-        options: Mapping[str, Any],
+        data_folder: str | os.PathLike[str] | None = None,
+        data_files: Files | None = None,
+        **config_kwargs: Any,
     ) -> None:
-        step_options = cast(NodeOptions, {option: options[option] for option in options if option in _STEP_OPTIONS})
-        config = {option: value for option, value in options.items() if option not in _STEP_OPTIONS}
-        for option in config:
-            if option not in self.known_options:
-                raise DefinitionError(
-                    f'"{name}": {type(self).__name__} has no option "{option}"; it takes: '
-                    f"{', '.join(self.known_options)}.{did_you_mean(option, self.known_options)}"
-                )
-        self.config = {**self.known_options, **config}
+        step_options = taken_options(config_kwargs, NodeOptions.__annotations__)
+        check_known(config_kwargs, self.known_options, f'"{name}": {type(self).__name__}')
+        self.config = {**self.known_options, **config_kwargs}
         self.files = _find(name, data_folder, data_files, self.suffixes)
         try:
-            codecs.lookup(self.config["encoding"])
+            known = codecs.lookup(self.config["encoding"]).name
         except (LookupError, TypeError) as error:
             raise DefinitionError(
                 f'"{name}": there is no encoding "{self.config["encoding"]}". Common ones: utf-8, latin-1, utf-16.'
             ) from error
+        self._encoding = "utf-8-sig" if known == "utf-8" else known
         super().__init__(name, **step_options)
+
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Returns the smallest arguments with which the step does something, for tests and documentation."""
+        file = folder / f"texts{cls.suffixes[0]}"
+        file.write_text(cls.example_text, encoding="utf-8")
+        return {"data_files": file}
 
     def fingerprint_values(self) -> dict[str, Any]:
         """Returns the content of the files, in order, and the options."""
-        parts = {f"option {name}": value for name, value in self.config.items()}
-        return {"content of the files": [ByContent(file) for file in self.files], **parts}
+        options = {f"option {name}": value for name, value in self.config.items()}
+        return {"content of the files": [ByContent(file) for file in self.files], **options}
 
     def register_files(self) -> None:
         """Adds the names of the files to the card."""
@@ -78,87 +82,76 @@ class FileSource(Source):
         return f"{self.files[0]} is empty." if len(self.files) == 1 else "its files are empty."
 
     @contextmanager
-    def opened(self, file: Path) -> Iterator[IO[str]]:
-        """Opens a file as text with unchanged line ends.
+    def opened(self, file: Path, newline: str | None = "") -> Iterator[IO[str]]:
+        """Opens a file as text, by default with unchanged line ends.
 
         Raises:
             DataError: It cannot be read, or contains bytes that are invalid in its encoding.
         """
-        encoding = "utf-8-sig" if _is_utf8(self.config["encoding"]) else self.config["encoding"]
         try:
-            with io.TextIOWrapper(_binary(file), encoding=encoding, newline="") as stream:
+            with io.TextIOWrapper(_binary(file), encoding=self._encoding, newline=newline) as stream:
                 yield stream
         except UnicodeDecodeError as error:
-            raise self._wrong_encoding(file, encoding, error) from error
+            line, offset, byte = _fault(file, self._encoding)
+            other = "latin-1" if self._encoding == "utf-8-sig" else "utf-8"
+            raise DataError(
+                f'"{self.name}": {file}, line {line}: byte 0x{byte:02x} (byte {offset} of the file) is not '
+                f'{self.config["encoding"]} ({error.reason}). Set the encoding of the file, as in encoding="{other}".'
+            ) from error
         except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
             raise DataError(f'"{self.name}": {file} is damaged ({error}). Download it again.') from error
         except OSError as error:
             raise DataError(f'"{self.name}": {file} cannot be read ({error.strerror or error}).') from error
-
-    def _wrong_encoding(self, file: Path, encoding: str, error: UnicodeDecodeError) -> DataError:
-        line, offset, byte = _fault(file, encoding)
-        other = "latin-1" if _is_utf8(encoding) else "utf-8"
-        return DataError(
-            f'"{self.name}": {file}, line {line}: byte 0x{byte:02x} (byte {offset} of the file) is not '
-            f'{self.config["encoding"]} ({error.reason}). Set the encoding of the file, as in encoding="{other}".'
-        )
 
 
 def _find(
     name: str, folder: str | os.PathLike[str] | None, files: Files | None, suffixes: tuple[str, ...]
 ) -> list[Path]:
     """Returns the files to read, each once: as listed, those of patterns and folders in alphabetical order."""
-    if folder is None and files is None:
-        raise DefinitionError(f'"{name}": give data_files="rows{suffixes[0]}" or data_folder="folder".')
     if isinstance(files, Mapping):
         raise ArgumentTypeError(f'"{name}": data_files is a dictionary of splits. Make a source for each of them.')
-    base = Path(folder) if folder is not None else None
-    if base is not None and not base.is_dir():
-        raise DataError(f'"{name}": {base} is not a folder.')
-    if files is None:
-        assert base is not None
-        found = sorted(path for path in base.rglob("*") if path.is_file() and _fits(path, suffixes))
-        if not found:
-            raise DataError(f'"{name}": the folder {base} contains no file that ends in {" or ".join(suffixes)}.')
-        return found
-    listed = [files] if isinstance(files, str | os.PathLike) else list(files)
-    if not listed:
-        raise DefinitionError(f'"{name}": data_files is an empty list.')
-    found = [path for entry in listed for path in _matches(name, base, os.fspath(entry), suffixes)]
-    return list(dict.fromkeys(found))
+    if folder is not None and not os.path.isdir(folder):
+        raise DataError(f'"{name}": {folder} is not a folder.')
+    if files is not None:
+        listed = [files] if isinstance(files, str | os.PathLike) else list(files)
+        if not listed:
+            raise DefinitionError(f'"{name}": data_files is an empty list.')
+        found = [path for entry in listed for path in _matches(name, folder or "", os.fspath(entry), suffixes)]
+        return list(dict.fromkeys(found))
+    if folder is None:
+        raise DefinitionError(f'"{name}": give data_files="rows{suffixes[0]}" or data_folder="folder".')
+    found = sorted(path for path in Path(folder).rglob("*") if path.is_file() and _has_suffix(path, suffixes))
+    if not found:
+        raise DataError(f'"{name}": the folder {folder} contains no file that ends in {" or ".join(suffixes)}.')
+    return found
 
 
-def _matches(name: str, base: Path | None, entry: str, suffixes: tuple[str, ...]) -> list[Path]:
+def _matches(name: str, folder: str | os.PathLike[str], entry: str, suffixes: tuple[str, ...]) -> list[Path]:
     if "://" in entry:
         raise DataError(f'"{name}": {entry} is a URL. Download the file first and give its path.')
-    path = base / entry if base is not None else Path(entry)
+    path = Path(folder, entry)
     if path.is_dir():
         return _find(name, path, None, suffixes)
-    if not path.exists() and glob.has_magic(entry):
+    if path.exists():
+        if not os.access(path, os.R_OK):
+            raise DataError(f'"{name}": no permission to read {path}.')
+        return [path]
+    if glob.has_magic(entry):
         matching = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if os.path.isfile(match))
         if not matching:
             raise DataError(f'"{name}": no file matches {path}.')
         return matching
-    if not path.exists():
-        siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f'"{name}": there is no file {path}.{did_you_mean(path.name, siblings)}')
-    if not os.access(path, os.R_OK):
-        raise DataError(f'"{name}": no permission to read {path}.')
-    return [path]
+    siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise DataError(f'"{name}": there is no file {path}.{did_you_mean(path.name, siblings)}')
 
 
-def _fits(path: Path, suffixes: tuple[str, ...]) -> bool:
+def _has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
     plain = path.with_suffix("") if path.suffix in _COMPRESSED else path
     return plain.suffix.lower() in suffixes and not path.name.startswith(".")
 
 
 def _binary(file: Path) -> IO[bytes]:
-    opener = _COMPRESSED.get(file.suffix.lower(), open)
-    return cast(IO[bytes], opener(file, "rb"))
-
-
-def _is_utf8(encoding: str) -> bool:
-    return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
+    return cast(IO[bytes], _COMPRESSED.get(file.suffix.lower(), open)(file, "rb"))
 
 
 def _fault(file: Path, encoding: str) -> tuple[int, int, int]:
@@ -168,13 +161,10 @@ def _fault(file: Path, encoding: str) -> tuple[int, int, int]:
     with _binary(file) as stream:
         while True:
             chunk = stream.read(2**16)
+            done += len(chunk)
             try:
                 line += decoder.decode(chunk, final=not chunk).count("\n")
             except UnicodeDecodeError as error:
                 line += error.object[: error.start].decode(encoding, "replace").count("\n")
                 # The error's bytes start with those that the decoder buffered from earlier chunks.
-                offset = done + len(chunk) - len(error.object) + error.start
-                return line, offset, error.object[error.start]
-            done += len(chunk)
-            if not chunk:
-                return line, done, 0
+                return line, done - len(error.object) + error.start, error.object[error.start]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,14 @@ from datadreamer_like.errors import ArgumentTypeError, DataError, HubError
 from datadreamer_like.graph.card import DataCardType
 from datadreamer_like.graph.fingerprint import ByContent
 from datadreamer_like.graph.results import Kept, Manifest
-from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows
+from datadreamer_like.graph.rows import Rows
 
+from ..base.columns import in_columns
 from ..base.lazy_rows import LazyRowBatches
-from .data_source import NodeOptions, Source
+from ..base.options import NodeOptions, taken_options
+from .data_source import Source
 
 logger = logging.getLogger("datadreamer_like")
-
-_STEP_OPTIONS = frozenset(NodeOptions.__annotations__)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HFHubDataSource(Source):
@@ -33,7 +30,6 @@ class HFHubDataSource(Source):
     or a login).
 
     Args:
-        name: Name of the step.
         path: Id of the dataset, a local folder, or a format of `load_dataset` (with `data_files`).
         config_name: Configuration of the dataset.
         split: One split, or a part: `"train[:1000]"`. Optional if there is only one.
@@ -66,11 +62,12 @@ class HFHubDataSource(Source):
         self.split = None if split is None else str(split)
         self.revision = None if revision is None else str(revision)
         self.streaming = streaming
-        self.config = {key: value for key, value in config_kwargs.items() if key not in _STEP_OPTIONS}
+        step_options = taken_options(config_kwargs, NodeOptions.__annotations__)
+        self.config = config_kwargs
         if trust_remote_code:
             logger.warning("%s: trust_remote_code changes nothing: datasets no longer runs code of datasets.", name)
         self._commit: str | None = None
-        super().__init__(name, **{key: value for key, value in config_kwargs.items() if key in _STEP_OPTIONS})
+        super().__init__(name, **step_options)
 
     @classmethod
     def example(cls, folder: Path) -> dict[str, Any]:
@@ -80,36 +77,26 @@ class HFHubDataSource(Source):
 
     def fingerprint_values(self) -> dict[str, Any]:
         """Returns the commit, or the content of local files, and the options."""
-        files = {key: _by_content(value) for key, value in self.config.items() if key in ("data_files", "data_dir")}
-        options = {key: value for key, value in self.config.items() if key not in files and key != "token"}
+        origin: Any = self.path
         if os.path.exists(self.path):
-            origin: Any = ByContent(self.path)
+            origin = ByContent(self.path)
         elif self._is_on_hub:
             self._commit = self._resolved()
             origin = (self.path, self._commit)
-        else:
-            origin = self.path
-        return {
-            "revision of the dataset": origin,
-            "configuration": self.config_name,
-            "split": self.split,
-            **{f"option {key}": value for key, value in {**options, **files}.items()},
-        }
+        values = {"revision of the dataset": origin, "configuration": self.config_name, "split": self.split}
+        for key, value in self.config.items():
+            if key != "token":
+                values[f"option {key}"] = _by_content(value) if key in ("data_files", "data_dir") else value
+        return values
 
     def run(self) -> Any:
         """Loads the dataset."""
         from datasets import DatasetDict, IterableDatasetDict, load_dataset
 
         self.register_data_card(DataCardType.DATASET_NAME, self.path)
+        known = {"revision": self._commit or self.revision, "streaming": self.streaming}
         try:
-            loaded = load_dataset(
-                self.path,
-                self.config_name,
-                split=self.split,
-                revision=self._commit if self._commit is not None else self.revision,
-                streaming=self.streaming,
-                **self.config,
-            )
+            loaded = load_dataset(self.path, self.config_name, split=self.split, **known, **self.config)
         except Exception as error:
             raise HubError(
                 f'"{self.name}": {self.path} cannot be loaded ({type(error).__name__}: {error}). Check its name, '
@@ -125,21 +112,12 @@ class HFHubDataSource(Source):
         self.register_data_card(DataCardType.LICENSE, loaded.info.license)
         self.register_data_card(DataCardType.CITATION, loaded.info.citation)
         if self._is_on_hub:
-            self.register_data_card("Revision", self._commit or self.revision)
+            self.register_data_card("Revision", known["revision"])
         if not self.streaming:
             self.found_columns(loaded.column_names)
             return Rows.of_dataset(loaded)
-        return self._streamed(loaded)
-
-    def _streamed(self, rows: Any) -> LazyRowBatches:
-        names = self.found_columns(rows.column_names or list(next(iter(rows), {})))
-
-        def batches() -> Iterator[Batch]:
-            given = iter(rows)
-            while portion := list(islice(given, BATCH_SIZE)):
-                yield {name: [row.get(name) for row in portion] for name in names}
-
-        return LazyRowBatches(batches)
+        names = self.found_columns(loaded.column_names or next(iter(loaded), {}))
+        return LazyRowBatches(lambda: in_columns(loaded, names))
 
     @property
     def _is_on_hub(self) -> bool:
@@ -149,7 +127,7 @@ class HFHubDataSource(Source):
 
     def _resolved(self) -> str | None:
         """Returns the current commit of the revision, or the last known one where the Hub is unavailable."""
-        if self.revision is not None and _COMMIT.fullmatch(self.revision):
+        if self.revision is not None and re.fullmatch(r"[0-9a-f]{40}", self.revision):
             return self.revision
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -157,22 +135,18 @@ class HFHubDataSource(Source):
         try:
             info = HfApi(token=self.config.get("token")).dataset_info(self.path, revision=self.revision, timeout=10)
             return str(info.sha)
-        except HfHubHTTPError as error:
-            if error.response is not None and error.response.status_code < 500:
+        except (HfHubHTTPError, OfflineModeIsEnabled, OSError, RuntimeError) as error:
+            # Without a connection, libraries raise different errors.
+            response = getattr(error, "response", None)
+            if isinstance(error, HfHubHTTPError) and response is not None and response.status_code < 500:
                 raise HubError(
                     f'"{self.name}": the Hub has no dataset {self.path}'
                     f"{f' at revision {self.revision}' if self.revision else ''} that you may read ({error}). Check "
                     "the name; for a private one, log in or set HF_TOKEN."
                 ) from error
-            known = self._known_commit()
-        except (OfflineModeIsEnabled, OSError, RuntimeError):  # no connection; libraries raise different errors
-            known = self._known_commit()
-        logger.warning(
-            "%s: the Hub is unavailable; using %s of %s.",
-            self.name,
-            f"commit {known}" if known else "the local copy",
-            self.path,
-        )
+        known = self._known_commit()
+        used = f"commit {known}" if known else "the local copy"
+        logger.warning("%s: the Hub is unavailable; using %s of %s.", self.name, used, self.path)
         return known
 
     def _known_commit(self) -> str | None:
@@ -181,14 +155,14 @@ class HFHubDataSource(Source):
             origin = manifest.result.get("commit") if manifest is not None else None
             if origin and origin[:2] == [self.path, self.revision]:
                 return str(origin[2])
-        from huggingface_hub import constants
-        from huggingface_hub.file_download import repo_folder_name
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
-        refs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.path, repo_type="dataset") / "refs"
         try:
-            return (refs / (self.revision or "main")).read_text(encoding="utf-8").strip() or None
-        except OSError:
+            copy = snapshot_download(self.path, repo_type="dataset", revision=self.revision, local_files_only=True)
+        except LocalEntryNotFoundError:
             return None
+        return Path(copy).name
 
     def write_rows(self, rows: Rows, draft: Path) -> Kept:
         """Saves the rows, and records their commit."""
