@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -179,21 +178,3 @@ class TestMethod:
         assert repr(method).startswith(kind.__name__)
         with pytest.raises(dataclasses.FrozenInstanceError):
             method.anything = 1
-
-
-def test_the_worked_example_for_contributors_is_a_method(given: Given) -> None:
-    page = Path(__file__).parents[2] / "docs" / "contributing" / "add-a-method.md"
-    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    # A dataclass looks its module up.
-    module = ModuleType("worked_example")
-    sys.modules[module.__name__] = module
-    try:
-        exec(compile(code, str(page), "exec", dont_inherit=True), module.__dict__)
-        method = module.__dict__["RowMagnitude"].example()
-        small = method.apply(given.model)
-        weight = small.bert.encoder.layer[0].output.dense.weight
-        assert (weight == 0).sum(1).tolist() == [weight.shape[1] // 2] * weight.shape[0]
-        with pytest.raises(MethodMisfit, match="it has no linear layers"):
-            method.apply(nn.Sequential(nn.ReLU()))
-    finally:
-        del sys.modules[module.__name__]
