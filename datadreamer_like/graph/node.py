@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from datadreamer_like.errors import SessionError
+from datadreamer_like.errors import ArgumentTypeError, SessionError
 
 from .card import Card, oldest_first
 from .engine import Engine
@@ -72,6 +72,8 @@ class Node:
     _log_level: int | None = None
 
     def __init__(self, name: str, *, force: bool = False, progress_interval: float | None = 60) -> None:
+        if not isinstance(name, str):
+            raise ArgumentTypeError(f"The name of a {self.kind} must be a string, not {name!r}.")
         self.session: DataDreamer | None = current_session()
         self.name = name
         self.folder: Path | None = None

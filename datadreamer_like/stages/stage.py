@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from datadreamer_like.errors import ArgumentTypeError, SessionError
+from datadreamer_like.errors import SessionError
 from datadreamer_like.graph import Node, current_session
 from datadreamer_like.models.trained.model_node import as_trained_model
 from datadreamer_like.models.trained.trained_model import TrainedModel
@@ -37,8 +37,6 @@ class Stage(Node):
         raise NotImplementedError(f"{cls.__name__} has no example().")
 
     def __init__(self, name: str, *, force: bool = False, progress_interval: float | None = 60) -> None:
-        if not isinstance(name, str):
-            raise ArgumentTypeError(f"A stage's name must be a string, not {name!r}.")
         if current_session() is None:
             raise SessionError(
                 f'{type(self).__name__} "{name}" runs when it is created, and there is no session to save its result. '

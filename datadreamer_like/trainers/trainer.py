@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, NotTrained, SessionError
+from datadreamer_like.errors import DefinitionError, NotTrained, SessionError
 from datadreamer_like.graph import Node
 from datadreamer_like.graph.results import Kept, Manifest
 from datadreamer_like.models.trained.model_node import ModelNode
@@ -36,8 +36,6 @@ class Trainer(ModelNode, ABC):
         *,
         progress_interval: float | None = 60,
     ) -> None:
-        if not isinstance(name, str):
-            raise ArgumentTypeError(f"A trainer's name must be a string, not {name!r}.")
         super().__init__(name, force=force, progress_interval=progress_interval)
         self._log_level = log_level or (logging.WARNING if verbose is False else None)
         self._decided_by: dict[str, str] | None = None

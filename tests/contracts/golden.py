@@ -33,7 +33,11 @@ def decides_a_result(kind: Any) -> bool:
 
 def subjects() -> list[type]:
     """Every public class whose behaviour decides a result, except the bases that have none of their own."""
-    return [kind for kind in classes_of(*(set(ROOMS) - {"formats"})) if decides_a_result(kind) and kind not in BASES]
+    return [
+        kind
+        for kind in classes_of(*(room for room in ROOMS if room != "formats"))
+        if decides_a_result(kind) and kind not in BASES
+    ]
 
 
 class Given:
