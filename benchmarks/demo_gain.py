@@ -40,7 +40,7 @@ def settings(**choices: list[Any]) -> Iterator[dict[str, Any]]:
         yield dict(zip(choices, values, strict=True))
 
 
-ALONE = list(settings(batch_size=[8], epochs=[16, 48], learning_rate=[3e-4, 1e-3, 3e-3]))
+ALONE = list(settings(batch_size=[8], epochs=[48, 80], learning_rate=[1e-4, 2e-4, 3e-4]))
 TAUGHT = list(settings(batch_size=[16], epochs=[4], learning_rate=[5e-4, 1e-3, 2e-3], alpha=[0.8, 1.0]))
 
 

@@ -13,7 +13,7 @@ from datadreamer_like.distillation import SoftTargets
 from datadreamer_like.distillation.losses import IGNORED_LABEL
 from datadreamer_like.errors import DataError, DefinitionError, MethodMisfit, UnknownModel
 from datadreamer_like.evaluation.tasks.generation import CausalLM, Seq2SeqLM
-from datadreamer_like.models import HFTransformers
+from datadreamer_like.models import HFTransformers, Request, Sampling
 from datadreamer_like.models.trained.prompt_template import set_prompt_template
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.trainers import TrainHFFineTune
@@ -154,9 +154,10 @@ def test_a_model_is_asked_with_the_template_that_it_was_trained_with(session, ti
     folder = trainer.export_to_disk(tmp_path / "exported")
     asked = {"prompts": ["The cat sat"], "max_new_tokens": 8, "temperature": 0.0}
     told = HFTransformers(trainer.model_path, chat_prompt_template=template, system_prompt="Be brief.")
+    request = Request("The cat sat", Sampling())
     for model in (trainer, trainer.model_path, folder):
         llm = HFTransformers(model)
-        assert llm._ids("The cat sat") == told._ids("The cat sat")
+        assert llm._ids(request) == told._ids(request)
         assert llm.run(**asked) == told.run(**asked)
 
 
