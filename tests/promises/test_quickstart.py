@@ -13,13 +13,14 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPT = EXAMPLES / "quickstart.py"
 # The same script with less of everything, so that it takes half a minute of two idle cores.
 SMALLER = {
-    ".take(1280)": ".take(160)",
+    ".take(1920)": ".take(160)",
     "LABELLED = 128": "LABELLED = 96",
     "train_size=128, test_size=600": "train_size=16, test_size=32",
     '"n": 32': '"n": 4',
     '"topic": topics': '"topic": topics[:4]',
     '"max_new_tokens": 36': '"max_new_tokens": 16',
-    "epochs=8": "epochs=1",
+    "epochs=12": "epochs=1",
+    "epochs=48": "epochs=1",
     '"epochs": 4': '"epochs": 1',
     '["plausible"] > 0.15': '["plausible"] >= 0.0',
     'len(row["description"]) > 60': 'len(row["description"]) > 0',
