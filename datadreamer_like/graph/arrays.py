@@ -31,10 +31,6 @@ def _array(value: Any, digest: Digest) -> bytes:
     return hash_parts("array", str(value.dtype).encode(), shape, content)
 
 
-def _scalar(value: Any, digest: Digest) -> bytes:
-    return hash_parts("scalar", str(value.dtype).encode(), value.tobytes())
-
-
 def _tensor(value: Any, digest: Digest) -> bytes:
     plain = value.detach().cpu().contiguous().flatten()
     content = _array(plain.view(sys.modules["torch"].uint8).numpy(), digest) if plain.numel() else b""
@@ -47,18 +43,11 @@ def _torch_module(value: Any, digest: Digest) -> bytes:
     return hash_parts("torch module", digest(type(value), ""), repr(value).encode(), *parts)
 
 
-def _text(value: Any, digest: Digest) -> bytes:
-    return digest(str(value), "")
-
-
 def _frame(value: Any, digest: Digest) -> bytes:
     import pyarrow as pa
 
-    return hash_parts("frame", _table(pa.Table.from_pandas(value if value.ndim == 2 else value.to_frame()), digest))
-
-
-def _table(value: Any, digest: Digest) -> bytes:
-    return _rows(value.schema, value.to_batches())
+    table = pa.Table.from_pandas(value if value.ndim == 2 else value.to_frame())
+    return hash_parts("frame", _rows(table.schema, table.to_batches()))
 
 
 def _hf_dataset(value: Any, digest: Digest) -> bytes:
@@ -88,13 +77,13 @@ def _rows(schema: Any, batches: Iterable[Any]) -> bytes:
 BY_NAME: dict[tuple[str, str], Callable[[Any, Digest], bytes]] = {
     ("datasets", "Dataset"): _hf_dataset,
     ("numpy", "ndarray"): _array,
-    ("numpy", "generic"): _scalar,
+    ("numpy", "generic"): lambda value, digest: hash_parts("scalar", str(value.dtype).encode(), value.tobytes()),
     ("torch", "Tensor"): _tensor,
     ("torch", "Module"): _torch_module,
-    ("torch", "dtype"): _text,
-    ("torch", "device"): _text,
+    ("torch", "dtype"): lambda value, digest: digest(str(value), ""),
+    ("torch", "device"): lambda value, digest: digest(str(value), ""),
     ("pandas", "DataFrame"): _frame,
     ("pandas", "Series"): _frame,
-    ("pyarrow", "Table"): _table,
+    ("pyarrow", "Table"): lambda value, digest: _rows(value.schema, value.to_batches()),
 }
 """Digest functions by the start of the module's name and the class name."""

@@ -33,18 +33,13 @@ class Card:
     Attributes:
         created: Time of completion, ISO 8601 in UTC.
         seconds: Wall-clock time of the run.
-        rows: Number of rows, for steps.
         package_version: Version of this package that made the result.
         models: Names of the models used, as in the script; so are those of datasets.
         prompts: Instructions sent to models.
         licenses: Licences of models and datasets, as stated by them.
-        citations: Citations of models, datasets and methods.
-        prompt_tokens: Tokens sent to models.
-        completion_tokens: Tokens received from models.
         cost: US dollars; 0 if nothing was paid for, None if a price is unknown.
         failed_rows: Number of rows with an error instead of a value.
         base_model: Model that training or compression started from, as in the script.
-        parents: Cards of the parent nodes.
         facts: Other facts by heading.
     """
 

@@ -154,9 +154,8 @@ class _Walk:
         return hash_parts("module", value.__name__.encode(), *files)
 
     def function(self, value: types.FunctionType) -> bytes:
-        if is_installed(value.__module__ or "") and is_found_by_name(value):
-            return self.named(value)
-        return self.written(value)
+        has_name = is_installed(value.__module__ or "") and is_found_by_name(value)
+        return self.named(value) if has_name else self.written(value)
 
     def written(self, value: types.FunctionType | type) -> bytes:
         """Digests a user's function or class with all those that it refers to, each once.
@@ -297,14 +296,12 @@ def _globals_used(function: types.FunctionType) -> dict[str, Any]:
     return used
 
 
-_NO_CONTENT = frozenset(
-    {
-        "__dict__", "__weakref__", "__module__", "__qualname__", "__doc__", "__firstlineno__", "__static_attributes__",
-        "__annotations__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__match_args__",
-        "__dataclass_params__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__hash__",
-        "__dataclass_fields__", "__slotnames__",
-    }
-)  # fmt: skip
+_NO_CONTENT = {
+    "__dict__", "__weakref__", "__module__", "__qualname__", "__doc__", "__firstlineno__", "__static_attributes__",
+    "__annotations__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__match_args__",
+    "__dataclass_params__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__hash__",
+    "__dataclass_fields__", "__slotnames__",
+}  # fmt: skip
 
 # Modules whose objects do not affect results: locks, events, loggers.
 _TOOLS = frozenset({"_thread", "threading", "logging", "_contextvars", "asyncio.locks"})

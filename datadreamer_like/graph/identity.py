@@ -12,12 +12,7 @@ from .installed import installed_id, is_installed
 
 
 def class_id(cls: type) -> str:
-    """Returns the identity of a class: `steps.Prompt@2`, or `script.Mine@` and a hash of its code for a script's class.
-
-    Raises:
-        DefinitionError: Two installed classes have the same identity.
-        FingerprintError: The code of a script's own class refers to something that cannot be hashed.
-    """
+    """Returns a class's identity: `steps.Prompt@2`, or `script.Mine@` and a hash of its code for one of a script."""
     if is_installed(cls.__module__):
         return installed_id(cls)
     return f"script.{cls.__qualname__}@{fingerprint(cls, f'class {cls.__name__}')}"

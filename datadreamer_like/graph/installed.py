@@ -42,11 +42,8 @@ def is_installed_file(file: str) -> bool:
 
 @functools.cache
 def _installed_folders() -> tuple[str, ...]:
-    paths = sysconfig.get_paths()
-    folders = [
-        *(paths[name] for name in ("purelib", "platlib", "stdlib", "platstdlib")),
-        str(Path(__file__).parents[1]),
-    ]
+    paths, own = sysconfig.get_paths(), str(Path(__file__).parents[1])
+    folders = [own, *(paths[name] for name in ("purelib", "platlib", "stdlib", "platstdlib"))]
     return tuple({os.path.realpath(folder) + os.sep for folder in folders})
 
 
@@ -70,9 +67,6 @@ def installed_id(thing: Any) -> str:
     For this package: room, public name and, if declared, `result_version`; for others: module, name and version of the
     distribution. A class of another package with a `result_version` is named by its package, that version and the class
     of this package that it extends.
-
-    Raises:
-        DefinitionError: Another class has the same identity, or the `result_version` is not an integer.
     """
     if isinstance(thing, types.ModuleType):
         return _room(thing.__name__) if is_own(thing.__name__) else _versioned(thing.__name__, thing.__name__)

@@ -28,11 +28,7 @@ if TYPE_CHECKING:
 
 
 class OutputDatasetMixin:
-    """Base of datasets and columns.
-
-    Attributes:
-        pickled: Whether values may be pickled Python objects, restored when they are read.
-    """
+    """Base of datasets and columns; if `pickled`, values may be Python objects that are restored when they are read."""
 
     pickled: bool
     _step: Node
@@ -234,11 +230,8 @@ class OutputDatasetColumn(OutputDatasetColumnMixin, OutputDataset):
 class OutputIterableDataset(OutputDatasetMixin):
     """A dataset of lazy rows, generated again in each pass.
 
-    Args:
-        step: The step that it belongs to.
-        dataset: A `datasets.IterableDataset`, or `Rows`.
-        pickled: Whether values may be pickled Python objects, to be restored when read.
-        total_num_rows: The number of rows, if known.
+    `dataset` is a `datasets.IterableDataset` or `Rows`, and `total_num_rows` the number of its rows, if known; the
+    other arguments are those of `OutputDataset`.
     """
 
     def __init__(

@@ -55,10 +55,7 @@ class Progress:
 
     @contextmanager
     def show(self, name: str, usage: Usage, interval: float | None) -> Iterator[None]:
-        """Shows a node while the block runs, with its `usage` as it grows.
-
-        Where there is no terminal, every `interval` seconds; None for never.
-        """
+        """Shows a node and its `usage` while the block runs; every `interval` seconds where there is no terminal."""
         task = _Task(name, usage, interval)
         with self._lock:
             self._tasks.append(task)

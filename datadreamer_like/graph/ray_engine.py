@@ -96,10 +96,7 @@ class RayEngine(Engine):
     def batches(
         self, process: Callable[[Iterator[B]], Iterator[R]], batches: Iterable[B], what: str, parts: Mapping[str, Any]
     ) -> Iterator[R]:
-        """Applies a function to each batch in a worker, and yields what it yields in the batches' order.
-
-        A function that cannot be sent to another process is refused before any batch is read.
-        """
+        """Applies a function to each batch in a worker; one that cannot be sent there is refused before any is read."""
         dumps: Callable[[object], bytes] = _ray().cloudpickle.dumps
         try:
             payload = dumps((self._enter, process))

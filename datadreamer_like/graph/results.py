@@ -39,13 +39,10 @@ class Manifest:
     """The contents of `node.json`.
 
     Attributes:
-        format: Version of this layout.
         name: The node's name when the result was made.
-        class_name: The node's class.
         fingerprint: Hash of everything that determines the result.
         parts: Fingerprint of each part, by name; a rerun reports which ones changed.
-        columns: Column names of the result, for steps.
-        rows: Number of rows, for steps.
+        columns: Column names of the result, for steps; so is the number of `rows`.
         pickled: Whether the table holds pickled Python objects.
         card: The node's card, without its parents.
         failed_rows: Indices of all rows with an error instead of a value, as ranges: "3,7-9".

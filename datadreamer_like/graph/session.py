@@ -32,10 +32,7 @@ _last_started: DataDreamer | None = None
 
 
 def current_session() -> DataDreamer | None:
-    """Returns the open session of this context.
-
-    In other threads, and in later cells of a notebook, it is the session that was started last.
-    """
+    """Returns the open session of this context; in other threads and later cells, the one that was started last."""
     return _current.get() or _last_started
 
 
@@ -128,7 +125,9 @@ class DataDreamer:
             ending.callback(self._close_answers)
             self.engine.open(partial(_join, self.folder))
             ending.callback(self.engine.close)
-            _show_errors_briefly()
+            # Shortens the tracebacks of this package's errors and of Ctrl-C; an existing hook is not replaced.
+            if sys.excepthook is sys.__excepthook__ and not os.environ.get("DATADREAMER_LIKE_FULL_TRACEBACK"):
+                sys.excepthook = _brief
             ending.callback(self._leave, _current.set(self))
             _last_started = self
             self._ending = ending.pop_all()
@@ -208,26 +207,13 @@ def _join(folder: Path) -> None:
     _last_started = DataDreamer(folder, verbose=False)
 
 
-def _show_errors_briefly() -> None:
-    """Shortens the traceback when one of this package's errors, or Ctrl-C, ends the script.
-
-    The environment variable DATADREAMER_LIKE_FULL_TRACEBACK turns this off. An existing hook is not replaced.
-    """
-    if sys.excepthook is sys.__excepthook__ and not os.environ.get("DATADREAMER_LIKE_FULL_TRACEBACK"):
-        sys.excepthook = _brief
-
-
 def _brief(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         sys.stderr.write("Interrupted. Finished work is saved: run the script again and it continues.\n")
     elif isinstance(error, DataDreamerError):
-        own = [
-            frame
-            for frame in traceback.extract_tb(trace)
-            if not frame.filename.startswith("<") and not is_installed_file(frame.filename)
-        ]
-        sys.stderr.write("".join(traceback.format_list(own)))
-        sys.stderr.write(f"{kind.__name__}: {error}\n")
+        frames = (frame for frame in traceback.extract_tb(trace) if not frame.filename.startswith("<"))
+        own = [frame for frame in frames if not is_installed_file(frame.filename)]
+        sys.stderr.write("".join([*traceback.format_list(own), f"{kind.__name__}: {error}\n"]))
     else:
         sys.__excepthook__(kind, error, trace)
 

@@ -22,12 +22,8 @@ class Usage:
     """Counts of one node; thread-safe.
 
     Attributes:
-        rows: Rows made.
         total_rows: Rows expected, if known.
-        requests: Requests sent to models.
-        cached: Answers found in the cache.
-        prompt_tokens: Tokens sent.
-        completion_tokens: Tokens received.
+        cached: Answers found in the cache, in addition to the requests sent.
         cost: US dollars spent; 0 if nothing was paid for, None if a price is unknown.
         failed: Indices of rows with an error instead of a value, in order of failure.
         failures: Messages of the first thousand of these, by row index.

@@ -29,9 +29,6 @@ def model_files(folder: Path, *, base_model: str | None, ignore: Sequence[str] =
     """Collects a saved model's files by path in the repository, or their bytes if a local path in them was replaced.
 
     `base_model` is the Hub id of an adapter's base model, if known; `ignore` are further patterns to leave out.
-
-    Raises:
-        HubError: The folder does not exist, holds no model, or holds an adapter of a local model.
     """
     if not folder.is_dir():
         raise HubError(f'"{folder}" is not a folder. Publish the folder that the model was saved to.')

@@ -54,13 +54,7 @@ class Layout:
 
     @classmethod
     def of(cls, data: datasets.Dataset | datasets.DatasetDict, config_name: str | None) -> Layout:
-        """Checks that a dataset can be published.
-
-        Raises:
-            ArgumentTypeError: It is another kind of dataset.
-            EmptyDataset: There is no split, or one has no rows.
-            HubError: The name of a split or of the configuration is invalid, or splits differ in their columns.
-        """
+        """Checks that a dataset can be published, with the errors of `publish_dataset`, and returns its layout."""
         splits = {str(name): rows for name, rows in data.items()} if isinstance(data, dict) else {"train": data}
         if not splits:
             raise EmptyDataset("There are no splits to publish. Check the step that made the dataset.")
@@ -99,10 +93,9 @@ class Layout:
         return "data" if self.config == DEFAULT_CONFIG else self.config
 
     def write_shards(self, folder: Path, max_shard_size: int) -> Iterator[tuple[str, Path]]:
-        """Writes shards of about `max_shard_size` bytes, yielding each before the next is written.
+        """Writes shards of about `max_shard_size` bytes, and yields the path in the repository and the file of each.
 
-        Yields the path in the repository and the file, which the caller may delete. Only one row group is in memory at
-        a time.
+        The caller may delete a file before the next one is written. Only one row group is in memory at a time.
         """
         for split, data in self.splits.items():
             # Powers of two, so that small changes of the row size do not move every boundary.
@@ -122,12 +115,12 @@ class Layout:
 
     def metadata(self) -> dict[str, Any]:
         """Returns the card's keys for splits and features."""
-        splits = {name: (self.num_bytes.get(name, 0), len(rows)) for name, rows in self.splits.items()}
+        splits = [
+            datasets.SplitInfo(name, self.num_bytes.get(name, 0), len(rows)) for name, rows in self.splits.items()
+        ]
         info = datasets.DatasetInfo(
             features=self.features,
-            splits=datasets.splits.SplitDict(
-                {name: datasets.SplitInfo(name, size, rows) for name, (size, rows) in splits.items()}
-            ),
+            splits=datasets.splits.SplitDict({split.name: split for split in splits}),
             download_size=self.download_size,
             dataset_size=sum(self.num_bytes.values()),
         )

@@ -63,8 +63,10 @@ def publish_dataset(
         commit_message: Message of the commit.
 
     Raises:
-        HubError: The Hub rejects a request or is unavailable, or a name is invalid.
-        EmptyDataset: A split has no rows.
+        HubError: The token is missing, invalid or read-only, a name is invalid, splits differ in their columns, or the
+            Hub rejects a request or is unavailable.
+        ArgumentTypeError: The rows are lazy, or not a dataset.
+        EmptyDataset: There is no split, or one has no rows.
         StorageError: The disk has no space for a shard.
 
     Example:

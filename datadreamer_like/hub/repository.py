@@ -31,12 +31,8 @@ Operation = CommitOperationAdd | CommitOperationDelete
 class Repository:
     """A repository that the holder of a token may write to; `head` and `files` are those of the branch's last commit.
 
-    Construction requests the token's owner from the Hub, and changes nothing there. For the arguments, see
-    `publish_dataset`.
-
-    Raises:
-        HubError: The id is invalid, the token is missing, invalid or read-only, the namespace is not the user's, or the
-            Hub is unavailable.
+    Construction checks the id, and requests the token's owner from the Hub to check that the namespace is the owner's;
+    it changes nothing there. For the arguments and errors, see `publish_dataset`.
     """
 
     def __init__(
@@ -78,11 +74,7 @@ class Repository:
                 return False
 
     def validate(self, readme: str) -> None:
-        """Validates a card on the Hub, before anything is created or sent.
-
-        Raises:
-            HubError: The card is invalid; the message has the Hub's reasons.
-        """
+        """Validates a card on the Hub, before anything is created or sent; the error has the Hub's reasons."""
         with explained(self.repo_id):
             try:
                 retried(lambda: RepoCard(readme, ignore_metadata_errors=True).validate(repo_type=self.kind))
@@ -93,11 +85,7 @@ class Repository:
                 ) from error
 
     def open(self) -> None:
-        """Creates the repository and the branch if missing, and reads the branch's last commit.
-
-        Raises:
-            HubError: The repository is public although `private` was requested, or the Hub rejects the request.
-        """
+        """Creates the repository and the branch if missing, and reads the branch's last commit."""
         with explained(self.repo_id):
             try:
                 info = retried(lambda: self._api.repo_info(**self._repo))
@@ -146,9 +134,6 @@ class Repository:
         """Makes one commit of all operations, or none if there are none.
 
         A commit whose response was lost is detected and not made again.
-
-        Raises:
-            HubError: The Hub rejects the commit or is unavailable, or the branch was changed by someone else meanwhile.
         """
         if not operations:
             logger.info('"%s" is already up to date: nothing to publish', self.url)

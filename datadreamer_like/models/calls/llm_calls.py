@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from json.encoder import encode_basestring
 from typing import NamedTuple
 
@@ -123,7 +124,7 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
 
     def rejected(self, answer: Answer, reason: str, cause: ModelError | None) -> Answer:
         """Returns the rejected answer, its texts kept, with the error of its row."""
-        return answer.with_error(RejectedAnswer.of(answer.text, reason, cause))
+        return replace(answer, error=RejectedAnswer.of(answer.text, reason, cause))
 
 
 class Repetitions:

@@ -194,11 +194,7 @@ class APIModel(LLM):
         raise NotImplementedError
 
     def find_key(self) -> str | None:
-        """Returns the key to send, or None if the SDK's client has other credentials.
-
-        Raises:
-            AuthenticationFailed: There is none, and the server needs one.
-        """
+        """Returns the key to send; None if the SDK's client has other credentials. A missing key is an error."""
         return self.endpoint.key_for(self.base_url, self._api_key, self.model_name)
 
     def uses_sdk_environment(self) -> bool:

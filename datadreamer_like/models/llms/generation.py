@@ -8,7 +8,7 @@ import numbers
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, TypeAlias
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, did_you_mean
@@ -221,14 +221,6 @@ class Answer:
             )
             for index, text in enumerate(self.texts)
         ]
-
-    def with_error(self, error: ModelError) -> Answer:
-        """Returns a copy with an error; the texts are kept."""
-        return replace(self, error=error)
-
-    def with_value(self, value: Any) -> Answer:
-        """Returns a copy with the result of `parse`."""
-        return replace(self, value=value)
 
 
 # Each number's type, range, and the range in words

@@ -25,12 +25,7 @@ _LENGTH = struct.Struct("<Q")
 def find_gguf(model_name: str, model_file: str | None = None, revision: str | None = None) -> tuple[Path, str | None]:
     """Returns the path of a model's file, and the Hub repository that it was downloaded from, or None.
 
-    Args: See `LlamaCPP`.
-
-    Raises:
-        UnknownModel: There is no such file, folder or repository.
-        DefinitionError: There are several files to choose from.
-        HubError: The Hub cannot be reached, and the file is not in its cache.
+    The arguments and errors are those of `LlamaCPP`.
     """
     path = Path(model_name).expanduser()
     if path.is_file():
@@ -118,12 +113,7 @@ class GGUFHeader(dict[str, Any]):
 
 
 def read_gguf_header(path: Path) -> GGUFHeader:
-    """Reads a GGUF file's metadata.
-
-    Raises:
-        UnknownModel: There is no such file.
-        DataError: The file is not a GGUF file, is truncated, or has an unknown version.
-    """
+    """Reads a GGUF file's metadata; raises `UnknownModel` if there is none, `DataError` if it is damaged."""
     try:
         with path.open("rb") as file:
             return _metadata(path, file)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -142,7 +143,10 @@ class _RowSampler:
             shaped = processor(input_ids, shaped)
         if self._seeds:
             # The device of the logits is known only now if the model is spread over devices.
-            self._generators = self._generators or [_generator(seed, raw.device) for seed in self._seeds]
+            self._generators = self._generators or [
+                torch.Generator(raw.device).manual_seed(secrets.randbits(63) if seed is None else seed)
+                for seed in self._seeds
+            ]
             noise = torch.empty_like(shaped)
             for row, generator in enumerate(self._generators):
                 noise[row].exponential_(generator=generator)
@@ -162,14 +166,6 @@ class _RowSampler:
             top = tuple((tokenizer.decode([token]), logprob) for token, logprob in likeliest)
             tokens.append(TokenLogprob(tokenizer.decode([int(chosen[row])]), float(own[row]), top))
         return tokens
-
-
-def _generator(seed: int | None, device: torch.device) -> torch.Generator:
-    generator = torch.Generator(device=device)
-    if seed is None:
-        generator.seed()
-        return generator
-    return generator.manual_seed(seed)
 
 
 def _stop_texts(stop: Sequence[str], tokenizer: Any, prompt_length: int) -> Callable[..., torch.Tensor]:

@@ -48,9 +48,10 @@ class LlamaCPP(LLM):
 
     Raises:
         MissingExtra: xllamacpp is not installed.
-        UnknownModel: There is no such file or repository.
-        DataError: The file is not GGUF.
-        DefinitionError: An option is unknown or out of its range.
+        UnknownModel: There is no such file, folder or repository.
+        DataError: The file is not a GGUF file, is truncated, or has an unknown version.
+        DefinitionError: An option is unknown or out of its range, or there are several files to choose from.
+        HubError: The Hub cannot be reached, and the file is not in its cache.
 
     Example:
         >>> llm = LlamaCPP("SmolLM2-135M-Instruct.Q4_1.gguf")  # doctest: +SKIP
@@ -116,13 +117,9 @@ class LlamaCPP(LLM):
         with self._lock:
             if self._server is None:
                 template = self.chat_prompt_template
-                given = {
-                    "n_gpu_layers": self.gpu_layers,
-                    "chat_template": None if is_text_template(template) else given_text(template),
-                }
-                self._server = LlamaServer(
-                    self.path, self.context_length, self.slots, self.threads, {**given, **self._parameters}
-                )
+                jinja = None if is_text_template(template) else given_text(template)
+                parameters = {"n_gpu_layers": self.gpu_layers, "chat_template": jinja, **self._parameters}
+                self._server = LlamaServer(self.path, self.context_length, self.slots, self.threads, parameters)
             return self._server
 
     def _reset_after_fork(self) -> None:

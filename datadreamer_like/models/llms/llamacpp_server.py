@@ -37,15 +37,8 @@ class Completion:
 class LlamaServer:
     """A loaded model with its slots; thread-safe, since concurrent requests keep the slots busy.
 
-    Args:
-        path: The GGUF file.
-        context_length: Tokens per slot, prompt and answer together.
-        slots: Number of concurrent requests.
-        threads: CPU threads; None uses all cores, or the idle ones if waiting threads spin instead of sleeping.
-        parameters: Further attributes of `xllamacpp.CommonParams`; those that are None are left to llama.cpp.
-
-    Raises:
-        DataError: llama.cpp cannot load the file.
+    The arguments are those of `LlamaCPP`; without `threads`, all cores are used, or the idle ones if waiting threads
+    spin instead of sleeping. `parameters` are further attributes of `xllamacpp.CommonParams`; None keeps its default.
     """
 
     def __init__(
@@ -86,13 +79,7 @@ class LlamaServer:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._server))
 
     def complete(self, body: Mapping[str, Any], stopped: threading.Event) -> Completion:
-        """Answers a body of llama.cpp's HTTP API, with `messages` or a `prompt`; `stopped` frees the slot at once.
-
-        Raises:
-            PromptTooLong: The prompt alone is longer than a slot.
-            BadRequest: llama.cpp refused the request.
-            ModelError: llama.cpp failed.
-        """
+        """Answers a body of llama.cpp's HTTP API, with `messages` or a `prompt`; `stopped` frees the slot at once."""
         completion = Completion()
         refused: list[Mapping[str, Any]] = []
 

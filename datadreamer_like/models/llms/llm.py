@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from typing_extensions import Unpack
@@ -302,7 +303,7 @@ def _answers_from_run(
                 answer = checked
                 break
             if not left:
-                answer = answer.with_error(RejectedAnswer.of(answer.text, checked.reason))
+                answer = replace(answer, error=RejectedAnswer.of(answer.text, checked.reason))
                 break
             prompt = llm.follow_up(Request(prompt, Sampling()), answer, checked.reason)
             answer = answer_of(next(iter(llm.run([prompt], **given))))

@@ -54,13 +54,12 @@ class OpenAICompatible(APIModel):
     the answer. If the server ignores `n`, the `n` answers are requested one by one.
 
     Args:
-        model_name: The server's name of the model.
         chat_prompt_template: Only `AUTO`: the server applies the model's own template.
         system_prompt: Added to every prompt that does not have its own; `AUTO` and None add none.
         max_context_length: The model's context window in tokens, if the server does not report it.
         tokenizer_model_name: Hugging Face tokenizer for counting tokens; None for an estimate.
         tokenizer_revision, tokenizer_trust_remote_code: As for `AutoTokenizer.from_pretrained`.
-        api_key, retry_on_fail, cache_folder_path, base_url, timeout, prices: See `APIModel`.
+        model_name, api_key, retry_on_fail, cache_folder_path, base_url, timeout, prices: See `APIModel`.
         **kwargs: Passed to the SDK's client.
     """
 
@@ -159,11 +158,8 @@ class OpenAICompatible(APIModel):
         require_extra("train", "transformers", what="tokenizer_model_name")
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(
-            self.tokenizer_model_name,
-            revision=self.tokenizer_revision,
-            trust_remote_code=self.tokenizer_trust_remote_code,
-        )
+        options = {"revision": self.tokenizer_revision, "trust_remote_code": self.tokenizer_trust_remote_code}
+        return AutoTokenizer.from_pretrained(self.tokenizer_model_name, **options)
 
     def count_tokens(self, value: str) -> int:
         """Returns the number of tokens of a text, counted by `tokenizer_model_name` or estimated conservatively."""

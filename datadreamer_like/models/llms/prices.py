@@ -80,9 +80,11 @@ def counted(usages: Sequence[Usage], prices: Prices | None) -> dict[str, Any]:
     }
 
 
+@functools.cache
 def known_prices(provider: str, model_name: str) -> Prices | None:
     """Returns the published prices of a model by its exact name, or None where `prices.toml` does not have them."""
-    values = _table().get(provider, {}).get("models", {}).get(model_name)
+    table = tomllib.loads(Path(__file__).with_name("prices.toml").read_text(encoding="utf-8"))
+    values = table.get(provider, {}).get("models", {}).get(model_name)
     return None if values is None else Prices(**values)
 
 
@@ -102,8 +104,3 @@ def given_prices(prices: Prices | Mapping[str, Any] | None) -> Prices | None:
     if not {"input", "output"} <= prices.keys():
         raise DefinitionError(f"prices need both input and output; {example}.")
     return Prices(**prices)
-
-
-@functools.cache
-def _table() -> dict[str, Any]:
-    return tomllib.loads(Path(__file__).with_name("prices.toml").read_text(encoding="utf-8"))

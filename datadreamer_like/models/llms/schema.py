@@ -18,12 +18,7 @@ _ANNOTATIONS = {
 
 
 def json_schema_of(schema: object) -> dict[str, Any]:
-    """Returns the JSON schema of a pydantic model class, or a checked copy of a JSON schema.
-
-    Raises:
-        ArgumentTypeError: It is neither.
-        DefinitionError: It is not a valid JSON schema.
-    """
+    """Returns the JSON schema of a pydantic model class, or a checked copy of a JSON schema."""
     import jsonschema
 
     from_pydantic = getattr(schema, "model_json_schema", None)

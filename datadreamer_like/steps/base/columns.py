@@ -19,11 +19,7 @@ T = TypeVar("T")
 
 
 def columns_together(columns: Mapping[str, Column], what: str) -> Iterator[Batch]:
-    """Yields batches of several columns as Python values; columns of one dataset are read in one pass.
-
-    Raises:
-        DefinitionError: The columns have different numbers of rows.
-    """
+    """Yields batches of several columns as Python values; columns of one dataset are read in one pass."""
     sizes = {name: column.num_rows for name, column in columns.items()}
     if len({size for size in sizes.values() if size is not None}) > 1:
         raise DefinitionError(f"{what}: the inputs have different numbers of rows: {sizes}. Give columns of one step.")
@@ -33,30 +29,20 @@ def columns_together(columns: Mapping[str, Column], what: str) -> Iterator[Batch
     )
     parts: list[Rows] = []
     joined_names: dict[str, str] = {}
-    for index, whole in enumerate(dict.fromkeys(map(_whole, columns.values()))):
-        own = {name: column.column_names[0] for name, column in columns.items() if _whole(column) is whole}
+    for index, dataset in enumerate(dict.fromkeys(map(whole, columns.values()))):
+        own = {name: column.column_names[0] for name, column in columns.items() if whole(column) is dataset}
         # Datasets may have columns of the same name.
         renamed = {column: f"{index} {column}" for column in own.values()}
         joined_names |= {name: renamed[column] for name, column in own.items()}
-        parts.append(replace(whole.rows.select_columns(list(renamed)).renamed(renamed), table=None))
+        parts.append(replace(dataset.rows.select_columns(list(renamed)).renamed(renamed), table=None))
     joined = parts[0] if len(parts) == 1 else join_columns(parts, lambda node, count: different)
     for batch in joined.batches():
         yield {name: batch[joined_names[name]] for name in columns}
 
 
-def whole_rows(column: Column) -> Iterator[Batch]:
-    """Yields batches of all columns of a column's dataset."""
-    return _whole(column).batches()
-
-
-def columns_of(column: Column) -> list[str]:
-    """Returns the names of all columns of a column's dataset."""
-    return _whole(column).column_names
-
-
-def whole_schema(column: Column) -> pa.Schema:
-    """Returns the schema of a column's dataset."""
-    return _whole(column).rows.schema
+def whole(column: Column) -> OutputDatasetMixin:
+    """Returns the dataset that a column is from; a column made by hand is its own."""
+    return column if column.whole is None else column.whole
 
 
 def inputs_schema(columns: Mapping[str, Column]) -> pa.Schema:
@@ -85,11 +71,7 @@ def in_columns(rows: Iterable[Mapping[str, Any]], names: list[str]) -> Iterator[
 def processed(
     process: Callable[[Batch], Any], what: str, outputs: list[str], batches: Iterator[tuple[int, Batch]]
 ) -> Iterator[Mapping[str, Any]]:
-    """Yields the results of a step's `process` on batches, each with the position of its first row.
-
-    Raises:
-        StepOutputError: `process` returned the wrong columns or number of rows.
-    """
+    """Yields the checked results of a step's `process` on batches, each given with the position of its first row."""
     for start, batch in batches:
         size = len(next(iter(batch.values())))
         made = process(batch)
@@ -118,7 +100,3 @@ def placed(batches: Iterator[Batch], most: int | None) -> Iterator[tuple[int, Ba
             part = batch if most is None else {name: values[start : start + most] for name, values in batch.items()}
             yield position + start, part
         position += size
-
-
-def _whole(column: Column) -> OutputDatasetMixin:
-    return column if column.whole is None else column.whole

@@ -246,11 +246,7 @@ def step(function: Any = None, /, *, outputs: Any = None, batched: bool = False,
 
 
 def _defined(function: Callable[..., Any], outputs: Sequence[str] | None, batched: bool, batch_size: int) -> Definition:
-    """Reads a function's signature and annotations; the other parameters are those of `step`.
-
-    Raises:
-        DefinitionError: They do not define the inputs, arguments and outputs.
-    """
+    """Reads a function's signature and annotations; the other parameters are those of `step`."""
     if not isinstance(function, types.FunctionType):
         raise ArgumentTypeError(f"@step decorates functions; got {function!r}.")
     what = function.__name__

@@ -73,21 +73,10 @@ class Exports(DatasetNode):
         is_synthetic: bool | None = None,
         **options: Any,
     ) -> str:
-        """Publishes the rows with a card on the Hugging Face Hub; unchanged files make no commit.
+        """Publishes the rows with a card on the Hugging Face Hub, and returns the URL; unchanged files make no commit.
 
-        Args:
-            repo_id: `user/name`, or `name` in the token's own namespace.
-            branch: Branch to publish to; created if it does not exist.
-            private: Make a new repository private.
-            token: Access token; by default that of `hf auth login` or `HF_TOKEN`.
-            is_synthetic: Tag the dataset as synthetic; None decides by the origin of the rows.
-            **options: See `ExportOptions`.
-
-        Returns:
-            The URL of the dataset.
-
-        Raises:
-            HubError: The token or the name is invalid, or the Hub is unavailable; raised before anything is sent.
+        The arguments and errors are those of `datadreamer_like.hub.publish_dataset`, the options those of
+        `ExportOptions`.
         """
         from datadreamer_like.hub import publish_dataset
 

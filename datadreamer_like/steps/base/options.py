@@ -27,11 +27,7 @@ class RunOptions(NodeOptions, total=False):
 
 
 class OperationOptions(RunOptions, total=False):
-    """Options that every operation takes: those of `RunOptions` and a name.
-
-    Attributes:
-        name: Name of the new step; by default this step's name with the operation in parentheses.
-    """
+    """Options of every operation; the new step's `name` is by default this one's, with the operation in parentheses."""
 
     name: str | None
 
@@ -39,12 +35,9 @@ class OperationOptions(RunOptions, total=False):
 class ExportOptions(TypedDict, total=False):
     """Options that every export takes.
 
-    Attributes:
-        train_size: Export this share (float) or number (int) of the rows as a split `train`.
-        validation_size: The same for the split `validation`.
-        test_size: The same for the split `test`.
-        stratify_by_column: A column whose values have the same shares in every split.
-        writer_batch_size: Accepted for DataDreamer scripts, as `save_num_proc` and `save_num_shards`.
+    `train_size`, `validation_size` and `test_size` export a share (float) or number (int) of the rows as a split; the
+    values of `stratify_by_column` have the same shares in every split. The other options are accepted for DataDreamer
+    scripts.
     """
 
     train_size: float | None

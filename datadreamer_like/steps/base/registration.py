@@ -99,16 +99,10 @@ class Registration:
         default_help: str | None = None,
         type: Any = None,
     ) -> None:
-        """Registers an argument.
+        """Registers an argument; `help` describes it, and `default_help` its default.
 
-        Args:
-            arg_name: Name of the argument.
-            required: Whether it must be given.
-            default: Its value if it is not given.
-            help: Description.
-            default_help: Description of the default.
-            type: A class or tuple of classes that the value must be an instance of; an optional argument may also be
-                None.
+        `type` is a class or tuple of classes that the value must be an instance of; an optional argument may also be
+        None.
         """
         spec = Registered(arg_name, required, default, help, default_help, type)
         self._register(self._arg_specs, spec, "argument")

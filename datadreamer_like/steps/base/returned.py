@@ -28,13 +28,9 @@ _FLUSH_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Expected:
-    """The outputs that a step's rows must match.
+    """The outputs that a step's rows must match, in order; `what` names the step in messages.
 
-    Attributes:
-        outputs: Names of the registered outputs, in order.
-        what: The step, for messages.
-        inputs: The nodes of the step's inputs, by input name.
-        like: Schema of columns whose types are known; see `LazyRows`.
+    `inputs` are the nodes of its inputs by name, `like` is a schema of columns whose types are known (see `LazyRows`).
     """
 
     outputs: list[str]
@@ -43,11 +39,7 @@ class Expected:
     like: pa.Schema | None = None
 
     def stated(self, sources: Iterable[From]) -> Stated:
-        """Returns the origin of rows, by node and role.
-
-        Raises:
-            DefinitionError: A source is not an input, a column or a node.
-        """
+        """Returns the origin of rows, by node and role; each source must be an input, a column or a node."""
         stated: dict[tuple[Node, str], Piece | None] = {}
         for given in sources:
             source = self.inputs.get(given.source) if isinstance(given.source, str) else given.source
@@ -78,11 +70,7 @@ def _piece(rows: RowsFrom | None) -> Piece | None:
 
 
 def normalized(value: Any, expected: Expected) -> tuple[Rows, bool]:
-    """Converts a return value of `run` to rows, and tells whether they stay lazy.
-
-    Raises:
-        StepOutputError: The value does not match the outputs.
-    """
+    """Converts a return value of `run` to rows that match the outputs, and returns whether they stay lazy."""
     if isinstance(value, Traced):
         rows, lazy = normalized(value.value, expected)
         links = [
@@ -224,11 +212,7 @@ def _batches(value: Values, expected: Expected) -> StatedBatches:
 
 
 def rows_to_batch(rows: list[Any], outputs: list[str], what: str) -> Batch:
-    """Converts rows of any allowed form to columns.
-
-    Raises:
-        StepOutputError: A row does not match the outputs.
-    """
+    """Converts rows of any allowed form to columns; each must match the outputs."""
     first = rows[0]
     if isinstance(first, Mapping) and (len(outputs) > 1 or set(first) == set(outputs)):
         wanted = set(outputs)

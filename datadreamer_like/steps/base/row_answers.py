@@ -21,11 +21,9 @@ FETCH_OPTIONS = frozenset({
 
 
 class Questions(NamedTuple):
-    """Values to send to a model, and their rows.
+    """Values to send to a model, and their rows as columns of the same length.
 
-    Attributes:
-        values: One per row: the value to send, None for nothing, or the error of a row that cannot be sent.
-        rows: Columns of the same length.
+    A value is None where there is nothing to send, or the error of a row that cannot be sent.
     """
 
     values: Sequence[Any]
@@ -39,12 +37,9 @@ class Questions(NamedTuple):
 
 
 class AnsweredRows(NamedTuple):
-    """Rows with the answers to their values.
+    """Rows with the values that were sent for them and the answers; `rows` are columns of the same length.
 
-    Attributes:
-        values: The values that were sent; None for a row that could not be sent.
-        rows: Columns of the same length.
-        answers: One per row; None where nothing was sent, or the error of a row that could not be sent.
+    For a row that could not be sent, the value is None and the answer is the error; both are None for nothing to send.
     """
 
     values: list[Any]

@@ -19,7 +19,7 @@ from datadreamer_like.models.calls.failures import Rejected
 from datadreamer_like.models.llms.generation import Answer
 from datadreamer_like.storage.values import to_batch
 
-from ..base.columns import columns_of, whole_rows, whole_schema
+from ..base.columns import whole
 from ..base.lazy_rows import From, LazyRowBatches, Traced
 from ..operations.sorting import sorted_positions
 from ..operations.transforms import materialized
@@ -61,7 +61,7 @@ class JudgeRows(ProcessWithPrompt):
 
     def configure(self) -> None:
         """Registers the columns of the input's step as outputs."""
-        columns = columns_of(self._inputs["inputs"])
+        columns = whole(self._inputs["inputs"]).column_names
         for name in columns:
             if name in self._output_specs:
                 raise DefinitionError(
@@ -79,7 +79,7 @@ class JudgeRows(ProcessWithPrompt):
 
     def run(self) -> LazyRowBatches:
         """Prompts the LLM for every row."""
-        return replace(super().run(), total_num_rows=None, like=whole_schema(self._inputs["inputs"]))
+        return replace(super().run(), total_num_rows=None, like=whole(self._inputs["inputs"]).rows.schema)
 
     def result_batches(self) -> Iterator[Traced]:
         """Yields the kept rows, and reports progress."""
@@ -101,7 +101,7 @@ class JudgeRows(ProcessWithPrompt):
 
     def input_batches(self) -> Iterator[Batch]:
         """Yields all columns of the input's step."""
-        return whole_rows(self._inputs["inputs"])
+        return whole(self._inputs["inputs"]).batches()
 
     def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
         """Returns the prompt for each row."""
@@ -229,7 +229,7 @@ class RankWithPrompt(JudgeRows):
             yield from super().result_batches()
             return
         # Rows are sorted in a file, not in memory, together with their positions.
-        known = whole_schema(self._inputs["inputs"])
+        known = whole(self._inputs["inputs"]).rows.schema
         scored = super().result_batches()
 
         def read() -> Iterator[pa.RecordBatch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, TypeAlias, TypeGuard
 
 from datadreamer_like.errors import DefinitionError, ModelError, PromptTooLong, RejectedAnswer
@@ -348,16 +349,16 @@ class PromptStep(Step):
         try:
             if self.num_answers == 1:
                 value = value_of(answer)
-                return value if isinstance(value, Rejected) else answer.with_value(value)
+                return value if isinstance(value, Rejected) else replace(answer, value=value)
             values = [value_of(one) for one in answer.each()]
             if len(rejected := [value for value in values if isinstance(value, Rejected)]) == len(values):
                 return rejected[0]
-            return answer.with_value(self.combine([None if isinstance(v, Rejected) else v for v in values]))
+            return replace(answer, value=self.combine([None if isinstance(v, Rejected) else v for v in values]))
         except RejectedAnswer as error:
-            return answer.with_error(error)
+            return replace(answer, error=error)
         except Exception as error:
             reason = f"parse raised {type(error).__name__}: {error}."
-            return answer.with_error(RejectedAnswer.of(answer.text, reason))
+            return replace(answer, error=RejectedAnswer.of(answer.text, reason))
 
 
 def _is_sent(prompt: RowPrompt) -> TypeGuard[Prompt]:
