@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datadreamer_like.errors import StorageError
 from datadreamer_like.storage.answers import AnswerStore
 
 
@@ -26,7 +27,8 @@ class StoredAnswers:
         self.store = AnswerStore(Path(folder) / "logits.sqlite")
 
     def __del__(self) -> None:
-        self.store.close()
+        if hasattr(self, "store"):  # not if opening it failed
+            self.store.close()
 
     def __len__(self) -> int:
         return len(self.store)
@@ -57,5 +59,10 @@ class StoredRows:
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Returns the logits of some rows [rows, classes], fp32 on the device of `rows`."""
         values = self._answers.store.get_many([key.tobytes() for key in self._keys[rows.cpu().numpy()]])
-        logits = bytearray(b"".join(value for value in values if value is not None))
-        return torch.frombuffer(logits, dtype=torch.float32).view(len(values), -1).to(rows.device)
+        found = [value for value in values if value is not None]
+        if len(found) < len(values):
+            raise StorageError(
+                f"{self._answers.store.path} has lost the logits of {len(values) - len(found)} of {len(values)} rows "
+                "since they were stored. Leave the file alone during a run, and run again: they are computed again."
+            )
+        return torch.frombuffer(bytearray(b"".join(found)), dtype=torch.float32).view(len(found), -1).to(rows.device)

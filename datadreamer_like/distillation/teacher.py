@@ -45,9 +45,12 @@ class TeacherModel:
     def __fingerprint__(self) -> dict[str, Any]:
         """Class, config, weights and tokenizer, by content."""
         config, backend = getattr(self.model, "config", None), getattr(self.tokenizer, "backend_tokenizer", None)
-        rules = {"vocabulary": self.tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
-        # The last call to the tokenizer leaves truncation and padding behind.
-        rules |= {"truncation": None, "padding": None}
+        if backend is None:
+            rules = self.tokenizer.get_vocab()
+        else:
+            # The last call to the tokenizer leaves truncation and padding behind. One text is hashed much faster than
+            # the entries of a large vocabulary.
+            rules = json.dumps(json.loads(backend.to_str()) | {"truncation": None, "padding": None}, sort_keys=True)
         names = ("padding_side", "truncation_side", "model_max_length")
         return {
             "class": type(self.model).__qualname__,
@@ -87,9 +90,10 @@ def teacher_logits_for_texts(
         if not isinstance(text, str):
             raise DataError(f"Text {index} is {type(text).__name__}, not a text. Filter such rows out first.")
     model, tokenizer = teacher.model, teacher.tokenizer
-    longest = min(max_length or _NO_LIMIT, max_tokens(model.config, tokenizer) or _NO_LIMIT)
+    config = getattr(model, "config", None)
+    longest = min(max_length or _NO_LIMIT, max_tokens(config, tokenizer) or _NO_LIMIT)
     order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
-    found = torch.empty(0, int(getattr(model.config, "num_labels", 0)))
+    found = torch.empty(0, int(getattr(config, "num_labels", 0)))
     with eval_mode(model, device):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
@@ -171,7 +175,7 @@ def device_of(model: nn.Module) -> torch.device:
 def max_tokens(config: Any, tokenizer: Any) -> int | None:
     """Returns the smaller of the tokenizer's limit and the model's positions; None if neither is known."""
     positions = getattr(config, "max_position_embeddings", None)
-    if positions and config.model_type in _POSITIONS_AFTER_PADDING:
+    if positions and getattr(config, "model_type", None) in _POSITIONS_AFTER_PADDING:
         positions -= config.pad_token_id + 1
     limits = (tokenizer.model_max_length, positions)
     return min((limit for limit in limits if limit and limit < _NO_LIMIT), default=None)

@@ -128,11 +128,7 @@ def kind_of(entry: Entry) -> LayoutKind:
             f"(it knows: {', '.join(sorted(_KINDS))}).{did_you_mean(str(name), _KINDS)} "
             "Upgrade datadreamer-like, or import the package that registers this kind before loading."
         )
-    if version > kind.format:
-        raise NewerFormat(
-            f'The model\'s config.json has a "{name}" layout of format {version}; this version reads up to '
-            f"{kind.format}. Upgrade datadreamer-like to load it."
-        )
+    NewerFormat.check(f'The "{name}" layout in the model\'s config.json', version, kind.format)
     return kind
 
 

@@ -32,11 +32,7 @@ class LayoutConfig(QuantizationConfigMixin):
     """The `quantization_config` of config.json: a model's layout entries in the order in which they were applied."""
 
     def __init__(self, layouts: list[Entry], format: int = _FORMAT, quant_method: str = METHOD) -> None:
-        if format > _FORMAT:
-            raise NewerFormat(
-                f"The model's config.json lists its layouts in format {format}; this version reads up to {_FORMAT}. "
-                "Upgrade datadreamer-like to load it."
-            )
+        NewerFormat.check("The list of layouts in the model's config.json", format, _FORMAT)
         self.quant_method = quant_method  # type: ignore[assignment]
         self.format = _FORMAT
         self.layouts = layouts

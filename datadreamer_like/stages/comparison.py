@@ -6,13 +6,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from datadreamer_like.errors import MissingExtra, NewerFormat
 from datadreamer_like.evaluation.judge import Judge
 from datadreamer_like.evaluation.judges import JUDGES
 from datadreamer_like.report import Interval, Mark, Table, TableColumn, figure, page, to_svg, tradeoff, write_png
 from datadreamer_like.storage.folders import write_file
+
+T = TypeVar("T")
 
 COMPARISON_FORMAT = 1
 PREDICTED = ("text", "label")
@@ -81,17 +83,13 @@ class Comparison:
     def read(cls, folder: Path) -> Comparison:
         """Reads `comparison.json`; raises `NewerFormat` if a newer version of this package wrote it."""
         data = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
-        if data["format"] > COMPARISON_FORMAT:
-            raise NewerFormat(
-                f"{folder / JSON_NAME} was written by a newer version of datadreamer-like (its format is "
-                f"{data['format']}, this version reads up to {COMPARISON_FORMAT}). Upgrade with pip."
-            )
+        NewerFormat.check(folder / JSON_NAME, data["format"], COMPARISON_FORMAT)
         models = []
         for model in data["models"]:
             differences = {key: Interval(**value) for key, value in model["differences"].items()}
             timed = {key: Interval(**model[key]) for key in ("latency", "throughput")}
-            models.append(Measured(**{**model, **timed, "differences": differences}))
-        return cls(**{**data, "models": models})
+            models.append(_known(Measured, {**model, **timed, "differences": differences}))
+        return _known(cls, {**data, "models": models})
 
     def write(self, folder: Path, title: str) -> None:
         """Writes the figures, the HTML page and, if matplotlib is installed, the plot."""
@@ -175,6 +173,11 @@ class Comparison:
             f"Timed in turn, {self.rounds} rounds, on {where} with {threads}, {self._judge.timed}: latency of one row "
             f"alone, throughput in batches of {self.batch_size}.",
         ]
+
+
+def _known(kind: type[T], data: dict[str, Any]) -> T:
+    # A later version may add keys to the same format.
+    return kind(**{f.name: data[f.name] for f in fields(kind) if f.name in data})  # type: ignore[arg-type]
 
 
 def _prefix(values: Sequence[int | None]) -> tuple[str, float]:

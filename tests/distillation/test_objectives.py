@@ -1,10 +1,16 @@
 """Objectives and teachers, with small real models."""
 
+import gc
+import hashlib
+import sqlite3
+import sys
+from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
+from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -26,8 +32,15 @@ from datadreamer_like.distillation import (
     teacher_logits_for_texts,
 )
 from datadreamer_like.distillation.teacher import max_tokens
-from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, LabelError, MethodMisfit
-from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DataError,
+    DefinitionError,
+    LabelError,
+    MethodMisfit,
+    StorageError,
+)
+from datadreamer_like.graph.fingerprint import _Walk, fingerprint
 
 TEXTS = ["The cat sat on the warm mat.", "Rain", "She read a long book at night in the quiet old town by the sea."]
 
@@ -88,6 +101,22 @@ def test_logits_of_a_teacher_can_take_part_in_a_training(classifier):
     (student * found).sum().backward()
     torch.testing.assert_close(student.grad, found)
     assert teacher_logits_for_texts(classifier, []).shape == (0, 3)
+
+
+@pytest.mark.parametrize("config", [None, SimpleNamespace(), SimpleNamespace(max_position_embeddings=16)])
+def test_a_teacher_may_be_a_plain_module(config, classifier):
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = classifier.model
+            if config is not None:
+                self.config = config
+
+        def forward(self, **inputs):
+            return self.inside(**inputs)
+
+    found = teacher_logits_for_texts(TeacherModel(Plain(), classifier.tokenizer), TEXTS, max_length=16)
+    torch.testing.assert_close(found, teacher_logits_for_texts(classifier, TEXTS))
 
 
 def test_a_row_that_is_no_text_is_named(classifier):
@@ -232,6 +261,38 @@ def test_stored_answers_are_found_text_by_text_and_asked_once(tmp_path):
     assert len(StoredAnswers(tmp_path)) == 4
 
 
+@pytest.mark.parametrize("lost", [["a"], ["bb"], ["a", "bb", "ccc"]])
+def test_stored_answers_that_were_lost_are_an_error_and_asked_again(lost, tmp_path):
+    asked = []
+
+    def ask(texts):
+        asked.extend(texts)
+        return torch.tensor([[float(len(text)), 1.0] for text in texts])
+
+    texts = ["a", "bb", "ccc"]
+    rows = StoredAnswers(tmp_path).rows(texts, ask)
+    with closing(sqlite3.connect(tmp_path / "logits.sqlite")) as connection, connection:
+        keys = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in lost]
+        connection.executemany("DELETE FROM answers WHERE key = ?", [(key,) for key in keys])
+    with pytest.raises(StorageError, match=f"lost the logits of {len(lost)} of 3 rows"):
+        rows[torch.tensor([0, 1, 2])]
+    asked.clear()
+    assert StoredAnswers(tmp_path).rows(texts, ask)[torch.tensor([0, 1, 2])][:, 0].tolist() == [1.0, 2.0, 3.0]
+    assert asked == lost
+
+
+@pytest.mark.parametrize("damaged", ["folder", "folder/logits.sqlite"])
+def test_stored_answers_that_cannot_be_opened_give_one_error(damaged, tmp_path, monkeypatch):
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    (tmp_path / damaged).parent.mkdir(exist_ok=True)
+    (tmp_path / damaged).write_bytes(b"no database" * 1_000)
+    with pytest.raises((StorageError, OSError)):
+        StoredAnswers(tmp_path / "folder")
+    gc.collect()
+    assert unraisable == []
+
+
 def test_options_out_of_range_are_refused(classifier):
     for options in ({"temperature": 0}, {"alpha": 1.5}, {"alpha": -0.5}):
         with pytest.raises(DefinitionError, match=next(iter(options))):
@@ -257,6 +318,8 @@ def test_the_fingerprint_follows_options_and_weights_and_not_use(classifier):
     assert fingerprint(SoftTargets(again)) == before
     teacher_logits_for_texts(classifier, TEXTS, max_length=3)
     assert fingerprint(SoftTargets(classifier)) == before
+    classifier.tokenizer.add_tokens(["<extra>"])
+    assert fingerprint(SoftTargets(classifier)) != before
     with torch.no_grad():
         again.model.classifier.bias[0] += 1e-3
     assert fingerprint(SoftTargets(again)) != fingerprint(SoftTargets(classifier))
@@ -264,3 +327,19 @@ def test_the_fingerprint_follows_options_and_weights_and_not_use(classifier):
 
 def test_the_docs_say_what_alpha_weighs():
     assert "`alpha` weighs the soft term" in SoftTargets.__doc__.splitlines()[0]
+
+
+def test_the_size_of_a_vocabulary_hardly_slows_its_fingerprint(classifier, monkeypatch):
+    hashed, digest = 0, _Walk.digest
+
+    def counting(*args):
+        nonlocal hashed
+        hashed += 1
+        return digest(*args)
+
+    monkeypatch.setattr(_Walk, "digest", counting)
+    small = fingerprint(classifier)
+    before, hashed = hashed, 0
+    classifier.tokenizer.add_tokens([f"<extra {number}>" for number in range(1_000)])
+    assert fingerprint(classifier) != small
+    assert hashed == before

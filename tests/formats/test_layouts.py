@@ -188,9 +188,12 @@ def test_a_plain_module_remembers_its_layouts() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layouts": [{"kind": "sparse", "format": 99, "modules": {}}]}, "format 99; this version reads up to 1"),
+        (
+            {"layouts": [{"kind": "sparse", "format": 99, "modules": {}}]},
+            '"sparse" layout .*format is 99, this version reads up to 1',
+        ),
         ({"layouts": [{"kind": "sparce", "format": 1, "modules": {}}]}, 'Did you mean "sparse"'),
-        ({"format": 99, "layouts": []}, "lists its layouts in format 99"),
+        ({"format": 99, "layouts": []}, "list of layouts .*format is 99, this version reads up to 1"),
     ],
 )
 def test_a_folder_of_a_newer_version_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:

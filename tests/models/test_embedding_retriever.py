@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -167,3 +169,35 @@ def test_it_is_pickled_without_the_index():
     data = pickle.dumps(retriever)
     assert len(data) < 20_000
     assert pickle.loads(data).run(["5"], k=2) == expected
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_retrievers_do_not_wait_for_each_others_index(loaded):
+    started, searched = threading.Event(), threading.Event()
+
+    class Slow(Drawn):
+        def compute(self, texts, *, instruction=None, **asks):
+            started.set()
+            assert searched.wait(1), "the other retriever waits for this index"
+            return super().compute(texts, instruction=instruction, **asks)
+
+    other = EmbeddingRetriever(["1", "2"], Drawn("drawn"))
+    if loaded:
+        assert other.index is not None
+    with ThreadPoolExecutor() as pool:
+        slow = pool.submit(lambda: EmbeddingRetriever(["3"], Slow("slow")).index)
+        assert started.wait(5)
+        assert other.run(["1"], k=1)[0]["texts"] == ["1"]
+        searched.set()
+        assert slow.result() is not None
+
+
+@pytest.mark.parametrize("pickled", [True, False])
+def test_threads_that_search_at_the_same_time_make_one_index(pickled):
+    retriever = EmbeddingRetriever([str(n) for n in range(100)], Drawn("drawn"))
+    if pickled:
+        retriever = pickle.loads(pickle.dumps(retriever))
+    with ThreadPoolExecutor(8) as pool:
+        indexes = list(pool.map(lambda _: retriever.index, range(8)))
+    assert len({id(index) for index in indexes}) == 1
+    assert retriever.embedder.embedded == 100

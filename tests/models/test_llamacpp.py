@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models.llms.generation import Request, Sampling
 from datadreamer_like.models.llms.gguf import read_gguf_header
 from datadreamer_like.models.llms.llamacpp import LlamaCPP
+from datadreamer_like.models.llms.llamacpp_server import _xllamacpp
 
 
 @pytest.fixture(scope="module")
@@ -377,3 +379,20 @@ for name, file in [("me/tiny", None), ("me/tiny", "tiny.Q4.gguf"), ("me/tiny", "
 
 
 _ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, PermissionError, ProcessLookupError])
+def test_it_runs_where_the_system_does_not_list_the_memory_of_processes(error, monkeypatch):
+    plain = Path.open
+
+    def open_unless_hidden(path, *args, **options):
+        if str(path) == "/proc/self/maps":
+            raise error(path)
+        return plain(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", open_unless_hidden)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    module, patient = _xllamacpp()
+    assert (module.__name__, patient) == ("xllamacpp", True)
+    assert "OMP_WAIT_POLICY" not in os.environ

@@ -263,6 +263,34 @@ def test_prompts_of_a_slow_source_are_sent_at_once_and_answered_before_the_next_
     assert asked_when_read[2:] == [2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.002])
+def test_a_slow_source_wakes_no_more_workers_than_it_has_prompts(
+    seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops = []
+
+    class Counting(asyncio.SelectorEventLoop):
+        scheduled = 0
+
+        def call_soon(self, *args: Any, **options: Any) -> asyncio.Handle:
+            self.scheduled += 1
+            return super().call_soon(*args, **options)
+
+    def new_loop() -> Counting:
+        loops.append(Counting())
+        return loops[-1]
+
+    def prompts() -> Iterator[str]:
+        for number in range(50):
+            time.sleep(0.002)
+            yield f"{number}"
+
+    monkeypatch.setattr(asyncio, "new_event_loop", new_loop)
+    assert len(Asynchronous(tmp_path, seconds).run(prompts(), concurrency=1000)) == 50
+    # A thousand workers start and end; each prompt schedules a few callbacks.
+    assert loops[-1].scheduled < 5_000
+
+
 def test_concurrency_is_a_cap_that_is_reached(tmp_path: Path) -> None:
     llm = Asynchronous(tmp_path, seconds=0.01)
     llm.run(PROMPTS[:100], concurrency=7)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,28 @@ def test_exports_replace_exports_and_nothing_else(classifier, tmp_path):
         classifier.export("safetensor", to=target)
     with pytest.raises(DefinitionError, match="needs the folder"):
         classifier.export()
+
+
+@pytest.mark.parametrize("name", ["copytree", "fsync", "rename"])
+def test_an_interrupted_export_leaves_the_earlier_one(name, classifier, tmp_path, monkeypatch):
+    target = classifier.export(to=tmp_path / "export")
+    (target / "old.bin").write_bytes(b"")
+    before = {file.name: file.read_bytes() for file in target.iterdir()}
+
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil if name == "copytree" else os, name, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            classifier.export(to=target)
+    assert {file.name: file.read_bytes() for file in target.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+    (tmp_path / ".export-new").mkdir()  # left by a kill
+    (tmp_path / ".export-new" / "partial.bin").write_bytes(b"")
+    classifier.export(to=target)
+    assert set(before) - {file.name for file in target.iterdir()} == {"old.bin"}
+    assert not (target / "partial.bin").exists()
 
 
 def test_a_folder_without_a_model_and_things_that_are_none_are_refused(tmp_path):

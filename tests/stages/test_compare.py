@@ -19,6 +19,7 @@ from datadreamer_like.errors import (
     DefinitionError,
     EmptyDataset,
     LabelError,
+    NewerFormat,
     NotTrained,
     SessionError,
 )
@@ -28,6 +29,7 @@ from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.pruning import Magnitude
 from datadreamer_like.quantization import DynamicInt8
 from datadreamer_like.stages import Compare, Prune, Quantize
+from datadreamer_like.stages.comparison import Comparison
 from datadreamer_like.steps.sources.data_source import DataSource
 from datadreamer_like.trainers import TrainHFClassifier
 
@@ -153,6 +155,17 @@ def test_result_on_disk_stands_alone(compared: Compare):
     assert str(compared) == compared.table.to_text()
     assert max(map(len, str(compared).splitlines())) <= 120
     assert compared.to_pandas()["model"].tolist() == [row["model"] for row in compared.rows]
+
+
+def test_keys_that_a_later_version_added_to_the_same_format_are_ignored(compared: Compare, tmp_path: Path):
+    folder = compared.html_path.parent
+    data = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    added = {**data, "joules": 3.0, "models": [{**model, "joules": 3.0} for model in data["models"]]}
+    (tmp_path / "comparison.json").write_text(json.dumps(added), encoding="utf-8")
+    assert Comparison.read(tmp_path) == Comparison.read(folder)
+    (tmp_path / "comparison.json").write_text(json.dumps({**data, "format": 99}), encoding="utf-8")
+    with pytest.raises(NewerFormat, match="newer version.*format is 99, this version reads up to 1"):
+        Comparison.read(tmp_path)
 
 
 def test_model_may_be_called_like_a_column_of_the_rows(compared: Compare):

@@ -81,8 +81,8 @@ class ConcurrentEngine(Engine[Q, A]):
         # A deque may be extended in one thread and emptied in another; all below is used only in the loop's thread.
         self._queue: deque[Job[Q, A]] = deque()
         self._stop = asyncio.Event()
-        # Set when an idle worker may find a job that may be sent.
-        self._work_left = asyncio.Event()
+        # A future for each worker that waits for a job that may be sent.
+        self._idle: deque[asyncio.Future[None]] = deque()
         self._active = 0
         self._paused_until = float("-inf")
         self._finished: list[tuple[Job[Q, A], A]] = []
@@ -106,7 +106,7 @@ class ConcurrentEngine(Engine[Q, A]):
             self._loop = self._runner.get_loop()
             self._thread = threading.Thread(target=self._serve, name="datadreamer_like-requests", daemon=True)
             self._thread.start()
-        self._loop.call_soon_threadsafe(self._work_left.set)
+        self._loop.call_soon_threadsafe(self._wake)
 
     def wait(self) -> None:
         """Blocks until answers are stored."""
@@ -153,14 +153,10 @@ class ConcurrentEngine(Engine[Q, A]):
     async def _work(self) -> None:
         try:
             while True:
-                while (
-                    not self._queue
-                    or self._active >= self._allowance.allowed
-                    or self._failure is not None
-                    or self._loop.time() < self._paused_until
-                ):
-                    self._work_left.clear()
-                    await self._work_left.wait()
+                while self._sendable() < 1:
+                    place: asyncio.Future[None] = self._loop.create_future()
+                    self._idle.append(place)
+                    await place
                 job = self._queue.popleft()
                 self._active += 1
                 job.tries += 1
@@ -193,6 +189,19 @@ class ConcurrentEngine(Engine[Q, A]):
         except Exception as error:
             self._fail(error)
 
+    def _sendable(self) -> int:
+        """Returns how many queued jobs may be sent now."""
+        if self._failure is not None or self._loop.time() < self._paused_until:
+            return 0
+        return min(len(self._queue), self._allowance.allowed - self._active)
+
+    def _wake(self) -> None:
+        # Not all idle workers: there may be thousands, and a slow source brings one job at a time.
+        for _ in range(min(self._sendable(), len(self._idle))):
+            place = self._idle.popleft()
+            if not place.done():  # The end of the run cancels it.
+                place.set_result(None)
+
     def _finish(self, job: Job[Q, A], answer: A, quick: bool) -> None:
         # A request keeps its slot until its answer is on disk, so that a kill loses at most one answer per slot; only
         # requests that are faster than a transaction release it at once.
@@ -222,7 +231,7 @@ class ConcurrentEngine(Engine[Q, A]):
                 if after >= _LONG_PAUSE_SECONDS and until > self._paused_until + _LONG_PAUSE_SECONDS:
                     logger.warning("The provider asks to wait %s s before the next request; waiting.", f"{after:,.0f}")
                 self._paused_until = max(self._paused_until, until)
-                self._loop.call_at(until + _AFTER_PAUSE_SECONDS, self._work_left.set)
+                self._loop.call_at(until + _AFTER_PAUSE_SECONDS, self._wake)
             self._loop.call_later(delay, self._again, job)
             return None
         self._lost += 1
@@ -239,7 +248,7 @@ class ConcurrentEngine(Engine[Q, A]):
 
     def _again(self, job: Job[Q, A]) -> None:
         self._queue.appendleft(job)
-        self._work_left.set()
+        self._wake()
 
     def _commit(self) -> None:
         finished, self._finished = self._finished, []
@@ -252,7 +261,7 @@ class ConcurrentEngine(Engine[Q, A]):
             return
         self._active -= self._unsaved
         self._unsaved = 0
-        self._work_left.set()
+        self._wake()
         # Waking the caller takes longer than a fast answer, so it is woken once for several transactions.
         if not self._queue or len(self._recorder.stored) >= self.window // 4:
             self._news.set()

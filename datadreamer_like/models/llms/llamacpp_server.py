@@ -147,8 +147,11 @@ def _xllamacpp() -> tuple[Any, bool]:
     sleeping threads a fifth faster than one. OpenMP reads this setting from the environment when it is loaded.
     """
     patient = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
-    # xllamacpp links to this name, as does torch; other packages bundle it under different names.
-    loaded = (maps := Path("/proc/self/maps")).exists() and "/libgomp.so.1" in maps.read_text()
+    try:
+        # xllamacpp links to this name, as does torch; other packages bundle it under different names.
+        loaded = b"/libgomp.so.1" in Path("/proc/self/maps").read_bytes()
+    except OSError:  # another system, or one that hides it
+        loaded = False
     if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ or loaded:
         return importlib.import_module("xllamacpp"), patient
     os.environ["OMP_WAIT_POLICY"] = "passive"

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 # Number of vectors, from the start of the corpus, for training an index with cells.
 _TRAINING_VECTORS = 65_536
 _VECTORS_AT_ONCE = 4_096
-# Held while an index is made or loaded, since several threads may search.
-_LOADING = threading.RLock()
 
 
 class EmbeddingRetriever(Retriever):
@@ -84,6 +82,7 @@ class EmbeddingRetriever(Retriever):
         self.query_instruction = query_instruction
         self.device = device
         self.kwargs = kwargs
+        self._lock = threading.Lock()  # held while the index is made or loaded, since several threads may search
 
     @classmethod
     def example(cls, model: Any) -> Self:
@@ -101,10 +100,11 @@ class EmbeddingRetriever(Retriever):
     @property
     def index(self) -> Any:
         """The FAISS index, whose ids are positions in the corpus."""
-        with _LOADING:
-            if self._index is None:
-                self._index = self._prepared(self._found_or_made())
-            return self._index
+        if (index := self._index) is None:
+            with self._lock:
+                if (index := self._index) is None:
+                    index = self._index = self._prepared(self._found_or_made())
+        return index
 
     def search(self, queries: Iterable[str], k: int, run: TextRun) -> Iterator[Found | ModelError]:
         """Yields positions and cosines of the `k` nearest texts for each query."""
@@ -206,7 +206,10 @@ class EmbeddingRetriever(Retriever):
         self.embedder.unload_model()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_index"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_index", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_lock": threading.Lock()}
 
 
 def _unit(vectors: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -279,14 +279,18 @@ class TrainedModel:
             raise StorageError(
                 f"{target} exists already and is not an earlier export. Choose another folder, or remove it first."
             )
-        with explained("Exporting a model", target), new_folder(target) as draft:
-            if Path(self.path).is_dir():
-                shutil.copytree(self.path, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD_NAME))
-            else:
-                self.save(self.model, self.tokenizer, draft)
-            write_card(draft, self.card)
+        complete = target.parent / f".{target.name}-new"
+        shutil.rmtree(complete, ignore_errors=True)
+        with explained("Exporting a model", target):
+            with new_folder(complete) as draft:
+                if Path(self.path).is_dir():
+                    shutil.copytree(self.path, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD_NAME))
+                else:
+                    self.save(self.model, self.tokenizer, draft)
+                write_card(draft, self.card)
             if target.exists():
                 shutil.rmtree(target)
+            complete.rename(target)
         return target
 
     def publish_to_hf_hub(
