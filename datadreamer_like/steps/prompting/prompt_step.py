@@ -244,9 +244,9 @@ class PromptStep(Step):
         return self.values(rows) if self.schema is None and self._reads_answers() else self.texts(rows)
 
     def texts(self, rows: AnsweredRows) -> list[Any]:
-        """Returns each row's text, also of rejected answers; lists if `n > 1`, None where there is none."""
+        """Returns each row's text; lists if `n > 1`, None without an answer and for errors other than a rejection."""
         several = self.num_answers != 1
-        found = [None if answer is None else answer.texts for answer in rows.answers]
+        found = [() if a is None or not isinstance(a.error, RejectedAnswer | None) else a.texts for a in rows.answers]
         return [None if not texts else list(texts) if several else texts[0] for texts in found]
 
     def values(self, rows: AnsweredRows) -> list[Any]:
