@@ -371,13 +371,15 @@ def test_a_step_that_reads_the_output_of_one_that_it_runs_in_is_refused(depth, b
             depth = self.args["depth"]
             return Outer("Inner", args={"depth": depth - 1}).output if depth else made[0].output
 
-    with DataDreamer(":memory:"):
+    def run():
         if not background:
             gate.set()
-        with pytest.raises(SessionError, match='"Outer" has no output yet: it is still running'):
-            step = Outer("Outer", args={"depth": depth}, background=background)
-            gate.set()
-            step.wait()
+        step = Outer("Outer", args={"depth": depth}, background=background)
+        gate.set()
+        step.wait()
+
+    with DataDreamer(":memory:"), pytest.raises(SessionError, match='"Outer" has no output yet: it is still running'):
+        run()
 
 
 def test_a_session_ends_when_its_background_steps_have_and_raises_what_nobody_asked_for():

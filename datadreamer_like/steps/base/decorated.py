@@ -174,7 +174,9 @@ class StepFunction(Generic[P, R]):
         """
         definition = self.step_class.definition
         if given and isinstance(given[0], str):
-            name, given = name or given[0], given[1:]
+            if name is not None:
+                raise DefinitionError(f'The step has two names, "{given[0]}" and "{name}". Give one.')
+            name, given = given[0], given[1:]
         name = name or self.__name__.replace("_", " ")
         if len(given) > len(definition.inputs):
             raise DefinitionError(
