@@ -91,7 +91,7 @@ def processed(
         yield made
 
 
-def placed(batches: Iterator[Batch], most: int | None) -> Iterator[tuple[int, Batch]]:
+def placed_parts(batches: Iterator[Batch], most: int | None) -> Iterator[tuple[int, Batch]]:
     """Yields batches of at most `most` rows, each with the position of its first row."""
     position = 0
     for batch in batches:
