@@ -21,6 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 
 from datadreamer_like.errors import FingerprintError
 from datadreamer_like.graph.fingerprint import ByContent, fingerprint
@@ -75,7 +76,8 @@ DIFFERENT = [
     (datetime.date(2020, 1, 1), datetime.date(2020, 1, 2)), (decimal.Decimal("1.0"), decimal.Decimal("1.00")),
     (functools.partial(max, 1), functools.partial(max, 2)), (len, max), (str.upper, str.lower),
     (collections.Counter("aab"), collections.Counter("abb")), (np.float32(1), np.float64(1)),
-    (["a", "bc"], ["ab", "c"]), ([1, 2], [2, 1]),
+    (["a", "bc"], ["ab", "c"]), ([1, 2], [2, 1]), (Image.new("RGB", (2, 3)), Image.new("RGB", (3, 2))),
+    (Image.new("RGB", (2, 2), "red"), Image.new("RGB", (2, 2))), (Image.new("L", (2, 2)), Image.new("P", (2, 2))),
 ]  # fmt: skip
 
 
@@ -97,6 +99,7 @@ def test_different_values_differ(a, b):
         (logging.getLogger("x"), logging.getLogger("x")),
         (threading.Lock(), threading.Lock()),
         (float("nan"), float("nan")),
+        (Image.new("RGB", (2, 2), "red"), Image.new("RGB", (2, 2), "red").copy()),
     ],
 )
 def test_equal_content_is_equal(a, b):

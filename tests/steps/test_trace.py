@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datadreamer_like import DataDreamer, concat, zipped
-from datadreamer_like.errors import DefinitionError, NoSuchRow, SessionError, StepOutputError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, NoSuchRow, SessionError, StepOutputError
 from datadreamer_like.models import Embedder, EmbeddingRetriever
 from datadreamer_like.steps import (
     DataFromAttributedPrompt,
@@ -119,7 +119,10 @@ def test_select_shuffle_splits_shards_and_added_rows(rows: Any) -> None:
     ):
         assert [sources(made.trace(index)) for index in range(len(ids(made)))] == [[one] for one in ids(made)]
     more = rows.add_item({"id": 99})
-    assert sources(more.trace(4)) == [4]
+    assert sources(more.trace(4)) == sources(more.trace(np.int64(4))) == [4]
+    for index in ("a", 1.0, None):
+        with pytest.raises(ArgumentTypeError, match="a row is given by its number"):
+            more.trace(index)
     assert sources(more.trace(len(ROWS))) == []
 
 

@@ -158,6 +158,8 @@ class HFDatasetDataSource(Source):
     """
 
     def __init__(self, name: str, dataset_path: str | os.PathLike[str], **options: Unpack[NodeOptions]) -> None:
+        if not isinstance(dataset_path, str | os.PathLike):
+            raise ArgumentTypeError(f'"{name}": dataset_path must be a folder. Pass rows or a dataset to DataSource.')
         self.source_path = os.fspath(dataset_path)
         if not os.path.isdir(self.source_path):
             raise DataError(f'"{name}": {self.source_path} is not a folder. Give the folder that save_to_disk wrote.')
