@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
@@ -81,6 +81,12 @@ def processed(
             raise StepOutputError(
                 f"{what}: process() returned {found} for {rows}; expected the columns {', '.join(outputs)}."
             )
+        for name, values in made.items():
+            if isinstance(values, str | bytes | Mapping | Set) or not isinstance(values, Iterable):
+                raise StepOutputError(
+                    f'{what}: process() returned {type(values).__name__} as the column "{name}" for {rows}; expected '
+                    "a list, a tuple or an array."
+                )
         made = {name: values if hasattr(values, "__len__") else list(values) for name, values in made.items()}
         for name, values in made.items():
             if len(values) != size:
