@@ -69,7 +69,7 @@ class Call:
             if self.batched:
                 given: list[Any] = [columns[name] for name in self.input_columns] or [columns]
                 called = [(*given, *([list(indices)] if self.with_indices else []))]
-                yield batch, list(self._results(called, indices, what, columns))
+                yield batch, list(self._results(called, indices, what))
                 continue
             arguments: Any
             if self.input_columns:
@@ -79,11 +79,9 @@ class Call:
                 arguments = ((dict(zip(names, row, strict=True)),) for row in zip(*columns.values(), strict=True))
             if self.with_indices:
                 arguments = ((*row, index) for row, index in zip(arguments, indices, strict=True))
-            yield batch, list(self._results(arguments, indices, what, columns))
+            yield batch, list(self._results(arguments, indices, what))
 
-    def _results(
-        self, arguments: Iterable[tuple[Any, ...]], indices: range, what: str, columns: Iterable[str]
-    ) -> Iterator[Any]:
+    def _results(self, arguments: Iterable[tuple[Any, ...]], indices: range, what: str) -> Iterator[Any]:
         """Calls the function, reports progress, and adds the step, the row's position and columns to an error."""
         usage = current_usage()
         due = time.monotonic() + _PROGRESS_SECONDS
@@ -96,8 +94,8 @@ class Call:
                     due = time.monotonic() + _PROGRESS_SECONDS
         except Exception as error:
             where = f"rows {indices.start} to {indices.stop - 1}" if self.batched else f"row {index}"
-            place = f"{where} of its input (counted from 0), with: {', '.join(columns)}."
-            error.add_note(f"The function of {what} was given {place}")
+            columns = ", ".join(self.input_columns or given[0])
+            error.add_note(f"The function of {what} was given {where} of its input (counted from 0), with: {columns}.")
             raise
         usage.note = ""
 
