@@ -143,6 +143,7 @@ class Results:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._names: set[Path] = set()
+        self._counts: dict[Path, int] = {}  # the highest number in use, by the folder of number 2
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -191,10 +192,13 @@ class Results:
 
     def free_name(self, first: str, nth: Callable[[int], str], base: Path | None = None) -> str:
         """Returns an unused name: `first`, or `nth(2)`, `nth(3)` ..."""
-        name, count = first, 1
-        while (base or self.folder) / _slug(name) in self._names:
+        base = base or self.folder
+        name, second = first, base / _slug(nth(2))
+        count = self._counts.get(second, 1)
+        while base / _slug(name) in self._names:
             count += 1
             name = nth(count)
+        self._counts[second] = max(1, count - 1)  # `count` itself may remain unclaimed
         return name
 
     # Results

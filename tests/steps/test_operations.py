@@ -280,6 +280,17 @@ def test_lazy_rows_are_sharded_though_their_number_is_unknown(rows):
     assert values(odd.shard(num_shards=4, index=1)) == [3, 11, 19, 27]
 
 
+def test_a_shard_copies_no_other_rows(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    lazy = rows.filter(lambda row: row["n"] != 3).map(lambda row: {"n": row["n"]})
+    expected = [n for n in range(30) if n != 3]
+    for size in (1, 4, 40):
+        shards = [lazy.shard(size, index) for index in range(min(size, 29))]
+        assert [values(shard) for shard in shards] == [expected[index::size] for index in range(len(shards))]
+        assert shards[-1].trace(0).parents
+    assert not list(tmp_path.iterdir())
+
+
 def test_nested_values_can_be_read_back_from_csv(tmp_path):
     data = [
         {"g": ['it\'s, "a"', "b"], "e": [i / 7 for i in range(1500)], "d": {"k": 1}},

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engines import Echo
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, ModelError
 from datadreamer_like.graph import DataDreamer, OutputIterableDataset
+from datadreamer_like.models import Answer, Request
 from datadreamer_like.steps import (
     DataFromAttributedPrompt,
     DataFromPrompt,
@@ -75,6 +77,32 @@ def test_a_failed_row_holds_none_and_the_rest_goes_on(pets: DataSource, step: ty
     )
     assert list(again.output["generations"]) == ["fine", None, "fine"]
     assert again.output["prompts"][1] is None
+
+
+class CutOff(Echo):
+    """Answers with texts, but marks the row as failed."""
+
+    def answer_batch(self, requests: Sequence[Request]) -> list[Answer]:
+        return [replace(answer, error=ModelError("cut off")) for answer in super().answer_batch(requests)]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {},
+        {"n": 2},
+        {"output_schema": {"type": "object", "properties": {"name": {"type": "string"}}}},
+        {"post_process": len},
+        {"lazy": True},
+    ],
+)
+@pytest.mark.parametrize("step", [Prompt, ProcessWithPrompt])
+def test_a_failed_row_holds_none_also_if_its_answer_has_a_text(pets: DataSource, step: type, args: dict) -> None:
+    name = "prompts" if step is Prompt else "inputs"
+    args = args | {"llm": CutOff()} | ({"instruction": "Go."} if step is ProcessWithPrompt else {})
+    made = step("Ask", inputs={name: pets.output["pet"]}, args=args)
+    assert list(made.output["generations"]) == [None] * 3
+    assert made.errors == dict.fromkeys(range(3), "cut off")
 
 
 def test_failures_are_told_by_row_also_after_rows_that_are_not_asked_about(session: DataDreamer) -> None:

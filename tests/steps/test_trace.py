@@ -113,6 +113,8 @@ def test_select_shuffle_splits_shards_and_added_rows(rows: Any) -> None:
         rows.shuffle(seed=3, buffer_size=4).save(),
         rows.splits(0.5, 0.5)["validation"],
         rows.shard(3, 1, contiguous=True),
+        rows.shard(3, 2),
+        rows.filter(lambda row: row["id"] != 3).shard(4, 2),
         rows.rename_column("n", "m").remove_columns("text"),
     ):
         assert [sources(made.trace(index)) for index in range(len(ids(made)))] == [[one] for one in ids(made)]

@@ -97,7 +97,7 @@ def processed(
         yield columns
 
 
-def placed(batches: Iterator[Batch], most: int | None) -> Iterator[tuple[int, Batch]]:
+def placed_parts(batches: Iterator[Batch], most: int | None) -> Iterator[tuple[int, Batch]]:
     """Yields batches of at most `most` rows, each with the position of its first row."""
     position = 0
     for batch in batches:

@@ -24,7 +24,7 @@ from datadreamer_like.graph.usage import Usage
 from datadreamer_like.storage.values import pickle_value, unpickle
 
 from ..operations.operations import Operations
-from .columns import columns_together, num_rows_of, placed, processed
+from .columns import columns_together, num_rows_of, placed_parts, processed
 from .export import Exports
 from .lazy_rows import LazyRowBatches
 from .options import NodeOptions, OperationOptions, check_known, taken_options
@@ -140,7 +140,7 @@ class Step(Registration, Operations["Derived"], Exports):
         if not self._inputs:
             raise DefinitionError(f"{what}: process() needs an input. Write run() to make rows without one.")
         engine = reading_engine()
-        batches = placed(columns_together(self._inputs, what), engine.batch_size)
+        batches = placed_parts(columns_together(self._inputs, what), engine.batch_size)
         work = partial(processed, self.worker(engine).process, what, list(self._output_specs))
         return engine.batches(work, batches, what, self.sent_parts())
 

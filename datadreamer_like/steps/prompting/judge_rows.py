@@ -23,7 +23,7 @@ from datadreamer_like.storage.values import to_batch
 from ..base.columns import whole
 from ..base.lazy_rows import From, LazyRowBatches, Traced
 from ..operations.sorting import sorted_positions
-from ..operations.transforms import materialized
+from ..operations.transforms import table_of
 from .answer_readers import read_number, read_yes_or_no
 from .process_with_prompt import ProcessWithPrompt
 from .prompt_step import RowPrompt
@@ -242,8 +242,7 @@ class RankWithPrompt(JudgeRows):
             for rows in scored:
                 yield to_batch({**rows.value, _POSITION: rows.sources[0].rows}, f'"{self.name}"', known)
 
-        table = materialized(Rows(untyped([*self._output_specs, _POSITION]), None, read)).table
-        assert table is not None
+        table = table_of(Rows(untyped([*self._output_specs, _POSITION]), None, read))
         order = sorted_positions(table, ["scores"], [self._args["reverse"]])
         if self._args["score_threshold"] is None:
             self.usage.move_failures(np.argsort(order).tolist())
