@@ -107,7 +107,7 @@ def test_map_in_all_its_forms(rows):
 def test_a_function_that_fails_says_at_which_row(rows):
     with pytest.raises(ZeroDivisionError) as caught:
         rows.map(lambda row: {"m": 1 / (row["n"] - 7)}, lazy=False)
-    assert "row 7 of the step's input" in caught.value.__notes__[0]
+    assert "row 7 of its input" in caught.value.__notes__[0]
 
 
 def test_chained_functions_are_tried_on_one_row_before_the_rows_are_asked_for(rows, tmp_path):

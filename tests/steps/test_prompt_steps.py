@@ -381,6 +381,27 @@ def test_rank_sorts_and_cuts(pets: DataSource) -> None:
         RankWithPrompt("Twice", {"inputs": ranked.output["pet"]}, args)
 
 
+@pytest.mark.parametrize(
+    ("options", "failed"),
+    [
+        ({}, [3, 4]), ({"reverse": False}, [3, 4]), ({"lazy": True}, [3, 4]), ({"sort": False}, [0, 3]),
+        ({"score_threshold": 2.0}, [0, 3]),  # dropped: their positions among the inputs
+    ],
+)  # fmt: skip
+def test_the_errors_of_rank_are_those_of_its_rows(tmp_path: Path, options: dict[str, Any], failed: list[int]) -> None:
+    for _ in range(2):
+        with DataDreamer(tmp_path, verbose=False):
+            rows = DataSource("Rows", data={"text": ["bad", "1", "3", "bad too", "2"]})
+            llm = Echo(lambda prompt: None if "bad" in prompt else prompt.split()[1])
+            args = {"llm": llm, "instruction": "Give a number.", **options}
+            ranked = RankWithPrompt("Rank", {"inputs": rows.output["text"]}, args)
+            scores = list(ranked.output["scores"])
+            assert list(ranked.errors) == failed
+            assert set(ranked.errors.values()) == {"it will not say"}
+            if "score_threshold" not in options:
+                assert [scores[index] for index in failed] == [None, None]
+
+
 def test_rank_of_many_iterable_rows(session: DataDreamer) -> None:
     rows = lazily([{"n": i} for i in range(2_500)])
     llm = Echo(lambda prompt: str(int(prompt.split()[1]) * 7919 % 2_500))

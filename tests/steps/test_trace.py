@@ -173,7 +173,13 @@ def test_process_and_decorated_functions_are_traced(rows: Any) -> None:
     assert sources(lengths(rows.output["text"]).trace(7)) == [7]
 
 
-@pytest.mark.parametrize("made", [{"upper": ["A"]}, {"other": ["A"]}, ["A"], {"upper": range(99)}])
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"upper": ["A"]}, {"other": ["A"]}, ["A"], {"upper": range(99)},
+        {"upper": "AB"}, {"upper": b"AB"}, {"upper": {"k": 1, "l": 2}}, {"upper": {"A", "B"}}, {"upper": 5},
+    ],
+)  # fmt: skip
 def test_process_that_returns_other_rows_or_columns_is_refused(session: DataDreamer, made: Any) -> None:
     class Wrong(Upper):
         def process(self, batch: dict[str, list[Any]]) -> Any:
@@ -230,6 +236,19 @@ def test_a_source_that_is_not_an_input_is_refused(session: DataDreamer) -> None:
 
     texts = DataSource("Rows", data={"text": ["a", "b"]}).output["text"]
     with pytest.raises(DefinitionError, match=r'From\(\'txts\'\).*Did you mean "texts"'):
+        Wrong("Wrong", inputs={"texts": texts}, args={"says": True})
+
+
+@pytest.mark.parametrize("origin", [[1], [0, 1, 0], range(3), np.array([0]), [[0, 1]], []])
+@pytest.mark.parametrize("in_batches", [False, True])
+def test_an_origin_of_another_number_of_rows_is_refused(session: DataDreamer, origin: Any, in_batches: bool) -> None:
+    class Wrong(Pairs):
+        def run(self) -> Any:
+            said = Traced({"pair": ["x", "y"]}, From("texts", origin))
+            return LazyRowBatches(lambda: iter([said]), save=True) if in_batches else said
+
+    texts = DataSource("Rows", data={"text": ["a", "b", "c"]}).output["text"]
+    with pytest.raises(StepOutputError, match=rf"origin of {len(origin)} rows; there are 2\."):
         Wrong("Wrong", inputs={"texts": texts}, args={"says": True})
 
 
@@ -358,6 +377,8 @@ def test_kept_ranked_and_judged_rows_are_traced(session: DataDreamer) -> None:
     keep = Echo(lambda prompt: "no" if "dog" in prompt else "yes")
     kept = FilterWithPrompt("Keep", {"inputs": pets.output["pet"]}, {"llm": keep, "instruction": "Soft?"})
     assert [sources(kept.trace(index)) for index in range(2)] == [[0], [2]]
+    assert "owl" in kept.trace(1).prompt
+    assert kept.trace(1).prompt in [asked.prompt for asked in keep.asked]
     score = Echo(
         lambda prompt: {"cat": "2", "dog": "3", "owl": "1"}[next(p for p in ("cat", "dog", "owl") if p in prompt)]
     )
@@ -368,6 +389,7 @@ def test_kept_ranked_and_judged_rows_are_traced(session: DataDreamer) -> None:
             {"llm": score, "instruction": "Rate.", "score_threshold": limit},
         )
         assert [sources(ranked.trace(index)) for index in range(len(expected))] == expected
+        assert "dog" in ranked.trace(0).prompt
     pair = {"a": pets.output["pet"], "b": pets.reverse().output["pet"]}
     judged = JudgePairsWithPrompt("Judge", pair, {"llm": Echo(lambda prompt: "Input A")})
     assert sources(judged.trace(0)) == [0, 2]

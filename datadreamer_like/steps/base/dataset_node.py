@@ -96,7 +96,7 @@ class DatasetNode(Node):
 
     @property
     def errors(self) -> dict[int, str]:
-        """Error messages by row index (the first thousand); rows that failed hold None or are filtered out."""
+        """Error messages of the first thousand failed rows by index; by that of the input if the step drops them."""
         failures = self.manifest.failures if self.manifest is not None else self.usage.failures
         return {int(index): message for index, message in failures.items()}
 

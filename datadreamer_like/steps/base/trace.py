@@ -102,6 +102,9 @@ def traced(step: Any, index: int) -> Trace:
                     if getattr(link.parent, "_output", None) is not None:
                         waiting.append((link.parent, place, found[key], learned))
                 trace.parents.append(found[key])
+        if hasattr(node, "prompt_at"):
+            places = (place for link in links if link.role == INPUT for place in link.of(position))
+            trace.prompt = next(map(node.prompt_at, places), None)
         covered = {id(link.parent) for link in links}
         others = [parent for parent in node.parents if id(parent) not in covered]
         trace.parents += [Trace(parent.name, type(parent).__name__, None, INPUT) for parent in others]
