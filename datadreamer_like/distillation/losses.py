@@ -3,7 +3,8 @@
 `p` is the student's distribution, `q` the teacher's, `T` the temperature; no gradient flows into the teacher's logits.
 Every loss is a scalar, the mean over the positions where `mask` [...] is True (None keeps all), computed in fp32 (fp64
 for fp64 logits). Masked positions are removed before any computation, so that a NaN there cannot reach the loss or its
-gradient; if all positions are masked, loss and gradient are 0. Shapes that do not fit raise `DefinitionError`.
+gradient; if all positions are masked, loss and gradient are 0. Shapes that do not fit, and options out of range, raise
+`DefinitionError`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from datadreamer_like.errors import DefinitionError, did_you_mean
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"]
 """How two distributions are compared; see `divergence`."""
+
+Logits = tuple[Tensor, ...]
 
 IGNORED_LABEL = -100
 """The label of a position that carries no loss, as in transformers."""
@@ -102,18 +105,9 @@ def divergence(
     If one side has fewer classes, it gives the missing ones probability 0 (a logit of -∞). Forward KL is then infinite,
     by definition, if the teacher gives such a class any probability; the mixtures stay finite.
 
-    Args:
-        student_logits: [..., classes].
-        teacher_logits: [..., classes]; no gradient flows into them.
-        kind: Which divergence.
-        temperature: T, above 0; both sides' logits are divided by it.
-        beta: β of "jsd", strictly between 0 and 1. At the ends the formula is 0, while divided by β (or 1-β) it tends
-            to the forward (reverse) KL, which some libraries return instead; use those kinds by name.
-        skew: λ of "skew_kl" and "skew_reverse_kl", from 0 (the plain KL) to less than 1.
-        mask: Bool [...], True for positions to keep; None keeps all.
-
-    Raises:
-        DefinitionError: An option is out of range, or shapes do not fit together.
+    `temperature` T, above 0, divides both sides' logits. `skew` λ is from 0 (the plain KL) to less than 1. `beta` β is
+    strictly between 0 and 1: at the ends the formula is 0, while divided by β (or 1-β) it tends to the forward
+    (reverse) KL, which some libraries return instead; use those kinds by name.
     """
     check_temperature(temperature)
     _check_kind(kind, beta, skew)
@@ -193,9 +187,7 @@ def _log_mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
     return mixture.masked_fill(nowhere, -math.inf)
 
 
-def _kept(
-    logits: tuple[Tensor, ...], labels: Tensor | None, mask: Tensor | None
-) -> tuple[tuple[Tensor, ...], Tensor | None]:
+def _kept(logits: Logits, labels: Tensor | None, mask: Tensor | None) -> tuple[Logits, Tensor | None]:
     """The unmasked positions as rows: logits [kept, classes] and labels [kept]."""
     if labels is not None and labels.is_floating_point():
         logits, labels, mask = _as_questions(logits, labels, mask)
@@ -215,9 +207,7 @@ def _kept(
     return tuple(item[keep] for item in logits), None if labels is None else labels[keep]
 
 
-def _as_questions(
-    logits: tuple[Tensor, ...], labels: Tensor, mask: Tensor | None
-) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
+def _as_questions(logits: Logits, labels: Tensor, mask: Tensor | None) -> tuple[Logits, Tensor, Tensor | None]:
     """Turns multi-label targets into one binary decision per class: [..., classes] becomes [..., classes, 2].
 
     The softmax of `(z, 0)` is the sigmoid of `z`, so every formula applies unchanged.

@@ -45,12 +45,7 @@ def check_column(value: object, name: str) -> Column:
 
 
 def check_lengths(columns: Mapping[str, Column]) -> None:
-    """Checks that columns have the same, non-zero number of rows, as far as it is known without reading them.
-
-    Raises:
-        DefinitionError: They differ in length.
-        EmptyDataset: One has no rows.
-    """
+    """Raises `DefinitionError` if columns are known to differ in length, `EmptyDataset` if one has no rows."""
     if len({column.num_rows for column in columns.values()} - {None}) > 1:
         raise DefinitionError(_different(columns))
     for name, column in columns.items():

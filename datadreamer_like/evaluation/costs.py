@@ -29,11 +29,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Size:
-    """Counts of weights.
+    """Counts of weights, shared ones once; quantized layers count their dequantized weights.
 
-    Attributes:
-        parameters: All weights, shared ones once; quantized layers count their dequantized weights.
-        nonzero: Non-zero weights of a model that is stored sparse; None for others, whose zeros save nothing.
+    `nonzero` counts those of a model that is stored sparse; it is None for others, whose zeros save nothing.
     """
 
     parameters: int
@@ -79,15 +77,8 @@ def time_in_turn(
     """Measures latency and throughput of a judge's models in turn; returns them by name.
 
     Each turn begins with an unmeasured warm-up run. Models that are not loaded yet are loaded for each of their turns.
-    Rows are spread evenly over all of the judge's, since the first ones may be of one kind.
-
-    Args:
-        judge: The judge, whose call `answers` is timed.
-        latency_rows: Number of rows passed one at a time.
-        throughput_rows: Number of rows passed in batches.
-        rounds: Number of turns of each model.
-        batch_size: Rows in a batch.
-        threads: Number of CPU threads.
+    Rows are spread evenly over all of the judge's, since the first ones may be of one kind: `latency_rows` are passed
+    one at a time, `throughput_rows` in batches. Each model gets `rounds` turns.
     """
 
     def seconds(model: TrainedModel, rows: Sequence[Any], at_once: int) -> float:
@@ -99,7 +90,7 @@ def time_in_turn(
     counts = min(latency_rows, len(every)), min(throughput_rows, len(every))
     singles, batched = ([every[index * len(every) // count] for index in range(count)] for count in counts)
     names, timings = list(judge.models), {name: Timing() for name in judge.models}
-    with fixed_threads(threads), undisturbed():
+    with undisturbed(threads):
         for number in range(rounds):
             first = number % len(names)
             for name in names[first:] + names[:first]:
@@ -113,27 +104,18 @@ def time_in_turn(
 
 
 @contextmanager
-def fixed_threads(threads: int) -> Iterator[None]:
-    """Sets the number of CPU threads of torch inside the block."""
+def undisturbed(threads: int) -> Iterator[None]:
+    """Sets the number of CPU threads of torch, and disables Python's garbage collector, inside the block."""
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    before, was_enabled = torch.get_num_threads(), gc.isenabled()
+    gc.collect()
     try:
+        torch.set_num_threads(threads)
+        gc.disable()
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Disables Python's garbage collector inside the block."""
-    gc.collect()
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
         if was_enabled:
             gc.enable()
 

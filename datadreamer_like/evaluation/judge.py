@@ -20,17 +20,9 @@ NAMES = ("inputs", "labels")
 class Judge(ABC):
     """Reads a task's rows, runs models on them, and scores their answers.
 
-    To a comparison, rows and answers are opaque: there is one answer per row.
-
-    Args:
-        inputs: The models' inputs.
-        labels: The expected answers; None if they follow from the inputs.
-        models: The models by name.
-        max_length: Maximum number of tokens per row; None for each model's own limit.
-        chat_prompt_template: The prompt template; AUTO for each model's own.
-        system_prompt: The system prompt; AUTO for each model's own.
-        resamples: Number of resamples for intervals.
-        seed: Seed of the resampling.
+    To a comparison, rows and answers are opaque: there is one answer per row. `labels` are None if the expected answers
+    follow from the inputs. `max_length` None is each model's own limit, in tokens per row; `chat_prompt_template` and
+    `system_prompt` AUTO are each model's own. Intervals are from `resamples` resamples.
 
     Attributes:
         rows: One input per row, as `answers` takes them.

@@ -17,11 +17,9 @@ from datadreamer_like.storage import values
 
 @dataclass(frozen=True)
 class LabelSet:
-    """Classes in the order of a model's logits.
+    """Classes in the order of a model's logits; with `multi`, each row has a list of labels.
 
-    Attributes:
-        names: Their names; numbers and booleans as Python prints them.
-        multi: Whether each row has a list of labels.
+    Numbers and booleans are named as Python prints them.
     """
 
     names: tuple[str, ...]
@@ -41,10 +39,7 @@ class LabelSet:
         """Returns the targets of rows: positions [rows], int64, or 0 and 1 [rows, classes], fp32, for lists of labels.
 
         The target of None is -100. `naming` has the names of a column's integer labels; `where`, the argument's name,
-        and `start`, the number of the first row, are for messages.
-
-        Raises:
-            LabelError: A label is not in the set.
+        and `start`, the number of the first row, are for messages. A label outside the set raises `LabelError`.
         """
         shape = (len(labels), len(self)) if self.multi else len(labels)
         targets = np.full(shape, IGNORED_LABEL, dtype=np.float32 if self.multi else np.int64)

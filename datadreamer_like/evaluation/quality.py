@@ -64,13 +64,7 @@ def paired_differences(
 ) -> dict[str, Interval]:
     """Returns the differences in "accuracy" and "macro_f1" between two models on the same rows, `other - first`.
 
-    Args:
-        truth: Labels [rows].
-        first: Predictions of the first model [rows].
-        other: Predictions of the other model [rows].
-        resamples: Number of resamples.
-        seed: Seed of the resampling.
-        level: Confidence level of the intervals; see `paired_bootstrap`.
+    `truth` are the labels, `first` and `other` the models' predictions [rows]. For the rest see `paired_bootstrap`.
     """
     # Rows with the same label and the same two predictions are interchangeable, so only their counts are resampled.
     kinds = Counter(zip(truth, first, other, strict=True))
@@ -100,9 +94,8 @@ def paired_bits_per_byte(
         # A resample of empty texts only has 0 bytes.
         return {"bits_per_byte": weights @ more / np.maximum(weights @ lengths, 1.0)}
 
-    return paired_bootstrap(differences, np.ones(len(more)), resamples=resamples, seed=seed, level=0.95)[
-        "bits_per_byte"
-    ]
+    found = paired_bootstrap(differences, np.ones(len(more)), resamples=resamples, seed=seed, level=0.95)
+    return found["bits_per_byte"]
 
 
 def paired_bootstrap(
@@ -116,12 +109,8 @@ def paired_bootstrap(
     rows of the same kind would show a difference of the same sign. The interval covers the choice of rows, not the
     variation between training seeds.
 
-    Args:
-        differences: Takes weightings of the rows [resamples, rows] and returns differences [resamples], by name.
-        counts: How often each distinct row occurs [rows]; identical rows may be merged into one.
-        resamples: Number of resamples.
-        seed: Seed of the resampling.
-        level: Confidence level of the interval.
+    `differences` takes weightings of the rows [resamples, rows] and returns differences [resamples], by name. `counts`
+    are how often each distinct row occurs [rows]; identical rows may be merged. `level` is the confidence level.
     """
     total = int(counts.sum())
     at_once = max(1, min(_AT_ONCE, _NUMBERS_AT_ONCE // len(counts)))

@@ -48,24 +48,21 @@ _BERT = AttentionForm(
     "self.query", "self.key", "self.value", "output.dense",
     core="self", head_size="attention_head_size", head_count="num_attention_heads", width="all_head_size",
 )  # fmt: skip
-_DISTILBERT = AttentionForm(
-    "q_lin", "k_lin", "v_lin", "out_lin", head_size="attention_head_size", head_count="n_heads", width="dim"
-)
 _LLAMA = AttentionForm("q_proj", "k_proj", "v_proj", "o_proj")
 _GPT2 = AttentionForm("c_attn", "c_attn", "c_attn", "c_proj", head_count="num_heads", width="split_size", fused=True)
 _FIXED = "its layers share one position bias with a column a head"
-_MPNET = AttentionForm("attn.q", "attn.k", "attn.v", "attn.o", core="attn", fixed=_FIXED)
-_T5 = AttentionForm("q", "k", "v", "o", fixed=_FIXED)
 
 ATTENTIONS: dict[str, AttentionForm] = {
     **dict.fromkeys(["BertAttention", "RobertaAttention", "XLMRobertaAttention", "CamembertAttention"], _BERT),
     **dict.fromkeys(["ElectraAttention", "ErnieAttention", "Data2VecTextAttention"], _BERT),
-    "DistilBertSelfAttention": _DISTILBERT,
+    "DistilBertSelfAttention": AttentionForm(
+        "q_lin", "k_lin", "v_lin", "out_lin", head_size="attention_head_size", head_count="n_heads", width="dim"
+    ),
     **dict.fromkeys(["LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"], _LLAMA),
     **dict.fromkeys(["SmolLM3Attention", "GemmaAttention", "GraniteAttention"], _LLAMA),
     "GPT2Attention": _GPT2,
-    "MPNetAttention": _MPNET,
-    "T5Attention": _T5,
+    "MPNetAttention": AttentionForm("attn.q", "attn.k", "attn.v", "attn.o", core="attn", fixed=_FIXED),
+    "T5Attention": AttentionForm("q", "k", "v", "o", fixed=_FIXED),
 }
 """The supported attentions, by class name."""
 

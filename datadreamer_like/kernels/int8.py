@@ -184,7 +184,6 @@ class PackedInt8Weight:
     """An int8 weight [out, in] and its scales [out, 1], packed for an engine for CPUs; cannot be pickled.
 
     Attributes:
-        shape: (out, in).
         largest: Largest magnitude of activations that the engine multiplies without overflow: 127 or 63.
         product: Returns `codes weightᵀ scaleᵀ`, fp32 [rows, out]. `codes`, fp32 [rows, in], are whole numbers of
             magnitude up to `largest`; at least one row.

@@ -23,7 +23,7 @@ from datadreamer_like.errors import (
     NotTrained,
     SessionError,
 )
-from datadreamer_like.evaluation.costs import fixed_threads
+from datadreamer_like.evaluation.costs import undisturbed
 from datadreamer_like.graph import OutputDataset
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.pruning import Magnitude
@@ -138,7 +138,7 @@ def test_threads_are_fixed_while_timing_and_given_back(session: DataDreamer, goo
     found = _compare([good], column, threads=before + 1, repeats=1, latency_texts=1, throughput_texts=1)
     assert torch.get_num_threads() == before
     assert found.comparison.threads == before + 1
-    with fixed_threads(before + 1):
+    with undisturbed(before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
 

@@ -34,11 +34,10 @@ class Generation(Task):
 
     @abstractmethod
     def encoded(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[list[int], list[int]]]:
-        """Tokenizes prompts and answers without cutting.
+        """Yields the input ids and target ids of prompts and answers, without cutting.
 
-        Yields:
-            Input ids and target ids. For a causal model both have the same length, with targets of -100 for the prompt;
-            for an encoder-decoder the targets are the answer's ids.
+        For a causal model both have the same length, with targets of -100 for the prompt; for an encoder-decoder the
+        targets are the answer's ids.
         """
 
     def cut(self, rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, tuple[list[int], ...] | None]]:

@@ -35,12 +35,9 @@ class Measure(ABC):
 
 
 class Task(ABC):
-    """One kind of training and evaluation.
+    """One kind of training and evaluation; the tokenizer's chat template renders prompts.
 
-    Args:
-        tokenizer: The model's tokenizer; its chat template renders prompts.
-        max_length: Maximum length of a row in tokens.
-        truncate: Cut longer rows; False refuses them.
+    Rows of more than `max_length` tokens are cut; they are refused if `truncate` is False.
     """
 
     stored: ClassVar[frozenset[str]] = frozenset()
@@ -52,16 +49,11 @@ class Task(ABC):
         self.truncate = truncate
         self.padding = int(tokenizer.pad_token_id or 0)
 
-    # Implemented by subclasses.
-
     @abstractmethod
     def encode(self, columns: Mapping[str, Column], path: Path) -> Examples:
         """Reads, checks and tokenizes columns, in the order of the task; token ids go to `path` with a suffix.
 
-        Raises:
-            DataError: A value is missing or too long.
-            ArgumentTypeError: A value is of the wrong type.
-            LabelError: A label is outside the set.
+        For errors see `read_rows`, `refuse_long` and `LabelSet.targets`.
         """
 
     @abstractmethod
@@ -87,8 +79,6 @@ class Task(ABC):
     @abstractmethod
     def aligned(self, teacher: Teacher, logits: torch.Tensor, student_logits: int) -> torch.Tensor:
         """Returns a teacher's logits [..., classes] in the order of the student's classes or tokens."""
-
-    # Shared by all tasks.
 
     def inputs(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
         """Returns the part of a batch that all tasks share: `input_ids`, `attention_mask` and `rows`."""

@@ -31,13 +31,9 @@ def answer_text(
     An empty text is an answer if the model chose to stop, but an error if the token limit or a filter ended it. A
     truncated answer to a schema (`shaped`) is an error too.
 
-    Args:
-        content: The message's content: a text, a list of parts (mappings or objects with `type`), or None; a TypeError
-            is raised for other content.
-        finish_reason: Why the model stopped, in OpenAI's terms: "stop", "length", "content_filter", ...
-        refusal: The provider's message if the model refused.
-        reasoning: Reasoning that the provider sent in a separate field.
-        shaped: Whether the answer must fit a schema.
+    `content` is a text, a list of parts (mappings or objects with `type`), or None, else a TypeError is raised.
+    `finish_reason` is in OpenAI's terms: "stop", "length", "content_filter", ... `refusal` is the provider's message if
+    the model refused; `reasoning` is what it sent in a separate field.
     """
     thoughts = [reasoning] if reasoning else []
     text = _joined(content, thoughts)

@@ -132,7 +132,6 @@ class APIModel(LLM):
     """
 
     endpoint: ClassVar[Endpoint]
-    """The provider."""
 
     sdk: ClassVar[str]
     """The SDK's client class; in lower case, the name of its package and of the extra that installs it."""

@@ -94,7 +94,6 @@ class Generation(Run):
     """All options of one run: those of `Run`, and its own.
 
     Attributes:
-        sampling: The options that decide an answer.
         concurrency: Concurrent requests; by default `batch_size` if that is given, else the model's default.
         total_num_prompts: Number of prompts, if `len(prompts)` is not available.
     """
@@ -135,12 +134,9 @@ class Generation(Run):
 
 
 class Request(NamedTuple):
-    """One prompt for an engine.
+    """One prompt for an engine; `sampling` is shared by all requests of a run.
 
-    Attributes:
-        prompt: The text or the chat messages.
-        sampling: Sampling options, shared by all requests of a run.
-        seed: Seed of this request, derived from `sampling.seed`; it differs if a prompt is repeated within a run.
+    `seed` is derived from `sampling.seed`; it differs if a prompt is repeated within a run.
     """
 
     prompt: Prompt
@@ -159,13 +155,7 @@ class Request(NamedTuple):
 
 
 class TokenLogprob(NamedTuple):
-    """One token of an answer.
-
-    Attributes:
-        token: Its text.
-        logprob: Its natural log-probability.
-        top: The likeliest tokens at its position with their log-probabilities, likeliest first.
-    """
+    """One token of an answer, its natural log-probability, and the likeliest tokens at its place, likeliest first."""
 
     token: str
     logprob: float

@@ -32,10 +32,7 @@ class LlamaCPP(LLM):
     Args:
         model_name: Path of a `.gguf` file or of a folder with one, or a repository of the Hugging Face Hub.
         model_file: The file in that folder or repository, if it has several.
-        chat_prompt_template: `AUTO` uses the model's own chat template, or the plain prompt if it has none; None uses
-            the plain prompt; a text with `{{prompt}}` (and `{{system_prompt}}`) is filled in; other text is Jinja code
-            over `messages`.
-        system_prompt: The system message; `AUTO` and None send none, but the model's template may add its own.
+        chat_prompt_template, system_prompt: See `HFTransformers`.
         context_length: Maximum number of tokens of a prompt and its answer together; by default 2048, or the model's
             trained length if that is less. Memory is allocated for `slots` times as many.
         slots: Prompts processed concurrently. On two cores, eight slots gave 1.5 times the tokens per second of one; on

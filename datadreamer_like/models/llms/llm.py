@@ -49,10 +49,7 @@ class LLM(Model):
     """Names of provider-specific generation options; they are passed in `request.sampling.extra`."""
 
     default_concurrency: int = 32
-    """Default number of concurrent requests."""
-
     default_adaptive_batch_size: ClassVar[bool] = False
-    """Default of the option `adaptive_batch_size`."""
 
     enforces_schemas: ClassVar[bool] = False
     """Whether the engine itself constrains answers to a JSON schema."""
@@ -85,11 +82,7 @@ class LLM(Model):
         """Called in the event loop when a run ends; closes connections that `answer` opened."""
 
     def check(self, sampling: Sampling) -> None:
-        """Checks, before any request, that the engine supports the sampling options.
-
-        Raises:
-            DefinitionError: An option is not supported.
-        """
+        """Raises `DefinitionError`, before any request, if the engine does not support a sampling option."""
 
     def check_room(self, sampling: Sampling, context_length: int) -> None:
         """Refuses, for `check`, a `max_new_tokens` that leaves no room for a prompt in the context."""
@@ -188,9 +181,6 @@ class LLM(Model):
                 answer is checked. Rejected answers stay in the cache and are rejected again in a rerun.
             max_follow_ups: Number of follow-up requests before a row fails with `RejectedAnswer`.
             **options: See `GenerationOptions`; `on_error` and `return_generator` have no effect here.
-
-        Raises:
-            ArgumentTypeError: `prompts` is a single text.
         """
         if isinstance(prompts, str):
             raise ArgumentTypeError(

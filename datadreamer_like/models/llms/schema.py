@@ -53,9 +53,6 @@ def schema_of_response_format(response_format: object) -> object | None:
     )
 
 
-# OpenAI and the servers of its protocol
-
-
 def openai_response_format(schema: JSONSchema) -> dict[str, Any]:
     """Returns the `response_format` that asks for a schema.
 
@@ -96,8 +93,6 @@ def strict_schema(schema: JSONSchema) -> dict[str, Any] | None:
     return strict
 
 
-# Tools, whose input is an object
-
 ANSWER_FIELD = "answer"
 """The property that holds an answer which is not an object itself."""
 
@@ -111,8 +106,6 @@ def object_schema(schema: JSONSchema) -> tuple[dict[str, Any], bool]:
     wrapped = {"type": "object", "properties": {ANSWER_FIELD: inner}, "required": [ANSWER_FIELD]}
     return {**wrapped, "additionalProperties": False, **shared}, True
 
-
-# llama.cpp
 
 _LLAMACPP_KEYWORDS = {
     "string": {"minLength", "maxLength", "pattern", "format"},

@@ -46,11 +46,7 @@ class FewShotPrompt(PromptStep):
         return self._inputs["inputs"].num_rows
 
     def examples(self) -> tuple[list[str], list[str], list[int]]:
-        """Returns the inputs, the texts in a prompt, and the positions in the columns of all complete examples.
-
-        Raises:
-            EmptyDataset: There is none.
-        """
+        """Returns the inputs, the texts in a prompt, and the positions in the columns of all complete examples."""
         pairs = enumerate(self.input_rows("input_examples", "output_examples"))
         whole = [(str(given), made, row) for row, (given, made) in pairs if given is not None and made is not None]
         if not whole:

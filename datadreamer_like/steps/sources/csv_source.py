@@ -110,8 +110,6 @@ class CSVDataSource(FileSource):
 
         return LazyRowBatches(rows, total_num_rows=count, save=True)
 
-    # Columns and types
-
     def _header(self) -> tuple[list[str], bool]:
         """Returns the names of the columns, and whether the files have a header."""
         if self._names is not None:
@@ -153,8 +151,6 @@ class CSVDataSource(FileSource):
                     f'"{self.name}": dtype of "{name}" is {kind!r}; expected str, int, float or bool.'
                 ) from error
         return types
-
-    # Reading
 
     def _converted(self, texts: list[str], kind: str, name: str) -> list[Any]:
         missing = self._missing

@@ -146,11 +146,7 @@ class DataSource(Source):
 
 
 class HFDatasetDataSource(Source):
-    """Rows of a dataset folder written by `Dataset.save_to_disk`.
-
-    Args:
-        dataset_path: The folder.
-        **options: See `Step`.
+    """Rows of a dataset folder written by `Dataset.save_to_disk`; for the options see `Step`.
 
     Raises:
         DataError: There is no dataset in the folder, or there are several splits.

@@ -83,11 +83,7 @@ class FileSource(Source):
 
     @contextmanager
     def opened(self, file: Path, newline: str | None = "") -> Iterator[IO[str]]:
-        """Opens a file as text, by default with unchanged line ends.
-
-        Raises:
-            DataError: It cannot be read, or contains bytes that are invalid in its encoding.
-        """
+        """Opens a file as text, by default with unchanged line ends; `DataError` if it cannot be read or decoded."""
         try:
             with io.TextIOWrapper(_binary(file), encoding=self._encoding, newline=newline) as stream:
                 yield stream

@@ -31,7 +31,6 @@ class HFHubDataSource(Source):
 
     Args:
         path: Id of the dataset, a local folder, or a format of `load_dataset` (with `data_files`).
-        config_name: Configuration of the dataset.
         split: One split, or a part: `"train[:1000]"`. Optional if there is only one.
         revision: Branch, tag or commit.
         trust_remote_code: Accepted for DataDreamer scripts; `datasets` no longer runs code of datasets.

@@ -146,11 +146,7 @@ _DECODER = json.JSONDecoder()
 
 
 def _element(text: str, start: int, first: bool) -> tuple[Any, int]:
-    """Returns the next element of an array, or `_END`, and the position after it.
-
-    Raises:
-        ValueError: The array is malformed, or the text ends within an element.
-    """
+    """Returns an array's next element, or `_END`, and the position after it; `ValueError` if it is cut or malformed."""
     separator = _SEPARATOR.match(text, start)
     assert separator is not None
     sign, after = separator[1], separator.end()
