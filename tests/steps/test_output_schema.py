@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, create_model
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph import DataDreamer
 from datadreamer_like.models import Answer, Request
+from datadreamer_like.models.llms.answer_text import answer_of, answer_text
 from datadreamer_like.steps import (
     DataFromPrompt,
     DataSource,
@@ -81,6 +82,17 @@ def test_a_schema_that_the_answer_fails_twice_leaves_the_error_and_the_last_answ
     }  # fmt: skip
     assert made.errors[1].startswith("It does not fit the schema: score: 'high' is not of type 'number'.")
     assert """The last answer was: '{"name": "dog", "score": "high"}'.""" in made.errors[1]
+
+
+def test_an_answer_that_is_cut_off_keeps_its_text_and_its_error(session: DataDreamer) -> None:
+    class CutOff(Enforcing):
+        def answer_batch(self, requests: Any) -> list[Answer]:
+            return [answer_of([answer_text('{"name": "ca', "length", shaped=True)]) for _ in requests]
+
+    made = extract(CutOff(), 2)
+    assert list(made.output["generations"]) == ['{"name": "ca'] * 2
+    assert list(made.output["name"]) == [None, None]
+    assert "cut off" in made.errors[1]
 
 
 def test_a_pydantic_model_validates_and_fills_defaults(session: DataDreamer) -> None:
