@@ -133,11 +133,6 @@ def _joined(a: Any, b: Any) -> Any:
     """Returns the kind of values that are of one kind or of another."""
     if a == b or "null" in (a, b):
         return b if a == "null" else a
-    if isinstance(a, list) and isinstance(b, list):
-        return None if (inner := _joined(a[0], b[0])) is None else [inner]
-    if isinstance(a, dict) and isinstance(b, dict):
-        kinds = {name: _joined(*(each.get(name, each.get(None, "null")) for each in (a, b))) for name in {**a, **b}}
-        return None if None in kinds.values() else kinds
     return "number" if (a, b) in (("integer", "number"), ("number", "integer")) else None
 
 
