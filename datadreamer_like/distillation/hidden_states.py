@@ -24,11 +24,12 @@ class HiddenStates(TeacherObjective):
     `mse` is the mean over tokens and dimensions of `(h W - t)²`, as in TinyBERT (Jiao et al. 2019, arXiv:1909.10351);
     `cosine` the mean over tokens of `1 - cos(h W, t)`, as in DistilBERT for its last layer (Sanh et al. 2019,
     arXiv:1910.01108). If the hidden sizes differ, a projection `W`, shared by all layers, is trained with the student
-    and discarded afterwards. Rows need no labels. Student and teacher must read the same tokens. Usually combined with
-    others: `Combined([SoftTargets(teacher), HiddenStates(teacher)], weights=[1.0, 1.0])`.
+    and discarded afterwards. Student and teacher must read the same tokens. A classifier's rows need no labels if the
+    teacher is one too: its classes become the student's. Alone, it leaves a classifier's head untrained, so it is
+    usually combined: `Combined([SoftTargets(teacher), HiddenStates(teacher)], weights=[1.0, 1.0])`.
 
-    The teacher needs no head. `layers` maps student layers to teacher layers; 0 is the embeddings. None spreads the
-    teacher's layers evenly: layer m of M imitates layer m N / M of N, rounded.
+    The teacher needs no head otherwise. `layers` maps student layers to teacher layers; 0 is the embeddings. None
+    spreads the teacher's layers evenly: layer m of M imitates layer m N / M of N, rounded.
 
     Example:
         `student.train(..., objective=HiddenStates(teacher, distance="cosine", layers={3: 12}))`
@@ -44,9 +45,10 @@ class HiddenStates(TeacherObjective):
                 f'distance "{self.distance}" is unknown.{did_you_mean(self.distance, get_args(Distance))} '
                 f"Choose one of {', '.join(get_args(Distance))}."
             )
-        if self.layers is not None and (not self.layers or any(min(pair) < 0 for pair in self.layers.items())):
+        numbers = sum(self.layers.items(), ()) if isinstance(self.layers, Mapping) else ()
+        if self.layers is not None and not (numbers and all(isinstance(each, int) and each >= 0 for each in numbers)):
             raise DefinitionError(
-                f"layers is {dict(self.layers)}; it must map layers of the student to layers of the teacher, counted "
+                f"layers is {self.layers!r}; it must map layers of the student to layers of the teacher, counted "
                 "from 1 (0 is the embeddings), such as {1: 3, 2: 6}."
             )
 

@@ -192,8 +192,8 @@ class Combined(Objective):
                 f"There are {len(self.objectives)} objectives and {len(self.weights)} weights. Pass one weight for "
                 "each objective."
             )
-        if not all(weight > 0 for weight in self.weights):
-            raise DefinitionError(f"weights are {list(self.weights)}; each must be above 0.")
+        if not all(isinstance(weight, int | float) and weight > 0 for weight in self.weights):
+            raise DefinitionError(f"weights are {list(self.weights)}; each must be a number above 0.")
         teachers = [objective.teacher for objective in self.objectives if objective.teacher is not None]
         if any(teacher is not teachers[0] for teacher in teachers):
             raise DefinitionError("The objectives have different teachers. Give all of them the same one.")

@@ -114,18 +114,20 @@ def teacher_logits_for_texts(
     return found
 
 
-def check_same_vocabulary(teacher: Teacher, tokenizer: Any) -> None:
-    """Raises `MethodMisfit` if the student's tokenizer has other token ids: logits would be mixed up silently."""
+def check_same_vocabulary(
+    teacher: Teacher, tokenizer: Any, names: tuple[str, str] = ("the teacher", "the student")
+) -> None:
+    """Raises `MethodMisfit` if the student's tokenizer has other token ids: tokens would be mixed up silently."""
     theirs, ours = teacher.tokenizer.get_vocab(), tokenizer.get_vocab()
     if theirs == ours:
         return
     moved = sorted((token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token)), key=repr)
     first = moved[0]
     raise MethodMisfit(
-        f"Teacher and student have different vocabularies: {len(moved):,} tokens have different ids or are missing in "
-        f"one of them, for instance {first!r} (teacher: {theirs.get(first)}, student: {ours.get(first)}). Token-level "
-        "soft targets need the same tokenizer: start the student from a model of the teacher's family, or train it on "
-        "texts that the teacher generates."
+        f"The vocabularies of {' and '.join(names)} differ: {len(moved):,} tokens have different ids or are missing in "
+        f"one of them, for instance {first!r} ({theirs.get(first)} and {ours.get(first)}). They are compared token by "
+        "token, which needs the same tokenizer: choose models of one family. A student of another family can be "
+        "trained on texts that the teacher generates."
     )
 
 

@@ -55,6 +55,10 @@ def _hf_dataset(value: Any, digest: Digest) -> bytes:
     return _rows(value.features.arrow_schema, (batch for table in batches for batch in table.to_batches()))
 
 
+def _image(value: Any, digest: Digest) -> bytes:
+    return hash_parts("image", value.mode.encode(), str((value.size, value.getpalette())).encode(), value.tobytes())
+
+
 def _rows(schema: Any, batches: Iterable[Any]) -> bytes:
     """Hashes rows, independent of batch boundaries."""
     import pyarrow as pa
@@ -76,6 +80,7 @@ def _rows(schema: Any, batches: Iterable[Any]) -> bytes:
 
 BY_NAME: dict[tuple[str, str], Callable[[Any, Digest], bytes]] = {
     ("datasets", "Dataset"): _hf_dataset,
+    ("PIL", "Image"): _image,
     ("numpy", "ndarray"): _array,
     ("numpy", "generic"): lambda value, digest: hash_parts("scalar", str(value.dtype).encode(), value.tobytes()),
     ("torch", "Tensor"): _tensor,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 CARD_FORMAT = 1
+CARD_NAME = "card.json"
 
 T = TypeVar("T")
 

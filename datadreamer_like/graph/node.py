@@ -57,7 +57,7 @@ class Node:
 
     Args:
         name: The name in the script; in a session it is made unique.
-        force: Run even if the result exists.
+        force: Run even if the result exists; the nodes that depend on it run again if the new one differs.
         progress_interval: Seconds between progress lines where there is no terminal; None for none.
 
     Attributes:
@@ -105,8 +105,13 @@ class Node:
             hasher.update(f"{name}\0{part}\0".encode())
         return hasher.hexdigest()
 
+    @property
+    def result_fingerprint(self) -> str:
+        """The fingerprint that dependents see: it differs once `force` has replaced the result by a different one."""
+        return self.fingerprint + (self.manifest.remade if self.manifest is not None else "")
+
     def __fingerprint__(self) -> tuple[str, str]:
-        return "node", self.fingerprint
+        return "node", self.result_fingerprint
 
     @cached_property
     def card(self) -> Card:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from datadreamer_like.errors import AuthenticationFailed, DataDreamerError, Defi
 from .engine import B, Engine, R
 from .usage import Usage, counting, current_usage
 
+_MOST_TRIES = 5  # of a batch: a few workers may be ended from outside during it, more die of its rows
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
@@ -30,7 +32,8 @@ class RayEngine(Engine):
 
     Only work on batches of rows is sent to workers: `process` of a step, the functions of `map` and `filter`, prompts,
     embeddings. Rows, their order and all fingerprints are those of a run without Ray. A worker that dies is replaced
-    and its batch done again; answers of models are on disk as they come, so only those in flight are asked for again.
+    and its batch done again, which fails once five have died at the same batch; answers of models are on disk as they
+    come, so only those in flight are asked for again.
 
     All workers must see the session's folder on one file system that supports locks. Keys of providers are never sent:
     workers take them from their own environment.
@@ -63,8 +66,8 @@ class RayEngine(Engine):
     def __post_init__(self) -> None:
         require_extra("ray", "ray", what="RayEngine")
         for name, value in {"num_workers": self.num_workers, "batch_size": self.batch_size}.items():
-            if value is None or value < 1:
-                raise DefinitionError(f"RayEngine: {name} is {value}; it must be at least 1.")
+            if not isinstance(value, int) or value < 1:
+                raise DefinitionError(f"RayEngine: {name} is {value!r}; it must be an integer of at least 1.")
         self._connected = False
 
     def open(self, enter: Callable[[], None]) -> None:
@@ -111,25 +114,27 @@ class RayEngine(Engine):
                 f"{what} cannot be sent to Ray's workers: {', '.join(faults) or error}. Use functions and objects that "
                 "can be pickled: no locks, open files or connections in what they refer to."
             ) from error
-        return self._run(payload, batches, current_usage())
+        return self._run(payload, batches, what, current_usage())
 
-    def _run(self, payload: bytes, batches: Iterable[B], usage: Usage) -> Iterator[R]:
+    def _run(self, payload: bytes, batches: Iterable[B], what: str, usage: Usage) -> Iterator[R]:
         import pyarrow as pa
 
-        data = _ray().data
+        ray = _ray()
+        data = ray.data
         # Each batch is one block of one row, opaque to Ray, so that values come back as they were. Blocks go to Ray's
         # store a few at a time, so that this process need not hold them all.
-        blocks = (pa.table({"batch": [pickle.dumps(batch)]}) for batch in batches)
+        blocks = (pa.table({"batch": [pickle.dumps(item)], "index": [index]}) for index, item in enumerate(batches))
         stored = []
         while portion := list(islice(blocks, 256)):
             stored.append(data.from_blocks(portion))
         if not stored:
             return
+        tries = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Tries).remote()
         count = sum(part.num_blocks() for part in stored)
         dataset = stored[0].union(*stored[1:]) if len(stored) > 1 else stored[0]
         dataset = dataset.map_batches(
             _Worker,
-            fn_constructor_args=(payload,),
+            fn_constructor_args=(payload, tries, what),
             batch_size=1,
             batch_format="pyarrow",
             compute=data.ActorPoolStrategy(size=min(self.num_workers, count, self._room())),
@@ -165,18 +170,37 @@ class RayEngine(Engine):
         return min(room, default=self.num_workers)
 
 
+class _Tries:
+    """Counts how often each batch was begun, in a process that outlives the workers."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[int] = Counter()
+
+    def begin(self, batch: int) -> int:
+        self._begun[batch] += 1
+        return self._begun[batch]
+
+
 class _Worker:
     """What runs in a worker process; made once, so that its models are loaded once."""
 
-    def __init__(self, payload: bytes) -> None:
+    def __init__(self, payload: bytes, tries: Any, what: str) -> None:
         enter, self._process = pickle.loads(payload)
+        self._tries, self._what = tries, what
         enter()
 
     def __call__(self, table: Any) -> Any:
         import pyarrow as pa
 
         usage, made, failure = Usage(), [], None
+        index = table.column("index")[0].as_py()
         try:
+            if _ray().get(self._tries.begin.remote(index)) > _MOST_TRIES:
+                raise SessionError(
+                    f"{self._what}: {_MOST_TRIES} workers died at the same batch of rows (batch {index}, counted from "
+                    "0). A row may crash the function or take more memory than there is: look at these rows, lower the "
+                    "engine's batch_size, or give workers more memory."
+                )
             with counting(usage):
                 made = list(self._process(iter([pickle.loads(table.column("batch")[0].as_py())])))
         except Exception as error:  # Ray would try again and wrap it; the script is to see the error itself

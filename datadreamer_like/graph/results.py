@@ -25,7 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from datadreamer_like.errors import DefinitionError, NewerFormat, StorageError
+from datadreamer_like.storage.digests import folder_digest
 from datadreamer_like.storage.folders import explained, locked, new_folder, sweep, write_file
+
+from .card import CARD_NAME
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -48,6 +51,7 @@ class Manifest:
         failed_rows: Indices of all rows with an error instead of a value, as ranges: "3,7-9".
         failures: Errors by row index, for the first thousand of them.
         result: Further values of the node's class, to read without opening the result.
+        remade: Digest of the content once `force` has replaced a different result of the same fingerprint.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Manifest:
     failed_rows: str = ""
     failures: dict[str, str] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
+    remade: str = ""
 
     @property
     def failed(self) -> list[int]:
@@ -138,6 +143,7 @@ class Results:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._names: set[Path] = set()
+        self._counts: dict[Path, int] = {}  # the highest number in use, by the folder of number 2
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -186,10 +192,13 @@ class Results:
 
     def free_name(self, first: str, nth: Callable[[int], str], base: Path | None = None) -> str:
         """Returns an unused name: `first`, or `nth(2)`, `nth(3)` ..."""
-        name, count = first, 1
-        while (base or self.folder) / _slug(name) in self._names:
+        base = base or self.folder
+        name, second = first, base / _slug(nth(2))
+        count = self._counts.get(second, 1)
+        while base / _slug(name) in self._names:
             count += 1
             name = nth(count)
+        self._counts[second] = max(1, count - 1)  # `count` itself may remain unclaimed
         return name
 
     # Results
@@ -213,21 +222,20 @@ class Results:
         what = f'"{wanted.name}"'
         with explained(what, folder), locked(lock, what) as waited, _removed_if_empty(older):
             target = self.older(wanted)
-            if not wanted.force or waited:
-                if self.find(wanted) is None and target.is_dir():
-                    self._promote(wanted)
-                found = self.find(wanted)
-                if found is not None:
-                    return found
+            if self.find(wanted) is None and target.is_dir():
+                self._promote(wanted)
+            found = self.find(wanted)
+            if found is not None and (waited or not wanted.force):
+                return found
             previous = Manifest.read(folder)
             if previous is not None and previous.fingerprint != wanted.fingerprint:
                 logger.info('rerunning "%s": %s', wanted.name, previous.difference(wanted.parts))
             sweep(older, wanted.fingerprint)
-            if target.exists():
-                shutil.rmtree(target)
+            shutil.rmtree(target, ignore_errors=True)  # of a forced run that was killed
             with new_folder(target) as draft:
                 outcome = build(draft)
                 if isinstance(outcome, Kept):
+                    outcome.manifest.remade = _remade(draft, folder, found.manifest) if found is not None else ""
                     outcome.manifest.write(draft)
                 else:
                     shutil.rmtree(draft)
@@ -265,6 +273,12 @@ class Results:
             os.rename(folder, place)
         os.rename(target, folder)
         sweep(target.parent, wanted.fingerprint)
+
+
+def _remade(draft: Path, folder: Path, replaced: Manifest) -> str:
+    """Returns `Manifest.remade` of a new result, by comparison with the one that it replaces."""
+    new, old = (folder_digest(place, but=(MANIFEST_NAME, CARD_NAME)) for place in (draft, folder))
+    return replaced.remade if new == old else new
 
 
 def row_ranges(indices: Iterable[int]) -> str:

@@ -210,10 +210,11 @@ def _join(folder: Path) -> None:
 def _brief(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         sys.stderr.write("Interrupted. Finished work is saved: run the script again and it continues.\n")
-    elif isinstance(error, DataDreamerError):
+    elif isinstance(error, DataDreamerError) or hasattr(error, "__notes__"):  # a note: a function of the script failed
         frames = (frame for frame in traceback.extract_tb(trace) if not frame.filename.startswith("<"))
+        lines = [f"{kind.__name__}: {error}", *getattr(error, "__notes__", ())]
         own = [frame for frame in frames if not is_installed_file(frame.filename)]
-        sys.stderr.write("".join([*traceback.format_list(own), f"{kind.__name__}: {error}\n"]))
+        sys.stderr.write("".join([*traceback.format_list(own), "\n".join(lines), "\n"]))
     else:
         sys.__excepthook__(kind, error, trace)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -66,6 +66,12 @@ class Usage:
         with self._lock:
             del self.failed[:]
             self.failures.clear()
+
+    def move_failures(self, places: Sequence[int]) -> None:
+        """Gives each failed row its new index, `places[index]`, after the rows were sorted."""
+        with self._lock:
+            self.failed = array("q", [places[index] for index in self.failed])
+            self.failures = {places[index]: message for index, message in self.failures.items()}
 
     def of_models(self) -> dict[str, Any]:
         """Returns the counts of models as arguments of `add`, to add them to those of another node or process."""

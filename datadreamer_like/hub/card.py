@@ -136,7 +136,7 @@ def _lineage(nodes: Sequence[Card]) -> str:
                 ", ".join(parent.name for parent in node.parents) or "–",
                 ", ".join(map(public_name, models)) or "–",
                 "–" if node.rows is None else f"{node.rows:,}",
-                _duration(node.seconds),
+                _hours_and_minutes(node.seconds),
                 f"{node.prompt_tokens + node.completion_tokens:,}",
                 "–" if node.cost == 0 else _dollars([node]),
             )
@@ -145,7 +145,7 @@ def _lineage(nodes: Sequence[Card]) -> str:
     if len(shown) < len(nodes):
         text = f"The last {len(shown)} of {len(nodes)} nodes.\n\n{text}"
     sent, received = sum(n.prompt_tokens for n in nodes), sum(n.completion_tokens for n in nodes)
-    text += f"\n\nIn all: {_duration(sum(n.seconds for n in nodes))}"
+    text += f"\n\nIn all: {_hours_and_minutes(sum(n.seconds for n in nodes))}"
     if sent or received:
         text += f", {sent:,} tokens sent to models and {received:,} received"
     if any(node.cost != 0 for node in nodes):
@@ -172,7 +172,7 @@ def _prompts(prompts: Sequence[str]) -> str:
     return "\n\n".join(blocks)
 
 
-def _duration(seconds: float) -> str:
+def _hours_and_minutes(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)

@@ -25,7 +25,7 @@ ORIGIN_KEYS = {
 }
 
 
-def model_files(folder: Path, *, base_model: str | None, ignore: Sequence[str] = ()) -> dict[str, Path | bytes]:
+def published_files(folder: Path, *, base_model: str | None, ignore: Sequence[str] = ()) -> dict[str, Path | bytes]:
     """Collects a saved model's files by path in the repository, or their bytes if a local path in them was replaced.
 
     `base_model` is the Hub id of an adapter's base model, if known; `ignore` are further patterns to leave out.

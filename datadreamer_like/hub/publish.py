@@ -16,7 +16,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from datadreamer_like.errors import StorageError
 
 from .card import Readme, readme
-from .folder import ADAPTER, is_weights, library_of, model_files
+from .folder import ADAPTER, is_weights, library_of, published_files
 from .layout import DEFAULT_CONFIG, Layout
 from .metadata import base_model, card_metadata, dataset_keys, model_keys
 from .repository import MAIN, README, Repository
@@ -133,7 +133,7 @@ def publish_model(
         >>> publish_model(student.path, "me/topics-student", card=student.card)  # doctest: +SKIP
         'https://huggingface.co/me/topics-student'
     """
-    files = model_files(Path(folder), base_model=base_model(card), ignore=ignore)
+    files = published_files(Path(folder), base_model=base_model(card), ignore=ignore)
     library = library_of(files)
     repository = Repository(repo_id, "model", token=token, branch=branch, private=private)
     keys = model_keys(card, task, library, ADAPTER in files, repository.exists)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -52,9 +53,10 @@ class Wanda(CompressionMethod):
         if self.sparsity is not None:
             check_share("sparsity", self.sparsity)
         if self.pattern is not None:
-            object.__setattr__(self, "pattern", tuple(self.pattern))
-            if len(self.pattern) != 2 or not 0 < self.pattern[0] <= self.pattern[1]:
+            counts = tuple(self.pattern) if isinstance(self.pattern, Sequence) else ()
+            if list(map(type, counts)) != [int, int] or not 0 < counts[0] <= counts[1]:
                 raise DefinitionError(f"pattern={self.pattern} must be (n, m): n of every m weights are kept, n <= m.")
+            object.__setattr__(self, "pattern", counts)
 
     @classmethod
     def example(cls) -> Self:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypedDict
 import torch  # noqa: TID253  (imported with the first stage that compresses, whose methods need it anyway)
 
 from datadreamer_like.compression import CompressionMethod
+from datadreamer_like.distillation.losses import IGNORED_LABEL
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
 from datadreamer_like.evaluation.columns import check_column, check_lengths, check_number, read_rows, read_texts
 from datadreamer_like.evaluation.costs import size_of
@@ -224,6 +225,8 @@ class Calibration:
             batch = padded_inputs(ids, int(tokenizer.pad_token_id or 0))
             if known is not None:
                 batch["labels"] = torch.from_numpy(known.targets([row[1] for row in rows], name, start, naming))
+            elif self.trained.task == "text2text-generation":
+                batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED_LABEL)
             yield batch
             start += len(rows)
             usage.add(rows=len(rows))

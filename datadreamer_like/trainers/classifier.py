@@ -109,19 +109,20 @@ class TrainHFClassifier(HFTrainer):
         teacher, output = objective.teacher, columns["train"].get("train_output")
         optional = teacher is not None
         labels = LabelSet(()) if output is None else find_labels(output, "train_output", optional=optional)
-        knows_classes = teacher is not None and "logits" in objective.teacher_wants
-        if not labels.names and (objective.needs_labels or not knows_classes):
+        theirs = LabelSet(())
+        if teacher is not None:
+            taught: Any = getattr(teacher.model, "config", None)
+            if "logits" in objective.teacher_wants or task_of(taught) == "text-classification":
+                theirs = _classes_of(taught)
+        if not labels.names and (objective.needs_labels or not theirs.names):
             raise DefinitionError(
                 f'"{self.name}": none of the training rows has a label, and {type(objective).__name__} needs some. '
                 "Pass train_output, or learn from the teacher alone: SoftTargets(teacher, alpha=1.0)."
             )
-        if teacher is not None and knows_classes:
-            # A small number of labelled rows may lack some of the classes.
-            theirs = _classes_of(teacher.model.config)
-            if not labels.names:
-                labels = theirs
-            elif {*labels.names} < {*theirs.names}:
-                labels = LabelSet(theirs.names, labels.multi)
+        if not labels.names:
+            labels = theirs
+        elif "logits" in objective.teacher_wants and {*labels.names} < {*theirs.names}:
+            labels = LabelSet(theirs.names, labels.multi)  # a small number of labelled rows may lack some classes
         if task_of(config) == "text-classification":
             own = _classes_of(config)
             if own.multi == labels.multi and {*labels.names} <= {*own.names}:

@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Self, Unpack, cast
 
 from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 
-from datadreamer_like.distillation import Objective
+from datadreamer_like.distillation import Objective, check_same_vocabulary
 from datadreamer_like.errors import DefinitionError, MethodMisfit, did_you_mean, require_extra
 from datadreamer_like.evaluation.columns import check_number
 from datadreamer_like.evaluation.tasks.generation import Preferences
 from datadreamer_like.graph.output import Column
-from datadreamer_like.models.trained.model_facts import is_bidirectional
+from datadreamer_like.models.trained.model_facts import is_bidirectional, task_of
 from datadreamer_like.models.trained.model_node import as_trained_model
 
 from .fine_tune import TrainHFFineTune
@@ -105,7 +105,7 @@ class TrainHFDPO(TrainHFFineTune):
 
         Raises:
             NotTrained: The reference, or the model to start from, is not trained yet.
-            MethodMisfit: The model is not a causal language model.
+            MethodMisfit: The model or the reference is not a causal language model, or their vocabularies differ.
             DataDreamerError: See `TrainHFFineTune.train`.
         """
         losses = [loss_type] if isinstance(loss_type, str) else list(loss_type)
@@ -113,7 +113,7 @@ class TrainHFDPO(TrainHFFineTune):
             if loss not in LOSS_TYPES:
                 gone = " It was removed from trl; bco_pair and apo_zero are near it." if loss == "kto_pair" else ""
                 raise DefinitionError(
-                    f'"{self.name}".train: loss_type "{loss}" is unknown.{gone}{did_you_mean(loss, LOSS_TYPES)} '
+                    f'"{self.name}".train: loss_type "{loss}" is unknown.{gone or did_you_mean(loss, LOSS_TYPES)} '
                     f"There are: {', '.join(LOSS_TYPES)}."
                 )
         check_number(dpo_beta, f'"{self.name}".train: dpo_beta', over=True)
@@ -131,12 +131,15 @@ class TrainHFDPO(TrainHFFineTune):
 
     def task_class(self, config: PretrainedConfig) -> type[Preferences]:
         """Returns `Preferences`; see `TrainHFFineTune.task_class`."""
-        if config.is_encoder_decoder or is_bidirectional(config):
-            raise MethodMisfit(
-                f'"{self.name}": {self.source} is not a causal language model ({config.model_type}), and trl optimizes '
-                "preferences of such models only. Start from a causal one."
-            )
+        self._check_causal(config, self.source)
         return Preferences
+
+    def _check_causal(self, config: PretrainedConfig, what: str) -> None:
+        if config.is_encoder_decoder or is_bidirectional(config) or task_of(config) == "text-classification":
+            raise MethodMisfit(
+                f'"{self.name}": {what} is not a causal language model ({config.model_type}), and trl optimizes '
+                "preferences of such models only. Choose a causal one."
+            )
 
     def fit(self, run: Run) -> Fit:
         """Trains `run.model` with trl's loop."""
@@ -160,10 +163,13 @@ class TrainHFDPO(TrainHFFineTune):
         return fitted
 
     def _reference(self, run: Run) -> PreTrainedModel | None:
-        """Returns the reference model; None if trl gets it by switching the adapter off."""
+        """Returns the reference, if it fits the model; None if trl gets it by switching the adapter off."""
         reference: Any = self._how["ref_model"]
         if reference is None and self.peft_config is not None:
             return None
+        if reference is not None:
+            self._check_causal(reference.config, f"the reference, {reference.path},")
+            check_same_vocabulary(reference, run.task.tokenizer, ("the reference", "the model"))
         model: Any = reference.model if reference else self.load_model(run.model.config, run.task, self.load_options())
         return cast("PreTrainedModel", model.to(run.device))
 

@@ -114,7 +114,7 @@ def test_models_that_share_no_hidden_state_are_refused_before_training():
 def test_options_that_make_no_sense_are_refused():
     with pytest.raises(DefinitionError, match='"cosin" is unknown. Did you mean "cosine"'):
         HiddenStates(TEACHER, distance="cosin")
-    for layers in ({}, {-1: 2}):
+    for layers in ({}, {-1: 2}, {"1": 2}, {1: "2"}, {1: 2.0}, [1, 2], 3):
         with pytest.raises(DefinitionError, match="must map layers"):
             HiddenStates(TEACHER, layers=layers)
     with pytest.raises(ArgumentTypeError, match="cannot be a teacher"):

@@ -223,6 +223,9 @@ def test_a_combination_is_the_weighted_sum_and_wants_what_its_parts_want(classif
     assert both.modules(classifier.model, None) is None
     with pytest.raises(DefinitionError, match="2 objectives and 1 weights"):
         Combined(parts, weights=[1.0])
+    for weights in ("12", [1.0, "1"], [1.0, 0], [1.0, None]):
+        with pytest.raises(DefinitionError, match="each must be a number above 0"):
+            Combined(parts, weights=weights)
     with pytest.raises(DefinitionError, match="different teachers"):
         Combined([HardTargets(writer), HardTargets(classifier)], weights=[1.0, 1.0])
     with pytest.raises(ArgumentTypeError, match="a list of objectives"):

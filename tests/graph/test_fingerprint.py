@@ -22,6 +22,7 @@ import pyarrow as pa
 import pydantic
 import pytest
 import torch
+from PIL import Image
 from pydantic import Field
 
 from datadreamer_like.errors import FingerprintError
@@ -84,6 +85,8 @@ DIFFERENT = [
     (["a", "bc"], ["ab", "c"]), ([1, 2], [2, 1]), (int | None, str | None), (model(n=(int, 1)), model(n=(int, 2))),
     (model(n=(int, Field(ge=1))), model(n=(int, Field(ge=2)))), (model(n=(int | None, 1)), model(n=(int | str, 1))),
     (model(n=(Point, None)), model(n=(Holder | None, None))),
+    (Image.new("RGB", (2, 3)), Image.new("RGB", (3, 2))),
+    (Image.new("RGB", (2, 2), "red"), Image.new("RGB", (2, 2))), (Image.new("L", (2, 2)), Image.new("P", (2, 2))),
 ]  # fmt: skip
 
 
@@ -105,6 +108,7 @@ def test_different_values_differ(a, b):
         (logging.getLogger("x"), logging.getLogger("x")),
         (threading.Lock(), threading.Lock()),
         (float("nan"), float("nan")),
+        (Image.new("RGB", (2, 2), "red"), Image.new("RGB", (2, 2), "red").copy()),
     ],
 )
 def test_equal_content_is_equal(a, b):

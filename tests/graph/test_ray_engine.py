@@ -44,10 +44,10 @@ def test_a_server_that_says_nothing_is_given_up_after_the_timeout(tmp_path):
         assert time.monotonic() - started < 60
 
 
-@pytest.mark.parametrize("options", [{"num_workers": 0}, {"batch_size": 0}])
+@pytest.mark.parametrize("options", [{"num_workers": 0}, {"batch_size": 0}, {"num_workers": "2"}, {"batch_size": 2.5}])
 def test_an_option_out_of_its_range_is_refused(options):
     pytest.importorskip("ray", reason="Ray is not installed")
-    with pytest.raises(DefinitionError, match="must be at least 1"):
+    with pytest.raises(DefinitionError, match=rf"{next(iter(options))} is .* must be an integer of at least 1"):
         RayEngine(**options)
 
 

@@ -9,6 +9,7 @@ import random
 import pytest
 
 from datadreamer_like import DataDreamer
+from datadreamer_like.graph import results
 from datadreamer_like.graph.engine import Engine
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.node import Node
@@ -129,6 +130,27 @@ def test_results_survive_a_pickle_with_their_node(tmp_path):
     again = pickle.loads(pickle.dumps(Results(tmp_path)))
     assert again.folder == tmp_path
     assert again.claim("It") == ("It", tmp_path / "it")
+
+
+@pytest.mark.parametrize("inside", [None, "Outer"])
+def test_names_in_use_get_the_next_number_also_the_thousandth(tmp_path, inside, monkeypatch):
+    slugs = []
+    monkeypatch.setattr(results, "_slug", lambda name: slugs.append(name) or name.lower())
+    claimed = Results(tmp_path)
+    prefix = "" if inside is None else f"{inside} / "
+    assert claimed.claim("Step #3", inside)[0] == f"{prefix}Step #3"
+    names = [claimed.claim("Step", inside)[0].removeprefix(prefix) for _ in range(1_000)]
+    assert names == ["Step", "Step #2", *(f"Step #{count}" for count in range(4, 1_002))]
+    assert len(slugs) < 8_000  # not quadratic
+
+
+def test_a_free_name_that_is_not_claimed_stays_free(tmp_path):
+    claimed = Results(tmp_path)
+    for expected in ["Rows (map)", "Rows (map #2)", "Rows (map #3)", "Rows (map #4)"]:
+        for _ in range(3):
+            assert claimed.free_name("Rows (map)", lambda count: f"Rows (map #{count})") == expected
+        assert claimed.claim(expected)[0] == expected
+    assert [claimed.claim("rows (MAP)")[0] for _ in range(2)] == ["rows (MAP) #2", "rows (MAP) #3"]
 
 
 def test_the_local_engine_applies_a_function_in_order_and_no_further_than_asked():

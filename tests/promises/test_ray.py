@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ import pytest
 from flaky_server import FlakyServer, Reply, prompt_of
 
 from datadreamer_like import DataDreamer
-from datadreamer_like.errors import DefinitionError, StepOutputError
+from datadreamer_like.errors import DefinitionError, SessionError, StepOutputError
 from datadreamer_like.graph.ray_engine import RayEngine
 from datadreamer_like.models import Embedder, LlamaCPP, OpenAI
 from datadreamer_like.steps import DataSource, Embed, Prompt, Step
@@ -194,11 +195,27 @@ def test_an_error_in_a_worker_is_the_error_that_a_local_run_raises(tmp_path: Pat
         rows = DataSource("Rows", {"text": ["1", "2", "x"]})
         with pytest.raises(ValueError, match="invalid literal") as caught:
             rows.map(lambda row: {"number": int(row["text"])}, lazy=False)
-        assert any("was given row 2 of the step's input" in note for note in caught.value.__notes__)
+        assert any("was given row 2 of its input" in note for note in caught.value.__notes__)
         with pytest.raises(
             StepOutputError, match=r'"Halves": process\(\) returned 2 values of "shouts" for the 3 rows'
         ):
             Halves("Halves", inputs={"texts": rows.output["text"]})
+
+
+@pytest.mark.timeout(120)
+def test_a_row_that_kills_each_worker_ends_the_run(tmp_path: Path) -> None:
+    engine = RayEngine(num_workers=1, batch_size=10)
+
+    def ends_its_process(row: dict[str, int]) -> dict[str, int]:
+        if row["number"] == 30:
+            os._exit(3)
+        return {"more": row["number"] + 1}
+
+    with DataDreamer(tmp_path, engine=engine, verbose=False):
+        rows = DataSource("Rows", {"number": list(range(50))})
+        with pytest.raises(SessionError, match=r"map of \"Rows\".*5 workers died at the same batch.*\(batch 3,"):
+            rows.map(ends_its_process, lazy=False)
+        assert rows.map(lambda row: {"more": 1}, lazy=False).output.num_rows == 50
 
 
 def test_lazy_rows_that_a_script_reads_by_itself_start_no_worker(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -130,12 +131,22 @@ def test_excluded_modules_stay_and_what_is_pruned_is_stored_sparse(tmp_path: Pat
     "options",
     [
         {}, {"sparsity": 0.5, "pattern": (2, 4)}, {"pattern": (5, 4)}, {"sparsity": 1},
+        {"pattern": 2}, {"pattern": (2.0, 4)}, {"pattern": "24"}, {"pattern": (2, 4, 8)},
         {"sparsity": 0.5, "exclude": "*.down_proj"},
     ],
 )  # fmt: skip
 def test_options_that_make_no_sense_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(DefinitionError):
         Wanda(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", [Wanda, Magnitude, DynamicInt8])
+def test_a_pattern_in_exclude_that_matches_nothing_is_reported(method: Any, caplog: pytest.LogCaptureFixture) -> None:
+    options = {} if method is DynamicInt8 else {"sparsity": 0.5}
+    method(exclude=("*.nope", "*.output.dense*"), **options).apply(model := build("bert"), batches(model))
+    assert [record.getMessage().partition("the pattern ")[2] for record in caplog.records] == [
+        '"*.nope" in exclude matches no name in the model.'
+    ]
 
 
 def test_what_does_not_fit_is_refused_with_the_reason() -> None:

@@ -22,6 +22,7 @@ from datadreamer_like.errors import (
     MethodMisfit,
     NotTrained,
     SessionError,
+    UnknownModel,
 )
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.pruning import Heads, Layers, Magnitude, Vocabulary, Wanda
@@ -303,3 +304,20 @@ def test_language_model_is_calibrated_on_its_own_input(session: DataDreamer, tin
         p.numel() for p in TrainedModel(tiny_causal_lm).model.parameters()
     )
     assert slim.trained.task == "text-generation"
+
+
+def test_encoder_decoder_is_calibrated_on_its_own_input(session: DataDreamer, tiny_seq2seq: Path):
+    texts = ["The cat sat on the warm mat.", "A dog ran."]
+    model = TrainedModel(tiny_seq2seq)
+    batch = dict(model.tokenizer(texts, return_tensors="pt", padding=True, padding_side="right"))
+    batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    expected = Wanda(0.5).apply(model.model, [batch])
+    slim = Prune("Slim", tiny_seq2seq, Wanda(0.5), DataSource("Rows", data={"text": texts}).output["text"])
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(slim.model.state_dict()[name], tensor)
+
+
+def test_a_model_folder_that_does_not_exist_is_refused_at_once(session: DataDreamer, tmp_path: Path):
+    for stage, method in ((Prune, Magnitude(sparsity=0.5)), (Quantize, DynamicInt8())):
+        with pytest.raises(UnknownModel, match="There is no model folder"):
+            stage("Slim", tmp_path / "none", method)

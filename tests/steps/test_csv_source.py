@@ -9,6 +9,7 @@ import pytest
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset, UnknownColumn
 from datadreamer_like.graph import DataDreamer
 from datadreamer_like.steps import CSVDataSource
+from datadreamer_like.steps.sources.file_source import _fault
 
 
 def write(folder: Path, text: str | bytes, name: str = "rows.csv") -> Path:
@@ -108,6 +109,10 @@ def test_a_wrong_byte_far_into_a_file_is_found(session: DataDreamer, tmp_path: P
         CSVDataSource("rows", data_files=write(tmp_path, text))
 
 
+def test_the_search_for_a_wrong_byte_ends_if_the_file_has_been_corrected(tmp_path: Path) -> None:
+    assert _fault(write(tmp_path, "a\nb\n"), "utf-8") == (3, 4, 0)
+
+
 @pytest.mark.parametrize(("text", "kind"), [("", EmptyDataset), ("a,b\n", EmptyDataset)])
 def test_an_empty_file_is_refused(session: DataDreamer, tmp_path: Path, text: str, kind: type[Exception]) -> None:
     with pytest.raises(kind, match="no rows"):
@@ -149,6 +154,22 @@ def test_wrong_columns_are_named(session: DataDreamer, tmp_path: Path) -> None:
         CSVDataSource("rows", data_files=path, usecols=["names"])
     with pytest.raises(UnknownColumn, match='"age"; there are: name'):
         CSVDataSource("rows", data_files=path, dtype={"age": int})
+
+
+@pytest.mark.parametrize("dtype", ["category", "datetime64[ns]", "period[D]", "interval", bytes, complex, "text"])
+def test_other_types_than_those_of_columns_are_refused(session: DataDreamer, tmp_path: Path, dtype: object) -> None:
+    for given in (dtype, {"name": dtype}):
+        with pytest.raises(ArgumentTypeError, match="expected str, int, float or bool"):
+            CSVDataSource("rows", data_files=write(tmp_path, "name\nx\n"), dtype=given)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [(str, "1"), ("string", "1"), (object, "1"), (int, 1), ("int64", 1), (float, 1.0), ("float64", 1.0)],
+)
+def test_types_are_given_as_in_pandas(session: DataDreamer, tmp_path: Path, dtype: object, value: object) -> None:
+    rows = CSVDataSource("rows", data_files=write(tmp_path, "a\n1\n"), dtype=dtype)
+    assert list(map(repr, rows.output["a"])) == [repr(value)]
 
 
 def test_several_files_are_one_table(session: DataDreamer, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
+from PIL import Image
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, EmptyDataset
 from datadreamer_like.graph import DataDreamer, OutputDataset, OutputIterableDataset
@@ -85,6 +86,10 @@ def test_the_content_of_a_dataset_decides_and_the_order_of_columns(session: Data
         ({"a": []}, EmptyDataset, "no rows"),
         ({}, EmptyDataset, "no rows"),
         ([], EmptyDataset, "no rows"),
+        ([{}], DataError, "the rows have no columns"),
+        ([{}, {}], DataError, "the rows have no columns"),
+        (lambda: iter([{}]), DataError, "the rows have no columns"),
+        (lambda: iter([{}, {"a": 1}]), DataError, "the rows have no columns"),
         (Dataset.from_dict({"a": []}), EmptyDataset, "no rows"),
         ({"a": "text"}, ArgumentTypeError, 'column "a" is str; expected a list'),
         ([{"a": 1}, "x"], DataError, "row 1 is str"),
@@ -114,6 +119,8 @@ def test_a_saved_dataset(session: DataDreamer, tmp_path: Path) -> None:
         HFDatasetDataSource("rows", str(tmp_path / "many"))
     with pytest.raises(DataError, match="is not a folder"):
         HFDatasetDataSource("rows", str(tmp_path / "none"))
+    with pytest.raises(ArgumentTypeError, match="must be a folder.*to DataSource"):
+        HFDatasetDataSource("rows", Dataset.from_dict({"a": [1]}))
     (tmp_path / "other").mkdir()
     with pytest.raises(DataError, match="cannot be read as a dataset"):
         HFDatasetDataSource("rows", str(tmp_path / "other"))
@@ -125,3 +132,12 @@ def test_a_saved_dataset(session: DataDreamer, tmp_path: Path) -> None:
 def test_column_names_are_texts(session: DataDreamer, data: Any) -> None:
     with pytest.raises(DataError, match="Use '1'"):
         DataSource("rows", data=data)
+
+
+def test_images_are_rows_and_what_a_function_refers_to(tmp_path: Path) -> None:
+    red, blue = (Image.new("RGB", (2, 3), colour) for colour in ("red", "blue"))
+    with DataDreamer(tmp_path, verbose=False):
+        given = DataSource("Given", data={"image": [red, blue, None]})
+        made = given.map(lambda row: {"same": (row["image"] or blue).tobytes() == red.tobytes()}, lazy=False)
+        assert list(made.output["same"]) == [True, False, False]
+        assert [image and image.getpixel((0, 0)) for image in given.output["image"]] == [(255, 0, 0), (0, 0, 255), None]

@@ -160,6 +160,9 @@ def test_wrong_calls_are_refused(words: DataSource) -> None:
         shout(word, word)
     with pytest.raises(DefinitionError, match="given twice"):
         shout(word, text=word)
+    for both in ((word,), ()):
+        with pytest.raises(DefinitionError, match='two names, "One" and "Two"'):
+            shout("One", *both, name="Two")
     with pytest.raises(DefinitionError, match='lacks the input "text"'):
         shout(mark="?")
     with pytest.raises(DefinitionError, match='lacks the argument "to"'):

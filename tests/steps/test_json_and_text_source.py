@@ -82,6 +82,45 @@ def test_malformed_json_is_one_clear_error(session: DataDreamer, tmp_path: Path,
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("element", "says"),
+    [
+        ('{"a": 1} {"a": 2}', "expected ',' or ']'"),
+        ("]\n[", "more after the end"),
+        ('{"a": }', "Expecting value"),
+        ("{a: 1}", "Expecting property name"),
+        ('{"a" 1}', "Expecting ':' delimiter"),
+        ('{"a": "x\n"}', "Invalid control character"),
+        ('{"a": "\\x"}', "escape"),
+    ],
+)
+def test_malformed_json_is_found_without_reading_the_rest_of_the_file(
+    session: DataDreamer, tmp_path: Path, element: str, says: str
+) -> None:
+    path = tmp_path / "rows.json"
+    rest = ',\n{"a": 1}' * _CHUNK
+    path.write_bytes(b'[{"a": 1}\n' + b"," * (element[0] != "]") + element.encode() + rest.encode() + b"]\xff")
+    with pytest.raises(DataError, match=f"line [23] is malformed: .*{says}"):
+        JSONDataSource("rows", data_files=str(path))
+
+
+def test_an_array_may_be_cut_anywhere(session: DataDreamer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rows.json"
+    rows = [{"a": -1.5e300, "b": "\U0001f600\n", "c": float("-inf"), "d": [True, None]}]
+    path.write_text(json.dumps(rows))
+    for size in range(1, len(json.dumps(rows)) + 1):
+        monkeypatch.setattr("datadreamer_like.steps.sources.json_source._CHUNK", size)
+        assert list(JSONDataSource("rows", data_files=str(path), force=True).output) == rows
+
+
+@pytest.mark.parametrize("form", ["%s\n%s", "[%s,\n%s]", '{"rows": [%s, %s]}'])
+def test_a_carriage_return_does_not_end_a_line(session: DataDreamer, tmp_path: Path, form: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_bytes((form % ('{"a": 1,\r "b": 2}\r', '{"a": 3, "b": 4}')).encode())
+    rows = JSONDataSource("rows", data_files=path, field="rows" if "rows" in form else None)
+    assert list(rows.output) == [{"a": 1, "b": 2}, {"a": 3, "b": 4}]
+
+
 @pytest.mark.parametrize("text", ["", "[]", "\n \n"])
 def test_json_without_rows_is_refused(session: DataDreamer, tmp_path: Path, text: str) -> None:
     path = tmp_path / "rows.json"

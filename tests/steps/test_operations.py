@@ -109,7 +109,7 @@ def test_map_in_all_its_forms(rows):
 def test_a_function_that_fails_says_at_which_row(rows):
     with pytest.raises(ZeroDivisionError) as caught:
         rows.map(lambda row: {"m": 1 / (row["n"] - 7)}, lazy=False)
-    assert "row 7 of the step's input" in caught.value.__notes__[0]
+    assert "row 7 of its input" in caught.value.__notes__[0]
 
 
 def test_chained_functions_are_tried_on_one_row_before_the_rows_are_asked_for(rows, tmp_path):
@@ -348,6 +348,17 @@ def test_lazy_rows_are_sharded_though_their_number_is_unknown(rows):
     odd = rows.filter(lambda row: row["n"] % 2)
     assert values(odd.shard(num_shards=4, index=1, contiguous=True)) == [9, 11, 13, 15]
     assert values(odd.shard(num_shards=4, index=1)) == [3, 11, 19, 27]
+
+
+def test_a_shard_copies_no_other_rows(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    lazy = rows.filter(lambda row: row["n"] != 3).map(lambda row: {"n": row["n"]})
+    expected = [n for n in range(30) if n != 3]
+    for size in (1, 4, 40):
+        shards = [lazy.shard(size, index) for index in range(min(size, 29))]
+        assert [values(shard) for shard in shards] == [expected[index::size] for index in range(len(shards))]
+        assert shards[-1].trace(0).parents
+    assert not list(tmp_path.iterdir())
 
 
 def test_nested_values_can_be_read_back_from_csv(tmp_path):

@@ -181,9 +181,9 @@ def test_a_score_that_is_not_a_number_fails_its_row(session: DataDreamer, severa
         ranked = RankWithPrompt("Rank", {"inputs": pets.output["pet"]}, {**args, **several})
     assert list(ranked.output["pet"]) == ["dog", "cat", "owl", "ant"]
     assert list(ranked.output["scores"]) == [2.5, 1.0, None, None]
-    assert ranked.errors[1].startswith("parse returned 'high'; a score must be a number. The last answer was: '?")
-    assert list(ranked.errors) == [1]
-    assert "1 of its rows failed and have no value; the first is row 1" in caplog.text
+    assert ranked.errors[2].startswith("parse returned 'high'; a score must be a number. The last answer was: '?")
+    assert list(ranked.errors) == [2]
+    assert "1 of its rows failed and have no value; the first is row 2" in caplog.text
 
 
 @pytest.mark.parametrize(

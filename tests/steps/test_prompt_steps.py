@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engines import Echo
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, ModelError
 from datadreamer_like.graph import DataDreamer, OutputIterableDataset
+from datadreamer_like.models import Answer, Request
 from datadreamer_like.steps import (
     DataFromAttributedPrompt,
     DataFromPrompt,
@@ -75,6 +77,32 @@ def test_a_failed_row_holds_none_and_the_rest_goes_on(pets: DataSource, step: ty
     )
     assert list(again.output["generations"]) == ["fine", None, "fine"]
     assert again.output["prompts"][1] is None
+
+
+class CutOff(Echo):
+    """Answers with texts, but marks the row as failed."""
+
+    def answer_batch(self, requests: Sequence[Request]) -> list[Answer]:
+        return [replace(answer, error=ModelError("cut off")) for answer in super().answer_batch(requests)]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {},
+        {"n": 2},
+        {"output_schema": {"type": "object", "properties": {"name": {"type": "string"}}}},
+        {"post_process": len},
+        {"lazy": True},
+    ],
+)
+@pytest.mark.parametrize("step", [Prompt, ProcessWithPrompt])
+def test_a_failed_row_holds_none_also_if_its_answer_has_a_text(pets: DataSource, step: type, args: dict) -> None:
+    name = "prompts" if step is Prompt else "inputs"
+    args = args | {"llm": CutOff()} | ({"instruction": "Go."} if step is ProcessWithPrompt else {})
+    made = step("Ask", inputs={name: pets.output["pet"]}, args=args)
+    assert list(made.output["generations"]) == [None] * 3
+    assert made.errors == dict.fromkeys(range(3), "cut off")
 
 
 def test_failures_are_told_by_row_also_after_rows_that_are_not_asked_about(session: DataDreamer) -> None:
@@ -351,6 +379,27 @@ def test_rank_sorts_and_cuts(pets: DataSource) -> None:
     assert list(own.output["scores"]) == [8.0, 5.0, 4.0]
     with pytest.raises(DefinitionError, match='already has a column "scores"'):
         RankWithPrompt("Twice", {"inputs": ranked.output["pet"]}, args)
+
+
+@pytest.mark.parametrize(
+    ("options", "failed"),
+    [
+        ({}, [3, 4]), ({"reverse": False}, [3, 4]), ({"lazy": True}, [3, 4]), ({"sort": False}, [0, 3]),
+        ({"score_threshold": 2.0}, [0, 3]),  # dropped: their positions among the inputs
+    ],
+)  # fmt: skip
+def test_the_errors_of_rank_are_those_of_its_rows(tmp_path: Path, options: dict[str, Any], failed: list[int]) -> None:
+    for _ in range(2):
+        with DataDreamer(tmp_path, verbose=False):
+            rows = DataSource("Rows", data={"text": ["bad", "1", "3", "bad too", "2"]})
+            llm = Echo(lambda prompt: None if "bad" in prompt else prompt.split()[1])
+            args = {"llm": llm, "instruction": "Give a number.", **options}
+            ranked = RankWithPrompt("Rank", {"inputs": rows.output["text"]}, args)
+            scores = list(ranked.output["scores"])
+            assert list(ranked.errors) == failed
+            assert set(ranked.errors.values()) == {"it will not say"}
+            if "score_threshold" not in options:
+                assert [scores[index] for index in failed] == [None, None]
 
 
 def test_rank_of_many_iterable_rows(session: DataDreamer) -> None:

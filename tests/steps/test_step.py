@@ -355,6 +355,33 @@ def test_a_background_step_runs_beside_and_raises_when_asked(tmp_path):
             _ = fails.output
 
 
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("background", [True, False])
+def test_a_step_that_reads_the_output_of_one_that_it_runs_in_is_refused(depth, background):
+    gate, made = threading.Event(), []
+
+    class Outer(SuperStep):
+        def setup(self):
+            self.register_arg("depth")
+            self.register_output("out1")
+
+        def run(self):
+            made.append(self)
+            gate.wait(60)
+            depth = self.args["depth"]
+            return Outer("Inner", args={"depth": depth - 1}).output if depth else made[0].output
+
+    def run():
+        if not background:
+            gate.set()
+        step = Outer("Outer", args={"depth": depth}, background=background)
+        gate.set()
+        step.wait()
+
+    with DataDreamer(":memory:"), pytest.raises(SessionError, match='"Outer" has no output yet: it is still running'):
+        run()
+
+
 def test_a_session_ends_when_its_background_steps_have_and_raises_what_nobody_asked_for():
     gate = threading.Event()
 

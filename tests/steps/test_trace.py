@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datadreamer_like import DataDreamer, concat, zipped
-from datadreamer_like.errors import DefinitionError, NoSuchRow, SessionError, StepOutputError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, NoSuchRow, SessionError, StepOutputError
 from datadreamer_like.models import Embedder, EmbeddingRetriever
 from datadreamer_like.steps import (
     DataFromAttributedPrompt,
@@ -113,11 +113,16 @@ def test_select_shuffle_splits_shards_and_added_rows(rows: Any) -> None:
         rows.shuffle(seed=3, buffer_size=4).save(),
         rows.splits(0.5, 0.5)["validation"],
         rows.shard(3, 1, contiguous=True),
+        rows.shard(3, 2),
+        rows.filter(lambda row: row["id"] != 3).shard(4, 2),
         rows.rename_column("n", "m").remove_columns("text"),
     ):
         assert [sources(made.trace(index)) for index in range(len(ids(made)))] == [[one] for one in ids(made)]
     more = rows.add_item({"id": 99})
-    assert sources(more.trace(4)) == [4]
+    assert sources(more.trace(4)) == sources(more.trace(np.int64(4))) == [4]
+    for index in ("a", 1.0, None):
+        with pytest.raises(ArgumentTypeError, match="a row is given by its number"):
+            more.trace(index)
     assert sources(more.trace(len(ROWS))) == []
 
 
@@ -168,7 +173,13 @@ def test_process_and_decorated_functions_are_traced(rows: Any) -> None:
     assert sources(lengths(rows.output["text"]).trace(7)) == [7]
 
 
-@pytest.mark.parametrize("made", [{"upper": ["A"]}, {"other": ["A"]}, ["A"], {"upper": range(99)}])
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"upper": ["A"]}, {"other": ["A"]}, ["A"], {"upper": range(99)},
+        {"upper": "AB"}, {"upper": b"AB"}, {"upper": {"k": 1, "l": 2}}, {"upper": {"A", "B"}}, {"upper": 5},
+    ],
+)  # fmt: skip
 def test_process_that_returns_other_rows_or_columns_is_refused(session: DataDreamer, made: Any) -> None:
     class Wrong(Upper):
         def process(self, batch: dict[str, list[Any]]) -> Any:
@@ -225,6 +236,19 @@ def test_a_source_that_is_not_an_input_is_refused(session: DataDreamer) -> None:
 
     texts = DataSource("Rows", data={"text": ["a", "b"]}).output["text"]
     with pytest.raises(DefinitionError, match=r'From\(\'txts\'\).*Did you mean "texts"'):
+        Wrong("Wrong", inputs={"texts": texts}, args={"says": True})
+
+
+@pytest.mark.parametrize("origin", [[1], [0, 1, 0], range(3), np.array([0]), [[0, 1]], []])
+@pytest.mark.parametrize("in_batches", [False, True])
+def test_an_origin_of_another_number_of_rows_is_refused(session: DataDreamer, origin: Any, in_batches: bool) -> None:
+    class Wrong(Pairs):
+        def run(self) -> Any:
+            said = Traced({"pair": ["x", "y"]}, From("texts", origin))
+            return LazyRowBatches(lambda: iter([said]), save=True) if in_batches else said
+
+    texts = DataSource("Rows", data={"text": ["a", "b", "c"]}).output["text"]
+    with pytest.raises(StepOutputError, match=rf"origin of {len(origin)} rows; there are 2\."):
         Wrong("Wrong", inputs={"texts": texts}, args={"says": True})
 
 
@@ -353,6 +377,8 @@ def test_kept_ranked_and_judged_rows_are_traced(session: DataDreamer) -> None:
     keep = Echo(lambda prompt: "no" if "dog" in prompt else "yes")
     kept = FilterWithPrompt("Keep", {"inputs": pets.output["pet"]}, {"llm": keep, "instruction": "Soft?"})
     assert [sources(kept.trace(index)) for index in range(2)] == [[0], [2]]
+    assert "owl" in kept.trace(1).prompt
+    assert kept.trace(1).prompt in [asked.prompt for asked in keep.asked]
     score = Echo(
         lambda prompt: {"cat": "2", "dog": "3", "owl": "1"}[next(p for p in ("cat", "dog", "owl") if p in prompt)]
     )
@@ -363,6 +389,7 @@ def test_kept_ranked_and_judged_rows_are_traced(session: DataDreamer) -> None:
             {"llm": score, "instruction": "Rate.", "score_threshold": limit},
         )
         assert [sources(ranked.trace(index)) for index in range(len(expected))] == expected
+        assert "dog" in ranked.trace(0).prompt
     pair = {"a": pets.output["pet"], "b": pets.reverse().output["pet"]}
     judged = JudgePairsWithPrompt("Judge", pair, {"llm": Echo(lambda prompt: "Input A")})
     assert sources(judged.trace(0)) == [0, 2]

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
+from conftest import SENTENCES
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, MethodMisfit
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, MethodMisfit, UnknownModel
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.trainers import TrainHFDPO, TrainHFFineTune
 
@@ -144,9 +146,27 @@ def test_prompts_are_written_by_the_template_and_pairs_that_do_not_fit_are_left_
         TrainHFDPO("B", str(tiny_causal_lm)).train(**columns(long), max_length=32, truncate=False)
 
 
+def test_a_reference_that_does_not_fit_is_refused_before_training(
+    session, tiny_causal_lm, tiny_seq2seq, tiny_encoder, tmp_path
+):
+    tokenizer = tiny_models.byte_pairs(
+        [sentence[::-1] for sentence in SENTENCES], 400, ["<pad>", "<bos>", "<eos>"], pad_token="<pad>"
+    )
+    other = tiny_models.save(tiny_models.llama(tokenizer), tokenizer, tmp_path / "other")
+    for reference, reason in {
+        tiny_seq2seq: r"the reference, .* is not a causal language model \(t5\)",
+        tiny_encoder: r"the reference, .* is not a causal language model \(bert\)",
+        other: "The vocabularies of the reference and the model differ",
+    }.items():
+        with pytest.raises(MethodMisfit, match=reason):
+            TrainHFDPO(reference.name, str(tiny_causal_lm)).train(**columns(), ref_model=reference)
+    with pytest.raises(UnknownModel, match="There is no model folder"):
+        TrainHFDPO("Missing", str(tiny_causal_lm)).train(**columns(), ref_model=tmp_path / "none")
+
+
 def test_what_cannot_be_trained_is_refused_before_work(session, tiny_causal_lm, tiny_seq2seq):
     given = columns()
-    with pytest.raises(DefinitionError, match='loss_type "kto_pair" is unknown. It was removed from trl'):
+    with pytest.raises(DefinitionError, match='"kto_pair" is unknown. It was removed from trl; [^.?]*. There are'):
         TrainHFDPO("A", str(tiny_causal_lm)).train(**given, loss_type="kto_pair")
     with pytest.raises(DefinitionError, match='"sigmoids" is unknown. Did you mean "sigmoid"'):
         TrainHFDPO("B", str(tiny_causal_lm)).train(**given, loss_type="sigmoids")
@@ -158,6 +178,10 @@ def test_what_cannot_be_trained_is_refused_before_work(session, tiny_causal_lm, 
         TrainHFDPO("E", str(tiny_causal_lm)).train(**given, ref_model=3)
     with pytest.raises(MethodMisfit, match=r"is not a causal language model \(t5\)"):
         TrainHFDPO("F", str(tiny_seq2seq)).train(**given)
+    with pytest.raises(DefinitionError, match='"H".train decides "objective" itself'):
+        TrainHFDPO("H", str(tiny_causal_lm)).train(**given, objective=None)
+    with pytest.raises(DefinitionError, match='has no option "peft_config": pass it where the trainer is made, to "I"'):
+        TrainHFDPO("I", str(tiny_causal_lm)).train(**given, peft_config=None)
     short = Rows("Short", {"text": ["a"]}).output["text"]
     with pytest.raises(DefinitionError, match="train_prompts and train_chosen and train_rejected must have the same"):
         TrainHFDPO("G", str(tiny_causal_lm)).train(**{**given, "train_rejected": short})

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertModel
 
 from datadreamer_like.distillation import Combined, HiddenStates, Supervised
-from datadreamer_like.errors import MethodMisfit
+from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.evaluation.tasks.examples import ShuffledBatches
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.trainers import TrainHFClassifier
@@ -121,9 +121,20 @@ def test_an_adapter_is_trained_with_a_projection_too(session, tiny_encoder, wide
 
 
 def test_other_tokens_share_no_position_and_are_refused_before_training(session, tiny_encoder, tiny_causal_lm, data):
-    with pytest.raises(MethodMisfit, match="Teacher and student have different vocabularies"):
+    with pytest.raises(MethodMisfit, match="vocabularies of the teacher and the student differ"):
         TrainHFClassifier("A", str(tiny_encoder)).train(
             **data(), objective=HiddenStates(TrainedModel(tiny_causal_lm)), epochs=1
+        )
+
+
+def test_rows_without_labels_take_the_classes_of_a_teacher_that_is_a_classifier(session, tiny_encoder, data):
+    given = {**data(), "train_output": None, "validation_output": None}
+    teacher = TrainHFClassifier("Teacher", str(tiny_encoder)).train(**data(), epochs=1, batch_size=32)
+    student = TrainHFClassifier("Student", str(tiny_encoder)).train(**given, objective=HiddenStates(teacher), epochs=1)
+    assert student.trained.labels == teacher.trained.labels == ["negative", "positive"]
+    with pytest.raises(DefinitionError, match="none of the training rows has a label, and HiddenStates needs some"):
+        TrainHFClassifier("Other", str(tiny_encoder)).train(
+            **given, objective=HiddenStates(TrainedModel(tiny_encoder)), epochs=1
         )
 
 

@@ -42,7 +42,7 @@ def answer_text(
     thoughts = [reasoning] if reasoning else []
     text = _joined(content, thoughts)
     if text is not None:
-        text = _without_thoughts(_valid(text), thoughts, finish_reason)
+        text = _split_off_thoughts(_valid(text), thoughts, finish_reason)
     kept = _valid("\n".join(thoughts)) or None
     error = _answer_error(text, finish_reason, refusal, shaped)
     return AnswerText(text if isinstance(error, RejectedAnswer | None) else None, kept, error)
@@ -82,7 +82,7 @@ def _field(part: object, name: str) -> Any:
     return part.get(name) if isinstance(part, Mapping) else getattr(part, name, None)
 
 
-def _without_thoughts(text: str, thoughts: list[str], finish_reason: str | None) -> str | None:
+def _split_off_thoughts(text: str, thoughts: list[str], finish_reason: str | None) -> str | None:
     # Open models put these tags around their reasoning, and some servers leave them in the text.
     for opening, closing in (("<think>", "</think>"), ("[THINK]", "[/THINK]")):
         # If the opening tag is part of the prompt, only the closing tag is in the answer.

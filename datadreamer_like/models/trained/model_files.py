@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 
 from datadreamer_like.graph import Card
+from datadreamer_like.graph.card import CARD_NAME
 from datadreamer_like.storage.digests import file_digest
-
-CARD_NAME = "card.json"
 
 
 def model_files(folder: Path) -> list[Path]:

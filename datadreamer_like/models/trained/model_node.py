@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, NotTrained
 from datadreamer_like.graph import Node
 
+from .hf_source import hf_source
 from .trained_model import Predictions, TrainedModel
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def as_trained_model(value: object, what: str = "model") -> TrainedModel:
 
     Raises:
         NotTrained: A trainer that has not trained yet.
+        UnknownModel: The folder does not exist.
         ArgumentTypeError: Anything else; the message calls it `what`.
     """
     if isinstance(value, TrainedModel):
@@ -107,6 +109,7 @@ def as_trained_model(value: object, what: str = "model") -> TrainedModel:
     if isinstance(value, ModelNode):
         return value.trained
     if isinstance(value, str | Path):
+        hf_source(value)
         return TrainedModel(value)
     raise ArgumentTypeError(
         f"{what} is of type {type(value).__name__}. Pass a trainer, a stage, a TrainedModel, a folder or an id on the "

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit, StorageError, did_you_mean
 from datadreamer_like.graph import Card
+from datadreamer_like.graph.card import CARD_NAME
 from datadreamer_like.storage.folders import explained, new_folder
 
 from ..model import free_memory
 from ..quiet import quiet
 from .hf_source import hf_source, loading
 from .model_facts import Task, count_parameters, task_of
-from .model_files import CARD_NAME, files_identity, model_files, model_folder, read_card, write_card
+from .model_files import files_identity, model_files, model_folder, read_card, write_card
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +78,7 @@ class TrainedModel:
         self.device = device
         self.dtype = dtype
         self.node = node
-        self._fingerprint = None if node is None else node.fingerprint
+        self._fingerprint = None if node is None else node.result_fingerprint
 
     @classmethod
     def load(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
@@ -77,21 +77,27 @@ def processed(
         made = process(batch)
         rows = f"rows {start} to {start + size - 1}"
         if not isinstance(made, Mapping) or set(made) != set(outputs):
-            found = ", ".join(map(str, made)) if isinstance(made, Mapping) else type(made).__name__
+            other = ", ".join(map(str, made)) if isinstance(made, Mapping) else type(made).__name__
             raise StepOutputError(
-                f"{what}: process() returned {found} for {rows}; expected the columns {', '.join(outputs)}."
+                f"{what}: process() returned {other} for {rows}; expected the columns {', '.join(outputs)}."
             )
-        made = {name: values if hasattr(values, "__len__") else list(values) for name, values in made.items()}
+        columns: dict[str, Any] = {}
         for name, values in made.items():
-            if len(values) != size:
+            if isinstance(values, str | bytes | Mapping | Set) or not isinstance(values, Iterable):
                 raise StepOutputError(
-                    f'{what}: process() returned {len(values)} values of "{name}" for the {size} rows of its batch '
+                    f'{what}: process() returned {type(values).__name__} as the column "{name}" for {rows}; expected '
+                    "a list, a tuple or an array."
+                )
+            columns[name] = values if hasattr(values, "__len__") else list(values)
+            if (found := len(columns[name])) != size:
+                raise StepOutputError(
+                    f'{what}: process() returned {found} values of "{name}" for the {size} rows of its batch '
                     f"({rows}). It must return one per row; write run() to change the number of rows."
                 )
-        yield made
+        yield columns
 
 
-def placed(batches: Iterator[Batch], most: int | None) -> Iterator[tuple[int, Batch]]:
+def placed_parts(batches: Iterator[Batch], most: int | None) -> Iterator[tuple[int, Batch]]:
     """Yields batches of at most `most` rows, each with the position of its first row."""
     position = 0
     for batch in batches:

@@ -37,9 +37,11 @@ class DatasetNode(Node):
         """The step's dataset. Waits for a step that runs in the background.
 
         Raises:
-            SessionError: The step was made outside a session, so it did not run.
+            SessionError: The step was made outside a session, so it did not run; or it is read while it runs.
         """
         self.wait()
+        if self._output is None and self.session is not None:
+            raise SessionError(f'"{self.name}" has no output yet: it is still running.')
         if self._output is None:
             raise SessionError(
                 f'"{self.name}" has no output: it was made outside a session, so it did not run. '
@@ -49,7 +51,10 @@ class DatasetNode(Node):
 
     def wait(self) -> None:
         """Waits for a step that runs in the background, and raises its error."""
-        if self._background is not None and working_node() is not self:
+        running = working_node()
+        while running is not None and running is not self:
+            running = running.inside
+        if self._background is not None and running is None:  # else it would wait for itself
             try:
                 self._output = self._background.result()
             finally:
@@ -91,7 +96,7 @@ class DatasetNode(Node):
 
     @property
     def errors(self) -> dict[int, str]:
-        """Error messages by row index (the first thousand); rows that failed hold None or are filtered out."""
+        """Error messages of the first thousand failed rows by index; by that of the input if the step drops them."""
         failures = self.manifest.failures if self.manifest is not None else self.usage.failures
         return {int(index): message for index, message in failures.items()}
 

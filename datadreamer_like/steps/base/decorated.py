@@ -17,7 +17,7 @@ from datadreamer_like.graph.origin import Every
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.rows import BATCH_SIZE, Batch
 
-from .columns import batched, columns_together, num_rows_of, placed
+from .columns import batched, columns_together, num_rows_of, placed_parts
 from .lazy_rows import From, LazyRowBatches, Traced
 from .options import NodeOptions, taken_options
 from .returned import rows_to_batch
@@ -100,7 +100,7 @@ class FunctionStep(Step):
             yield {}, range(1)
             return
         in_batches = self.definition.batched
-        for place, columns in placed(columns_together(self._inputs, f'"{self.name}"'), None):
+        for place, columns in placed_parts(columns_together(self._inputs, f'"{self.name}"'), None):
             size = len(next(iter(columns.values())))
             for start in range(0, size, self.definition.batch_size if in_batches else 1):
                 stop = min(start + self.definition.batch_size, size) if in_batches else start + 1
@@ -174,7 +174,9 @@ class StepFunction(Generic[P, R]):
         """
         definition = self.step_class.definition
         if given and isinstance(given[0], str):
-            name, given = name or given[0], given[1:]
+            if name is not None:
+                raise DefinitionError(f'The step has two names, "{given[0]}" and "{name}". Give one.')
+            name, given = given[0], given[1:]
         name = name or self.__name__.replace("_", " ")
         if len(given) > len(definition.inputs):
             raise DefinitionError(

@@ -175,11 +175,9 @@ def _named(value: Any, names: list[str]) -> Any:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, timedelta | Decimal):
-        return str(value)
-    if isinstance(value, date | time):
-        return value.isoformat()
-    raise TypeError(f"a value of type {type(value).__name__}")
+    if not isinstance(value, date | time | timedelta | Decimal):
+        raise TypeError(f"a value of type {type(value).__name__}")
+    return value.isoformat() if isinstance(value, date | time) else str(value)
 
 
 def _write_csv(rows: Rows, file: str, options: dict[str, Any]) -> None:

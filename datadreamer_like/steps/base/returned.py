@@ -38,7 +38,7 @@ class Expected:
     inputs: Mapping[str, Node]
     like: pa.Schema | None = None
 
-    def stated(self, sources: Iterable[From]) -> Stated:
+    def stated(self, sources: Iterable[From], num_rows: int | None) -> Stated:
         """Returns the origin of rows, by node and role; each source must be an input, a column or a node."""
         stated: dict[tuple[Node, str], Piece | None] = {}
         for given in sources:
@@ -48,6 +48,11 @@ class Expected:
                 raise DefinitionError(
                     f"{self.what}: From({given.source!r}) is not a column, a step or one of its inputs "
                     f"({', '.join(self.inputs) or 'none'}).{did_you_mean(str(given.source), self.inputs)}"
+                )
+            if num_rows is not None and not isinstance(given.rows, Every | None) and len(given.rows) != num_rows:
+                raise StepOutputError(
+                    f"{self.what}: From({given.source!r}) states the origin of {len(given.rows):,} rows; there are "
+                    f"{num_rows:,}. Give one entry per row, None for a row without one."
                 )
             stated[node, given.role] = _piece(given.rows)
         return stated
@@ -75,7 +80,7 @@ def normalized(value: Any, expected: Expected) -> tuple[Rows, bool]:
         rows, lazy = normalized(value.value, expected)
         links = [
             replace(link, role=role)
-            for (node, role), piece in expected.stated(value.sources).items()
+            for (node, role), piece in expected.stated(value.sources, rows.num_rows).items()
             for link in (Origin.same(node) if piece is None else Origin.at(node, piece)).links or ()
         ]
         return replace(rows, origin=Origin(tuple(links))), lazy
@@ -197,18 +202,15 @@ def _in_portions(rows: Iterable[Any]) -> Iterator[list[Any]]:
 
 def _batches(value: Values, expected: Expected) -> StatedBatches:
     for given in value() if callable(value) else value:
-        batch, stated = given, None
-        if isinstance(given, Traced):
-            batch, stated = given.value, expected.stated(given.sources)
+        batch, sources = (given.value, given.sources) if isinstance(given, Traced) else (given, None)
         if isinstance(batch, pa.RecordBatch):
             if set(batch.schema.names) != set(expected.outputs):
                 raise expected.wrong(batch.schema.names)
-            yield batch.select(expected.outputs), stated
-            continue
-        # A batch is read as a whole: its stated origin holds for all of its rows.
-        rows, _ = normalized(batch, expected)
-        for part in rebatched(rows.read(), 2**62):
-            yield part, stated
+            parts = iter([batch.select(expected.outputs)])
+        else:  # a batch is read as a whole: its stated origin holds for all of its rows
+            parts = rebatched(normalized(batch, expected)[0].read(), 2**62)
+        for part in parts:
+            yield part, None if sources is None else expected.stated(sources, part.num_rows)
 
 
 def rows_to_batch(rows: list[Any], outputs: list[str], what: str) -> Batch:

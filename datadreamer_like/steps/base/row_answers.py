@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from datadreamer_like.errors import DefinitionError, ModelError
 from datadreamer_like.graph.rows import Batch
@@ -59,7 +59,7 @@ class RowAnswers:
         count = 0
         for questions in self._questions:
             # Positions in the batch of the rows that are sent.
-            sent = [position for position, value in enumerate(questions.values) if _is_sent(value)]
+            sent = [position for position, value in enumerate(questions.values) if is_sent(value)]
             self._waiting.append((questions, count, sent))
             count += len(sent)
             yield from (questions.values[position] for position in sent)
@@ -98,14 +98,15 @@ class RowAnswers:
         return _part(questions, questions.values, 0)
 
 
-def _is_sent(value: Any) -> bool:
+def is_sent(value: Any) -> TypeGuard[Any]:
+    """Returns whether a row's value is sent to the model."""
     return value is not None and not isinstance(value, ModelError)
 
 
 def _unsent_from(values: Sequence[Any], start: int) -> Sequence[Any]:
     """Returns the values from `start` that are not sent, up to the next one that is."""
     stop = start
-    while stop < len(values) and not _is_sent(values[stop]):
+    while stop < len(values) and not is_sent(values[stop]):
         stop += 1
     return values[start:stop]
 

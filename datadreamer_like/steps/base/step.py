@@ -24,7 +24,7 @@ from datadreamer_like.graph.usage import Usage
 from datadreamer_like.storage.values import pickle_value, unpickle
 
 from ..operations.operations import Operations
-from .columns import columns_together, num_rows_of, placed, processed
+from .columns import columns_together, num_rows_of, placed_parts, processed
 from .export import Exports
 from .lazy_rows import LazyRowBatches
 from .options import NodeOptions, OperationOptions, check_known, taken_options
@@ -46,7 +46,8 @@ class Step(Registration, Operations["Derived"], Exports):
         args: The step's argument names and their values.
         outputs: New names for the step's output columns.
         progress_interval: Seconds between progress lines where there is no terminal; None for none.
-        force: Run even if the result exists. Answers of models still come from the cache.
+        force: Run even if the result exists; steps that depend on it run again if the new one differs. Answers of
+            models still come from the cache.
         verbose: False shows only warnings of this step.
         log_level: A level of `logging` that overrides `verbose`.
         save_num_proc: Accepted for DataDreamer scripts, as `save_num_shards`; tables are written as rows arrive.
@@ -139,7 +140,7 @@ class Step(Registration, Operations["Derived"], Exports):
         if not self._inputs:
             raise DefinitionError(f"{what}: process() needs an input. Write run() to make rows without one.")
         engine = reading_engine()
-        batches = placed(columns_together(self._inputs, what), engine.batch_size)
+        batches = placed_parts(columns_together(self._inputs, what), engine.batch_size)
         work = partial(processed, self.worker(engine).process, what, list(self._output_specs))
         return engine.batches(work, batches, what, self.sent_parts())
 
@@ -321,7 +322,8 @@ class Derived(Step):
         for name, value in self.operation_args.items():
             parts[f"argument {name}"] = fingerprint(value, f'"{self.name}": argument "{name}"')
         for index, source in enumerate(self.sources):
-            parts["input" if len(self.sources) == 1 else f"input {index + 1}"] = source.fingerprint
+            source.wait()  # a background step's result is part of what is seen of it
+            parts["input" if len(self.sources) == 1 else f"input {index + 1}"] = source.result_fingerprint
         return parts
 
     def make_output(self) -> OutputDataset | OutputIterableDataset:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsIndex
 
-from datadreamer_like.errors import NoSuchRow
+from datadreamer_like.errors import ArgumentTypeError, NoSuchRow
 from datadreamer_like.graph.node import Node
 from datadreamer_like.graph.origin import INPUT, Link, Origin
 from datadreamer_like.graph.output import OutputIterableDataset
@@ -77,7 +78,9 @@ class Trace:
 
 def traced(step: Any, index: int) -> Trace:
     """Returns the origin of a step's row; see `Step.trace`."""
-    size = step.output.num_rows
+    if not isinstance(index, SupportsIndex):
+        raise ArgumentTypeError(f'"{step.name}": a row is given by its number, counted from 0, not by {index!r}.')
+    size, index = step.output.num_rows, operator.index(index)
     position = index + size if index < 0 and size is not None else index
     if position < 0 or (size is not None and position >= size):
         known = f"it has {size:,} rows" if size is not None else "the number of its lazy rows is unknown"
@@ -99,6 +102,9 @@ def traced(step: Any, index: int) -> Trace:
                     if getattr(link.parent, "_output", None) is not None:
                         waiting.append((link.parent, place, found[key], learned))
                 trace.parents.append(found[key])
+        if hasattr(node, "prompt_at"):
+            places = (place for link in links if link.role == INPUT for place in link.of(position))
+            trace.prompt = next(map(node.prompt_at, places), None)
         covered = {id(link.parent) for link in links}
         others = [parent for parent in node.parents if id(parent) not in covered]
         trace.parents += [Trace(parent.name, type(parent).__name__, None, INPUT) for parent in others]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -56,16 +57,19 @@ class Call:
             size = min(BATCH_SIZE, engine.batch_size or BATCH_SIZE)
             batches = (part.slice(start, size) for part in rows.read() for start in range(0, part.num_rows, size))
         what = self.operation if rows.node is None else f'{self.operation} of "{rows.node.name}"'
-        return engine.batches(self.results, placed(batches), what, {"the function": self.function})
+        return engine.batches(partial(self.results, what), placed(batches), what, {"the function": self.function})
 
-    def results(self, batches: Iterator[tuple[int, pa.RecordBatch]]) -> Iterator[tuple[pa.RecordBatch, list[Any]]]:
+    def results(
+        self, what: str, batches: Iterator[tuple[int, pa.RecordBatch]]
+    ) -> Iterator[tuple[pa.RecordBatch, list[Any]]]:
         """Calls the function on batches, each with the position of its first row."""
         for position, batch in batches:
             indices = range(position, position + batch.num_rows)
             columns = to_columns(batch.select(self.input_columns) if self.input_columns else batch)
             if self.batched:
                 given: list[Any] = [columns[name] for name in self.input_columns] or [columns]
-                yield batch, list(self._results([(*given, *([list(indices)] if self.with_indices else []))], indices))
+                called = [(*given, *([list(indices)] if self.with_indices else []))]
+                yield batch, list(self._results(called, indices, what))
                 continue
             arguments: Any
             if self.input_columns:
@@ -75,10 +79,10 @@ class Call:
                 arguments = ((dict(zip(names, row, strict=True)),) for row in zip(*columns.values(), strict=True))
             if self.with_indices:
                 arguments = ((*row, index) for row, index in zip(arguments, indices, strict=True))
-            yield batch, list(self._results(arguments, indices))
+            yield batch, list(self._results(arguments, indices, what))
 
-    def _results(self, arguments: Iterable[tuple[Any, ...]], indices: range) -> Iterator[Any]:
-        """Calls the function, reports progress, and adds the position of the row to an error."""
+    def _results(self, arguments: Iterable[tuple[Any, ...]], indices: range, what: str) -> Iterator[Any]:
+        """Calls the function, reports progress, and adds the step, the row's position and columns to an error."""
         usage = current_usage()
         due = time.monotonic() + _PROGRESS_SECONDS
         index = indices.start
@@ -90,7 +94,8 @@ class Call:
                     due = time.monotonic() + _PROGRESS_SECONDS
         except Exception as error:
             where = f"rows {indices.start} to {indices.stop - 1}" if self.batched else f"row {index}"
-            error.add_note(f"The function was given {where} of the step's input (counted from 0).")
+            columns = ", ".join(self.input_columns or given[0])
+            error.add_note(f"The function of {what} was given {where} of its input (counted from 0), with: {columns}.")
             raise
         usage.note = ""
 

@@ -158,15 +158,22 @@ def append(rows: Rows, item: dict[str, Any]) -> Rows:
 
 
 def shard(rows: Rows, num_shards: int, index: int, contiguous: bool) -> Rows:
-    """Selects one of several parts of a table; lazy rows are written to a temporary one first."""
-    whole = materialized(rows)
-    total = whole.num_rows or 0
-    positions = range(index, total, num_shards)
+    """Selects one of several parts; for contiguous ones, lazy rows are written to a temporary table first."""
     if contiguous:
-        size, extra = divmod(total, num_shards)
+        whole = materialized(rows)
+        size, extra = divmod(whole.num_rows or 0, num_shards)
         start = index * size + min(index, extra)
-        positions = range(start, start + size + (index < extra))
-    return _of_table(whole, positions)
+        return _of_table(whole, range(start, start + size + (index < extra)))
+    if rows.table is not None:
+        return _of_table(rows, range(index, len(rows.table), num_shards))
+
+    def read() -> StatedBatches:
+        for place, batch in placed(rows.read()):
+            chosen = range((index - place) % num_shards, batch.num_rows, num_shards)
+            taken = range(place + chosen.start, place + batch.num_rows, num_shards)
+            yield batch.take(pa.array(chosen, pa.int64())), stated(rows, taken)
+
+    return Rows.recorded(rows.schema, rows.num_rows and len(range(index, rows.num_rows, num_shards)), read)
 
 
 def concatenated(*parts: Rows, what: str = "concat") -> Rows:

@@ -10,9 +10,10 @@ from numbers import Real
 from statistics import fmean
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 
-from datadreamer_like.errors import DefinitionError, RejectedAnswer
+from datadreamer_like.errors import DefinitionError, ModelError, RejectedAnswer
 from datadreamer_like.graph.output import Batch
 from datadreamer_like.graph.rows import Rows, untyped
 from datadreamer_like.models.calls.failures import Rejected
@@ -22,7 +23,7 @@ from datadreamer_like.storage.values import to_batch
 from ..base.columns import whole
 from ..base.lazy_rows import From, LazyRowBatches, Traced
 from ..operations.sorting import sorted_positions
-from ..operations.transforms import materialized
+from ..operations.transforms import table_of
 from .answer_readers import read_number, read_yes_or_no
 from .process_with_prompt import ProcessWithPrompt
 from .prompt_step import RowPrompt
@@ -107,6 +108,11 @@ class JudgeRows(ProcessWithPrompt):
         """Returns the prompt for each row."""
         return super().prompts({"inputs": batch[self._inputs["inputs"].column_names[0]]})
 
+    def prompt_at(self, position: int) -> RowPrompt:
+        """Returns the prompt for the inputs' row at a position, which `trace` shows."""
+        (prompt,) = self.prompts(whole(self._inputs["inputs"]).rows.values_at(position))
+        return None if isinstance(prompt, ModelError) else prompt
+
     def parse(self, answer: Answer, row: dict[str, Any]) -> Any:
         """Returns the verdict in an answer; an unreadable answer is rejected."""
         said = self.read(answer)
@@ -135,7 +141,7 @@ class FilterWithPrompt(JudgeRows):
 
     Without a `filter_func` or `parse`, answers are read as yes or no (`n > 1`: the majority; a tie keeps the row); with
     `output_schema`, its only boolean property is the verdict, and `filter_func` takes a dictionary. Rows with missing
-    or unreadable answers are dropped; `step.errors` holds them by position among the inputs.
+    or unreadable answers are dropped; `step.errors` holds them by position among the inputs, not in the output.
     """
 
     verdict = staticmethod(read_yes_or_no)
@@ -180,8 +186,8 @@ class RankWithPrompt(JudgeRows):
     that the inputs come from, and `scores`.
 
     A score is the number in the answer (`n > 1`: the mean); with `output_schema`, its only numeric property. Rows
-    without a score have None, come last, and do not pass a threshold; `step.errors` holds them by position among the
-    inputs.
+    without a score have None and come last: `step.errors` has the positions in the output. A threshold drops them: then
+    these are positions among the inputs.
     """
 
     verdict = staticmethod(read_number)
@@ -236,8 +242,10 @@ class RankWithPrompt(JudgeRows):
             for rows in scored:
                 yield to_batch({**rows.value, _POSITION: rows.sources[0].rows}, f'"{self.name}"', known)
 
-        table = materialized(Rows(untyped([*self._output_specs, _POSITION]), None, read)).table
-        assert table is not None
-        for batch in table.select(sorted_positions(table, ["scores"], [self._args["reverse"]])).batches():
+        table = table_of(Rows(untyped([*self._output_specs, _POSITION]), None, read))
+        order = sorted_positions(table, ["scores"], [self._args["reverse"]])
+        if self._args["score_threshold"] is None:
+            self.usage.move_failures(np.argsort(order).tolist())
+        for batch in table.select(order).batches():
             positions = From("inputs", batch.column(_POSITION).to_pylist())
             yield Traced(batch.drop_columns([_POSITION]), positions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, TypeAlias, TypeGuard
+from typing import Any, ClassVar, TypeAlias
 
 from datadreamer_like.errors import DefinitionError, ModelError, PromptTooLong, RejectedAnswer
 from datadreamer_like.graph.card import DataCardType
@@ -20,7 +20,7 @@ from datadreamer_like.models.llms.llm import LLM, overrides_only_run
 from ..base.columns import columns_together, inputs_schema, num_rows_of
 from ..base.lazy_rows import From, LazyRowBatches, Traced
 from ..base.model_step import check_options
-from ..base.row_answers import FETCH_OPTIONS, AnsweredRows, Questions, RowAnswers
+from ..base.row_answers import FETCH_OPTIONS, AnsweredRows, Questions, RowAnswers, is_sent
 from ..base.step import Step
 from .output_schema import OutputSchema
 
@@ -167,7 +167,7 @@ class PromptStep(Step):
         for batch in self.input_batches():
             prompts = self.prompts(batch)
             if schema is not None:
-                prompts = [schema.with_instruction(prompt) if _is_sent(prompt) else prompt for prompt in prompts]
+                prompts = [schema.with_instruction(prompt) if is_sent(prompt) else prompt for prompt in prompts]
             yield Questions(prompts, batch)
 
     def answers(self, questions: Iterable[Questions]) -> Iterator[AnsweredRows]:
@@ -244,9 +244,9 @@ class PromptStep(Step):
         return self.values(rows) if self.schema is None and self._reads_answers() else self.texts(rows)
 
     def texts(self, rows: AnsweredRows) -> list[Any]:
-        """Returns each row's text, also of rejected answers; lists if `n > 1`, None where there is none."""
+        """Returns each row's text; lists if `n > 1`, None without an answer and for errors other than a rejection."""
         several = self.num_answers != 1
-        found = [None if answer is None else answer.texts for answer in rows.answers]
+        found = [() if a is None or not isinstance(a.error, RejectedAnswer | None) else a.texts for a in rows.answers]
         return [None if not texts else list(texts) if several else texts[0] for texts in found]
 
     def values(self, rows: AnsweredRows) -> list[Any]:
@@ -361,13 +361,9 @@ class PromptStep(Step):
             return replace(answer, error=RejectedAnswer.of(answer.text, reason))
 
 
-def _is_sent(prompt: RowPrompt) -> TypeGuard[Prompt]:
-    return prompt is not None and not isinstance(prompt, ModelError)
-
-
 def _numbered(questions: Iterable[Questions]) -> Iterator[Questions]:
     """Yields questions with their prompts numbered by repetition."""
     repetitions = Repetitions()
     for each in questions:
-        numbers = iter(repetitions.number([value for value in each.values if _is_sent(value)]))
-        yield each._replace(values=[next(numbers) if _is_sent(value) else value for value in each.values])
+        numbers = iter(repetitions.number([value for value in each.values if is_sent(value)]))
+        yield each._replace(values=[next(numbers) if is_sent(value) else value for value in each.values])

@@ -135,15 +135,19 @@ class CSVDataSource(FileSource):
         return [name for name in columns if name in wanted]
 
     def _given_types(self, columns: list[str]) -> dict[str, str]:
-        from pandas.api.types import pandas_dtype
+        given = self.config["dtype"]
+        if given is None:
+            return {}
+        from pandas.api.types import is_string_dtype, pandas_dtype
 
-        given = {} if self.config["dtype"] is None else self.config["dtype"]
         types = {}
         for name, kind in (given if isinstance(given, dict) else dict.fromkeys(columns, given)).items():
             if name not in columns:
                 raise UnknownColumn(f'"{self.name}": dtype names the column "{name}"; there are: {", ".join(columns)}.')
             try:
-                types[name] = _TYPES_OF_PANDAS[pandas_dtype(kind).kind]
+                dtype = pandas_dtype(kind)
+                is_other = dtype.kind == "O" and not is_string_dtype(dtype)  # such as "category"
+                types[name] = _TYPES_OF_PANDAS["" if is_other else dtype.kind]
             except (TypeError, KeyError) as error:
                 raise ArgumentTypeError(
                     f'"{self.name}": dtype of "{name}" is {kind!r}; expected str, int, float or bool.'

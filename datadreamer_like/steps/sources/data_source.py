@@ -129,7 +129,7 @@ class DataSource(Source):
         first = next(iter(read()), None)
         if first is None:
             raise EmptyDataset(f'"{self.name}" has no rows: the function yields none. Yield at least one.')
-        _check_row(self.name, 0, first)
+        _check(self.name, [first])
         names = self.found_columns(first)
         return LazyRowBatches(lambda: in_columns(self._checked(read(), names), names), self.total_num_rows)
 
@@ -158,6 +158,8 @@ class HFDatasetDataSource(Source):
     """
 
     def __init__(self, name: str, dataset_path: str | os.PathLike[str], **options: Unpack[NodeOptions]) -> None:
+        if not isinstance(dataset_path, str | os.PathLike):
+            raise ArgumentTypeError(f'"{name}": dataset_path must be a folder. Pass rows or a dataset to DataSource.')
         self.source_path = os.fspath(dataset_path)
         if not os.path.isdir(self.source_path):
             raise DataError(f'"{name}": {self.source_path} is not a folder. Give the folder that save_to_disk wrote.')
@@ -217,6 +219,8 @@ def _check(name: str, data: Any) -> None:
         for index, row in enumerate(data):
             _check_row(name, index, row)
         empty = not data
+        if data and not any(data):
+            raise DataError(f'"{name}": the rows have no columns. Give dictionaries of column names and values.')
     elif callable(data) or is_hf(data, "Dataset") or is_hf(data, "IterableDataset"):
         empty = is_hf(data, "Dataset") and not len(data)
     else:

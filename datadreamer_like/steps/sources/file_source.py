@@ -168,3 +168,5 @@ def _fault(file: Path, encoding: str) -> tuple[int, int, int]:
                 line += error.object[: error.start].decode(encoding, "replace").count("\n")
                 # The error's bytes start with those that the decoder buffered from earlier chunks.
                 return line, done - len(error.object) + error.start, error.object[error.start]
+            if not chunk:  # the file has changed since
+                return line, done, 0

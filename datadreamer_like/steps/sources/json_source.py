@@ -71,7 +71,7 @@ class JSONDataSource(FileSource):
 
     def _rows(self, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yields the rows of a file, each with the number of its last line."""
-        with self.opened(file) as stream:
+        with self.opened(file, newline="\n") as stream:
             for line, row in self._values(file, stream):
                 if not isinstance(row, dict):
                     raise DataError(
@@ -103,11 +103,13 @@ class JSONDataSource(FileSource):
             try:
                 value, end = _element(text, start, first)
             except ValueError as error:
-                # The element may be incomplete; doubling the text keeps the work linear.
-                if more := stream.read(max(_CHUNK, len(text) - start)):
+                place = getattr(error, "pos", start)
+                # A string or an element that ends with the text may be incomplete; doubling it keeps the work linear.
+                incomplete = "Unterminated string" in str(error) or place > len(text) - _LONGEST_TOKEN
+                if incomplete and (more := stream.read(max(_CHUNK, len(text) - start))):
                     text, start = text[start:] + more, 0
                     continue
-                line += text.count("\n", start, getattr(error, "pos", start))
+                line += text.count("\n", start, place)
                 what = ValueError(getattr(error, "msg", error))
                 raise self._malformed(file, line, what, "an array of JSON objects") from error
             if end == len(text) and (more := stream.read(_CHUNK)):  # a number may be cut
@@ -138,6 +140,7 @@ class JSONDataSource(FileSource):
 
 
 _END = object()
+_LONGEST_TOKEN = len("\\ud83d\\ude00")  # of those where an error is reported at the start
 _SEPARATOR = re.compile(r"\s*([],]?)\s*")
 _DECODER = json.JSONDecoder()
 

@@ -146,12 +146,8 @@ class HFTrainer(Trainer):
     ) -> Self:
         """Finds the model for the arguments of `train`, or trains it, and returns the trainer.
 
-        Args:
-            columns: The columns, by argument name.
-            options: The training options.
-            objective: The objective to minimise; None if another library's loop has its own.
-            own: Other arguments that determine the result, by name.
-            optional: Names of columns that may be None.
+        Without an objective, another library's loop has its own. `own` are other arguments that determine the result,
+        by name; `optional` are the names of columns that may be None.
         """
         self.need_session()
         training = Training.from_options(options, f'"{self.name}".train', self.arguments, self.decided)

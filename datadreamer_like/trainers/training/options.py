@@ -83,7 +83,7 @@ _OURS = {
     "output_dir", "eval_strategy", "save_strategy", "eval_steps", "save_steps", "load_best_model_at_end", "data_seed",
     "disable_tqdm", "report_to", "push_to_hub", "hub_token", "hub_model_id", "resume_from_checkpoint", "use_cpu",
     "do_train", "do_eval", "do_predict", "save_total_limit", "remove_unused_columns", "train_sampling_strategy",
-    "bf16", "fp16", "max_steps", "save_only_model", "label_names", "logging_strategy", "logging_steps",
+    "bf16", "fp16", "max_steps", "save_only_model", "label_names", "logging_strategy", "logging_steps", "objective",
 }  # fmt: skip
 
 _LEAST = {
@@ -121,13 +121,10 @@ class Training:
         arguments: type[TrainingArguments] = TrainingArguments,
         refused: Collection[str] = (),
     ) -> Self:
-        """Checks the options of a call.
+        """Checks the options of a call, named `what` in messages.
 
-        Args:
-            options: The options, by name.
-            what: The call, for messages.
-            arguments: Class of the loop's arguments, whose fields may be options too.
-            refused: Fields that the trainer sets itself, in addition to those that all trainers set.
+        Fields of `arguments`, the class of the loop's arguments, are options too, except those that all trainers set
+        themselves and those `refused`.
 
         Raises:
             DefinitionError: A name is unknown, or a value is out of range.
@@ -141,6 +138,9 @@ class Training:
                 raise DefinitionError(f'{what} has no option "{name}"; here it is called "{_OUR_NAMES[name]}".')
             if name in _OURS or name in refused:
                 raise DefinitionError(f'{what} decides "{name}" itself. Leave it out.')
+            if name in HFOptions.__annotations__ and name not in known:
+                where = what.removesuffix(".train")
+                raise DefinitionError(f'{what} has no option "{name}": pass it where the trainer is made, to {where}.')
             if name not in known:
                 raise DefinitionError(
                     f'{what} has no option "{name}".{did_you_mean(name, [*own, *known])} It takes {", ".join(own)}, '
