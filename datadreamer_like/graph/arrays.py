@@ -90,5 +90,7 @@ BY_NAME: dict[tuple[str, str], Callable[[Any, Digest], bytes]] = {
     ("pandas", "DataFrame"): _frame,
     ("pandas", "Series"): _frame,
     ("pyarrow", "Table"): lambda value, digest: _rows(value.schema, value.to_batches()),
+    # Its `cls_ref` holds an address in memory.
+    ("pydantic", "Decorator"): lambda value, digest: digest((value.cls_var_name, value.func, value.info), ""),
 }
 """Digest functions by the start of the module's name and the class name."""

@@ -301,6 +301,8 @@ _NO_CONTENT = {
     "__annotations__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__match_args__",
     "__dataclass_params__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__hash__",
     "__dataclass_fields__", "__slotnames__",
+    # Made by pydantic from a model's other members; they hold addresses in memory.
+    "__pydantic_core_schema__", "__pydantic_serializer__", "__pydantic_validator__",
 }  # fmt: skip
 
 # Modules whose objects do not affect results: locks, events, loggers.
@@ -338,6 +340,7 @@ _BY_TYPE: list[tuple[Any, Callable[[_Walk, Any], bytes]]] = [
     (types.BuiltinFunctionType, _Walk.builtin),
     (functools.partial, _attributes("partial", "func", "args", "keywords")),
     (type, _Walk.class_),
+    (types.UnionType, _attributes("union", "__args__")),
     (types.CodeType, _Walk.code),
     (Mapping, _Walk.mapping),
 ]

@@ -19,9 +19,11 @@ import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pydantic
 import pytest
 import torch
 from PIL import Image
+from pydantic import Field
 
 from datadreamer_like.errors import FingerprintError
 from datadreamer_like.graph.fingerprint import ByContent, fingerprint
@@ -65,6 +67,10 @@ class Holder:
         self.value = value
 
 
+def model(**fields):
+    return pydantic.create_model("Model", __module__="__main__", __config__={"arbitrary_types_allowed": True}, **fields)
+
+
 DIFFERENT = [
     (0, False), (1, 1.0), ("a", b"a"), ([], ()), ({}, set()), ("", None), ([1, [2]], [[1], 2]), (["ab"], ["a", "b"]),
     ({"a": 1}, {"a": "1"}), (0.1 + 0.2, 0.3), (10**30, 10**30 + 1), (Colour.RED, Colour.BLUE), (Point(1), Point(1, 1)),
@@ -76,7 +82,10 @@ DIFFERENT = [
     (datetime.date(2020, 1, 1), datetime.date(2020, 1, 2)), (decimal.Decimal("1.0"), decimal.Decimal("1.00")),
     (functools.partial(max, 1), functools.partial(max, 2)), (len, max), (str.upper, str.lower),
     (collections.Counter("aab"), collections.Counter("abb")), (np.float32(1), np.float64(1)),
-    (["a", "bc"], ["ab", "c"]), ([1, 2], [2, 1]), (Image.new("RGB", (2, 3)), Image.new("RGB", (3, 2))),
+    (["a", "bc"], ["ab", "c"]), ([1, 2], [2, 1]), (int | None, str | None), (model(n=(int, 1)), model(n=(int, 2))),
+    (model(n=(int, Field(ge=1))), model(n=(int, Field(ge=2)))), (model(n=(int | None, 1)), model(n=(int | str, 1))),
+    (model(n=(Point, None)), model(n=(Holder | None, None))),
+    (Image.new("RGB", (2, 3)), Image.new("RGB", (3, 2))),
     (Image.new("RGB", (2, 2), "red"), Image.new("RGB", (2, 2))), (Image.new("L", (2, 2)), Image.new("P", (2, 2))),
 ]  # fmt: skip
 
@@ -293,6 +302,7 @@ def test_another_process_gives_the_same_fingerprints(tmp_path):
         textwrap.dedent(
             """
             import re
+            from pydantic import BaseModel, Field, field_validator
             from datadreamer_like.graph.fingerprint import fingerprint
             LIMIT = {"a", "b", "c", "d"}
             class Thing:
@@ -302,7 +312,14 @@ def test_another_process_gives_the_same_fingerprints(tmp_path):
             def two(x): return x and one(x[1:])
             CALLS = {one, two, len}
             def all_of(x): return [call(x) for call in CALLS]
-            print(fingerprint([Thing(), Thing.run, lambda t: t in LIMIT, {"k": {1, 2, 3}}, all_of]))
+            class Inner(BaseModel):
+                name: str | None = Field(None, alias="n", max_length=3)
+            class Model(BaseModel):
+                inner: list[Inner] | int
+                score: float = Field(ge=0)
+                @field_validator("score")
+                def check(cls, value): return value
+            print(fingerprint([Model, Thing(), Thing.run, lambda t: t in LIMIT, {"k": {1, 2, 3}}, all_of]))
             """
         )
     )

@@ -43,14 +43,22 @@ def test_thoughts_in_a_field_of_their_own_are_kept_apart() -> None:
         ("<think>Let me see", "length", {}, "before it wrote any text"),
         ("Some wor", "content_filter", {}, "content filter"),
         (None, "stop", {"refusal": "I will not."}, "refused to answer: I will not."),
-        ('{"a": 1', "length", {"shaped": True}, "cut off before it was complete"),
-        ("12", "length", {"shaped": True}, "cut off before it was complete"),
     ],
 )
 def test_what_is_no_answer_is_an_error(content: Any, reason: str, options: dict[str, Any], words: str) -> None:
     found = answer_text(content, reason, **options)
     assert found.text is None
     assert words in str(found.error)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1', "12"])
+def test_half_an_answer_to_a_schema_is_an_error_that_keeps_it(text: str) -> None:
+    found, whole = answer_text(text, "length", shaped=True), answer_text("{}", "stop", shaped=True)
+    assert "cut off before it was complete" in str(found.error)
+    assert f"The last answer was: {text!r}" in str(found.error)
+    failed = answer_of([found])
+    assert (failed.texts, failed.error) == ([text], found.error)
+    assert answer_of([whole, found]) == Answer(["{}", None])
 
 
 def test_no_content_at_all_is_malformed_and_other_content_is_a_type_error() -> None:

@@ -116,8 +116,9 @@ def test_openai_is_asked_for_the_schema_and_half_an_answer_fails_its_row(tmp_pat
     with FlakyServer(behave) as server:
         llm = OpenAI("m", base_url=server.url, cache_folder_path=tmp_path)
         good, cut = llm.answers(["a", "b"], schema=City)
+        assert llm.run(["b"], schema=City) == [None]
     assert City.model_validate_json(str(good.text)).name == "Paris"
-    assert cut.text is None
+    assert cut.text == '{"name": "Par'
     assert "cut off" in str(cut.error)
     assert server.requests[0]["response_format"]["json_schema"]["strict"] is True
 
@@ -207,9 +208,9 @@ def test_what_is_not_refused_llamacpp_keeps(smollm_gguf: Path, template: str | N
             sampled = {"n": 2, "temperature": 1.3, "top_p": 1.0, "seed": 1, "max_new_tokens": 60}
             (answer,) = llm.answers(["Describe something as JSON."], schema=schema, **sampled)
             for text in answer.texts:
-                if text is not None:
+                if text is not None and answer.error is None:
                     jsonschema.validate(json.loads(text), schema, format_checker=jsonschema.FormatChecker())
-            assert any(text is not None for text in answer.texts) or name == "recursive", name
+            assert answer.error is None or name == "recursive", name
     finally:
         llm.unload_model()
 
@@ -217,6 +218,6 @@ def test_what_is_not_refused_llamacpp_keeps(smollm_gguf: Path, template: str | N
 def test_half_a_json_text_of_llamacpp_is_a_failed_row(smollm_gguf: Path) -> None:
     llm = LlamaCPP(str(smollm_gguf), context_length=256, slots=1)
     (answer,) = llm.answers(["Tell a long story as JSON."], schema={**CITY, **CLOSED}, max_new_tokens=4)
-    assert answer.text is None
+    assert str(answer.text).lstrip().startswith("{")
     assert "Raise max_new_tokens" in str(answer.error)
     llm.unload_model()

@@ -1,6 +1,8 @@
 """Operations: the same rows whether they lie on disk or are made when asked for; exports."""
 
 import csv
+import datetime
+import decimal
 import json
 import random
 
@@ -263,6 +265,74 @@ def test_exports_agree(rows, tmp_path):
     assert paths == {"train": str(tmp_path / "rows.train.jsonl"), "test": str(tmp_path / "rows.test.jsonl")}
     with pytest.raises(DefinitionError, match='no option "trian_size".*Did you mean "train_size"'):
         rows.export_to_list(trian_size=0.5)
+
+
+def exported(tmp_path, data, **options):
+    with open(
+        DataSource("Data", data=data).export_to_json(tmp_path / "rows.json", **options), encoding="utf-8"
+    ) as file:
+        return file.read()
+
+
+@pytest.mark.parametrize(
+    ("values", "lines"),
+    [
+        ([1e-12, 0.1 + 0.2, 1e22], ["1e-12", "0.30000000000000004", "1e+22"]),
+        ([[1 / 3], [], None], ["[0.3333333333333333]", "[]", "null"]),
+        ([2**62, None], [str(2**62), "null"]),
+        ([{"a": 1}, {}], ['{"a": 1}', "{}"]),
+        ([datetime.date(2020, 1, 2), None], ['"2020-01-02"', "null"]),
+        ([datetime.datetime(2020, 1, 2, tzinfo=datetime.UTC)], ['"2020-01-02T00:00:00+00:00"']),
+        ([datetime.time(1, 2), None], ['"01:02:00"', "null"]),
+        ([[datetime.timedelta(hours=1)]], ['["1:00:00"]']),
+        ([decimal.Decimal("1.10")], ['"1.10"']),
+        (["é"], ['"\\u00e9"']),
+    ],
+)
+def test_json_holds_each_value_as_it_is(session, tmp_path, values, lines):
+    assert exported(tmp_path, {"v": values}).splitlines() == [f'{{"v": {line}}}' for line in lines]
+
+
+def test_json_holds_the_names_of_class_labels(session, tmp_path):
+    label = datasets.ClassLabel(names=["cat", "dog"])
+    features = datasets.Features({"one": label, "all": datasets.Sequence(label)})
+    rows = datasets.Dataset.from_dict({"one": [1, -1, None], "all": [[0, 1], [], None]}, features=features)
+    found = exported(tmp_path, rows).splitlines()
+    assert [*map(json.loads, found)] == [
+        {"one": "dog", "all": ["cat", "dog"]}, {"one": None, "all": []}, {"one": None, "all": None},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", [b"\xff", float("inf"), float("nan"), [[b"a"]], {"x": -float("inf")}])
+def test_what_json_cannot_hold_is_refused_and_leaves_the_earlier_file(session, tmp_path, bad):
+    whole = exported(tmp_path, {"ok": [1]})
+    with pytest.raises(
+        DefinitionError, match='column "bad" holds what JSON cannot: (a value of type bytes|Out of range)'
+    ):
+        exported(tmp_path, {"ok": [1, 2], "bad": [None, bad]})
+    assert [(file.name, file.read_text()) for file in tmp_path.glob("*.json*")] == [("rows.json", whole)]
+    assert not list(tmp_path.glob(".rows*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"lines": True, "orient": "records", "force_ascii": False}, '{"é": 1}\n{"é": 2}\n'),
+        ({"ensure_ascii": False, "indent": 1, "lines": False}, '[\n{\n "é": 1\n},\n{\n "é": 2\n}\n]\n'),
+        ({"lines": False}, '[\n{"\\u00e9": 1},\n{"\\u00e9": 2}\n]\n'),
+    ],
+)
+def test_json_takes_the_options_of_scripts(session, tmp_path, options, text):
+    assert exported(tmp_path, {"é": [1, 2]}, **options) == text
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), [({"orient": "split"}, "records"), ({"indnt": 2}, 'Did you mean "indent"')]
+)
+def test_json_refuses_other_options(session, tmp_path, options, says):
+    with pytest.raises(DefinitionError, match=says):
+        exported(tmp_path, {"a": [1]}, **options)
+    assert not list(tmp_path.glob("*rows*"))
 
 
 def test_a_csv_has_one_header_however_many_rows_it_has(session, tmp_path):

@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from engines import Echo
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, create_model
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph import DataDreamer
 from datadreamer_like.models import Answer, Request
+from datadreamer_like.models.llms.answer_text import answer_of, answer_text
 from datadreamer_like.steps import (
     DataFromPrompt,
     DataSource,
@@ -83,12 +84,114 @@ def test_a_schema_that_the_answer_fails_twice_leaves_the_error_and_the_last_answ
     assert """The last answer was: '{"name": "dog", "score": "high"}'.""" in made.errors[1]
 
 
+def test_an_answer_that_is_cut_off_keeps_its_text_and_its_error(session: DataDreamer) -> None:
+    class CutOff(Enforcing):
+        def answer_batch(self, requests: Any) -> list[Answer]:
+            return [answer_of([answer_text('{"name": "ca', "length", shaped=True)]) for _ in requests]
+
+    made = extract(CutOff(), 2)
+    assert list(made.output["generations"]) == ['{"name": "ca'] * 2
+    assert list(made.output["name"]) == [None, None]
+    assert "cut off" in made.errors[1]
+
+
 def test_a_pydantic_model_validates_and_fills_defaults(session: DataDreamer) -> None:
     llm = echo('{"name": "cat", "legs": 4, "tags": ["soft"]}', '{"name": "x", "legs": -1}|{"name": "eel", "legs": 0}')
     made = extract(llm, 2, Animal)
     assert [made.output[i]["tags"] for i in range(2)] == [["soft"], []]
     assert list(made.output["legs"]) == [4, 0]
     assert any("legs: Input should be greater than or equal to 0" in str(request.prompt) for request in llm.asked)
+
+
+def column(session: DataDreamer, kind: Any, values: list[str]) -> tuple[list[Any], dict[int, str]]:
+    """Returns the column of a property whose schema or type is `kind`, and the step's errors."""
+    schema: Any = {"type": "object", "properties": {"a": kind}} if isinstance(kind, dict) else None
+    made = extract(echo(*(f'{{"a": {value}}}' for value in values)), len(values), schema or create_model("A", a=kind))
+    return list(made.output["a"]), made.errors
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ({"type": "integer"}, "1", str(2**63)),
+        (int, "1", str(-(2**70))),
+        (list[dict[str, int]], '[{"x": 1}]', f'[{{"x": {2**64}}}]'),
+        ({"type": "number"}, "1.5", f"1{'0' * 400}"),
+        ({"type": "string"}, '"x"', r'"\ud800"'),
+        ({"type": "object", "additionalProperties": {"type": "string"}}, '{"x": "y"}', r'{"\udc00": "y"}'),
+    ],
+)
+def test_a_valid_answer_that_fits_no_column_fails_its_row_alone(session: Any, kind: Any, good: str, bad: str) -> None:
+    found, errors = column(session, kind, [good, bad, good])
+    assert found == [json.loads(good), None, json.loads(good)]
+    assert list(errors) == [1]
+
+
+class Plant(BaseModel):
+    name: str
+    height: float
+
+
+class Tree(BaseModel):
+    inner: list[Tree] = []
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ({}, ["1", '"x"', '{"k": 1}']),
+        ({"type": "array"}, ["[1]", '["x"]']),
+        ({"enum": [1, "x"]}, ["1", '"x"']),
+        ({"type": ["integer", "string"]}, ["1", '"x"']),
+        ({"type": "object", "properties": {"b": {}}}, ['{"b": 1}', '{"b": "x"}']),
+        ({"anyOf": [{"type": "boolean"}, {"type": "integer"}]}, ["true", "1"]),
+        (Any, ["1", '"x"', "[true]"]),
+        (int | str, ["1", '"x"']),
+        (list[Any], ["[1]", '["x", 1]']),
+        (dict[str, Any], ['{"b": 1}', '{"b": "x"}']),
+        (tuple[int, str], ['[1, "x"]']),
+        (int | Animal, ["1"]),
+        (Animal | Plant, ['{"name": "x", "legs": 1, "tags": []}', '{"name": "x", "height": 1.0}']),
+        (Tree, ['{"inner": [{"inner": []}]}']),
+    ],
+)  # fmt: skip
+def test_a_property_of_several_types_is_a_column_of_json_texts(session: Any, kind: Any, values: list[str]) -> None:
+    assert column(session, kind, values) == (values, {})
+
+
+def test_no_value_is_no_json_text(session: Any) -> None:
+    assert column(session, {}, ["1", "null"]) == (["1", None], {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (int | None, ["1", "null"]),
+        (Literal["x", "y"], ['"x"']),
+        ({"enum": ["x", None]}, ['"x"', "null"]),
+        (tuple[float, int], ["[1, 2]", "[2.5, 1]"]),
+        (int | float, ["1", "2.5"]),
+        (dict[str, list[int]], ['{"b": [1]}', '{"c": []}']),
+        ({"type": "object", "properties": {"b": {"type": "number"}}}, ['{"b": 1}', '{"b": 2.5}', "{}"]),
+    ],
+)
+def test_a_property_of_one_type_keeps_it(session: Any, kind: Any, values: list[str]) -> None:
+    assert column(session, kind, values) == ([json.loads(value) for value in values], {})
+
+
+def test_names_that_an_object_may_have_besides_its_own_are_left_out(session: Any) -> None:
+    kind = {"type": "object", "properties": {"b": {"type": "integer"}}}
+    assert column(session, kind, ['{"b": 1, "c": 2}', '{"b": 1, "c": "x"}'])[0] == [{"b": 1}, {"b": 1}]
+
+
+@pytest.mark.parametrize("given", [{"alias": "wire"}, {"validation_alias": "wire"}, {"serialization_alias": "other"}])
+def test_an_alias_is_the_name_in_the_answer_and_the_field_the_column(session: Any, given: dict[str, str]) -> None:
+    name = "food" if "serialization_alias" in given else "wire"
+    schema = create_model("Aliased", food=(str, Field(**given)), __config__={"serialize_by_alias": True})  # type: ignore[call-overload]
+    llm = echo(f'{{"{name}": "egg"}}')
+    made = extract(llm, 1, schema)
+    assert (list(made.output["food"]), made.errors) == (["egg"], {})
+    assert f'"{name}": {{' in str(llm.asked[0].prompt)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +201,8 @@ def test_a_pydantic_model_validates_and_fills_defaults(session: DataDreamer) -> 
         (int, {}, "output_schema: schema must be a pydantic"),
         ({"type": "objekt", "properties": {"a": {}}}, {}, "not a valid JSON schema: at type"),
         ({"type": "array"}, {}, "object with properties"),
+        ({"type": "object", "properties": {"a": {"$ref": "#/$defs/Q"}}}, {}, "'#/.defs/Q' leads nowhere"),
+        ({"type": "object", "properties": {"a": {"items": {"$ref": "no.json"}}}}, {}, "'no.json' leads nowhere"),
         ({"type": "object", "properties": {"generations": {}}}, {}, 'property "generations"'),
         (SCHEMA, {"n": 2}, "n must be 1"),
         (SCHEMA, {"post_process": len}, "post_process or output_schema"),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from datadreamer_like.errors import MalformedAnswer, ModelError
+from datadreamer_like.errors import MalformedAnswer, ModelError, RejectedAnswer
 
 from .generation import Answer
 
 
 class AnswerText(NamedTuple):
-    """One text of an answer, the model's reasoning, and the reason if there is no text."""
+    """One text of an answer, the model's reasoning, and the error if the text is missing or rejected."""
 
     text: str | None
     reasoning: str | None = None
@@ -41,7 +41,7 @@ def answer_text(
         text = _split_off_thoughts(_valid(text), thoughts, finish_reason)
     kept = _valid("\n".join(thoughts)) or None
     error = _answer_error(text, finish_reason, refusal, shaped)
-    return AnswerText(None if error is not None else text, kept, error)
+    return AnswerText(text if isinstance(error, RejectedAnswer | None) else None, kept, error)
 
 
 def answer_of(texts: Sequence[AnswerText], **facts: Any) -> Answer:
@@ -50,9 +50,10 @@ def answer_of(texts: Sequence[AnswerText], **facts: Any) -> Answer:
     It has an error if none of the texts is an answer.
     """
     reasoning = [text.reasoning for text in texts] if any(text.reasoning for text in texts) else None
-    if texts and all(text.text is None for text in texts):
-        return Answer((), **{**facts, "logprobs": None}, reasoning=reasoning, error=texts[0].error)
-    return Answer([text.text for text in texts], **facts, reasoning=reasoning)
+    if texts and all(text.error is not None for text in texts):
+        kept = [text.text for text in texts] if texts[0].text is not None else ()
+        return Answer(kept, **{**facts, "logprobs": None}, reasoning=reasoning, error=texts[0].error)
+    return Answer([text.text if text.error is None else None for text in texts], **facts, reasoning=reasoning)
 
 
 def _joined(content: object, thoughts: list[str]) -> str | None:
@@ -102,7 +103,8 @@ def _answer_error(text: str | None, finish_reason: str | None, refusal: str | No
         if text is None:
             return MalformedAnswer(f"The answer has no text (finish reason {finish_reason!r}).")
     elif shaped and finish_reason == "length":
-        return ModelError("The answer was cut off before it was complete; the schema needs all. Raise max_new_tokens.")
+        why = "The answer was cut off before it was complete; the schema needs all. Raise max_new_tokens."
+        return RejectedAnswer.of(text, why)
     return None
 
 

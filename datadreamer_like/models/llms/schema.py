@@ -26,11 +26,18 @@ def json_schema_of(schema: object) -> dict[str, Any]:
     if not isinstance(found, Mapping):
         raise ArgumentTypeError(f"schema must be a pydantic model class or a JSON schema (a dict), not {schema!r}.")
     found_schema: dict[str, Any] = copy.deepcopy(dict(found))
+    checked = jsonschema.validators.validator_for(found_schema, jsonschema.Draft202012Validator)
+    reference = None
     try:
-        jsonschema.validators.validator_for(found_schema, jsonschema.Draft202012Validator).check_schema(found_schema)
+        checked.check_schema(found_schema)
+        for _, node in subschemas(found_schema):
+            if isinstance(node, Mapping) and (reference := node.get("$ref")) is not None:
+                checked(found_schema).evolve(schema={"$ref": reference}).is_valid(None)
     except jsonschema.SchemaError as error:
         place = "/".join(map(str, error.absolute_path)) or "its root"
         raise DefinitionError(f"schema is not a valid JSON schema: at {place}, {error.message}.") from error
+    except Exception as error:
+        raise DefinitionError(f"schema: the reference {reference!r} leads nowhere.") from error
     return found_schema
 
 

@@ -6,6 +6,10 @@ import itertools
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from datetime import date, time, timedelta
+from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
@@ -13,6 +17,7 @@ from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.rows import Batch, Rows
 from datadreamer_like.storage.folders import explained
 from datadreamer_like.storage.tables import as_dataset
+from datadreamer_like.storage.values import class_names, to_columns
 
 from ..operations import splitting, transforms
 from .dataset_node import DatasetNode
@@ -36,12 +41,13 @@ class Exports(DatasetNode):
         return made.get("", made)
 
     def export_to_json(self, path: str | os.PathLike[str], **options: Any) -> Any:
-        """Writes JSON lines, and returns the path.
+        """Writes JSON lines, and returns the path; dates and times become ISO texts, class labels their names.
 
-        With splits, `data.json` becomes `data.train.json` and so on, and the paths are returned by split. Options not
-        in `ExportOptions` go to `datasets.Dataset.to_json`.
+        With splits, `data.json` becomes `data.train.json` and so on, and the paths are returned by split. Other options
+        than `ExportOptions`: `lines=False` writes one list; `indent` and `ensure_ascii` (or `force_ascii`; True) are
+        those of `json.dumps`; `orient` can only be "records".
         """
-        return self._files(path, options, lambda rows, file, rest: _dataset_of(rows).to_json(file, **rest))
+        return self._files(path, options, _write_json)
 
     def export_to_csv(self, path: str | os.PathLike[str], sep: str = ",", **options: Any) -> Any:
         """Writes CSV with a header, and returns the path; lists and dictionaries become JSON.
@@ -107,8 +113,13 @@ class Exports(DatasetNode):
         for split, rows in self._parts(taken_options(options, ExportOptions.__annotations__)).items():
             file = target.with_name(f"{target.stem}.{split}{target.suffix}") if split else target
             file.parent.mkdir(parents=True, exist_ok=True)
-            with explained(f'Exporting "{self.name}"', file):
-                write(rows, str(file), options)
+            draft = file.with_name(f".{file.name}-{uuid.uuid4().hex[:8]}")
+            try:
+                with explained(f'Exporting "{self.name}"', file):
+                    write(rows, str(draft), dict(options))
+                    os.replace(draft, file)
+            finally:
+                draft.unlink(missing_ok=True)
             files[split] = str(file)
         return files.get("", files)
 
@@ -125,6 +136,48 @@ def _rows(rows: Rows) -> list[dict[str, Any]]:
 def _dataset_of(rows: Rows) -> Dataset:
     table = transforms.table_of(rows)
     return as_dataset(table.data, table.indices, uuid.uuid4().hex)
+
+
+def _write_json(rows: Rows, file: str, options: dict[str, Any]) -> None:
+    check_known(options, ("lines", "orient", "indent", "ensure_ascii", "force_ascii"), "export_to_json")
+    if options.get("orient", "records") != "records":
+        raise DefinitionError(f'export_to_json: orient is {options["orient"]!r}; it can only be "records".')
+    ascii_only, indent = options.get("ensure_ascii", options.get("force_ascii", True)), options.get("indent")
+    dumps = partial(json.dumps, ensure_ascii=ascii_only, allow_nan=False, default=_text)
+    texts = (text if indent is None else dumps(json.loads(text), indent=indent) for text in _json_rows(rows, dumps))
+    with open(file, "w", encoding="utf-8") as stream:
+        if options.get("lines", True):
+            stream.writelines(f"{text}\n" for text in texts)
+        else:
+            stream.write("[\n" + ",\n".join(texts) + "\n]\n")
+
+
+def _json_rows(rows: Rows, dumps: Any) -> Iterator[str]:
+    for batch in rows.read():
+        for start in range(0, batch.num_rows, 1_000):
+            texts = []
+            for field, values in zip(batch.schema, to_columns(batch.slice(start, 1_000)).values(), strict=True):
+                key, names = dumps(field.name), class_names(field, in_lists=True)
+                try:
+                    texts.append([f"{key}: {dumps(_named(value, names) if names else value)}" for value in values])
+                except (TypeError, ValueError) as error:
+                    raise DefinitionError(
+                        f'export_to_json: column "{field.name}" holds what JSON cannot: {error}. Convert it with '
+                        "step.map, or use export_to_hf_dataset."
+                    ) from error
+            yield from (f"{{{', '.join(row)}}}" for row in zip(*texts, strict=True))
+
+
+def _named(value: Any, names: list[str]) -> Any:
+    if isinstance(value, list):
+        return [_named(each, names) for each in value]
+    return None if value is None or value < 0 else names[value]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, date | time | timedelta | Decimal):
+        raise TypeError(f"a value of type {type(value).__name__}")
+    return value.isoformat() if isinstance(value, date | time) else str(value)
 
 
 def _write_csv(rows: Rows, file: str, options: dict[str, Any]) -> None:

@@ -40,8 +40,8 @@ class PromptStep(Step):
     - `post_process(text)` returns the value of an answer.
     - `parse(answer, row)` returns the value of an `Answer`, or `Rejected(reason)`: then the LLM is asked again, with
       the reason, up to `max_follow_ups` times (1). `row` is a dictionary of the row's columns.
-    - `output_schema`, a pydantic model class or a JSON schema, adds a column for each of its properties. The LLM's
-      engine enforces it if it can; an invalid answer is rejected with the validation error.
+    - `output_schema`, a pydantic model class or a JSON schema, adds a column for each of its properties; one that may
+      be of several types holds JSON texts. The LLM's engine enforces it if it can; an invalid answer is rejected.
 
     A row fails if its last answer is rejected or one of these functions raises: `step.errors` holds the reason and the
     answer. Follow-ups are cached too, so a rerun sends nothing twice.
