@@ -131,10 +131,7 @@ class Repository:
         return isinstance(addition.path_or_fileobj, bytes)
 
     def commit(self, operations: Sequence[Operation], message: str) -> None:
-        """Makes one commit of all operations, or none if there are none.
-
-        A commit whose response was lost is detected and not made again.
-        """
+        """Makes one commit of all operations, if any; one whose response was lost is detected and not made again."""
         if not operations:
             logger.info('"%s" is already up to date: nothing to publish', self.url)
             return

@@ -59,9 +59,6 @@ def tradeoff(
 
     A dashed line marks the first point, the baseline. A horizontal axis is logarithmic if its largest value is at least
     `ratio` times its smallest.
-
-    Raises:
-        MissingExtra: matplotlib is not installed.
     """
     require_extra("report", "matplotlib", what="A plot")
     from matplotlib.backends.backend_agg import FigureCanvasAgg

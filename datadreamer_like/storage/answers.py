@@ -33,15 +33,8 @@ class AnswerStore:
     """A key-value store of bytes in one file that several threads and processes may use concurrently.
 
     When `put_many` returns, values survive a kill of this process. (As with any database in this mode, a power failure
-    may lose the last transactions, but never damages older ones.)
-
-    Args:
-        path: The file; its folder is created. `":memory:"` keeps everything in memory, and `""` uses a temporary file
-            that is removed when the store is closed.
-
-    Raises:
-        NewerFormat: The file was written by a newer version of this package.
-        StorageError: The file is damaged, or cannot be opened.
+    may lose the last transactions, but never damages older ones.) The folder of `path` is created; `":memory:"` keeps
+    everything in memory, and `""` uses a temporary file that is removed when the store is closed.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -58,10 +58,7 @@ class TableWriter:
             self._flush()
 
     def close(self, fingerprint: str) -> pa.Schema:
-        """Completes the files, writes their metadata and returns the schema of all rows.
-
-        `fingerprint` is the dataset's, for the caches of `datasets`.
-        """
+        """Completes the files and their metadata; returns the schema. `fingerprint` is for the caches of `datasets`."""
         schema = self._without_rows if self._schema is None else self._schema
         plain = _plain(schema)
         self._flush()
@@ -162,10 +159,9 @@ def as_dataset(table: pa.Table, indices: Any, fingerprint: str) -> Dataset:
     from datasets import Dataset, DatasetInfo
     from datasets.table import InMemoryTable
 
-    features = features_of(table.schema)
     chosen = None if indices is None else InMemoryTable(pa.table({"indices": pa.array(indices, pa.uint64())}))
     data = InMemoryTable(table.cast(_plain(table.schema)))
-    return Dataset(data, DatasetInfo(features=features), indices_table=chosen, fingerprint=fingerprint)
+    return Dataset(data, DatasetInfo(features=features_of(table.schema)), indices_table=chosen, fingerprint=fingerprint)
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:
@@ -173,10 +169,7 @@ def _plain(schema: pa.Schema) -> pa.Schema:
 
 
 def _rewrite(part: Path, target: Path, schema: pa.Schema) -> None:
-    with (
-        pa.ipc.open_stream(pa.memory_map(str(part))) as reader,
-        pa.ipc.new_stream(str(target), schema) as writer,
-    ):
+    with pa.ipc.open_stream(pa.memory_map(str(part))) as reader, pa.ipc.new_stream(str(target), schema) as writer:
         for batch in reader:
             writer.write_batch(cast(batch, schema))
     part.unlink()

@@ -18,10 +18,8 @@ class Result(Protocol):
     error: ModelError | None
     cost: float | None
     """US dollars; None if unknown."""
+    prompt_tokens: int
     completion_tokens: int
-
-    @property
-    def prompt_tokens(self) -> int: ...  # noqa: D102
 
 
 A = TypeVar("A", bound=Result)
@@ -29,10 +27,7 @@ A = TypeVar("A", bound=Result)
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Returned by a `parse` function for an answer that cannot be used; the model is then asked again.
-
-    Attributes:
-        reason: What is wrong with the answer; it is sent to the model.
+    """Returned by a `parse` function for an answer that cannot be used; the model is asked again, with the `reason`.
 
     Example:
         >>> def parse(answer, row):

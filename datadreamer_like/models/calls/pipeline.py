@@ -1,9 +1,4 @@
-"""The pipeline of all calls to models: deduplicate, look up, call, store, check, yield in order.
-
-It serves LLMs, embedders and task models, which describe their calls in `Calls`, with both engines:
-`ConcurrentEngine` keeps many requests in flight, `BatchEngine` sends one batch after another. Memory is bounded by the
-window of prompts that are read and not yet answered.
-"""
+"""The pipeline of all calls to LLMs, embedders and task models: deduplicate, look up, call, store, check, yield."""
 
 from __future__ import annotations
 
@@ -74,13 +69,7 @@ class Calls(ABC, Generic[P, Q, A]):
 class Job(Generic[Q, A]):
     """The position and the request of one prompt. One small object per prompt, since there may be millions.
 
-    Attributes:
-        index: Position of the prompt.
-        key: Key of the request.
-        request: The request.
-        tries: How often the request was sent.
-        answer: The answer to yield; set once it is on disk and checked.
-        rejections: Rejected answers so far, with their reasons.
+    `answer` is set once it is on disk and checked; `rejections` are the rejected answers so far, with their reasons.
     """
 
     index: int
@@ -201,11 +190,7 @@ def run_calls(
 
 
 def _model_answers(model: Model) -> Callable[[], AbstractContextManager[AnswerStore]]:
-    """Returns a function that opens the store of a model's answers for the current session.
-
-    The file is in `cache_folder_path` if given, else in the session's cache folder. In a `":memory:"` session the store
-    exists until the session ends; without a session, until the run ends.
-    """
+    """Returns a function that opens the store of a model's answers; without a folder or session it lasts one run."""
     last_part = re.sub(r"[^\w.-]+", "-", model.model_name.rstrip("/").rpartition("/")[2]).strip("-.")[:60] or "model"
     digest = fingerprint(model, what=type(model).__name__)[:12]
     name = f"{type(model).__name__}-{last_part}-{digest}.sqlite"

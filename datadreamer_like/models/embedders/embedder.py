@@ -40,10 +40,7 @@ class Embedder(TaskModel[Vector]):
         instruction: str | None = None,
         **options: Unpack[TextOptions],
     ) -> Any:
-        """Embeds texts as float32 arrays [dims]; see `TaskModel.run`.
-
-        `instruction` is a prefix of each text, for models that were trained with one.
-        """
+        """Embeds texts as float32 arrays [dims], after the prefix `instruction`, if any; see `TaskModel.run`."""
         return values_of(self.results(texts, truncate, instruction, **options), options)
 
     def results(

@@ -36,12 +36,9 @@ class EmbeddingRetriever(Retriever):
 
     Args:
         texts: The corpus: a column of a step, or a list of texts.
-        embedder: Embeds corpus and queries.
         truncate: Truncate texts that are too long, instead of leaving them out.
         index_type: A FAISS factory string, such as "IVF256,Flat" or "HNSW32"; None compares with every text, exactly.
-        index_batch_size: Batch size for embedding the corpus.
-        index_instruction: Prefix of each text of the corpus.
-        query_instruction: Prefix of each query.
+        index_instruction: Prefix of each text of the corpus, as `query_instruction` is of each query.
         cache_folder_path: Folder of the index outside a session.
         device: GPU for the search, if FAISS was built for GPUs; None for the CPU.
         **kwargs: Attributes to set on the index, such as `nprobe`.

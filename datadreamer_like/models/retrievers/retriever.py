@@ -71,16 +71,11 @@ class Retriever(Model):
     def run(
         self, queries: Iterable[str], k: int = 5, total_num_queries: int | None = None, **options: Unpack[TextOptions]
     ) -> Any:
-        """Finds the best texts for each query, in the queries' order.
+        """Finds the `k` best texts for each query, in the queries' order; all of them if the corpus has fewer.
 
-        Args:
-            queries: The queries; any iterable, with bounded read-ahead.
-            k: Texts per query; all of them if the corpus has fewer.
-            total_num_queries: Number of queries, if `queries` has no length.
-            **options: See `TextOptions`.
-
-        Returns:
-            A list, or a generator where `return_generator=True`, of `Retrieved`; None for a query that failed.
+        Returns a list, or a generator where `return_generator=True`, of `Retrieved`; None for a query that failed.
+        `queries` is any iterable, with bounded read-ahead; `total_num_queries` is their number, if it has no length.
+        For `options` see `TextOptions`.
         """
         if k < 1:
             raise DefinitionError(f"k is {k}; expected at least 1.")

@@ -37,12 +37,7 @@ class TextOptions(RunOptions, total=False):
 
 @dataclass(frozen=True, slots=True)
 class TextRun(Run):
-    """All options of one run.
-
-    Attributes:
-        adaptive_batch_size: See `Run`, as for all other options.
-        total_num_texts: Number of texts, if `texts` has no length.
-    """
+    """All options of one run: those of `Run`, and `total_num_texts`, the number of texts if they have no length."""
 
     adaptive_batch_size: bool = True
     total_num_texts: int | None = None
@@ -67,28 +62,14 @@ class TextRun(Run):
 
 @dataclass(slots=True)
 class Computed:
-    """A model's result for one text.
-
-    Attributes:
-        value: The result; None for a failed row.
-        stored: The stored form of the result.
-        tokens: Tokens of the text, if the model counts them.
-        error: The error of a failed row.
-        completion_tokens: Tokens generated: none.
-        cost: US dollars.
-    """
+    """A model's result for one text, and its stored form; a failed row has an `error` and the value None."""
 
     value: Any = None
     stored: bytes = b""
-    tokens: int = 0
+    prompt_tokens: int = 0
     error: ModelError | None = None
     completion_tokens: int = 0
     cost: float | None = 0.0
-
-    @property
-    def prompt_tokens(self) -> int:
-        """The same as `tokens`, as an LLM's answer names it."""
-        return self.tokens
 
 
 class TaskModel(Model, Generic[V]):
@@ -133,16 +114,9 @@ class TaskModel(Model, Generic[V]):
     def run(self, texts: Iterable[str], truncate: bool = False, **options: Unpack[TextOptions]) -> Any:
         """Computes the value of each text, in order; cached values are not computed again.
 
-        Args:
-            texts: The texts; any iterable, with bounded read-ahead.
-            truncate: Truncate texts that are too long, instead of failing the row.
-            **options: See `TextOptions`.
-
-        Returns:
-            A list, or a generator where `return_generator=True`; None for a row that failed.
-
-        Raises:
-            ModelError: A row failed and `on_error="raise"`.
+        Returns a list, or a generator where `return_generator=True`; None for a row that failed, whose error is raised
+        where `on_error="raise"`. `texts` is any iterable, with bounded read-ahead; `truncate` cuts texts that are too
+        long, instead of failing the row. For `options` see `TextOptions`.
         """
         return values_of(self.results(texts, truncate, **options), options)
 
@@ -181,7 +155,7 @@ class TaskModel(Model, Generic[V]):
                         f"The text has {tokens} tokens; the limit of {self.display_name} is {self.model_max_length}. "
                         "Shorten it, or pass truncate=True."
                     )
-            rows.append(Computed(error=error) if error else Computed(tokens=min(tokens, self.model_max_length)))
+            rows.append(Computed(error=error) if error else Computed(prompt_tokens=min(tokens, self.model_max_length)))
         good = [index for index, row in enumerate(rows) if row.error is None]
         values = self.compute([texts[index] for index in good], **asks) if good else ()
         for index, value in zip(good, values, strict=True):

@@ -80,22 +80,16 @@ class HFSource:
         return [entry.strip() for entry in _BIBTEX.findall(self._readme())] or None
 
     def _readme(self) -> str:
-        if self.folder is not None:
-            readme = self.folder / "README.md"
-            return readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
-        return _hub_readme(self.name, self.revision)
+        if self.folder is None:
+            return _hub_readme(self.name, self.revision)
+        readme = self.folder / "README.md"
+        return readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
 
 
 def hf_source(model: Any, revision: str | None = None) -> HFSource:
-    """Returns the source of a model.
+    """Returns the source of a model, which is named by a folder, a `.gguf` file, a Hub id or an object with a `path`.
 
-    It is named by a folder, the folder of a trainer's or stage's result, a `.gguf` file, a Hub id, or an object with a
-    `path` (a trainer, a stage, a trained model).
-
-    Raises:
-        UnknownModel: The path does not exist.
-        ArgumentTypeError: The model is none of these.
-        NotTrained: The trainer has not trained yet.
+    The folder may be that of a trainer's or stage's result.
     """
     origin = None
     if not isinstance(model, str | os.PathLike):
@@ -126,13 +120,7 @@ def hf_source(model: Any, revision: str | None = None) -> HFSource:
 
 @contextmanager
 def loading(source: HFSource) -> Iterator[None]:
-    """Silences transformers inside the block, and converts its errors.
-
-    Raises:
-        UnknownModel: Neither this machine nor the Hub has the model, or it lacks a file.
-        HubError: The Hub cannot be reached, and the model is not in its cache.
-        DataError: transformers cannot load the files.
-    """
+    """Silences transformers inside the block, and turns its errors into `UnknownModel`, `HubError` or `DataError`."""
     try:
         with quiet():
             yield

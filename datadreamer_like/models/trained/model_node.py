@@ -97,13 +97,7 @@ class ModelNode(Node):
 
 
 def as_trained_model(value: object, what: str = "model") -> TrainedModel:
-    """Converts a trainer, a stage, a `TrainedModel`, a folder or an id on the Hub to a `TrainedModel`.
-
-    Raises:
-        NotTrained: A trainer that has not trained yet.
-        UnknownModel: The folder does not exist.
-        ArgumentTypeError: Anything else; the message calls it `what`.
-    """
+    """Converts a trainer, a stage, a folder or an id on the Hub to a `TrainedModel`; errors call it `what`."""
     if isinstance(value, TrainedModel):
         return value
     if isinstance(value, ModelNode):

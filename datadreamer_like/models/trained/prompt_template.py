@@ -15,14 +15,9 @@ def set_prompt_template(
 ) -> None:
     """Stores a prompt template and a system prompt as the tokenizer's chat template.
 
-    The system prompt becomes the template's default; one in the messages replaces it.
-
-    Args:
-        tokenizer: The tokenizer, changed in place.
-        template: Jinja code over `messages`, a text with the placeholder `{{prompt}}`, None for the bare prompt, or
-            AUTO for the tokenizer's own template.
-        system_prompt: The system prompt; AUTO and None leave it to the template.
-        encoder_decoder: Whether prompts go to an encoder, whose input has the tokenizer's end tokens too.
+    `template` is Jinja code over `messages`, a text with the placeholder `{{prompt}}`, None for the bare prompt, or
+    AUTO for the tokenizer's own. `system_prompt` becomes its default, which one in the messages replaces; AUTO and None
+    leave it to the template. With `encoder_decoder`, prompts go to an encoder, whose input has end tokens too.
     """
     system = given_text(system_prompt)
     own = tokenizer.get_chat_template() if tokenizer.chat_template else None
@@ -50,11 +45,7 @@ def has_template(tokenizer: Any) -> bool:
 
 
 def render(tokenizer: Any, prompt: str, answer: str) -> tuple[str, str]:
-    """Returns a prompt and its answer, rendered with the tokenizer's chat template if it has one.
-
-    Raises:
-        MethodMisfit: The template refuses such messages.
-    """
+    """Returns a prompt and its answer, rendered with the tokenizer's chat template if it has one."""
     if not has_template(tokenizer):
         return prompt, answer
     messages = [{"role": "user", "content": prompt}]

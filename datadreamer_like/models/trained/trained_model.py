@@ -88,11 +88,7 @@ class TrainedModel:
         device: str | int | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
     ) -> TrainedModel:
-        """Opens a saved or exported model.
-
-        Raises:
-            StorageError: There is no model in the folder.
-        """
+        """Opens a saved or exported model; raises `StorageError` if the folder has none."""
         found = model_folder(Path(folder))
         if not (found / "config.json").is_file():
             raise StorageError(
@@ -144,11 +140,7 @@ class TrainedModel:
 
     @property
     def labels(self) -> list[str]:
-        """A classifier's classes, in the order of its logits.
-
-        Raises:
-            MethodMisfit: The model is not a classifier.
-        """
+        """A classifier's classes, in the order of its logits; raises `MethodMisfit` for other models."""
         if self.task != "text-classification":
             generates = self.task in ("text-generation", "text2text-generation")
             advice = f"Run it with HFTransformers({self.path!r})." if generates else "Train it as one first."
@@ -260,14 +252,12 @@ class TrainedModel:
     # Passing it on
 
     def export(self, format: str = "safetensors", to: str | Path = "") -> Path:
-        """Writes the model to a folder atomically, for use elsewhere; an earlier export there is replaced.
+        """Writes the model to the folder `to` atomically, for use elsewhere; an earlier export there is replaced.
 
-        Args:
-            format: "safetensors": a folder that transformers and `TrainedModel.load` open.
-            to: The folder.
+        The only `format` is "safetensors": a folder that transformers and `TrainedModel.load` open.
 
         Raises:
-            DefinitionError: The format is unknown, or no folder is named.
+            DefinitionError: The format is unknown, or no folder is given.
             StorageError: The folder holds something else.
         """
         if format != "safetensors":
@@ -303,11 +293,7 @@ class TrainedModel:
         is_synthetic: bool | None = None,
         **kwargs: Any,
     ) -> str:
-        """Publishes the model with a generated card, and returns its URL; see `hub.publish_model`.
-
-        Raises:
-            HubError: The Hub refused, or cannot be reached.
-        """
+        """Publishes the model with a generated card, and returns its URL; see `hub.publish_model`."""
         from datadreamer_like.hub import publish_model
 
         saved = getattr(self.config, "quantization_config", None) or {}
