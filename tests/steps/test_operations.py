@@ -335,6 +335,14 @@ def test_json_refuses_other_options(session, tmp_path, options, says):
     assert not list(tmp_path.glob("*rows*"))
 
 
+def test_class_labels_are_names_in_csv(session, tmp_path):
+    label = datasets.ClassLabel(names=["no", "yes, sir"])
+    features = datasets.Features({"one": label, "many": datasets.List(label)})
+    data = datasets.Dataset.from_dict({"one": [1, None], "many": [[0, 1], []]}, features=features)
+    with open(DataSource("Rows", data=data).export_to_csv(tmp_path / "rows.csv"), newline="") as stream:
+        assert list(csv.reader(stream)) == [["one", "many"], ["yes, sir", '["no", "yes, sir"]'], ["", "[]"]]
+
+
 def test_a_csv_has_one_header_however_many_rows_it_has(session, tmp_path):
     rows = DataSource("Rows", data={"n": range(2_500)})
     for header, first in ((["m"], "m"), (True, "n"), (False, "0")):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from datadreamer_like.errors import DefinitionError
-from datadreamer_like.graph.rows import Batch, Rows
+from datadreamer_like.graph.rows import Rows
 from datadreamer_like.storage.folders import explained
 from datadreamer_like.storage.tables import as_dataset
 from datadreamer_like.storage.values import class_names, to_columns
@@ -24,6 +24,8 @@ from .dataset_node import DatasetNode
 from .options import ExportOptions, check_known, taken_options
 
 if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
     from datasets import Dataset, DatasetDict
 
 
@@ -116,8 +118,12 @@ class Exports(DatasetNode):
             draft = file.with_name(f".{file.name}-{uuid.uuid4().hex[:8]}")
             try:
                 with explained(f'Exporting "{self.name}"', file):
-                    write(rows, str(draft), dict(options))
-                    os.replace(draft, file)
+                    try:
+                        write(rows, str(draft), dict(options))
+                        os.replace(draft, file)
+                    except OSError as error:
+                        error.filename = str(file)
+                        raise
             finally:
                 draft.unlink(missing_ok=True)
             files[split] = str(file)
@@ -183,15 +189,24 @@ def _text(value: Any) -> str:
 def _write_csv(rows: Rows, file: str, options: dict[str, Any]) -> None:
     import pandas as pd
 
-    empty: Batch = {name: [] for name in rows.columns}
+    empty = pd.DataFrame(columns=rows.columns)
     header = options.pop("header", True)
     with open(file, "w", encoding=options.pop("encoding", "utf-8"), newline="") as stream:
-        for columns in itertools.chain([empty], rows.batches()):
-            frame = pd.DataFrame({name: list(map(_plain, values)) for name, values in columns.items()}, dtype=object)
+        for frame in itertools.chain([empty], map(_frame, rows.read())):
             try:
-                frame.to_csv(stream, **{"index": False, **options}, header=header if columns is empty else False)
+                frame.to_csv(stream, **{"index": False, **options}, header=header if frame is empty else False)
             except TypeError as error:
                 raise DefinitionError(f"export_to_csv: pandas refuses the options {list(options)}: {error}") from error
+
+
+def _frame(batch: pa.RecordBatch) -> pd.DataFrame:
+    import pandas as pd
+
+    columns = {}
+    for field, values in zip(batch.schema, to_columns(batch).values(), strict=True):
+        names = class_names(field, in_lists=True)
+        columns[field.name] = [_plain(_named(value, names) if names else value) for value in values]
+    return pd.DataFrame(columns, dtype=object)
 
 
 def _plain(value: Any) -> Any:
