@@ -83,6 +83,7 @@ class ConcurrentEngine(Engine[Q, A]):
         self._stop = asyncio.Event()
         # A future for each worker that waits for a job that may be sent.
         self._idle: deque[asyncio.Future[None]] = deque()
+        self._is_waking = False
         self._active = 0
         self._paused_until = float("-inf")
         self._finished: list[tuple[Job[Q, A], A]] = []
@@ -151,16 +152,20 @@ class ConcurrentEngine(Engine[Q, A]):
             await self._at_end()
 
     async def _work(self) -> None:
+        now = self._loop.time
         try:
             while True:
-                while self._sendable() < 1:
+                while not self._may_send():
                     place: asyncio.Future[None] = self._loop.create_future()
                     self._idle.append(place)
                     await place
+                    self._is_waking = False
                 job = self._queue.popleft()
                 self._active += 1
+                if self._idle:
+                    self._wake()
                 job.tries += 1
-                sent_at = self._loop.time()
+                sent_at = now()
                 answer: A | None
                 try:
                     answer = await self._ask(job.request)
@@ -185,21 +190,22 @@ class ConcurrentEngine(Engine[Q, A]):
                 if answer is None:
                     self._active -= 1
                 else:
-                    self._finish(job, answer, quick=self._loop.time() - sent_at < _QUICK_SECONDS)
+                    self._finish(job, answer, quick=now() - sent_at < _QUICK_SECONDS)
         except Exception as error:
             self._fail(error)
 
-    def _sendable(self) -> int:
-        """Returns how many queued jobs may be sent now."""
-        if self._failure is not None or self._loop.time() < self._paused_until:
-            return 0
-        return min(len(self._queue), self._allowance.allowed - self._active)
+    def _may_send(self) -> bool:
+        if not self._queue or self._active >= self._allowance.allowed or self._failure is not None:
+            return False
+        return self._paused_until < 0 or self._loop.time() >= self._paused_until
 
     def _wake(self) -> None:
-        # Not all idle workers: there may be thousands, and a slow source brings one job at a time.
-        for _ in range(min(self._sendable(), len(self._idle))):
+        # One worker, which wakes the next when it has taken a job: there may be thousands of workers for one job, and
+        # one worker may take all jobs if answers come at once.
+        if not self._is_waking and self._idle and self._may_send():
             place = self._idle.popleft()
             if not place.done():  # The end of the run cancels it.
+                self._is_waking = True
                 place.set_result(None)
 
     def _finish(self, job: Job[Q, A], answer: A, quick: bool) -> None:

@@ -260,7 +260,11 @@ class _Pending(Generic[P, Q, A]):
             first, answer = stored.popleft()
             if self.run.force:
                 self.fresh.add(first.key)
-            again += [job for job in self.in_flight.pop(first.key) if not self._take(job, answer)]
+            for job in self.in_flight.pop(first.key):
+                if self.check is None:
+                    job.answer = answer
+                elif not self._take(job, answer):
+                    again.append(job)
         return self._ask(again)
 
     def _ask(self, jobs: list[Job[Q, A]]) -> list[Job[Q, A]]:
