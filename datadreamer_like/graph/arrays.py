@@ -63,7 +63,7 @@ def _rows(schema: Any, batches: Iterable[Any]) -> bytes:
     """Hashes rows, independent of batch boundaries."""
     import pyarrow as pa
 
-    from datadreamer_like.storage.schemas import portions
+    from datadreamer_like.storage.tables import portions
 
     plain = schema.remove_metadata()
     hasher = hashlib.blake2b(str(plain).encode(), digest_size=SIZE)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from datadreamer_like.storage.schemas import rebatched as rebatched
+from datadreamer_like.storage.tables import rebatched as rebatched
 from datadreamer_like.storage.values import holds_pickles, to_columns, with_features
 
 from .node import Node

@@ -39,17 +39,18 @@ class AnswerStore:
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
-        # One connection for reading and writing threads; SQLite's own lock would be as coarse.
-        self._lock = threading.Lock()
+        self._lock = self._reading = threading.Lock()
+        in_file = self.path not in ("", ":memory:")
         with self._explained("opened"):
-            if self.path not in ("", ":memory:"):
+            if in_file:
                 Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(
-                self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
+            self._connection = self._reader = self._connected()
         try:
             with self._explained("opened"):
                 self._prepare_patiently()
+                if in_file:
+                    # With a connection of its own, a thread that reads does not wait for one that writes.
+                    self._reading, self._reader = threading.Lock(), self._connected()
         except BaseException:
             self._connection.close()
             raise
@@ -57,13 +58,13 @@ class AnswerStore:
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Returns the value of each key; None for a missing key."""
         found: dict[bytes, bytes] = {}
-        with self._lock, self._explained("read"):
+        with self._reading, self._explained("read"):
             for start in range(0, len(keys), _KEYS_A_QUERY):
                 part = keys[start : start + _KEYS_A_QUERY]
                 # Rounding the number of placeholders up keeps the number of different statements small.
                 count = 1 << (len(part) - 1).bit_length()
                 query = f"SELECT key, value FROM answers WHERE key IN ({','.join('?' * count)})"
-                found.update(self._connection.execute(query, [*part, *[part[-1]] * (count - len(part))]))
+                found.update(self._reader.execute(query, [*part, *[part[-1]] * (count - len(part))]))
         return [found.get(key) for key in keys]
 
     def put_many(self, items: Sequence[tuple[bytes, bytes]]) -> None:
@@ -77,14 +78,18 @@ class AnswerStore:
 
     def close(self) -> None:
         """Closes the file; the store cannot be used afterwards."""
-        with self._lock:
-            self._connection.close()
+        for lock, connection in ((self._reading, self._reader), (self._lock, self._connection)):
+            with lock:
+                connection.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _connected(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
     def _prepare_patiently(self) -> None:
         # SQLite waits for most locks by itself, but not while another process enables the log.

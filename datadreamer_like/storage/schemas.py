@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 import pyarrow as pa
 from pyarrow import types
@@ -39,33 +39,6 @@ def cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
             # Some Arrow versions cannot add fields to structs by casting.
             arrays.append(pa.array(column.to_pylist(), field.type))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def portions(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[list[pa.RecordBatch]]:
-    """Yields all rows as slices of the batches, `size` rows at once; the last may be fewer."""
-    held: list[pa.RecordBatch] = []
-    room = size
-    for batch in batches:
-        rest = batch
-        while rest.num_rows:
-            held.append(rest.slice(0, room))
-            rest = rest.slice(room)
-            room -= held[-1].num_rows
-            if not room:
-                yield held
-                held, room = [], size
-    if held:
-        yield held
-
-
-def rebatched(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
-    """Yields the rows in batches of `size`; the last may be smaller. Types may change between batches."""
-    for held in portions(batches, size):
-        schema = held[0].schema
-        for batch in held[1:]:
-            schema = widened(schema, batch.schema, "rows")
-        (joined,) = pa.Table.from_batches([cast(batch, schema) for batch in held]).combine_chunks().to_batches()
-        yield joined
 
 
 def _widened_field(a: pa.Field, b: pa.Field, what: str) -> pa.Field:

@@ -8,8 +8,9 @@ cast at the end. Metadata that `datasets` does not support is in `columns.schema
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +163,33 @@ def as_dataset(table: pa.Table, indices: Any, fingerprint: str) -> Dataset:
     chosen = None if indices is None else InMemoryTable(pa.table({"indices": pa.array(indices, pa.uint64())}))
     data = InMemoryTable(table.cast(_plain(table.schema)))
     return Dataset(data, DatasetInfo(features=features_of(table.schema)), indices_table=chosen, fingerprint=fingerprint)
+
+
+def portions(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[list[pa.RecordBatch]]:
+    """Yields all rows as slices of the batches, `size` rows at once; the last may be fewer."""
+    held: list[pa.RecordBatch] = []
+    room = size
+    for batch in batches:
+        rest = batch
+        while rest.num_rows:
+            held.append(rest.slice(0, room))
+            rest = rest.slice(room)
+            room -= held[-1].num_rows
+            if not room:
+                yield held
+                held, room = [], size
+    if held:
+        yield held
+
+
+def rebatched(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
+    """Yields the rows in batches of `size`; the last may be smaller. Types may change between batches."""
+    for held in portions(batches, size):
+        if any(not batch.schema.equals(held[0].schema, check_metadata=True) for batch in held):
+            schema = reduce(partial(widened, what="rows"), (batch.schema for batch in held))
+            held = [cast(batch, schema) for batch in held]
+        (joined,) = pa.Table.from_batches(held).combine_chunks().to_batches()
+        yield joined
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:

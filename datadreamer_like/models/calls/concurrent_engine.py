@@ -162,8 +162,7 @@ class ConcurrentEngine(Engine[Q, A]):
                     self._is_waking = False
                 job = self._queue.popleft()
                 self._active += 1
-                if self._idle:
-                    self._wake()
+                self._wake()
                 job.tries += 1
                 sent_at = now()
                 answer: A | None
@@ -202,7 +201,7 @@ class ConcurrentEngine(Engine[Q, A]):
     def _wake(self) -> None:
         # One worker, which wakes the next when it has taken a job: there may be thousands of workers for one job, and
         # one worker may take all jobs if answers come at once.
-        if not self._is_waking and self._idle and self._may_send():
+        if self._idle and not self._is_waking and self._may_send():
             place = self._idle.popleft()
             if not place.done():  # The end of the run cancels it.
                 self._is_waking = True
