@@ -50,8 +50,10 @@ class TableWriter:
     def write(self, batch: Mapping[str, Any] | pa.RecordBatch) -> None:
         """Appends rows: columns as lists or arrays of equal length, or an Arrow record batch."""
         rows = batch if isinstance(batch, pa.RecordBatch) else to_batch(batch, self.what)
-        new = rows.schema.remove_metadata()
-        self._schema = new if self._schema is None else widened(self._schema, rows.schema, self.what)
+        if self._schema is None:
+            self._schema = rows.schema.remove_metadata()
+        elif not rows.schema.equals(self._schema, check_metadata=True):
+            self._schema = widened(self._schema, rows.schema, self.what)
         self.num_rows += rows.num_rows
         self._held.append(rows)
         count = sum(held.num_rows for held in self._held)
