@@ -247,7 +247,7 @@ def _small(piece: Piece) -> Piece:
     """Returns a piece in compact form: an array as a range or in the smallest integer type."""
     if not isinstance(piece, np.ndarray):
         return piece
-    if len(piece) and bool((np.diff(piece) == 1).all()) and int(piece[0]) >= 0:
+    if len(piece) and piece[0] >= 0 and piece[-1] - piece[0] == len(piece) - 1 and (np.diff(piece) == 1).all():
         return range(int(piece[0]), int(piece[0]) + len(piece))
     return _fewest_bytes(piece)
 
