@@ -53,12 +53,9 @@ class Node:
     """Base of steps, trainers and stages.
 
     A subclass returns the fingerprints of its parts in `fingerprint_parts`, makes its result in `build`, and calls
-    `find_or_make`.
-
-    Args:
-        name: The name in the script; in a session it is made unique.
-        force: Run even if the result exists; the nodes that depend on it run again if the new one differs.
-        progress_interval: Seconds between progress lines where there is no terminal; None for none.
+    `find_or_make`. In a session the name is made unique. With `force`, it runs even if the result exists, and nodes
+    that depend on it run again if the new one differs. Without a terminal, there is a progress line every
+    `progress_interval` seconds; None for none.
 
     Attributes:
         folder: The result's folder; None outside a session.

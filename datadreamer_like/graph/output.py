@@ -141,11 +141,8 @@ class OutputDatasetColumnMixin(OutputDatasetMixin):
 class OutputDataset(OutputDatasetMixin):
     """A dataset with random access to rows.
 
-    Args:
-        step: The step that it belongs to.
-        dataset: A `datasets.Dataset`, `Rows` of a table, or a function that opens them on first use.
-        pickled: Whether values may be pickled Python objects, to be restored when read.
-        columns: Names of the columns, if known without opening the rows; so is `num_rows`.
+    `dataset` is a `datasets.Dataset`, `Rows` of a table, or a function that opens them on first use. Values may be
+    `pickled` Python objects. `columns` and `num_rows` are given if they are known without opening the rows.
     """
 
     def __init__(

@@ -42,8 +42,7 @@ class RayEngine(Engine):
         address: A running cluster, such as "10.0.0.1:6379", "ray://10.0.0.1:10001" or "auto". None for the one that
             this process is connected to, or else a new one on this machine, which ends with the session.
         num_workers: Worker processes; each holds its own copy of the models that its work needs.
-        num_cpus: CPU cores that a worker takes.
-        num_gpus: GPUs that a worker takes.
+        num_cpus, num_gpus: CPU cores and GPUs that a worker takes.
         batch_size: Rows that are sent to a worker at once.
         timeout: Seconds to wait for a cluster at `address`.
 

@@ -41,8 +41,7 @@ class DataDreamer:
 
     Args:
         output_folder_path: The folder, created if needed. `":memory:"` deletes everything after the session.
-        verbose: False shows only warnings; True and None show progress.
-        log_level: A level of `logging` that overrides `verbose`.
+        verbose, log_level: False shows only warnings, True and None progress; a level of `logging` overrides this.
         log_date: Start each log line with date and time.
         hf_log: Show logs and progress bars of Hugging Face libraries.
         engine: "local" runs in this process, "ray" on a Ray cluster; or a `RayEngine` with options.

@@ -33,13 +33,8 @@ def cubic_sparsity(
     `s_t = s_f + (s_i - s_f) (1 - (t - t0) / (n dt))^3`. Zhu and Gupta, "To prune, or not to prune", 2017,
     arXiv:1710.01878.
 
-    Args:
-        step: Training step t, from 0.
-        final: Sparsity s_f at the end.
-        steps: Length n·dt of the schedule in training steps.
-        initial: Sparsity s_i until `begin`.
-        begin: Step t0 of the schedule's start.
-        every: Steps dt between two prunings; in between the sparsity stays.
+    `step` is t, from 0; `final` and `initial` are s_f and s_i; `steps` is n·dt, its length. It starts
+    at `begin`, t0; `every` is dt: between two prunings the sparsity stays.
 
     Example:
         >>> [round(cubic_sparsity(t, final=0.8, steps=4), 4) for t in range(6)]

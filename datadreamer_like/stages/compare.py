@@ -50,10 +50,10 @@ class Compare(Stage):
     quartiles, over the rows, each in its fastest round; throughput the median over the rounds.
 
     The scores, the answers to each row, an HTML page and a plot are saved in the node's folder; a rerun reads them
-    without loading a model. Times depend on the machine: to measure again, pass `force=True`.
+    without loading a model; all figures are in `comparison`. Times depend on the machine: pass `force=True` to measure
+    again.
 
     Args:
-        name: Name of the stage.
         models: Trainers, stages, `TrainedModel`s, folders or ids on the Hub.
         inputs: Column of texts or prompts that none of the models was trained on.
         labels: Column of their labels or answers. None scores causal language models on the texts of `inputs`.
@@ -66,20 +66,12 @@ class Compare(Stage):
         chat_prompt_template: The prompt template of language models, see `TrainHFFineTune`; AUTO for each tokenizer's
             own chat template, with which its model was trained.
         system_prompt: The system prompt for language models; AUTO for the template's own.
-        repeats: Rounds of timing.
-        threads: Number of CPU threads for timing; None for torch's current setting.
-        latency_texts: Number of rows timed one at a time.
-        throughput_texts: Number of rows timed in batches.
-        resamples: Number of bootstrap resamples.
-        seed: Seed of the resampling.
+        repeats, threads: Rounds and CPU threads of timing; None for torch's current setting of threads.
+        latency_texts, throughput_texts: Number of rows timed one at a time, and in batches.
+        resamples, seed: Number of bootstrap resamples, and their seed.
         device: Device for all models, such as "cuda"; None for each model's own.
         keep_loaded: Keep all models in memory until the end. With False each is loaded for its turn, which takes
             longer but does not change the measured times.
-        force: Measure again even if the result exists.
-        progress_interval: See `Stage`.
-
-    Attributes:
-        comparison: All figures.
 
     Raises:
         SessionError: There is no session.
@@ -87,9 +79,7 @@ class Compare(Stage):
         MethodMisfit: The models have different tasks, or one that cannot be compared.
         LabelError: A label of the rows is not one of a model's classes; raised before any model is run.
         DataError: A value is missing, or no row fits all the models.
-        EmptyDataset: There are no rows.
-        DefinitionError: An option makes no sense, or the columns do not go together.
-        ArgumentTypeError: An argument is of the wrong type.
+        DefinitionError, ArgumentTypeError, EmptyDataset: An option makes no sense, or the columns do not fit together.
 
     Example:
         >>> compared = Compare(  # doctest: +SKIP

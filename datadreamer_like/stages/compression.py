@@ -46,7 +46,6 @@ class Compression(Stage, ModelNode):
     The result is cached: a rerun loads it, and it is made again if the model, method or calibration column changed.
 
     Args:
-        name: Name of the stage.
         model: The model to compress: a trainer, a stage, a `TrainedModel`, a folder, or an id on the Hub. It is not
             changed.
         method: The method with its options.
@@ -57,8 +56,6 @@ class Compression(Stage, ModelNode):
         batch_size: Texts in a calibration batch.
         max_length: Calibration texts are cut at this many tokens; None for the model's own limit.
         device: Device for the work and the result, such as "cuda"; None for the device of `model`.
-        force: Make the result again even if it exists.
-        progress_interval: See `Stage`.
 
     Raises:
         SessionError: There is no session.
@@ -66,9 +63,7 @@ class Compression(Stage, ModelNode):
         MethodMisfit: The method does not fit the model; raised before any work.
         DefinitionError: The method needs calibration data and got none.
         ArgumentTypeError: An argument has the wrong type.
-        DataError: A calibration text or label is missing.
-        EmptyDataset: The calibration column has no rows.
-        LabelError: A calibration label is not one of the model's classes.
+        DataError, EmptyDataset, LabelError: Calibration texts or labels are missing, or other than the model's classes.
     """
 
     method_kind: ClassVar[str]

@@ -32,12 +32,7 @@ class Prune(Compression):
     """Prunes a model with a method of `datadreamer_like.pruning`, and optionally retrains it.
 
     Args:
-        name: Name of the stage.
-        model: The model to prune.
-        method: The method with its options. One that changes the tokenizer, such as `pruning.Vocabulary`, gets the
-            calibration texts themselves, others get batches of tokens.
-        calibration: Column of texts for methods that measure activations or gradients.
-        calibration_labels: Column of their labels; see `Compression`, also for `**options`.
+        name, model, method, calibration, calibration_labels: See `Compression`, also for `**options`.
         retrain: Arguments of the trainer's `train`: the four columns, optionally an objective, and training options.
             Pruned weights stay zero. None does not retrain.
 

@@ -12,16 +12,10 @@ from datadreamer_like.models.trained.trained_model import TrainedModel
 
 
 class Stage(Node):
-    """A node whose inputs are models.
-
-    Args:
-        name: Name of the stage; it is made unique within a session.
-        force: Make the result again even if it exists.
-        progress_interval: Seconds between progress lines without a terminal; None for none.
+    """A node whose inputs are models; for `name`, `force` and `progress_interval` see `Node`.
 
     Raises:
         SessionError: There is no session.
-        ArgumentTypeError: The name is not a string.
     """
 
     kind: ClassVar = "stage"

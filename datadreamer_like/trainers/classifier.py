@@ -30,13 +30,8 @@ class TrainHFClassifier(HFTrainer):
     class names are saved in the model's config.
 
     Args:
-        name: The trainer's name.
         model_name: Id on the Hub, folder, GGUF file, trainer, stage or `TrainedModel` to start from.
         **options: See `HFOptions`; further ones go to `from_pretrained`.
-
-    Raises:
-        DefinitionError: An option is unknown.
-        ArgumentTypeError: A value is of the wrong type.
 
     Example:
         >>> trainer = TrainHFClassifier("Topics", model_name="microsoft/xtremedistil-l6-h256-uncased")
@@ -80,15 +75,12 @@ class TrainHFClassifier(HFTrainer):
             **options: See `TrainingOptions`.
 
         Raises:
-            SessionError: The trainer was made outside a session.
-            DefinitionError: Columns do not go together, an option is unknown, or the trainer was already trained with
-                other arguments.
-            ArgumentTypeError: An argument or a value in a column is of the wrong type.
-            EmptyDataset: There are no rows.
+            SessionError, EmptyDataset: The trainer was made outside a session; there are no rows.
+            DefinitionError, ArgumentTypeError: Columns do not go together, an option is unknown or of the wrong type,
+                or the trainer was already trained with other arguments.
             LabelError: A label of the validation rows is not among those of the training rows, or there is only one.
             DataError: A value is missing.
-            NotTrained: The teacher, or the model to start from, is not trained yet.
-            MethodMisfit: The model, or the teacher, does not fit.
+            NotTrained, MethodMisfit: The teacher, or the model to start from, is not trained yet, or does not fit.
         """
         objective = check_objective(objective)
         labels = {"train_output": train_output, "validation_output": validation_output}

@@ -29,7 +29,6 @@ class TrainHFFineTune(HFTrainer):
     The loss is on the answers alone: prompts and padding carry none.
 
     Args:
-        name: The trainer's name.
         model_name: Id on the Hub, folder, GGUF file, trainer, stage or `TrainedModel` to start from.
         chat_prompt_template: The prompt template: AUTO for the tokenizer's own chat template where it has one, Jinja
             code over `messages`, a text with the placeholder `{{prompt}}`, or None for the bare prompt. It becomes the
@@ -38,8 +37,7 @@ class TrainHFFineTune(HFTrainer):
         **options: See `HFOptions`; further ones go to `from_pretrained`.
 
     Raises:
-        DefinitionError: An option is unknown, or the template has no place for the prompt.
-        ArgumentTypeError: A value is of the wrong type.
+        DefinitionError, ArgumentTypeError: An option is unknown or of the wrong type, or the template lacks the prompt.
 
     Example:
         >>> trainer = TrainHFFineTune("Summaries", model_name="google/t5-efficient-tiny")
@@ -82,14 +80,9 @@ class TrainHFFineTune(HFTrainer):
     ) -> Self:
         """Trains the model, or loads the cached result, and returns the trainer.
 
-        Args:
-            train_input: Training prompts.
-            train_output: Their answers.
-            validation_input: Validation prompts, used to choose the best epoch.
-            validation_output: Their answers.
-            objective: The objective to minimise; None for the supervised loss. A teacher runs on each batch, and must
-                have the student's vocabulary.
-            **options: See `TrainingOptions`.
+        The columns are prompts and their answers; the validation rows choose the best epoch. An objective of None is
+        the supervised loss; a teacher runs on each batch, and must have the student's vocabulary. For the options see
+        `TrainingOptions`.
 
         Raises:
             DataError: A value is missing, or no part of any answer fits.

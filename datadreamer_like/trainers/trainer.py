@@ -59,15 +59,10 @@ class Trainer(ModelNode, ABC):
             )
 
     def work(self, parts: Mapping[str, str], parents: Iterable[Node], build: Callable[[Path], Kept]) -> Self:
-        """Loads the cached model for `parts`, or makes it with `build`.
+        """Loads the cached model for `parts`, the fingerprints of all that determines it, or makes it with `build`.
 
-        Args:
-            parts: Fingerprints of everything that determines the result, by name.
-            parents: The parent nodes.
-            build: Saves the model in the given folder and returns `self.kept()`.
-
-        Raises:
-            DefinitionError: This trainer object was already trained with other arguments.
+        `build` saves the model in the given folder and returns `self.kept()`. A trainer that was already trained with
+        other arguments is refused.
         """
         if self.manifest is not None and self._decided_by != dict(parts):
             changed = Manifest("", "", "", self._decided_by or {}).difference(dict(parts))

@@ -25,10 +25,8 @@ class SentenceTransformersEmbedder(Embedder):
 
     Args:
         model_name: A folder, a trainer or trained model, or a Hub id.
-        trust_remote_code: Whether code in the model's repository may run.
-        device: Device of the model; None takes a GPU if there is one.
+        trust_remote_code, device: Whether its repository's code may run; None takes a GPU if there is one.
         dtype: Data type of the weights, such as "bfloat16"; vectors are always float32.
-        cache_folder_path: Where vectors are cached outside a session.
         **kwargs: Further arguments of `SentenceTransformer`, such as `revision` or `truncate_dim`.
 
     Raises:

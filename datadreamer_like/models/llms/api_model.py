@@ -112,7 +112,6 @@ class APIModel(LLM):
     A subclass writes `answer`, which calls `request`, and the two methods that `request` calls: `send`, `leave_out`.
 
     Args:
-        model_name: The provider's name of the model.
         api_key: The key; by default from the provider's environment variable. Never written anywhere, not even into a
             pickle.
         retry_on_fail: False sends each request once.
@@ -183,14 +182,14 @@ class APIModel(LLM):
 
     async def send(self, client: Any, parameters: dict[str, Any]) -> Any:
         """Sends one request with an asynchronous client of the SDK."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not implement send.")
 
     def leave_out(self, name: str, unsupported: bool, sent: Mapping[str, Any]) -> bool:
         """Drops or replaces a parameter of the `sent` ones in later requests; returns False if answers depend on it.
 
         The server refused the parameter itself if it is `unsupported`, else only its value.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not implement leave_out.")
 
     def find_key(self) -> str | None:
         """Returns the key to send; None if the SDK's client has other credentials. A missing key is an error."""

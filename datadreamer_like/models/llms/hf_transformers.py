@@ -35,14 +35,12 @@ class HFTransformers(LLM):
             the plain prompt; a text with `{{prompt}}` (and `{{system_prompt}}`) is filled in; other text is Jinja code
             over `messages`.
         system_prompt: The system message; `AUTO` and None send none, but the template may add its own.
-        revision: Branch, tag or commit on the Hub.
-        trust_remote_code: Whether code in the model's repository may run.
+        revision, trust_remote_code: Branch, tag or commit on the Hub; whether code in its repository may run.
         device: Device of the model; a list of GPUs spreads it over them; None uses a GPU if there is one.
         device_map: accelerate's device map, instead of `device`.
         dtype: Data type of the weights, such as "bfloat16"; by default float32 on the CPU and the model's own on a GPU.
         quantization_config: transformers' quantization config, applied while loading.
         adapter_name: Folder or Hub id of a PEFT adapter for the model, loaded with `adapter_kwargs`.
-        cache_folder_path: Where answers are cached outside a session.
         **kwargs: Further arguments of `from_pretrained`.
 
     Raises:

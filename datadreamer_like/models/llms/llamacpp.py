@@ -39,13 +39,11 @@ class LlamaCPP(LLM):
             one core the number makes no difference.
         threads: CPU threads; by default the number of idle cores when the model is loaded.
         gpu_layers: Layers to keep on the GPU, if xllamacpp was built for one; None leaves it to llama.cpp.
-        revision: Branch, tag or commit of the Hub repository.
-        cache_folder_path: Where answers are cached outside a session.
+        revision, cache_folder_path: Of the Hub's repository; where answers are cached outside a session.
         **kwargs: Further attributes of `xllamacpp.CommonParams`, such as `rope_freq_base`.
 
     Raises:
-        MissingExtra: xllamacpp is not installed.
-        UnknownModel: There is no such file, folder or repository.
+        MissingExtra, UnknownModel: xllamacpp is not installed; there is no such file, folder or repository.
         DataError: The file is not a GGUF file, is truncated, or has an unknown version.
         DefinitionError: An option is unknown or out of its range, or there are several files to choose from.
         HubError: The Hub cannot be reached, and the file is not in its cache.

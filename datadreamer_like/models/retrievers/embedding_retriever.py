@@ -39,13 +39,11 @@ class EmbeddingRetriever(Retriever):
         truncate: Truncate texts that are too long, instead of leaving them out.
         index_type: A FAISS factory string, such as "IVF256,Flat" or "HNSW32"; None compares with every text, exactly.
         index_instruction: Prefix of each text of the corpus, as `query_instruction` is of each query.
-        cache_folder_path: Folder of the index outside a session.
-        device: GPU for the search, if FAISS was built for GPUs; None for the CPU.
+        cache_folder_path, device: Folder of the index outside a session; GPU for the search, None for the CPU.
         **kwargs: Attributes to set on the index, such as `nprobe`.
 
     Raises:
-        EmptyDataset: The corpus has no texts.
-        MissingExtra: FAISS is not installed.
+        EmptyDataset, MissingExtra: The corpus has no texts; FAISS is not installed.
         DefinitionError: `index_type` or one of `kwargs` is unknown to FAISS.
 
     Example:

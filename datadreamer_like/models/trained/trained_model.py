@@ -56,8 +56,7 @@ class TrainedModel:
 
     Args:
         path: Folder of the model, or its id on the Hub.
-        device: Device to load the model to, such as "cuda"; None for the CPU.
-        dtype: Data type to load it in, such as "bfloat16"; None for the saved one.
+        device, dtype: To load the model to and in, such as "cuda" and "bfloat16"; None for the CPU and the saved one.
         node: The trainer or stage that made it, which decides its fingerprint and card.
 
     Example:

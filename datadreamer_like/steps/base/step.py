@@ -48,14 +48,12 @@ class Step(Registration, Operations["Derived"], Exports):
         progress_interval: Seconds between progress lines where there is no terminal; None for none.
         force: Run even if the result exists; steps that depend on it run again if the new one differs. Answers of
             models still come from the cache.
-        verbose: False shows only warnings of this step.
-        log_level: A level of `logging` that overrides `verbose`.
+        verbose, log_level: False shows only warnings of this step; a level of `logging` overrides it.
         save_num_proc: Accepted for DataDreamer scripts, as `save_num_shards`; tables are written as rows arrive.
         background: Run in a thread; use `wait` or ask for the output to wait for it.
 
     Raises:
-        DefinitionError: A name is unknown, missing, or registered twice.
-        UnknownColumn: An input names a column that its step does not have.
+        DefinitionError, UnknownColumn: A name is unknown, missing, or registered twice; an input's column is missing.
         ArgumentTypeError: An input is not a column, or an argument has the wrong type.
         FingerprintError: An argument cannot be hashed.
         StepOutputError: `run` returned something that does not match the outputs.

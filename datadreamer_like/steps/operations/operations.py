@@ -217,4 +217,4 @@ class Operations(DatasetNode, Generic[StepT]):
 
         `transform` makes its rows from this step's rows and `args`, which determine the result.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no operations.")

@@ -36,7 +36,7 @@ class Source(Step):
 
     def fingerprint_values(self) -> dict[str, Any]:
         """Returns the values that determine the rows, by name; a subclass writes this."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no fingerprint_values().")
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns the fingerprints of the class and of the values that determine the rows."""
