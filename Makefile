@@ -74,7 +74,7 @@ house:
 	@$(PYTHON) scripts/house.py
 
 clean:
-	@rm -rf .venv demo-output build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@rm -rf .venv demo-output dpo-output build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "removed .venv, caches and demo-output"
 
