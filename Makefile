@@ -76,7 +76,7 @@ house:
 clean:
 	@rm -rf .venv demo-output dpo-output build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	@echo "removed .venv, caches and demo-output"
+	@echo "removed .venv, caches and the examples' output"
 
 # Both sets are in one .venv, and the larger includes the smaller. A stamp is written only after its set is complete, so
 # an interrupted set-up is resumed.
