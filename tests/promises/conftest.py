@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,3 +31,9 @@ def tiny_classifier_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["The cat and the dog had tea, bread and sun on the train; it was number 0123456789."]
     )
     return tiny_models.save(tiny_models.bert(tokenizer), tokenizer, tmp_path_factory.mktemp("tiny-classifier"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs tests that kill at random for one seed, or for as many as the environment's KILL_SEEDS says."""
+    if "kill_seed" in metafunc.fixturenames:
+        metafunc.parametrize("kill_seed", range(int(os.environ.get("KILL_SEEDS", "1"))))

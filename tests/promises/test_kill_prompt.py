@@ -89,16 +89,19 @@ def answers_on_disk(folder: Path) -> int:
     return stored
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize(
     ("source", "kills"), [(PROMPT_STEP, 3), (ATTRIBUTED_STEP, 1)], ids=["Prompt", "DataFromAttributedPrompt"]
 )
-def test_a_killed_prompt_step_resends_only_what_was_in_flight(tmp_path: Path, source: str, kills: int) -> None:
+def test_a_killed_prompt_step_resends_only_what_was_in_flight(
+    tmp_path: Path, source: str, kills: int, kill_seed: int
+) -> None:
     with FlakyServer(slow_echo) as server:
         Script(source, tmp_path / "calm.py", [str(tmp_path / "calm"), server.url, str(tmp_path / "calm.json")]).run()
         assert server.seen.total() == len(server.seen) == PROMPTS
 
     folder, result = tmp_path / "session", tmp_path / "result.json"
-    moments = random.Random(10)
+    moments = random.Random(10 + kill_seed)
     with FlakyServer(slow_echo) as server:
         script = Script(source, tmp_path / "script.py", [str(folder), server.url, str(result)])
         in_flight = []

@@ -65,10 +65,11 @@ def test_a_kill_within_map_save_and_filter_loses_no_finished_step_and_no_row(tmp
     assert not [path for path in folder.rglob(".draft-*")]
 
 
-def test_a_kill_at_any_moment_of_a_script_leaves_complete_results_only(tmp_path: Path) -> None:
+@pytest.mark.kill
+def test_a_kill_at_any_moment_of_a_script_leaves_complete_results_only(tmp_path: Path, kill_seed: int) -> None:
     folder, result = tmp_path / "session", tmp_path / "result.json"
     script = Script(MANY_ROWS, tmp_path / "script.py", [str(folder), str(result)])
-    moments = random.Random(4)
+    moments = random.Random(4 + kill_seed)
     for _ in range(4):
         process = script.start()
         while not folder.exists() and process.poll() is None:
