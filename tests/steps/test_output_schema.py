@@ -71,7 +71,7 @@ def test_an_answer_that_does_not_fit_is_asked_again_with_the_validation_error(se
     assert made.errors == {}
     chats = [request.prompt for request in llm.asked if not isinstance(request.prompt, str)]
     reasons = sorted(str(chat[-1]["content"]) for chat in chats)
-    assert "name: 7 is not of type 'string'; the object: 'score' is a required property" in reasons[0]
+    assert "name: 7 is not of type 'string'; the answer: 'score' is a required property" in reasons[0]
     assert "not one JSON object" in reasons[1]
 
 
