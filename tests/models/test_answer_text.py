@@ -155,7 +155,8 @@ def test_reading_takes_time_in_proportion_to_the_length() -> None:
 
     for part in parts:
         short, long = (part * (size // len(part)) for size in (40_000, 320_000))
-        assert min(seconds(long) for _ in range(3)) < 24 * max(min(seconds(short) for _ in range(3)), 0.002), part
+        if (once := seconds(long)) > 0.1:  # CPU time; a pattern that backtracks takes many seconds
+            assert min(once, seconds(long)) < 24 * min(seconds(short) for _ in range(3)), part
 
 
 @pytest.mark.parametrize(

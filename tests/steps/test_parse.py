@@ -154,7 +154,8 @@ def test_filter_and_judgement_functions_that_raise_fail_their_row_by_name(sessio
 @pytest.mark.parametrize("step", [FilterWithPrompt, RankWithPrompt])
 def test_an_unreadable_verdict_is_asked_again_once(session: DataDreamer, step: Any) -> None:
     pets = DataSource("Pets", data={"pet": ["cat", "dog"]})
-    llm = Echo(lambda prompt: "Hm." if "cannot be used" not in prompt else "no" if "cat" in prompt else "yes, 3")
+    reply = "3" if step is RankWithPrompt else "yes"
+    llm = Echo(lambda prompt: "Hm." if "cannot be used" not in prompt else "no" if "cat" in prompt else reply)
     made = step("Judge", {"inputs": pets.output["pet"]}, {"llm": llm, "instruction": "Well?", "score_threshold": 1}
                 if step is RankWithPrompt else {"llm": llm, "instruction": "Well?"})  # fmt: skip
     assert list(made.output["pet"]) == ["dog"]
