@@ -265,7 +265,7 @@ def test_every_prompting_step_takes_a_schema(session: DataDreamer) -> None:
     assert [(row["scores"], row["score"], row["why"]) for row in ranked.output] == [(9, 9, "loud"), (2, 2, "soft")]
     pair = {"a": pets.output["pet"], "b": pets.output["other"]}
     judged = JudgePairsWithPrompt("J", pair, args(properties(winner="string"), randomize_order=False))
-    assert list(judged.output["judgements"]) == ["a", "b"]
+    assert list(judged.output["judgements"]) == ["Input A", "Input B"]
     assert list(judged.output["winner"]) == ["Input A", "b"]
     with pytest.raises(DefinitionError, match="0 properties of type boolean"):
         FilterWithPrompt("F", inputs, args(why))

@@ -78,7 +78,8 @@ class FewShotPrompt(PromptStep):
             return examples
         question = self.labelled("input_label", value)
         return self.fitted(
-            beg_instruction=self.args["instruction"],
+            # A blank line after the instruction, as in DataDreamer.
+            beg_instruction=None if self.args["instruction"] is None else self.args["instruction"] + self.args["sep"],
             in_context_examples=examples,
             end_instruction=self.args["sep"].join(part for part in (question, self.args["output_label"]) if part),
             min_in_context_examples=self.args["min_in_context_examples"],
