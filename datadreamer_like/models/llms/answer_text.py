@@ -64,7 +64,7 @@ def answer_text(
         text = json_text(text) if shaped else text
     kept = _valid("\n".join(thoughts)) or None
     error = _answer_error(text, reason, " ".join(refusals), shaped, unfinished)
-    return AnswerText(text if isinstance(error, RejectedAnswer | None) else None, kept, error)
+    return AnswerText(text if error is None else None, kept, error)
 
 
 def answer_of(texts: Sequence[AnswerText], **facts: Any) -> Answer:
@@ -74,8 +74,7 @@ def answer_of(texts: Sequence[AnswerText], **facts: Any) -> Answer:
     """
     reasoning = [text.reasoning for text in texts] if any(text.reasoning for text in texts) else None
     if texts and all(text.error is not None for text in texts):
-        kept = [text.text for text in texts] if texts[0].text is not None else ()
-        return Answer(kept, **{**facts, "logprobs": None}, reasoning=reasoning, error=texts[0].error)
+        return Answer((), **{**facts, "logprobs": None}, reasoning=reasoning, error=texts[0].error)
     return Answer([text.text if text.error is None else None for text in texts], **facts, reasoning=reasoning)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from datadreamer_like.errors import EmptyDataset, ModelError
 from datadreamer_like.graph.output import Batch
@@ -27,6 +27,8 @@ class FewShotPrompt(PromptStep):
     Examples are shown in order, as many as fit the model's context with `max_new_tokens` left for the answer. A row
     fails, and holds None, if `min_in_context_examples` do not fit.
     """
+
+    result_version: ClassVar[int] = 2
 
     def setup(self) -> None:
         """Registers the step's names."""

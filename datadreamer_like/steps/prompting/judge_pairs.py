@@ -33,6 +33,8 @@ class JudgePairsWithPrompt(PromptStep):
     does. With `output_schema`, its only string property names the winner, unless `judgement_func` reads the dictionary.
     """
 
+    result_version: ClassVar[int] = 2
+
     labels: ClassVar[dict[str, str]] = {"a": "Input A:", "b": "Input B:"}
     """The inputs in the order shown, and the defaults of their labels."""
 

@@ -35,6 +35,8 @@ _POSITION = "\0position"
 class JudgeRows(ProcessWithPrompt):
     """Base of steps that judge rows by one column and output all columns."""
 
+    result_version: ClassVar[int] = 2
+
     verdict: ClassVar[staticmethod[[object], Any]]
     """Returns the verdict in a text or in a function's result; None if it cannot be read."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 from datadreamer_like.errors import ModelError
 from datadreamer_like.graph.output import Batch
@@ -24,6 +25,8 @@ class RAGPrompt(PromptStep):
     Texts are shown best first, as many as fit the model's context with `max_new_tokens` left for the answer. A row
     fails, and holds None, if `min_in_context_retrieved_texts` do not fit.
     """
+
+    result_version: ClassVar[int] = 2
 
     def setup(self) -> None:
         """Registers the step's names."""

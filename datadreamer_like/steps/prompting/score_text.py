@@ -56,6 +56,11 @@ _ENDS = re.compile(
     r"would be my|is my|it|this|the|reason|and(?!\s\S{0,5}\d)|in(?!\s\d))\b|\s[A-Z][a-z])"
 )
 _LONE = re.compile(r"(?:an?|about|around|approximately|minus|negative|~|≈|=)?\s?['\"(\[]?$", re.IGNORECASE)
+# "It is fine. 7. It has ...", not "see sec. 7."
+_SENTENCE = re.compile(
+    r"(?<!\bno)(?<!\bsec)(?<!\bfig)(?<!\beq)(?<!\bch)(?<!\bp)(?<!\bpp)(?<!\bvol)(?<!\bver)[.!?] $", re.IGNORECASE
+)
+_STOP = re.compile(r"[.!](?:\s|$)")
 _ALONE_AFTER = re.compile(rf"{_UNIT}\s?[.!)\]'\"]{{0,3}}(?:\n|$)")
 # "Score: 7", "I give it a 7"
 _RATED = re.compile(
@@ -94,11 +99,9 @@ def score_in(said: str) -> float | None:
         if found.value is None:
             continue
         starts = found.start <= WINDOW and "\n" not in said[: found.start] and _LONE.fullmatch(before) is not None
-        if (
-            (not before or (starts and before == said[: found.start]))
-            and _ALONE_AFTER.match(after)
-            or _IS_RATING.match(after)
-        ):
+        is_alone = (not before or (starts and before == said[: found.start])) and _ALONE_AFTER.match(after)
+        is_sentence = _SENTENCE.search(before) and _STOP.match(after)
+        if is_alone or is_sentence or _IS_RATING.match(after):
             votes.append((1, found.value))
         elif not _ENDS.match(after):
             continue
