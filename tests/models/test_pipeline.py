@@ -172,9 +172,9 @@ def test_other_sampling_is_another_question(options: Any, tmp_path: Path) -> Non
     llm = Asynchronous(tmp_path)
     llm.run(["a"])
     llm.run(["a"], **options)
-    assert llm.asked == {"a": 2}
+    assert llm.asked["a"] == 2
     llm.run(["a"], temperature=1, top_p=0, n=1, batch_size=3, concurrency=2, verbose=True, progress_interval=1)
-    assert llm.asked == {"a": 2}
+    assert llm.asked["a"] == 2
 
 
 def test_another_system_prompt_class_or_model_is_another_question(tmp_path: Path) -> None:

@@ -118,7 +118,8 @@ def test_openai_is_asked_for_the_schema_and_half_an_answer_fails_its_row(tmp_pat
         good, cut = llm.answers(["a", "b"], schema=City)
         assert llm.run(["b"], schema=City) == [None]
     assert City.model_validate_json(str(good.text)).name == "Paris"
-    assert cut.text == '{"name": "Par'
+    assert cut.text is None
+    assert '{"name": "Par' in str(cut.error)
     assert "cut off" in str(cut.error)
     assert server.requests[0]["response_format"]["json_schema"]["strict"] is True
 
@@ -218,6 +219,6 @@ def test_what_is_not_refused_llamacpp_keeps(smollm_gguf: Path, template: str | N
 def test_half_a_json_text_of_llamacpp_is_a_failed_row(smollm_gguf: Path) -> None:
     llm = LlamaCPP(str(smollm_gguf), context_length=256, slots=1)
     (answer,) = llm.answers(["Tell a long story as JSON."], schema={**CITY, **CLOSED}, max_new_tokens=4)
-    assert str(answer.text).lstrip().startswith("{")
+    assert answer.text is None
     assert "Raise max_new_tokens" in str(answer.error)
     llm.unload_model()

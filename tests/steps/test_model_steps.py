@@ -111,11 +111,11 @@ def test_rag_prompt_puts_what_was_found_before_the_question(corpus: DataSource) 
     inputs = {"prompts": questions.output["q"]}
     made = RAGPrompt("Ask", inputs, {"llm": Echo(), "retriever": retriever, "k": 2})
     assert made.output.column_names == ["prompts", "generations"]
-    assert made.output["prompts"][0] == "Document: aa\nDocument: ab\nQuestion: a"
+    assert made.output["prompts"][0] == "Document: aa\nDocument: ab\n\nQuestion: a"
     assert made.output["prompts"][1].startswith("Document: e\n")
     assert list(made.output["generations"]) == ["QUESTION: A", "QUESTION: E", None]
     tight = RAGPrompt("Tight", inputs, {"llm": Echo(context=5), "retriever": retriever, "k": 2})
-    assert tight.output["prompts"][0] == "Document: aa\nQuestion: a"
+    assert tight.output["prompts"][0] == "Document: aa\n\nQuestion: a"
 
 
 def test_few_shot_prompt_with_retrieval_shows_what_is_most_alike(session: DataDreamer) -> None:

@@ -141,7 +141,8 @@ def test_filter_and_judgement_functions_that_raise_fail_their_row_by_name(sessio
     pets = DataSource("Pets", data={"pet": ["cat", "owl"], "other": ["ant", "bee"]})
     llm = Echo(lambda prompt: "OWL" if "owl" in prompt else "Input A")
     args = {"llm": llm, "instruction": "Soft?"}
-    kept = FilterWithPrompt("Keep", {"inputs": pets.output["pet"]}, {**args, "filter_func": fails_on_owl})
+    soft = {**args, "filter_func": lambda text: bool(fails_on_owl(text))}
+    kept = FilterWithPrompt("Keep", {"inputs": pets.output["pet"]}, soft)
     assert list(kept.output["pet"]) == ["cat"]
     assert kept.errors == {1: "filter_func raised Negative: an owl. The last answer was: 'OWL'."}
     pair = {"a": pets.output["pet"], "b": pets.output["other"]}
@@ -154,7 +155,8 @@ def test_filter_and_judgement_functions_that_raise_fail_their_row_by_name(sessio
 @pytest.mark.parametrize("step", [FilterWithPrompt, RankWithPrompt])
 def test_an_unreadable_verdict_is_asked_again_once(session: DataDreamer, step: Any) -> None:
     pets = DataSource("Pets", data={"pet": ["cat", "dog"]})
-    llm = Echo(lambda prompt: "Hm." if "cannot be used" not in prompt else "no" if "cat" in prompt else "yes, 3")
+    reply = "3" if step is RankWithPrompt else "yes"
+    llm = Echo(lambda prompt: "Hm." if "cannot be used" not in prompt else "no" if "cat" in prompt else reply)
     made = step("Judge", {"inputs": pets.output["pet"]}, {"llm": llm, "instruction": "Well?", "score_threshold": 1}
                 if step is RankWithPrompt else {"llm": llm, "instruction": "Well?"})  # fmt: skip
     assert list(made.output["pet"]) == ["dog"]

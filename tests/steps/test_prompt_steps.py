@@ -57,11 +57,12 @@ def test_outputs_can_be_renamed(pets: DataSource) -> None:
     assert made.output.column_names == ["prompts", "answers"]
 
 
-def test_several_answers_are_a_list_and_each_is_post_processed(pets: DataSource) -> None:
-    made = Prompt(
-        "Ask", inputs={"prompts": pets.output["pet"]}, args={"llm": Echo(), "n": 2, "post_process": str.lower}
-    )
-    assert made.output["generations"][0] == ["cat 0", "cat 1"]
+def test_several_answers_are_a_list_and_post_processed_together(pets: DataSource) -> None:
+    made = []
+    for post_process in (None, lambda texts: [text.lower() for text in texts], lambda texts: texts[0], len):
+        args = {"llm": Echo(), "n": 2, "post_process": post_process}
+        made.append(Prompt("Ask", inputs={"prompts": pets.output["pet"]}, args=args).output["generations"][0])
+    assert made == [["CAT 0", "CAT 1"], ["cat 0", "cat 1"], "CAT 0", 2]
 
 
 @pytest.mark.parametrize("step", [Prompt, ProcessWithPrompt])
@@ -282,7 +283,7 @@ def test_few_shot_prompt_shows_examples_then_the_input(pets: DataSource) -> None
     made = few_shot(pets, Echo(), instruction="Say it.")
     assert made.output.column_names == ["inputs", "prompts", "generations"]
     assert made.output["prompts"][0] == (
-        "Say it.\nInput: ant\nOutput: six legs\nInput: bee\nOutput: two wings\nInput: cat\nOutput:"
+        "Say it.\n\nInput: ant\nOutput: six legs\nInput: bee\nOutput: two wings\nInput: cat\nOutput:"
     )
     assert few_shot(pets, Echo(), max_in_context_examples=1).output["prompts"][0] == (
         "Input: ant\nOutput: six legs\nInput: cat\nOutput:"
@@ -415,7 +416,7 @@ def test_judges_show_either_first_and_name_the_winner(session: DataDreamer) -> N
     llm = Echo(lambda prompt: "Input A" if "Input A: good" in prompt else "Input B")
     judged = JudgePairsWithPrompt("Judge", {"a": source.output["a"], "b": source.output["b"]}, {"llm": llm})
     assert judged.output.column_names == ["a", "b", "judge_prompts", "judge_generations", "judgements"]
-    assert set(judged.output["judgements"]) == {"a"}
+    assert set(judged.output["judgements"]) == {"Input A"}
     first = sum(prompt.startswith("Input A: good") for prompt in judged.output["judge_prompts"])
     assert 8 < first < 32
     fixed = JudgePairsWithPrompt(
@@ -424,10 +425,9 @@ def test_judges_show_either_first_and_name_the_winner(session: DataDreamer) -> N
         {"llm": llm, "randomize_order": False, "judgement_func": lambda text: text[-1]},
     )
     assert fixed.output["judge_prompts"][0] == (
-        "Input A: good 0\nInput B: bad 0\nInstruction: Which of the two is better? "
-        'Answer with "Input A" or "Input B" and nothing else.'
+        "Input A: good 0\n\nInput B: bad 0\n\nInstruction: Which input is better? Respond with 'Input A' or 'Input B'."
     )
-    assert set(fixed.output["judgements"]) == {"a"}
+    assert set(fixed.output["judgements"]) == {"Input A"}
 
 
 def test_judging_generations_and_unreadable_answers(session: DataDreamer) -> None:
@@ -438,7 +438,7 @@ def test_judging_generations_and_unreadable_answers(session: DataDreamer) -> Non
         "Judge", inputs, {"llm": llm, "instruction": "Pick.", "randomize_order": False}
     )
     assert judged.output.column_names == ["prompts", "a", "b", "judge_prompts", "judge_generations", "judgements"]
-    assert judged.output["judge_prompts"][0] == "Prompt: x\nResponse A: 1\nResponse B: 2\nInstruction: Pick."
+    assert judged.output["judge_prompts"][0] == "Prompt: x\n\nResponse A: 1\n\nResponse B: 2\n\nInstruction: Pick."
     assert list(judged.output["judgements"]) == [None, None, None]
 
 

@@ -1,13 +1,28 @@
-"""Extracts the answer from a provider's message: content parts, reasoning, refusals, truncated and empty messages."""
+"""The one place that decides what of an answer is its text.
+
+It handles content parts, thoughts, refusals, truncated and empty messages, and JSON in Markdown fences. `LLM.answers`
+applies it to the answers of every engine; a provider whose messages have parts or fields also uses `answer_text`.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from datadreamer_like.errors import MalformedAnswer, ModelError, RejectedAnswer
 
 from .generation import Answer
+
+# Reasons for the end of an answer, as servers with OpenAI's protocol write them.
+_CUT_OFF = {"length", "max_tokens", "max_output_tokens", "max_length", "model_length", "model_context_window_exceeded"}
+_FILTERED = {
+    "content_filter", "content_filtered", "safety", "recitation", "prohibited_content", "blocklist", "spii",
+    "sensitive", "guardrail_intervened",
+}  # fmt: skip
+_BROKEN = {"error", "abort", "aborted", "cancelled", "insufficient_system_resource", "network_error"}
+_CALLED = {"tool_calls", "tool_call", "tool_use", "function_call"}
 
 
 class AnswerText(NamedTuple):
@@ -26,22 +41,30 @@ def answer_text(
     reasoning: str | None = None,
     shaped: bool = False,
 ) -> AnswerText:
-    """Separates a message into answer and reasoning.
+    """Separates a message into answer and reasoning; the answer is without the blanks around it.
 
-    An empty text is an answer if the model chose to stop, but an error if the token limit or a filter ended it. A
-    truncated answer to a schema (`shaped`) is an error too.
+    An empty text is an answer if the model chose to stop, but an error if the token limit, a filter or a tool call
+    ended it, and a text that consists of unfinished thoughts is one too. An answer to a schema (`shaped`) is without
+    its Markdown fence, and an error if it is truncated.
 
-    `content` is a text, a list of parts (mappings or objects with `type`), or None, else a TypeError is raised.
+    `content` is a text, a part, a list of parts (mappings or objects with `type`), or None, else a TypeError is raised.
     `finish_reason` is in OpenAI's terms: "stop", "length", "content_filter", ... `refusal` is the provider's message if
     the model refused; `reasoning` is what it sent in a separate field.
     """
     thoughts = [reasoning] if reasoning else []
-    text = _joined(content, thoughts)
+    refusals = [refusal] if refusal else []
+    reason = str(finish_reason or "").lower()
+    text, unfinished = _joined(content, thoughts, refusals), False
     if text is not None:
-        text = _split_off_thoughts(_valid(text), thoughts, finish_reason)
+        found = split_thoughts(_valid(text))
+        thoughts += found.thoughts
+        # An opened thought after some text may be prose about tags, unless the token limit ended the answer.
+        unfinished = found.unfinished and (not found.text.strip() or reason in _CUT_OFF)
+        text = (found.text if unfinished or not found.unfinished else _valid(text)).strip()
+        text = json_text(text) if shaped else text
     kept = _valid("\n".join(thoughts)) or None
-    error = _answer_error(text, finish_reason, refusal, shaped)
-    return AnswerText(text if isinstance(error, RejectedAnswer | None) else None, kept, error)
+    error = _answer_error(text, reason, " ".join(refusals), shaped, unfinished)
+    return AnswerText(text if error is None else None, kept, error)
 
 
 def answer_of(texts: Sequence[AnswerText], **facts: Any) -> Answer:
@@ -51,26 +74,147 @@ def answer_of(texts: Sequence[AnswerText], **facts: Any) -> Answer:
     """
     reasoning = [text.reasoning for text in texts] if any(text.reasoning for text in texts) else None
     if texts and all(text.error is not None for text in texts):
-        kept = [text.text for text in texts] if texts[0].text is not None else ()
-        return Answer(kept, **{**facts, "logprobs": None}, reasoning=reasoning, error=texts[0].error)
+        return Answer((), **{**facts, "logprobs": None}, reasoning=reasoning, error=texts[0].error)
     return Answer([text.text if text.error is None else None for text in texts], **facts, reasoning=reasoning)
 
 
-def _joined(content: object, thoughts: list[str]) -> str | None:
+def plain_answer(answer: Answer, shaped: bool) -> Answer:
+    """Returns an engine's answer with each text as `answer_text` gives it, or its error; failed answers unchanged."""
+    if answer.error is not None:
+        return answer
+    if isinstance(answer.texts, str) or not all(isinstance(text, str | None) for text in answer.texts):
+        return replace(answer, texts=(), error=MalformedAnswer(f"texts is not a list of texts: {answer.texts!r:.200}."))
+    given: list[tuple[str | None, str | None, str | None]] = [
+        (
+            text,
+            answer.finish_reasons[index] if index < len(answer.finish_reasons) else None,
+            answer.reasoning[index] if answer.reasoning is not None else None,
+        )
+        for index, text in enumerate(answer.texts)
+    ]
+    texts = [answer_text(text, reason, reasoning=thoughts, shaped=shaped) for text, reason, thoughts in given]
+    if not texts:
+        return replace(answer, error=MalformedAnswer("The engine returned an answer without a text."))
+    if texts == [AnswerText(text, thoughts) for text, _, thoughts in given]:
+        return answer
+    made = answer_of(texts)
+    return replace(answer, texts=made.texts, reasoning=made.reasoning, error=made.error)
+
+
+# Thoughts
+
+# What open models put around their thoughts, and some servers leave in the text.
+_TAG = re.compile(
+    r"<(?P<slash>/)?(?:seed:)?think>|\[(?P<slash2>/)?THINK\]|◁(?P<slash3>/)?think▷"
+    r"|<\|(?:START|(?P<end>END))_THINKING\|>"
+    r"|<\|channel\|>(?:analysis|commentary|(?P<final>final))\b[^<]{0,80}<\|message\|>",
+    re.IGNORECASE,
+)
+_QUOTES = "`\"'"
+_LINE_START = 100  # characters before an opening tag in which the start of its line must be
+
+
+class Thoughts(NamedTuple):
+    """A text without thoughts, the thoughts, and whether the last one was never closed."""
+
+    text: str
+    thoughts: list[str]
+    unfinished: bool
+
+
+def split_thoughts(text: str, tag: re.Pattern[str] = _TAG) -> Thoughts:
+    """Separates a text from thoughts between tags; `tag` matches them, closing ones with a group.
+
+    A closing tag alone ends a thought whose opening tag was part of the prompt. Quoted tags are text, and so is a
+    pair of tags within a line of other text, unless thoughts came before.
+    """
+    kept: list[str] = []
+    thoughts: list[str] = []
+    start, opened, within = 0, -1, -1  # starts of the text, of an open thought, and of a thought within a line
+    before = (0, 0)
+    for found in tag.finditer(text):
+        if text[found.start() - 1 : found.start()] in _QUOTES and found.start() and _is_quoted(text, found):
+            continue
+        if found.lastgroup is None:
+            if opened < 0 and (thoughts or _starts_line(text, start, found.start())):
+                kept.append(text[start : found.start()])
+                opened = found.end()
+            elif opened < 0 and within < 0:
+                within, before = found.end(), (start, found.start())
+            continue
+        if opened < 0 and within >= 0:
+            if text.find("\n", within, found.start()) < 0:
+                within = -1
+                continue
+            kept.append(text[slice(*before)])
+            opened = within
+        if opened < 0:
+            thoughts.append("".join(kept) + text[start : found.start()])
+            kept = []
+        else:
+            thoughts.append(text[opened : found.start()])
+        start, opened, within = found.end(), -1, -1
+    kept.append(text[start:] if opened < 0 else "")
+    if opened >= 0:
+        thoughts.append(text[opened:])
+    return Thoughts("".join(kept), [thought.strip() for thought in thoughts], opened >= 0)
+
+
+def _is_quoted(text: str, found: re.Match[str]) -> bool:
+    return text[found.start() - 1] == text[found.end() : found.end() + 1]
+
+
+def _starts_line(text: str, start: int, place: int) -> bool:
+    before = text[max(start, place - _LINE_START) : place]
+    blanks = before[len(before.rstrip()) :]
+    return "\n" in blanks or (len(blanks) == len(before) and place - start <= _LINE_START)
+
+
+# JSON
+
+
+def json_text(text: str) -> str:
+    """Returns the JSON in a text that has it in a Markdown fence, alone or between sentences; else the text."""
+    if "```" not in text:
+        return text
+    lines = text.split("\n")
+    fences = [index for index, line in enumerate(lines) if line.lstrip().startswith("```")]
+    if not fences:
+        return text
+    first = lines[fences[0]].strip()
+    if len(fences) == 1 and len(first) > 6 and first.endswith("```"):
+        inside = re.sub(r"^(?:json\b)?", "", first.strip("`"), flags=re.IGNORECASE).strip()
+    elif len(fences) > 1:
+        inside = "\n".join(lines[fences[0] + 1 : fences[-1]]).strip()
+    else:
+        return text
+    around = "".join(lines[: fences[0]] + lines[fences[-1] + 1 :]).strip()
+    return inside if not around or (len(fences) <= 2 and inside[:1] in ("{", "[")) else text
+
+
+# Parts and errors
+
+
+def _joined(content: object, thoughts: list[str], refusals: list[str]) -> str | None:
     if content is None or isinstance(content, str):
         return content
-    if not isinstance(content, Sequence):
+    if isinstance(content, Mapping):
+        content = [content]
+    if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise TypeError(f"content is {type(content).__name__}, neither a text nor a list of parts")
     texts = []
     for part in content:
         kind = _field(part, "type")
         if isinstance(part, str):
             texts.append(part)
-        elif kind in ("text", "output_text"):
-            texts.append(str(_field(part, "text") or ""))
-        elif kind in ("thinking", "reasoning"):
+        elif kind in ("thinking", "reasoning") or _field(part, "thought") is True:
             thought = _field(part, "thinking") or _field(part, "text")
-            thoughts.append(thought if isinstance(thought, str) else _joined(thought, thoughts) or "")
+            thoughts.append(thought if isinstance(thought, str) else _joined(thought, thoughts, refusals) or "")
+        elif kind in ("text", "output_text", None):
+            text = _field(part, "text")
+            texts.append(str((_field(text, "value") if isinstance(text, Mapping) else text) or ""))
+        elif kind == "refusal":
+            refusals.append(str(_field(part, "refusal") or "no reason is given"))
     return "".join(texts) if texts else None
 
 
@@ -78,31 +222,22 @@ def _field(part: object, name: str) -> Any:
     return part.get(name) if isinstance(part, Mapping) else getattr(part, name, None)
 
 
-def _split_off_thoughts(text: str, thoughts: list[str], finish_reason: str | None) -> str | None:
-    # Open models put these tags around their reasoning, and some servers leave them in the text.
-    for opening, closing in (("<think>", "</think>"), ("[THINK]", "[/THINK]")):
-        # If the opening tag is part of the prompt, only the closing tag is in the answer.
-        thought, closed, rest = text.rpartition(closing)
-        if closed:
-            thoughts.append(thought.strip().removeprefix(opening).strip())
-            return rest.lstrip()
-        if text.lstrip().startswith(opening) and finish_reason == "length":
-            thoughts.append(text.strip().removeprefix(opening).strip())
-            return None
-    return text
-
-
-def _answer_error(text: str | None, finish_reason: str | None, refusal: str | None, shaped: bool) -> ModelError | None:
-    if finish_reason == "content_filter":
+def _answer_error(text: str | None, reason: str, refusal: str, shaped: bool, unfinished: bool) -> ModelError | None:
+    if reason in _FILTERED:
         return ModelError("The provider's content filter withheld the answer. Change the prompt.")
-    if text is None or not text.strip():
-        if refusal:
-            return ModelError(f"The model refused to answer: {refusal}")
-        if finish_reason == "length":
-            return ModelError("The model used up its tokens before it wrote any text. Raise max_new_tokens.")
+    if refusal or reason == "refusal":
+        return ModelError(f"The model refused to answer: {refusal or text or 'no reason is given'}")
+    if reason in _BROKEN:
+        return MalformedAnswer(f"The server ended the answer before it was complete (finish reason {reason!r}).")
+    if not text:
+        if reason in _CUT_OFF or unfinished:
+            why = "used up its tokens" if reason in _CUT_OFF else "stopped within its thoughts"
+            return ModelError(f"The model {why} before it wrote any text. Raise max_new_tokens.")
+        if reason in _CALLED:
+            return ModelError("The model called a tool and wrote no text. Leave out the tools.")
         if text is None:
-            return MalformedAnswer(f"The answer has no text (finish reason {finish_reason!r}).")
-    elif shaped and finish_reason == "length":
+            return MalformedAnswer(f"The answer has no text (finish reason {reason or None!r}).")
+    elif shaped and reason in _CUT_OFF:
         why = "The answer was cut off before it was complete; the schema needs all. Raise max_new_tokens."
         return RejectedAnswer.of(text, why)
     return None

@@ -123,7 +123,7 @@ class Generation(Run):
             given[name] = _number(name, given[name])
         given["stop"] = _stop(given.get("stop"))
         given["logit_bias"] = _logit_bias(given.get("logit_bias"))
-        given["schema"] = _schema(given.get("schema"), given.pop("response_format", None))
+        given["schema"] = _schema(given)
         if given.get("concurrency") is None:
             given["concurrency"] = given.get("batch_size")
         if given.get("on_error", "keep") not in ("keep", "raise"):
@@ -213,6 +213,9 @@ class Answer:
         ]
 
 
+# OpenAI's and llama.cpp's names for `schema`
+_SCHEMA_NAMES = ("response_format", "json_schema")
+
 # Each number's type, range, and the range in words
 _NUMBERS: dict[str, tuple[type[int | float], float, float, str]] = {
     "max_new_tokens": (int, 1, math.inf, "at least 1, or None"),
@@ -269,9 +272,13 @@ def _logit_bias(bias: Any) -> dict[int, float] | None:
     raise ArgumentTypeError(f'"logit_bias" must be a dict from token ids to numbers, not {bias!r}.')
 
 
-def _schema(schema: object, response_format: object) -> Mapping[str, Any] | None:
-    if response_format is not None:
-        if schema is not None:
-            raise DefinitionError('Give "schema" or "response_format", not both: they say the same.')
-        schema = schema_of_response_format(response_format)
+def _schema(given: dict[str, Any]) -> Mapping[str, Any] | None:
+    """Returns the JSON schema that is given as `schema` or by a provider's own name for it."""
+    names = [name for name in ("schema", *_SCHEMA_NAMES) if given.get(name) is not None]
+    if len(names) > 1:
+        raise DefinitionError(f'Give "{names[0]}" or "{names[1]}", not both: they say the same.')
+    schemas = {name: given.pop(name) for name in _SCHEMA_NAMES if name in given}
+    schema = given.get("schema") if not names or names[0] == "schema" else schemas[names[0]]
+    if names == ["response_format"]:
+        schema = schema_of_response_format(schema)
     return None if schema is None else json_schema_of(schema)

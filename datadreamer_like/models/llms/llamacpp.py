@@ -55,7 +55,10 @@ class LlamaCPP(LLM):
     """
 
     enforces_schemas = True
-    extra_options = frozenset({"top_k", "min_p", "typical_p", "presence_penalty", "frequency_penalty", "grammar"})
+    extra_options = frozenset({
+        "top_k", "min_p", "typical_p", "presence_penalty", "frequency_penalty", "grammar", "json_schema",
+    })  # fmt: skip
+    """llama.cpp's own names: `json_schema` is `schema`, `grammar` a grammar in its notation."""
 
     def __init__(
         self,

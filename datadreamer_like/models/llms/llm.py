@@ -19,7 +19,9 @@ from ..calls.failures import Rejected, log_failures
 from ..calls.llm_calls import LLMCalls, Repeated
 from ..calls.pipeline import Engine, Recorder, run_calls
 from ..model import Model
+from .answer_text import plain_answer
 from .generation import Answer, Generation, GenerationOptions, Prompt, Request, Sampling
+from .schema_check import schema_check
 
 
 class LLM(Model):
@@ -29,6 +31,10 @@ class LLM(Model):
 
     - `async answer(request)`, for engines that handle concurrent requests (APIs, llama.cpp);
     - `answer_batch(requests)`, for engines that process a batch at a time (transformers).
+
+    Its texts are then read the same way for all engines: without blanks around them and without thoughts, and an answer
+    that is empty because its tokens ran out is a failed row (`answer_text`). With `schema`, an answer that does not fit
+    it is asked for again with the reason, also if the engine ignored the schema.
 
     It also defines what decides its answers (`identity`). It raises this package's `ModelError`s and does not retry.
 
@@ -191,12 +197,21 @@ class LLM(Model):
         options = {"adaptive_batch_size": self.default_adaptive_batch_size, **options}
         generation = Generation.from_options(options, self.extra_options)
         self.check(generation.sampling)
+        schema = generation.sampling.schema
+        if schema is not None:
+            check = schema_check(schema, check)
+
+        async def answer(request: Request) -> Answer:
+            return plain_answer(await self.answer(request), schema is not None)
+
+        def answer_batch(requests: Sequence[Request]) -> Sequence[Answer]:
+            return [plain_answer(answer, schema is not None) for answer in self.answer_batch(requests)]
 
         def make_engine(recorder: Recorder[Prompt | Repeated, Request, Answer]) -> Engine[Request, Answer]:
             if type(self).answer is LLM.answer:
-                return BatchEngine(self.answer_batch, recorder, generation)
+                return BatchEngine(answer_batch, recorder, generation)
             return ConcurrentEngine(
-                self.answer,
+                answer,
                 recorder,
                 concurrency=generation.concurrency or self.default_concurrency,
                 max_tries=self.max_tries if self.retry_on_fail else 1,
@@ -244,7 +259,7 @@ class LLM(Model):
             return sep.join(part for part in parts if part is not None)
 
         try:
-            room = self.get_max_context_length(max_new_tokens)
+            room = self.get_max_context_length(max_new_tokens or 0)  # an older subclass takes numbers only
         except NotImplementedError:
             return joined(most)
         # The length grows with the count, so bisection finds the largest count that fits.
@@ -282,7 +297,7 @@ def _answers_from_run(
     def answer_of(generated: str | None | list[str | None]) -> Answer:
         if generated is None:
             return Answer.failed(ModelError(f"{llm.display_name} gave no answer."))
-        return Answer([generated] if isinstance(generated, str) else list(generated))
+        return plain_answer(Answer([generated] if isinstance(generated, str) else list(generated)), shaped=False)
 
     for index, generated in enumerate(llm.run(plain(), **given)):
         answer = answer_of(generated)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, UnknownColumn, did_you_mean
 from datadreamer_like.graph.card import DataCardType
 from datadreamer_like.graph.output import Column, OutputDatasetColumn, OutputIterableDatasetColumn
 
 RegistrationT = TypeVar("RegistrationT", bound="Registration")
+
+ANY_ARGUMENT = "**kwargs"
+"""Name under which a step registers that it takes arguments of any name."""
 
 _EXAMPLES: dict[Any, Any] = {str: "Is it good?", int: 2, float: 0.5, bool: True}
 
@@ -58,7 +61,7 @@ class Registration:
     _card_facts: list[tuple[str, Any]]
     _closed: bool = True
 
-    takes_options: ClassVar[bool] = False
+    takes_options: bool = False
     """Whether arguments that are not registered are accepted, such as options of a model's `run`."""
 
     help = HelpText()
@@ -102,8 +105,11 @@ class Registration:
         """Registers an argument; `help` describes it, and `default_help` its default.
 
         `type` is a class or tuple of classes that the value must be an instance of; an optional argument may also be
-        None.
+        None. The name "**kwargs" stands for any further arguments; it is not one itself.
         """
+        if arg_name == ANY_ARGUMENT:
+            self.takes_options = True
+            return
         spec = Registered(arg_name, required, default, help, default_help, type)
         self._register(self._arg_specs, spec, "argument")
 
@@ -136,7 +142,8 @@ class Registration:
             raise DefinitionError(
                 f'"{self.name}" is already constructed. Register its {what} "{spec.name}" in setup().'
             )
-        if spec.name in specs:
+        # Of inputs and arguments the later one counts: a subclass can change a default after super().setup().
+        if spec.name in specs and what == "output":
             raise DefinitionError(f'{type(self).__name__} registers the {what} "{spec.name}" twice.')
         specs[spec.name] = spec
 

@@ -1,56 +1,84 @@
-"""Readers of an LLM's judgement: yes or no, a number, one of two candidates. None if it cannot be read."""
+"""The one place that reads a judge's answer: yes or no, a score, one of two candidates.
+
+None stands for an answer that cannot be read with certainty: it names several verdicts, declines, or only mentions one.
+Such an answer is asked for again; it is never guessed.
+"""
 
 from __future__ import annotations
 
 import re
+from numbers import Real
 
-_THOUGHTS = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL | re.IGNORECASE)
-_YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
-_CONCLUSION = re.compile(r"\b(?:answer|verdict|conclusion|judgment|judgement)\b(?: is)?\W*(yes|no)\b", re.IGNORECASE)
-_NUMBER = r"[-+−]?\d+(?:,\d{3})*(?:\.\d+|,\d+)?(?!\d)"
-_OUT_OF = re.compile(rf"({_NUMBER})\s*(?:/|out of)\s*\d+", re.IGNORECASE)
-_RATED = re.compile(rf"\b(?:score|rating|rate|rank|grade|answer)\b[^\d\n+−-]{{0,30}}({_NUMBER})", re.IGNORECASE)
-_SCALE = re.compile(r"\b(?:from\s+|between\s+|of\s+)?\d+\s*(?:-|–|to|and)\s*\d+\b", re.IGNORECASE)
-_PRAISE = (
-    r"\W+(?:is|wins|seems|has)\b(?:(?!\bnot\b)[^.\n]){0,20}?"
-    r"\b(?:better|best|preferred|preferable|superior|stronger|more|winner)\b"
+from .judge_text import CONCLUDES, NEGATED, NOT_JSON, WINDOW, agreed, json_verdict, plain_text, python_value, sentences
+from .score_text import score_in
+from .winner_text import winner_in
+
+_YES_NO = re.compile(r"\b(?:(yes|yep|yeah)|(no|nope|nah))\b", re.IGNORECASE)
+# The question's own words: "Yes/No: ...", "I cannot answer yes or no."
+_BOTH = re.compile(
+    r"\b(?:yes['\")]? ?(?:/|\||or|and|nor) ?['\"(]?no|no['\")]? ?(?:/|\||or|and|nor) ?['\"(]?yes)\b", re.IGNORECASE
 )
-_ANY_NUMBER = re.compile(f"({_NUMBER})")
+# "Yes" as a noun; and "no" as an answer, not before what is missing ("no errors") nor as in "No. 5".
+_NOUN = re.compile(r"\s(?:would|could|might|may|is|was)\b(?! (?:my|the) (?:final )?(?:answer|verdict))", re.IGNORECASE)
+_ANSWERS_NO = re.compile(
+    r"$|[.,;:!)\]\"'(]|\s?[(–—]|\s-\s|\s(?:because|since|as|but|it|this|that|there|the|its|their|i|he|she|they|we|you|in|"
+    r"for|due|given|although|though|not|and|when|while|with|on|overall|thanks?)\b(?!-)",
+    re.IGNORECASE,
+)
+_LACKS = re.compile(
+    r"\b(?:there(?:'s| is| are| was| were)|has|have|had|contains?|shows?|with|of|in|by) $", re.IGNORECASE
+)
+_ALONE = {"y": True, "true": True, "n": False, "false": False}
 
 
 def read_yes_or_no(text: object) -> bool | None:
-    """Reads yes or no: the first word of the text, the only one of the two in it, or its conclusion.
+    """Reads yes or no: the conclusion if there is one, else what all statements agree on.
 
     Example:
-        >>> read_yes_or_no("**Yes**, it is."), read_yes_or_no("I would say no."), read_yes_or_no("Perhaps.")
+        >>> read_yes_or_no("**Yes**, it is."), read_yes_or_no("I would say no."), read_yes_or_no("Yes and no.")
         (True, False, None)
     """
-    if isinstance(text, bool):
-        return text
-    said = _without_thoughts(text).lower()
-    words = _YES_NO.findall(said)
-    if len(set(words)) == 1 or re.match(r"\W*(yes|no)\b", said):
-        return bool(words[0] == "yes")
-    conclusions = _CONCLUSION.findall(said)
-    return conclusions[-1] == "yes" if conclusions else None
+    text = python_value(text)
+    if not isinstance(text, str):
+        return text if isinstance(text, bool) else None
+    found = json_verdict(text, read_yes_or_no, (bool,))
+    if found is not NOT_JSON:
+        return None if found is None else bool(found)
+    said = _BOTH.sub("...", plain_text(text))
+    votes = []
+    for sentence in sentences(said):
+        for word in _YES_NO.finditer(sentence.text):
+            before = sentence.text[max(0, word.start() - WINDOW) : word.start()]
+            after = sentence.text[word.end() : word.end() + WINDOW]
+            if NEGATED.search(sentence.clause(word.start())):
+                continue
+            if word[1] is not None and _NOUN.match(after):
+                continue
+            is_number = sentence.before_digit and after == "."
+            if word[2] is not None and (not _ANSWERS_NO.match(after) or _LACKS.search(before) or is_number):
+                continue
+            votes.append((1 + bool(CONCLUDES.search(before)), word[1] is not None))
+    return agreed(votes) if votes else _ALONE.get(said.strip(" .!\"'()[]").lower())
 
 
 def read_number(text: object) -> float | None:
-    """Reads a score: a number at the start of the text, one labelled as a score or given as "x out of y", or the first.
+    """Reads a score: the number that is the answer, starts it, or is given as a score, in the whole text the same.
 
     Example:
-        >>> read_number("8/10"), read_number("On a scale of 1 to 10, I give it a 7."), read_number("good")
+        >>> read_number("8/10"), read_number("On a scale of 1 to 10, I give it a 7."), read_number("GPT-4 wrote it.")
         (8.0, 7.0, None)
     """
-    if isinstance(text, int | float):
-        return float(text)
-    said = _without_thoughts(text)
-    start = re.match(rf"[\s*_`\"'(\[]*({_NUMBER})(?!\s*(?:-|–|to\b)\s*\d)", said)
-    if start is not None:
-        return _float(start.group(1))
-    without_scale = _SCALE.sub(" ", said)
-    found = _RATED.search(without_scale) or _OUT_OF.search(without_scale) or _ANY_NUMBER.search(without_scale)
-    return None if found is None else _float(found.group(1))
+    text = python_value(text)
+    if not isinstance(text, str):
+        try:
+            number = float(text) if isinstance(text, Real) else None
+        except OverflowError:
+            return None
+        return number if number is not None and abs(number) < float("inf") else None
+    found = json_verdict(text, read_number, (int, float))
+    if found is not NOT_JSON:
+        return None if found is None else float(found)
+    return score_in(plain_text(text))
 
 
 def read_winner(text: object, a_label: str, b_label: str) -> str | None:
@@ -60,44 +88,9 @@ def read_winner(text: object, a_label: str, b_label: str) -> str | None:
         >>> read_winner("Response B is better.", "Response A:", "Response B:"), read_winner("Both.", "A:", "B:")
         ('b', None)
     """
-    said = _without_thoughts(text)
-    if said.strip().lower() in ("a", "b"):
-        return said.strip().lower()
-    full = {"a": _full_name(a_label), "b": _full_name(b_label)}
-    short = {"a": _short_name(a_label), "b": _short_name(b_label)}
-    for names in (full, short):
-        mentioned = [side for side, name in names.items() if name and re.search(name, said)]
-        if len(mentioned) == 1:
-            return mentioned[0]
-        praised = [side for side, name in names.items() if name and re.search(name + _PRAISE, said)]
-        if len(praised) == 1:
-            return praised[0]
-        if mentioned:
-            alone = [side for side, name in names.items() if name and re.match(rf"\W*{name}\s*(?:[^\w\s]|\Z)", said)]
-            return alone[0] if len(alone) == 1 else None
-    return None
-
-
-def _without_thoughts(text: object) -> str:
-    return _THOUGHTS.sub("", text) if isinstance(text, str) else ""
-
-
-def _full_name(label: str) -> str | None:
-    name = label.strip().rstrip(":").strip()
-    return rf"(?<!\w)(?i:{re.escape(name)})(?!\w)" if name else None
-
-
-def _short_name(label: str) -> str | None:
-    last = label.strip().rstrip(":").strip().rpartition(" ")[2]
-    if len(last) != 1:
+    if not isinstance(text, str):
         return None
-    # "A" before a word is an article, unless the word is a verb.
-    article = r"(?!\s+(?!is\b|wins\b|has\b)[a-z])" if last == "A" else ""
-    return rf"(?<!\w){re.escape(last)}(?!\w){article}"
-
-
-def _float(number: str) -> float:
-    plain = number.replace("−", "-")
-    if re.fullmatch(r"[-+]?\d+(,\d{3})+(\.\d+)?", plain):
-        return float(plain.replace(",", ""))
-    return float(plain.replace(",", "."))
+    found = json_verdict(text, lambda value: read_winner(value, a_label, b_label), ())
+    if found is not NOT_JSON:
+        return None if found is None else str(found)
+    return winner_in(plain_text(text), a_label, b_label)

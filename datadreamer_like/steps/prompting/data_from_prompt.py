@@ -78,8 +78,8 @@ class DataFromAttributedPrompt(DataFromPrompt):
     r"""Fills an instruction's placeholders with each combination of attributes in turn, until there are `n` rows.
 
     Args: `instruction` (with placeholders like `{topic}`; other braces are doubled), `attributes` (lists of values by
-    name), `n`, `temperature` (1.0), `top_p` (1.0), and those of `PromptStep`. Outputs: `attributes` (one dictionary per
-    row), `prompts`, `generations`.
+    name, or a list of the combinations themselves, each a dictionary), `n`, `temperature` (1.0), `top_p` (1.0), and
+    those of `PromptStep`. Outputs: `attributes` (one dictionary per row), `prompts`, `generations`.
 
     Prompts can be seeded with real texts that have the attribute's value: two columns, the inputs `examples` and
     `example_attributes`, or the argument `examples`, lists of texts by value. With several attributes,
@@ -105,7 +105,7 @@ class DataFromAttributedPrompt(DataFromPrompt):
         self.register_input("examples", required=False, help="Real texts that seed the prompts.")
         self.register_input("example_attributes", required=False, help="The attribute's value of each example.")
         self.register_data_args()
-        self.register_arg("attributes", type=dict, help="Attribute name to the list of its values.")
+        self.register_arg("attributes", type=(dict, list, tuple), help="Attribute name to the list of its values.")
         self.register_arg("examples", required=False, type=dict, help="Value of the attribute to real texts.")
         what = "The attribute that the examples are grouped by."
         self.register_arg("examples_attribute", required=False, type=str, help=what, default_help="the only attribute")
@@ -123,8 +123,7 @@ class DataFromAttributedPrompt(DataFromPrompt):
 
     def input_batches(self) -> Iterator[Batch]:
         """Yields the attributes of each row, and the examples for its prompt."""
-        attributes: dict[str, list[Any]] = {name: list(values) for name, values in self.args["attributes"].items()}
-        combinations = [dict(zip(attributes, values, strict=True)) for values in product(*attributes.values())]
+        combinations = self._combinations()
         examples = self._examples()
         if examples is None:
             self.warn_of_repetition(len(combinations))
@@ -176,7 +175,8 @@ class DataFromAttributedPrompt(DataFromPrompt):
         else:
             return None
         name = self._examples_attribute()
-        missing = [value for value in self.args["attributes"][name] if not groups.get(value)]
+        values = list(dict.fromkeys(combination[name] for combination in self._combinations()))
+        missing = [value for value in values if not groups.get(value)]
         if missing:
             raise DefinitionError(
                 f'"{self.name}": no example has the {name} {missing[0]!r}; there are examples of '
@@ -186,18 +186,25 @@ class DataFromAttributedPrompt(DataFromPrompt):
         return groups
 
     def _examples_attribute(self) -> str:
-        return str(self.args["examples_attribute"] or next(iter(self.args["attributes"])))
+        return str(self.args["examples_attribute"] or next(iter(self._combinations()[0])))
+
+    def _combinations(self) -> list[dict[str, Any]]:
+        given = self.args["attributes"]
+        if not isinstance(given, dict):
+            return [dict(combination) for combination in given]
+        attributes = {name: list(values) for name, values in given.items()}
+        return [dict(zip(attributes, values, strict=True)) for values in product(*attributes.values())]
 
     def configure(self) -> None:
         """Rejects an instruction, attributes and examples that do not match."""
         super().configure()
-        args, attributes = self.args, self.args["attributes"]
+        args = self.args
+        attributes = self._checked_attributes(args["attributes"])
         if len(self._inputs) == 1:
             raise DefinitionError(
                 f'"{self.name}": give both inputs "examples" and "example_attributes": real texts, and the '
                 "attribute's value of each."
             )
-        self._check_attributes(attributes)
         placeholders = self._check_placeholders(args["instruction"], attributes)
         seeded = bool(self._inputs) or args["examples"] is not None
         if self._inputs and args["examples"] is not None:
@@ -221,14 +228,28 @@ class DataFromAttributedPrompt(DataFromPrompt):
                 'inputs "examples" and "example_attributes", or the argument "examples".'
             )
 
-    def _check_attributes(self, attributes: Mapping[str, Any]) -> None:
+    def _checked_attributes(self, attributes: Any) -> Mapping[str, Any]:
+        """Returns the attributes by name; each of a list of combinations must have the same ones."""
         if not attributes:
             raise DefinitionError(f'"{self.name}": there are no attributes. Give some, or use DataFromPrompt.')
+        if not isinstance(attributes, dict):
+            for index, combination in enumerate(attributes):
+                if not isinstance(combination, Mapping):
+                    what = f"{combination!r}; expected a dictionary of attributes"
+                    raise ArgumentTypeError(f'"{self.name}": element {index} of attributes is {what}.')
+                if set(combination) != set(attributes[0]) or not combination:
+                    has, first = (", ".join(map(str, one)) or "none" for one in (combination, attributes[0]))
+                    raise DefinitionError(
+                        f'"{self.name}": element {index} of attributes has {has}; the first one has {first}. '
+                        "Give all of them the same attributes."
+                    )
+            return {name: [combination[name] for combination in attributes] for name in attributes[0]}
         for name, values in attributes.items():
             if isinstance(values, str) or not hasattr(values, "__iter__"):
                 raise ArgumentTypeError(f'"{self.name}": attribute "{name}" is {values!r}; expected a list of values.')
             if not list(values):
                 raise DefinitionError(f'"{self.name}": attribute "{name}" has no values.')
+        return dict(attributes)
 
     def _check_placeholders(self, instruction: str, attributes: Mapping[str, Any]) -> list[str]:
         try:

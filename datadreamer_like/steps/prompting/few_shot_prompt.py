@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from datadreamer_like.errors import EmptyDataset, ModelError
 from datadreamer_like.graph.output import Batch
@@ -27,6 +27,8 @@ class FewShotPrompt(PromptStep):
     Examples are shown in order, as many as fit the model's context with `max_new_tokens` left for the answer. A row
     fails, and holds None, if `min_in_context_examples` do not fit.
     """
+
+    result_version: ClassVar[int] = 2
 
     def setup(self) -> None:
         """Registers the step's names."""
@@ -78,7 +80,8 @@ class FewShotPrompt(PromptStep):
             return examples
         question = self.labelled("input_label", value)
         return self.fitted(
-            beg_instruction=self.args["instruction"],
+            # A blank line after the instruction, as in DataDreamer.
+            beg_instruction=None if self.args["instruction"] is None else self.args["instruction"] + self.args["sep"],
             in_context_examples=examples,
             end_instruction=self.args["sep"].join(part for part in (question, self.args["output_label"]) if part),
             min_in_context_examples=self.args["min_in_context_examples"],

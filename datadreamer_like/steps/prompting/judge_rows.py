@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import compress
-from numbers import Real
 from statistics import fmean
 from typing import Any, ClassVar
 
@@ -27,6 +26,7 @@ from ..operations.transforms import table_of
 from .answer_readers import read_number, read_yes_or_no
 from .process_with_prompt import ProcessWithPrompt
 from .prompt_step import RowPrompt
+from .value_column import shown
 
 # Column of the positions among the inputs, while rows are sorted.
 _POSITION = "\0position"
@@ -34,6 +34,8 @@ _POSITION = "\0position"
 
 class JudgeRows(ProcessWithPrompt):
     """Base of steps that judge rows by one column and output all columns."""
+
+    result_version: ClassVar[int] = 2
 
     verdict: ClassVar[staticmethod[[object], Any]]
     """Returns the verdict in a text or in a function's result; None if it cannot be read."""
@@ -115,7 +117,10 @@ class JudgeRows(ProcessWithPrompt):
 
     def parse(self, answer: Answer, row: dict[str, Any]) -> Any:
         """Returns the verdict in an answer; an unreadable answer is rejected."""
-        said = self.read(answer)
+        return self.value_of(self.read(answer), row)
+
+    def value_of(self, said: Any, row: dict[str, Any], alone: bool = False) -> Any:
+        """Returns the verdict in a result of `read`; an unreadable one is rejected."""
         if isinstance(said, Rejected) or not self._reads_verdicts():
             return said
         verdict = self.verdict(said)
@@ -138,6 +143,8 @@ class FilterWithPrompt(JudgeRows):
     Inputs: `inputs`. Args: `instruction`, `filter_func` (takes an answer's text, or a list of texts where n > 1, and
     returns whether to keep the row), `input_label`, `instruction_label`, `max_new_tokens`, `sep`, and those of
     `PromptStep`. Outputs: all columns of the step that the inputs come from.
+
+    `filter_func` returns something true or false; a text is read as yes or no, since "no" is true in Python.
 
     Without a `filter_func` or `parse`, answers are read as yes or no (`n > 1`: the majority; a tie keeps the row); with
     `output_schema`, its only boolean property is the verdict, and `filter_func` takes a dictionary. Rows with missing
@@ -162,10 +169,10 @@ class FilterWithPrompt(JudgeRows):
         if self._args["filter_func"] is not None and self._args["parse"] is not None:
             raise DefinitionError(f'"{self.name}": give filter_func or parse, not both.')
 
-    def parse(self, answer: Answer, row: dict[str, Any]) -> Any:
+    def value_of(self, said: Any, row: dict[str, Any], alone: bool = False) -> Any:
         """Returns whether to keep the row; with `n > 1`, an element of `filter_func`'s list."""
-        said = super().parse(answer, row)
-        if isinstance(said, Rejected) or self._args["filter_func"] is None or self.num_answers != 1:
+        said = super().value_of(said, row)
+        if isinstance(said, Rejected) or self._args["filter_func"] is None or not (alone or self.num_answers == 1):
             return said
         return self.call("filter_func", said)
 
@@ -175,6 +182,16 @@ class FilterWithPrompt(JudgeRows):
             return self.call("filter_func", values)
         votes = [bool(value) for value in values if value is not None]
         return 2 * sum(votes) >= len(votes)
+
+    def call(self, name: str, *values: Any) -> Any:
+        """Calls a function given as an argument; a row fails if its result is neither true nor false."""
+        value = super().call(name, *values)
+        if name == "post_process" or isinstance(value, Rejected):
+            return value
+        if (keeps := _truth(value)) is None:
+            text = values[0].text if isinstance(values[0], Answer) else str(values[0])
+            raise RejectedAnswer.of(text, f"{name} returned {shown(value)}; expected True or False.")
+        return keeps
 
 
 class RankWithPrompt(JudgeRows):
@@ -216,9 +233,12 @@ class RankWithPrompt(JudgeRows):
     def call(self, name: str, *values: Any) -> Any:
         """Calls a function given as an argument; a row fails if `parse` returns anything but a number or None."""
         value = super().call(name, *values)
-        if name == "parse" and not isinstance(value, Real | Rejected | None):
+        if name != "parse" or isinstance(value, Rejected | None):
+            return value
+        score = None if isinstance(value, str) else read_number(value)
+        if score is None:
             raise RejectedAnswer.of(values[0].text, f"parse returned {value!r}; a score must be a number.")
-        return value
+        return score
 
     def full_instruction(self) -> str:
         """Returns the instruction; unchanged where `post_process` reads the answer."""
@@ -249,3 +269,13 @@ class RankWithPrompt(JudgeRows):
         for batch in table.select(order).batches():
             positions = From("inputs", batch.column(_POSITION).to_pylist())
             yield Traced(batch.drop_columns([_POSITION]), positions)
+
+
+def _truth(value: Any) -> bool | None:
+    """Returns whether a function's result is true; None if it is neither true nor false."""
+    if isinstance(value, str):
+        return read_yes_or_no(value)
+    try:
+        return None if value != value else bool(value)
+    except Exception:  # arrays, and missing values of pandas
+        return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
@@ -12,9 +11,8 @@ from datadreamer_like.errors import DefinitionError
 from datadreamer_like.models.calls.failures import Rejected
 from datadreamer_like.models.llms.generation import Prompt
 from datadreamer_like.models.llms.schema import json_schema_of
+from datadreamer_like.models.llms.schema_check import Problem, json_value, misfit, schema_problems
 
-_FENCED = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL | re.IGNORECASE)
-_ERRORS_SHOWN = 3
 _JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 
 
@@ -36,9 +34,7 @@ class OutputSchema:
             self.json_schema = schema = json_schema_of(given)
         except DefinitionError as error:
             raise type(error)(f'"{step}": output_schema: {error}') from error
-        import jsonschema
-
-        self._validator: Any = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(schema)
+        self._problems = schema_problems(schema)
         # An answer has the names and types that a model reads, its columns those that it writes.
         shape = given.model_json_schema(by_alias=False, mode="serialization") if is_model else schema
         properties = shape.get("properties")
@@ -53,25 +49,22 @@ class OutputSchema:
 
     def read(self, text: str | None) -> dict[str, Any] | Rejected:
         """Returns the object in an answer, or `Rejected` with the validation errors."""
-        fenced = _FENCED.fullmatch(text or "")
         try:
-            value = json.loads(fenced[1] if fenced else text or "")
-            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair fits no column
+            value = json_value(text)
         except ValueError as error:
             return Rejected(f"It is not one JSON object: {error}.")
         if self._model is not None:
             value, problems = self._validated(value)
         else:
-            problems = [(error.absolute_path, error.message) for error in self._validator.iter_errors(value)]
+            problems = list(self._problems(value))
         if problems:
-            shown = [f"{'.'.join(map(str, path)) or 'the object'}: {why}" for path, why in problems[:_ERRORS_SHOWN]]
-            return Rejected(f"It does not fit the schema: {'; '.join(shown)}.")
+            return Rejected(misfit(problems))
         try:
             return {name: _typed(value.get(name), kind) for name, kind in self.types.items()}
         except OverflowError as error:
             return Rejected(f"It does not fit the schema: {error}.")
 
-    def _validated(self, value: Any) -> tuple[Any, list[tuple[Sequence[Any], str]]]:
+    def _validated(self, value: Any) -> tuple[Any, list[Problem]]:
         try:
             return self._model.model_validate_json(json.dumps(value)).model_dump(mode="json", by_alias=False), []
         except ValueError as error:

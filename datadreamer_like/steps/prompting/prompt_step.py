@@ -23,6 +23,7 @@ from ..base.model_step import check_options
 from ..base.row_answers import FETCH_OPTIONS, AnsweredRows, Questions, RowAnswers, is_sent
 from ..base.step import Step
 from .output_schema import OutputSchema
+from .value_column import ValueColumn, described, own_copy
 
 # Arguments that read a value from an answer; at most one may be given.
 _READERS = ("post_process", "parse", "output_schema")
@@ -37,14 +38,15 @@ class PromptStep(Step):
     They take the arguments `llm`, `post_process`, `parse`, `output_schema`, `max_follow_ups`, `lazy`, and the options
     of `llm.run`. A row whose prompt fails holds None and has its error in `step.errors`.
 
-    - `post_process(text)` returns the value of an answer.
+    - `post_process(text)` returns the value of an answer; with `n > 1` it takes the list of its texts.
     - `parse(answer, row)` returns the value of an `Answer`, or `Rejected(reason)`: then the LLM is asked again, with
       the reason, up to `max_follow_ups` times (1). `row` is a dictionary of the row's columns.
     - `output_schema`, a pydantic model class or a JSON schema, adds a column for each of its properties; one that may
       be of several types holds JSON texts. The LLM's engine enforces it if it can; an invalid answer is rejected.
 
-    A row fails if its last answer is rejected or one of these functions raises: `step.errors` holds the reason and the
-    answer. Follow-ups are cached too, so a rerun sends nothing twice.
+    A row fails if its last answer is rejected, or if one of these functions raises or returns what does not fit its
+    column: `step.errors` holds the reason and the answer. The functions get objects of their own, which they may
+    change. Follow-ups are cached too, so a rerun sends nothing twice.
 
     Example:
         >>> class Translate(PromptStep):
@@ -91,7 +93,14 @@ class PromptStep(Step):
 
     def parse(self, answer: Answer, row: dict[str, Any]) -> Any:
         """Returns the value of an answer with one text, or `Rejected(reason)` to ask the LLM again."""
-        return self.read(answer)
+        return self.value_of(self.read(answer), row)
+
+    def value_of(self, said: Any, row: dict[str, Any], alone: bool = False) -> Any:
+        """Returns the value of a result of `read`, by default that result; a step that judges reads a verdict.
+
+        It is the row's only one if `n` is 1, or if `alone`: then `post_process` made one result of several texts.
+        """
+        return said
 
     def combine(self, values: list[Any]) -> Any:
         """Combines a row's values if `n > 1`: by default a list, with None for rejected answers."""
@@ -138,7 +147,10 @@ class PromptStep(Step):
         """Yields the rows with their answers, and counts failed ones."""
         count = 0
         self.usage.forget_failures()  # lazy rows are generated again in each pass
+        column = ValueColumn(self.reader()) if self.values_are_a_column() else None
         for rows in self.engine_answers(reading_engine()):
+            if column is not None:
+                rows = rows._replace(answers=column.fitting(rows.answers))
             for index, answer in enumerate(rows.answers, count):
                 if answer is not None and answer.error is not None:
                     if self._args.get("on_error") == "raise":
@@ -277,7 +289,15 @@ class PromptStep(Step):
             return self._args[name](*values)
         except Exception as error:
             text = values[0].text if isinstance(values[0], Answer) else str(values[0])
-            raise RejectedAnswer.of(text, f"{name} raised {type(error).__name__}: {error}.") from error
+            raise RejectedAnswer.of(text, f"{name} raised {described(error)}.") from error
+
+    def reader(self) -> str:
+        """Returns the name of the function that makes the values, for messages."""
+        return next((name for name in _READERS if self._args[name] is not None), "parse")
+
+    def values_are_a_column(self) -> bool:
+        """Whether the values of functions are an output column; False for a subclass that makes its own columns."""
+        return self._reads_answers() and self.schema is None and type(self).output_batch is PromptStep.output_batch
 
     def run_options(self) -> dict[str, Any]:
         """Returns the options for the LLM: arguments that the step does not have itself, and `run_args`."""
@@ -344,21 +364,28 @@ class PromptStep(Step):
         """Returns the answer with its value or with the error of a function that raised, or `Rejected`."""
 
         def value_of(answer: Answer) -> Any:
-            return self.parse(answer, row) if self._args["parse"] is None else self.call("parse", answer, row)
+            given = own_copy(answer)
+            return self.parse(given, row) if self._args["parse"] is None else self.call("parse", given, own_copy(row))
 
         try:
             if self.num_answers == 1:
                 value = value_of(answer)
                 return value if isinstance(value, Rejected) else replace(answer, value=value)
-            values = [value_of(one) for one in answer.each()]
-            if len(rejected := [value for value in values if isinstance(value, Rejected)]) == len(values):
+            if self._args["post_process"] is None:
+                values = [value_of(one) for one in answer.each()]
+            else:
+                made = self.call("post_process", list(answer.texts))
+                if not isinstance(made, list):
+                    value = self.value_of(made, row, alone=True)
+                    return value if isinstance(value, Rejected) else replace(answer, value=value)
+                values = [self.value_of(one, row) for one in made]
+            if values and len(rejected := [value for value in values if isinstance(value, Rejected)]) == len(values):
                 return rejected[0]
             return replace(answer, value=self.combine([None if isinstance(v, Rejected) else v for v in values]))
         except RejectedAnswer as error:
             return replace(answer, error=error)
         except Exception as error:
-            reason = f"parse raised {type(error).__name__}: {error}."
-            return replace(answer, error=RejectedAnswer.of(answer.text, reason))
+            return replace(answer, error=RejectedAnswer.of(answer.text, f"parse raised {described(error)}."))
 
 
 def _numbered(questions: Iterable[Questions]) -> Iterator[Questions]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 from datadreamer_like.errors import ModelError
 from datadreamer_like.graph.output import Batch
@@ -17,13 +18,15 @@ from .prompt_step import PromptStep, RowPrompt
 class RAGPrompt(PromptStep):
     """Puts retrieved texts before each prompt.
 
-    Inputs: `prompts`. Args: `retriever`, `k` (5), `retrieved_text_label`, `prompt_label`, `max_new_tokens`, `sep`,
-    `min_in_context_retrieved_texts`, `max_in_context_retrieved_texts`, and those of `PromptStep`. Outputs: `prompts`
-    (as sent), `generations`.
+    Inputs: `prompts`. Args: `retriever`, `k` (5), `beg_instruction` (comes first), `retrieved_text_label`,
+    `prompt_label`, `max_new_tokens`, `sep`, `min_in_context_retrieved_texts`, `max_in_context_retrieved_texts`, and
+    those of `PromptStep`. Outputs: `prompts` (as sent), `generations`.
 
     Texts are shown best first, as many as fit the model's context with `max_new_tokens` left for the answer. A row
     fails, and holds None, if `min_in_context_retrieved_texts` do not fit.
     """
+
+    result_version: ClassVar[int] = 2
 
     def setup(self) -> None:
         """Registers the step's names."""
@@ -31,6 +34,7 @@ class RAGPrompt(PromptStep):
         self.register_llm()
         self.register_arg("retriever", type=Retriever, help="Finds texts for a question.")
         self.register_arg("k", required=False, default=5, type=int, help="How many texts to retrieve.")
+        self.register_arg("beg_instruction", required=False, type=str, help="Before the texts.")
         self.register_format("\n", retrieved_text_label="Document:", prompt_label="Question:")
         self.register_arg("min_in_context_retrieved_texts", required=False, type=int, help="Fewest texts.")
         self.register_arg("max_in_context_retrieved_texts", required=False, type=int, help="Most texts.")
@@ -58,9 +62,12 @@ class RAGPrompt(PromptStep):
     def _prompt(self, question: str, texts: list[str] | ModelError | None) -> RowPrompt:
         if texts is None or isinstance(texts, ModelError):
             return texts
-        return self.fitted(
+        beginning, sep = self.args["beg_instruction"], self.args["sep"]
+        prompt = self.fitted(
+            beg_instruction=None if beginning is None else beginning + sep,
             in_context_examples=[self.labelled("retrieved_text_label", text) for text in texts],
-            end_instruction=self.labelled("prompt_label", question),
+            end_instruction=sep + self.labelled("prompt_label", question),
             min_in_context_examples=self.args["min_in_context_retrieved_texts"],
             max_in_context_examples=self.args["max_in_context_retrieved_texts"],
         )
+        return prompt.removeprefix(sep) if isinstance(prompt, str) else prompt

@@ -1,0 +1,163 @@
+"""What a judge's answer says, without its form: thoughts, JSON, Markdown, LaTeX and tags.
+
+Every pattern here and in `answer_readers` takes time in proportion to the text: repetitions are bounded or possessive,
+and words are looked at in a window around what is found.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+from datadreamer_like.models.llms.answer_text import json_text, split_thoughts
+
+T = TypeVar("T")
+
+WINDOW = 80
+"""Characters before a word that decide what it means."""
+
+NEGATED = re.compile(
+    r"n't\b|\b(?:not|cannot|never|neither|nor|without|hardly|rather than|instead of|if|whether|unless|either|when|"
+    r"although|though|unclear|unsure)\b"
+    r"|\b(?:some|others|one|people|many|someone|critics|readers?|users?|you|they)\b.{0,40}\b"
+    r"(?:say|argue|answer|think|expect|reply|prefer|choose|pick)\b",
+    re.IGNORECASE,
+)
+"""Words in a clause after which a word is not the judge's own statement."""
+
+CONCLUDES = re.compile(
+    r"\b(?:final|finally|overall|conclusion|conclude|verdict|decision|winner|total|combined|average)\b[^.!?]{0,40}$",
+    re.IGNORECASE,
+)
+"""Before a word, what makes it the conclusion."""
+
+_HEADING = re.compile(
+    r"^((?:[\w']{1,12} ){0,3}(?:answer|verdict|conclusion|decision|score|rating|winner|judgment|judgement|choice)):?\n",
+    re.IGNORECASE | re.MULTILINE,
+)
+# Tags in which prompts often ask for reasoning, in addition to those of the models
+_REASONS = re.compile(
+    r"<(?P<slash>/)?(?:thinking|thoughts?|reasoning|reasons?|rationale|explanation|analysis|scratchpad|justification)>",
+    re.IGNORECASE,
+)
+_FORMAT_TAG = re.compile(r"</?(?:b|i|u|em|strong|p|br|span|div|code|mark)\b ?/?>", re.IGNORECASE)
+_TAG = re.compile(r"<(/)?([A-Za-z][\w -]{0,30})>")
+_BOXED = re.compile(r"\\boxed\{(?:\\text\{)?([^{}\n]{1,60})\}{1,2}|\[\[([^\[\]\n]{1,60})\]\]")
+_LATEX = re.compile(r"\\(?:text|mathbf|textbf)\{([^{}\n]{1,60})\}|\$([^$\n]{1,30})\$")
+_CHARACTERS = str.maketrans({
+    "*": "", "`": "", "_": " ", "\\": "", "“": '"', "”": '"', "’": "'", "‘": "'", "−": "-", "：": ":", "／": "/",
+    "．": ".", "，": ",", "\ufeff": "", "\u200b": "",
+})  # fmt: skip
+_BULLETS = "#>-+•·\u2022 "
+
+
+def plain_text(text: str) -> str:
+    """Returns a text without thoughts and markup, one space between words, headings joined to the line after them."""
+    said = split_thoughts(split_thoughts(text).text, _REASONS).text
+    said = _BOXED.sub(lambda found: f"\nfinal answer: {found[1] or found[2]}\n", said)
+    said = _LATEX.sub(lambda found: found[1] or found[2], said)
+    said = _FORMAT_TAG.sub("", said)
+    said = _TAG.sub(lambda found: "\n" if found[1] else f"\n{found[2]}: ", said)
+    lines = (" ".join(line.split()) for line in said.translate(_CHARACTERS).splitlines())
+    kept = [_without_bullet(line) for line in lines if line]
+    return _HEADING.sub(r"\1: ", "\n".join(line for line in kept if line))
+
+
+def _without_bullet(line: str) -> str:
+    stripped = line.lstrip(_BULLETS)
+    # A sign before a number is not a bullet, and a number after "#" is a rank.
+    return line if stripped[:1].isdigit() and line[0] in "-+#>" and stripped == line[1:] else stripped
+
+
+class Sentence(NamedTuple):
+    """A sentence, whether it is the first or last one, and whether the next one starts with a digit."""
+
+    text: str
+    is_first: bool
+    is_last: bool
+    before_digit: bool
+
+    def clause(self, end: int) -> str:
+        """Returns the words before a position, back to the last comma, conjunction or other break."""
+        before = self.text[max(0, end - WINDOW) : end]
+        return re.split(r"[,;:()\"—–>]|\s-\s|\b(?:so|therefore|thus|hence|but|then)\b", before)[-1]
+
+
+def sentences(text: str) -> list[Sentence]:
+    """Splits a plain text into sentences; questions are left out."""
+    parts = [part for part in re.split(r"(?<=[.!?;])\s|\n", text) if part]
+    last = len(parts) - 1
+    return [
+        Sentence(part, index == 0, index == last, index < last and parts[index + 1][:1].isdigit())
+        for index, part in enumerate(parts)
+        if not part.endswith("?")
+    ]
+
+
+def agreed(votes: list[tuple[int, T]]) -> T | None:
+    """Returns the value that all votes of the highest rank have in common, None if they differ or there are none."""
+    most = max((rank for rank, _ in votes), default=0)
+    values = {value for rank, value in votes if rank == most}
+    return values.pop() if len(values) == 1 else None
+
+
+def python_value(value: Any) -> Any:
+    """Returns the Python value of a numpy scalar; other values unchanged."""
+    is_scalar = type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0
+    return value.item() if is_scalar else value
+
+
+# JSON
+
+_KEYS = {
+    "answer", "verdict", "judgement", "judgment", "decision", "result", "response", "output", "label", "value",
+    "choice", "winner", "preferred", "preference", "better", "best", "keep", "score", "rating", "grade", "rank",
+    "conclusion",
+}  # fmt: skip
+_FINAL = {"final", "overall", "total"}
+_DEEPEST = 3
+
+NOT_JSON = object()
+"""Stands for a text that is not a JSON object, list or string."""
+
+
+def json_verdict(text: str, read: Callable[[Any], T | None], kinds: tuple[type, ...]) -> Any:
+    """Returns the verdict in a JSON answer, as `read` reads its parts; None without one, `NOT_JSON` for other texts.
+
+    It is the value of a key such as "score", of the only key, or else the only value of one of the types `kinds`.
+    """
+    said = json_text(split_thoughts(text).text.strip())
+    if said[-1:] == "}" and said[:1] != "{":
+        said = said[said.rfind("{") :]  # after a sentence
+    if said[:1] not in ("{", "[", '"') or said.startswith("[["):
+        return NOT_JSON
+    try:
+        value = json.loads(said)
+    except (ValueError, RecursionError):
+        return NOT_JSON
+    return _in_json(value, read, kinds, 0)
+
+
+def _in_json(value: Any, read: Callable[[Any], T | None], kinds: tuple[type, ...], depth: int) -> T | None:
+    if depth > _DEEPEST:
+        return None
+    if isinstance(value, list):
+        return _in_json(value[0], read, kinds, depth + 1) if len(value) == 1 else None
+    if not isinstance(value, dict):
+        return read(value)
+    votes = [
+        (1 + bool(words & _FINAL), found)
+        for words, item in _named(value)
+        if (words & (_KEYS | _FINAL)) and (found := _in_json(item, read, kinds, depth + 1)) is not None
+    ]
+    if votes:
+        return agreed(votes)
+    items = list(value.values()) if len(value) == 1 else [item for item in value.values() if type(item) in kinds]
+    return _in_json(items[0], read, kinds, depth + 1) if len(items) == 1 else None
+
+
+def _named(value: dict[str, Any]) -> Iterator[tuple[set[str], Any]]:
+    for key, item in value.items():
+        yield set(re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", key[:80]).lower())), item

@@ -1,0 +1,171 @@
+"""Finds the score among the numbers of an answer: not the scale, a list's number, a year, a name or a count."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from .judge_text import CONCLUDES, WINDOW, agreed
+
+# Digits with dots and commas; possessive, so that each run is read once.
+_RUN = re.compile(r"(?:\.(?=\d))?\d[\d.,]*+")
+_NUMBER = re.compile(r"\d++(?:\.\d++)?|\.\d++|\d{1,3}(?:,\d{3})++(?:\.\d++)?|\d++,\d++")
+_MOST_DIGITS = 100
+
+# What describes the scale
+_LIMIT = r"[-+]?\d{1,4}(?:\.\d{1,3})?"
+_SCALES = [
+    # "Score (out of 10)", "Rating [1-5]"
+    re.compile(r"(?<=score|ating|grade) ?[(\[][^()\[\]\n]{0,60}[)\]]", re.IGNORECASE),
+    # "1-10", "from 1 to 10", "between 1 and 10"
+    re.compile(
+        rf"(?<![\w.,/-])(?:{_LIMIT}(?:[-–—]| ?– ?| (?:to|through) ){_LIMIT}|(?<=between ){_LIMIT} and {_LIMIT})"
+        r"(?![\d/-]|[.,]\d)",
+        re.IGNORECASE,
+    ),
+    # "out of 10" without a number before it, "a maximum of 10"
+    re.compile(
+        r"(?<!\d)(?<!\d )\b(?:out of|max(?:imum)?(?: of)?|up to|scale of):? \d{1,4}(?![\d.,]*\d)", re.IGNORECASE
+    ),
+    # "1 = worst", "10 is the best", "best is 10"
+    re.compile(
+        r"(?<![\d.,])\d{1,4} ?(?:=|is|being|means) ?(?:the |very |not )?(?:best|worst|highest|lowest|maximum|minimum|"
+        r"max|min|perfect|excellent|terrible|poor|good|bad|useless|great|ideal|top)\b"
+        r"|\b(?:best|worst|highest|lowest|perfect|excellent|terrible|poor|good|bad) ?(?:=|is|being) ?\d{1,4}\b",
+        re.IGNORECASE,
+    ),
+]
+_USUAL_SCALES = {3, 4, 5, 6, 7, 10, 20, 50, 100, 1000}
+_OUT_OF = re.compile(r"\s?(?:/|out of|of)\s?", re.IGNORECASE)
+
+# What a number is instead of a score
+_NAMED = re.compile(
+    r"(?:\b(?:version|step|chapter|page|line|no\.|number|response|option|part|item|point|level|section|gpt|llama|claude|"
+    r"gemini|question|criterion|example|above|over|below|under|than|at least|at most|up to|top|not|never|isn't)|"
+    r"[#$€£v])\s?$",
+    re.IGNORECASE,
+)
+_TIME = re.compile(r"\b(?:in|since|by|until|from|before|after|during|year|of)\s$", re.IGNORECASE)
+_MINUS = re.compile(r"\b(?:minus|negative)\s$", re.IGNORECASE)
+_SIGNED = re.compile(r"(?:^|[:=(\[,\n]\s?|\b(?:is|a|an|of|at|it|this|be|say|as)\s)$", re.IGNORECASE)
+# What may follow a score: its unit, the end of a phrase, a reason; a noun makes it a count.
+_UNIT = r"(?:\s?%|\s?(?:points?|pts?|stars?|percent|marks?)\b)?"
+_ENDS = re.compile(
+    rf"{_UNIT}(?:$|\s?[;:!?)\]}}\"'~]|\s?[.,](?!\d)(?!\s\d)|\n|\s?[–—]\s|\s-\s|\s?(?:[(\[]|=>|→)"
+    r"|\s(?:because|since|as|for|but|given|due|based|overall|on|with|considering|although|though|however|here|which|"
+    r"would be my|is my|it|this|the|reason|and(?!\s\S{0,5}\d)|in(?!\s\d))\b|\s[A-Z][a-z])"
+)
+_LONE = re.compile(r"(?:an?|about|around|approximately|minus|negative|~|≈|=)?\s?['\"(\[]?$", re.IGNORECASE)
+# "It is fine. 7. It has ...", not "see sec. 7."
+_SENTENCE = re.compile(
+    r"(?<!\bno)(?<!\bsec)(?<!\bfig)(?<!\beq)(?<!\bch)(?<!\bp)(?<!\bpp)(?<!\bvol)(?<!\bver)[.!?] $", re.IGNORECASE
+)
+_STOP = re.compile(r"[.!](?:\s|$)")
+_ALONE_AFTER = re.compile(rf"{_UNIT}\s?[.!)\]'\"]{{0,3}}(?:\n|$)")
+# "Score: 7", "I give it a 7"
+_RATED = re.compile(
+    r"\b(?:scor(?:e|es|ed|ing)|rat(?:e|es|ed|ing)|rank(?:ing)?|grade|answer|give|gave|giving|assign|award|deserves?|gets?|"
+    r"earns?|say|choose|pick|go with|decide on)\b([^\d.;!?\n]{0,40})$",
+    re.IGNORECASE,
+)
+_LABELLED = re.compile(r"\b(?:mark|verdict|evaluation|result|output|value|number|points)\s?[:=]\s?$", re.IGNORECASE)
+_TOTALLED = re.compile(r"\b(?:overall|total|final|conclusion|average)\b[^\d.;!?\n]{0,40}$", re.IGNORECASE)
+_IS_RATING = re.compile(
+    r"\s(?:is|would be) (?:my|the) (?:final |overall )?(?:score|rating|answer|grade)\b", re.IGNORECASE
+)
+_ONE_LINE = re.compile(r"[A-Za-z][\w ]{0,40}[:=]\s?$")
+_TURNED = re.compile(r"\b(?:not|never|no|cannot)\b|n't\b", re.IGNORECASE)
+
+
+@dataclass
+class _Found:
+    """A number of the text at `start` to `end`; `value` is None if it cannot be a score."""
+
+    start: int
+    end: int
+    value: float | None
+    out_of: float | None = None
+
+
+def score_in(said: str) -> float | None:
+    """Returns the score in a plain text, None without one that is certain."""
+    for scale in _SCALES:
+        said = scale.sub(" ", said)
+    said = _without_list_numbers(said.strip())
+    votes: list[tuple[int, float]] = []
+    for found in _numbers(said):
+        before = said[max(0, found.start - WINDOW) : found.start].rpartition("\n")[2]
+        after = said[found.end : found.end + WINDOW]
+        if found.value is None:
+            continue
+        starts = found.start <= WINDOW and "\n" not in said[: found.start] and _LONE.fullmatch(before) is not None
+        is_alone = (not before or (starts and before == said[: found.start])) and _ALONE_AFTER.match(after)
+        is_sentence = _SENTENCE.search(before) and _STOP.match(after)
+        if is_alone or is_sentence or _IS_RATING.match(after):
+            votes.append((1, found.value))
+        elif not _ENDS.match(after):
+            continue
+        elif _is_rated(before) or _LABELLED.search(before):
+            votes.append((1 + bool(CONCLUDES.search(before)), found.value))
+        elif (total := _TOTALLED.search(before)) and not _TURNED.search(total[0]):
+            votes.append((2, found.value))
+        elif starts or found.out_of in _USUAL_SCALES or ("\n" not in said and _ONE_LINE.fullmatch(before)):
+            votes.append((1, found.value))
+    return agreed(votes)
+
+
+def _is_rated(before: str) -> bool:
+    rated = _RATED.search(before)
+    if rated is None:
+        return False
+    clause = re.split(r"[,;:.!?(]", before[: rated.start()])[-1]
+    return not _TURNED.search(clause) and not _TURNED.search(rated[1])
+
+
+def _without_list_numbers(said: str) -> str:
+    lines, listed = said.split("\n"), 0
+    for index, line in enumerate(lines):
+        number = re.match(r"\(?(\d{1,3})[.)]{1,2} (?=\S)", line)
+        if number is not None and int(number[1]) == listed + 1:
+            listed += 1
+            lines[index] = line[number.end() :]
+    return "\n".join(lines)
+
+
+def _numbers(said: str) -> list[_Found]:
+    """Returns the numbers of a text in order, with "x out of y" as one."""
+    found: list[_Found] = []
+    for run in _RUN.finditer(said):
+        digits = run[0].rstrip(".,")
+        start, end = run.start(), run.start() + len(digits)
+        one = _Found(start - (said[start - 1 : start] in ("-", "+")), end, _value(said, start, end, digits))
+        last = found[-1] if found else None
+        if last is not None and start - last.end <= 10 and _OUT_OF.fullmatch(said, last.end, start):
+            fits = None not in (one.value, last.value, last.out_of or 0.0) and last.out_of is None
+            last.value = last.value if fits and (last.value or 0) <= (one.value or 0) else None
+            last.end, last.out_of = end, one.value
+        else:
+            found.append(one)
+    return found
+
+
+def _value(said: str, start: int, end: int, digits: str) -> float | None:
+    """Returns the value of a number, None if it is part of a word, a date or a name, or is not one number."""
+    if len(digits) > _MOST_DIGITS or not _NUMBER.fullmatch(digits):
+        return None
+    before, after = said[max(0, start - WINDOW) : start].rpartition("\n")[2], said[end : end + 2]
+    if (after[:1].isalpha() and said[end : end + 3] != "pts") or re.match(r"[-:–—^]\d|°", after):
+        return None
+    negative = before[-1:] == "-"
+    if before[-1:] in ("-", "+"):
+        before = before[:-1]
+        if not _SIGNED.search(before):
+            return None
+    elif before[-1:].isalnum() or (before[-1:] == "." and before[-2:-1].isdigit()):
+        return None
+    negative = negative or bool(_MINUS.search(before))
+    if _NAMED.search(before) or (len(digits) == 4 and digits[:2] in ("19", "20") and _TIME.search(before)):
+        return None
+    is_thousands = re.fullmatch(r"\d{1,3}(?:,\d{3})++(?:\.\d++)?", digits)
+    value = float(digits.replace(",", "" if is_thousands else "."))
+    return -value if negative else value
