@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, PromptTooLong, RejectedAnswer
 from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.positions import by_position
 
 from ..calls.batch_engine import BatchEngine
 from ..calls.concurrent_engine import ConcurrentEngine
@@ -19,7 +20,7 @@ from ..calls.failures import Rejected, log_failures
 from ..calls.llm_calls import LLMCalls, Repeated
 from ..calls.pipeline import Engine, Recorder, run_calls
 from ..model import Model
-from .generation import Answer, Generation, GenerationOptions, Prompt, Request, Sampling
+from .generation import GENERATION_DEFAULTS, Answer, Generation, GenerationOptions, Prompt, Request, Sampling
 
 
 class LLM(Model):
@@ -133,6 +134,7 @@ class LLM(Model):
 
     # Called by users.
 
+    @by_position(GENERATION_DEFAULTS)
     def run(self, prompts: Iterable[Prompt], **options: Unpack[GenerationOptions]) -> Any:
         """Answers prompts, in order.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, UnknownColumn, did_you_mean
-from datadreamer_like.graph.card import DataCardType
+from datadreamer_like.graph.card import DataCardType as DataCardType
 from datadreamer_like.graph.output import Column, OutputDatasetColumn, OutputIterableDatasetColumn
 
 RegistrationT = TypeVar("RegistrationT", bound="Registration")

@@ -6,11 +6,12 @@ from typing import Any, Unpack
 
 from datadreamer_like.errors import DefinitionError
 
-from ..base.options import OperationOptions
+from ..base.options import OperationOptions, takes_lazy_options
 from ..base.step import Derived, Step
 from . import transforms
 
 
+@takes_lazy_options
 def concat(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
     """Concatenates the rows of steps with the same columns; `lazy=False` saves them.
 
@@ -28,6 +29,7 @@ def concat(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions])
     return Derived("concat", list(steps), transforms.concatenated, {}, lazy, options)
 
 
+@takes_lazy_options
 def zipped(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
     """Joins the different columns of steps with equally many rows, row by row; `lazy=False` saves them.
 

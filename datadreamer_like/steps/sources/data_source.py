@@ -14,7 +14,7 @@ from datadreamer_like.graph.rows import Rows
 
 from ..base.columns import in_columns
 from ..base.lazy_rows import LazyRowBatches
-from ..base.options import NodeOptions
+from ..base.options import NodeOptions, takes_node_options
 from ..base.returned import is_hf
 from ..base.step import Step
 
@@ -87,6 +87,7 @@ class DataSource(Source):
         'dog'
     """
 
+    @takes_node_options
     def __init__(
         self,
         name: str,
@@ -153,6 +154,7 @@ class HFDatasetDataSource(Source):
         EmptyDataset: There are no rows.
     """
 
+    @takes_node_options
     def __init__(self, name: str, dataset_path: str | os.PathLike[str], **options: Unpack[NodeOptions]) -> None:
         if not isinstance(dataset_path, str | os.PathLike):
             raise ArgumentTypeError(f'"{name}": dataset_path must be a folder. Pass rows or a dataset to DataSource.')

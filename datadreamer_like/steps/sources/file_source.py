@@ -19,7 +19,7 @@ from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionErro
 from datadreamer_like.graph.card import DataCardType
 from datadreamer_like.graph.fingerprint import ByContent
 
-from ..base.options import NodeOptions, check_known, taken_options
+from ..base.options import NodeOptions, check_known, taken_options, takes_node_options
 from .data_source import Source
 
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -40,6 +40,7 @@ class FileSource(Source):
     known_options: ClassVar[dict[str, Any]]
     example_text: ClassVar[str]
 
+    @takes_node_options
     def __init__(
         self,
         name: str,
