@@ -46,7 +46,6 @@ def session():
         ("text", ["text"]),
         ([], []),
         (["a", "b"], ["a", "b"]),
-        (("a", "b"), ["a", "b"]),
         ([["a"], ["b", "c"]], [["a"], ["b", "c"]]),
         (lambda self: iter(["a", "b"]), ["a", "b"]),
         (lambda self: range(3), [0, 1, 2]),

@@ -25,9 +25,10 @@ class Operations(DatasetNode, Generic[StepT]):
 
     @takes_lazy_options
     def select(self, indices: Iterable[int], *, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
-        """Selects rows by position, in the given order."""
+        """Selects rows by position, in the given order; lazy rows are read and saved, so the result has positions."""
         chosen = np.fromiter(map(operator.index, indices), dtype=np.int64)
-        return self.derive("select", lazy, options, transforms.select, indices=chosen)
+        has_positions = self.output.rows.table is not None
+        return self.derive("select", lazy and has_positions, options, transforms.select, indices=chosen)
 
     @takes_lazy_options
     def select_columns(

@@ -15,7 +15,7 @@ from datadreamer_like.graph.rows import Rows
 from ..base.columns import in_columns
 from ..base.lazy_rows import LazyRowBatches
 from ..base.options import NodeOptions, takes_node_options
-from ..base.returned import is_hf
+from ..base.shapes import is_hf
 from ..base.step import Step
 
 if TYPE_CHECKING:
