@@ -89,6 +89,7 @@ SYNTHESIZE = """
         splits = table.splits(train_size=0.8, validation_size=0.2)
 
         print(both.head(n=3))
+        abstracts_and_tweets.data_card()
         print(abstracts_and_tweets.output.num_rows, abstracts_and_tweets.output.column_names)
         table.export_to_json("table.jsonl")
         table.export_to_csv("table.csv", train_size=0.5, test_size=0.5)
@@ -100,7 +101,7 @@ SYNTHESIZE = """
                 "scores": list(ranked.output["scores"]),
                 "splits": {name: len(split.output) for name, split in splits.items()},
                 "attributes": list(attributed.output["attributes"]),
-                "card": sorted(abstracts_and_tweets.data_card()),
+                "card": sorted(card.name for card in abstracts_and_tweets.card.lineage()),
                 "first": abstracts_and_tweets.output[0],
             },
             open("result.json", "w"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 
 from ..base.options import OperationOptions, takes_lazy_options
 from ..base.step import Derived, Step
@@ -52,4 +52,4 @@ def _check_steps(what: str, steps: tuple[Any, ...]) -> None:
         raise DefinitionError(f"{what} needs at least one step.")
     for step in steps:
         if not isinstance(step, Step):
-            raise DefinitionError(f"{what} takes steps; got {type(step).__name__}.")
+            raise ArgumentTypeError(f"{what} takes steps; got {type(step).__name__}.")
