@@ -200,11 +200,12 @@ TRAIN = """
             device="cpu",
         )
         tuner.train(
-            train_input=splits["train"].output["label"],
-            train_output=splits["train"].output["text"],
-            validation_input=splits["validation"].output["label"],
-            validation_output=splits["validation"].output["text"],
-            epochs=1,
+            splits["train"].output["label"],
+            splits["train"].output["text"],
+            splits["validation"].output["label"],
+            splits["validation"].output["text"],
+            True,
+            1,
             batch_size=8,
             gradient_accumulation_steps=1,
         )
@@ -219,6 +220,7 @@ TRAIN = """
         )
         json.dump({"answers": list(answers.output["generations"])}, open("result.json", "w"))
         classifier.unload_model()
+        classifier.model_card()
 """
 
 CUSTOM = """

@@ -13,6 +13,9 @@ from datadreamer_like.graph.output import Column, OutputDatasetColumn, OutputIte
 
 RegistrationT = TypeVar("RegistrationT", bound="Registration")
 
+ANY_ARGUMENT = "**kwargs"
+"""Name under which a step registers that it takes arguments of any name."""
+
 _EXAMPLES: dict[Any, Any] = {str: "Is it good?", int: 2, float: 0.5, bool: True}
 
 
@@ -103,9 +106,9 @@ class Registration:
         """Registers an argument; `help` describes it, and `default_help` its default.
 
         `type` is a class or tuple of classes that the value must be an instance of; an optional argument may also be
-        None. The name `"**kwargs"` lets the step take arguments of any name.
+        None. The name "**kwargs" stands for any further arguments; it is not one itself.
         """
-        if arg_name == "**kwargs":
+        if arg_name == ANY_ARGUMENT:
             self.takes_options = True
             return
         spec = Registered(arg_name, required, default, help, default_help, type)
@@ -147,6 +150,7 @@ class Registration:
             )
         if not isinstance(spec.name, str):
             raise ArgumentTypeError(f"{type(self).__name__}: the name of an {what} must be a text, not {spec.name!r}.")
+        # The later one counts, so that a subclass can change a default after super().setup().
         specs[spec.name] = spec
 
     def run_setup(self) -> None:
