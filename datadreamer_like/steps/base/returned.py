@@ -95,7 +95,7 @@ def normalized(value: Any, expected: Expected) -> tuple[Rows, bool]:
     if isinstance(value, Rows) or _is_dataset(value):
         rows = _rows_of(value)
         return _fitted(rows, expected), rows.table is None
-    if is_hf(value, "IterableDataset") or _hold_iterables(value):
+    if is_hf(value, "IterableDataset") or _hold_iterables(value, expected):
         raise StepOutputError(f"{expected.what}: run() returned an IterableDataset. Return LazyRows(dataset) instead.")
     if is_hf(value, "DatasetDict") or is_hf(value, "IterableDatasetDict"):
         raise StepOutputError(
@@ -103,7 +103,7 @@ def normalized(value: Any, expected: Expected) -> tuple[Rows, bool]:
         )
     if isinstance(value, Mapping) and set(value) == set(expected.outputs) and all(map(_is_dataset, value.values())):
         return _side_by_side({name: value[name] for name in expected.outputs}, expected)
-    if isinstance(value, list | tuple) and value and any(map(is_table, value)):
+    if isinstance(value, list | tuple) and value and any(map(is_table, value[: len(expected.outputs)])):
         return _side_by_side(value, expected)
     if isinstance(value, list | tuple) and len(value) == len(expected.outputs) and all(map(_is_dataset, value)):
         return _side_by_side(dict(zip(expected.outputs, value, strict=True)), expected)
@@ -120,7 +120,7 @@ def _of_lazy(value: LazyRows | LazyRowBatches, expected: Expected) -> tuple[Rows
             raise expected.wrong(rows.columns)
         rows = _fitted(rows, expected)
         return replace(rows, num_rows=rows.num_rows if total is None else total), not value.save and rows.table is None
-    if isinstance(given, list | tuple) and _hold_iterables(given):
+    if isinstance(given, list | tuple) and _hold_iterables(given, expected):
         rows, lazy = _side_by_side(given, expected, shortest=True)
         return replace(rows, num_rows=total), lazy and not value.save
     columns = expected.shapes.lazy_columns(given)
@@ -254,9 +254,10 @@ def _rows_of(value: Any) -> Rows:
     return value if isinstance(value, Rows) else Rows.of_dataset(value)
 
 
-def _hold_iterables(value: Any) -> bool:
+def _hold_iterables(value: Any, expected: Expected) -> bool:
     return isinstance(value, list | tuple) and any(
-        is_hf(one, "IterableDataset") or (is_table(one) and isinstance(one, OutputIterableDataset)) for one in value
+        is_hf(one, "IterableDataset") or (is_table(one) and isinstance(one, OutputIterableDataset))
+        for one in value[: len(expected.outputs)]
     )
 
 

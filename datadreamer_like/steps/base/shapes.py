@@ -178,27 +178,43 @@ class RowReader:
 
     def columns(self, rows: Iterable[Any]) -> Batch:
         """Returns rows as columns."""
-        read = [self._row(row) for row in rows]
-        return dict(zip(self.shapes.outputs, map(list, zip(*read, strict=True)), strict=True)) if read else {}
-
-    def _row(self, row: Any) -> Sequence[Any]:
-        if self.dicts and isinstance(row, Mapping):
-            lacking = self.lazy and self._started and row.keys() < self._wanted
-            if row.keys() != self._wanted and not lacking:
-                found = f"the columns {', '.join(map(str, row))}"
-                raise self.shapes.wrong_row(found)
+        listed, names = list(rows), self.shapes.outputs
+        if not listed:
+            return {}
+        wanted = self._wanted
+        if self.dicts and all(type(row) is dict and row.keys() == wanted for row in listed):  # the fast path
             self._started = True
-            return [row.get(name) for name in self.shapes.outputs]
-        self._started = True
+            return {name: [row[name] for row in listed] for name in names}
         if self.shapes.one:
-            if isinstance(row, tuple) and len(row) == 1:
-                return row
-            return [list(row) if isinstance(row, Iterator | AbstractSet) else row]
+            return {names[0]: [self._value(row) for row in listed]}
+        return dict(zip(names, map(list, zip(*map(self._values, listed), strict=True)), strict=True))
+
+    def _value(self, row: Any) -> Any:
+        """Returns the value of the one output."""
+        if self.dicts and isinstance(row, Mapping):
+            return self._of_dict(row)[0]
+        self._started = True
+        if isinstance(row, tuple) and len(row) == 1:
+            return row[0]
+        return list(row) if isinstance(row, Iterator | AbstractSet) else row
+
+    def _values(self, row: Any) -> Sequence[Any]:
+        """Returns the values of several outputs."""
+        if isinstance(row, Mapping):
+            return self._of_dict(row)
+        self._started = True
         values = tuple(row) if isinstance(row, Iterator) else row
         if not isinstance(values, tuple | list) or len(values) != len(self.shapes.outputs):
             found = f"{len(values)} values" if isinstance(values, tuple | list) else type(values).__name__
             raise self.shapes.wrong_row(found)
         return values
+
+    def _of_dict(self, row: Mapping[str, Any]) -> list[Any]:
+        lacking = self.lazy and self._started and row.keys() < self._wanted
+        if row.keys() != self._wanted and not lacking:
+            raise self.shapes.wrong_row(f"the columns {', '.join(map(str, row))}")
+        self._started = True
+        return [row.get(name) for name in self.shapes.outputs]
 
 
 class BatchReader:
