@@ -1,3 +1,5 @@
+__version__: str
+
 from . import distillation as distillation
 from . import kernels as kernels
 from . import models as models

@@ -2,14 +2,18 @@
 
     DataDreamerError
     ├── SessionError            no session, a nested session, a folder that is a file
+    │   └── NoOutput            a step's output is used before the step has run
     ├── DefinitionError         a node is defined or called incorrectly: names, inputs, arguments, outputs
     │   ├── UnknownColumn       an input names a column that its step does not have
     │   ├── ArgumentTypeError   an argument has the wrong type
+    │   ├── ForbiddenOverride   a class overrides a method that it must not
+    │   ├── LateRegistration    a step registers a name after its construction
     │   └── FingerprintError    an argument cannot be hashed, so results cannot be cached
     ├── NoSuchRow               a row position is out of range
     ├── StepOutputError         a step's return value does not match its outputs
     │   └── StepOutputTypeError one column holds values of different types
     ├── DataError               invalid input data: a malformed line, an unreadable file
+    │   ├── MissingFile         a file or folder to read does not exist
     │   ├── EmptyDataset        there are no rows where rows are needed
     │   └── LabelError          a label is not among the model's labels
     ├── StorageError            disk full, no permission, or damaged files
@@ -46,7 +50,7 @@ class DataDreamerError(Exception):
         return str(self.args[0]) if self.args else ""
 
 
-class SessionError(DataDreamerError, RuntimeError):
+class SessionError(DataDreamerError, RuntimeError, ValueError):
     """There is no session, or one is open where none may be."""
 
 
@@ -60,6 +64,14 @@ class UnknownColumn(DefinitionError, KeyError):
 
 class ArgumentTypeError(DefinitionError, TypeError):
     """An argument has the wrong type."""
+
+
+class ForbiddenOverride(DefinitionError, AttributeError):
+    """A class overrides a method that it must not override."""
+
+
+class LateRegistration(DefinitionError, RuntimeError):
+    """A step registers an input, argument or output after its construction."""
 
 
 class FingerprintError(DefinitionError, TypeError):
@@ -78,8 +90,16 @@ class StepOutputTypeError(StepOutputError, TypeError):
     """A column holds values of incompatible types."""
 
 
+class NoOutput(SessionError, StepOutputError):
+    """A step's output is used before the step has run."""
+
+
 class DataError(DataDreamerError, ValueError):
     """Input data is invalid."""
+
+
+class MissingFile(DataError, FileNotFoundError):
+    """A file or folder to read does not exist."""
 
 
 class EmptyDataset(DataError):

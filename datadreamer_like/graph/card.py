@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
@@ -100,6 +101,24 @@ class Card:
     def without_parents(self) -> dict[str, Any]:
         """Returns this node's fields as plain JSON values."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "parents"}
+
+    def by_heading(self) -> dict[str, list[Any]]:
+        """Returns the facts of this node, as lists by the headings of `DataCardType`; without empty ones."""
+        known = {
+            DataCardType.DATETIME: [self.created] if self.created else [],
+            DataCardType.MODEL_NAME: self.models,
+            DataCardType.DATASET_NAME: self.datasets,
+            DataCardType.LICENSE: self.licenses,
+            DataCardType.CITATION: self.citations,
+            DataCardType.URL: self.urls,
+            DataCardType.PROMPT: self.prompts,
+        }
+        facts = {str(kind): list(values) for kind, values in known.items() if values}
+        return sort_data_card(facts | {heading: [fact] for heading, fact in self.facts.items()})
+
+    def text(self) -> str:
+        """Returns the lineage as JSON: for each node, oldest first, its facts by heading."""
+        return json.dumps({card.name: card.by_heading() for card in self.lineage()}, indent=4, ensure_ascii=False)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the card with its lineage as plain JSON values, each node once."""

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from datadreamer_like.errors import ArgumentTypeError, SessionError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, SessionError
 
 from .card import Card, oldest_first
 from .engine import Engine
@@ -71,6 +71,8 @@ class Node:
     def __init__(self, name: str, *, force: bool = False, progress_interval: float | None = 60) -> None:
         if not isinstance(name, str):
             raise ArgumentTypeError(f"The name of a {self.kind} must be a string, not {name!r}.")
+        if not name:
+            raise DefinitionError(f"The name of a {self.kind} is empty. Say in a few words what it does.")
         self.session: DataDreamer | None = current_session()
         self.name = name
         self.folder: Path | None = None
@@ -214,6 +216,9 @@ class Node:
             text = "%s: %s of its rows failed and have no value; the first is row %s: %s%s"
             count, hint = len(manifest.failed), " Pass force=True to try them again." if outcome.found else ""
             logger.warning(text, self.name, f"{count:,}", row, message, hint)
+
+    def note_read(self, share: float) -> None:
+        """Called while lazy rows of this node are read, with the share that was read; a subclass may record it."""
 
     def kept(self, **fields: Any) -> Kept:
         """Returns the outcome of `build` for a result in its folder; `fields` are those of its manifest."""

@@ -241,6 +241,18 @@ class OutputIterableDataset(OutputDatasetMixin):
         self._given = rows if total_num_rows is None else replace(rows, num_rows=max(0, total_num_rows))
         self.pickled = pickled or rows.pickled
 
+    def __iter__(self) -> Iterator[Any]:
+        return self._noted(super().__iter__())
+
+    def _noted(self, values: Iterator[Any]) -> Iterator[Any]:
+        """Yields values, and reports to the step which share of them was read."""
+        total = self.num_rows
+        for count, value in enumerate(values, start=1):
+            if total:
+                self._step.note_read(count / total)
+            yield value
+        self._step.note_read(1.0)
+
     @property
     def total_num_rows(self) -> int | None:
         """Number of rows; None if it is unknown before they are read."""
@@ -269,6 +281,9 @@ class OutputIterableDataset(OutputDatasetMixin):
 
 class OutputIterableDatasetColumn(OutputDatasetColumnMixin, OutputIterableDataset):
     """One column of a dataset of lazy rows; its elements are values."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._noted(self.values())
 
 
 Column = OutputDatasetColumn | OutputIterableDatasetColumn

@@ -5,6 +5,7 @@ from .base.lazy_rows import From as From
 from .base.lazy_rows import LazyRowBatches as LazyRowBatches
 from .base.lazy_rows import LazyRows as LazyRows
 from .base.lazy_rows import Traced as Traced
+from .base.registration import DataCardType as DataCardType
 from .base.step import Step as Step
 from .base.step import SuperStep as SuperStep
 from .base.trace import Trace as Trace

@@ -18,7 +18,7 @@ from datadreamer_like.graph.output import Column
 from datadreamer_like.models.trained.model_facts import task_of
 
 from .training.hf import HFTrainer
-from .training.options import Training, TrainingOptions
+from .training.options import Training, TrainingOptions, takes_training_options
 from .training.teaching import check_objective
 
 
@@ -51,6 +51,7 @@ class TrainHFClassifier(HFTrainer):
         columns = {"train_input": texts, "train_output": labels, "validation_input": texts, "validation_output": labels}
         return {**columns, "epochs": 2, "batch_size": 2, "learning_rate": 1e-3}
 
+    @takes_training_options
     def train(
         self,
         train_input: Column,

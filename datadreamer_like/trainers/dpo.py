@@ -13,12 +13,13 @@ from datadreamer_like.errors import DefinitionError, MethodMisfit, did_you_mean,
 from datadreamer_like.evaluation.columns import check_number
 from datadreamer_like.evaluation.tasks.generation import Preferences
 from datadreamer_like.graph.output import Column
+from datadreamer_like.graph.positions import by_position
 from datadreamer_like.models.trained.model_facts import is_bidirectional, task_of
 from datadreamer_like.models.trained.model_node import as_trained_model
 
 from .fine_tune import TrainHFFineTune
 from .training.loop import Fit, LoopOverExamples, Run, fit
-from .training.options import TrainingOptions
+from .training.options import TRAIN_DEFAULTS, TrainingOptions
 
 require_extra("trl", "trl", what="TrainHFDPO")
 
@@ -72,6 +73,7 @@ class TrainHFDPO(TrainHFFineTune):
         pairs = {f"{s}_{n}": c for s in ("train", "validation") for n, c in zip(names, columns, strict=True)}
         return {**pairs, "epochs": 2, "batch_size": 2, "learning_rate": 1e-3}
 
+    @by_position({**TRAIN_DEFAULTS, "dpo_beta": 0.1, "loss_type": "sigmoid", "disable_dropout": True, "seed": 42})
     def train(  # type: ignore[override]  # preferences have three columns, and no objective
         self,
         train_prompts: Column,

@@ -19,7 +19,7 @@ from datadreamer_like.models.trained.model_facts import is_bidirectional
 from datadreamer_like.models.trained.prompt_template import set_prompt_template
 
 from .training.hf import HFTrainer
-from .training.options import HFOptions, Training, TrainingOptions
+from .training.options import HFOptions, Training, TrainingOptions, takes_trainer_options, takes_training_options
 from .training.teaching import check_objective
 
 
@@ -48,6 +48,7 @@ class TrainHFFineTune(HFTrainer):
         >>> HFTransformers(trainer.model_path).run(["..."])  # doctest: +SKIP
     """
 
+    @takes_trainer_options
     def __init__(
         self,
         name: str,
@@ -68,6 +69,7 @@ class TrainHFFineTune(HFTrainer):
         columns |= {"validation_input": prompts, "validation_output": answers}
         return {**columns, "epochs": 2, "batch_size": 2, "learning_rate": 1e-3}
 
+    @takes_training_options
     def train(
         self,
         train_input: Column,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -137,10 +138,12 @@ class Trainer(ModelNode, ABC):
         """Citations of the method."""
         return None
 
-    def model_card(self) -> dict[str, Any]:
-        """Returns the model's lineage: the card of each node, oldest first.
+    def model_card(self) -> None:
+        """Prints what is known of the model's lineage, oldest first: for each node the facts by heading.
+
+        Scripts read them from `card`.
 
         Raises:
             NotTrained: There is no model yet.
         """
-        return {card.name: card.without_parents() for card in self.trained.card.lineage()}
+        sys.stdout.write(self.trained.card.text() + "\n")

@@ -89,6 +89,7 @@ SYNTHESIZE = """
         splits = table.splits(train_size=0.8, validation_size=0.2)
 
         print(both.head(n=3))
+        abstracts_and_tweets.data_card()
         print(abstracts_and_tweets.output.num_rows, abstracts_and_tweets.output.column_names)
         table.export_to_json("table.jsonl")
         table.export_to_csv("table.csv", train_size=0.5, test_size=0.5)
@@ -100,7 +101,7 @@ SYNTHESIZE = """
                 "scores": list(ranked.output["scores"]),
                 "splits": {name: len(split.output) for name, split in splits.items()},
                 "attributes": list(attributed.output["attributes"]),
-                "card": sorted(abstracts_and_tweets.data_card()),
+                "card": sorted(card.name for card in abstracts_and_tweets.card.lineage()),
                 "first": abstracts_and_tweets.output[0],
             },
             open("result.json", "w"),
@@ -199,11 +200,12 @@ TRAIN = """
             device="cpu",
         )
         tuner.train(
-            train_input=splits["train"].output["label"],
-            train_output=splits["train"].output["text"],
-            validation_input=splits["validation"].output["label"],
-            validation_output=splits["validation"].output["text"],
-            epochs=1,
+            splits["train"].output["label"],
+            splits["train"].output["text"],
+            splits["validation"].output["label"],
+            splits["validation"].output["text"],
+            True,
+            1,
             batch_size=8,
             gradient_accumulation_steps=1,
         )
@@ -218,6 +220,7 @@ TRAIN = """
         )
         json.dump({"answers": list(answers.output["generations"])}, open("result.json", "w"))
         classifier.unload_model()
+        classifier.model_card()
 """
 
 CUSTOM = """

@@ -523,5 +523,5 @@ def test_an_error_of_ours_is_the_last_line_that_a_user_sees(tmp_path: Path) -> N
         [str(tmp_path / "session")],
     )
     last = script.run(fails=True).stderr.strip().splitlines()[-1]
-    assert last.startswith('DataError: "Read"')
+    assert last.startswith('MissingFile: "Read"')
     assert "nothing.csv" in last

@@ -6,6 +6,10 @@ import logging
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
+# Names of options, in their order as positional arguments.
+LOGGING = ("progress_interval", "force", "cache_only", "verbose", "log_level")
+BATCHING = ("batch_size", "batch_scheduler_buffer_size", "adaptive_batch_size", *LOGGING)
+
 
 class RunOptions(TypedDict, total=False):
     """The options as arguments of `run`; the defaults are those of `Run`."""

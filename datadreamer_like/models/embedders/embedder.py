@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from typing_extensions import Unpack
 
-from ..task_models.task_model import Computed, TaskModel, TextOptions, values_of
+from ..task_models.task_model import Computed, TaskModel, TextOptions, takes_text_options, values_of
 
 Vector: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 """One embedding: float32 array [dims]."""
@@ -33,6 +33,7 @@ class Embedder(TaskModel[Vector]):
         """Length of the vectors."""
         raise NotImplementedError(f"{type(self).__name__} has no dims.")
 
+    @takes_text_options
     def run(
         self,
         texts: Iterable[str],

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from datadreamer_like.errors import AuthenticationFailed, DefinitionError, require_extra
+from datadreamer_like.errors import (
+    AuthenticationFailed,
+    DefinitionError,
+    MalformedAnswer,
+    RateLimited,
+    Unavailable,
+    require_extra,
+)
 
+from ..calls.concurrent_engine import retry_delay
 from .generation import Sampling
 from .llm import LLM
 from .prices import Prices, given_prices, known_prices
 from .provider_errors import provider_error, refused_parameter
+
+T = TypeVar("T")
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -264,6 +276,23 @@ class APIModel(LLM):
                 if refused is not None and sent != before and self.leave_out(*refused, sent):
                     continue
                 raise provider_error(error, self.model_name, shown_address(self.base_url), refused) from error
+
+    def retry_wrapper(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Calls a function of the `client`, again after a temporary failure, as `run` does its requests.
+
+        Raises:
+            ModelError: The last attempt failed.
+        """
+        for tries in itertools.count(1):
+            try:
+                return func(*args, **kwargs)
+            except Exception as error:
+                failure = provider_error(error, self.model_name, shown_address(self.base_url))
+                temporary = isinstance(failure, RateLimited | Unavailable | MalformedAnswer)
+                if not temporary or tries >= self.max_tries or not self.retry_on_fail:
+                    raise failure from error
+                time.sleep(retry_delay(tries, getattr(failure, "retry_after", None)))
+        raise AssertionError  # the loop has no end
 
     async def end_run(self) -> None:
         """Closes the client of the run's event loop."""

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, TypeAlias
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, did_you_mean
+from datadreamer_like.graph.positions import defaults_of
 
-from ..calls.options import Run, RunOptions
+from ..calls.options import LOGGING, Run, RunOptions
 from .schema import json_schema_of, schema_of_response_format
 
 Message: TypeAlias = Mapping[str, Any]
@@ -131,6 +132,15 @@ class Generation(Run):
         extras = {name: given.pop(name) for name in options if name in extra and name in given}
         sampling = {f.name: given.pop(f.name) for f in fields(Sampling) if f.name in given}
         return cls(sampling=Sampling(**sampling, extra=extras), **given)
+
+
+_ORDER = (
+    "max_new_tokens", "temperature", "top_p", "n", "stop", "repetition_penalty", "logit_bias", "batch_size",
+    "batch_scheduler_buffer_size", "adaptive_batch_size", "seed", *LOGGING, "total_num_prompts", "return_generator",
+)  # fmt: skip
+
+GENERATION_DEFAULTS = defaults_of(_ORDER, Sampling, Generation) | {"stop": None}
+"""The options of `LLM.run` in DataDreamer's order, for calls by position."""
 
 
 class Request(NamedTuple):

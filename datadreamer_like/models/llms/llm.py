@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, PromptTooLong, RejectedAnswer
 from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.positions import by_position
 
 from ..calls.batch_engine import BatchEngine
 from ..calls.concurrent_engine import ConcurrentEngine
@@ -20,7 +21,7 @@ from ..calls.llm_calls import LLMCalls, Repeated
 from ..calls.pipeline import Engine, Recorder, run_calls
 from ..model import Model
 from .answer_text import plain_answer
-from .generation import Answer, Generation, GenerationOptions, Prompt, Request, Sampling
+from .generation import GENERATION_DEFAULTS, Answer, Generation, GenerationOptions, Prompt, Request, Sampling
 from .schema_check import schema_check
 
 
@@ -139,6 +140,7 @@ class LLM(Model):
 
     # Called by users.
 
+    @by_position(GENERATION_DEFAULTS)
     def run(self, prompts: Iterable[Prompt], **options: Unpack[GenerationOptions]) -> Any:
         """Answers prompts, in order.
 

@@ -11,7 +11,9 @@ from typing_extensions import Unpack
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, ModelError
 from datadreamer_like.graph.node import Node
 from datadreamer_like.graph.output import OutputDatasetColumn
+from datadreamer_like.graph.positions import by_position, defaults_of
 
+from ..calls.options import BATCHING
 from ..model import Model
 from ..task_models.task_model import Computed, TextOptions, TextRun, values_of
 
@@ -68,8 +70,14 @@ class Retriever(Model):
 
     # What users call.
 
+    @by_position(defaults_of(BATCHING, TextRun) | {"total_num_queries": None, "return_generator": False})
     def run(
-        self, queries: Iterable[str], k: int = 5, total_num_queries: int | None = None, **options: Unpack[TextOptions]
+        self,
+        queries: Iterable[str],
+        k: int = 5,
+        *,
+        total_num_queries: int | None = None,
+        **options: Unpack[TextOptions],
     ) -> Any:
         """Finds the `k` best texts for each query, in the queries' order; all of them if the corpus has fewer.
 

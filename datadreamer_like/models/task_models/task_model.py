@@ -19,10 +19,11 @@ from datadreamer_like.errors import (
     did_you_mean,
 )
 from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.positions import by_position, defaults_of
 
 from ..calls.batch_engine import BatchEngine
 from ..calls.failures import log_failures
-from ..calls.options import Run, RunOptions
+from ..calls.options import BATCHING, Run, RunOptions
 from ..calls.pipeline import Calls, run_calls
 from ..model import Model
 
@@ -58,6 +59,10 @@ class TextRun(Run):
         if run.on_error not in ("keep", "raise"):
             raise DefinitionError(f'on_error cannot be {run.on_error!r}; expected "keep" or "raise".')
         return run
+
+
+takes_text_options = by_position(defaults_of((*BATCHING, "total_num_texts", "return_generator"), TextRun))
+"""Lets `run` take its options by position too, in DataDreamer's order."""
 
 
 @dataclass(slots=True)
@@ -111,6 +116,7 @@ class TaskModel(Model, Generic[V]):
 
     # What users call.
 
+    @takes_text_options
     def run(self, texts: Iterable[str], truncate: bool = False, **options: Unpack[TextOptions]) -> Any:
         """Computes the value of each text, in order; cached values are not computed again.
 

@@ -7,11 +7,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from datadreamer_like.errors import ArgumentTypeError
+
 from .dataset_node import DatasetNode
 
 
 def wait(*steps: DatasetNode, poll_interval: float = 1.0) -> None:
     """Waits for background steps, and raises the error of a failed one; `poll_interval` changes nothing."""
+    for step in steps:
+        if not isinstance(step, DatasetNode):
+            raise ArgumentTypeError(f"wait takes steps; got {type(step).__name__}.")
     for step in steps:
         step.wait()
 
@@ -22,6 +27,9 @@ def concurrent(*funcs: Callable[[], Any]) -> list[Any]:
     They may make steps. Returns their results, in order; if one raises, the others finish first, then its error is
     raised.
     """
+    for function in funcs:
+        if not callable(function):
+            raise ArgumentTypeError(f"concurrent takes functions without arguments; got {type(function).__name__}.")
     if not funcs:
         return []
     with ThreadPoolExecutor(len(funcs), thread_name_prefix="datadreamer_like") as pool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from datadreamer_like.errors import SessionError
+from datadreamer_like.errors import NoOutput, SessionError
 from datadreamer_like.graph.node import Node, working_node
 from datadreamer_like.graph.origin import Origin
 from datadreamer_like.graph.output import OutputDataset, OutputIterableDataset
@@ -37,13 +38,13 @@ class DatasetNode(Node):
         """The step's dataset. Waits for a step that runs in the background.
 
         Raises:
-            SessionError: The step was made outside a session, so it did not run; or it is read while it runs.
+            NoOutput: The step was made outside a session, so it did not run; or it is read while it runs.
         """
         self.wait()
         if self._output is None and self.session is not None:
-            raise SessionError(f'"{self.name}" has no output yet: it is still running.')
+            raise NoOutput(f'"{self.name}" has no output yet: it is still running.')
         if self._output is None:
-            raise SessionError(
+            raise NoOutput(
                 f'"{self.name}" has no output: it was made outside a session, so it did not run. '
                 "Make it inside `with DataDreamer(folder):`."
             )
@@ -127,6 +128,9 @@ class DatasetNode(Node):
         """
         return traced(self, index)
 
-    def data_card(self) -> dict[str, Any]:
-        """Returns the cards of all nodes that the rows came from, oldest first."""
-        return {card.name: card.without_parents() for card in self.card.lineage()}
+    def data_card(self) -> None:
+        """Prints what is known of the nodes that the rows came from, oldest first: for each the facts by heading.
+
+        Scripts read them from `card`.
+        """
+        sys.stdout.write(self.card.text() + "\n")

@@ -20,7 +20,7 @@ from datadreamer_like.graph.rows import BATCH_SIZE, Batch
 from .columns import batched, columns_together, num_rows_of, placed_parts
 from .lazy_rows import From, LazyRowBatches, Traced
 from .options import NodeOptions, taken_options
-from .returned import rows_to_batch
+from .shapes import RowReader, Shapes
 from .step import Step
 
 P = ParamSpec("P")
@@ -86,9 +86,9 @@ class FunctionStep(Step):
                 same = len(next(iter(batch.values()), ())) == len(taken) and not self.definition.many
                 yield self._traced(batch, taken if same else Every(taken))
             return
+        reader = RowReader(Shapes(self.definition.outputs, f'"{self.name}"'))
         for portion in batched(results):
-            rows = [self._row(result) for result, _ in portion]
-            batch = rows_to_batch(rows, self.definition.outputs, f'"{self.name}"')
+            batch = reader.columns(self._row(result) for result, _ in portion)
             yield self._traced(batch, np.array([taken.start for _, taken in portion]))
 
     def _traced(self, batch: Batch, rows: Any) -> Traced:

@@ -21,7 +21,14 @@ from datadreamer_like.storage.values import class_names, to_columns
 
 from ..operations import splitting, transforms
 from .dataset_node import DatasetNode
-from .options import ExportOptions, check_known, taken_options
+from .options import (
+    ExportOptions,
+    check_known,
+    taken_options,
+    takes_export_options,
+    takes_file_options,
+    takes_publish_options,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,16 +39,19 @@ if TYPE_CHECKING:
 class Exports(DatasetNode):
     """The exports of a step. With split sizes, each makes one result per split."""
 
+    @takes_export_options
     def export_to_dict(self, **options: Unpack[ExportOptions]) -> dict[str, Any]:
         """Returns the columns as lists; with splits, one such dictionary per split."""
         made = {split: _columns(rows) for split, rows in self._parts(options).items()}
         return made.get("", made)
 
+    @takes_export_options
     def export_to_list(self, **options: Unpack[ExportOptions]) -> Any:
         """Returns the rows as dictionaries; with splits, one such list per split."""
         made = {split: _rows(rows) for split, rows in self._parts(options).items()}
         return made.get("", made)
 
+    @takes_file_options
     def export_to_json(self, path: str | os.PathLike[str], **options: Any) -> Any:
         """Writes JSON lines, and returns the path; dates and times become ISO texts, class labels their names.
 
@@ -51,6 +61,7 @@ class Exports(DatasetNode):
         """
         return self._files(path, options, _write_json)
 
+    @takes_file_options
     def export_to_csv(self, path: str | os.PathLike[str], sep: str = ",", **options: Any) -> Any:
         """Writes CSV with a header, and returns the path; lists and dictionaries become JSON.
 
@@ -59,6 +70,7 @@ class Exports(DatasetNode):
         """
         return self._files(path, options, lambda rows, file, rest: _write_csv(rows, file, {"sep": sep, **rest}))
 
+    @takes_export_options
     def export_to_hf_dataset(
         self, path: str | os.PathLike[str], **options: Unpack[ExportOptions]
     ) -> Dataset | DatasetDict:
@@ -72,12 +84,14 @@ class Exports(DatasetNode):
             )
         return cast("Dataset | DatasetDict", load_from_disk(os.fspath(path)))
 
+    @takes_publish_options
     def publish_to_hf_hub(
         self,
         repo_id: str,
         branch: str | None = None,
         private: bool = False,
         token: str | None = None,
+        *,
         is_synthetic: bool | None = None,
         **options: Any,
     ) -> str:

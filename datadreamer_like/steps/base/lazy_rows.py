@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,11 +59,6 @@ class _Lazy:
     save_writer_batch_size: int | None = None
     row_by_row: bool = False
     like: pa.Schema | None = None
-
-    @property
-    def stays_lazy(self) -> bool:
-        """Whether rows are generated in each pass; an iterator can be read only once, so its rows are saved."""
-        return not self.save and not isinstance(self.value, Iterator)
 
 
 class LazyRows(_Lazy):

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from typing import Any, TypedDict
 
 from datadreamer_like.errors import DefinitionError, did_you_mean
+from datadreamer_like.graph.positions import by_position
 
 
 class NodeOptions(TypedDict, total=False):
@@ -47,6 +48,21 @@ class ExportOptions(TypedDict, total=False):
     writer_batch_size: int | None
     save_num_proc: int | None
     save_num_shards: int | None
+
+
+_SAVING: dict[str, Any] = {"save_num_proc": None, "save_num_shards": None}
+_NODE: dict[str, Any] = {"progress_interval": 60, "force": False}
+_RUN: dict[str, Any] = {**_NODE, "writer_batch_size": 1000, **_SAVING, "background": False}
+_EXPORT: dict[str, Any] = {**dict.fromkeys(ExportOptions.__annotations__), "writer_batch_size": 1000}
+
+# The options of each kind of call, by position too: in DataDreamer's order, with their defaults.
+takes_node_options = by_position({**_NODE, "verbose": None, "log_level": None, **_SAVING, "background": False})
+takes_copy_options = by_position(_RUN, further=False)
+takes_saved_options = by_position({"name": None, **_RUN}, further=False)
+takes_lazy_options = by_position({"name": None, "lazy": True, **_RUN}, further=False)
+takes_export_options = by_position(_EXPORT, further=False)
+takes_file_options = by_position(_EXPORT)
+takes_publish_options = by_position({**_EXPORT, "is_synthetic": None})
 
 
 def taken_options(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:

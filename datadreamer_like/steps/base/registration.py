@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, UnknownColumn, did_you_mean
-from datadreamer_like.graph.card import DataCardType
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, LateRegistration, UnknownColumn, did_you_mean
+from datadreamer_like.graph.card import DataCardType as DataCardType
 from datadreamer_like.graph.output import Column, OutputDatasetColumn, OutputIterableDatasetColumn
 
 RegistrationT = TypeVar("RegistrationT", bound="Registration")
@@ -59,6 +59,7 @@ class Registration:
     _arg_specs: dict[str, Registered]
     _output_specs: dict[str, Registered]
     _card_facts: list[tuple[str, Any]]
+    _given_as_none: list[str]
     _closed: bool = True
 
     takes_options: bool = False
@@ -127,6 +128,11 @@ class Registration:
 
     def register_data_card(self, data_card_type: str, data_card: Any) -> None:
         """Adds a fact to the step's card, under a heading of `DataCardType` or any other."""
+        if not isinstance(data_card_type, str):
+            raise ArgumentTypeError(
+                f"{type(self).__name__}: the heading of a fact must be a text, such as DataCardType.URL, not "
+                f"{data_card_type!r}."
+            )
         self._card_facts.append((data_card_type, data_card))
 
     def register_model_facts(self, model: Any) -> None:
@@ -139,16 +145,18 @@ class Registration:
 
     def _register(self, specs: dict[str, Registered], spec: Registered, what: str) -> None:
         if self._closed:
-            raise DefinitionError(
+            raise LateRegistration(
                 f'"{self.name}" is already constructed. Register its {what} "{spec.name}" in setup().'
             )
-        # Of inputs and arguments the later one counts: a subclass can change a default after super().setup().
-        if spec.name in specs and what == "output":
-            raise DefinitionError(f'{type(self).__name__} registers the {what} "{spec.name}" twice.')
+        if not isinstance(spec.name, str):
+            raise ArgumentTypeError(f"{type(self).__name__}: the name of an {what} must be a text, not {spec.name!r}.")
+        # The later one counts, so that a subclass can change a default after super().setup().
         specs[spec.name] = spec
 
     def run_setup(self) -> None:
         """Calls `setup`, in which names can be registered."""
+        if type(self).setup is Registration.setup:
+            raise NotImplementedError(f"{type(self).__name__} has no setup(). Register its inputs and outputs there.")
         self._input_specs, self._arg_specs, self._output_specs = {}, {}, {}
         self._card_facts = []
         self._closed = False
@@ -167,6 +175,7 @@ class Registration:
     def _checked_inputs(self, given: dict[str, Any]) -> dict[str, Column]:
         self._check_names(given, self._input_specs, "input")
         checked: dict[str, Column] = {}
+        self._given_as_none = [name for name, column in given.items() if column is None]
         for name, column in given.items():
             if isinstance(column, OutputDatasetColumn | OutputIterableDatasetColumn):
                 checked[name] = column

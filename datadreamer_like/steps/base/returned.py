@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -14,13 +14,14 @@ import pyarrow as pa
 from datadreamer_like.errors import DefinitionError, StepOutputError, did_you_mean
 from datadreamer_like.graph.node import Node
 from datadreamer_like.graph.origin import INPUT, Every, Origin, Piece, Several, Stated
-from datadreamer_like.graph.output import OutputDatasetMixin, rows_of_iterable
-from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows, rebatched
+from datadreamer_like.graph.output import OutputDatasetMixin, OutputIterableDataset, rows_of_iterable
+from datadreamer_like.graph.rows import BATCH_SIZE, Rows, rebatched
 from datadreamer_like.storage.schemas import widened
 from datadreamer_like.storage.values import to_batch
 
 from ..operations.transforms import StatedBatches, join_columns
-from .lazy_rows import From, LazyRowBatches, LazyRows, RowsFrom, Traced, Values
+from .lazy_rows import From, LazyRowBatches, LazyRows, RowsFrom, Traced
+from .shapes import BatchReader, RowReader, Shaped, Shapes, is_hf, is_table, lazy_rows
 
 # Slow rows are passed on this often, so that progress is visible and saved; fast ones in full batches.
 _FLUSH_SECONDS = 0.5
@@ -37,6 +38,11 @@ class Expected:
     what: str
     inputs: Mapping[str, Node]
     like: pa.Schema | None = None
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """What a value means for the outputs."""
+        return Shapes(self.outputs, self.what)
 
     def stated(self, sources: Iterable[From], num_rows: int | None) -> Stated:
         """Returns the origin of rows, by node and role; each source must be an input, a column or a node."""
@@ -89,31 +95,51 @@ def normalized(value: Any, expected: Expected) -> tuple[Rows, bool]:
     if isinstance(value, Rows) or _is_dataset(value):
         rows = _rows_of(value)
         return _fitted(rows, expected), rows.table is None
-    if is_hf(value, "IterableDataset"):
+    if is_hf(value, "IterableDataset") or _hold_iterables(value, expected):
         raise StepOutputError(f"{expected.what}: run() returned an IterableDataset. Return LazyRows(dataset) instead.")
     if is_hf(value, "DatasetDict") or is_hf(value, "IterableDatasetDict"):
         raise StepOutputError(
             f"{expected.what}: run() returned several splits ({', '.join(value)}). Return one dataset."
         )
-    if isinstance(value, list | tuple) and value and all(_is_dataset(item) for item in value):
+    if isinstance(value, Mapping) and set(value) == set(expected.outputs) and all(map(_is_dataset, value.values())):
+        return _side_by_side({name: value[name] for name in expected.outputs}, expected)
+    if isinstance(value, list | tuple) and value and any(map(is_table, value[: len(expected.outputs)])):
         return _side_by_side(value, expected)
-    if isinstance(value, Mapping):
-        return _of_columns(value, expected)
-    return _of_values(value, expected), False
+    if isinstance(value, list | tuple) and len(value) == len(expected.outputs) and all(map(_is_dataset, value)):
+        return _side_by_side(dict(zip(expected.outputs, value, strict=True)), expected)
+    return _of_shaped(expected.shapes.of_value(value), expected), False
 
 
 def _of_lazy(value: LazyRows | LazyRowBatches, expected: Expected) -> tuple[Rows, bool]:
-    given = value.value
+    given: Any = value.value
+    batched = isinstance(value, LazyRowBatches)
+    total = None if value.total_num_rows is None else max(0, value.total_num_rows)
     if isinstance(given, OutputDatasetMixin) or is_hf(given, "IterableDataset"):
-        rows = _fitted(given.rows if isinstance(given, OutputDatasetMixin) else rows_of_iterable(given), expected)
-        total = rows.num_rows if value.total_num_rows is None else value.total_num_rows
-        return replace(rows, num_rows=total), value.stays_lazy and rows.table is None
+        rows = _rows_of(given)
+        if is_table(given) and set(rows.columns) != set(expected.outputs):
+            raise expected.wrong(rows.columns)
+        rows = _fitted(rows, expected)
+        return replace(rows, num_rows=rows.num_rows if total is None else total), not value.save and rows.table is None
+    if isinstance(given, list | tuple) and _hold_iterables(given, expected):
+        rows, lazy = _side_by_side(given, expected, shortest=True)
+        return replace(rows, num_rows=total), lazy and not value.save
+    columns = expected.shapes.lazy_columns(given)
+    made: Callable[[], Iterable[Any]]
+    if columns is not None:
+        made = lazy_rows(columns, batched)
+    elif callable(given):
+        made = given
+    elif batched and isinstance(given, Iterator | list):
+        made = partial(iter, given)
+    else:
+        return normalized(given, expected)
+    in_batches = batched and columns is None
     # By default, rows came from the inputs' rows at the same positions, or from unknown ones.
     default = {(node, INPUT): None for node in expected.inputs.values()} if value.row_by_row else None
 
     def read() -> StatedBatches:
         schema: pa.Schema | None = None
-        batches = _row_batches(given, expected) if isinstance(value, LazyRows) else _batches(given, expected)
+        batches = _batches(made(), expected) if in_batches else _row_batches(made(), expected, lazy=True)
         for batch, stated in batches:
             # Incompatible types are rejected as soon as they are read.
             if schema is None:
@@ -125,8 +151,7 @@ def _of_lazy(value: LazyRows | LazyRowBatches, expected: Expected) -> tuple[Rows
     # The schema as far as it is known before rows are read; null where it is not.
     known = {} if expected.like is None else {field.name: field for field in expected.like}
     schema = pa.schema([known.get(name, pa.field(name, pa.null())) for name in expected.outputs])
-    total = None if value.total_num_rows is None else max(0, value.total_num_rows)
-    return Rows.recorded(schema, total, read), value.stays_lazy
+    return Rows.recorded(schema, total, read), not value.save and (columns is not None or callable(given))
 
 
 def _fitted(rows: Rows, expected: Expected) -> Rows:
@@ -140,51 +165,28 @@ def _fitted(rows: Rows, expected: Expected) -> Rows:
     return replace(fitted, origin=Origin.same(rows.node) if rows.node is not None else Origin(None))
 
 
-def _of_values(value: Any, expected: Expected) -> Rows:
-    if isinstance(value, Iterator | range):
-        return Rows.recorded(expected.outputs, None, partial(_row_batches, value, expected))
-    if len(expected.outputs) > 1 and isinstance(value, tuple | list) and _are_columns(value, len(expected.outputs)):
-        return _of_columns(dict(zip(expected.outputs, map(list, value), strict=True)), expected)[0]
-    rows = [] if value is None else value if isinstance(value, tuple | list) else [value]
-    made = Rows.recorded(expected.outputs, len(rows), partial(_row_batches, rows, expected))
-    return made if rows else replace(made, origin=Origin())
+def _of_shaped(shaped: Shaped, expected: Expected) -> Rows:
+    if isinstance(shaped, dict):
+        size = len(next(iter(shaped.values()), []))
+
+        def read() -> StatedBatches:
+            for start in range(0, size, BATCH_SIZE):
+                part = {name: column[start : start + BATCH_SIZE] for name, column in shaped.items()}
+                yield to_batch(part, expected.what, expected.like), None
+
+        return Rows.recorded(expected.outputs, size, read)
+    count = len(shaped) if isinstance(shaped, Sequence) else None
+    if count == 0:
+        return replace(Rows.recorded(expected.outputs, 0, lambda: iter(())), origin=Origin())
+    first = shaped[0] if isinstance(shaped, Sequence) else None
+    named = first is None or (isinstance(first, Mapping) and expected.shapes.names_output(first))
+    return Rows.recorded(expected.outputs, count, partial(_row_batches, shaped, expected, named))
 
 
-def _are_columns(value: list[Any] | tuple[Any, ...], width: int) -> bool:
-    """Whether a value holds columns, not rows: `width` lists, equally long, and not readable as rows."""
-    if len(value) != width or not all(isinstance(column, list | tuple) for column in value):
-        return False
-    lengths = {len(column) for column in value}
-    return len(lengths) == 1 and (isinstance(value, tuple) or lengths != {width})
-
-
-def _of_columns(value: Mapping[str, Any], expected: Expected) -> tuple[Rows, bool]:
-    if set(value) != set(expected.outputs):
-        raise expected.wrong(value)
-    if all(_is_dataset(column) for column in value.values()):
-        return _side_by_side([value[name] for name in expected.outputs], expected)
-    columns: Batch = {}
-    for name in expected.outputs:
-        column = value[name]
-        # One row may be given as a dictionary of its values.
-        is_value = isinstance(column, str | bytes) or not isinstance(column, Iterable)
-        columns[name] = [column] if is_value else list(column)
-    lengths = {name: len(column) for name, column in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise StepOutputError(f"{expected.what}: run() returned columns of different lengths: {lengths}.")
-    size = next(iter(lengths.values()), 0)
-
-    def read() -> StatedBatches:
-        for start in range(0, size, BATCH_SIZE):
-            part = {name: column[start : start + BATCH_SIZE] for name, column in columns.items()}
-            yield to_batch(part, expected.what, expected.like), None
-
-    return Rows.recorded(expected.outputs, size, read), False
-
-
-def _row_batches(value: Values, expected: Expected) -> StatedBatches:
-    for portion in _in_portions(value() if callable(value) else value):
-        yield to_batch(rows_to_batch(portion, expected.outputs, expected.what), expected.what, expected.like), None
+def _row_batches(rows: Iterable[Any], expected: Expected, dicts: bool = True, lazy: bool = False) -> StatedBatches:
+    reader = RowReader(expected.shapes, dicts, lazy)
+    for portion in _in_portions(rows):
+        yield to_batch(reader.columns(portion), expected.what, expected.like), None
 
 
 def _in_portions(rows: Iterable[Any]) -> Iterator[list[Any]]:
@@ -200,50 +202,46 @@ def _in_portions(rows: Iterable[Any]) -> Iterator[list[Any]]:
         yield portion
 
 
-def _batches(value: Values, expected: Expected) -> StatedBatches:
-    for given in value() if callable(value) else value:
+def _batches(batches: Iterable[Any], expected: Expected) -> StatedBatches:
+    reader = BatchReader(expected.shapes)
+    for given in batches:
         batch, sources = (given.value, given.sources) if isinstance(given, Traced) else (given, None)
         if isinstance(batch, pa.RecordBatch):
             if set(batch.schema.names) != set(expected.outputs):
                 raise expected.wrong(batch.schema.names)
             parts = iter([batch.select(expected.outputs)])
-        else:  # a batch is read as a whole: its stated origin holds for all of its rows
+        elif isinstance(batch, Rows) or _is_dataset(batch):
+            # A batch is read as a whole: its stated origin holds for all of its rows.
             parts = rebatched(normalized(batch, expected)[0].read(), 2**62)
+        elif columns := reader.columns(batch):
+            parts = iter([to_batch(columns, expected.what, expected.like)])
+        else:
+            parts = iter(())
         for part in parts:
             yield part, None if sources is None else expected.stated(sources, part.num_rows)
 
 
-def rows_to_batch(rows: list[Any], outputs: list[str], what: str) -> Batch:
-    """Converts rows of any allowed form to columns; each must match the outputs."""
-    first = rows[0]
-    if isinstance(first, Mapping) and (len(outputs) > 1 or set(first) == set(outputs)):
-        wanted = set(outputs)
-        for row in rows:
-            if not isinstance(row, Mapping) or set(row) != wanted:
-                found = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
-                raise StepOutputError(f"{what}: a row has the columns {found}; expected {', '.join(outputs)}.")
-        return {name: [row[name] for row in rows] for name in outputs}
-    if len(outputs) == 1:
-        return {outputs[0]: [row[0] if isinstance(row, tuple) and len(row) == 1 else row for row in rows]}
-    for row in rows:
-        if not isinstance(row, tuple | list) or len(row) != len(outputs):
-            found = f"{len(row)} values" if isinstance(row, tuple | list) else type(row).__name__
-            raise StepOutputError(f"{what}: a row has {found}; expected {len(outputs)} ({', '.join(outputs)}).")
-    return dict(zip(outputs, map(list, zip(*rows, strict=True)), strict=True))
-
-
-def _side_by_side(datasets: Sequence[Any], expected: Expected) -> tuple[Rows, bool]:
-    parts = list(map(_rows_of, datasets))
-    width = sum(len(part.columns) for part in parts)
-    if width != len(expected.outputs):
-        raise StepOutputError(
-            f"{expected.what}: run() returned {width} columns; expected {len(expected.outputs)} ({expected.outputs})."
-        )
+def _side_by_side(
+    given: Mapping[str, Any] | Sequence[Any], expected: Expected, shortest: bool = False
+) -> tuple[Rows, bool]:
+    """Joins datasets by the names of their columns; `given` by output, each has one column of any name."""
+    if isinstance(given, Mapping):
+        parts = [_rows_of(one) for one in given.values()]
+        if any(len(part.columns) != 1 for part in parts):
+            raise expected.wrong([column for part in parts for column in part.columns])
+        parts = [part.renamed({part.columns[0]: name}) for name, part in zip(given, parts, strict=True)]
+    else:
+        for one in given:
+            if not is_table(one):
+                raise expected.shapes.wrong(f"a {type(one).__name__} next to a dataset")
+        parts = [_rows_of(one) for one in given]
+        names = [column for part in parts for column in part.columns]
+        if sorted(names) != sorted(expected.outputs):
+            raise expected.wrong(names)
     lengths = {rows for part in parts if (rows := part.num_rows) is not None}
-    if len(lengths) > 1:
+    if len(lengths) > 1 and not shortest:
         raise StepOutputError(f"{expected.what}: run() returned datasets of different lengths: {sorted(lengths)}.")
-    names = iter(expected.outputs)
-    joined = join_columns([part.renamed(dict(zip(part.columns, names, strict=False))) for part in parts])
+    joined = join_columns(parts).select_columns(expected.outputs)
     origin = joined.origin if all(part.node is not None for part in parts) else Origin(None)
     return replace(joined, origin=origin), any(part.table is None for part in parts)
 
@@ -251,15 +249,17 @@ def _side_by_side(datasets: Sequence[Any], expected: Expected) -> tuple[Rows, bo
 def _rows_of(value: Any) -> Rows:
     if isinstance(value, OutputDatasetMixin):
         return value.rows
+    if is_hf(value, "IterableDataset"):
+        return rows_of_iterable(value)
     return value if isinstance(value, Rows) else Rows.of_dataset(value)
+
+
+def _hold_iterables(value: Any, expected: Expected) -> bool:
+    return isinstance(value, list | tuple) and any(
+        is_hf(one, "IterableDataset") or (is_table(one) and isinstance(one, OutputIterableDataset))
+        for one in value[: len(expected.outputs)]
+    )
 
 
 def _is_dataset(value: Any) -> TypeGuard[Any]:
     return isinstance(value, OutputDatasetMixin) or is_hf(value, "Dataset")
-
-
-def is_hf(value: Any, name: str) -> bool:
-    """Returns whether a value is an instance of a class of `datasets`, without importing it."""
-    return any(
-        base.__name__ == name and base.__module__.partition(".")[0] == "datasets" for base in type(value).__mro__
-    )

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from datadreamer_like.errors import DefinitionError, SessionError
+from datadreamer_like.errors import DefinitionError, ForbiddenOverride, SessionError
 from datadreamer_like.graph.engine import Engine
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
@@ -30,6 +30,9 @@ from .lazy_rows import LazyRowBatches
 from .options import NodeOptions, OperationOptions, check_known, taken_options
 from .registration import Registration
 from .returned import Expected, normalized
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -76,7 +79,7 @@ class Step(Registration, Operations["Derived"], Exports):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls) and not is_installed(cls.__module__):
-            raise DefinitionError(
+            raise ForbiddenOverride(
                 f"{cls.__name__} overrides __init__. Register inputs, arguments and outputs in setup(self) instead."
             )
 
@@ -107,6 +110,10 @@ class Step(Registration, Operations["Derived"], Exports):
         self.parents += dict.fromkeys(p for value in self._args.values() for p in getattr(value, "parents", ()))
         self._log_level = log_level or (logging.WARNING if verbose is False else None)
         self._draft: Path | None = None
+        self._progress: float | None = None
+        self.verbose, self.log_level = verbose, log_level
+        self.save_num_proc, self.save_num_shards = save_num_proc, save_num_shards
+        self.background = background
         if self.session is None:
             return
         _ = self.fingerprint  # raises here, not in a thread
@@ -157,9 +164,9 @@ class Step(Registration, Operations["Derived"], Exports):
         return float(self.result_version)
 
     @property
-    def inputs(self) -> dict[str, Column]:
-        """The input columns by name."""
-        return dict(self._inputs)
+    def inputs(self) -> dict[str, Any]:
+        """The input columns by name; None for an optional one that was given as None."""
+        return dict.fromkeys(self._given_as_none) | self._inputs
 
     @property
     def args(self) -> dict[str, Any]:
@@ -167,19 +174,29 @@ class Step(Registration, Operations["Derived"], Exports):
         return dict(self._args)
 
     @property
-    def output_names(self) -> list[str]:
+    def output_names(self) -> tuple[str, ...]:
         """Names of the output columns, as renamed."""
-        return [self._renamed.get(name, name) for name in self._output_specs]
+        return tuple(self.output_name_mapping.values())
+
+    @property
+    def output_name_mapping(self) -> dict[str, str]:
+        """The registered name of each output column, and the name that it has now."""
+        return {name: self._renamed.get(name, name) for name in self._output_specs}
 
     @property
     def progress(self) -> float | None:
-        """Share of the work that is done, from 0 to 1; `run` may set it."""
-        total = self.usage.total_rows
-        return min(1.0, self.usage.rows / total) if total else None
+        """Share of the work that is done, from 0 to 1; None before the step runs. It never falls; `run` may set it.
+
+        Lazy rows are done as far as they have been read, 0 until the end where their number is unknown.
+        """
+        rows, total = self.usage.rows, self.usage.total_rows
+        shares = [self._progress, min(1.0, rows / total) if rows and total else None]
+        return max((share for share in shares if share is not None), default=None)
 
     @progress.setter
     def progress(self, value: float) -> None:
-        self.usage.note = f"{max(0.0, min(1.0, value)):.0%}"
+        self._progress = max(self.progress or 0.0, min(1.0, float(value)))
+        self.usage.note = f"{self._progress:.0%}"
 
     @property
     def logger(self) -> logging.Logger:
@@ -247,11 +264,25 @@ class Step(Registration, Operations["Derived"], Exports):
         """Loads the step's rows, or makes them."""
         outcome = self.find_or_make()
         if isinstance(outcome, OnDemand):
-            return OutputIterableDataset(self, outcome.value)
+            return self._lazy_output(outcome.value)
+        self._progress = 1.0
         manifest = outcome.manifest
         in_memory = self.session is not None and self.session.in_memory
         rows = self.open_rows() if in_memory else self.open_rows
         return OutputDataset(self, rows, manifest.pickled, columns=manifest.columns, num_rows=manifest.rows)
+
+    def _lazy_output(self, rows: Rows) -> OutputIterableDataset:
+        self._progress = 0.0
+
+        def read() -> Iterator[pa.RecordBatch]:
+            yield from rows.read()
+            self._progress = 1.0
+
+        return OutputIterableDataset(self, replace(rows, read=read))
+
+    def note_read(self, share: float) -> None:
+        """Records the share of the lazy rows that was read."""
+        self._progress = max(self._progress or 0.0, min(1.0, share))
 
     def build(self, draft: Path) -> Outcome:
         """Runs the step, and saves its rows unless they are lazy."""
@@ -330,7 +361,10 @@ class Derived(Step):
         if self._lazy:
             with working(self):
                 rows = replace(self.run(), node=self)
-            return OutputIterableDataset(self, rows) if rows.table is None else OutputDataset(self, rows)
+            if rows.table is None:
+                return self._lazy_output(rows)
+            self._progress = 1.0
+            return OutputDataset(self, rows)
         return super().make_output()
 
     def build(self, draft: Path) -> Kept:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 
-from ..base.options import OperationOptions
+from ..base.options import OperationOptions, takes_lazy_options
 from ..base.step import Derived, Step
 from . import transforms
 
 
+@takes_lazy_options
 def concat(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
     """Concatenates the rows of steps with the same columns; `lazy=False` saves them.
 
@@ -28,6 +29,7 @@ def concat(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions])
     return Derived("concat", list(steps), transforms.concatenated, {}, lazy, options)
 
 
+@takes_lazy_options
 def zipped(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
     """Joins the different columns of steps with equally many rows, row by row; `lazy=False` saves them.
 
@@ -50,4 +52,4 @@ def _check_steps(what: str, steps: tuple[Any, ...]) -> None:
         raise DefinitionError(f"{what} needs at least one step.")
     for step in steps:
         if not isinstance(step, Step):
-            raise DefinitionError(f"{what} takes steps; got {type(step).__name__}.")
+            raise ArgumentTypeError(f"{what} takes steps; got {type(step).__name__}.")

@@ -13,7 +13,7 @@ from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.rows import Rows
 
 from ..base.dataset_node import DatasetNode
-from ..base.options import OperationOptions, RunOptions
+from ..base.options import OperationOptions, RunOptions, takes_copy_options, takes_lazy_options, takes_saved_options
 from . import row_functions, splitting, transforms
 from .sorting import sort
 
@@ -23,28 +23,39 @@ StepT = TypeVar("StepT", bound=DatasetNode)
 class Operations(DatasetNode, Generic[StepT]):
     """The operations of a step. Selecting or reordering rows of a saved step makes a view of its table."""
 
-    def select(self, indices: Iterable[int], lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
-        """Selects rows by position, in the given order."""
+    @takes_lazy_options
+    def select(self, indices: Iterable[int], *, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
+        """Selects rows by position, in the given order; lazy rows are read and saved, so the result has positions."""
         chosen = np.fromiter(map(operator.index, indices), dtype=np.int64)
-        return self.derive("select", lazy, options, transforms.select, indices=chosen)
+        has_positions = self.output.rows.table is not None
+        return self.derive("select", lazy and has_positions, options, transforms.select, indices=chosen)
 
+    @takes_lazy_options
     def select_columns(
-        self, column_names: str | list[str], lazy: bool = True, **options: Unpack[OperationOptions]
+        self, column_names: str | list[str], *, lazy: bool = True, **options: Unpack[OperationOptions]
     ) -> StepT:
         """Keeps only the named columns."""
         names = self._known(column_names)
         return self.derive("select_columns", lazy, options, transforms.keep_columns, column_names=names)
 
-    def take(self, n: int, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
+    @takes_lazy_options
+    def take(self, n: int, *, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
         """Takes the first `n` rows."""
         return self.derive("take", lazy, options, transforms.span, start=0, stop=n)
 
-    def skip(self, n: int, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
+    @takes_lazy_options
+    def skip(self, n: int, *, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
         """Skips the first `n` rows."""
         return self.derive("skip", lazy, options, transforms.span, start=n, stop=None)
 
+    @takes_lazy_options
     def shuffle(
-        self, seed: int | None = None, buffer_size: int = 1000, lazy: bool = True, **options: Unpack[OperationOptions]
+        self,
+        seed: int | None = None,
+        buffer_size: int = 1000,
+        *,
+        lazy: bool = True,
+        **options: Unpack[OperationOptions],
     ) -> StepT:
         """Puts the rows in random order; without a `seed` it is the same in every run of the script.
 
@@ -52,6 +63,7 @@ class Operations(DatasetNode, Generic[StepT]):
         """
         return self.derive("shuffle", lazy, options, transforms.shuffle, seed=seed, buffer_size=buffer_size)
 
+    @takes_saved_options
     def sort(
         self,
         column_names: str | Sequence[str],
@@ -70,11 +82,13 @@ class Operations(DatasetNode, Generic[StepT]):
         args = {"column_names": names, "reverse": backwards, "null_placement": null_placement}
         return self.derive("sort", False, options, sort, **args)
 
-    def add_item(self, item: dict[str, Any], lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
+    @takes_lazy_options
+    def add_item(self, item: dict[str, Any], *, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
         """Appends a row; missing columns are None."""
         self._known(list(item))
         return self.derive("add_item", lazy, options, transforms.append, item=item)
 
+    @takes_lazy_options
     def map(
         self,
         function: Callable[..., Any],
@@ -85,6 +99,7 @@ class Operations(DatasetNode, Generic[StepT]):
         remove_columns: str | list[str] | None = None,
         total_num_rows: int | None = None,
         auto_progress: bool = True,
+        *,
         lazy: bool = True,
         **options: Unpack[OperationOptions],
     ) -> StepT:
@@ -107,6 +122,7 @@ class Operations(DatasetNode, Generic[StepT]):
         mapped = partial(row_functions.map_rows, total=total_num_rows, lazy=lazy)
         return self.derive("map", lazy, options, mapped, function=call, remove_columns=self._known(remove_columns))
 
+    @takes_lazy_options
     def filter(
         self,
         function: Callable[..., Any],
@@ -116,6 +132,7 @@ class Operations(DatasetNode, Generic[StepT]):
         batch_size: int = 1000,
         total_num_rows: int | None = None,
         auto_progress: bool = True,
+        *,
         lazy: bool = True,
         **options: Unpack[OperationOptions],
     ) -> StepT:
@@ -124,14 +141,16 @@ class Operations(DatasetNode, Generic[StepT]):
         filtered = partial(row_functions.filter_rows, total=total_num_rows)
         return self.derive("filter", lazy, options, filtered, function=call)
 
+    @takes_lazy_options
     def rename_column(
-        self, original_column_name: str, new_column_name: str, lazy: bool = True, **options: Unpack[OperationOptions]
+        self, original_column_name: str, new_column_name: str, *, lazy: bool = True, **options: Unpack[OperationOptions]
     ) -> StepT:
         """Renames a column."""
         return self._rename("rename_column", {original_column_name: new_column_name}, lazy, options)
 
+    @takes_lazy_options
     def rename_columns(
-        self, column_mapping: dict[str, str], lazy: bool = True, **options: Unpack[OperationOptions]
+        self, column_mapping: dict[str, str], *, lazy: bool = True, **options: Unpack[OperationOptions]
     ) -> StepT:
         """Renames columns."""
         return self._rename("rename_columns", column_mapping, lazy, options)
@@ -143,14 +162,16 @@ class Operations(DatasetNode, Generic[StepT]):
             raise DefinitionError(f"{operation}: two columns would have the same name: {', '.join(new)}.")
         return self.derive(operation, lazy, options, transforms.rename, names=names)
 
+    @takes_lazy_options
     def remove_columns(
-        self, column_names: str | list[str], lazy: bool = True, **options: Unpack[OperationOptions]
+        self, column_names: str | list[str], *, lazy: bool = True, **options: Unpack[OperationOptions]
     ) -> StepT:
         """Removes columns."""
         removed = self._known(column_names)
         names = [name for name in self.output.column_names if name not in removed]
         return self.derive("remove_columns", lazy, options, transforms.keep_columns, column_names=names)
 
+    @takes_saved_options
     def splits(
         self,
         train_size: float | None = None,
@@ -182,6 +203,7 @@ class Operations(DatasetNode, Generic[StepT]):
             made[split] = self.derive(f"{split} split", False, named, splitting.split_rows, split=split, **args)
         return made
 
+    @takes_saved_options
     def shard(
         self, num_shards: int, index: int, contiguous: bool = False, **options: Unpack[OperationOptions]
     ) -> StepT:
@@ -191,14 +213,17 @@ class Operations(DatasetNode, Generic[StepT]):
         args = {"num_shards": num_shards, "index": index, "contiguous": contiguous}
         return self.derive("shard", False, options, transforms.shard, **args)
 
-    def reverse(self, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
+    @takes_lazy_options
+    def reverse(self, *, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
         """Reverses the order of the rows."""
         return self.derive("reverse", lazy, options, transforms.reverse)
 
+    @takes_saved_options
     def save(self, **options: Unpack[OperationOptions]) -> StepT:
         """Generates all rows and saves them to disk."""
         return self.derive("save", False, options, transforms.same_rows)
 
+    @takes_copy_options
     def copy(self, name: str | None = None, lazy: bool | None = None, **options: Unpack[RunOptions]) -> StepT:
         """Makes a step with the same rows, lazy ones by default if this step's are; `options` as in `RunOptions`."""
         keep_lazy = self.output.rows.table is None if lazy is None else lazy

@@ -16,6 +16,7 @@ from datadreamer_like.graph.rows import Batch
 
 from ..base.columns import batched
 from ..base.lazy_rows import LazyRowBatches
+from ..base.options import takes_node_options
 from .file_source import Files, FileSource
 
 # Missing values, as read by pandas and datasets; in a text column they remain texts.
@@ -59,6 +60,7 @@ class CSVDataSource(FileSource):
         "usecols": None, "nrows": None, **_DIALECT, "dtype": None, "na_values": (), "keep_default_na": True,
     }  # fmt: skip
 
+    @takes_node_options
     def __init__(
         self,
         name: str,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
-from datadreamer_like.errors import ArgumentTypeError, DataError, EmptyDataset, did_you_mean
+from datadreamer_like.errors import ArgumentTypeError, DataError, EmptyDataset, MissingFile, did_you_mean
 from datadreamer_like.graph.fingerprint import ByContent, fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.results import Kept
@@ -14,8 +14,8 @@ from datadreamer_like.graph.rows import Rows
 
 from ..base.columns import in_columns
 from ..base.lazy_rows import LazyRowBatches
-from ..base.options import NodeOptions
-from ..base.returned import is_hf
+from ..base.options import NodeOptions, takes_node_options
+from ..base.shapes import is_hf
 from ..base.step import Step
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ class DataSource(Source):
             rows, a `datasets.Dataset` or an `IterableDataset`.
         total_num_rows: The number of rows of a function or an iterable, if known.
         auto_progress: Accepted for DataDreamer scripts; rows are always counted as progress.
+        save: Read a function or an iterable once, and save its rows.
+        save_writer_batch_size: Accepted for DataDreamer scripts.
         **options: See `Step`.
 
     Raises:
@@ -87,16 +89,21 @@ class DataSource(Source):
         'dog'
     """
 
+    @takes_node_options
     def __init__(
         self,
         name: str,
         data: Data,
         total_num_rows: int | None = None,
         auto_progress: bool = True,
+        *,
+        save: bool = False,
+        save_writer_batch_size: int | None = None,
         **options: Unpack[NodeOptions],
     ) -> None:
         self.data: Any = data
         self.total_num_rows = total_num_rows
+        self.saves_rows = save
         _check(name, data)
         super().__init__(name, **options)
 
@@ -131,7 +138,9 @@ class DataSource(Source):
             raise EmptyDataset(f'"{self.name}" has no rows: the function yields none. Yield at least one.')
         _check(self.name, [first])
         names = self.found_columns(first)
-        return LazyRowBatches(lambda: in_columns(self._checked(read(), names), names), self.total_num_rows)
+        return LazyRowBatches(
+            lambda: in_columns(self._checked(read(), names), names), self.total_num_rows, save=self.saves_rows
+        )
 
     def _checked(self, rows: Iterable[Any], names: list[str]) -> Iterator[Row]:
         for index, row in enumerate(rows):
@@ -149,19 +158,20 @@ class HFDatasetDataSource(Source):
     """Rows of a dataset folder written by `Dataset.save_to_disk`; for the options see `Step`.
 
     Raises:
-        DataError: There is no dataset in the folder, or there are several splits.
+        MissingFile: There is no dataset in the folder, or there are several splits.
         EmptyDataset: There are no rows.
     """
 
+    @takes_node_options
     def __init__(self, name: str, dataset_path: str | os.PathLike[str], **options: Unpack[NodeOptions]) -> None:
         if not isinstance(dataset_path, str | os.PathLike):
             raise ArgumentTypeError(f'"{name}": dataset_path must be a folder. Pass rows or a dataset to DataSource.')
         self.source_path = os.fspath(dataset_path)
         if not os.path.isdir(self.source_path):
-            raise DataError(f'"{name}": {self.source_path} is not a folder. Give the folder that save_to_disk wrote.')
+            raise MissingFile(f'"{name}": {self.source_path} is not a folder. Give the folder that save_to_disk wrote.')
         if os.path.exists(os.path.join(self.source_path, "dataset_dict.json")):
             splits = sorted(entry.name for entry in os.scandir(self.source_path) if entry.is_dir())
-            raise DataError(
+            raise MissingFile(
                 f'"{name}": {self.source_path} holds several splits ({", ".join(splits)}). Give one of their folders: '
                 f"{os.path.join(self.source_path, splits[0] if splits else 'train')}."
             )
@@ -186,7 +196,7 @@ class HFDatasetDataSource(Source):
         try:
             dataset = load_from_disk(self.source_path)
         except Exception as error:
-            raise DataError(
+            raise MissingFile(
                 f'"{self.name}": {self.source_path} cannot be read as a dataset ({error}). Give the folder that '
                 "Dataset.save_to_disk wrote."
             ) from error

@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, ClassVar, cast
 
-from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, did_you_mean
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, MissingFile, did_you_mean
 from datadreamer_like.graph.card import DataCardType
 from datadreamer_like.graph.fingerprint import ByContent
 
-from ..base.options import NodeOptions, check_known, taken_options
+from ..base.options import NodeOptions, check_known, taken_options, takes_node_options
 from .data_source import Source
 
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -40,6 +40,7 @@ class FileSource(Source):
     known_options: ClassVar[dict[str, Any]]
     example_text: ClassVar[str]
 
+    @takes_node_options
     def __init__(
         self,
         name: str,
@@ -107,7 +108,7 @@ def _find(
     if isinstance(files, Mapping):
         raise ArgumentTypeError(f'"{name}": data_files is a dictionary of splits. Make a source for each of them.')
     if folder is not None and not os.path.isdir(folder):
-        raise DataError(f'"{name}": {folder} is not a folder.')
+        raise MissingFile(f'"{name}": {folder} is not a folder.')
     if files is not None:
         listed = [files] if isinstance(files, str | os.PathLike) else list(files)
         if not listed:
@@ -138,7 +139,7 @@ def _matches(name: str, folder: str | os.PathLike[str], entry: str, suffixes: tu
             raise DataError(f'"{name}": no file matches {path}.')
         return matching
     siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
-    raise DataError(f'"{name}": there is no file {path}.{did_you_mean(path.name, siblings)}')
+    raise MissingFile(f'"{name}": there is no file {path}.{did_you_mean(path.name, siblings)}')
 
 
 def _has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:

@@ -16,7 +16,7 @@ from datadreamer_like.graph.rows import Rows
 
 from ..base.columns import in_columns
 from ..base.lazy_rows import LazyRowBatches
-from ..base.options import NodeOptions, taken_options
+from ..base.options import NodeOptions, taken_options, takes_node_options
 from .data_source import Source
 
 logger = logging.getLogger("datadreamer_like")
@@ -43,6 +43,7 @@ class HFHubDataSource(Source):
         EmptyDataset: There are no rows.
     """
 
+    @takes_node_options
     def __init__(
         self,
         name: str,

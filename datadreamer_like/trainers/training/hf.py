@@ -36,7 +36,7 @@ from datadreamer_like.pruning import masks, reapply
 
 from ..trainer import Trainer
 from .loop import Fit, Run, fit, seeded
-from .options import HFOptions, Training, a_dtype, one_device, training_device
+from .options import HFOptions, Training, a_dtype, one_device, takes_trainer_options, training_device
 from .teaching import is_live, node_of, prepare_teacher, unload_teacher
 
 logger = logging.getLogger("datadreamer_like")
@@ -53,6 +53,7 @@ class HFTrainer(Trainer):
     decided: ClassVar[Collection[str]] = ()
     """Fields of it that this trainer sets itself, in addition to those that all trainers set."""
 
+    @takes_trainer_options
     def __init__(self, name: str, model_name: Any, **options: Unpack[HFOptions]) -> None:
         given: dict[str, Any] = {**options}
         node_options = ("force", "verbose", "log_level", "progress_interval")

@@ -14,6 +14,8 @@ from transformers.training_args import OptimizerNames
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
 from datadreamer_like.evaluation.columns import check_number
+from datadreamer_like.graph.positions import by_position, defaults_of
+from datadreamer_like.models.llms.chat_template import AUTO
 
 
 class HFOptions(TypedDict, total=False):
@@ -168,6 +170,24 @@ class Training:
         """Returns all options by name, including those that are passed on."""
         own = {name: value for name, value in vars(self).items() if name != "further"}
         return {**own, **self.further}
+
+
+_SHARED = (
+    "truncate", "epochs", "batch_size", "optim", "learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps",
+    "neftune_noise_alpha",
+)  # fmt: skip
+
+TRAIN_DEFAULTS = defaults_of(_SHARED, Training)
+"""The options of every `train` in DataDreamer's order, for calls by position; `seed` is the last."""
+
+_SEVERAL_DEVICES = dict.fromkeys(("distributed_config", "fsdp", "fsdp_config"), AUTO)
+_MODEL = ("revision", "trust_remote_code", "device", "dtype", "quantization_config", "peft_config")
+_NODE = {"force": False, "verbose": None, "log_level": None}
+
+takes_training_options = by_position({**TRAIN_DEFAULTS, "seed": 42})
+takes_trainer_options = by_position(
+    {**dict.fromkeys(_MODEL), "trust_remote_code": False, **_SEVERAL_DEVICES, **_NODE, "progress_interval": 60}
+)
 
 
 def one_device(device: Any) -> torch.device | None:
