@@ -22,6 +22,7 @@ from datadreamer_like.errors import (
     Unavailable,
     UnknownModel,
 )
+from datadreamer_like.graph.threads import DaemonPool
 
 from .failures import A
 from .pipeline import Engine, Job, Q, Recorder
@@ -45,7 +46,8 @@ _MOST_IN_A_COMMIT = 256
 # The caller is notified of stored answers when they are a quarter of the window, or after this time.
 _LATEST_NEWS_SECONDS = 0.005
 
-_JOIN_SECONDS = 10.0
+# Short, so that Ctrl-C ends a script whose requests cannot be cancelled.
+_JOIN_SECONDS = 1.0
 _LONG_PAUSE_SECONDS = 60.0
 # Timers may fire a little early.
 _AFTER_PAUSE_SECONDS = 0.001
@@ -105,6 +107,8 @@ class ConcurrentEngine(Engine[Q, A]):
             # The runner copies the caller's context, which holds the session and the usage.
             self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
             self._loop = self._runner.get_loop()
+            # Of calls that block, such as a look-up of a host's address.
+            self._loop.set_default_executor(DaemonPool(32, "datadreamer_like-blocking"))
             self._thread = threading.Thread(target=self._serve, name="datadreamer_like-requests", daemon=True)
             self._thread.start()
         self._loop.call_soon_threadsafe(self._wake)
@@ -114,8 +118,8 @@ class ConcurrentEngine(Engine[Q, A]):
         while not self._recorder.stored:
             if self._failure is not None:
                 raise self._failure
-            # The timeout keeps Ctrl-C working where a wait without one cannot be interrupted.
-            self._news.wait(1.0)
+            # A thread that waits without a timeout cannot be interrupted.
+            self._news.wait(0.1)
             self._news.clear()
 
     def close(self) -> None:
@@ -129,7 +133,7 @@ class ConcurrentEngine(Engine[Q, A]):
         if thread is not threading.current_thread():
             thread.join(_JOIN_SECONDS)
             if thread.is_alive():
-                logger.warning("A request could not be cancelled within %s s; it is abandoned.", int(_JOIN_SECONDS))
+                logger.warning("A request could not be cancelled within %.0f s; it is abandoned.", _JOIN_SECONDS)
 
     def _serve(self) -> None:
         try:

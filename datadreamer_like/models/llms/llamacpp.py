@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from datadreamer_like.errors import DefinitionError, PromptTooLong, did_you_mean, require_extra
+from datadreamer_like.graph.threads import DaemonPool
 from datadreamer_like.storage.digests import file_digest
 
 from .answer_text import answer_of, answer_text
@@ -102,8 +103,13 @@ class LlamaCPP(LLM):
     def _start(self) -> None:
         self._lock = threading.Lock()
         self._server: LlamaServer | None = None
-        self._workers = ThreadPoolExecutor(self.slots, "llama.cpp")
+        self._workers = self._new_workers()
         self._pid = os.getpid()
+
+    def _new_workers(self) -> DaemonPool:
+        workers = DaemonPool(self.slots, "llama.cpp")
+        weakref.finalize(self, workers.shutdown)
+        return workers
 
     @property
     def server(self) -> LlamaServer:
@@ -206,8 +212,9 @@ class LlamaCPP(LLM):
         """Frees the model after the requests in flight have ended; it is loaded again when needed."""
         self._reset_after_fork()
         with self._lock:
-            workers, self._workers = self._workers, ThreadPoolExecutor(self.slots, "llama.cpp")
-        workers.shutdown(wait=True, cancel_futures=True)
+            workers, self._workers = self._workers, self._new_workers()
+        workers.shutdown(cancel_futures=True)
+        workers.join()
         with self._lock:
             self._server = None
 
