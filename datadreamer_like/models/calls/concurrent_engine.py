@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 from datadreamer_like.errors import (
     AuthenticationFailed,
+    BadRequest,
     MalformedAnswer,
     ModelError,
     RateLimited,
@@ -36,6 +38,8 @@ _PATIENCE_WHEN_LIMITED = 5
 # Consecutive failed rows, each after all its tries, before the provider is considered down.
 _DOWN_FROM_START = 3
 _DOWN_LATER = 20
+# Rows that are refused in the same words, before any is answered, until the refusal is about all rows.
+_REFUSED_FROM_START = 20
 
 # Prompts read ahead per slot: enough that one slow answer does not block the others.
 _WINDOW_IN_REQUESTS = 16
@@ -92,6 +96,7 @@ class ConcurrentEngine(Engine[Q, A]):
         self._late_news: asyncio.TimerHandle | None = None
         self._unsaved = 0
         self._lost = 0
+        self._refusal, self._refusals = "", 0
 
     # In the caller's thread.
 
@@ -177,8 +182,7 @@ class ConcurrentEngine(Engine[Q, A]):
                 except (RateLimited, Unavailable, MalformedAnswer) as error:
                     answer = self._failed_for_now(job, error, sent_at)
                 except ModelError as error:
-                    answer = self._recorder.calls.failed(error)
-                    self._lost, self._recorder.knows_answers = 0, True
+                    answer = self._refused(error)
                 except asyncio.CancelledError:
                     task = asyncio.current_task()
                     if task is None or task.cancelling():
@@ -244,7 +248,7 @@ class ConcurrentEngine(Engine[Q, A]):
             self._loop.call_later(delay, self._again, job)
             return None
         self._lost += 1
-        if self._recorder.knows_answers:
+        if self._recorder.knows_answers or self._refusals:
             down_from = max(_DOWN_LATER, 2 * self._allowance.most)
         else:
             down_from = min(_DOWN_FROM_START, self._submitted)
@@ -253,6 +257,14 @@ class ConcurrentEngine(Engine[Q, A]):
                 f"The last {self._lost} requests have all failed, each tried {job.tries} times: {error} Earlier "
                 "answers are saved: run again later to continue."
             ) from error
+        return self._recorder.calls.failed(error)
+
+    def _refused(self, error: ModelError) -> A:
+        words = re.sub(r"\d+", "0", str(error))
+        self._refusals = self._refusals + 1 if words == self._refusal else 1
+        self._refusal, self._lost = words, 0
+        if self._refusals >= _REFUSED_FROM_START and not self._recorder.knows_answers and type(error) is BadRequest:
+            raise BadRequest(f"The first {self._refusals} requests have all been refused in the same words: {error}")
         return self._recorder.calls.failed(error)
 
     def _again(self, job: Job[Q, A]) -> None:

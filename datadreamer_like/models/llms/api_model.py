@@ -4,23 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import numbers
 import os
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit, urlunsplit
 
-from datadreamer_like.errors import AuthenticationFailed, DefinitionError, require_extra
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    AuthenticationFailed,
+    BadRequest,
+    DataDreamerError,
+    DefinitionError,
+    MalformedAnswer,
+    Unavailable,
+    did_you_mean,
+    require_extra,
+)
 
 from .generation import Sampling
 from .llm import LLM
 from .prices import Prices, given_prices, known_prices
-from .provider_errors import provider_error, refused_parameter
+from .provider_errors import provider_error, refused_parameter, unwritable
+from .secrets import Secrets, hide_in_logs, secrets_in
 
 logger = logging.getLogger("datadreamer_like")
+
+
+# Options of every SDK's client.
+_CLIENT_OPTIONS = {
+    "organization", "project", "default_headers", "default_query", "max_retries", "http_client", "azure_deployment",
+    "azure_ad_token", "azure_ad_token_provider", "auth_token",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -101,6 +123,26 @@ def shown_address(base_url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
 
+def _seconds(timeout: object) -> float:
+    if not isinstance(timeout, numbers.Real) or not 0 < float(timeout) < math.inf:
+        raise DefinitionError(f"timeout cannot be {timeout!r}; expected a number of seconds above 0.")
+    return float(timeout)
+
+
+def _fits_header(value: str) -> bool:
+    return value.isascii() and value.replace("\t", " ").isprintable()
+
+
+def _unwritable(sent: Mapping[str, Any]) -> Exception | None:
+    """Returns the error for a request that cannot be written: about its row, or about an option of all rows."""
+    for name, value in sent.items():
+        if (why := unwritable({name: value})) is not None:
+            if name in ("messages", "system"):
+                return BadRequest(f"The prompt is not valid text, so it cannot be sent: {why}")
+            return DefinitionError(f'"{name}" cannot be sent to a server: {why}')
+    return None
+
+
 def _origin(url: str) -> tuple[str, str | None, int | None]:
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or {"https": 443, "http": 80}.get(parts.scheme)
@@ -120,14 +162,15 @@ class APIModel(LLM):
         base_url: Another address of the API, such as a proxy's. The key in the environment is not sent there, unless
             the environment names that address too.
         max_context_length: The model's context window in tokens.
-        timeout: Seconds after which a request without an answer is retried.
+        timeout: Seconds until a request must have its whole answer; after that it is sent again.
         prices: US dollars per million tokens, such as `{"input": 0.25, "output": 2.0}`; None for published prices.
         **kwargs: Passed to the SDK's client.
 
     Raises:
         MissingExtra: The SDK is not installed.
         AuthenticationFailed: There is no key, and the server is the provider's own.
-        DefinitionError: `base_url` is not a valid address, or `prices` are malformed.
+        DefinitionError: `base_url` is not a valid address, `prices` are malformed, `timeout` is not above 0, or the
+            SDK's client has no such option.
     """
 
     endpoint: ClassVar[Endpoint]
@@ -158,8 +201,9 @@ class APIModel(LLM):
         self.system_prompt = system_prompt
         self.base_url = self.endpoint.address_in_use(base_url)
         self.max_context_length = max_context_length
-        self.timeout = timeout
+        self.timeout = _seconds(timeout)
         self.kwargs = kwargs
+        self._check_client_options()
         self.prices = given_prices(prices)
         if self.endpoint.serves(self.base_url):
             self._source = self.endpoint
@@ -179,6 +223,9 @@ class APIModel(LLM):
     def quirks(self) -> Quirks:
         """How the server differs from the protocol."""
         return self.endpoint.quirks
+
+    async def before_sending(self) -> None:
+        """Waits until a request may be sent; this is not part of its `timeout`."""
 
     async def send(self, client: Any, parameters: dict[str, Any]) -> Any:
         """Sends one request with an asynchronous client of the SDK."""
@@ -217,14 +264,53 @@ class APIModel(LLM):
 
     def make_client(self, prefix: str) -> Any:
         """Returns a client of the SDK: `prefix` is the start of its class's name, "" or "Async"."""
-        return getattr(import_module(self.sdk.lower()), prefix + self.sdk)(**self.client_options())
+        sdk = self.sdk.lower()
+        hide_in_logs(self.secrets, "httpx", "httpx2", f"{sdk}._base_client")
+        return getattr(import_module(sdk), prefix + self.sdk)(**self.client_options())
+
+    def _check_client_options(self) -> None:
+        unknown = sorted(self.kwargs.keys() - _CLIENT_OPTIONS)
+        if unknown:  # only then is the SDK imported here
+            module = import_module(self.sdk.lower())
+            clients = [getattr(module, name, None) for name in (self.sdk, f"Azure{self.sdk}")]
+            known = {name for client in clients if client is not None for name in signature(client).parameters}
+            for name in unknown:
+                if name not in known:
+                    raise DefinitionError(
+                        f'{type(self).__name__} has no option "{name}", nor has the client of {self.sdk}\'s SDK.'
+                        f"{did_you_mean(name, known)}"
+                    )
+        for name, value in (self.kwargs.get("default_headers") or {}).items():
+            if isinstance(value, str) and not _fits_header(value):
+                raise DefinitionError(
+                    f'The header "{name}" in default_headers has a line break or another character that headers cannot '
+                    "have. Remove it."
+                )
 
     # The engine.
 
     @cached_property
     def key(self) -> str | None:
         """The key in use; looked up again after unpickling, since keys are never written."""
-        return self.find_key()
+        found: Any = self.find_key()
+        if found is None:
+            return None
+        if not isinstance(found, str):
+            raise ArgumentTypeError(f"api_key must be a text, not {type(found).__name__}.")
+        key = found.strip()  # a key read from a file ends with a line break
+        if not key or not _fits_header(key):
+            raise AuthenticationFailed(
+                f'The key for "{self.model_name}" is empty or has characters that no key has, such as a line break '
+                "or a typographic quote. Pass the key alone."
+            )
+        return key
+
+    @cached_property
+    def secrets(self) -> Secrets:
+        """What must not be in any text: the key, and what else the client sends to identify itself."""
+        ambient = os.environ.get(f"{self.sdk.upper()}_CUSTOM_HEADERS", "").split("\n")
+        headers = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in ambient)}
+        return Secrets([self.key, *secrets_in(self.base_url, {**self.kwargs, "ambient": headers})])
 
     @cached_property
     def client(self) -> Any:
@@ -252,18 +338,41 @@ class APIModel(LLM):
         loop = asyncio.get_running_loop()
         client = self._clients.get(loop)
         if client is None:
-            client = self._clients[loop] = self.make_client("Async")
+            try:
+                client = self._clients[loop] = self.make_client("Async")
+            except Exception as raised:
+                words = self.secrets.taken_out_of(str(raised))
+                failure: Exception = DefinitionError(f"{self.display_name}: its client cannot be made: {words}")
+            if client is None:
+                raise failure
         sent: dict[str, Any] = {}
         while True:
             before, sent = sent, parameters()
+            await self.before_sending()
             try:
-                return await self.send(client, sent)
-            except Exception as error:
+                # The SDK's own timeout starts again with each byte that arrives.
+                async with asyncio.timeout(self.timeout) as limit:
+                    return await self.send(client, sent)
+            except Exception as raised:
+                late = TimeoutError(f"there was no whole answer within {self.timeout:g} s")
+                error = late if limit.expired() else raised
                 names = [name for name in sent if name not in ("model", "messages", "extra_body")]
                 refused = refused_parameter(error, [*names, *sent.get("extra_body", {})])
                 if refused is not None and sent != before and self.leave_out(*refused, sent):
                     continue
-                raise provider_error(error, self.model_name, shown_address(self.base_url), refused) from error
+                failure = self.error_of(error, refused)
+                if isinstance(failure, MalformedAnswer | Unavailable | BadRequest) and not hasattr(error, "response"):
+                    failure = _unwritable(sent) or failure
+            # Outside the handler: the SDK's exception quotes what the server said, the key perhaps, and the request.
+            raise failure
+
+    def error_of(self, error: Exception, refused: tuple[str, bool] | None = None) -> Exception:
+        """Returns this package's error for an exception of the SDK, without secrets; see `provider_error`."""
+        if isinstance(error, DataDreamerError):
+            return error
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%s", self.secrets.taken_out_of("".join(traceback.format_exception(error))))
+        return provider_error(error, self.model_name, shown_address(self.base_url), refused, self.secrets)
 
     async def end_run(self) -> None:
         """Closes the client of the run's event loop."""
@@ -283,5 +392,6 @@ class APIModel(LLM):
             client.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in self.__dict__.items() if name not in ("key", "client", "tokenizer")}
+        live = ("key", "secrets", "client", "tokenizer")
+        state = {name: value for name, value in self.__dict__.items() if name not in live}
         return {**state, "_api_key": None, "_clients": {}}
