@@ -8,7 +8,8 @@ import math
 import numbers
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -350,12 +351,9 @@ class APIModel(LLM):
             before, sent = sent, parameters()
             await self.before_sending()
             try:
-                # The SDK's own timeout starts again with each byte that arrives.
-                async with asyncio.timeout(self.timeout) as limit:
+                async with self.in_time():
                     return await self.send(client, sent)
-            except Exception as raised:
-                late = TimeoutError(f"there was no whole answer within {self.timeout:g} s")
-                error = late if limit.expired() else raised
+            except Exception as error:
                 names = [name for name in sent if name not in ("model", "messages", "extra_body")]
                 refused = refused_parameter(error, [*names, *sent.get("extra_body", {})])
                 if refused is not None and sent != before and self.leave_out(*refused, sent):
@@ -365,6 +363,17 @@ class APIModel(LLM):
                     failure = _unwritable(sent) or failure
             # Outside the handler: the SDK's exception quotes what the server said, the key perhaps, and the request.
             raise failure
+
+    @asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """Ends the block after `timeout`; the SDK's own timeout starts again with each byte that arrives."""
+        try:
+            async with asyncio.timeout(self.timeout) as limit:
+                yield
+        except TimeoutError as error:
+            if limit.expired():
+                raise TimeoutError(f"there was no whole answer within {self.timeout:g} s") from error
+            raise
 
     def error_of(self, error: Exception, refused: tuple[str, bool] | None = None) -> Exception:
         """Returns this package's error for an exception of the SDK, without secrets; see `provider_error`."""

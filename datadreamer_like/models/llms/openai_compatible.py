@@ -195,7 +195,7 @@ class OpenAICompatible(APIModel):
 
     async def _listed_models(self) -> list[Any]:
         try:
-            async with asyncio.timeout(self.timeout), self.make_client("Async") as client:
+            async with self.in_time(), self.make_client("Async") as client:
                 return [model async for model in client.models.list()]
         except Exception as error:
             failure = self.error_of(error)

@@ -158,7 +158,7 @@ def provider_error(
         if _status(error) == 402 or _codes(error) & _NO_CREDIT_CODES or _NO_CREDIT.search(words) or _no_quota(error):
             sentence = "The account at {address} has no credit left: {words} Add credit there, and run again."
         elif _ACCOUNT.search(words) or _status(error) == 451:
-            sentence = "{address} does not serve this account: {words} Settle that there, and run again."
+            sentence = "{address} does not serve this account: {words} Contact the provider, then run again."
     message = sentence.format(address=address, model_name=model_name, words=server_words(error, secrets))
     if kind is RateLimited or kind is Unavailable:
         return kind(message, retry_after=retry_after(getattr(error, "response", None)))
