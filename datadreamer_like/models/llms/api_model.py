@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import numbers
 import os
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -13,7 +11,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
-from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit, urlunsplit
@@ -26,24 +23,17 @@ from datadreamer_like.errors import (
     DefinitionError,
     MalformedAnswer,
     Unavailable,
-    did_you_mean,
     require_extra,
 )
 
+from .client_checks import check_client_options, checked_seconds, fits_header, unwritable_error
 from .generation import Sampling
 from .llm import LLM
 from .prices import Prices, given_prices, known_prices
-from .provider_errors import provider_error, refused_parameter, unwritable
+from .provider_errors import provider_error, refused_parameter
 from .secrets import Secrets, hide_in_logs, secrets_in
 
 logger = logging.getLogger("datadreamer_like")
-
-
-# Options of every SDK's client.
-_CLIENT_OPTIONS = {
-    "organization", "project", "default_headers", "default_query", "max_retries", "http_client", "azure_deployment",
-    "azure_ad_token", "azure_ad_token_provider", "auth_token",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -124,26 +114,6 @@ def shown_address(base_url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
 
-def _seconds(timeout: object) -> float:
-    if not isinstance(timeout, numbers.Real) or not 0 < float(timeout) < math.inf:
-        raise DefinitionError(f"timeout cannot be {timeout!r}; expected a number of seconds above 0.")
-    return float(timeout)
-
-
-def _fits_header(value: str) -> bool:
-    return value.isascii() and value.replace("\t", " ").isprintable()
-
-
-def _unwritable(sent: Mapping[str, Any]) -> Exception | None:
-    """Returns the error for a request that cannot be written: about its row, or about an option of all rows."""
-    for name, value in sent.items():
-        if (why := unwritable({name: value})) is not None:
-            if name in ("messages", "system"):
-                return BadRequest(f"The prompt is not valid text, so it cannot be sent: {why}")
-            return DefinitionError(f'"{name}" cannot be sent to a server: {why}')
-    return None
-
-
 def _origin(url: str) -> tuple[str, str | None, int | None]:
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or {"https": 443, "http": 80}.get(parts.scheme)
@@ -202,9 +172,9 @@ class APIModel(LLM):
         self.system_prompt = system_prompt
         self.base_url = self.endpoint.address_in_use(base_url)
         self.max_context_length = max_context_length
-        self.timeout = _seconds(timeout)
+        self.timeout = checked_seconds(timeout)
         self.kwargs = kwargs
-        self._check_client_options()
+        check_client_options(type(self).__name__, self.sdk, kwargs)
         self.prices = given_prices(prices)
         if self.endpoint.serves(self.base_url):
             self._source = self.endpoint
@@ -269,25 +239,6 @@ class APIModel(LLM):
         hide_in_logs(self.secrets, "httpx", "httpx2", f"{sdk}._base_client")
         return getattr(import_module(sdk), prefix + self.sdk)(**self.client_options())
 
-    def _check_client_options(self) -> None:
-        unknown = sorted(self.kwargs.keys() - _CLIENT_OPTIONS)
-        if unknown:  # only then is the SDK imported here
-            module = import_module(self.sdk.lower())
-            clients = [getattr(module, name, None) for name in (self.sdk, f"Azure{self.sdk}")]
-            known = {name for client in clients if client is not None for name in signature(client).parameters}
-            for name in unknown:
-                if name not in known:
-                    raise DefinitionError(
-                        f'{type(self).__name__} has no option "{name}", nor has the client of {self.sdk}\'s SDK.'
-                        f"{did_you_mean(name, known)}"
-                    )
-        for name, value in (self.kwargs.get("default_headers") or {}).items():
-            if isinstance(value, str) and not _fits_header(value):
-                raise DefinitionError(
-                    f'The header "{name}" in default_headers has a line break or another character that headers cannot '
-                    "have. Remove it."
-                )
-
     # The engine.
 
     @cached_property
@@ -299,7 +250,7 @@ class APIModel(LLM):
         if not isinstance(found, str):
             raise ArgumentTypeError(f"api_key must be a text, not {type(found).__name__}.")
         key = found.strip()  # a key read from a file ends with a line break
-        if not key or not _fits_header(key):
+        if not key or not fits_header(key):
             raise AuthenticationFailed(
                 f'The key for "{self.model_name}" is empty or has characters that no key has, such as a line break '
                 "or a typographic quote. Pass the key alone."
@@ -327,6 +278,9 @@ class APIModel(LLM):
         for name, advice in self.quirks.refuses.items():
             if getattr(sampling, name) is not None:
                 raise DefinitionError(f"{self.endpoint.name}'s API has no {name}. {advice}")
+        for token, bias in (sampling.logit_bias or {}).items():
+            if not -100 <= bias <= 100:
+                raise DefinitionError(f"logit_bias of the token {token} cannot be {bias}; APIs take -100 to 100.")
 
     async def request(self, parameters: Callable[[], dict[str, Any]]) -> Any:
         """Sends a request, if necessary again, with the `parameters()` that have not been refused so far.
@@ -360,7 +314,7 @@ class APIModel(LLM):
                     continue
                 failure = self.error_of(error, refused)
                 if isinstance(failure, MalformedAnswer | Unavailable | BadRequest) and not hasattr(error, "response"):
-                    failure = _unwritable(sent) or failure
+                    failure = unwritable_error(sent) or failure
             # Outside the handler: the SDK's exception quotes what the server said, the key perhaps, and the request.
             raise failure
 

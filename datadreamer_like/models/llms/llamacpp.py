@@ -167,7 +167,9 @@ class LlamaCPP(LLM):
     def _complete(self, request: Request, index: int, stopped: threading.Event) -> Completion:
         if stopped.is_set():
             return Completion()
-        completion = self.server.complete(_sampling_body(request, index) | self._prompt_body(request), stopped)
+        completion = self.server.complete(
+            _sampling_body(request, index, self.context_length) | self._prompt_body(request), stopped
+        )
         wanted = request.sampling.max_new_tokens
         if wanted is not None and completion.finish_reason == "length" and completion.completion_tokens < wanted:
             raise PromptTooLong(
@@ -227,7 +229,7 @@ class LlamaCPP(LLM):
         self._start()
 
 
-def _sampling_body(request: Request, index: int) -> dict[str, Any]:
+def _sampling_body(request: Request, index: int, context_length: int) -> dict[str, Any]:
     sampling, seed = request.sampling, request.seed
     body: dict[str, Any] = {
         "max_tokens": -1 if sampling.max_new_tokens is None else sampling.max_new_tokens,
@@ -241,7 +243,7 @@ def _sampling_body(request: Request, index: int) -> dict[str, Any]:
         "samplers": ["penalties", "temperature", "top_k", "typ_p", "top_p", "min_p"],
     }
     if sampling.repetition_penalty is not None:
-        body |= {"repeat_penalty": sampling.repetition_penalty, "repeat_last_n": -1}
+        body |= {"repeat_penalty": sampling.repetition_penalty, "repeat_last_n": context_length}
     if sampling.logit_bias:
         body["logit_bias"] = list(map(list, sampling.logit_bias.items()))
     if seed is not None:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from typing_extensions import Unpack
 
@@ -43,6 +43,7 @@ class OpenAIOptions(GenerationOptions, total=False):
     reasoning_effort: str
     verbosity: str
     service_tier: str
+    user: str
     response_format: Mapping[str, Any] | type[Any]
     extra_body: Mapping[str, Any]
 
@@ -110,6 +111,13 @@ class OpenAICompatible(APIModel):
 
         def run(self, prompts: Iterable[Prompt], **options: Unpack[OpenAIOptions]) -> Any:
             """See `LLM.run`."""
+
+    def translated(self, options: GenerationOptions) -> GenerationOptions:
+        """Takes `logprobs` of the protocol: True is `top_logprobs=0`, unless that is given."""
+        given: dict[str, Any] = dict(options)
+        if given.pop("logprobs", None) and given.get("top_logprobs") is None:
+            given["top_logprobs"] = 0
+        return cast("GenerationOptions", given)
 
     def make_client(self, prefix: str) -> Any:
         """Returns a client of the SDK, without an organization from the environment that belongs to OpenAI."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from datadreamer_like.errors import DefinitionError, SessionError
 from datadreamer_like.graph.engine import Engine
@@ -29,6 +29,9 @@ from .lazy_rows import LazyRowBatches
 from .options import NodeOptions, OperationOptions, check_known, taken_options
 from .registration import Registration
 from .returned import Expected, normalized
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -106,6 +109,7 @@ class Step(Registration, Operations["Derived"], Exports):
         self.parents += dict.fromkeys(p for value in self._args.values() for p in getattr(value, "parents", ()))
         self._log_level = log_level or (logging.WARNING if verbose is False else None)
         self._draft: Path | None = None
+        self._progress: float | None = None
         if self.session is None:
             return
         _ = self.fingerprint  # raises here, not in a thread
@@ -170,13 +174,16 @@ class Step(Registration, Operations["Derived"], Exports):
 
     @property
     def progress(self) -> float | None:
-        """Share of the work that is done, from 0 to 1; `run` may set it."""
+        """Share of the work that is done, from 0 to 1 and never falling; None before it starts. `run` may set it."""
         total = self.usage.total_rows
-        return min(1.0, self.usage.rows / total) if total else None
+        counted = min(1.0, self.usage.rows / total) if total else None
+        known = [share for share in (self._progress, counted) if share is not None]
+        return max(known, default=None)
 
     @progress.setter
     def progress(self, value: float) -> None:
-        self.usage.note = f"{max(0.0, min(1.0, value)):.0%}"
+        self._progress = max(0.0, min(1.0, float(value)), self._progress or 0.0)
+        self.usage.note = f"{self._progress:.0%}"
 
     @property
     def logger(self) -> logging.Logger:
@@ -244,11 +251,27 @@ class Step(Registration, Operations["Derived"], Exports):
         """Loads the step's rows, or makes them."""
         outcome = self.find_or_make()
         if isinstance(outcome, OnDemand):
-            return OutputIterableDataset(self, outcome.value)
+            return OutputIterableDataset(self, self._counted(outcome.value))
+        self._progress = 1.0
         manifest = outcome.manifest
         in_memory = self.session is not None and self.session.in_memory
         rows = self.open_rows() if in_memory else self.open_rows
         return OutputDataset(self, rows, manifest.pickled, columns=manifest.columns, num_rows=manifest.rows)
+
+    def _counted(self, rows: Rows) -> Rows:
+        """Returns lazy rows that set the step's progress as they are read."""
+        self._progress = self._progress or 0.0
+
+        def read() -> Iterator[pa.RecordBatch]:
+            done = 0
+            for batch in rows.read():
+                yield batch
+                done += batch.num_rows
+                if rows.num_rows:
+                    self.progress = done / rows.num_rows
+            self.progress = 1.0
+
+        return replace(rows, read=read)
 
     def build(self, draft: Path) -> Outcome:
         """Runs the step, and saves its rows unless they are lazy."""
@@ -327,7 +350,10 @@ class Derived(Step):
         if self._lazy:
             with working(self):
                 rows = replace(self.run(), node=self)
-            return OutputIterableDataset(self, rows) if rows.table is None else OutputDataset(self, rows)
+            if rows.table is None:
+                return OutputIterableDataset(self, self._counted(rows))
+            self._progress = 1.0
+            return OutputDataset(self, rows)
         return super().make_output()
 
     def build(self, draft: Path) -> Kept:
