@@ -249,7 +249,7 @@ class LLM(Model):
             return sep.join(part for part in parts if part is not None)
 
         try:
-            room = self.get_max_context_length(max_new_tokens)
+            room = self.get_max_context_length(max_new_tokens or 0)  # an older subclass takes numbers only
         except NotImplementedError:
             return joined(most)
         # The length grows with the count, so bisection finds the largest count that fits.
