@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
@@ -24,6 +26,7 @@ from .installed import is_installed_file
 from .progress import Progress, ProgressHandler
 from .ray_engine import RayEngine
 from .results import Results
+from .threads import Task, interrupt_all
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -84,7 +87,7 @@ class DataDreamer:
             )
         self.engine: Engine = {"local": Engine, "ray": RayEngine}[engine]() if isinstance(engine, str) else engine
         self.results = Results(self.folder)
-        self._background: list[Callable[[], None]] = []
+        self._background: list[tuple[Task[Any], Callable[[], None]]] = []
         self._ending = contextlib.ExitStack()  # undoes what `start` does
 
     @property
@@ -97,12 +100,12 @@ class DataDreamer:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            # Errors of background steps would hide this one; Ctrl-C does not wait for them.
-            waits, self._background = self._background, []
-            for wait in waits if not isinstance(error, KeyboardInterrupt) else []:
-                with contextlib.suppress(Exception):
-                    wait()
+        if isinstance(error, KeyboardInterrupt):
+            self._interrupt()
+        elif error is not None:
+            # Errors of background steps would hide this one.
+            with contextlib.suppress(Exception):
+                self._wait_for_background()
         self.stop()
 
     def start(self) -> None:
@@ -133,17 +136,34 @@ class DataDreamer:
 
     def stop(self) -> None:
         """Waits for background steps and ends the session; raises the error of a failed background step."""
-        waits, self._background = self._background, []
         try:
-            with contextlib.ExitStack() as all_of_them:
-                for wait in reversed(waits):
-                    all_of_them.callback(wait)
+            self._wait_for_background()
         finally:
             self._ending.close()
 
-    def wait_at_end(self, wait: Callable[[], None]) -> None:
-        """Registers background work: `wait` returns when it is done, or raises its error."""
-        self._background.append(wait)
+    def wait_at_end(self, task: Task[Any], wait: Callable[[], None]) -> None:
+        """Registers a task in the background: `wait` returns when it is done, or raises its error."""
+        self._background.append((task, wait))
+
+    def _wait_for_background(self) -> None:
+        first: Exception | None = None
+        try:
+            for _, wait in self._background:
+                try:
+                    wait()
+                except Exception as error:
+                    first = first or error
+        except KeyboardInterrupt:
+            self._interrupt()
+            raise
+        finally:
+            self._background = []
+        if first is not None:
+            raise first
+
+    def _interrupt(self) -> None:
+        tasks, self._background = self._background, []
+        interrupt_all(task for task, _ in tasks)
 
     def _leave(self, token: Token[DataDreamer | None]) -> None:
         global _last_started
@@ -209,6 +229,7 @@ def _join(folder: Path) -> None:
 def _brief(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         sys.stderr.write("Interrupted. Finished work is saved: run the script again and it continues.\n")
+        _end_at_once()
     elif isinstance(error, DataDreamerError) or hasattr(error, "__notes__"):  # a note: a function of the script failed
         frames = (frame for frame in traceback.extract_tb(trace) if not frame.filename.startswith("<"))
         lines = [f"{kind.__name__}: {error}", *getattr(error, "__notes__", ())]
@@ -216,6 +237,15 @@ def _brief(kind: type[BaseException], error: BaseException, trace: TracebackType
         sys.stderr.write("".join([*traceback.format_list(own), "\n".join(lines), "\n"]))
     else:
         sys.__excepthook__(kind, error, trace)
+
+
+def _end_at_once() -> None:
+    """Ends the process as an interrupt does, without taking apart what is loaded: with torch that takes seconds."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 _QUIET_LIBRARIES = {

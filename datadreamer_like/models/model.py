@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.identity import class_part
 
 
@@ -88,3 +89,30 @@ def free_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def checked_device(device: Any) -> Any:
+    """Returns the `torch.device` that an argument names; refuses one that this machine does not have."""
+    import torch
+
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise DefinitionError(f'device cannot be {device!r}. Pass "cpu", "cuda" or "cuda:0".') from error
+    if found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count()):
+        raise DefinitionError(
+            f'device="{found}" was given, but this machine has {torch.cuda.device_count()} CUDA devices. Leave it out.'
+        )
+    if found.type == "meta":
+        raise DefinitionError('device="meta" holds no weights. Pass "cpu", "cuda" or "cuda:0".')
+    return found
+
+
+def checked_dtype(dtype: Any) -> None:
+    """Refuses a data type that weights cannot have."""
+    import torch
+
+    name = str(dtype).removeprefix("torch.")
+    found = getattr(torch, name, None)
+    if name != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise DefinitionError(f'dtype cannot be {dtype!r}; expected a floating-point type of torch such as "bfloat16".')

@@ -288,3 +288,53 @@ with DataDreamer(":memory:", verbose=False):
 def test_an_encoder_is_refused(minilm_path: Path) -> None:
     with pytest.raises(MethodMisfit, match=r"is an encoder \(bert\) and writes no text"):
         HFTransformers(str(minilm_path)).run(["a"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"device": "gpu"}, "device"),
+        ({"device": "cuda:99"}, "device"),
+        ({"device": ["cuda:98", "cuda:99"]}, "device"),
+        ({"device": []}, "device"),
+        ({"device": "meta"}, "device"),
+        ({"device": 1.5}, "device"),
+        ({"dtype": "floaty"}, "dtype"),
+        ({"dtype": "int8"}, "dtype"),
+        ({"dtype": 16}, "dtype"),
+    ],
+)
+def test_a_device_or_type_that_cannot_be_is_refused_when_the_model_is_defined(tiny_causal_lm, options, words):
+    with pytest.raises(DefinitionError, match=words):
+        HFTransformers(tiny_causal_lm, **options)
+
+
+def test_spellings_of_transformers(plain):
+    greedy = plain.run(["Rain fell"], max_new_tokens=6)
+    assert plain.run(["Rain fell"], max_new_tokens=6, do_sample=False, temperature=1.0, top_p=1.0) == greedy
+    assert plain.run(["Rain fell"], max_new_tokens=6, do_sample=True) == greedy
+    beams = plain.run(["Rain fell", "A much longer prompt fell"], max_new_tokens=6, num_beams=3)
+    alone = plain.run(["Rain fell"], max_new_tokens=6, num_beams=3, force=True)
+    assert beams[:1] == alone
+    with pytest.raises(DefinitionError, match="num_beams"):
+        plain.run(["Rain fell"], num_beams=3, top_p=1.0)
+    with pytest.raises(DefinitionError, match="logit_bias names the token"):
+        plain.run(["Rain fell"], logit_bias={10**7: 1.0})
+
+
+@pytest.mark.parametrize(
+    "missing", [("pad_token",), ("pad_token", "eos_token"), ("pad_token", "eos_token", "bos_token")]
+)
+def test_a_tokenizer_without_special_tokens_pads_with_a_masked_id(tiny_causal_lm, missing):
+    prompts = ["Rain", "Rain fell on the old house", "A b c"]
+
+    def model():
+        llm = HFTransformers(tiny_causal_lm, chat_prompt_template=None)
+        for name in (*missing, "unk_token"):
+            setattr(llm.tokenizer, name, None)
+        return llm
+
+    together = model().run(prompts, max_new_tokens=4, batch_size=3)
+    assert together == [model().run([prompt], max_new_tokens=4, force=True)[0] for prompt in prompts]
+    (empty,) = model().answers([""], max_new_tokens=2)
+    assert (empty.error is None) == ("bos_token" not in missing)

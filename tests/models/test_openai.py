@@ -459,10 +459,8 @@ def test_a_pickled_llm_answers(tmp_path: Path) -> None:
         llm.unload_model()
 
 
-def test_openais_own_api_has_no_repetition_penalty_and_a_known_window() -> None:
+def test_openais_own_api_has_a_known_window() -> None:
     llm = OpenAI("gpt-5-mini", api_key="k")
-    with pytest.raises(DefinitionError, match="presence_penalty"):
-        llm.run(["a"], repetition_penalty=1.1)
     assert llm.get_max_context_length(1_000) == 127_000
     assert OpenAI("m", api_key="k", max_context_length=50).get_max_context_length(10) == 40
 
@@ -490,3 +488,47 @@ def test_one_text_in_place_of_a_list_of_prompts_is_refused(tmp_path: Path) -> No
     llm = OpenAI("m", base_url="http://localhost:9/v1", cache_folder_path=tmp_path)
     with pytest.raises(ArgumentTypeError, match="prompts is one text, 'abc'"):
         llm.run("abc")
+
+
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [
+        ({"user": "me"}, {"user": "me"}),
+        ({"logprobs": True}, {"logprobs": True}),
+        ({"logprobs": True, "top_logprobs": 3}, {"logprobs": True, "top_logprobs": 3}),
+        ({"logprobs": False}, {}),
+    ],
+)
+def test_options_in_the_protocols_own_spelling(options: dict[str, Any], sent: dict[str, Any], tmp_path: Path) -> None:
+    with FlakyServer() as server:
+        client(server, tmp_path).run(["one"], **options)
+        body = server.requests[0]
+    assert {name: body[name] for name in ("user", "logprobs", "top_logprobs") if name in body} == sent
+
+
+INVALID: list[dict[str, Any]] = [
+    {"logit_bias": {5: float("inf")}}, {"logit_bias": {5: 101}}, {"logit_bias": {5: float("nan")}}, {"seed": 2**63},
+    {"seed": float("inf")}, {"max_new_tokens": 2**31}, {"max_new_tokens": 0}, {"n": 0}, {"n": True}, {"n": 1.5},
+    {"stop": "\ud83d"}, {"stop": ["a", 1]}, {"concurrency": 10**8}, {"temperature": float("nan")}, {"top_p": -0.1},
+    {"repetition_penalty": -1}, {"repetition_penalty": float("inf")}, {"presence_penalty": 3}, {"top_logprobs": -1},
+    {"extra_body": {"x": float("nan")}}, {"extra_body": {"x": {1, 2}}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", INVALID, ids=str)
+def test_an_option_that_no_engine_takes_is_refused_by_name_and_nothing_is_sent(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    with FlakyServer() as server:
+        with pytest.raises(DefinitionError, match=next(iter(options))):
+            client(server, tmp_path).run(["one", "two"], **options)
+        assert not server.requests
+
+
+@pytest.mark.parametrize("prompt", ["half \ud83d", [{"role": "user", "content": "\udc00"}]])
+def test_a_prompt_with_half_a_surrogate_fails_alone_and_is_not_sent(prompt: Any, tmp_path: Path) -> None:
+    with FlakyServer() as server:
+        answers = list(client(server, tmp_path).answers([prompt, "nul \0 and \x1b are text"]))
+        assert isinstance(answers[0].error, BadRequest)
+        assert answers[1].text == "echo: nul \0 and \x1b are text"
+        assert len(server.requests) == 1

@@ -211,3 +211,64 @@ def test_a_rate_limit_carries_the_time_to_wait(sdk: Any) -> None:
     mapped = provider_error(sdk.RateLimitError("slow", response=response, body=None), "m", "http://a")
     assert isinstance(mapped, RateLimited)
     assert mapped.retry_after == 9.0
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "kind"),
+    [
+        # About the account, the place or the model: every row would meet it.
+        (402, "Insufficient Balance", AuthenticationFailed),
+        (403, "Your team has either used all available credits or reached its spending limit", AuthenticationFailed),
+        (400, "Budget has been exceeded! Current cost: 10.1, max budget: 10.0", AuthenticationFailed),
+        (429, "You exceeded your current quota, please check your plan and billing details.", AuthenticationFailed),
+        (400, "User location is not supported for the API use.", AuthenticationFailed),
+        (403, "Country, region, or territory not supported", AuthenticationFailed),
+        (400, "This organization has been disabled.", AuthenticationFailed),
+        (400, "API key not valid. Please pass a valid API key.", AuthenticationFailed),
+        (451, "not here", AuthenticationFailed),
+        (400, "The model `llama3-8b` has been decommissioned and is no longer supported.", UnknownModel),
+        (400, "gpt-9 is not a valid model ID", UnknownModel),
+        (404, "No endpoints found for a/b.", UnknownModel),
+        (410, "gone", UnknownModel),
+        (405, "Method Not Allowed", UnknownModel),
+        # About one row.
+        (403, "Your chosen model requires moderation and your input was flagged", BadRequest),
+        (400, "The response was filtered due to the content management policy.", BadRequest),
+        (400, "The image could not be read", BadRequest),
+        (429, "Request too large for m on tokens per min: Limit 30000, Requested 33000.", PromptTooLong),
+        # Will pass.
+        (429, "Rate limit reached for requests", RateLimited),
+        (503, "The model is overloaded and not available right now", Unavailable),
+    ],
+)
+def test_what_a_refusal_is_about_decides_its_error(status: int, said: str, kind: type[ModelError]) -> None:
+    for body in ({"error": {"message": said}}, {"detail": said}, {"error": said}):
+        assert type(provider_error(status_error(status, body), "m", "http://a")) is kind
+
+
+@pytest.mark.parametrize("status", [400, 404, 429, 500])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"error": {"message": "too warm"}}', "too warm."),
+        (b'{"error": null, "message": "too warm"}', "too warm."),
+        (b'[{"error": {"code": 7, "message": "too warm"}}]', "too warm."),
+        (b'{"error": {"message": ["too", "warm"]}}', "too; warm."),
+        (b"too warm", "too warm."),
+        (b"too warm \xff\xfe", "too warm"),
+        (b"<html><head><style>p {}</style></head><body><h1>too warm</h1></body></html>", "too warm."),
+        (b"<style" * 100_000 + b"too warm", "..."),
+        (b'{"error": {"message": "too warm ' + b"x" * 1_000_000 + b'"}}', "too warm "),
+        (b"[" * 50_000, "[["),
+        (b"", "HTTP status "),
+        (b"null", "HTTP status "),
+        (b"{}", "HTTP status "),
+    ],
+)  # fmt: skip
+def test_a_body_of_any_shape_gives_the_servers_words_shortened(status: int, content: bytes, words: str) -> None:
+    response = httpx2.Response(status, content=content, request=httpx2.Request("POST", "http://a"))
+    error = openai.OpenAI(api_key="k")._make_status_error_from_response(response)
+    said = server_words(error)
+    assert words in said
+    assert len(said) < 600
+    assert len(str(provider_error(error, "m", "http://a"))) < 800

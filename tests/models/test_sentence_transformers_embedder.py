@@ -100,3 +100,12 @@ with DataDreamer(":memory:", verbose=False):
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120, check=False, cwd=root)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_normalized_embeddings_have_length_one(tiny_causal_lm):
+    embedder = SentenceTransformersEmbedder(str(tiny_causal_lm), device="cpu")
+    plain, unit = embedder.run(TEXTS[:2]), embedder.run(TEXTS[:2], normalize_embeddings=True)
+    for vector, normalized in zip(plain, unit, strict=True):
+        assert abs(np.linalg.norm(vector) - 1) > 1e-3
+        np.testing.assert_allclose(normalized, vector / np.linalg.norm(vector), atol=1e-6)
+        assert normalized.dtype == np.float32

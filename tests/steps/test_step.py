@@ -459,3 +459,40 @@ def test_a_changed_run_reruns_and_a_renamed_parent_does_not(tmp_path):
             step = times(factor)("Times", inputs={"n": load.output["n"]})
             assert list(step.output["m"]) == [factor, 2 * factor]
     assert log.read_text() == "2\n3\n"
+
+
+def test_progress_is_read_back_and_never_falls(tmp_path):
+    seen = []
+
+    class Own(Step):
+        def setup(self):
+            self.register_output("y")
+
+        def run(self):
+            seen.append(self.progress)
+            for value in (0.5, 0.2, -1):
+                self.progress = value
+                seen.append(self.progress)
+            self.progress += 0.25
+            seen.append(self.progress)
+            self.progress = 7
+            seen.append(self.progress)
+            return [1, 2]
+
+    for expected in ([None, 0.5, 0.5, 0.5, 0.75, 1.0], []):
+        seen.clear()
+        with DataDreamer(str(tmp_path / "out")):
+            own = Own("Own")
+            assert seen == expected
+            assert own.progress == 1.0
+            assert own.take(1).progress == 1.0
+            lazy = own.map(lambda row: {"z": 1})
+            assert lazy.progress == 0.0
+            list(lazy.output)
+            assert lazy.progress == 1.0
+            next(iter(lazy.output))
+            assert lazy.progress == 1.0
+    outside = Own("Outside")
+    assert outside.progress is None
+    outside.progress = 0.3
+    assert outside.progress == 0.3

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,12 +17,14 @@ from typing import Any
 
 from datadreamer_like.errors import (
     AuthenticationFailed,
+    BadRequest,
     MalformedAnswer,
     ModelError,
     RateLimited,
     Unavailable,
     UnknownModel,
 )
+from datadreamer_like.graph.threads import DaemonPool
 
 from .failures import A
 from .pipeline import Engine, Job, Q, Recorder
@@ -35,6 +38,8 @@ _PATIENCE_WHEN_LIMITED = 5
 # Consecutive failed rows, each after all its tries, before the provider is considered down.
 _DOWN_FROM_START = 3
 _DOWN_LATER = 20
+# Rows that are refused in the same words, before any is answered, until the refusal is about all rows.
+_REFUSED_FROM_START = 20
 
 # Prompts read ahead per slot: enough that one slow answer does not block the others.
 _WINDOW_IN_REQUESTS = 16
@@ -45,7 +50,8 @@ _MOST_IN_A_COMMIT = 256
 # The caller is notified of stored answers when they are a quarter of the window, or after this time.
 _LATEST_NEWS_SECONDS = 0.005
 
-_JOIN_SECONDS = 10.0
+# Short, so that Ctrl-C ends a script whose requests cannot be cancelled.
+_JOIN_SECONDS = 1.0
 _LONG_PAUSE_SECONDS = 60.0
 # Timers may fire a little early.
 _AFTER_PAUSE_SECONDS = 0.001
@@ -90,6 +96,7 @@ class ConcurrentEngine(Engine[Q, A]):
         self._late_news: asyncio.TimerHandle | None = None
         self._unsaved = 0
         self._lost = 0
+        self._refusal, self._refusals = "", 0
 
     # In the caller's thread.
 
@@ -105,6 +112,8 @@ class ConcurrentEngine(Engine[Q, A]):
             # The runner copies the caller's context, which holds the session and the usage.
             self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
             self._loop = self._runner.get_loop()
+            # Of calls that block, such as a look-up of a host's address.
+            self._loop.set_default_executor(DaemonPool(32, "datadreamer_like-blocking"))
             self._thread = threading.Thread(target=self._serve, name="datadreamer_like-requests", daemon=True)
             self._thread.start()
         self._loop.call_soon_threadsafe(self._wake)
@@ -114,8 +123,8 @@ class ConcurrentEngine(Engine[Q, A]):
         while not self._recorder.stored:
             if self._failure is not None:
                 raise self._failure
-            # The timeout keeps Ctrl-C working where a wait without one cannot be interrupted.
-            self._news.wait(1.0)
+            # A thread that waits without a timeout cannot be interrupted.
+            self._news.wait(0.1)
             self._news.clear()
 
     def close(self) -> None:
@@ -129,7 +138,7 @@ class ConcurrentEngine(Engine[Q, A]):
         if thread is not threading.current_thread():
             thread.join(_JOIN_SECONDS)
             if thread.is_alive():
-                logger.warning("A request could not be cancelled within %s s; it is abandoned.", int(_JOIN_SECONDS))
+                logger.warning("A request could not be cancelled within %.0f s; it is abandoned.", _JOIN_SECONDS)
 
     def _serve(self) -> None:
         try:
@@ -173,8 +182,7 @@ class ConcurrentEngine(Engine[Q, A]):
                 except (RateLimited, Unavailable, MalformedAnswer) as error:
                     answer = self._failed_for_now(job, error, sent_at)
                 except ModelError as error:
-                    answer = self._recorder.calls.failed(error)
-                    self._lost, self._recorder.knows_answers = 0, True
+                    answer = self._refused(error)
                 except asyncio.CancelledError:
                     task = asyncio.current_task()
                     if task is None or task.cancelling():
@@ -240,7 +248,7 @@ class ConcurrentEngine(Engine[Q, A]):
             self._loop.call_later(delay, self._again, job)
             return None
         self._lost += 1
-        if self._recorder.knows_answers:
+        if self._recorder.knows_answers or self._refusals:
             down_from = max(_DOWN_LATER, 2 * self._allowance.most)
         else:
             down_from = min(_DOWN_FROM_START, self._submitted)
@@ -249,6 +257,14 @@ class ConcurrentEngine(Engine[Q, A]):
                 f"The last {self._lost} requests have all failed, each tried {job.tries} times: {error} Earlier "
                 "answers are saved: run again later to continue."
             ) from error
+        return self._recorder.calls.failed(error)
+
+    def _refused(self, error: ModelError) -> A:
+        words = re.sub(r"\d+", "0", str(error))
+        self._refusals = self._refusals + 1 if words == self._refusal else 1
+        self._refusal, self._lost = words, 0
+        if self._refusals >= _REFUSED_FROM_START and not self._recorder.knows_answers and type(error) is BadRequest:
+            raise BadRequest(f"The first {self._refusals} requests have all been refused in the same words: {error}")
         return self._recorder.calls.failed(error)
 
     def _again(self, job: Job[Q, A]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -39,16 +40,27 @@ class Embedder(TaskModel[Vector]):
         texts: Iterable[str],
         truncate: bool = False,
         instruction: str | None = None,
+        normalize_embeddings: bool = False,
         **options: Unpack[TextOptions],
     ) -> Any:
-        """Embeds texts as float32 arrays [dims], after the prefix `instruction`, if any; see `TaskModel.run`."""
-        return values_of(self.results(texts, truncate, instruction, **options), options)
+        """Embeds texts as float32 arrays [dims], after the prefix `instruction`, if any; see `TaskModel.run`.
+
+        With `normalize_embeddings` the vectors have length 1.
+        """
+        values = self.results(texts, truncate, instruction, normalize_embeddings, **options)
+        return values_of(values, options)
 
     def results(
-        self, texts: Iterable[str], truncate: bool = False, instruction: str | None = None, **options: Any
+        self,
+        texts: Iterable[str],
+        truncate: bool = False,
+        instruction: str | None = None,
+        normalize_embeddings: bool = False,
+        **options: Any,
     ) -> Iterator[Computed]:
         """Yields results in the texts' order: the vector, or the error of a failed row; see `run`."""
-        return super().results(texts, truncate, asks={"instruction": instruction}, **options)
+        found = super().results(texts, truncate, asks={"instruction": instruction}, **options)
+        return map(_normalized, found) if normalize_embeddings else found
 
     def encode_value(self, value: Vector) -> bytes:
         """Returns a vector as 4 bytes per number, little-endian."""
@@ -57,3 +69,8 @@ class Embedder(TaskModel[Vector]):
     def decode_value(self, value: bytes) -> Vector:
         """Reads a stored vector."""
         return np.frombuffer(value, dtype="<f4").astype(np.float32)
+
+
+def _normalized(result: Computed) -> Computed:
+    length = 0.0 if result.value is None else float(np.linalg.norm(result.value))
+    return replace(result, value=result.value / length) if length else result

@@ -141,11 +141,14 @@ class Anthropic(APIModel):
             address = shown_address(self.base_url)
             raise MalformedAnswer(f"{address} sent an answer that cannot be read: {error}.") from error
 
-    async def send(self, client: Any, parameters: dict[str, Any]) -> Message:
-        """Sends one request, after the rate limit is renewed."""
-        loop = asyncio.get_running_loop()
-        if (wait := self._renewed_at - loop.time()) > 0:
+    async def before_sending(self) -> None:
+        """Waits until the rate limit is renewed."""
+        if (wait := self._renewed_at - asyncio.get_running_loop().time()) > 0:
             await asyncio.sleep(wait)
+
+    async def send(self, client: Any, parameters: dict[str, Any]) -> Message:
+        """Sends one request."""
+        loop = asyncio.get_running_loop()
         response = await client.messages.with_raw_response.create(**parameters)
         wait_after = seconds_until_renewed(response.headers)
         message: Message = await response.parse()

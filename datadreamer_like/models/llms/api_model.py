@@ -7,7 +7,9 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -16,7 +18,10 @@ from typing import Any, ClassVar, Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from datadreamer_like.errors import (
+    ArgumentTypeError,
     AuthenticationFailed,
+    BadRequest,
+    DataDreamerError,
     DefinitionError,
     MalformedAnswer,
     RateLimited,
@@ -25,10 +30,12 @@ from datadreamer_like.errors import (
 )
 
 from ..calls.concurrent_engine import retry_delay
+from .client_checks import check_client_options, checked_seconds, fits_header, unwritable_error
 from .generation import Sampling
 from .llm import LLM
 from .prices import Prices, given_prices, known_prices
 from .provider_errors import provider_error, refused_parameter
+from .secrets import Secrets, hide_in_logs, secrets_in
 
 T = TypeVar("T")
 
@@ -132,14 +139,15 @@ class APIModel(LLM):
         base_url: Another address of the API, such as a proxy's. The key in the environment is not sent there, unless
             the environment names that address too.
         max_context_length: The model's context window in tokens.
-        timeout: Seconds after which a request without an answer is retried.
+        timeout: Seconds until a request must have its whole answer; after that it is sent again.
         prices: US dollars per million tokens, such as `{"input": 0.25, "output": 2.0}`; None for published prices.
         **kwargs: Passed to the SDK's client.
 
     Raises:
         MissingExtra: The SDK is not installed.
         AuthenticationFailed: There is no key, and the server is the provider's own.
-        DefinitionError: `base_url` is not a valid address, or `prices` are malformed.
+        DefinitionError: `base_url` is not a valid address, `prices` are malformed, `timeout` is not above 0, or the
+            SDK's client has no such option.
     """
 
     endpoint: ClassVar[Endpoint]
@@ -170,8 +178,9 @@ class APIModel(LLM):
         self.system_prompt = system_prompt
         self.base_url = self.endpoint.address_in_use(base_url)
         self.max_context_length = max_context_length
-        self.timeout = timeout
+        self.timeout = checked_seconds(timeout)
         self.kwargs = kwargs
+        check_client_options(type(self).__name__, self.sdk, kwargs)
         self.prices = given_prices(prices)
         if self.endpoint.serves(self.base_url):
             self._source = self.endpoint
@@ -191,6 +200,9 @@ class APIModel(LLM):
     def quirks(self) -> Quirks:
         """How the server differs from the protocol."""
         return self.endpoint.quirks
+
+    async def before_sending(self) -> None:
+        """Waits until a request may be sent; this is not part of its `timeout`."""
 
     async def send(self, client: Any, parameters: dict[str, Any]) -> Any:
         """Sends one request with an asynchronous client of the SDK."""
@@ -229,14 +241,34 @@ class APIModel(LLM):
 
     def make_client(self, prefix: str) -> Any:
         """Returns a client of the SDK: `prefix` is the start of its class's name, "" or "Async"."""
-        return getattr(import_module(self.sdk.lower()), prefix + self.sdk)(**self.client_options())
+        sdk = self.sdk.lower()
+        hide_in_logs(self.secrets, "httpx", "httpx2", f"{sdk}._base_client")
+        return getattr(import_module(sdk), prefix + self.sdk)(**self.client_options())
 
     # The engine.
 
     @cached_property
     def key(self) -> str | None:
         """The key in use; looked up again after unpickling, since keys are never written."""
-        return self.find_key()
+        found: Any = self.find_key()
+        if found is None:
+            return None
+        if not isinstance(found, str):
+            raise ArgumentTypeError(f"api_key must be a text, not {type(found).__name__}.")
+        key = found.strip()  # a key read from a file ends with a line break
+        if not key or not fits_header(key):
+            raise AuthenticationFailed(
+                f'The key for "{self.model_name}" is empty or has characters that no key has, such as a line break '
+                "or a typographic quote. Pass the key alone."
+            )
+        return key
+
+    @cached_property
+    def secrets(self) -> Secrets:
+        """What must not be in any text: the key, and what else the client sends to identify itself."""
+        ambient = os.environ.get(f"{self.sdk.upper()}_CUSTOM_HEADERS", "").split("\n")
+        headers = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in ambient)}
+        return Secrets([self.key, *secrets_in(self.base_url, {**self.kwargs, "ambient": headers})])
 
     @cached_property
     def client(self) -> Any:
@@ -252,6 +284,9 @@ class APIModel(LLM):
         for name, advice in self.quirks.refuses.items():
             if getattr(sampling, name) is not None:
                 raise DefinitionError(f"{self.endpoint.name}'s API has no {name}. {advice}")
+        for token, bias in (sampling.logit_bias or {}).items():
+            if not -100 <= bias <= 100:
+                raise DefinitionError(f"logit_bias of the token {token} cannot be {bias}; APIs take -100 to 100.")
 
     async def request(self, parameters: Callable[[], dict[str, Any]]) -> Any:
         """Sends a request, if necessary again, with the `parameters()` that have not been refused so far.
@@ -264,18 +299,49 @@ class APIModel(LLM):
         loop = asyncio.get_running_loop()
         client = self._clients.get(loop)
         if client is None:
-            client = self._clients[loop] = self.make_client("Async")
+            try:
+                client = self._clients[loop] = self.make_client("Async")
+            except Exception as raised:
+                words = self.secrets.taken_out_of(str(raised))
+                failure: Exception = DefinitionError(f"{self.display_name}: its client cannot be made: {words}")
+            if client is None:
+                raise failure
         sent: dict[str, Any] = {}
         while True:
             before, sent = sent, parameters()
+            await self.before_sending()
             try:
-                return await self.send(client, sent)
+                async with self.in_time():
+                    return await self.send(client, sent)
             except Exception as error:
                 names = [name for name in sent if name not in ("model", "messages", "extra_body")]
                 refused = refused_parameter(error, [*names, *sent.get("extra_body", {})])
                 if refused is not None and sent != before and self.leave_out(*refused, sent):
                     continue
-                raise provider_error(error, self.model_name, shown_address(self.base_url), refused) from error
+                failure = self.error_of(error, refused)
+                if isinstance(failure, MalformedAnswer | Unavailable | BadRequest) and not hasattr(error, "response"):
+                    failure = unwritable_error(sent) or failure
+            # Outside the handler: the SDK's exception quotes what the server said, the key perhaps, and the request.
+            raise failure
+
+    @asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """Ends the block after `timeout`; the SDK's own timeout starts again with each byte that arrives."""
+        try:
+            async with asyncio.timeout(self.timeout) as limit:
+                yield
+        except TimeoutError as error:
+            if limit.expired():
+                raise TimeoutError(f"there was no whole answer within {self.timeout:g} s") from error
+            raise
+
+    def error_of(self, error: Exception, refused: tuple[str, bool] | None = None) -> Exception:
+        """Returns this package's error for an exception of the SDK, without secrets; see `provider_error`."""
+        if isinstance(error, DataDreamerError):
+            return error
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%s", self.secrets.taken_out_of("".join(traceback.format_exception(error))))
+        return provider_error(error, self.model_name, shown_address(self.base_url), refused, self.secrets)
 
     def retry_wrapper(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Calls a function of the `client`, again after a temporary failure, as `run` does its requests.
@@ -287,11 +353,11 @@ class APIModel(LLM):
             try:
                 return func(*args, **kwargs)
             except Exception as error:
-                failure = provider_error(error, self.model_name, shown_address(self.base_url))
-                temporary = isinstance(failure, RateLimited | Unavailable | MalformedAnswer)
-                if not temporary or tries >= self.max_tries or not self.retry_on_fail:
-                    raise failure from error
-                time.sleep(retry_delay(tries, getattr(failure, "retry_after", None)))
+                failure = self.error_of(error)
+            temporary = isinstance(failure, RateLimited | Unavailable | MalformedAnswer)
+            if not temporary or tries >= self.max_tries or not self.retry_on_fail:
+                raise failure
+            time.sleep(retry_delay(tries, getattr(failure, "retry_after", None)))
         raise AssertionError  # the loop has no end
 
     async def end_run(self) -> None:
@@ -312,5 +378,6 @@ class APIModel(LLM):
             client.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in self.__dict__.items() if name not in ("key", "client", "tokenizer")}
+        live = ("key", "secrets", "client", "tokenizer")
+        state = {name: value for name, value in self.__dict__.items() if name not in live}
         return {**state, "_api_key": None, "_clients": {}}

@@ -126,7 +126,7 @@ class Generation(Run):
         given["logit_bias"] = _logit_bias(given.get("logit_bias"))
         given["schema"] = _schema(given)
         if given.get("concurrency") is None:
-            given["concurrency"] = given.get("batch_size")
+            given["concurrency"] = min(given["batch_size"], MOST_CONCURRENT) if "batch_size" in given else None
         if given.get("on_error", "keep") not in ("keep", "raise"):
             raise _out_of_range("on_error", given["on_error"], '"keep" or "raise"')
         extras = {name: given.pop(name) for name in options if name in extra and name in given}
@@ -225,19 +225,22 @@ class Answer:
 
 # OpenAI's and llama.cpp's names for `schema`
 _SCHEMA_NAMES = ("response_format", "json_schema")
+# Each takes a task in the event loop.
+MOST_CONCURRENT = 10_000
 
 # Each number's type, range, and the range in words
 _NUMBERS: dict[str, tuple[type[int | float], float, float, str]] = {
-    "max_new_tokens": (int, 1, math.inf, "at least 1, or None"),
+    "max_new_tokens": (int, 1, 2**31 - 1, "at least 1 and below 2**31, or None"),
     "n": (int, 1, math.inf, "at least 1"),
-    "seed": (int, -math.inf, math.inf, ""),
+    "seed": (int, -(2**63), 2**63 - 1, "an integer of 64 bits, or None"),
     "top_logprobs": (int, 0, math.inf, "0 or more, or None"),
     "batch_size": (int, 1, math.inf, "at least 1"),
     "batch_scheduler_buffer_size": (int, -math.inf, math.inf, ""),
-    "concurrency": (int, 1, math.inf, "at least 1, or None"),
+    "concurrency": (int, 1, MOST_CONCURRENT, f"1 to {MOST_CONCURRENT}, or None"),
     "temperature": (float, 0, sys.float_info.max, "0 or more"),
     "top_p": (float, 0, 1, "a number from 0 to 1"),
     "repetition_penalty": (float, sys.float_info.min, sys.float_info.max, "a number above 0, or None"),
+    "num_beams": (int, 1, 2**31 - 1, "at least 1"),
     "top_k": (int, 0, math.inf, "0 or more"),
     "min_p": (float, 0, 1, "a number from 0 to 1"),
     "typical_p": (float, 0, 1, "a number from 0 to 1"),
@@ -252,7 +255,11 @@ def _number(name: str, value: Any) -> int | float | None:
     if value is None and name not in ("n", "batch_size", "temperature", "top_p"):
         return None
     number: Any = value
-    if not isinstance(value, numbers.Real) or (kind is int and not (math.isfinite(number) and number == int(number))):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, numbers.Real)
+        or (kind is int and not (math.isfinite(number) and number == int(number)))
+    ):
         what = "a whole number" if kind is int else "a number"
         raise ArgumentTypeError(f'Generation option "{name}" must be {what}, not {value!r}.')
     if not least <= number <= most:
@@ -267,6 +274,9 @@ def _out_of_range(name: str, value: object, expected: str) -> DefinitionError:
 def _stop(stop: object) -> tuple[str, ...]:
     texts = (stop,) if isinstance(stop, str) else () if stop is None else stop
     if isinstance(texts, Sequence) and all(isinstance(text, str) for text in texts):
+        for text in texts:
+            if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+                raise _out_of_range("stop", text, "valid text, without unpaired surrogates")
         # Every answer contains the empty text, which would end it before its first token.
         return tuple(text for text in texts if text)
     raise ArgumentTypeError(f'"stop" must be a text or a list of texts, not {stop!r}.')
@@ -275,10 +285,14 @@ def _stop(stop: object) -> tuple[str, ...]:
 def _logit_bias(bias: Any) -> dict[int, float] | None:
     if bias is None:
         return None
-    with suppress(AttributeError, TypeError, ValueError):
+    of_ids: dict[int, float] = {-1: 0.0}
+    with suppress(AttributeError, TypeError, ValueError, OverflowError):
         of_ids = {int(token): float(value) for token, value in bias.items()}
-        if not any(token < 0 or math.isnan(value) for token, value in of_ids.items()):
-            return of_ids or None
+    for token, value in of_ids.items():
+        if not math.isfinite(value):
+            raise _out_of_range("logit_bias", {token: value}, "finite numbers; -100 forbids a token")
+    if min(of_ids, default=0) >= 0:
+        return of_ids or None
     raise ArgumentTypeError(f'"logit_bias" must be a dict from token ids to numbers, not {bias!r}.')
 
 

@@ -33,9 +33,9 @@ def generate(
     repeats = 1 if sampling.deterministic else sampling.n
     rows = [list(row) for row in ids for _ in range(repeats)]
     row_seeds = [None if seed is None else seed + j for seed in seeds for j in range(repeats)]
-    batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(model.device)
+    batch = _padded(rows, tokenizer).to(model.device)
     decoder_only = not model.config.is_encoder_decoder
-    prompt_length = batch["input_ids"].shape[1] if decoder_only else 1
+    prompt_length = batch.shape[2] if decoder_only else 1
     room = context_length - prompt_length if decoder_only else context_length
     sampler = _RowSampler(sampling, row_seeds)
     configured = model.generation_config.eos_token_id
@@ -43,8 +43,8 @@ def generate(
     ends = (ends - {tokenizer.pad_token_id} | {tokenizer.eos_token_id}) - {None}
     with torch.inference_mode():
         output = model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
+            input_ids=batch[0],
+            attention_mask=batch[1],
             generation_config=_config(model, tokenizer, sampling, room, ends),
             logits_processor=[sampler],
             stopping_criteria=[_stop_texts(sampling.stop, tokenizer, prompt_length)] if sampling.stop else None,
@@ -71,6 +71,18 @@ def generate(
     return answers
 
 
+def _padded(rows: list[list[int]], tokenizer: Any) -> torch.Tensor:
+    """Returns ids and attention mask [2, rows, length]; padding is masked, so any id will do where there is none."""
+    length = max(map(len, rows))
+    padded = torch.full((2, len(rows), length), 0)
+    padded[0] = tokenizer.pad_token_id or 0
+    for index, row in enumerate(rows):
+        place = slice(length - len(row), length) if tokenizer.padding_side == "left" else slice(0, len(row))
+        padded[0, index, place] = torch.tensor(row)
+        padded[1, index, place] = 1
+    return padded
+
+
 class _Text:
     """One row's ids, cut at the end token or stop text."""
 
@@ -90,10 +102,11 @@ def _config(model: Any, tokenizer: Any, sampling: Sampling, room: int, ends: set
     config = copy.deepcopy(model.generation_config)
     # Override the model's sampling defaults, but keep its start and end tokens.
     config.update(
-        do_sample=False, num_beams=1, num_return_sequences=1, return_dict_in_generate=False,
+        do_sample=False, num_beams=sampling.extra.get("num_beams") or 1, num_return_sequences=1,
+        return_dict_in_generate=False,
         temperature=None, top_p=None, top_k=None, min_p=None, typical_p=None, max_length=None, min_length=None,
         max_new_tokens=min(sampling.max_new_tokens or room, room),
-        eos_token_id=sorted(ends) or None, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=sorted(ends) or None, pad_token_id=tokenizer.pad_token_id or 0,
     )  # fmt: skip
     if sampling.repetition_penalty is not None:
         config.repetition_penalty = None  # applied by the sampler, after it recorded the log-probabilities

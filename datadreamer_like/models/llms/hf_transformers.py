@@ -7,15 +7,15 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from datadreamer_like.errors import BadRequest, DefinitionError, MethodMisfit, PromptTooLong, require_extra
 
-from ..model import free_memory
+from ..model import checked_device, checked_dtype, free_memory
 from ..trained.hf_source import HOW_FETCHED, hf_source, loading
 from ..trained.model_facts import is_bidirectional, model_max_length
 from .chat_template import AUTO, Auto, checked, given_text, is_text_template, plain_prompt
-from .generation import Answer, Request, Sampling
+from .generation import Answer, GenerationOptions, Request, Sampling
 from .llm import LLM
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class HFTransformers(LLM):
         ['Red, blue and green.']
     """
 
-    extra_options = frozenset({"top_k", "min_p"})
+    extra_options = frozenset({"top_k", "min_p", "num_beams"})
     default_adaptive_batch_size = True
 
     def __init__(
@@ -87,6 +87,12 @@ class HFTransformers(LLM):
         self.trust_remote_code = trust_remote_code
         self.device = device
         self.device_map = device_map
+        if dtype is not None:
+            checked_dtype(dtype)
+        for each in device if isinstance(device, list) else [] if device is None else [device]:
+            checked_device(each)
+        if device == []:
+            raise DefinitionError("device is an empty list; name a device, or leave it out.")
         self.dtype = dtype
         self.quantization_config = quantization_config
         self.adapter_kwargs = dict(adapter_kwargs or {})
@@ -116,6 +122,7 @@ class HFTransformers(LLM):
         with loading(self._source):
             tokenizer = AutoTokenizer.from_pretrained(self._source.name, **self._loading_options)
         if tokenizer.pad_token is None:
+            # Without any of these `generate` pads with a masked id.
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         # A decoder continues at the end of a row, so it needs padding on the left.
         tokenizer.padding_side = "right" if self.config.is_encoder_decoder else "left"
@@ -155,16 +162,11 @@ class HFTransformers(LLM):
         return {"trust_remote_code": self.trust_remote_code, **fetched, **self._source.options}
 
     def _typing(self, device: Any) -> dict[str, Any]:
-        import torch
-
         options: dict[str, Any] = {}
         if self.quantization_config is not None:
             options["quantization_config"] = self.quantization_config
         if self.dtype is not None:
             options["dtype"] = self.dtype
-            name = str(self.dtype).removeprefix("torch.")
-            if name != "auto" and not isinstance(getattr(torch, name, None), torch.dtype):
-                raise DefinitionError(f'dtype cannot be {self.dtype!r}; expected a torch dtype such as "bfloat16".')
         elif getattr(self.config, "quantization_config", None) is None:
             # CPUs without bf16 units are several times slower in bf16 than in float32.
             options["dtype"] = "float32" if str(device) == "cpu" else "auto"
@@ -180,10 +182,7 @@ class HFTransformers(LLM):
             free = {device: torch.cuda.mem_get_info(device)[0] for device in self.device}
             return "map", {"device_map": "auto", "max_memory": free}
         if self.device is not None:
-            try:
-                return torch.device(self.device), {}
-            except (RuntimeError, TypeError) as error:
-                raise DefinitionError(f"device cannot be {self.device!r}: {error}.") from error
+            return checked_device(self.device), {}
         return torch.device("cuda" if torch.cuda.is_available() else "cpu"), {}
 
     # Called by the pipeline.
@@ -208,6 +207,13 @@ class HFTransformers(LLM):
             "kwargs": {name: value for name, value in self.kwargs.items() if name not in HOW_FETCHED},
         }
 
+    def translated(self, options: GenerationOptions) -> GenerationOptions:
+        """Takes `do_sample` of transformers: False is greedy decoding, True changes nothing."""
+        given: dict[str, Any] = dict(options)
+        if given.pop("do_sample", True) is False:
+            given["temperature"] = 0.0
+        return cast("GenerationOptions", given)
+
     def check(self, sampling: Sampling) -> None:
         """Refuses a schema, and more new tokens than the context has room for."""
         if sampling.schema is not None:
@@ -215,6 +221,16 @@ class HFTransformers(LLM):
                 "HFTransformers cannot constrain answers to a schema. Use LlamaCPP or an API, or describe the schema "
                 "in the prompt and check the answers."
             )
+        beams = sampling.extra.get("num_beams") or 1
+        if beams > 1 and (not sampling.deterministic or sampling.top_logprobs is not None):
+            raise DefinitionError(
+                f"num_beams={beams} is for greedy decoding without log-probabilities. Set top_p=0.0 and leave "
+                "top_logprobs out, or leave num_beams out."
+            )
+        size = self.config.get_text_config().vocab_size
+        for token in sampling.logit_bias or ():
+            if token >= size:
+                raise DefinitionError(f"logit_bias names the token {token}; {self.display_name} has {size} tokens.")
         if not self.config.is_encoder_decoder:
             self.check_room(sampling, self._context_length)
 
@@ -263,7 +279,10 @@ class HFTransformers(LLM):
             text, begins = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), True
         ids = tokenizer(text, add_special_tokens=not begins, verbose=False)["input_ids"]
         # An empty prompt without special tokens still needs one token to start from.
-        return list(ids) or [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
+        start = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None][:1]
+        if not ids and not start:
+            raise BadRequest(f"The prompt is empty, and {self._source.name} has no token that starts a text.")
+        return list(ids) or start
 
     @property
     def _context_length(self) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from datadreamer_like.errors import DefinitionError, PromptTooLong, did_you_mean, require_extra
+from datadreamer_like.graph.threads import DaemonPool
 from datadreamer_like.storage.digests import file_digest
 
 from .answer_text import answer_of, answer_text
@@ -105,8 +106,13 @@ class LlamaCPP(LLM):
     def _start(self) -> None:
         self._lock = threading.Lock()
         self._server: LlamaServer | None = None
-        self._workers = ThreadPoolExecutor(self.slots, "llama.cpp")
+        self._workers = self._new_workers()
         self._pid = os.getpid()
+
+    def _new_workers(self) -> DaemonPool:
+        workers = DaemonPool(self.slots, "llama.cpp")
+        weakref.finalize(self, workers.shutdown)
+        return workers
 
     @property
     def server(self) -> LlamaServer:
@@ -164,7 +170,9 @@ class LlamaCPP(LLM):
     def _complete(self, request: Request, index: int, stopped: threading.Event) -> Completion:
         if stopped.is_set():
             return Completion()
-        completion = self.server.complete(_sampling_body(request, index) | self._prompt_body(request), stopped)
+        completion = self.server.complete(
+            _sampling_body(request, index, self.context_length) | self._prompt_body(request), stopped
+        )
         wanted = request.sampling.max_new_tokens
         if wanted is not None and completion.finish_reason == "length" and completion.completion_tokens < wanted:
             raise PromptTooLong(
@@ -209,8 +217,9 @@ class LlamaCPP(LLM):
         """Frees the model after the requests in flight have ended; it is loaded again when needed."""
         self._reset_after_fork()
         with self._lock:
-            workers, self._workers = self._workers, ThreadPoolExecutor(self.slots, "llama.cpp")
-        workers.shutdown(wait=True, cancel_futures=True)
+            workers, self._workers = self._workers, self._new_workers()
+        workers.shutdown(cancel_futures=True)
+        workers.join()
         with self._lock:
             self._server = None
 
@@ -223,7 +232,7 @@ class LlamaCPP(LLM):
         self._start()
 
 
-def _sampling_body(request: Request, index: int) -> dict[str, Any]:
+def _sampling_body(request: Request, index: int, context_length: int) -> dict[str, Any]:
     sampling, seed = request.sampling, request.seed
     body: dict[str, Any] = {
         "max_tokens": -1 if sampling.max_new_tokens is None else sampling.max_new_tokens,
@@ -237,7 +246,7 @@ def _sampling_body(request: Request, index: int) -> dict[str, Any]:
         "samplers": ["penalties", "temperature", "top_k", "typ_p", "top_p", "min_p"],
     }
     if sampling.repetition_penalty is not None:
-        body |= {"repeat_penalty": sampling.repetition_penalty, "repeat_last_n": -1}
+        body |= {"repeat_penalty": sampling.repetition_penalty, "repeat_last_n": context_length}
     if sampling.logit_bias:
         body["logit_bias"] = list(map(list, sampling.logit_bias.items()))
     if seed is not None:

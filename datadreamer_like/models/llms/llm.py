@@ -91,6 +91,10 @@ class LLM(Model):
     def check(self, sampling: Sampling) -> None:
         """Raises `DefinitionError`, before any request, if the engine does not support a sampling option."""
 
+    def translated(self, options: GenerationOptions) -> GenerationOptions:
+        """Returns the options of a call, with those that only this engine spells differently by their common names."""
+        return options
+
     def check_room(self, sampling: Sampling, context_length: int) -> None:
         """Refuses, for `check`, a `max_new_tokens` that leaves no room for a prompt in the context."""
         if sampling.max_new_tokens is not None and sampling.max_new_tokens >= context_length:
@@ -165,6 +169,7 @@ class LLM(Model):
             Unavailable: The provider is unavailable.
             ModelError: A row failed and `on_error="raise"`.
         """
+        options = self.translated(options)
         generation = Generation.from_options(options, self.extra_options)
         answers = log_failures(self.answers(prompts, **options), generation.on_error)
         single = generation.sampling.n == 1
@@ -196,7 +201,7 @@ class LLM(Model):
             )
         if overrides_only_run(self):
             return _answers_from_run(self, prompts, options, check, max_follow_ups)
-        options = {"adaptive_batch_size": self.default_adaptive_batch_size, **options}
+        options = {"adaptive_batch_size": self.default_adaptive_batch_size, **self.translated(options)}
         generation = Generation.from_options(options, self.extra_options)
         self.check(generation.sampling)
         schema = generation.sampling.schema

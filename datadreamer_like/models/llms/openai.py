@@ -41,7 +41,8 @@ class OpenAI(OpenAICompatible):
         quirks=Quirks(
             # Newer models refuse `max_tokens`.
             limit_name="max_completion_tokens",
-            refuses={"repetition_penalty": "Use presence_penalty or frequency_penalty, or leave it out."},
+            # There is no `repetition_penalty`; DataDreamer sends it by this name.
+            penalty_names=("presence_penalty",),
         ),
         # The smallest among the models that are still served.
         context_length=128_000,

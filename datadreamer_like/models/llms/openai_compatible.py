@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from typing_extensions import Unpack
 
 from datadreamer_like.errors import BadRequest, DefinitionError, MalformedAnswer, PromptTooLong, require_extra
+from datadreamer_like.graph.threads import Task
 
 from .answer_text import AnswerText, answer_of, answer_text
 from .api_model import APIModel, shown_address
 from .chat_template import AUTO, Auto, checked, given_text
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling, TokenLogprob
 from .prices import Usage, counted
-from .provider_errors import provider_error
+from .provider_errors import ErrorInAnswer
 from .schema import openai_response_format
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class OpenAIOptions(GenerationOptions, total=False):
     reasoning_effort: str
     verbosity: str
     service_tier: str
+    user: str
     response_format: Mapping[str, Any] | type[Any]
     extra_body: Mapping[str, Any]
 
@@ -108,6 +111,13 @@ class OpenAICompatible(APIModel):
 
         def run(self, prompts: Iterable[Prompt], **options: Unpack[OpenAIOptions]) -> Any:
             """See `LLM.run`."""
+
+    def translated(self, options: GenerationOptions) -> GenerationOptions:
+        """Takes `logprobs` of the protocol: True is `top_logprobs=0`, unless that is given."""
+        given: dict[str, Any] = dict(options)
+        if given.pop("logprobs", None) and given.get("top_logprobs") is None:
+            given["top_logprobs"] = 0
+        return cast("GenerationOptions", given)
 
     def make_client(self, prefix: str) -> Any:
         """Returns a client of the SDK, without an organization from the environment that belongs to OpenAI."""
@@ -180,10 +190,8 @@ class OpenAICompatible(APIModel):
     def _known_context_length(self) -> int | None:
         if self.endpoint.context_length is not None and self.endpoint.serves(self.base_url):
             return self.endpoint.context_length
-        try:
-            models = list(self.client.models.list())
-        except Exception as error:
-            raise provider_error(error, self.model_name, shown_address(self.base_url)) from error
+        # In a thread, since there may be a running loop here, and the SDK's other client has no limit for the whole.
+        models: list[Any] = Task(lambda: asyncio.run(self._listed_models()), "datadreamer_like-models").result()
         named = [model for model in models if model.id == self.model_name]
         for model in named or (models if len(models) == 1 else []):
             facts: dict[str, Any] = model.to_dict()
@@ -193,11 +201,21 @@ class OpenAICompatible(APIModel):
                     return int(facts[name])
         return None
 
+    async def _listed_models(self) -> list[Any]:
+        try:
+            async with self.in_time(), self.make_client("Async") as client:
+                return [model async for model in client.models.list()]
+        except Exception as error:
+            failure = self.error_of(error)
+        raise failure
+
     async def send(self, client: Any, parameters: dict[str, Any]) -> ChatCompletion:
         """Sends one request; an answer without choices is malformed."""
         completion: ChatCompletion = await client.chat.completions.create(**parameters)
-        if not completion.choices:
-            raise ValueError("it has no choices")
+        choices: list[Any] = completion.choices or []
+        said = getattr(completion, "error", None) or next((getattr(choice, "error", None) for choice in choices), None)
+        if not choices or said:
+            raise ErrorInAnswer(said)
         return completion
 
     async def _complete(self, request: Request, n: int, seed: int | None) -> ChatCompletion:

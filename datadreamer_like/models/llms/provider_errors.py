@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +22,8 @@ from datadreamer_like.errors import (
     Unavailable,
     UnknownModel,
 )
+
+from .secrets import Secrets
 
 _CLASSES: dict[type[ModelError], str] = {
     AuthenticationFailed: """
@@ -54,8 +57,8 @@ ERRORS_BY_CLASS = {name: kind for kind, names in _CLASSES.items() for name in na
 
 # HTTP statuses with the same meaning in every API
 _STATUSES: dict[type[ModelError], tuple[int, ...]] = {
-    AuthenticationFailed: (401, 402, 403),
-    UnknownModel: (404,),
+    AuthenticationFailed: (401, 402, 403, 451),
+    UnknownModel: (404, 405, 410, 501),
     PromptTooLong: (413,),
     RateLimited: (429,),
     Unavailable: (408, 409, 425, 499, *range(500, 600)),
@@ -63,11 +66,36 @@ _STATUSES: dict[type[ModelError], tuple[int, ...]] = {
 
 _NO_CREDIT_CODES = {
     "insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "billing_error",
-    "contract_spend_limit_reached", "enforced_spend_limit_reached",
+    "contract_spend_limit_reached", "enforced_spend_limit_reached", "budget_exceeded",
+    "exceeded_current_quota_error", "Arrearage",
 }  # fmt: skip
 _NO_CREDIT = re.compile(
-    r"(credit balance|credits?) (is|are) too low|insufficient (credits?|balance|funds)|out of credits", re.I
+    r"(credit balance|credits?) (is|are) too low|(insufficient|not enough) (\w+ )?(credits?|balance|funds)"
+    r"|out of credits?|(no|used all( your| available)*) credits|spending limit|budget (has been )?exceeded"
+    r"|payment required|billing (is )?(not active|hard limit|inactive)|余额不足|欠费",
+    re.I,
 )
+# Also said of a limit per minute; only without a time to wait does it mean credit.
+_NO_QUOTA = re.compile(r"exceeded your (current|monthly|daily) quota|quota (is )?(exhausted|used up)", re.I)
+# Refusals of an account or a model in words: every row would meet them.
+_ACCOUNT = re.compile(
+    r"(country|region|territory|location)\b.{0,40}\bnot (supported|available|allowed|permitted)"
+    r"|not (supported|available|allowed|permitted) in your (country|region|territory|location)"
+    r"|(organi[sz]ation|account|subscription|workspace|project|team)\b[^.]{0,40}"
+    r"\b(disabled|deactivated|suspended|blocked|inactive|not active|terminated|banned|on hold)\b"
+    r"|API key not valid",
+    re.I,
+)
+_MODEL_CODES = {"model_not_found", "model_decommissioned", "invalid_model", "model_not_available", "ModelNotFound"}
+_MODEL = re.compile(
+    r"\bmodel\b[^.]{0,120}?\b(not found|(does not|doesn't) exist|decommissioned|deprecated|retired"
+    r"|discontinued|shut down|no longer (available|supported|served)|not (available|supported|deployed))"
+    r"|not a valid model|(invalid|unknown|unsupported|no such) model\b|no endpoints found",
+    re.I,
+)
+# Refusals of one row with a status that otherwise means the key or the rate.
+_MODERATED = re.compile(r"moderation|flagged|content (policy|filter|management)|safety (system|filter|policy)", re.I)
+_ROW_TOO_LARGE = re.compile(r"request too large|must be reduced", re.I)
 _TOO_LONG_CODES = {"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"}
 _TOO_LONG = re.compile(
     r"context (length|size|window)|maximum (context|model) length|max_model_len|(prompt|input) is too long", re.I
@@ -81,7 +109,7 @@ _SENTENCES: dict[type[ModelError], str] = {
     Unavailable: "{address} did not answer: {words}",
     MalformedAnswer: "{address} sent an invalid answer: {words}",
 }
-_KEY = re.compile(r"\b(sk|pk|gsk|xai|org|tgp|Bearer)[-_ ][\w*.\-]{6,}")
+_MOST_WORDS, _MOST_READ = 500, 10_000
 _UNSUPPORTED_CODES = {"unsupported_parameter", "unsupported_value", "unknown_parameter"}
 # Such messages may name a parameter, but other prompts may succeed: fail the row, not the run.
 _ABOUT_THE_PROMPT = re.compile(r"\b(prompts?|messages|your input|tokens)\b", re.I)
@@ -92,25 +120,46 @@ _UNSUPPORTED = re.compile(
 )
 
 
+class ErrorInAnswer(Exception):
+    """An answer with the status of a success that holds an error; `body` is what it says."""
+
+    def __init__(self, body: object) -> None:
+        super().__init__("it has no choices")
+        self.body = body
+        code = body.get("code") if isinstance(body, Mapping) else None
+        self.code = code if isinstance(code, str) else None
+        self.status_code = int(str(code)) if re.fullmatch("[45][0-9][0-9]", str(code)) else None
+
+
+def unwritable(parameters: Mapping[str, Any]) -> str | None:
+    """Returns why parameters cannot be written as JSON, or None: the same request would fail again."""
+    try:
+        json.dumps(parameters, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        return _sentence(str(error)[:_MOST_WORDS])
+    return None
+
+
 def provider_error(
-    error: Exception, model_name: str, address: str, refused: tuple[str, bool] | None = None
+    error: Exception,
+    model_name: str,
+    address: str,
+    refused: tuple[str, bool] | None = None,
+    secrets: Secrets | None = None,
 ) -> ModelError | DefinitionError:
-    """Returns this package's error for an exception of an SDK.
+    """Returns this package's error for an exception of an SDK, without the client's `secrets`.
 
     It is a `DefinitionError`, which ends the run, if `refused`, which `refused_parameter` found, names a parameter that
     is the same in every request. The server's `address` is for the message.
     """
-    kind, words = _kind(error), server_words(error)
+    kind, words = _kind(error), _words(error)
     sentence = _SENTENCES.get(kind, "{address} refuses the request: {words}")
-    if kind is AuthenticationFailed and (
-        _status(error) == 402 or _codes(error) & _NO_CREDIT_CODES or _NO_CREDIT.search(words)
-    ):
-        sentence = "The account at {address} has no credit left: {words} Add credit there, and run again."
-    elif isinstance(error, UnicodeError):
-        sentence = "The prompt is not valid text, so it cannot be sent: {words}"
-    elif isinstance(error, TypeError) and kind is BadRequest:
-        sentence = "The prompt cannot be written as JSON: {words}"
-    message = sentence.format(address=address, model_name=model_name, words=words)
+    if kind is AuthenticationFailed:
+        if _status(error) == 402 or _codes(error) & _NO_CREDIT_CODES or _NO_CREDIT.search(words) or _no_quota(error):
+            sentence = "The account at {address} has no credit left: {words} Add credit there, and run again."
+        elif _ACCOUNT.search(words) or _status(error) == 451:
+            sentence = "{address} does not serve this account: {words} Contact the provider, then run again."
+    message = sentence.format(address=address, model_name=model_name, words=server_words(error, secrets))
     if kind is RateLimited or kind is Unavailable:
         return kind(message, retry_after=retry_after(getattr(error, "response", None)))
     if kind is BadRequest and refused is not None and refused[0] != "n":
@@ -169,7 +218,7 @@ def refused_parameter(error: Exception, sent: Collection[str]) -> tuple[str, boo
     """
     if _status(error) not in (400, 422):
         return None
-    words = server_words(error)
+    words = _words(error)
     unsupported = bool(_codes(error) & _UNSUPPORTED_CODES or _UNSUPPORTED.search(words))
     body = getattr(error, "body", None)
     detail = body.get("detail") if isinstance(body, Mapping) else None
@@ -185,22 +234,35 @@ def refused_parameter(error: Exception, sent: Collection[str]) -> tuple[str, boo
     return (found[0], unsupported) if found else None
 
 
-def server_words(error: Exception) -> str:
-    """Returns the server's message from any form of body, on one line and without API keys."""
-    text = _message(getattr(error, "body", None)) or str(getattr(error, "message", None) or error)
+def server_words(error: Exception, secrets: Secrets | None = None) -> str:
+    """Returns the server's message from any form of body, on one line, shortened, and without keys."""
+    words = (secrets or Secrets(())).taken_out_of(_words(error))
+    return _sentence(f"{words[:_MOST_WORDS]}..." if len(words) > _MOST_WORDS else words)
+
+
+def _words(error: Exception) -> str:
+    text = _message(getattr(error, "body", None))
+    if not text and (response := getattr(error, "response", None)) is not None:
+        with suppress(Exception):  # a body that cannot be read
+            text = _message(response.json())
+        if not text and _status(error) is not None:
+            text = f"it gives no reason (HTTP status {_status(error)})"
+    text = text or str(getattr(error, "message", None) or error)
     if type(error).__name__ == "APIConnectionError" and str(error.__cause__ or ""):
         text = f"{text} ({error.__cause__})"
-    text = text or type(error).__name__
-    # Servers quote the key, or parts of it, in their messages.
-    text = _KEY.sub(r"\1-...", " ".join(text.split())[:500])
+    return _sentence(" ".join((text or type(error).__name__)[:_MOST_READ].split()))
+
+
+def _sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _message(body: object) -> str | None:
     """Finds the message in a body: a text, `{"message"}`, `{"error": ...}`, `{"detail": [{"loc", "msg"}]}` ..."""
     if isinstance(body, str):
-        # Strip the tags of an HTML page.
-        return re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", body, flags=re.S).strip() or None
+        # Strip the tags of an HTML page; it may be long, and the search for an end that is missing too.
+        body = body[:_MOST_READ]
+        return re.sub(r"<(style|script).{0,5000}?</\1>|<[^<>]*>", " ", body, flags=re.S | re.I).strip() or None
     if isinstance(body, Mapping):
         for name in ("message", "msg", "error_description", "error", "detail", "errors", "title"):
             if text := _message(body.get(name)):
@@ -213,16 +275,26 @@ def _message(body: object) -> str | None:
 
 
 def _kind(error: Exception) -> type[ModelError]:
-    status, codes, words = _status(error), _codes(error), server_words(error)
-    if codes & _NO_CREDIT_CODES or (status is not None and status < 500 and _NO_CREDIT.search(words)):
+    status, codes, words = _status(error), _codes(error), _words(error)
+    refused = status is not None and 400 <= status < 500 and status != 408
+    if codes & _NO_CREDIT_CODES or (refused and _NO_CREDIT.search(words)) or _no_quota(error):
         return AuthenticationFailed
-    if "model_not_found" in codes:
+    if codes & _MODEL_CODES:
         return UnknownModel
     if status in (400, 422) and (codes & _TOO_LONG_CODES or _TOO_LONG.search(words)):
         return PromptTooLong
-    if isinstance(error, UnicodeError) or (isinstance(error, TypeError) and "serializable" in words):
-        # Raised while encoding the request: the same prompt would fail again.
+    if status in (413, 429) and _ROW_TOO_LARGE.search(words):
+        return PromptTooLong
+    if status in (400, 403) and _MODERATED.search(words):
         return BadRequest
+    if refused and status != 429 and _ACCOUNT.search(words):
+        return AuthenticationFailed
+    if status in (400, 422) and _MODEL.search(words):
+        return UnknownModel
+    if status in _STATUSES[UnknownModel] or status == 451:
+        return UnknownModel if status != 451 else AuthenticationFailed
+    if isinstance(error, OSError):
+        return Unavailable
     kinds = [ERRORS_BY_CLASS[base.__name__] for base in type(error).__mro__ if base.__name__ in ERRORS_BY_CLASS]
     if kinds and kinds[0] is not ModelError:
         return kinds[0]
@@ -235,6 +307,15 @@ def _kind(error: Exception) -> type[ModelError]:
 def _status(error: Exception) -> int | None:
     status = getattr(error, "status_code", None)
     return status if isinstance(status, int) else None
+
+
+def _no_quota(error: Exception) -> bool:
+    limited = _status(error) in (400, 403, 429) and bool(_NO_QUOTA.search(_words(error)))
+    return (
+        limited
+        and retry_after(getattr(error, "response", None)) is None
+        and "retrydelay" not in str(getattr(error, "body", "")).lower()
+    )
 
 
 def _codes(error: Exception) -> set[str]:

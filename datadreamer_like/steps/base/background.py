@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextvars
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from datadreamer_like.errors import ArgumentTypeError
+from datadreamer_like.graph.threads import Task, interrupt_all
 
 from .dataset_node import DatasetNode
 
@@ -25,13 +25,19 @@ def concurrent(*funcs: Callable[[], Any]) -> list[Any]:
     """Runs functions without arguments concurrently, each in a thread that shares the open session.
 
     They may make steps. Returns their results, in order; if one raises, the others finish first, then its error is
-    raised.
+    raised. Ctrl-C interrupts all of them.
     """
     for function in funcs:
         if not callable(function):
             raise ArgumentTypeError(f"concurrent takes functions without arguments; got {type(function).__name__}.")
-    if not funcs:
-        return []
-    with ThreadPoolExecutor(len(funcs), thread_name_prefix="datadreamer_like") as pool:
-        futures = [pool.submit(contextvars.copy_context().run, function) for function in funcs]
-    return [future.result() for future in futures]
+    tasks: list[Task[Any]] = []
+    try:
+        for function in funcs:
+            tasks.append(Task(function, "datadreamer_like"))
+        for task in tasks:
+            with suppress(Exception):
+                task.result()
+        return [task.result() for task in tasks]
+    except KeyboardInterrupt:
+        interrupt_all(tasks)
+        raise

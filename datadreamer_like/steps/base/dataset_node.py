@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from datadreamer_like.graph.origin import Origin
 from datadreamer_like.graph.output import OutputDataset, OutputIterableDataset
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.graph.rows import Rows
+from datadreamer_like.graph.threads import Task
 from datadreamer_like.storage.tables import TableWriter, read_table
 from datadreamer_like.storage.values import holds_pickles
 
@@ -30,7 +30,7 @@ class DatasetNode(Node):
     kind = "step"
 
     _output: OutputDataset | OutputIterableDataset | None = None
-    _background: Future[OutputDataset | OutputIterableDataset] | None = None
+    _background: Task[OutputDataset | OutputIterableDataset] | None = None
     _is_waited_for = False
 
     @property

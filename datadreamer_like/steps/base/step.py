@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextvars
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +18,7 @@ from datadreamer_like.graph.node import reading_engine, working, working_node
 from datadreamer_like.graph.output import Column, OutputDataset, OutputIterableDataset
 from datadreamer_like.graph.results import Kept, OnDemand, Outcome
 from datadreamer_like.graph.rows import Batch, Rows
+from datadreamer_like.graph.threads import Task
 from datadreamer_like.graph.usage import Usage
 from datadreamer_like.storage.values import pickle_value, unpickle
 
@@ -118,10 +117,8 @@ class Step(Registration, Operations["Derived"], Exports):
             return
         _ = self.fingerprint  # raises here, not in a thread
         if background:
-            pool = ThreadPoolExecutor(1, thread_name_prefix=self.name)
-            self._background = pool.submit(contextvars.copy_context().run, self.make_output)
-            pool.shutdown(wait=False)
-            self.session.wait_at_end(self.end_background)
+            self._background = Task(self.make_output, self.name)
+            self.session.wait_at_end(self._background, self.end_background)
         else:
             self._output = self.make_output()
 
