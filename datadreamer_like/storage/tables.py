@@ -8,6 +8,8 @@ cast at the end. Metadata that `datasets` does not support is in `columns.schema
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial, reduce
@@ -19,7 +21,7 @@ import pyarrow as pa
 from datadreamer_like.errors import StepOutputTypeError, StorageError
 
 from .schemas import cast, widened
-from .values import features_of, to_batch
+from .values import features_of, to_batch, without_pickles
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -74,7 +76,7 @@ class TableWriter:
             if written == plain:
                 part.rename(self.folder / names[-1])
             else:
-                _rewrite(part, self.folder / names[-1], plain)
+                _rewrite(part, self.folder / names[-1], plain, self.what)
         try:
             features = features_of(schema).to_dict()
         except ValueError as error:
@@ -105,7 +107,7 @@ class TableWriter:
         if not self._held or self._schema is None:
             return
         plain = _plain(self._schema)
-        table = pa.Table.from_batches([cast(batch, plain) for batch in self._held], plain)
+        table = pa.Table.from_batches([cast(batch, plain, self.what) for batch in self._held], plain)
         self._held.clear()
         stream = self._stream
         if stream is None or self._parts[-1][1] != plain:
@@ -129,8 +131,12 @@ def open_table(folder: Path) -> Dataset:
         return Dataset.load_from_disk(str(folder), keep_in_memory=False)
 
 
-def read_table(folder: Path) -> pa.Table:
-    """Opens a written table as an Arrow table, memory-mapped, with the metadata of its columns."""
+def read_table(folder: Path, pickles: bool = False) -> pa.Table:
+    """Opens a written table as an Arrow table, memory-mapped, with the metadata of its columns.
+
+    Pickled Python objects are bytes unless `pickles` is true: reading a pickle runs code, so the caller must know who
+    wrote the table.
+    """
     with _readable(folder):
         schema = pa.ipc.read_schema(pa.py_buffer((folder / _SCHEMA).read_bytes()))
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -138,7 +144,20 @@ def read_table(folder: Path) -> pa.Table:
         for file in state["_data_files"]:
             with pa.ipc.open_stream(pa.memory_map(str(folder / file["filename"]))) as reader:
                 batches.extend(reader)
+        schema = schema if pickles else without_pickles(schema)
         return pa.Table.from_batches([batch.cast(schema) for batch in batches], schema)
+
+
+def is_own(folder: Path) -> bool:
+    """Returns whether the user who runs this process wrote all files of a table."""
+    if not hasattr(os, "getuid"):
+        return True
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:  # network file systems may show other owners than getuid()
+            owner = os.fstat(probe.fileno()).st_uid
+    except OSError:
+        owner = os.getuid()
+    return all(path.stat().st_uid == owner for path in (folder, *folder.iterdir()))
 
 
 @contextmanager
@@ -198,8 +217,8 @@ def _plain(schema: pa.Schema) -> pa.Schema:
     return pa.schema([field.remove_metadata() for field in schema])
 
 
-def _rewrite(part: Path, target: Path, schema: pa.Schema) -> None:
+def _rewrite(part: Path, target: Path, schema: pa.Schema, what: str) -> None:
     with pa.ipc.open_stream(pa.memory_map(str(part))) as reader, pa.ipc.new_stream(str(target), schema) as writer:
         for batch in reader:
-            writer.write_batch(cast(batch, schema))
+            writer.write_batch(cast(batch, schema, what))
     part.unlink()

@@ -6,13 +6,13 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datadreamer_like.errors import SessionError
+from datadreamer_like.errors import SessionError, StorageError
 from datadreamer_like.graph.node import Node, working_node
 from datadreamer_like.graph.origin import Origin
 from datadreamer_like.graph.output import OutputDataset, OutputIterableDataset
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.graph.rows import Rows
-from datadreamer_like.storage.tables import TableWriter, read_table
+from datadreamer_like.storage.tables import TableWriter, is_own, read_table
 from datadreamer_like.storage.values import holds_pickles
 
 from .trace import Trace, lazy_origins, traced
@@ -90,9 +90,14 @@ class DatasetNode(Node):
     def open_rows(self) -> Rows:
         """Returns the rows that `write_rows` wrote."""
         assert self.manifest is not None
-        folder = self.result_folder
+        folder, pickles = self.result_folder, self.manifest.pickled
+        if pickles and not is_own(folder / _TABLE_FOLDER):
+            raise StorageError(
+                f'"{self.name}": {folder} holds pickled Python objects and belongs to another user. Reading them can '
+                "run that user's code. If you trust them, make the files yours: copy the folder, or use chown."
+            )
         origin = Origin.load(folder, self.manifest.result.get("origin"), [self, *self.parents])
-        return Rows.of_table(read_table(folder / _TABLE_FOLDER), origin, self)
+        return Rows.of_table(read_table(folder / _TABLE_FOLDER, pickles), origin, self)
 
     @property
     def errors(self) -> dict[int, str]:

@@ -280,7 +280,7 @@ def materialized(rows: Rows) -> Rows:
     for batch in rows.read():
         writer.write(batch)
     writer.close(folder.name)
-    return Rows.of_table(read_table(folder), rows.origin, rows.node)
+    return Rows.of_table(read_table(folder, pickles=True), rows.origin, rows.node)
 
 
 def table_of(rows: Rows) -> Table:
