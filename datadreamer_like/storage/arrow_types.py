@@ -13,6 +13,13 @@ def has_keys(kind: pa.DataType) -> bool:
     return types.is_struct(kind) or (is_list(kind) and has_keys(kind.value_type))
 
 
+def holds_empty_objects(kind: pa.DataType) -> bool:
+    """Returns whether a type has dictionaries without any key, which Parquet cannot store."""
+    if types.is_struct(kind):
+        return not kind.num_fields or any(holds_empty_objects(field.type) for field in kind)
+    return is_list(kind) and holds_empty_objects(kind.value_type)
+
+
 def is_list(kind: pa.DataType) -> bool:
     """Returns whether a column's values are lists."""
     return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import chain
 
 import pyarrow as pa
 from pyarrow import types
@@ -12,7 +13,7 @@ from datadreamer_like.errors import StepOutputTypeError
 
 from .arrow_types import has_keys, is_list
 from .uniform import Uniform
-from .values import FEATURE, NONE_KEYS, PICKLED, class_names
+from .values import FEATURE, NONE_KEYS, PICKLED, labels_in
 
 
 def widened(old: pa.Schema, new: pa.Schema, what: str) -> pa.Schema:
@@ -64,7 +65,7 @@ def _metadata(a: pa.Field, b: pa.Field, what: str) -> dict[bytes, bytes]:
         return dict(theirs if types.is_null(a.type) else ours)
     metadata = {}
     if ours.get(FEATURE) != theirs.get(FEATURE):
-        if class_names(a) is not None or class_names(b) is not None:
+        if labels_in(a) != labels_in(b):
             raise StepOutputTypeError(
                 f'{what}: column "{a.name}" holds numbers of {_classes(a)} and of {_classes(b)}. Give both the same '
                 f'class names: dataset.cast_column("{a.name}", ClassLabel(names=[...])), or turn the numbers into '
@@ -84,8 +85,8 @@ def _metadata(a: pa.Field, b: pa.Field, what: str) -> dict[bytes, bytes]:
 
 
 def _classes(field: pa.Field) -> str:
-    names = class_names(field)
-    return f"the classes {', '.join(names)}" if names is not None else "no named classes"
+    names = list(chain(*labels_in(field).values()))
+    return f"the classes {', '.join(names)}" if names else "no named classes"
 
 
 def _widened_type(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:

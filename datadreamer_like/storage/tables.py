@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,10 @@ import pyarrow as pa
 from datadreamer_like.errors import StepOutputTypeError, StorageError
 
 from .schemas import cast, widened
-from .values import features_of, to_batch, without_pickles
+from .values import NONE_KEYS, features_of, to_batch, unpickle, without_pickles
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
 _SCHEMA = "columns.schema"
 
@@ -91,7 +91,7 @@ class TableWriter:
             "_output_all_columns": False,
             "_split": None,
         }
-        (self.folder / _SCHEMA).write_bytes(schema.serialize())
+        save_schema(self.folder, schema)
         (self.folder / "dataset_info.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
         (self.folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
         return schema
@@ -129,6 +129,41 @@ def open_table(folder: Path) -> Dataset:
 
     with _readable(folder):
         return Dataset.load_from_disk(str(folder), keep_in_memory=False)
+
+
+def save_schema(folder: Path, schema: pa.Schema) -> None:
+    """Writes a table's schema, with what `datasets` does not support, next to its files."""
+    (folder / _SCHEMA).write_bytes(schema.serialize())
+
+
+def with_saved_keys(schema: pa.Schema, folder: Path) -> pa.Schema:
+    """Returns a schema with the optional keys of nested rows that `save_schema` wrote, but not its marks of pickles."""
+    try:
+        saved = pa.ipc.read_schema(pa.py_buffer((folder / _SCHEMA).read_bytes()))
+    except (OSError, pa.ArrowInvalid):
+        return schema
+    fields = []
+    for field in schema:
+        known = saved.field(field.name) if field.name in saved.names else None
+        keys = (known.metadata or {}).get(NONE_KEYS) if known is not None and known.type == field.type else None
+        with suppress(ValueError):
+            if keys is not None and json.loads(keys) is not None:
+                field = field.with_metadata({**(field.metadata or {}), NONE_KEYS: keys})
+        fields.append(field)
+    return pa.schema(fields)
+
+
+def opened_dataset(folder: str | os.PathLike[str], pickled: Iterable[str] = ()) -> Dataset | DatasetDict:
+    """Opens what `save_to_disk` wrote; values of the columns `pickled` are restored when they are read."""
+    from datasets import load_from_disk
+
+    dataset = load_from_disk(os.fspath(folder))
+    names = list(pickled)
+
+    def restored(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {name: list(map(unpickle, column)) if name in names else column for name, column in batch.items()}
+
+    return dataset.with_transform(restored) if names else dataset
 
 
 def read_table(folder: Path, pickles: bool = False) -> pa.Table:

@@ -1,6 +1,6 @@
 """Values of users, numpy, pandas, torch and Arrow, turned into Python values of one kind per column.
 
-Arrow converts some values without an error: a time with a zone beside one without, a time among dates, nanoseconds, a
+Arrow converts some values without an error: times with and without a zone, a time among dates, nanoseconds, a
 masked element. `Uniform` goes through a column level by level, elements of lists and values of keys included, and
 refuses what would come back as something else.
 """

@@ -8,13 +8,13 @@ are null in Arrow were missing, so they are left out when values are read.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from datadreamer_like.errors import StepOutputTypeError
+from datadreamer_like.errors import MissingExtra, StepOutputTypeError
 
 from .arrow_types import has_keys, is_list, stored_as
 from .uniform import KeyPath, Pickled, Uniform, is_image
@@ -40,6 +40,8 @@ def to_batch(columns: Mapping[str, Any], what: str = "table", like: pa.Schema | 
     for name, values in columns.items():
         if not isinstance(name, str):
             raise StepOutputTypeError(f"{what}: the column name {name!r} is not a string. Use {str(name)!r}.")
+        if not name.isascii() and name != name.encode(errors="replace").decode():
+            raise StepOutputTypeError(f"{what}: the column name {name!r} is not valid Unicode. Rename the column.")
         known = like.field(name) if like is not None and name in like.names else None
         array, metadata = _array(values, name, what, known)
         fields.append(pa.field(name, array.type, metadata=metadata or None))
@@ -81,7 +83,15 @@ def to_list(array: pa.Array | pa.ChunkedArray, field: pa.Field) -> list[Any]:
         if prune is not None:
             values = [None if value is None else prune(value) for value in values]
     decode = _decoder(metadata[FEATURE]) if FEATURE in metadata else None
-    return values if decode is None else [None if value is None else decode(value) for value in values]
+    if decode is None:
+        return values
+    try:
+        return [None if value is None else decode(value) for value in values]
+    except ImportError as error:  # of datasets, such as torchcodec for audio
+        raise MissingExtra(
+            f'Column "{field.name}" cannot be decoded: {error} Or leave it undecoded: '
+            f'dataset.cast_column("{field.name}", Audio(decode=False)) before DataSource.'
+        ) from error
 
 
 # Features of `datasets`
@@ -111,6 +121,15 @@ def features_of(schema: pa.Schema) -> Features:
     return features
 
 
+def known_features(schema: pa.Schema) -> Features | None:
+    """Returns the `datasets` features of Python values of a schema; None where they may not fit them.
+
+    These are columns of types that are known only when rows are read, nested rows whose keys are optional, and pickles.
+    """
+    is_open = any(pa.types.is_null(field.type) or {NONE_KEYS, PICKLED} & set(field.metadata or {}) for field in schema)
+    return None if is_open else features_of(schema)
+
+
 def class_names(field: pa.Field, in_lists: bool = False) -> list[str] | None:
     """Returns the class names of a column of class labels, or with `in_lists` of lists of them; None for others."""
     feature = json.loads((field.metadata or {}).get(FEATURE, b"{}"))
@@ -127,9 +146,22 @@ def without_pickles(schema: pa.Schema) -> pa.Schema:
     )
 
 
-def holds_pickles(schema: pa.Schema) -> bool:
-    """Returns whether a column is known to hold pickled Python objects."""
-    return any(PICKLED in (field.metadata or {}) for field in schema)
+def labels_in(field: pa.Field) -> dict[KeyPath, list[str]]:
+    """Returns the class names at every place of a column's values that holds class labels."""
+
+    def collect(feature: Any, path: KeyPath) -> Iterator[tuple[KeyPath, list[str]]]:
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+            yield path, feature["names"]
+        elif isinstance(feature, dict):
+            for key, inner in feature.items():
+                yield from collect(inner, (*path, key))
+
+    return dict(collect(json.loads((field.metadata or {}).get(FEATURE, b"{}")), ()))
+
+
+def pickled_columns(schema: pa.Schema) -> list[str]:
+    """Returns the names of the columns that are known to hold pickled Python objects."""
+    return [field.name for field in schema if PICKLED in (field.metadata or {})]
 
 
 @lru_cache(maxsize=256)

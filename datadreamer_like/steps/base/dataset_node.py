@@ -13,7 +13,7 @@ from datadreamer_like.graph.output import OutputDataset, OutputIterableDataset
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.graph.rows import Rows
 from datadreamer_like.storage.tables import TableWriter, is_own, read_table
-from datadreamer_like.storage.values import holds_pickles
+from datadreamer_like.storage.values import pickled_columns
 
 from .trace import Trace, lazy_origins, traced
 
@@ -84,7 +84,7 @@ class DatasetNode(Node):
             for index, (node, origin) in enumerate(lazy_origins(self.parents))
         }
         result = {"origin": rows.origin.save(draft), "origins of lazy rows": origins}
-        columns, pickled = list(schema.names), holds_pickles(schema)
+        columns, pickled = list(schema.names), bool(pickled_columns(schema))
         return self.kept(columns=columns, rows=writer.num_rows, pickled=pickled, result=result)
 
     def open_rows(self) -> Rows:
