@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from datadreamer_like.errors import DefinitionError, NoSuchRow, UnknownColumn, did_you_mean
 from datadreamer_like.storage.tables import as_dataset
-from datadreamer_like.storage.values import PICKLED, features_of, to_batch, to_columns
+from datadreamer_like.storage.values import PICKLED, features_of, known_features, to_batch, to_columns, with_features
 
 from .node import Node
 from .origin import Origin
@@ -261,11 +261,14 @@ class OutputIterableDataset(OutputDatasetMixin):
     @cached_property
     def dataset(self) -> IterableDataset:
         """The rows as a `datasets.IterableDataset`."""
-        from datasets import IterableDataset
+        from datasets import DatasetInfo, IterableDataset
+        from datasets.iterable_dataset import ExamplesIterable
 
         if self._iterable is not None:
             return self._iterable
-        return IterableDataset.from_generator(lambda: OutputDatasetMixin.__iter__(self))
+        # IterableDataset.from_generator would hash all that the step refers to.
+        examples = ExamplesIterable(lambda: enumerate(OutputDatasetMixin.__iter__(self)), {})
+        return IterableDataset(examples, DatasetInfo(features=known_features(self.rows.schema)))
 
     def __getitem__(self, key: Any) -> Any:
         if not isinstance(key, str):
@@ -290,15 +293,24 @@ Column = OutputDatasetColumn | OutputIterableDatasetColumn
 
 
 def rows_of_iterable(dataset: IterableDataset) -> Rows:
-    """Returns the rows of a `datasets.IterableDataset`."""
+    """Returns the rows of a `datasets.IterableDataset`, with its class names and images."""
     names = dataset.column_names or list(next(iter(dataset), {}))
+    schema = iterable_schema(dataset, names)
 
     def read() -> Iterator[pa.RecordBatch]:
         rows = iter(dataset)
         while portion := list(islice(rows, BATCH_SIZE)):
-            yield to_batch({name: [row.get(name) for row in portion] for name in names})
+            yield to_batch({name: [row.get(name) for row in portion] for name in names}, like=schema)
 
-    return Rows(untyped(names), None, read, Origin())
+    return Rows(schema, None, read, Origin())
+
+
+def iterable_schema(dataset: IterableDataset, names: list[str]) -> pa.Schema:
+    """Returns the schema of a `datasets.IterableDataset`; the types of columns are unknown where it has no features."""
+    features = dataset.features
+    if features is None or set(features) != set(names):
+        return untyped(names)
+    return with_features(pa.schema([features.arrow_schema.field(name) for name in names]), features)
 
 
 def _marked(rows: Rows, pickled: bool) -> Rows:

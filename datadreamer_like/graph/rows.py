@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from datadreamer_like.storage.tables import rebatched as rebatched
-from datadreamer_like.storage.values import holds_pickles, to_columns, with_features
+from datadreamer_like.storage.values import pickled_columns, to_columns, with_features
 
 from .node import Node
 from .origin import Origin, Recorder, Stated
@@ -128,7 +128,7 @@ class Rows:
     @property
     def pickled(self) -> bool:
         """Whether a column is known to hold pickled Python objects."""
-        return holds_pickles(self.schema)
+        return bool(pickled_columns(self.schema))
 
     def batches(self, size: int = BATCH_SIZE) -> Iterator[Batch]:
         """Yields the rows as Python values, at most `size` at once."""

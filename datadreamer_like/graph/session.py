@@ -117,6 +117,10 @@ class DataDreamer:
                 f"A session is already open (on {open_session.folder}); sessions do not nest. End it first: leave its "
                 "`with` block, or call its stop()."
             )
+        import tqdm  # type: ignore[import-untyped]
+
+        # Otherwise each thread that shows a progress bar of `datasets` makes this lock and deletes it under the others.
+        tqdm.tqdm.get_lock()
         with contextlib.ExitStack() as ending:
             if self.in_memory:
                 self.folder = Path(tempfile.mkdtemp(prefix="datadreamer_like-"))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import chain
 
 import pyarrow as pa
 from pyarrow import types
 
 from datadreamer_like.errors import StepOutputTypeError
 
-from .values import FEATURE, NONE_KEYS, PICKLED, class_names, has_keys, is_list, mixed
+from .arrow_types import has_keys, is_list
+from .uniform import Uniform
+from .values import FEATURE, NONE_KEYS, PICKLED, labels_in
 
 
 def widened(old: pa.Schema, new: pa.Schema, what: str) -> pa.Schema:
@@ -25,8 +28,8 @@ def widened(old: pa.Schema, new: pa.Schema, what: str) -> pa.Schema:
     return pa.schema(fields + [field for field in new if field.name not in old.names])
 
 
-def cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """Returns a batch with the columns and types of a wider schema."""
+def cast(batch: pa.RecordBatch, schema: pa.Schema, what: str = "table") -> pa.RecordBatch:
+    """Returns a batch with the columns and types of a wider schema; values that would change are refused."""
     arrays = []
     for field in schema:
         if field.name not in batch.schema.names:
@@ -37,7 +40,13 @@ def cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
             arrays.append(column if column.type == field.type else column.cast(field.type))
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
             # Some Arrow versions cannot add fields to structs by casting.
-            arrays.append(pa.array(column.to_pylist(), field.type))
+            try:
+                arrays.append(pa.array(column.to_pylist(), field.type))
+            except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+                raise StepOutputTypeError(
+                    f'{what}: column "{field.name}" holds {column.type} and {field.type}, and some values do not fit '
+                    f"{field.type} ({error}). Convert them to one type first, or to texts."
+                ) from error
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
@@ -46,7 +55,7 @@ def _widened_field(a: pa.Field, b: pa.Field, what: str) -> pa.Field:
         return a
     kind = _widened_type(a.type, b.type)
     if kind is None:
-        raise mixed(a.name, what, [str(a.type), str(b.type)])
+        raise Uniform(a.name, what).mixed([str(a.type), str(b.type)])
     return pa.field(a.name, kind, metadata=_metadata(a, b, what) or None)
 
 
@@ -56,7 +65,7 @@ def _metadata(a: pa.Field, b: pa.Field, what: str) -> dict[bytes, bytes]:
         return dict(theirs if types.is_null(a.type) else ours)
     metadata = {}
     if ours.get(FEATURE) != theirs.get(FEATURE):
-        if class_names(a) is not None or class_names(b) is not None:
+        if labels_in(a) != labels_in(b):
             raise StepOutputTypeError(
                 f'{what}: column "{a.name}" holds numbers of {_classes(a)} and of {_classes(b)}. Give both the same '
                 f'class names: dataset.cast_column("{a.name}", ClassLabel(names=[...])), or turn the numbers into '
@@ -64,7 +73,9 @@ def _metadata(a: pa.Field, b: pa.Field, what: str) -> dict[bytes, bytes]:
             )
     elif FEATURE in ours:
         metadata[FEATURE] = ours[FEATURE]
-    if PICKLED in ours or PICKLED in theirs:
+    if (PICKLED in ours) != (PICKLED in theirs):
+        raise Uniform(a.name, what).mixed(["pickled objects", "bytes"])
+    if PICKLED in ours:
         metadata[PICKLED] = b"1"
     known = [own[NONE_KEYS] for own in (ours, theirs) if NONE_KEYS in own]
     if known and all(NONE_KEYS in (field.metadata or {}) or not has_keys(field.type) for field in (a, b)):
@@ -74,8 +85,8 @@ def _metadata(a: pa.Field, b: pa.Field, what: str) -> dict[bytes, bytes]:
 
 
 def _classes(field: pa.Field) -> str:
-    names = class_names(field)
-    return f"the classes {', '.join(names)}" if names is not None else "no named classes"
+    names = list(chain(*labels_in(field).values()))
+    return f"the classes {', '.join(names)}" if names else "no named classes"
 
 
 def _widened_type(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
@@ -95,8 +106,11 @@ def _decimals(a: pa.DataType, b: pa.DataType) -> pa.DataType:
 def _timestamps(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
     if (a.tz is None) != (b.tz is None):
         return None
-    units = ("s", "ms", "us", "ns")
-    return pa.timestamp(max(a.unit, b.unit, key=units.index), a.tz if a.tz == b.tz else "UTC")
+    return pa.timestamp(_finer(a, b), a.tz if a.tz == b.tz else "UTC")
+
+
+def _finer(a: pa.DataType, b: pa.DataType) -> str:
+    return str(max(a.unit, b.unit, key=("s", "ms", "us", "ns").index))
 
 
 def _lists(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
@@ -117,12 +131,18 @@ def _structs(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
 _WIDER: tuple[
     tuple[Callable[[pa.DataType], bool], Callable[[pa.DataType, pa.DataType], pa.DataType | None]], ...
 ] = (
+    (types.is_unsigned_integer, lambda a, b: pa.uint64()),
     (types.is_integer, lambda a, b: pa.int64()),
     (lambda kind: types.is_integer(kind) or types.is_floating(kind), lambda a, b: pa.float64()),
     (lambda kind: types.is_string(kind) or types.is_large_string(kind), lambda a, b: pa.large_string()),
-    (lambda kind: types.is_binary(kind) or types.is_large_binary(kind), lambda a, b: pa.large_binary()),
+    (
+        lambda kind: types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind),
+        lambda a, b: pa.large_binary(),
+    ),
     (types.is_decimal, _decimals),
     (types.is_timestamp, _timestamps),
+    (types.is_duration, lambda a, b: pa.duration(_finer(a, b))),
+    (types.is_time, lambda a, b: pa.time64("ns" if "ns" in (a.unit, b.unit) else "us")),
     (is_list, _lists),
     (types.is_struct, _structs),
 )  # fmt: skip

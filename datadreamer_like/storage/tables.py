@@ -8,8 +8,10 @@ cast at the end. Metadata that `datasets` does not support is in `columns.schema
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +21,10 @@ import pyarrow as pa
 from datadreamer_like.errors import StepOutputTypeError, StorageError
 
 from .schemas import cast, widened
-from .values import features_of, to_batch
+from .values import NONE_KEYS, features_of, to_batch, unpickle, without_pickles
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
 _SCHEMA = "columns.schema"
 
@@ -74,7 +76,7 @@ class TableWriter:
             if written == plain:
                 part.rename(self.folder / names[-1])
             else:
-                _rewrite(part, self.folder / names[-1], plain)
+                _rewrite(part, self.folder / names[-1], plain, self.what)
         try:
             features = features_of(schema).to_dict()
         except ValueError as error:
@@ -89,7 +91,7 @@ class TableWriter:
             "_output_all_columns": False,
             "_split": None,
         }
-        (self.folder / _SCHEMA).write_bytes(schema.serialize())
+        save_schema(self.folder, schema)
         (self.folder / "dataset_info.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
         (self.folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
         return schema
@@ -105,7 +107,7 @@ class TableWriter:
         if not self._held or self._schema is None:
             return
         plain = _plain(self._schema)
-        table = pa.Table.from_batches([cast(batch, plain) for batch in self._held], plain)
+        table = pa.Table.from_batches([cast(batch, plain, self.what) for batch in self._held], plain)
         self._held.clear()
         stream = self._stream
         if stream is None or self._parts[-1][1] != plain:
@@ -129,8 +131,47 @@ def open_table(folder: Path) -> Dataset:
         return Dataset.load_from_disk(str(folder), keep_in_memory=False)
 
 
-def read_table(folder: Path) -> pa.Table:
-    """Opens a written table as an Arrow table, memory-mapped, with the metadata of its columns."""
+def save_schema(folder: Path, schema: pa.Schema) -> None:
+    """Writes a table's schema, with what `datasets` does not support, next to its files."""
+    (folder / _SCHEMA).write_bytes(schema.serialize())
+
+
+def with_saved_keys(schema: pa.Schema, folder: Path) -> pa.Schema:
+    """Returns a schema with the optional keys of nested rows that `save_schema` wrote, but not its marks of pickles."""
+    try:
+        saved = pa.ipc.read_schema(pa.py_buffer((folder / _SCHEMA).read_bytes()))
+    except (OSError, pa.ArrowInvalid):
+        return schema
+    fields = []
+    for field in schema:
+        known = saved.field(field.name) if field.name in saved.names else None
+        keys = (known.metadata or {}).get(NONE_KEYS) if known is not None and known.type == field.type else None
+        with suppress(ValueError):
+            if keys is not None and json.loads(keys) is not None:
+                field = field.with_metadata({**(field.metadata or {}), NONE_KEYS: keys})
+        fields.append(field)
+    return pa.schema(fields)
+
+
+def opened_dataset(folder: str | os.PathLike[str], pickled: Iterable[str] = ()) -> Dataset | DatasetDict:
+    """Opens what `save_to_disk` wrote; values of the columns `pickled` are restored when they are read."""
+    from datasets import load_from_disk
+
+    dataset = load_from_disk(os.fspath(folder))
+    names = list(pickled)
+
+    def restored(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {name: list(map(unpickle, column)) if name in names else column for name, column in batch.items()}
+
+    return dataset.with_transform(restored) if names else dataset
+
+
+def read_table(folder: Path, pickles: bool = False) -> pa.Table:
+    """Opens a written table as an Arrow table, memory-mapped, with the metadata of its columns.
+
+    Pickled Python objects are bytes unless `pickles` is true: reading a pickle runs code, so the caller must know who
+    wrote the table.
+    """
     with _readable(folder):
         schema = pa.ipc.read_schema(pa.py_buffer((folder / _SCHEMA).read_bytes()))
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -138,7 +179,20 @@ def read_table(folder: Path) -> pa.Table:
         for file in state["_data_files"]:
             with pa.ipc.open_stream(pa.memory_map(str(folder / file["filename"]))) as reader:
                 batches.extend(reader)
+        schema = schema if pickles else without_pickles(schema)
         return pa.Table.from_batches([batch.cast(schema) for batch in batches], schema)
+
+
+def is_own(folder: Path) -> bool:
+    """Returns whether the user who runs this process wrote all files of a table."""
+    if not hasattr(os, "getuid"):
+        return True
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:  # network file systems may show other owners than getuid()
+            owner = os.fstat(probe.fileno()).st_uid
+    except OSError:
+        owner = os.getuid()
+    return all(path.stat().st_uid == owner for path in (folder, *folder.iterdir()))
 
 
 @contextmanager
@@ -198,8 +252,8 @@ def _plain(schema: pa.Schema) -> pa.Schema:
     return pa.schema([field.remove_metadata() for field in schema])
 
 
-def _rewrite(part: Path, target: Path, schema: pa.Schema) -> None:
+def _rewrite(part: Path, target: Path, schema: pa.Schema, what: str) -> None:
     with pa.ipc.open_stream(pa.memory_map(str(part))) as reader, pa.ipc.new_stream(str(target), schema) as writer:
         for batch in reader:
-            writer.write_batch(cast(batch, schema))
+            writer.write_batch(cast(batch, schema, what))
     part.unlink()

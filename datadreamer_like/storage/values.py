@@ -8,13 +8,16 @@ are null in Arrow were missing, so they are left out when values are read.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from datadreamer_like.errors import StepOutputTypeError
+from datadreamer_like.errors import MissingExtra, StepOutputTypeError
+
+from .arrow_types import has_keys, is_list, stored_as
+from .uniform import KeyPath, Pickled, Uniform, is_image
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -22,10 +25,6 @@ if TYPE_CHECKING:
 FEATURE = b"datasets feature"
 PICKLED = b"pickled"
 NONE_KEYS = b"keys given as None"
-
-_PICKLE = b"\x00datadreamer_like pickle 1\x00"
-
-_KeyPath = tuple[str, ...]
 
 _PLAIN = {str, int, float, bool, bytes}
 
@@ -41,9 +40,27 @@ def to_batch(columns: Mapping[str, Any], what: str = "table", like: pa.Schema | 
     for name, values in columns.items():
         if not isinstance(name, str):
             raise StepOutputTypeError(f"{what}: the column name {name!r} is not a string. Use {str(name)!r}.")
+        if not name.isascii() and name != name.encode(errors="replace").decode():
+            raise StepOutputTypeError(f"{what}: the column name {name!r} is not valid Unicode. Rename the column.")
         known = like.field(name) if like is not None and name in like.names else None
         array, metadata = _array(values, name, what, known)
         fields.append(pa.field(name, array.type, metadata=metadata or None))
+        arrays.append(array)
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def given_batch(batch: pa.RecordBatch, what: str, like: pa.Schema | None = None) -> pa.RecordBatch:
+    """Returns an Arrow batch that a script made, in types that can be stored.
+
+    Its mark of pickled columns counts only where `like`, the schema that the rows were read from, has it too.
+    """
+    fields, arrays = [], []
+    for index, field in enumerate(batch.schema):
+        array = stored_as(batch.column(index), field.name, what)
+        metadata = dict(field.metadata or {})
+        if like is None or field.name not in like.names or PICKLED not in (like.field(field.name).metadata or {}):
+            metadata.pop(PICKLED, None)
+        fields.append(pa.field(field.name, array.type, metadata=metadata or None))
         arrays.append(array)
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
@@ -66,7 +83,15 @@ def to_list(array: pa.Array | pa.ChunkedArray, field: pa.Field) -> list[Any]:
         if prune is not None:
             values = [None if value is None else prune(value) for value in values]
     decode = _decoder(metadata[FEATURE]) if FEATURE in metadata else None
-    return values if decode is None else [None if value is None else decode(value) for value in values]
+    if decode is None:
+        return values
+    try:
+        return [None if value is None else decode(value) for value in values]
+    except ImportError as error:  # of datasets, such as torchcodec for audio
+        raise MissingExtra(
+            f'Column "{field.name}" cannot be decoded: {error} Or leave it undecoded: '
+            f'dataset.cast_column("{field.name}", Audio(decode=False)) before DataSource.'
+        ) from error
 
 
 # Features of `datasets`
@@ -96,6 +121,15 @@ def features_of(schema: pa.Schema) -> Features:
     return features
 
 
+def known_features(schema: pa.Schema) -> Features | None:
+    """Returns the `datasets` features of Python values of a schema; None where they may not fit them.
+
+    These are columns of types that are known only when rows are read, nested rows whose keys are optional, and pickles.
+    """
+    is_open = any(pa.types.is_null(field.type) or {NONE_KEYS, PICKLED} & set(field.metadata or {}) for field in schema)
+    return None if is_open else features_of(schema)
+
+
 def class_names(field: pa.Field, in_lists: bool = False) -> list[str] | None:
     """Returns the class names of a column of class labels, or with `in_lists` of lists of them; None for others."""
     feature = json.loads((field.metadata or {}).get(FEATURE, b"{}"))
@@ -104,9 +138,30 @@ def class_names(field: pa.Field, in_lists: bool = False) -> list[str] | None:
     return list(feature["names"]) if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
 
 
-def holds_pickles(schema: pa.Schema) -> bool:
-    """Returns whether a column is known to hold pickled Python objects."""
-    return any(PICKLED in (field.metadata or {}) for field in schema)
+def without_pickles(schema: pa.Schema) -> pa.Schema:
+    """Returns a schema whose columns hold bytes where they were marked as pickled Python objects."""
+    return pa.schema(
+        field.with_metadata({key: value for key, value in (field.metadata or {}).items() if key != PICKLED})
+        for field in schema
+    )
+
+
+def labels_in(field: pa.Field) -> dict[KeyPath, list[str]]:
+    """Returns the class names at every place of a column's values that holds class labels."""
+
+    def collect(feature: Any, path: KeyPath) -> Iterator[tuple[KeyPath, list[str]]]:
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+            yield path, feature["names"]
+        elif isinstance(feature, dict):
+            for key, inner in feature.items():
+                yield from collect(inner, (*path, key))
+
+    return dict(collect(json.loads((field.metadata or {}).get(FEATURE, b"{}")), ()))
+
+
+def pickled_columns(schema: pa.Schema) -> list[str]:
+    """Returns the names of the columns that are known to hold pickled Python objects."""
+    return [field.name for field in schema if PICKLED in (field.metadata or {})]
 
 
 @lru_cache(maxsize=256)
@@ -132,32 +187,32 @@ def _array(values: Any, name: str, what: str, known: pa.Field | None) -> tuple[p
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     if isinstance(values, pa.Array):
-        return values, {}
+        return stored_as(values, name, what), {}
     values = values if isinstance(values, list) else list(values)
-    kinds = set(map(type, values))
-    kinds.discard(type(None))
-    if known is not None and PICKLED in (known.metadata or {}) and not kinds <= _PLAIN:
-        values = [value if value is None or is_pickled(value) else pickle_value(value) for value in values]
-        kinds = {bytes}
-    if not kinds <= _PLAIN or len(kinds) > 1:
-        values, kinds = _uniform(values, kinds, name, what)
-    array, metadata = _kept_feature(values, kinds, known)
+    kinds = set(map(type, values)) - {type(None)}
+    is_known_as_pickled = known is not None and PICKLED in (known.metadata or {}) and not kinds <= _PLAIN
+    if Pickled in kinds or is_known_as_pickled:
+        return pa.array([None if v is None else pickle_value(v) for v in values], pa.binary()), {PICKLED: b"1"}
+    column = Uniform(name, what)
+    values = column.values(values)
+    array, metadata = _kept_feature(values, known)
     if array is None:
-        array = _converted(values, name, what)
-    if kinds == {bytes} and any(is_pickled(value) for value in values):
-        metadata[PICKLED] = b"1"
-    elif FEATURE not in metadata and has_keys(array.type):
-        found: set[_KeyPath] = set()
-        for value in values:
-            _none_keys(value, (), found)
-        metadata[NONE_KEYS] = json.dumps(sorted(found)).encode()
+        array = stored_as(_converted(values, name, what), name, what)
+        if has_keys(array.type):
+            metadata[NONE_KEYS] = json.dumps(sorted(column.none_keys)).encode()
     return array, metadata
 
 
 def _converted(values: list[Any], name: str, what: str) -> pa.Array:
     try:
         array = pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        if isinstance(error, UnicodeEncodeError):
+            raise StepOutputTypeError(
+                f'{what}: column "{name}" holds a text with half a surrogate pair '
+                f"({error.object[error.start]!r}), which is not valid Unicode. Fix it: "
+                'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
+            ) from error
         raise StepOutputTypeError(
             f'{what}: column "{name}" holds values that do not fit one type ({error}). Make them of one type, or keep '
             "Python objects with self.pickle(value)."
@@ -166,24 +221,17 @@ def _converted(values: list[Any], name: str, what: str) -> pa.Array:
         raise StepOutputTypeError(
             f'{what}: column "{name}" holds an integer beyond 64 bits. Store it as text or as a float.'
         ) from error
-    except UnicodeEncodeError as error:
-        raise StepOutputTypeError(
-            f'{what}: column "{name}" holds a text with half a surrogate pair ({error.object[error.start]!r}), '
-            'which is not valid Unicode. Fix it: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
-        ) from error
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
-def _kept_feature(
-    values: list[Any], kinds: set[type], known: pa.Field | None
-) -> tuple[pa.Array | None, dict[bytes, bytes]]:
+def _kept_feature(values: list[Any], known: pa.Field | None) -> tuple[pa.Array | None, dict[bytes, bytes]]:
     """Returns the values as a column of the known feature; None if they do not fit it."""
     data = (known.metadata or {}).get(FEATURE) if known is not None else None
-    if data is None and any(_room(kind) == "PIL" for kind in kinds):
-        data = json.dumps({"_type": "Image"}).encode()
+    if data is None:
+        data = _feature_of_images(values)
     if data is None:
         return None, {}
-    from datasets.features.features import encode_nested_example
+    from datasets.features.features import encode_nested_example, get_nested_type
 
     feature = _feature(data)
     if class_label := getattr(feature, "names", None):
@@ -192,7 +240,7 @@ def _kept_feature(
         return pa.array(values, pa.int64()), {FEATURE: data}
     try:
         encoded = [None if value is None else encode_nested_example(feature, value) for value in values]
-        kind = feature() if callable(feature) else pa.array(encoded).type
+        kind = get_nested_type(feature)
         storage = kind.storage_type if isinstance(kind, pa.ExtensionType) else kind
         array = pa.array(encoded, storage)
     except (ValueError, TypeError, KeyError, AttributeError, pa.ArrowException):
@@ -200,63 +248,19 @@ def _kept_feature(
     return (pa.ExtensionArray.from_storage(kind, array) if kind is not storage else array), {FEATURE: data}
 
 
-def _uniform(values: list[Any], kinds: set[type], name: str, what: str) -> tuple[list[Any], set[type]]:
-    """Returns values of one kind that Arrow accepts, and their types."""
-    if any(kind not in _PLAIN and kind.__module__ != "builtins" for kind in kinds):
-        values = [_plain(value) for value in values]
-        kinds = set(map(type, values)) - {type(None)}
-    if kinds == {str, float} and all(value != value for value in values if type(value) is float):
-        values = [None if type(value) is float else value for value in values]  # NaN is pandas' missing text
-        kinds = {str}
-    if len({_family(kind) for kind in kinds}) > 1:
-        raise mixed(name, what, sorted(kind.__name__ for kind in kinds))
-    if len({value.utcoffset() is None for value in values if hasattr(value, "utcoffset")}) > 1:
-        raise mixed(name, what, ["times with a time zone", "times without one"])
-    return values, kinds
-
-
-def _family(kind: type) -> object:
-    """Returns the same for types that fit into one column."""
-    for bases in ((bool,), (int, float), (list, tuple, set, frozenset), (str,), (dict,)):
-        if issubclass(kind, bases):
-            return bases[-1]
-    if kind.__name__ == "ndarray":
-        return frozenset
-    if _room(kind) == "PIL":
-        return "image"
-    return "time" if kind.__name__ in ("datetime", "Timestamp") else kind
-
-
-def _room(kind: type) -> str:
-    return kind.__module__.partition(".")[0]
-
-
-def _plain(value: Any) -> Any:
-    """Converts a value of another library to a Python value, or to an array that Arrow accepts."""
-    room = _room(type(value))
-    if room == "uuid":
-        return str(value)
-    if room == "pandas" and type(value).__name__ in ("NAType", "NaTType"):
+def _feature_of_images(values: list[Any]) -> bytes | None:
+    """Returns the feature of a column of images, or of lists of them; None for others."""
+    first = next((value for value in values if value is not None), None)
+    depth = 0
+    while isinstance(first, list):
+        values = [each for value in values if value is not None for each in value]
+        first, depth = next((value for value in values if value is not None), None), depth + 1
+    if not is_image(first):
         return None
-    if room == "torch":
-        value = value.detach().cpu()
-        value = value.float().numpy() if str(value.dtype) == "torch.bfloat16" else value.numpy()
-    elif room != "numpy":
-        return value
-    if value.dtype.kind in "Mm":
-        # Python has no nanoseconds; times of coarser units become Python values.
-        return value if value.dtype.name.endswith("[ns]") else value.tolist()
-    if value.ndim == 1 and value.dtype.kind in "biuf":
-        return value
-    return value.tolist()
-
-
-def mixed(name: str, what: str, kinds: Iterable[str]) -> StepOutputTypeError:
-    """Returns the error for a column of several types."""
-    return StepOutputTypeError(
-        f'{what}: column "{name}" mixes {" and ".join(kinds)}. A column has one type; convert the values, or keep '
-        "Python objects with self.pickle(value)."
-    )
+    feature: dict[str, Any] = {"_type": "Image"}
+    for _ in range(depth):
+        feature = {"_type": "List", "feature": feature}
+    return json.dumps(feature, sort_keys=True).encode()
 
 
 # Pickled objects
@@ -264,53 +268,26 @@ def mixed(name: str, what: str, kinds: Iterable[str]) -> StepOutputTypeError:
 
 def pickle_value(value: Any, *args: Any, **kwargs: Any) -> bytes:
     """Pickles any object, including local classes and functions; further arguments go to `dill.dumps`."""
-    import dill
-
-    return _PICKLE + bytes(dill.dumps(value, *args, **kwargs))
-
-
-def is_pickled(value: Any) -> bool:
-    """Returns whether a value came from `pickle_value`: only those start with its mark."""
-    return isinstance(value, bytes) and value.startswith(_PICKLE)
-
-
-def unpickle(value: Any) -> Any:
-    """Restores a value of `pickle_value`; other values are returned unchanged."""
-    if not is_pickled(value):
+    if isinstance(value, Pickled):
         return value
     import dill
 
-    return dill.loads(value[len(_PICKLE) :])
+    return Pickled(dill.dumps(value, *args, **kwargs))
+
+
+def unpickle(value: Any) -> Any:
+    """Restores a value of `pickle_value`, which can run code; values other than bytes are returned unchanged."""
+    if not isinstance(value, bytes):
+        return value
+    import dill
+
+    return dill.loads(value)
 
 
 # Keys of nested rows
 
 
-def has_keys(kind: pa.DataType) -> bool:
-    """Returns whether a column's values are dictionaries, or lists of dictionaries."""
-    return pa.types.is_struct(kind) or (is_list(kind) and has_keys(kind.value_type))
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Returns whether a column's values are lists."""
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def _none_keys(value: Any, path: _KeyPath, found: set[_KeyPath]) -> None:
-    """Collects the paths of keys that are given as None; elements of lists share a path."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if item is None:
-                found.add((*path, key))
-            elif isinstance(item, Mapping | list | tuple):
-                _none_keys(item, (*path, key), found)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            if isinstance(item, Mapping | list | tuple):
-                _none_keys(item, path, found)
-
-
-def _pruner(kind: pa.DataType, given: frozenset[_KeyPath], path: _KeyPath = ()) -> Callable[[Any], Any] | None:
+def _pruner(kind: pa.DataType, given: frozenset[KeyPath], path: KeyPath = ()) -> Callable[[Any], Any] | None:
     """Returns a function that removes keys that were not given; None if values have no keys."""
     if is_list(kind):
         inner = _pruner(kind.value_type, given, path)

@@ -16,6 +16,7 @@ from datadreamer_like.graph.session import DataDreamer
 from datadreamer_like.models.embedders.embedder import Embedder
 from datadreamer_like.models.embedders.sentence_transformers_embedder import SentenceTransformersEmbedder
 from datadreamer_like.models.retrievers.embedding_retriever import EmbeddingRetriever
+from datadreamer_like.steps import DataSource
 
 PETS = ["A kitten sleeps on the sofa.", "The stock market fell today.", "He repaired the old engine."]
 
@@ -146,7 +147,7 @@ def test_bad_texts_and_queries_are_left_out_and_counted_as_what_they_are():
 def test_what_is_no_corpus_is_refused():
     with pytest.raises(EmptyDataset):
         EmbeddingRetriever([], Drawn("drawn"))
-    with pytest.raises(ArgumentTypeError, match="save"):
+    with pytest.raises(ArgumentTypeError, match="must be a column"):
         EmbeddingRetriever((str(n) for n in range(3)), Drawn("drawn"))
     with pytest.raises(ArgumentTypeError):
         EmbeddingRetriever("text", Drawn("drawn"))
@@ -201,3 +202,15 @@ def test_threads_that_search_at_the_same_time_make_one_index(pickled):
         indexes = list(pool.map(lambda _: retriever.index, range(8)))
     assert len({id(index) for index in indexes}) == 1
     assert retriever.embedder.embedded == 100
+
+
+def test_a_lazy_column_is_a_corpus(tmp_path):
+    with DataDreamer(tmp_path, verbose=False):
+        lazy = DataSource("Numbers", data=lambda: ({"n": str(n)} for n in range(30))).output["n"]
+        embedder = Drawn("drawn")
+        retriever = EmbeddingRetriever(lazy, embedder)
+        assert embedder.embedded == 0
+        found = retriever.run(["100", "101"], k=3)
+        saved = EmbeddingRetriever([str(n) for n in range(30)], Drawn("drawn")).run(["100", "101"], k=3)
+        assert found == saved
+        assert retriever.parents == [lazy.step]

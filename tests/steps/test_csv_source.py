@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset, UnknownColumn
 from datadreamer_like.graph import DataDreamer
 from datadreamer_like.steps import CSVDataSource
-from datadreamer_like.steps.sources.file_source import _fault
+from datadreamer_like.steps.sources.encodings import fault
 
 
 def write(folder: Path, text: str | bytes, name: str = "rows.csv") -> Path:
@@ -89,7 +90,7 @@ def test_encodings_and_compression(session: DataDreamer, tmp_path: Path) -> None
         ('a\n"x"y\n', {}, ["rows.csv, line 2 is malformed", "written twice"]),
         ("a,a\n1,2\n", {}, ['has the column "a" twice']),
         ("1,2\n", {"names": ["x"]}, ["line 1 has 2 fields", "there are names for 1"]),
-        (b"a\nok\ncaf\xe9\n", {}, ["rows.csv, line 3", "byte 0xe9 (byte 8 of the file) is not utf-8", "latin-1"]),
+        (b"a\nok\ncaf\xe9\n", {}, ["rows.csv, line 3", "byte 0xe9 (byte 8 of the file) is not utf-8", "cp1252"]),
         ("a\nx\n", {"dtype": int}, ['column "a" has dtype int', "'x'"]),
     ],
 )
@@ -110,7 +111,7 @@ def test_a_wrong_byte_far_into_a_file_is_found(session: DataDreamer, tmp_path: P
 
 
 def test_the_search_for_a_wrong_byte_ends_if_the_file_has_been_corrected(tmp_path: Path) -> None:
-    assert _fault(write(tmp_path, "a\nb\n"), "utf-8") == (3, 4, 0)
+    assert fault(write(tmp_path, "a\nb\n"), "utf-8") is None
 
 
 @pytest.mark.parametrize(("text", "kind"), [("", EmptyDataset), ("a,b\n", EmptyDataset)])
@@ -198,3 +199,97 @@ def test_content_and_separator_decide_the_rows_but_not_the_place(tmp_path: Path)
     assert run(moved, sep=";") == (semicolons, rows)
     moved.write_text("a;b\n1;3\n")
     assert run(moved, sep=";")[1] == [{"a": 1, "b": 3}]
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".TSV", ".tab", ".tsv.gz"])
+def test_the_suffix_says_that_tabs_separate(session: DataDreamer, tmp_path: Path, suffix: str) -> None:
+    text = b"id\ttext\n1\ta,b\n"
+    path = write(tmp_path, gzip.compress(text) if suffix.endswith("gz") else text, f"rows{suffix}")
+    assert list(CSVDataSource("rows", data_files=path).output) == [{"id": 1, "text": "a,b"}]
+    assert list(CSVDataSource("rows", data_folder=tmp_path).output) == [{"id": 1, "text": "a,b"}]
+    with pytest.raises(DataError, match="line 2 has 2 fields; the header has 1"):
+        CSVDataSource("rows", data_files=path, sep=",")
+
+
+def test_files_of_other_separators_are_read_together(session: DataDreamer, tmp_path: Path) -> None:
+    files = [write(tmp_path, "a,b\n1,2\n", "x.csv"), write(tmp_path, "b\ta\n4\t3\n", "y.tsv")]
+    both = CSVDataSource("rows", data_files=files)
+    assert list(both.output) == [{"a": 1, "b": 2}, {"a": 3, "b": 4}]
+    renamed = write(tmp_path, "b\ta\n4\t3\n", "y.csv")
+    assert (
+        CSVDataSource("rows", data_files=renamed).fingerprint != CSVDataSource("rows", data_files=files[1]).fingerprint
+    )
+
+
+def test_a_separator_that_was_not_given_is_noticed(
+    session: DataDreamer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for text in ("a;b\n1;2\n", "a|b\n1|2\n", "a\tb\n1\t2\n"):
+        caplog.clear()
+        CSVDataSource("rows", data_files=write(tmp_path, text))
+        assert f"set sep={text[1]!r}" in caplog.text
+    caplog.clear()
+    CSVDataSource("rows", data_files=write(tmp_path, "a;b\nno separator here\n"))
+    CSVDataSource("rows", data_files=write(tmp_path, "a;b\n1;2\n"), sep=",")
+    assert "set sep" not in caplog.text
+
+
+TEXT = "id,text\n1,“smart” – é\n2,naïve\n"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_the_advice_on_the_encoding_leads_to_the_text(session: DataDreamer, tmp_path: Path, encoding: str) -> None:
+    path = write(tmp_path, TEXT.encode(encoding), "rows.csv")
+    for wrong in {"utf-8", "ascii"}:
+        with pytest.raises(DataError, match=r"rows.csv") as caught:
+            CSVDataSource("rows", data_files=path, encoding=wrong)
+        advice = re.search(r'encoding="([^"]+)"', str(caught.value))
+        assert advice is not None
+        assert CSVDataSource("rows", data_files=path, encoding=advice[1]).output["text"][0] == "“smart” – é"
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding"),
+    [
+        (TEXT.encode("utf-8-sig"), "utf-8"),
+        (TEXT.encode("utf-8"), "utf-8"),
+        (TEXT.encode("utf-16"), "utf-16"),
+        (b"\xff\xfe" + TEXT.encode("utf-16-le"), "utf-16-le"),
+        (TEXT.encode("utf-16-be"), "utf-16-be"),
+    ],
+)
+def test_marks_of_encodings_are_not_part_of_the_text(
+    session: DataDreamer, tmp_path: Path, content: bytes, encoding: str
+) -> None:
+    rows = CSVDataSource("rows", data_files=write(tmp_path, content, "rows.csv"), encoding=encoding)
+    assert rows.output[0] == {"id": 1, "text": "“smart” – é"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1", "cp1252"])
+def test_a_wrong_encoding_with_other_symptoms(session: DataDreamer, tmp_path: Path, encoding: str) -> None:
+    with pytest.raises(DataError, match='set encoding="utf-8"'):
+        CSVDataSource("rows", data_files=write(tmp_path, TEXT.encode("utf-8-sig"), "rows.csv"), encoding=encoding)
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["1" * 5000, "1"], ["1" * 5000, "1"]),
+        (["0" * 5000, "1"], ["0" * 5000, "1"]),
+        (["9223372036854775807", "1"], [2**63 - 1, 1]),
+        (["9223372036854775808", "1"], ["9223372036854775808", "1"]),
+        (["1e999", "1"], ["1e999", "1"]),
+        (["inf", "1.5"], [float("inf"), 1.5]),
+        (["1." + "0" * 5000, "1"], [1.0, 1.0]),
+    ],
+)
+def test_numbers_that_no_type_holds_are_texts(
+    session: DataDreamer, tmp_path: Path, texts: list[str], expected: list[object]
+) -> None:
+    path = write(tmp_path, "".join(f"{text}\n" for text in ["x", *texts]))
+    assert list(CSVDataSource("rows", data_files=path).output["x"]) == expected
+
+
+def test_nul_and_carriage_returns_are_text(session: DataDreamer, tmp_path: Path) -> None:
+    path = write(tmp_path, b'a,b\n"x\ry",1\n"p\0q",2\n')
+    assert list(CSVDataSource("rows", data_files=path).output["a"]) == ["x\ry", "p\0q"]

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import csv
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 from PIL import Image
 
-from datadreamer_like.errors import ArgumentTypeError, DataError, EmptyDataset
+from datadreamer_like.errors import ArgumentTypeError, DataError, EmptyDataset, MissingExtra
 from datadreamer_like.graph import DataDreamer, OutputDataset, OutputIterableDataset
 from datadreamer_like.steps import DataSource, HFDatasetDataSource
 
@@ -141,3 +145,69 @@ def test_images_are_rows_and_what_a_function_refers_to(tmp_path: Path) -> None:
         made = given.map(lambda row: {"same": (row["image"] or blue).tobytes() == red.tobytes()}, lazy=False)
         assert list(made.output["same"]) == [True, False, False]
         assert [image and image.getpixel((0, 0)) for image in given.output["image"]] == [(255, 0, 0), (0, 0, 255), None]
+
+
+@pytest.mark.parametrize("by", ["open", "Path", "closure", "several", "csv"])
+def test_a_changed_file_is_seen_by_what_is_saved_of_a_functions_rows(tmp_path: Path, by: str) -> None:
+    file, other = tmp_path / "rows.txt", tmp_path / "other.txt"
+    calls = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        name = os.path.join(str(tmp_path), "rows" + ".txt")
+        if by == "several":
+            with open(other) as stream:
+                stream.read()
+        if by == "csv":
+            with open(name, newline="") as stream:
+                lines = [row[0] for row in csv.reader(stream)]
+        else:
+            lines = (file if by == "closure" else Path(name)).read_text().splitlines()
+        yield from ({"text": line} for line in lines)
+
+    def saved() -> list[Any]:
+        with DataDreamer(tmp_path / "session", verbose=False):
+            made = DataSource("Rows", data=rows).map(lambda row: calls.append(row) or {}, lazy=False)  # type: ignore[func-returns-value]
+            return list(made.output["text"])
+
+    other.write_text("")
+    for content, runs in (("a\nb", 1), ("a\nb", 0), ("a\nc", 1), ("a\nb", 0)):
+        file.write_text(content)
+        calls.clear()
+        assert saved() == content.splitlines()
+        assert len(calls) == 2 * runs
+
+
+def test_files_that_are_written_or_belong_to_python_do_not_count(tmp_path: Path) -> None:
+    def rows() -> Iterator[dict[str, Any]]:
+        import wave  # a module of the standard library
+
+        (tmp_path / "log.txt").write_text(str(time.time()))
+        yield {"n": wave.WAVE_FORMAT_PCM}
+
+    def fingerprint() -> str:
+        with DataDreamer(tmp_path / "session", verbose=False):
+            return DataSource("Rows", data=rows).fingerprint
+
+    assert fingerprint() == fingerprint()
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\udfff"])
+def test_column_names_are_valid_unicode(session: DataDreamer, name: str) -> None:
+    for data in ({name: [1]}, [{name: 1}], lambda: iter([{name: 1}])):
+        with pytest.raises(DataError, match="not valid Unicode"):
+            DataSource("Rows", data=data)
+
+
+def test_a_decoder_that_is_missing_is_named(session: DataDreamer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*args: Any, **options: Any) -> Any:
+        raise ImportError("To support decoding audio data, please install 'torchcodec'.")
+
+    monkeypatch.setattr(datasets.Audio, "decode_example", missing)
+    sound = datasets.Dataset.from_dict({"sound": [{"bytes": b"RIFF", "path": None}], "n": [1]})
+    rows = DataSource("Rows", data=sound.cast_column("sound", datasets.Audio()))
+    kept = rows.filter(lambda n: n == 1, input_columns="n").save()
+    assert isinstance(kept.output.info.features["sound"], datasets.Audio)
+    with pytest.raises(MissingExtra, match=r'Column "sound" cannot be decoded.*torchcodec.*decode=False'):
+        rows.filter(lambda row: row["n"] == 1).save()
+    undecoded = DataSource("Undecoded", data=sound.cast_column("sound", datasets.Audio(decode=False)))
+    assert undecoded.filter(lambda row: True).output.rows.batches().__next__()["sound"][0]["bytes"] == b"RIFF"

@@ -151,3 +151,60 @@ def test_bad_text_files(session: DataDreamer, tmp_path: Path) -> None:
         TextDataSource("rows", data_files=str(path))
     with pytest.raises(DefinitionError, match='expected "line"'):
         TextDataSource("rows", data_files=str(path), sample_by="word")
+
+
+BIG = 2**64
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ("1|18446744073709551616", ["1", str(BIG)]),
+        ("-9223372036854775808|9223372036854775807", [-(2**63), 2**63 - 1]),
+        ("1.5|-18446744073709551616", ["1.5", str(-BIG)]),
+        ("true|18446744073709551616", ["true", str(BIG)]),
+        ("[1]|[18446744073709551616, null]", [["1"], [str(BIG), None]]),
+        ('{"k": [1]}|{"k": [18446744073709551616]}|{}', [{"k": ["1"]}, {"k": [str(BIG)]}, {}]),
+        ('{"k": 1}|{"k": "x"}', [{"k": "1"}, {"k": "x"}]),
+        ('[1, "x", true]|[]', [["1", "x", "true"], []]),
+        ("1|1e999", ["1", "1e999"]),
+        (f"{'7' * 5000}|1", ["7" * 5000, "1"]),
+        ('"x"|NaN', ["x", None]),
+        ('["x", NaN]|[]', [["x", None], []]),
+        ("true|NaN", [True, None]),
+        ('{"k": {"z": 1}}|{"k": NaN}', [{"k": {"z": 1}}, {"k": None}]),
+        ('"a\\u0000b"|null', ["a\0b", None]),
+    ],
+)
+@pytest.mark.parametrize("form", ["lines", "array", "field"])
+def test_json_values_that_do_not_fit_one_type(
+    session: DataDreamer, tmp_path: Path, rows: str, expected: list, form: str
+) -> None:
+    objects = [f'{{"x": {value}}}' for value in rows.split("|")]
+    text = "\n".join(objects) if form == "lines" else f"[{', '.join(objects)}]"
+    path = tmp_path / "rows.json"
+    path.write_text(f'{{"all": {text}}}' if form == "field" else text)
+    options = {"field": "all"} if form == "field" else {}
+    assert list(JSONDataSource("rows", data_files=path, **options).output["x"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ('{"y": "\\ud800"}', 'column "y" holds a text with half a surrogate pair'),
+        ('{"y": {"k": ["\\ud800"]}}', 'column "y", key "k" holds a text with half'),
+        ('{"x": {"\\ud800": 1}}', "holds a text with half"),
+        ('{"\\ud800": 1}', "holds a text with half"),
+        ('{"x": {"k": [{"a": 1}]}}', 'key "k" is an array; earlier rows have a number'),
+        ('{"x": [1]}', "is an array; earlier rows have an object"),
+    ],
+)
+def test_json_values_that_cannot_be_kept_are_named_with_file_and_line(
+    session: DataDreamer, tmp_path: Path, row: str, says: str
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"x": {"k": 1}}\n\n' + row + "\n")
+    with pytest.raises(DataError) as caught:
+        JSONDataSource("rows", data_files=path)
+    assert "rows.jsonl, line 3" in str(caught.value)
+    assert says in str(caught.value)

@@ -3,14 +3,24 @@
 import csv
 import datetime
 import decimal
+import io
 import json
+import os
 import random
 
 import datasets
+import numpy as np
 import pytest
 
 from datadreamer_like import DataDreamer, concat, concurrent, wait, zipped
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, StepOutputError, UnknownColumn
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DefinitionError,
+    EmptyDataset,
+    StepOutputError,
+    StorageError,
+    UnknownColumn,
+)
 from datadreamer_like.graph.output import OutputDataset
 from datadreamer_like.steps import DataSource, LazyRows, Step
 
@@ -74,6 +84,36 @@ def test_sort_is_stable_and_places_missing_values():
         assert values(step.sort(["a", "b"], reverse=[False, True]), "b") == [4, 2, 3, 0, 5, 1]
         with pytest.raises(DefinitionError, match="null_placement"):
             step.sort("a", null_placement="last")
+
+
+def test_sort_has_one_order_for_missing_values_and_nan_at_every_level(session):
+    nan = float("nan")
+    columns = {
+        "floats": ([2.0, nan, None, 1.0], [1.0, 2.0], [2.0, 1.0]),
+        "lists": ([[nan], [2.0], None, [1.0, None], [1.0, 3.0]], [[1.0, 3.0], [1.0, None], [2.0], [nan]], None),
+        "truth values": ([True, None, False], [False, True], [True, False]),
+        "decimals": ([decimal.Decimal(2), None, decimal.Decimal("1.5")], [decimal.Decimal("1.5"), 2], [2, 1.5]),
+        "differences": ([datetime.timedelta(2), None, datetime.timedelta(1)], [datetime.timedelta(1)], None),
+    }
+    for name, (given, upwards, downwards) in columns.items():
+        rows = DataSource(name, data={"x": given})
+        found = values(rows.sort("x"), "x")[: len(upwards)]
+        assert found == upwards or repr(found) == repr(upwards)  # NaN is not equal to itself
+        assert values(rows.sort("x"), "x")[-1] is None
+        assert values(rows.sort("x", reverse=True), "x")[-1] is None
+        if downwards is not None:
+            assert values(rows.sort("x", reverse=True), "x")[: len(downwards)] == downwards
+    with pytest.raises(DefinitionError, match='sort: column "x" holds values that have no order'):
+        DataSource("Dictionaries", data={"x": [{"a": 1}, {"a": 2}]}).sort("x")
+
+
+def test_lazy_rows_of_map_have_one_type_too(session):
+    rows = DataSource("Rows", data={"n": list(range(2500))})
+    lazy = rows.map(lambda row: {"x": 1 if row["n"] < 2000 else "x"})
+    with pytest.raises(StepOutputError, match='map: column "x" mixes int64 and string'):
+        list(lazy.output["x"])
+    wider = rows.map(lambda row: {"x": 1 if row["n"] < 2000 else 0.5})
+    assert [list(wider.output["x"])[place] for place in (0, -1)] == [1, 0.5]
 
 
 def test_operations_on_columns(rows):
@@ -171,8 +211,10 @@ def test_concat_and_zipped(rows):
     side = zipped(rows.select_columns("n"), rows.select_columns("text").reverse())
     assert list(side.output)[0] == {"n": 0, "text": "t29"}
     assert both.name == "concat(Rows, Rows (take))"
-    with pytest.raises(DefinitionError, match="has the columns"):
-        concat(rows, rows.remove_columns("n"))
+    union = concat(rows.take(1), rows.remove_columns("n").take(1))
+    assert list(union.output) == [ROWS[0], ROWS[0] | {"n": None}]
+    with pytest.raises(DefinitionError, match="no column in common"):
+        concat(rows.select_columns("n"), rows.select_columns("text"))
     with pytest.raises(DefinitionError, match="more than one step has the column n"):
         zipped(rows, rows.select_columns("n"))
     with pytest.raises(DefinitionError, match="different numbers of rows"):
@@ -206,15 +248,69 @@ def test_stratified_splits_keep_the_shares_of_every_label():
             assert abs(parts[name].count(label) - share * total) <= 1.5
 
 
+@pytest.mark.parametrize(
+    ("count", "sizes", "expected"),
+    [
+        (10, {}, {"train": 10}),
+        (10, {"train_size": 1}, {"train": 1, "test": 9}),
+        (10, {"train_size": 1.0}, {"train": 10}),
+        (10, {"test_size": 1}, {"train": 9, "test": 1}),
+        (10, {"test_size": 0.3}, {"train": 7, "test": 3}),
+        (10, {"train_size": 10}, {"train": 10}),
+        (10, {"train_size": 0.9, "validation_size": 0}, {"train": 9, "test": 1}),
+        (10, {"train_size": 0.9, "validation_size": 0.1, "test_size": 0.0}, {"train": 9, "validation": 1}),
+        (10, {"train_size": 3, "test_size": 4}, {"train": 3, "test": 4}),
+        (10, {"train_size": np.int64(4)}, {"train": 4, "test": 6}),
+        (9, {"train_size": 0.7, "validation_size": 0.2, "test_size": 0.1}, {"train": 6, "validation": 2, "test": 1}),
+        (5, {"train_size": 0.9, "test_size": 0.1}, {"train": 4, "test": 1}),
+        (3, {"train_size": 0.98, "validation_size": 0.01, "test_size": 0.01}, {"train": 1, "validation": 1, "test": 1}),
+        (2, {"train_size": 0.99}, {"train": 1, "test": 1}),
+    ],
+)
+def test_sizes_of_splits(session, tmp_path, count, sizes, expected):
+    rows = DataSource("Rows", data={"n": list(range(count))})
+    for step in (rows, rows.filter(lambda row: True)):
+        made = {name: values(part) for name, part in step.splits(**sizes).items()}
+        assert {name: len(part) for name, part in made.items()} == expected
+        assert len(set(sum(made.values(), []))) == sum(expected.values())
+        exported = step.export_to_dict(**sizes)
+        assert exported == {name: {"n": part} for name, part in made.items()} if len(made) > 1 else {"n": made["train"]}
+        file = step.export_to_json(tmp_path / "x.json", **sizes)
+        assert file == str(tmp_path / "x.json") if len(made) == 1 else set(file) == set(made)
+
+
 def test_splits_refuse_sizes_that_do_not_fit(rows):
-    with pytest.raises(DefinitionError, match="exceed the 30 rows"):
-        rows.splits(train_size=20, test_size=20)
-    with pytest.raises(DefinitionError, match="at least one of"):
-        rows.splits()
-    with pytest.raises(DefinitionError, match="expected a share"):
-        rows.splits(train_size="big")
+    for sizes, says in [
+        ({"train_size": 20, "test_size": 20}, "exceed the 30 rows"),
+        ({"train_size": 31}, "exceed the 30 rows"),
+        ({"train_size": 0.8, "test_size": 0.3}, "sum to 1.1"),
+        ({"train_size": 0.8, "test_size": 0.1}, "sum to 0.9"),
+        ({"train_size": 1.5}, "sum to 1.5"),
+        ({"train_size": 0.5, "test_size": 5}, "mixes shares"),
+        ({"train_size": "big"}, "expected a share"),
+        ({"train_size": True}, "expected a share"),
+        ({"train_size": -1}, "expected a share"),
+        ({"train_size": float("nan")}, "expected a share"),
+    ]:
+        with pytest.raises(DefinitionError, match=says):
+            rows.splits(**sizes)
+        with pytest.raises(DefinitionError, match=says):
+            rows.export_to_list(**sizes)
+    with pytest.raises(DefinitionError, match="1 rows are too few"):
+        rows.take(1).splits(train_size=0.9, test_size=0.1)
     with pytest.raises(EmptyDataset):
         rows.filter(lambda row: False).splits(train_size=0.5)
+
+
+def test_exported_splits_have_the_names_of_datadreamer_and_lazy_rows_are_made_once(session, tmp_path):
+    calls = []
+    lazy = DataSource("Rows", data={"n": list(range(20))}).map(lambda row: calls.append(row) or {"m": row["n"]})
+    tried = len(calls)
+    paths = lazy.export_to_csv(tmp_path / "new" / "x.csv", train_size=0.5, validation_size=0.3, test_size=0.2)
+    assert len(calls) - tried == 20
+    assert {name: os.path.basename(path) for name, path in paths.items()} == {
+        "train": "x.train.csv", "validation": "x.val.csv", "test": "x.test.csv",
+    }  # fmt: skip
 
 
 def test_names_of_operations_are_numbered_unless_given(rows):
@@ -393,6 +489,75 @@ def test_concurrent_functions_make_steps_in_one_session(tmp_path):
         later = [DataSource(f"Later {i}", data={"n": [i]}, background=True) for i in range(3)]
         wait(*later)
         assert [values(step) for step in later] == [[0], [1], [2]]
+
+
+def test_fields_with_any_line_end_are_quoted_in_csv(session, tmp_path):
+    texts = ["one\rtwo", "a\nb", "c\r\nd", "plain", 'q"', "x,y", "\r", None]
+    rows = DataSource("Rows", data={"t": texts, "n": list(range(8))})
+    for options, end in (({}, os.linesep), ({"lineterminator": "\r\n"}, "\r\n"), ({"quoting": csv.QUOTE_ALL}, "\n")):
+        with open(rows.export_to_csv(tmp_path / "rows.csv", **options), newline="") as stream:
+            text = stream.read()
+        assert text.startswith(f"t,n{end}") or options.get("quoting") == csv.QUOTE_ALL
+        read = list(csv.reader(io.StringIO(text, newline="")))
+        assert read == [["t", "n"], *([t or "", str(n)] for n, t in enumerate(texts))]
+    with pytest.raises(DefinitionError, match="pandas refuses the options"):
+        rows.export_to_csv(tmp_path / "rows.csv", quoting=csv.QUOTE_NONE)
+
+
+@pytest.mark.parametrize(
+    "path", ["s3://bucket/x.csv", "hf://datasets/x", "gs:/bucket/x.csv", "folder", "file/x.csv", "x" * 300]
+)
+def test_paths_that_cannot_be_written_are_one_error(session, tmp_path, monkeypatch, path):
+    (tmp_path / "here" / "folder").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here" / "folder" / "mine.txt").touch()
+    (tmp_path / "here" / "file").touch()
+    rows = DataSource("Rows", data={"n": [1]})
+    for export in (rows.export_to_csv, rows.export_to_json, rows.export_to_hf_dataset):
+        with pytest.raises(StorageError, match='Exporting "Rows"'):
+            export(path)
+    assert sorted(os.listdir()) == ["file", "folder"]
+    assert os.listdir("folder") == ["mine.txt"]
+
+
+def test_a_home_folder_is_meant_by_its_sign(session, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert DataSource("Rows", data={"n": [1]}).export_to_json("~/x.json") == str(tmp_path / "x.json")
+
+
+def test_an_exported_dataset_is_replaced_as_a_whole(session, tmp_path):
+    rows = DataSource("Rows", data={"n": list(range(10))})
+    rows.export_to_hf_dataset(tmp_path / "hf", train_size=0.5)
+    assert rows.export_to_hf_dataset(tmp_path / "hf")["n"][:] == list(range(10))
+    assert not (tmp_path / "hf" / "train").exists()
+    again = DataSource("Again", data=datasets.load_from_disk(str(tmp_path / "hf"))).take(3)
+    assert again.export_to_hf_dataset(tmp_path / "hf")["n"][:] == [0, 1, 2]
+    (tmp_path / "link").symlink_to(tmp_path / "hf")
+    rows.export_to_hf_dataset(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert len(datasets.load_from_disk(str(tmp_path / "hf"))) == 10
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "output") == ["hf", "link"]
+
+
+def test_pickled_objects_are_restored_in_an_exported_dataset(session, tmp_path):
+    rows = DataSource("Rows", data={"n": [0, 1]})
+    made = rows.map(lambda row: {"o": rows.pickle({row["n"]})})
+    for step in (made, made.save()):
+        exported = step.export_to_hf_dataset(tmp_path / "hf")
+        assert (exported[1], exported["o"][0]) == ({"n": 1, "o": {1}}, {0})
+        split = step.export_to_hf_dataset(tmp_path / "hf", train_size=0.5)
+        assert isinstance(split["train"][0]["o"], set)
+    assert isinstance(datasets.load_from_disk(str(tmp_path / "hf" / "train"))[0]["o"], bytes)
+
+
+def test_lazy_rows_need_no_room_outside_of_the_session(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    with DataDreamer(tmp_path / "session", verbose=False):
+        lazy = DataSource("Rows", data={"n": [2, 1]}).filter(lambda row: True)
+        assert values(lazy.sort("n")) == [1, 2]
+        assert lazy.export_to_hf_dataset(tmp_path / "hf")["n"][:] == [2, 1]
+        assert values(lazy.splits(train_size=1)["train"])
+        assert not list((tmp_path / "session").glob(".work/rows-*"))
 
 
 def test_head_shows_a_frame(rows):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from engines import Echo
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, ModelError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, ModelError, StepOutputTypeError
 from datadreamer_like.graph import DataDreamer, OutputIterableDataset
 from datadreamer_like.models import Answer, Request
 from datadreamer_like.steps import (
@@ -222,6 +222,8 @@ def test_attributes_fill_the_holes_in_every_combination(session: DataDreamer) ->
         ({"instruction": "A {size} {pet} {}"}, DefinitionError, "no such attribute"),
         ({"instruction": "A {size} {pet} {examples}"}, DefinitionError, "there are no examples"),
         ({"attributes": {}}, DefinitionError, "no attributes"),
+        ({"attributes": {"size": [1, "big"], "pet": ["cat"]}}, StepOutputTypeError, "key size, mixes int and str"),
+        ({"attributes": {"size": [1], "pet": ["cat", None, True]}}, StepOutputTypeError, "key pet, mixes bool and str"),
         ({"attributes": {"size": [], "pet": ["cat"]}}, DefinitionError, 'attribute "size" has no values'),
         ({"attributes": {"size": "big", "pet": ["cat"]}}, ArgumentTypeError, "expected a list"),
         ({"examples": {"cat": ["x"]}}, DefinitionError, "Name it"),

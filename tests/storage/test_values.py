@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import collections
 import datetime as dt
 import decimal
+import enum
+import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,8 +25,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datadreamer_like import DataDreamer, concat
-from datadreamer_like.errors import StepOutputTypeError
-from datadreamer_like.steps import DataSource
+from datadreamer_like.errors import StepOutputTypeError, StorageError
+from datadreamer_like.steps import DataSource, HFDatasetDataSource, HFHubDataSource, LazyRowBatches, Step
 from datadreamer_like.storage.tables import TableWriter, read_table
 from datadreamer_like.storage.values import class_names, pickle_value, to_batch, to_columns
 
@@ -167,19 +171,127 @@ def test_types_widen_between_batches_as_within_one(
     "values",
     [
         [dt.datetime(2024, 1, 1), dt.datetime(2024, 1, 1, tzinfo=UTC)],
-        [dt.date(2024, 1, 1), dt.datetime(2024, 1, 1)],
+        [dt.date(2024, 1, 1), dt.datetime(2024, 1, 1, 5)],
+        [dt.datetime(2024, 1, 1, 5), dt.date(2024, 1, 1)],
         [1, "a"],
+        ["a", b"b"],
         [True, 1],
-        [{"a": 1}, {"a": "x"}],
+        [1, True],
+        [decimal.Decimal(1), 1],
+        [dt.timedelta(1), 1],
+        [dt.time(1), dt.timedelta(1)],
+        [pickle_value({1}), "a"],
+        [[1], {"a": 1}],
+        [[1], 1],
     ],
 )
+@pytest.mark.parametrize("nested", [None, "list", "key", "list in a key"])
 def test_types_that_do_not_go_together_are_refused_within_and_between_batches(
-    values: list[Any], tmp_path: Path
+    values: list[Any], nested: str | None, tmp_path: Path
 ) -> None:
+    if nested == "list":
+        values = [[value] for value in values]
+    elif nested is not None:
+        values = [{"at": value if nested == "key" else [{"b": value}]} for value in values]
+    if isinstance(values[0], bytes):  # objects are pickled as soon as one of a batch is
+        with pytest.raises(StepOutputTypeError, match='column "x"'):
+            stored(values, tmp_path)
+        return
     with pytest.raises(StepOutputTypeError, match='column "x"'):
         to_batch({"x": values})
     with pytest.raises(StepOutputTypeError, match='column "x"'):
         stored(values, tmp_path)
+
+
+class Color(enum.Enum):
+    RED = 1
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (dt.time(1, tzinfo=UTC), "time zone"),
+        (decimal.Decimal("NaN"), "NaN"),
+        (decimal.Decimal("Infinity"), "Infinity"),
+        (decimal.Decimal("1" * 90), "do not fit"),
+        (np.datetime64("12024-01-01"), "outside of what datetime holds"),
+        (np.datetime64(1, "ps"), "finer than nanoseconds"),
+        (pd.Timestamp(1, tz="UTC"), "nanoseconds"),
+        (pd.Period("2024"), "Period"),
+        (pd.DataFrame({"a": [1]}), "DataFrame"),
+        (1j, "complex"),
+        (np.complex64(1), "complex"),
+        (Color.RED, "member.value"),
+        (Path("a"), "Path"),
+        (object(), "object"),
+        (len, "builtin"),
+        (2**64, "64 bits"),
+        ("\ud800", "surrogate"),
+        (dt.timedelta.max, "do not fit"),
+        ({1: "a"}, "key 1"),
+        ({None: 1}, "key None"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_values_that_cannot_be_kept_are_refused_by_name(value: Any, says: str, nested: bool) -> None:
+    values = [{"a": [{"b": value}]}] if nested else [value, None]
+    with pytest.raises(StepOutputTypeError, match=f'column "x".*{says}'):
+        to_batch({"x": values}, "map")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.float16(0.5), 0.5),
+        (np.longdouble(0.25), 0.25),
+        (np.str_("a"), "a"),
+        (np.bytes_(b"a"), b"a"),
+        (np.array(5), 5),
+        (np.array([1, 2], ">i4"), [1, 2]),
+        (np.array([0.5], "f2"), [0.5]),
+        (np.array(["a", None], object), ["a", None]),
+        (np.array([[True], [False]]), [[True], [False]]),
+        (np.array(["2024-01-01"], "M8[ns]"), [dt.datetime(2024, 1, 1)]),
+        (np.ma.array([1.5, 2], mask=[0, 1]), [1.5, None]),
+        (np.zeros(1, [("a", "i4"), ("b", "f4")])[0], {"a": 0, "b": 0.0}),
+        (np.timedelta64(2, "h"), dt.timedelta(hours=2)),
+        (np.datetime64("2024-03"), dt.date(2024, 3, 1)),
+        (torch.tensor([[1, 2]]), [[1, 2]]),
+        (torch.tensor(True), True),
+        (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+        (enum.IntEnum("Level", "LOW").LOW, 1),
+        (enum.StrEnum("Word", "ONE").ONE, "one"),
+        (collections.OrderedDict(a=1), {"a": 1}),
+        (collections.deque([1]), [1]),
+        (frozenset("ba"), ["a", "b"]),
+        (range(2), [0, 1]),
+        (bytearray(b"a"), b"a"),
+        (memoryview(b"a"), b"a"),
+        (pd.Series([1, 2]), [1, 2]),
+        (pd.Categorical(["a"]), ["a"]),
+        (pa.array([1, None]), [1, None]),
+        (pa.scalar("a"), "a"),
+        (pd.NA, None),
+        (pd.NaT, None),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_values_of_libraries_are_kept_at_every_level(value: Any, expected: Any, nested: bool) -> None:
+    values = [{"a": [{"b": value}]}] if nested else [value]
+    read = to_columns(to_batch({"x": values}))["x"]
+    assert repr(read) == repr([{"a": [{"b": expected}]}] if nested else [expected])
+
+
+@pytest.mark.parametrize(
+    "value", [True, "a", b"a", dt.date(2024, 1, 1), dt.timedelta(1), decimal.Decimal(1), [1], {"a": 1}]
+)
+def test_nan_among_other_values_is_a_missing_value(value: Any) -> None:
+    values = [value, float("nan"), np.nan, None]
+    assert to_columns(to_batch({"x": values, "y": [values, [], [], []]})) == {
+        "x": [value, None, None, None], "y": [[value, None, None, None], [], [], []],
+    }  # fmt: skip
 
 
 FEATURES = datasets.Features(
@@ -238,6 +350,89 @@ def test_class_numbers_are_aligned_by_name_or_refused(tmp_path: Path) -> None:
                 assert class_names(both.output.rows.schema.field("y")) == ["neg", "pos", "new"]
         with pytest.raises(StepOutputTypeError, match="the classes neg, pos and of no named classes"):
             concat(one, DataSource("Plain", data=labelled(None)))
+
+
+@pytest.mark.parametrize("place", ["list", "key"])
+def test_nested_class_numbers_of_other_names_are_refused(place: str, tmp_path: Path) -> None:
+    def labelled(names: list[str]) -> datasets.Dataset:
+        label = datasets.ClassLabel(names=names)
+        kind, value = (datasets.List(label), [0]) if place == "list" else ({"k": label}, {"k": 0})
+        return datasets.Dataset.from_dict({"y": [value]}, features=datasets.Features({"y": kind}))
+
+    with DataDreamer(tmp_path, verbose=False):
+        one, same, other = (
+            DataSource("Rows", data=labelled(names)) for names in (["neg", "pos"], ["neg", "pos"], ["pos", "neg"])
+        )
+        assert concat(one, same).output.info.features == one.output.info.features
+        with pytest.raises(StepOutputTypeError, match="the classes neg, pos and of the classes pos, neg"):
+            list(concat(one, other.filter(lambda row: True)).output)
+
+
+class Trap:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_bytes_of_others_are_never_unpickled(tmp_path: Path) -> None:
+    given_pickle = bytes(pickle_value(Trap(tmp_path / "trap")))
+    data = {"blob": [given_pickle, b"x"], "nested": [[given_pickle], []], "n": [0, 1]}
+    marked = pa.field("blob", pa.binary(), metadata={b"pickled": b"1"})
+
+    class FromArrow(Step):  # rows of a file whose schema says that they are pickled
+        def setup(self) -> None:
+            self.register_output("blob")
+
+        def run(self) -> Any:
+            batch = pa.RecordBatch.from_arrays([pa.array(data["blob"])], schema=pa.schema([marked]))
+            return LazyRowBatches(lambda: iter([batch]))
+
+    saved = datasets.Dataset.from_dict(data)
+    saved.save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / "columns.schema").write_bytes(pa.schema([marked]).serialize())
+    saved.to_parquet(tmp_path / "parquet" / "train.parquet")
+    with DataDreamer(tmp_path / "session", verbose=False):
+        own = DataSource("Own", data={"n": [0]}).map(lambda row: {"blob": pickle_value({1})})
+        sources = [
+            DataSource("Columns", data=data),
+            DataSource("Rows", data=[dict(zip(data, row, strict=True)) for row in zip(*data.values(), strict=True)]),
+            DataSource("Function", data=lambda: iter(saved)),
+            DataSource("Dataset", data=saved),
+            DataSource("Iterable", data=saved.to_iterable_dataset()),
+            HFDatasetDataSource("Folder", tmp_path / "saved"),
+            HFHubDataSource("Streamed", str(tmp_path / "parquet"), split="train", streaming=True),
+            FromArrow("Arrow"),
+        ]
+        for source in sources:
+            for step in (
+                source,
+                source.map(lambda row: dict(row)),
+                source.filter(lambda row: True, lazy=False),
+                source.sort("blob"),
+                concat(source, source),
+            ):
+                assert list(step.output["blob"])[0] in data["blob"]
+                step.export_to_hf_dataset(tmp_path / "out")["blob"]
+            with pytest.raises(StepOutputTypeError, match="mixes .* and"):
+                list(concat(source.select_columns("blob"), own.select_columns("blob"), lazy=False).output)
+    assert not (tmp_path / "trap").exists()
+
+
+def test_pickles_of_another_user_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows() -> Any:
+        with DataDreamer(tmp_path, verbose=False):
+            made = DataSource("Rows", data={"x": [pickle_value({1})], "n": [0]})
+            return made.output[0], made.dataset_path
+
+    assert rows()[0] == {"x": {1}, "n": 0}
+    if os.getuid() == 0:
+        os.chown(Path(rows()[1]) / "columns.schema", 12345, -1)
+        with pytest.raises(StorageError, match="another user"):
+            rows()
 
 
 def test_pickled_objects_pass_through_every_operation(tmp_path: Path) -> None:

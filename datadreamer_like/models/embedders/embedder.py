@@ -40,6 +40,7 @@ class Embedder(TaskModel[Vector]):
         texts: Iterable[str],
         truncate: bool = False,
         instruction: str | None = None,
+        *,
         normalize_embeddings: bool = False,
         **options: Unpack[TextOptions],
     ) -> Any:
@@ -47,7 +48,7 @@ class Embedder(TaskModel[Vector]):
 
         With `normalize_embeddings` the vectors have length 1.
         """
-        values = self.results(texts, truncate, instruction, normalize_embeddings, **options)
+        values = self.results(texts, truncate, instruction, normalize_embeddings=normalize_embeddings, **options)
         return values_of(values, options)
 
     def results(
@@ -55,6 +56,7 @@ class Embedder(TaskModel[Vector]):
         texts: Iterable[str],
         truncate: bool = False,
         instruction: str | None = None,
+        *,
         normalize_embeddings: bool = False,
         **options: Any,
     ) -> Iterator[Computed]:

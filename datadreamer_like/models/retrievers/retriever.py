@@ -9,16 +9,17 @@ from typing import Any, TypeAlias, TypedDict
 from typing_extensions import Unpack
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, ModelError
+from datadreamer_like.graph.lazy_table import with_positions
 from datadreamer_like.graph.node import Node
-from datadreamer_like.graph.output import OutputDatasetColumn
+from datadreamer_like.graph.output import OutputDatasetColumn, OutputIterableDatasetColumn
 from datadreamer_like.graph.positions import by_position, defaults_of
 
 from ..calls.options import BATCHING
 from ..model import Model
 from ..task_models.task_model import Computed, TextOptions, TextRun, values_of
 
-Corpus: TypeAlias = OutputDatasetColumn | Sequence[str]
-"""Texts with random access: a step's column, or a list."""
+Corpus: TypeAlias = OutputDatasetColumn | OutputIterableDatasetColumn | Sequence[str]
+"""Texts: a step's column, or a list. A lazy column is written to a temporary table on first use."""
 
 Found: TypeAlias = tuple[list[int], list[float]]
 """Positions in the corpus and their scores, best first."""
@@ -43,15 +44,16 @@ class Retriever(Model):
     icon = " 🔎 "
 
     def __init__(self, texts: Corpus, cache_folder_path: str | Path | None = None) -> None:
-        if isinstance(texts, str) or not hasattr(texts, "__getitem__") or not hasattr(texts, "__len__"):
+        if isinstance(texts, OutputIterableDatasetColumn):
+            texts = with_positions(texts)
+        elif isinstance(texts, str) or not hasattr(texts, "__getitem__") or not hasattr(texts, "__len__"):
             raise ArgumentTypeError(
-                "The texts of a retriever must be a column of a step, or a list of texts, not "
-                f"{type(texts).__name__}. Save a lazy step first: step.save().output[...]."
+                f"The texts of a retriever must be a column of a step, or a list of texts, not {type(texts).__name__}."
             )
-        if len(texts) == 0:
+        elif len(texts) == 0:
             raise EmptyDataset("The corpus of a retriever has no texts. Check the step that it comes from.")
         super().__init__(cache_folder_path)
-        self.texts = texts
+        self.texts: OutputDatasetColumn | Sequence[str] = texts
 
     # What a subclass writes.
 

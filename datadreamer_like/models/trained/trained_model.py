@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit, StorageError, did_you_mean
 from datadreamer_like.graph import Card
 from datadreamer_like.graph.card import CARD_NAME
+from datadreamer_like.storage.exports import put_in_place
 from datadreamer_like.storage.folders import explained, new_folder
 
 from ..model import free_memory
@@ -278,9 +279,7 @@ class TrainedModel:
                 else:
                     self.save(self.model, self.tokenizer, draft)
                 write_card(draft, self.card)
-            if target.exists():
-                shutil.rmtree(target)
-            complete.rename(target)
+            put_in_place(complete, target)
         return target
 
     def publish_to_hf_hub(

@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datadreamer_like.errors import NoOutput, SessionError
+from datadreamer_like.errors import NoOutput, SessionError, StorageError
 from datadreamer_like.graph.node import Node, working_node
 from datadreamer_like.graph.origin import Origin
 from datadreamer_like.graph.output import OutputDataset, OutputIterableDataset
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.graph.rows import Rows
 from datadreamer_like.graph.threads import Task
-from datadreamer_like.storage.tables import TableWriter, read_table
-from datadreamer_like.storage.values import holds_pickles
+from datadreamer_like.storage.tables import TableWriter, is_own, read_table
+from datadreamer_like.storage.values import pickled_columns
 
 from .trace import Trace, lazy_origins, traced
 
@@ -85,15 +85,20 @@ class DatasetNode(Node):
             for index, (node, origin) in enumerate(lazy_origins(self.parents))
         }
         result = {"origin": rows.origin.save(draft), "origins of lazy rows": origins}
-        columns, pickled = list(schema.names), holds_pickles(schema)
+        columns, pickled = list(schema.names), bool(pickled_columns(schema))
         return self.kept(columns=columns, rows=writer.num_rows, pickled=pickled, result=result)
 
     def open_rows(self) -> Rows:
         """Returns the rows that `write_rows` wrote."""
         assert self.manifest is not None
-        folder = self.result_folder
+        folder, pickles = self.result_folder, self.manifest.pickled
+        if pickles and not is_own(folder / _TABLE_FOLDER):
+            raise StorageError(
+                f'"{self.name}": {folder} holds pickled Python objects and belongs to another user. Reading them can '
+                "run that user's code. If you trust them, make the files yours: copy the folder, or use chown."
+            )
         origin = Origin.load(folder, self.manifest.result.get("origin"), [self, *self.parents])
-        return Rows.of_table(read_table(folder / _TABLE_FOLDER), origin, self)
+        return Rows.of_table(read_table(folder / _TABLE_FOLDER, pickles), origin, self)
 
     @property
     def errors(self) -> dict[int, str]:

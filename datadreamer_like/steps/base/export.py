@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import os
@@ -10,14 +11,14 @@ from collections.abc import Iterator
 from datetime import date, time, timedelta
 from decimal import Decimal
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack, cast
+from typing import IO, TYPE_CHECKING, Any, Unpack
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.rows import Rows
-from datadreamer_like.storage.folders import explained
-from datadreamer_like.storage.tables import as_dataset
-from datadreamer_like.storage.values import class_names, to_columns
+from datadreamer_like.storage.arrow_types import holds_empty_objects
+from datadreamer_like.storage.exports import local_path, new_export, new_file
+from datadreamer_like.storage.tables import as_dataset, opened_dataset, save_schema
+from datadreamer_like.storage.values import class_names, pickled_columns, to_columns
 
 from ..operations import splitting, transforms
 from .dataset_node import DatasetNode
@@ -35,9 +36,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset, DatasetDict
 
+# As in DataDreamer.
+_IN_FILE_NAMES = {"train": "train", "validation": "val", "test": "test"}
+
 
 class Exports(DatasetNode):
-    """The exports of a step. With split sizes, each makes one result per split."""
+    """The exports of a step. With sizes of two or more splits, each makes one result per split."""
 
     @takes_export_options
     def export_to_dict(self, **options: Unpack[ExportOptions]) -> dict[str, Any]:
@@ -55,9 +59,9 @@ class Exports(DatasetNode):
     def export_to_json(self, path: str | os.PathLike[str], **options: Any) -> Any:
         """Writes JSON lines, and returns the path; dates and times become ISO texts, class labels their names.
 
-        With splits, `data.json` becomes `data.train.json` and so on, and the paths are returned by split. Other options
-        than `ExportOptions`: `lines=False` writes one list; `indent` and `ensure_ascii` (or `force_ascii`; True) are
-        those of `json.dumps`; `orient` can only be "records".
+        With splits, `data.json` becomes `data.train.json`, `data.val.json` and `data.test.json`, and the paths are
+        returned by split. Other options than `ExportOptions`: `lines=False` writes one list; `indent` and
+        `ensure_ascii` (or `force_ascii`; True) are those of `json.dumps`; `orient` can only be "records".
         """
         return self._files(path, options, _write_json)
 
@@ -65,8 +69,8 @@ class Exports(DatasetNode):
     def export_to_csv(self, path: str | os.PathLike[str], sep: str = ",", **options: Any) -> Any:
         """Writes CSV with a header, and returns the path; lists and dictionaries become JSON.
 
-        With splits, `data.csv` becomes `data.train.csv` and so on, and the paths are returned by split. Options not
-        in `ExportOptions` go to `pandas.DataFrame.to_csv`.
+        With splits, `data.csv` becomes `data.train.csv`, `data.val.csv` and `data.test.csv`, and the paths are returned
+        by split. Options not in `ExportOptions` go to `pandas.DataFrame.to_csv`.
         """
         return self._files(path, options, lambda rows, file, rest: _write_csv(rows, file, {"sep": sep, **rest}))
 
@@ -75,14 +79,13 @@ class Exports(DatasetNode):
         self, path: str | os.PathLike[str], **options: Unpack[ExportOptions]
     ) -> Dataset | DatasetDict:
         """Writes a folder that `datasets.load_from_disk` opens, and returns the dataset opened from it."""
-        from datasets import load_from_disk
-
-        dataset = self._dataset(options)
-        with explained(f'Exporting "{self.name}"', Path(path)):
-            dataset.save_to_disk(
-                os.fspath(path), num_shards=None if isinstance(dataset, dict) else options.get("save_num_shards")
-            )
-        return cast("Dataset | DatasetDict", load_from_disk(os.fspath(path)))
+        dataset, schema = self._dataset(options)
+        shards = None if isinstance(dataset, dict) else options.get("save_num_shards")
+        with new_export(path, f'Exporting "{self.name}"', ("state.json", "dataset_dict.json")) as draft:
+            dataset.save_to_disk(draft, num_shards=shards)
+            for folder in [draft / split for split in dataset] if isinstance(dataset, dict) else [draft]:
+                save_schema(folder, schema)
+        return opened_dataset(path, pickled_columns(schema))
 
     @takes_publish_options
     def publish_to_hf_hub(
@@ -102,8 +105,15 @@ class Exports(DatasetNode):
         """
         from datadreamer_like.hub import publish_dataset
 
+        dataset, schema = self._dataset(options)
+        for field in schema:
+            if holds_empty_objects(field.type):
+                raise DefinitionError(
+                    f'Publishing "{self.name}": column "{field.name}" holds dictionaries without any key, which '
+                    "Parquet cannot store. Remove the column, or convert its values to None or to texts, with step.map."
+                )
         return publish_dataset(
-            self._dataset(options), repo_id, card=self.card, branch=branch, private=private, token=token,
+            dataset, repo_id, card=self.card, branch=branch, private=private, token=token,
             is_synthetic=is_synthetic,
         )  # fmt: skip
 
@@ -112,34 +122,31 @@ class Exports(DatasetNode):
         check_known(options, ExportOptions.__annotations__, "an export")
         sizes = {split: options.get(f"{split}_size") for split in ("train", "validation", "test")}
         rows = self.output.rows
-        if all(size is None for size in sizes.values()):
+        if not any(sizes.values()):
+            splitting.split_names(sizes)
             return {"": rows}
         by = options.get("stratify_by_column")
-        return {split: splitting.split_rows(rows, sizes, split, by) for split in splitting.split_names(sizes)}
+        rows = transforms.materialized(rows)  # lazy rows are generated once for all splits
+        names = splitting.split_names(sizes, rows.num_rows)
+        parts = {split: splitting.split_rows(rows, sizes, split, by) for split in names}
+        return parts if len(parts) > 1 else {"": next(iter(parts.values()))}
 
-    def _dataset(self, options: Any) -> Dataset | DatasetDict:
+    def _dataset(self, options: Any) -> tuple[Dataset | DatasetDict, pa.Schema]:
+        """Returns the rows, by split if there are several, and their schema."""
         from datasets import DatasetDict
 
-        parts = {split: _dataset_of(rows) for split, rows in self._parts(options).items()}
-        return parts[""] if "" in parts else DatasetDict(parts)
+        tables = {split: transforms.table_of(rows) for split, rows in self._parts(options).items()}
+        made = {split: as_dataset(part.data, part.indices, uuid.uuid4().hex) for split, part in tables.items()}
+        schema = next(iter(tables.values())).data.schema
+        return (made[""] if "" in made else DatasetDict(made)), schema
 
     def _files(self, path: str | os.PathLike[str], options: dict[str, Any], write: Any) -> Any:
-        target = Path(path)
+        target = local_path(path, f'Exporting "{self.name}"')
         files = {}
         for split, rows in self._parts(taken_options(options, ExportOptions.__annotations__)).items():
-            file = target.with_name(f"{target.stem}.{split}{target.suffix}") if split else target
-            file.parent.mkdir(parents=True, exist_ok=True)
-            draft = file.with_name(f".{file.name}-{uuid.uuid4().hex[:8]}")
-            try:
-                with explained(f'Exporting "{self.name}"', file):
-                    try:
-                        write(rows, str(draft), dict(options))
-                        os.replace(draft, file)
-                    except OSError as error:
-                        error.filename = str(file)
-                        raise
-            finally:
-                draft.unlink(missing_ok=True)
+            file = target.with_name(f"{target.stem}.{_IN_FILE_NAMES[split]}{target.suffix}") if split else target
+            with new_file(file, f'Exporting "{self.name}"') as draft:
+                write(rows, str(draft), dict(options))
             files[split] = str(file)
         return files.get("", files)
 
@@ -151,11 +158,6 @@ def _columns(rows: Rows) -> dict[str, list[Any]]:
 
 def _rows(rows: Rows) -> list[dict[str, Any]]:
     return [dict(zip(batch, row, strict=True)) for batch in rows.batches() for row in zip(*batch.values(), strict=True)]
-
-
-def _dataset_of(rows: Rows) -> Dataset:
-    table = transforms.table_of(rows)
-    return as_dataset(table.data, table.indices, uuid.uuid4().hex)
 
 
 def _write_json(rows: Rows, file: str, options: dict[str, Any]) -> None:
@@ -205,12 +207,31 @@ def _write_csv(rows: Rows, file: str, options: dict[str, Any]) -> None:
 
     empty = pd.DataFrame(columns=rows.columns)
     header = options.pop("header", True)
+    end = options.pop("lineterminator", os.linesep)
     with open(file, "w", encoding=options.pop("encoding", "utf-8"), newline="") as stream:
+        lines = _Lines(stream, end)
         for frame in itertools.chain([empty], map(_frame, rows.read())):
+            shown = header if frame is empty else False
             try:
-                frame.to_csv(stream, **{"index": False, **options}, header=header if frame is empty else False)
-            except TypeError as error:
+                frame.to_csv(lines, **{"index": False, **options}, header=shown, lineterminator=_Lines.end)
+            except (TypeError, ValueError, csv.Error) as error:
                 raise DefinitionError(f"export_to_csv: pandas refuses the options {list(options)}: {error}") from error
+
+
+class _Lines:
+    """A stream of CSV rows: written with an end that makes all versions of Python quote fields with line ends."""
+
+    end = "\r\n"
+
+    def __init__(self, stream: IO[str], end: str) -> None:
+        self._stream = stream
+        self._end = end
+
+    def write(self, row: str) -> int:
+        return self._stream.write(row.removesuffix(self.end) + self._end)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _frame(batch: pa.RecordBatch) -> pd.DataFrame:
@@ -219,9 +240,19 @@ def _frame(batch: pa.RecordBatch) -> pd.DataFrame:
     columns = {}
     for field, values in zip(batch.schema, to_columns(batch).values(), strict=True):
         names = class_names(field, in_lists=True)
-        columns[field.name] = [_plain(_named(value, names) if names else value) for value in values]
+        try:
+            columns[field.name] = [_plain(_named(value, names) if names else value) for value in values]
+        except TypeError as error:
+            raise DefinitionError(
+                f'export_to_csv: column "{field.name}" holds what CSV cannot: {error}. Convert it with step.map, or '
+                "use export_to_hf_dataset."
+            ) from error
     return pd.DataFrame(columns, dtype=object)
 
 
 def _plain(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list) else value
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False, default=_text)
+    if not isinstance(value, str | int | float | None):
+        _text(value)
+    return value

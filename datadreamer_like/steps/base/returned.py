@@ -17,7 +17,7 @@ from datadreamer_like.graph.origin import INPUT, Every, Origin, Piece, Several, 
 from datadreamer_like.graph.output import OutputDatasetMixin, OutputIterableDataset, rows_of_iterable
 from datadreamer_like.graph.rows import BATCH_SIZE, Rows, rebatched
 from datadreamer_like.storage.schemas import widened
-from datadreamer_like.storage.values import to_batch
+from datadreamer_like.storage.values import given_batch, to_batch
 
 from ..operations.transforms import StatedBatches, join_columns
 from .lazy_rows import From, LazyRowBatches, LazyRows, RowsFrom, Traced
@@ -209,7 +209,7 @@ def _batches(batches: Iterable[Any], expected: Expected) -> StatedBatches:
         if isinstance(batch, pa.RecordBatch):
             if set(batch.schema.names) != set(expected.outputs):
                 raise expected.wrong(batch.schema.names)
-            parts = iter([batch.select(expected.outputs)])
+            parts = iter([given_batch(batch.select(expected.outputs), expected.what, expected.like)])
         elif isinstance(batch, Rows) or _is_dataset(batch):
             # A batch is read as a whole: its stated origin holds for all of its rows.
             parts = rebatched(normalized(batch, expected)[0].read(), 2**62)

@@ -13,19 +13,19 @@ from . import transforms
 
 @takes_lazy_options
 def concat(*steps: Step, lazy: bool = True, **options: Unpack[OperationOptions]) -> Derived:
-    """Concatenates the rows of steps with the same columns; `lazy=False` saves them.
+    """Concatenates the rows of steps; `lazy=False` saves them. A column that a step does not have is None in its rows.
+
+    Class labels are aligned by class name.
 
     Raises:
-        DefinitionError: There are no steps, or their columns differ.
+        DefinitionError: There are no steps, or no column is common to all.
+        StepOutputTypeError: A column holds other types, or class labels and plain numbers.
     """
     _check_steps("concat", steps)
-    first = steps[0].output.column_names
-    for step in steps[1:]:
-        if set(step.output.column_names) != set(first):
-            raise DefinitionError(
-                f'concat: "{step.name}" has the columns {step.output.column_names}, "{steps[0].name}" has {first}. '
-                "Rename or select columns first."
-            )
+    columns = {step.name: step.output.column_names for step in steps}
+    if not set.intersection(*map(set, columns.values())):
+        shown = "; ".join(f'"{name}" has {", ".join(names)}' for name, names in columns.items())
+        raise DefinitionError(f"concat: the steps have no column in common: {shown}. Rename columns first.")
     return Derived("concat", list(steps), transforms.concatenated, {}, lazy, options)
 
 

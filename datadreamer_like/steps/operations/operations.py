@@ -182,12 +182,12 @@ class Operations(DatasetNode, Generic[StepT]):
     ) -> dict[str, StepT]:
         """Splits the rows at random, the same way in every run; within a split they keep their order.
 
-        A size is a share (a float up to 1.0) or a number (an int) of rows. The values of `stratify_by_column` have the
-        same shares in every split.
+        A size is a share (a float up to 1.0) or a number (an int) of rows: 1 is one row, 1.0 all of them. The values of
+        `stratify_by_column` have the same shares in every split.
 
         Returns:
-            A step for each split with a size. With a single size, the remaining rows are the split `test`, or `train`
-            if the size is that of `test`.
+            A step for each split with a size other than 0. With a single size, the remaining rows are the split `test`,
+            or `train` if the size is that of `test`. Without a size, all rows are the split `train`.
 
         Raises:
             DefinitionError: The sizes do not fit the number of rows.
@@ -197,7 +197,10 @@ class Operations(DatasetNode, Generic[StepT]):
         sizes = {"train": train_size, "validation": validation_size, "test": test_size}
         args = {"sizes": sizes, "stratify_by_column": stratify_by_column}
         made = {}
-        for split in splitting.split_names(sizes):
+        total = self.output.num_rows
+        if total is None and splitting.needs_total(sizes):
+            total = transforms.materialized(self.output.rows).num_rows
+        for split in splitting.split_names(sizes, total):
             name = options.get("name")
             named: OperationOptions = {**options, "name": f"{name} ({split})"} if name else options
             made[split] = self.derive(f"{split} split", False, named, splitting.split_rows, split=split, **args)

@@ -18,6 +18,7 @@ from datadreamer_like.graph.node import reading_engine
 from datadreamer_like.graph.origin import Every
 from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows, rebatched
 from datadreamer_like.graph.usage import current_usage
+from datadreamer_like.storage.schemas import widened
 from datadreamer_like.storage.values import to_batch, to_columns
 
 from .transforms import StatedBatches, placed, stated
@@ -109,8 +110,10 @@ def map_rows(rows: Rows, function: Call, remove_columns: list[str], total: int |
 
     def mapped(source: Rows, engine: Engine) -> StatedBatches:
         place = 0
+        known: pa.Schema | None = None
         for batch, results in function.portions(source, engine):
             made = _with_new(batch, _columns(results, function.batched), remove_columns)
+            known = made.schema if known is None else widened(known, made.schema, "map")
             taken = range(place, place + batch.num_rows)
             place += batch.num_rows
             yield made, stated(rows, taken if made.num_rows == batch.num_rows else Every(taken))

@@ -63,7 +63,20 @@ def _python_order(keys: pa.Table, names: Sequence[str], reverse: Sequence[bool],
         values: list[Any] = to_list(keys.column(name), keys.schema.field(name))
         present = [index for index in order if values[index] is not None]
         missing = [index for index in order if values[index] is None]
-        # sorted() keeps equal rows in order, also when the order is reversed.
-        present.sort(key=values.__getitem__, reverse=backwards)
+        sort_keys = {index: _sort_key(values[index]) for index in present}
+        try:
+            # sorted() keeps equal rows in order, also when the order is reversed.
+            present.sort(key=sort_keys.__getitem__, reverse=backwards)
+        except TypeError as error:
+            raise DefinitionError(
+                f'sort: column "{name}" holds values that have no order ({error}). Make a column to sort by: step.map.'
+            ) from error
         order = present + missing if nulls == "at_end" else missing + present
     return np.array(order, dtype=np.int64)
+
+
+def _sort_key(value: Any) -> Any:
+    """Returns a key that has an order for lists too: missing elements and NaN come after all others."""
+    if isinstance(value, list):
+        return [(2, 0) if v is None else (1, 0) if v != v else (0, _sort_key(v)) for v in value]
+    return value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -50,28 +52,58 @@ def _stratified(order: list[int], labels: Sequence[Any], counts: Mapping[str, in
     return parts
 
 
-def split_names(sizes: Mapping[str, float | None]) -> list[str]:
-    """Returns the names of the splits; with a single size, the remaining rows are a split too."""
+def split_names(sizes: Mapping[str, float | None], total: int | None = None) -> list[str]:
+    """Returns the names of the splits; with a single size, the remaining rows of `total`, if any, are a split too.
+
+    A size of None or 0 makes no split; without any size there is one split `train` of all rows.
+    """
     named = [name for name, size in sizes.items() if size is not None]
     for name in named:
         size = sizes[name]
-        if isinstance(size, bool) or not isinstance(size, int | float) or size < 0:
+        if isinstance(size, bool) or not isinstance(size, int | float | np.integer | np.floating) or not size >= 0:
             raise DefinitionError(f"splits: {name}_size is {size!r}; expected a share (0.1) or a number of rows (100).")
-    if not named:
-        raise DefinitionError("splits needs at least one of train_size, validation_size, test_size.")
-    if len(named) == 1 and sizes[named[0]] != 1.0:
+    named = [name for name in named if sizes[name]]
+    shares = [name for name in named if _is_share(sizes[name])]
+    if shares and len(shares) < len(named):
+        raise DefinitionError(f"splits: {_shown(sizes)} mixes shares (0.1) and numbers of rows (100). Use one of them.")
+    given = sum(Decimal(str(sizes[name])) for name in shares)
+    if shares and not math.isclose(given, 1, rel_tol=1e-9) and (given > 1 or len(shares) > 1):
+        raise DefinitionError(f"splits: the shares {_shown(sizes)} sum to {given}; they must sum to 1.")
+    if len(named) == 1 and given != 1 and (shares or sizes[named[0]] != total):
         named.append("test" if named[0] != "test" else "train")
-    return sorted(named, key=("train", "validation", "test").index)
+    return sorted(named or ["train"], key=("train", "validation", "test").index)
+
+
+def needs_total(sizes: Mapping[str, float | None]) -> bool:
+    """Returns whether the number of all rows decides if there are remaining rows for another split."""
+    given = [size for size in sizes.values() if size]
+    return len(given) == 1 and not _is_share(given[0])
+
+
+def _is_share(size: float | None) -> bool:
+    return isinstance(size, float | np.floating)
+
+
+def _shown(sizes: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: size for name, size in sizes.items() if size is not None}
 
 
 def _counts(sizes: Mapping[str, float | None], total: int) -> dict[str, int]:
-    given = {name: size for name, size in sizes.items() if size is not None}
-    counts = {name: round(size * total) if isinstance(size, float) else size for name, size in given.items()}
-    names = split_names(sizes)
+    names = split_names(sizes, total)
+    given = {name: sizes[name] or 0 for name in names if sizes[name]} or {"train": 1.0}
+    shares = {name: size for name, size in given.items() if _is_share(size)}
+    counts = {name: round(size * total) if name in shares else int(size) for name, size in given.items()}
     rest = total - sum(counts.values())
-    if all(isinstance(size, float) for size in given.values()) and abs(sum(given.values()) - 1.0) < 1e-9:
+    if shares and len(given) == len(names):
         counts[names[0]] += rest  # rounding
         rest = 0
     if rest < 0:
-        raise DefinitionError(f"splits: the sizes {dict(sizes)} exceed the {total} rows.")
-    return {name: counts.get(name, rest) for name in names}
+        raise DefinitionError(f"splits: the sizes {_shown(sizes)} exceed the {total} rows.")
+    found = {name: counts.get(name, rest) for name in names}
+    for name in names:
+        largest = max(found, key=found.__getitem__)
+        if not found[name] and (name in shares or name not in given) and found[largest] > 1 and shares:
+            found[name], found[largest] = 1, found[largest] - 1  # of few rows, rounding leaves none
+    if empty := [name for name, count in found.items() if not count and name in given]:
+        raise DefinitionError(f"splits: {total} rows are too few for {_shown(sizes)}: {', '.join(empty)} has no row.")
+    return found

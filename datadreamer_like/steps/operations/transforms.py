@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import random
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datadreamer_like.errors import DefinitionError, StepOutputError
+from datadreamer_like.graph.lazy_table import materialized as materialized
 from datadreamer_like.graph.origin import INPUT, Origin, Piece, Recorder, Stated
-from datadreamer_like.graph.rows import BATCH_SIZE, Rows, Table, rebatched
+from datadreamer_like.graph.rows import BATCH_SIZE, Rows, Table, rebatched, with_columns
 from datadreamer_like.storage.schemas import cast, widened
-from datadreamer_like.storage.tables import TableWriter, read_table
 from datadreamer_like.storage.values import FEATURE, class_names, to_batch
 
 Positions = np.ndarray[Any, Any]
@@ -177,37 +173,58 @@ def shard(rows: Rows, num_shards: int, index: int, contiguous: bool) -> Rows:
 
 
 def concatenated(*parts: Rows, what: str = "concat") -> Rows:
-    """Concatenates rows; class labels are aligned by class name."""
-    names = parts[0].columns
-    aligned = _aligned([replace(part.select_columns(names), origin=part.origin) for part in parts])
+    """Concatenates rows of the union of their columns; class labels are aligned by class name."""
+    names = list(dict.fromkeys(name for part in parts for name in part.columns))
+    aligned = _aligned([_with_columns(part, names) for part in parts], names)
+    schema = aligned[0].schema
+    for part in aligned[1:]:  # lazy rows have columns of unknown types, which fit any
+        schema = widened(schema, part.schema, what)
     tables = [part.table.whole() for part in aligned if part.table is not None]
     if len(tables) == len(aligned):
-        schema = tables[0].schema
-        for table in tables[1:]:
-            schema = widened(schema, table.schema, what)
         origin = Origin.learned()
         recorder = Recorder(origin)
         for part, table in zip(aligned, tables, strict=True):
             recorder.add(table.num_rows, stated(part, range(table.num_rows)))
-        data = pa.concat_tables([_cast_table(table, schema) for table in tables])
+        data = pa.concat_tables([_cast_table(table, schema, what) for table in tables])
         return Rows.of_table(data, Origin(origin.links or ()))
 
     def read() -> StatedBatches:
+        known = schema
         for part in aligned:
             for place, batch in placed(part.read()):
+                if not batch.schema.equals(known, check_metadata=True):
+                    known = widened(known, batch.schema, what)
                 yield batch, stated(part, range(place, place + batch.num_rows))
 
     sizes = [part.num_rows for part in aligned if part.num_rows is not None]
-    return Rows.recorded(aligned[0].schema, sum(sizes) if len(sizes) == len(aligned) else None, read)
+    return Rows.recorded(schema, sum(sizes) if len(sizes) == len(aligned) else None, read)
 
 
-def _aligned(parts: list[Rows]) -> list[Rows]:
+def _with_columns(rows: Rows, names: list[str]) -> Rows:
+    """Returns rows with all named columns, in that order; columns that they do not have are None."""
+    if rows.columns == names:
+        return rows
+    known = {field.name: field for field in rows.schema}
+    schema = pa.schema([known.get(name, pa.field(name, pa.null())) for name in names])
+    if rows.table is None:
+        return replace(rows, schema=schema, read=lambda: (with_columns(batch, schema) for batch in rows.read()))
+    data = rows.table.data
+    columns = [data.column(name) if name in known else pa.nulls(data.num_rows) for name in names]
+    table = Table(pa.Table.from_arrays(columns, schema=schema), rows.table.indices)
+    return Rows.of_table(table, rows.origin, rows.node)
+
+
+def _aligned(parts: list[Rows], columns: list[str]) -> list[Rows]:
     """Aligns class label columns to one list of names, the union of all lists."""
-    for name in parts[0].columns:
-        listed = [class_names(part.schema.field(name)) or [] for part in parts]
-        union = list(dict.fromkeys(chain(*listed)))
-        if all(listed) and any(names != union for names in listed):
-            parts = [_renumbered(part, name, names, union) for part, names in zip(parts, listed, strict=True)]
+    for name in columns:
+        fields = [part.schema.field(name) for part in parts]
+        listed = {index: class_names(field) for index, field in enumerate(fields) if not pa.types.is_null(field.type)}
+        union = list(dict.fromkeys(chain(*(names or [] for names in listed.values()))))
+        if all(listed.values()) and any(names != union for names in listed.values()):
+            parts = [
+                _renumbered(part, name, listed[index] or [], union) if index in listed else part
+                for index, part in enumerate(parts)
+            ]
     return parts
 
 
@@ -270,19 +287,6 @@ def join_columns(parts: Sequence[Rows], differ: Callable[[Any, int], Exception] 
     return Rows(schema, next((part.num_rows for part in parts if part.num_rows is not None), None), read, origin)
 
 
-def materialized(rows: Rows) -> Rows:
-    """Writes lazy rows to a table in a temporary folder, which is deleted when the process ends."""
-    if rows.table is not None:
-        return rows
-    folder = Path(tempfile.mkdtemp(prefix="datadreamer_like-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    writer = TableWriter(folder, what="rows", schema=rows.schema)
-    for batch in rows.read():
-        writer.write(batch)
-    writer.close(folder.name)
-    return Rows.of_table(read_table(folder), rows.origin, rows.node)
-
-
 def table_of(rows: Rows) -> Table:
     """Returns the table of rows; that of lazy rows is temporary, see `materialized`."""
     table = materialized(rows).table
@@ -303,7 +307,7 @@ def stated(rows: Rows, piece: Piece) -> Stated:
     return {(rows.node, INPUT): piece} if rows.node is not None else {}
 
 
-def _cast_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
+def _cast_table(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
     if table.schema.equals(schema, check_metadata=True):
         return table
-    return pa.Table.from_batches([cast(batch, schema) for batch in table.to_batches()], schema)
+    return pa.Table.from_batches([cast(batch, schema, what) for batch in table.to_batches()], schema)

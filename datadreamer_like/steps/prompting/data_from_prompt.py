@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
 from datadreamer_like.graph.output import BATCH_SIZE, Batch
+from datadreamer_like.storage.values import to_batch
 
 from ..base.lazy_rows import From
 from ..base.row_answers import AnsweredRows
@@ -249,6 +250,8 @@ class DataFromAttributedPrompt(DataFromPrompt):
                 raise ArgumentTypeError(f'"{self.name}": attribute "{name}" is {values!r}; expected a list of values.')
             if not list(values):
                 raise DefinitionError(f'"{self.name}": attribute "{name}" has no values.')
+        # Values that do not fit one column are rejected before the LLM is asked.
+        to_batch({"attributes": [{name: value} for name in attributes for value in attributes[name]]}, f'"{self.name}"')
         return dict(attributes)
 
     def _check_placeholders(self, instruction: str, attributes: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import re
 import sys
@@ -17,7 +18,10 @@ from datadreamer_like.graph.rows import Batch
 from ..base.columns import batched
 from ..base.lazy_rows import LazyRowBatches
 from ..base.options import takes_node_options
+from .encodings import plain_suffix
 from .file_source import Files, FileSource
+
+logger = logging.getLogger("datadreamer_like")
 
 # Missing values, as read by pandas and datasets; in a text column they remain texts.
 _MISSING_VALUES = frozenset(
@@ -27,6 +31,7 @@ _BOOLEANS = {"True": True, "False": False, "true": True, "false": False, "TRUE":
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|[+-]?inf(?:inity)?", re.IGNORECASE)
 
+_OF_TABS = (".tsv", ".tab")
 _DIALECT = {"quotechar": '"', "escapechar": None, "doublequote": True, "skipinitialspace": False}
 
 
@@ -41,7 +46,7 @@ class CSVDataSource(FileSource):
         data_folder: Folder whose `.csv` and `.tsv` files are read, or that `data_files` are relative to.
         data_files: A file, a pattern like `"part-*.csv"`, or a list of them; they must have the same columns. `.gz`,
             `.bz2` and `.xz` are decompressed.
-        sep: The field separator, one character.
+        sep: The field separator, one character. By default a tab for `.tsv` and `.tab` files, a comma for others.
         **config_kwargs: Options of `Step` and of the reader: `encoding` (utf-8), `column_names` or `names` (for files
             without header), `header` (0, or None for no header: columns are then called 0, 1, ...), `skiprows` (lines
             to skip at the top), `usecols` (columns to read), `nrows` (maximum number of rows), `quotechar`,
@@ -53,10 +58,10 @@ class CSVDataSource(FileSource):
         EmptyDataset: There are no rows.
     """
 
-    suffixes: ClassVar[tuple[str, ...]] = (".csv", ".tsv")
+    suffixes: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".tab")
     example_text: ClassVar[str] = "text,stars\none,1\ntwo,2\n"
     known_options: ClassVar[dict[str, Any]] = {
-        "sep": ",", "encoding": "utf-8", "column_names": None, "names": None, "header": "infer", "skiprows": 0,
+        "sep": None, "encoding": "utf-8", "column_names": None, "names": None, "header": "infer", "skiprows": 0,
         "usecols": None, "nrows": None, **_DIALECT, "dtype": None, "na_values": (), "keep_default_na": True,
     }  # fmt: skip
 
@@ -66,7 +71,7 @@ class CSVDataSource(FileSource):
         name: str,
         data_folder: str | os.PathLike[str] | None = None,
         data_files: Files | None = None,
-        sep: str = ",",
+        sep: str | None = None,
         **config_kwargs: Any,
     ) -> None:
         super().__init__(name, data_folder, data_files, sep=sep, **config_kwargs)
@@ -74,7 +79,7 @@ class CSVDataSource(FileSource):
     def configure(self) -> None:
         """Checks the options."""
         sep, header = self.config["sep"], self.config["header"]
-        if not isinstance(sep, str) or len(sep) != 1:
+        if sep is not None and (not isinstance(sep, str) or len(sep) != 1):
             raise DefinitionError(f'"{self.name}": sep is {sep!r}; expected one character, like ";" or "\\t".')
         if header not in ("infer", 0, None):
             raise DefinitionError(f'"{self.name}": header is {header!r}; expected 0, or None for no header.')
@@ -83,8 +88,15 @@ class CSVDataSource(FileSource):
             if not (isinstance(value, int) and value >= 0) and not (option == "nrows" and value is None):
                 raise DefinitionError(f'"{self.name}": {option} is {value!r}; expected a number of 0 or more.')
         self._names = self.config["names"] if self.config["column_names"] is None else self.config["column_names"]
+        self._separators = {file: sep or ("\t" if plain_suffix(file) in _OF_TABS else ",") for file in self.files}
         # The texts that mean None in every column.
         self._missing = {*self.config["na_values"], *([""] if self.config["keep_default_na"] else [])}
+
+    def fingerprint_values(self) -> dict[str, Any]:
+        """Returns the content of the files and the options; of their names, the separator that they stand for."""
+        separators = set(self._separators.values())
+        used = separators.pop() if len(separators) == 1 else list(self._separators.values())
+        return {**super().fingerprint_values(), "option sep": used}
 
     def run(self) -> LazyRowBatches:
         """Reads the files twice: first for columns, types and errors, then for the rows."""
@@ -118,10 +130,24 @@ class CSVDataSource(FileSource):
             return _distinct_names(self.name, list(map(str, self._names))), False
         for file in self.files:
             for _, fields in self._records(file):
+                self._check_separator(file, fields)
                 if self.config["header"] is None:
                     return list(map(str, range(len(fields)))), False
                 return _distinct_names(f"{self.name}: {file}", fields), True
         return [], True
+
+    def _check_separator(self, file: Path, header: list[str]) -> None:
+        """Warns if the only field of the first lines looks like several, and no separator was given."""
+        if self.config["sep"] is not None or len(header) != 1:
+            return
+        lines = [fields for _, fields in islice(self._records(file), 20)]
+        for sep in ("\t", ";", "|", ","):
+            counts = {fields[0].count(sep) if len(fields) == 1 else 0 for fields in lines}
+            if len(counts) == 1 and counts.pop():
+                logger.warning(
+                    "%s: %s has one column, %r, and each line contains %r. If that is the separator, set sep=%r.",
+                    self.name, file, header[0], sep, sep,
+                )  # fmt: skip
 
     def _wanted(self, columns: list[str]) -> list[str]:
         usecols = columns if self.config["usecols"] is None else self.config["usecols"]
@@ -191,7 +217,7 @@ class CSVDataSource(FileSource):
             if len(fields) != len(columns):
                 raise DataError(
                     f'"{self.name}": {file}, line {line} has {len(fields)} fields; {what} {len(columns)}. '
-                    f'Quote fields that contain "{self.config["sep"]}", or set the separator, as in sep=";".'
+                    f'Quote fields that contain {self._separators[file]!r}, or set the separator, as in sep=";".'
                 )
             yield fields if order is None else [fields[place] for place in order]
 
@@ -204,7 +230,7 @@ class CSVDataSource(FileSource):
         with self.opened(file) as stream:
             for _ in range(skipped):
                 stream.readline()
-            reader = csv.reader(stream, delimiter=self.config["sep"], strict=True, **dialect)
+            reader = csv.reader(stream, delimiter=self._separators[file], strict=True, **dialect)
             line = skipped + 1
             try:
                 for fields in reader:
@@ -223,12 +249,15 @@ class CSVDataSource(FileSource):
 
 
 def _is_whole(text: str) -> bool:
-    return _WHOLE.fullmatch(text) is not None and -(2**63) <= int(text) < 2**63
+    # Python does not convert more than 4,300 digits.
+    return len(text) < 100 and _WHOLE.fullmatch(text) is not None and -(2**63) <= int(text) < 2**63
 
 
 def _is_decimal(text: str) -> bool:
-    # Integers beyond 64 bits are identifiers; as floats they would lose digits.
-    return _DECIMAL.fullmatch(text) is not None and (_WHOLE.fullmatch(text) is None or _is_whole(text))
+    # Integers beyond 64 bits are identifiers; as floats they would lose digits, and 1e999 would be infinite.
+    if _DECIMAL.fullmatch(text) is None or (_WHOLE.fullmatch(text) is not None and not _is_whole(text)):
+        return False
+    return "inf" in text.lower() or abs(float(text)) != float("inf")
 
 
 # For each type, narrowest first, which texts fit it, and the conversion.

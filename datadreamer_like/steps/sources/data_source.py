@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, EmptyDataset, MissingFile, did_you_mean
 from datadreamer_like.graph.fingerprint import ByContent, fingerprint
 from datadreamer_like.graph.identity import class_part
+from datadreamer_like.graph.output import iterable_schema
 from datadreamer_like.graph.results import Kept
-from datadreamer_like.graph.rows import Rows
+from datadreamer_like.graph.rows import Rows, Table
+from datadreamer_like.storage.tables import with_saved_keys
 
 from ..base.columns import in_columns
 from ..base.lazy_rows import LazyRowBatches
 from ..base.options import NodeOptions, takes_node_options
 from ..base.shapes import is_hf
 from ..base.step import Step
+from .opened_files import watched_files
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from datasets import Dataset, IterableDataset
 
     Row = dict[str, Any]
@@ -66,7 +69,8 @@ class DataSource(Source):
     """Rows given by the script.
 
     A generator function and an `IterableDataset` are read lazily, again in each pass, and nothing is saved; other data
-    are saved.
+    are saved. The files that a function opens up to its first row are part of the fingerprint, so that what is made of
+    the rows is made again when they change.
 
     Args:
         data: Columns by name, a list of rows (dictionaries; missing columns are None), a function that yields such
@@ -113,9 +117,12 @@ class DataSource(Source):
         return {"data": {"text": ["one", "two"]}}
 
     def fingerprint_values(self) -> dict[str, Any]:
-        """Returns the data, and the order of the columns of a dictionary."""
+        """Returns the data, the order of the columns of a dictionary, and the files that a function reads at first."""
         if isinstance(self.data, Mapping):
             return {"data": self.data, "order of columns": list(self.data)}
+        if callable(self.data):
+            _, files = self._first_row
+            return {"data": self.data} | ({"content of the files it reads": files} if files else {})
         # An iterable's source and its transformations.
         return {"data": self.data._ex_iterable if is_hf(self.data, "IterableDataset") else self.data}
 
@@ -133,14 +140,20 @@ class DataSource(Source):
             return Rows.of_dataset(data)
         read = data if callable(data) else lambda: iter(data)
         # The first row gives the columns, so it is generated now, and again in each pass.
-        first = next(iter(read()), None)
+        first = self._first_row[0] if callable(data) else next(iter(data), None)
         if first is None:
             raise EmptyDataset(f'"{self.name}" has no rows: the function yields none. Yield at least one.')
         _check(self.name, [first])
         names = self.found_columns(first)
-        return LazyRowBatches(
-            lambda: in_columns(self._checked(read(), names), names), self.total_num_rows, save=self.saves_rows
-        )
+        like = iterable_schema(data, names) if is_hf(data, "IterableDataset") else None
+        total, save = self.total_num_rows, self.saves_rows
+        return LazyRowBatches(lambda: in_columns(self._checked(read(), names), names), total, save=save, like=like)
+
+    @cached_property
+    def _first_row(self) -> tuple[Any, list[ByContent]]:
+        with watched_files() as files:
+            first = next(iter(self.data()), None)
+        return first, list(map(ByContent, files))
 
     def _checked(self, rows: Iterable[Any], names: list[str]) -> Iterator[Row]:
         for index, row in enumerate(rows):
@@ -201,7 +214,10 @@ class HFDatasetDataSource(Source):
                 "Dataset.save_to_disk wrote."
             ) from error
         self.found_columns(dataset.column_names)
-        return Rows.of_dataset(dataset)
+        table = Rows.of_dataset(dataset).table
+        assert table is not None
+        data = table.data.cast(with_saved_keys(table.data.schema, Path(self.source_path)))
+        return Rows.of_table(Table(data, table.indices))
 
 
 def _check(name: str, data: Any) -> None:
@@ -250,3 +266,5 @@ def _check_names(name: str, columns: Mapping[Any, Any]) -> None:
     for column in columns:
         if not isinstance(column, str):
             raise DataError(f'"{name}": the column name {column!r} is not a string. Use {str(column)!r}.')
+        if not column.isascii() and column != column.encode(errors="replace").decode():
+            raise DataError(f'"{name}": the column name {column!r} is not valid Unicode. Rename the column.')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
 import codecs
 import glob
 import gzip
@@ -10,10 +9,10 @@ import io
 import lzma
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, ClassVar, cast
+from typing import IO, Any, ClassVar
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, MissingFile, did_you_mean
 from datadreamer_like.graph.card import DataCardType
@@ -21,10 +20,9 @@ from datadreamer_like.graph.fingerprint import ByContent
 
 from ..base.options import NodeOptions, check_known, taken_options, takes_node_options
 from .data_source import Source
+from .encodings import advice_on_encoding, binary, encoding_of_mark, fault, plain_suffix
 
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-
-_COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 class FileSource(Source):
@@ -85,15 +83,19 @@ class FileSource(Source):
     @contextmanager
     def opened(self, file: Path, newline: str | None = "") -> Iterator[IO[str]]:
         """Opens a file as text, by default with unchanged line ends; `DataError` if it cannot be read or decoded."""
+        if advice := encoding_of_mark(file, self._encoding):
+            raise DataError(f'"{self.name}": {file} is not {self.config["encoding"]}. {advice}')
         try:
-            with io.TextIOWrapper(_binary(file), encoding=self._encoding, newline=newline) as stream:
+            with io.TextIOWrapper(binary(file), encoding=self._encoding, newline=newline) as stream:
+                if self._encoding.endswith(("-le", "-be")) and stream.read(1) != "\ufeff":
+                    stream.seek(0)  # only the first character may be the mark
                 yield stream
-        except UnicodeDecodeError as error:
-            line, offset, byte = _fault(file, self._encoding)
-            other = "latin-1" if self._encoding == "utf-8-sig" else "utf-8"
+        except UnicodeError as error:
+            line, offset, byte = fault(file, self._encoding) or (1, 0, 0)
+            reason = error.reason if isinstance(error, UnicodeDecodeError) else error
             raise DataError(
                 f'"{self.name}": {file}, line {line}: byte 0x{byte:02x} (byte {offset} of the file) is not '
-                f'{self.config["encoding"]} ({error.reason}). Set the encoding of the file, as in encoding="{other}".'
+                f"{self.config['encoding']} ({reason}). {advice_on_encoding(file, self._encoding)}"
             ) from error
         except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
             raise DataError(f'"{self.name}": {file} is damaged ({error}). Download it again.') from error
@@ -143,27 +145,4 @@ def _matches(name: str, folder: str | os.PathLike[str], entry: str, suffixes: tu
 
 
 def _has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
-    plain = path.with_suffix("") if path.suffix in _COMPRESSED else path
-    return plain.suffix.lower() in suffixes and not path.name.startswith(".")
-
-
-def _binary(file: Path) -> IO[bytes]:
-    return cast(IO[bytes], _COMPRESSED.get(file.suffix.lower(), open)(file, "rb"))
-
-
-def _fault(file: Path, encoding: str) -> tuple[int, int, int]:
-    """Returns line, offset and value of the first byte that cannot be decoded."""
-    line, done = 1, 0
-    decoder = codecs.getincrementaldecoder(encoding)()
-    with _binary(file) as stream:
-        while True:
-            chunk = stream.read(2**16)
-            done += len(chunk)
-            try:
-                line += decoder.decode(chunk, final=not chunk).count("\n")
-            except UnicodeDecodeError as error:
-                line += error.object[: error.start].decode(encoding, "replace").count("\n")
-                # The error's bytes start with those that the decoder buffered from earlier chunks.
-                return line, done - len(error.object) + error.start, error.object[error.start]
-            if not chunk:  # the file has changed since
-                return line, done, 0
+    return plain_suffix(path) in suffixes and not path.name.startswith(".")

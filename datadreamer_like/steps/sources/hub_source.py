@@ -11,6 +11,7 @@ from typing import Any
 from datadreamer_like.errors import ArgumentTypeError, DataError, HubError
 from datadreamer_like.graph.card import DataCardType
 from datadreamer_like.graph.fingerprint import ByContent
+from datadreamer_like.graph.output import iterable_schema
 from datadreamer_like.graph.results import Kept, Manifest
 from datadreamer_like.graph.rows import Rows
 
@@ -117,7 +118,7 @@ class HFHubDataSource(Source):
             self.found_columns(loaded.column_names)
             return Rows.of_dataset(loaded)
         names = self.found_columns(loaded.column_names or next(iter(loaded), {}))
-        return LazyRowBatches(lambda: in_columns(loaded, names))
+        return LazyRowBatches(lambda: in_columns(loaded, names), like=iterable_schema(loaded, names))
 
     @property
     def _is_on_hub(self) -> bool:

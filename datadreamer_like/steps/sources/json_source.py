@@ -15,12 +15,9 @@ from datadreamer_like.graph.rows import Batch
 from ..base.columns import in_columns
 from ..base.lazy_rows import LazyRowBatches
 from .file_source import FileSource
+from .json_shape import KINDS, Shape, checked_text, parse_float, parse_int
 
 _CHUNK = 2**16
-_KINDS = {
-    dict: "an object", list: "an array", str: "a text", int: "a number", float: "a number", bool: "true or false",
-    type(None): "null",
-}  # fmt: skip
 _EXPECTED_LINES = "a JSON object in each line, or one array of objects (inside an object: field=...)"
 
 
@@ -28,7 +25,8 @@ class JSONDataSource(FileSource):
     """Rows of JSON files: JSON lines (one object per line) or one array of objects.
 
     The columns are the union of those of all rows; missing values are None. Integers and floats in one column become
-    floats; other mixed plain values become texts (`1` and `"x"` become `"1"` and `"x"`). Dates stay texts.
+    floats; other mixed plain values become texts (`1` and `"x"` become `"1"` and `"x"`), as do integers beyond 64 bits
+    and NaN among others becomes None; this also holds inside lists and objects. Dates stay texts.
 
     Files are given as in `CSVDataSource`; those of a folder are `.json`, `.jsonl` and `.ndjson` files. Options of the
     reader are `encoding` (utf-8) and `field` (each file is one object, and the rows are the array in this field).
@@ -45,28 +43,27 @@ class JSONDataSource(FileSource):
     def run(self) -> LazyRowBatches:
         """Reads the files twice: first for columns, types and errors, then for the rows."""
         self.register_files()
-        kinds: dict[str, set[type]] = {}
+        columns: dict[str, Shape] = {}
         count = 0
         for file in self.files:
             for line, row in self._rows(file):
                 count += 1
                 for name, value in row.items():
-                    seen = kinds.setdefault(name, set())
-                    if type(value) not in seen and value is not None:
-                        if seen and {type(value), *seen} & {dict, list}:
-                            raise DataError(
-                                f'"{self.name}": {file}, line {line}: column "{name}" is {_KINDS[type(value)]}; '
-                                f"earlier rows have {_KINDS[next(iter(seen))]} there. Give the column one type."
-                            )
-                        seen.add(type(value))
-        names = self.found_columns(kinds)
-        texts = [name for name in names if len(kinds[name]) > 1 and not kinds[name] <= {int, float}]
-        return LazyRowBatches(lambda: self._batches(names, texts), total_num_rows=count, save=True)
+                    try:
+                        if name not in columns:
+                            columns[checked_text(name)] = Shape()
+                        columns[name].add(value)
+                    except ValueError as error:
+                        shown = name.encode(errors="backslashreplace").decode()
+                        raise DataError(f'"{self.name}": {file}, line {line}: column "{shown}"{error}') from error
+        names = self.found_columns(columns)
+        changed = {name: shape for name, shape in columns.items() if shape.is_changed()}
+        return LazyRowBatches(lambda: self._batches(names, changed), total_num_rows=count, save=True)
 
-    def _batches(self, names: list[str], texts: list[str]) -> Iterator[Batch]:
+    def _batches(self, names: list[str], changed: dict[str, Shape]) -> Iterator[Batch]:
         for batch in in_columns((row for file in self.files for _, row in self._rows(file)), names):
-            for name in texts:
-                batch[name] = [v if v is None or isinstance(v, str) else json.dumps(v) for v in batch[name]]
+            for name, shape in changed.items():
+                batch[name] = list(map(shape.fitted, batch[name]))
             yield batch
 
     def _rows(self, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -75,7 +72,7 @@ class JSONDataSource(FileSource):
             for line, row in self._values(file, stream):
                 if not isinstance(row, dict):
                     raise DataError(
-                        f'"{self.name}": {file}, line {line} is {_KINDS[type(row)]}; expected an object like '
+                        f'"{self.name}": {file}, line {line} is {KINDS[type(row)]}; expected an object like '
                         '{"text": "..."}.'
                     )
                 yield line, row
@@ -92,7 +89,7 @@ class JSONDataSource(FileSource):
         for number, line in enumerate(chain([sign + stream.readline()], stream), first):
             if line.strip():
                 try:
-                    yield number, json.loads(line)
+                    yield number, _DECODER.decode(line)
                 except ValueError as error:
                     raise self._malformed(file, number, error, _EXPECTED_LINES) from error
 
@@ -124,12 +121,12 @@ class JSONDataSource(FileSource):
     def _of_field(self, file: Path, stream: IO[str]) -> Iterator[tuple[int, Any]]:
         field = self.config["field"]
         try:
-            whole = json.load(stream)
+            whole = _DECODER.decode(stream.read())
         except json.JSONDecodeError as error:
             raise self._malformed(file, error.lineno, error, "one JSON object") from error
         rows = whole.get(field) if isinstance(whole, dict) else None
         if not isinstance(rows, list):
-            found = f"the fields {', '.join(whole)}" if isinstance(whole, dict) else _KINDS[type(whole)]
+            found = f"the fields {', '.join(whole)}" if isinstance(whole, dict) else KINDS[type(whole)]
             raise DataError(f'"{self.name}": {file} has no array in a field "{field}"; it holds {found}.')
         for row in rows:
             yield 1, row
@@ -142,7 +139,7 @@ class JSONDataSource(FileSource):
 _END = object()
 _LONGEST_TOKEN = len("\\ud83d\\ude00")  # of those where an error is reported at the start
 _SEPARATOR = re.compile(r"\s*([],]?)\s*")
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(parse_int=parse_int, parse_float=parse_float)
 
 
 def _element(text: str, start: int, first: bool) -> tuple[Any, int]:
