@@ -231,7 +231,7 @@ class Color(enum.Enum):
         ({1: "a"}, "key 1"),
         ({None: 1}, "key None"),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 @pytest.mark.parametrize("nested", [False, True])
 def test_values_that_cannot_be_kept_are_refused_by_name(value: Any, says: str, nested: bool) -> None:
@@ -275,7 +275,7 @@ def test_values_that_cannot_be_kept_are_refused_by_name(value: Any, says: str, n
         (pd.NA, None),
         (pd.NaT, None),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 @pytest.mark.parametrize("nested", [False, True])
 def test_values_of_libraries_are_kept_at_every_level(value: Any, expected: Any, nested: bool) -> None:
