@@ -108,7 +108,13 @@ class NewerFormat(StorageError):
 
 
 class ModelError(DataDreamerError, RuntimeError):
-    """A model failed; `retry_after` is the number of seconds to wait before another try, if given by the provider."""
+    """A model failed; `retry_after` is the number of seconds to wait before another try, if given by the provider.
+
+    Attributes:
+        lasting: Whether the same request would fail again for certain, so that a rerun does not repeat it.
+    """
+
+    lasting: bool = False
 
     def __init__(self, message: str = "", retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -130,6 +136,8 @@ class BadRequest(ModelError, ValueError):
 class PromptTooLong(BadRequest):
     """A prompt with its answer does not fit the context window."""
 
+    lasting = True
+
 
 class RateLimited(ModelError):
     """The provider's rate limit is reached."""
@@ -144,14 +152,18 @@ class MalformedAnswer(ModelError, ValueError):
 
 
 class RejectedAnswer(ModelError, ValueError):
-    """The answer failed `parse` or a schema, or a function given it raised."""
+    """The answer failed `parse` or a schema, or a function given it raised. Answers are cached, so it is lasting."""
+
+    lasting = True
 
     @classmethod
     def of(cls, text: str | None, reason: str, cause: Exception | None = None) -> RejectedAnswer:
         """Returns the error of a row with the last answer `text`; `cause` is the error of a failed follow-up."""
         shown = repr(text) if text is None or len(text) <= 500 else f"{text[:500]!r}..."
         again = f" Asking again failed: {cause}" if cause is not None else ""
-        return cls(f"{reason} The last answer was: {shown}.{again}")
+        error = cls(f"{reason} The last answer was: {shown}.{again}")
+        error.lasting = cause is None or getattr(cause, "lasting", False)
+        return error
 
 
 class MissingExtra(DataDreamerError, ImportError):

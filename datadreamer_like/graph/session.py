@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -40,14 +41,15 @@ class DataDreamer:
     """A session: the results of all nodes in its block are saved in one folder, and loaded by the next run.
 
     Args:
-        output_folder_path: The folder, created if needed. `":memory:"` deletes everything after the session.
+        output_folder_path: The folder, created if needed; `~` is your home folder. `":memory:"` deletes everything
+            after the session.
         verbose, log_level: False shows only warnings, True and None progress; a level of `logging` overrides this.
         log_date: Start each log line with date and time.
         hf_log: Show logs and progress bars of Hugging Face libraries.
         engine: "local" runs in this process, "ray" on a Ray cluster; or a `RayEngine` with options.
 
     Raises:
-        SessionError: The path is a file, a session is already open, or the Ray cluster is unavailable.
+        SessionError: The path cannot be a local folder, a session is already open, or the Ray cluster is unavailable.
         MissingExtra: The engine is not installed.
         NewerFormat: The folder was written by a newer version of this package.
         StorageError: The folder cannot be written.
@@ -69,9 +71,7 @@ class DataDreamer:
         engine: Engine | Literal["local", "ray"] = "local",
     ) -> None:
         self.in_memory = str(output_folder_path) == ":memory:"
-        self.folder = Path(tempfile.gettempdir()) if self.in_memory else Path(output_folder_path).absolute()
-        if self.folder.is_file():
-            raise SessionError(f"{self.folder} is a file; a session needs a folder. Choose another path.")
+        self.folder = Path(tempfile.gettempdir()) if self.in_memory else local_folder(output_folder_path)
         self.verbose = verbose
         self.log_level = log_level or (logging.WARNING if verbose is False else logging.INFO)
         self.log_date = log_date
@@ -198,6 +198,34 @@ class DataDreamer:
         if session is None:
             raise SessionError("There is no session. Call this inside `with DataDreamer(folder):`.")
         return str(session.folder)
+
+
+def local_folder(path: str | os.PathLike[str]) -> Path:
+    """Returns the absolute path of a session's folder; raises `SessionError` if it cannot be one."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise ArgumentTypeError(f"The output folder must be a path, not {path!r}.")
+    if re.match(r"[A-Za-z][\w+.-]+:/", text):
+        raise SessionError(
+            f"{text} is an address; results are saved in a local folder. Give a local path, and copy the folder after "
+            "the session, or mount the store."
+        )
+    if not text.strip() or "\0" in text:
+        raise SessionError(f'The output folder {text!r} is not a path. Give a path, such as "./output".')
+    try:
+        folder = Path(text).expanduser().absolute()
+        os.fsencode(folder)
+        broken = next((part for part in (folder, *folder.parents) if part.is_symlink() and not part.exists()), None)
+        file = next((part for part in (folder, *folder.parents) if part.exists() and not part.is_dir()), None)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise SessionError(f"{text!r} cannot be the output folder ({error}). Choose another path.") from error
+    if broken is not None:
+        raise SessionError(
+            f"{broken} is a link to {os.readlink(broken)}, which is missing. Mount its disk, or choose another path."
+        )
+    if file is not None:
+        raise SessionError(f"{file} is a file; a session needs a folder. Choose another path.")
+    return folder
 
 
 def _join(folder: Path) -> None:
