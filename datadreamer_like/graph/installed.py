@@ -76,6 +76,11 @@ def installed_id(thing: Any) -> str:
     return f"{_room(module)}.{name}" if is_own(module) else _versioned(module, f"{module}.{name}")
 
 
+def module_id(name: str) -> tuple[str, str]:
+    """Returns the identity of an installed module, by its name, without importing it; also of a missing one."""
+    return "module", name if is_own(name) else _versioned(name, name)
+
+
 def _class_id(cls: type, module: str, name: str) -> str:
     version = _declared_version(cls)
     found = f"{module if version is None else _top(module)}.{name}"

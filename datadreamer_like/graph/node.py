@@ -7,9 +7,10 @@ import hashlib
 import importlib.metadata
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import cached_property
@@ -21,7 +22,10 @@ from datadreamer_like.storage.seals import SEAL_NAME
 
 from .card import Card, oldest_first
 from .engine import Engine
+from .fingerprint import digest_as_is, digest_before_changes
+from .installed import is_installed
 from .manifest import MANIFEST_NAME, Manifest, row_ranges
+from .own_changes import Place, noting_changes, watching
 from .progress import describe_usage, duration
 from .results import Kept, Outcome, Results, Wanted
 from .session import DataDreamer, current_session
@@ -87,6 +91,7 @@ class Node:
         self.force = force
         self.progress_interval = progress_interval
         self.parents: list[Node] = []
+        self._variables: list[Place] = []
         self.usage = Usage()
         self.manifest: Manifest | None = None
 
@@ -97,7 +102,8 @@ class Node:
     @cached_property
     def parts(self) -> dict[str, str]:
         """The fingerprint of each part that determines the result, by name."""
-        return self.fingerprint_parts()
+        with watching() as self._variables:
+            return self.fingerprint_parts()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -219,11 +225,28 @@ class Node:
         assert self.session is not None
         logger.debug('running "%s"', self.name)
         started = time.monotonic()
-        with counting(self.usage), self.session.progress.show(self.name, self.usage, self.progress_interval):
+        showing = self.session.progress.show(self.name, self.usage, self.progress_interval)
+        with counting(self.usage), showing, self.noting_changes():
             outcome = self.build(draft)
             if isinstance(outcome, Kept):
                 self._complete(outcome.manifest, time.monotonic() - started)
         return outcome
+
+    def noting_changes(self) -> AbstractContextManager[None]:
+        """Notes what the node's functions change inside the block, so that it is not taken for a change of the script.
+
+        That is the node's own variables, and those of lazy nodes that it reads.
+        """
+        places, waiting, seen = [], [self], {id(self)}
+        for node in waiting:  # grows while it is walked
+            own = not is_installed(type(node).__module__)
+            places += [place for place in node._variables if place.may_change(own)]
+            lazy = [parent for parent in node.parents if parent.manifest is None and id(parent) not in seen]
+            seen.update(map(id, lazy))
+            waiting += lazy
+        if threading.current_thread() is not threading.main_thread() or (self.session and self.session.has_background):
+            places = []  # the script goes on in the meantime, and may change them itself
+        return noting_changes(places, digest_as_is, digest_before_changes)
 
     def _complete(self, manifest: Manifest, seconds: float) -> None:
         """Adds the card and the failed rows to the manifest of a finished result."""

@@ -145,6 +145,11 @@ class DataDreamer:
         """Registers background work: `wait` returns when it is done, or raises its error."""
         self._background.append(wait)
 
+    @property
+    def has_background(self) -> bool:
+        """Whether there is background work."""
+        return bool(self._background)
+
     def _leave(self, token: Token[DataDreamer | None]) -> None:
         global _last_started
         if _last_started is self:

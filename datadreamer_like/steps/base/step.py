@@ -335,7 +335,7 @@ class Derived(Step):
         """Applies the operation, or loads its rows; lazy rows are not saved."""
         self.parents = list(dict.fromkeys(self.sources))
         if self._lazy:
-            with working(self):
+            with working(self), self.noting_changes():
                 rows = replace(self.run(), node=self)
             return OutputIterableDataset(self, rows) if rows.table is None else OutputDataset(self, rows)
         return super().make_output()
