@@ -111,10 +111,11 @@ class ModelError(DataDreamerError, RuntimeError):
     """A model failed; `retry_after` is the number of seconds to wait before another try, if given by the provider.
 
     Attributes:
-        lasting: Whether the same request would fail again for certain, so that a rerun does not repeat it.
+        lasting: Whether a rerun leaves the row as it is, since the model itself gave no usable answer; other failures,
+            those of servers and connections, may be over by then.
     """
 
-    lasting: bool = False
+    lasting: bool = True
 
     def __init__(self, message: str = "", retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -124,13 +125,19 @@ class ModelError(DataDreamerError, RuntimeError):
 class AuthenticationFailed(ModelError, PermissionError):
     """The provider rejected the key."""
 
+    lasting = False
+
 
 class UnknownModel(ModelError, LookupError):
     """The provider does not have the model."""
 
+    lasting = False
+
 
 class BadRequest(ModelError, ValueError):
     """The provider rejects this request."""
+
+    lasting = False
 
 
 class PromptTooLong(BadRequest):
@@ -142,19 +149,23 @@ class PromptTooLong(BadRequest):
 class RateLimited(ModelError):
     """The provider's rate limit is reached."""
 
+    lasting = False
+
 
 class Unavailable(ModelError, ConnectionError):
     """The provider cannot be reached, timed out, or had a server error."""
+
+    lasting = False
 
 
 class MalformedAnswer(ModelError, ValueError):
     """The provider's response is not a valid answer."""
 
+    lasting = False
+
 
 class RejectedAnswer(ModelError, ValueError):
-    """The answer failed `parse` or a schema, or a function given it raised. Answers are cached, so it is lasting."""
-
-    lasting = True
+    """The answer failed `parse` or a schema, or a function given it raised."""
 
     @classmethod
     def of(cls, text: str | None, reason: str, cause: Exception | None = None) -> RejectedAnswer:
