@@ -12,7 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from datadreamer_like.errors import StorageError
-from datadreamer_like.storage.folders import is_locked
+from datadreamer_like.storage.folders import explained, in_use, is_locked, locked
 
 from .manifest import Manifest
 from .places import Places, is_result, is_unfinished_link, work_key
@@ -54,6 +54,21 @@ def remove_leftovers(places: Places, older_kept: int = OLDER_KEPT, *, work: bool
         if work or places.newest(work_key(folder)) is not None:
             size += _remove(folder)
     return count, size
+
+
+def clean(folder: Path, older_kept: int = 0) -> tuple[int, int]:
+    """Removes older results but the last ones of each name, and unfinished work; returns what `remove_leftovers` does.
+
+    Raises:
+        StorageError: The folder is not a session's, or a process works with it.
+    """
+    places = Places(folder)
+    if not places.note.exists():
+        raise StorageError(f"{folder} is not the folder of a session (it has no {places.note.name}).")
+    with explained("Cleaning", folder, everything=True), locked(places.locks / "open.lock", "Cleaning"):
+        if in_use(places.locks):
+            raise StorageError(f"A process works with {folder}. Wait for its end, and clean then.")
+        return remove_leftovers(places, older_kept, work=True)
 
 
 def remove_work(places: Places, label: str, key: str) -> None:
