@@ -40,6 +40,11 @@ def is_installed_file(file: str) -> bool:
     return os.path.realpath(file).startswith(_installed_folders())
 
 
+def is_own_file(file: str) -> bool:
+    """Returns whether a file belongs to this package."""
+    return os.path.realpath(file).startswith(str(Path(__file__).parents[1]) + os.sep)
+
+
 @functools.cache
 def _installed_folders() -> tuple[str, ...]:
     paths, own = sysconfig.get_paths(), str(Path(__file__).parents[1])

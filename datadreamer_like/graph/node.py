@@ -28,7 +28,7 @@ from .manifest import MANIFEST_NAME, Manifest, row_ranges
 from .own_changes import Place, noting_changes, watching
 from .progress import describe_usage, duration
 from .results import Kept, Outcome, Results, Wanted
-from .session import DataDreamer, current_session
+from .session import DataDreamer, current_session, is_of_user
 from .usage import Usage, counting, current_usage
 
 logger = logging.getLogger("datadreamer_like")
@@ -227,10 +227,18 @@ class Node:
         started = time.monotonic()
         showing = self.session.progress.show(self.name, self.usage, self.progress_interval)
         with counting(self.usage), showing, self.noting_changes():
-            outcome = self.build(draft)
+            outcome = self._build_noting_errors(draft)
             if isinstance(outcome, Kept):
                 self._complete(outcome.manifest, time.monotonic() - started)
         return outcome
+
+    def _build_noting_errors(self, draft: Path) -> Outcome:
+        try:
+            return self.build(draft)
+        except Exception as error:
+            if is_of_user(error.__traceback__) and not getattr(error, "__notes__", None):
+                error.add_note(f'It was raised by code of the script that "{self.name}" called.')
+            raise
 
     def noting_changes(self) -> AbstractContextManager[None]:
         """Notes what the node's functions change inside the block, so that it is not taken for a change of the script.

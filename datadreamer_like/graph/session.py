@@ -11,7 +11,7 @@ import sys
 import tempfile
 import traceback
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar, Token
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, Literal
 from datadreamer_like.errors import ArgumentTypeError, DataDreamerError, SessionError
 
 from .engine import Engine
-from .installed import is_installed_file
+from .installed import is_installed_file, is_own_file
 from .progress import Progress, ProgressHandler
 from .ray_engine import RayEngine
 from .results import Results
@@ -242,13 +242,35 @@ def _join(folder: Path) -> None:
 def _brief(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         sys.stderr.write("Interrupted. Finished work is saved: run the script again and it continues.\n")
-    elif isinstance(error, DataDreamerError) or hasattr(error, "__notes__"):  # a note: a function of the script failed
-        frames = (frame for frame in traceback.extract_tb(trace) if not frame.filename.startswith("<"))
-        lines = [f"{kind.__name__}: {error}", *getattr(error, "__notes__", ())]
-        own = [frame for frame in frames if not is_installed_file(frame.filename)]
-        sys.stderr.write("".join([*traceback.format_list(own), "\n".join(lines), "\n"]))
+    elif isinstance(error, DataDreamerError) or is_of_user(trace):
+        sys.stderr.write("".join(_lines(error, trace)))
     else:
         sys.__excepthook__(kind, error, trace)
+
+
+def _lines(error: BaseException, trace: TracebackType | None) -> Iterator[str]:
+    """Yields an error with the user's frames, those of libraries that the user's code called, and the notes."""
+    earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    causes = [] if earlier is None else traceback.extract_tb(earlier.__traceback__)
+    if not isinstance(error, DataDreamerError) and any(not is_installed_file(frame.filename) for frame in causes):
+        assert earlier is not None
+        yield from _lines(earlier, earlier.__traceback__)
+        yield "\nThis error led to the next one:\n\n"
+    frames = traceback.extract_tb(trace)
+    last_own = max((index for index, frame in enumerate(frames) if is_own_file(frame.filename)), default=-1)
+    is_own_error = isinstance(error, DataDreamerError)
+    for index, frame in enumerate(frames):
+        is_shown = not is_installed_file(frame.filename) or (index > last_own and not is_own_error)
+        if is_shown and not frame.filename.startswith("<frozen"):
+            yield from traceback.format_list([frame])
+    yield "".join(traceback.format_exception_only(error)).removeprefix(f"{type(error).__module__}.")
+
+
+def is_of_user(trace: TracebackType | None) -> bool:
+    """Returns whether an error was raised in the user's code, or in a library that it called, that we called."""
+    files = [frame.filename for frame in traceback.extract_tb(trace)]
+    own = [index for index, file in enumerate(files) if is_own_file(file)]
+    return bool(own) and any(not is_installed_file(file) for file in files[own[-1] + 1 :])
 
 
 _QUIET_LIBRARIES = {
