@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
@@ -27,6 +28,9 @@ from .places import Places, is_result
 logger = logging.getLogger("datadreamer_like")
 
 SESSION_FORMAT = 2
+
+# Errors of file systems that have no links.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
 @dataclass(frozen=True)
@@ -144,10 +148,11 @@ class Results:
 
     def find(self, wanted: Wanted) -> Kept | None:
         """Returns the result if it is there and whole, and links the node's name to it; takes no lock."""
-        found, _ = self._look(wanted)
-        if found is not None and found.place is not None:
-            self._link(wanted, found.place)
-        return found
+        with explained(f'"{wanted.name}"', wanted.folder, everything=True):
+            found, _ = self._look(wanted)
+            if found is not None and found.place is not None:
+                self._link(wanted, found.place)
+            return found
 
     def make(self, wanted: Wanted, build: Callable[[Path], Outcome]) -> Outcome:
         """Makes a result unless it is there; only one process at a time makes it.
@@ -250,7 +255,9 @@ class Results:
             shutil.rmtree(link)
         try:
             self.places.link(link, place)
-        except NotImplementedError:
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
             logger.debug("no links on this system: %s is in %s", wanted.name, place)
 
 

@@ -1,5 +1,7 @@
 """A result is found by what determines it, whatever its name; a node stays what it was, whatever is made later."""
 
+import errno
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -185,3 +187,29 @@ def test_a_link_of_the_user_in_the_way_is_left_alone(tmp_path):
     ):
         Draw("It", args={"value": "x"})
     assert (tmp_path / "out" / "it").resolve() == tmp_path / "mine"
+
+
+def test_a_file_system_without_links_keeps_and_finds_results(tmp_path, monkeypatch):
+    def no_links(*args, **options):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.symlink", no_links)
+    for runs in (1, 0):
+        assert draws(tmp_path, ("A", "x")) == (["x"], runs)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT])
+@pytest.mark.parametrize("call", ["os.symlink", "os.replace", "os.fsync", "pathlib.Path.mkdir"])
+def test_a_disk_that_is_full_or_closed_is_one_error_of_ours_and_the_next_run_goes_on(tmp_path, monkeypatch, code, call):
+    draws(tmp_path, ("A", "x"))
+
+    def refused(*args, **options):
+        raise OSError(code, os.strerror(code), "the file")
+
+    with DataDreamer(tmp_path, verbose=False), monkeypatch.context() as patch:
+        patch.setattr(call, refused)
+        with pytest.raises(StorageError, match="no space left|no permission"):
+            Draw("B", args={"value": "y"})
+    assert draws(tmp_path, ("A", "x"), ("B", "y"))[0] == ["x", "y"]
+    assert draws(tmp_path, ("A", "x"), ("B", "y")) == (["x", "y"], 0)
