@@ -128,7 +128,14 @@ class NewerFormat(StorageError):
 
 
 class ModelError(DataDreamerError, RuntimeError):
-    """A model failed; `retry_after` is the number of seconds to wait before another try, if given by the provider."""
+    """A model failed; `retry_after` is the number of seconds to wait before another try, if given by the provider.
+
+    Attributes:
+        lasting: Whether a rerun leaves the row as it is, since the model itself gave no usable answer; other failures,
+            those of servers and connections, may be over by then.
+    """
+
+    lasting: bool = True
 
     def __init__(self, message: str = "", retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -138,29 +145,43 @@ class ModelError(DataDreamerError, RuntimeError):
 class AuthenticationFailed(ModelError, PermissionError):
     """The provider rejected the key."""
 
+    lasting = False
+
 
 class UnknownModel(ModelError, LookupError):
     """The provider does not have the model."""
+
+    lasting = False
 
 
 class BadRequest(ModelError, ValueError):
     """The provider rejects this request."""
 
+    lasting = False
+
 
 class PromptTooLong(BadRequest):
     """A prompt with its answer does not fit the context window."""
+
+    lasting = True
 
 
 class RateLimited(ModelError):
     """The provider's rate limit is reached."""
 
+    lasting = False
+
 
 class Unavailable(ModelError, ConnectionError):
     """The provider cannot be reached, timed out, or had a server error."""
 
+    lasting = False
+
 
 class MalformedAnswer(ModelError, ValueError):
     """The provider's response is not a valid answer."""
+
+    lasting = False
 
 
 class RejectedAnswer(ModelError, ValueError):
@@ -171,7 +192,9 @@ class RejectedAnswer(ModelError, ValueError):
         """Returns the error of a row with the last answer `text`; `cause` is the error of a failed follow-up."""
         shown = repr(text) if text is None or len(text) <= 500 else f"{text[:500]!r}..."
         again = f" Asking again failed: {cause}" if cause is not None else ""
-        return cls(f"{reason} The last answer was: {shown}.{again}")
+        error = cls(f"{reason} The last answer was: {shown}.{again}")
+        error.lasting = cause is None or getattr(cause, "lasting", False)
+        return error
 
 
 class MissingExtra(DataDreamerError, ImportError):

@@ -7,8 +7,7 @@ attributes do not determine its behaviour (a model, a step) has a method `__fing
 
 from __future__ import annotations
 
-import builtins
-import contextlib
+import collections
 import dataclasses
 import dis
 import enum
@@ -17,7 +16,6 @@ import inspect
 import os
 import re
 import struct
-import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -28,6 +26,8 @@ from datadreamer_like.storage.digests import file_digest, folder_digest
 
 from .arrays import BY_NAME, hash_parts
 from .installed import installed_id, is_found_by_name, is_installed, is_own
+from .own_changes import Place, before_changes, has_state
+from .references import own_modules, references
 
 
 def fingerprint(value: Any, what: str = "value") -> str:
@@ -42,7 +42,24 @@ def fingerprint(value: Any, what: str = "value") -> str:
     Raises:
         FingerprintError: The value, or a part of it, cannot be hashed.
     """
-    return _Walk(what).digest(value).hex()
+    before = before_changes(Place(value, is_argument=True), digest_as_is)
+    return (_Walk(what).digest(value) if before is None else before).hex()
+
+
+def digest_as_is(value: Any) -> bytes | None:
+    """Returns the digest of a value by itself, with all changes by a node's functions; None if it cannot be hashed."""
+    try:
+        return _Walk("value", as_is=True).digest(value)
+    except FingerprintError:
+        return None
+
+
+def digest_before_changes(value: Any) -> bytes | None:
+    """Returns the digest of a value by itself as it is part of a fingerprint; None if it cannot be hashed."""
+    try:
+        return _Walk("value").digest(value)
+    except FingerprintError:
+        return None
 
 
 class ByContent(os.PathLike[str]):
@@ -63,12 +80,14 @@ class ByContent(os.PathLike[str]):
 class _Walk:
     """The traversal of a value for one fingerprint, with the current path for messages and ancestors for cycles."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, as_is: bool = False) -> None:
         self.path = [what]
+        self.as_is = as_is  # changes that a node's functions made count too
         self.inside: dict[int, int] = {}
         # The user's functions and classes found while one of them is hashed, each with its number and its path.
         self.numbers: dict[int, int] | None = None
         self.waiting: list[tuple[Any, str]] = []
+        self.in_variable = False  # whose changes are noted, with all that it holds
         self.known: dict[int, tuple[Any, bytes]] = {}  # holds the object, so that its id is not reused
 
     def digest(self, value: Any, step: str = "") -> bytes:
@@ -89,6 +108,16 @@ class _Walk:
                 del self.inside[id(value)]
 
     def content(self, value: Any) -> bytes:
+        if self.in_variable or self.as_is or not has_state(value):
+            return self.of_kind(value)
+        before = before_changes(Place(value), digest_as_is)
+        self.in_variable = True
+        try:
+            return self.of_kind(value) if before is None else before
+        finally:
+            self.in_variable = False
+
+    def of_kind(self, value: Any) -> bytes:
         own = getattr(type(value), "__fingerprint__", None)
         if own is not None:
             return hash_parts("own", self.digest(own(value), "__fingerprint__()"))
@@ -97,13 +126,15 @@ class _Walk:
             return hash_parts("tool", kind.__qualname__.encode(), str(getattr(value, "name", "")).encode())
         for kinds, digest_of in _BY_TYPE:
             if isinstance(value, kinds):
-                return digest_of(self, value)
+                content = digest_of(self, value)
+                is_derived = isinstance(value, _EXTENSIBLE) and kind not in _PLAIN and not isinstance(value, enum.Enum)
+                return self.extended(value, content) if is_derived else content
         for (module, name), of_array in BY_NAME.items():
             if any(base.__module__.startswith(module) and base.__qualname__ == name for base in kind.__mro__):
                 return of_array(value, self.digest)
         if dataclasses.is_dataclass(value):
-            fields = ((field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value))
-            return hash_parts("dataclass", self.digest(kind), *self.parts(fields))
+            fields = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
+            return hash_parts("dataclass", self.digest(kind), *self.parts((fields | _state(value)).items()))
         if isinstance(value, Iterator | types.AsyncGeneratorType | types.CoroutineType):
             raise self.refuse(value, "hashing would exhaust an iterator")
         if kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__:
@@ -130,16 +161,23 @@ class _Walk:
         return hash_parts(kind, *(self.digest(item, f"[{index}]") for index, item in enumerate(value)))
 
     def mapping(self, value: Mapping[Any, Any]) -> bytes:
-        # Order does not matter to steps, except that of columns, which steps hash themselves.
-        items = sorted(((self.alone(key), key, item) for key, item in value.items()), key=lambda entry: entry[0])
-        return hash_parts("dict", *(digest + self.digest(item, f"[{key!r}]") for digest, key, item in items))
+        # In order: prompts are built by looping over dictionaries.
+        items = (self.digest(key) + self.digest(item, f"[{key!r}]") for key, item in value.items())
+        return hash_parts("dict", *items)
 
-    def alone(self, value: Any) -> bytes:
-        """Digests an element of an unordered collection; functions in it are numbered independently of the order."""
+    def extended(self, value: Any, content: bytes) -> bytes:
+        """Digests a value of a class derived from a plain type: its content as such, its class and its attributes."""
+        state = _state(value)
+        if isinstance(value, collections.defaultdict):
+            state["default_factory"] = value.default_factory
+        return hash_parts("extended", content, self.digest(type(value)), *self.parts(sorted(state.items())))
+
+    def alone(self, value: Any, step: str = "") -> bytes:
+        """Digests a value as if by itself: functions in it are numbered independently of those found before."""
         numbers, waiting = self.numbers, self.waiting
         self.numbers = None
         try:
-            return self.digest(value)
+            return self.digest(value, step)
         finally:
             self.numbers, self.waiting = numbers, waiting
 
@@ -150,8 +188,28 @@ class _Walk:
             return self.named(value)
         if getattr(value, "__file__", None) is None:
             raise self.refuse(value, "a module without a file has no content")
-        files = (f"{name}\0{file_digest(file)}".encode() for name, file in sorted(_own_files(value).items()))
-        return hash_parts("module", value.__name__.encode(), *files)
+        files, loaded = own_modules(value)
+        parts = [f"{name}\0{file_digest(file)}".encode() for name, file in sorted(files.items())]
+        for module in loaded:
+            for name, item in sorted(vars(module).items()):
+                if not name.startswith("__") and _is_plain(item):
+                    parts.append(self.variable(f"{module.__name__}.{name}", Place(vars(module), name), item))
+        return hash_parts("module", value.__name__.encode(), *parts)
+
+    def variable(self, name: str, place: Place | None, value: Any, way: str = ".{}") -> bytes:
+        """Digests a value that a function refers to; the value before the functions of a node changed it, if they did.
+
+        `place` is the variable that holds it; None if it cannot change.
+        """
+        way = way.format(name)
+        if isinstance(value, types.FunctionType | types.ModuleType | type):
+            return hash_parts(name, self.digest(value, way))
+        before = None if place is None or self.as_is else before_changes(place, digest_as_is)
+        outer, self.in_variable = self.in_variable, True
+        try:
+            return hash_parts(name, self.alone(value, way) if before is None else before)
+        finally:
+            self.in_variable = outer
 
     def function(self, value: types.FunctionType) -> bytes:
         has_name = is_installed(value.__module__ or "") and is_found_by_name(value)
@@ -186,11 +244,13 @@ class _Walk:
         parts = [self.named(value)] if installed else []
         if not (installed and is_own(value.__module__)):
             parts.append(self.code(value.__code__))
-        parts.append(self.digest(value.__defaults__, ".__defaults__"))
-        parts.append(self.digest(value.__kwdefaults__, ".__kwdefaults__"))
-        parts += self.parts(_variables(value), f" → {value.__qualname__}'s variable {{!r}}")
-        if not installed:
-            parts += self.parts(sorted(_globals_used(value).items()), f" → {value.__qualname__}'s global {{!r}}")
+        for name, held in (("defaults", value.__defaults__), ("kwdefaults", value.__kwdefaults__)):
+            parts.append(self.variable(name, Place(held) if held else None, held, ".__{}__"))
+        attributes = {name: item for name, item in vars(value).items() if name != "__wrapped__"}
+        parts += [self.variable(name, Place(vars(value), name), item) for name, item in sorted(attributes.items())]
+        found = references(value, only_closure=installed)
+        way = f" → {value.__qualname__}'s variable {{!r}}"
+        parts += [self.variable(name, place, item, way) for name, (place, item) in sorted(found.items())]
         return hash_parts("function", *parts)
 
     def named(self, value: Any) -> bytes:
@@ -219,15 +279,11 @@ class _Walk:
 
     def own_class(self, value: type) -> bytes:
         bases = (self.digest(base, f" → base {base.__qualname__}") for base in value.__bases__)
-        return hash_parts("class", value.__qualname__.encode(), *bases, *self.parts(_members(value)))
+        members = (self.variable(name, Place(value, name), member) for name, member in _members(value))
+        return hash_parts("class", value.__qualname__.encode(), *bases, *self.parts(_metaclass(value)), *members)
 
     def object(self, value: Any) -> bytes:
-        state = dict(getattr(value, "__dict__", {}))
-        for base in type(value).__mro__:
-            slots = base.__dict__.get("__slots__", ())
-            for slot in (slots,) if isinstance(slots, str) else slots:
-                if slot not in ("__dict__", "__weakref__") and hasattr(value, slot):
-                    state[slot] = getattr(value, slot)
+        state = _state(value)
         if not state and not hasattr(value, "__dict__") and "__slots__" not in vars(type(value)):
             raise self.refuse(value, "its content is not accessible from Python")
         return hash_parts("object", self.digest(type(value)), *self.parts(sorted(state.items())))
@@ -254,46 +310,35 @@ def _members(cls: type) -> Iterator[tuple[str, Any]]:
             yield name, (member.fget, member.fset, member.fdel) if isinstance(member, property) else member
 
 
-def _own_files(module: types.ModuleType) -> dict[str, str]:
-    """Returns the files of a user's module and of the user's modules that it uses, by module name."""
-    files: dict[str, str] = {}
-    waiting = [module]
-    while waiting:
-        current = waiting.pop()
-        file = getattr(current, "__file__", None)
-        if current.__name__ in files or current.__name__ == "__main__" or file is None:
-            continue
-        files[current.__name__] = file
-        for used in list(vars(current).values()):
-            of = used if isinstance(used, types.FunctionType | type) else type(used)
-            name = used.__name__ if isinstance(used, types.ModuleType) else of.__module__
-            if name in sys.modules and not is_installed(name):
-                waiting.append(sys.modules[name])
-    return files
+def _metaclass(cls: type) -> Iterator[tuple[str, type]]:
+    """Yields the metaclass of a class if the user wrote it; that of a compiled class may have no module."""
+    module = type(cls).__module__
+    if isinstance(module, str) and not is_installed(module):
+        yield "metaclass", type(cls)
 
 
-def _variables(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yields name and value of each variable of an enclosing function that is assigned yet."""
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        with contextlib.suppress(ValueError):
-            yield name, cell.cell_contents
+def _state(value: Any) -> dict[str, Any]:
+    """Returns the attributes of an object, without those computed from others by `cached_property`."""
+    state = dict(getattr(value, "__dict__", {}))
+    for base in type(value).__mro__:
+        slots = base.__dict__.get("__slots__", ())
+        for slot in (slots,) if isinstance(slots, str) else slots:
+            if slot not in ("__dict__", "__weakref__") and hasattr(value, slot):
+                state[slot] = getattr(value, slot)
+    return {name: item for name, item in state.items() if not _is_computed(type(value), name)}
 
 
-def _globals_used(function: types.FunctionType) -> dict[str, Any]:
-    """Returns the globals read by a function or a function in it, by name; builtins are skipped."""
-    used: dict[str, Any] = {}
-    waiting = [function.__code__]
-    for code in waiting:  # grows while it is walked
-        waiting += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-        for instruction in dis.get_instructions(code):
-            name = instruction.argval
-            if instruction.opname not in ("LOAD_GLOBAL", "LOAD_NAME"):
-                continue
-            if name in function.__globals__:
-                used[name] = function.__globals__[name]
-            elif not hasattr(builtins, name):
-                used[name] = ("undefined",)
-    return used
+def _is_computed(kind: type, name: str) -> bool:
+    return any(isinstance(vars(base).get(name), functools.cached_property) for base in kind.__mro__)
+
+
+def _is_plain(value: Any) -> bool:
+    """Returns whether a value is data without functions, so that a module's value of that kind can be hashed."""
+    if isinstance(value, Mapping):
+        return all(_is_plain(item) for pair in value.items() for item in pair)
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(_is_plain, value))
+    return isinstance(value, str | bytes | int | float | complex | types.NoneType | enum.Enum)
 
 
 _NO_CONTENT = {
@@ -316,6 +361,12 @@ def _text(value: str) -> bytes:
 def _attributes(kind: str, *names: str) -> Callable[[_Walk, Any], bytes]:
     return lambda walk, value: hash_parts(kind, *(walk.digest(getattr(value, name), f".{name}") for name in names))
 
+
+_PLAIN = frozenset({
+    bool, int, float, complex, str, bytes, list, tuple, set, dict, types.MappingProxyType,
+})  # fmt: skip
+# Types from which classes with attributes may be derived.
+_EXTENSIBLE = (int, float, complex, str, bytes, bytearray, memoryview, list, tuple, set, frozenset, Mapping)
 
 # The first that fits counts.
 _BY_TYPE: list[tuple[Any, Callable[[_Walk, Any], bytes]]] = [

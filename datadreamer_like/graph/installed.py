@@ -40,6 +40,11 @@ def is_installed_file(file: str) -> bool:
     return os.path.realpath(file).startswith(_installed_folders())
 
 
+def is_own_file(file: str) -> bool:
+    """Returns whether a file belongs to this package."""
+    return os.path.realpath(file).startswith(str(Path(__file__).parents[1]) + os.sep)
+
+
 @functools.cache
 def _installed_folders() -> tuple[str, ...]:
     paths, own = sysconfig.get_paths(), str(Path(__file__).parents[1])
@@ -74,6 +79,11 @@ def installed_id(thing: Any) -> str:
     if isinstance(thing, type):
         return _class_id(thing, module, name)
     return f"{_room(module)}.{name}" if is_own(module) else _versioned(module, f"{module}.{name}")
+
+
+def module_id(name: str) -> tuple[str, str]:
+    """Returns the identity of an installed module, by its name, without importing it; also of a missing one."""
+    return "module", name if is_own(name) else _versioned(name, name)
 
 
 def _class_id(cls: type, module: str, name: str) -> str:

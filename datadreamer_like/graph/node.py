@@ -6,21 +6,29 @@ import datetime
 import hashlib
 import importlib.metadata
 import logging
+import shutil
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, SessionError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, SessionError, StorageError
+from datadreamer_like.storage.seals import SEAL_NAME
 
 from .card import Card, oldest_first
 from .engine import Engine
+from .fingerprint import digest_as_is, digest_before_changes
+from .installed import is_installed
+from .manifest import MANIFEST_NAME, Manifest, row_ranges
+from .own_changes import Place, noting_changes, watching
 from .progress import describe_usage, duration
-from .results import Kept, Manifest, Outcome, Results, Wanted, row_ranges
-from .session import DataDreamer, current_session
+from .results import Kept, Outcome, Results, Wanted
+from .session import DataDreamer, current_session, is_of_user
 from .usage import Usage, counting, current_usage
 
 logger = logging.getLogger("datadreamer_like")
@@ -58,7 +66,7 @@ class Node:
     `progress_interval` seconds; None for none.
 
     Attributes:
-        folder: The result's folder; None outside a session.
+        folder: Link to the result's folder, by the node's name; None outside a session.
         inside: The node that made this one while it ran.
         parents: The nodes that this one depends on.
         usage: Rows, requests, tokens and cost of this run.
@@ -78,12 +86,14 @@ class Node:
         self.folder: Path | None = None
         self.inside: Node | None = working_node()
         self._kept_in: Results | None = None
+        self._place: Path | None = None
         if self.session is not None:
             self._kept_in = self.session.results
             self.name, self.folder = self._kept_in.claim(name, None if self.inside is None else self.inside.name)
         self.force = force
         self.progress_interval = progress_interval
         self.parents: list[Node] = []
+        self._variables: list[Place] = []
         self.usage = Usage()
         self.manifest: Manifest | None = None
 
@@ -94,7 +104,8 @@ class Node:
     @cached_property
     def parts(self) -> dict[str, str]:
         """The fingerprint of each part that determines the result, by name."""
-        return self.fingerprint_parts()
+        with watching() as self._variables:
+            return self.fingerprint_parts()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -136,10 +147,30 @@ class Node:
 
     @property
     def result_folder(self) -> Path:
-        """Folder of the result, also if it has become an older one since."""
-        wanted = self.wanted
-        assert self._kept_in is not None
-        return self._kept_in.folder_of(wanted)
+        """Folder of the result, checked for damage; later runs do not change it.
+
+        Raises:
+            SessionError: The node was made outside a session, or has no saved result.
+            StorageError: The result was removed, or is damaged.
+        """
+        if self.folder is None or self._place is None or self.manifest is None:
+            raise SessionError(f'"{self.name}" has no folder: it was made outside a session, or it is not saved.')
+        if not self._place.is_dir():
+            raise StorageError(f'The result of "{self.name}" is no longer in {self._place}. Run the script again.')
+        damage = self.manifest.damage(self._place)
+        if damage:
+            raise StorageError(f'"{self.name}": {damage}. Run the script again: the result is made again.')
+        return self._place
+
+    @property
+    def previous(self) -> Manifest | None:
+        """The manifest of the result that the name links to, of this or an earlier run; None if there is none."""
+        return None if self._kept_in is None or self.folder is None else self._kept_in.current(self.folder)
+
+    @property
+    def keeps_failed_rows(self) -> bool:
+        """Whether rows that failed in an earlier run are left as they are, and not requested again."""
+        return False
 
     @property
     def scratch(self) -> Path:
@@ -168,25 +199,64 @@ class Node:
             logger.setLevel(self._log_level)
         try:
             with working(self):
-                found = None if self.force else results.find(wanted)
-                outcome = found or results.make(wanted, self._run_build)
+                outcome = (None if self.force else results.find(wanted)) or results.make(wanted, self._run_build)
+                if isinstance(outcome, Kept) and outcome.found and outcome.manifest.retriable_rows:
+                    outcome = self._retry_failed_rows(outcome, wanted, results)
                 if isinstance(outcome, Kept):
-                    self.manifest = outcome.manifest
+                    self.manifest, self._place = outcome.manifest, outcome.place
                     self.__dict__.pop("card", None)
                     self._report(outcome)
         finally:
             logger.setLevel(level)
         return outcome
 
+    def _retry_failed_rows(self, found: Kept, wanted: Wanted, results: Results) -> Outcome:
+        """Makes a result with failed rows again; answers come from the cache, so only these rows are requested."""
+        count = f"{found.manifest.retriable_rows:,}"
+        if self.keeps_failed_rows:
+            return found
+        logger.info('%s: requesting %s failed rows again; on_error="keep" leaves them', self.name, count)
+        try:
+            return results.make(replace(wanted, again=True), self._run_build)
+        except ModelError as error:
+            text = "%s: its %s failed rows cannot be requested again now, so the earlier result is used: %s"
+            logger.warning(text, self.name, count, error)
+            return found
+
     def _run_build(self, draft: Path) -> Outcome:
         assert self.session is not None
         logger.debug('running "%s"', self.name)
         started = time.monotonic()
-        with counting(self.usage), self.session.progress.show(self.name, self.usage, self.progress_interval):
-            outcome = self.build(draft)
+        showing = self.session.progress.show(self.name, self.usage, self.progress_interval)
+        with counting(self.usage), showing, self.noting_changes():
+            outcome = self._build_noting_errors(draft)
             if isinstance(outcome, Kept):
                 self._complete(outcome.manifest, time.monotonic() - started)
         return outcome
+
+    def _build_noting_errors(self, draft: Path) -> Outcome:
+        try:
+            return self.build(draft)
+        except Exception as error:
+            if is_of_user(error.__traceback__) and not getattr(error, "__notes__", None):
+                error.add_note(f'It was raised by code of the script that "{self.name}" called.')
+            raise
+
+    def noting_changes(self) -> AbstractContextManager[None]:
+        """Notes what the node's functions change inside the block, so that it is not taken for a change of the script.
+
+        That is the node's own variables, and those of lazy nodes that it reads.
+        """
+        places, waiting, seen = [], [self], {id(self)}
+        for node in waiting:  # grows while it is walked
+            own = not is_installed(type(node).__module__)
+            places += [place for place in node._variables if place.may_change(own)]
+            lazy = [parent for parent in node.parents if parent.manifest is None and id(parent) not in seen]
+            seen.update(map(id, lazy))
+            waiting += lazy
+        if threading.current_thread() is not threading.main_thread() or (self.session and self.session.has_background):
+            places = []  # the script goes on in the meantime, and may change them itself
+        return noting_changes(places, digest_as_is, digest_before_changes)
 
     def _complete(self, manifest: Manifest, seconds: float) -> None:
         """Adds the card and the failed rows to the manifest of a finished result."""
@@ -200,6 +270,7 @@ class Node:
         card.cost, card.failed_rows = usage.cost, usage.failed_rows
         manifest.card = card.without_parents()
         manifest.failed_rows = row_ranges(usage.failed)
+        manifest.retriable_rows = usage.retriable_rows
         manifest.failures = {str(index): message for index, message in sorted(usage.failures.items())}
 
     def _report(self, outcome: Kept) -> None:
@@ -207,15 +278,37 @@ class Node:
         parts = ["found finished" if outcome.found else "done"]
         if manifest.rows is not None:
             parts.append(f"{manifest.rows:,} rows")
+        if outcome.found and manifest.failed_rows:
+            parts.append(f"{len(manifest.failed):,} failed")
         if not outcome.found:
             current_usage().add(**usage.of_models())
             parts += [duration(manifest.card.get("seconds", 0.0)), *describe_usage(usage)]
         logger.info("%s: %s", self.name, ", ".join(parts))
+        if self.inside is not None and not self.keeps_failed_rows:
+            self.inside.usage.add(retriable_rows=manifest.retriable_rows)
         if manifest.failures:
             row, message = next(iter(manifest.failures.items()))
             text = "%s: %s of its rows failed and have no value; the first is row %s: %s%s"
-            count, hint = len(manifest.failed), " Pass force=True to try them again." if outcome.found else ""
-            logger.warning(text, self.name, f"{count:,}", row, message, hint)
+            hint = "" if manifest.retriable_rows else " They would fail again; force=True tries them anyway."
+            hint = (
+                " The next run requests them again." if manifest.retriable_rows and not self.keeps_failed_rows else hint
+            )
+            logger.warning(text, self.name, f"{len(manifest.failed):,}", row, message, hint)
+
+    def revise(self, change: Callable[[Path], None]) -> None:
+        """Replaces the result by a copy of it, to which `change` is applied: a result itself is never changed."""
+        place, manifest = self.result_folder, self.manifest
+        assert manifest is not None
+        assert self._kept_in is not None
+
+        def build(draft: Path) -> Outcome:
+            shutil.copytree(place, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST_NAME, SEAL_NAME))
+            change(draft)
+            return Kept(replace(manifest))
+
+        outcome = self._kept_in.make(replace(self.wanted, again=True), build)
+        assert isinstance(outcome, Kept)
+        self.manifest, self._place = outcome.manifest, outcome.place
 
     def note_read(self, share: float) -> None:
         """Called while lazy rows of this node are read, with the share that was read; a subclass may record it."""

@@ -1,118 +1,45 @@
-"""A session's results in its folder. Only this module defines the folder's layout.
-
-NAME/                 the current result of a node, with its manifest
-.inside/PARENT/NAME/  results of nodes made inside another node
-.older/NAME/HASH/     older results of a node by fingerprint, used again when a change is undone
-.work/NAME-HASH/      unfinished work that survives a kill
-.locks/               locks between processes
-.cache/               answers, embeddings and indexes
-.session.json         the version of this layout
-"""
+"""A session's results: finding them by what determines them, making them, and naming them. See `places`."""
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import hashlib
+import itertools
 import json
 import logging
 import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datadreamer_like.errors import DefinitionError, NewerFormat, StorageError
-from datadreamer_like.storage.digests import folder_digest
-from datadreamer_like.storage.folders import explained, locked, new_folder, sweep, write_file
+from datadreamer_like.storage.folders import Presence, explained, in_use, locked, write_file
+from datadreamer_like.storage.seals import checksums
 
 from .card import CARD_NAME
+from .leftovers import remove_leftovers, remove_work
+from .manifest import MANIFEST_NAME, Manifest
+from .places import Places, is_result
 
 logger = logging.getLogger("datadreamer_like")
 
-SESSION_FORMAT = 1
-MANIFEST_FORMAT = 1
-MANIFEST_NAME = "node.json"
+SESSION_FORMAT = 2
 
-
-@dataclass
-class Manifest:
-    """The contents of `node.json`.
-
-    Attributes:
-        name: The node's name when the result was made.
-        fingerprint: Hash of everything that determines the result.
-        parts: Fingerprint of each part, by name; a rerun reports which ones changed.
-        columns: Column names of the result, for steps; so is the number of `rows`.
-        pickled: Whether the table holds pickled Python objects.
-        card: The node's card, without its parents.
-        failed_rows: Indices of all rows with an error instead of a value, as ranges: "3,7-9".
-        failures: Errors by row index, for the first thousand of them.
-        result: Further values of the node's class, to read without opening the result.
-        remade: Digest of the content once `force` has replaced a different result of the same fingerprint.
-    """
-
-    name: str
-    class_name: str
-    fingerprint: str
-    parts: dict[str, str]
-    format: int = MANIFEST_FORMAT
-    columns: list[str] | None = None
-    rows: int | None = None
-    pickled: bool = False
-    card: dict[str, Any] = field(default_factory=dict)
-    failed_rows: str = ""
-    failures: dict[str, str] = field(default_factory=dict)
-    result: dict[str, Any] = field(default_factory=dict)
-    remade: str = ""
-
-    @property
-    def failed(self) -> list[int]:
-        """Indices of all rows with an error instead of a value, in order."""
-        ranges = [part.split("-") for part in self.failed_rows.split(",") if part]
-        return [index for part in ranges for index in range(int(part[0]), int(part[-1]) + 1)]
-
-    def write(self, folder: Path) -> None:
-        """Writes the manifest into a folder that is not in use yet."""
-        (folder / MANIFEST_NAME).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False), encoding="utf-8")
-
-    @classmethod
-    def read(cls, folder: Path) -> Manifest | None:
-        """Reads a folder's manifest; None if the folder does not exist. Other folders than a node's are refused."""
-        path = folder / MANIFEST_NAME
-        try:
-            data = dict(json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            if folder.exists():
-                raise StorageError(
-                    f"{folder} exists, but was not written by this package (it has no {MANIFEST_NAME}). "
-                    "Move it away or choose another output folder."
-                ) from None
-            return None
-        except (ValueError, TypeError) as error:
-            raise StorageError(f"{path} is damaged ({error}). Remove the folder {folder} and run again.") from error
-        NewerFormat.check(folder, data.get("format", 0), MANIFEST_FORMAT)
-        known = {f.name for f in fields(cls)}
-        return cls(**{key: value for key, value in data.items() if key in known})
-
-    def difference(self, parts: Mapping[str, str]) -> str:
-        """Describes the differences between this result's fingerprint and a new one."""
-        changed = []
-        for name in {**self.parts, **parts}:
-            if self.parts.get(name) != parts.get(name):
-                verb = "was added" if name not in self.parts else "was removed" if name not in parts else "changed"
-                changed.append(f"{name} {verb}")
-        return ", ".join(changed) or "it was made by another version"
+# Errors of file systems that have no links.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A result in a folder; `found` if an earlier run made it."""
+    """A result in a folder; `found` if an earlier run made it. `place` is its folder, which never moves."""
 
     manifest: Manifest
     found: bool = False
+    place: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -128,13 +55,16 @@ Outcome = Kept | OnDemand
 
 @dataclass(frozen=True)
 class Wanted:
-    """A result that a node needs; `force` makes it even if it exists. `parts` are what the fingerprint is made of."""
+    """A result that a node needs; `again` makes it even if it exists. `parts` are what the fingerprint is made of.
+
+    `folder` is the link of the node's name.
+    """
 
     name: str
     folder: Path
     fingerprint: str
     parts: Mapping[str, str]
-    force: bool = False
+    again: bool = False
 
 
 class Results:
@@ -142,9 +72,12 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.places = Places(folder)
         self._names: set[Path] = set()
         self._counts: dict[Path, int] = {}  # the highest number in use, by the folder of number 2
+        self._keys: dict[str, dict[Path, str]] = {}  # by fingerprint and name
         self._lock = threading.Lock()
+        self._presence: Presence | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Results, (self.folder,)
@@ -152,13 +85,17 @@ class Results:
     @property
     def cache_folder(self) -> Path:
         """The folder of answers, embeddings and indexes."""
-        return self.folder / ".cache"
+        return self.places.cache
 
     def open(self) -> None:
-        """Creates the folder, or checks that it can be written and is in a format that this version reads."""
-        with explained("Opening the session", self.folder):
+        """Creates the folder, or checks that it can be written and is in a format that this version reads.
+
+        Removes what killed and superseded runs left, unless a living process uses the folder. From now on, and as long
+        as a node refers to these results, this process uses it.
+        """
+        note, locks = self.places.note, self.places.locks
+        with explained("Opening the session", self.folder, everything=True):
             self.folder.mkdir(parents=True, exist_ok=True)
-            note = self.folder / ".session.json"
             if note.exists():
                 try:
                     found = int(json.loads(note.read_text(encoding="utf-8"))["format"])
@@ -167,10 +104,16 @@ class Results:
                         f"{note} is damaged. Remove that file; the results next to it are kept."
                     ) from error
                 NewerFormat.check(self.folder, found, SESSION_FORMAT)
+                if found < SESSION_FORMAT:
+                    raise StorageError(
+                        f"{self.folder} was written by a development version with another layout. Use another folder."
+                    )
             else:
                 write_file(note, json.dumps({"format": SESSION_FORMAT}))
-            if not os.access(self.folder, os.W_OK):
-                raise StorageError(f"No permission to write to {self.folder}. Choose a folder that you may write to.")
+            with locked(locks / "open.lock", "Opening the session"):
+                if not in_use(locks):
+                    remove_leftovers(self.places)
+                self._presence = Presence(locks)
 
     # Names
 
@@ -183,7 +126,7 @@ class Results:
             raise DefinitionError("A node needs a name: a non-empty text as its first argument.")
         if "/" in name:
             raise DefinitionError(f'The name "{name}" has a "/", which is not allowed. Use another character.')
-        base = self.folder if inside is None else self.folder / ".inside" / _slug(inside)
+        base = self.folder if inside is None else self.places.inside / _slug(inside)
         with self._lock:
             free = self.free_name(name, lambda count: f"{name} #{count}", base)
             folder = base / _slug(free)
@@ -204,109 +147,149 @@ class Results:
     # Results
 
     def find(self, wanted: Wanted) -> Kept | None:
-        """Returns the result if it is the current one of its name; read-only, without a lock."""
-        manifest = Manifest.read(wanted.folder)
-        if manifest is None or manifest.fingerprint != wanted.fingerprint:
-            return None
-        return Kept(manifest, found=True)
+        """Returns the result if it is there and whole, and links the node's name to it; takes no lock."""
+        with explained(f'"{wanted.name}"', wanted.folder, everything=True):
+            found, _ = self._look(wanted)
+            if found is not None and found.place is not None:
+                self._link(wanted, found.place)
+            return found
 
     def make(self, wanted: Wanted, build: Callable[[Path], Outcome]) -> Outcome:
-        """Makes a result, or restores an older one; only one process at a time makes it.
+        """Makes a result unless it is there; only one process at a time makes it.
 
-        It becomes the current one of its name, and the previous one becomes an older result. `build` fills an empty
-        folder and returns `Kept`, or returns `OnDemand` for a result that is not saved.
+        `build` fills an empty folder and returns `Kept`, or returns `OnDemand` for a result that is not saved.
         """
-        folder, older = wanted.folder, self.older(wanted).parent
-        inside = folder.parent.name if folder.parent != self.folder else ""
-        lock = self.folder / ".locks" / f"{inside}~{folder.name}"
-        what = f'"{wanted.name}"'
-        with explained(what, folder), locked(lock, what) as waited, _removed_if_empty(older):
-            target = self.older(wanted)
-            if self.find(wanted) is None and target.is_dir():
-                self._promote(wanted)
-            found = self.find(wanted)
-            if found is not None and (waited or not wanted.force):
+        key, what = self.key(wanted), f'"{wanted.name}"'
+        with explained(what, wanted.folder), locked(self.places.lock(key), what) as waited:
+            self._check_name(wanted.folder)
+            found, damage = self._look(wanted)
+            if found is not None and found.place is not None and (waited or not wanted.again):
+                self._link(wanted, found.place)
                 return found
-            previous = Manifest.read(folder)
+            if damage:
+                logger.warning('making "%s" again: %s', wanted.name, damage)
+            previous = self.current(wanted.folder)
             if previous is not None and previous.fingerprint != wanted.fingerprint:
                 logger.info('rerunning "%s": %s', wanted.name, previous.difference(wanted.parts))
-            sweep(older, wanted.fingerprint)
-            shutil.rmtree(target, ignore_errors=True)  # of a forced run that was killed
-            with new_folder(target) as draft:
-                outcome = build(draft)
+            replaced, place = self.places.newest(key), self._free_place(key)
+            place.mkdir(parents=True)
+            try:
+                outcome = build(place)
                 if isinstance(outcome, Kept):
-                    outcome.manifest.remade = _remade(draft, folder, found.manifest) if found is not None else ""
-                    outcome.manifest.write(draft)
-                else:
-                    shutil.rmtree(draft)
+                    outcome.manifest.remade = "" if replaced is None else _remade(place, replaced)
+                    outcome.manifest.complete(place)
+            finally:
+                if not is_result(place):
+                    shutil.rmtree(place, ignore_errors=True)
             if isinstance(outcome, Kept):
-                self._promote(wanted)
-                shutil.rmtree(self.scratch(wanted), ignore_errors=True)
+                outcome = replace(outcome, place=place)
+                self._link(wanted, place)
+                remove_work(self.places, _label(wanted.folder, self.folder), key)
             return outcome
 
-    def older(self, wanted: Wanted) -> Path:
-        """Returns the folder of a result that is not the current one of its name."""
-        return wanted.folder.parent / ".older" / wanted.folder.name / wanted.fingerprint
-
-    def folder_of(self, wanted: Wanted) -> Path:
-        """Returns the folder of a result, current or older."""
-        if self.find(wanted) is not None:
-            return wanted.folder
-        if self.older(wanted).is_dir():
-            return self.older(wanted)
-        raise StorageError(f'The result of "{wanted.name}" is no longer in {wanted.folder}. Run the script again.')
+    def current(self, folder: Path) -> Manifest | None:
+        """Returns the manifest of the result that a name links to; None if there is none or it is damaged."""
+        try:
+            return Manifest.read(folder)
+        except NewerFormat:
+            raise
+        except StorageError:
+            return None
 
     def scratch(self, wanted: Wanted) -> Path:
         """Returns a folder for unfinished work, which survives a kill and is removed with completion of the result."""
-        return self.folder / ".work" / f"{wanted.folder.name}-{wanted.fingerprint}"
+        key = self.key(wanted)
+        return self.places.work_of(key) or self.places.work / f"{_label(wanted.folder, self.folder)}-{key}"
 
-    def _promote(self, wanted: Wanted) -> None:
-        """Makes an older result the current one; a kill at any point loses neither."""
-        folder, target = wanted.folder, self.older(wanted)
-        if folder.exists():
-            current = Manifest.read(folder)
-            assert current is not None
-            place = target.with_name(current.fingerprint)
-            if current.fingerprint == wanted.fingerprint:  # made again by force
-                place = target.with_name(f".draft-{wanted.fingerprint}-0-replaced")
-            shutil.rmtree(place, ignore_errors=True)
-            os.rename(folder, place)
-        os.rename(target, folder)
-        sweep(target.parent, wanted.fingerprint)
+    def key(self, wanted: Wanted) -> str:
+        """Returns the key of a result: that which the name links to, or the next that no other node here has."""
+        with self._lock:
+            keys = self._keys.setdefault(wanted.fingerprint, {})
+            if wanted.folder not in keys:
+                taken = set(keys.values())
+                linked = self.places.linked(wanted.folder)
+                own = rf"{re.escape(wanted.fingerprint)}(-\d+)?"
+                first = [] if linked is None or not re.fullmatch(own, linked.parent.name) else [linked.parent.name]
+                more = (wanted.fingerprint + (f"-{n}" if n > 1 else "") for n in itertools.count(1))
+                keys[wanted.folder] = next(key for key in itertools.chain(first, more) if key not in taken)
+            return keys[wanted.folder]
+
+    def _look(self, wanted: Wanted) -> tuple[Kept | None, str | None]:
+        """Returns the result, or the damage that it has."""
+        place = self.places.newest(self.key(wanted))
+        if place is None:
+            return None, None
+        try:
+            manifest = Manifest.read(place)
+        except NewerFormat:
+            raise
+        except StorageError as error:
+            return None, str(error)
+        damage = None if manifest is None else manifest.damage(place)
+        return (Kept(manifest, found=True, place=place) if manifest is not None and not damage else None), damage
+
+    def _free_place(self, key: str) -> Path:
+        """Returns the folder of the next result of a key, after the removal of unfinished ones."""
+        places = self.places.all_of(key)
+        while places and not is_result(places[-1]):
+            shutil.rmtree(places.pop(), ignore_errors=True)
+        return self.places.results / key / str(int(places[-1].name) + 1 if places else 1)
+
+    def _check_name(self, link: Path) -> None:
+        """Rejects a name whose link would replace something that this package has not written."""
+        if not (self.places.linked(link) or not os.path.lexists(link) or (link / MANIFEST_NAME).exists()):
+            raise StorageError(
+                f"{link} exists, but was not written by this package (it has no {MANIFEST_NAME}). "
+                "Move it away or choose another output folder."
+            )
+
+    def _link(self, wanted: Wanted, place: Path) -> None:
+        """Links the node's name to a result; one that it linked to becomes an older result."""
+        link, before = wanted.folder, self.places.linked(wanted.folder)
+        if before == place:
+            return
+        self._check_name(link)
+        if before is not None and before.exists():
+            os.utime(before)  # the time of its last use
+        elif link.is_dir() and not link.is_symlink():  # a session that was copied without its links
+            shutil.rmtree(link)
+        try:
+            self.places.link(link, place)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            logger.debug("no links on this system: %s is in %s", wanted.name, place)
 
 
-def _remade(draft: Path, folder: Path, replaced: Manifest) -> str:
+def _remade(place: Path, replaced: Path) -> str:
     """Returns `Manifest.remade` of a new result, by comparison with the one that it replaces."""
-    new, old = (folder_digest(place, but=(MANIFEST_NAME, CARD_NAME)) for place in (draft, folder))
-    return replaced.remade if new == old else new
-
-
-def row_ranges(indices: Iterable[int]) -> str:
-    """Returns row indices as ranges: "3,7-9"."""
-    ranges: list[list[int]] = []
-    for index in sorted(set(indices)):
-        if ranges and ranges[-1][1] == index - 1:
-            ranges[-1][1] = index
-        else:
-            ranges.append([index, index])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
-
-
-@contextlib.contextmanager
-def _removed_if_empty(folder: Path) -> Iterator[None]:
+    but = (MANIFEST_NAME, CARD_NAME)
     try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+        manifest = Manifest.read(replaced)
+    except StorageError:
+        manifest = None
+    old = checksums(replaced, but) if manifest is None else manifest.files
+    new = checksums(place, but)
+    if {name: checksum for name, checksum in old.items() if name not in but} == new:
+        return "" if manifest is None else manifest.remade
+    return hashlib.blake2b(json.dumps(new, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _label(link: Path, folder: Path) -> str:
+    """Returns the name of a node's unfinished work."""
+    return link.name if link.parent == folder else f"{link.parent.name}~{link.name}"
 
 
 def _slug(name: str) -> str:
-    """Turns a name into a folder name: lower case, hyphens for spaces, only portable characters."""
+    """Turns a name into a file name: lower case, hyphens for spaces, only characters that the file system has."""
     slug = re.sub(r"[^\w\-#().,&+=@!~' ]", "_", name.lower()).strip()
     slug = re.sub(r"\s+", "-", slug).lstrip(".") or "_"
-    content = slug.encode()
-    if len(content) <= 120:  # file systems allow 255 bytes; names of locks and drafts hold up to two names and more
-        return slug
+    content = slug.encode("utf-8", "surrogatepass")
     digest = hashlib.blake2b(content, digest_size=4).hexdigest()
+    try:
+        os.fsencode(slug)
+    except UnicodeEncodeError:
+        return f"{slug.encode('ascii', 'replace')[:111].decode().replace('?', '_')}~{digest}"
+    if len(content) <= 120:  # file systems allow 255 bytes; names of work folders hold up to two names and a key
+        return slug
     return f"{content[:111].decode(errors='ignore')}~{digest}"

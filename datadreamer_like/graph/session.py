@@ -6,13 +6,14 @@ import atexit
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
 import tempfile
 import traceback
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar, Token
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any, Literal
 from datadreamer_like.errors import ArgumentTypeError, DataDreamerError, SessionError
 
 from .engine import Engine
-from .installed import is_installed_file
+from .installed import is_installed_file, is_own_file
 from .progress import Progress, ProgressHandler
 from .ray_engine import RayEngine
 from .results import Results
@@ -43,14 +44,15 @@ class DataDreamer:
     """A session: the results of all nodes in its block are saved in one folder, and loaded by the next run.
 
     Args:
-        output_folder_path: The folder, created if needed. `":memory:"` deletes everything after the session.
+        output_folder_path: The folder, created if needed; `~` is your home folder. `":memory:"` deletes everything
+            after the session.
         verbose, log_level: False shows only warnings, True and None progress; a level of `logging` overrides this.
         log_date: Start each log line with date and time.
         hf_log: Show logs and progress bars of Hugging Face libraries.
         engine: "local" runs in this process, "ray" on a Ray cluster; or a `RayEngine` with options.
 
     Raises:
-        SessionError: The path is a file, a session is already open, or the Ray cluster is unavailable.
+        SessionError: The path cannot be a local folder, a session is already open, or the Ray cluster is unavailable.
         MissingExtra: The engine is not installed.
         NewerFormat: The folder was written by a newer version of this package.
         StorageError: The folder cannot be written.
@@ -72,9 +74,7 @@ class DataDreamer:
         engine: Engine | Literal["local", "ray"] = "local",
     ) -> None:
         self.in_memory = str(output_folder_path) == ":memory:"
-        self.folder = Path(tempfile.gettempdir()) if self.in_memory else Path(output_folder_path).absolute()
-        if self.folder.is_file():
-            raise SessionError(f"{self.folder} is a file; a session needs a folder. Choose another path.")
+        self.folder = Path(tempfile.gettempdir()) if self.in_memory else local_folder(output_folder_path)
         self.verbose = verbose
         self.log_level = log_level or (logging.WARNING if verbose is False else logging.INFO)
         self.log_date = log_date
@@ -169,6 +169,11 @@ class DataDreamer:
         tasks, self._background = self._background, []
         interrupt_all(task for task, _ in tasks)
 
+    @property
+    def has_background(self) -> bool:
+        """Whether there is background work."""
+        return bool(self._background)
+
     def _leave(self, token: Token[DataDreamer | None]) -> None:
         global _last_started
         if _last_started is self:
@@ -224,6 +229,34 @@ class DataDreamer:
         return str(session.folder)
 
 
+def local_folder(path: str | os.PathLike[str]) -> Path:
+    """Returns the absolute path of a session's folder; raises `SessionError` if it cannot be one."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise ArgumentTypeError(f"The output folder must be a path, not {path!r}.")
+    if re.match(r"[A-Za-z][\w+.-]+:/", text):
+        raise SessionError(
+            f"{text} is an address; results are saved in a local folder. Give a local path, and copy the folder after "
+            "the session, or mount the store."
+        )
+    if not text.strip() or "\0" in text:
+        raise SessionError(f'The output folder {text!r} is not a path. Give a path, such as "./output".')
+    try:
+        folder = Path(text).expanduser().absolute()
+        os.fsencode(folder)
+        broken = next((part for part in (folder, *folder.parents) if part.is_symlink() and not part.exists()), None)
+        file = next((part for part in (folder, *folder.parents) if part.exists() and not part.is_dir()), None)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise SessionError(f"{text!r} cannot be the output folder ({error}). Choose another path.") from error
+    if broken is not None:
+        raise SessionError(
+            f"{broken} is a link to {os.readlink(broken)}, which is missing. Mount its disk, or choose another path."
+        )
+    if file is not None:
+        raise SessionError(f"{file} is a file; a session needs a folder. Choose another path.")
+    return folder
+
+
 def _join(folder: Path) -> None:
     """Joins the session of another process, so that models in this process cache their answers in its folder."""
     global _last_started
@@ -234,11 +267,8 @@ def _brief(kind: type[BaseException], error: BaseException, trace: TracebackType
     if issubclass(kind, KeyboardInterrupt):
         sys.stderr.write("Interrupted. Finished work is saved: run the script again and it continues.\n")
         _end_at_once()
-    elif isinstance(error, DataDreamerError) or hasattr(error, "__notes__"):  # a note: a function of the script failed
-        frames = (frame for frame in traceback.extract_tb(trace) if not frame.filename.startswith("<"))
-        lines = [f"{kind.__name__}: {error}", *getattr(error, "__notes__", ())]
-        own = [frame for frame in frames if not is_installed_file(frame.filename)]
-        sys.stderr.write("".join([*traceback.format_list(own), "\n".join(lines), "\n"]))
+    elif isinstance(error, DataDreamerError) or is_of_user(trace):
+        sys.stderr.write("".join(_lines(error, trace)))
     else:
         sys.__excepthook__(kind, error, trace)
 
@@ -250,6 +280,31 @@ def _end_at_once() -> None:
     sys.stderr.flush()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGINT)
+
+
+def _lines(error: BaseException, trace: TracebackType | None) -> Iterator[str]:
+    """Yields an error with the user's frames, those of libraries that the user's code called, and the notes."""
+    earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    causes = [] if earlier is None else traceback.extract_tb(earlier.__traceback__)
+    if not isinstance(error, DataDreamerError) and any(not is_installed_file(frame.filename) for frame in causes):
+        assert earlier is not None
+        yield from _lines(earlier, earlier.__traceback__)
+        yield "\nThis error led to the next one:\n\n"
+    frames = traceback.extract_tb(trace)
+    last_own = max((index for index, frame in enumerate(frames) if is_own_file(frame.filename)), default=-1)
+    is_own_error = isinstance(error, DataDreamerError)
+    for index, frame in enumerate(frames):
+        is_shown = not is_installed_file(frame.filename) or (index > last_own and not is_own_error)
+        if is_shown and not frame.filename.startswith("<frozen"):
+            yield from traceback.format_list([frame])
+    yield "".join(traceback.format_exception_only(error)).removeprefix(f"{type(error).__module__}.")
+
+
+def is_of_user(trace: TracebackType | None) -> bool:
+    """Returns whether an error was raised in the user's code, or in a library that it called, that we called."""
+    files = [frame.filename for frame in traceback.extract_tb(trace)]
+    own = [index for index, file in enumerate(files) if is_own_file(file)]
+    return bool(own) and any(not is_installed_file(file) for file in files[own[-1] + 1 :])
 
 
 _QUIET_LIBRARIES = {

@@ -13,6 +13,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from datadreamer_like.errors import ModelError
+
 # Bounds the memory for messages of failed rows.
 _MESSAGES_KEPT = 1_000
 
@@ -26,6 +28,7 @@ class Usage:
         cached: Answers found in the cache, in addition to the requests sent.
         cost: US dollars spent; 0 if nothing was paid for, None if a price is unknown.
         failed: Indices of rows with an error instead of a value, in order of failure.
+        retriable_rows: Number of these that may succeed if they are requested again.
         failures: Messages of the first thousand of these, by row index.
         note: Current activity, for the progress display.
     """
@@ -38,6 +41,7 @@ class Usage:
     completion_tokens: int = 0
     cost: float | None = 0.0
     failed: array[int] = field(default_factory=lambda: array("q"))
+    retriable_rows: int = 0
     failures: dict[int, str] = field(default_factory=dict)
     note: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
@@ -54,17 +58,19 @@ class Usage:
         """Number of rows with an error instead of a value."""
         return len(self.failed)
 
-    def row_failed(self, index: int, message: str) -> None:
+    def row_failed(self, index: int, error: ModelError) -> None:
         """Records a failed row."""
         with self._lock:
             self.failed.append(index)
+            self.retriable_rows += not error.lasting
             if len(self.failures) < _MESSAGES_KEPT:
-                self.failures[index] = message
+                self.failures[index] = str(error)
 
     def forget_failures(self) -> None:
         """Clears the failed rows, before all rows are made again."""
         with self._lock:
             del self.failed[:]
+            self.retriable_rows = 0
             self.failures.clear()
 
     def move_failures(self, places: Sequence[int]) -> None:

@@ -77,7 +77,8 @@ class Model:
     def __fingerprint__(self) -> Any:
         kind = type(self)
         version = {} if kind.version is Model.version else {"version": self.version}
-        return {**class_part(kind), **version, "model": self.model_name, **self.identity()}
+        parts = {**class_part(kind), **version, "model": self.model_name, **self.identity()}
+        return dict(sorted(parts.items()))  # the order in which a class writes them does not decide
 
     def __repr__(self) -> str:
         return f"<{self.display_name}>"

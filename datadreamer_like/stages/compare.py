@@ -143,11 +143,11 @@ class Compare(Stage):
             check_number(getattr(self, option), what, 1, whole=True, optional=option == "threads")
         self.parents = origins(self.models, [self.inputs, self.labels])
         self.find_or_make()
-        self.comparison = Comparison.read(self._folder)
+        self.comparison = Comparison.read(self.result_folder)
         if self.comparison.names != self.names:
             # Renaming a model's node changes the display names only.
             self.comparison = replace(self.comparison, names=self.names)
-            self.comparison.write(self._folder, self.name)
+            self.revise(lambda draft: self.comparison.write(draft, self.name))
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns the fingerprints of everything that determines the result, by name."""
@@ -185,17 +185,17 @@ class Compare(Stage):
         A classifier's column has labels, a language model's the loss of the answer in nats, summed over its tokens.
         """
         columns = {f"model_{index + 1}": name for index, name in enumerate(self.comparison.names)}
-        return open_table(self._folder / _PREDICTIONS).rename_columns(columns)
+        return open_table(self.result_folder / _PREDICTIONS).rename_columns(columns)
 
     @property
     def html_path(self) -> Path:
         """The self-contained HTML page with table and plot."""
-        return self._folder / HTML_NAME
+        return self.result_folder / HTML_NAME
 
     @property
     def plot_path(self) -> Path | None:
         """The plot as a PNG file; None if matplotlib was not installed."""
-        path = self._folder / PNG_NAME
+        path = self.result_folder / PNG_NAME
         return path if path.exists() else None
 
     def __str__(self) -> str:
@@ -203,11 +203,6 @@ class Compare(Stage):
 
     def _repr_html_(self) -> str:
         return self.table.to_fragment()
-
-    @property
-    def _folder(self) -> Path:
-        assert self.folder is not None, "a stage is made in a session"
-        return self.folder
 
     # The work
 

@@ -1,13 +1,16 @@
 """The answer store: answers of models by key, in one SQLite file that survives a kill at any moment.
 
-Answers cost money and time, so none is ever deleted: a damaged file is reported, never replaced.
+Answers cost money and time, so none is ever deleted: a damaged file is reported, never replaced. Each value has a
+checksum, with its key: a damaged one counts as missing, so it is requested again.
 """
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +18,9 @@ from typing import Self
 
 from datadreamer_like.errors import NewerFormat, StorageError
 
-ANSWERS_FORMAT = 1
+ANSWERS_FORMAT = 2
+
+logger = logging.getLogger("datadreamer_like")
 
 # Marks the file as ours: "ddla" read as a number.
 _APPLICATION_ID = 0x64646C61
@@ -27,6 +32,7 @@ _PAGE_BYTES = 2_048
 _CHECKPOINT_PAGES = 16_000
 _CACHE_KIB = 32 * 1024
 _KEYS_A_QUERY = 512
+_SUM = 4  # bytes of a checksum
 
 
 class AnswerStore:
@@ -65,12 +71,17 @@ class AnswerStore:
                 count = 1 << (len(part) - 1).bit_length()
                 query = f"SELECT key, value FROM answers WHERE key IN ({','.join('?' * count)})"
                 found.update(self._reader.execute(query, [*part, *[part[-1]] * (count - len(part))]))
-        return [found.get(key) for key in keys]
+        whole = {key: value[_SUM:] for key, value in found.items() if _is_whole(key, value)}
+        if len(whole) < len(found):
+            text = "%s is damaged: %s of its answers have a wrong checksum and are requested again"
+            logger.warning(text, self.path, f"{len(found) - len(whole):,}")
+        return [whole.get(key) for key in keys]
 
     def put_many(self, items: Sequence[tuple[bytes, bytes]]) -> None:
         """Stores values in one transaction; existing keys get the new value. If it fails, earlier values are safe."""
+        rows = [(key, _checksum(key, value) + value) for key, value in items]
         with self._lock, self._explained("written"), self._transaction():
-            self._connection.executemany("INSERT OR REPLACE INTO answers (key, value) VALUES (?, ?)", items)
+            self._connection.executemany("INSERT OR REPLACE INTO answers (key, value) VALUES (?, ?)", rows)
 
     def __len__(self) -> int:
         with self._lock, self._explained("read"):
@@ -106,6 +117,8 @@ class AnswerStore:
         ask = self._connection.execute
         found = int(ask("PRAGMA user_version").fetchone()[0])
         NewerFormat.check(self.path, found, ANSWERS_FORMAT)
+        if 0 < found < ANSWERS_FORMAT:
+            raise StorageError(f"{self.path} was written by a development version in another format. Move it away.")
         ask(f"PRAGMA page_size = {_PAGE_BYTES}")
         ask("PRAGMA journal_mode = WAL")
         ask("PRAGMA synchronous = NORMAL")
@@ -145,6 +158,15 @@ class AnswerStore:
         except OSError as error:
             advice = _ADVICE[sqlite3.SQLITE_CANTOPEN]
             raise StorageError(f"{self.path} cannot be {done}: {error.strerror}. {advice}") from error
+
+
+def _checksum(key: bytes, value: bytes) -> bytes:
+    return zlib.crc32(value, zlib.crc32(key)).to_bytes(_SUM, "little")
+
+
+def _is_whole(key: bytes, value: object) -> bool:
+    # In a damaged file the value may be of any type.
+    return isinstance(value, bytes) and value[:_SUM] == _checksum(key, value[_SUM:])
 
 
 def _code(error: sqlite3.Error) -> int:

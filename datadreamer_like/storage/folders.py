@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import uuid
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +18,15 @@ from datadreamer_like.errors import StorageError
 
 logger = logging.getLogger("datadreamer_like")
 
+_PRESENCE = "session-"
+
 
 @contextmanager
-def explained(what: str, path: Path) -> Iterator[None]:
-    """Turns a full disk or a missing permission inside the block into a `StorageError` that says what to do."""
+def explained(what: str, path: Path, *, everything: bool = False) -> Iterator[None]:
+    """Turns a full disk or a missing permission inside the block into a `StorageError` that says what to do.
+
+    With `everything`, other errors of the system too: for blocks that run no code of the user.
+    """
     try:
         yield
     except OSError as error:
@@ -34,6 +40,11 @@ def explained(what: str, path: Path) -> Iterator[None]:
                 f"{what}: no permission for {error.filename or path} ({error.strerror}). "
                 "Choose a folder that you may write to, or change its permissions."
             ) from error
+        if everything and not isinstance(error, StorageError):
+            raise StorageError(
+                f"{what}: {error.filename or path} cannot be used ({error.strerror or error}). "
+                "Check that the path is right and its disk is available, or choose another one."
+            ) from error
         raise
 
 
@@ -42,7 +53,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     """Yields an empty folder, which becomes `target` if the block succeeds, and is deleted otherwise.
 
     If the block deletes the folder itself, there is no `target`. The folder is next to `target`, so that it can be
-    renamed atomically; its files are flushed to disk before. After a kill, `sweep` removes the hidden folder.
+    renamed atomically; its files are flushed to disk before.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.parent / f".draft-{target.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -50,21 +61,12 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         yield draft
         if draft.exists():
-            for root, _, files in os.walk(draft):
-                for file in (*files, ""):
-                    _flush(Path(root) / file)
+            flush_tree(draft)
             os.rename(draft, target)
-            _flush(target.parent)
+            flush(target.parent)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-
-
-def sweep(parent: Path, name: str) -> None:
-    """Removes drafts of `parent / name` left by killed processes; the caller must hold the lock of that name."""
-    for draft in parent.glob(f".draft-{name}-*-*"):
-        if draft.name.removeprefix(f".draft-{name}-").count("-") == 1:
-            shutil.rmtree(draft, ignore_errors=True)
 
 
 def write_file(path: Path, text: str) -> None:
@@ -72,7 +74,7 @@ def write_file(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         draft.write_text(text, encoding="utf-8")
-        _flush(draft)
+        flush(draft)
         os.replace(draft, path)
     except BaseException:
         draft.unlink(missing_ok=True)
@@ -100,7 +102,55 @@ def locked(lock_file: Path, what: str) -> Iterator[bool]:
         lock.release()
 
 
-def _flush(path: Path) -> None:
+def is_locked(lock_file: Path) -> bool:
+    """Returns whether a process holds the lock of a file."""
+    if not lock_file.exists():
+        return False
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+class Presence:
+    """Marks a folder as in use, until it is collected or its process ends in any way; see `in_use`."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{_PRESENCE}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        lock = FileLock(file, thread_local=False)
+        lock.acquire()
+        weakref.finalize(self, _leave, lock, file, os.getpid())
+
+
+def _leave(lock: FileLock, file: Path, process: int) -> None:
+    if os.getpid() == process:  # not in a fork
+        file.unlink(missing_ok=True)
+        lock.release()
+
+
+def in_use(folder: Path) -> bool:
+    """Returns whether there is a `Presence` in a folder; removes the marks of killed processes."""
+    files = list(folder.glob(f"{_PRESENCE}*"))
+    held = [is_locked(file) for file in files]
+    for file, is_held in zip(files, held, strict=True):
+        if not is_held:
+            file.unlink(missing_ok=True)
+    return any(held)
+
+
+def flush_tree(folder: Path) -> None:
+    """Flushes a folder with all its files and folders to disk."""
+    for root, _, files in os.walk(folder):
+        for file in (*files, ""):
+            flush(Path(root) / file)
+
+
+def flush(path: Path) -> None:
+    """Flushes a file, or a folder's list of files, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

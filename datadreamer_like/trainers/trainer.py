@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Self
 
 from datadreamer_like.errors import DefinitionError, NotTrained, SessionError
 from datadreamer_like.graph import Node
-from datadreamer_like.graph.results import Kept, Manifest
+from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.trained.model_node import ModelNode
 
 

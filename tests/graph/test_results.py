@@ -9,11 +9,13 @@ import random
 import pytest
 
 from datadreamer_like import DataDreamer
+from datadreamer_like.errors import ModelError, RejectedAnswer, Unavailable
 from datadreamer_like.graph import results
 from datadreamer_like.graph.engine import Engine
 from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.manifest import Manifest, row_ranges
 from datadreamer_like.graph.node import Node
-from datadreamer_like.graph.results import Kept, Manifest, OnDemand, Results, Wanted, row_ranges
+from datadreamer_like.graph.results import Kept, OnDemand, Results, Wanted
 
 
 class Counts(Node):
@@ -21,8 +23,8 @@ class Counts(Node):
 
     kind = "step"
 
-    def __init__(self, name, rows, failing=(), lazy=False):
-        self.rows, self.failing, self.lazy = rows, failing, lazy
+    def __init__(self, name, rows, failing=(), lazy=False, error=Unavailable):
+        self.rows, self.failing, self.lazy, self.error = rows, failing, lazy, error
         super().__init__(name)
         self.outcome = self.find_or_make()
 
@@ -33,7 +35,7 @@ class Counts(Node):
         if self.lazy:
             return OnDemand(lambda: range(self.rows))
         for row in self.failing:
-            self.usage.row_failed(row, f"row {row} is odd")
+            self.usage.row_failed(row, self.error(f"row {row} is odd"))
         (draft / "rows").write_text(str(self.rows))
         return self.kept(rows=self.rows)
 
@@ -71,13 +73,41 @@ def test_failed_rows_are_part_of_the_result_and_all_are_known_again(tmp_path):
     assert len(json.loads((tmp_path / "some-fail" / "node.json").read_text())["failed_rows"]) < 20_000
 
 
-def test_a_run_that_finds_failed_rows_says_so_and_how_to_try_them_again(tmp_path, caplog):
-    for again in ("", " Pass force=True to try them again."):
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (Unavailable, "The next run requests them again."),
+        (RejectedAnswer, "They would fail again; force=True tries them anyway."),
+    ],
+)
+def test_every_run_says_how_many_rows_failed_and_what_becomes_of_them(tmp_path, caplog, error, hint):
+    caplog.set_level(logging.INFO, "datadreamer_like")
+    for _ in range(2):
         caplog.clear()
         with DataDreamer(tmp_path):
-            Counts("Some fail", 30, [20, 3])
+            node = Counts("Some fail", 30, [20, 3], error=error)
         (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-        assert warning == f"Some fail: 2 of its rows failed and have no value; the first is row 3: row 3 is odd{again}"
+        said = "Some fail: 2 of its rows failed and have no value; the first is row 3: row 3 is odd"
+        assert warning == f"{said} {hint}"
+    assert node.outcome.found is (error is RejectedAnswer)
+    assert "2 failed" in caplog.text
+
+
+def test_a_result_stays_in_use_where_its_failed_rows_cannot_be_requested_again(tmp_path, caplog):
+    class Unreachable(Counts):
+        def build(self, draft):
+            raise ModelError("no network")
+
+        def fingerprint_parts(self):
+            return {"rows": fingerprint(self.rows), "failing": fingerprint(list(self.failing))}
+
+    with DataDreamer(tmp_path):
+        first = Counts("Some fail", 30, [3])
+    with DataDreamer(tmp_path):
+        second = Unreachable("Some fail", 30, [3])
+    assert second.outcome.found
+    assert second.result_folder == first.result_folder
+    assert "cannot be requested again now, so the earlier result is used: no network" in caplog.text
 
 
 @pytest.mark.parametrize("rows", [[], [0], [3, 7, 8, 9], [9, 8, 8, 1], list(range(1_000_000))])
@@ -103,27 +133,28 @@ def test_whoever_dies_while_a_result_is_promoted_leaves_both_findable(tmp_path, 
         return made
 
     results.make(wanted("old"), build("old"))
-    rename, done = os.rename, []
+    replace, done = os.replace, []
 
     def dies_at(step):
-        def renamed(source, target):
+        def replaced(source, target):
             if len(done) == step:
                 raise KeyboardInterrupt
             done.append(target)
-            rename(source, target)
+            replace(source, target)
 
-        return renamed
+        return replaced
 
-    for step in range(3):  # the draft complete, the old one away, the new one in its place
+    for step in range(3):  # the seal, the manifest, the link
         done.clear()
         with monkeypatch.context() as patch:
-            patch.setattr("os.rename", dies_at(step))
+            patch.setattr("os.replace", dies_at(step))
             with pytest.raises(KeyboardInterrupt):
                 results.make(wanted(f"new {step}"), build(f"new {step}"))
-        for content in ("old", *([f"new {step}"] if step else [])):
+        for content in ("old", *([f"new {step}"] if step == 2 else [])):
             found = results.make(wanted(content), build("made again"))
             assert found.found, f"{content} is lost where it died at step {step}"
-            assert (results.folder_of(wanted(content)) / "content").read_text() == content
+            assert (found.place / "content").read_text() == content
+            assert (folder / "content").read_text() == content
 
 
 def test_results_survive_a_pickle_with_their_node(tmp_path):

@@ -68,7 +68,9 @@ def test_force_makes_it_again(tmp_path):
         with DataDreamer(tmp_path):
             assert Work("Do it", "a", force=True).result() == "a"
     assert Work.runs == 3
-    assert not list(tmp_path.glob(".older/*"))
+    with DataDreamer(tmp_path):
+        pass
+    assert len(list(tmp_path.glob(".results/*/*"))) == 1
 
 
 def test_a_failing_node_leaves_nothing_and_the_earlier_result_stays(tmp_path):
@@ -114,7 +116,8 @@ def test_a_result_that_a_later_session_has_replaced_is_still_ones_own(tmp_path):
         second = Work("Do it", "b")
     assert (first.result_folder / "result").read_text() == "a"
     assert (second.result_folder / "result").read_text() == "b"
-    shutil.rmtree(tmp_path / ".older")
+    assert first.result_folder.parent.parent == second.result_folder.parent.parent == tmp_path / ".results"
+    shutil.rmtree(tmp_path / ".results")
     with pytest.raises(StorageError, match='"Do it" is no longer in'):
         _ = first.result_folder
 
@@ -190,38 +193,18 @@ def test_a_folder_of_a_newer_version_is_refused(tmp_path, file):
         again()
 
 
-@pytest.mark.parametrize("file", [".session.json", "do-it/node.json"])
-def test_a_damaged_note_says_what_to_remove(tmp_path, file):
+def test_a_damaged_note_says_what_to_remove(tmp_path):
     with DataDreamer(tmp_path):
         Work("Do it", "a")
-    (tmp_path / file).write_text("{")
-
-    def again():
-        with DataDreamer(tmp_path):
-            Work("Do it", "a")
-
-    with pytest.raises(StorageError, match="is damaged"):
-        again()
+    (tmp_path / ".session.json").write_text("{")
+    with pytest.raises(StorageError, match="is damaged. Remove that file"):
+        DataDreamer(tmp_path).start()
 
 
-def test_the_first_format_stays_readable(tmp_path):
-    manifest = {
-        "format": 1, "name": "Do it", "class_name": "Work", "parts": {"argument text": fingerprint("a")},
-        "fingerprint": "", "columns": None, "rows": 1, "pickled": False, "failures": {}, "result": {},
-        "card": {"name": "Do it", "kind": "step", "class_name": "Work", "format": 1, "rows": 1},
-    }  # fmt: skip
-    with DataDreamer(":memory:"):
-        manifest["fingerprint"] = Work("Do it", "a").fingerprint
-    Work.runs = 0
-    (tmp_path / "do-it").mkdir()
-    (tmp_path / "do-it" / "node.json").write_text(json.dumps(manifest))
-    (tmp_path / "do-it" / "result").write_text("a")
+def test_a_folder_of_another_layout_is_refused(tmp_path):
     (tmp_path / ".session.json").write_text('{"format": 1}')
-    with DataDreamer(tmp_path):
-        node = Work("Do it", "a")
-        assert node.result() == "a"
-        assert node.card.rows == 1
-    assert Work.runs == 0
+    with pytest.raises(StorageError, match="another layout. Use another folder"):
+        DataDreamer(tmp_path).start()
 
 
 def test_two_processes_make_one_result_the_second_waits(tmp_path):
@@ -292,8 +275,8 @@ def test_a_kill_at_any_moment_leaves_only_complete_results(tmp_path):
         threading.Event().wait(0.01 + 0.017 * kill)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-        for folder in [tmp_path / "work", *(tmp_path / ".older" / "work").glob("[!.]*")]:
-            if folder.exists():
+        for folder in [tmp_path / "work", *(tmp_path / ".results").glob("*/*")]:
+            if (folder / "node.json").exists():
                 value = json.loads((folder / "node.json").read_text())["parts"]["value"]
                 assert [(folder / f"part {i}").read_text() for i in range(20)] == [value] * 20
 

@@ -64,10 +64,72 @@ def test_everything_is_shown_on_request(tmp_path):
     assert "datadreamer_like/graph/output.py" in said
 
 
-def test_errors_of_the_users_own_code_keep_their_traceback(tmp_path):
-    said = ended(tmp_path, "return 1 / 0")
-    assert "Traceback" in said
-    assert said.splitlines()[-1] == "ZeroDivisionError: division by zero"
+STEP = """
+from datadreamer_like import DataDreamer, concurrent
+from datadreamer_like.steps import DataSource, LazyRows, Step, SuperStep
+
+def fails(*_, **__):
+    return int("seven")  # the line
+
+class Load(Step):
+    def setup(self): self.register_output("text")
+    def run(self): return BODY
+class Process(Step):
+    def setup(self):
+        self.register_input("n")
+        self.register_output("text")
+    def process(self, batch): return {"text": [fails(n) for n in batch["n"]]}
+class Outer(SuperStep):
+    def setup(self): self.register_output("text")
+    def run(self): return Process("Inner", inputs={"n": DataSource("N", data={"n": [1]}).output["n"]}).output["text"]
+
+with DataDreamer(":memory:"):
+    rows = DataSource("Rows", data={"n": [1, 2]})
+    USE
+"""
+
+USES = {
+    "run": ("fails()", "Load('Name')"),
+    "a generator": ("(fails() for _ in range(3))", "Load('Name')"),
+    "lazy rows": ("LazyRows(lambda: (fails() for _ in range(3)), save=True)", "Load('Name')"),
+    "lazy rows that the script reads": ("LazyRows(lambda: (fails() for _ in range(3)))", "list(Load('Name').output)"),
+    "process": ("", "Process('Name', inputs={'n': rows.output['n']})"),
+    "a step in a step": ("", "Outer('Name')"),
+    "a source's generator": ("", "DataSource('Name', data=lambda: (fails() for _ in range(3))).save()"),
+    "map": ("", "rows.map(fails, lazy=False, name='Name')"),
+    "map, lazy": ("", "list(rows.map(fails, name='Name').output)"),
+    "filter": ("", "rows.filter(fails, lazy=False, name='Name')"),
+    "a function in another thread": ("", "concurrent(lambda: rows.map(fails, lazy=False, name='Name'))"),
+    "a background step": ("fails()", "Load('Name', background=True).wait()"),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_an_error_in_the_users_own_function_shows_their_frames_and_one_line_of_ours(tmp_path, use):
+    body, line = USES[use]
+    script = tmp_path / "script.py"
+    script.write_text(STEP.replace("BODY", body or "None").replace("USE", line))
+    environment = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, env=environment)
+    said = done.stderr.splitlines()
+    files = [text for text in said if text.startswith("  File ")]
+    assert files
+    assert all(str(script) in text for text in files), done.stderr
+    assert '    return int("seven")  # the line' in said
+    errors = [index for index, text in enumerate(said) if text.startswith("ValueError: invalid literal")]
+    assert len(errors) == 1, done.stderr
+    assert len(said) - errors[0] <= 2, done.stderr
+    assert f"    {line}" in said
+
+
+def test_libraries_that_the_users_code_calls_and_causes_are_shown(tmp_path):
+    said = ended(tmp_path, "import json; return json.loads('{')")
+    assert "json/decoder.py" in said
+    assert "datadreamer_like/" not in said
+    raised = "\n        try: 1 / 0\n        except ZeroDivisionError as error: raise KeyError('odd') from error"
+    said = ended(tmp_path, raised)
+    assert "ZeroDivisionError: division by zero\n\nThis error led to the next one:" in said
+    assert said.splitlines()[-2:] == ["KeyError: 'odd'", 'It was raised by code of the script that "Load" called.']
 
 
 def test_ctrl_c_says_that_nothing_is_lost(tmp_path):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -82,14 +83,51 @@ def test_a_file_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> 
     assert path.read_bytes() == before
 
 
-def test_a_file_of_format_1_is_read(tmp_path: Path) -> None:
+def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "a.sqlite") as connection:
         connection.execute("CREATE TABLE answers (key BLOB NOT NULL UNIQUE, value BLOB NOT NULL)")
-        connection.execute("INSERT INTO answers VALUES (x'6b', x'76')")
         connection.execute("PRAGMA user_version = 1")
-    connection.close()
-    with AnswerStore(tmp_path / "a.sqlite") as store:
-        assert store.get_many([b"k"]) == [b"v"]
+    with pytest.raises(StorageError, match="a.sqlite was written by a development version"):
+        AnswerStore(tmp_path / "a.sqlite")
+
+
+@pytest.mark.parametrize("damage", ["flipped bits", "zeroed", "cut", "text"])
+def test_a_damaged_file_never_gives_a_wrong_answer(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = {f"key {i}".encode(): f"the answer of {i}".encode() * 5 for i in range(400)}
+    path = tmp_path / "a.sqlite"
+    with AnswerStore(path) as store:
+        store.put_many(list(answers.items()))
+    content, dice = path.read_bytes(), random.Random(0)
+    outcomes = set()
+
+    def values() -> list[bytes | None]:
+        with AnswerStore(path) as store:
+            return store.get_many(list(answers))
+
+    for _ in range(60):
+        changed, place = bytearray(content), dice.randrange(len(content))
+        if damage == "flipped bits":
+            changed[place] ^= 1 << dice.randrange(8)
+        elif damage == "cut":
+            del changed[place:]
+        else:
+            changed[place : place + 64] = (b"\0" if damage == "zeroed" else b"answer ") * 64
+        path.write_bytes(changed)
+        found: list[bytes | None] | str
+        try:
+            found = values()
+        except StorageError as error:
+            found = str(error)
+        if isinstance(found, str):
+            outcomes.add("refused" if str(path) in found else found)
+        else:
+            right = [value is None or value == answer for value, answer in zip(found, answers.values(), strict=True)]
+            outcomes.add(("missing" if None in found else "found") if all(right) else "wrong")
+    assert outcomes <= {"refused", "missing", "found"}
+    assert "refused" in outcomes
+    assert ("missing" not in outcomes) or f"{path} is damaged" in caplog.text or damage in ("cut", "zeroed")
 
 
 def test_a_damaged_file_is_reported_with_advice_and_never_replaced(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 from datadreamer_like.errors import StorageError
-from datadreamer_like.storage.folders import explained, locked, new_folder, sweep, write_file
+from datadreamer_like.storage.folders import explained, locked, new_folder, write_file
 
 
 def test_a_folder_appears_when_its_block_ends(tmp_path):
@@ -30,29 +30,6 @@ def test_nothing_is_left_of_a_block_that_fails(tmp_path):
     with pytest.raises(ZeroDivisionError):
         fail()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_killed_process_leaves_no_folder_and_its_draft_is_swept(tmp_path):
-    script = textwrap.dedent(
-        """
-        import sys, time
-        from pathlib import Path
-        from datadreamer_like.storage.folders import new_folder
-        with new_folder(Path(sys.argv[1]) / "a-b") as draft:
-            (draft / "data").write_text("x")
-            print("ready", flush=True)
-            time.sleep(60)
-        """
-    )
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    (tmp_path / ".draft-a-b-c-1-abc").mkdir()  # of another name
-    assert not (tmp_path / "a-b").exists()
-    sweep(tmp_path, "a-b")
-    assert [path.name for path in tmp_path.iterdir()] == [".draft-a-b-c-1-abc"]
 
 
 def test_a_lock_is_freed_by_the_death_of_its_holder_and_the_next_one_is_told_that_it_waited(tmp_path, caplog):

@@ -77,7 +77,7 @@ class ModelStep(Step):
         for _, batch, answers in engine.batches(work, questions, what, self.sent_parts()):
             for index, answer in enumerate(answers, count):
                 if answer is not None and answer.error is not None:
-                    self.usage.row_failed(index, str(answer.error))
+                    self.usage.row_failed(index, answer.error)
             count += len(answers)
             values = [None if answer is None else answer.value for answer in answers]
             yield Traced({**batch, made: values}, *self.origin(values))

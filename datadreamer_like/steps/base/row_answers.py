@@ -15,7 +15,7 @@ _FLUSH_SECONDS = 0.5
 
 FETCH_OPTIONS = frozenset({
     "batch_size", "batch_scheduler_buffer_size", "adaptive_batch_size", "concurrency", "progress_interval",
-    "cache_only", "verbose", "log_level",
+    "cache_only", "on_error", "verbose", "log_level",
 })  # fmt: skip
 """Options of a model's `run` that change how answers are fetched, not the answers."""
 

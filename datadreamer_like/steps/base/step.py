@@ -161,6 +161,11 @@ class Step(Registration, Operations["Derived"], Exports):
         return float(self.result_version)
 
     @property
+    def keeps_failed_rows(self) -> bool:
+        """Whether rows that failed in an earlier run are left as they are: with `on_error="keep"`."""
+        return self._args.get("on_error") == "keep"
+
+    @property
     def inputs(self) -> dict[str, Any]:
         """The input columns by name; None for an optional one that was given as None."""
         return dict.fromkeys(self._given_as_none) | self._inputs
@@ -201,12 +206,12 @@ class Step(Registration, Operations["Derived"], Exports):
         return logger
 
     def get_run_output_folder_path(self) -> str:
-        """Returns a folder for further files of `run`; they are kept in the step's folder.
+        """Returns the folder of the step's result, for further files of `run`; their paths stay valid.
 
         Raises:
-            SessionError: The step was made outside a session.
+            SessionError: The step was made outside a session, or its result is not saved.
         """
-        return str(self._draft or self.wanted.folder)
+        return str(self._draft or self.result_folder)
 
     def pickle(self, value: Any, *args: Any, **kwargs: Any) -> bytes:
         """Turns any Python object into a value that can be stored; it is restored when the output is read."""
@@ -234,7 +239,9 @@ class Step(Registration, Operations["Derived"], Exports):
             return self
         copy = object.__new__(type(self))
         left_out = dict.fromkeys(("session", "inside", "manifest", "_background", "_output"))
-        copy.__dict__.update({**self.__dict__, **left_out, "_inputs": {}, "_kept_in": None, "parents": []})
+        copy.__dict__.update(
+            {**self.__dict__, **left_out, "_inputs": {}, "_kept_in": None, "_place": None, "parents": []}
+        )
         for known in ("card", "parts", "fingerprint"):
             copy.__dict__.pop(known, None)
         return copy
@@ -254,7 +261,7 @@ class Step(Registration, Operations["Derived"], Exports):
         for name, column in self._inputs.items():
             parts[f"input {name}"] = fingerprint(column, f'"{self.name}": input "{name}"')
         if self._renamed:
-            parts["names of outputs"] = fingerprint(self._renamed)
+            parts["names of outputs"] = fingerprint(dict(sorted(self._renamed.items())))
         return parts
 
     def make_output(self) -> OutputDataset | OutputIterableDataset:
@@ -356,7 +363,7 @@ class Derived(Step):
         """Applies the operation, or loads its rows; lazy rows are not saved."""
         self.parents = list(dict.fromkeys(self.sources))
         if self._lazy:
-            with working(self):
+            with working(self), self.noting_changes():
                 rows = replace(self.run(), node=self)
             if rows.table is None:
                 return self._lazy_output(rows)

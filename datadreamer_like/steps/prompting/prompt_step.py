@@ -155,7 +155,7 @@ class PromptStep(Step):
                 if answer is not None and answer.error is not None:
                     if self._args.get("on_error") == "raise":
                         raise answer.error
-                    self.usage.row_failed(index, str(answer.error))
+                    self.usage.row_failed(index, answer.error)
             count += len(rows.answers)
             yield rows
         if self._args["lazy"] and self.usage.failed_rows:

@@ -12,7 +12,7 @@ from datadreamer_like.errors import ArgumentTypeError, DataError, HubError
 from datadreamer_like.graph.card import DataCardType
 from datadreamer_like.graph.fingerprint import ByContent
 from datadreamer_like.graph.output import iterable_schema
-from datadreamer_like.graph.results import Kept, Manifest
+from datadreamer_like.graph.results import Kept
 from datadreamer_like.graph.rows import Rows
 
 from ..base.columns import in_columns
@@ -151,11 +151,9 @@ class HFHubDataSource(Source):
         return known
 
     def _known_commit(self) -> str | None:
-        if self.folder is not None:
-            manifest = Manifest.read(self.folder)
-            origin = manifest.result.get("commit") if manifest is not None else None
-            if origin and origin[:2] == [self.path, self.revision]:
-                return str(origin[2])
+        origin = self.previous.result.get("commit") if self.previous is not None else None
+        if origin and origin[:2] == [self.path, self.revision]:
+            return str(origin[2])
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
 
