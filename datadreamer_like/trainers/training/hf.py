@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from abc import abstractmethod
@@ -22,7 +21,6 @@ from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_
 from datadreamer_like.evaluation.columns import Columns, check_columns
 from datadreamer_like.evaluation.tasks.examples import Examples
 from datadreamer_like.evaluation.tasks.task import Task, check_attentions
-from datadreamer_like.formats import dequantize
 from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
@@ -35,6 +33,7 @@ from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.pruning import masks, reapply
 
 from ..trainer import Trainer
+from .adapters import check_merge, merged, with_adapter
 from .loop import Fit, Run, fit, seeded
 from .options import HFOptions, Training, a_dtype, one_device, training_device
 from .teaching import is_live, node_of, prepare_teacher, unload_teacher
@@ -182,6 +181,7 @@ class HFTrainer(Trainer):
         with quiet(), seeded(training.seed), unload_teacher(teacher), warnings.catch_warnings():
             # peft looks for a config.json to compare vocabularies with; the folder of a GGUF file has none.
             warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
+            warnings.filterwarnings("ignore", "Setting `save_embedding_layers` to `True`", UserWarning)
             with loading(self._origin):
                 config = transformers.AutoConfig.from_pretrained(self.source, **self.hub_options())
                 tokenizer = transformers.AutoTokenizer.from_pretrained(self.source, **self.hub_options())
@@ -205,7 +205,7 @@ class HFTrainer(Trainer):
             live = teacher.model if teacher is not None and is_live(minimised, task) else None
             modules = minimised.modules(model, live)
             if self.peft_config is not None:
-                model = self._with_adapter(model, config)
+                model = self._with_adapter(model, task, train)
             run = Run(
                 model, task, train, validation, training, self.scratch, device, _AUTOCAST.get(self.dtype),
                 minimised, teachers, modules,
@@ -213,8 +213,7 @@ class HFTrainer(Trainer):
             fitted = self.fit(run)
             if self.peft_config is not None:
                 model.save_pretrained(str(draft / ADAPTER_FOLDER))
-                dequantize(model)  # an adapter cannot be merged into codes
-                model = model.merge_and_unload()
+                model = merged(model)
                 reapply(model, kept)
             if self.quantization_config is None:
                 model = model.to(device="cpu", dtype=self.dtype)
@@ -265,18 +264,26 @@ class HFTrainer(Trainer):
             options["quantization_config"] = self.quantization_config
         return options
 
-    def _with_adapter(self, model: PreTrainedModel, task_config: PretrainedConfig) -> Any:
-        from peft import get_peft_model, prepare_model_for_kbit_training
+    def _with_adapter(self, model: Any, task: Task, train: Examples) -> Any:
+        def adapted(model: Any) -> Any:
+            if self.quantization_config is not None:
+                model = prepare_model_for_kbit_training(model)  # type: ignore[no-untyped-call]
+            return with_adapter(model, self.peft_config, self.peft_task(model.config))
 
-        config = copy.deepcopy(self.peft_config)
-        if config.task_type is None:
-            config.task_type = self.peft_task(task_config)
-        if self.quantization_config is not None:
-            model = prepare_model_for_kbit_training(model)  # type: ignore[no-untyped-call]
-        with warnings.catch_warnings():
-            # peft reads a transformers property by its deprecated name; users cannot fix that.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-            return get_peft_model(model, config)
+        from peft import prepare_model_for_kbit_training
+
+        found, config = adapted(model), model.config
+        row = {name: part for name, part in task.collate([train[0]]).items() if name in ("input_ids", "attention_mask")}
+        if config.is_encoder_decoder:
+            row["decoder_input_ids"] = row["input_ids"][:, :1]
+        check_merge(
+            found,
+            lambda: adapted(self.load_model(config, task, self.load_options())),
+            row,
+            self.auto_class(config).from_pretrained,
+            self.scratch / "trial",
+        )
+        return found
 
     # The API of DataDreamer's trainers
 
