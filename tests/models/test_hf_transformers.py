@@ -288,3 +288,11 @@ with DataDreamer(":memory:", verbose=False):
 def test_an_encoder_is_refused(minilm_path: Path) -> None:
     with pytest.raises(MethodMisfit, match=r"is an encoder \(bert\) and writes no text"):
         HFTransformers(str(minilm_path)).run(["a"])
+
+
+def test_a_template_that_refuses_the_system_prompt_ends_the_run_before_a_row(tiny_causal_lm):
+    template = "{{ raise_exception('no system') if messages[0].role == 'system' }}{{ messages[0].content }}"
+    llm = HFTransformers(tiny_causal_lm, chat_prompt_template=template, system_prompt="Be brief.")
+    with pytest.raises(DefinitionError, match=r"no system.*leave system_prompt out"):
+        llm.run(["Hi", "Ho"], max_new_tokens=2)
+    assert len(HFTransformers(tiny_causal_lm, chat_prompt_template=template).run(["Hi"], max_new_tokens=2)) == 1

@@ -115,8 +115,8 @@ class HFTransformers(LLM):
 
         with loading(self._source):
             tokenizer = AutoTokenizer.from_pretrained(self._source.name, **self._loading_options)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+            tokenizer.pad_token = tokenizer.eos_token
         # A decoder continues at the end of a row, so it needs padding on the left.
         tokenizer.padding_side = "right" if self.config.is_encoder_decoder else "left"
         template = given_text(self.chat_prompt_template)
@@ -217,6 +217,16 @@ class HFTransformers(LLM):
             )
         if not self.config.is_encoder_decoder:
             self.check_room(sampling, self._context_length)
+        if self.system_prompt is not None and self.takes_chat:
+            try:
+                self._fitting_ids(Request("Hello", sampling), self._context_length)
+            except PromptTooLong:
+                pass
+            except BadRequest as error:  # every prompt would fail
+                raise DefinitionError(
+                    f"{error} With system_prompt={self.system_prompt[:60]!r} it refuses every prompt: leave "
+                    "system_prompt out, or pass another chat_prompt_template."
+                ) from error
 
     def answer_batch(self, requests: Sequence[Request]) -> Sequence[Answer]:
         """Answers requests with the same sampling options; a prompt that is too long fails alone."""
@@ -245,7 +255,7 @@ class HFTransformers(LLM):
         except Exception as error:
             if type(error).__module__.partition(".")[0] != "jinja2":
                 raise
-            raise BadRequest(f"The chat template refuses the prompt: {error}") from error
+            raise BadRequest(f"The chat template refuses the prompt: {error}.") from error
         if len(ids) > room:
             raise PromptTooLong(
                 f"The prompt has {len(ids)} tokens; {self.display_name} has room for {room} in addition to the new "
@@ -254,6 +264,8 @@ class HFTransformers(LLM):
         return ids
 
     def _ids(self, request: Request) -> list[int]:
+        from datadreamer_like.distillation.tokens import never_empty
+
         tokenizer: Any = self.tokenizer
         if isinstance(request.prompt, str) and not self.takes_chat:
             text = plain_prompt(self.chat_prompt_template, request.prompt, self.system_prompt)
@@ -262,8 +274,7 @@ class HFTransformers(LLM):
             messages = request.messages(self.system_prompt)
             text, begins = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), True
         ids = tokenizer(text, add_special_tokens=not begins, verbose=False)["input_ids"]
-        # An empty prompt without special tokens still needs one token to start from.
-        return list(ids) or [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
+        return never_empty([list(ids)], tokenizer)[0]
 
     @property
     def _context_length(self) -> int:

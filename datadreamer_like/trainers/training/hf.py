@@ -196,7 +196,7 @@ class HFTrainer(Trainer):
             model: Any = self.load_model(config, task, self.load_options())
             if self._origin.gguf_file is not None:
                 forget_gguf(model)
-            model.config.pad_token_id = tokenizer.pad_token_id
+            model.config.pad_token_id = task.padding
             check_attentions(model, minimised.wants, "the student")
             teachers = prepare_teacher(minimised, task, columns, device, training.max_length, self.scratch)
             kept = masks(model)
