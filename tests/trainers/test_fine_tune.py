@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from hostile import HOSTILE
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from datadreamer_like.distillation import SoftTargets
@@ -14,7 +15,7 @@ from datadreamer_like.distillation.losses import IGNORED_LABEL
 from datadreamer_like.errors import DataError, DefinitionError, MethodMisfit, UnknownModel
 from datadreamer_like.evaluation.tasks.generation import CausalLM, Seq2SeqLM
 from datadreamer_like.models import HFTransformers, Request, Sampling
-from datadreamer_like.models.trained.prompt_template import set_prompt_template
+from datadreamer_like.models.trained.prompt_template import render, set_prompt_template
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.trainers import TrainHFFineTune
 
@@ -145,6 +146,16 @@ def test_a_template_that_refuses_the_prompt_is_one_clear_error(session, tiny_cau
     trainer = TrainHFFineTune("LM", str(tiny_causal_lm), chat_prompt_template=template, system_prompt="Be brief.")
     with pytest.raises(MethodMisfit, match="The chat template refuses the prompt 'The cat sat': ."):
         trainer.train(**data(ROWS, ROWS), epochs=1)
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_what_prompts_and_templates_say_is_no_code(tiny_causal_lm, text):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_causal_lm)
+    set_prompt_template(tokenizer, f"{text}|{{{{prompt}}}}|{text}", None)
+    assert render(tokenizer, text, "yes")[0] == f"{text}|{text}|{text}"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_causal_lm)
+    set_prompt_template(tokenizer, BRACKETS, text)
+    assert render(tokenizer, text, text) == (f"[{text}][{text}]", f"[{text}]")
 
 
 def test_a_template_that_wants_turns_in_order_is_no_obstacle(session, tiny_causal_lm, data):
