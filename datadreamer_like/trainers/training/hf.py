@@ -28,6 +28,7 @@ from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.llms.chat_template import AUTO
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.hf_source import HOW_FETCHED, HFSource, forget_gguf, hf_source, loading
+from datadreamer_like.models.trained.model_files import system_errors
 from datadreamer_like.models.trained.model_node import as_trained_model
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.pruning import masks, reapply
@@ -193,7 +194,8 @@ class HFTrainer(Trainer):
             train, validation = self._read(task, columns, "train"), self._read(task, columns, "validation")
             current_usage().note = "loading the model"
             transformers.set_seed(training.seed)
-            model: Any = self.load_model(config, task, self.load_options())
+            with loading(self._origin):
+                model: Any = self.load_model(config, task, self.load_options())
             if self._origin.gguf_file is not None:
                 forget_gguf(model)
             model.config.pad_token_id = task.padding
@@ -212,7 +214,8 @@ class HFTrainer(Trainer):
             )  # fmt: skip
             fitted = self.fit(run)
             if self.peft_config is not None:
-                model.save_pretrained(str(draft / ADAPTER_FOLDER))
+                with system_errors():
+                    model.save_pretrained(str(draft / ADAPTER_FOLDER))
                 model = merged(model)
                 reapply(model, kept)
             if self.quantization_config is None:
