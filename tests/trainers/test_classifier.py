@@ -310,6 +310,49 @@ def test_bad_rows_are_refused_before_training(session, tiny_encoder, data, train
         TrainHFClassifier("a", str(tiny_encoder)).train(*columns)
 
 
+CLASSES = datasets.ClassLabel(names=["cat", "dog"])
+LABEL_COLUMNS = [
+    ("all empty lists", [[], []], None, LabelError, "empty list of labels in every row"),
+    ("all the same list", [["a", "b"], ["b", "a"]], None, LabelError, r"same labels in every row \(a, b\)"),
+    ("one class of two", [1, 1], CLASSES, LabelError, 'only one label, "dog"'),
+    ("one text", ["x", "x"], None, LabelError, "only one label"),
+    ("all None", [None, None], datasets.Value("string"), DataError, "train_output.*None in row 0"),
+    ("a missing label", [0, -1], CLASSES, LabelError, "-1 in row 1.*numbered from 0"),
+    ("NaN", [float("nan"), 1.0], None, LabelError, "nan in row 0"),
+    ("floats", [0.0, 1.0], None, LabelError, r"0\.0 in row 0, of type float"),
+    ("None in a list", [["a"], [None, "b"]], None, LabelError, "None in row 1"),
+    ("lists of lists", [[["a"]], [["b"]]], None, LabelError, r"\['a'\] in row 0, of type list"),
+    ("bytes", [b"a", b"b"], None, LabelError, "of type bytes"),
+]
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "error", "words"), [c[1:] for c in LABEL_COLUMNS], ids=[c[0] for c in LABEL_COLUMNS]
+)
+def test_columns_that_label_nothing_are_refused_before_training(session, tiny_encoder, labels, kind, error, words):
+    train = datasets.Dataset.from_dict({"text": ["a", "b"], "label": labels})
+    train = train if kind is None else train.cast_column("label", kind)
+    rows = Rows("rows", train).output
+    with pytest.raises(error, match=words):
+        TrainHFClassifier("a", str(tiny_encoder)).train(*[rows["text"], rows["label"]] * 2)
+
+
+def test_classes_are_matched_by_name_whatever_their_numbers(session, tiny_encoder, data):
+    def numbered(names: list[str], rows: dict[str, Any]) -> datasets.Dataset:
+        made = datasets.Dataset.from_dict({**rows, "label": [names.index(label) for label in rows["label"]]})
+        return made.cast_column("label", datasets.ClassLabel(names=names))
+
+    train, other = opinions(64), opinions(24, seed=1)
+    first = TrainHFClassifier("a", str(tiny_encoder)).train(**data(train, other), **QUICK)
+    turned = data(numbered(["negative", "positive"], train), numbered(["positive", "negative"], other))
+    second = TrainHFClassifier("b", str(tiny_encoder)).train(**turned, **QUICK)
+    assert second.metrics == first.metrics
+    unseen = numbered(["mixed"], {"text": ["a"], "label": ["mixed"]})
+    columns = data(numbered(["negative", "positive"], train), unseen)
+    with pytest.raises(LabelError, match='label "mixed" in row 0'):
+        TrainHFClassifier("c", str(tiny_encoder)).train(**columns)
+
+
 def test_columns_of_different_length_and_other_things_than_columns_are_refused(session, tiny_encoder, data):
     columns = data()
     trainer = TrainHFClassifier("a", str(tiny_encoder))
