@@ -11,7 +11,8 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, TaskType
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from datadreamer_like.errors import DefinitionError, MethodMisfit
+from datadreamer_like.errors import DefinitionError, MethodMisfit, UnknownModel
+from datadreamer_like.models import HFTransformers
 from datadreamer_like.trainers import TrainHFFineTune
 from datadreamer_like.trainers.training.adapters import check_merge, merged, with_adapter
 
@@ -134,3 +135,19 @@ def test_an_adapter_that_cannot_be_merged_is_refused_before_training(session, ti
     unfit = TrainHFFineTune("unfit", tiny_causal_lm, peft_config=LoraConfig(target_modules=["query_key_value"]))
     with pytest.raises(MethodMisfit, match="query_key_value"):
         unfit.train(rows["prompt"], rows["answer"], rows["prompt"], rows["answer"], epochs=1)
+
+
+def test_the_adapter_of_a_trainer_is_found_by_its_model_path(session, tiny_causal_lm, tmp_path):
+    rows = Rows("rows", {"prompt": ["the cat", "the dog"], "answer": ["ran", "sang"]}).output
+    columns = [rows["prompt"], rows["answer"]] * 2
+    trainer = TrainHFFineTune("a", tiny_causal_lm, peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    trainer.train(*columns, epochs=20, batch_size=2, learning_rate=3e-2)
+    asked = {"max_new_tokens": 4, "temperature": 0.0}
+    merged_one = HFTransformers(trainer).run(["the cat", "the dog"], **asked)
+    assert merged_one != HFTransformers(tiny_causal_lm).run(["the cat", "the dog"], **asked)
+    alone = trainer.export(to=tmp_path / "whole").parent / "alone"
+    trainer.export_to_disk(alone, adapter_only=True)
+    for adapter in (trainer.model_path, trainer, Path(trainer.model_path).parent, alone):
+        assert HFTransformers(tiny_causal_lm, adapter_name=adapter).run(["the cat", "the dog"], **asked) == merged_one
+    with pytest.raises(UnknownModel, match="holds no adapter"):
+        HFTransformers(tiny_causal_lm, adapter_name=tmp_path / "whole")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.errors import (
@@ -396,6 +396,78 @@ def test_further_training_arguments_are_passed_on(session, tiny_encoder, data):
     trainer.train(**data(), **QUICK, gradient_accumulation_steps=2, metric_for_best_model="accuracy", max_grad_norm=0.5)
     history = trainer.manifest.result["history"]
     assert trainer.metrics["accuracy"] == pytest.approx(max(entry["accuracy"] for entry in history), abs=1e-6)
+
+
+class StopsAfter(TrainerCallback):
+    """Stops after some steps; it counts, as callbacks of users do."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.seen = steps, 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.seen += 1
+        control.should_training_stop = self.seen >= self.steps
+
+
+def test_callbacks_take_part_and_decide_the_result(tmp_path, tiny_encoder, data):
+    def trained(steps: int) -> TrainHFClassifier:
+        with DataDreamer(tmp_path / "out", verbose=False):
+            return TrainHFClassifier("a", str(tiny_encoder)).train(**data(), **QUICK, callbacks=[StopsAfter(steps)])
+
+    first = trained(5)
+    assert first.manifest.result["epochs"] < 1
+    assert trained(5).fingerprint == first.fingerprint
+    assert trained(5).usage.rows == 0
+    assert trained(7).fingerprint != first.fingerprint
+    with (
+        DataDreamer(tmp_path / "out", verbose=False),
+        pytest.raises(ArgumentTypeError, match="TrainerCallback objects"),
+    ):
+        TrainHFClassifier("b", str(tiny_encoder)).train(**data(), callbacks=[print])
+
+
+def test_options_of_the_log_change_no_result(session, tiny_encoder, data):
+    columns = data()
+    plain = TrainHFClassifier("a", str(tiny_encoder)).train(**columns, **QUICK)
+    for option in (
+        {"logging_steps": 2}, {"logging_strategy": "steps"}, {"save_total_limit": 3}, {"report_to": "none"},
+        {"dataloader_num_workers": 0}, {"eval_strategy": "epoch"}, {"load_best_model_at_end": True},
+    ):  # fmt: skip
+        again = TrainHFClassifier("b", str(tiny_encoder)).train(**columns, **QUICK, **option)
+        assert again.fingerprint == plain.fingerprint
+        assert again.metrics == plain.metrics
+
+
+def test_max_steps_and_mixed_precision_are_passed_on(session, tiny_encoder, data):
+    columns = data()
+    short = TrainHFClassifier("short", str(tiny_encoder)).train(**columns, **QUICK, max_steps=3)
+    assert short.manifest.result["epochs"] == pytest.approx(3 / 12)
+    assert short.usage.total_rows == 24
+    mixed = TrainHFClassifier("mixed", str(tiny_encoder)).train(**columns, **QUICK, bf16=True)
+    assert mixed.model.dtype == torch.float32
+    assert mixed.fingerprint != short.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"eval_strategy": "steps"}, "each epoch is evaluated and saved"),
+        ({"evaluation_strategy": "no"}, "each epoch is evaluated"),
+        ({"save_steps": 50}, "each epoch is evaluated"),
+        ({"load_best_model_at_end": False}, "the best epoch is kept"),
+        ({"resume_from_checkpoint": "x"}, "resumes by itself"),
+        ({"push_to_hub": True}, "publish_to_hf_hub"),
+        ({"output_dir": "x"}, "export_to_disk"),
+        ({"use_cpu": True}, "pass device="),
+        ({"deepspeed": "x.json"}, "one process trains on one device"),
+        ({"per_device_train_batch_size": 4}, 'called "batch_size"'),
+        ({"lr": 4}, 'called "learning_rate"'),
+        ({"data_seed": 4}, "seed= seeds everything"),
+    ],
+)
+def test_arguments_that_would_break_a_promise_are_refused_with_the_reason(session, tiny_encoder, data, option, words):
+    with pytest.raises(DefinitionError, match=words):
+        TrainHFClassifier("a", str(tiny_encoder)).train(**data(), **option)
 
 
 def test_a_quantized_model_is_not_trained(session, tiny_encoder, data):

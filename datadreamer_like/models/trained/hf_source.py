@@ -28,6 +28,9 @@ from .model_files import damage_of, files_identity, model_folder
 HOW_FETCHED = frozenset({"token", "cache_dir", "local_files_only"})
 """Arguments of `from_pretrained` that do not decide which model is loaded; `token` is a secret."""
 
+ADAPTER_FOLDER = "adapter"
+"""Where a trainer's result has its adapter, next to the model."""
+
 _README_SECONDS = 5
 _MODEL_FILES = ("config.json", "modules.json", "adapter_config.json")
 _BIBTEX = re.compile(r"^\s*(@\w+\s*\{.*?^\s*\})", re.MULTILINE | re.DOTALL)
@@ -123,6 +126,26 @@ def hf_source(model: Any, revision: str | None = None) -> HFSource:
             'as in "owner/name".'
         )
     return HFSource(str(model), revision=revision, origin=origin)
+
+
+def adapter_source(adapter: Any) -> HFSource:
+    """Returns the source of an adapter: its folder or Hub id, or a trainer with one, or the `path` of such a trainer.
+
+    Raises:
+        UnknownModel: The folder holds a model, or nothing.
+        ArgumentTypeError: It is none of these.
+    """
+    named = adapter if isinstance(adapter, str | os.PathLike) else getattr(adapter, "path", None)
+    if named is not None and (folder := Path(named).expanduser()).is_dir():
+        # A trainer saves its adapter next to the model that it is merged into.
+        for place in (folder, folder.parent / ADAPTER_FOLDER, folder / ADAPTER_FOLDER):
+            if (place / "adapter_config.json").is_file():
+                return HFSource(str(place.absolute()))
+        raise UnknownModel(
+            f"{folder} holds no adapter (it has no adapter_config.json). Give the folder of one, or a trainer with a "
+            "peft_config; a whole model is given as model_name."
+        )
+    return hf_source(adapter)
 
 
 @contextmanager

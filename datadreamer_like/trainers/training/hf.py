@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from datadreamer_like.distillation import Objective, Supervised
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean, require_extra
 from datadreamer_like.evaluation.columns import Columns, check_columns
 from datadreamer_like.evaluation.tasks.examples import Examples
 from datadreamer_like.evaluation.tasks.task import Task, check_attentions
@@ -27,7 +27,14 @@ from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.llms.chat_template import AUTO
 from datadreamer_like.models.quiet import quiet
-from datadreamer_like.models.trained.hf_source import HOW_FETCHED, HFSource, forget_gguf, hf_source, loading
+from datadreamer_like.models.trained.hf_source import (
+    ADAPTER_FOLDER,
+    HOW_FETCHED,
+    HFSource,
+    forget_gguf,
+    hf_source,
+    loading,
+)
 from datadreamer_like.models.trained.model_files import system_errors
 from datadreamer_like.models.trained.model_node import as_trained_model
 from datadreamer_like.models.trained.trained_model import TrainedModel
@@ -40,9 +47,6 @@ from .options import HFOptions, Training, a_dtype, one_device, training_device
 from .teaching import is_live, node_of, prepare_teacher, unload_teacher
 
 logger = logging.getLogger("datadreamer_like")
-
-ADAPTER_FOLDER = "adapter"
-_AUTOCAST: dict[object, str] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 class HFTrainer(Trainer):
@@ -75,6 +79,8 @@ class HFTrainer(Trainer):
             if hint:
                 raise DefinitionError(f'{type(self).__name__} has no option "{option}".{hint}')
         self.further = given
+        if type(self.quantization_config).__name__ == "BitsAndBytesConfig":
+            require_extra("qlora", "bitsandbytes", what=f"{type(self).__name__} with a BitsAndBytesConfig")
         if self.quantization_config is not None and self.peft_config is None:
             raise DefinitionError(
                 f"{type(self).__name__}: quantized weights cannot be trained. Pass a peft_config too, to train an "
@@ -152,9 +158,9 @@ class HFTrainer(Trainer):
         self.need_session()
         training = Training.from_options(options, f'"{self.name}".train', self.arguments, self.decided)
         checked = check_columns(columns, optional)
-        if self.dtype == torch.float16 and training_device(self.device).type == "cpu":
+        if training.autocast(self.dtype) == "fp16" and training_device(self.device).type == "cpu":
             raise DefinitionError(
-                f'"{self.name}": training in float16 needs a GPU. Leave dtype out, or pass dtype="bfloat16".'
+                f'"{self.name}": training in float16 needs a GPU. Leave it out, or pass dtype="bfloat16".'
             )
         parts = {
             **class_part(type(self)),
@@ -209,7 +215,7 @@ class HFTrainer(Trainer):
             if self.peft_config is not None:
                 model = self._with_adapter(model, task, train)
             run = Run(
-                model, task, train, validation, training, self.scratch, device, _AUTOCAST.get(self.dtype),
+                model, task, train, validation, training, self.scratch, device, training.autocast(self.dtype),
                 minimised, teachers, modules,
             )  # fmt: skip
             fitted = self.fit(run)

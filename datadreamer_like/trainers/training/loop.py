@@ -107,6 +107,7 @@ def fit(
         callbacks.append(stop)
     if kept:
         callbacks.append(KeepZeros(kept))
+    callbacks += training.callbacks
     checkpoint = newest_checkpoint(run.folder / CHECKPOINTS)
     if checkpoint is not None:
         so_far = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
@@ -147,8 +148,11 @@ def _arguments(kind: type[TrainingArguments], run: Run, defaults: Mapping[str, A
         "metric_for_best_model": "loss",
         "save_total_limit": 1,
         "dataloader_pin_memory": not use_cpu and torch.cuda.is_available(),
+        "logging_strategy": "steps" if {"logging_steps", "report_to"} & set(training.further) else "no",
+        "report_to": "none",
+        "disable_tqdm": True,
         **defaults,
-        **training.further,
+        **{name: value for name, value in training.further.items() if name not in ("bf16", "fp16")},
         **{name: getattr(training, name) for name in same},
     }
     try:
@@ -160,9 +164,6 @@ def _arguments(kind: type[TrainingArguments], run: Run, defaults: Mapping[str, A
             eval_strategy="epoch",
             save_strategy="epoch",
             load_best_model_at_end=True,
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
             remove_unused_columns=False,
             label_names=["labels"],
             use_cpu=use_cpu,
