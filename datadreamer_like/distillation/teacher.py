@@ -15,9 +15,7 @@ from torch import Tensor, nn
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, LabelError, MethodMisfit
 
-_NO_LIMIT = 10**9  # tokenizers without a limit have 10^30
-# RoBERTa-style models number positions from the padding id.
-_POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet"}
+from .tokens import NO_LIMIT, batch_of, max_tokens
 
 
 class Teacher(Protocol):
@@ -91,16 +89,16 @@ def teacher_logits_for_texts(
             raise DataError(f"Text {index} is {type(text).__name__}, not a text. Filter such rows out first.")
     model, tokenizer = teacher.model, teacher.tokenizer
     config = getattr(model, "config", None)
-    longest = min(max_length or _NO_LIMIT, max_tokens(config, tokenizer) or _NO_LIMIT)
+    longest = min(max_length or NO_LIMIT, max_tokens(config, tokenizer) or NO_LIMIT)
     order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
     found = torch.empty(0, int(getattr(config, "num_labels", 0)))
     with eval_mode(model, device):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            batch = tokenizer(
-                [texts[row] for row in rows], padding=True, truncation=True, max_length=longest, return_tensors="pt"
-            )
-            logits = getattr(model(**batch.to(device_of(model))), "logits", None)
+            batch = batch_of(tokenizer, [texts[row] for row in rows], longest)
+            home = device_of(model)
+            found_now = model(**{name: value.to(home) for name, value in batch.items()})
+            logits = getattr(found_now, "logits", None)
             if not isinstance(logits, Tensor) or logits.dim() != 2:
                 raise MethodMisfit(
                     f"The teacher, {type(model).__name__}, gives no logits [rows, classes], so it cannot teach a "
@@ -172,12 +170,3 @@ def eval_mode(model: nn.Module, device: torch.device | str | None = None) -> Ite
 def device_of(model: nn.Module) -> torch.device:
     """The device of a model's weights; those of a quantized model may all be buffers."""
     return next(chain(model.parameters(), model.buffers()), torch.empty(0)).device
-
-
-def max_tokens(config: Any, tokenizer: Any) -> int | None:
-    """Returns the smaller of the tokenizer's limit and the model's positions; None if neither is known."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions and getattr(config, "model_type", None) in _POSITIONS_AFTER_PADDING:
-        positions -= config.pad_token_id + 1
-    limits = (tokenizer.model_max_length, positions)
-    return min((limit for limit in limits if limit and limit < _NO_LIMIT), default=None)

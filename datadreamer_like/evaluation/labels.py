@@ -78,13 +78,15 @@ def find_labels(column: Column, where: str, *, optional: bool = False) -> LabelS
     If `optional`, labels may be None; if all are, the set is empty.
 
     Raises:
-        LabelError: A value cannot be a label, labels have mixed types, or there is only one class.
+        LabelError: A value cannot be a label, labels have mixed types, or all rows have the same.
         DataError: A value is missing.
     """
     naming = class_names(column)
     kinds: dict[type, int] = {}
     found: set[Any] = set()
     multi: bool | None = None
+    first: set[Any] | None = None
+    constant = True
     for row, value in enumerate(column.values()):
         if value is None:
             if optional:
@@ -101,12 +103,25 @@ def find_labels(column: Column, where: str, *, optional: bool = False) -> LabelS
             label_name(label, where, row, naming)
             kinds.setdefault(type(label), row)
             found.add(label)
+        if constant and is_list:
+            first = {*value} if first is None else first
+            constant = first == {*value}
     if len(kinds) > 1:
         spoken = ", ".join(f"{kind.__name__} (row {row})" for kind, row in kinds.items())
         raise LabelError(f"{where} mixes labels of different types: {spoken}. Make them of one type with step.map.")
     names = tuple(naming or (str(label) for label in sorted(found)))
-    if found and len(names) < 2 and not multi and not optional:
-        raise LabelError(f'{where} has only one label, "{names[0]}", so there is nothing to learn. It needs two.')
+    if optional:
+        return LabelSet(names if found else (), bool(multi))
+    if not found:
+        raise LabelError(f"{where} has an empty list of labels in every row, so there is nothing to learn.")
+    if len(found) < 2 and not multi:
+        raise LabelError(
+            f'{where} has only one label, "{label_name(found.pop(), where, 0, naming)}", so there is nothing to learn. '
+            "It needs two."
+        )
+    if multi and constant:
+        listed = ", ".join(sorted(label_name(label, where, 0, naming) for label in found))
+        raise LabelError(f"{where} has the same labels in every row ({listed}), so there is nothing to learn.")
     return LabelSet(names, bool(multi))
 
 

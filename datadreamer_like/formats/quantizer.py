@@ -17,7 +17,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from datadreamer_like.errors import MethodMisfit, NewerFormat
+from datadreamer_like.errors import MethodMisfit, NewerFormat, StorageError
 
 from .layout import CodedModule, Entry, in_order, kind_of, name_in, renamed
 from .modules import replace_modules
@@ -175,10 +175,22 @@ def rename_modules(model: nn.Module, names: Mapping[str, str | None]) -> None:
 
 
 def load(folder: str | os.PathLike[str], **options: Any) -> nn.Module:
-    """Loads a model from a folder or the Hub, in the class that was saved; `options` go to `from_pretrained`."""
+    """Loads a model from a folder or the Hub, in the class that was saved; `options` go to `from_pretrained`.
+
+    Raises:
+        StorageError: The files lack weights of the model's head, which would be random.
+    """
     config = transformers.AutoConfig.from_pretrained(folder)
     model_class = getattr(transformers, (config.architectures or ["AutoModel"])[0])
-    return cast(nn.Module, model_class.from_pretrained(folder, **options))
+    model, found = model_class.from_pretrained(folder, output_loading_info=True, **options)
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    lacking = sorted(name for name in found["missing_keys"] if not name.startswith(prefix))
+    if lacking and hasattr(model, prefix[:-1]):
+        raise StorageError(
+            f"The files of {folder} lack {len(lacking):,} of the weights of {model_class.__name__}, such as "
+            f"{lacking[0]}. Make the model again, or restore its files."
+        )
+    return cast(nn.Module, model)
 
 
 def has_codes(model: nn.Module) -> bool:

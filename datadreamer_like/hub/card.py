@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import CardData, RepoCard
 
 from datadreamer_like.graph.card import Card
+from datadreamer_like.storage.shown import clean, markdown
 
 from .metadata import SYNTHETIC_TAG, TAG, public_name, stated
 
@@ -67,25 +68,18 @@ def readme(kind: str, card: Card, metadata: Mapping[str, Any], *, load: str, con
 
 def fence(text: str, language: str = "text") -> str:
     """Puts text into a fenced block whose fence is longer than any in the text."""
-    clean = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", text.replace("\r\n", "\n").replace("\r", "\n"))
-    clean = clean.encode("utf-8", "replace").decode()
-    longest = max((len(run) for run in re.findall(r"`+", clean)), default=0)
+    shown = clean(text)
+    longest = max((len(run) for run in re.findall(r"`+", shown)), default=0)
     ticks = "`" * max(3, longest + 1)
-    return f"{ticks}{language}\n{clean}\n{ticks}"
+    return f"{ticks}{language}\n{shown}\n{ticks}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Renders a Markdown table with escaped cells; an empty text without rows."""
     if not rows:
         return ""
-    lines = [header, ["---"] * len(header), *([plain(str(value)) for value in row] for row in rows)]
+    lines = [header, ["---"] * len(header), *([markdown(str(value)) for value in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def plain(text: str) -> str:
-    """Escapes text for Markdown and HTML, on one line."""
-    one_line = " ".join(text.encode("utf-8", "replace").decode().split())
-    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", one_line)
 
 
 def _body(kind: str, card: Card, is_synthetic: bool, load: str, content: str) -> str:
@@ -108,20 +102,20 @@ def _body(kind: str, card: Card, is_synthetic: bool, load: str, content: str) ->
     }
     shown = [f"## {title}\n\n{text}" for title, text in sections.items() if text]
     made_with = f"Made with {TAG} {card.package_version}".rstrip() + "."
-    return "\n\n".join([f"# {plain(card.name)}", _summary(kind, card, is_synthetic), *shown, made_with])
+    return "\n\n".join([f"# {markdown(card.name)}", _summary(kind, card, is_synthetic), *shown, made_with])
 
 
 def _summary(kind: str, card: Card, is_synthetic: bool) -> str:
     what, how = "A model", "It was trained, wholly or in part, on rows that a language model wrote."
     if kind == "dataset":
         what, how = "Rows", "A language model wrote them, or a part of them."
-    made = f"{what} made by the {card.kind} “{plain(card.name)}” (`{card.class_name}`)"
+    made = f"{what} made by the {card.kind} “{markdown(card.name)}” (`{card.class_name}`)"
     made += f" on {card.created[:10]}." if card.created else "."
     return f"{made} {how}" if is_synthetic else made
 
 
 def _listed(names: Sequence[str]) -> str:
-    return "\n".join(f"- {plain(public_name(name))}" for name in names)
+    return "\n".join(f"- {markdown(public_name(name))}" for name in names)
 
 
 def _lineage(nodes: Sequence[Card]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 
+from datadreamer_like.storage.shown import one_line
+
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2129; --soft: #667085; --rule: #e4e7ec; --ground: #ffffff; --band: #f7f8fa }
 @media (prefers-color-scheme: dark) {
@@ -27,7 +29,7 @@ figure svg { display: block; width: 100%; height: auto }
 
 def page(title: str, *parts: str) -> str:
     """Returns a self-contained page of pieces of HTML: a table, `figure(svg)`, a paragraph; `title` is plain text."""
-    name = html.escape(title)
+    name = html.escape(one_line(title))
     body = "\n".join(parts)
     head = f"<h1>{name}</h1>\n" if title else ""
     return (
@@ -39,4 +41,4 @@ def page(title: str, *parts: str) -> str:
 
 def figure(svg: str, description: str) -> str:
     """Returns an `<svg>` element as an HTML figure, with a description for screen readers."""
-    return f'<figure role="img" aria-label="{html.escape(description)}">\n{svg}\n</figure>'
+    return f'<figure role="img" aria-label="{html.escape(one_line(description))}">\n{svg}\n</figure>'

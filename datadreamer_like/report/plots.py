@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+import textwrap
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.errors import require_extra
+from datadreamer_like.storage.shown import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +32,10 @@ _STYLE: Any = {
     "xtick.color": _SOFT,
     "ytick.color": _SOFT,
     "text.color": _INK,
+    "text.parse_math": False,  # a dollar sign in a name is one
+    "text.usetex": False,
 }
+_LONGEST_LABEL, _LONGEST_LINE = 40, 110
 
 
 @dataclass(frozen=True)
@@ -73,9 +80,10 @@ def tradeoff(
             axis.set_xlabel(x_label)
         axes[0].set_ylabel(y_label)
         if title:
-            figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+            figure.suptitle(one_line(title, _LONGEST_LINE), x=0.01, ha="left", fontsize=12, fontweight="bold")
         if caption:
-            figure.supxlabel(caption, x=0.01, ha="left", fontsize=8.5, color=_SOFT)
+            lines = textwrap.fill(one_line(caption, 4 * _LONGEST_LINE), _LONGEST_LINE * len(x_labels) // 2)
+            figure.supxlabel(lines, x=0.01, ha="left", fontsize=8.5, color=_SOFT)
         # Labels are placed after the layout is computed and fixed.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
@@ -99,10 +107,16 @@ def to_svg(figure: Figure) -> str:
     return text[text.index("<svg") :].rstrip()
 
 
-def _styled() -> Any:
+@contextmanager
+def _styled() -> Iterator[None]:
     import matplotlib
 
-    return matplotlib.rc_context(_STYLE)
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # A box stands for a character that no font has.
+        warnings.filterwarnings(
+            "ignore", r"Glyph .* missing from font|Matplotlib currently does not support", UserWarning
+        )
+        yield
 
 
 def _draw_panel(axis: Axes, marks: Sequence[Mark], number: int, ratio: float) -> None:
@@ -160,7 +174,9 @@ def _label(axis: Axes, marks: Sequence[Mark], number: int) -> None:
     ground = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
     pixels = figure.dpi / 72
     for colour, mark, x in sorted(shown, key=lambda one: -one[1].y):
-        note = axis.annotate(mark.label, (x, mark.y), (0, 0), color=colour, bbox=ground, **style)
+        note = axis.annotate(
+            one_line(mark.label, _LONGEST_LABEL), (x, mark.y), (0, 0), color=colour, bbox=ground, **style
+        )
         size = note.get_window_extent(renderer)
         left, below = axis.transData.transform((x, mark.y))
         places: list[tuple[float, int, Bbox]] = []

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
+from datadreamer_like.storage.shown import clean, markdown, one_line
+
 from .pages import page
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ class TableColumn:
         if self.factor != 1.0:
             value = value.scaled(self.factor) if isinstance(value, Interval) else value * self.factor
         text = format(value, self.format) if self.format else str(value)
-        return text.replace("-", "−") if isinstance(value, int | float | Interval) else text
+        return text.replace("-", "−") if isinstance(value, int | float | Interval) else clean(text)
 
 
 @dataclass(frozen=True)
@@ -99,17 +101,20 @@ class Table:
                 blocks.append([0])
             blocks[-1].append(index)
         text = "\n\n".join(self._block(block, widths) for block in blocks)
-        title = f"{self.title}\n\n" if self.title else ""
-        notes = "".join("\n" + textwrap.fill(note, width) for note in self.notes)
+        title = f"{one_line(self.title)}\n\n" if self.title else ""
+        notes = "".join("\n" + textwrap.fill(clean(note), width) for note in self.notes)
         return title + text + ("\n" + notes if notes else "")
 
     def to_markdown(self) -> str:
         """Returns the table in GitHub's Markdown."""
         heads = [column.header + (f" ({column.unit})" if column.unit else "") for column in self.columns]
         rules = ["---" if column.align == "left" else "---:" for column in self.columns]
-        lines = [_markdown_line(heads), _markdown_line(rules), *map(_markdown_line, self.cells())]
-        notes = "".join(f"\n\n{note}" for note in self.notes)
-        return (f"**{self.title}**\n\n" if self.title else "") + "\n".join(lines) + notes
+        lines = [_markdown_line(map(markdown, heads)), _markdown_line(rules)]
+        for row, cells in zip(self.rows, self.cells(), strict=True):
+            texts = [isinstance(row.get(column.key), str) for column in self.columns]
+            lines.append(_markdown_line(markdown(c) if text else c for c, text in zip(cells, texts, strict=True)))
+        notes = "".join(f"\n\n{markdown(note)}" for note in self.notes)
+        return (f"**{markdown(self.title)}**\n\n" if self.title else "") + "\n".join(lines) + notes
 
     def to_html(self) -> str:
         """Returns a self-contained page with the table."""
@@ -121,7 +126,7 @@ class Table:
         heads = [html.escape(column.header) + unit for column, unit in zip(self.columns, units, strict=True)]
         head = self._html_row("th", heads)
         body = "\n".join(self._html_row("td", map(html.escape, cells)) for cells in self.cells())
-        notes = "".join(f'\n<p class="note">{html.escape(note)}</p>' for note in self.notes)
+        notes = "".join(f'\n<p class="note">{html.escape(clean(note))}</p>' for note in self.notes)
         return f"<table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>{notes}"
 
     def to_pandas(self) -> pd.DataFrame:
@@ -191,6 +196,5 @@ def _lines(texts: Sequence[str], columns: Sequence[TableColumn], sizes: Sequence
     return lines
 
 
-def _markdown_line(cells: Sequence[str]) -> str:
-    escaped = (cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in cells)
-    return f"| {' | '.join(escaped)} |"
+def _markdown_line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -22,6 +22,7 @@ from datadreamer_like.models.llms.chat_template import AUTO, AutoText, checked
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.trained_model import loaded
 from datadreamer_like.report import Interval, Table, frame
+from datadreamer_like.storage.shown import clean
 from datadreamer_like.storage.tables import TableWriter, open_table
 
 from .comparison import HTML_NAME, PNG_NAME, Comparison, Measured, unique
@@ -277,7 +278,7 @@ class Compare(Stage):
             raise DefinitionError(
                 f'"{self.name}": there are {len(self.models)} models and {len(names)} names. Pass one name per model.'
             )
-        return unique([str(name) for name in names])
+        return unique([clean(str(name)) for name in names])
 
     def _baseline(self, baseline: object | None, models: Sequence[object]) -> int:
         """Index of the model that the others are compared with."""

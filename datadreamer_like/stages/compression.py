@@ -11,12 +11,12 @@ import torch  # noqa: TID253  (imported with the first stage that compresses, wh
 
 from datadreamer_like.compression import CompressionMethod
 from datadreamer_like.distillation.losses import IGNORED_LABEL
+from datadreamer_like.distillation.tokens import padded_inputs, padding_id
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
 from datadreamer_like.evaluation.columns import check_column, check_lengths, check_number, read_rows, read_texts
 from datadreamer_like.evaluation.costs import size_of
 from datadreamer_like.evaluation.labels import LabelSet, class_names
-from datadreamer_like.evaluation.tasks.examples import padded_inputs
-from datadreamer_like.evaluation.tasks.task import row_limit
+from datadreamer_like.evaluation.tasks.task import row_limit, tokenize
 from datadreamer_like.graph import Node, current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
@@ -216,8 +216,8 @@ class Calibration:
         start = 0
         for rows in read_rows(self.columns, labels=name, portion=self.batch_size):
             usage.note = f"measuring on batches of {self.batch_size}"
-            ids = tokenizer([row[0] for row in rows], truncation=True, max_length=self.max_length)["input_ids"]
-            batch = padded_inputs(ids, int(tokenizer.pad_token_id or 0))
+            ids = tokenize(tokenizer, [row[0] for row in rows], max_length=self.max_length)
+            batch = padded_inputs(ids, padding_id(tokenizer))
             if known is not None:
                 batch["labels"] = torch.from_numpy(known.targets([row[1] for row in rows], name, start, naming))
             elif self.trained.task == "text2text-generation":

@@ -17,15 +17,15 @@ from torch import nn
 from datadreamer_like import DataDreamer
 from datadreamer_like.distillation import Combined, Outputs, TeacherModel
 from datadreamer_like.errors import MethodMisfit
-from datadreamer_like.steps import DataSource
+from datadreamer_like.steps import DataSource, Prompt
 
 PAGES = Path(__file__).parents[2] / "docs" / "contributing"
 
 
 @contextmanager
-def defined_by(page: str) -> Iterator[dict[str, Any]]:
-    """Runs the first Python block of a page, and yields what it defines."""
-    code = re.findall(r"```python\n(.*?)```", (PAGES / page).read_text(encoding="utf-8"), flags=re.DOTALL)[0]
+def defined_by(page: str, block: int = 0) -> Iterator[dict[str, Any]]:
+    """Runs a Python block of a page, the first one by default, and yields what it defines."""
+    code = re.findall(r"```python\n(.*?)```", (PAGES / page).read_text(encoding="utf-8"), flags=re.DOTALL)[block]
     module = ModuleType("worked_example")  # a dataclass looks its module up
     sys.modules[module.__name__] = module
     try:
@@ -68,3 +68,37 @@ def test_the_method_zeroes_half_of_each_row_and_rejects_a_misfit(small_classifie
         assert (weight == 0).sum(1).tolist() == [weight.shape[1] // 2] * weight.shape[0]
         with pytest.raises(MethodMisfit, match="it has no linear layers"):
             method.apply(nn.Sequential(nn.ReLU()))
+
+
+def test_an_llm_of_a_script_that_moves_here_answers(tmp_path: Path) -> None:
+    with defined_by("../migrating.md") as defined, DataDreamer(tmp_path, verbose=False):
+        rows = DataSource("Rows", {"text": ["hello", "ho"]})
+        answers = Prompt("Ask", inputs={"prompts": rows.output["text"]}, args={"llm": defined["Shouting"]()})
+        assert list(answers.output["generations"]) == ["HELLO", "HO"]
+        assert defined["Shouting"]().run(["hello"], max_new_tokens=2) == ["HE"]
+
+
+def test_trainers_of_a_script_that_moves_here_train_once(tmp_path: Path, small_classifier: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    runs = tmp_path / "runs"
+
+    def my_loop(texts: list[str], labels: list[str], epochs: int) -> tuple[Any, Any]:
+        with runs.open("a") as log:
+            log.write(f"{len(texts)} {len(labels)} {epochs}\n")
+        load = AutoModelForSequenceClassification.from_pretrained(small_classifier)
+        return load, AutoTokenizer.from_pretrained(small_classifier)
+
+    with defined_by("../migrating.md", 1) as defined:
+        for _ in range(2):
+            with DataDreamer(tmp_path / "out", verbose=False):
+                rows = DataSource("Rows", {"text": ["a cat", "a dog"] * 2, "label": ["cat", "dog"] * 2}).output
+                defined["my_loop"] = my_loop
+                mine = defined["TrainMine"]("Mine").train(rows["text"], rows["label"])
+                head = defined["TrainHead"]("Head", small_classifier)
+                head.train(*[rows["text"], rows["label"]] * 2, epochs=1, batch_size=2)
+    assert runs.read_text() == "4 4 3\n"
+    assert len(mine.predict(["a cat"])) == 1
+    before, after = AutoModelForSequenceClassification.from_pretrained(small_classifier), head.model
+    pairs = dict(before.base_model.named_parameters()), dict(after.base_model.named_parameters())
+    assert all(torch.equal(pairs[0][name], pairs[1][name]) for name in pairs[0])

@@ -31,7 +31,7 @@ from datadreamer_like.distillation import (
     supervised_loss,
     teacher_logits_for_texts,
 )
-from datadreamer_like.distillation.teacher import max_tokens
+from datadreamer_like.distillation.tokens import max_tokens
 from datadreamer_like.errors import (
     ArgumentTypeError,
     DataError,

@@ -6,10 +6,12 @@ import re
 
 import pytest
 import yaml
+from hostile import HOSTILE
 
 from datadreamer_like.graph.card import Card
-from datadreamer_like.hub.card import fence, plain, readme
+from datadreamer_like.hub.card import fence, readme
 from datadreamer_like.hub.metadata import LICENSES, card_metadata, dataset_keys, is_local, public_name
+from datadreamer_like.storage.shown import clean, markdown
 
 ODD_PROMPTS = [
     "plain",
@@ -125,4 +127,23 @@ def test_names_are_shown_without_this_machine_or_secrets(name: str, local: bool,
 
 def test_a_fence_is_longer_than_any_inside() -> None:
     assert fence("a ````` b").startswith("``````text\n")
-    assert plain("a|b\n<script>*x*") == r"a\|b \<script\>\*x\*"
+    assert markdown("a|b\n<script>*x*") == r"a\|b \<script\>\*x\*"
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_card_shows_names_as_names(name: str) -> None:
+    card = Card(name, "step", "Prompt", prompts=[name], facts={"fact": name}, datasets=[name], licenses=[name])
+    card.parents = [Card(name, "step", "DataSource")]
+    text = written(card)
+    front, body = text.removeprefix("---\n").split("\n---\n", 1)
+    assert yaml.safe_load(front)["pretty_name"] == clean(name) or yaml.safe_load(front)["pretty_name"] == name
+    assert set(yaml.safe_load(front)) <= {"pretty_name", "size_categories", "source_datasets", "license", "tags"}
+    blocks = fenced(body)
+    assert clean(name) in blocks
+    outside = body
+    for block in blocks:
+        outside = outside.replace(f"\n{block}\n", "\n\n")
+    headings = [line for line in outside.split("\n") if line.startswith("# ")]
+    assert headings == [f"# {markdown(name)}"]
+    assert not re.search(r"(?<![\\])<(?!!-- datadreamer-like)", outside)
+    assert readme("dataset", card, metadata(card), load="load()").over(text) == text

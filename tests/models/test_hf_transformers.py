@@ -338,3 +338,11 @@ def test_a_tokenizer_without_special_tokens_pads_with_a_masked_id(tiny_causal_lm
     assert together == [model().run([prompt], max_new_tokens=4, force=True)[0] for prompt in prompts]
     (empty,) = model().answers([""], max_new_tokens=2)
     assert (empty.error is None) == ("bos_token" not in missing)
+
+
+def test_a_template_that_refuses_the_system_prompt_ends_the_run_before_a_row(tiny_causal_lm):
+    template = "{{ raise_exception('no system') if messages[0].role == 'system' }}{{ messages[0].content }}"
+    llm = HFTransformers(tiny_causal_lm, chat_prompt_template=template, system_prompt="Be brief.")
+    with pytest.raises(DefinitionError, match=r"no system.*leave system_prompt out"):
+        llm.run(["Hi", "Ho"], max_new_tokens=2)
+    assert len(HFTransformers(tiny_causal_lm, chat_prompt_template=template).run(["Hi"], max_new_tokens=2)) == 1

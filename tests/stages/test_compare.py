@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hostile import HOSTILE
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
@@ -31,6 +32,7 @@ from datadreamer_like.quantization import DynamicInt8
 from datadreamer_like.stages import Compare, Prune, Quantize
 from datadreamer_like.stages.comparison import Comparison
 from datadreamer_like.steps.sources.data_source import DataSource
+from datadreamer_like.storage.shown import clean, one_line
 from datadreamer_like.trainers import TrainHFClassifier
 
 from .conftest import LABELS, rows
@@ -282,3 +284,17 @@ def test_outside_a_session_it_says_where_it_belongs(tmp_path: Path, good: Path):
         data = DataSource("Rows", data={"text": ["a cat"], "label": ["animals"]})
     with pytest.raises(SessionError, match=r"with DataDreamer\(folder\)"):
         Compare("Cost", [good], data.output["text"], data.output["label"], **QUICK)
+
+
+def test_models_and_comparisons_may_be_called_anything(session: DataDreamer, good: Path, column: Column):
+    fast = {"repeats": 1, "latency_texts": 1, "throughput_texts": 2, "resamples": 10}
+    named = _compare([good] * len(HOSTILE), column, HOSTILE[0], names=HOSTILE, **fast)
+    assert named.names == [clean(name) for name in HOSTILE]
+    assert named.predictions.column_names == ["text", "label", *named.names]
+    page = named.html_path.read_text(encoding="utf-8")
+    assert not {"<script>alert", "<img src"} & {part for part in ("<script>alert", "<img src") if part in page}
+    assert session.folder in named.html_path.parents
+    for title in HOSTILE[1:6]:
+        drawn = named.comparison.plot(title)
+        assert drawn.get_suptitle() == one_line(title)
+    assert _compare([good] * 2, column, names=["half \ud800", "b"], baseline="b", **fast).comparison.baseline == 1

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.errors import (
@@ -310,6 +310,49 @@ def test_bad_rows_are_refused_before_training(session, tiny_encoder, data, train
         TrainHFClassifier("a", str(tiny_encoder)).train(*columns)
 
 
+CLASSES = datasets.ClassLabel(names=["cat", "dog"])
+LABEL_COLUMNS = [
+    ("all empty lists", [[], []], None, LabelError, "empty list of labels in every row"),
+    ("all the same list", [["a", "b"], ["b", "a"]], None, LabelError, r"same labels in every row \(a, b\)"),
+    ("one class of two", [1, 1], CLASSES, LabelError, 'only one label, "dog"'),
+    ("one text", ["x", "x"], None, LabelError, "only one label"),
+    ("all None", [None, None], datasets.Value("string"), DataError, "train_output.*None in row 0"),
+    ("a missing label", [0, -1], CLASSES, LabelError, "-1 in row 1.*numbered from 0"),
+    ("NaN", [float("nan"), 1.0], None, LabelError, "nan in row 0"),
+    ("floats", [0.0, 1.0], None, LabelError, r"0\.0 in row 0, of type float"),
+    ("None in a list", [["a"], [None, "b"]], None, LabelError, "None in row 1"),
+    ("lists of lists", [[["a"]], [["b"]]], None, LabelError, r"\['a'\] in row 0, of type list"),
+    ("bytes", [b"a", b"b"], None, LabelError, "of type bytes"),
+]
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "error", "words"), [c[1:] for c in LABEL_COLUMNS], ids=[c[0] for c in LABEL_COLUMNS]
+)
+def test_columns_that_label_nothing_are_refused_before_training(session, tiny_encoder, labels, kind, error, words):
+    train = datasets.Dataset.from_dict({"text": ["a", "b"], "label": labels})
+    train = train if kind is None else train.cast_column("label", kind)
+    rows = Rows("rows", train).output
+    with pytest.raises(error, match=words):
+        TrainHFClassifier("a", str(tiny_encoder)).train(*[rows["text"], rows["label"]] * 2)
+
+
+def test_classes_are_matched_by_name_whatever_their_numbers(session, tiny_encoder, data):
+    def numbered(names: list[str], rows: dict[str, Any]) -> datasets.Dataset:
+        made = datasets.Dataset.from_dict({**rows, "label": [names.index(label) for label in rows["label"]]})
+        return made.cast_column("label", datasets.ClassLabel(names=names))
+
+    train, other = opinions(64), opinions(24, seed=1)
+    first = TrainHFClassifier("a", str(tiny_encoder)).train(**data(train, other), **QUICK)
+    turned = data(numbered(["negative", "positive"], train), numbered(["positive", "negative"], other))
+    second = TrainHFClassifier("b", str(tiny_encoder)).train(**turned, **QUICK)
+    assert second.metrics == first.metrics
+    unseen = numbered(["mixed"], {"text": ["a"], "label": ["mixed"]})
+    columns = data(numbered(["negative", "positive"], train), unseen)
+    with pytest.raises(LabelError, match='label "mixed" in row 0'):
+        TrainHFClassifier("c", str(tiny_encoder)).train(**columns)
+
+
 def test_columns_of_different_length_and_other_things_than_columns_are_refused(session, tiny_encoder, data):
     columns = data()
     trainer = TrainHFClassifier("a", str(tiny_encoder))
@@ -353,6 +396,78 @@ def test_further_training_arguments_are_passed_on(session, tiny_encoder, data):
     trainer.train(**data(), **QUICK, gradient_accumulation_steps=2, metric_for_best_model="accuracy", max_grad_norm=0.5)
     history = trainer.manifest.result["history"]
     assert trainer.metrics["accuracy"] == pytest.approx(max(entry["accuracy"] for entry in history), abs=1e-6)
+
+
+class StopsAfter(TrainerCallback):
+    """Stops after some steps; it counts, as callbacks of users do."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.seen = steps, 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.seen += 1
+        control.should_training_stop = self.seen >= self.steps
+
+
+def test_callbacks_take_part_and_decide_the_result(tmp_path, tiny_encoder, data):
+    def trained(steps: int) -> TrainHFClassifier:
+        with DataDreamer(tmp_path / "out", verbose=False):
+            return TrainHFClassifier("a", str(tiny_encoder)).train(**data(), **QUICK, callbacks=[StopsAfter(steps)])
+
+    first = trained(5)
+    assert first.manifest.result["epochs"] < 1
+    assert trained(5).fingerprint == first.fingerprint
+    assert trained(5).usage.rows == 0
+    assert trained(7).fingerprint != first.fingerprint
+    with (
+        DataDreamer(tmp_path / "out", verbose=False),
+        pytest.raises(ArgumentTypeError, match="TrainerCallback objects"),
+    ):
+        TrainHFClassifier("b", str(tiny_encoder)).train(**data(), callbacks=[print])
+
+
+def test_options_of_the_log_change_no_result(session, tiny_encoder, data):
+    columns = data()
+    plain = TrainHFClassifier("a", str(tiny_encoder)).train(**columns, **QUICK)
+    for option in (
+        {"logging_steps": 2}, {"logging_strategy": "steps"}, {"save_total_limit": 3}, {"report_to": "none"},
+        {"dataloader_num_workers": 0}, {"eval_strategy": "epoch"}, {"load_best_model_at_end": True},
+    ):  # fmt: skip
+        again = TrainHFClassifier("b", str(tiny_encoder)).train(**columns, **QUICK, **option)
+        assert again.fingerprint == plain.fingerprint
+        assert again.metrics == plain.metrics
+
+
+def test_max_steps_and_mixed_precision_are_passed_on(session, tiny_encoder, data):
+    columns = data()
+    short = TrainHFClassifier("short", str(tiny_encoder)).train(**columns, **QUICK, max_steps=3)
+    assert short.manifest.result["epochs"] == pytest.approx(3 / 12)
+    assert short.usage.total_rows == 24
+    mixed = TrainHFClassifier("mixed", str(tiny_encoder)).train(**columns, **QUICK, bf16=True)
+    assert mixed.model.dtype == torch.float32
+    assert mixed.fingerprint != short.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"eval_strategy": "steps"}, "each epoch is evaluated and saved"),
+        ({"evaluation_strategy": "no"}, "each epoch is evaluated"),
+        ({"save_steps": 50}, "each epoch is evaluated"),
+        ({"load_best_model_at_end": False}, "the best epoch is kept"),
+        ({"resume_from_checkpoint": "x"}, "resumes by itself"),
+        ({"push_to_hub": True}, "publish_to_hf_hub"),
+        ({"output_dir": "x"}, "export_to_disk"),
+        ({"use_cpu": True}, "pass device="),
+        ({"deepspeed": "x.json"}, "one process trains on one device"),
+        ({"per_device_train_batch_size": 4}, 'called "batch_size"'),
+        ({"lr": 4}, 'called "learning_rate"'),
+        ({"data_seed": 4}, "seed= seeds everything"),
+    ],
+)
+def test_arguments_that_would_break_a_promise_are_refused_with_the_reason(session, tiny_encoder, data, option, words):
+    with pytest.raises(DefinitionError, match=words):
+        TrainHFClassifier("a", str(tiny_encoder)).train(**data(), **option)
 
 
 def test_a_quantized_model_is_not_trained(session, tiny_encoder, data):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from hostile import HOSTILE
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from datadreamer_like.distillation import SoftTargets
@@ -14,7 +15,7 @@ from datadreamer_like.distillation.losses import IGNORED_LABEL
 from datadreamer_like.errors import DataError, DefinitionError, MethodMisfit, UnknownModel
 from datadreamer_like.evaluation.tasks.generation import CausalLM, Seq2SeqLM
 from datadreamer_like.models import HFTransformers, Request, Sampling
-from datadreamer_like.models.trained.prompt_template import set_prompt_template
+from datadreamer_like.models.trained.prompt_template import render, set_prompt_template
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.trainers import TrainHFFineTune
 
@@ -128,11 +129,42 @@ def test_a_text_template_writes_the_special_tokens_that_the_tokenizer_would(tiny
     assert tokenizer.decode(answer) == "<bos>sat.<eos>"
 
 
-def test_a_template_that_refuses_the_prompt_is_one_clear_error(session, tiny_causal_lm, data):
-    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + BRACKETS
-    trainer = TrainHFFineTune("LM", str(tiny_causal_lm), chat_prompt_template=refusing, system_prompt="Be brief.")
-    with pytest.raises(MethodMisfit, match="The chat template refuses the prompt: no system"):
+RAISING = {
+    "system refused": "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}",
+    "missing key": "{{ messages[0]['name']['first'] }}",
+    "missing message": "{{ messages[7].content }}",
+    "other types": "{{ messages[0]['content'] + 1 }}",
+    "arithmetic": "{{ 1 // 0 }}{{ messages }}",
+    "syntax": "{% for message in messages %}",
+    "forbidden": "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+}
+
+
+@pytest.mark.parametrize("kind", RAISING)
+def test_a_template_that_refuses_the_prompt_is_one_clear_error(session, tiny_causal_lm, data, kind):
+    template = RAISING[kind] + (BRACKETS if kind != "syntax" else "")
+    trainer = TrainHFFineTune("LM", str(tiny_causal_lm), chat_prompt_template=template, system_prompt="Be brief.")
+    with pytest.raises(MethodMisfit, match="The chat template refuses the prompt 'The cat sat': ."):
         trainer.train(**data(ROWS, ROWS), epochs=1)
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_what_prompts_and_templates_say_is_no_code(tiny_causal_lm, text):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_causal_lm)
+    set_prompt_template(tokenizer, f"{text}|{{{{prompt}}}}|{text}", None)
+    assert render(tokenizer, text, "yes")[0] == f"{text}|{text}|{text}"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_causal_lm)
+    set_prompt_template(tokenizer, BRACKETS, text)
+    assert render(tokenizer, text, text) == (f"[{text}][{text}]", f"[{text}]")
+
+
+def test_a_template_that_wants_turns_in_order_is_no_obstacle(session, tiny_causal_lm, data):
+    turns = (
+        "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}"
+    )
+    trainer = TrainHFFineTune("LM", str(tiny_causal_lm), chat_prompt_template=turns + BRACKETS)
+    assert trainer.train(**data(ROWS, ROWS), epochs=1).metrics["cross_entropy"] > 0
 
 
 def test_long_rows_are_cut_or_refused_and_rows_without_an_answer_left_out(session, tiny_causal_lm, data, caplog):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset, Sampler
 
 
@@ -69,22 +68,6 @@ class Examples(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"row": index, **{name: values[index] for name, values in self.fields.items()}}
-
-
-def padded(sequences: Sequence[Any], value: int) -> torch.Tensor:
-    """Returns sequences of token ids as one tensor [batch, longest], padded on the right."""
-    longest = max(len(sequence) for sequence in sequences)
-    result = np.full((len(sequences), longest), value, dtype=np.int64)
-    for row, sequence in zip(result, sequences, strict=True):
-        row[: len(sequence)] = sequence
-    return torch.from_numpy(result)
-
-
-def padded_inputs(ids: Sequence[Any], padding: int) -> dict[str, torch.Tensor]:
-    """Returns `input_ids` and `attention_mask` (0 for padding) [batch, longest] for sequences of token ids."""
-    lengths = torch.tensor([len(sequence) for sequence in ids])
-    mask = (torch.arange(int(lengths.max()))[None, :] < lengths[:, None]).long()
-    return {"input_ids": padded(ids, padding), "attention_mask": mask}
 
 
 class ShuffledBatches(Sampler[list[int]]):

@@ -15,13 +15,14 @@ from torch.nn import functional as F
 
 from datadreamer_like.distillation import Outputs, Teacher
 from datadreamer_like.distillation.losses import IGNORED_LABEL
+from datadreamer_like.distillation.tokens import never_empty, padded, padded_inputs, start_id
 from datadreamer_like.errors import DataError, MethodMisfit
 from datadreamer_like.graph.output import Column
 from datadreamer_like.models.trained.prompt_template import has_template, render
 
 from ..columns import read_rows
 from ..quality import perplexity
-from .examples import Examples, Ragged, padded, padded_inputs
+from .examples import Examples, Ragged
 from .task import Batch, Measure, Task, run_model, tokenize
 
 
@@ -148,7 +149,7 @@ class CausalLM(Generation):
         for prompt, answer in zip(prompts, answers, strict=True):
             if not by_template and prompt and prompt[-1] == self.tokenizer.eos_token_id:
                 prompt = prompt[:-1]
-            yield prompt, self.ended(answer, by_template)
+            yield prompt or [start_id(self.tokenizer)], self.ended(answer, by_template)
 
     def forward(self, model: Any, batch: Batch, wants: frozenset[str]) -> Outputs:
         """Returns logits [batch, seq - 1, vocabulary], each for the next token, and hidden states of all tokens."""
@@ -166,7 +167,7 @@ class Seq2SeqLM(Generation):
         prompts = [render(self.tokenizer, *pair)[0] for pair in pairs]
         prompt_ids = tokenize(self.tokenizer, prompts, special=not has_template(self.tokenizer))
         answers = self.tokenizer(text_target=[answer for _, answer in pairs], verbose=False)["input_ids"]
-        for prompt, answer in zip(prompt_ids, answers, strict=True):
+        for prompt, answer in zip(never_empty(prompt_ids, self.tokenizer), answers, strict=True):
             yield prompt, self.ended(answer, rendered=False)
 
     def forward(self, model: Any, batch: Batch, wants: frozenset[str]) -> Outputs:
@@ -178,7 +179,7 @@ class Seq2SeqLM(Generation):
 class Preferences(CausalLM):
     """Pairs of answers to a prompt; batches list all chosen answers, then all rejected ones, as trl expects.
 
-    A pair is left out if its prompt leaves no room for an answer in `max_length`.
+    A pair is left out if one of its answers has no token, or no room after the prompt in `max_length`.
     """
 
     fields: ClassVar[tuple[str, ...]] = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -190,7 +191,7 @@ class Preferences(CausalLM):
         for (prompt, good), (_, bad) in zip(better, worse, strict=True):
             room = self.max_length - len(prompt)
             length = len(prompt) + max(len(good), len(bad))
-            yield length, (prompt, good[:room], bad[:room]) if room > 0 else None
+            yield length, (prompt, good[:room], bad[:room]) if room > 0 and good and bad else None
 
     def lengths(self, fields: Mapping[str, Ragged]) -> np.ndarray[Any, Any]:
         """Returns the length of each prompt with the longer of its answers."""

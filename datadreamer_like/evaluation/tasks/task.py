@@ -11,11 +11,12 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from datadreamer_like.distillation import Outputs, Teacher
+from datadreamer_like.distillation.tokens import never_empty, padded_inputs, padding_id
 from datadreamer_like.errors import DataError, MethodMisfit
 from datadreamer_like.graph.output import Column
 from datadreamer_like.models.trained.model_facts import model_max_length
 
-from .examples import Examples, padded_inputs
+from .examples import Examples
 
 Batch = dict[str, torch.Tensor]
 
@@ -47,7 +48,7 @@ class Task(ABC):
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.truncate = truncate
-        self.padding = int(tokenizer.pad_token_id or 0)
+        self.padding = padding_id(tokenizer)
 
     @abstractmethod
     def encode(self, columns: Mapping[str, Column], path: Path) -> Examples:
@@ -140,8 +141,11 @@ def check_attentions(model: Any, wants: frozenset[str], whose: str) -> None:
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], *, max_length: int | None = None, special: bool = True
 ) -> list[list[int]]:
-    """Returns the token ids of texts, cut at `max_length`; `special` adds the tokenizer's special tokens."""
+    """Returns the token ids of texts, cut at `max_length`; `special` adds the tokenizer's special tokens.
+
+    With `special`, a text without tokens has one.
+    """
     flags = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
     cut = {"truncation": max_length is not None, "max_length": max_length}
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=special, **flags, **cut)["input_ids"]
-    return ids
+    return never_empty(ids, tokenizer) if special else ids

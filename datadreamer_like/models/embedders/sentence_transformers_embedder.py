@@ -88,7 +88,13 @@ class SentenceTransformersEmbedder(Embedder):
 
     def compute(self, texts: Sequence[str], *, instruction: str | None = None, **asks: Any) -> list[Vector]:
         """Embeds a batch; returns float32 arrays [dims]."""
-        vectors = self.model.encode(list(texts), prompt=instruction, batch_size=len(texts), show_progress_bar=False)
+        from datadreamer_like.distillation.tokens import start_id
+
+        shown = list(texts)
+        if not self.tokenizer.num_special_tokens_to_add():  # a text may have no token, and then it would have no vector
+            start = self.tokenizer.convert_ids_to_tokens(start_id(self.tokenizer))
+            shown = [text if self.count_tokens(f"{instruction or ''}{text}") else start for text in texts]
+        vectors = self.model.encode(shown, prompt=instruction, batch_size=len(texts), show_progress_bar=False)
         return list(np.asarray(vectors, dtype=np.float32))
 
     def count_tokens(self, value: str) -> int:

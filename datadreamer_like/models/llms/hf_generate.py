@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from transformers.generation import logits_process
 
+from datadreamer_like.distillation.tokens import padded_inputs, padding_id
+
 from .answer_text import answer_of, answer_text
 from .generation import Answer, Sampling, TokenLogprob
 
@@ -33,9 +35,10 @@ def generate(
     repeats = 1 if sampling.deterministic else sampling.n
     rows = [list(row) for row in ids for _ in range(repeats)]
     row_seeds = [None if seed is None else seed + j for seed in seeds for j in range(repeats)]
-    batch = _padded(rows, tokenizer).to(model.device)
+    batch = padded_inputs(rows, padding_id(tokenizer), left=tokenizer.padding_side == "left")
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     decoder_only = not model.config.is_encoder_decoder
-    prompt_length = batch.shape[2] if decoder_only else 1
+    prompt_length = batch["input_ids"].shape[1] if decoder_only else 1
     room = context_length - prompt_length if decoder_only else context_length
     sampler = _RowSampler(sampling, row_seeds)
     configured = model.generation_config.eos_token_id
@@ -43,14 +46,14 @@ def generate(
     ends = (ends - {tokenizer.pad_token_id} | {tokenizer.eos_token_id}) - {None}
     with torch.inference_mode():
         output = model.generate(
-            input_ids=batch[0],
-            attention_mask=batch[1],
+            **batch,
             generation_config=_config(model, tokenizer, sampling, room, ends),
             logits_processor=[sampler],
             stopping_criteria=[_stop_texts(sampling.stop, tokenizer, prompt_length)] if sampling.stop else None,
         )
-    # Rows that ended before the longest one are padded.
-    texts = [_Text(row, {*ends, tokenizer.pad_token_id}, sampling.stop, tokenizer) for row in output[:, prompt_length:]]
+    # Rows that ended before the longest one are padded; without an end token none ends, but at a stop text.
+    closing = ends | ({tokenizer.pad_token_id} - {None})
+    texts = [_Text(row, closing, sampling.stop, tokenizer) for row in output[:, prompt_length:]]
     answers = []
     for index, prompt in enumerate(ids):
         first = index * repeats
@@ -69,18 +72,6 @@ def generate(
             )
         )
     return answers
-
-
-def _padded(rows: list[list[int]], tokenizer: Any) -> torch.Tensor:
-    """Returns ids and attention mask [2, rows, length]; padding is masked, so any id will do where there is none."""
-    length = max(map(len, rows))
-    padded = torch.full((2, len(rows), length), 0)
-    padded[0] = tokenizer.pad_token_id or 0
-    for index, row in enumerate(rows):
-        place = slice(length - len(row), length) if tokenizer.padding_side == "left" else slice(0, len(row))
-        padded[0, index, place] = torch.tensor(row)
-        padded[1, index, place] = 1
-    return padded
 
 
 class _Text:
@@ -106,7 +97,7 @@ def _config(model: Any, tokenizer: Any, sampling: Sampling, room: int, ends: set
         return_dict_in_generate=False,
         temperature=None, top_p=None, top_k=None, min_p=None, typical_p=None, max_length=None, min_length=None,
         max_new_tokens=min(sampling.max_new_tokens or room, room),
-        eos_token_id=sorted(ends) or None, pad_token_id=tokenizer.pad_token_id or 0,
+        eos_token_id=sorted(ends) or None, pad_token_id=padding_id(tokenizer),
     )  # fmt: skip
     if sampling.repetition_penalty is not None:
         config.repetition_penalty = None  # applied by the sampler, after it recorded the log-probabilities

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from datadreamer_like.errors import BadRequest, DefinitionError, MethodMisfit, PromptTooLong, require_extra
 
 from ..model import checked_device, checked_dtype, free_memory
-from ..trained.hf_source import HOW_FETCHED, hf_source, loading
+from ..trained.hf_source import HOW_FETCHED, adapter_source, hf_source, loading
 from ..trained.model_facts import is_bidirectional, model_max_length
 from .chat_template import AUTO, Auto, checked, given_text, is_text_template, plain_prompt
 from .generation import Answer, GenerationOptions, Request, Sampling
@@ -40,7 +40,8 @@ class HFTransformers(LLM):
         device_map: accelerate's device map, instead of `device`.
         dtype: Data type of the weights, such as "bfloat16"; by default float32 on the CPU and the model's own on a GPU.
         quantization_config: transformers' quantization config, applied while loading.
-        adapter_name: Folder or Hub id of a PEFT adapter for the model, loaded with `adapter_kwargs`.
+        adapter_name: PEFT adapter for the model, loaded with `adapter_kwargs`: a folder, a Hub id, a trainer with a
+            `peft_config` or its `model_path`.
         **kwargs: Further arguments of `from_pretrained`.
 
     Raises:
@@ -68,7 +69,7 @@ class HFTransformers(LLM):
         device_map: Mapping[str, Any] | str | None = None,
         dtype: str | torch.dtype | None = None,
         quantization_config: Any = None,
-        adapter_name: str | None = None,
+        adapter_name: str | os.PathLike[str] | Any | None = None,
         adapter_kwargs: Mapping[str, Any] | None = None,
         cache_folder_path: str | Path | None = None,
         **kwargs: Any,
@@ -77,10 +78,12 @@ class HFTransformers(LLM):
         require_extra("train", "torch", "transformers", what="HFTransformers")
         if adapter_name is not None:
             require_extra("train", "peft", what="An adapter")
+        if type(quantization_config).__name__ == "BitsAndBytesConfig":
+            require_extra("qlora", "bitsandbytes", what="HFTransformers with a BitsAndBytesConfig")
         self._source = hf_source(model_name, revision)
         if self._source.gguf_file is not None:
             require_extra("gguf", "gguf", what="HFTransformers with a .gguf file")
-        self._adapter = hf_source(adapter_name) if adapter_name is not None else None
+        self._adapter = adapter_source(adapter_name) if adapter_name is not None else None
         self.model_name = str(model_name) if isinstance(model_name, str | os.PathLike) else self._source.name
         self.chat_prompt_template = checked("chat_prompt_template", chat_prompt_template)
         self.system_prompt = given_text(checked("system_prompt", system_prompt))
@@ -233,6 +236,16 @@ class HFTransformers(LLM):
                 raise DefinitionError(f"logit_bias names the token {token}; {self.display_name} has {size} tokens.")
         if not self.config.is_encoder_decoder:
             self.check_room(sampling, self._context_length)
+        if self.system_prompt is not None and self.takes_chat:
+            try:
+                self._fitting_ids(Request("Hello", sampling), self._context_length)
+            except PromptTooLong:
+                pass
+            except BadRequest as error:  # every prompt would fail
+                raise DefinitionError(
+                    f"{error} With system_prompt={self.system_prompt[:60]!r} it refuses every prompt: leave "
+                    "system_prompt out, or pass another chat_prompt_template."
+                ) from error
 
     def answer_batch(self, requests: Sequence[Request]) -> Sequence[Answer]:
         """Answers requests with the same sampling options; a prompt that is too long fails alone."""
@@ -261,7 +274,7 @@ class HFTransformers(LLM):
         except Exception as error:
             if type(error).__module__.partition(".")[0] != "jinja2":
                 raise
-            raise BadRequest(f"The chat template refuses the prompt: {error}") from error
+            raise BadRequest(f"The chat template refuses the prompt: {error}.") from error
         if len(ids) > room:
             raise PromptTooLong(
                 f"The prompt has {len(ids)} tokens; {self.display_name} has room for {room} in addition to the new "
@@ -270,6 +283,7 @@ class HFTransformers(LLM):
         return ids
 
     def _ids(self, request: Request) -> list[int]:
+
         tokenizer: Any = self.tokenizer
         if isinstance(request.prompt, str) and not self.takes_chat:
             text = plain_prompt(self.chat_prompt_template, request.prompt, self.system_prompt)

@@ -11,15 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datadreamer_like.errors import ArgumentTypeError, DataError, HubError, UnknownModel
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DataDreamerError,
+    DataError,
+    HubError,
+    StorageError,
+    UnknownModel,
+)
 from datadreamer_like.storage.digests import file_digest
 
 from ..llms.gguf import read_gguf_header
 from ..quiet import quiet
-from .model_files import files_identity, model_folder
+from .model_files import damage_of, files_identity, model_folder
 
 HOW_FETCHED = frozenset({"token", "cache_dir", "local_files_only"})
 """Arguments of `from_pretrained` that do not decide which model is loaded; `token` is a secret."""
+
+ADAPTER_FOLDER = "adapter"
+"""Where a trainer's result has its adapter, next to the model."""
 
 _README_SECONDS = 5
 _MODEL_FILES = ("config.json", "modules.json", "adapter_config.json")
@@ -118,21 +128,58 @@ def hf_source(model: Any, revision: str | None = None) -> HFSource:
     return HFSource(str(model), revision=revision, origin=origin)
 
 
+def adapter_source(adapter: Any) -> HFSource:
+    """Returns the source of an adapter: its folder or Hub id, or a trainer with one, or the `path` of such a trainer.
+
+    Raises:
+        UnknownModel: The folder holds a model, or nothing.
+        ArgumentTypeError: It is none of these.
+    """
+    named = adapter if isinstance(adapter, str | os.PathLike) else getattr(adapter, "path", None)
+    if named is not None and (folder := Path(named).expanduser()).is_dir():
+        # A trainer saves its adapter next to the model that it is merged into.
+        for place in (folder, folder.parent / ADAPTER_FOLDER, folder / ADAPTER_FOLDER):
+            if (place / "adapter_config.json").is_file():
+                return HFSource(str(place.absolute()))
+        raise UnknownModel(
+            f"{folder} holds no adapter (it has no adapter_config.json). Give the folder of one, or a trainer with a "
+            "peft_config; a whole model is given as model_name."
+        )
+    return hf_source(adapter)
+
+
 @contextmanager
 def loading(source: HFSource) -> Iterator[None]:
-    """Silences transformers inside the block, and turns its errors into `UnknownModel`, `HubError` or `DataError`."""
+    """Silences transformers inside the block, and turns its errors into the package's.
+
+    Raises:
+        StorageError: A file is damaged, or lacks weights.
+        UnknownModel: There is no model, or a file of it is missing.
+        HubError: The model is not here, and the Hub is unavailable.
+        DataError: The files do not fit each other.
+    """
     try:
         with quiet():
             yield
-    except OSError as error:
-        if "connect" in str(error).lower() or "offline" in str(error).lower():
-            raise HubError(
-                f"{source.name} is not in the Hub's cache here, and the Hub cannot be reached. Connect to the network, "
-                "or give the folder of a model."
+    except (DataDreamerError, MemoryError):
+        raise
+    except Exception as error:
+        damage = None if source.folder is None else damage_of(source.folder)
+        if damage is not None:
+            raise StorageError(
+                f"{damage}. Make the model again, or restore the file: a finished run of a script makes again what it "
+                "finds damaged."
             ) from error
-        raise UnknownModel(f"transformers finds no complete model in {source.name}: {error}") from error
-    except (ValueError, KeyError) as error:
-        raise DataError(f"transformers cannot load {source.name}: {error}") from error
+        if isinstance(error, OSError):
+            if "connect" in str(error).lower() or "offline" in str(error).lower():
+                raise HubError(
+                    f"{source.name} is not in the Hub's cache here, and the Hub cannot be reached. Connect to the "
+                    "network, or give the folder of a model."
+                ) from error
+            raise UnknownModel(f"transformers finds no complete model in {source.name}: {error}") from error
+        if isinstance(error, ValueError | KeyError) or "mismatch" in str(error):
+            raise DataError(f"transformers cannot load {source.name}: {error}") from error
+        raise
 
 
 def forget_gguf(model: Any) -> None:

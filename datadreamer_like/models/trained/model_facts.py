@@ -34,7 +34,7 @@ def is_bidirectional(config: PretrainedConfig) -> bool:
 
 def model_max_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     """Returns a model's maximum number of tokens: the limit of its tokenizer or positions, or 512 if unknown."""
-    from datadreamer_like.distillation.teacher import max_tokens
+    from datadreamer_like.distillation.tokens import max_tokens
 
     return max_tokens(config, tokenizer) or 512
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from datadreamer_like.graph import Card
@@ -37,3 +42,36 @@ def write_card(folder: Path, card: Card) -> None:
     """Writes a card with its lineage into a model's folder."""
     card.created = card.created or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     (folder / CARD_NAME).write_text(json.dumps(card.to_json(), indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+@contextmanager
+def system_errors() -> Iterator[None]:
+    """Turns errors of libraries that write models inside the block into the `OSError` of the system that they quote."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        # safetensors quotes the number; torch's writer of archives only says that it failed.
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is not None:
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        if isinstance(error, RuntimeError) and re.search(r"PytorchStreamWriter|inline_container", str(error)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
+
+
+def damage_of(folder: Path) -> str | None:
+    """Returns which file of a model cannot be read, and why; None if all can."""
+    for file in model_files(folder):
+        try:
+            if file.suffix == ".json":
+                json.loads(file.read_text(encoding="utf-8"))
+            elif file.suffix == ".safetensors":
+                from safetensors import safe_open
+
+                with safe_open(file, framework="np"):
+                    pass
+        except Exception as error:  # those of the library are of no class of their own
+            return f"{file} is damaged ({error})"
+    return None

@@ -50,15 +50,14 @@ def render(tokenizer: Any, prompt: str, answer: str) -> tuple[str, str]:
         return prompt, answer
     messages = [{"role": "user", "content": prompt}]
     reply = {"role": "assistant", "content": answer}
-    from jinja2 import TemplateError
 
     try:
         start = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
         whole = str(tokenizer.apply_chat_template([*messages, reply], tokenize=False))
-    except TemplateError as error:
+    except Exception as error:  # a template is a program, which may raise anything
         raise MethodMisfit(
-            f"The chat template refuses the prompt: {error}. Pass another chat_prompt_template, or leave system_prompt "
-            "out."
+            f"The chat template refuses the prompt {prompt[:60]!r}: {str(error) or type(error).__name__}. Pass another "
+            "chat_prompt_template, or leave system_prompt out."
         ) from error
     # Some templates render earlier turns differently from the last one: then the answer is appended unchanged.
     return start, whole[len(start) :] if whole.startswith(start) else answer

@@ -17,10 +17,9 @@ from datadreamer_like.storage.exports import put_in_place
 from datadreamer_like.storage.folders import explained, new_folder
 
 from ..model import free_memory
-from ..quiet import quiet
 from .hf_source import hf_source, loading
 from .model_facts import Task, count_parameters, task_of
-from .model_files import files_identity, model_files, model_folder, read_card, write_card
+from .model_files import files_identity, model_files, model_folder, read_card, system_errors, write_card
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,7 +109,7 @@ class TrainedModel:
         A compressed model keeps its layout; the card is saved with its lineage.
         """
         folder = Path(folder)
-        with explained("Saving a model", folder):
+        with explained("Saving a model", folder), system_errors():
             cast("PreTrainedModel", model).save_pretrained(str(folder))
             if tokenizer is not None:
                 tokenizer.save_pretrained(str(folder))
@@ -191,7 +190,7 @@ class TrainedModel:
         from datadreamer_like import formats
 
         options = {} if self.dtype is None else {"dtype": self.dtype}
-        with quiet():
+        with loading(hf_source(self.path)):
             model = formats.load(self.path, **options)
         if self.device is not None:
             model.to(self.device)
@@ -203,7 +202,7 @@ class TrainedModel:
         """The model's tokenizer."""
         from transformers import AutoTokenizer
 
-        with quiet():
+        with loading(hf_source(self.path)):
             return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(self.path))
 
     def unload_model(self) -> None:

@@ -19,7 +19,10 @@ class Report(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Sets the total number of examples."""
-        current_usage().total_rows = round(self.rows * args.num_train_epochs)
+        rows = self.rows * args.num_train_epochs
+        if args.max_steps > 0:
+            rows = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps
+        current_usage().total_rows = round(rows)
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Shows the epoch."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from abc import abstractmethod
@@ -18,31 +17,36 @@ from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from datadreamer_like.distillation import Objective, Supervised
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean, require_extra
 from datadreamer_like.evaluation.columns import Columns, check_columns
 from datadreamer_like.evaluation.tasks.examples import Examples
 from datadreamer_like.evaluation.tasks.task import Task, check_attentions
-from datadreamer_like.formats import dequantize
 from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.llms.chat_template import AUTO
 from datadreamer_like.models.quiet import quiet
-from datadreamer_like.models.trained.hf_source import HOW_FETCHED, HFSource, forget_gguf, hf_source, loading
+from datadreamer_like.models.trained.hf_source import (
+    ADAPTER_FOLDER,
+    HOW_FETCHED,
+    HFSource,
+    forget_gguf,
+    hf_source,
+    loading,
+)
+from datadreamer_like.models.trained.model_files import system_errors
 from datadreamer_like.models.trained.model_node import as_trained_model
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.pruning import masks, reapply
 
 from ..trainer import Trainer
+from .adapters import check_merge, merged, with_adapter
 from .loop import Fit, Run, fit, seeded
 from .options import HFOptions, Training, a_dtype, one_device, takes_trainer_options, training_device
 from .teaching import is_live, node_of, prepare_teacher, unload_teacher
 
 logger = logging.getLogger("datadreamer_like")
-
-ADAPTER_FOLDER = "adapter"
-_AUTOCAST: dict[object, str] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 class HFTrainer(Trainer):
@@ -76,6 +80,8 @@ class HFTrainer(Trainer):
             if hint:
                 raise DefinitionError(f'{type(self).__name__} has no option "{option}".{hint}')
         self.further = given
+        if type(self.quantization_config).__name__ == "BitsAndBytesConfig":
+            require_extra("qlora", "bitsandbytes", what=f"{type(self).__name__} with a BitsAndBytesConfig")
         if self.quantization_config is not None and self.peft_config is None:
             raise DefinitionError(
                 f"{type(self).__name__}: quantized weights cannot be trained. Pass a peft_config too, to train an "
@@ -153,9 +159,9 @@ class HFTrainer(Trainer):
         self.need_session()
         training = Training.from_options(options, f'"{self.name}".train', self.arguments, self.decided)
         checked = check_columns(columns, optional)
-        if self.dtype == torch.float16 and training_device(self.device).type == "cpu":
+        if training.autocast(self.dtype) == "fp16" and training_device(self.device).type == "cpu":
             raise DefinitionError(
-                f'"{self.name}": training in float16 needs a GPU. Leave dtype out, or pass dtype="bfloat16".'
+                f'"{self.name}": training in float16 needs a GPU. Leave it out, or pass dtype="bfloat16".'
             )
         parts = {
             **class_part(type(self)),
@@ -183,6 +189,7 @@ class HFTrainer(Trainer):
         with quiet(), seeded(training.seed), unload_teacher(teacher), warnings.catch_warnings():
             # peft looks for a config.json to compare vocabularies with; the folder of a GGUF file has none.
             warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
+            warnings.filterwarnings("ignore", "Setting `save_embedding_layers` to `True`", UserWarning)
             with loading(self._origin):
                 config = transformers.AutoConfig.from_pretrained(self.source, **self.hub_options())
                 tokenizer = transformers.AutoTokenizer.from_pretrained(self.source, **self.hub_options())
@@ -194,10 +201,11 @@ class HFTrainer(Trainer):
             train, validation = self._read(task, columns, "train"), self._read(task, columns, "validation")
             current_usage().note = "loading the model"
             transformers.set_seed(training.seed)
-            model: Any = self.load_model(config, task, self.load_options())
+            with loading(self._origin):
+                model: Any = self.load_model(config, task, self.load_options())
             if self._origin.gguf_file is not None:
                 forget_gguf(model)
-            model.config.pad_token_id = tokenizer.pad_token_id
+            model.config.pad_token_id = task.padding
             check_attentions(model, minimised.wants, "the student")
             teachers = prepare_teacher(minimised, task, columns, device, training.max_length, self.scratch)
             kept = masks(model)
@@ -206,16 +214,16 @@ class HFTrainer(Trainer):
             live = teacher.model if teacher is not None and is_live(minimised, task) else None
             modules = minimised.modules(model, live)
             if self.peft_config is not None:
-                model = self._with_adapter(model, config)
+                model = self._with_adapter(model, task, train)
             run = Run(
-                model, task, train, validation, training, self.scratch, device, _AUTOCAST.get(self.dtype),
+                model, task, train, validation, training, self.scratch, device, training.autocast(self.dtype),
                 minimised, teachers, modules,
             )  # fmt: skip
             fitted = self.fit(run)
             if self.peft_config is not None:
-                model.save_pretrained(str(draft / ADAPTER_FOLDER))
-                dequantize(model)  # an adapter cannot be merged into codes
-                model = model.merge_and_unload()
+                with system_errors():
+                    model.save_pretrained(str(draft / ADAPTER_FOLDER))
+                model = merged(model)
                 reapply(model, kept)
             if self.quantization_config is None:
                 model = model.to(device="cpu", dtype=self.dtype)
@@ -266,18 +274,26 @@ class HFTrainer(Trainer):
             options["quantization_config"] = self.quantization_config
         return options
 
-    def _with_adapter(self, model: PreTrainedModel, task_config: PretrainedConfig) -> Any:
-        from peft import get_peft_model, prepare_model_for_kbit_training
+    def _with_adapter(self, model: Any, task: Task, train: Examples) -> Any:
+        def adapted(model: Any) -> Any:
+            if self.quantization_config is not None:
+                model = prepare_model_for_kbit_training(model)  # type: ignore[no-untyped-call]
+            return with_adapter(model, self.peft_config, self.peft_task(model.config))
 
-        config = copy.deepcopy(self.peft_config)
-        if config.task_type is None:
-            config.task_type = self.peft_task(task_config)
-        if self.quantization_config is not None:
-            model = prepare_model_for_kbit_training(model)  # type: ignore[no-untyped-call]
-        with warnings.catch_warnings():
-            # peft reads a transformers property by its deprecated name; users cannot fix that.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-            return get_peft_model(model, config)
+        from peft import prepare_model_for_kbit_training
+
+        found, config = adapted(model), model.config
+        row = {name: part for name, part in task.collate([train[0]]).items() if name in ("input_ids", "attention_mask")}
+        if config.is_encoder_decoder:
+            row["decoder_input_ids"] = row["input_ids"][:, :1]
+        check_merge(
+            found,
+            lambda: adapted(self.load_model(config, task, self.load_options())),
+            row,
+            self.auto_class(config).from_pretrained,
+            self.scratch / "trial",
+        )
+        return found
 
     # The API of DataDreamer's trainers
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import random
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +24,16 @@ from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.evaluation.tasks.examples import Examples, ShuffledBatches, sorted_batches
 from datadreamer_like.evaluation.tasks.task import Batch, Task
 from datadreamer_like.formats.quantizer import untrainable
+from datadreamer_like.models.trained.model_files import system_errors
 from datadreamer_like.pruning import masks, reapply
 
 from .callbacks import EarlyStop, KeepZeros, Report
+from .checkpoints import CHECKPOINTS, Seal, newest_checkpoint
 from .options import Training
 from .teaching import TeacherAnswers
 
 logger = logging.getLogger("datadreamer_like")
 
-CHECKPOINTS = "checkpoints"
 MODULES_NAME = "objective.safetensors"
 # The same algorithm in one kernel; on a CPU the plain one takes a third of the time of a small model's step.
 _ADAPTER_ADVICE = " Train an adapter on them instead, by a peft_config, or train before quantizing."
@@ -101,14 +100,15 @@ def fit(
     run.folder.mkdir(parents=True, exist_ok=True)
     args = _arguments(arguments, run, options)
     kept = masks(model)
-    callbacks: list[TrainerCallback] = [Report(len(run.train))]
+    callbacks: list[TrainerCallback] = [Report(len(run.train)), Seal()]
     stop: EarlyStop | None = None
     if training.early_stopping_patience is not None:
         stop = EarlyStop(training.early_stopping_patience, training.early_stopping_threshold)
         callbacks.append(stop)
     if kept:
         callbacks.append(KeepZeros(kept))
-    checkpoint = _newest_checkpoint(run.folder / CHECKPOINTS)
+    callbacks += training.callbacks
+    checkpoint = newest_checkpoint(run.folder / CHECKPOINTS)
     if checkpoint is not None:
         so_far = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         logger.info("resuming after epoch %s, where training was interrupted", f"{so_far.epoch:g}")
@@ -116,7 +116,8 @@ def fit(
             args.num_train_epochs = so_far.epoch
     loop = (make_loop or ObjectiveLoop)(run=run, args=args, callbacks=callbacks)
     loop.remove_callback(PrinterCallback)
-    loop.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with system_errors():
+        loop.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     reapply(model, kept)
     state = loop.state
     measured = [entry for entry in state.log_history if "eval_loss" in entry]
@@ -147,8 +148,11 @@ def _arguments(kind: type[TrainingArguments], run: Run, defaults: Mapping[str, A
         "metric_for_best_model": "loss",
         "save_total_limit": 1,
         "dataloader_pin_memory": not use_cpu and torch.cuda.is_available(),
+        "logging_strategy": "steps" if {"logging_steps", "report_to"} & set(training.further) else "no",
+        "report_to": "none",
+        "disable_tqdm": True,
         **defaults,
-        **training.further,
+        **{name: value for name, value in training.further.items() if name not in ("bf16", "fp16")},
         **{name: getattr(training, name) for name in same},
     }
     try:
@@ -160,9 +164,6 @@ def _arguments(kind: type[TrainingArguments], run: Run, defaults: Mapping[str, A
             eval_strategy="epoch",
             save_strategy="epoch",
             load_best_model_at_end=True,
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
             remove_unused_columns=False,
             label_names=["labels"],
             use_cpu=use_cpu,
@@ -176,26 +177,6 @@ def _arguments(kind: type[TrainingArguments], run: Run, defaults: Mapping[str, A
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     return arguments
-
-
-def _newest_checkpoint(folder: Path) -> Path | None:
-    """Finds the last complete checkpoint and removes those that a killed process left half written."""
-    complete: dict[Path, Any] = {}
-    for path in folder.glob("checkpoint-*"):
-        try:
-            # Written last, so the checkpoint is complete if it can be read.
-            complete[path] = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            shutil.rmtree(path, ignore_errors=True)
-    if not complete:
-        return None
-    newest = max(complete, key=lambda path: complete[path]["global_step"])
-    state = complete[newest]
-    best = state.get("best_model_checkpoint")
-    if best and Path(best).parent != folder:  # the session's folder was moved in between
-        state["best_model_checkpoint"] = str(folder / Path(best).name)
-        (newest / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
-    return newest
 
 
 class LoopOverExamples(transformers.Trainer):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self, TypedDict
 
 import torch
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
@@ -77,16 +77,44 @@ class TrainingOptions(TypedDict, total=False):
     """Minimum improvement that counts as better."""
     seed: int
     """Seed of shuffling, dropout and new weights."""
+    callbacks: Sequence[Any]
+    """`transformers.TrainerCallback` objects; their code and state determine the result. Only the state of one that is
+    an `ExportableState` is restored when a killed training resumes."""
 
 
-# transformers' names of options that have another name here, and of those that trainers set themselves.
-_OUR_NAMES = {"num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size", "max_seq_length": "max_length"}
-_OURS = {
-    "output_dir", "eval_strategy", "save_strategy", "eval_steps", "save_steps", "load_best_model_at_end", "data_seed",
-    "disable_tqdm", "report_to", "push_to_hub", "hub_token", "hub_model_id", "resume_from_checkpoint", "use_cpu",
-    "do_train", "do_eval", "do_predict", "save_total_limit", "remove_unused_columns", "train_sampling_strategy",
-    "bf16", "fp16", "max_steps", "save_only_model", "label_names", "logging_strategy", "logging_steps", "objective",
+# transformers' names, of today and before, of options that have another name here.
+_OUR_NAMES = {
+    "num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size", "max_seq_length": "max_length",
+    "per_gpu_train_batch_size": "batch_size", "train_batch_size": "batch_size", "lr": "learning_rate",
 }  # fmt: skip
+_EPOCHS = "each epoch is evaluated and saved, so that a killed training resumes and the best epoch is kept"
+_RESUMED = "a killed training resumes by itself when the script runs again"
+_PUBLISHED = "call publish_to_hf_hub(...) when the training is done"
+_DEVICE = "pass device= where the trainer is made"
+_ONE_DEVICE = "one process trains on one device"
+_BATCHES = "the trainer makes its own batches, of rows of similar length"
+# Options that trainers decide: the values that say the same, and why others are refused.
+_DECIDED: dict[str, tuple[tuple[Any, ...], str]] = {
+    **dict.fromkeys(("eval_strategy", "evaluation_strategy", "save_strategy"), (("epoch",), _EPOCHS)),
+    **dict.fromkeys(("eval_steps", "save_steps"), ((), _EPOCHS)),
+    **dict.fromkeys(("load_best_model_at_end", "do_train", "do_eval"), ((True,), _EPOCHS)),
+    **dict.fromkeys(("eval_delay", "save_only_model"), ((0, False), _EPOCHS)),
+    "output_dir": ((), "checkpoints are in the session's folder, and export_to_disk(path) writes the model"),
+    **dict.fromkeys(("resume_from_checkpoint", "overwrite_output_dir"), ((None, False, True), _RESUMED)),
+    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_token"), ((None, False), _PUBLISHED)),
+    **dict.fromkeys(("use_cpu", "no_cuda"), ((False,), _DEVICE)),
+    **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), ((None, "", False), _ONE_DEVICE)),
+    **dict.fromkeys(("remove_unused_columns", "label_names", "train_sampling_strategy"), ((), _BATCHES)),
+    "group_by_length": ((True,), _BATCHES),
+    "data_seed": ((), "seed= seeds everything"),
+    "do_predict": ((False,), "predict with the trainer when the training is done"),
+    "objective": ((), "it is an argument of its own"),
+}
+_UNDECIDING = {
+    "logging_strategy", "logging_steps", "logging_first_step", "logging_dir", "report_to", "run_name", "project",
+    "disable_tqdm", "log_level", "save_total_limit", "dataloader_num_workers", "dataloader_pin_memory",
+}  # fmt: skip
+"""Options that are passed on and do not determine the result."""
 
 _LEAST = {
     "epochs": 0, "batch_size": 1, "max_length": 2, "learning_rate": 0, "weight_decay": 0, "warmup_steps": 0,
@@ -113,6 +141,7 @@ class Training:
     early_stopping_patience: int | None = None
     early_stopping_threshold: float = 0.0
     seed: int = 42
+    callbacks: tuple[TrainerCallback, ...] = ()
     further: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -138,8 +167,13 @@ class Training:
         for name in further:
             if name in _OUR_NAMES:
                 raise DefinitionError(f'{what} has no option "{name}"; here it is called "{_OUR_NAMES[name]}".')
-            if name in _OURS or name in refused:
+            if name in refused:
                 raise DefinitionError(f'{what} decides "{name}" itself. Leave it out.')
+            if name in _DECIDED:
+                same, reason = _DECIDED[name]
+                if getattr(options[name], "value", options[name]) not in same:
+                    raise DefinitionError(f'{what} decides "{name}" itself: {reason}. Leave it out.')
+                continue
             if name in HFOptions.__annotations__ and name not in known:
                 where = what.removesuffix(".train")
                 raise DefinitionError(f'{what} has no option "{name}": pass it where the trainer is made, to {where}.')
@@ -149,7 +183,10 @@ class Training:
                     "and the fields of transformers.TrainingArguments."
                 )
         given = {name: getattr(value, "value", value) for name, value in options.items() if name in own}
-        training = cls(**given, further=further)
+        callbacks = given.pop("callbacks", None)
+        if callbacks is not None:
+            given["callbacks"] = _checked_callbacks(callbacks, what)
+        training = cls(**given, further={name: value for name, value in further.items() if name not in _DECIDED})
         training._check(what)
         return training
 
@@ -167,9 +204,26 @@ class Training:
                 )
 
     def values(self) -> dict[str, Any]:
-        """Returns all options by name, including those that are passed on."""
-        own = {name: value for name, value in vars(self).items() if name != "further"}
-        return {**own, **self.further}
+        """Returns the options that determine the result by name, including those that are passed on."""
+        own = {name: value for name, value in vars(self).items() if name not in ("further", "callbacks")}
+        given = {"callbacks": list(self.callbacks)} if self.callbacks else {}
+        return {**own, **given, **{name: value for name, value in self.further.items() if name not in _UNDECIDING}}
+
+    def autocast(self, dtype: str | torch.dtype | None) -> str | None:
+        """Returns the type of mixed precision, "bf16" or "fp16": of a trainer's `dtype`, or asked for by that name."""
+        asked = next((name for name in ("bf16", "fp16") if self.further.get(name)), None)
+        known: dict[object, str] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+        return asked or known.get(dtype)
+
+
+def _checked_callbacks(callbacks: Any, what: str) -> tuple[TrainerCallback, ...]:
+    """Returns the callbacks as objects; classes are made into objects without arguments, as transformers does."""
+    listed = callbacks if isinstance(callbacks, list | tuple) else [callbacks]
+    made = [each() if isinstance(each, type) and issubclass(each, TrainerCallback) else each for each in listed]
+    for each in made:
+        if not isinstance(each, TrainerCallback):
+            raise ArgumentTypeError(f"{what}: callbacks must be transformers.TrainerCallback objects, not {each!r}.")
+    return tuple(made)
 
 
 _SHARED = (

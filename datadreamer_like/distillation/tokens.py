@@ -1,0 +1,73 @@
+"""Texts as batches of token ids, for any tokenizer: also one without padding or end token, or texts of no token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NO_LIMIT = 10**9  # tokenizers without a limit have 10^30
+# RoBERTa-style models number positions from the padding id.
+_POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet"}
+
+
+def padding_id(tokenizer: Any) -> int:
+    """Returns the token id to pad with: the tokenizer's own, else any, since padding is masked."""
+    return _first(tokenizer, "pad", "eos", "unk")
+
+
+def start_id(tokenizer: Any) -> int:
+    """Returns the one token of a text that has none, since models need one: BOS, else EOS or another special token."""
+    return _first(tokenizer, "bos", "eos", "cls", "sep", "unk", "pad")
+
+
+def never_empty(ids: Sequence[list[int]], tokenizer: Any) -> list[list[int]]:
+    """Returns token ids of texts, with `start_id` for texts without tokens."""
+    return [row or [start_id(tokenizer)] for row in ids]
+
+
+def padded(sequences: Sequence[Any], value: int, *, left: bool = False) -> Tensor:
+    """Returns sequences of token ids as one tensor [batch, longest], padded on the right, or on the `left`."""
+    longest = max(len(sequence) for sequence in sequences)
+    result = np.full((len(sequences), longest), value, dtype=np.int64)
+    for row, sequence in zip(result, sequences, strict=True):
+        start = longest - len(sequence) if left else 0
+        row[start : start + len(sequence)] = sequence
+    return torch.from_numpy(result)
+
+
+def padded_inputs(ids: Sequence[Any], padding: int, *, left: bool = False) -> dict[str, Tensor]:
+    """Returns `input_ids` and `attention_mask` (0 for padding) [batch, longest] for sequences of token ids."""
+    mask = padded([np.ones(len(sequence), dtype=np.int64) for sequence in ids], 0, left=left)
+    return {"input_ids": padded(ids, padding, left=left), "attention_mask": mask}
+
+
+def batch_of(tokenizer: Any, texts: Sequence[str], max_length: int) -> dict[str, Tensor]:
+    """Returns texts, cut at `max_length` tokens, as a batch of everything that the tokenizer gives a model.
+
+    Padding is on the right, as in training: on the left it would move the positions of a text's tokens.
+    """
+    found = tokenizer(list(texts), truncation=True, max_length=max_length, verbose=False)
+    for row, ids in enumerate(found["input_ids"]):
+        if not ids:
+            for name, values in found.items():
+                values[row] = [start_id(tokenizer)] if name == "input_ids" else [int(name == "attention_mask")]
+    fill = {"input_ids": padding_id(tokenizer), "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0)}
+    return {name: padded(values, fill.get(name, 0)) for name, values in found.items()}
+
+
+def max_tokens(config: Any, tokenizer: Any) -> int | None:
+    """Returns the smaller of the tokenizer's limit and the model's positions; None if neither is known."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and getattr(config, "model_type", None) in _POSITIONS_AFTER_PADDING:
+        positions -= config.pad_token_id + 1
+    limits = (tokenizer.model_max_length, positions)
+    return min((limit for limit in limits if limit and limit < NO_LIMIT), default=None)
+
+
+def _first(tokenizer: Any, *names: str) -> int:
+    ids = [getattr(tokenizer, f"{name}_token_id", None) for name in names]
+    return next((int(token) for token in ids if token is not None), 0)

@@ -1,0 +1,174 @@
+"""Adapters: added to a model for training, and merged into its weights so that the saved model is the scored one."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from datadreamer_like.errors import DefinitionError, MethodMisfit
+from datadreamer_like.formats import dequantize
+
+logger = logging.getLogger("datadreamer_like")
+
+_NOISE = 0.1
+_TOLERANCE = 0.01  # relative to the largest logit; a lost adapter changes logits by more
+
+
+def with_adapter(model: Any, config: Any, task_type: str | None) -> Any:
+    """Returns the peft model that trains an adapter on a model; its type of task is `task_type` if `config` has none.
+
+    An adapted weight that other modules share gets a copy, so that merging the adapter does not change them.
+
+    Raises:
+        MethodMisfit: The model has none of the modules that the config names.
+        DefinitionError: The adapter cannot be merged.
+    """
+    from peft import get_peft_model
+
+    config = copy.deepcopy(config)
+    config.task_type = config.task_type or task_type
+    with _quiet_peft():
+        try:
+            adapted = get_peft_model(model, config)
+        except ValueError as error:
+            raise MethodMisfit(f"peft_config does not fit {type(model).__name__}: {error}") from error
+    if not callable(getattr(adapted, "merge_and_unload", None)):
+        raise DefinitionError(
+            f"{type(config).__name__} cannot be merged into the weights of a model, so what it trains could not be "
+            "saved with it. Pass another peft config, such as peft.LoraConfig(r=8)."
+        )
+    for names in shared_weights(adapted).values():
+        for name in names:
+            _give_own(adapted, name)
+    return adapted
+
+
+def merged(adapted: Any) -> Any:
+    """Returns the model with its adapter merged; weights that were shared and now differ are saved separately."""
+    dequantize(adapted)  # an adapter cannot be merged into codes
+    with _quiet_peft():
+        model: Any = adapted.merge_and_unload()
+    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    if not all(_same(model, *pair) for pair in tied.items()):
+        for config in _configs(model.config):
+            if getattr(config, "tie_word_embeddings", False):
+                config.tie_word_embeddings = False
+        # No architecture ties only some of them, so each is saved.
+        for key in tied:
+            _give_own(model, key)
+        model.all_tied_weights_keys = {}
+        logger.info("the adapter made shared weights differ: the saved model has each of them")
+    elif tied:
+        model.tie_weights()
+    return model
+
+
+def check_merge(
+    adapted: Any, fresh: Callable[[], Any], batch: dict[str, Tensor], load: Callable[[Path], Any], scratch: Path
+) -> None:
+    """Refuses an adapter on shared weights that the saved model would lose, by saving and loading one with noise in it.
+
+    `fresh` returns another, untrained `adapted`; `batch` is an input of the model; `load` loads a folder, for which
+    `scratch` is used. Nothing is done for adapters on other weights.
+
+    Raises:
+        MethodMisfit: The architecture can only be saved with these weights shared.
+    """
+    touched = adapted_ties(adapted)
+    if not touched:
+        return
+    trial, generator = fresh().eval(), torch.Generator().manual_seed(0)
+    for name, parameter in trial.named_parameters():
+        if parameter.requires_grad and any(f"{module}." in name for module in touched):
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data += (_NOISE * noise).to(parameter.device, parameter.dtype)
+    try:
+        scored = _logits(trial, batch)
+        merged(trial).save_pretrained(str(scratch))
+        loaded = _logits(load(scratch).eval(), batch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if (scored - loaded).abs().max() > _TOLERANCE * scored.abs().max():
+        raise MethodMisfit(
+            f"peft_config adapts {' and '.join(touched)}, whose weights {type(adapted.get_base_model()).__name__} "
+            "shares with other modules and saves once: the merged model would not be the one that was trained. Leave "
+            "them out of target_modules and modules_to_save."
+        )
+
+
+def adapted_ties(adapted: Any) -> list[str]:
+    """Returns the names of adapted modules whose weights the architecture shares with other modules."""
+    tied = getattr(adapted.get_base_model(), "all_tied_weights_keys", None) or {}
+    shared = {name.rpartition(".")[0] for pair in tied.items() for name in pair}
+    prefix = "base_model.model."
+    names = {name.removeprefix(prefix): module for name, module in adapted.named_modules()}
+    return sorted(name for name in shared if _is_adapted(names.get(name)))
+
+
+def shared_weights(adapted: Any) -> dict[int, list[str]]:
+    """Returns the names of weights in adapted modules that modules outside them share, by the weights' ids."""
+    owners: dict[int, set[str]] = {}
+    inside: dict[int, list[str]] = {}
+    wrappers = [name for name, module in adapted.named_modules() if _is_adapted(module)]
+    for name, parameter in adapted.named_parameters(remove_duplicate=False):
+        wrapper = next((each for each in wrappers if name.startswith(f"{each}.")), None)
+        owners.setdefault(id(parameter), set()).add(wrapper or name)
+        if wrapper is not None and not parameter.requires_grad:
+            inside.setdefault(id(parameter), []).append(name)
+    return {key: names for key, names in inside.items() if len(owners[key]) > 1}
+
+
+def _give_own(model: Any, name: str) -> None:
+    """Replaces a parameter of a model by a copy."""
+    owner, _, attribute = name.rpartition(".")
+    module: Any = model.get_submodule(owner)
+    weight = getattr(module, attribute)
+    setattr(module, attribute, nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad))
+
+
+def _is_adapted(module: Any) -> bool:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    return isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
+
+
+def _same(model: Any, one: str, other: str) -> bool:
+    try:
+        first, second = model.get_parameter(one), model.get_parameter(other)
+    except AttributeError:
+        return True  # removed from this model
+    return first is second or (first.shape == second.shape and torch.equal(first, second))
+
+
+def _configs(config: PretrainedConfig) -> Iterator[Any]:
+    yield config
+    for name in getattr(config, "sub_configs", None) or {}:
+        if (inner := getattr(config, name, None)) is not None:
+            yield from _configs(inner)
+
+
+@torch.no_grad()
+def _logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    device = next(model.parameters()).device
+    logits: Tensor = model(**{name: value.to(device) for name, value in batch.items()}).logits
+    return logits.float().cpu()
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # peft reads a transformers property by its deprecated name, and warns of shared weights, which are kept right.
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        yield

@@ -1,0 +1,63 @@
+"""Checkpoints of the training loop: sealed with checksums, and the newest one that is complete and not damaged."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainingArguments
+
+from datadreamer_like.storage.folders import write_file
+from datadreamer_like.storage.seals import SEAL_NAME, checksums, damaged_file
+
+logger = logging.getLogger("datadreamer_like")
+
+CHECKPOINTS = "checkpoints"
+_STATE_NAME = "trainer_state.json"
+_SUMS_NAME = "checksums.json"
+
+
+class Seal(TrainerCallback):
+    """Adds checksums to each checkpoint."""
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        """Writes the checksums of the checkpoint that was just written."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if folder.is_dir():
+            sums = checksums(folder, but=(_STATE_NAME, _SUMS_NAME, SEAL_NAME))
+            write_file(folder / _SUMS_NAME, json.dumps(sums))
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Finds the last checkpoint that is complete and not damaged, and removes those that are not."""
+    complete: dict[Path, Any] = {}
+    for path in folder.glob("checkpoint-*"):
+        try:
+            # Written last, so the checkpoint is complete if it can be read.
+            state = json.loads((path / _STATE_NAME).read_text(encoding="utf-8"))
+            _ = state["global_step"], state["epoch"]
+            sums = path / _SUMS_NAME
+            damage = damaged_file(path, json.loads(sums.read_text(encoding="utf-8"))) if sums.exists() else None
+        except (OSError, ValueError, KeyError, TypeError):
+            damage = f"{path} is not complete"
+        if damage:
+            logger.info("a checkpoint is not used: %s", damage)
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            complete[path] = state
+    while complete:
+        newest = max(complete, key=lambda path: complete[path]["global_step"])
+        state = complete.pop(newest)
+        best = state.get("best_model_checkpoint")
+        moved = str(folder / Path(best).name) if best else None
+        if moved is not None and not Path(moved).is_dir():  # the best one was damaged, and would be loaded at the end
+            shutil.rmtree(newest, ignore_errors=True)
+            continue
+        if moved != best:  # the session's folder was moved in between
+            state["best_model_checkpoint"] = moved
+            write_file(newest / _STATE_NAME, json.dumps(state))
+        return newest
+    return None
