@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import sys
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -90,6 +91,17 @@ def free_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def check_spelling(device: Any, dtype: Any) -> None:
+    """Refuses devices and data types that do not exist; does not load torch for those that scripts usually name."""
+    for each in device if isinstance(device, list) else [] if device is None else [device]:
+        if not (isinstance(each, str) and re.fullmatch(r"(cpu|cuda|mps)(:\d+)?", each)):
+            checked_device(each)
+    if device == []:
+        raise DefinitionError("device is an empty list; name a device, or leave it out.")
+    if dtype not in (None, "auto", "float32", "float16", "bfloat16"):
+        checked_dtype(dtype)
 
 
 def checked_device(device: Any) -> Any:

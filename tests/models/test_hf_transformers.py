@@ -304,9 +304,9 @@ def test_an_encoder_is_refused(minilm_path: Path) -> None:
         ({"dtype": 16}, "dtype"),
     ],
 )
-def test_a_device_or_type_that_cannot_be_is_refused_when_the_model_is_defined(tiny_causal_lm, options, words):
+def test_a_device_or_type_that_cannot_be_is_refused_before_the_model_is_loaded(tiny_causal_lm, options, words):
     with pytest.raises(DefinitionError, match=words):
-        HFTransformers(tiny_causal_lm, **options)
+        HFTransformers(tiny_causal_lm, **options).run(["a"], cache_only=True)
 
 
 def test_spellings_of_transformers(plain):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from datadreamer_like.errors import BadRequest, DefinitionError, MethodMisfit, PromptTooLong, require_extra
 
-from ..model import checked_device, checked_dtype, free_memory
+from ..model import check_spelling, checked_device, free_memory
 from ..trained.hf_source import HOW_FETCHED, adapter_source, hf_source, loading
 from ..trained.model_facts import is_bidirectional, model_max_length
 from .chat_template import AUTO, Auto, checked, given_text, is_text_template, plain_prompt
@@ -90,12 +90,7 @@ class HFTransformers(LLM):
         self.trust_remote_code = trust_remote_code
         self.device = device
         self.device_map = device_map
-        if dtype is not None:
-            checked_dtype(dtype)
-        for each in device if isinstance(device, list) else [] if device is None else [device]:
-            checked_device(each)
-        if device == []:
-            raise DefinitionError("device is an empty list; name a device, or leave it out.")
+        check_spelling(device, dtype)
         self.dtype = dtype
         self.quantization_config = quantization_config
         self.adapter_kwargs = dict(adapter_kwargs or {})
@@ -218,12 +213,14 @@ class HFTransformers(LLM):
         return cast("GenerationOptions", given)
 
     def check(self, sampling: Sampling) -> None:
-        """Refuses a schema, and more new tokens than the context has room for."""
+        """Refuses a schema, a device that this machine lacks, and more new tokens than the context has room for."""
         if sampling.schema is not None:
             raise DefinitionError(
                 "HFTransformers cannot constrain answers to a schema. Use LlamaCPP or an API, or describe the schema "
                 "in the prompt and check the answers."
             )
+        for device in self.device if isinstance(self.device, list) else [self.device or "cpu"]:
+            checked_device(device)
         beams = sampling.extra.get("num_beams") or 1
         if beams > 1 and (not sampling.deterministic or sampling.top_logprobs is not None):
             raise DefinitionError(
