@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow, pytest.mark.kill]
 
 SCRIPT = """
     import os, signal, sys
@@ -65,7 +64,7 @@ def words(path: Path, kind: str) -> set[str] | None:
 
 
 @pytest.mark.parametrize("kind", ["json", "csv", "hf_dataset"])
-def test_an_export_is_whole_or_absent_after_a_kill(kind: str, tmp_path: Path) -> None:
+def test_an_export_is_whole_or_absent_after_a_kill(kind: str, tmp_path: Path, kill_seed: int) -> None:
     script, path = tmp_path / "script.py", tmp_path / "out" / "rows"
     script.write_text(textwrap.dedent(SCRIPT))
     run(script, path, kind, "old", dies_at=15_000)
@@ -74,8 +73,8 @@ def test_an_export_is_whole_or_absent_after_a_kill(kind: str, tmp_path: Path) ->
     assert words(path, kind) == {"old"}
     run(script, path, kind, "new", dies_at=15_000)
     assert words(path, kind) == {"old"}
-    rng = random.Random(kind)
-    for _ in range(int(os.environ.get("KILLS", "4"))):
+    rng = random.Random(f"{kind} {kill_seed}")
+    for _ in range(4):
         run(script, path, kind, "new", after=rng.uniform(0, 0.4))
         assert words(path, kind) in ({"old"}, {"new"})
     run(script, path, kind, "new")
