@@ -46,20 +46,15 @@ def fingerprint(value: Any, what: str = "value") -> str:
     return (_Walk(what).digest(value) if before is None else before).hex()
 
 
-def digest_as_is(value: Any) -> bytes | None:
-    """Returns the digest of a value by itself, with all changes by a node's functions; None if it cannot be hashed."""
+def digest_before_changes(value: Any, as_is: bool = False) -> bytes | None:
+    """Returns the digest of a value by itself, `as_is` after changes by a node's functions; None if it has none."""
     try:
-        return _Walk("value", as_is=True).digest(value)
+        return _Walk("value", as_is).digest(value)
     except FingerprintError:
         return None
 
 
-def digest_before_changes(value: Any) -> bytes | None:
-    """Returns the digest of a value by itself as it is part of a fingerprint; None if it cannot be hashed."""
-    try:
-        return _Walk("value").digest(value)
-    except FingerprintError:
-        return None
+digest_as_is = functools.partial(digest_before_changes, as_is=True)
 
 
 class ByContent(os.PathLike[str]):
@@ -87,6 +82,7 @@ class _Walk:
         # The user's functions and classes found while one of them is hashed, each with its number and its path.
         self.numbers: dict[int, int] | None = None
         self.waiting: list[tuple[Any, str]] = []
+        self.opened: list[int] = []  # those being hashed, which their variables may refer to
         self.in_variable = False  # whose changes are noted, with all that it holds
         self.known: dict[int, tuple[Any, bytes]] = {}  # holds the object, so that its id is not reused
 
@@ -96,7 +92,9 @@ class _Walk:
         if id(value) in self.inside:
             # A cycle is hashed by its length.
             return hash_parts("cycle", str(len(self.inside) - self.inside[id(value)]).encode())
-        shared = not isinstance(value, str | bytes | int | float | bool | None | types.FunctionType | type)
+        shared = type(value) not in _SINGLE and not isinstance(
+            value, types.FunctionType | type
+        )  # others may be in a cycle
         if shared:
             self.inside[id(value)] = len(self.inside)
         self.path.append(step)
@@ -226,13 +224,17 @@ class _Walk:
                 self.numbers[id(value)] = len(self.numbers)
                 self.waiting.append((value, "".join(self.path)))
             return hash_parts("number", str(self.numbers[id(value)]).encode())
+        if id(value) in self.opened:
+            return hash_parts("opened", str(self.opened.index(id(value))).encode())
         if id(value) not in self.known:
             path, parts = self.path, []
             self.numbers, self.waiting = {id(value): 0}, [(value, "".join(path))]
             try:
                 for unit, way in self.waiting:  # grows while it is walked
                     self.path = [way]
+                    self.opened.append(id(unit))
                     parts.append(self.own_class(unit) if isinstance(unit, type) else self.own_function(unit))
+                    self.opened.pop()
             finally:
                 self.numbers, self.path = None, path
             self.known[id(value)] = value, hash_parts("written", *parts)
@@ -273,6 +275,10 @@ class _Walk:
         if owner is None or isinstance(owner, types.ModuleType):
             return hash_parts("builtin", (value.__module__ or "").encode(), value.__qualname__.encode())
         return hash_parts("builtin method", value.__name__.encode(), self.digest(owner, ".__self__"))
+
+    def member(self, value: enum.Enum) -> bytes:
+        state = {name: item for name, item in _state(value).items() if name != "__objclass__"}
+        return hash_parts("enum", self.class_(type(value)), *self.parts(sorted(state.items())))
 
     def class_(self, value: type) -> bytes:
         return self.named(value) if is_installed(value.__module__) else self.written(value)
@@ -345,7 +351,7 @@ _NO_CONTENT = {
     "__dict__", "__weakref__", "__module__", "__qualname__", "__doc__", "__firstlineno__", "__static_attributes__",
     "__annotations__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__match_args__",
     "__dataclass_params__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__hash__",
-    "__dataclass_fields__", "__slotnames__",
+    "__dataclass_fields__", "__slotnames__", "_member_map_", "_value2member_map_",
     # Made by pydantic from a model's other members; they hold addresses in memory.
     "__pydantic_core_schema__", "__pydantic_serializer__", "__pydantic_validator__",
 }  # fmt: skip
@@ -362,16 +368,15 @@ def _attributes(kind: str, *names: str) -> Callable[[_Walk, Any], bytes]:
     return lambda walk, value: hash_parts(kind, *(walk.digest(getattr(value, name), f".{name}") for name in names))
 
 
-_PLAIN = frozenset({
-    bool, int, float, complex, str, bytes, list, tuple, set, dict, types.MappingProxyType,
-})  # fmt: skip
+_SINGLE = frozenset({bool, int, float, complex, str, bytes, types.NoneType})
+_PLAIN = _SINGLE | {list, tuple, set, dict, types.MappingProxyType}
 # Types from which classes with attributes may be derived.
 _EXTENSIBLE = (int, float, complex, str, bytes, bytearray, memoryview, list, tuple, set, frozenset, Mapping)
 
 # The first that fits counts.
 _BY_TYPE: list[tuple[Any, Callable[[_Walk, Any], bytes]]] = [
     (types.NoneType, lambda walk, value: hash_parts("none")),
-    (enum.Enum, lambda walk, value: hash_parts("enum", walk.class_(type(value)), value.name.encode())),
+    (enum.Enum, _Walk.member),
     (bool, lambda walk, value: hash_parts("bool", b"1" if value else b"0")),
     (int, lambda walk, value: hash_parts("int", str(value).encode())),
     (float, lambda walk, value: hash_parts("float", struct.pack("<d", value))),

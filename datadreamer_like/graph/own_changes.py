@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType, NoneType
 from typing import Any
@@ -19,7 +20,7 @@ from .installed import is_installed
 
 # Their ids do not identify a variable.
 _VALUES = (str, bytes, int, float, NoneType)
-_CODE = (FunctionType, ModuleType, type, NoneType)
+_CODE = (FunctionType, ModuleType, type, NoneType, Enum)
 
 Digest = Callable[[Any], bytes | None]
 """A function that digests a value on its own; None if it cannot."""

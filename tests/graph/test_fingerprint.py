@@ -118,6 +118,51 @@ def test_equal_content_is_equal(a, b):
     assert fingerprint(a) == fingerprint(b)
 
 
+class Tone(enum.StrEnum):
+    HIGH = "high"
+    LOW = "low"
+
+
+class Right(enum.IntFlag):
+    READ = 1
+    WRITE = 2
+
+
+class Name(str):
+    UNKNOWN: "Name"
+
+
+Name.UNKNOWN = Name("?")
+Many = enum.Enum("Many", [f"M{number}" for number in range(100)])
+
+
+def priced(price):
+    class Fruit(enum.Enum):
+        APPLE = ("apple", price)
+
+        def __new__(cls, value, price):
+            made = object.__new__(cls)
+            made._value_, made.price = value, price
+            return made
+
+    return Fruit
+
+
+@pytest.mark.parametrize("value", [Tone.HIGH, Right.READ | Right.WRITE, Right(0), Name.UNKNOWN, Many.M7])
+def test_a_class_that_holds_its_own_values_is_told_in_time(value):
+    def use():
+        return value
+
+    kind = type(value)
+    assert len({fingerprint(item) for item in (value, kind, use, lambda: kind, [value, kind])}) == 5
+
+
+def test_members_are_told_by_name_value_and_attributes():
+    values = [*Tone, *Right, Right(0), Right(3), priced(1).APPLE, priced(2).APPLE]
+    assert len(set(map(fingerprint, values))) == len(values)
+    assert fingerprint(priced(1)) == fingerprint(priced(1)) != fingerprint(priced(2))
+
+
 def test_numpy_dates_and_time_differences_are_told_by_value_unit_and_kind():
     days = ["2024-01-02", "2024-01-03"]
     arrays = [

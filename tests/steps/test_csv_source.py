@@ -293,3 +293,15 @@ def test_numbers_that_no_type_holds_are_texts(
 def test_nul_and_carriage_returns_are_text(session: DataDreamer, tmp_path: Path) -> None:
     path = write(tmp_path, b'a,b\n"x\ry",1\n"p\0q",2\n')
     assert list(CSVDataSource("rows", data_files=path).output["a"]) == ["x\ry", "p\0q"]
+
+
+@pytest.mark.parametrize("whole", ["9007199254740993", "-9007199254740993", "9223372036854775807"])
+def test_an_integer_that_no_float_holds_keeps_its_digits(session: DataDreamer, tmp_path: Path, whole: str) -> None:
+    path = write(tmp_path, f"id\n{whole}\n0.5\n")
+    assert list(CSVDataSource("rows", data_files=path).output["id"]) == [whole, "0.5"]
+
+
+def test_names_replace_a_header_that_is_there(session: DataDreamer, tmp_path: Path) -> None:
+    path = write(tmp_path, "a,b\n1,2\n")
+    rows = CSVDataSource("rows", data_files=[path, write(tmp_path, "c,d\n3,4\n", "more.csv")], names="xy", header=0)
+    assert list(rows.output) == [{"x": 1, "y": 2}, {"x": 3, "y": 4}]

@@ -208,3 +208,23 @@ def test_json_values_that_cannot_be_kept_are_named_with_file_and_line(
         JSONDataSource("rows", data_files=path)
     assert "rows.jsonl, line 3" in str(caught.value)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("other", ["0.5", "NaN", "1e3"])
+@pytest.mark.parametrize("shape", ["%s", "[%s]", '{"k": %s}', '[{"k": %s}]'])
+def test_an_integer_that_no_float_holds_keeps_its_digits(
+    session: DataDreamer, tmp_path: Path, shape: str, other: str
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"id": {shape % 9007199254740993}}}\n{{"id": {shape % other}}}\n{{"id": {shape % 7}}}\n')
+    found = list(JSONDataSource("rows", data_files=path).output["id"])
+    kept = None if other == "NaN" else str(float(other))
+    assert found == [json.loads(shape % json.dumps(text)) for text in ("9007199254740993", kept, "7")]
+
+
+@pytest.mark.parametrize(("before", "after"), [('{"a": 1}\n', ""), ('[{"a": 1},\n', "]")])
+def test_values_nested_too_deeply_are_named(session: DataDreamer, tmp_path: Path, before: str, after: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(before + '{"b": ' + "[" * 3_000 + "]" * 3_000 + "}" + after)
+    with pytest.raises(DataError, match=r"rows.json, line 2 holds values that are nested too deeply"):
+        JSONDataSource("rows", data_files=path)

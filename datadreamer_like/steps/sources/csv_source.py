@@ -48,10 +48,11 @@ class CSVDataSource(FileSource):
             `.bz2` and `.xz` are decompressed.
         sep: The field separator, one character. By default a tab for `.tsv` and `.tab` files, a comma for others.
         **config_kwargs: Options of `Step` and of the reader: `encoding` (utf-8), `column_names` or `names` (for files
-            without header), `header` (0, or None for no header: columns are then called 0, 1, ...), `skiprows` (lines
-            to skip at the top), `usecols` (columns to read), `nrows` (maximum number of rows), `quotechar`,
-            `escapechar`, `doublequote`, `skipinitialspace`, `dtype` (a type for all columns or a dictionary of them:
-            `{"id": str}` keeps leading zeros), `na_values` (more texts that mean None) and `keep_default_na`.
+            without header; with `header=0` they replace it), `header` (0, or None for no header: columns are then
+            called 0, 1, ...), `skiprows` (lines to skip at the top), `usecols` (columns to read), `nrows` (maximum
+            number of rows), `quotechar`, `escapechar`, `doublequote`, `skipinitialspace`, `dtype` (a type for all
+            columns or a dictionary of them: `{"id": str}` keeps leading zeros), `na_values` (more texts that mean None)
+            and `keep_default_na`.
 
     Raises:
         DataError: A file does not exist, cannot be read or is malformed; the message names file and line.
@@ -127,7 +128,7 @@ class CSVDataSource(FileSource):
     def _header(self) -> tuple[list[str], bool]:
         """Returns the names of the columns, and whether the files have a header."""
         if self._names is not None:
-            return _distinct_names(self.name, list(map(str, self._names))), False
+            return _distinct_names(self.name, list(map(str, self._names))), self.config["header"] == 0
         for file in self.files:
             for _, fields in self._records(file):
                 self._check_separator(file, fields)
@@ -204,6 +205,7 @@ class CSVDataSource(FileSource):
         order: list[int] | None = None
         if has_header:
             _, own = next(records, (0, columns))
+            own = own if self._names is None else columns  # the names replace the header
             if sorted(own) != sorted(columns):
                 raise DataError(
                     f'"{self.name}": {file} has the columns {", ".join(own)}; {self.files[0]} has '
@@ -254,9 +256,11 @@ def _is_whole(text: str) -> bool:
 
 
 def _is_decimal(text: str) -> bool:
-    # Integers beyond 64 bits are identifiers; as floats they would lose digits, and 1e999 would be infinite.
-    if _DECIMAL.fullmatch(text) is None or (_WHOLE.fullmatch(text) is not None and not _is_whole(text)):
+    # Long integers are identifiers; as floats they would lose digits, and 1e999 would be infinite.
+    if _DECIMAL.fullmatch(text) is None:
         return False
+    if _WHOLE.fullmatch(text) is not None:
+        return _is_whole(text) and int(float(text)) == int(text)
     return "inf" in text.lower() or abs(float(text)) != float("inf")
 
 

@@ -12,6 +12,9 @@ KINDS = {
 }  # fmt: skip
 
 
+_EXACT = 2**53  # the integers up to this are floats too
+
+
 class _Digits(str):
     """A number that no 64 bits hold, as its text."""
 
@@ -35,6 +38,7 @@ class Shape:
     def __init__(self) -> None:
         self._kinds: set[type] = set()
         self._has_nan = False
+        self._has_long = False  # an integer that may have more digits than a float
         self._elements: Shape | None = None
         self._keys: dict[str, Shape] = {}
 
@@ -46,6 +50,8 @@ class Shape:
         if kind is float and value != value:
             self._has_nan = True
             return
+        if kind is int and not -_EXACT <= value <= _EXACT:
+            self._has_long = True
         if kind not in self._kinds:
             if self._kinds and {kind, *self._kinds} & {dict, list}:
                 known = KINDS.get(next(iter(self._kinds)), "a text")
@@ -73,6 +79,8 @@ class Shape:
 
     @property
     def _is_text(self) -> bool:
+        if self._has_long and (float in self._kinds or self._has_nan):
+            return True
         return _Digits in self._kinds or (len(self._kinds) > 1 and not self._kinds <= {int, float})
 
     def is_changed(self) -> bool:
@@ -85,7 +93,7 @@ class Shape:
         """Returns a value of the one type that all have: texts where plain values are mixed."""
         kind = type(value)
         if value is None or (kind is float and value != value):
-            return None if self._kinds and not self._kinds <= {int, float} else value
+            return None if self._is_text or (self._kinds and not self._kinds <= {int, float}) else value
         if kind is list and self._elements is not None:
             return [self._elements.fitted(element) for element in value]
         if kind is dict:

@@ -26,7 +26,7 @@ class JSONDataSource(FileSource):
 
     The columns are the union of those of all rows; missing values are None. Integers and floats in one column become
     floats; other mixed plain values become texts (`1` and `"x"` become `"1"` and `"x"`), as do integers beyond 64 bits
-    and NaN among others becomes None; this also holds inside lists and objects. Dates stay texts.
+    (next to floats 2**53); NaN among others becomes None. This also holds inside lists and objects. Dates stay texts.
 
     Files are given as in `CSVDataSource`; those of a folder are `.json`, `.jsonl` and `.ndjson` files. Options of the
     reader are `encoding` (utf-8) and `field` (each file is one object, and the rows are the array in this field).
@@ -56,6 +56,8 @@ class JSONDataSource(FileSource):
                     except ValueError as error:
                         shown = name.encode(errors="backslashreplace").decode()
                         raise DataError(f'"{self.name}": {file}, line {line}: column "{shown}"{error}') from error
+                    except RecursionError as error:
+                        raise self._malformed(file, line, error, "") from error
         names = self.found_columns(columns)
         changed = {name: shape for name, shape in columns.items() if shape.is_changed()}
         return LazyRowBatches(lambda: self._batches(names, changed), total_num_rows=count, save=True)
@@ -90,7 +92,7 @@ class JSONDataSource(FileSource):
             if line.strip():
                 try:
                     yield number, _DECODER.decode(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise self._malformed(file, number, error, _EXPECTED_LINES) from error
 
     def _of_array(self, file: Path, stream: IO[str], line: int) -> Iterator[tuple[int, Any]]:
@@ -99,6 +101,9 @@ class JSONDataSource(FileSource):
         while True:
             try:
                 value, end = _element(text, start, first)
+            except RecursionError as error:
+                line += text.count("\n", start, text.find("{", start))  # where the row starts
+                raise self._malformed(file, line, error, "an array of JSON objects") from error
             except ValueError as error:
                 place = getattr(error, "pos", start)
                 # A string or an element that ends with the text may be incomplete; doubling it keeps the work linear.
@@ -124,6 +129,8 @@ class JSONDataSource(FileSource):
             whole = _DECODER.decode(stream.read())
         except json.JSONDecodeError as error:
             raise self._malformed(file, error.lineno, error, "one JSON object") from error
+        except RecursionError as error:
+            raise self._malformed(file, 1, error, "one JSON object") from error
         rows = whole.get(field) if isinstance(whole, dict) else None
         if not isinstance(rows, list):
             found = f"the fields {', '.join(whole)}" if isinstance(whole, dict) else KINDS[type(whole)]
@@ -131,7 +138,9 @@ class JSONDataSource(FileSource):
         for row in rows:
             yield 1, row
 
-    def _malformed(self, file: Path, line: int, error: ValueError, expected: str) -> DataError:
+    def _malformed(self, file: Path, line: int, error: Exception, expected: str) -> DataError:
+        if isinstance(error, RecursionError):
+            return DataError(f'"{self.name}": {file}, line {line} holds values that are nested too deeply.')
         what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
         return DataError(f'"{self.name}": {file}, line {line} is malformed: {what}. Expected {expected}.')
 
