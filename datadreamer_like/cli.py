@@ -13,7 +13,7 @@ from .graph.session import local_folder
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="datadreamer-like")
+    parser = argparse.ArgumentParser(prog="python -m datadreamer_like")
     commands = parser.add_subparsers(dest="command", required=True)
     cleaning = commands.add_parser(
         "clean",
