@@ -94,9 +94,14 @@ def _exchanged(draft: Path, target: Path) -> bool:
 def local_path(path: str | os.PathLike[str], what: str) -> Path:
     """Returns a path that the user gave, with `~` as the home folder; an address is refused."""
     text = os.fspath(path)
-    if re.match(r"[A-Za-z][\w+.-]+:/", text):
+    if is_address(text):
         raise StorageError(f"{what}: {text} is an address. Write to a local path, and copy it from there.")
     return Path(text).expanduser()
+
+
+def is_address(path: str) -> bool:
+    """Returns whether a path is one of another system, such as s3://bucket/folder; C:/folder is a path."""
+    return re.match(r"[A-Za-z][\w+.-]+:/", path) is not None
 
 
 def _target(path: str | os.PathLike[str], what: str) -> Path:
