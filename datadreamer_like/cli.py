@@ -1,4 +1,4 @@
-"""The command line: `python -m datadreamer_like clean FOLDER`."""
+"""The command line: `datadreamer-like clean FOLDER`, also as `python -m datadreamer_like`."""
 
 from __future__ import annotations
 

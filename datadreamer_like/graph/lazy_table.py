@@ -15,23 +15,25 @@ from datadreamer_like.storage.tables import TableWriter, read_table
 from .output import OutputDatasetColumn, OutputIterableDatasetColumn
 from .rows import Rows
 
+_WHAT = "Writing lazy rows to a temporary table"
+
 
 def materialized(rows: Rows) -> Rows:
     """Writes lazy rows to a temporary table in the session's folder, which has room for results."""
     if rows.table is not None:
         return rows
     session = rows.node.session if rows.node is not None else None
-    place = session.results.folder / ".work" if session is not None and not session.in_memory else None
-    with explained("Writing lazy rows to a temporary table", place or Path(tempfile.gettempdir())):
+    place = session.results.places.work if session is not None and not session.in_memory else None
+    with explained(_WHAT, place or Path(tempfile.gettempdir())):
         if place is not None:
             place.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="rows-", dir=place))
     try:
         writer = TableWriter(folder, what="rows", schema=rows.schema)
         for batch in rows.read():
-            with explained("Writing lazy rows to a temporary table", folder):
+            with explained(_WHAT, folder):
                 writer.write(batch)
-        with explained("Writing lazy rows to a temporary table", folder):
+        with explained(_WHAT, folder):
             writer.close(folder.name)
         table = read_table(folder, pickles=True)
     except BaseException:

@@ -24,8 +24,9 @@ OLDER_KEPT = 10
 def remove_leftovers(places: Places, older_kept: int = OLDER_KEPT, *, work: bool = False) -> tuple[int, int]:
     """Removes what no result or run needs; returns the number of results removed, and all bytes.
 
-    That is results that are unfinished, that have been replaced, or older than the last `older_kept` of their name, and
-    unfinished work whose result is complete; with `work`, all unfinished work. No other process may use the folder.
+    That is results that are unfinished, that have been replaced, or older than the last `older_kept` of their name,
+    temporary tables, and unfinished work whose result is complete; with `work`, all unfinished work. No other process
+    may use the folder.
     """
     linked = set()
     for link in places.links():
@@ -51,7 +52,8 @@ def remove_leftovers(places: Places, older_kept: int = OLDER_KEPT, *, work: bool
             place.parent.rmdir()
             places.lock(place.parent.name).unlink()
     for folder in places.all_work():
-        if work or places.newest(work_key(folder)) is not None:
+        key = work_key(folder)
+        if work or not key or places.newest(key) is not None:
             size += _remove(folder)
     return count, size
 

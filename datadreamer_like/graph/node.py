@@ -289,10 +289,9 @@ class Node:
         if manifest.failures:
             row, message = next(iter(manifest.failures.items()))
             text = "%s: %s of its rows failed and have no value; the first is row %s: %s%s"
-            hint = "" if manifest.retriable_rows else " They would fail again; force=True tries them anyway."
-            hint = (
-                " The next run requests them again." if manifest.retriable_rows and not self.keeps_failed_rows else hint
-            )
+            hint = "" if self.keeps_failed_rows else " The next run requests them again."
+            if not manifest.retriable_rows:
+                hint = " They would fail again; force=True tries them anyway."
             logger.warning(text, self.name, f"{len(manifest.failed):,}", row, message, hint)
 
     def revise(self, change: Callable[[Path], None]) -> None:

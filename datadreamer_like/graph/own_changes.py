@@ -113,13 +113,13 @@ def _keys(place: Place) -> list[tuple[int, str | None]]:
 
 
 @contextmanager
-def noting_changes(places: Iterable[Place], as_is: Digest, before_changes: Digest) -> Iterator[None]:
+def noting_changes(places: Iterable[Place], as_is: Digest, as_before: Digest) -> Iterator[None]:
     """Notes which variables the block, a node's run, changes."""
     before = []
     for place in places:
         old = as_is(place.value())
         known = [change for key in _keys(place) if (change := _changed.get(key)) is not None and change.after == old]
-        before.append((place, old, known[0].before if known else before_changes(place.value())))
+        before.append((place, old, known[0].before if known else as_before(place.value())))
     try:
         yield
     finally:

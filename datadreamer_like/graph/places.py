@@ -5,6 +5,7 @@
 NAME                  a link to the result of a node
 .inside/PARENT/NAME   links to results of nodes made inside another node
 .work/NAME-KEY/       unfinished work that survives a kill
+.work/rows-*/         temporary tables, see `lazy_table`
 .locks/               locks between processes
 .cache/               answers, embeddings and indexes
 .session.json         the version of this layout
@@ -94,7 +95,7 @@ def is_unfinished_link(link: Path) -> bool:
 
 
 def work_key(work: Path) -> str:
-    """Returns the key of the result that some unfinished work is for."""
+    """Returns the key of the result that some unfinished work is for; "" for a temporary table."""
     found = re.fullmatch(r".*?-([0-9a-f]{32}(-\d+)?)", work.name)
     return found[1] if found else ""
 

@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import logging
 import os
-import re
 import shutil
 import signal
 import sys
@@ -21,6 +20,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from datadreamer_like.errors import ArgumentTypeError, DataDreamerError, SessionError
+from datadreamer_like.storage.exports import is_address
 
 from .engine import Engine
 from .installed import is_installed_file, is_own_file
@@ -234,7 +234,7 @@ def local_folder(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(text, str):
         raise ArgumentTypeError(f"The output folder must be a path, not {path!r}.")
-    if re.match(r"[A-Za-z][\w+.-]+:/", text):
+    if is_address(text):
         raise SessionError(
             f"{text} is an address; results are saved in a local folder. Give a local path, and copy the folder after "
             "the session, or mount the store."

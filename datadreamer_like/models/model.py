@@ -121,11 +121,11 @@ def checked_device(device: Any) -> Any:
     return found
 
 
-def checked_dtype(dtype: Any) -> None:
-    """Refuses a data type that weights cannot have."""
+def checked_dtype(dtype: Any) -> Any:
+    """Returns the `torch.dtype` that an argument names; refuses one that weights cannot have."""
     import torch
 
-    name = str(dtype).removeprefix("torch.")
-    found = getattr(torch, name, None)
-    if name != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):
+    found = getattr(torch, str(dtype).removeprefix("torch."), None)
+    if not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise DefinitionError(f'dtype cannot be {dtype!r}; expected a floating-point type of torch such as "bfloat16".')
+    return found

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from datadreamer_like.errors import StorageError
 
-from .folders import explained
+from .folders import explained, flush, flush_tree
 
 _EXCHANGE = 2  # of renameat2
 _HERE = -100
@@ -39,7 +39,7 @@ def new_file(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
             with explained(what, target), _named(target, draft):
                 yield draft
             with _system_errors(what, target):
-                _flush(draft)
+                flush(draft)
                 os.replace(draft, target)
     finally:
         draft.unlink(missing_ok=True)
@@ -65,15 +65,13 @@ def new_export(path: str | os.PathLike[str], what: str, replaces: tuple[str, ...
     try:
         with _held(draft), _system_errors(what, target):
             yield draft
-            for root, _, files in os.walk(draft):
-                for file in (*files, ""):
-                    _flush(Path(root) / file)
-            put_in_place(draft, target)
+            flush_tree(draft)
+            _put_in_place(draft, target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def put_in_place(draft: Path, target: Path) -> None:
+def _put_in_place(draft: Path, target: Path) -> None:
     """Makes a folder the folder `target`, and removes the earlier one; a kill leaves one of both, whole."""
     if not os.path.lexists(target):
         os.rename(draft, target)
@@ -96,9 +94,14 @@ def _exchanged(draft: Path, target: Path) -> bool:
 def local_path(path: str | os.PathLike[str], what: str) -> Path:
     """Returns a path that the user gave, with `~` as the home folder; an address is refused."""
     text = os.fspath(path)
-    if re.match(r"[A-Za-z][\w+.-]+:/", text):
+    if is_address(text):
         raise StorageError(f"{what}: {text} is an address. Write to a local path, and copy it from there.")
     return Path(text).expanduser()
+
+
+def is_address(path: str) -> bool:
+    """Returns whether a path is one of another system, such as s3://bucket/folder; C:/folder is a path."""
+    return re.match(r"[A-Za-z][\w+.-]+:/", path) is not None
 
 
 def _target(path: str | os.PathLike[str], what: str) -> Path:
@@ -136,15 +139,8 @@ def _held(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _system_errors(what: str, target: Path) -> Iterator[None]:
-    try:
-        with explained(what, target), _named(target):
-            yield
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        raise StorageError(
-            f"{what}: {target} cannot be written ({error.strerror or error}). Check the path, or choose another one."
-        ) from error
+    with explained(what, target, everything=True), _named(target):
+        yield
 
 
 @contextmanager
@@ -156,12 +152,3 @@ def _named(target: Path, draft: Path | None = None) -> Iterator[None]:
         if not isinstance(error, StorageError) and (draft is None or str(error.filename).startswith(str(draft))):
             error.filename = str(target)
         raise
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some file systems cannot flush folders
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,11 +1,10 @@
-"""Folders that are complete or absent, and locks that are released when their process ends."""
+"""Files and folders that reach the disk, locks that are released when their process ends, and errors of the disk."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import os
-import shutil
 import uuid
 import weakref
 from collections.abc import Iterator
@@ -45,27 +44,6 @@ def explained(what: str, path: Path, *, everything: bool = False) -> Iterator[No
                 f"{what}: {error.filename or path} cannot be used ({error.strerror or error}). "
                 "Check that the path is right and its disk is available, or choose another one."
             ) from error
-        raise
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """Yields an empty folder, which becomes `target` if the block succeeds, and is deleted otherwise.
-
-    If the block deletes the folder itself, there is no `target`. The folder is next to `target`, so that it can be
-    renamed atomically; its files are flushed to disk before.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.parent / f".draft-{target.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    draft.mkdir()
-    try:
-        yield draft
-        if draft.exists():
-            flush_tree(draft)
-            os.rename(draft, target)
-            flush(target.parent)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
         raise
 
 

@@ -27,7 +27,7 @@ class Pickled(bytes):
     """A pickled Python object. Only this type marks a column as pickled: bytes of any content are data."""
 
 
-_PLAIN = {str, int, float, bool, bytes}
+PLAIN = {str, int, float, bool, bytes}
 _NUMERIC = "biuf"
 
 
@@ -47,11 +47,11 @@ class Uniform:
         """Returns the values as one kind that Arrow stores unchanged; the same list if they already are."""
         kinds = set(map(type, values))
         kinds.discard(type(None))
-        if len(kinds) == 1 and kinds <= _PLAIN:
+        if len(kinds) == 1 and kinds <= PLAIN:
             return values
         if depth > 100:
             raise StepOutputTypeError(f"{self._where(path)} holds values that are nested too deeply.")
-        if not kinds <= _PLAIN:
+        if not kinds <= PLAIN:
             values = self._converted(values, path)
             kinds = set(map(type, values)) - {type(None)}
         if float in kinds and not kinds <= {int, float} and all(v != v for v in values if type(v) is float):
@@ -68,7 +68,7 @@ class Uniform:
         converted = []
         for value in values:
             kind = type(value)
-            if value is not None and kind not in _PLAIN:
+            if value is not None and kind not in PLAIN:
                 try:
                     value = _converter(kind)(value)  # type: ignore[arg-type]
                 except (TypeError, ValueError, OverflowError) as error:

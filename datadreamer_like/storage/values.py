@@ -17,7 +17,7 @@ import pyarrow as pa
 from datadreamer_like.errors import MissingExtra, StepOutputTypeError
 
 from .arrow_types import has_keys, is_list, stored_as
-from .uniform import KeyPath, Pickled, Uniform, is_image
+from .uniform import PLAIN, KeyPath, Pickled, Uniform, is_image
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 FEATURE = b"datasets feature"
 PICKLED = b"pickled"
 NONE_KEYS = b"keys given as None"
-
-_PLAIN = {str, int, float, bool, bytes}
 
 
 def to_batch(columns: Mapping[str, Any], what: str = "table", like: pa.Schema | None = None) -> pa.RecordBatch:
@@ -190,7 +188,7 @@ def _array(values: Any, name: str, what: str, known: pa.Field | None) -> tuple[p
         return stored_as(values, name, what), {}
     values = values if isinstance(values, list) else list(values)
     kinds = set(map(type, values)) - {type(None)}
-    is_known_as_pickled = known is not None and PICKLED in (known.metadata or {}) and not kinds <= _PLAIN
+    is_known_as_pickled = known is not None and PICKLED in (known.metadata or {}) and not kinds <= PLAIN
     if Pickled in kinds or is_known_as_pickled:
         return pa.array([None if v is None else pickle_value(v) for v in values], pa.binary()), {PICKLED: b"1"}
     column = Uniform(name, what)

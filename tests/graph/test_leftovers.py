@@ -79,6 +79,29 @@ def test_unfinished_work_is_found_by_what_determines_it_and_removed_when_it_is_d
     assert left(tmp_path) == ["1", "2"]
 
 
+def test_a_temporary_table_of_a_killed_run_is_removed(tmp_path):
+    script = """
+import os, signal, sys
+from datadreamer_like import DataDreamer
+from datadreamer_like.steps import DataSource
+
+def rows():
+    yield {"n": 1}
+    if os.environ.get("DIES"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+with DataDreamer(sys.argv[1], verbose=False):
+    source = DataSource("Rows", data=rows)
+    os.environ["DIES"] = sys.argv[2]
+    source.sort("n")
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    assert subprocess.run([*command, "yes"], check=False).returncode == -9
+    assert len(list(tmp_path.glob(".work/rows-*"))) == 1
+    run(tmp_path, "pass")
+    assert not list(tmp_path.glob(".work/*"))
+
+
 def test_work_of_nodes_inside_others_is_not_taken_for_that_of_another_parent(tmp_path):
     inner = """
 class Outer(Work):

@@ -174,7 +174,7 @@ def test_trouble_that_passes_is_retried_and_every_row_answered(trouble: Reply, t
         )
 
     with FlakyServer(behave) as server:
-        assert client(server, tmp_path, timeout=0.5).run(PROMPTS) == echoes(PROMPTS)
+        assert client(server, tmp_path, timeout=3.0).run(PROMPTS) == echoes(PROMPTS)
     assert sum(server.seen.values()) == 50
 
 

@@ -22,6 +22,7 @@ from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models.trained.model_facts import count_parameters, model_max_length
 from datadreamer_like.models.trained.model_node import as_trained_model
 from datadreamer_like.models.trained.trained_model import TrainedModel
+from datadreamer_like.storage import exports
 
 TEXTS = ["A parser.", "Reads and writes tables of numbers, quickly.", "x", "Sends mail over a network. " * 30]
 
@@ -116,8 +117,8 @@ def test_exports_replace_exports_and_nothing_else(classifier, tmp_path):
         classifier.export()
 
 
-@pytest.mark.parametrize("name", ["copytree", "fsync", "rename"])
-def test_an_interrupted_export_leaves_the_earlier_one(name, classifier, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("module", "name"), [(shutil, "copytree"), (os, "fsync"), (exports, "_put_in_place")])
+def test_an_interrupted_export_leaves_the_earlier_one(module, name, classifier, tmp_path, monkeypatch):
     target = classifier.export(to=tmp_path / "export")
     (target / "old.bin").write_bytes(b"")
     before = {file.name: file.read_bytes() for file in target.iterdir()}
@@ -126,7 +127,7 @@ def test_an_interrupted_export_leaves_the_earlier_one(name, classifier, tmp_path
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(shutil if name == "copytree" else os, name, interrupt)
+        patch.setattr(module, name, interrupt)
         with pytest.raises(KeyboardInterrupt):
             classifier.export(to=target)
     assert {file.name: file.read_bytes() for file in target.iterdir()} == before

@@ -1,4 +1,4 @@
-"""Folders are complete or absent, whatever happens to the process; refusals of the disk are explained."""
+"""Locks end with their process, files are replaced as a whole, and refusals of the disk are explained."""
 
 import os
 import signal
@@ -9,27 +9,7 @@ import textwrap
 import pytest
 
 from datadreamer_like.errors import StorageError
-from datadreamer_like.storage.folders import explained, locked, new_folder, write_file
-
-
-def test_a_folder_appears_when_its_block_ends(tmp_path):
-    target = tmp_path / "deep" / "result"
-    with new_folder(target) as draft:
-        (draft / "data").write_text("x")
-        assert not target.exists()
-    assert (target / "data").read_text() == "x"
-    assert [path.name for path in target.parent.iterdir()] == ["result"]
-
-
-def test_nothing_is_left_of_a_block_that_fails(tmp_path):
-    def fail():
-        with new_folder(tmp_path / "result") as draft:
-            (draft / "data").write_text("x")
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert list(tmp_path.iterdir()) == []
+from datadreamer_like.storage.folders import explained, locked, write_file
 
 
 def test_a_lock_is_freed_by_the_death_of_its_holder_and_the_next_one_is_told_that_it_waited(tmp_path, caplog):

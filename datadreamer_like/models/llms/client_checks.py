@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import numbers
 from collections.abc import Mapping
@@ -10,8 +11,6 @@ from inspect import signature
 from typing import Any
 
 from datadreamer_like.errors import BadRequest, DefinitionError, did_you_mean
-
-from .provider_errors import unwritable
 
 # Options of every SDK's client.
 _CLIENT_OPTIONS = {
@@ -56,8 +55,11 @@ def fits_header(value: str) -> bool:
 def unwritable_error(sent: Mapping[str, Any]) -> Exception | None:
     """Returns the error for a request that cannot be written: about its row, or about an option of all rows."""
     for name, value in sent.items():
-        if (why := unwritable({name: value})) is not None:
+        try:
+            json.dumps({name: value}, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            why = str(error)[:500]
             if name in ("messages", "system"):
-                return BadRequest(f"The prompt is not valid text, so it cannot be sent: {why}")
-            return DefinitionError(f'"{name}" cannot be sent to a server: {why}')
+                return BadRequest(f"The prompt is not valid text, so it cannot be sent: {why}.")
+            return DefinitionError(f'"{name}" cannot be sent to a server: {why}.')
     return None

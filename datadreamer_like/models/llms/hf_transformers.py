@@ -280,7 +280,6 @@ class HFTransformers(LLM):
         return ids
 
     def _ids(self, request: Request) -> list[int]:
-
         tokenizer: Any = self.tokenizer
         if isinstance(request.prompt, str) and not self.takes_chat:
             text = plain_prompt(self.chat_prompt_template, request.prompt, self.system_prompt)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -63,6 +62,8 @@ _STATUSES: dict[type[ModelError], tuple[int, ...]] = {
     RateLimited: (429,),
     Unavailable: (408, 409, 425, 499, *range(500, 600)),
 }
+# Those that decide where SDKs raise one class for all refusals
+_OF_STATUS_ALONE = {**dict.fromkeys(_STATUSES[UnknownModel], UnknownModel), 451: AuthenticationFailed}
 
 _NO_CREDIT_CODES = {
     "insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "billing_error",
@@ -129,15 +130,6 @@ class ErrorInAnswer(Exception):
         code = body.get("code") if isinstance(body, Mapping) else None
         self.code = code if isinstance(code, str) else None
         self.status_code = int(str(code)) if re.fullmatch("[45][0-9][0-9]", str(code)) else None
-
-
-def unwritable(parameters: Mapping[str, Any]) -> str | None:
-    """Returns why parameters cannot be written as JSON, or None: the same request would fail again."""
-    try:
-        json.dumps(parameters, ensure_ascii=False, allow_nan=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        return _sentence(str(error)[:_MOST_WORDS])
-    return None
 
 
 def provider_error(
@@ -291,8 +283,8 @@ def _kind(error: Exception) -> type[ModelError]:
         return AuthenticationFailed
     if status in (400, 422) and _MODEL.search(words):
         return UnknownModel
-    if status in _STATUSES[UnknownModel] or status == 451:
-        return UnknownModel if status != 451 else AuthenticationFailed
+    if status in _OF_STATUS_ALONE:
+        return _OF_STATUS_ALONE[status]
     if isinstance(error, OSError):
         return Unavailable
     kinds = [ERRORS_BY_CLASS[base.__name__] for base in type(error).__mro__ if base.__name__ in ERRORS_BY_CLASS]

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit, StorageError, did_you_mean
 from datadreamer_like.graph import Card
 from datadreamer_like.graph.card import CARD_NAME
-from datadreamer_like.storage.exports import put_in_place
-from datadreamer_like.storage.folders import explained, new_folder
+from datadreamer_like.storage.exports import local_path, new_export
+from datadreamer_like.storage.folders import explained
 
 from ..model import free_memory
 from .hf_source import hf_source, loading
@@ -264,21 +264,13 @@ class TrainedModel:
             raise DefinitionError(f'There is no export format "{format}". There are: safetensors.{hint}')
         if not str(to):
             raise DefinitionError("export needs the folder to write to: export(to=folder).")
-        target = Path(to)
-        if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / CARD_NAME).is_file())):
-            raise StorageError(
-                f"{target} exists already and is not an earlier export. Choose another folder, or remove it first."
-            )
-        complete = target.parent / f".{target.name}-new"
-        shutil.rmtree(complete, ignore_errors=True)
-        with explained("Exporting a model", target):
-            with new_folder(complete) as draft:
-                if Path(self.path).is_dir():
-                    shutil.copytree(self.path, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD_NAME))
-                else:
-                    self.save(self.model, self.tokenizer, draft)
-                write_card(draft, self.card)
-            put_in_place(complete, target)
+        target = local_path(to, "Exporting a model")
+        with new_export(target, "Exporting a model", (CARD_NAME,)) as draft:
+            if Path(self.path).is_dir():
+                shutil.copytree(self.path, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD_NAME))
+            else:
+                self.save(self.model, self.tokenizer, draft)
+            write_card(draft, self.card)
         return target
 
     def publish_to_hf_hub(

@@ -14,6 +14,7 @@ from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Unpack
 
 from datadreamer_like.errors import DefinitionError
+from datadreamer_like.graph.lazy_table import materialized
 from datadreamer_like.graph.rows import Rows
 from datadreamer_like.storage.arrow_types import holds_empty_objects
 from datadreamer_like.storage.exports import local_path, new_export, new_file
@@ -126,7 +127,7 @@ class Exports(DatasetNode):
             splitting.split_names(sizes)
             return {"": rows}
         by = options.get("stratify_by_column")
-        rows = transforms.materialized(rows)  # lazy rows are generated once for all splits
+        rows = materialized(rows)  # lazy rows are generated once for all splits
         names = splitting.split_names(sizes, rows.num_rows)
         parts = {split: splitting.split_rows(rows, sizes, split, by) for split in names}
         return parts if len(parts) > 1 else {"": next(iter(parts.values()))}

@@ -34,7 +34,7 @@ def is_column(value: Any) -> bool:
     return (
         isinstance(value, Iterable)
         and not isinstance(value, str | bytes | bytearray | Mapping | type)
-        and not (is_table(value))
+        and not is_table(value)
     )
 
 
@@ -78,7 +78,7 @@ class Shapes:
         for name, column in value.items():
             if callable(column) and not is_column(column):
                 raise StepOutputTypeError(f'{self.what}: column "{name}" is a function. Wrap the dictionary: LazyRows.')
-        return self._together([value[name] for name in self.outputs])
+        return self.together([value[name] for name in self.outputs])
 
     def of_list(self, values: Sequence[Any]) -> Shaped:
         """Returns a list as rows; as columns, or as one row, where its elements cannot be rows."""
@@ -92,7 +92,21 @@ class Shapes:
         if len(values) != len(self.outputs):
             found = f"{len(first)} values" if isinstance(first, list | tuple) else type(first).__name__
             raise self.wrong_row(found)
-        return self._together(values)
+        return self.together(values)
+
+    def together(self, values: Sequence[Any]) -> Shaped:
+        """Returns a value per output as columns, or as one row; refuses a mixture."""
+        columns = [is_column(value) for value in values]
+        if not any(columns):
+            return (dict(zip(self.outputs, values, strict=True)),)
+        if not all(columns):
+            single = self.outputs[columns.index(False)]
+            raise self.wrong(f'columns and a single value, "{single}"')
+        found = {name: list(column) for name, column in zip(self.outputs, values, strict=True)}
+        lengths = {name: len(column) for name, column in found.items()}
+        if len(set(lengths.values())) > 1:
+            raise StepOutputTypeError(f"{self.what}: run() returned columns of different lengths: {lengths}.")
+        return found
 
     def names_output(self, row: Mapping[str, Any]) -> bool:
         """Whether a dictionary is a row, not a value: it has the name of an output."""
@@ -145,21 +159,7 @@ class Shapes:
             return value
         if len(value) != len(self.outputs):
             raise self.wrong(f"a tuple of {len(value)} values")
-        return self._together(value)
-
-    def _together(self, values: Sequence[Any]) -> Shaped:
-        """Returns a value per output as columns, or as one row; refuses a mixture."""
-        columns = [is_column(value) for value in values]
-        if not any(columns):
-            return (dict(zip(self.outputs, values, strict=True)),)
-        if not all(columns):
-            single = self.outputs[columns.index(False)]
-            raise self.wrong(f'columns and a single value, "{single}"')
-        found = {name: list(column) for name, column in zip(self.outputs, values, strict=True)}
-        lengths = {name: len(column) for name, column in found.items()}
-        if len(set(lengths.values())) > 1:
-            raise StepOutputTypeError(f"{self.what}: run() returned columns of different lengths: {lengths}.")
-        return found
+        return self.together(value)
 
 
 class RowReader:
@@ -233,10 +233,10 @@ class BatchReader:
         elif isinstance(batch, tuple):
             if len(batch) != len(shapes.outputs) or not all(map(is_column, batch)):
                 raise shapes.wrong(f"a batch of {len(batch)} values")
-            found = shapes._together(batch)
+            found = shapes.together(batch)
         elif isinstance(batch, list) and self._holds_columns(batch):
             self._in_columns = True
-            found = shapes._together(batch)
+            found = shapes.together(batch)
         else:
             found = batch if isinstance(batch, list | Iterator) else shapes.of_value(batch)
         return found if isinstance(found, dict) else self._rows.columns(found)

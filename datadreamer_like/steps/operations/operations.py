@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar, Unpack
 import numpy as np
 
 from datadreamer_like.errors import DefinitionError
+from datadreamer_like.graph.lazy_table import materialized
 from datadreamer_like.graph.rows import Rows
 
 from ..base.dataset_node import DatasetNode
@@ -199,7 +200,7 @@ class Operations(DatasetNode, Generic[StepT]):
         made = {}
         total = self.output.num_rows
         if total is None and splitting.needs_total(sizes):
-            total = transforms.materialized(self.output.rows).num_rows
+            total = materialized(self.output.rows).num_rows
         for split in splitting.split_names(sizes, total):
             name = options.get("name")
             named: OperationOptions = {**options, "name": f"{name} ({split})"} if name else options

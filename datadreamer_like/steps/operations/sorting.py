@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datadreamer_like.errors import DefinitionError
+from datadreamer_like.graph.lazy_table import materialized
 from datadreamer_like.graph.rows import Rows, Table
 from datadreamer_like.storage.values import FEATURE, PICKLED, class_names, to_list
 
-from .transforms import Positions, materialized, select, table_of
+from .transforms import Positions, select, table_of
 
 
 def sort(rows: Rows, column_names: Sequence[str], reverse: Sequence[bool], null_placement: str) -> Rows:

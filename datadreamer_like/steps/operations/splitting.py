@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from datadreamer_like.errors import DefinitionError, EmptyDataset
+from datadreamer_like.graph.lazy_table import materialized
 from datadreamer_like.graph.rows import Rows
 
-from .transforms import materialized, select
+from .transforms import select
 
 
 def split_rows(rows: Rows, sizes: Mapping[str, float | None], split: str, stratify_by_column: str | None) -> Rows:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datadreamer_like.errors import DefinitionError, StepOutputError
-from datadreamer_like.graph.lazy_table import materialized as materialized
+from datadreamer_like.graph.lazy_table import materialized
 from datadreamer_like.graph.origin import INPUT, Origin, Piece, Recorder, Stated
 from datadreamer_like.graph.rows import BATCH_SIZE, Rows, Table, rebatched, with_columns
 from datadreamer_like.storage.schemas import cast, widened

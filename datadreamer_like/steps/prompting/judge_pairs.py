@@ -126,9 +126,9 @@ class JudgePairsWithPrompt(PromptStep):
         ]
         return winners[0] if len(winners) == 1 else None
 
-    def reader(self) -> str:
+    def reader_name(self) -> str:
         """Returns the name of the function that makes the judgements, for messages."""
-        return "judgement_func" if self._takes_order else super().reader()
+        return "judgement_func" if self._takes_order else super().reader_name()
 
     def values_are_a_column(self) -> bool:
         """Whether a function makes the column `judgements`."""

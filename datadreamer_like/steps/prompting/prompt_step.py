@@ -147,7 +147,7 @@ class PromptStep(Step):
         """Yields the rows with their answers, and counts failed ones."""
         count = 0
         self.usage.forget_failures()  # lazy rows are generated again in each pass
-        column = ValueColumn(self.reader()) if self.values_are_a_column() else None
+        column = ValueColumn(self.reader_name()) if self.values_are_a_column() else None
         for rows in self.engine_answers(reading_engine()):
             if column is not None:
                 rows = rows._replace(answers=column.fitting(rows.answers))
@@ -291,7 +291,7 @@ class PromptStep(Step):
             text = values[0].text if isinstance(values[0], Answer) else str(values[0])
             raise RejectedAnswer.of(text, f"{name} raised {described(error)}.") from error
 
-    def reader(self) -> str:
+    def reader_name(self) -> str:
         """Returns the name of the function that makes the values, for messages."""
         return next((name for name in _READERS if self._args[name] is not None), "parse")
 

@@ -1,4 +1,4 @@
-"""What functions of a script return for answers: values of one column, of one type, that can be stored."""
+"""What functions of a script get and return for answers: objects of their own, and values that fit one column."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ class JSONDataSource(FileSource):
 
     The columns are the union of those of all rows; missing values are None. Integers and floats in one column become
     floats; other mixed plain values become texts (`1` and `"x"` become `"1"` and `"x"`), as do integers beyond 64 bits
-    (next to floats 2**53); NaN among others becomes None. This also holds inside lists and objects. Dates stay texts.
+    (next to floats 2**53). NaN among texts and other values becomes None. All this holds inside lists and objects too.
+    Dates stay texts.
 
     Files are given as in `CSVDataSource`; those of a folder are `.json`, `.jsonl` and `.ndjson` files. Options of the
     reader are `encoding` (utf-8) and `field` (each file is one object, and the rows are the array in this field).

@@ -189,6 +189,7 @@ class HFTrainer(Trainer):
         with quiet(), seeded(training.seed), unload_teacher(teacher), warnings.catch_warnings():
             # peft looks for a config.json to compare vocabularies with; the folder of a GGUF file has none.
             warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
+            # It saves adapted embeddings with their adapter.
             warnings.filterwarnings("ignore", "Setting `save_embedding_layers` to `True`", UserWarning)
             with loading(self._origin):
                 config = transformers.AutoConfig.from_pretrained(self.source, **self.hub_options())

@@ -35,8 +35,8 @@ from .teaching import TeacherAnswers
 logger = logging.getLogger("datadreamer_like")
 
 MODULES_NAME = "objective.safetensors"
-# The same algorithm in one kernel; on a CPU the plain one takes a third of the time of a small model's step.
 _ADAPTER_ADVICE = " Train an adapter on them instead, by a peft_config, or train before quantizing."
+# The same algorithm in one kernel; on a CPU the plain one takes a third of the time of a small model's step.
 _FASTER = {"adamw_torch": "adamw_torch_fused"}
 
 

@@ -16,6 +16,7 @@ from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_
 from datadreamer_like.evaluation.columns import check_number
 from datadreamer_like.graph.positions import by_position, defaults_of
 from datadreamer_like.models.llms.chat_template import AUTO
+from datadreamer_like.models.model import checked_device, checked_dtype
 
 
 class HFOptions(TypedDict, total=False):
@@ -264,15 +265,11 @@ def training_device(device: str | int | torch.device | None) -> torch.device:
     """Returns where to train: the device asked for, or the GPU if there is one."""
     if device is None:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise DefinitionError(f'device="{device}" was asked for, but this machine has no CUDA device. Leave it out.')
-    return device
+    found: torch.device = checked_device(device)
+    return found
 
 
 def a_dtype(dtype: Any) -> torch.dtype | None:
     """Returns the data type that an argument names; None for float32, the default."""
-    found = torch.float32 if dtype in (None, "auto") else getattr(torch, str(dtype).removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype):
-        raise DefinitionError(f'dtype {dtype!r} is unknown. Pass "float32", "bfloat16" or "float16".')
+    found: torch.dtype = torch.float32 if dtype in (None, "auto") else checked_dtype(dtype)
     return None if found == torch.float32 else found
