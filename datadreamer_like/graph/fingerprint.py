@@ -233,6 +233,8 @@ class _Walk:
                 for unit, way in self.waiting:  # grows while it is walked
                     self.path = [way]
                     parts.append(self.own_class(unit) if isinstance(unit, type) else self.own_function(unit))
+                if any(_reads_docs(unit) for unit, _ in self.waiting):
+                    parts.append(hash_parts("docs", *(_docs(unit) for unit, _ in self.waiting)))
             finally:
                 self.numbers, self.path = None, path
             self.known[id(value)] = value, hash_parts("written", *parts)
@@ -315,6 +317,28 @@ def _metaclass(cls: type) -> Iterator[tuple[str, type]]:
     module = type(cls).__module__
     if isinstance(module, str) and not is_installed(module):
         yield "metaclass", type(cls)
+
+
+_DOC_READERS = {"__doc__", "getdoc", "__annotations__", "get_annotations", "get_type_hints"}
+
+
+def _reads_docs(unit: types.FunctionType | type) -> bool:
+    """Returns whether a function's code reads docstrings or annotations, which decide nothing otherwise."""
+    codes = [unit.__code__] if isinstance(unit, types.FunctionType) else []
+    for code in codes:  # grows while it is walked
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+        if not _DOC_READERS.isdisjoint(code.co_names) and any(
+            step.argval in _DOC_READERS and step.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL")
+            for step in dis.get_instructions(code)
+        ):
+            return True
+    return False
+
+
+def _docs(unit: types.FunctionType | type) -> bytes:
+    names = vars(unit).get("__annotations__", {}) if isinstance(unit, type) else unit.__annotations__
+    shown = {name: item.__qualname__ if isinstance(item, type) else str(item) for name, item in names.items()}
+    return _text(re.sub(r" at 0x[0-9a-f]+", "", repr((unit.__doc__, shown))))
 
 
 def _state(value: Any) -> dict[str, Any]:
