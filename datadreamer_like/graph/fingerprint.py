@@ -26,8 +26,9 @@ from datadreamer_like.storage.digests import file_digest, folder_digest
 
 from .arrays import BY_NAME, hash_parts
 from .installed import installed_id, is_found_by_name, is_installed, is_own
+from .members import members_of, metaclass_of, state_of
 from .own_changes import Place, before_changes, has_state
-from .references import own_modules, references
+from .references import docs_of, own_modules, reads_docs, references
 
 
 def fingerprint(value: Any, what: str = "value") -> str:
@@ -132,7 +133,7 @@ class _Walk:
                 return of_array(value, self.digest)
         if dataclasses.is_dataclass(value):
             fields = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
-            return hash_parts("dataclass", self.digest(kind), *self.parts((fields | _state(value)).items()))
+            return hash_parts("dataclass", self.digest(kind), *self.parts((fields | state_of(value)).items()))
         if isinstance(value, Iterator | types.AsyncGeneratorType | types.CoroutineType):
             raise self.refuse(value, "hashing would exhaust an iterator")
         if kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__:
@@ -165,7 +166,7 @@ class _Walk:
 
     def extended(self, value: Any, content: bytes) -> bytes:
         """Digests a value of a class derived from a plain type: its content as such, its class and its attributes."""
-        state = _state(value)
+        state = state_of(value)
         if isinstance(value, collections.defaultdict):
             state["default_factory"] = value.default_factory
         return hash_parts("extended", content, self.digest(type(value)), *self.parts(sorted(state.items())))
@@ -235,6 +236,8 @@ class _Walk:
                     self.opened.append(id(unit))
                     parts.append(self.own_class(unit) if isinstance(unit, type) else self.own_function(unit))
                     self.opened.pop()
+                if any(reads_docs(unit) for unit, _ in self.waiting):
+                    parts.append(hash_parts("docs", *(_text(docs_of(unit)) for unit, _ in self.waiting)))
             finally:
                 self.numbers, self.path = None, path
             self.known[id(value)] = value, hash_parts("written", *parts)
@@ -277,7 +280,7 @@ class _Walk:
         return hash_parts("builtin method", value.__name__.encode(), self.digest(owner, ".__self__"))
 
     def member(self, value: enum.Enum) -> bytes:
-        state = {name: item for name, item in _state(value).items() if name != "__objclass__"}
+        state = {name: item for name, item in state_of(value).items() if name != "__objclass__"}
         return hash_parts("enum", self.class_(type(value)), *self.parts(sorted(state.items())))
 
     def class_(self, value: type) -> bytes:
@@ -285,11 +288,11 @@ class _Walk:
 
     def own_class(self, value: type) -> bytes:
         bases = (self.digest(base, f" → base {base.__qualname__}") for base in value.__bases__)
-        members = (self.variable(name, Place(value, name), member) for name, member in _members(value))
-        return hash_parts("class", value.__qualname__.encode(), *bases, *self.parts(_metaclass(value)), *members)
+        members = (self.variable(name, Place(value, name), member) for name, member in members_of(value))
+        return hash_parts("class", value.__qualname__.encode(), *bases, *self.parts(metaclass_of(value)), *members)
 
     def object(self, value: Any) -> bytes:
-        state = _state(value)
+        state = state_of(value)
         if not state and not hasattr(value, "__dict__") and "__slots__" not in vars(type(value)):
             raise self.refuse(value, "its content is not accessible from Python")
         return hash_parts("object", self.digest(type(value)), *self.parts(sorted(state.items())))
@@ -305,39 +308,6 @@ class _Walk:
         return hash_parts("reduced", self.digest(parts))
 
 
-def _members(cls: type) -> Iterator[tuple[str, Any]]:
-    """Yields name and content of what a class itself defines."""
-    for name, member in sorted(vars(cls).items()):
-        if name in _NO_CONTENT or isinstance(member, types.GetSetDescriptorType | types.MemberDescriptorType):
-            continue
-        if isinstance(member, staticmethod | classmethod):
-            yield name, member.__func__
-        else:
-            yield name, (member.fget, member.fset, member.fdel) if isinstance(member, property) else member
-
-
-def _metaclass(cls: type) -> Iterator[tuple[str, type]]:
-    """Yields the metaclass of a class if the user wrote it; that of a compiled class may have no module."""
-    module = type(cls).__module__
-    if isinstance(module, str) and not is_installed(module):
-        yield "metaclass", type(cls)
-
-
-def _state(value: Any) -> dict[str, Any]:
-    """Returns the attributes of an object, without those computed from others by `cached_property`."""
-    state = dict(getattr(value, "__dict__", {}))
-    for base in type(value).__mro__:
-        slots = base.__dict__.get("__slots__", ())
-        for slot in (slots,) if isinstance(slots, str) else slots:
-            if slot not in ("__dict__", "__weakref__") and hasattr(value, slot):
-                state[slot] = getattr(value, slot)
-    return {name: item for name, item in state.items() if not _is_computed(type(value), name)}
-
-
-def _is_computed(kind: type, name: str) -> bool:
-    return any(isinstance(vars(base).get(name), functools.cached_property) for base in kind.__mro__)
-
-
 def _is_plain(value: Any) -> bool:
     """Returns whether a value is data without functions, so that a module's value of that kind can be hashed."""
     if isinstance(value, Mapping):
@@ -346,15 +316,6 @@ def _is_plain(value: Any) -> bool:
         return all(map(_is_plain, value))
     return isinstance(value, str | bytes | int | float | complex | types.NoneType | enum.Enum)
 
-
-_NO_CONTENT = {
-    "__dict__", "__weakref__", "__module__", "__qualname__", "__doc__", "__firstlineno__", "__static_attributes__",
-    "__annotations__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__match_args__",
-    "__dataclass_params__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__hash__",
-    "__dataclass_fields__", "__slotnames__", "_member_map_", "_value2member_map_",
-    # Made by pydantic from a model's other members; they hold addresses in memory.
-    "__pydantic_core_schema__", "__pydantic_serializer__", "__pydantic_validator__",
-}  # fmt: skip
 
 # Modules whose objects do not affect results: locks, events, loggers.
 _TOOLS = frozenset({"_thread", "threading", "logging", "_contextvars", "asyncio.locks"})

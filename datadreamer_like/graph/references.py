@@ -13,6 +13,7 @@ import contextlib
 import dis
 import importlib
 import itertools
+import re
 import sys
 import types
 from collections.abc import Iterator
@@ -203,3 +204,26 @@ def _named_imports(name: str, file: Path) -> Iterator[str]:
             found = [node.value] if node.value.replace(".", "").isidentifier() else []
         for module in found:
             yield from itertools.accumulate(module.split("."), "{}.{}".format)
+
+
+_DOC_READERS = {"__doc__", "getdoc", "__annotations__", "get_annotations", "get_type_hints"}
+
+
+def reads_docs(unit: types.FunctionType | type) -> bool:
+    """Returns whether a function's code reads docstrings or annotations, which decide nothing otherwise."""
+    codes = [unit.__code__] if isinstance(unit, types.FunctionType) else []
+    for code in codes:  # grows while it is walked
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+        if not _DOC_READERS.isdisjoint(code.co_names) and any(
+            step.argval in _DOC_READERS and step.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL")
+            for step in dis.get_instructions(code)
+        ):
+            return True
+    return False
+
+
+def docs_of(unit: types.FunctionType | type) -> str:
+    """Returns the docstring and annotations of a function or class, without addresses in memory."""
+    names = vars(unit).get("__annotations__", {}) if isinstance(unit, type) else unit.__annotations__
+    shown = {name: item.__qualname__ if isinstance(item, type) else str(item) for name, item in names.items()}
+    return re.sub(r" at 0x[0-9a-f]+", "", repr((unit.__doc__, shown)))

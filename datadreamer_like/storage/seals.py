@@ -31,7 +31,7 @@ def checksums(folder: Path, but: Container[str] = ()) -> dict[str, str]:
 def damaged_file(folder: Path, sums: Mapping[str, str]) -> str | None:
     """Returns the first file of `checksums` that is missing or has other content, as text for a message; else None."""
     known: dict[str, list[int]] = {}
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, TypeError):
         known = dict(json.loads((folder / SEAL_NAME).read_text(encoding="utf-8")))
     states: dict[str, list[int]] = {}
     for name, expected in sums.items():

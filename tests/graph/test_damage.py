@@ -102,6 +102,15 @@ def test_a_damaged_result_is_named_and_made_again(finished, tmp_path, caplog, fi
     assert not [record for record in caplog.records if record.levelno == logging.WARNING]
 
 
+@pytest.mark.parametrize("content", ["[1]", "1", "null", '{"a": 1}', "{", "\x00"])
+def test_a_damaged_seal_costs_a_comparison_and_nothing_else(finished, tmp_path, content):
+    folder, expected = finished
+    shutil.copytree(folder, tmp_path / "out", symlinks=True)
+    for seal in (tmp_path / "out" / ".results").rglob(".seal"):
+        seal.write_text(content)
+    assert run(tmp_path / "out") == expected
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_result_that_is_damaged_while_its_node_is_kept_is_refused(tmp_path, damage):
     with DataDreamer(tmp_path):

@@ -220,6 +220,31 @@ def test_functions_are_told_by_code_closure_defaults_and_globals(tmp_path):
     assert fingerprint(closing_over(1)) != fingerprint(closing_over(2))
 
 
+@pytest.mark.parametrize(
+    ("source", "decides"),
+    [
+        ("def f(row):\n  'TEXT'\n  return f.__doc__ + row", True),
+        ("def g():\n  'TEXT'\ndef f(row): return g.__doc__", True),
+        ("class K:\n  'TEXT'\ndef f(row): return K.__doc__", True),
+        ("class K:\n  'TEXT'\n  def say(self): return self.__doc__\nk = K()\ndef f(row): return k.say()", True),
+        ("import inspect\nclass K:\n  'TEXT'\ndef f(row): return inspect.getdoc(K)", True),
+        ("class K:\n  a: 'TEXT'\ndef f(row): return K.__annotations__", True),
+        ("def d(g): return lambda row: g.__doc__.format(row)\n@d\ndef f(row):\n  'TEXT'", True),
+        ("def f(row):\n  'TEXT'\n  return row", False),
+        ("class K:\n  'TEXT'\n  def say(self): return 1\ndef f(row): return K().say()", False),
+        ("def f(row):\n  class K:\n    a: 'TEXT'\n  return K", True),  # made in the body, by its code
+    ],
+)
+def test_docstrings_and_annotations_decide_where_the_code_reads_them(source, decides):
+    def digest(text):
+        namespace = {"__name__": "script"}
+        exec(source.replace("TEXT", text), namespace)
+        return fingerprint(namespace["f"])
+
+    assert digest("one") == digest("one")
+    assert (digest("one") != digest("two")) is decides
+
+
 def test_cached_functions_and_functions_that_a_library_made_are_told_by_what_they_hold():
     def digest(source, name="script"):
         names = {"__name__": name, "functools": functools}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flaky_server import FlakyServer, Reply, error, prompt_of
+from flaky_server import FlakyServer, Reply, completion, error, prompt_of
 
 from datadreamer_like.errors import (
     ArgumentTypeError,
@@ -245,6 +245,30 @@ def test_a_row_without_text_is_kept_with_its_error_and_never_ends_the_run(
     assert type(bad.error) is kind
     assert said in str(bad.error)
     assert server.seen["bad"] == 1
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"usage": {"prompt_tokens": "3", "completion_tokens": None}},
+        {"usage": [1]},
+        {"usage": "none"},
+        {"usage": {"prompt_tokens": 1e999, "completion_tokens": -1, "prompt_tokens_details": {"cached_tokens": "1"}}},
+        {"finish_reason": {"type": "stop"}},
+        {"finish_reason": 0},
+    ],
+    ids=str,
+)
+def test_odd_facts_next_to_a_text_cost_no_answer(odd: dict[str, Any], tmp_path: Path) -> None:
+    def behave(body: dict[str, Any], before: int) -> Reply:
+        whole = completion(Reply("fine"), body)
+        whole["usage"] = odd.get("usage", whole["usage"])
+        whole["choices"][0]["finish_reason"] = odd.get("finish_reason", "stop")
+        return Reply(body=json.dumps(whole).encode())
+
+    with FlakyServer(behave) as server:
+        assert client(server, tmp_path).run(PROMPTS[:3]) == ["fine"] * 3
+    assert len(server.requests) == 3
 
 
 def test_an_empty_text_is_an_answer(tmp_path: Path) -> None:

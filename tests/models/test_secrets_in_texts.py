@@ -13,7 +13,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from flaky_server import FlakyServer, Reply, error
+from anthropic_server import AnthropicServer, message
+from flaky_server import FlakyServer, Reply, completion, error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -183,3 +184,34 @@ def test_an_error_with_the_status_of_a_success_is_an_error(body: Any, tmp_path: 
         with pytest.raises(AuthenticationFailed, match="pay up"):
             OpenAI("m", base_url=server.url, cache_folder_path=tmp_path).run(["one"])
         assert sum(server.seen.values()) == 1
+
+
+@pytest.mark.parametrize("place", ["refusal", "part", "finish_reason"])
+def test_a_refusal_that_quotes_the_key_does_not_give_it_away(place: str, tmp_path: Path) -> None:
+    said = f"no, {KEY}"
+
+    def behave(body: dict[str, Any], before: int) -> Reply:
+        whole = completion(Reply(None), body)
+        choice: dict[str, Any] = whole["choices"][0]
+        if place == "refusal":
+            choice["message"]["refusal"] = said
+        elif place == "part":
+            choice["message"]["content"] = [{"type": "refusal", "refusal": said}]
+        else:
+            choice["finish_reason"] = said
+        return Reply(body=json.dumps(whole).encode())
+
+    with FlakyServer(behave) as server:
+        llm = OpenAI("m", base_url=server.url, api_key=KEY, retry_on_fail=False, cache_folder_path=tmp_path)
+        [answer] = llm.answers(["x"])
+    assert answer.error is not None
+    assert "no, ..." in str(answer.error)
+
+
+def test_a_refusal_of_anthropics_classifier_does_not_give_the_key_away(tmp_path: Path) -> None:
+    details = {"type": "refusal", "category": None, "explanation": f"no, {KEY}"}
+    with AnthropicServer(lambda body, before: message(stop_reason="refusal", stop_details=details)) as server:
+        llm = Anthropic("claude-haiku-4-5", base_url=server.url, api_key=KEY, cache_folder_path=tmp_path)
+        [answer] = llm.answers(["x"])
+    assert answer.error is not None
+    assert "no, ..." in str(answer.error)

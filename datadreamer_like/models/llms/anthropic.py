@@ -17,7 +17,7 @@ from datadreamer_like.errors import DefinitionError, MalformedAnswer
 from .answer_text import AnswerText, answer_of, answer_text
 from .api_model import APIModel, Endpoint, Quirks, shown_address
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
-from .prices import Usage, counted
+from .prices import Usage, counted, token_count
 from .provider_errors import seconds_until_renewed
 from .schema import ANSWER_FIELD, object_schema, strict_schema
 
@@ -136,7 +136,8 @@ class Anthropic(APIModel):
             tiers = [sampling.extra.get("service_tier"), *(getattr(usage, "service_tier", None) for usage in usages)]
             usual = _STANDARD.issuperset([*tiers, *(getattr(usage, "speed", None) for usage in usages)])
             tokens = counted([_usage(usage) for usage in usages], self.prices if usual else None)
-            return answer_of(texts, finish_reasons=[_finish_reason(message) for message in messages], **tokens)
+            reasons = [_finish_reason(message) for message in messages]
+            return self.without_secrets(answer_of(texts, finish_reasons=reasons, **tokens))
         except (AttributeError, TypeError) as error:
             address = shown_address(self.base_url)
             raise MalformedAnswer(f"{address} sent an answer that cannot be read: {error}.") from error
@@ -265,6 +266,7 @@ def _json_part(part: Any, wrapped: bool) -> Any:
 
 
 def _usage(usage: Any) -> Usage:
-    read, written = usage.cache_read_input_tokens or 0, usage.cache_creation_input_tokens or 0
-    hour = getattr(usage.cache_creation, "ephemeral_1h_input_tokens", None) or 0
-    return Usage(usage.input_tokens + read + written, usage.output_tokens, read, written - hour, hour)
+    read, written = token_count(usage, "cache_read_input_tokens"), token_count(usage, "cache_creation_input_tokens")
+    hour = token_count(getattr(usage, "cache_creation", None), "ephemeral_1h_input_tokens")
+    prompt, completion = token_count(usage, "input_tokens"), token_count(usage, "output_tokens")
+    return Usage(prompt + read + written, completion, read, written - hour, hour)

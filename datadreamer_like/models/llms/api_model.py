@@ -25,13 +25,14 @@ from datadreamer_like.errors import (
     DefinitionError,
     MalformedAnswer,
     RateLimited,
+    RejectedAnswer,
     Unavailable,
     require_extra,
 )
 
 from ..calls.concurrent_engine import retry_delay
 from .client_checks import check_client_options, checked_seconds, fits_header, unwritable_error
-from .generation import Sampling
+from .generation import Answer, Sampling
 from .llm import LLM
 from .prices import Prices, given_prices, known_prices
 from .provider_errors import provider_error, refused_parameter
@@ -342,6 +343,12 @@ class APIModel(LLM):
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("%s", self.secrets.taken_out_of("".join(traceback.format_exception(error))))
         return provider_error(error, self.model_name, shown_address(self.base_url), refused, self.secrets)
+
+    def without_secrets(self, answer: Answer) -> Answer:
+        """Returns an answer whose error, which may quote a server's refusal, has no secrets."""
+        if answer.error is not None and not isinstance(answer.error, RejectedAnswer):
+            answer.error.args = (self.secrets.taken_out_of(str(answer.error)),)
+        return answer
 
     def retry_wrapper(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Calls a function of the `client`, again after a temporary failure, as `run` does its requests.

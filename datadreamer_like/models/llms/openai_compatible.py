@@ -18,7 +18,7 @@ from .answer_text import AnswerText, answer_of, answer_text
 from .api_model import APIModel, shown_address
 from .chat_template import AUTO, Auto, checked, given_text
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling, TokenLogprob
-from .prices import Usage, counted
+from .prices import Usage, counted, token_count
 from .provider_errors import ErrorInAnswer
 from .schema import openai_response_format
 
@@ -152,13 +152,13 @@ class OpenAICompatible(APIModel):
         try:
             texts = [_text(choice, shaped) for choice in choices]
             logprobs = [_logprobs(choice) for choice in choices] if sampling.top_logprobs is not None else None
-        except (AttributeError, TypeError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             address = shown_address(self.base_url)
             raise MalformedAnswer(f"{address} sent an answer that cannot be read: {error}.") from error
-        reasons = [choice.finish_reason for choice in choices]
+        reasons = [_finish_reason(choice) for choice in choices]
         prices = self.prices if sampling.extra.get("service_tier") in _STANDARD_TIERS else None
         tokens = counted([_usage(completion) for completion in completions], prices)
-        return answer_of(texts, finish_reasons=reasons, logprobs=logprobs, **tokens)
+        return self.without_secrets(answer_of(texts, finish_reasons=reasons, logprobs=logprobs, **tokens))
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -269,12 +269,13 @@ class OpenAICompatible(APIModel):
 
 def _usage(completion: ChatCompletion) -> Usage:
     """Returns the tokens of one completion; servers other than OpenAI's leave out what the SDK expects."""
-    usage = completion.usage
-    if usage is None:
-        return Usage()
-    details: Any = getattr(usage, "prompt_tokens_details", None)
-    cached, written = (getattr(details, name, None) or 0 for name in ("cached_tokens", "cache_write_tokens"))
-    return Usage(usage.prompt_tokens or 0, usage.completion_tokens or 0, cached, written)
+    usage, details = completion.usage, getattr(completion.usage, "prompt_tokens_details", None)
+    return Usage(
+        token_count(usage, "prompt_tokens"),
+        token_count(usage, "completion_tokens"),
+        token_count(details, "cached_tokens"),
+        token_count(details, "cache_write_tokens"),
+    )
 
 
 def _text(choice: Choice, shaped: bool) -> AnswerText:
@@ -283,11 +284,16 @@ def _text(choice: Choice, shaped: bool) -> AnswerText:
     thoughts = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
     return answer_text(
         message.content,
-        choice.finish_reason,
+        _finish_reason(choice),
         refusal=getattr(message, "refusal", None),
         reasoning=thoughts if isinstance(thoughts, str) else None,
         shaped=shaped,
     )
+
+
+def _finish_reason(choice: Choice) -> str | None:
+    reason: Any = choice.finish_reason
+    return reason if isinstance(reason, str) else None
 
 
 def _logprobs(choice: Choice) -> list[TokenLogprob]:

@@ -69,6 +69,12 @@ class Usage(NamedTuple):
     written_1h: int = 0
 
 
+def token_count(usage: object, name: str) -> int:
+    """Returns a number of tokens as a server's usage has it; 0 if it is missing or is not a number."""
+    count = getattr(usage, name, None)
+    return int(count) if isinstance(count, int | float) and 0 <= count < float("inf") else 0
+
+
 def counted(usages: Sequence[Usage], prices: Prices | None) -> dict[str, Any]:
     """Returns the tokens and the cost of requests as attributes of an `Answer`; a cost with an unknown part is None."""
     costs = [prices.cost(**usage._asdict()) if prices is not None and any(usage) else None for usage in usages]

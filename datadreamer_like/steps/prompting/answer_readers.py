@@ -28,6 +28,7 @@ _ANSWERS_NO = re.compile(
 _LACKS = re.compile(
     r"\b(?:there(?:'s| is| are| was| were)|has|have|had|contains?|shows?|with|of|in|by) $", re.IGNORECASE
 )
+_CONDITION = re.compile(r"['\")\]]?,? (?:if|unless|provided|assuming|only if)\b", re.IGNORECASE)
 _ALONE = {"y": True, "true": True, "n": False, "false": False}
 
 
@@ -50,7 +51,7 @@ def read_yes_or_no(text: object) -> bool | None:
         for word in _YES_NO.finditer(sentence.text):
             before = sentence.text[max(0, word.start() - WINDOW) : word.start()]
             after = sentence.text[word.end() : word.end() + WINDOW]
-            if NEGATED.search(sentence.clause(word.start())):
+            if NEGATED.search(sentence.clause(word.start())) or _CONDITION.match(after):
                 continue
             if word[1] is not None and _NOUN.match(after):
                 continue

@@ -20,9 +20,11 @@ WINDOW = 80
 
 NEGATED = re.compile(
     r"n't\b|\b(?:not|cannot|never|neither|nor|without|hardly|rather than|instead of|if|whether|unless|either|when|"
-    r"although|though|unclear|unsure)\b"
+    r"although|though|unclear|unsure|nobody|nothing|none|few|refuse|far from|anything but|wrong to|want to|like to|"
+    r"love to|tempted to|wish|(?:have|has|is|there's) no (?:reason|way|need|ground)s?)\b"
     r"|\b(?:some|others|one|people|many|someone|critics|readers?|users?|you|they)\b.{0,40}\b"
-    r"(?:say|argue|answer|think|expect|reply|prefer|choose|pick)\b",
+    r"(?:say|says|said|argued?|answer|answered|answers|thinks?|thought|expect|expected|reply|replied|prefer|preferred|choose|"
+    r"chose|pick|picked)\b",
     re.IGNORECASE,
 )
 """Words in a clause after which a word is not the judge's own statement."""
@@ -71,6 +73,17 @@ def _without_bullet(line: str) -> str:
     return line if stripped[:1].isdigit() and line[0] in "-+#>" and stripped == line[1:] else stripped
 
 
+def without_list_numbers(said: str) -> str:
+    """Returns a text without the numbers of a list, which count from 1."""
+    lines, listed = said.split("\n"), 0
+    for index, line in enumerate(lines):
+        number = re.match(r"\(?(\d{1,3})[.)]{1,2} (?=\S)", line)
+        if number is not None and int(number[1]) == listed + 1:
+            listed += 1
+            lines[index] = line[number.end() :]
+    return "\n".join(lines)
+
+
 class Sentence(NamedTuple):
     """A sentence, whether it is the first or last one, and whether the next one starts with a digit."""
 
@@ -114,9 +127,10 @@ def python_value(value: Any) -> Any:
 _KEYS = {
     "answer", "verdict", "judgement", "judgment", "decision", "result", "response", "output", "label", "value",
     "choice", "winner", "preferred", "preference", "better", "best", "keep", "score", "rating", "grade", "rank",
-    "conclusion",
+    "conclusion", "chosen",
 }  # fmt: skip
 _FINAL = {"final", "overall", "total"}
+_AGAINST = {"loser", "worse", "worst", "rejected", "weaker", "no", "not"}
 _DEEPEST = 3
 
 NOT_JSON = object()
@@ -147,14 +161,12 @@ def _in_json(value: Any, read: Callable[[Any], T | None], kinds: tuple[type, ...
         return _in_json(value[0], read, kinds, depth + 1) if len(value) == 1 else None
     if not isinstance(value, dict):
         return read(value)
-    votes = [
-        (1 + bool(words & _FINAL), found)
-        for words, item in _named(value)
-        if (words & (_KEYS | _FINAL)) and (found := _in_json(item, read, kinds, depth + 1)) is not None
-    ]
-    if votes:
-        return agreed(votes)
-    items = list(value.values()) if len(value) == 1 else [item for item in value.values() if type(item) in kinds]
+    named = [(words, item) for words, item in _named(value) if not words & _AGAINST]
+    verdicts = [(words, item) for words, item in named if words & (_KEYS | _FINAL)]
+    if verdicts:
+        read_ones = [(1 + bool(words & _FINAL), _in_json(item, read, kinds, depth + 1)) for words, item in verdicts]
+        return agreed([(rank, found) for rank, found in read_ones if found is not None])
+    items = [item for _, item in named if len(value) == 1 or type(item) in kinds]
     return _in_json(items[0], read, kinds, depth + 1) if len(items) == 1 else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .judge_text import CONCLUDES, WINDOW, agreed
+from .judge_text import CONCLUDES, WINDOW, agreed, without_list_numbers
 
 # Digits with dots and commas; possessive, so that each run is read once.
 _RUN = re.compile(r"(?:\.(?=\d))?\d[\d.,]*+")
@@ -70,11 +70,16 @@ _RATED = re.compile(
 )
 _LABELLED = re.compile(r"\b(?:mark|verdict|evaluation|result|output|value|number|points)\s?[:=]\s?$", re.IGNORECASE)
 _TOTALLED = re.compile(r"\b(?:overall|total|final|conclusion|average)\b[^\d.;!?\n]{0,40}$", re.IGNORECASE)
+_UNREAL = re.compile(r"\b(?:if|had)\b[^.;!?]{0,60}\b(?:would|could|might)\b[^.;!?]*+$", re.IGNORECASE)
 _IS_RATING = re.compile(
     r"\s(?:is|would be) (?:my|the) (?:final |overall )?(?:score|rating|answer|grade)\b", re.IGNORECASE
 )
 _ONE_LINE = re.compile(r"[A-Za-z][\w ]{0,40}[:=]\s?$")
-_TURNED = re.compile(r"\b(?:not|never|no|cannot)\b|n't\b", re.IGNORECASE)
+_TURNED = re.compile(
+    r"\b(?:not|never|no|cannot|if|were|perfect|max(?:imum)?|min(?:imum)?|highest|lowest|possible|passing|needed|required|"
+    r"threshold)\b|n't\b|[<>≤≥]",
+    re.IGNORECASE,
+)
 
 
 @dataclass
@@ -91,7 +96,7 @@ def score_in(said: str) -> float | None:
     """Returns the score in a plain text, None without one that is certain."""
     for scale in _SCALES:
         said = scale.sub(" ", said)
-    said = _without_list_numbers(said.strip())
+    said = without_list_numbers(said.strip())
     votes: list[tuple[int, float]] = []
     for found in _numbers(said):
         before = said[max(0, found.start - WINDOW) : found.start].rpartition("\n")[2]
@@ -109,9 +114,13 @@ def score_in(said: str) -> float | None:
             votes.append((1 + bool(CONCLUDES.search(before)), found.value))
         elif (total := _TOTALLED.search(before)) and not _TURNED.search(total[0]):
             votes.append((2, found.value))
-        elif starts or found.out_of in _USUAL_SCALES or ("\n" not in said and _ONE_LINE.fullmatch(before)):
+        elif starts or found.out_of in _USUAL_SCALES or _is_label(before, said):
             votes.append((1, found.value))
     return agreed(votes)
+
+
+def _is_label(before: str, said: str) -> bool:
+    return "\n" not in said and _ONE_LINE.fullmatch(before) is not None and not _TURNED.search(before)
 
 
 def _is_rated(before: str) -> bool:
@@ -119,17 +128,7 @@ def _is_rated(before: str) -> bool:
     if rated is None:
         return False
     clause = re.split(r"[,;:.!?(]", before[: rated.start()])[-1]
-    return not _TURNED.search(clause) and not _TURNED.search(rated[1])
-
-
-def _without_list_numbers(said: str) -> str:
-    lines, listed = said.split("\n"), 0
-    for index, line in enumerate(lines):
-        number = re.match(r"\(?(\d{1,3})[.)]{1,2} (?=\S)", line)
-        if number is not None and int(number[1]) == listed + 1:
-            listed += 1
-            lines[index] = line[number.end() :]
-    return "\n".join(lines)
+    return not _TURNED.search(clause) and not _TURNED.search(rated[1]) and not _UNREAL.search(before)
 
 
 def _numbers(said: str) -> list[_Found]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .judge_text import CONCLUDES, NEGATED, WINDOW, Sentence, agreed, sentences
+from .judge_text import CONCLUDES, NEGATED, WINDOW, Sentence, agreed, sentences, without_list_numbers
 
 # How an answer speaks of the candidates, whose names are these characters in all patterns
 _NAME = "[\x01\x02]"
@@ -18,8 +18,8 @@ _CHOOSES = re.compile(
     re.IGNORECASE,
 )
 _LEADS = re.compile(
-    r"['\")\]]?(?:[.!]|\s?[-–—(]|\s(?:because|since|as|for|due|by)\b|:(?!\s?\d)|,\s(?:because|since|as|for|due|by|it|its|"
-    r"given|which|clearly|definitely|without|hands|the|this)\b)?",
+    r"['\")\]]?(?:[.!]|\s?[-–—(](?!\s?(?:\w{1,12}:? )?\d)|\s(?:because|since|as|for|due|by)\b"
+    r"|:(?!\s?\d)|,\s(?:because|since|as|for|due|by|it|its|given|which|clearly|definitely|without|hands|the|this)\b)?",
     re.IGNORECASE,
 )
 _VERB = r"(?:is|was|seems|looks|appears|has|would be|performs|does|reads|feels|sounds|comes|gives|provides|offers)"
@@ -41,10 +41,15 @@ _COMPARED = re.compile(
 )
 _OVER = re.compile(rf"\s(?:over|rather than|instead of)\s{_NAME}|\s?>{{1,3}}\s?{_NAME}", re.IGNORECASE)
 _UNDER = re.compile(rf"\s?<{{1,3}}\s?{_NAME}")
-_TURNED = re.compile(r"\b(?:not|never|no|hardly|less)\b|n't\b", re.IGNORECASE)
+_TURNED = re.compile(
+    r"\b(?:not|never|no|hardly|less|barely|nearly|almost|far from|thought|believed|assumed|supposed)\b|n't\b",
+    re.IGNORECASE,
+)
+# After a clause, what makes it a case that is not so: "would be better if it were short", "... is not true"
+_UNREAL = re.compile(r"[^.;]{0,60}?\b(?:(?<!even )if(?! only)|unless|were it|had it|is not true)\b", re.IGNORECASE)
 # "A" before a word is an article, unless the word is a verb or begins a reason.
 _ARTICLE = (
-    r"(?!\s(?!(?:is|was|wins|has|over|beats|loses|outperforms|surpasses|seems|looks|appears|does|would|because|since|as|"
+    r"(?! (?!(?:is|was|wins|has|over|beats|loses|outperforms|surpasses|seems|looks|appears|does|would|because|since|as|"
     r"for)\b)[a-z])"
 )
 _NOUNS = r"(?:option|candidate|answer|assistant|model|summary|choice|text|output|response|input|version)"
@@ -57,7 +62,7 @@ def winner_in(said: str, a_label: str, b_label: str) -> str | None:
         if alone in {name.lower() for name in (side, label_name(label), _short_name(label)) if name}:
             return side
     votes = []
-    for sentence in sentences(_marked(said, a_label, b_label)):
+    for sentence in sentences(_marked(without_list_numbers(said), a_label, b_label)):
         for name in re.finditer(_NAME, sentence.text):
             rank, prefers = _preference(sentence, name.start())
             if rank:
@@ -70,6 +75,8 @@ def _preference(sentence: Sentence, place: int) -> tuple[int, bool]:
     before = sentence.text[max(0, place - WINDOW) : place]
     after = sentence.text[place + 1 : place + 1 + WINDOW]
     if NEGATED.search(sentence.clause(place)):
+        return 0, False
+    if _UNREAL.match(after):
         return 0, False
     rank = 2 + bool(CONCLUDES.search(before))
     if _says(_PRAISE, after) or _CHOOSES.search(before) or _OVER.match(after):
