@@ -27,6 +27,7 @@ class Pickled(bytes):
     """A pickled Python object. Only this type marks a column as pickled: bytes of any content are data."""
 
 
+MAX_DEPTH = 100  # of lists and dictionaries inside each other
 _PLAIN = {str, int, float, bool, bytes}
 _NUMERIC = "biuf"
 
@@ -49,7 +50,7 @@ class Uniform:
         kinds.discard(type(None))
         if len(kinds) == 1 and kinds <= _PLAIN:
             return values
-        if depth > 100:
+        if depth > MAX_DEPTH:
             raise StepOutputTypeError(f"{self._where(path)} holds values that are nested too deeply.")
         if Pickled in kinds:
             raise StepOutputTypeError(
