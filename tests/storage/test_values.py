@@ -122,6 +122,15 @@ def test_a_key_that_one_row_gives_as_none_is_none_where_it_is_missing() -> None:
     assert to_columns(to_batch({"x": [{"a": 1}, {"b": None}]}))["x"] == [{"a": 1, "b": None}, {"b": None}]
 
 
+@pytest.mark.parametrize("kind", ["chats", "dictionaries"])
+def test_an_exported_folder_keeps_missing_keys_and_a_dataset_has_them_as_none(kind: str, tmp_path: Path) -> None:
+    values = COLUMNS[kind]
+    with DataDreamer(":memory:", verbose=False):
+        dataset = DataSource("Rows", data={"x": values}).export_to_hf_dataset(tmp_path / "out")
+        assert list(HFDatasetDataSource("Folder", tmp_path / "out").output["x"]) == values
+        assert list(DataSource("Dataset", data=dataset).output["x"]) == list(dataset["x"]) != values
+
+
 def test_values_of_other_libraries_become_pythons_own() -> None:
     given_values: dict[str, list[Any]] = {
         "numpy": [np.float32(1.5), np.float64(2.5), 3.0],
