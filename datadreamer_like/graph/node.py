@@ -28,7 +28,7 @@ from .manifest import MANIFEST_NAME, Manifest, row_ranges
 from .own_changes import Place, noting_changes, watching
 from .progress import describe_usage, duration
 from .results import Kept, Outcome, Results, Wanted
-from .session import DataDreamer, current_session, is_of_user
+from .session import DataDreamer, current_session, noting_errors
 from .usage import Usage, counting, current_usage
 
 logger = logging.getLogger("datadreamer_like")
@@ -194,11 +194,12 @@ class Node:
                 f'{type(self).__name__} "{self.name}" was made outside a session, so it cannot run. '
                 "Make it inside `with DataDreamer(folder):`."
             )
-        wanted, results, level = self.wanted, self.session.results, logger.level
+        results, level = self.session.results, logger.level
         if self._log_level is not None:
             logger.setLevel(self._log_level)
         try:
-            with working(self):
+            with noting_errors(f'"{self.name}" called'), working(self):
+                wanted = self.wanted
                 outcome = (None if self.force else results.find(wanted)) or results.make(wanted, self._run_build)
                 if isinstance(outcome, Kept) and outcome.found and outcome.manifest.retriable_rows:
                     outcome = self._retry_failed_rows(outcome, wanted, results)
@@ -229,18 +230,10 @@ class Node:
         started = time.monotonic()
         showing = self.session.progress.show(self.name, self.usage, self.progress_interval)
         with counting(self.usage), showing, self.noting_changes():
-            outcome = self._build_noting_errors(draft)
+            outcome = self.build(draft)
             if isinstance(outcome, Kept):
                 self._complete(outcome.manifest, time.monotonic() - started)
         return outcome
-
-    def _build_noting_errors(self, draft: Path) -> Outcome:
-        try:
-            return self.build(draft)
-        except Exception as error:
-            if is_of_user(error.__traceback__) and not getattr(error, "__notes__", None):
-                error.add_note(f'It was raised by code of the script that "{self.name}" called.')
-            raise
 
     def noting_changes(self) -> AbstractContextManager[None]:
         """Notes what the node's functions change inside the block, so that it is not taken for a change of the script.

@@ -307,6 +307,17 @@ def is_of_user(trace: TracebackType | None) -> bool:
     return bool(own) and any(not is_installed_file(file) for file in files[own[-1] + 1 :])
 
 
+@contextlib.contextmanager
+def noting_errors(call: str) -> Iterator[None]:
+    """Adds a line to an error of the user's code inside the block; `call` says what called it: '"Name" called'."""
+    try:
+        yield
+    except Exception as error:
+        if is_of_user(error.__traceback__) and not getattr(error, "__notes__", None):
+            error.add_note(f"It was raised by code of the script that {call}.")
+        raise
+
+
 _QUIET_LIBRARIES = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -27,6 +27,7 @@ class Pickled(bytes):
     """A pickled Python object. Only this type marks a column as pickled: bytes of any content are data."""
 
 
+MAX_DEPTH = 100  # of lists and dictionaries inside each other
 PLAIN = {str, int, float, bool, bytes}
 _NUMERIC = "biuf"
 
@@ -49,8 +50,13 @@ class Uniform:
         kinds.discard(type(None))
         if len(kinds) == 1 and kinds <= PLAIN:
             return values
-        if depth > 100:
+        if depth > MAX_DEPTH:
             raise StepOutputTypeError(f"{self._where(path)} holds values that are nested too deeply.")
+        if Pickled in kinds:
+            raise StepOutputTypeError(
+                f"{self._where(path)} holds a pickled object inside a list or dictionary, where it would come back as "
+                "bytes. Pickle the whole value of the column, or give the object a column of its own."
+            )
         if not kinds <= PLAIN:
             values = self._converted(values, path)
             kinds = set(map(type, values)) - {type(None)}
@@ -59,7 +65,7 @@ class Uniform:
             kinds.discard(float)
         families = set(map(_family, kinds))
         if len(families) > 1:
-            raise self.mixed(sorted(_label(kind) for kind in kinds), path)
+            raise self.mixed(kinds, path)
         family = next(iter(families), None)
         check = self._CHECKS.get(family)
         return values if check is None else check(self, values, path, depth)
@@ -177,10 +183,11 @@ class Uniform:
         dict: _dictionaries,
     }
 
-    def mixed(self, kinds: Iterable[str], path: KeyPath = ()) -> StepOutputTypeError:
-        """Returns the error for values of several kinds."""
+    def mixed(self, kinds: Iterable[str | type], path: KeyPath = ()) -> StepOutputTypeError:
+        """Returns the error for values of several kinds, given by name or type."""
+        names = " and ".join(sorted(kind if isinstance(kind, str) else _label(kind) for kind in kinds))
         return StepOutputTypeError(
-            f"{self._where(path)} mixes {' and '.join(kinds)}. A column has one type; convert the values, or keep "
+            f"{self._where(path)} mixes {names}. A column has one type; convert the values, or keep "
             "Python objects with self.pickle(value)."
         )
 
@@ -219,6 +226,8 @@ _FAMILIES: tuple[tuple[Any, object], ...] = (
 
 
 def _label(kind: type) -> str:
+    if kind is Pickled:
+        return "pickled objects"
     return {"ndarray": "list", "datetime64": "datetime", "timedelta64": "timedelta"}.get(kind.__name__, kind.__name__)
 
 
@@ -257,7 +266,6 @@ def _of_set(value: Any) -> list[Any]:
 
 
 _OF_BASES: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
-    (Pickled, _same),
     (dict, lambda value: value if type(value) is dict else dict(value)),
     (list, _same),
     ((tuple, range, deque, Iterator), list),

@@ -189,6 +189,8 @@ def _array(values: Any, name: str, what: str, known: pa.Field | None) -> tuple[p
     values = values if isinstance(values, list) else list(values)
     kinds = set(map(type, values)) - {type(None)}
     is_known_as_pickled = known is not None and PICKLED in (known.metadata or {}) and not kinds <= PLAIN
+    if Pickled in kinds and len(kinds) > 1 and (bytes in kinds or not is_known_as_pickled):
+        raise Uniform(name, what).mixed(kinds)
     if Pickled in kinds or is_known_as_pickled:
         return pa.array([None if v is None else pickle_value(v) for v in values], pa.binary()), {PICKLED: b"1"}
     column = Uniform(name, what)

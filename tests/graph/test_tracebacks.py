@@ -66,7 +66,7 @@ def test_everything_is_shown_on_request(tmp_path):
 
 STEP = """
 from datadreamer_like import DataDreamer, concurrent
-from datadreamer_like.steps import DataSource, LazyRows, Step, SuperStep
+from datadreamer_like.steps import DataSource, LazyRowBatches, LazyRows, Step, SuperStep
 
 def fails(*_, **__):
     return int("seven")  # the line
@@ -79,6 +79,12 @@ class Process(Step):
         self.register_input("n")
         self.register_output("text")
     def process(self, batch): return {"text": [fails(n) for n in batch["n"]]}
+class Registers(Step):
+    def setup(self): fails()
+    def run(self): return []
+def second():
+    yield {"n": 1}
+    yield {"n": fails()}
 class Outer(SuperStep):
     def setup(self): self.register_output("text")
     def run(self): return Process("Inner", inputs={"n": DataSource("N", data={"n": [1]}).output["n"]}).output["text"]
@@ -100,6 +106,13 @@ USES = {
     "map, lazy": ("", "list(rows.map(fails, name='Name').output)"),
     "filter": ("", "rows.filter(fails, lazy=False, name='Name')"),
     "a function in another thread": ("", "concurrent(lambda: rows.map(fails, lazy=False, name='Name'))"),
+    "lazy batches": ("LazyRowBatches(lambda: ([fails()] for _ in range(3)))", "list(Load('Name').output)"),
+    "lazy rows that are exported": ("LazyRows(lambda: (fails() for _ in range(3)))", "Load('Name').export_to_list()"),
+    "lazy rows that another step reads": ("LazyRows(lambda: (fails() for _ in range(3)))", "Load('Name').save()"),
+    "a source's generator, lazy": ("", "list(DataSource('Name', data=lambda: (fails(n) for n in range(3))).output)"),
+    "a source's second row": ("", "list(DataSource('Name', data=second).output)"),
+    "setup": ("", "Registers('Name')"),
+    "a function of concurrent": ("", "concurrent(list, fails)"),
     "a background step": ("fails()", "Load('Name', background=True).wait()"),
 }
 
@@ -118,7 +131,9 @@ def test_an_error_in_the_users_own_function_shows_their_frames_and_one_line_of_o
     assert '    return int("seven")  # the line' in said
     errors = [index for index, text in enumerate(said) if text.startswith("ValueError: invalid literal")]
     assert len(errors) == 1, done.stderr
-    assert len(said) - errors[0] <= 2, done.stderr
+    assert len(said) - errors[0] == 2, done.stderr
+    named = {"a function of concurrent": "concurrent called, number 2", "a step in a step": '"Name / Inner" called'}
+    assert named.get(use, '"Name" called') in said[-1] or said[-1].startswith("The function of "), done.stderr
     assert f"    {line}" in said
 
 

@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
+import lzma
 import re
+import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import pandas as pd
+import pyarrow as pa
 import pytest
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset, UnknownColumn
@@ -50,6 +57,11 @@ def test_text_is_kept_as_it_stands_in_the_file(session: DataDreamer, tmp_path: P
         ("a,b\nNaN,True\n2,NA\n", {}, {"a": [None, 2], "b": [True, None]}),
         ("a,b\n1,\n2,x\n", {"keep_default_na": False}, {"a": [1, 2], "b": ["", "x"]}),
         ("a\n1\n-\n", {"na_values": ["-"]}, {"a": [1, None]}),
+        ("a,b\n1,-\n--,2\n", {"na_values": "--"}, {"a": [1, None], "b": ["-", "2"]}),
+        ("a\nnone\n1\n", {"na_values": "none"}, {"a": [None, 1]}),
+        ("a\nn\n1\n", {"na_values": "none"}, {"a": ["n", "1"]}),
+        ("a,b\n1,2\n", {"usecols": [1]}, {"b": [2]}),
+        ("a,b\n1,2\n", {"usecols": {"a"}}, {"a": [1]}),
         ("a;b\n1;2,5\n", {"sep": ";"}, {"a": [1], "b": ["2,5"]}),
         ("\ufeffa,b\n1,2\n", {}, {"a": [1], "b": [2]}),
         ("1,2\n3,4\n", {"header": None}, {"0": [1, 3], "1": [2, 4]}),
@@ -303,5 +315,69 @@ def test_an_integer_that_no_float_holds_keeps_its_digits(session: DataDreamer, t
 
 def test_names_replace_a_header_that_is_there(session: DataDreamer, tmp_path: Path) -> None:
     path = write(tmp_path, "a,b\n1,2\n")
-    rows = CSVDataSource("rows", data_files=[path, write(tmp_path, "c,d\n3,4\n", "more.csv")], names="xy", header=0)
+    rows = CSVDataSource(
+        "rows", data_files=[path, write(tmp_path, "c,d\n3,4\n", "more.csv")], names=["x", "y"], header=0
+    )
     assert list(rows.output) == [{"x": 1, "y": 2}, {"x": 3, "y": 4}]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("nrows", True), ("nrows", -1), ("nrows", 1.0), ("skiprows", True), ("skiprows", [1]), ("header", False),
+        ("header", 1), ("usecols", lambda name: True), ("usecols", "ab"), ("usecols", [-1]), ("usecols", [True]),
+        ("usecols", []), ("names", "ab"), ("names", {"a": 1}), ("column_names", "ab"), ("column_names", {"a", "b"}),
+        ("quotechar", "''"), ("quotechar", ""), ("quotechar", ","), ("quotechar", "\n"), ("escapechar", "ab"),
+        ("escapechar", 1), ("escapechar", '"'), ("sep", "\n"), ("sep", "\r"), ("sep", '"'), ("sep", ""), ("sep", 1),
+        ("doublequote", "no"), ("skipinitialspace", "no"), ("keep_default_na", "no"), ("na_values", [-1]),
+        ("na_values", -1), ("na_values", {"a": "-"}), ("encoding", "rot13"), ("encoding", "base64"),
+        ("encoding", "hex"), ("encoding", "utf-8\0"), ("encoding", None),
+    ],
+)  # fmt: skip
+def test_a_value_that_an_option_does_not_take_is_refused(
+    session: DataDreamer, tmp_path: Path, option: str, value: object
+) -> None:
+    with pytest.raises(DefinitionError, match=f'"rows": .*{"encoding" if option == "encoding" else ""}'):
+        CSVDataSource("rows", data_files=write(tmp_path, "a,b\n1,2\n3,4\n"), **{option: value})
+    assert not (session.folder / "rows").exists()
+
+
+def _of_pandas(method: str, folder: Path) -> bytes:
+    path = folder / "made"
+    getattr(pd.DataFrame({"a": [1, 2]}), method)(path)
+    return path.read_bytes()
+
+
+def _zipped(folder: Path) -> bytes:
+    with zipfile.ZipFile(folder / "made", "w") as archive:
+        archive.writestr("rows.csv", "a\n1\n")
+    return (folder / "made").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.csv.zst", "rows.csv.xz"])
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "cp1252", "utf-16"])
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (lambda _: gzip.compress(b"a\n1\n"), "holds gzip data: add .*gz"),
+        (lambda _: bz2.compress(b"a\n1\n"), "holds bzip2 data: add .*bz2"),
+        (lambda _: bz2.compress(b""), "holds bzip2 data"),
+        (lambda _: lzma.compress(b"a\n1\n"), "holds xz data: add .*xz"),
+        (lambda _: bytes(pa.compress(b"a\n1\n", "zstd", asbytes=True)), "holds Zstandard data: decompress"),
+        (_zipped, "holds a zip archive"),
+        (partial(_of_pandas, "to_parquet"), "holds a Parquet file: give Dataset.from_parquet"),
+        (partial(_of_pandas, "to_feather"), "holds an Arrow file"),
+    ],
+)
+def test_a_file_that_is_no_text_is_named(
+    session: DataDreamer, tmp_path: Path, made: Callable[[Path], bytes], says: str, encoding: str, name: str
+) -> None:
+    content = made(tmp_path)
+    file = write(tmp_path, lzma.compress(content) if name.endswith(".xz") else content, name)
+    with pytest.raises(DataError, match=says):
+        CSVDataSource("rows", data_files=file, encoding=encoding)
+
+
+@pytest.mark.parametrize("text", ["PAR1", "BZh", "BZh9", "PK", "ARROW1", "7z", "SQLite format 3"])
+def test_a_text_may_start_like_the_name_of_a_format(session: DataDreamer, tmp_path: Path, text: str) -> None:
+    assert list(CSVDataSource("rows", data_files=write(tmp_path, f"{text}\n1\n")).output[text]) == [1]

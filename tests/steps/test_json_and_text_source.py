@@ -223,8 +223,20 @@ def test_an_integer_that_no_float_holds_keeps_its_digits(
 
 
 @pytest.mark.parametrize(("before", "after"), [('{"a": 1}\n', ""), ('[{"a": 1},\n', "]")])
-def test_values_nested_too_deeply_are_named(session: DataDreamer, tmp_path: Path, before: str, after: str) -> None:
+@pytest.mark.parametrize("depth", [101, 102, 500, 900, 1_100, 3_000])
+@pytest.mark.parametrize(("start", "end"), [("[", "]"), ('{"k":', "}"), ('[{"k":', "}]")])
+def test_values_nested_too_deeply_are_named(
+    session: DataDreamer, tmp_path: Path, before: str, after: str, depth: int, start: str, end: str
+) -> None:
     path = tmp_path / "rows.json"
-    path.write_text(before + '{"b": ' + "[" * 3_000 + "]" * 3_000 + "}" + after)
+    path.write_text(before + '{"b": ' + start * depth + "1" + end * depth + "}" + after)
     with pytest.raises(DataError, match=r"rows.json, line 2 holds values that are nested too deeply"):
         JSONDataSource("rows", data_files=path)
+
+
+@pytest.mark.parametrize(("start", "end"), [("[", "]"), ('{"k":', "}")])
+def test_values_nested_deeply_are_read(session: DataDreamer, tmp_path: Path, start: str, end: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    value = start * 50 + "1" + end * 50
+    path.write_text(f'{{"a": {value}}}')
+    assert list(JSONDataSource("rows", data_files=path).output["a"]) == [json.loads(value)]

@@ -122,6 +122,15 @@ def test_a_key_that_one_row_gives_as_none_is_none_where_it_is_missing() -> None:
     assert to_columns(to_batch({"x": [{"a": 1}, {"b": None}]}))["x"] == [{"a": 1, "b": None}, {"b": None}]
 
 
+@pytest.mark.parametrize("kind", ["chats", "dictionaries"])
+def test_an_exported_folder_keeps_missing_keys_and_a_dataset_has_them_as_none(kind: str, tmp_path: Path) -> None:
+    values = COLUMNS[kind]
+    with DataDreamer(":memory:", verbose=False):
+        dataset = DataSource("Rows", data={"x": values}).export_to_hf_dataset(tmp_path / "out")
+        assert list(HFDatasetDataSource("Folder", tmp_path / "out").output["x"]) == values
+        assert list(DataSource("Dataset", data=dataset).output["x"]) == list(dataset["x"]) != values
+
+
 def test_values_of_other_libraries_become_pythons_own() -> None:
     given_values: dict[str, list[Any]] = {
         "numpy": [np.float32(1.5), np.float64(2.5), 3.0],
@@ -181,6 +190,10 @@ def test_types_widen_between_batches_as_within_one(
         [dt.timedelta(1), 1],
         [dt.time(1), dt.timedelta(1)],
         [pickle_value({1}), "a"],
+        [pickle_value({1}), b"a"],
+        [b"a", pickle_value({1})],
+        [pickle_value({1}), 1],
+        [pickle_value({1}), {1}],
         [[1], {"a": 1}],
         [[1], 1],
     ],
@@ -193,14 +206,13 @@ def test_types_that_do_not_go_together_are_refused_within_and_between_batches(
         values = [[value] for value in values]
     elif nested is not None:
         values = [{"at": value if nested == "key" else [{"b": value}]} for value in values]
-    if isinstance(values[0], bytes):  # objects are pickled as soon as one of a batch is
-        with pytest.raises(StepOutputTypeError, match='column "x"'):
-            stored(values, tmp_path)
-        return
     with pytest.raises(StepOutputTypeError, match='column "x"'):
         to_batch({"x": values})
     with pytest.raises(StepOutputTypeError, match='column "x"'):
         stored(values, tmp_path)
+
+
+PICKLE = pickle_value({1})
 
 
 class Color(enum.Enum):
@@ -443,6 +455,25 @@ def test_pickled_objects_pass_through_every_operation(tmp_path: Path) -> None:
         assert list(rows.filter(lambda row: isinstance(row["x"], set)).output["x"]) == values[:1]
         assert list(rows.map(lambda row: {"x": row["x"]}).save().sort("n", reverse=True).output["x"]) == values[::-1]
         assert rows.map(lambda row: {"n": 2 * row["n"]}).export_to_dict() == {"x": values, "n": [0, 2, 4]}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[PICKLE], {"k": PICKLE}, [{"k": [None, PICKLE]}], (PICKLE,), {PICKLE}, np.array([PICKLE], object),
+     pd.Series([PICKLE]), [b"", PICKLE]],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_a_pickled_object_inside_a_value_is_refused(value: Any) -> None:
+    with pytest.raises(StepOutputTypeError, match='map: column "x".* holds a pickled object inside'):
+        to_batch({"x": [None, value]}, "map")
+
+
+@pytest.mark.parametrize("other", [b"bytes", "text", 1, frozenset([1])])
+@pytest.mark.parametrize("count", [1, 3_000])
+def test_pickled_objects_among_others_are_refused_in_any_batch(tmp_path: Path, other: Any, count: int) -> None:
+    for name, values in {"Before": [PICKLE] * count + [other], "After": [other] * count + [PICKLE]}.items():
+        with DataDreamer(tmp_path, verbose=False), pytest.raises(StepOutputTypeError, match=f'"{name}": column "x"'):
+            DataSource(name, data={"x": values})
 
 
 def test_a_late_column_is_none_in_earlier_rows(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from datadreamer_like.errors import ArgumentTypeError
+from datadreamer_like.graph.session import noting_errors
 from datadreamer_like.graph.threads import Task, interrupt_all
 
 from .dataset_node import DatasetNode
@@ -32,8 +34,8 @@ def concurrent(*funcs: Callable[[], Any]) -> list[Any]:
             raise ArgumentTypeError(f"concurrent takes functions without arguments; got {type(function).__name__}.")
     tasks: list[Task[Any]] = []
     try:
-        for function in funcs:
-            tasks.append(Task(function, "datadreamer_like"))
+        for number, function in enumerate(funcs, 1):
+            tasks.append(Task(partial(_noted, function, f"concurrent called, number {number}"), "datadreamer_like"))
         for task in tasks:
             with suppress(Exception):
                 task.result()
@@ -41,3 +43,8 @@ def concurrent(*funcs: Callable[[], Any]) -> list[Any]:
     except KeyboardInterrupt:
         interrupt_all(tasks)
         raise
+
+
+def _noted(function: Callable[[], Any], call: str) -> Any:
+    with noting_errors(call):
+        return function()

@@ -79,7 +79,11 @@ class Exports(DatasetNode):
     def export_to_hf_dataset(
         self, path: str | os.PathLike[str], **options: Unpack[ExportOptions]
     ) -> Dataset | DatasetDict:
-        """Writes a folder that `datasets.load_from_disk` opens, and returns the dataset opened from it."""
+        """Writes a folder that `datasets.load_from_disk` opens, and returns the dataset opened from it.
+
+        In a `Dataset`, keys that nested rows did not have are None. The folder keeps the difference: read it again with
+        `HFDatasetDataSource(path)` rather than with `DataSource(data=dataset)`.
+        """
         dataset, schema = self._dataset(options)
         shards = None if isinstance(dataset, dict) else options.get("save_num_shards")
         with new_export(path, f'Exporting "{self.name}"', ("state.json", "dataset_dict.json")) as draft:

@@ -18,6 +18,7 @@ from datadreamer_like.graph.node import reading_engine, working, working_node
 from datadreamer_like.graph.output import Column, OutputDataset, OutputIterableDataset
 from datadreamer_like.graph.results import Kept, OnDemand, Outcome
 from datadreamer_like.graph.rows import Batch, Rows
+from datadreamer_like.graph.session import noting_errors
 from datadreamer_like.graph.threads import Task
 from datadreamer_like.graph.usage import Usage
 from datadreamer_like.storage.values import pickle_value, unpickle
@@ -97,7 +98,9 @@ class Step(Registration, Operations["Derived"], Exports):
         background: bool = False,
     ) -> None:
         self.name = name
-        self.run_setup()
+        called = f'"{name}" called'
+        with noting_errors(called):
+            self.run_setup()
         self.accept(inputs or {}, args or {}, outputs or {})
         outer = working_node()
         if outer is not None and not isinstance(outer, SuperStep):
@@ -115,7 +118,8 @@ class Step(Registration, Operations["Derived"], Exports):
         self.background = background
         if self.session is None:
             return
-        _ = self.fingerprint  # raises here, not in a thread
+        with noting_errors(called):
+            _ = self.fingerprint  # raises here, not in a thread
         if background:
             self._background = Task(self.make_output, self.name)
             self.session.wait_at_end(self._background, self.end_background)
@@ -279,7 +283,8 @@ class Step(Registration, Operations["Derived"], Exports):
         self._progress = 0.0
 
         def read() -> Iterator[pa.RecordBatch]:
-            yield from rows.read()
+            with noting_errors(f'"{self.name}" called'):
+                yield from rows.read()
             self._progress = 1.0
 
         return OutputIterableDataset(self, replace(rows, read=read))

@@ -7,10 +7,12 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
+
+import numpy as np
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, UnknownColumn, did_you_mean
 from datadreamer_like.graph.rows import Batch
@@ -51,8 +53,8 @@ class CSVDataSource(FileSource):
             without header; with `header=0` they replace it), `header` (0, or None for no header: columns are then
             called 0, 1, ...), `skiprows` (lines to skip at the top), `usecols` (columns to read), `nrows` (maximum
             number of rows), `quotechar`, `escapechar`, `doublequote`, `skipinitialspace`, `dtype` (a type for all
-            columns or a dictionary of them: `{"id": str}` keeps leading zeros), `na_values` (more texts that mean None)
-            and `keep_default_na`.
+            columns or a dictionary of them: `{"id": str}` keeps leading zeros), `na_values` (a text that means None,
+            or a list of them, besides an empty field) and `keep_default_na`.
 
     Raises:
         DataError: A file does not exist, cannot be read or is malformed; the message names file and line.
@@ -79,19 +81,29 @@ class CSVDataSource(FileSource):
 
     def configure(self) -> None:
         """Checks the options."""
-        sep, header = self.config["sep"], self.config["header"]
-        if sep is not None and (not isinstance(sep, str) or len(sep) != 1):
-            raise DefinitionError(f'"{self.name}": sep is {sep!r}; expected one character, like ";" or "\\t".')
-        if header not in ("infer", 0, None):
-            raise DefinitionError(f'"{self.name}": header is {header!r}; expected 0, or None for no header.')
-        for option in ("skiprows", "nrows"):
-            value = self.config[option]
-            if not (isinstance(value, int) and value >= 0) and not (option == "nrows" and value is None):
-                raise DefinitionError(f'"{self.name}": {option} is {value!r}; expected a number of 0 or more.')
-        self._names = self.config["names"] if self.config["column_names"] is None else self.config["column_names"]
+        for option, (fits, expected) in _VALUES.items():
+            if not fits(self.config[option]):
+                raise DefinitionError(f'"{self.name}": {option} is {self.config[option]!r}; expected {expected}.')
+        names = self.config["names"] if self.config["column_names"] is None else self.config["column_names"]
+        self._names = None if names is None else list(map(str, names))
+        sep, marks = self.config["sep"], self.config["na_values"]
         self._separators = {file: sep or ("\t" if plain_suffix(file) in _OF_TABS else ",") for file in self.files}
+        for separator in dict.fromkeys(self._separators.values()):
+            signs = [sign for sign in (separator, self.config["quotechar"], self.config["escapechar"]) if sign]
+            signs += [" "] if self.config["skipinitialspace"] else []
+            if len(set(signs)) < len(signs):
+                raise DefinitionError(
+                    f'"{self.name}": of sep ({separator!r}), quotechar, escapechar and the space of skipinitialspace, '
+                    "two are the same character. Set them to different ones."
+                )
         # The texts that mean None in every column.
-        self._missing = {*self.config["na_values"], *([""] if self.config["keep_default_na"] else [])}
+        self._missing = {*([marks] if isinstance(marks, str) else marks or [])}
+        self._missing |= {""} if self.config["keep_default_na"] else set()
+
+    @property
+    def _dialect(self) -> dict[str, Any]:
+        dialect: dict[str, Any] = {option: self.config[option] for option in _DIALECT}
+        return {**dialect, "quoting": csv.QUOTE_NONE if dialect["quotechar"] is None else csv.QUOTE_MINIMAL}
 
     def fingerprint_values(self) -> dict[str, Any]:
         """Returns the content of the files and the options; of their names, the separator that they stand for."""
@@ -128,7 +140,7 @@ class CSVDataSource(FileSource):
     def _header(self) -> tuple[list[str], bool]:
         """Returns the names of the columns, and whether the files have a header."""
         if self._names is not None:
-            return _distinct_names(self.name, list(map(str, self._names))), self.config["header"] == 0
+            return _distinct_names(self.name, self._names), self.config["header"] == 0
         for file in self.files:
             for _, fields in self._records(file):
                 self._check_separator(file, fields)
@@ -152,7 +164,7 @@ class CSVDataSource(FileSource):
 
     def _wanted(self, columns: list[str]) -> list[str]:
         usecols = columns if self.config["usecols"] is None else self.config["usecols"]
-        wanted = {columns[name] if isinstance(name, int) and name < len(columns) else str(name) for name in usecols}
+        wanted = {columns[name] if not isinstance(name, str) and name < len(columns) else str(name) for name in usecols}
         for name in wanted:
             if name not in columns:
                 raise UnknownColumn(
@@ -227,12 +239,10 @@ class CSVDataSource(FileSource):
         """Yields the fields of each record with the number of its first line; empty lines are skipped."""
         csv.field_size_limit(sys.maxsize)  # allows long texts
         skipped = self.config["skiprows"]
-        dialect: dict[str, Any] = {option: self.config[option] for option in _DIALECT}
-        dialect["quoting"] = csv.QUOTE_NONE if dialect["quotechar"] is None else csv.QUOTE_MINIMAL
         with self.opened(file) as stream:
             for _ in range(skipped):
                 stream.readline()
-            reader = csv.reader(stream, delimiter=self._separators[file], strict=True, **dialect)
+            reader = csv.reader(stream, delimiter=self._separators[file], strict=True, **self._dialect)
             line = skipped + 1
             try:
                 for fields in reader:
@@ -248,6 +258,57 @@ class CSVDataSource(FileSource):
                     f'"{self.name}": {file}, line {line} is malformed: {what}. A quote inside a quoted field is '
                     'written twice: ""; if the file does not use quotes, set quotechar=None.'
                 ) from error
+
+
+def _is_names(value: object) -> bool:
+    # A text is not the list of its characters, and the order of a set is not that of columns.
+    return value is None or (isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping | Set))
+
+
+def _is_places(value: object) -> bool:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Collection):
+        return value is None
+    known = (isinstance(name, str) or _is_count(name) for name in value)
+    return len(value) > 0 and all(known)
+
+
+def _is_marks(value: object) -> bool:
+    if isinstance(value, bytes | Mapping) or not isinstance(value, Collection):
+        return value is None
+    return all(isinstance(mark, str) for mark in value)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 0)
+
+
+def _is_character(value: object) -> bool:
+    return value is None or (isinstance(value, str) and len(value) == 1 and value not in "\r\n")
+
+
+def _is_truth(value: object) -> bool:
+    return isinstance(value, bool | np.bool_) or (isinstance(value, int) and value in (0, 1))
+
+
+# For options, whether a value fits, and what is expected.
+_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "sep": (_is_character, 'one character, like ";" or "\\t"'),
+    "header": (
+        lambda value: value is None or value == "infer" or (_is_count(value) and value == 0),
+        "0, or None for no header",
+    ),
+    "column_names": (_is_names, 'a list of names, such as ["text", "stars"]'),
+    "names": (_is_names, 'a list of names, such as ["text", "stars"]'),
+    "usecols": (_is_places, 'a list of names or positions, such as ["text", "stars"] or [0, 2]'),
+    "skiprows": (_is_count, "a number of 0 or more"),
+    "nrows": (lambda value: value is None or _is_count(value), "a number of 0 or more"),
+    "quotechar": (_is_character, "one character, or None if the file does not use quotes"),
+    "escapechar": (_is_character, "one character, or None"),
+    "doublequote": (_is_truth, "True or False"),
+    "skipinitialspace": (_is_truth, "True or False"),
+    "keep_default_na": (_is_truth, "True or False"),
+    "na_values": (_is_marks, 'a text or a list of texts as in the file, such as ["--", "-999"]'),
+}
 
 
 def _is_whole(text: str) -> bool:

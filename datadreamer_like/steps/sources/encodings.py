@@ -19,6 +19,22 @@ _MARKS = (
 )  # fmt: skip
 _SAMPLE = 4096
 
+# First bytes of files that are no texts; each has bytes that no text starts with.
+_FORMATS = (
+    (b"\x1f\x8b", "gzip data", 'add ".gz" to its name'),
+    (b"BZh", "bzip2 data", 'add ".bz2" to its name'),
+    (b"\xfd7zXZ\0", "xz data", 'add ".xz" to its name'),
+    (b"\x28\xb5\x2f\xfd", "Zstandard data", "decompress it first"),
+    (b"\x04\x22\x4d\x18", "LZ4 data", "decompress it first"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first"),
+    (b"PK\x03\x04", "a zip archive, as .xlsx files are", "unpack it, or save the sheet as CSV"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office file, such as .xls", "save the sheet as CSV"),
+    (b"PAR1\x15", "a Parquet file", "give Dataset.from_parquet(file) to DataSource"),
+    (b"ARROW1\0", "an Arrow file", "give a Dataset of its table to DataSource"),
+    (b"SQLite format 3\0", "a SQLite database", "export its rows first"),
+)
+_OF_BZIP2 = (b"1AY&SY", b"\x17rE8P\x90")  # with content, or without
+
 
 def binary(file: Path) -> IO[bytes]:
     """Opens a file as bytes, decompressed."""
@@ -30,16 +46,19 @@ def plain_suffix(path: Path) -> str:
     return (path.with_suffix("") if path.suffix.lower() in _COMPRESSED else path).suffix.lower()
 
 
-def encoding_of_mark(file: Path, encoding: str) -> str:
-    """Returns advice if a file's first bytes show that it has another encoding, which may decode without an error.
+def advice_on_first_bytes(file: Path, encoding: str) -> str:
+    """Returns advice if a file's first bytes show another encoding or format, which may decode without an error.
 
-    These are the mark of an encoding, and the NUL bytes of UTF-16 and UTF-32 without mark.
+    These are the mark of an encoding or format, and the NUL bytes of UTF-16 and UTF-32 without mark.
     """
     try:
         with binary(file) as stream:
             start = stream.read(_SAMPLE)
     except (OSError, EOFError, ValueError, lzma.LZMAError):
         return ""  # reading it raises the error
+    for first, what, advice in _FORMATS:
+        if start.startswith(first) and (first != b"BZh" or start[4:10] in _OF_BZIP2):
+            return f"It holds {what}: {advice}."
     marked = next((name for mark, name in _MARKS if start.startswith(mark)), None)
     family = encoding.partition("-sig")[0].removesuffix("-le").removesuffix("-be")
     if marked is not None:

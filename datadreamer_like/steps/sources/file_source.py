@@ -20,7 +20,7 @@ from datadreamer_like.graph.fingerprint import ByContent
 
 from ..base.options import NodeOptions, check_known, taken_options, takes_node_options
 from .data_source import Source
-from .encodings import advice_on_encoding, binary, encoding_of_mark, fault, plain_suffix
+from .encodings import advice_on_encoding, advice_on_first_bytes, binary, fault, plain_suffix
 
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -52,7 +52,8 @@ class FileSource(Source):
         self.files = _find(name, data_folder, data_files, self.suffixes)
         try:
             known = codecs.lookup(self.config["encoding"]).name
-        except (LookupError, TypeError) as error:
+            io.TextIOWrapper(io.BytesIO(), encoding=known)  # some codecs, such as rot13, are not of texts
+        except (LookupError, TypeError, ValueError) as error:
             raise DefinitionError(
                 f'"{name}": there is no encoding "{self.config["encoding"]}". Common ones: utf-8, latin-1, utf-16.'
             ) from error
@@ -83,7 +84,7 @@ class FileSource(Source):
     @contextmanager
     def opened(self, file: Path, newline: str | None = "") -> Iterator[IO[str]]:
         """Opens a file as text, by default with unchanged line ends; `DataError` if it cannot be read or decoded."""
-        if advice := encoding_of_mark(file, self._encoding):
+        if advice := advice_on_first_bytes(file, self._encoding):
             raise DataError(f'"{self.name}": {file} is not {self.config["encoding"]}. {advice}')
         try:
             with io.TextIOWrapper(binary(file), encoding=self._encoding, newline=newline) as stream:

@@ -6,6 +6,8 @@ import json
 import math
 from typing import Any
 
+from datadreamer_like.storage.uniform import MAX_DEPTH
+
 KINDS = {
     dict: "an object", list: "an array", str: "a text", int: "a number", float: "a number", bool: "true or false",
     type(None): "null",
@@ -35,7 +37,8 @@ def parse_float(text: str) -> float | str:
 class Shape:
     """The kinds of value at one place: a column, the elements of its lists, or a key of its objects."""
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = 0) -> None:
+        self._depth = depth
         self._kinds: set[type] = set()
         self._has_nan = False
         self._has_long = False  # an integer that may have more digits than a float
@@ -43,7 +46,10 @@ class Shape:
         self._keys: dict[str, Shape] = {}
 
     def add(self, value: Any) -> None:
-        """Adds a value; `ValueError` if it does not fit the earlier ones, with the place after the column's name."""
+        """Adds a value; `ValueError` if it does not fit the earlier ones, with the place after the column's name.
+
+        `RecursionError` if it is nested too deeply to be stored.
+        """
         kind = type(value)
         if value is None:
             return
@@ -62,7 +68,7 @@ class Shape:
         if kind is str and not value.isascii():
             checked_text(value)
         elif kind is list:
-            self._elements = self._elements or Shape()
+            self._elements = self._elements or self._inner()
             for element in value:
                 self._elements.add(element)
         elif kind is dict:
@@ -71,11 +77,16 @@ class Shape:
     def _add_keys(self, value: dict[str, Any]) -> None:
         for key, inner in value.items():
             if key not in self._keys:
-                self._keys[checked_text(key)] = Shape()
+                self._keys[checked_text(key)] = self._inner()
             try:
                 self._keys[key].add(inner)
             except ValueError as error:
                 raise ValueError(f', key "{key}"{error}') from None
+
+    def _inner(self) -> Shape:
+        if self._depth == MAX_DEPTH:
+            raise RecursionError
+        return Shape(self._depth + 1)
 
     @property
     def _is_text(self) -> bool:
