@@ -25,7 +25,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 help:
 	@echo "make demo     from real text to a small published student, on this machine (examples/quickstart.py)"
 	@echo "make test     the whole test suite; PYTEST_ARGS=\"tests/graph -x\" narrows it"
-	@echo "make torture  tests that kill processes at random, for ten times as many seeds (about MINUTES minutes)"
+	@echo "make torture  tests that kill processes at random, for ten times as many seeds (about 20 minutes)"
 	@echo "make lint     ruff, mypy --strict, import-linter, typos, plain words; stops at the first problem"
 	@echo "make format   fix what ruff can fix"
 	@echo "make bench    every benchmark in benchmarks/"

@@ -118,8 +118,13 @@ class NewerFormat(StorageError):
     """A folder was written by a newer version of this package."""
 
     @classmethod
-    def check(cls, path: object, found: int, known: int) -> None:
-        """Raises if the format `found` at `path` is newer than `known`, the newest that this version reads."""
+    def check(cls, path: object, found: object, known: int) -> None:
+        """Raises if the format `found` at `path` is newer than `known`, the newest that this version reads.
+
+        A format that is not a whole number is a `StorageError`.
+        """
+        if not isinstance(found, int) or isinstance(found, bool):
+            raise StorageError(f"{path} is damaged: its format is {found!r:.100}, not a whole number. Make it again.")
         if found > known:
             raise cls(
                 f"{path} was written by a newer version of datadreamer-like (its format is {found}, this version reads "

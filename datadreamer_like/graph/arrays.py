@@ -90,6 +90,7 @@ BY_NAME: dict[tuple[str, str], Callable[[Any, Digest], bytes]] = {
     ("pandas", "DataFrame"): _frame,
     ("pandas", "Series"): _frame,
     ("pyarrow", "Table"): lambda value, digest: _rows(value.schema, value.to_batches()),
+    ("itertools", "count"): lambda value, digest: hash_parts("count", repr(value).encode()),
     # Its `cls_ref` holds an address in memory.
     ("pydantic", "Decorator"): lambda value, digest: digest((value.cls_var_name, value.func, value.info), ""),
 }

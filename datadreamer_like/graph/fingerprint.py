@@ -28,7 +28,7 @@ from .arrays import BY_NAME, hash_parts
 from .installed import installed_id, is_found_by_name, is_installed, is_own
 from .members import members_of, metaclass_of, state_of
 from .own_changes import Place, before_changes, has_state
-from .references import docs_of, own_modules, reads_docs, references
+from .references import docs_of, own_attributes, own_modules, reads_docs, references
 
 
 def fingerprint(value: Any, what: str = "value") -> str:
@@ -161,8 +161,7 @@ class _Walk:
 
     def mapping(self, value: Mapping[Any, Any]) -> bytes:
         # In order: prompts are built by looping over dictionaries.
-        items = (self.digest(key) + self.digest(item, f"[{key!r}]") for key, item in value.items())
-        return hash_parts("dict", *items)
+        return hash_parts("dict", *(self.digest(key) + self.digest(item, f"[{key!r}]") for key, item in value.items()))
 
     def extended(self, value: Any, content: bytes) -> bytes:
         """Digests a value of a class derived from a plain type: its content as such, its class and its attributes."""
@@ -251,8 +250,8 @@ class _Walk:
             parts.append(self.code(value.__code__))
         for name, held in (("defaults", value.__defaults__), ("kwdefaults", value.__kwdefaults__)):
             parts.append(self.variable(name, Place(held) if held else None, held, ".__{}__"))
-        attributes = {name: item for name, item in vars(value).items() if name != "__wrapped__"}
-        parts += [self.variable(name, Place(vars(value), name), item) for name, item in sorted(attributes.items())]
+        given = sorted(own_attributes(value).items())
+        parts += [self.variable(name, Place(vars(value), name), item) for name, item in given]
         found = references(value, only_closure=installed)
         way = f" → {value.__qualname__}'s variable {{!r}}"
         parts += [self.variable(name, place, item, way) for name, (place, item) in sorted(found.items())]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from datadreamer_like.errors import NewerFormat, StorageError
 from datadreamer_like.storage.folders import flush, flush_tree
-from datadreamer_like.storage.seals import checksums, damaged_file
+from datadreamer_like.storage.seals import checksums, damaged_file, read_sealed, sealed
 
 MANIFEST_FORMAT = 2
 MANIFEST_NAME = "node.json"
@@ -63,10 +61,9 @@ class Manifest:
         """Makes the folder a result: flushes its files to disk, and then writes this manifest into it atomically."""
         self.files = checksums(folder, but=(MANIFEST_NAME,))
         flush_tree(folder)
-        content = asdict(self)
         draft = folder / f".{MANIFEST_NAME}"
         # The replacement for a lone surrogate, such as \ud800, is how JSON spells it.
-        draft.write_bytes(_json({**content, "checksum": _checksum(content)}).encode("utf-8", "backslashreplace"))
+        draft.write_bytes(sealed(asdict(self)).encode("utf-8", "backslashreplace"))
         flush(draft)
         os.replace(draft, folder / MANIFEST_NAME)
         flush(folder)
@@ -82,17 +79,14 @@ class Manifest:
         """
         path = folder / MANIFEST_NAME
         try:
-            data = dict(json.loads(path.read_text(encoding="utf-8")))
+            data = read_sealed(path)  # first, since a damaged format is no newer one
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError) as error:
+        NewerFormat.check(folder, data.get("format"), MANIFEST_FORMAT)
+        try:
+            return cls(**data)
+        except TypeError as error:
             raise StorageError(f"{path} is damaged ({error})") from error
-        NewerFormat.check(folder, data.get("format", 0), MANIFEST_FORMAT)
-        checksum = data.pop("checksum", None)
-        known = {f.name for f in fields(cls)}
-        if checksum != _checksum(data) or not known >= set(data):
-            raise StorageError(f"{path} is damaged (its checksum differs)")
-        return cls(**data)
 
     def damage(self, folder: Path) -> str | None:
         """Returns which file of the result is damaged, as text for a message; None if all are whole."""
@@ -117,11 +111,3 @@ def row_ranges(indices: Iterable[int]) -> str:
         else:
             ranges.append([index, index])
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
-
-
-def _json(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False)
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"

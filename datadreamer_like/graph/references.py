@@ -11,6 +11,7 @@ import ast
 import builtins
 import contextlib
 import dis
+import functools
 import importlib
 import itertools
 import re
@@ -29,6 +30,8 @@ _FOLLOWED = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
 _STORES = ("STORE_FAST", "STORE_NAME", "STORE_DEREF", "STORE_GLOBAL")
 _SKIPPED = frozenset({"EXTENDED_ARG", "CACHE", "PRECALL", "PUSH_NULL", "SWAP", "POP_TOP", "NOT_TAKEN"})
 _IMPORTERS = frozenset({"import_module", "__import__"})
+_BY_TEXT = frozenset({"globals", "eval", "exec"})  # read globals that a text names
+_DISPATCHER = functools.singledispatch(len).__code__  # type: ignore[attr-defined]
 
 Reference = tuple[Place | None, Any]
 """A value, and the variable that holds it; None for one that cannot change."""
@@ -36,6 +39,13 @@ Reference = tuple[Place | None, Any]
 
 def references(function: types.FunctionType, only_closure: bool = False) -> dict[str, Reference]:
     """Returns the values that a function, or a function in it, reads from outside, by name; builtins are left out."""
+    if is_dispatcher(function):
+        pairs = enumerate(function.registry.items())  # type: ignore[attr-defined]
+        return {
+            f"registry {index}{part}": (None, item)
+            for index, pair in pairs
+            for part, item in zip("ab", pair, strict=True)
+        }
     if only_closure:
         return {name: (place, place.value()) for name, place in _closure(function)}
     found: dict[str, Reference] = {}
@@ -56,12 +66,26 @@ def references(function: types.FunctionType, only_closure: bool = False) -> dict
     for name, place in local.items():
         if isinstance(place.holder, types.CellType) and name not in read:  # by an instruction not known here
             _follow(name, place, [], found)
-    if _IMPORTERS & set(itertools.chain.from_iterable(code.co_names for code in codes)):
-        texts = [value for code in codes for value in code.co_consts if isinstance(value, str)]
+    used = set(itertools.chain.from_iterable(code.co_names for code in codes))
+    texts = [value for code in codes for value in code.co_consts if isinstance(value, str)]
+    if used & _BY_TEXT:
+        _follow_texts(texts, function, found)
+    if used & _IMPORTERS:
         texts += [value for _, value in found.values() if isinstance(value, str)]
         modules = ((text, _imported(text, function)) for text in texts if text.replace(".", "").isidentifier())
         found |= {f"import {text}": (None, module) for text, module in modules if module != _UNDEFINED}
     return found
+
+
+def is_dispatcher(function: types.FunctionType) -> bool:
+    """Returns whether `functools.singledispatch` made a function: its registry is what it does, the rest is a cache."""
+    return function.__code__ is _DISPATCHER
+
+
+def own_attributes(function: types.FunctionType) -> dict[str, Any]:
+    """Returns the attributes that a user gave a function."""
+    given = {} if is_dispatcher(function) else vars(function)
+    return {name: value for name, value in given.items() if name != "__wrapped__"}
 
 
 def _loaded(step: dis.Instruction, function: types.FunctionType, local: dict[str, Place]) -> tuple[str, Place | None]:
@@ -91,6 +115,13 @@ def _follow(name: str, place: Place, attributes: list[str], found: dict[str, Ref
         name, place = f"{name}.{attribute}", Place(vars(value), attribute)
         value = getattr(value, attribute, _UNDEFINED)  # a module may have a __getattr__
     found[name] = place, value
+
+
+def _follow_texts(texts: list[str], function: types.FunctionType, found: dict[str, Reference]) -> None:
+    """Adds the globals whose names are in the texts of a function."""
+    for name in itertools.chain.from_iterable(re.findall(r"[^\W\d]\w*", text) for text in texts):
+        if name in function.__globals__ and name not in found:
+            _follow(name, Place(function.__globals__, name), [], found)
 
 
 def _imports(

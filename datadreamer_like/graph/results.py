@@ -18,7 +18,7 @@ from typing import Any
 
 from datadreamer_like.errors import DefinitionError, NewerFormat, StorageError
 from datadreamer_like.storage.folders import Presence, explained, in_use, locked, write_file
-from datadreamer_like.storage.seals import checksums
+from datadreamer_like.storage.seals import checksums, read_sealed, sealed
 
 from .card import CARD_NAME
 from .leftovers import remove_leftovers, remove_work
@@ -93,27 +93,33 @@ class Results:
         Removes what killed and superseded runs left, unless a living process uses the folder. From now on, and as long
         as a node refers to these results, this process uses it.
         """
-        note, locks = self.places.note, self.places.locks
+        locks = self.places.locks
         with explained("Opening the session", self.folder, everything=True):
             self.folder.mkdir(parents=True, exist_ok=True)
-            if note.exists():
-                try:
-                    found = int(json.loads(note.read_text(encoding="utf-8"))["format"])
-                except (ValueError, KeyError, TypeError) as error:
-                    raise StorageError(
-                        f"{note} is damaged. Remove that file; the results next to it are kept."
-                    ) from error
-                NewerFormat.check(self.folder, found, SESSION_FORMAT)
-                if found < SESSION_FORMAT:
-                    raise StorageError(
-                        f"{self.folder} was written by a development version with another layout. Use another folder."
-                    )
-            else:
-                write_file(note, json.dumps({"format": SESSION_FORMAT}))
+            self._check_note()
             with locked(locks / "open.lock", "Opening the session"):
                 if not in_use(locks):
                     remove_leftovers(self.places)
                 self._presence = Presence(locks)
+
+    def _check_note(self) -> None:
+        """Checks the version of the layout, or writes it if it is missing or damaged."""
+        note = self.places.note
+        if note.exists():
+            try:
+                found = read_sealed(note).get("format")
+            except StorageError as error:
+                if not self.places.results.is_dir():
+                    raise StorageError(f"{error}. Remove that file, if it is this package's.") from error
+                logger.warning("making %s again, with the results next to it: %s", note.name, error)
+            else:
+                NewerFormat.check(self.folder, found, SESSION_FORMAT)
+                if found != SESSION_FORMAT:
+                    raise StorageError(
+                        f"{self.folder} was written by a development version with another layout. Use another folder."
+                    )
+                return
+        write_file(note, sealed({"format": SESSION_FORMAT}))
 
     # Names
 

@@ -1,7 +1,9 @@
-"""Checksums of a folder's files, which find damage: a cut, zeroed or changed file.
+"""Checksums of files, which find damage: a cut, zeroed or changed file.
 
 A checksum is read from the whole file, so it is compared only if the file's size, times or inode are not those of the
 last comparison, which are in the folder's file `.seal`. Copies of a folder are compared once.
+
+A JSON file may hold the checksum of its own content.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ import zlib
 from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from datadreamer_like.errors import StorageError
 
 from .folders import write_file
 
@@ -45,6 +50,26 @@ def damaged_file(folder: Path, sums: Mapping[str, str]) -> str | None:
     if known != states:
         _seal(folder, states)
     return None
+
+
+def sealed(content: Mapping[str, Any]) -> str:
+    """Returns a mapping as JSON text with its checksum."""
+    return json.dumps({**content, "checksum": _content_checksum(content)}, indent=2, ensure_ascii=False)
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Reads the mapping in a file with the text of `sealed`; raises `StorageError` if it is damaged."""
+    try:
+        content = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise StorageError(f"{path} is damaged ({error})") from error
+    if content.pop("checksum", None) != _content_checksum(content):
+        raise StorageError(f"{path} is damaged (its checksum differs)")
+    return content
+
+
+def _content_checksum(content: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
 
 
 def _seal(folder: Path, states: Mapping[str, list[int]]) -> None:

@@ -12,7 +12,7 @@ from datadreamer_like import DataDreamer
 from datadreamer_like.errors import StorageError
 from datadreamer_like.graph.node import Node
 from datadreamer_like.steps import DataSource
-from datadreamer_like.storage.seals import checksums, damaged_file
+from datadreamer_like.storage.seals import checksums, damaged_file, read_sealed, sealed
 
 
 def cut(file):
@@ -154,6 +154,49 @@ def test_a_damage_that_changes_the_result_reruns_what_depends_on_it(tmp_path):
     assert texts() == ("a", "a")
     (tmp_path / "out" / "first" / "text").write_text("?")
     assert texts() == ("b", "b")
+
+
+NODE_BYTES = ['{"format": null}', '{"format": "2"}', '{"format": 7}', "[]", "3", "null", "[" * 100_000]
+
+
+@pytest.mark.parametrize("content", NODE_BYTES, ids=lambda content: content[:16])
+@pytest.mark.parametrize("file", [".session.json", ".results/*/1/node.json"])
+def test_any_content_of_a_note_without_its_checksum_is_damage(tmp_path, caplog, file, content):
+    with DataDreamer(tmp_path):
+        DataSource("Rows", data={"n": [1, 2]})
+    next(tmp_path.glob(file)).write_text(content)
+    assert_made_again_once(tmp_path, caplog)
+
+
+@pytest.mark.parametrize("bit", range(8))
+@pytest.mark.parametrize("file", [".session.json", ".results/*/1/node.json"])
+def test_a_flipped_bit_of_the_format_is_damage_and_not_a_newer_version(tmp_path, caplog, file, bit):
+    with DataDreamer(tmp_path):
+        DataSource("Rows", data={"n": [1, 2]})
+    note = next(tmp_path.glob(file))
+    content = bytearray(note.read_bytes())
+    content[content.index(b'"format": ') + len('"format": ')] ^= 1 << bit
+    note.write_bytes(content)
+    assert_made_again_once(tmp_path, caplog)
+
+
+@pytest.mark.parametrize("format", [None, "2", [2], 2.0, True])
+def test_a_format_that_is_no_number_is_damage(tmp_path, caplog, format):
+    with DataDreamer(tmp_path):
+        DataSource("Rows", data={"n": [1, 2]})
+    note = next(tmp_path.glob(".results/*/1/node.json"))
+    note.write_text(sealed(read_sealed(note) | {"format": format}))
+    assert_made_again_once(tmp_path, caplog)
+
+
+def assert_made_again_once(folder, caplog):
+    for warnings in (1, 0):
+        caplog.clear()
+        with DataDreamer(folder):
+            assert list(DataSource("Rows", data={"n": [1, 2]}).output["n"]) == [1, 2]
+        said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert len(said) == warnings, said
+        assert all("is damaged" in text for text in said)
 
 
 def test_checksums_are_compared_once_a_copy(tmp_path, monkeypatch):

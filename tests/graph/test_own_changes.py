@@ -17,6 +17,9 @@ third = second.map(lambda row: {"t": row["t"] + "."}, name="Third", lazy=False)
 CHANGING = {
     "a Counter": "seen = Counter()\ndef clean(row):\n    seen[row['t']] += 1\n    return row",
     "a list of rejects": "bad = []\ndef clean(row):\n    bad.append(row['t'])\n    return row",
+    "an itertools.count": (
+        "import itertools\nids = itertools.count()\ndef clean(row):\n    return {'t': row['t'] + str(next(ids))}"
+    ),
     "a set": "seen = set()\ndef clean(row):\n    seen.add(row['t'])\n    return row",
     "a cache": "cache = {}\ndef clean(row):\n    cache.setdefault(row['t'], len(cache))\n    return row",
     "a cache of another function": (

@@ -29,6 +29,27 @@ FILES = {
 
 SEEN = {
     "a module's value": "import settings\ndef f(x): return settings.FACTOR",
+    "globals()": "from settings import FACTOR\ndef f(x): return globals()['FACTOR']",
+    "eval": "from settings import FACTOR\ndef f(x): return eval('FACTOR * x')",
+    "exec": "from settings import FACTOR\ndef f(x): exec('print(FACTOR)')",
+    "eval in a helper": "from settings import FACTOR\ndef g(): return eval('FACTOR')\ndef f(x): return g()",
+    "a registered function of singledispatch": (
+        "import functools\nfrom settings import FACTOR\n@functools.singledispatch\ndef g(x): return 0\n"
+        "@g.register\ndef _(x: int): return FACTOR\ndef f(x): return g(x)"
+    ),
+    "singledispatch itself": (
+        "import functools\nfrom settings import FACTOR\n@functools.singledispatch\ndef f(x): return FACTOR\nf('a')"
+    ),
+    "a singledispatch that calls itself": (
+        "import functools\nfrom settings import FACTOR\n@functools.singledispatch\ndef g(x): return FACTOR\n"
+        "@g.register\ndef _(x: list): return [g(y) for y in x]\ndef f(x): return g(x)"
+    ),
+    "singledispatchmethod": (
+        "import functools\nfrom settings import FACTOR\nclass A:\n    @functools.singledispatchmethod\n"
+        "    def g(self, x): return 0\n    @g.register\n    def _(self, x: int): return FACTOR\n"
+        "def f(x): return A().g(x)"
+    ),
+    "a count": "import itertools\nfrom settings import FACTOR\nC = itertools.count(FACTOR)\ndef f(x): return next(C)",
     "a module's function": "import settings\ndef f(x): return settings.times(x)",
     "a value that a helper imports by name": "import helper\ndef f(x): return helper.scaled(x)",
     "helpers of helpers": "import deep\ndef f(x): return deep.scaled(x)",

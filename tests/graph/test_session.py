@@ -16,6 +16,7 @@ from datadreamer_like import DataDreamer
 from datadreamer_like.errors import DefinitionError, NewerFormat, SessionError, StorageError
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.node import Node
+from datadreamer_like.storage.seals import read_sealed, sealed
 
 
 class Work(Node):
@@ -183,7 +184,7 @@ def test_a_folder_of_a_newer_version_is_refused(tmp_path, file):
     with DataDreamer(tmp_path):
         Work("Do it", "a")
     note = tmp_path / file
-    note.write_text(json.dumps({**json.loads(note.read_text()), "format": 99}))
+    note.write_text(sealed(read_sealed(note) | {"format": 99}))
 
     def again():
         with DataDreamer(tmp_path):
@@ -193,16 +194,14 @@ def test_a_folder_of_a_newer_version_is_refused(tmp_path, file):
         again()
 
 
-def test_a_damaged_note_says_what_to_remove(tmp_path):
-    with DataDreamer(tmp_path):
-        Work("Do it", "a")
+def test_a_damaged_note_in_a_folder_without_results_says_what_to_remove(tmp_path):
     (tmp_path / ".session.json").write_text("{")
-    with pytest.raises(StorageError, match="is damaged. Remove that file"):
+    with pytest.raises(StorageError, match="is damaged .*Remove that file"):
         DataDreamer(tmp_path).start()
 
 
 def test_a_folder_of_another_layout_is_refused(tmp_path):
-    (tmp_path / ".session.json").write_text('{"format": 1}')
+    (tmp_path / ".session.json").write_text(sealed({"format": 1}))
     with pytest.raises(StorageError, match="another layout. Use another folder"):
         DataDreamer(tmp_path).start()
 

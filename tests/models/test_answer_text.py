@@ -37,6 +37,13 @@ ANSWERS: list[tuple[Any, str | None, bool, str | None, str]] = [
     ([{"type": "text", "text": None}], "stop", False, "", ""),
     ([{"type": "image", "url": "x"}], "stop", False, None, "has no text"),
     ([], "stop", False, None, "has no text"),
+    ([{"type": "text", "text": ["a"]}], "stop", False, None, "list instead of a text"),
+    ([{"type": "text", "text": "a"}, {"type": "text", "text": 5}], "stop", False, None, "int instead of a text"),
+    ([{"type": "output_text", "text": b"a"}], "stop", False, None, "bytes instead of a text"),
+    ([{"text": {"value": ["a"]}}], "stop", False, None, "list instead of a text"),
+    ([{"text": False}], "stop", False, None, "bool instead of a text"),
+    ([{"type": "thinking", "thinking": 5}, "Paris"], "stop", False, None, "int instead of a text"),
+    ([{"type": "refusal", "refusal": ["no"]}], "stop", False, None, "list instead of a text"),
     # Thoughts
     ("<think>\nFrance ...\n</think>\n\nParis", "stop", False, "Paris", ""),
     ("France ...\n</think>\n\nParis", "stop", False, "Paris", ""),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import traceback
@@ -30,6 +29,7 @@ from datadreamer_like.steps import (
     TextDataSource,
     concat,
 )
+from datadreamer_like.storage.seals import read_sealed, sealed
 
 
 @dataclass
@@ -378,7 +378,7 @@ def test_a_folder_of_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Path
 
     run()
     file = tmp_path / note
-    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 1_000}))
+    file.write_text(sealed(read_sealed(file) | {"format": 1_000}))
     files = {name: what for name, what in files_of(tmp_path).items() if not name.startswith(".locks")}
     with pytest.raises(errors.NewerFormat, match=r"newer version.*1000.*pip"):
         run()

@@ -54,7 +54,10 @@ def answer_text(
     thoughts = [reasoning] if reasoning else []
     refusals = [refusal] if refusal else []
     reason = str(finish_reason or "").lower()
-    text, unfinished = _joined(content, thoughts, refusals), False
+    try:
+        text, unfinished = _joined(content, thoughts, refusals), False
+    except MalformedAnswer as malformed:
+        return AnswerText(None, None, malformed)
     if text is not None:
         found = split_thoughts(_valid(text))
         thoughts += found.thoughts
@@ -209,13 +212,20 @@ def _joined(content: object, thoughts: list[str], refusals: list[str]) -> str | 
             texts.append(part)
         elif kind in ("thinking", "reasoning") or _field(part, "thought") is True:
             thought = _field(part, "thinking") or _field(part, "text")
-            thoughts.append(thought if isinstance(thought, str) else _joined(thought, thoughts, refusals) or "")
+            is_parts = isinstance(thought, Mapping | list | tuple)
+            thoughts.append((_joined(thought, thoughts, refusals) if is_parts else _part_text(thought)) or "")
         elif kind in ("text", "output_text", None):
             text = _field(part, "text")
-            texts.append(str((_field(text, "value") if isinstance(text, Mapping) else text) or ""))
+            texts.append(_part_text(_field(text, "value") if isinstance(text, Mapping) else text))
         elif kind == "refusal":
-            refusals.append(str(_field(part, "refusal") or "no reason is given"))
+            refusals.append(_part_text(_field(part, "refusal")) or "no reason is given")
     return "".join(texts) if texts else None
+
+
+def _part_text(text: object) -> str:
+    if text is None or isinstance(text, str):
+        return text or ""
+    raise MalformedAnswer(f"A part of the answer has {type(text).__name__} instead of a text: {text!r:.200}.")
 
 
 def _field(part: object, name: str) -> Any:

@@ -29,6 +29,13 @@ _LACKS = re.compile(
     r"\b(?:there(?:'s| is| are| was| were)|has|have|had|contains?|shows?|with|of|in|by) $", re.IGNORECASE
 )
 _CONDITION = re.compile(r"['\")\]]?,? (?:if|unless|provided|assuming|only if)\b", re.IGNORECASE)
+# What a word stands for in a legend: "Yes = 1", "0: no"
+_CODE = re.compile(
+    r"['\")]{0,2}\s?(?:=(?!>)|(?::|[-–—=]>|→|[-–—(\[]|maps to|means|stands for|is|equals)\s?[-+]?\d)", re.IGNORECASE
+)
+_CODE_BEFORE = re.compile(
+    r"(?:(?<!\w)\w\s?(?:=>?|->|→|means|stands for)|\d['\")\]]?\s?(?:[:–—-]|is|for|if))\s?['\"(]?$", re.IGNORECASE
+)
 _ALONE = {"y": True, "true": True, "n": False, "false": False}
 
 
@@ -53,6 +60,8 @@ def read_yes_or_no(text: object) -> bool | None:
             after = sentence.text[word.end() : word.end() + WINDOW]
             if NEGATED.search(sentence.clause(word.start())) or _CONDITION.match(after):
                 continue
+            if _CODE_BEFORE.search(before) or _CODE.match(after):
+                continue
             if word[1] is not None and _NOUN.match(after):
                 continue
             is_number = sentence.before_digit and after == "."
@@ -76,7 +85,7 @@ def read_number(text: object) -> float | None:
         except OverflowError:
             return None
         return number if number is not None and abs(number) < float("inf") else None
-    found = json_verdict(text, read_number, (int, float))
+    found = json_verdict(text, read_number, None)
     if found is not NOT_JSON:
         return None if found is None else float(found)
     return score_in(plain_text(text))

@@ -35,6 +35,15 @@ CONCLUDES = re.compile(
 )
 """Before a word, what makes it the conclusion."""
 
+CRITERIA = (
+    r"(?:quality|helpful(?:ness)?|relevan(?:ce|cy|t)|accura(?:cy|te)|clarity|clear(?:ness)?|fluen(?:cy|t)|"
+    r"coheren(?:ce|t)|consistency|consistent|correct(?:ness)?|complete(?:ness)?|concise(?:ness)?|factual(?:ity|ness)?|"
+    r"faithful(?:ness)?|truthful(?:ness)?|honesty|harmless(?:ness)?|safety|toxicity|creativity|originality|style|"
+    r"grammar|readability|informative(?:ness)?|usefulness|difficulty|similarity|engagement|naturalness|depth|tone|"
+    r"[a-z]{1,20}(?:ness|ility))"
+)
+"""Words of what judges rate, which stand for the score: "Helpfulness: 8"."""
+
 _HEADING = re.compile(
     r"^((?:[\w']{1,12} ){0,3}(?:answer|verdict|conclusion|decision|score|rating|winner|judgment|judgement|choice)):?\n",
     re.IGNORECASE | re.MULTILINE,
@@ -127,20 +136,23 @@ def python_value(value: Any) -> Any:
 _KEYS = {
     "answer", "verdict", "judgement", "judgment", "decision", "result", "response", "output", "label", "value",
     "choice", "winner", "preferred", "preference", "better", "best", "keep", "score", "rating", "grade", "rank",
-    "conclusion", "chosen",
+    "conclusion", "chosen", "points", "stars", "mark", "evaluation",
 }  # fmt: skip
 _FINAL = {"final", "overall", "total"}
 _AGAINST = {"loser", "worse", "worst", "rejected", "weaker", "no", "not"}
+_LIMITS = {"min", "max", "minimum", "maximum", "lowest", "highest", "scale"}
+_CRITERION = re.compile(CRITERIA, re.IGNORECASE)
 _DEEPEST = 3
 
 NOT_JSON = object()
 """Stands for a text that is not a JSON object, list or string."""
 
 
-def json_verdict(text: str, read: Callable[[Any], T | None], kinds: tuple[type, ...]) -> Any:
+def json_verdict(text: str, read: Callable[[Any], T | None], kinds: tuple[type, ...] | None) -> Any:
     """Returns the verdict in a JSON answer, as `read` reads its parts; None without one, `NOT_JSON` for other texts.
 
-    It is the value of a key such as "score", of the only key, or else the only value of one of the types `kinds`.
+    It is the value of a key such as "score", of the only key, or else the only value of one of the types `kinds`. If
+    `kinds` is None, as for numbers, which may also be a year or a length, an only key must name what judges rate.
     """
     said = json_text(split_thoughts(text).text.strip())
     if said[-1:] == "}" and said[:1] != "{":
@@ -154,19 +166,23 @@ def json_verdict(text: str, read: Callable[[Any], T | None], kinds: tuple[type, 
     return _in_json(value, read, kinds, 0)
 
 
-def _in_json(value: Any, read: Callable[[Any], T | None], kinds: tuple[type, ...], depth: int) -> T | None:
+def _in_json(value: Any, read: Callable[[Any], T | None], kinds: tuple[type, ...] | None, depth: int) -> T | None:
     if depth > _DEEPEST:
         return None
     if isinstance(value, list):
         return _in_json(value[0], read, kinds, depth + 1) if len(value) == 1 else None
     if not isinstance(value, dict):
         return read(value)
-    named = [(words, item) for words, item in _named(value) if not words & _AGAINST]
+    named = [(words, item) for words, item in _named(value) if not words & (_AGAINST | _LIMITS)]
     verdicts = [(words, item) for words, item in named if words & (_KEYS | _FINAL)]
     if verdicts:
         read_ones = [(1 + bool(words & _FINAL), _in_json(item, read, kinds, depth + 1)) for words, item in verdicts]
         return agreed([(rank, found) for rank, found in read_ones if found is not None])
-    items = [item for _, item in named if len(value) == 1 or type(item) in kinds]
+    if kinds is None:
+        items = [item for key, item in value.items() if isinstance(item, dict) or _CRITERION.fullmatch(key.strip())]
+        items = items if len(value) == 1 else []
+    else:
+        items = [item for _, item in named if len(value) == 1 or type(item) in kinds]
     return _in_json(items[0], read, kinds, depth + 1) if len(items) == 1 else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .judge_text import CONCLUDES, WINDOW, agreed, without_list_numbers
+from .judge_text import CONCLUDES, CRITERIA, WINDOW, agreed, without_list_numbers
 
 # Digits with dots and commas; possessive, so that each run is read once.
 _RUN = re.compile(r"(?:\.(?=\d))?\d[\d.,]*+")
@@ -74,7 +74,22 @@ _UNREAL = re.compile(r"\b(?:if|had)\b[^.;!?]{0,60}\b(?:would|could|might)\b[^.;!
 _IS_RATING = re.compile(
     r"\s(?:is|would be) (?:my|the) (?:final |overall )?(?:score|rating|answer|grade)\b", re.IGNORECASE
 )
-_ONE_LINE = re.compile(r"[A-Za-z][\w ]{0,40}[:=]\s?$")
+# "Quality: 8"
+_ONE_LINE = re.compile(rf"(?:[A-Za-z]\w{{0,20}} ){{0,3}}(?:scale|{CRITERIA})\s?[:=]\s?", re.IGNORECASE)
+# "Answer length: 250", "the answer has a length of 250", "Maximum score: 10", "Score: >5"
+_MEASURED = re.compile(
+    r"\b(?:counts?|length|words?|characters|tokens?|sentences?|paragraphs?|lines?|year|age|date|day|month|time|duration|"
+    r"temperature|confidence|probability|likelihood|certainty|id|index|position|size|seed|price|cost|weight|height|"
+    r"width|distance|population|errors?|mistakes?|typos|threshold|limit)"
+    r"(?:\s(?:is|was|are|of|equals)){0,2}(?:\s(?:about|around|exactly))?\s?[:=]?\s?$"
+    r"|\b(?:max(?:imum)?|min(?:imum)?|highest|lowest|passing)(?: possible)? "
+    r"(?:score|rating|grade)s?(?: is)?\s?[:=]?\s?$"
+    r"|\bperfect (?:score|rating|grade) is (?:an? )?$"
+    r"|(?<![-=])[<>≤≥]=?\s?$",
+    re.IGNORECASE,
+)
+# "5 stars? No."
+_ASKED = re.compile(r"[^.,;:!?()\n–—]{0,60}\?")
 _TURNED = re.compile(
     r"\b(?:not|never|no|cannot|if|were|perfect|max(?:imum)?|min(?:imum)?|highest|lowest|possible|passing|needed|required|"
     r"threshold)\b|n't\b|[<>≤≥]",
@@ -101,7 +116,7 @@ def score_in(said: str) -> float | None:
     for found in _numbers(said):
         before = said[max(0, found.start - WINDOW) : found.start].rpartition("\n")[2]
         after = said[found.end : found.end + WINDOW]
-        if found.value is None:
+        if found.value is None or _MEASURED.search(before) or _ASKED.match(after):
             continue
         starts = found.start <= WINDOW and "\n" not in said[: found.start] and _LONE.fullmatch(before) is not None
         is_alone = (not before or (starts and before == said[: found.start])) and _ALONE_AFTER.match(after)
