@@ -53,10 +53,7 @@ class Uniform:
         if depth > MAX_DEPTH:
             raise StepOutputTypeError(f"{self._where(path)} holds values that are nested too deeply.")
         if Pickled in kinds:
-            raise StepOutputTypeError(
-                f"{self._where(path)} holds a pickled object inside a list or dictionary, where it would come back as "
-                "bytes. Pickle the whole value of the column, or give the object a column of its own."
-            )
+            raise self.pickled_inside(path)
         if not kinds <= PLAIN:
             values = self._converted(values, path)
             kinds = set(map(type, values)) - {type(None)}
@@ -189,6 +186,13 @@ class Uniform:
         return StepOutputTypeError(
             f"{self._where(path)} mixes {names}. A column has one type; convert the values, or keep "
             "Python objects with self.pickle(value)."
+        )
+
+    def pickled_inside(self, path: KeyPath = ()) -> StepOutputTypeError:
+        """Returns the error for a pickled object that is not the whole value of a column."""
+        return StepOutputTypeError(
+            f"{self._where(path)} holds a pickled object inside a list or dictionary, where it would come back as "
+            "bytes. Pickle the whole value of the column, or give the object a column of its own."
         )
 
     def _where(self, path: KeyPath) -> str:

@@ -191,6 +191,8 @@ def _array(values: Any, name: str, what: str, known: pa.Field | None) -> tuple[p
     is_known_as_pickled = known is not None and PICKLED in (known.metadata or {}) and not kinds <= PLAIN
     if Pickled in kinds and len(kinds) > 1 and (bytes in kinds or not is_known_as_pickled):
         raise Uniform(name, what).mixed(kinds)
+    if is_known_as_pickled and any(map(_holds_pickled, values)):
+        raise Uniform(name, what).pickled_inside()
     if Pickled in kinds or is_known_as_pickled:
         return pa.array([None if v is None else pickle_value(v) for v in values], pa.binary()), {PICKLED: b"1"}
     column = Uniform(name, what)
@@ -273,6 +275,11 @@ def pickle_value(value: Any, *args: Any, **kwargs: Any) -> bytes:
     import dill
 
     return Pickled(dill.dumps(value, *args, **kwargs))
+
+
+def _holds_pickled(value: Any) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
+    return any(isinstance(each, Pickled) or _holds_pickled(each) for each in inner)
 
 
 def unpickle(value: Any) -> Any:

@@ -466,6 +466,10 @@ def test_pickled_objects_pass_through_every_operation(tmp_path: Path) -> None:
 def test_a_pickled_object_inside_a_value_is_refused(value: Any) -> None:
     with pytest.raises(StepOutputTypeError, match='map: column "x".* holds a pickled object inside'):
         to_batch({"x": [None, value]}, "map")
+    if isinstance(value, list | tuple | dict | set):  # in the place of a pickled object
+        like = to_batch({"x": [PICKLE]}).schema
+        with pytest.raises(StepOutputTypeError, match='map: column "x" holds a pickled object inside'):
+            to_batch({"x": [None, value, {1}]}, "map", like)
 
 
 @pytest.mark.parametrize("other", [b"bytes", "text", 1, frozenset([1])])
