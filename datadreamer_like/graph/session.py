@@ -131,8 +131,11 @@ class DataDreamer:
             ending.callback(self._close_answers)
             self.engine.open(partial(_join, self.folder))
             ending.callback(self.engine.close)
-            # Shortens the tracebacks of this package's errors and of Ctrl-C; an existing hook is not replaced.
-            if sys.excepthook is sys.__excepthook__ and not os.environ.get("DATADREAMER_LIKE_FULL_TRACEBACK"):
+            # Shortens the tracebacks of this package's errors and of Ctrl-C; a hook other than Ray's is not replaced.
+            is_free = sys.excepthook is sys.__excepthook__ or getattr(sys.excepthook, "__module__", "").startswith(
+                "ray."
+            )
+            if is_free and not os.environ.get("DATADREAMER_LIKE_FULL_TRACEBACK"):
                 sys.excepthook = _brief
             ending.callback(self._leave, _current.set(self))
             _last_started = self
