@@ -8,6 +8,7 @@ progress). With `--all`, the step's construction is counted too. Exits with 1 ab
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import tempfile
 import threading
@@ -85,6 +86,7 @@ class FakeRequests(LLM):
 def count(kind: type[FakeBatches | FakeRequests], recorder: Recorder, everything: bool) -> Seen:
     """Returns the functions that are entered in a run, by file."""
     recorder.seen = defaultdict(set)
+    gc.collect()  # what earlier sessions do at their end is not on a prompt's path
     llm = kind()
     llm.fake = Fake(recorder)
     with tempfile.TemporaryDirectory() as folder, DataDreamer(folder, verbose=False):

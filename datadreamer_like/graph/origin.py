@@ -48,6 +48,43 @@ Piece = range | np.ndarray[Any, Any] | Every | Several
 """The origin of consecutive rows; -1 in an array for a row from none."""
 
 
+RowsFrom = range | Every | Sequence[int | None] | Sequence[Sequence[int]] | np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class From:
+    """One origin of rows, as stated by a step.
+
+    Attributes:
+        source: Name of an input, a column, or a node.
+        rows: For each row the position of its source row (None for no row), or a list of positions;
+            `Every(positions)` where all rows came from the same positions. By default the row at the same position.
+        role: The role of the source rows: `input`, `example`, `document` or another word.
+    """
+
+    source: Any
+    rows: RowsFrom | None = None
+    role: str = INPUT
+
+
+class Traced:
+    """Rows, or a batch of them, with their origin. Returned by `run`, or yielded as a batch.
+
+    Args:
+        value: The rows, in any form that `run` may return.
+        *sources: Their origins.
+
+    Example:
+        >>> def batches(self):  # in a step with an input "texts"; keeps every second row
+        ...     texts = list(self.inputs["texts"])
+        ...     yield Traced({"text": texts[::2]}, From("texts", rows=range(0, len(texts), 2)))
+    """
+
+    def __init__(self, value: Any, *sources: From) -> None:
+        self.value = value
+        self.sources = sources
+
+
 @dataclass
 class Positions:
     """For each row, the positions of its source rows in the parent."""

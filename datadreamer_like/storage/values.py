@@ -188,6 +188,8 @@ def _array(values: Any, name: str, what: str, known: pa.Field | None) -> tuple[p
         return stored_as(values, name, what), {}
     values = values if isinstance(values, list) else list(values)
     kinds = set(map(type, values)) - {type(None)}
+    if len(kinds) == 1 and kinds <= PLAIN and (known is None or not known.metadata):
+        return _converted(values, name, what), {}
     is_known_as_pickled = known is not None and PICKLED in (known.metadata or {}) and not kinds <= PLAIN
     if Pickled in kinds and len(kinds) > 1 and (bytes in kinds or not is_known_as_pickled):
         raise Uniform(name, what).mixed(kinds)

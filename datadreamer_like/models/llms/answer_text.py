@@ -7,7 +7,7 @@ applies it to the answers of every engine; a provider whose messages have parts 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -22,6 +22,8 @@ _FILTERED = {
     "sensitive", "guardrail_intervened",
 }  # fmt: skip
 _BROKEN = {"error", "abort", "aborted", "cancelled", "insufficient_system_resource", "network_error"}
+# A text with one of these is whole, or cut off behind its first word.
+_ORDINARY = ("stop", "length", None)
 _CALLED = {"tool_calls", "tool_call", "tool_use", "function_call"}
 
 
@@ -81,10 +83,34 @@ def answer_of(texts: Sequence[AnswerText], **facts: Any) -> Answer:
     return Answer([text.text if text.error is None else None for text in texts], **facts, reasoning=reasoning)
 
 
+def plain_answers(
+    answer_batch: Callable[[Sequence[Any]], Sequence[Answer]], shaped: bool, requests: Sequence[Any]
+) -> list[Answer]:
+    """Returns the answers of an engine that takes batches, read as `plain_answer` reads them."""
+    return [plain_answer(answer, shaped) for answer in answer_batch(requests)]
+
+
+async def plain_answered(answer: Callable[[Any], Awaitable[Answer]], shaped: bool, request: Any) -> Answer:
+    """Returns the answer of an engine that takes many requests at once, read as `plain_answer` reads it."""
+    return plain_answer(await answer(request), shaped)
+
+
 def plain_answer(answer: Answer, shaped: bool) -> Answer:
     """Returns an engine's answer with each text as `answer_text` gives it, or its error; failed answers unchanged."""
     if answer.error is not None:
         return answer
+    if len(answer.texts) == 1 and answer.reasoning is None and not shaped:
+        (text,) = answer.texts
+        # Nothing in most answers has to be removed: this is `answer_text` for them, in a tenth of the time.
+        if (
+            type(text) is str
+            and text.isascii()
+            and text == text.strip() != ""
+            and "<" not in text
+            and "[" not in text
+            and (not answer.finish_reasons or answer.finish_reasons[0] in _ORDINARY)
+        ):
+            return answer
     if isinstance(answer.texts, str) or not all(isinstance(text, str | None) for text in answer.texts):
         return replace(answer, texts=(), error=MalformedAnswer(f"texts is not a list of texts: {answer.texts!r:.200}."))
     given: list[tuple[str | None, str | None, str | None]] = [

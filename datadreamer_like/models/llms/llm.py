@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 from typing_extensions import Unpack
@@ -20,7 +21,7 @@ from ..calls.failures import Rejected, log_failures
 from ..calls.llm_calls import LLMCalls, Repeated
 from ..calls.pipeline import Engine, Recorder, run_calls
 from ..model import Model
-from .answer_text import plain_answer
+from .answer_text import plain_answer, plain_answered, plain_answers
 from .generation import GENERATION_DEFAULTS, Answer, Generation, GenerationOptions, Prompt, Request, Sampling
 from .schema_check import schema_check
 
@@ -208,17 +209,12 @@ class LLM(Model):
         if schema is not None:
             check = schema_check(schema, check)
 
-        async def answer(request: Request) -> Answer:
-            return plain_answer(await self.answer(request), schema is not None)
-
-        def answer_batch(requests: Sequence[Request]) -> Sequence[Answer]:
-            return [plain_answer(answer, schema is not None) for answer in self.answer_batch(requests)]
-
         def make_engine(recorder: Recorder[Prompt | Repeated, Request, Answer]) -> Engine[Request, Answer]:
             if type(self).answer is LLM.answer:
-                return BatchEngine(answer_batch, recorder, generation)
+                read = partial(plain_answers, self.answer_batch, schema is not None)
+                return BatchEngine(read, recorder, generation)
             return ConcurrentEngine(
-                answer,
+                partial(plain_answered, self.answer, schema is not None),
                 recorder,
                 concurrency=generation.concurrency or self.default_concurrency,
                 max_tries=self.max_tries if self.retry_on_fail else 1,

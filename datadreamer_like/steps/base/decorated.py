@@ -13,12 +13,12 @@ import numpy as np
 import typing_extensions
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, StepOutputError, did_you_mean
-from datadreamer_like.graph.origin import Every
+from datadreamer_like.graph.origin import Every, From, Traced
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.rows import BATCH_SIZE, Batch
 
 from .columns import batched, columns_together, num_rows_of, placed_parts
-from .lazy_rows import From, LazyRowBatches, Traced
+from .lazy_rows import LazyRowBatches
 from .options import NodeOptions, taken_options
 from .shapes import RowReader, Shapes
 from .step import Step

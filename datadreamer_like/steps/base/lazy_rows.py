@@ -1,53 +1,18 @@
-"""Lazily generated rows of a step's `run`, and statements of their origin."""
+"""Lazily generated rows of a step's `run`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from datadreamer_like.graph.origin import INPUT, Every
+# What a step's author returns is offered in one place.
+from datadreamer_like.graph.origin import From as From
+from datadreamer_like.graph.origin import Traced as Traced
 
 Values = Callable[[], Iterable[Any]] | Iterable[Any]
-
-RowsFrom = range | Every | Sequence[int | None] | Sequence[Sequence[int]] | np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class From:
-    """One origin of rows, as stated by a step.
-
-    Attributes:
-        source: Name of an input, a column, or a node.
-        rows: For each row the position of its source row (None for no row), or a list of positions;
-            `Every(positions)` where all rows came from the same positions. By default the row at the same position.
-        role: The role of the source rows: `input`, `example`, `document` or another word.
-    """
-
-    source: Any
-    rows: RowsFrom | None = None
-    role: str = INPUT
-
-
-class Traced:
-    """Rows, or a batch of them, with their origin. Returned by `run`, or yielded as a batch.
-
-    Args:
-        value: The rows, in any form that `run` may return.
-        *sources: Their origins.
-
-    Example:
-        >>> def batches(self):  # in a step with an input "texts"; keeps every second row
-        ...     texts = list(self.inputs["texts"])
-        ...     yield Traced({"text": texts[::2]}, From("texts", rows=range(0, len(texts), 2)))
-    """
-
-    def __init__(self, value: Any, *sources: From) -> None:
-        self.value = value
-        self.sources = sources
 
 
 @dataclass(frozen=True)

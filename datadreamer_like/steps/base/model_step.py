@@ -11,9 +11,10 @@ import typing_extensions
 
 from datadreamer_like.errors import DefinitionError, did_you_mean
 from datadreamer_like.graph.node import reading_engine
+from datadreamer_like.graph.origin import From, Traced
 
 from .columns import inputs_schema
-from .lazy_rows import From, LazyRowBatches, Traced
+from .lazy_rows import LazyRowBatches
 from .row_answers import FETCH_OPTIONS, AnsweredRows, Questions, RowAnswers
 from .step import Step
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, TypeGuard
@@ -13,14 +13,14 @@ import pyarrow as pa
 
 from datadreamer_like.errors import DefinitionError, StepOutputError, did_you_mean
 from datadreamer_like.graph.node import Node
-from datadreamer_like.graph.origin import INPUT, Every, Origin, Piece, Several, Stated
+from datadreamer_like.graph.origin import INPUT, Every, From, Origin, Piece, RowsFrom, Several, Stated, Traced
 from datadreamer_like.graph.output import OutputDatasetMixin, OutputIterableDataset, rows_of_iterable
 from datadreamer_like.graph.rows import BATCH_SIZE, Rows, rebatched
 from datadreamer_like.storage.schemas import widened
 from datadreamer_like.storage.values import given_batch, to_batch
 
 from ..operations.transforms import StatedBatches, join_columns
-from .lazy_rows import From, LazyRowBatches, LazyRows, RowsFrom, Traced
+from .lazy_rows import LazyRowBatches, LazyRows
 from .shapes import BatchReader, RowReader, Shaped, Shapes, is_hf, is_table, lazy_rows
 
 # Slow rows are passed on this often, so that progress is visible and saved; fast ones in full batches.
@@ -210,6 +210,8 @@ def _batches(batches: Iterable[Any], expected: Expected) -> StatedBatches:
             if set(batch.schema.names) != set(expected.outputs):
                 raise expected.wrong(batch.schema.names)
             parts = iter([given_batch(batch.select(expected.outputs), expected.what, expected.like)])
+        elif type(batch) is dict and list(batch) == expected.outputs and _are_lists(batch.values()):
+            parts = iter([to_batch(batch, expected.what, expected.like)])
         elif isinstance(batch, Rows) or _is_dataset(batch):
             # A batch is read as a whole: its stated origin holds for all of its rows.
             parts = rebatched(normalized(batch, expected)[0].read(), 2**62)
@@ -219,6 +221,14 @@ def _batches(batches: Iterable[Any], expected: Expected) -> StatedBatches:
             parts = iter(())
         for part in parts:
             yield part, None if sources is None else expected.stated(sources, part.num_rows)
+
+
+def _are_lists(columns: Collection[Any]) -> bool:
+    """Returns whether columns are lists of the same length, other than 0, so that nothing has to be converted."""
+    if not all(type(column) is list for column in columns):
+        return False
+    lengths = {len(column) for column in columns}
+    return len(lengths) == 1 and 0 not in lengths
 
 
 def _side_by_side(

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
+from datadreamer_like.graph.origin import From
 from datadreamer_like.graph.output import BATCH_SIZE, Batch
 from datadreamer_like.storage.values import to_batch
 
-from ..base.lazy_rows import From
 from ..base.row_answers import AnsweredRows
 from .prompt_step import PromptStep, RowPrompt
 

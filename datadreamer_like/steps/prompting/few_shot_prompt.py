@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from datadreamer_like.errors import EmptyDataset, ModelError
+from datadreamer_like.graph.origin import From
 from datadreamer_like.graph.output import Batch
 from datadreamer_like.models.embedders.embedder import Embedder
 from datadreamer_like.models.retrievers.embedding_retriever import EmbeddingRetriever
 
 from ..base.columns import columns_together
-from ..base.lazy_rows import From
 from ..base.row_answers import AnsweredRows
 from ..retrieval.retrieve import retrieved
 from .prompt_step import PromptStep, RowPrompt

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from datadreamer_like.errors import DefinitionError, ModelError, RejectedAnswer
+from datadreamer_like.graph.origin import From, Traced
 from datadreamer_like.graph.output import Batch
 from datadreamer_like.graph.rows import Rows, untyped
 from datadreamer_like.models.calls.failures import Rejected
@@ -20,7 +21,7 @@ from datadreamer_like.models.llms.generation import Answer
 from datadreamer_like.storage.values import to_batch
 
 from ..base.columns import whole
-from ..base.lazy_rows import From, LazyRowBatches, Traced
+from ..base.lazy_rows import LazyRowBatches
 from ..operations.sorting import sorted_positions
 from ..operations.transforms import table_of
 from .answer_readers import read_number, read_yes_or_no

@@ -11,6 +11,7 @@ from datadreamer_like.graph.card import DataCardType
 from datadreamer_like.graph.engine import Engine
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.node import reading_engine
+from datadreamer_like.graph.origin import From, Traced
 from datadreamer_like.graph.output import Batch
 from datadreamer_like.models.calls.failures import Rejected
 from datadreamer_like.models.calls.llm_calls import Repeated, Repetitions
@@ -18,7 +19,7 @@ from datadreamer_like.models.llms.generation import Answer, Generation, Prompt
 from datadreamer_like.models.llms.llm import LLM, overrides_only_run
 
 from ..base.columns import columns_together, inputs_schema, num_rows_of
-from ..base.lazy_rows import From, LazyRowBatches, Traced
+from ..base.lazy_rows import LazyRowBatches
 from ..base.model_step import check_options
 from ..base.row_answers import FETCH_OPTIONS, AnsweredRows, Questions, RowAnswers, is_sent
 from ..base.step import Step

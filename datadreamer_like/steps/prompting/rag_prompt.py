@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from datadreamer_like.errors import ModelError
+from datadreamer_like.graph.origin import From
 from datadreamer_like.graph.output import Batch
 from datadreamer_like.models.retrievers.retriever import Retriever
 
-from ..base.lazy_rows import From
 from ..base.row_answers import AnsweredRows
 from ..retrieval.retrieve import from_corpus, retrieved
 from .prompt_step import PromptStep, RowPrompt

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from datadreamer_like.graph.origin import From
 from datadreamer_like.graph.output import Batch, OutputDatasetColumn
 from datadreamer_like.models.retrievers.retriever import Retriever
 
-from ..base.lazy_rows import From
 from ..base.model_step import ModelStep
 from ..base.row_answers import Questions, RowAnswers
 
