@@ -146,7 +146,7 @@ def test_what_an_engine_returns_instead_of_texts_fails_the_row() -> None:
         def answer_batch(self, requests: Sequence[Request]) -> list[Answer]:
             return [Answer(request.prompt and texts) for request in requests]  # type: ignore[arg-type]
 
-    for texts in ("abc", [3], [], [None]):
+    for texts in ("abc", "a", [3], [], [None]):
         (answer,) = Wrong(repr(texts), None).answers(["?"])
         assert isinstance(answer.error, MalformedAnswer)
 

@@ -99,7 +99,7 @@ def plain_answer(answer: Answer, shaped: bool) -> Answer:
     """Returns an engine's answer with each text as `answer_text` gives it, or its error; failed answers unchanged."""
     if answer.error is not None:
         return answer
-    if len(answer.texts) == 1 and answer.reasoning is None and not shaped:
+    if isinstance(answer.texts, list | tuple) and len(answer.texts) == 1 and answer.reasoning is None and not shaped:
         (text,) = answer.texts
         # Nothing in most answers has to be removed: this is `answer_text` for them, in a tenth of the time.
         if (
