@@ -13,6 +13,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
@@ -31,7 +32,7 @@ _BUSY_SECONDS = 60.0
 _PAGE_BYTES = 2_048
 _CHECKPOINT_PAGES = 16_000
 _CACHE_KIB = 32 * 1024
-_KEYS_A_QUERY = 512
+_ROWS_A_STATEMENT = 512
 _SUM = 4  # bytes of a checksum
 
 
@@ -65,8 +66,8 @@ class AnswerStore:
         """Returns the value of each key; None for a missing key."""
         found: dict[bytes, bytes] = {}
         with self._reading, self._explained("read"):
-            for start in range(0, len(keys), _KEYS_A_QUERY):
-                part = keys[start : start + _KEYS_A_QUERY]
+            for start in range(0, len(keys), _ROWS_A_STATEMENT):
+                part = keys[start : start + _ROWS_A_STATEMENT]
                 # Rounding the number of placeholders up keeps the number of different statements small.
                 count = 1 << (len(part) - 1).bit_length()
                 query = f"SELECT key, value FROM answers WHERE key IN ({','.join('?' * count)})"
@@ -81,7 +82,12 @@ class AnswerStore:
         """Stores values in one transaction; existing keys get the new value. If it fails, earlier values are safe."""
         rows = [(key, _checksum(key, value) + value) for key, value in items]
         with self._lock, self._explained("written"), self._transaction():
-            self._connection.executemany("INSERT OR REPLACE INTO answers (key, value) VALUES (?, ?)", rows)
+            for part in _powers_of_two(rows):
+                # `executemany` would release and take Python's lock for each row, which other threads compete for.
+                places = ",".join(["(?,?)"] * len(part))
+                self._connection.execute(
+                    f"INSERT OR REPLACE INTO answers (key, value) VALUES {places}", [*chain(*part)]
+                )
 
     def __len__(self) -> int:
         with self._lock, self._explained("read"):
@@ -158,6 +164,15 @@ class AnswerStore:
         except OSError as error:
             advice = _ADVICE[sqlite3.SQLITE_CANTOPEN]
             raise StorageError(f"{self.path} cannot be {done}: {error.strerror}. {advice}") from error
+
+
+def _powers_of_two(rows: Sequence[tuple[bytes, bytes]]) -> Iterator[Sequence[tuple[bytes, bytes]]]:
+    """Yields parts of rows whose sizes are powers of two, so that there are few different statements."""
+    start = 0
+    while left := len(rows) - start:
+        size = min(_ROWS_A_STATEMENT, 1 << (left.bit_length() - 1))
+        yield rows[start : start + size]
+        start += size
 
 
 def _checksum(key: bytes, value: bytes) -> bytes:
