@@ -13,7 +13,11 @@ from .objectives import Supervised as Supervised
 from .stored_answers import StoredAnswers as StoredAnswers
 from .teacher import Teacher as Teacher
 from .teacher import TeacherModel as TeacherModel
+from .teacher import TextTeacher as TextTeacher
 from .teacher import align_labels as align_labels
 from .teacher import check_same_vocabulary as check_same_vocabulary
+from .teacher import classes_of as classes_of
 from .teacher import label_order as label_order
 from .teacher import teacher_logits_for_texts as teacher_logits_for_texts
+from .teacher import text_teacher as text_teacher
+from .teacher import tokens_teacher as tokens_teacher

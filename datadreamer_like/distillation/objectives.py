@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 
 from .losses import IGNORED_LABEL, check_alpha, check_temperature, hard_target_loss, soft_target_loss, supervised_loss
-from .teacher import Teacher, check_teacher
+from .teacher import Teacher, TextTeacher, check_teacher
 
 Batch = Mapping[str, Tensor]
 
@@ -46,7 +46,7 @@ class Objective(ABC):
     result_version: ClassVar[int] = 1
     """Incremented when the same options give another loss."""
 
-    teacher: Teacher | None
+    teacher: Teacher | TextTeacher | None
     """The model to imitate, or None."""
 
     @property
@@ -88,7 +88,7 @@ class Supervised(Objective):
     teacher: ClassVar[None] = None  # type: ignore[misc]
 
     @classmethod
-    def example(cls, teacher: Teacher | None = None) -> Self:
+    def example(cls, teacher: Teacher | TextTeacher | None = None) -> Self:
         """The objective, for tests and documentation."""
         return cls()
 
@@ -104,15 +104,19 @@ class Supervised(Objective):
 
 @dataclass(frozen=True)
 class TeacherObjective(Objective):
-    """The base of objectives with a teacher: a trainer, stage, `TrainedModel`, or `TeacherModel(model, tokenizer)`."""
+    """The base of objectives with a teacher.
 
-    teacher: Teacher
+    It is a trainer, stage, `TrainedModel`, or `TeacherModel(model, tokenizer)`; for the logits of classes also a
+    `TextTeacher`.
+    """
+
+    teacher: Teacher | TextTeacher
 
     def __post_init__(self) -> None:
         check_teacher(self.teacher)
 
     @classmethod
-    def example(cls, teacher: Teacher) -> Self:
+    def example(cls, teacher: Teacher | TextTeacher) -> Self:
         """The objective with this teacher, for tests and documentation."""
         return cls(teacher)
 
@@ -199,12 +203,12 @@ class Combined(Objective):
             raise DefinitionError("The objectives have different teachers. Give all of them the same one.")
 
     @classmethod
-    def example(cls, teacher: Teacher) -> Self:
+    def example(cls, teacher: Teacher | TextTeacher) -> Self:
         """The objective with this teacher, for tests and documentation."""
         return cls([Supervised(), HardTargets(teacher)], [0.5, 0.5])
 
     @property
-    def teacher(self) -> Teacher | None:  # type: ignore[override]
+    def teacher(self) -> Teacher | TextTeacher | None:  # type: ignore[override]
         """The shared teacher."""
         return next((each.teacher for each in self.objectives if each.teacher is not None), None)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import getattr_static
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,22 @@ class Teacher(Protocol):
     @property
     def tokenizer(self) -> Any:
         """Its tokenizer."""
+
+
+@runtime_checkable
+class TextTeacher(Protocol):
+    """A teacher of classes that reads texts itself: no transformers model, or none that gives logits for tokens.
+
+    Its fingerprint, from `__fingerprint__` or its attributes, must include all that decides its answers. A `model` of a
+    `Teacher` that has these two is asked in the same way.
+    """
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The classes, in the order of its logits."""
+
+    def class_logits(self, texts: Sequence[str]) -> Tensor:
+        """Returns logits [texts, classes], such as log-probabilities; fp32 on the CPU."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,7 +75,13 @@ class TeacherModel:
 
 
 def check_teacher(teacher: object) -> None:
-    """Checks that an object has a `model` and a `tokenizer`, without loading them; otherwise `ArgumentTypeError`."""
+    """Checks that an object is a `TextTeacher`, or has a `model` and a `tokenizer`, without loading them.
+
+    Raises:
+        ArgumentTypeError: It is neither.
+    """
+    if getattr_static(teacher, "class_logits", None) is not None:
+        return
     if missing := [name for name in ("model", "tokenizer") if getattr_static(teacher, name, ...) is ...]:
         raise ArgumentTypeError(
             f"A {type(teacher).__name__} cannot be a teacher: it has no {' and no '.join(missing)}. Pass a trainer, a "
@@ -67,9 +89,38 @@ def check_teacher(teacher: object) -> None:
         )
 
 
+def text_teacher(teacher: Teacher | TextTeacher) -> TextTeacher | None:
+    """Returns the teacher, or its model, if it reads texts itself; None for a model that reads tokens."""
+    if getattr_static(teacher, "class_logits", None) is not None:
+        return cast("TextTeacher", teacher)
+    model = cast("Teacher", teacher).model
+    return cast("TextTeacher", model) if hasattr(model, "class_logits") else None
+
+
+def classes_of(teacher: Teacher | TextTeacher) -> dict[str, int]:
+    """Returns a teacher's classes and their positions in its logits; empty for a model without classes."""
+    reader = text_teacher(teacher)
+    if reader is not None:
+        return {str(name): position for position, name in enumerate(reader.classes)}
+    return dict(getattr(getattr(cast("Teacher", teacher).model, "config", None), "label2id", None) or {})
+
+
+def tokens_teacher(teacher: Teacher | TextTeacher, needed: str) -> Teacher:
+    """Returns a teacher that must read the student's tokens; `MethodMisfit` for one that gives classes of texts only.
+
+    `needed` is what the objective needs of it, for the message.
+    """
+    if text_teacher(teacher) is not None:
+        raise MethodMisfit(
+            f"The objective needs {needed} of its teacher, and {teacher!r} only gives probabilities of classes. Choose "
+            "a transformers model as teacher, or an objective on logits: SoftTargets(teacher)."
+        )
+    return cast("Teacher", teacher)
+
+
 @torch.no_grad()
 def teacher_logits_for_texts(
-    teacher: Teacher,
+    teacher: Teacher | TextTeacher,
     texts: Sequence[str],
     *,
     batch_size: int = 32,
@@ -87,7 +138,10 @@ def teacher_logits_for_texts(
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise DataError(f"Text {index} is {type(text).__name__}, not a text. Filter such rows out first.")
-    model, tokenizer = teacher.model, teacher.tokenizer
+    reader = text_teacher(teacher)
+    if reader is not None:
+        return _logits_of_reader(reader, texts, batch_size, on_rows)
+    model, tokenizer = cast("Teacher", teacher).model, cast("Teacher", teacher).tokenizer
     config = getattr(model, "config", None)
     longest = min(max_length or NO_LIMIT, max_tokens(config, tokenizer) or NO_LIMIT)
     order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
@@ -110,6 +164,24 @@ def teacher_logits_for_texts(
             if on_rows is not None:
                 on_rows(len(rows))
     return found
+
+
+def _logits_of_reader(
+    reader: TextTeacher, texts: Sequence[str], batch_size: int, on_rows: Callable[[int], None] | None
+) -> Tensor:
+    parts = [torch.empty(0, len(reader.classes))]
+    for start in range(0, len(texts), batch_size):
+        part = texts[start : start + batch_size]
+        logits = torch.as_tensor(reader.class_logits(part)).float().cpu()
+        if logits.shape != (len(part), len(reader.classes)):
+            raise MethodMisfit(
+                f"{reader!r} returned logits of shape {tuple(logits.shape)} for {len(part)} texts and "
+                f"{len(reader.classes)} classes. Expected one row per text and one column per class."
+            )
+        parts.append(logits)
+        if on_rows is not None:
+            on_rows(len(part))
+    return torch.cat(parts)
 
 
 def check_same_vocabulary(

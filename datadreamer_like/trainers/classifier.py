@@ -8,7 +8,7 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from datadreamer_like.distillation import Objective
+from datadreamer_like.distillation import Objective, classes_of, text_teacher
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.evaluation.columns import Columns
 from datadreamer_like.evaluation.labels import LabelSet, find_labels
@@ -104,8 +104,10 @@ class TrainHFClassifier(HFTrainer):
         labels = LabelSet(()) if output is None else find_labels(output, "train_output", optional=optional)
         theirs = LabelSet(())
         if teacher is not None:
-            taught: Any = getattr(teacher.model, "config", None)
-            if "logits" in objective.teacher_wants or task_of(taught) == "text-classification":
+            taught: Any = None if text_teacher(teacher) else getattr(getattr(teacher, "model", None), "config", None)
+            if taught is None:
+                theirs = LabelSet(tuple(classes_of(teacher)))
+            elif "logits" in objective.teacher_wants or task_of(taught) == "text-classification":
                 theirs = _classes_of(taught)
         if not labels.names and (objective.needs_labels or not theirs.names):
             raise DefinitionError(

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from datadreamer_like.distillation import HardTargets, SoftTargets, Supervised
+from datadreamer_like.distillation import HardTargets, HiddenStates, SoftTargets, Supervised
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, LabelError, MethodMisfit
 from datadreamer_like.evaluation.tasks.examples import ShuffledBatches
 from datadreamer_like.trainers import TrainHFClassifier, TrainHFFineTune
@@ -253,3 +253,34 @@ def test_a_teacher_of_other_classes_or_other_tokens_is_refused(
         TrainHFFineTune("LM", str(tiny_causal_lm)).train(**data(), objective=SoftTargets(teacher))
     with pytest.raises(ArgumentTypeError, match="objective must be an objective"):
         TrainHFClassifier("Wrong", str(tiny_encoder)).train(**columns, objective="soft")
+
+
+@dataclass(frozen=True)
+class WordList:
+    """A teacher that is no model: it counts words."""
+
+    good: tuple[str, ...] = ("good", "fine", "great")
+
+    @property
+    def classes(self) -> list[str]:
+        return ["positive", "negative"]
+
+    def class_logits(self, texts: list[str]) -> torch.Tensor:
+        return torch.tensor([[4.0, -4.0] if set(self.good) & set(text.split()) else [-4.0, 4.0] for text in texts])
+
+
+def test_a_teacher_that_reads_texts_itself_teaches_a_classifier_without_labels(session, tiny_encoder, data):
+    columns = {**data(), "train_output": None, "validation_output": None}
+    objective = SoftTargets(WordList(), temperature=1.0, alpha=1.0)
+    student = TrainHFClassifier("Student", str(tiny_encoder)).train(
+        **columns, objective=objective, epochs=12, batch_size=8, learning_rate=5e-3
+    )
+    rows = opinions(64, seed=5)
+    agreed = np.mean(np.array(student.predict(rows["text"]).labels) == np.array(rows["label"]))
+    assert agreed > 0.9
+    assert student.trained.labels == ["positive", "negative"]
+
+
+def test_a_teacher_that_reads_texts_itself_is_refused_where_its_tokens_are_needed(session, tiny_encoder, data):
+    with pytest.raises(MethodMisfit, match="hidden states of its teacher"):
+        TrainHFClassifier("Student", str(tiny_encoder)).train(**data(), objective=HiddenStates(WordList()), epochs=1)

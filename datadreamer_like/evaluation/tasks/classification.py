@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from datadreamer_like.distillation import Outputs, Teacher, align_labels, label_order
+from datadreamer_like.distillation import Outputs, Teacher, TextTeacher, align_labels, classes_of, label_order
 from datadreamer_like.distillation.losses import IGNORED_LABEL
 from datadreamer_like.errors import MethodMisfit
 from datadreamer_like.graph.output import Column
@@ -67,20 +67,20 @@ class Classification(Task):
         """Returns a measure of accuracy and macro-F1 on the rows that have labels."""
         return _ClassMeasure(self.labels.multi)
 
-    def check_teacher(self, teacher: Teacher) -> None:
+    def check_teacher(self, teacher: Teacher | TextTeacher) -> None:
         """Refuses a teacher that is not a classifier of the same classes; see `Task.check_teacher`."""
         label_order(_label2id(teacher), self.labels.label2id)
 
-    def aligned(self, teacher: Teacher, logits: torch.Tensor, student_logits: int) -> torch.Tensor:
+    def aligned(self, teacher: Teacher | TextTeacher, logits: torch.Tensor, student_logits: int) -> torch.Tensor:
         """Returns a teacher's logits, reordered to the student's classes by name."""
         return align_labels(logits, _label2id(teacher), self.labels.label2id)
 
 
-def _label2id(teacher: Teacher) -> dict[str, int]:
-    found = getattr(getattr(teacher.model, "config", None), "label2id", None)
+def _label2id(teacher: Teacher | TextTeacher) -> dict[str, int]:
+    found = classes_of(teacher)
     if not found:
-        raise MethodMisfit(f"The teacher, {type(teacher.model).__name__}, has no classes, so it cannot teach them.")
-    return dict(found)
+        raise MethodMisfit(f"The teacher, {teacher!r}, has no classes, so it cannot teach them.")
+    return found
 
 
 class _ClassMeasure(Measure):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from datadreamer_like.distillation import Outputs, Teacher
+from datadreamer_like.distillation import Outputs, Teacher, TextTeacher, tokens_teacher
 from datadreamer_like.distillation.losses import IGNORED_LABEL
 from datadreamer_like.distillation.tokens import never_empty, padded, padded_inputs, start_id
 from datadreamer_like.errors import DataError, MethodMisfit
@@ -99,9 +99,9 @@ class Generation(Task):
         """Returns a measure of perplexity over the answers' tokens."""
         return _TokenMeasure()
 
-    def check_teacher(self, teacher: Teacher) -> None:
+    def check_teacher(self, teacher: Teacher | TextTeacher) -> None:
         """Refuses a teacher that is not a language model of the student's kind; see `Task.check_teacher`."""
-        model = teacher.model
+        model = tokens_teacher(teacher, "next-token logits").model
         if not hasattr(model, "generate"):
             raise MethodMisfit(
                 f"The teacher, {type(model).__name__}, is not a language model, so it cannot teach one. Load it as a "
@@ -116,11 +116,11 @@ class Generation(Task):
                 "matched. Use a teacher of the student's kind, or train on answers that the teacher generates."
             )
 
-    def aligned(self, teacher: Teacher, logits: torch.Tensor, student_logits: int) -> torch.Tensor:
+    def aligned(self, teacher: Teacher | TextTeacher, logits: torch.Tensor, student_logits: int) -> torch.Tensor:
         """Returns a teacher's logits, cut to the student's vocabulary size (the rest is padding of the embedding)."""
         if logits.shape[-1] <= student_logits:
             return logits
-        tokens = len(teacher.tokenizer)
+        tokens = len(tokens_teacher(teacher, "next-token logits").tokenizer)
         if student_logits < tokens:
             raise MethodMisfit(
                 f"The student has logits for {student_logits:,} tokens, but its teacher's vocabulary has {tokens:,}. "

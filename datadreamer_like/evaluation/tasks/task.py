@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from datadreamer_like.distillation import Outputs, Teacher
+from datadreamer_like.distillation import Outputs, Teacher, TextTeacher
 from datadreamer_like.distillation.tokens import never_empty, padded_inputs, padding_id
 from datadreamer_like.errors import DataError, MethodMisfit
 from datadreamer_like.graph.output import Column
@@ -74,11 +74,11 @@ class Task(ABC):
         """Returns a new measure."""
 
     @abstractmethod
-    def check_teacher(self, teacher: Teacher) -> None:
+    def check_teacher(self, teacher: Teacher | TextTeacher) -> None:
         """Raises `MethodMisfit` if the teacher is another kind of model, `LabelError` if it has other classes."""
 
     @abstractmethod
-    def aligned(self, teacher: Teacher, logits: torch.Tensor, student_logits: int) -> torch.Tensor:
+    def aligned(self, teacher: Teacher | TextTeacher, logits: torch.Tensor, student_logits: int) -> torch.Tensor:
         """Returns a teacher's logits [..., classes] in the order of the student's classes or tokens."""
 
     def inputs(self, examples: Sequence[Mapping[str, Any]]) -> Batch:

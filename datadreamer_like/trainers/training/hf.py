@@ -212,7 +212,7 @@ class HFTrainer(Trainer):
             kept = masks(model)
             # Seed again, so that new weights and batches do not depend on what was drawn before, also after a resume.
             transformers.set_seed(training.seed)
-            live = teacher.model if teacher is not None and is_live(minimised, task) else None
+            live = getattr(teacher, "model", None) if is_live(minimised, task) else None
             modules = minimised.modules(model, live)
             if self.peft_config is not None:
                 model = self._with_adapter(model, task, train)

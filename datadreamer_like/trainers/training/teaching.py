@@ -11,7 +11,12 @@ from typing import Any
 import torch
 
 from datadreamer_like.distillation import Objective, Outputs, StoredAnswers, Supervised
-from datadreamer_like.distillation.teacher import check_same_vocabulary, eval_mode, teacher_logits_for_texts
+from datadreamer_like.distillation.teacher import (
+    check_same_vocabulary,
+    eval_mode,
+    teacher_logits_for_texts,
+    tokens_teacher,
+)
 from datadreamer_like.errors import ArgumentTypeError
 from datadreamer_like.evaluation.columns import Columns
 from datadreamer_like.evaluation.tasks.task import Batch, Task, check_attentions
@@ -79,6 +84,7 @@ def prepare_teacher(
     if "logits" in wants:
         task.check_teacher(teacher)
     if is_live(objective, task):
+        teacher = tokens_teacher(teacher, " and ".join(sorted(wants)).replace("_", " "))
         check_same_vocabulary(teacher, task.tokenizer)
         check_attentions(teacher.model, wants, "the teacher")
         if not getattr(teacher.model, "is_quantized", False):
