@@ -10,23 +10,30 @@ gradient; if all positions are masked, loss and gradient are 0. Shapes that do n
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datadreamer_like.errors import DefinitionError, did_you_mean
-
-Divergence = Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"]
-"""How two distributions are compared; see `divergence`."""
+from datadreamer_like.errors import DefinitionError
+from datadreamer_like.kernels.divergences import (
+    Divergence as Divergence,
+)
+from datadreamer_like.kernels.divergences import (
+    check_alpha as check_alpha,
+)
+from datadreamer_like.kernels.divergences import (
+    check_divergence,
+    divergence_of_rows,
+)
+from datadreamer_like.kernels.divergences import (
+    check_temperature as check_temperature,
+)
 
 Logits = tuple[Tensor, ...]
 
 IGNORED_LABEL = -100
 """The label of a position that carries no loss, as in transformers."""
-
-_LOG_ZERO = -1e4  # finite stand-in for log(0): exp gives 0, and 0 times it is 0, not NaN, in the gradient too
 
 
 def supervised_loss(student_logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -110,7 +117,7 @@ def divergence(
     (reverse) KL, which some libraries return instead; use those kinds by name.
     """
     check_temperature(temperature)
-    _check_kind(kind, beta, skew)
+    check_divergence(kind, beta, skew)
     (student, teacher), _ = _kept((student_logits, teacher_logits), None, mask)
     width = max(student.shape[-1], teacher.shape[-1])
     dtype = torch.promote_types(_precise(student).dtype, _precise(teacher).dtype)
@@ -118,47 +125,7 @@ def divergence(
         F.pad(F.log_softmax(logits.to(dtype) / temperature, dim=-1), (0, width - logits.shape[-1]), value=-math.inf)
         for logits in (student, teacher.detach())
     )
-    if kind == "forward_kl":
-        found = _kl(log_q, log_p)
-    elif kind == "reverse_kl":
-        found = _kl(log_p, log_q)
-    elif kind == "jsd":
-        log_m = _log_mixture(log_q, log_p, beta)
-        found = beta * _kl(log_q, log_m) + (1 - beta) * _kl(log_p, log_m)
-    elif kind == "skew_kl":
-        found = _kl(log_q, _log_mixture(log_q, log_p, skew))
-    else:
-        found = _kl(log_p, _log_mixture(log_p, log_q, skew))
-    return _mean(found) * temperature**2
-
-
-def check_temperature(temperature: float) -> None:
-    """Raises `DefinitionError` unless the temperature is above 0."""
-    if not 0 < temperature < math.inf:
-        raise DefinitionError(f"temperature is {temperature}; logits are divided by it, so it must be above 0.")
-
-
-def check_alpha(alpha: float) -> None:
-    """Raises `DefinitionError` unless the weight of the soft term is in [0, 1]."""
-    if not 0 <= alpha <= 1:
-        raise DefinitionError(
-            f"alpha is {alpha}; it is the weight of the soft term against the labels, so it must be from 0 to 1."
-        )
-
-
-def _check_kind(kind: str, beta: float, skew: float) -> None:
-    if kind not in get_args(Divergence):
-        raise DefinitionError(
-            f'There is no divergence "{kind}".{did_you_mean(kind, get_args(Divergence))} '
-            f"Choose one of {', '.join(get_args(Divergence))}."
-        )
-    if kind == "jsd" and not 0 < beta < 1:
-        raise DefinitionError(
-            f"beta is {beta}; the generalised Jensen-Shannon divergence is 0 at 0 and at 1, so beta must lie between. "
-            'Its limits, rescaled, are kind="forward_kl" (beta near 0) and kind="reverse_kl" (beta near 1).'
-        )
-    if kind.startswith("skew") and not 0 <= skew < 1:
-        raise DefinitionError(f"skew is {skew}; it is a share of a mixture, so it must be at least 0 and under 1.")
+    return _mean(divergence_of_rows(log_p, log_q, kind, beta, skew)) * temperature**2
 
 
 def _precise(logits: Tensor) -> Tensor:
@@ -167,24 +134,6 @@ def _precise(logits: Tensor) -> Tensor:
 
 def _mean(losses: Tensor) -> Tensor:
     return losses.sum() / max(losses.numel(), 1)
-
-
-def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """`KL(a ‖ b)` of each row [rows, classes]: infinite where a class has probability 0 in b but not in a."""
-    without_a, without_b = log_a.isneginf(), log_b.isneginf()
-    finite_a, finite_b = log_a.masked_fill(without_a, _LOG_ZERO), log_b.masked_fill(without_b, _LOG_ZERO)
-    terms = finite_a.exp() * (finite_a - finite_b)
-    return terms.masked_fill(without_b & ~without_a, math.inf).sum(-1)
-
-
-def _log_mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
-    """`log(share a + (1 - share) b)`, -∞ where both probabilities are 0."""
-    if share == 0:
-        return log_b
-    nowhere = log_a.isneginf() & log_b.isneginf()
-    log_a, log_b = log_a.masked_fill(nowhere, _LOG_ZERO), log_b.masked_fill(nowhere, _LOG_ZERO)
-    mixture = torch.logaddexp(log_a + math.log(share), log_b + math.log1p(-share))
-    return mixture.masked_fill(nowhere, -math.inf)
 
 
 def _kept(logits: Logits, labels: Tensor | None, mask: Tensor | None) -> tuple[Logits, Tensor | None]:

@@ -1,5 +1,7 @@
 from .absmax import absmax_dequantize as absmax_dequantize
 from .absmax import absmax_quantize as absmax_quantize
+from .divergences import Divergence as Divergence
+from .fused_linear_divergence import fused_linear_divergence as fused_linear_divergence
 from .int8 import Granularity as Granularity
 from .int8 import PackedInt8Weight as PackedInt8Weight
 from .int8 import int8_linear as int8_linear
