@@ -217,6 +217,25 @@ def test_the_gpu_kernel_passes_these_tests_in_tritons_interpreter():
     assert "passed" in done.stdout
 
 
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Triton warns of a default that will change
+@pytest.mark.parametrize("kind", range(len(KINDS)))
+def test_the_gpu_kernel_compiles_without_a_gpu(kind):
+    triton = pytest.importorskip("triton")
+    backends = pytest.importorskip("triton.backends.compiler")
+    from datadreamer_like.kernels.triton.fused_linear_divergence import _rows_kernel as kernel
+
+    constants = {"KIND": kind, "SOFT": True, "HARD": True, "GRADED": True, "BLOCK": 1024}
+    types = {"student": "*bf16", "teacher": "*bf16", "labels": "*i64", "losses": "*fp32"}
+    numbers = ("inverse_temperature", "soft_loss", "soft_gradient", "hard_weight", "share")
+    types |= {**dict.fromkeys(numbers, "fp32"), **dict.fromkeys(constants, "constexpr")}
+    signature = {name: types.get(name, "i32") for name in kernel.arg_names}
+    places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=places)
+    compiled = triton.compile(source, target=backends.GPUTarget("cuda", 90, 32))
+    assert compiled.asm["cubin"]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kind", KINDS)

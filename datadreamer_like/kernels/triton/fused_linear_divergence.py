@@ -15,7 +15,7 @@ all kinds but the forward KL the mean of its derivative `f` under p; the gradien
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -67,7 +67,7 @@ def divergence_and_gradient(
 
 
 @triton.jit
-def _mixture(log_a: Any, log_b: Any, share: Any) -> Any:
+def _mixture(log_a, log_b, share):
     """`log(share a + (1 - share) b)`; -∞ where both are."""
     a, b = log_a + tl.log(share), log_b + tl.log(1 - share)
     top = tl.maximum(tl.maximum(a, b), -1e30)
@@ -75,7 +75,7 @@ def _mixture(log_a: Any, log_b: Any, share: Any) -> Any:
 
 
 @triton.jit
-def _terms(log_p: Any, log_q: Any, share: Any, KIND: tl.constexpr) -> Any:
+def _terms(log_p, log_q, share, KIND: tl.constexpr):
     """The divergence's summands, and f where it is finite; see the module."""
     p, q = tl.exp(log_p), tl.exp(log_q)
     if KIND == 0:
@@ -100,7 +100,7 @@ def _terms(log_p: Any, log_q: Any, share: Any, KIND: tl.constexpr) -> Any:
 
 
 @triton.jit
-def _load(pointer: Any, offsets: Any, words: Any) -> Any:
+def _load(pointer, offsets, words):
     return tl.load(pointer + offsets, mask=offsets < words, other=-float("inf")).to(tl.float32)
 
 
