@@ -195,7 +195,7 @@ def _column(what: str, values: Any) -> list[Any]:
     is_column = isinstance(values, Iterable) and not isinstance(values, str | bytes | bytearray | Mapping | Set)
     if not is_column or getattr(values, "ndim", 1) == 0:
         raise StepOutputError(
-            f"{what}: the function returned {type(values).__name__}; expected a list with one value for each row, since "
-            "it is batched."
+            f"{what}: the function returned {type(values).__name__}; expected a list with one value for each row, "
+            "since it is batched."
         )
     return list(values)
