@@ -19,6 +19,7 @@ from typing import Any
 from datadreamer_like.errors import DefinitionError, NewerFormat, StorageError
 from datadreamer_like.storage.folders import Presence, explained, in_use, locked, write_file
 from datadreamer_like.storage.seals import checksums, read_sealed, sealed
+from datadreamer_like.storage.values import is_unicode
 
 from .card import CARD_NAME
 from .leftovers import remove_leftovers, remove_work
@@ -132,6 +133,10 @@ class Results:
             raise DefinitionError("A node needs a name: a non-empty text as its first argument.")
         if "/" in name:
             raise DefinitionError(f'The name "{name}" has a "/", which is not allowed. Use another character.')
+        if not is_unicode(name):
+            raise DefinitionError(
+                f"The name {name!r} is not valid Unicode, so cards and logs cannot show it. Rename it."
+            )
         base = self.folder if inside is None else self.places.inside / _slug(inside)
         with self._lock:
             free = self.free_name(name, lambda count: f"{name} #{count}", base)

@@ -38,13 +38,26 @@ def to_batch(columns: Mapping[str, Any], what: str = "table", like: pa.Schema | 
     for name, values in columns.items():
         if not isinstance(name, str):
             raise StepOutputTypeError(f"{what}: the column name {name!r} is not a string. Use {str(name)!r}.")
-        if not name.isascii() and name != name.encode(errors="replace").decode():
-            raise StepOutputTypeError(f"{what}: the column name {name!r} is not valid Unicode. Rename the column.")
+        if not is_column_name(name):
+            raise StepOutputTypeError(f"{what}: {BAD_COLUMN_NAME.format(name)}")
         known = like.field(name) if like is not None and name in like.names else None
         array, metadata = _array(values, name, what, known)
         fields.append(pa.field(name, array.type, metadata=metadata or None))
         arrays.append(array)
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+
+
+BAD_COLUMN_NAME = "the column name {!r} is not valid Unicode, or has a zero byte. Rename the column."
+
+
+def is_unicode(text: str) -> bool:
+    """Returns whether a text can be written: it has no half surrogate pair."""
+    return text.isascii() or text == text.encode(errors="replace").decode()
+
+
+def is_column_name(name: str) -> bool:
+    """Returns whether datasets can have a column of that name."""
+    return "\0" not in name and is_unicode(name)
 
 
 def given_batch(batch: pa.RecordBatch, what: str, like: pa.Schema | None = None) -> pa.RecordBatch:

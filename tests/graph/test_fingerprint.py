@@ -75,6 +75,86 @@ def model(**fields):
     return pydantic.create_model("Model", __module__="__main__", __config__={"arbitrary_types_allowed": True}, **fields)
 
 
+class Scaled(torch.nn.Module):
+    """A module with a value that is neither a saved tensor nor shown in its `repr`."""
+
+    def __init__(self, scale, buffer=0.0):
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("offset", torch.tensor(buffer), persistent=False)
+
+
+def hooked(hook):
+    module = torch.nn.Identity()
+    module.register_forward_hook(hook)
+    return module
+
+
+def labels(feature, **options):
+    rows = datasets.Dataset.from_dict({"c": [0, 1]}, features=datasets.Features({"c": feature}))
+    return rows.with_format(**options) if options else rows
+
+
+def annotated(cls, data, **attributes):
+    value = cls(data) if cls is not OwnArray else np.array(data).view(cls)
+    for name, item in attributes.items():
+        setattr(value, name, item)
+    return value
+
+
+class OwnArray(np.ndarray):
+    pass
+
+
+class OwnFrame(pd.DataFrame):
+    _metadata = ("unit",)
+
+
+NAMES = datasets.ClassLabel(names=["neg", "pos"])
+NOT_IN_THE_ROWS = [
+    (labels(NAMES), labels(datasets.ClassLabel(names=["pos", "neg"]))),
+    (labels(NAMES), labels(datasets.Value("int64"))),
+    (labels(NAMES), labels(NAMES, type="numpy")),
+    (datasets.DatasetDict(a=labels(NAMES)), datasets.DatasetDict(a=labels(datasets.ClassLabel(names=["a", "b"])))),
+    (pd.DataFrame({"a": [1, 2]}), pd.DataFrame({"a": [1, 2]}, index=pd.RangeIndex(1, 3))),
+    (pd.DataFrame({"a": [1]}, index=[1]), pd.DataFrame({"a": [1]}, index=["1"])),
+    (pd.DataFrame({1: [1]}), pd.DataFrame({"1": [1]})),
+    (pd.DataFrame([[1]], columns=pd.MultiIndex.from_tuples([("a", "b")])), pd.DataFrame({"('a', 'b')": [1]})),
+    (pd.DataFrame([[1, 2]], columns=["a", "a"]), pd.DataFrame([[1, 3]], columns=["a", "a"])),
+    (pd.DataFrame({"a": [1]}).rename_axis(columns="x"), pd.DataFrame({"a": [1]})),
+    (pd.DataFrame({"a": [1]}).rename_axis(index="x"), pd.DataFrame({"a": [1]})),
+    (pd.DataFrame({"a": [1, "x"]}), pd.DataFrame({"a": [2, "x"]})),
+    (pd.DataFrame({"a": [{1, 2}]}), pd.DataFrame({"a": [{1, 3}]})),
+    (pd.DataFrame({"a": ["x", None]}, dtype=object), pd.DataFrame({"a": ["x", float("nan")]}, dtype=object)),
+    (pd.DataFrame({"a": [True, 1]}, dtype=object), pd.DataFrame({"a": [1, 1]}, dtype=object)),
+    (pd.DataFrame({"a": [1]}), pd.DataFrame({"a": pd.array([1], dtype="Int64")})),
+    (pd.Series([1], name="a"), pd.DataFrame({"a": [1]})),
+    (pd.Series([1, 2]), pd.Series([1, 2], index=pd.RangeIndex(1, 3))),
+    (
+        annotated(pd.DataFrame, {"a": [1]}, attrs={"unit": "m"}),
+        annotated(pd.DataFrame, {"a": [1]}, attrs={"unit": "s"}),
+    ),
+    (annotated(OwnFrame, {"a": [1]}, unit="m"), annotated(OwnFrame, {"a": [1]}, unit="s")),
+    (annotated(OwnArray, [1], unit="m"), annotated(OwnArray, [1], unit="s")),
+    (np.array([1]), np.array([1]).view(OwnArray)),
+    (pa.table({"a": [1]}).replace_schema_metadata({"unit": "m"}), pa.table({"a": [1]})),
+    (Scaled(1), Scaled(2)),
+    (Scaled(1, 0.0), Scaled(1, 1.0)),
+    (torch.nn.Sequential(Scaled(1)), torch.nn.Sequential(Scaled(2))),
+    (Scaled(1).train(), Scaled(1).eval()),
+    (hooked(lambda *_: 1), hooked(lambda *_: 2)),
+    (torch.eye(2).to_sparse(), 2 * torch.eye(2).to_sparse()),
+    (torch.tensor([1j]).conj(), torch.tensor([1j])),
+    (torch.tensor([1j]).conj().imag, torch.tensor([1j]).imag),
+]
+
+
+@pytest.mark.parametrize(("a", "b"), NOT_IN_THE_ROWS)
+def test_what_libraries_keep_next_to_rows_and_weights_counts(a, b):
+    again = a if isinstance(a, OwnArray | OwnFrame) else copy.deepcopy(a)  # a copy of these loses the attributes
+    assert fingerprint(a) == fingerprint(again) != fingerprint(b)
+
+
 DIFFERENT = [
     (0, False), (1, 1.0), ("a", b"a"), ([], ()), ({}, set()), ("", None), ([1, [2]], [[1], 2]), (["ab"], ["a", "b"]),
     ({"a": 1}, {"a": "1"}), (0.1 + 0.2, 0.3), (10**30, 10**30 + 1), (Colour.RED, Colour.BLUE), (Point(1), Point(1, 1)),

@@ -52,6 +52,8 @@ ANSWERS: list[tuple[Any, str | None, bool, str | None, str]] = [
     ("\u25c1think\u25b7France\u25c1/think\u25b7Paris", "stop", False, "Paris", ""),
     ("<seed:think>France</seed:think>Paris", "stop", False, "Paris", ""),
     ("<|START_THINKING|>France<|END_THINKING|>Paris", "stop", False, "Paris", ""),
+    ("<|begin_of_thought|>France<|end_of_thought|>\n\nParis", "stop", False, "Paris", ""),
+    ("France<|end_of_thought|>Paris", "stop", False, "Paris", ""),
     (OPENED + "France<|end|><|start|>assistant<|channel|>final<|message|>Paris", "stop", False, "Paris", ""),
     ("<think></think>Paris", "stop", False, "Paris", ""),
     ("<think>a</think>Par<think>b</think>is", "stop", False, "Paris", ""),

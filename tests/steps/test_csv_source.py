@@ -54,6 +54,10 @@ def test_text_is_kept_as_it_stands_in_the_file(session: DataDreamer, tmp_path: P
     ("text", "options", "expected"),
     [
         ("a,b\n1,\n,x\n", {}, {"a": [1, None], "b": [None, "x"]}),
+        ("a,b\n01234,00.5\n56789,1.5\n", {}, {"a": ["01234", "56789"], "b": ["00.5", "1.5"]}),
+        ("a,b\n-007,0\n1,0.5\n", {}, {"a": ["-007", "1"], "b": [0.0, 0.5]}),
+        ("a,b\n007,010\n1,2\n", {"dtype": {"a": int, "b": float}}, {"a": [7, 1], "b": [10.0, 2.0]}),
+        ("a\n0\n-0\n", {}, {"a": [0, 0]}),
         ("a,b\nNaN,True\n2,NA\n", {}, {"a": [None, 2], "b": [True, None]}),
         ("a,b\n1,\n2,x\n", {"keep_default_na": False}, {"a": [1, 2], "b": ["", "x"]}),
         ("a\n1\n-\n", {"na_values": ["-"]}, {"a": [1, None]}),

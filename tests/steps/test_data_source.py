@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 from PIL import Image
 
-from datadreamer_like.errors import ArgumentTypeError, DataError, EmptyDataset, MissingExtra
+from datadreamer_like.errors import ArgumentTypeError, DataError, EmptyDataset, MissingExtra, StepOutputTypeError
 from datadreamer_like.graph import DataDreamer, OutputDataset, OutputIterableDataset
 from datadreamer_like.steps import DataSource, HFDatasetDataSource
 
@@ -191,11 +191,13 @@ def test_files_that_are_written_or_belong_to_python_do_not_count(tmp_path: Path)
     assert fingerprint() == fingerprint()
 
 
-@pytest.mark.parametrize("name", ["\ud800", "a\udfff"])
+@pytest.mark.parametrize("name", ["\ud800", "a\udfff", "\0", "a\0b"])
 def test_column_names_are_valid_unicode(session: DataDreamer, name: str) -> None:
     for data in ({name: [1]}, [{name: 1}], lambda: iter([{name: 1}])):
         with pytest.raises(DataError, match="not valid Unicode"):
             DataSource("Rows", data=data)
+    with pytest.raises(StepOutputTypeError, match="not valid Unicode"):
+        DataSource("Rows", data={"n": [1]}).map(lambda row: {name: 1}, lazy=False)
 
 
 def test_a_decoder_that_is_missing_is_named(session: DataDreamer, monkeypatch: pytest.MonkeyPatch) -> None:

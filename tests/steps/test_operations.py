@@ -178,6 +178,31 @@ def test_map_and_filter_refuse_what_does_not_fit(rows):
         rows.filter(lambda batch: [True], batched=True).save()
 
 
+@pytest.mark.parametrize(
+    "values", ["xyz", b"xyz", {"x": 1, "y": 2, "z": 3}, {1, 2, 3}, frozenset("xyz"), 3, np.array(3)]
+)
+def test_a_batched_function_returns_columns_not_single_values(session, values):
+    three = DataSource("Three", data={"n": [1, 2, 3]})
+    with pytest.raises(StepOutputError, match='map, column "m": the function returned .*; expected a list'):
+        three.map(lambda batch: {"m": values}, batched=True, lazy=False)
+    with pytest.raises(StepOutputError, match="filter: the function returned .*; expected a list"):
+        three.filter(lambda batch: values, batched=True, lazy=False)
+
+
+@pytest.mark.parametrize("number", [True, np.True_, 1.0, np.float64(1), "1", None, slice(0, 1)])
+def test_positions_are_whole_numbers_and_a_mask_is_not_taken_for_positions(session, number):
+    three = DataSource("Three", data={"n": [1, 2, 3]})
+    for use in (
+        lambda: three.select([number, 0]),
+        lambda: three.take(number),
+        lambda: three.skip(number),
+        lambda: three.shard(number, 0),
+        lambda: three.shard(2, number),
+    ):
+        with pytest.raises(ArgumentTypeError, match="expected whole numbers"):
+            use()
+
+
 def test_filter_in_all_its_forms(rows):
     assert values(rows.filter(lambda row: row["n"] % 10 == 0)) == [0, 10, 20]
     assert values(rows.filter(lambda row, i: i < 2, with_indices=True)) == [0, 1]

@@ -51,7 +51,8 @@ NO_JSON, NO_CSV = "holds what JSON cannot", "holds what CSV cannot"
 KINDS: dict[str, Kind] = {
     "texts": Kind(["a", None, "ü\U0001f600"]),
     "empty texts": Kind(["a", "", "b"], csv=["a", None, "b"]),
-    "texts like numbers": Kind(["1", "2", "003"], csv=[1, 2, 3]),
+    "texts like numbers": Kind(["1", "2", "30"], csv=[1, 2, 30]),
+    "codes": Kind(["1", "2", "003"]),
     "texts like missing values": Kind(["NA", "null", "x"]),
     "texts with line ends": Kind(["a\rb", "c\nd", "e\r\nf"]),
     "texts with NUL": Kind(["a\0b", "c", None]),

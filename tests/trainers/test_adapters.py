@@ -53,7 +53,7 @@ def test_logits_are_the_same_in_training_merged_and_after_loading(case, tmp_path
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = batch["input_ids"][:, :4]
-    config = LoraConfig(r=4, fan_in_fan_out=family == "gpt2", **options)
+    config = LoraConfig(r=4, fan_in_fan_out=family == "gpt2" and options["target_modules"] != ["lm_head"], **options)
     adapted = with_adapter(model, config, None)
     check_merge(
         adapted, lambda: with_adapter(tiny_models.build(family), config, None), inputs, type(model).from_pretrained,
@@ -73,6 +73,12 @@ def test_logits_are_the_same_in_training_merged_and_after_loading(case, tmp_path
         assert (scored - tiny_models.build(family)(**inputs).logits).abs().max() > 0.05  # the adapter does something
         torch.testing.assert_close(small(**inputs).logits, scored, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(loaded(**inputs).logits, scored, atol=1e-4, rtol=1e-4)
+
+
+def test_warnings_of_peft_about_other_things_than_shared_weights_are_shown():
+    nothing_to_tie = LoraConfig(target_modules=["q_proj"], ensure_weight_tying=True)
+    with pytest.warns(UserWarning, match="no tied modules are added"):
+        with_adapter(tiny_models.build("llama"), nothing_to_tie, None)
 
 
 def test_shared_weights_that_cannot_be_saved_apart_are_refused_before_training(tmp_path: Path):

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar, Unpack
 
 import numpy as np
 
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 from datadreamer_like.graph.lazy_table import materialized
 from datadreamer_like.graph.rows import Rows
 
@@ -27,7 +27,7 @@ class Operations(DatasetNode, Generic[StepT]):
     @takes_lazy_options
     def select(self, indices: Iterable[int], *, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
         """Selects rows by position, in the given order; lazy rows are read and saved, so the result has positions."""
-        chosen = np.fromiter(map(operator.index, indices), dtype=np.int64)
+        chosen = np.fromiter((_integer("select", "indices", index) for index in indices), dtype=np.int64)
         has_positions = self.output.rows.table is not None
         return self.derive("select", lazy and has_positions, options, transforms.select, indices=chosen)
 
@@ -42,12 +42,12 @@ class Operations(DatasetNode, Generic[StepT]):
     @takes_lazy_options
     def take(self, n: int, *, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
         """Takes the first `n` rows."""
-        return self.derive("take", lazy, options, transforms.span, start=0, stop=n)
+        return self.derive("take", lazy, options, transforms.span, start=0, stop=_integer("take", "n", n))
 
     @takes_lazy_options
     def skip(self, n: int, *, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
         """Skips the first `n` rows."""
-        return self.derive("skip", lazy, options, transforms.span, start=n, stop=None)
+        return self.derive("skip", lazy, options, transforms.span, start=_integer("skip", "n", n), stop=None)
 
     @takes_lazy_options
     def shuffle(
@@ -212,6 +212,9 @@ class Operations(DatasetNode, Generic[StepT]):
         self, num_shards: int, index: int, contiguous: bool = False, **options: Unpack[OperationOptions]
     ) -> StepT:
         """Selects one of `num_shards` parts: every `num_shards`-th row from `index`, or consecutive rows."""
+        num_shards, index = _integer("shard", "num_shards", num_shards), _integer("shard", "index", index)
+        if num_shards < 1:
+            raise DefinitionError(f"shard: num_shards is {num_shards}; expected 1 or more.")
         if not 0 <= index < num_shards:
             raise DefinitionError(f"shard: index is {index}; expected 0 to {num_shards - 1}.")
         args = {"num_shards": num_shards, "index": index, "contiguous": contiguous}
@@ -247,3 +250,14 @@ class Operations(DatasetNode, Generic[StepT]):
         `transform` makes its rows from this step's rows and `args`, which determine the result.
         """
         raise NotImplementedError(f"{type(self).__name__} has no operations.")
+
+
+def _integer(operation: str, argument: str, value: Any) -> int:
+    """Returns an argument as an int; booleans, which would count as 0 and 1, are refused."""
+    if isinstance(value, bool | np.bool_):
+        advice = " Keep rows by a mask with step.filter(..., with_indices=True)." if operation == "select" else ""
+        raise ArgumentTypeError(f"{operation}: {argument} holds {value}; expected whole numbers.{advice}")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ArgumentTypeError(f"{operation}: {argument} holds {value!r}; expected whole numbers.") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -166,7 +166,7 @@ def filter_rows(rows: Rows, function: Call, total: int | None) -> Rows:
     def read() -> StatedBatches:
         place = 0
         for batch, results in function.portions(rows, reading_engine()):
-            flags = list(results[0]) if function.batched else results
+            flags = _column("filter", results[0]) if function.batched else results
             if len(flags) != batch.num_rows:
                 raise StepOutputError(f"filter: the function returned {len(flags)} values for {batch.num_rows} rows.")
             chosen = np.flatnonzero(np.fromiter(map(bool, flags), dtype=bool, count=len(flags)))
@@ -185,6 +185,17 @@ def _columns(results: list[Any], batched: bool) -> Batch:
             expected = "a batch; expected a dict of columns" if batched else "a row; expected a dict"
             raise StepOutputError(f"map: the function returned {type(result).__name__} for {expected}.")
     if batched:
-        return {name: list(values) for name, values in (results[0] or {}).items()}
+        return {name: _column(f'map, column "{name}"', values) for name, values in (results[0] or {}).items()}
     names = dict.fromkeys(name for result in results for name in result or ())
     return {name: [result.get(name) if result else None for result in results] for name in names}
+
+
+def _column(what: str, values: Any) -> list[Any]:
+    """Returns a column that a batched function returned; one value is not a column, and a set has no order."""
+    is_column = isinstance(values, Iterable) and not isinstance(values, str | bytes | bytearray | Mapping | Set)
+    if not is_column or getattr(values, "ndim", 1) == 0:
+        raise StepOutputError(
+            f"{what}: the function returned {type(values).__name__}; expected a list with one value for each row, "
+            "since it is batched."
+        )
+    return list(values)

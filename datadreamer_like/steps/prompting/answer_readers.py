@@ -10,7 +10,7 @@ import re
 from numbers import Real
 
 from .judge_text import CONCLUDES, NEGATED, NOT_JSON, WINDOW, agreed, json_verdict, plain_text, python_value, sentences
-from .score_text import score_in
+from .score_text import is_rated_name, score_in
 from .winner_text import winner_in
 
 _YES_NO = re.compile(r"\b(?:(yes|yep|yeah)|(no|nope|nah))\b", re.IGNORECASE)
@@ -18,8 +18,11 @@ _YES_NO = re.compile(r"\b(?:(yes|yep|yeah)|(no|nope|nah))\b", re.IGNORECASE)
 _BOTH = re.compile(
     r"\b(?:yes['\")]? ?(?:/|\||or|and|nor) ?['\"(]?no|no['\")]? ?(?:/|\||or|and|nor) ?['\"(]?yes)\b", re.IGNORECASE
 )
-# "Yes" as a noun; and "no" as an answer, not before what is missing ("no errors") nor as in "No. 5".
-_NOUN = re.compile(r"\s(?:would|could|might|may|is|was)\b(?! (?:my|the) (?:final )?(?:answer|verdict))", re.IGNORECASE)
+# A word that the answer speaks of; and "no" as an answer, not before what is missing ("no errors") nor as in "No. 5".
+_NOUN = re.compile(
+    r"['\")]?\s(?:would|could|might|may|is|was|requires?|needs)\b(?! (?:my|the) (?:final )?(?:answer|verdict))",
+    re.IGNORECASE,
+)
 _ANSWERS_NO = re.compile(
     r"$|[.,;:!)\]\"'(]|\s?[(–—]|\s-\s|\s(?:because|since|as|but|it|this|that|there|the|its|their|i|he|she|they|we|you|in|"
     r"for|due|given|although|though|not|and|when|while|with|on|overall|thanks?)\b(?!-)",
@@ -29,6 +32,7 @@ _LACKS = re.compile(
     r"\b(?:there(?:'s| is| are| was| were)|has|have|had|contains?|shows?|with|of|in|by) $", re.IGNORECASE
 )
 _CONDITION = re.compile(r"['\")\]]?,? (?:if|unless|provided|assuming|only if)\b", re.IGNORECASE)
+_QUOTED = re.compile(r"\b(?:says|said|claims|states|replies|answers|answered|reads)[:,]? ['\"]$", re.IGNORECASE)
 # What a word stands for in a legend: "Yes = 1", "0: no"
 _CODE = re.compile(
     r"['\")]{0,2}\s?(?:=(?!>)|(?::|[-–—=]>|→|[-–—(\[]|maps to|means|stands for|is|equals)\s?[-+]?\d)", re.IGNORECASE
@@ -62,7 +66,7 @@ def read_yes_or_no(text: object) -> bool | None:
                 continue
             if _CODE_BEFORE.search(before) or _CODE.match(after):
                 continue
-            if word[1] is not None and _NOUN.match(after):
+            if _NOUN.match(after) or before.endswith("% ") or _QUOTED.search(before):
                 continue
             is_number = sentence.before_digit and after == "."
             if word[2] is not None and (not _ANSWERS_NO.match(after) or _LACKS.search(before) or is_number):
@@ -85,7 +89,7 @@ def read_number(text: object) -> float | None:
         except OverflowError:
             return None
         return number if number is not None and abs(number) < float("inf") else None
-    found = json_verdict(text, read_number, None)
+    found = json_verdict(text, read_number, is_verdict=is_rated_name)
     if found is not NOT_JSON:
         return None if found is None else float(found)
     return score_in(plain_text(text))
@@ -100,7 +104,7 @@ def read_winner(text: object, a_label: str, b_label: str) -> str | None:
     """
     if not isinstance(text, str):
         return None
-    found = json_verdict(text, lambda value: read_winner(value, a_label, b_label), ())
+    found = json_verdict(text, lambda value: read_winner(value, a_label, b_label))
     if found is not NOT_JSON:
         return None if found is None else str(found)
     return winner_in(plain_text(text), a_label, b_label)

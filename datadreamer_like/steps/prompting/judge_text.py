@@ -21,9 +21,11 @@ WINDOW = 80
 NEGATED = re.compile(
     r"n't\b|\b(?:not|cannot|never|neither|nor|without|hardly|rather than|instead of|if|whether|unless|either|when|"
     r"although|though|unclear|unsure|nobody|nothing|none|few|refuse|far from|anything but|wrong to|want to|like to|"
-    r"love to|tempted to|wish|(?:have|has|is|there's) no (?:reason|way|need|ground)s?)\b"
+    r"love to|tempt(?:ed|ing) to|going to|unable|declin(?:e|es|ed|ing)|incorrect|misleading|mistaken|reluctant|"
+    r"at first|initially|(?:hard|difficult|impossible|unfair|unwise) to|to qualify|says|said|claims|states|replies|"
+    r"answers|answered|wish|(?:have|has|is|there's) no (?:reason|way|need|ground)s?)\b"
     r"|\b(?:some|others|one|people|many|someone|critics|readers?|users?|you|they)\b.{0,40}\b"
-    r"(?:say|says|said|argued?|answer|answered|answers|thinks?|thought|expect|expected|reply|replied|prefer|preferred|choose|"
+    r"(?:say|argued?|answer|thinks?|thought|expect|expected|reply|replied|prefer|preferred|choose|"
     r"chose|pick|picked)\b",
     re.IGNORECASE,
 )
@@ -57,6 +59,12 @@ _FORMAT_TAG = re.compile(r"</?(?:b|i|u|em|strong|p|br|span|div|code|mark)\b ?/?>
 _TAG = re.compile(r"<(/)?([A-Za-z][\w -]{0,30})>")
 _BOXED = re.compile(r"\\boxed\{(?:\\text\{)?([^{}\n]{1,60})\}{1,2}|\[\[([^\[\]\n]{1,60})\]\]")
 _LATEX = re.compile(r"\\(?:text|mathbf|textbf)\{([^{}\n]{1,60})\}|\$([^$\n]{1,30})\$")
+# "Yes. Wait, no."
+_CORRECTS = re.compile(
+    r"(?:^|[.!…,–—-]\s?)(?:no,? )?(?:wait|actually|hold on|scratch that|correction|on second thoughts?)\s?[,.:…!–—]"
+    r"|(?:\.\.\.|[…–—])\s?no[,.]",
+    re.IGNORECASE | re.MULTILINE,
+)
 _CHARACTERS = str.maketrans({
     "*": "", "`": "", "_": " ", "\\": "", "“": '"', "”": '"', "’": "'", "‘": "'", "−": "-", "：": ":", "／": "/",
     "．": ".", "，": ",", "\ufeff": "", "\u200b": "",
@@ -65,7 +73,10 @@ _BULLETS = "#>-+•·\u2022 "
 
 
 def plain_text(text: str) -> str:
-    """Returns a text without thoughts and markup, one space between words, headings joined to the line after them."""
+    """Returns a text without thoughts, markup and what it corrects itself.
+
+    One space is between words, and headings are joined to the line after them.
+    """
     said = split_thoughts(split_thoughts(text).text, _REASONS).text
     said = _BOXED.sub(lambda found: f"\nfinal answer: {found[1] or found[2]}\n", said)
     said = _LATEX.sub(lambda found: found[1] or found[2], said)
@@ -73,7 +84,10 @@ def plain_text(text: str) -> str:
     said = _TAG.sub(lambda found: "\n" if found[1] else f"\n{found[2]}: ", said)
     lines = (" ".join(line.split()) for line in said.translate(_CHARACTERS).splitlines())
     kept = [_without_bullet(line) for line in lines if line]
-    return _HEADING.sub(r"\1: ", "\n".join(line for line in kept if line))
+    said = "\n".join(line for line in kept if line)
+    correction = max((found.end() for found in _CORRECTS.finditer(said)), default=0)
+    said = said[correction:].lstrip(" .…") if correction else said
+    return _HEADING.sub(r"\1: ", said)
 
 
 def _without_bullet(line: str) -> str:
@@ -141,18 +155,23 @@ _KEYS = {
 _FINAL = {"final", "overall", "total"}
 _AGAINST = {"loser", "worse", "worst", "rejected", "weaker", "no", "not"}
 _LIMITS = {"min", "max", "minimum", "maximum", "lowest", "highest", "scale"}
-_CRITERION = re.compile(CRITERIA, re.IGNORECASE)
 _DEEPEST = 3
 
 NOT_JSON = object()
 """Stands for a text that is not a JSON object, list or string."""
 
 
-def json_verdict(text: str, read: Callable[[Any], T | None], kinds: tuple[type, ...] | None) -> Any:
+def json_verdict(
+    text: str,
+    read: Callable[[Any], T | None],
+    kinds: tuple[type, ...] = (),
+    is_verdict: Callable[[str], bool] | None = None,
+) -> Any:
     """Returns the verdict in a JSON answer, as `read` reads its parts; None without one, `NOT_JSON` for other texts.
 
-    It is the value of a key such as "score", of the only key, or else the only value of one of the types `kinds`. If
-    `kinds` is None, as for numbers, which may also be a year or a length, an only key must name what judges rate.
+    It is the value of a key such as "score", of the only key, or else the only value of one of the types `kinds`. With
+    `is_verdict`, as for numbers, which may also be a year or a length, it is instead that of an only key whose name
+    passes it.
     """
     said = json_text(split_thoughts(text).text.strip())
     if said[-1:] == "}" and said[:1] != "{":
@@ -163,27 +182,35 @@ def json_verdict(text: str, read: Callable[[Any], T | None], kinds: tuple[type, 
         value = json.loads(said)
     except (ValueError, RecursionError):
         return NOT_JSON
-    return _in_json(value, read, kinds, 0)
+    return _in_json(value, read, kinds, is_verdict, 0)
 
 
-def _in_json(value: Any, read: Callable[[Any], T | None], kinds: tuple[type, ...] | None, depth: int) -> T | None:
+def _in_json(
+    value: Any,
+    read: Callable[[Any], T | None],
+    kinds: tuple[type, ...],
+    is_verdict: Callable[[str], bool] | None,
+    depth: int,
+) -> T | None:
     if depth > _DEEPEST:
         return None
     if isinstance(value, list):
-        return _in_json(value[0], read, kinds, depth + 1) if len(value) == 1 else None
+        return _in_json(value[0], read, kinds, is_verdict, depth + 1) if len(value) == 1 else None
     if not isinstance(value, dict):
         return read(value)
     named = [(words, item) for words, item in _named(value) if not words & (_AGAINST | _LIMITS)]
     verdicts = [(words, item) for words, item in named if words & (_KEYS | _FINAL)]
     if verdicts:
-        read_ones = [(1 + bool(words & _FINAL), _in_json(item, read, kinds, depth + 1)) for words, item in verdicts]
+        read_ones = [
+            (1 + bool(words & _FINAL), _in_json(item, read, kinds, is_verdict, depth + 1)) for words, item in verdicts
+        ]
         return agreed([(rank, found) for rank, found in read_ones if found is not None])
-    if kinds is None:
-        items = [item for key, item in value.items() if isinstance(item, dict) or _CRITERION.fullmatch(key.strip())]
+    if is_verdict is not None:
+        items = [item for key, item in value.items() if isinstance(item, dict) or is_verdict(key[:80])]
         items = items if len(value) == 1 else []
     else:
         items = [item for _, item in named if len(value) == 1 or type(item) in kinds]
-    return _in_json(items[0], read, kinds, depth + 1) if len(items) == 1 else None
+    return _in_json(items[0], read, kinds, is_verdict, depth + 1) if len(items) == 1 else None
 
 
 def _named(value: dict[str, Any]) -> Iterator[tuple[set[str], Any]]:

@@ -51,7 +51,7 @@ _SIGNED = re.compile(r"(?:^|[:=(\[,\n]\s?|\b(?:is|a|an|of|at|it|this|be|say|as)\
 # What may follow a score: its unit, the end of a phrase, a reason; a noun makes it a count.
 _UNIT = r"(?:\s?%|\s?(?:points?|pts?|stars?|percent|marks?)\b)?"
 _ENDS = re.compile(
-    rf"{_UNIT}(?:$|\s?[;:!?)\]}}\"'~]|\s?[.,](?!\d)(?!\s\d)|\n|\s?[–—]\s|\s-\s|\s?(?:[(\[]|=>|→)"
+    rf"{_UNIT}(?:$|\s?[;:!?)\]}}\"'~](?!\s?\d)|\s?[.,](?!\d)(?!\s\d)|\n|\s?[–—]\s(?!\d)|\s-\s(?!\d)|\s?(?:[(\[]|=>|→)"
     r"|\s(?:because|since|as|for|but|given|due|based|overall|on|with|considering|although|though|however|here|which|"
     r"would be my|is my|it|this|the|reason|and(?!\s\S{0,5}\d)|in(?!\s\d))\b|\s[A-Z][a-z])"
 )
@@ -70,20 +70,31 @@ _RATED = re.compile(
 )
 _LABELLED = re.compile(r"\b(?:mark|verdict|evaluation|result|output|value|number|points)\s?[:=]\s?$", re.IGNORECASE)
 _TOTALLED = re.compile(r"\b(?:overall|total|final|conclusion|average)\b[^\d.;!?\n]{0,40}$", re.IGNORECASE)
+# "8.5/10 overall"; "8 for style", one number of several
+_TOTAL = re.compile(rf"{_UNIT} (?:overall|in total|altogether|on average)\b", re.IGNORECASE)
+_IN_PART = re.compile(rf"{_UNIT} (?:(?:for|on|in) (?:its |the )?{CRITERIA}\b|\({CRITERIA}\))", re.IGNORECASE)
+_NEXT_LABEL = re.compile(r"[A-Za-z]\s?[:=]\s?\d")
+_QUOTED = re.compile(r"\b(?:says|said|claims|claimed|states|mentions|quotes|reads)\b")
 _UNREAL = re.compile(r"\b(?:if|had)\b[^.;!?]{0,60}\b(?:would|could|might)\b[^.;!?]*+$", re.IGNORECASE)
 _IS_RATING = re.compile(
     r"\s(?:is|would be) (?:my|the) (?:final |overall )?(?:score|rating|answer|grade)\b", re.IGNORECASE
 )
 # "Quality: 8"
 _ONE_LINE = re.compile(rf"(?:[A-Za-z]\w{{0,20}} ){{0,3}}(?:scale|{CRITERIA})\s?[:=]\s?", re.IGNORECASE)
+# "Humor: 7", the whole answer; a plural is a count, as is "Typos found"
+_ONLY_LABEL = re.compile(
+    r"(?!.{0,40}\b(?:found|used|seen|detected|missing|left|of)\b)"
+    r"(?:[A-Za-z-]{1,20} )?[A-Za-z-]{0,20}(?:[a-rt-z]|ss|ics)\s?[:=]\s?",
+    re.IGNORECASE,
+)
 # "Answer length: 250", "the answer has a length of 250", "Maximum score: 10", "Score: >5"
 _MEASURED = re.compile(
     r"\b(?:counts?|length|words?|characters|tokens?|sentences?|paragraphs?|lines?|year|age|date|day|month|time|duration|"
     r"temperature|confidence|probability|likelihood|certainty|id|index|position|size|seed|price|cost|weight|height|"
     r"width|distance|population|errors?|mistakes?|typos|threshold|limit)"
     r"(?:\s(?:is|was|are|of|equals)){0,2}(?:\s(?:about|around|exactly))?\s?[:=]?\s?$"
-    r"|\b(?:max(?:imum)?|min(?:imum)?|highest|lowest|passing)(?: possible)? "
-    r"(?:score|rating|grade)s?(?: is)?\s?[:=]?\s?$"
+    r"|\b(?:max(?:imum)?|min(?:imum)?|highest|lowest|pass(?:ing)?|previous|prior|earlier|old|baseline|reference|target)"
+    r"(?: possible)? (?:score|rating|grade|mark)s?(?: is)?\s?[:=]?\s?$"
     r"|\bperfect (?:score|rating|grade) is (?:an? )?$"
     r"|(?<![-=])[<>≤≥]=?\s?$",
     re.IGNORECASE,
@@ -127,20 +138,32 @@ def score_in(said: str) -> float | None:
             continue
         elif _is_rated(before) or _LABELLED.search(before):
             votes.append((1 + bool(CONCLUDES.search(before)), found.value))
-        elif (total := _TOTALLED.search(before)) and not _TURNED.search(total[0]):
+        elif (total := _TOTALLED.search(before)) and not _TURNED.search(total[0]) or _TOTAL.match(after):
             votes.append((2, found.value))
-        elif starts or found.out_of in _USUAL_SCALES or _is_label(before, said):
+        elif _IN_PART.match(after) or starts or found.out_of in _USUAL_SCALES or _is_label(before, after, said):
             votes.append((1, found.value))
     return agreed(votes)
 
 
-def _is_label(before: str, said: str) -> bool:
-    return "\n" not in said and _ONE_LINE.fullmatch(before) is not None and not _TURNED.search(before)
+def _is_label(before: str, after: str, said: str) -> bool:
+    if "\n" in said or _TURNED.search(before) or _NEXT_LABEL.search(after):
+        return False
+    if _ONE_LINE.fullmatch(before):
+        return True
+    return bool(_ONLY_LABEL.fullmatch(before) and _ALONE_AFTER.match(after)) and not _NAMED.search(before.rstrip(" :="))
+
+
+def is_rated_name(name: str) -> bool:
+    """Returns whether a name of a number, such as a key, is what judges rate; not a count, a measure or a part."""
+    before = " ".join(re.findall(r"[A-Za-z]+", name)) + ": "
+    return not _MEASURED.search(before) and _is_label(before, "", "")
 
 
 def _is_rated(before: str) -> bool:
     rated = _RATED.search(before)
     if rated is None:
+        return False
+    if _QUOTED.search(before):
         return False
     clause = re.split(r"[,;:.!?(]", before[: rated.start()])[-1]
     return not _TURNED.search(clause) and not _TURNED.search(rated[1]) and not _UNREAL.search(before)

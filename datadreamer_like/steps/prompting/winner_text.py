@@ -19,7 +19,9 @@ _CHOOSES = re.compile(
 )
 _LEADS = re.compile(
     r"['\")\]]?(?:[.!]|\s?[-–—(](?!\s?(?:\w{1,12}:? )?\d)|\s(?:because|since|as|for|due|by)\b"
-    r"|:(?!\s?\d)|,\s(?:because|since|as|for|due|by|it|its|given|which|clearly|definitely|without|hands|the|this)\b)?",
+    r"|:(?!\s?(?:\d|(?:clearly |slightly |much |the )*"
+    r"(?:worse|worst|weaker|weakest|bad|poor|inferior|rejected|loses|loser|no|not)\b))"
+    r"|,\s(?:because|since|as|for|due|by|it|its|given|which|clearly|definitely|without|hands|the|this)\b)?",
     re.IGNORECASE,
 )
 _VERB = r"(?:is|was|seems|looks|appears|has|would be|performs|does|reads|feels|sounds|comes|gives|provides|offers)"
@@ -39,6 +41,9 @@ _COMPARED = re.compile(
     r"convincing|concise|clear|detailed|thorough|natural|fluent|factual|faithful|appropriate|comprehensive|coherent)|clearer)\b",
     re.IGNORECASE,
 )
+# "A/B", "A & B"
+_JOINED = re.compile(rf"\s?(?:/|\||&|\+|\b(?:and|or|and/or)\b)\s?{_NAME}")
+_JOINED_BEFORE = re.compile(rf"{_NAME}\s?(?:/|\||&|\+|\b(?:and|or|and/or)\b)\s?$")
 _OVER = re.compile(rf"\s(?:over|rather than|instead of)\s{_NAME}|\s?>{{1,3}}\s?{_NAME}", re.IGNORECASE)
 _UNDER = re.compile(rf"\s?<{{1,3}}\s?{_NAME}")
 _TURNED = re.compile(
@@ -76,7 +81,7 @@ def _preference(sentence: Sentence, place: int) -> tuple[int, bool]:
     after = sentence.text[place + 1 : place + 1 + WINDOW]
     if NEGATED.search(sentence.clause(place)):
         return 0, False
-    if _UNREAL.match(after):
+    if _UNREAL.match(after) or _JOINED.match(after) or _JOINED_BEFORE.search(before):
         return 0, False
     rank = 2 + bool(CONCLUDES.search(before))
     if _says(_PRAISE, after) or _CHOOSES.search(before) or _OVER.match(after):

@@ -30,6 +30,7 @@ _MISSING_VALUES = frozenset(
     ["NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "#N/A", "#NA", "<NA>", "-nan", "-NaN"]
 )
 _BOOLEANS = {"True": True, "False": False, "true": True, "false": False, "TRUE": True, "FALSE": False}
+_PADDED = re.compile(r"[+-]?0[0-9]")
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|[+-]?inf(?:inity)?", re.IGNORECASE)
 
@@ -42,7 +43,7 @@ class CSVDataSource(FileSource):
 
     A column is of integers, floats or booleans if all its values are, and of texts otherwise, unchanged. An empty field
     is None (with `keep_default_na=False` an empty text); in a column of numbers or booleans, so are `NA`, `NaN`, `null`
-    and similar values.
+    and similar values. Numbers with leading zeros ("007") are texts, since they are codes.
 
     Args:
         data_folder: Folder whose `.csv` and `.tsv` files are read, or that `data_files` are relative to.
@@ -53,7 +54,7 @@ class CSVDataSource(FileSource):
             without header; with `header=0` they replace it), `header` (0, or None for no header: columns are then
             called 0, 1, ...), `skiprows` (lines to skip at the top), `usecols` (columns to read), `nrows` (maximum
             number of rows), `quotechar`, `escapechar`, `doublequote`, `skipinitialspace`, `dtype` (a type for all
-            columns or a dictionary of them: `{"id": str}` keeps leading zeros), `na_values` (a text that means None,
+            columns or a dictionary of them: `{"id": int}` makes numbers of "007"), `na_values` (a text that means None,
             or a list of them, besides an empty field) and `keep_default_na`.
 
     Raises:
@@ -312,13 +313,18 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _is_whole(text: str) -> bool:
-    # Python does not convert more than 4,300 digits.
-    return len(text) < 100 and _WHOLE.fullmatch(text) is not None and -(2**63) <= int(text) < 2**63
+    # Python does not convert more than 4,300 digits. Numbers with leading zeros are identifiers.
+    return (
+        len(text) < 100
+        and not _PADDED.match(text)
+        and _WHOLE.fullmatch(text) is not None
+        and -(2**63) <= int(text) < 2**63
+    )
 
 
 def _is_decimal(text: str) -> bool:
     # Long integers are identifiers; as floats they would lose digits, and 1e999 would be infinite.
-    if _DECIMAL.fullmatch(text) is None:
+    if _DECIMAL.fullmatch(text) is None or _PADDED.match(text):
         return False
     if _WHOLE.fullmatch(text) is not None:
         return _is_whole(text) and int(float(text)) == int(text)

@@ -15,6 +15,7 @@ from datadreamer_like.graph.output import iterable_schema
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.graph.rows import Rows, Table
 from datadreamer_like.storage.tables import with_saved_keys
+from datadreamer_like.storage.values import BAD_COLUMN_NAME, is_column_name
 
 from ..base.columns import in_columns
 from ..base.lazy_rows import LazyRowBatches
@@ -266,5 +267,5 @@ def _check_names(name: str, columns: Mapping[Any, Any]) -> None:
     for column in columns:
         if not isinstance(column, str):
             raise DataError(f'"{name}": the column name {column!r} is not a string. Use {str(column)!r}.')
-        if not column.isascii() and column != column.encode(errors="replace").decode():
-            raise DataError(f'"{name}": the column name {column!r} is not valid Unicode. Rename the column.')
+        if not is_column_name(column):
+            raise DataError(f'"{name}": {BAD_COLUMN_NAME.format(column)}')

@@ -111,7 +111,8 @@ def _find(
     if isinstance(files, Mapping):
         raise ArgumentTypeError(f'"{name}": data_files is a dictionary of splits. Make a source for each of them.')
     if folder is not None and not os.path.isdir(folder):
-        raise MissingFile(f'"{name}": {folder} is not a folder.')
+        advice = f" It is a file: pass it as data_files={os.fspath(folder)!r}." if os.path.isfile(folder) else ""
+        raise MissingFile(f'"{name}": {folder} is not a folder.{advice}')
     if files is not None:
         listed = [files] if isinstance(files, str | os.PathLike) else list(files)
         if not listed:

@@ -165,10 +165,14 @@ def _logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
     return logits.float().cpu()
 
 
+# Starts of peft's warnings about tied embeddings
+_SHARED_WEIGHTS = r"\s*(?:Model (?:with|has) `tie_word_embeddings=True`|Input and output embeddings are no longer tied)"
+
+
 @contextmanager
 def _quiet_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         # peft reads a transformers property by its deprecated name, and warns of shared weights, which are kept right.
         warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", UserWarning)
+        warnings.filterwarnings("ignore", _SHARED_WEIGHTS, UserWarning)
         yield
