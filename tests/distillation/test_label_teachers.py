@@ -136,7 +136,7 @@ class Letters(LLM):
         return [
             Scored.failed(BadRequest("It is too long.")) if "long" in request.prompt else
             Scored(
-                tuple(sum(-1.0 / (1 + request.prompt.count(letter)) for letter in text) for text in request.continuations),
+                tuple(by_hand(request.prompt, text) for text in request.continuations),
                 tuple(map(len, request.continuations)),
             )
             for request in requests
