@@ -26,7 +26,7 @@ def planted(noise: str, rate: float, seed: int = 0, spread: float = 2.0) -> tupl
 
 
 @pytest.mark.parametrize("noise", ["uniform", "confusable"])
-def test_planted_noise_is_found_and_mended(noise):
+def test_planted_noise_is_found_and_corrected(noise):
     features, truth, given = planted(noise, 0.15)
     found = label_suspects(features, given)
     wrong = given != truth
