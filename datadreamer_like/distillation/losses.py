@@ -48,6 +48,28 @@ def supervised_loss(student_logits: Tensor, labels: Tensor, mask: Tensor | None 
     return _mean(F.cross_entropy(_precise(student), kept_labels, reduction="none"))
 
 
+def target_loss(student_logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Cross-entropy with targets that are soft or weighted: `-Σ_k t_k log p_k`, averaged over positions.
+
+    `targets` are [..., classes], such as probabilities, times the weights of classes; or [..., classes, 2] for
+    multi-label rows: those of a yes and of a no for each class, and the mean is over the classes too. A position's
+    targets need not sum to 1; one-hot ones give `supervised_loss`.
+    """
+    if targets.shape[: student_logits.dim()] != student_logits.shape or targets.shape[student_logits.dim() :] > (2,):
+        raise DefinitionError(
+            f"Targets of shape {tuple(targets.shape)} do not fit logits of shape {tuple(student_logits.shape)}. Pass "
+            "one number per class, or two, [..., classes, 2], for multi-label rows."
+        )
+    if mask is not None:
+        student_logits, targets = student_logits[mask], targets[mask]
+    logits = _precise(student_logits)
+    if targets.dim() > logits.dim():
+        logprobs = torch.stack((F.logsigmoid(logits), F.logsigmoid(-logits)), dim=-1)
+    else:
+        logprobs = F.log_softmax(logits, dim=-1)
+    return _mean(-(targets.to(logprobs.dtype) * logprobs).sum(-1))
+
+
 def hard_target_loss(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor | None = None, mask: Tensor | None = None
 ) -> Tensor:

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 
-from .losses import IGNORED_LABEL, check_alpha, check_temperature, hard_target_loss, soft_target_loss, supervised_loss
+from .losses import (
+    IGNORED_LABEL,
+    check_alpha,
+    check_temperature,
+    hard_target_loss,
+    soft_target_loss,
+    supervised_loss,
+    target_loss,
+)
 from .teacher import Teacher, TextTeacher, check_teacher
 
 Batch = Mapping[str, Tensor]
@@ -38,9 +46,9 @@ class Outputs:
 class Objective(ABC):
     """The loss that a trainer minimises. Subclasses, usually frozen dataclasses with their options, implement `loss`.
 
-    The batch has `labels`, -100 for none (0-1 vectors [..., classes] of a floating dtype for multi-label rows), and
-    `mask` [...], True where a position counts. Logits are [..., classes]. The mask includes rows without a label, which
-    can still learn from a teacher.
+    The batch has `labels`, -100 for none (0-1 vectors [..., classes] of a floating dtype for multi-label rows);
+    `targets`, as of `target_loss`, if labels are soft or weighted; and `mask` [...], True where a position counts.
+    Logits are [..., classes]. The mask includes rows without a label, which can still learn from a teacher.
     """
 
     result_version: ClassVar[int] = 1
@@ -99,7 +107,7 @@ class Supervised(Objective):
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the cross-entropy of the student's logits with `batch["labels"]`."""
-        return supervised_loss(_logits(student, "student"), batch["labels"])
+        return _label_loss(_logits(student, "student"), batch)
 
 
 @dataclass(frozen=True)
@@ -172,7 +180,7 @@ class SoftTargets(TeacherObjective):
         )
         if not self.needs_labels:
             return soft
-        return self.alpha * soft + (1 - self.alpha) * supervised_loss(logits, batch["labels"])
+        return self.alpha * soft + (1 - self.alpha) * _label_loss(logits, batch)
 
 
 @dataclass(frozen=True)
@@ -241,6 +249,15 @@ class Combined(Objective):
             for index, (objective, weight) in enumerate(zip(self.objectives, self.weights, strict=True))
         ]
         return torch.stack(losses).sum()
+
+
+def _label_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy with the batch's targets, which are soft or weighted, or with its labels, where there is one."""
+    targets, labels = batch.get("targets"), batch["labels"]
+    if targets is None:
+        return supervised_loss(logits, labels)
+    missing = labels == IGNORED_LABEL
+    return target_loss(logits, targets, ~(missing.any(-1) if missing.dim() == logits.dim() else missing))
 
 
 def _logits(outputs: Outputs | None, role: str) -> Tensor:

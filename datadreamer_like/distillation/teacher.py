@@ -34,6 +34,8 @@ class Teacher(Protocol):
 class TextTeacher(Protocol):
     """A teacher of classes that reads texts itself: no transformers model, or none that gives logits for tokens.
 
+    An attribute `multi_label`, if true, makes its logits those of binary decisions, one per class.
+
     Its fingerprint, from `__fingerprint__` or its attributes, must include all that decides its answers. A `model` of a
     `Teacher` that has these two is asked in the same way.
     """
@@ -103,6 +105,15 @@ def classes_of(teacher: Teacher | TextTeacher) -> dict[str, int]:
     if reader is not None:
         return {str(name): position for position, name in enumerate(reader.classes)}
     return dict(getattr(getattr(cast("Teacher", teacher).model, "config", None), "label2id", None) or {})
+
+
+def is_multi_label(teacher: Teacher | TextTeacher) -> bool:
+    """Whether a teacher's logits are binary decisions: a `TextTeacher` says so by an attribute `multi_label`."""
+    reader = text_teacher(teacher)
+    if reader is not None:
+        return bool(getattr(reader, "multi_label", False))
+    config = getattr(cast("Teacher", teacher).model, "config", None)
+    return getattr(config, "problem_type", None) == "multi_label_classification"
 
 
 def tokens_teacher(teacher: Teacher | TextTeacher, needed: str) -> Teacher:
@@ -208,16 +219,23 @@ def align_labels(
     return teacher_logits[..., label_order(teacher_label2id, student_label2id)]
 
 
-def label_order(teacher_label2id: Mapping[str, int], student_label2id: Mapping[str, int]) -> list[int]:
-    """Returns the teacher's position of each class in the student's order; `LabelError` if their classes differ."""
+def label_order(
+    teacher_label2id: Mapping[str, int],
+    student_label2id: Mapping[str, int],
+    names: tuple[str, str] = ("the teacher", "the student"),
+) -> list[int]:
+    """Returns the teacher's position of each class in the student's order; `LabelError` if their classes differ.
+
+    `names` are what the two are called in the message.
+    """
     lacking = {
-        "teacher": sorted(student_label2id.keys() - teacher_label2id.keys()),
-        "student": sorted(teacher_label2id.keys() - student_label2id.keys()),
+        names[0]: sorted(student_label2id.keys() - teacher_label2id.keys()),
+        names[1]: sorted(teacher_label2id.keys() - student_label2id.keys()),
     }
-    if parts := [f"the {who} lacks {', '.join(names)}" for who, names in lacking.items() if names]:
+    if parts := [f"{who} lacks {', '.join(classes)}" for who, classes in lacking.items() if classes]:
         raise LabelError(
-            f"Teacher and student have different classes: {'; '.join(parts)}. Train both on the same set of labels, "
-            "or rename the teacher's classes in its config (label2id and id2label)."
+            f"{' and '.join(names).capitalize()} have different classes: {'; '.join(parts)}. Train both on "
+            "the same set of labels, or rename the teacher's classes in its config (label2id and id2label)."
         )
     return [teacher_label2id[name] for name in sorted(student_label2id, key=student_label2id.__getitem__)]
 

@@ -15,6 +15,9 @@ from .llms.hf_transformers import HFTransformers as HFTransformers
 from .llms.llamacpp import LlamaCPP as LlamaCPP
 from .llms.llm import LLM as LLM
 from .llms.openai import OpenAI as OpenAI
+from .llms.scoring import Scored as Scored
+from .llms.scoring import ScoreOptions as ScoreOptions
+from .llms.scoring import ScoreRequest as ScoreRequest
 from .retrievers.embedding_retriever import EmbeddingRetriever as EmbeddingRetriever
 from .retrievers.retriever import Retrieved as Retrieved
 from .retrievers.retriever import Retriever as Retriever

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Self, Unpack
 
 import transformers
@@ -9,9 +11,17 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from datadreamer_like.distillation import Objective, classes_of, text_teacher
+from datadreamer_like.distillation.teacher import is_multi_label
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.evaluation.columns import Columns
 from datadreamer_like.evaluation.labels import LabelSet, find_labels
+from datadreamer_like.evaluation.soft_labels import (
+    ClassWeights,
+    checked_weights,
+    is_soft,
+    soft_classes,
+    weights_of_classes,
+)
 from datadreamer_like.evaluation.tasks.classification import Classification
 from datadreamer_like.evaluation.tasks.task import Task, row_limit
 from datadreamer_like.graph.output import Column
@@ -44,6 +54,8 @@ class TrainHFClassifier(HFTrainer):
         ['cli']
     """
 
+    _label_options: Mapping[str, Any] = MappingProxyType({})
+
     @classmethod
     def example(cls) -> dict[str, Any]:
         """Returns the smallest arguments of `train`; columns are lists of values."""
@@ -60,27 +72,39 @@ class TrainHFClassifier(HFTrainer):
         validation_output: Column | None,
         *,
         objective: Objective | None = None,
+        classes: Sequence[str] | None = None,
+        multi_label: bool = False,
+        class_weights: ClassWeights = None,
         **options: Unpack[TrainingOptions],
     ) -> Self:
         """Trains the classifier, or loads the cached result, and returns the trainer.
 
         Args:
             train_input: Training texts.
-            train_output: Their labels. With a teacher, labels may be None: such rows learn from the teacher only. The
-                whole column may be None if the objective needs no labels.
+            train_output: Their labels, or soft labels: mappings from class to probability, or lists of one probability
+                per class in the order of `classes`. With a teacher, labels may be None: such rows learn from the
+                teacher only. The whole column may be None if the objective needs no labels.
             validation_input: Validation texts, used to choose the best epoch.
             validation_output: Their labels, from the classes of the training rows or the teacher; optional in the same
                 cases as `train_output`.
             objective: The objective to minimise; None for the supervised loss. If it needs only a teacher's logits,
                 they are computed once for all students; the teacher's classes are matched by name.
-            **options: See `TrainingOptions`.
+            classes: The classes of soft labels that are lists.
+            multi_label: Whether each probability of a soft label is that of a separate yes-or-no decision; else those
+                of a row sum to 1.
+            class_weights: Weights of the terms of the labels' loss by class, 1 for a class left out; "balanced" for
+                `rows / (number of classes · rows of the class)`, so that rare classes count as much as frequent ones.
+                For multi-label rows the weight of a yes, "balanced" being `rows without the class / rows with it`. The
+                loss is the mean over rows, not divided by the sum of the weights.
+            **options: See `TrainingOptions`; `label_smoothing_factor` smooths the labels.
 
         Raises:
             SessionError, EmptyDataset: The trainer was made outside a session; there are no rows.
             DefinitionError, ArgumentTypeError: Columns do not go together, an option is unknown or of the wrong type,
                 or the trainer was already trained with other arguments.
-            LabelError: A label of the validation rows is not among those of the training rows, or there is only one.
-            DataError: A value is missing.
+            LabelError: A label of the validation rows is not among those of the training rows, there is only one, or a
+                class weight is that of an unknown class.
+            DataError: A value is missing, or probabilities are negative, not numbers, or do not sum to 1.
             NotTrained, MethodMisfit: The teacher, or the model to start from, is not trained yet, or does not fit.
         """
         objective = check_objective(objective)
@@ -91,22 +115,36 @@ class TrainHFClassifier(HFTrainer):
                 f'"{self.name}": {missing[0]} is None, and {type(objective).__name__} needs labels. Pass {missing[0]}, '
                 "or learn from the teacher alone: SoftTargets(teacher, alpha=1.0)."
             )
+        checked_weights(class_weights, f'"{self.name}".train')
+        if class_weights is not None and not objective.needs_labels:
+            raise DefinitionError(
+                f'"{self.name}": class_weights weigh labels, and {type(objective).__name__} uses none. Leave them out.'
+            )
+        given = {"classes": classes, "multi_label": multi_label or None, "class_weights": class_weights}
+        self._label_options = {name: value for name, value in given.items() if value is not None}
         optional = () if objective.teacher is None else tuple(labels)
         columns = {"train_input": train_input, "validation_input": validation_input, **labels}
-        return self.run_training(columns, options, objective, optional=optional)
+        return self.run_training(columns, options, objective, self._label_options, optional)
 
     def make_task(
         self, config: PretrainedConfig, tokenizer: Tokenizer, columns: Columns, training: Training, objective: Objective
     ) -> Classification:
         """Returns a classification task with the classes of the training rows or the teacher."""
         teacher, output = objective.teacher, columns["train"].get("train_output")
-        optional = teacher is not None
-        labels = LabelSet(()) if output is None else find_labels(output, "train_output", optional=optional)
+        optional, given = teacher is not None, self._label_options
+        labels = LabelSet(())
+        own_classes: tuple[str, ...] = ()
+        self._check_soft([column for split in columns.values() for name, column in split.items() if "output" in name])
+        if output is not None and is_soft(output):
+            own_classes = soft_classes(output, "train_output", given.get("classes"))
+            labels = LabelSet(own_classes, given.get("multi_label", False))
+        elif output is not None:
+            labels = find_labels(output, "train_output", optional=optional)
         theirs = LabelSet(())
         if teacher is not None:
             taught: Any = None if text_teacher(teacher) else getattr(getattr(teacher, "model", None), "config", None)
             if taught is None:
-                theirs = LabelSet(tuple(classes_of(teacher)))
+                theirs = LabelSet(tuple(classes_of(teacher)), is_multi_label(teacher))
             elif "logits" in objective.teacher_wants or task_of(taught) == "text-classification":
                 theirs = _classes_of(taught)
         if not labels.names and (objective.needs_labels or not theirs.names):
@@ -122,8 +160,27 @@ class TrainHFClassifier(HFTrainer):
             own = _classes_of(config)
             if own.multi == labels.multi and {*labels.names} <= {*own.names}:
                 labels = own
-        length = row_limit(config, tokenizer, training.max_length)
-        return Classification(tokenizer, labels, length, training.truncate, optional=optional)
+        weights = None
+        if output is not None:
+            weights = weights_of_classes(given.get("class_weights"), labels, output, own_classes, "train_output")
+        return Classification(
+            tokenizer,
+            labels,
+            row_limit(config, tokenizer, training.max_length),
+            training.truncate,
+            optional=optional,
+            soft_classes=given.get("classes"),
+            class_weights=weights,
+            label_smoothing=float(training.further.get("label_smoothing_factor", 0.0)),
+        )
+
+    def _check_soft(self, labels: Sequence[Column]) -> None:
+        needless = [name for name in ("classes", "multi_label") if name in self._label_options]
+        if needless and not any(map(is_soft, labels)):
+            raise DefinitionError(
+                f'"{self.name}": {" and ".join(needless)} describe labels that are probabilities, but the columns of '
+                f"labels have none. Leave {'them' if len(needless) > 1 else 'it'} out."
+            )
 
     def load_model(self, config: PretrainedConfig, task: Task, options: dict[str, Any]) -> PreTrainedModel:
         """Returns the model with a head for the classes."""

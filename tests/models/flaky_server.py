@@ -151,7 +151,7 @@ class FlakyServer:
 
 
 def prompt_of(body: dict[str, Any]) -> str:
-    return str(body["messages"][-1]["content"])
+    return str(body["messages"][-1]["content"] if "messages" in body else body["prompt"])
 
 
 def completion(reply: Reply, request: dict[str, Any]) -> dict[str, Any]:

@@ -19,45 +19,83 @@ from datadreamer_like.graph.output import Column
 from ..columns import read_rows
 from ..labels import LabelSet, class_names
 from ..quality import macro_f1_of_counts
+from ..soft_labels import FloatArray, is_soft, loss_targets, soft_classes, soft_labels
 from .examples import Examples, Ragged
 from .task import Batch, Measure, Task, run_model, tokenize
 
 
 class Classification(Task):
-    """Texts to classes; see `Task`. If labels are `optional`, rows without one learn from a teacher only."""
+    """Texts to classes; see `Task`. If labels are `optional`, rows without one learn from a teacher only.
+
+    `soft_classes` are the classes of labels that are lists of probabilities, in their order. `class_weights` [classes],
+    `label_smoothing` and probabilities make targets of a loss, `targets` of a batch, out of labels.
+    """
 
     stored: ClassVar[frozenset[str]] = frozenset({"logits"})
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, labels: LabelSet, max_length: int, truncate: bool, optional: bool
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: LabelSet,
+        max_length: int,
+        truncate: bool,
+        optional: bool,
+        *,
+        soft_classes: Sequence[str] | None = None,
+        class_weights: FloatArray | None = None,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(tokenizer, max_length, truncate)
         self.labels = labels
         self.optional = optional
+        self.soft_classes = soft_classes
+        self.class_weights = class_weights
+        self.label_smoothing = label_smoothing
 
     def encode(self, columns: Mapping[str, Column], path: Path) -> Examples:
         """Reads texts and labels, if there is a label column; see `Task.encode`."""
         text_name, *label_names = columns
         label_name = label_names[0] if label_names else ""
         naming = class_names(columns[label_name]) if label_name else None
+        soft = bool(label_name) and is_soft(columns[label_name])
+        own = soft_classes(columns[label_name], label_name, self.soft_classes) if soft else ()
         targets: list[np.ndarray[Any, Any]] = []
+        probabilities: list[FloatArray] = []
         too_long: dict[int, int] = {}
         start = 0
         with Ragged(path.with_suffix(".ids")) as input_ids:
             for part in read_rows(columns, labels=label_name, optional=self.optional):
                 texts, labels = [row[0] for row in part], [row[1] if label_name else None for row in part]
-                targets.append(self.labels.targets(labels, label_name, start, naming))
+                if soft:
+                    found, shares = soft_labels(labels, own, self.labels, label_name, start)
+                    probabilities.append(shares)
+                else:
+                    found = self.labels.targets(labels, label_name, start, naming)
+                targets.append(found)
                 ids = tokenize(self.tokenizer, texts, max_length=self.max_length if self.truncate else None)
                 too_long.update({start + i: len(x) for i, x in enumerate(ids) if len(x) > self.max_length})
                 input_ids.extend(ids)
                 start += len(part)
         self.refuse_long(too_long, text_name)
-        return Examples({"input_ids": input_ids, "labels": np.concatenate(targets)}, input_ids.lengths)
+        fields: dict[str, Any] = {"input_ids": input_ids, "labels": np.concatenate(targets)}
+        if soft:
+            fields["probabilities"] = np.concatenate(probabilities)
+        return Examples(fields, input_ids.lengths)
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
         """Returns a batch; `labels` are [batch] or [batch, classes]."""
-        labels = torch.from_numpy(np.asarray([row["labels"] for row in examples]))
-        return {**self.inputs(examples), "labels": labels, "mask": torch.ones(len(labels), dtype=torch.bool)}
+        labels = np.asarray([row["labels"] for row in examples])
+        batch = {**self.inputs(examples), "labels": torch.from_numpy(labels)}
+        batch["mask"] = torch.ones(len(labels), dtype=torch.bool)
+        soft = "probabilities" in examples[0]
+        if soft or self.class_weights is not None or self.label_smoothing:
+            if soft:
+                shares = np.asarray([row["probabilities"] for row in examples])
+            else:
+                shares = labels if self.labels.multi else np.eye(len(self.labels), dtype=np.float32)[labels.clip(0)]
+            targets = loss_targets(shares, self.class_weights, self.label_smoothing, self.labels.multi)
+            batch["targets"] = torch.from_numpy(targets)
+        return batch
 
     def forward(self, model: Any, batch: Batch, wants: frozenset[str]) -> Outputs:
         """Returns logits [batch, classes] and hidden states of all tokens."""

@@ -65,7 +65,7 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
                 given[len(keys)] = prompt.times_before
                 prompt = prompt.prompt
             hasher = self._prefix.copy()
-            hasher.update(prompt.encode("utf-8", "surrogatepass") if type(prompt) is str else _prompt_bytes(prompt))
+            hasher.update(prompt.encode("utf-8", "surrogatepass") if type(prompt) is str else prompt_bytes(prompt))
             keys.append(hasher.digest())
             requests.append(Request(prompt, sampling, seed))
         if self._repetitions is not None:
@@ -119,7 +119,7 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
     def follow_up(self, key: bytes, request: Request, answer: Answer, reason: str) -> tuple[bytes, Request]:
         """Returns the key and the request of a follow-up, with the rejected answer and the reason."""
         prompt = self._follow_up(request, answer, reason)
-        next_key = hashlib.blake2b(key + b"\0" + _prompt_bytes(prompt), digest_size=16).digest()
+        next_key = hashlib.blake2b(key + b"\0" + prompt_bytes(prompt), digest_size=16).digest()
         return next_key, request._replace(prompt=prompt)
 
     def rejected(self, answer: Answer, reason: str, cause: ModelError | None) -> Answer:
@@ -138,7 +138,7 @@ class Repetitions:
     def number(self, prompts: Iterable[Prompt]) -> list[Repeated]:
         """Returns prompts with the number of times that each came before, in this call or an earlier one."""
         given = list(prompts)
-        digests = [hashlib.blake2b(_prompt_bytes(prompt), digest_size=8).digest() for prompt in given]
+        digests = [hashlib.blake2b(prompt_bytes(prompt), digest_size=8).digest() for prompt in given]
         times = self.count([int.from_bytes(digest, "little") for digest in digests])
         return [Repeated(prompt, count) for prompt, count in zip(given, times, strict=True)]
 
@@ -167,7 +167,8 @@ class Repetitions:
         self._counts = np.bincount(places, counts).astype(np.uint32)
 
 
-def _prompt_bytes(prompt: Prompt) -> bytes:
+def prompt_bytes(prompt: Prompt) -> bytes:
+    """Returns what of a prompt decides a key; raises `ArgumentTypeError` for a value that is no prompt."""
     if isinstance(prompt, str):
         return prompt.encode("utf-8", "surrogatepass")
     if isinstance(prompt, Sequence) and prompt and all(isinstance(message, Mapping) for message in prompt):

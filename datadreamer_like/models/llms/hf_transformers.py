@@ -17,6 +17,7 @@ from ..trained.model_facts import is_bidirectional, model_max_length
 from .chat_template import AUTO, Auto, checked, given_text, is_text_template, plain_prompt
 from .generation import Answer, GenerationOptions, Request, Sampling
 from .llm import LLM
+from .scoring import Scored, ScoreRequest
 
 if TYPE_CHECKING:
     import torch
@@ -279,14 +280,48 @@ class HFTransformers(LLM):
             )
         return ids
 
-    def _ids(self, request: Request) -> list[int]:
-        tokenizer: Any = self.tokenizer
+    def score_batch(self, requests: Sequence[ScoreRequest]) -> Sequence[Scored]:
+        """Scores the same continuations after several prompts; a prompt that is too long fails alone."""
+        texts = requests[0].continuations
+        longest = max(self.count_tokens(text) for text in texts) + 1
+        found: dict[int, Scored] = {}
+        prompts: dict[int, list[int]] = {}
+        for index, request in enumerate(requests):
+            try:
+                prompts[index] = self._fitting_ids(request.request, self.get_max_context_length(longest))
+            except BadRequest as error:
+                found[index] = Scored.failed(error)
+        if prompts:
+            from .hf_score import score
+
+            wanted = [self._continuation_ids(requests[index], ids) for index, ids in prompts.items()]
+            scores = score(self.model, self.tokenizer, list(prompts.values()), wanted)
+            for (index, ids), logprobs, own in zip(prompts.items(), scores, wanted, strict=True):
+                found[index] = Scored(tuple(logprobs), tuple(map(len, own)), prompt_tokens=len(ids))
+        return [found[index] for index in range(len(requests))]
+
+    def _continuation_ids(self, request: ScoreRequest, prompt: list[int]) -> list[list[int]]:
+        alone = self.tokenizer(list(request.continuations), add_special_tokens=False, verbose=False)["input_ids"]
+        if self.takes_chat or not isinstance(request.prompt, str) or self.config.is_encoder_decoder:
+            return list(alone)
+        # SentencePiece puts a blank before a text by itself, but not before one that continues another.
+        text, begins = self._text(request.request)
+        whole = [text + continuation for continuation in request.continuations]
+        joined = self.tokenizer(whole, add_special_tokens=not begins, verbose=False)["input_ids"]
+        start = len(prompt)
+        return [ids[start:] if ids[:start] == prompt else own for ids, own in zip(joined, alone, strict=True)]
+
+    def _text(self, request: Request) -> tuple[str, bool]:
+        """Returns the text that the model sees, and whether it has the token that starts a text."""
         if isinstance(request.prompt, str) and not self.takes_chat:
             text = plain_prompt(self.chat_prompt_template, request.prompt, self.system_prompt)
-            begins = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-        else:
-            messages = request.messages(self.system_prompt)
-            text, begins = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), True
+            return text, bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
+        messages = request.messages(self.system_prompt)
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), True
+
+    def _ids(self, request: Request) -> list[int]:
+        tokenizer: Any = self.tokenizer
+        text, begins = self._text(request)
         ids = tokenizer(text, add_special_tokens=not begins, verbose=False)["input_ids"]
         # An empty prompt without special tokens still needs one token to start from.
         start = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None][:1]

@@ -18,9 +18,11 @@ from .answer_text import answer_of, answer_text
 from .chat_template import AUTO, Auto, checked, given_text, is_text_template, plain_prompt
 from .generation import Answer, Request, Sampling, TokenLogprob
 from .gguf import find_gguf, read_gguf_header
+from .llamacpp_score import score
 from .llamacpp_server import Completion, LlamaServer
 from .llm import LLM
 from .schema import check_llamacpp_schema
+from .scoring import Scored, ScoreRequest
 
 
 class LlamaCPP(LLM):
@@ -181,6 +183,31 @@ class LlamaCPP(LLM):
                 "context_length."
             )
         return completion
+
+    async def score_one(self, request: ScoreRequest) -> Scored:
+        """Scores continuations one after the other, as a tree of tokens in one slot, which keeps the prompt."""
+        self._reset_after_fork()
+        return await asyncio.get_running_loop().run_in_executor(self._workers, self._score, request)
+
+    def _score(self, request: ScoreRequest) -> Scored:
+        server = self.server
+        plain = isinstance(request.prompt, str) and not self.takes_chat
+        body = self._prompt_body(request.request)
+        text = body["prompt"] if plain else server.apply_template(body["messages"])
+        prompt, texts = server.tokenize(text, special=True), request.continuations
+        wanted, start = [server.tokenize(continuation) for continuation in texts], len(prompt)
+        if plain:
+            # SentencePiece puts a blank before a text by itself, but not before one that continues another.
+            joined = [server.tokenize(text + continuation, special=True) for continuation in texts]
+            wanted = [ids[start:] if ids[:start] == prompt else own for ids, own in zip(joined, wanted, strict=True)]
+        if len(prompt) + max(map(len, wanted)) > self.context_length:
+            raise PromptTooLong(
+                f"The prompt has {len(prompt)} tokens, and with a continuation of {max(map(len, wanted))} it does not "
+                f"fit the context of {self.context_length}. Shorten it, or give LlamaCPP a larger context_length."
+            )
+        partial = set().union(*(server.partial_tokens(each) for each in texts if not each.isascii()))
+        logprobs = score(server, prompt, wanted, partial)
+        return Scored(tuple(logprobs), tuple(map(len, wanted)), prompt_tokens=len(prompt))
 
     def _prompt_body(self, request: Request) -> dict[str, Any]:
         schema = request.sampling.schema

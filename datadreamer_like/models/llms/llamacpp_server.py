@@ -7,10 +7,11 @@ import http.client
 import importlib
 import json
 import os
+import queue
 import secrets
 import threading
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,9 @@ class LlamaServer:
                 f"architecture that this release does not know, or too large for the memory with {slots} slots of "
                 f"{context_length} tokens."
             ) from error
+        self._slots: queue.LifoQueue[int] = queue.LifoQueue()
+        for slot in range(slots):
+            self._slots.put(slot)
         _first_pid = _first_pid or os.getpid()
         if _first_pid != os.getpid():
             # A fork lacks llama.cpp's process-wide threads, and freeing the server would wait for them.
@@ -119,15 +123,38 @@ class LlamaServer:
         ids: list[int] = self._post("/tokenize", content=text, add_special=special, parse_special=special)["tokens"]
         return ids
 
+    def partial_tokens(self, text: str) -> set[int]:
+        """Returns the tokens of a text that are no whole characters."""
+        tokens = self._post("/tokenize", content=text, add_special=False, parse_special=False, with_pieces=True)
+        return {token["id"] for token in tokens["tokens"] if not isinstance(token["piece"], str)}
+
     def apply_template(self, messages: list[dict[str, Any]]) -> str:
         """Returns the text that the model sees for chat messages."""
         return str(self._post("/apply-template", messages=messages)["prompt"])
 
-    def _post(self, path: str, **body: Any) -> Any:
+    def next_token_probs(self, slot: int, **body: Any) -> list[dict[str, Any]]:
+        """Returns llama.cpp's `completion_probabilities`: for each token written, itself and the likeliest.
+
+        Unlike in a stream, tokens that end within a character are not left out.
+        """
+        # A long prompt of a large model takes minutes.
+        found = self._post("/completion", seconds=3600.0, id_slot=slot, cache_prompt=True, **body)
+        return list(found.get("completion_probabilities") or ())
+
+    @contextmanager
+    def own_slot(self) -> Iterator[int]:
+        """Reserves a slot for requests that follow each other, so that each finds the tokens of the one before."""
+        slot = self._slots.get()
+        try:
+            yield slot
+        finally:
+            self._slots.put(slot)
+
+    def _post(self, path: str, seconds: float = 60.0, **body: Any) -> Any:
         address = urlsplit(self._server.listening_address).netloc
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
         # Not urllib, which would send even loopback requests to a proxy from the environment.
-        with closing(http.client.HTTPConnection(address, timeout=60)) as connection:
+        with closing(http.client.HTTPConnection(address, timeout=seconds)) as connection:
             try:
                 connection.request("POST", path, json.dumps(body), headers)
                 response = connection.getresponse()

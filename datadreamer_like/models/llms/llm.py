@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 from typing_extensions import Unpack
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, PromptTooLong, RejectedAnswer
@@ -24,6 +25,7 @@ from ..model import Model
 from .answer_text import plain_answer, plain_answered, plain_answers
 from .generation import GENERATION_DEFAULTS, Answer, Generation, GenerationOptions, Prompt, Request, Sampling
 from .schema_check import schema_check
+from .scoring import ScoreCalls, Scored, ScoreOptions, ScoreRequest, check_score_options, checked_continuations
 
 
 class LLM(Model):
@@ -86,11 +88,31 @@ class LLM(Model):
         """
         raise NotImplementedError(f"{type(self).__name__} implements neither answer nor answer_batch.")
 
+    async def score_one(self, request: ScoreRequest) -> Scored:
+        """Scores the continuations of one prompt, for engines that implement `answer`; see `scores`.
+
+        Raises:
+            ModelError: As for `answer`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement score_one.")
+
+    def score_batch(self, requests: Sequence[ScoreRequest]) -> Sequence[Scored]:
+        """Scores the continuations of several prompts, for engines that implement `answer_batch`; see `scores`."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement score_batch.")
+
     async def end_run(self) -> None:
         """Called in the event loop when a run ends; closes connections that `answer` opened."""
 
     def check(self, sampling: Sampling) -> None:
         """Raises `DefinitionError`, before any request, if the engine does not support a sampling option."""
+
+    def check_scoring(self) -> None:
+        """Raises `DefinitionError`, before any request, if the engine gives no log-probabilities of given texts."""
+        if type(self).score_one is LLM.score_one and type(self).score_batch is LLM.score_batch:
+            raise DefinitionError(
+                f"{self.display_name} gives no log-probabilities of given texts. Use LlamaCPP, HFTransformers, or a "
+                "server that returns those of a prompt (vLLM) through OpenAI(model, base_url=...)."
+            )
 
     def translated(self, options: GenerationOptions) -> GenerationOptions:
         """Returns the options of a call, with those that only this engine spells differently by their common names."""
@@ -123,6 +145,11 @@ class LLM(Model):
     def takes_chat(self) -> bool:
         """Whether a text is sent as a chat message; False for models that continue a plain text."""
         return True
+
+    @property
+    def scores_chat(self) -> bool:
+        """Whether `score` sends a text as a chat message, as `run` does if `takes_chat`."""
+        return self.takes_chat
 
     def count_tokens(self, value: str) -> int:
         """Returns the number of tokens of a text; a conservative estimate if there is no tokenizer."""
@@ -213,12 +240,8 @@ class LLM(Model):
             if type(self).answer is LLM.answer:
                 read = partial(plain_answers, self.answer_batch, schema is not None)
                 return BatchEngine(read, recorder, generation)
-            return ConcurrentEngine(
-                partial(plain_answered, self.answer, schema is not None),
-                recorder,
-                concurrency=generation.concurrency or self.default_concurrency,
-                max_tries=self.max_tries if self.retry_on_fail else 1,
-                at_end=self.end_run,
+            return self._concurrent_engine(
+                partial(plain_answered, self.answer, schema is not None), recorder, generation
             )
 
         return run_calls(
@@ -231,6 +254,62 @@ class LLM(Model):
             total=generation.total_num_prompts,
             check=check,
             max_follow_ups=max_follow_ups,
+        )
+
+    def score(self, prompts: Iterable[Prompt], continuations: Sequence[str], **options: Unpack[ScoreOptions]) -> Any:
+        """Returns the log-probabilities [prompts, continuations] of texts as the start of the answer to each prompt.
+
+        A continuation's value is the sum of the natural log-probabilities of its tokens, without an end token after
+        them: no text is generated or parsed. The prompt is computed once for all continuations. Results are cached like
+        answers, all continuations of a prompt together.
+
+        Args:
+            prompts: As for `run`.
+            continuations: Texts, tokenized by themselves after a chat template. If the model continues a plain text
+                (`scores_chat` is False), the first one usually starts with a blank: `" yes"`.
+            **options: See `ScoreOptions`; `return_generator` has no effect.
+
+        Returns:
+            A float64 array; NaN in the row of a prompt that failed.
+
+        Raises:
+            DefinitionError: The engine gives no log-probabilities of given texts.
+            ModelError: As for `run`.
+
+        Example:
+            >>> llm.score(["Is the sky blue? Answer yes or no."], ["Yes", "No"])  # doctest: +SKIP
+            array([[-0.41, -1.73]])
+        """
+        rows = log_failures(self.scores(prompts, continuations, **options), options.get("on_error", "keep"))
+        lost = (float("nan"),) * len(continuations)
+        found = [row.logprobs if row.error is None else lost for row in rows]
+        return np.array(found, dtype=np.float64).reshape(-1, len(continuations))
+
+    def scores(
+        self, prompts: Iterable[Prompt], continuations: Sequence[str], **options: Unpack[ScoreOptions]
+    ) -> Iterator[Scored]:
+        """Like `score`, but yields `Scored`s: log-probabilities, token counts, errors."""
+        check_score_options(options)
+        texts = checked_continuations(continuations)
+        self.check_scoring()
+        run = Generation.from_options({"adaptive_batch_size": self.default_adaptive_batch_size, **options})
+
+        def make_engine(recorder: Recorder[Prompt, ScoreRequest, Scored]) -> Engine[ScoreRequest, Scored]:
+            if type(self).score_one is LLM.score_one:
+                return BatchEngine(self.score_batch, recorder, run)
+            return self._concurrent_engine(self.score_one, recorder, run)
+
+        return run_calls(
+            ScoreCalls(fingerprint(self), texts), prompts, make_engine, self, run, what="prompts scored", total=None
+        )
+
+    def _concurrent_engine(self, ask: Any, recorder: Recorder[Any, Any, Any], run: Generation) -> Engine[Any, Any]:
+        return ConcurrentEngine(
+            ask,
+            recorder,
+            concurrency=run.concurrency or self.default_concurrency,
+            max_tries=self.max_tries if self.retry_on_fail else 1,
+            at_end=self.end_run,
         )
 
     def format_prompt(

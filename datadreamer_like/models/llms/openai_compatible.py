@@ -16,11 +16,12 @@ from datadreamer_like.graph.threads import Task
 
 from .answer_text import AnswerText, answer_of, answer_text
 from .api_model import APIModel, shown_address
-from .chat_template import AUTO, Auto, checked, given_text
+from .chat_template import AUTO, Auto, checked, given_text, plain_prompt
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling, TokenLogprob
 from .prices import Usage, counted, token_count
 from .provider_errors import ErrorInAnswer
 from .schema import openai_response_format
+from .scoring import Scored, ScoreRequest, echoed_scores
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletion
@@ -209,14 +210,59 @@ class OpenAICompatible(APIModel):
             failure = self.error_of(error)
         raise failure
 
-    async def send(self, client: Any, parameters: dict[str, Any]) -> ChatCompletion:
+    async def send(self, client: Any, parameters: dict[str, Any]) -> Any:
         """Sends one request; an answer without choices is malformed."""
+        if "prompt" in parameters:
+            return await client.completions.create(**parameters)
         completion: ChatCompletion = await client.chat.completions.create(**parameters)
         choices: list[Any] = completion.choices or []
         said = getattr(completion, "error", None) or next((getattr(choice, "error", None) for choice in choices), None)
         if not choices or said:
             raise ErrorInAnswer(said)
         return completion
+
+    def check_scoring(self) -> None:
+        """Refuses providers that are known to return no log-probabilities of a prompt."""
+        if self.endpoint.name == "OpenAI" and self.endpoint.serves(self.base_url):
+            raise DefinitionError(
+                f"{self.display_name} gives no log-probabilities of given texts: OpenAI's servers do not return those "
+                "of a prompt. Use LlamaCPP, HFTransformers, or vLLM's server through OpenAI(model, base_url=...)."
+            )
+
+    @property
+    def scores_chat(self) -> bool:
+        """False: scores are those of plain texts, after the system prompt, if any, and a blank line."""
+        return False
+
+    async def score_one(self, request: ScoreRequest) -> Scored:
+        """Scores all continuations by one request for completions with `echo`, which returns a prompt's tokens."""
+        if not isinstance(request.prompt, str):
+            raise BadRequest("A chat cannot be scored through this API, which has no chat template. Pass a text.")
+        prompt = plain_prompt(None, request.prompt, self.system_prompt)
+        texts = [prompt + continuation for continuation in request.continuations]
+        # Some servers refuse max_tokens=0; the token that they write is left out.
+        parameters = {
+            "model": self.model_name, "prompt": texts, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0.0,
+        }  # fmt: skip
+        completion = await self.request(lambda: parameters)
+        choices = sorted(completion.choices, key=lambda choice: int(choice.index))
+        if len(choices) != len(texts):
+            raise MalformedAnswer(f"{shown_address(self.base_url)} sent {len(choices)} of {len(texts)} completions.")
+        found = [echoed_scores(choice, prompt, text) for choice, text in zip(choices, texts, strict=True)]
+        if None in found:
+            raise DefinitionError(
+                f"{shown_address(self.base_url)} returns no log-probabilities of a prompt's tokens (completions with "
+                "echo), so it cannot score texts. Use vLLM's server, LlamaCPP or HFTransformers."
+            )
+        values = [each for each in found if each is not None]
+        tokens = counted([_usage(completion)], self.prices)
+        return Scored(
+            tuple(logprob for logprob, _ in values),
+            tuple(count for _, count in values),
+            tokens["prompt_tokens"],
+            tokens["completion_tokens"],
+            tokens["cost"],
+        )
 
     async def _complete(self, request: Request, n: int, seed: int | None) -> ChatCompletion:
         fixed = {"model": self.model_name, "messages": request.messages(self.system_prompt)}

@@ -179,7 +179,8 @@ class HFTrainer(Trainer):
             **own,
         }.items():
             parts[f"argument {name}"] = fingerprint(value, name)
-        nodes = map(node_of, (self.start, None if objective is None else objective.teacher, *own.values()))
+        teacher = None if objective is None else objective.teacher
+        nodes = map(node_of, (self.start, teacher, *getattr(teacher, "teachers", ()), *own.values()))
         parents = [*(column.step for column in given.values()), *(node for node in nodes if node is not None)]
         return self.work(parts, parents, partial(self._build, checked, training, objective))
 

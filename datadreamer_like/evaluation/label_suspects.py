@@ -1,0 +1,211 @@
+"""Which labels of a dataset are likely wrong, by confident learning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, require_extra
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelSuspects:
+    """What `label_suspects` finds, for rows in their order and classes in that of `classes`.
+
+    Attributes:
+        classes: The labels that occur, sorted.
+        error_probabilities: [rows], the probability that the given label is wrong.
+        suggested: The likeliest true label of each row.
+        is_suspect: Bool [rows], the rows that confident learning would remove.
+        probabilities: [rows, classes], the probability of each true label: soft labels without the noise.
+        joint: [given classes, true classes], the estimated joint distribution of given and true labels.
+    """
+
+    classes: tuple[str, ...]
+    error_probabilities: Floats
+    suggested: list[str]
+    is_suspect: Bools
+    probabilities: Floats
+    joint: Floats
+
+    @property
+    def noise_rate(self) -> float:
+        """Estimated share of wrong labels."""
+        return 1.0 - float(np.trace(self.joint))
+
+
+def label_suspects(
+    examples: Sequence[str] | np.ndarray[Any, Any],
+    labels: Sequence[Any],
+    *,
+    classifier: Any = None,
+    trusted: Sequence[bool] | None = None,
+    folds: int = 5,
+    seed: int = 0,
+) -> LabelSuspects:
+    """Finds labels that are likely wrong: confident learning, Northcutt, Jiang and Chuang 2021, arXiv:1911.00068.
+
+    A classifier is trained on all folds but one and predicts that one, so that no row is judged by a model that has
+    seen its label. A class's threshold is the mean predicted probability of the class among the rows that have its
+    label; a row counts for the likeliest class above its threshold, and those counts, scaled to the numbers of given
+    labels, are the joint distribution of given and true labels. As many rows of each cell off the diagonal as it holds
+    are suspects, those first whose predictions prefer the other class most (pruning by noise rate).
+
+    The probabilities are the posterior of that noise model, `P(true = k | x, given = i) ∝ P(given = i | true = k)
+    P(k | x)`, with the predictions' temperature fitted so that the given labels are likeliest.
+
+    Noise that depends on the class alone is found best; labels that are wrong in the same way wherever they are, such
+    as all rows of a topic that the labeller does not know, look right to any classifier trained on them.
+
+    Args:
+        examples: Features [rows, dims], such as the embeddings of a frozen encoder, or texts.
+        labels: The given labels; a class has at least `folds` rows.
+        classifier: A scikit-learn estimator with `predict_proba`, trained on copies; by default a logistic regression,
+            for texts on their TF-IDF.
+        trusted: Rows whose labels are known to be right: they are trained on in each fold, and are no suspects.
+        folds: Number of parts, 2 or more.
+        seed: Of the random parts.
+
+    Raises:
+        MissingExtra: scikit-learn is not installed.
+        DefinitionError: Examples, labels and `trusted` differ in number, or `folds` is below 2.
+        ArgumentTypeError: The classifier has no `predict_proba`, or the examples are one text.
+        DataError: A feature is not finite, a label is missing, or a class has fewer rows than there are folds.
+
+    Example:
+        >>> found = label_suspects(embeddings, labels)  # doctest: +SKIP
+        >>> kept = np.flatnonzero(~found.is_suspect)  # doctest: +SKIP
+    """
+    require_extra("train", "sklearn", what="label_suspects")
+    features, texts = _checked(examples, labels, classifier, folds)
+    names = [str(label) for label in labels]
+    classes, given = np.unique(names, return_inverse=True)
+    sure = np.zeros(len(names), dtype=bool) if trusted is None else np.asarray(trusted, dtype=bool)
+    if len(sure) != len(names):
+        raise DefinitionError(f"There are {len(names):,} labels and {len(sure):,} values of trusted; pass one a row.")
+    counts = np.bincount(given[~sure], minlength=len(classes))
+    rare = [f'"{classes[place]}" ({counts[place]})' for place in np.flatnonzero((counts < folds) & (counts > 0))]
+    if len(classes) < 2 or rare:
+        raise DataError(
+            f"{'There is one class only' if not rare else 'These classes have fewer rows than the ' + str(folds)}"
+            f"{' folds: ' + ', '.join(rare[:10]) if rare else ''}. Each of two or more classes needs a row for each "
+            "fold: lower folds, or leave such classes out."
+        )
+    model = classifier if classifier is not None else _default_classifier(texts)
+    predicted = _out_of_fold(model, features, given, sure, len(classes), folds, seed)
+    joint = _joint(predicted, given, sure)
+    noise = joint + 1 / (len(classes) * max(len(names), 1))  # a cell without a count is rare, not impossible
+    posterior = _posterior(predicted, given, noise / noise.sum(0), sure)
+    rows = np.arange(len(names))
+    posterior[sure] = np.eye(len(classes))[given[sure]]
+    return LabelSuspects(
+        tuple(str(name) for name in classes),
+        1.0 - posterior[rows, given],
+        [str(classes[place]) for place in posterior.argmax(1)],
+        _suspects(predicted, given, joint, ~sure),
+        posterior,
+        joint,
+    )
+
+
+def _checked(examples: Any, labels: Sequence[Any], classifier: Any, folds: int) -> tuple[Any, bool]:
+    if isinstance(examples, str):
+        raise ArgumentTypeError("examples is one text; it must be a list of texts, or features [rows, dims].")
+    texts = len(examples) > 0 and isinstance(examples[0], str)
+    features = np.asarray(examples, dtype=object if texts else None)
+    if len(features) != len(labels):
+        raise DefinitionError(f"There are {len(features):,} examples and {len(labels):,} labels; pass one a row.")
+    if not isinstance(folds, int) or folds < 2:
+        raise DefinitionError(f"folds is {folds!r}; it must be 2 or more.")
+    if classifier is not None and not hasattr(classifier, "predict_proba"):
+        raise ArgumentTypeError(
+            f"A {type(classifier).__name__} has no predict_proba. Pass a scikit-learn classifier that has."
+        )
+    if not texts and (features.ndim != 2 or not np.isfinite(features.astype(np.float64)).all()):
+        raise DataError("examples must be texts, or finite features [rows, dims].")
+    if any(label is None for label in labels):
+        raise DataError("A label is None. Leave rows without a label out.")
+    return features, texts
+
+
+def _default_classifier(texts: bool) -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if texts:
+        return make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10.0))
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+
+
+def _out_of_fold(model: Any, features: Any, given: Any, sure: Bools, classes: int, folds: int, seed: int) -> Floats:
+    """Predicted probabilities [rows, classes]; trusted rows are trained on in each fold, and keep their label."""
+    from sklearn.base import clone
+    from sklearn.model_selection import StratifiedKFold
+
+    found: Floats = np.eye(classes)[given]
+    known, asked = np.flatnonzero(sure), np.flatnonzero(~sure)
+    for train, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(asked, given[asked]):
+        rows = np.concatenate([asked[train], known])
+        fitted = clone(model).fit(features[rows], given[rows])
+        predicted = np.zeros((len(test), classes))
+        predicted[:, fitted.classes_] = fitted.predict_proba(features[asked[test]])
+        found[asked[test]] = predicted
+    return found
+
+
+def _joint(predicted: Floats, given: Any, sure: Bools) -> Floats:
+    """The joint distribution [given, true]: equations 1 to 3 of the paper."""
+    classes = predicted.shape[1]
+    asked = ~sure
+    counts = np.bincount(given[asked], minlength=classes)
+    sums = np.zeros(classes)
+    np.add.at(sums, given[asked], predicted[asked, given[asked]])
+    thresholds = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
+    above = np.where(predicted >= thresholds, predicted, -np.inf)
+    confident = np.zeros((classes, classes))
+    counted = asked & np.isfinite(above).any(1)
+    np.add.at(confident, (given[counted], above[counted].argmax(1)), 1.0)
+    totals = confident.sum(1, keepdims=True)
+    shares = np.where(totals > 0, confident / np.maximum(totals, 1.0), np.eye(classes))
+    found: Floats = shares * counts[:, None]
+    found /= found.sum()
+    return found
+
+
+def _posterior(predicted: Floats, given: Any, noise: Floats, sure: Bools) -> Floats:
+    """The posterior of true labels [rows, classes]; `noise` [given, true] is `P(given | true)`."""
+    logs = np.log(np.maximum(predicted, 1e-12))
+    likelihoods = noise[given]
+
+    def weighed(temperature: float) -> Floats:
+        scaled = np.exp((logs - logs.max(1, keepdims=True)) / temperature)
+        found: Floats = likelihoods * scaled / scaled.sum(1, keepdims=True)
+        return found
+
+    def surprise(temperature: float) -> float:
+        return -float(np.log(weighed(temperature)[~sure].sum(1)).mean())
+
+    found = weighed(min(np.geomspace(0.1, 10.0, 61).tolist(), key=surprise))
+    found /= found.sum(1, keepdims=True)
+    return found
+
+
+def _suspects(predicted: Floats, given: Any, joint: Floats, asked: Bools) -> Bools:
+    """Pruning by noise rate: of each cell off the diagonal as many rows as it holds, those with the largest margin."""
+    found = np.zeros(len(given), dtype=bool)
+    total = int(asked.sum())
+    for i, j in zip(*np.nonzero(joint * total >= 0.5), strict=True):
+        if i != j:
+            rows = np.flatnonzero(asked & (given == i))
+            margins = predicted[rows, j] - predicted[rows, i]
+            most = rows[np.argsort(-margins, kind="stable")[: round(joint[i, j] * total)]]
+            found[most[predicted[most, j] > predicted[most, i]]] = True
+    return found
