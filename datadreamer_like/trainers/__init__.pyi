@@ -1,6 +1,7 @@
 from .classifier import TrainHFClassifier as TrainHFClassifier
 from .dpo import TrainHFDPO as TrainHFDPO
 from .fine_tune import TrainHFFineTune as TrainHFFineTune
+from .ppo import TrainHFPPO as TrainHFPPO
 from .reward_model import TrainHFRewardModel as TrainHFRewardModel
 from .trainer import Trainer as Trainer
 from .training.options import HFOptions as HFOptions

@@ -25,7 +25,7 @@ from ..quality import perplexity
 from .examples import Examples, Ragged
 from .task import Batch, Measure, Task, run_model, tokenize
 
-_DTYPES = {"numbers": np.float32}
+_DTYPES: dict[str, type[np.generic]] = {"numbers": np.float32, "text": np.uint8}
 
 
 class Generation(Task):
