@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self, Unpack, cast
 
@@ -137,21 +136,16 @@ class TrainHFDPO(TrainHFFineTune):
 
     def fit(self, run: Run) -> Fit:
         """Trains `run.model` with trl's loop."""
-        # trl checkpoints activations by default, which saves memory but costs a fifth of the time.
-        own = {} if "gradient_checkpointing" in run.training.further else {"activation_checkpointing": False}
-        with warnings.catch_warnings():
-            # trl reads a transformers property by its deprecated name; users cannot fix that.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-            fitted = fit(
-                run,
-                lambda **options: _Loop(reference=self._reference(run), **options),
-                DPOConfig,
-                beta=self._how["dpo_beta"],
-                loss_type=self._how["loss_type"],
-                disable_dropout=self._how["disable_dropout"],
-                max_length=None,  # the rows are already cut
-                **own,
-            )
+        fitted = fit(
+            run,
+            lambda **options: _Loop(reference=self._reference(run), **options),
+            DPOConfig,
+            beta=self._how["dpo_beta"],
+            loss_type=self._how["loss_type"],
+            disable_dropout=self._how["disable_dropout"],
+            max_length=None,  # the rows are already cut
+            activation_checkpointing=False,  # trl's default saves memory, but costs a fifth of the time
+        )
         if "ref" in getattr(run.model, "peft_config", {}):
             run.model.delete_adapter("ref")  # trl's copy of the untrained adapter
         return fitted

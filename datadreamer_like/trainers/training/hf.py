@@ -191,6 +191,8 @@ class HFTrainer(Trainer):
             warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
             # It saves adapted embeddings with their adapter.
             warnings.filterwarnings("ignore", "Setting `save_embedding_layers` to `True`", UserWarning)
+            # peft and trl read a transformers property by its deprecated name; users cannot fix that.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             with loading(self._origin):
                 config = transformers.AutoConfig.from_pretrained(self.source, **self.hub_options())
                 tokenizer = transformers.AutoTokenizer.from_pretrained(self.source, **self.hub_options())

@@ -88,6 +88,11 @@ _OUR_NAMES = {
     "num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size", "max_seq_length": "max_length",
     "per_gpu_train_batch_size": "batch_size", "train_batch_size": "batch_size", "lr": "learning_rate",
 }  # fmt: skip
+# Names of transformers that it has replaced, by the new ones.
+_RENAMED = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
 _EPOCHS = "each epoch is evaluated and saved, so that a killed training resumes and the best epoch is kept"
 _RESUMED = "a killed training resumes by itself when the script runs again"
 _PUBLISHED = "call publish_to_hf_hub(...) when the training is done"
@@ -164,7 +169,8 @@ class Training:
         """
         own = [f.name for f in dataclasses.fields(cls) if f.name != "further"]
         known = {f.name for f in dataclasses.fields(arguments) if f.init}
-        further = {name: value for name, value in options.items() if name not in own}
+        new = {old: name for old, name in _RENAMED.items() if name in known}
+        further = {new.get(name, name): value for name, value in options.items() if name not in own}
         for name in further:
             if name in _OUR_NAMES:
                 raise DefinitionError(f'{what} has no option "{name}"; here it is called "{_OUR_NAMES[name]}".')
@@ -172,7 +178,7 @@ class Training:
                 raise DefinitionError(f'{what} decides "{name}" itself. Leave it out.')
             if name in _DECIDED:
                 same, reason = _DECIDED[name]
-                if getattr(options[name], "value", options[name]) not in same:
+                if getattr(further[name], "value", further[name]) not in same:
                     raise DefinitionError(f'{what} decides "{name}" itself: {reason}. Leave it out.')
                 continue
             if name in HFOptions.__annotations__ and name not in known:
