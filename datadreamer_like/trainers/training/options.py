@@ -35,6 +35,10 @@ class HFOptions(TypedDict, total=False):
     """A transformers quantization config, to train an adapter on a quantized model (QLoRA)."""
     peft_config: Any
     """A peft config, such as `LoraConfig()`: an adapter is trained and merged into the model at the end."""
+    qlora: bool
+    """Train an adapter on 4-bit weights (Dettmers et al. 2023, arXiv:2305.14314): NF4 by bitsandbytes with doubly
+    quantized scales, and LoRA of rank 16 on every linear layer. A `quantization_config` or `peft_config` replaces its
+    own. The adapter is merged into the dequantized weights. `gradient_checkpointing=True` in `train` saves more."""
     distributed_config: Any
     """Accepted for DataDreamer scripts, like the next two; one process trains on one device."""
     fsdp: Any
