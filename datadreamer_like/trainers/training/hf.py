@@ -199,8 +199,8 @@ class HFTrainer(Trainer):
             warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
             # It saves adapted embeddings with their adapter.
             warnings.filterwarnings("ignore", "Setting `save_embedding_layers` to `True`", UserWarning)
-            # peft and trl read a transformers property by its deprecated name; users cannot fix that.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            # peft and trl use names of transformers that are deprecated; users cannot fix that.
+            warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning)
             with loading(self._origin):
                 config = transformers.AutoConfig.from_pretrained(self.source, **self.hub_options())
                 tokenizer = transformers.AutoTokenizer.from_pretrained(self.source, **self.hub_options())
