@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from itertools import islice, zip_longest
 from typing import Any
@@ -54,15 +55,21 @@ def check_lengths(columns: Mapping[str, Column]) -> None:
 
 
 def read_rows(
-    columns: Mapping[str, Column], *, labels: str = "", optional: bool = False, portion: int = 1000
+    columns: Mapping[str, Column],
+    *,
+    labels: str = "",
+    optional: bool = False,
+    numbers: Collection[str] = (),
+    portion: int = 1000,
 ) -> Iterator[list[tuple[Any, ...]]]:
     """Yields the rows of columns in chunks of up to `portion`, each row a tuple in the order of the columns.
 
-    All values must be texts, except those of the column `labels`, which may also be None if `optional`.
+    All values must be texts, except those of the columns `numbers`, and those of the column `labels`, which may also be
+    None if `optional`.
 
     Raises:
-        DataError: A value is missing.
-        ArgumentTypeError: A value is not a text.
+        DataError: A value is missing, or a number is not finite.
+        ArgumentTypeError: A value is not a text, or not a number.
         DefinitionError: The columns turn out to differ in length.
         EmptyDataset: There are no rows.
     """
@@ -78,7 +85,9 @@ def read_rows(
                         f'{name}, "{column.column_names[0]}" of "{column.step.name}", is None in row {row}. '
                         "Filter such rows out first: step.filter(lambda row: row[...] is not None)."
                     )
-                if name != labels and not isinstance(value, str):
+                if name in numbers:
+                    _check_finite(value, name, row)
+                elif name != labels and not isinstance(value, str):
                     raise ArgumentTypeError(
                         f"{name} must contain texts; row {row} has {value!r}, of type {type(value).__name__}. "
                         "Choose another column, or convert its values to texts with step.map."
@@ -87,6 +96,16 @@ def read_rows(
         yield part
     if start == 0:
         raise EmptyDataset(_empty(*next(iter(columns.items()))))
+
+
+def _check_finite(value: object, name: str, row: int) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ArgumentTypeError(
+            f"{name} must contain numbers; row {row} has {value!r}, of type {type(value).__name__}. "
+            "Choose another column, or convert its values with step.map."
+        )
+    if not math.isfinite(value):
+        raise DataError(f"{name} is {value} in row {row}; it must be a finite number. Filter such rows out first.")
 
 
 def read_texts(column: Column, name: str) -> Iterator[str]:

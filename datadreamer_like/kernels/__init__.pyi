@@ -11,4 +11,11 @@ from .nf4 import absmax_from_dynamic8 as absmax_from_dynamic8
 from .nf4 import absmax_to_dynamic8 as absmax_to_dynamic8
 from .nf4 import nf4_dequantize as nf4_dequantize
 from .nf4 import nf4_quantize as nf4_quantize
+from .policy_gradient import adapted_kl_coef as adapted_kl_coef
+from .policy_gradient import clipped_policy_loss as clipped_policy_loss
+from .policy_gradient import clipped_value_loss as clipped_value_loss
+from .policy_gradient import generalized_advantages as generalized_advantages
+from .policy_gradient import penalized_rewards as penalized_rewards
+from .policy_gradient import preference_loss as preference_loss
+from .policy_gradient import whitened as whitened
 from .wanda import wanda_mask as wanda_mask

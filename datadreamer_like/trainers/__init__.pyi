@@ -1,6 +1,10 @@
 from .classifier import TrainHFClassifier as TrainHFClassifier
 from .dpo import TrainHFDPO as TrainHFDPO
 from .fine_tune import TrainHFFineTune as TrainHFFineTune
+from .group_policy import TrainHFGRPO as TrainHFGRPO
+from .group_policy import TrainHFRLOO as TrainHFRLOO
+from .ppo import TrainHFPPO as TrainHFPPO
+from .reward_model import TrainHFRewardModel as TrainHFRewardModel
 from .trainer import Trainer as Trainer
 from .training.options import HFOptions as HFOptions
 from .training.options import Training as Training

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self, Unpack, cast
 
 from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 
 from datadreamer_like.distillation import Objective, check_same_vocabulary
-from datadreamer_like.errors import DefinitionError, MethodMisfit, did_you_mean, require_extra
+from datadreamer_like.errors import DefinitionError, did_you_mean, require_extra
 from datadreamer_like.evaluation.columns import check_number
 from datadreamer_like.evaluation.tasks.generation import Preferences
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.positions import by_position
-from datadreamer_like.models.trained.model_facts import is_bidirectional, task_of
 from datadreamer_like.models.trained.model_node import as_trained_model
 
 from .fine_tune import TrainHFFineTune
@@ -133,33 +131,21 @@ class TrainHFDPO(TrainHFFineTune):
 
     def task_class(self, config: PretrainedConfig) -> type[Preferences]:
         """Returns `Preferences`; see `TrainHFFineTune.task_class`."""
-        self._check_causal(config, self.source)
+        self.check_causal(config, self.source)
         return Preferences
-
-    def _check_causal(self, config: PretrainedConfig, what: str) -> None:
-        if config.is_encoder_decoder or is_bidirectional(config) or task_of(config) == "text-classification":
-            raise MethodMisfit(
-                f'"{self.name}": {what} is not a causal language model ({config.model_type}), and trl optimizes '
-                "preferences of such models only. Choose a causal one."
-            )
 
     def fit(self, run: Run) -> Fit:
         """Trains `run.model` with trl's loop."""
-        # trl checkpoints activations by default, which saves memory but costs a fifth of the time.
-        own = {} if "gradient_checkpointing" in run.training.further else {"activation_checkpointing": False}
-        with warnings.catch_warnings():
-            # trl reads a transformers property by its deprecated name; users cannot fix that.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-            fitted = fit(
-                run,
-                lambda **options: _Loop(reference=self._reference(run), **options),
-                DPOConfig,
-                beta=self._how["dpo_beta"],
-                loss_type=self._how["loss_type"],
-                disable_dropout=self._how["disable_dropout"],
-                max_length=None,  # the rows are already cut
-                **own,
-            )
+        fitted = fit(
+            run,
+            lambda **options: _Loop(reference=self._reference(run), **options),
+            DPOConfig,
+            beta=self._how["dpo_beta"],
+            loss_type=self._how["loss_type"],
+            disable_dropout=self._how["disable_dropout"],
+            max_length=None,  # the rows are already cut
+            activation_checkpointing=False,  # trl's default saves memory, but costs a fifth of the time
+        )
         if "ref" in getattr(run.model, "peft_config", {}):
             run.model.delete_adapter("ref")  # trl's copy of the untrained adapter
         return fitted
@@ -170,7 +156,7 @@ class TrainHFDPO(TrainHFFineTune):
         if reference is None and self.peft_config is not None:
             return None
         if reference is not None:
-            self._check_causal(reference.config, f"the reference, {reference.path},")
+            self.check_causal(reference.config, f"the reference, {reference.path},")
             check_same_vocabulary(reference, run.task.tokenizer, ("the reference", "the model"))
         model: Any = reference.model if reference else self.load_model(run.model.config, run.task, self.load_options())
         return cast("PreTrainedModel", model.to(run.device))

@@ -15,7 +15,7 @@ from datadreamer_like.evaluation.tasks.generation import CausalLM, Generation, S
 from datadreamer_like.evaluation.tasks.task import row_limit
 from datadreamer_like.graph.output import Column
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText, checked, checked_template
-from datadreamer_like.models.trained.model_facts import is_bidirectional
+from datadreamer_like.models.trained.model_facts import is_bidirectional, task_of
 from datadreamer_like.models.trained.prompt_template import set_prompt_template
 
 from .training.hf import HFTrainer
@@ -117,6 +117,14 @@ class TrainHFFineTune(HFTrainer):
                 "it is to predict. Start from a causal or encoder-decoder model, or train it with TrainHFClassifier."
             )
         return Seq2SeqLM if config.is_encoder_decoder else CausalLM
+
+    def check_causal(self, config: PretrainedConfig, what: str) -> None:
+        """Raises `MethodMisfit` if a model, called `what`, is not a causal language model."""
+        if config.is_encoder_decoder or is_bidirectional(config) or task_of(config) == "text-classification":
+            raise MethodMisfit(
+                f'"{self.name}": {what} is not a causal language model ({config.model_type}), and '
+                f"{type(self).__name__} trains such models only. Choose a causal one."
+            )
 
     def auto_class(self, config: PretrainedConfig) -> Any:
         """Returns the transformers class that loads the model."""

@@ -11,22 +11,23 @@ from torch.utils.data import Dataset, Sampler
 
 
 class Ragged:
-    """Integer sequences of different lengths in a file, memory-mapped when read.
+    """Sequences of different lengths in a file, of integers or another `dtype`, memory-mapped when read.
 
     Append inside a `with` block, read after it. An existing file is replaced.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, dtype: type[np.generic] = np.int32) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self.dtype = dtype
         self._ends = [0]
         self._file = path.open("wb")
 
-    def extend(self, sequences: Sequence[Sequence[int]]) -> None:
+    def extend(self, sequences: Sequence[Sequence[float]]) -> None:
         """Appends sequences."""
         for sequence in sequences:
             self._ends.append(self._ends[-1] + len(sequence))
-        self._file.write(np.concatenate([np.asarray(s, dtype=np.int32) for s in sequences]).tobytes())
+        self._file.write(np.concatenate([np.asarray(s, dtype=self.dtype) for s in sequences]).tobytes())
 
     def __enter__(self) -> Ragged:
         return self
@@ -36,7 +37,7 @@ class Ragged:
         self.starts = np.asarray(self._ends, dtype=np.int64)
         del self._ends
         # An empty file cannot be mapped.
-        self._flat = np.memmap(self.path, np.int32, mode="r") if self.starts[-1] else np.zeros(0, dtype=np.int32)
+        self._flat = np.memmap(self.path, self.dtype, mode="r") if self.starts[-1] else np.zeros(0, self.dtype)
 
     @property
     def lengths(self) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -46,7 +47,7 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def __getitem__(self, index: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+    def __getitem__(self, index: int) -> np.ndarray[Any, Any]:
         return self._flat[self.starts[index] : self.starts[index + 1]]
 
 

@@ -25,6 +25,8 @@ from ..quality import perplexity
 from .examples import Examples, Ragged
 from .task import Batch, Measure, Task, run_model, tokenize
 
+_DTYPES: dict[str, type[np.generic]] = {"numbers": np.float32, "text": np.uint8}
+
 
 class Generation(Task):
     """Prompts to answers; only the answers' tokens carry loss."""
@@ -32,6 +34,8 @@ class Generation(Task):
     encoder_decoder: ClassVar[bool]
     fields: ClassVar[tuple[str, ...]] = ("input_ids", "labels")
     """Names of the fields of `cut`."""
+    texts: ClassVar[int] = 2
+    """How many columns are texts; further ones are numbers, and what `cut` makes of them is the field `numbers`."""
 
     @abstractmethod
     def encoded(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[list[int], list[int]]]:
@@ -41,7 +45,7 @@ class Generation(Task):
         targets are the answer's ids.
         """
 
-    def cut(self, rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, tuple[list[int], ...] | None]]:
+    def cut(self, rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, tuple[list[Any], ...] | None]]:
         """Yields the number of tokens of each row, and its fields cut to the maximum; None if no answer is left."""
         for ids, target in self.encoded(rows):
             kept = target[: self.max_length]
@@ -58,8 +62,11 @@ class Generation(Task):
         too_long: dict[int, int] = {}
         seen = dropped = 0
         with ExitStack() as stack:
-            fields = {key: stack.enter_context(Ragged(path.with_suffix(f".{key}"))) for key in self.fields}
-            for part in read_rows(columns):
+            fields = {
+                key: stack.enter_context(Ragged(path.with_suffix(f".{key}"), _DTYPES.get(key, np.int32)))
+                for key in self.fields
+            }
+            for part in read_rows(columns, numbers=list(columns)[self.texts :]):
                 for row, (length, kept) in enumerate(self.cut(part), seen):
                     if length > self.max_length:
                         too_long[row] = length
@@ -183,8 +190,9 @@ class Preferences(CausalLM):
     """
 
     fields: ClassVar[tuple[str, ...]] = ("prompt_ids", "chosen_ids", "rejected_ids")
+    texts: ClassVar[int] = 3
 
-    def cut(self, rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, tuple[list[int], ...] | None]]:
+    def cut(self, rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, tuple[list[Any], ...] | None]]:
         """Tokenizes prompts and both answers; see `Generation.cut`."""
         better = self.apart([(prompt, answer) for prompt, answer, _ in rows])
         worse = self.apart([(prompt, answer) for prompt, _, answer in rows])
@@ -195,7 +203,7 @@ class Preferences(CausalLM):
 
     def lengths(self, fields: Mapping[str, Ragged]) -> np.ndarray[Any, Any]:
         """Returns the length of each prompt with the longer of its answers."""
-        prompts, chosen, rejected = (fields[name].lengths for name in self.fields)
+        prompts, chosen, rejected = (fields[name].lengths for name in Preferences.fields)
         longest: np.ndarray[Any, Any] = prompts + np.maximum(chosen, rejected)
         return longest
 

@@ -24,6 +24,36 @@ _NOISE = 0.1
 _TOLERANCE = 0.01  # relative to the largest logit; a lost adapter changes logits by more
 
 
+def qlora_configs(dtype: torch.dtype | None) -> tuple[Any, Any]:
+    """Returns a quantization config and a peft config as in QLoRA (Dettmers et al. 2023, arXiv:2305.14314).
+
+    The weights are NF4 with doubly quantized scales, and computed with in `dtype`, None for float32; there is an
+    adapter, LoRA of rank 16, on every linear layer.
+    """
+    from peft import LoraConfig
+    from transformers import BitsAndBytesConfig
+
+    quantized = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype or torch.float32,
+    )
+    return quantized, LoraConfig(r=16, lora_alpha=16, lora_dropout=0.05, target_modules="all-linear")
+
+
+def prepared_codes(model: Any) -> Any:
+    """Returns a model that a library has quantized, ready for an adapter: frozen, with its other weights in float32."""
+    from peft import prepare_model_for_kbit_training
+
+    # On some processors bitsandbytes repacks its codes in eval mode, and then has no gradients after an evaluation.
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False
+    prepare: Any = prepare_model_for_kbit_training
+    return prepare(model, use_gradient_checkpointing=False)  # which is an option of `train`
+
+
 def with_adapter(model: Any, config: Any, task_type: str | None) -> Any:
     """Returns the peft model that trains an adapter on a model; its type of task is `task_type` if `config` has none.
 
@@ -53,10 +83,18 @@ def with_adapter(model: Any, config: Any, task_type: str | None) -> Any:
     return adapted
 
 
-def merged(adapted: Any) -> Any:
-    """Returns the model with its adapter merged; weights that were shared and now differ are saved separately."""
-    dequantize(adapted)  # an adapter cannot be merged into codes
+def merged(adapted: Any, saved: Path | None = None) -> Any:
+    """Returns the model with its adapter merged; weights that were shared and now differ are saved separately.
+
+    An adapter is not merged into codes, which would round it off, but into what they stand for. That takes the folder
+    in which it was `saved`, if bitsandbytes quantized the model.
+    """
+    dequantize(adapted)
     with _quiet_peft():
+        if saved is not None and "bnb" in type(getattr(adapted.get_base_model(), "hf_quantizer", None)).__name__.lower():
+            from peft import PeftModel
+
+            adapted = PeftModel.from_pretrained(adapted.unload().dequantize(torch.float32), str(saved))
         model: Any = adapted.merge_and_unload()
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
     if not all(_same(model, *pair) for pair in tied.items()):

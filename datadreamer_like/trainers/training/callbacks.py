@@ -39,7 +39,8 @@ class Report(TrainerCallback):
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any) -> None:
         """Shows the loss, or after an evaluation the validation loss."""
-        for name, shown in (("loss", "loss"), ("eval_loss", "validation loss")):
+        shown_as = {"loss": "loss", "eval_loss": "validation loss", "eval_reward": "validation reward"}
+        for name, shown in shown_as.items():
             if name in (logs or {}):
                 self.words = f", {shown} {float(logs[name]):.3g}"
         self._note(args, state)

@@ -41,7 +41,7 @@ from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.pruning import masks, reapply
 
 from ..trainer import Trainer
-from .adapters import check_merge, merged, with_adapter
+from .adapters import check_merge, merged, prepared_codes, qlora_configs, with_adapter
 from .loop import Fit, Run, fit, seeded
 from .options import HFOptions, Training, a_dtype, one_device, takes_trainer_options, training_device
 from .teaching import is_live, node_of, prepare_teacher, unload_teacher
@@ -69,6 +69,14 @@ class HFTrainer(Trainer):
         self.dtype = a_dtype(given.pop("dtype", None))
         self.quantization_config = given.pop("quantization_config", None)
         self.peft_config = given.pop("peft_config", None)
+        qlora = given.pop("qlora", False)
+        if not isinstance(qlora, bool):
+            raise ArgumentTypeError(f"{type(self).__name__}: qlora must be True or False, not {qlora!r}.")
+        if qlora:
+            require_extra("qlora", "bitsandbytes", "peft", what=f"{type(self).__name__} with qlora=True")
+            quantized, adapter = qlora_configs(self.dtype)
+            self.quantization_config = self.quantization_config or quantized
+            self.peft_config = self.peft_config or adapter
         for option in ("distributed_config", "fsdp", "fsdp_config"):
             if given.pop(option, AUTO) not in (AUTO, None, False, "", {}):
                 raise DefinitionError(
@@ -85,7 +93,7 @@ class HFTrainer(Trainer):
         if self.quantization_config is not None and self.peft_config is None:
             raise DefinitionError(
                 f"{type(self).__name__}: quantized weights cannot be trained. Pass a peft_config too, to train an "
-                "adapter on them, or leave quantization_config out and quantize the result."
+                "adapter on them (qlora=True has one), or leave quantization_config out and quantize the result."
             )
         if self.peft_config is not None:
             from peft import PeftConfig
@@ -192,6 +200,8 @@ class HFTrainer(Trainer):
             warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
             # It saves adapted embeddings with their adapter.
             warnings.filterwarnings("ignore", "Setting `save_embedding_layers` to `True`", UserWarning)
+            # peft and trl use names of transformers that are deprecated; users cannot fix that.
+            warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning)
             with loading(self._origin):
                 config = transformers.AutoConfig.from_pretrained(self.source, **self.hub_options())
                 tokenizer = transformers.AutoTokenizer.from_pretrained(self.source, **self.hub_options())
@@ -225,9 +235,9 @@ class HFTrainer(Trainer):
             if self.peft_config is not None:
                 with system_errors():
                     model.save_pretrained(str(draft / ADAPTER_FOLDER))
-                model = merged(model)
+                model = merged(model, draft / ADAPTER_FOLDER)
                 reapply(model, kept)
-            if self.quantization_config is None:
+            if not getattr(model, "is_quantized", False):
                 model = model.to(device="cpu", dtype=self.dtype)
             self.fill_card(fitted.metrics, objective)
             TrainedModel.save(model, tokenizer, draft / self.MODEL_FOLDER, self.card)
@@ -279,10 +289,8 @@ class HFTrainer(Trainer):
     def _with_adapter(self, model: Any, task: Task, train: Examples) -> Any:
         def adapted(model: Any) -> Any:
             if self.quantization_config is not None:
-                model = prepare_model_for_kbit_training(model)  # type: ignore[no-untyped-call]
+                model = prepared_codes(model)
             return with_adapter(model, self.peft_config, self.peft_task(model.config))
-
-        from peft import prepare_model_for_kbit_training
 
         found, config = adapted(model), model.config
         row = {name: part for name, part in task.collate([train[0]]).items() if name in ("input_ids", "attention_mask")}

@@ -120,12 +120,13 @@ def fit(
         loop.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     reapply(model, kept)
     state = loop.state
-    measured = [entry for entry in state.log_history if "eval_loss" in entry]
+    chosen_by = str(args.metric_for_best_model).removeprefix("eval_")
+    measured = [entry for entry in state.log_history if f"eval_{chosen_by}" in entry]
     best = next((entry for entry in measured if entry["step"] == state.best_global_step), None)
     if best is None:
         raise DefinitionError(
-            f"The validation loss was {measured[-1]['eval_loss']} after every epoch: the training diverged. "
-            f"Lower learning_rate, which was {training.learning_rate}."
+            f"The validation {chosen_by} was {measured[-1][f'eval_{chosen_by}']} after every epoch: the training "
+            f"diverged. Lower learning_rate, which was {training.learning_rate}."
         )
     model.train(False)
     return Fit(_figures(best), float(state.epoch or 0.0), [_figures(entry) for entry in measured])

@@ -35,6 +35,10 @@ class HFOptions(TypedDict, total=False):
     """A transformers quantization config, to train an adapter on a quantized model (QLoRA)."""
     peft_config: Any
     """A peft config, such as `LoraConfig()`: an adapter is trained and merged into the model at the end."""
+    qlora: bool
+    """Train an adapter on 4-bit weights (Dettmers et al. 2023, arXiv:2305.14314): NF4 by bitsandbytes with doubly
+    quantized scales, and LoRA of rank 16 on every linear layer. A `quantization_config` or `peft_config` replaces its
+    own. The adapter is merged into the dequantized weights. `gradient_checkpointing=True` in `train` saves more."""
     distributed_config: Any
     """Accepted for DataDreamer scripts, like the next two; one process trains on one device."""
     fsdp: Any
@@ -88,6 +92,11 @@ _OUR_NAMES = {
     "num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size", "max_seq_length": "max_length",
     "per_gpu_train_batch_size": "batch_size", "train_batch_size": "batch_size", "lr": "learning_rate",
 }  # fmt: skip
+# Names of transformers that it has replaced, by the new ones.
+_RENAMED = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
 _EPOCHS = "each epoch is evaluated and saved, so that a killed training resumes and the best epoch is kept"
 _RESUMED = "a killed training resumes by itself when the script runs again"
 _PUBLISHED = "call publish_to_hf_hub(...) when the training is done"
@@ -164,7 +173,8 @@ class Training:
         """
         own = [f.name for f in dataclasses.fields(cls) if f.name != "further"]
         known = {f.name for f in dataclasses.fields(arguments) if f.init}
-        further = {name: value for name, value in options.items() if name not in own}
+        new = {old: name for old, name in _RENAMED.items() if name in known}
+        further = {new.get(name, name): value for name, value in options.items() if name not in own}
         for name in further:
             if name in _OUR_NAMES:
                 raise DefinitionError(f'{what} has no option "{name}"; here it is called "{_OUR_NAMES[name]}".')
@@ -172,7 +182,7 @@ class Training:
                 raise DefinitionError(f'{what} decides "{name}" itself. Leave it out.')
             if name in _DECIDED:
                 same, reason = _DECIDED[name]
-                if getattr(options[name], "value", options[name]) not in same:
+                if getattr(further[name], "value", further[name]) not in same:
                     raise DefinitionError(f'{what} decides "{name}" itself: {reason}. Leave it out.')
                 continue
             if name in HFOptions.__annotations__ and name not in known:

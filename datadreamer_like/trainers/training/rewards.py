@@ -1,0 +1,101 @@
+"""What rewards a policy: a reward model, or a function of the script."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from datadreamer_like.distillation import TeacherModel
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError
+from datadreamer_like.evaluation.tasks.rewards import check_reward_model, rewards_of
+from datadreamer_like.models.trained.model_node import ModelNode, as_trained_model
+from datadreamer_like.models.trained.trained_model import TrainedModel
+
+RewardModel = Any
+"""A `TrainHFRewardModel`, another trainer or stage, a `TrainedModel`, a folder or an id on the Hub, a transformers model
+(with a `reward_model_tokenizer`), or a function. A function takes the texts, each a prompt with its generation, or as
+two parameters the prompts and the generations; it returns one number for each."""
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A checked reward: `scorer` is what decides it, a function, a `TrainedModel` or a `TeacherModel`."""
+
+    scorer: Any
+    name: str
+
+    @classmethod
+    def of(cls, reward_model: RewardModel, tokenizer: Any, name: str) -> Reward:
+        """Checks the arguments `reward_model` and `reward_model_tokenizer` of the trainer `name`.
+
+        Raises:
+            ArgumentTypeError, DefinitionError: It is none of the above, or lacks its tokenizer, or has one too many.
+            NotTrained: The trainer is not trained yet.
+        """
+        loaded = isinstance(reward_model, torch.nn.Module)
+        if loaded != (tokenizer is not None):
+            raise DefinitionError(
+                f'"{name}".train: a reward_model that is a transformers model needs its reward_model_tokenizer, and '
+                "nothing else takes one."
+            )
+        if loaded:
+            return cls(TeacherModel(reward_model, tokenizer), name)
+        if isinstance(reward_model, ModelNode | TrainedModel | str) or not callable(reward_model):
+            return cls(as_trained_model(reward_model, "reward_model"), name)
+        return cls(reward_model, name)
+
+    @property
+    def is_model(self) -> bool:
+        """Whether a reward model gives it."""
+        return isinstance(self.scorer, TrainedModel | TeacherModel)
+
+    def to(self, device: torch.device) -> None:
+        """Moves a reward model to a device.
+
+        Raises:
+            MethodMisfit: The model is no reward model.
+        """
+        if self.is_model:
+            check_reward_model(self.scorer.model, f'"{self.name}": the reward_model')
+            if not getattr(self.scorer.model, "is_quantized", False):
+                self.scorer.model.to(device)
+
+    def __call__(self, prompts: Sequence[str], generations: Sequence[str]) -> list[float]:
+        """Returns one number for each generation.
+
+        Raises:
+            ArgumentTypeError, DataError: A function returned something else, or a number that is not finite.
+        """
+        if self.is_model:
+            return rewards_of(self.scorer.model, self.scorer.tokenizer, prompts, generations)
+        if _required(self.scorer) > 1:
+            found = self.scorer(list(prompts), list(generations))
+        else:
+            found = self.scorer([prompt + generation for prompt, generation in zip(prompts, generations, strict=True)])
+        what = f'"{self.name}": the reward function'
+        try:
+            rewards = [float(value) for value in found]
+        except (TypeError, ValueError) as error:
+            raise ArgumentTypeError(f"{what} must return a list of numbers, not {found!r:.80}.") from error
+        if len(rewards) != len(generations):
+            raise DataError(f"{what} returned {len(rewards)} numbers for {len(generations)} generations.")
+        wrong = next((index for index, value in enumerate(rewards) if not math.isfinite(value)), None)
+        if wrong is not None:
+            raise DataError(f"{what} returned {rewards[wrong]} for {generations[wrong]!r:.80}; it must be finite.")
+        return rewards
+
+
+def _required(function: Callable[..., Any]) -> int:
+    """The number of parameters that a function needs by position."""
+    kinds = inspect.Parameter
+    by_position = (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # a builtin without a signature
+        return 1
+    return sum(one.kind in by_position and one.default is one.empty for one in parameters)

@@ -1,0 +1,95 @@
+"""A killed reward model, PPO, GRPO or RLOO resumes after its last finished epoch, and ends in the same weights."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from datadreamer_like import DataDreamer
+from datadreamer_like.trainers import TrainHFGRPO, TrainHFPPO, TrainHFRewardModel, TrainHFRLOO
+
+from .test_ppo import prompts, share_of_b, speller  # noqa: F401
+from .test_reward_model import pairs
+
+ROWS = {"prompt": ["a b", "c d", "e f", "b b"], "chosen": ["b", "b a", "b", "b c"], "rejected": ["a", "c", "d e", "f"]}
+# Each has two rounds or batches an epoch; an adaptive penalty changes after each round.
+SAMPLED: dict[str, Any] = {"reward_model": share_of_b, "max_new_tokens": 4, "epochs": 3, "learning_rate": 1e-2}
+GROUPS: dict[str, Any] = {**SAMPLED, "batch_size": 8, "num_generations": 4, "beta": 0.1, "num_iterations": 2}
+DIES_AT = {"reward": 3, "ppo": 20, "ppo with an adapter": 20, "grpo": 12, "rloo": 12}
+"""The step of the optimizer, within the second epoch or later."""
+
+
+def train(kind: str, folder: Path, start: Path, dies_at: int | None) -> None:
+    """What each process runs."""
+    from peft import LoraConfig
+
+    steps = 0
+
+    def count(optimizer: Any, args: Any, kwargs: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    register_optimizer_step_post_hook(count)
+    with DataDreamer(folder, verbose=False):
+        if kind == "reward":
+            trainer: Any = TrainHFRewardModel("A", str(start))
+            trainer.train_with_pairs(**pairs(ROWS), epochs=3, batch_size=2, learning_rate=1e-2)
+        elif kind == "grpo":
+            trainer = TrainHFGRPO("A", str(start)).train(**prompts(6), **GROUPS)
+        elif kind == "rloo":
+            trainer = TrainHFRLOO("A", str(start)).train(**prompts(6), **GROUPS)
+        else:
+            lora = LoraConfig(r=4, target_modules=["down_proj"]) if "adapter" in kind else None
+            trainer = TrainHFPPO("A", str(start), peft_config=lora)
+            trainer.train(**prompts(8), **SAMPLED, batch_size=4, mini_batch_size=2, adap_kl_target=0.1, max_kl=None)
+        (folder / "steps.json").write_text(json.dumps(steps))
+
+
+@pytest.fixture(scope="module")
+def run() -> Any:
+    """Trains in a process of its own; the libraries are loaded once for all of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.trainers.test_policies_resume"])
+
+    def start(*arguments: Any) -> int:
+        process = context.Process(target=train, args=arguments)
+        process.start()
+        process.join(120)
+        assert process.exitcode is not None
+        return process.exitcode
+
+    return start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DIES_AT)
+def test_a_killed_training_goes_on_and_ends_in_the_same_weights(run, speller, tmp_path, kind):  # noqa: F811
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run(kind, whole, speller, None) == 0
+    assert run(kind, cut, speller, DIES_AT[kind]) == -signal.SIGKILL
+    assert list(cut.glob(".work/*/checkpoints/checkpoint-*/trainer_state.json")), "no epoch was finished"
+    assert run(kind, cut, speller, None) == 0
+    first, second = (load_file(folder / "a/model/model.safetensors") for folder in (whole, cut))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    results = [json.loads((folder / "a/node.json").read_text())["result"] for folder in (whole, cut)]
+    assert results[0]["epochs"] == 3
+    assert without_times(results[0]) == without_times(results[1])
+    steps = [json.loads((folder / "steps.json").read_text()) for folder in (whole, cut)]
+    assert steps[1] < steps[0], "the finished epoch was trained again"
+    assert run(kind, cut, speller, None) == 0
+    assert json.loads((cut / "steps.json").read_text()) == 0  # finished: no work
+
+
+def without_times(result: Any) -> Any:
+    return result | {"history": [{k: v for k, v in each.items() if "time" not in k} for each in result["history"]]}
