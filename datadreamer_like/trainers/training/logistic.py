@@ -142,7 +142,7 @@ def fitted(rows: Rows, objective: Objective, c: float, start: Head) -> Head:
         return float(loss.detach()) + 0.5 * penalty * float((weight**2).sum()), gradient.ravel()
 
     flat = np.concatenate([start.weight, start.bias[:, None]], axis=1).astype(np.float64).ravel()
-    options = {"maxiter": 2000, "maxcor": 20, "gtol": 1e-6, "ftol": 1e-10}
+    options = {"maxiter": 2000, "gtol": 1e-5, "ftol": 1e-9}
     found = minimize(loss_and_gradient, flat, jac=True, method="L-BFGS-B", options=options).x
     both = found.reshape(classes, width + 1).astype(np.float32)
     return Head(both[:, :-1], both[:, -1].copy(), {})
