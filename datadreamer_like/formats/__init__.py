@@ -10,6 +10,8 @@ architecture in `model_type`. Importing this package registers it with transform
 
 A kind is one file here, which subclasses `LayoutKind` and calls `register(kind)`. An entry names modules only under its
 key `modules` (a list, or a dict by name), so that they can be renamed when a model loses layers or its head.
+
+`classifiers` has architectures of our own, which are registered with transformers in the same way.
 """
 
 import importlib

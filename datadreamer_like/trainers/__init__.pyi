@@ -1,10 +1,13 @@
 from .classifier import TrainHFClassifier as TrainHFClassifier
 from .dpo import TrainHFDPO as TrainHFDPO
+from .embedding_classifier import TrainEmbeddingClassifier as TrainEmbeddingClassifier
 from .fine_tune import TrainHFFineTune as TrainHFFineTune
 from .group_policy import TrainHFGRPO as TrainHFGRPO
 from .group_policy import TrainHFRLOO as TrainHFRLOO
+from .linear_classifier import TrainLinearClassifier as TrainLinearClassifier
 from .ppo import TrainHFPPO as TrainHFPPO
 from .reward_model import TrainHFRewardModel as TrainHFRewardModel
+from .static_classifier import TrainStaticClassifier as TrainStaticClassifier
 from .trainer import Trainer as Trainer
 from .training.options import HFOptions as HFOptions
 from .training.options import Training as Training

@@ -35,7 +35,13 @@ from trl.trainer.grpo_trainer import GRPOTrainer  # noqa: E402
 from trl.trainer.rloo_config import RLOOConfig  # noqa: E402
 from trl.trainer.rloo_trainer import RLOOTrainer  # noqa: E402
 
-_POSITIONS = {"reward_model_tokenizer": None, "max_new_tokens": 256, **TRAIN_DEFAULTS, "learning_rate": 1e-5, "seed": 42}
+_POSITIONS = {
+    "reward_model_tokenizer": None,
+    "max_new_tokens": 256,
+    **TRAIN_DEFAULTS,
+    "learning_rate": 1e-5,
+    "seed": 42,
+}
 
 
 class GroupPolicyTrainer(PolicyTrainer):
@@ -154,7 +160,10 @@ class _GroupLoop(LoopOverExamples):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Returns the training batches in the order of the epoch."""
         args: Any = self.args
-        size, times = args.generation_batch_size // args.num_generations, args.num_iterations * args.steps_per_generation
+        size, times = (
+            args.generation_batch_size // args.num_generations,
+            args.num_iterations * args.steps_per_generation,
+        )
         batches = _GroupBatches(self.run.train.lengths, size, args.seed, times, args.num_generations)
         return self._prompts(self.run.train, batches)
 

@@ -196,7 +196,9 @@ def test_a_reward_model_teaches_what_it_was_trained_on(session, speller, tmp_pat
     said = trainer.card.facts
     assert said["Reward"] == "TrainedModel('Reward')"
     assert "Reward" in [card.name for card in trainer.card.lineage()]
-    assert {"schulman2017proximal", "ziegler2019finetuning"} <= {c.split("{")[1].split(",")[0] for c in trainer.card.citations}
+    assert {"schulman2017proximal", "ziegler2019finetuning"} <= {
+        c.split("{")[1].split(",")[0] for c in trainer.card.citations
+    }
     history = [entry["reward"] for entry in trainer.manifest.result["history"]]
     assert max(history) == pytest.approx(trainer.metrics["reward"], abs=1e-6)
     assert max(history) > 0.5 + history[0] - 0.5 * abs(history[0])

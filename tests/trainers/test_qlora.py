@@ -81,7 +81,9 @@ def test_the_saved_model_is_the_one_that_was_trained(session, tiny_causal_lm, da
         scored, saved, before = (model(ids).logits.float() for model in (adapted, trainer.model, base))
     assert (saved - scored).abs().max() < (0.2 if dtype else 1e-3) < (saved - before).abs().max()
     q_proj = base.get_parameter("model.layers.0.self_attn.q_proj.weight")
-    assert not torch.equal(q_proj.to(trainer.model.dtype), trainer.model.get_parameter("model.layers.0.self_attn.q_proj.weight"))
+    assert not torch.equal(
+        q_proj.to(trainer.model.dtype), trainer.model.get_parameter("model.layers.0.self_attn.q_proj.weight")
+    )
 
 
 @pytest.mark.parametrize("kind", ["classifier", "preferences", "reward", "ppo", "grpo"])

@@ -91,7 +91,10 @@ def merged(adapted: Any, saved: Path | None = None) -> Any:
     """
     dequantize(adapted)
     with _quiet_peft():
-        if saved is not None and "bnb" in type(getattr(adapted.get_base_model(), "hf_quantizer", None)).__name__.lower():
+        if (
+            saved is not None
+            and "bnb" in type(getattr(adapted.get_base_model(), "hf_quantizer", None)).__name__.lower()
+        ):
             from peft import PeftModel
 
             adapted = PeftModel.from_pretrained(adapted.unload().dequantize(torch.float32), str(saved))

@@ -7,7 +7,7 @@ the loop of transformers does the rest: its epochs end with a round, and its che
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -197,7 +197,10 @@ class PolicyLoop(ObjectiveLoop):
         ends = torch.isin(written, self.stops).int()
         lengths = ((ends.cumsum(1) - ends) == 0).sum(1).tolist()
         answers = [ids[:length] for ids, length in zip(written.cpu().numpy(), lengths, strict=True)]
-        asked = [ids[kept.astype(bool)] for ids, kept in zip(*(batch[n].cpu().numpy() for n in ("input_ids", "attention_mask")), strict=True)]
+        asked = [
+            ids[kept.astype(bool)]
+            for ids, kept in zip(*(batch[n].cpu().numpy() for n in ("input_ids", "attention_mask")), strict=True)
+        ]
         pairs = list(zip(asked, answers, strict=True))
         tokens = padded_inputs([np.concatenate(pair) for pair in pairs], task.padding)
         mask = padded([np.repeat([0, 1], [len(prompt), len(answer)]) for prompt, answer in pairs], 0)
