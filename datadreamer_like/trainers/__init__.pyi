@@ -1,7 +1,9 @@
 from .classifier import TrainHFClassifier as TrainHFClassifier
 from .dpo import TrainHFDPO as TrainHFDPO
 from .fine_tune import TrainHFFineTune as TrainHFFineTune
+from .sentence_transformer import TrainSentenceTransformer as TrainSentenceTransformer
 from .trainer import Trainer as Trainer
 from .training.options import HFOptions as HFOptions
 from .training.options import Training as Training
 from .training.options import TrainingOptions as TrainingOptions
+from .training.sentence_student import cut_layers as cut_layers

@@ -124,6 +124,10 @@ class HFTrainer(Trainer):
         """Trains `run.model` in place by minimising the objective, unless a subclass uses another library's loop."""
         return fit(run)
 
+    def save(self, model: Any, tokenizer: Tokenizer, folder: Path) -> None:
+        """Saves the trained model with its tokenizer and card, unless a subclass does it with another library."""
+        TrainedModel.save(model, tokenizer, folder, self.card)
+
     def fill_card(self, metrics: Mapping[str, float], objective: Objective | None) -> None:
         """Records the origin of the model and its metrics on the card."""
         card, teacher = self.card, None if objective is None else objective.teacher
@@ -229,7 +233,7 @@ class HFTrainer(Trainer):
             if self.quantization_config is None:
                 model = model.to(device="cpu", dtype=self.dtype)
             self.fill_card(fitted.metrics, objective)
-            TrainedModel.save(model, tokenizer, draft / self.MODEL_FOLDER, self.card)
+            self.save(model, tokenizer, draft / self.MODEL_FOLDER)
         result = {"epochs": fitted.epochs, "history": fitted.history, "adapter": self.peft_config is not None}
         return self.kept(result=result)
 
