@@ -2,6 +2,7 @@ from .classifier import TrainHFClassifier as TrainHFClassifier
 from .dpo import TrainHFDPO as TrainHFDPO
 from .fine_tune import TrainHFFineTune as TrainHFFineTune
 from .sentence_transformer import TrainSentenceTransformer as TrainSentenceTransformer
+from .token_classifier import TrainHFTokenClassifier as TrainHFTokenClassifier
 from .trainer import Trainer as Trainer
 from .training.options import HFOptions as HFOptions
 from .training.options import Training as Training

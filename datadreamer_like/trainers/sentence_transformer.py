@@ -110,8 +110,8 @@ class TrainSentenceTransformer(EmbedderTrainer):
                 reciprocal rank of retrieving each text's pair among all pairs' second texts.
             validation_positives: A similar text for each.
             loss: A loss of sentence-transformers for pairs. AUTO is `MultipleNegativesRankingLoss` (Henderson et al.
-                2017, arXiv:1705.00652; van den Oord et al. 2018, arXiv:1807.03748), in which the other positives of a batch are the negatives: use large batches,
-                in which no text repeats.
+                2017, arXiv:1705.00652; van den Oord et al. 2018, arXiv:1807.03748), in which the other positives of a
+                batch are the negatives: use large batches, in which no text repeats.
             matryoshka_dims: Train so that the first so many numbers of an embedding are embeddings too (Kusupati et al.
                 2022, arXiv:2205.13147), such as [384, 128, 32].
             **options: See `TrainingOptions`; also fields of `SentenceTransformerTrainingArguments`.
