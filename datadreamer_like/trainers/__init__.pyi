@@ -1,6 +1,9 @@
 from .classifier import TrainHFClassifier as TrainHFClassifier
 from .dpo import TrainHFDPO as TrainHFDPO
+from .embedding_classifier import TrainEmbeddingClassifier as TrainEmbeddingClassifier
 from .fine_tune import TrainHFFineTune as TrainHFFineTune
+from .linear_classifier import TrainLinearClassifier as TrainLinearClassifier
+from .static_classifier import TrainStaticClassifier as TrainStaticClassifier
 from .trainer import Trainer as Trainer
 from .training.options import HFOptions as HFOptions
 from .training.options import Training as Training

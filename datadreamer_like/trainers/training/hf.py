@@ -44,6 +44,7 @@ from ..trainer import Trainer
 from .adapters import check_merge, merged, with_adapter
 from .loop import Fit, Run, fit, seeded
 from .options import HFOptions, Training, a_dtype, one_device, takes_trainer_options, training_device
+from .saved import check_saved
 from .teaching import is_live, node_of, prepare_teacher, unload_teacher
 
 logger = logging.getLogger("datadreamer_like")
@@ -103,8 +104,8 @@ class HFTrainer(Trainer):
     ) -> Task:
         """Returns the task for the columns of a call.
 
-        `config` and `tokenizer` are those of the model to start from; the tokenizer may be changed, and is saved with
-        the trained model.
+        `config` and `tokenizer` are those of the model to start from. The task's tokenizer is saved with the trained
+        model; it may be a changed or another one.
         """
 
     @abstractmethod
@@ -229,7 +230,9 @@ class HFTrainer(Trainer):
             if self.quantization_config is None:
                 model = model.to(device="cpu", dtype=self.dtype)
             self.fill_card(fitted.metrics, objective)
-            TrainedModel.save(model, tokenizer, draft / self.MODEL_FOLDER, self.card)
+            saved = TrainedModel.save(model, task.tokenizer, draft / self.MODEL_FOLDER, self.card)
+            if self.peft_config is None:  # merging an adapter is checked before training
+                check_saved(saved, model, task, validation)
         result = {"epochs": fitted.epochs, "history": fitted.history, "adapter": self.peft_config is not None}
         return self.kept(result=result)
 
