@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, LabelError, MethodMisfit
 
-from .tokens import NO_LIMIT, batch_of, max_tokens
+from .tokens import NO_LIMIT, batch_of, flat_batch_of, max_tokens
 
 
 class Teacher(Protocol):
@@ -144,12 +144,13 @@ def teacher_logits_for_texts(
     model, tokenizer = cast("Teacher", teacher).model, cast("Teacher", teacher).tokenizer
     config = getattr(model, "config", None)
     longest = min(max_length or NO_LIMIT, max_tokens(config, tokenizer) or NO_LIMIT)
+    encode = flat_batch_of if getattr(model, "flat_inputs", False) else batch_of
     order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
     found = torch.empty(0, int(getattr(config, "num_labels", 0)))
     with eval_mode(model, device):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            batch = batch_of(tokenizer, [texts[row] for row in rows], longest)
+            batch = encode(tokenizer, [texts[row] for row in rows], longest)
             home = device_of(model)
             found_now = model(**{name: value.to(home) for name, value in batch.items()})
             logits = getattr(found_now, "logits", None)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .words import token_ids
 
 NO_LIMIT = 10**9  # tokenizers without a limit have 10^30
 # RoBERTa-style models number positions from the padding id.
@@ -57,6 +60,16 @@ def batch_of(tokenizer: Any, texts: Sequence[str], max_length: int) -> dict[str,
                 values[row] = [start_id(tokenizer)] if name == "input_ids" else [int(name == "attention_mask")]
     fill = {"input_ids": padding_id(tokenizer), "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0)}
     return {name: padded(values, fill.get(name, 0)) for name, values in found.items()}
+
+
+def flat_batch_of(tokenizer: Any, texts: Sequence[str], max_length: int) -> dict[str, Tensor]:
+    """Returns texts, cut at `max_length` tokens, as `input_ids` [tokens] of all texts and their `offsets` [batch].
+
+    For a tokenizer that adds no special tokens.
+    """
+    ids = never_empty([row[:max_length] for row in token_ids(tokenizer, texts)], tokenizer)
+    starts = [0, *accumulate(map(len, ids))][: len(ids)]
+    return {"input_ids": torch.tensor([*chain.from_iterable(ids)]), "offsets": torch.tensor(starts)}
 
 
 def max_tokens(config: Any, tokenizer: Any) -> int | None:

@@ -181,7 +181,9 @@ def load(folder: str | os.PathLike[str], **options: Any) -> nn.Module:
         StorageError: The files lack weights of the model's head, which would be random.
     """
     config = transformers.AutoConfig.from_pretrained(folder)
-    model_class = getattr(transformers, (config.architectures or ["AutoModel"])[0])
+    architecture = (config.architectures or ["AutoModel"])[0]
+    # Those in `formats.classifiers` are known to the auto class.
+    model_class = getattr(transformers, architecture, transformers.AutoModelForSequenceClassification)
     model, found = model_class.from_pretrained(folder, output_loading_info=True, **options)
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     lacking = sorted(name for name in found["missing_keys"] if not name.startswith(prefix))

@@ -1,7 +1,11 @@
 from .classifier import TrainHFClassifier as TrainHFClassifier
 from .dpo import TrainHFDPO as TrainHFDPO
+from .embedding_classifier import TrainEmbeddingClassifier as TrainEmbeddingClassifier
 from .fine_tune import TrainHFFineTune as TrainHFFineTune
+from .linear_classifier import TrainLinearClassifier as TrainLinearClassifier
 from .sentence_transformer import TrainSentenceTransformer as TrainSentenceTransformer
+from .setfit import TrainSetFitClassifier as TrainSetFitClassifier
+from .static_classifier import TrainStaticClassifier as TrainStaticClassifier
 from .token_classifier import TrainHFTokenClassifier as TrainHFTokenClassifier
 from .trainer import Trainer as Trainer
 from .training.options import HFOptions as HFOptions

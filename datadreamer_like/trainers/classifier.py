@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self, Unpack
 
 import transformers
@@ -85,57 +86,26 @@ class TrainHFClassifier(HFTrainer):
         """
         objective = check_objective(objective)
         labels = {"train_output": train_output, "validation_output": validation_output}
-        missing = [name for name, column in labels.items() if column is None]
-        if missing and objective.needs_labels and objective.teacher is not None:
-            raise DefinitionError(
-                f'"{self.name}": {missing[0]} is None, and {type(objective).__name__} needs labels. Pass {missing[0]}, '
-                "or learn from the teacher alone: SoftTargets(teacher, alpha=1.0)."
-            )
-        optional = () if objective.teacher is None else tuple(labels)
         columns = {"train_input": train_input, "validation_input": validation_input, **labels}
-        return self.run_training(columns, options, objective, optional=optional)
+        return self.run_training(columns, options, objective, optional=optional_labels(self.name, labels, objective))
 
     def make_task(
         self, config: PretrainedConfig, tokenizer: Tokenizer, columns: Columns, training: Training, objective: Objective
     ) -> Classification:
         """Returns a classification task with the classes of the training rows or the teacher."""
-        teacher, output = objective.teacher, columns["train"].get("train_output")
-        optional = teacher is not None
-        labels = LabelSet(()) if output is None else find_labels(output, "train_output", optional=optional)
-        theirs = LabelSet(())
-        if teacher is not None:
-            taught: Any = None if text_teacher(teacher) else getattr(getattr(teacher, "model", None), "config", None)
-            if taught is None:
-                theirs = LabelSet(tuple(classes_of(teacher)))
-            elif "logits" in objective.teacher_wants or task_of(taught) == "text-classification":
-                theirs = _classes_of(taught)
-        if not labels.names and (objective.needs_labels or not theirs.names):
-            raise DefinitionError(
-                f'"{self.name}": none of the training rows has a label, and {type(objective).__name__} needs some. '
-                "Pass train_output, or learn from the teacher alone: SoftTargets(teacher, alpha=1.0)."
-            )
-        if not labels.names:
-            labels = theirs
-        elif "logits" in objective.teacher_wants and {*labels.names} < {*theirs.names}:
-            labels = LabelSet(theirs.names, labels.multi)  # a small number of labelled rows may lack some classes
+        labels = classes_to_learn(self.name, columns, objective)
         if task_of(config) == "text-classification":
             own = _classes_of(config)
             if own.multi == labels.multi and {*labels.names} <= {*own.names}:
                 labels = own
         length = row_limit(config, tokenizer, training.max_length)
-        return Classification(tokenizer, labels, length, training.truncate, optional=optional)
+        return Classification(tokenizer, labels, length, training.truncate, optional=objective.teacher is not None)
 
     def load_model(self, config: PretrainedConfig, task: Task, options: dict[str, Any]) -> PreTrainedModel:
         """Returns the model with a head for the classes."""
         assert isinstance(task, Classification)
-        head = {
-            "num_labels": len(task.labels),
-            "id2label": dict(enumerate(task.labels.names)),
-            "label2id": task.labels.label2id,
-            "problem_type": f"{'multi' if task.labels.multi else 'single'}_label_classification",
-            "ignore_mismatched_sizes": True,
-        }
-        return super().load_model(config, task, {**head, **options})
+        head = head_options(task.labels)
+        return super().load_model(config, task, {**head, "ignore_mismatched_sizes": True, **options})
 
     def auto_class(self, config: PretrainedConfig) -> Any:
         """Returns the transformers class that loads the model."""
@@ -144,6 +114,59 @@ class TrainHFClassifier(HFTrainer):
     def peft_task(self, config: PretrainedConfig) -> str:
         """Returns the task type of an adapter, by peft's name."""
         return "SEQ_CLS"
+
+
+def head_options(labels: LabelSet) -> dict[str, Any]:
+    """Returns the options of a config that name a classifier's classes."""
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels.names)),
+        "label2id": labels.label2id,
+        "problem_type": f"{'multi' if labels.multi else 'single'}_label_classification",
+    }
+
+
+def optional_labels(name: str, labels: Mapping[str, object], objective: Objective) -> tuple[str, ...]:
+    """Returns the label columns of a trainer, called `name`, that may be None: all of them with a teacher.
+
+    Raises:
+        DefinitionError: One is None, and the objective needs labels besides its teacher.
+    """
+    missing = [argument for argument, column in labels.items() if column is None]
+    if missing and objective.needs_labels and objective.teacher is not None:
+        raise DefinitionError(
+            f'"{name}": {missing[0]} is None, and {type(objective).__name__} needs labels. Pass {missing[0]}, '
+            "or learn from the teacher alone: SoftTargets(teacher, alpha=1.0)."
+        )
+    return () if objective.teacher is None else tuple(labels)
+
+
+def classes_to_learn(name: str, columns: Columns, objective: Objective) -> LabelSet:
+    """Returns the classes of the training rows or the teacher; `name` is the trainer's, for messages.
+
+    Raises:
+        DefinitionError: No row has a label, and the objective needs some.
+        LabelError: See `find_labels`.
+    """
+    teacher, output = objective.teacher, columns["train"].get("train_output")
+    labels = LabelSet(()) if output is None else find_labels(output, "train_output", optional=teacher is not None)
+    theirs = LabelSet(())
+    if teacher is not None:
+        taught: Any = None if text_teacher(teacher) else getattr(getattr(teacher, "model", None), "config", None)
+        if taught is None:
+            theirs = LabelSet(tuple(classes_of(teacher)))
+        elif "logits" in objective.teacher_wants or task_of(taught) == "text-classification":
+            theirs = _classes_of(taught)
+    if not labels.names and (objective.needs_labels or not theirs.names):
+        raise DefinitionError(
+            f'"{name}": none of the training rows has a label, and {type(objective).__name__} needs some. '
+            "Pass train_output, or learn from the teacher alone: SoftTargets(teacher, alpha=1.0)."
+        )
+    if not labels.names:
+        return theirs
+    if "logits" in objective.teacher_wants and {*labels.names} < {*theirs.names}:
+        return LabelSet(theirs.names, labels.multi)  # a small number of labelled rows may lack some classes
+    return labels
 
 
 def _classes_of(config: Any) -> LabelSet:

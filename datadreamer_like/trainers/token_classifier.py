@@ -17,6 +17,7 @@ from datadreamer_like.evaluation.tasks.token_classification import TokenClassifi
 from datadreamer_like.graph.output import Column
 from datadreamer_like.models.trained.model_facts import task_of
 
+from .classifier import optional_labels
 from .training.hf import HFTrainer
 from .training.options import Training, TrainingOptions, takes_training_options
 from .training.teaching import check_objective
@@ -90,18 +91,12 @@ class TrainHFTokenClassifier(HFTrainer):
         """
         objective = check_objective(objective)
         spans = {"train_output": train_output, "validation_output": validation_output}
-        missing = [name for name, column in spans.items() if column is None]
-        if missing and (objective.needs_labels or objective.teacher is None):
-            raise DefinitionError(
-                f'"{self.name}": {missing[0]} is None, and {type(objective).__name__} needs labels. Pass {missing[0]}, '
-                "or learn from the teacher alone: SoftTargets(teacher, alpha=1.0)."
-            )
         for name, value in {"every_token": every_token, "snap": snap}.items():
             if not isinstance(value, bool):
                 raise ArgumentTypeError(f'"{self.name}".train: {name} must be True or False, not {value!r}.')
         self._every, self._snap = every_token, snap
         columns = {"train_input": train_input, "validation_input": validation_input, **spans}
-        optional = () if objective.teacher is None else tuple(spans)
+        optional = optional_labels(self.name, spans, objective)
         return self.run_training(columns, options, objective, {"every_token": every_token, "snap": snap}, optional)
 
     def make_task(

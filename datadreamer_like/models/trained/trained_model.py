@@ -124,6 +124,8 @@ class TrainedModel:
         """The model's transformers config."""
         from transformers import AutoConfig
 
+        from datadreamer_like import formats  # noqa: F401  (registers its own architectures)
+
         with loading(hf_source(self.path)):
             return cast("PretrainedConfig", AutoConfig.from_pretrained(self.path))
 
@@ -199,9 +201,14 @@ class TrainedModel:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer."""
+        """The model's tokenizer; `MethodMisfit` for a model that reads texts without one."""
         from transformers import AutoTokenizer
 
+        if getattr(self.config, "reads_texts", False):
+            raise MethodMisfit(
+                f"{self!r} reads texts without a tokenizer, so it cannot be used where tokens are needed: as the start "
+                "of training, for calibration, or as a teacher of tokens. Choose a transformers model."
+            )
         with loading(hf_source(self.path)):
             return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(self.path))
 
@@ -301,7 +308,8 @@ class TrainedModel:
 
         saved = getattr(self.config, "quantization_config", None) or {}
         compressed = isinstance(saved, dict) and saved.get("quant_method") == "datadreamer_like"
-        imports = ["datadreamer_like.formats"] if compressed else []
+        own = compressed or str(self.config.model_type).startswith("datadreamer_")
+        imports = ["datadreamer_like.formats"] if own else []
         # The saved card may name files of this machine; the published one is made from it.
         ignore = [*kwargs.pop("ignore", ()), CARD_NAME]
         options = {"task": self.task, "imports": imports, **kwargs, "ignore": ignore, "is_synthetic": is_synthetic}

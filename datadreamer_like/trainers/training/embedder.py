@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack, cast
 
+import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -14,17 +15,20 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from datadreamer_like.distillation import Objective
 from datadreamer_like.errors import DefinitionError, require_extra
 from datadreamer_like.evaluation.columns import Columns, check_number
+from datadreamer_like.evaluation.tasks.examples import Examples
 from datadreamer_like.evaluation.tasks.task import Task
 from datadreamer_like.evaluation.tasks.texts import Texts
 from datadreamer_like.graph.positions import by_position
 from datadreamer_like.models.llms.chat_template import AUTO
 from datadreamer_like.models.trained.hf_source import hf_source, loading
 from datadreamer_like.models.trained.model_files import system_errors, write_card
+from datadreamer_like.models.trained.trained_model import TrainedModel
 
 from .embedding_teachers import embeddings, margin_targets, principal_directions, vector_targets
 from .hf import HFTrainer
 from .loop import Fit, Run
 from .options import HFOptions, Training, training_device
+from .saved import check_same_logits
 
 require_extra("embed", "torch", "sentence_transformers", what="Training an embedder")
 
@@ -150,12 +154,20 @@ class EmbedderTrainer(HFTrainer):
         self._loss = loss_of(self._how, run.model, self._projection)
         return fit_embedder(run, self._loss, self._make_evaluator())
 
-    def save(self, model: Any, tokenizer: Tokenizer, folder: Path) -> None:
-        """Saves the embedder as sentence-transformers does."""
-        model.tokenizer.model_max_length = tokenizer.model_max_length
+    def save(self, model: Any, task: Task, validation: Examples, folder: Path) -> None:
+        """Saves the embedder as sentence-transformers does, and checks that it loads as the same one."""
+        model.tokenizer.model_max_length = task.tokenizer.model_max_length
         with system_errors():
             model.save_pretrained(str(folder), create_model_card=False)
         write_card(folder, self.card)
+        batch = task.collate([validation[row] for row in range(min(8, len(validation)))])
+        inputs = {name.removeprefix("text0_"): part for name, part in batch.items() if name.startswith("text0_")}
+        with torch.no_grad():
+            expected, found = (
+                each({**inputs})["sentence_embedding"]
+                for each in (model.eval(), SentenceTransformer(str(folder), device="cpu").eval())
+            )
+        check_same_logits(expected, found, TrainedModel(folder))
         del self._student
 
     def fill_card(self, metrics: Mapping[str, float], objective: Objective | None) -> None:

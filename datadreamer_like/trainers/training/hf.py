@@ -44,6 +44,7 @@ from ..trainer import Trainer
 from .adapters import check_merge, merged, with_adapter
 from .loop import Fit, Run, fit, seeded
 from .options import HFOptions, Training, a_dtype, one_device, takes_trainer_options, training_device
+from .saved import check_saved
 from .teaching import is_live, node_of, prepare_teacher, unload_teacher
 
 logger = logging.getLogger("datadreamer_like")
@@ -103,8 +104,8 @@ class HFTrainer(Trainer):
     ) -> Task:
         """Returns the task for the columns of a call.
 
-        `config` and `tokenizer` are those of the model to start from; the tokenizer may be changed, and is saved with
-        the trained model.
+        `config` and `tokenizer` are those of the model to start from. The task's tokenizer is saved with the trained
+        model; it may be a changed or another one.
         """
 
     @abstractmethod
@@ -124,9 +125,11 @@ class HFTrainer(Trainer):
         """Trains `run.model` in place by minimising the objective, unless a subclass uses another library's loop."""
         return fit(run)
 
-    def save(self, model: Any, tokenizer: Tokenizer, folder: Path) -> None:
-        """Saves the trained model with its tokenizer and card, unless a subclass does it with another library."""
-        TrainedModel.save(model, tokenizer, folder, self.card)
+    def save(self, model: Any, task: Task, validation: Examples, folder: Path) -> None:
+        """Saves the trained model with its tokenizer and card, and checks that it loads as the same model."""
+        saved = TrainedModel.save(model, task.tokenizer, folder, self.card)
+        if self.peft_config is None:  # merging an adapter is checked before training
+            check_saved(saved, model, task, validation)
 
     def fill_card(self, metrics: Mapping[str, float], objective: Objective | None) -> None:
         """Records the origin of the model and its metrics on the card."""
@@ -233,7 +236,7 @@ class HFTrainer(Trainer):
             if self.quantization_config is None:
                 model = model.to(device="cpu", dtype=self.dtype)
             self.fill_card(fitted.metrics, objective)
-            self.save(model, tokenizer, draft / self.MODEL_FOLDER)
+            self.save(model, task, validation, draft / self.MODEL_FOLDER)
         result = {"epochs": fitted.epochs, "history": fitted.history, "adapter": self.peft_config is not None}
         return self.kept(result=result)
 

@@ -1,0 +1,230 @@
+"""A logistic regression on the embeddings of a frozen encoder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self, Unpack
+
+import numpy as np
+import torch
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils.hub import cached_file
+
+from datadreamer_like.distillation import Objective
+from datadreamer_like.distillation.tokens import max_tokens
+from datadreamer_like.errors import DefinitionError, MethodMisfit, did_you_mean
+from datadreamer_like.evaluation.columns import Columns
+from datadreamer_like.evaluation.tasks.classification import Classification
+from datadreamer_like.evaluation.tasks.examples import Examples, sorted_batches
+from datadreamer_like.evaluation.tasks.task import Task
+from datadreamer_like.formats.classifiers.embedding import (
+    POOLINGS,
+    EmbeddingConfig,
+    EmbeddingForSequenceClassification,
+)
+from datadreamer_like.graph import current_usage
+from datadreamer_like.graph.output import Column
+from datadreamer_like.models.llms.chat_template import AUTO, AutoText
+
+from .classifier import TrainHFClassifier, head_options, optional_labels
+from .training.logistic import Rows, check_logistic, fit_logistic
+from .training.loop import Fit, Run
+from .training.options import HFOptions, Training
+from .training.teaching import check_objective
+
+_PORTION = 2048
+
+
+class TrainEmbeddingClassifier(TrainHFClassifier):
+    """Fits a logistic regression on the embeddings of a frozen encoder: one pass over the rows, no fine-tuning.
+
+    The embeddings are pooled from the encoder's last hidden states and scaled to length 1. The regression minimises any
+    objective on logits (labels, soft or hard targets of a teacher) plus `‖weight‖² / (2 C rows)`, by L-BFGS.
+
+    Args:
+        model_name: Id on the Hub, folder, trainer, stage or `TrainedModel` whose encoder is used.
+        pooling: "mean" of the tokens, the "first" token or the "last" one; AUTO for what the files of a
+            sentence-transformers model state, else the mean.
+        normalize: Scale embeddings to length 1.
+        **options: See `HFOptions`; further ones go to `from_pretrained`. There is no adapter.
+
+    Example:
+        >>> trainer = TrainEmbeddingClassifier("Frozen", model_name="sentence-transformers/all-MiniLM-L6-v2")
+        >>> trainer.train(  # doctest: +SKIP
+        ...     train_input=train.output["text"], train_output=train.output["topic"],
+        ...     validation_input=validation.output["text"], validation_output=validation.output["topic"],
+        ... )
+        >>> trainer.predict(["A parser for command-line options."]).labels  # doctest: +SKIP
+        ['cli']
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model_name: Any,
+        *,
+        pooling: AutoText = AUTO,
+        normalize: bool = True,
+        **options: Unpack[HFOptions],
+    ) -> None:
+        super().__init__(name, model_name, **options)
+        if self.peft_config is not None:
+            raise DefinitionError(
+                f"{type(self).__name__}: the encoder is frozen, so there is no adapter to train. Leave peft_config out."
+            )
+        if pooling is not AUTO and pooling not in POOLINGS:
+            raise DefinitionError(
+                f'{type(self).__name__}: there is no pooling "{pooling}".{did_you_mean(str(pooling), POOLINGS)} '
+                f"There are: {', '.join(POOLINGS)}."
+            )
+        self.pooling, self.normalize = pooling, bool(normalize)
+
+    @classmethod
+    def example(cls) -> dict[str, Any]:
+        """Returns the smallest arguments of `train`; columns are lists of values."""
+        columns = {name: value for name, value in super().example().items() if name.startswith(("train_", "valid"))}
+        return {**columns, "C": 1.0}
+
+    def train(  # type: ignore[override]  # a regression has other options than a training loop
+        self,
+        train_input: Column,
+        train_output: Column | None,
+        validation_input: Column,
+        validation_output: Column | None,
+        *,
+        objective: Objective | None = None,
+        C: float | Sequence[float] | None = None,
+        truncate: bool = True,
+        max_length: int | None = None,
+        batch_size: int = 32,
+    ) -> Self:
+        """Fits the classifier, or loads the cached result, and returns the trainer.
+
+        Args:
+            train_input: Training texts.
+            train_output: Their labels; see `TrainHFClassifier.train`.
+            validation_input: Validation texts, used to choose C.
+            validation_output: Their labels.
+            objective: The objective to minimise, on logits; None for the labels alone.
+            C: Inverse strength of the penalty on the weights: a number, or several to choose from by the validation
+                loss. None tries 1, 10, 100 and 1,000.
+            truncate: Cut texts that are longer than the maximum; False raises an error instead.
+            max_length: Maximum length of a text in tokens; None for the model's own limit.
+            batch_size: Texts that are embedded together.
+
+        Raises:
+            MethodMisfit: The objective needs hidden states, or the model is compressed.
+            DataDreamerError: See `TrainHFClassifier.train`.
+        """
+        objective = check_objective(objective)
+        check_logistic(objective, C, f'"{self.name}".train')
+        labels = {"train_output": train_output, "validation_output": validation_output}
+        columns = {"train_input": train_input, "validation_input": validation_input, **labels}
+        options = {"truncate": truncate, "max_length": max_length, "batch_size": batch_size}
+        own = {"C": C, "pooling": str(self.pooling), "normalize": self.normalize}
+        self._c = C
+        optional = optional_labels(self.name, labels, objective)
+        return self.run_training(columns, options, objective, own, optional)
+
+    def make_task(
+        self, config: PretrainedConfig, tokenizer: Any, columns: Columns, training: Training, objective: Objective
+    ) -> Classification:
+        """Returns a classification task; see `TrainHFClassifier.make_task`."""
+        if getattr(config, "quantization_config", None) is not None:
+            raise MethodMisfit(
+                f'"{self.name}": {self.source} is compressed, and its layout cannot be kept inside a classifier. Start '
+                "from the uncompressed model, and prune or quantize the result."
+            )
+        task = super().make_task(config, tokenizer, columns, training, objective)
+        # The config of the classifier has no number of positions.
+        tokenizer.model_max_length = max_tokens(config, tokenizer) or tokenizer.model_max_length
+        return task
+
+    def load_model(self, config: PretrainedConfig, task: Task, options: dict[str, Any]) -> PreTrainedModel:
+        """Returns the encoder with a head for the classes, whose weights are not fitted yet."""
+        assert isinstance(task, Classification)
+        encoder = transformers.AutoModel.from_pretrained(self.source, **options)
+        pooling = stated_pooling(self.source) if self.pooling is AUTO else str(self.pooling)
+        own = EmbeddingConfig(encoder.config, pooling, self.normalize, **head_options(task.labels))
+        model = EmbeddingForSequenceClassification(own)
+        model.encoder = encoder
+        return model
+
+    def auto_class(self, config: PretrainedConfig) -> Any:
+        """Returns the transformers class that loads the model."""
+        return transformers.AutoModelForSequenceClassification
+
+    def fit(self, run: Run) -> Fit:
+        """Embeds the rows and fits the head; the embeddings and each fit are kept, so that a killed run resumes."""
+        model, classes = run.model, run.model.config.num_labels
+        parts: list[Rows] = []
+        for split, examples in (("train", run.train), ("validation", run.validation)):
+            rows = torch.arange(len(examples))
+            labels = torch.from_numpy(np.asarray(examples.fields["labels"]))
+            batch = {"labels": labels, "mask": torch.ones(len(rows), dtype=torch.bool), "rows": rows}
+            features = self._embeddings(run, examples, split)
+            parts.append(Rows(features, batch, run.teachers[split](batch, classes)))
+        train, validation = parts
+        head, history = fit_logistic(
+            train, validation, run.objective, classes, self._c, run.task.measure, run.folder / "fits"
+        )
+        with torch.no_grad():
+            model.classifier.weight.copy_(torch.from_numpy(head.weight))
+            model.classifier.bias.copy_(torch.from_numpy(head.bias))
+        model.eval()
+        return Fit(head.metrics, 1.0, history)
+
+    def _embeddings(self, run: Run, examples: Examples, split: str) -> np.ndarray[Any, Any]:
+        folder = run.folder / "embeddings"
+        folder.mkdir(parents=True, exist_ok=True)
+        model = run.model.to(run.device).eval()
+        usage, found = current_usage(), []
+        usage.total_rows = len(run.train) + len(run.validation)
+        usage.note = f"embedding the {split} rows"
+        for start in range(0, len(examples), _PORTION):
+            size = min(_PORTION, len(examples) - start)
+            file = folder / f"{split}-{start}.npy"
+            part = _read_array(file, size)
+            if part is None:
+                part = np.empty((size, model.classifier.in_features), np.float32)
+                for rows in sorted_batches(examples.lengths[start : start + size], run.training.batch_size):
+                    batch = run.task.collate([examples[start + row] for row in rows])
+                    inputs = {name: batch[name].to(run.device) for name in ("input_ids", "attention_mask")}
+                    with torch.no_grad():
+                        part[rows] = model.embed(**inputs).float().cpu().numpy()
+                _write_array(file, part)
+            usage.add(rows=size)
+            found.append(part)
+        return np.concatenate(found)
+
+
+def stated_pooling(source: str) -> str:
+    """Returns the pooling that the files of a sentence-transformers model state; "mean" if there are none."""
+    try:
+        file = cached_file(source, "1_Pooling/config.json")
+        stated = json.loads(Path(str(file)).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "mean"
+    modes = {"first": ("cls", "pooling_mode_cls_token"), "last": ("lasttoken", "pooling_mode_lasttoken")}
+    for pooling, (mode, flag) in modes.items():
+        if stated.get("pooling_mode") == mode or stated.get(flag) is True:
+            return pooling
+    return "mean"
+
+
+def _read_array(file: Path, rows: int) -> np.ndarray[Any, Any] | None:
+    try:
+        found: np.ndarray[Any, Any] = np.load(file)
+    except (OSError, ValueError):
+        return None
+    return found if len(found) == rows else None
+
+
+def _write_array(file: Path, values: np.ndarray[Any, Any]) -> None:
+    draft = file.with_suffix(".draft")
+    with draft.open("wb") as opened:
+        np.save(opened, values)
+    draft.replace(file)

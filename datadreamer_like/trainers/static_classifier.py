@@ -1,0 +1,174 @@
+"""A classifier on static embeddings distilled from an encoder, trained end to end."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+from typing import Any, Self, Unpack
+
+import torch
+import transformers
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from datadreamer_like.distillation import Objective
+from datadreamer_like.distillation.words import token_ids
+from datadreamer_like.errors import DefinitionError, MethodMisfit
+from datadreamer_like.evaluation.columns import Columns, check_number, read_texts
+from datadreamer_like.evaluation.labels import LabelSet
+from datadreamer_like.evaluation.tasks.classification import Classification
+from datadreamer_like.evaluation.tasks.task import Task
+from datadreamer_like.formats.classifiers.embedding import pool
+from datadreamer_like.formats.classifiers.static import StaticConfig, StaticForSequenceClassification, token_vectors
+from datadreamer_like.graph import current_usage
+from datadreamer_like.models.trained.hf_source import loading
+from datadreamer_like.pruning import Vocabulary
+
+from .classifier import TrainHFClassifier, head_options
+from .training.options import HFOptions, Training, training_device
+
+_AT_ONCE = 256
+_SPECIAL = ("pad_token", "unk_token", "cls_token", "sep_token", "bos_token", "eos_token")
+
+
+class TrainStaticClassifier(TrainHFClassifier):
+    """Trains a classifier on static embeddings: hundreds of times the speed of its encoder, a few megabytes.
+
+    As in model2vec (Tulkens and van Dongen 2024), each token goes through the encoder once; its vector is reduced by
+    PCA and weighted by its frequency. The vocabulary is that of the training texts. The mean of a text's vectors goes
+    to a light head, and both are trained on the objective (labels, soft or hard targets of a teacher).
+
+    Args:
+        model_name: Id on the Hub, folder, trainer, stage or `TrainedModel` whose encoder gives the first vectors; the
+            teacher is a good choice.
+        dimensions: Size of the vectors.
+        vocabulary: Maximum number of tokens, the most frequent ones in the training texts.
+        hidden_units: Size of a hidden layer before the logits; 0 for none.
+        dropout: Share of the head's inputs that are dropped while training.
+        **options: See `HFOptions`; further ones go to `from_pretrained`. There is no adapter.
+
+    Example:
+        >>> trainer = TrainStaticClassifier("Static", model_name="sentence-transformers/all-MiniLM-L6-v2")
+        >>> trainer.train(  # doctest: +SKIP
+        ...     train_input=train.output["text"], train_output=train.output["topic"],
+        ...     validation_input=validation.output["text"], validation_output=validation.output["topic"],
+        ... )
+        >>> trainer.predict(["A parser for command-line options."]).labels  # doctest: +SKIP
+        ['cli']
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model_name: Any,
+        *,
+        dimensions: int = 256,
+        vocabulary: int = 6_000,
+        hidden_units: int = 0,
+        dropout: float = 0.0,
+        **options: Unpack[HFOptions],
+    ) -> None:
+        super().__init__(name, model_name, **options)
+        who = type(self).__name__
+        if self.peft_config is not None:
+            raise DefinitionError(f"{who}: there is no adapter to train. Leave peft_config out.")
+        for argument, value, least in (
+            ("dimensions", dimensions, 1),
+            ("vocabulary", vocabulary, 1),
+            ("hidden_units", hidden_units, 0),
+        ):
+            check_number(value, f"{who}: {argument}", least, whole=True)
+        check_number(dropout, f"{who}: dropout", 0)
+        if dropout >= 1:
+            raise DefinitionError(f"{who}: dropout is {dropout}; it must be below 1.")
+        self.dimensions, self.vocabulary = dimensions, vocabulary
+        self.hidden_units, self.dropout = hidden_units, float(dropout)
+
+    def run_training(
+        self,
+        columns: Mapping[str, object],
+        options: Mapping[str, Any],
+        objective: Objective | None = None,
+        own: Mapping[str, object] = MappingProxyType({}),
+        optional: Collection[str] = (),
+    ) -> Self:
+        """Finds or trains the model; see `HFTrainer.run_training`."""
+        if objective is not None:
+            needed = sorted((objective.wants | objective.teacher_wants) - {"logits"})
+            if needed:
+                raise MethodMisfit(
+                    f'"{self.name}".train: {type(objective).__name__} needs {" and ".join(needed).replace("_", " ")}, '
+                    "and static embeddings have no layers. Use an objective on logits, such as SoftTargets(teacher)."
+                )
+        sizes = {name: getattr(self, name) for name in ("dimensions", "vocabulary", "hidden_units", "dropout")}
+        return super().run_training(columns, options, objective, {**own, **sizes}, optional)
+
+    def make_task(
+        self, config: PretrainedConfig, tokenizer: Any, columns: Columns, training: Training, objective: Objective
+    ) -> Classification:
+        """Returns a classification task with the trimmed tokenizer, and the tokens' vectors."""
+        task = super().make_task(config, tokenizer, columns, training, objective)
+        current_usage().note = "distilling the encoder's tokens"
+        with loading(self._origin):
+            encoder = transformers.AutoModel.from_pretrained(self.source, **self.load_options())
+        texts = [*read_texts(columns["train"]["train_input"], "train_input")]
+        encoder, trimmed = Vocabulary(size=self.vocabulary).apply(encoder, texts, tokenizer=tokenizer)
+        vectors = encoded_tokens(encoder.to(training_device(self.device)), trimmed)
+        plain = without_special_tokens(trimmed)
+        counts = Counter(token for ids in token_ids(plain, texts) for token in ids)
+        vectors = token_vectors(vectors, self.dimensions, [counts[token] for token in range(len(vectors))])
+        return _StaticTask(plain, task.labels, task.max_length, task.truncate, task.optional, vectors)
+
+    def load_model(self, config: PretrainedConfig, task: Task, options: dict[str, Any]) -> PreTrainedModel:
+        """Returns the model with the distilled vectors and a new head."""
+        assert isinstance(task, _StaticTask)
+        sizes = {"vocab_size": len(task.vectors), "dimensions": self.dimensions, "hidden_units": self.hidden_units}
+        model = StaticForSequenceClassification(
+            StaticConfig(**sizes, dropout=self.dropout, **head_options(task.labels))
+        )
+        with torch.no_grad():
+            model.embedding.weight.copy_(task.vectors)
+        return model
+
+
+class _StaticTask(Classification):
+    """Classification with the first vectors of the tokens."""
+
+    def __init__(
+        self, tokenizer: Any, labels: LabelSet, max_length: int, truncate: bool, optional: bool, vectors: Tensor
+    ) -> None:
+        super().__init__(tokenizer, labels, max_length, truncate, optional)
+        self.vectors = vectors
+
+
+@torch.no_grad()
+def encoded_tokens(encoder: Any, tokenizer: Any) -> Tensor:
+    """Returns the encoder's mean output vector for each token of its tokenizer [tokens, hidden], fp32 on the CPU.
+
+    Each token is read on its own, between the special tokens that the tokenizer puts around a text.
+    """
+    whole, bare = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
+    start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+    before, after = whole[:start], whole[start + len(bare) :]
+    encoder.eval()
+    found = []
+    for part in torch.arange(encoder.get_input_embeddings().num_embeddings).split(_AT_ONCE):  # type: ignore[no-untyped-call]
+        columns = [torch.full_like(part, token) for token in before], [torch.full_like(part, token) for token in after]
+        ids = torch.stack([*columns[0], part, *columns[1]], 1).to(encoder.device)
+        mask = torch.ones_like(ids)
+        found.append(pool(encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask, "mean").float().cpu())
+    return torch.cat(found)
+
+
+def without_special_tokens(tokenizer: Any) -> PreTrainedTokenizerFast:
+    """Returns a tokenizer of the same tokens that puts no special tokens around a text."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"post_processor": None, "truncation": None}
+    special = {name: token for name in _SPECIAL if (token := getattr(tokenizer, name, None)) is not None}
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=Tokenizer.from_str(json.dumps(rules | {"padding": None})),
+        model_max_length=tokenizer.model_max_length,
+        **special,
+    )

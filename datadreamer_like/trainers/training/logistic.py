@@ -1,0 +1,148 @@
+"""Logistic regression on fixed features, for any objective on logits, by L-BFGS on all rows at once."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from datadreamer_like.distillation import Objective, Outputs
+from datadreamer_like.errors import ArgumentTypeError, MethodMisfit
+from datadreamer_like.evaluation.columns import check_number
+from datadreamer_like.evaluation.tasks.task import Batch, Measure
+from datadreamer_like.graph import current_usage
+
+CHOICES_OF_C = (1.0, 10.0, 100.0, 1000.0)
+"""The strengths that are tried if none is given."""
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class Rows:
+    """Features [rows, features], dense or a scipy CSR matrix, with the batch and the teacher's outputs for all rows."""
+
+    features: Any
+    batch: Batch
+    teacher: Outputs | None
+
+
+@dataclass
+class Head:
+    """A fitted linear layer: weight [classes, features] and bias [classes], with its validation metrics."""
+
+    weight: Array
+    bias: Array
+    metrics: dict[str, float]
+
+    def logits(self, features: Any) -> torch.Tensor:
+        """Returns logits [rows, classes]."""
+        return torch.from_numpy(np.asarray(features @ self.weight.T) + self.bias)
+
+    def save(self, path: Path) -> None:
+        """Writes the head atomically."""
+        draft = path.with_suffix(f".{os.getpid()}")
+        weights = {"weight": np.ascontiguousarray(self.weight), "bias": self.bias}
+        save_file(weights, draft, {"metrics": json.dumps(self.metrics)})
+        os.replace(draft, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Head | None:
+        """Reads a head; None if there is none, or it is damaged."""
+        try:
+            with safe_open(path, "np") as file:
+                metrics = json.loads(file.metadata()["metrics"])
+                return cls(file.get_tensor("weight"), file.get_tensor("bias"), metrics)
+        except Exception:  # the library's errors have no class of their own
+            return None
+
+
+def check_logistic(objective: Objective, c: object, who: str) -> None:
+    """Checks the arguments of a trainer that fits a logistic regression, called `who` in messages.
+
+    Raises:
+        MethodMisfit: The objective needs more than logits.
+        ArgumentTypeError, DefinitionError: `c`, the strength, is not a number above 0 or a list of such numbers.
+    """
+    needed = sorted((objective.wants | objective.teacher_wants) - {"logits"})
+    if needed:
+        raise MethodMisfit(
+            f"{who}: {type(objective).__name__} needs {' and '.join(needed).replace('_', ' ')}, and this classifier "
+            "has logits only. Use an objective on logits, such as SoftTargets(teacher)."
+        )
+    choices = c if isinstance(c, Sequence) and not isinstance(c, str) else (c,)
+    if not choices:
+        raise ArgumentTypeError(f"{who}: C is an empty list. Pass a number above 0, or None to try several.")
+    for value in choices:
+        check_number(value, f"{who}: C", 0, over=True, optional=value is c)
+
+
+def fit_logistic(
+    train: Rows,
+    validation: Rows,
+    objective: Objective,
+    classes: int,
+    c: float | Sequence[float] | None,
+    new_measure: Callable[[], Measure],
+    folder: Path,
+) -> tuple[Head, list[dict[str, float]]]:
+    """Fits a linear layer for each choice of C; returns the one of the lowest validation loss, and all their metrics.
+
+    It minimises `objective + ‖weight‖² / (2 C rows)`, which with labels alone is scikit-learn's `LogisticRegression`.
+    Each fit starts from the one before, and is kept in `folder`, so that a killed training run resumes after it.
+    """
+    given = CHOICES_OF_C if c is None else c if isinstance(c, Sequence) else (c,)
+    choices = sorted({float(value) for value in given})
+    features = train.features.shape[1]
+    head = Head(np.zeros((classes, features), np.float32), np.zeros(classes, np.float32), {})
+    folder.mkdir(parents=True, exist_ok=True)
+    found: list[Head] = []
+    for value in choices:
+        current_usage().note = f"logistic regression, C = {value:g}"
+        path = folder / f"C-{value:g}.safetensors"
+        saved = Head.load(path)
+        head = fitted(train, objective, value, head) if saved is None else saved
+        if saved is None:
+            logits = head.logits(validation.features)
+            measure = new_measure()
+            measure.add(Outputs(logits=logits), validation.batch)
+            loss = objective.loss(Outputs(logits=logits), validation.teacher, validation.batch)
+            head.metrics = {"loss": float(loss), **measure.result(), "C": value}
+            head.save(path)
+        found.append(head)
+    return min(found, key=lambda each: each.metrics["loss"]), [each.metrics for each in found]
+
+
+def fitted(rows: Rows, objective: Objective, c: float, start: Head) -> Head:
+    """Fits one linear layer; see `fit_logistic`."""
+    from scipy.optimize import minimize
+
+    features, (classes, width) = rows.features, start.weight.shape
+    penalty, dtype = 1.0 / (c * features.shape[0]), features.dtype
+
+    def loss_and_gradient(flat: Array) -> tuple[float, Array]:
+        both = flat.reshape(classes, width + 1)
+        weight, bias = both[:, :-1], both[:, -1]
+        scores = np.asarray(features @ weight.T.astype(dtype)) + bias.astype(dtype)
+        logits = torch.from_numpy(scores).requires_grad_()
+        with torch.enable_grad():
+            loss = objective.loss(Outputs(logits=logits), rows.teacher, rows.batch)
+        (pull,) = torch.autograd.grad(loss, logits)
+        gradient = np.empty_like(both)
+        gradient[:, :-1] = np.asarray(features.T @ pull.numpy()).T + penalty * weight
+        gradient[:, -1] = pull.double().sum(0)
+        return float(loss.detach()) + 0.5 * penalty * float((weight**2).sum()), gradient.ravel()
+
+    flat = np.concatenate([start.weight, start.bias[:, None]], axis=1).astype(np.float64).ravel()
+    options = {"maxiter": 2000, "maxcor": 20, "gtol": 1e-6, "ftol": 1e-10}
+    found = minimize(loss_and_gradient, flat, jac=True, method="L-BFGS-B", options=options).x
+    both = found.reshape(classes, width + 1).astype(np.float32)
+    return Head(both[:, :-1], both[:, -1].copy(), {})
