@@ -194,7 +194,7 @@ class TrainSentenceTransformer(EmbedderTrainer):
             validation_others: Another text for each.
             validation_labels: How similar they are.
             loss: A loss of sentence-transformers for pairs with a number. AUTO is `CoSENTLoss`, which learns the order
-                of the pairs in a batch, whatever the scale; `CosineSimilarityLoss` learns numbers from -1 to 1.
+                of the pairs in a batch, at any scale; `CosineSimilarityLoss` learns numbers from -1 to 1.
             matryoshka_dims: See `train_with_positive_pairs`.
             **options: See `TrainingOptions`.
 

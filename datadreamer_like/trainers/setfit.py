@@ -18,7 +18,7 @@ from .classifier import optional_labels
 from .embedding_classifier import TrainEmbeddingClassifier
 from .training.logistic import check_logistic
 from .training.loop import Fit, Run, fit
-from .training.options import HFOptions, TrainingOptions
+from .training.options import HFOptions
 from .training.pairs import PairTask, SameClass, Sampling, pair_examples
 from .training.teaching import check_objective
 
@@ -76,8 +76,13 @@ class TrainSetFitClassifier(TrainEmbeddingClassifier):
             raise DefinitionError(f"{type(self).__name__} trains no adapter. Leave peft_config out.")
         super().__init__(name, model_name, **options)
 
+    @classmethod
+    def example(cls) -> dict[str, Any]:
+        """Returns the smallest arguments of `train`; columns are lists of values."""
+        return {**super().example(), "epochs": 2, "batch_size": 4, "num_iterations": 2}
+
     @by_position(_OPTIONS)
-    def train(  # type: ignore[override]  # it has the options of a training loop, and of pairs
+    def train(
         self,
         train_input: Column,
         train_output: Column | None,
@@ -93,7 +98,7 @@ class TrainSetFitClassifier(TrainEmbeddingClassifier):
         batch_size: int | Sequence[int] = 8,
         body_learning_rate: float | Sequence[float] = 1e-3,
         head_learning_rate: float = 1e-3,
-        **options: Unpack[TrainingOptions],
+        **options: Any,
     ) -> Self:
         """Trains the classifier, or loads the cached result, and returns the trainer.
 
@@ -173,3 +178,15 @@ class TrainSetFitClassifier(TrainEmbeddingClassifier):
     def citation(self) -> list[str]:
         """The paper of the method, and those of the model that training starts from."""
         return [_CITATION, *(super().citation or [])]
+
+    def publish_to_hf_hub(  # type: ignore[override]  # there is no adapter
+        self,
+        repo_id: str,
+        branch: str | None = None,
+        private: bool = False,
+        token: str | None = None,
+        is_synthetic: bool | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Publishes the classifier; see `TrainedModel.publish_to_hf_hub`."""
+        return self.trained.publish_to_hf_hub(repo_id, branch, private, token, is_synthetic=is_synthetic, **kwargs)

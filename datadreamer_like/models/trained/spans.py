@@ -152,6 +152,7 @@ def predict_spans(
                 units = units_of(texts[row], encoded["offset_mapping"], encoded.word_ids(), every)
                 for start, end, label in spans_of_tags([names[row_tags[unit.position]] for unit in units]):
                     parts = [row_scores[unit.position] for unit in units[start:end]]
-                    place = {"start": units[start].start, "end": units[end - 1].end}
-                    found[row].append(Span(**place, label=label, score=sum(parts) / len(parts)))
+                    first_character, last = units[start].start, units[end - 1].end
+                    score = sum(parts) / len(parts)
+                    found[row].append(Span(start=first_character, end=last, label=label, score=score))
     return found

@@ -186,6 +186,21 @@ class EmbedderTrainer(HFTrainer):
 
     # The result
 
+    def publish_to_hf_hub(  # type: ignore[override]  # DataDreamer takes no branch here
+        self,
+        repo_id: str,
+        private: bool = False,
+        token: str | None = None,
+        adapter_only: bool = False,
+        is_synthetic: bool | None = None,
+        *,
+        branch: str | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Publishes the embedder, or only its adapter, for sentence-transformers; see `HFTrainer.publish_to_hf_hub`."""
+        options = {"task": "sentence-similarity", **kwargs}
+        return super().publish_to_hf_hub(repo_id, branch, private, token, adapter_only, is_synthetic, **options)
+
     @cached_property
     def _loaded(self) -> SentenceTransformer:
         device = str(training_device(self.device))

@@ -34,7 +34,13 @@ class SameClass(Objective):
 
     teacher: ClassVar[None] = None  # type: ignore[misc]
 
-    def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Any:
+    def loss(
+        self,
+        student: Outputs,
+        teacher: Outputs | None,
+        batch: Mapping[str, torch.Tensor],
+        modules: nn.Module | None = None,
+    ) -> torch.Tensor:
         """Returns the mean of `(cos - label)²` over the pairs."""
         assert student.logits is not None
         return F.mse_loss(student.logits, batch["labels"].to(student.logits.dtype))
@@ -114,8 +120,7 @@ def make_pairs(
 
     def shared(first: Array, second: Array) -> Array:
         if several:
-            found: Array = ((labels[first] > 0) & (labels[second] > 0)).any(-1)
-            return found
+            return np.asarray(((labels[first] > 0) & (labels[second] > 0)).any(-1))
         return np.asarray(labels[first] == labels[second])
 
     if partners is not None:
@@ -127,7 +132,7 @@ def make_pairs(
                 "for each text."
             )
         first, second = np.triu_indices(len(labels), k=1)
-    same = shared(first, second)
+    same: Array = shared(first, second)
     positive, negative = np.flatnonzero(same), np.flatnonzero(~same)
     if not len(positive) or not len(negative):
         have = "no two texts share a class" if not len(positive) else "all texts share a class"

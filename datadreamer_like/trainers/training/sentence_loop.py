@@ -71,7 +71,8 @@ class _Loop(LoopOverExamples, SentenceTransformerTrainer):
                 with self.compute_loss_context_manager():
                     loss = cast("torch.Tensor", self.compute_loss(model, self._prepare_inputs(inputs)))
                 total, rows = total + float(loss) * size, rows + size
-        found = {"loss": total / rows, **({} if self.evaluator is None else self.evaluator(model))}
+        figures: dict[str, float] = {} if self.evaluator is None else dict(self.evaluator(model))  # type: ignore[arg-type]
+        found = {"loss": total / rows, **figures}
         metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
