@@ -195,6 +195,18 @@ def test_a_teachers_embeddings_are_targets_and_wider_ones_their_principal_direct
         torch.testing.assert_close(weight, expected[name], atol=1e-4, rtol=1e-3)
 
 
+def test_a_teacher_embeds_each_text_once_for_all_students(session, calm_encoder, wide_teacher, monkeypatch):
+    asked: list[str] = []
+    encode = SentenceTransformer.encode
+    monkeypatch.setattr(SentenceTransformer, "encode", lambda *a, **k: asked.extend(a[1]) or encode(*a, **k))
+    for layers in (1, 2):
+        student = TrainSentenceTransformer(f"{layers} layers", str(calm_encoder), device="cpu", layers=layers)
+        teacher = SentenceTransformersEmbedder(str(wide_teacher))
+        student.train_with_teacher(**columns("anchor", as_names=("texts",)), teacher=teacher, **STEP)
+        assert sorted(asked) == sorted(TEXTS)
+        assert "model" not in vars(teacher)  # its memory is free
+
+
 def test_principal_directions_keep_products_best():
     vectors = np.random.default_rng(0).normal(size=(40, 10)).astype(np.float32) * np.arange(10, 0, -1)
     directions = principal_directions(iter(vectors), 4)
