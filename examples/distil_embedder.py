@@ -10,10 +10,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from sentence_transformers import SentenceTransformer
 
 from datadreamer_like import DataDreamer
-from datadreamer_like.models import TrainedModel
+from datadreamer_like.models import SentenceTransformersEmbedder, TrainedModel
 from datadreamer_like.steps import CSVDataSource, DataSource
 from datadreamer_like.trainers import TrainSentenceTransformer, cut_layers
 
@@ -43,7 +42,7 @@ with DataDreamer(OUTPUT):
 
     held_out = CSVDataSource("Held out", data_files=DATA / "package_descriptions_heldout.csv").take(HELD_OUT)
     titles, descriptions = list(held_out.output["title"]), list(held_out.output["description"])
-    teacher = SentenceTransformer(TEACHER, device="cpu")
+    teacher = SentenceTransformersEmbedder(TEACHER, device="cpu").model
     print(f"\nThe descriptions of {len(titles)} packages, found by their titles:")
     print("                  first hit  MRR    texts/s")
     models = {"six layers": teacher, "cut to three": cut_layers(teacher, keep=3), "and distilled": student.model}

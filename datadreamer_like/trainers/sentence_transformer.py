@@ -5,21 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, Unpack, cast
 
-from datadreamer_like.errors import DefinitionError, did_you_mean, require_extra
+from datadreamer_like.errors import DefinitionError, did_you_mean
 from datadreamer_like.evaluation.columns import check_number
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.positions import by_position
 from datadreamer_like.models.llms.chat_template import AUTO, Auto
 
+from .training.embedder import EmbedderTrainer
+from .training.embedding_teachers import embedder_of, scorer_of
 from .training.options import TRAIN_DEFAULTS, TrainingOptions
-
-require_extra("embed", "torch", "sentence_transformers", what="TrainSentenceTransformer")
-
-from sentence_transformers.sentence_transformer import losses  # noqa: E402
-
-from .training.embedder import EmbedderTrainer  # noqa: E402
-from .training.embedding_teachers import embedder_of, scorer_of  # noqa: E402
-from .training.sentence_losses import LossMaker, checked_loss, with_margin  # noqa: E402
+from .training.sentence_losses import LossMaker, checked_loss, with_margin
 
 Reduction = Literal["pca", "projection"]
 """How embeddings of different sizes are compared; see `TrainSentenceTransformer.train_with_teacher`."""
@@ -123,7 +118,7 @@ class TrainSentenceTransformer(EmbedderTrainer):
             DataDreamerError: See `TrainHFClassifier.train`.
         """
         columns = _named(_COLUMNS["train_with_positive_pairs"], locals())
-        how = {"loss": checked_loss(loss, losses.MultipleNegativesRankingLoss), "matryoshka_dims": matryoshka_dims}
+        how = {"loss": checked_loss(loss, "MultipleNegativesRankingLoss"), "matryoshka_dims": matryoshka_dims}
         return self.run_kind("positive pairs", columns, options, how)
 
     @by_position(_TRIPLET_OPTIONS)
@@ -164,7 +159,7 @@ class TrainSentenceTransformer(EmbedderTrainer):
         columns = _named(_COLUMNS["train_with_triplets"], locals())
         if margin is not AUTO:
             check_number(margin, f'"{self.name}": margin', over=True)
-        found = checked_loss(loss, losses.TripletLoss)
+        found = checked_loss(loss, "TripletLoss")
         if margin is not AUTO:
             found = with_margin(found, float(margin), self.name)
         return self.run_kind("triplets", columns, options, {"loss": found, "matryoshka_dims": matryoshka_dims})
@@ -202,7 +197,7 @@ class TrainSentenceTransformer(EmbedderTrainer):
             DataDreamerError: See `train_with_positive_pairs`.
         """
         columns = _named(_COLUMNS["train_with_labeled_pairs"], locals())
-        how = {"loss": checked_loss(loss, losses.CoSENTLoss), "matryoshka_dims": matryoshka_dims}
+        how = {"loss": checked_loss(loss, "CoSENTLoss"), "matryoshka_dims": matryoshka_dims}
         return self.run_kind("labeled pairs", columns, options, how)
 
     def train_with_teacher(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Self, Unpack, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack, cast
 
 import torch
 import transformers
-from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from datadreamer_like.distillation import Objective
@@ -38,6 +38,9 @@ from sentence_transformers.sentence_transformer.modules import Normalize  # noqa
 from .sentence_loop import fit_embedder  # noqa: E402
 from .sentence_losses import evaluator_for, loss_of  # noqa: E402
 from .sentence_student import cut_layers, load_student  # noqa: E402
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 _NODE = {"force": False, "verbose": None, "log_level": None}
 _SEVERAL_DEVICES = dict.fromkeys(("distributed_config", "fsdp", "fsdp_config"), AUTO)

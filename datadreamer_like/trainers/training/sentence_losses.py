@@ -23,10 +23,10 @@ LossMaker = Callable[[Any], nn.Module]
 """A loss class of sentence-transformers, or a function that returns a loss for a model."""
 
 
-def checked_loss(loss: Any, default: LossMaker) -> LossMaker:
-    """Returns an argument `loss`, `default` for AUTO; raises `ArgumentTypeError` if it cannot make a loss."""
+def checked_loss(loss: Any, default: str) -> LossMaker:
+    """Returns an argument `loss`, the class named `default` for AUTO; raises `ArgumentTypeError` if it cannot make a loss."""
     if loss is AUTO:
-        return default
+        return cast("LossMaker", getattr(losses, default))
     if isinstance(loss, nn.Module) or not callable(loss):
         raise ArgumentTypeError(
             "loss must be a loss class of sentence-transformers, or a function that returns a loss for a model, not "
