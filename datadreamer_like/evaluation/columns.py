@@ -57,14 +57,14 @@ def check_lengths(columns: Mapping[str, Column]) -> None:
 def read_rows(
     columns: Mapping[str, Column],
     *,
-    labels: str = "",
+    labels: str | Collection[str] = "",
     optional: bool = False,
     numbers: Collection[str] = (),
     portion: int = 1000,
 ) -> Iterator[list[tuple[Any, ...]]]:
     """Yields the rows of columns in chunks of up to `portion`, each row a tuple in the order of the columns.
 
-    All values must be texts, except those of the columns `numbers`, and those of the column `labels`, which may also be
+    All values must be texts, except those of the columns `numbers`, and those of the column or columns `labels`, which may also be
     None if `optional`.
 
     Raises:
@@ -73,6 +73,7 @@ def read_rows(
         DefinitionError: The columns turn out to differ in length.
         EmptyDataset: There are no rows.
     """
+    untyped = (labels,) if isinstance(labels, str) else labels
     rows = zip_longest(*(column.values() for column in columns.values()), fillvalue=_END)
     start = 0
     while part := list(islice(rows, portion)):
@@ -80,14 +81,14 @@ def read_rows(
             if any(value is _END for value in values):
                 raise DefinitionError(_different(columns))
             for (name, column), value in zip(columns.items(), values, strict=True):
-                if value is None and not (optional and name == labels):
+                if value is None and not (optional and name in untyped):
                     raise DataError(
                         f'{name}, "{column.column_names[0]}" of "{column.step.name}", is None in row {row}. '
                         "Filter such rows out first: step.filter(lambda row: row[...] is not None)."
                     )
                 if name in numbers:
                     _check_finite(value, name, row)
-                elif name != labels and not isinstance(value, str):
+                elif name not in untyped and not isinstance(value, str):
                     raise ArgumentTypeError(
                         f"{name} must contain texts; row {row} has {value!r}, of type {type(value).__name__}. "
                         "Choose another column, or convert its values to texts with step.map."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,22 @@ def macro_f1_of_counts(hits: Weights, predicted: Weights, wanted: Weights) -> We
     f1 = 2 * hits / np.maximum(predicted + wanted, 1e-12)
     mean: Weights = (f1 * present).sum(-1) / np.maximum(present.sum(-1), 1)
     return mean
+
+
+def span_scores(wanted: Sequence[Sequence[Hashable]], predicted: Sequence[Sequence[Hashable]]) -> dict[str, float]:
+    """Returns "precision", "recall" and "f1" of the spans of all texts together.
+
+    A span is right if its text has the same span with the same label, as in CoNLL-2003 (Tjong Kim Sang and De Meulder).
+    Without spans, wanted or predicted, a figure is 0.
+
+    Example:
+        >>> span_scores([[(0, 2, "a")], [(1, 3, "b")]], [[(0, 2, "a")], [(1, 2, "b"), (2, 3, "b"), (4, 5, "a")]])
+        {'precision': 0.25, 'recall': 0.5, 'f1': 0.3333333333333333}
+    """
+    hits = sum(len({*first} & {*second}) for first, second in zip(wanted, predicted, strict=True))
+    said, asked = (sum(len({*spans}) for spans in texts) for texts in (predicted, wanted))
+    f1 = 2 * hits / max(1, said + asked)
+    return {"precision": hits / max(1, said), "recall": hits / max(1, asked), "f1": f1}
 
 
 def bits_per_byte(nats: Sequence[float], sizes: Sequence[int]) -> float:

@@ -8,7 +8,13 @@ from .linear_classifier import TrainLinearClassifier as TrainLinearClassifier
 from .ppo import TrainHFPPO as TrainHFPPO
 from .reward_model import TrainHFRewardModel as TrainHFRewardModel
 from .static_classifier import TrainStaticClassifier as TrainStaticClassifier
+from .linear_classifier import TrainLinearClassifier as TrainLinearClassifier
+from .sentence_transformer import TrainSentenceTransformer as TrainSentenceTransformer
+from .setfit import TrainSetFitClassifier as TrainSetFitClassifier
+from .static_classifier import TrainStaticClassifier as TrainStaticClassifier
+from .token_classifier import TrainHFTokenClassifier as TrainHFTokenClassifier
 from .trainer import Trainer as Trainer
 from .training.options import HFOptions as HFOptions
 from .training.options import Training as Training
 from .training.options import TrainingOptions as TrainingOptions
+from .training.sentence_student import cut_layers as cut_layers

@@ -72,7 +72,7 @@ class Given:
 
 
 def is_values(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str | int | float) for item in value)
+    return isinstance(value, list) and all(isinstance(item, str | int | float | list) for item in value)
 
 
 def output(kind: Any, given: Given, folder: Path) -> Any:

@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-Task = Literal["text-classification", "text-generation", "text2text-generation", "feature-extraction"]
+Task = Literal[
+    "text-classification", "token-classification", "text-generation", "text2text-generation", "feature-extraction"
+]  # fmt: skip
 
 
 def task_of(config: PretrainedConfig) -> Task:
@@ -16,6 +18,8 @@ def task_of(config: PretrainedConfig) -> Task:
     architecture = (getattr(config, "architectures", None) or [""])[0]
     if architecture.endswith("ForSequenceClassification"):
         return "text-classification"
+    if architecture.endswith("ForTokenClassification"):
+        return "token-classification"
     if getattr(config, "is_encoder_decoder", False):
         return "text2text-generation"
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):

@@ -231,10 +231,7 @@ class TrainedModel:
         """
         from datadreamer_like.distillation import teacher_logits_for_texts
 
-        if isinstance(texts, str):
-            raise ArgumentTypeError(
-                f"texts is one text, {texts[:40]!r}; it must be a list of texts. Put it into a list."
-            )
+        _check_texts(texts)
         _ = self.labels  # raises if the model is not a classifier
         found = teacher_logits_for_texts(self, texts, batch_size=batch_size, max_length=max_length)
         return cast("np.ndarray[Any, np.dtype[np.float32]]", found.numpy())
@@ -254,6 +251,23 @@ class TrainedModel:
             probabilities = powers / powers.sum(axis=1, keepdims=True)
             labels = [classes[index] for index in probabilities.argmax(axis=1)]
         return Predictions(classes, labels, probabilities.astype(np.float32))
+
+    def spans(
+        self, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None
+    ) -> list[list[dict[str, Any]]]:
+        """Returns the spans that a token classifier finds in each text: dicts of start, end, label and score.
+
+        For arguments and errors see `logits`; a text's part after the maximum length has no spans.
+        """
+        from .spans import predict_spans
+
+        if self.task != "token-classification":
+            raise MethodMisfit(
+                f"{self!r} finds no spans (its task is {self.task}). Train it with TrainHFTokenClassifier."
+            )
+        _check_texts(texts)
+        found = predict_spans(self, texts, batch_size=batch_size, max_length=max_length)
+        return [[{**span} for span in spans] for spans in found]
 
     # Passing it on
 
@@ -309,6 +323,11 @@ class TrainedModel:
 
     def __repr__(self) -> str:
         return f"TrainedModel({self.node.name if self.node is not None else self.path!r})"
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise ArgumentTypeError(f"texts is one text, {texts[:40]!r}; it must be a list of texts. Put it into a list.")
 
 
 @contextmanager

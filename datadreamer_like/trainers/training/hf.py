@@ -133,6 +133,12 @@ class HFTrainer(Trainer):
         """Trains `run.model` in place by minimising the objective, unless a subclass uses another library's loop."""
         return fit(run)
 
+    def save(self, model: Any, task: Task, validation: Examples, folder: Path) -> None:
+        """Saves the trained model with its tokenizer and card, and checks that it loads as the same model."""
+        saved = TrainedModel.save(model, task.tokenizer, folder, self.card)
+        if self.peft_config is None:  # merging an adapter is checked before training
+            check_saved(saved, model, task, validation)
+
     def fill_card(self, metrics: Mapping[str, float], objective: Objective | None) -> None:
         """Records the origin of the model and its metrics on the card."""
         card, teacher = self.card, None if objective is None else objective.teacher
@@ -241,9 +247,7 @@ class HFTrainer(Trainer):
             if not getattr(model, "is_quantized", False):
                 model = model.to(device="cpu", dtype=self.dtype)
             self.fill_card(fitted.metrics, objective)
-            saved = TrainedModel.save(model, task.tokenizer, draft / self.MODEL_FOLDER, self.card)
-            if self.peft_config is None:  # merging an adapter is checked before training
-                check_saved(saved, model, task, validation)
+            self.save(model, task, validation, draft / self.MODEL_FOLDER)
         result = {"epochs": fitted.epochs, "history": fitted.history, "adapter": self.peft_config is not None}
         return self.kept(result=result)
 

@@ -1,0 +1,91 @@
+"""The loop of sentence-transformers over our batches, resumable after a kill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from datadreamer_like.errors import require_extra
+
+from .loop import Fit, LoopOverExamples, Run, fit
+
+require_extra("embed", "torch", "sentence_transformers", what="Training an embedder")
+
+from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments  # noqa: E402
+
+_WEIGHTS_NAME = "weights.safetensors"
+
+
+def fit_embedder(run: Run, loss: nn.Module, evaluator: Any = None) -> Fit:
+    """Trains `run.model`, a `SentenceTransformer`, in place by a loss of sentence-transformers; see `fit`.
+
+    The loss is one for `run.model`; its own weights, such as a projection, are trained and checkpointed too. The
+    `evaluator` adds figures to those of each epoch.
+    """
+    if run.training.neftune_noise_alpha is not None:  # transformers looks for the embeddings to add noise to
+        inner = getattr(run.model, "base_model", run.model)
+        embeddings = run.model.transformers_model.get_input_embeddings
+        getattr(inner, "model", inner).get_input_embeddings = embeddings
+    run.model.to(run.device)
+
+    def make_loop(**options: Any) -> LoopOverExamples:
+        return _Loop(loss=loss, evaluator=evaluator, **options)
+
+    return fit(run, make_loop, SentenceTransformerTrainingArguments)
+
+
+class _Loop(LoopOverExamples, SentenceTransformerTrainer):
+    """The library's loop over tokenized rows; a checkpoint has the weights of the loss, the model's among them."""
+
+    def __init__(self, run: Run, **options: Any) -> None:
+        super().__init__(
+            run,
+            train_dataset=run.train,
+            eval_dataset=run.validation,
+            data_collator=run.task.collate,
+            processing_class=run.task.tokenizer,
+            **options,
+        )
+
+    def preprocess_dataset(self, dataset: Any = None, dataset_name: str | None = None) -> Any:
+        """Returns the rows as they are: they are tokenized already."""
+        return dataset
+
+    def add_model_card_callback(self, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: the trainer writes the card."""
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Returns the validation loss, in which each row counts once, and the evaluator's figures."""
+        model: Any = self.model
+        model.eval()
+        total, rows = 0.0, 0
+        with torch.no_grad():
+            for inputs in self.get_eval_dataloader():
+                size = len(inputs["rows"])
+                with self.compute_loss_context_manager():
+                    loss = cast("torch.Tensor", self.compute_loss(model, self._prepare_inputs(inputs)))
+                total, rows = total + float(loss) * size, rows + size
+        figures: dict[str, float] = {} if self.evaluator is None else dict(self.evaluator(model))  # type: ignore[arg-type]
+        found = {"loss": total / rows, **figures}
+        metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in found.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(str(output_dir or self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(cast("nn.Module", self.loss), str(folder / _WEIGHTS_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_model(cast("nn.Module", self.loss), str(Path(resume_from_checkpoint) / _WEIGHTS_NAME))
+
+    def _load_best_model(self) -> None:
+        if self.state.best_model_checkpoint:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)

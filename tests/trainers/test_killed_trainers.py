@@ -1,0 +1,100 @@
+"""Trainers of embedders, of spans and from few labels come to the same model when killed in every phase."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from datadreamer_like import DataDreamer
+from datadreamer_like.trainers import TrainHFTokenClassifier, TrainSentenceTransformer, TrainSetFitClassifier
+
+from .conftest import Rows, opinions
+from .test_token_classifier import sentences
+
+OPTIONS: dict[str, Any] = {"epochs": 3, "batch_size": 8, "learning_rate": 2e-3}
+
+
+def distil(encoder: Path) -> None:
+    rows = Rows("Rows", {"text": opinions(64)["text"]}).output["text"]
+    trainer = TrainSentenceTransformer("It", str(encoder), device="cpu", layers=1)
+    trainer.train_with_teacher(rows, rows, teacher=str(encoder), reduction="projection", **OPTIONS)
+
+
+def spans(encoder: Path) -> None:
+    rows = Rows("Rows", sentences(64)).output
+    trainer = TrainHFTokenClassifier("It", str(encoder), device="cpu")
+    trainer.train(rows["text"], rows["spans"], rows["text"], rows["spans"], **OPTIONS)
+
+
+def few(encoder: Path) -> None:
+    rows = Rows("Rows", opinions(16)).output
+    trainer = TrainSetFitClassifier("It", str(encoder), device="cpu")
+    trainer.train(
+        rows["text"], rows["label"], rows["text"], rows["label"],
+        epochs=3, batch_size=8, body_learning_rate=2e-3, num_iterations=2,
+    )  # fmt: skip
+
+
+KINDS: dict[str, Any] = {"distil": distil, "spans": spans, "few": few}
+STEPS = {"distil": 8, "spans": 8, "few": 8}
+"""Steps of the optimizer in an epoch."""
+
+
+def run(kind: str, folder: Path, encoder: Path, dies_at: int) -> None:
+    """What each process runs; it dies after so many steps of the optimizer, and counts them."""
+    steps = 0
+
+    def count(*_: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    register_optimizer_step_post_hook(count)
+    with DataDreamer(folder, verbose=False):
+        KINDS[kind](encoder)
+    (folder.parent / f"{folder.name}.steps").write_text(str(steps))
+
+
+@pytest.fixture(scope="module")
+def start() -> Any:
+    """Runs in a process of its own; the libraries are loaded once for all of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.trainers.test_killed_trainers"])
+
+    def call(kind: str, folder: Path, encoder: Path, dies_at: int = -1) -> None:
+        process = context.Process(target=run, args=(kind, folder, encoder, dies_at))
+        process.start()
+        process.join(timeout=120)
+        assert process.exitcode == (0 if dies_at < 0 else -signal.SIGKILL)
+
+    return call
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_training_comes_to_the_same_model_and_repeats_no_epoch(tiny_encoder, tmp_path, start, kind):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    start(kind, whole, tiny_encoder)
+    assert (tmp_path / "whole.steps").read_text() == str(3 * STEPS[kind])
+    start(kind, cut, tiny_encoder, dies_at=STEPS[kind] + 3)  # in the second epoch
+    assert not (cut / "it").exists()
+    start(kind, cut, tiny_encoder, dies_at=STEPS[kind] + 3)  # in the third one: the first is not repeated
+    start(kind, cut, tiny_encoder)
+    assert (tmp_path / "cut.steps").read_text() == str(STEPS[kind])
+    first, second = (load_file(folder / "it/model/model.safetensors") for folder in (whole, cut))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    first, second = (json.loads((folder / "it/node.json").read_text())["result"] for folder in (whole, cut))
+    assert first == second
+    assert not list(cut.glob(".work/*"))
+    start(kind, cut, tiny_encoder)
+    assert (tmp_path / "cut.steps").read_text() == "0"

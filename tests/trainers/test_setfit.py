@@ -1,0 +1,133 @@
+"""TrainSetFitClassifier: the pairs of few texts, the loss of their cosines, and a classifier as any other."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from datadreamer_like.distillation import Outputs, SoftTargets
+from datadreamer_like.errors import DefinitionError, LabelError
+from datadreamer_like.models import TrainedModel
+from datadreamer_like.trainers import TrainEmbeddingClassifier, TrainHFClassifier, TrainSetFitClassifier
+from datadreamer_like.trainers.training.pairs import SameClass, make_pairs
+
+from .conftest import opinions
+
+TRAIN: dict[str, Any] = {"epochs": 3, "batch_size": 16, "body_learning_rate": 3e-3, "num_iterations": 6}
+
+
+def few(data: Any) -> dict[str, Any]:
+    return data(train=opinions(24), validation=opinions(32, seed=1))
+
+
+def test_few_texts_make_a_classifier_as_any_other(session, tiny_encoder, data, tmp_path):
+    frozen = TrainEmbeddingClassifier("Frozen", str(tiny_encoder), device="cpu").train(**few(data))
+    trainer = TrainSetFitClassifier("Few", str(tiny_encoder), device="cpu").train(**few(data), **TRAIN)
+    assert trainer.metrics["accuracy"] > frozen.metrics["accuracy"]
+    texts = opinions(10, seed=2)["text"]
+    found = trainer.predict(texts)
+    loaded = TrainedModel.load(trainer.export(to=tmp_path / "exported")).predict(texts)
+    np.testing.assert_allclose(loaded.probabilities, found.probabilities, atol=1e-6)
+    history = [each["pair_loss"] for each in trainer.manifest.result["history"] if "pair_loss" in each]
+    assert len(history) == 3
+    assert trainer.metrics["pair_loss"] == pytest.approx(min(history), abs=1e-5)
+    assert any("Few-Shot" in citation for citation in trainer.card.citations)
+    student = TrainHFClassifier("Student", str(tiny_encoder), device="cpu")
+    student.train(**few(data), objective=SoftTargets(trainer), epochs=1)
+    assert student.trained.labels == found.classes
+
+
+def test_the_loss_is_the_squared_error_of_the_cosine():
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, 7, 5, generator=generator, dtype=torch.float64)
+    same = torch.tensor([1.0, 0, 1, 0, 0, 1, 1], dtype=torch.float64)
+    leaf = F.cosine_similarity(first, second).requires_grad_()
+    loss = SameClass().loss(Outputs(logits=leaf), None, {"labels": same})
+    by_hand = sum(
+        ((a @ b) / (a.norm() * b.norm()) - label) ** 2 for a, b, label in zip(first, second, same, strict=True)
+    )
+    assert float(loss.detach()) == pytest.approx(float(by_hand) / 7)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    torch.testing.assert_close(gradient, 2 * (leaf.detach() - same) / 7)
+
+
+LABELS = np.array([0, 0, 0, 1, 1, 2])
+ALL = {pair: LABELS[pair[0]] == LABELS[pair[1]] for pair in combinations(range(6), 2)}  # 4 of one class, 11 of two
+
+
+@pytest.mark.parametrize(
+    ("strategy", "each"), [("unique", (4, 11)), ("undersampling", (4, 4)), ("oversampling", (11, 11))]
+)
+def test_pairs_are_all_or_balanced(strategy, each):
+    first, second, same = make_pairs(LABELS, strategy, None, np.random.default_rng(0), "It")
+    assert (int(same.sum()), int((~same).sum())) == each
+    for a, b, is_same in zip(first.tolist(), second.tolist(), same.tolist(), strict=True):
+        assert ALL[a, b] == is_same
+    found = list(zip(first.tolist(), second.tolist(), strict=True))
+    counts = {pair: found.count(pair) for pair in ALL}
+    if strategy == "oversampling":
+        assert {counts[pair] for pair, is_same in ALL.items() if is_same} == {
+            2,
+            3,
+        }  # 11 drawn of 4, as often as possible
+    else:
+        assert max(counts.values()) == 1
+
+
+def test_some_partners_are_drawn_for_each_text():
+    first, second, same = make_pairs(LABELS, "oversampling", 5, np.random.default_rng(0), "It")
+    assert not (first == second).any()
+    np.testing.assert_array_equal(same, LABELS[first] == LABELS[second])
+    for row in range(6):
+        assert int((~same[first == row]).sum()) == 5
+        assert int(same[first == row].sum()) == (0 if row == 5 else 5)  # the only one of its class
+
+
+def test_texts_of_several_classes_are_similar_if_they_share_one():
+    labels = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 0]], dtype=np.float32)
+    first, second, same = make_pairs(labels, "unique", None, np.random.default_rng(0), "It")
+    found = {tuple(sorted(pair)) for pair in zip(first[same].tolist(), second[same].tolist(), strict=True)}
+    assert found == {(0, 1), (0, 3), (1, 2)}
+
+
+def test_several_labels_a_text_work(session, tiny_encoder, data):
+    rows, other = opinions(24), opinions(12, seed=1)
+    for each in (rows, other):
+        each["label"] = [
+            [label, "text"] if len(text) > 20 else [label]
+            for label, text in zip(each["label"], each["text"], strict=True)
+        ]
+    trainer = TrainSetFitClassifier("Several", str(tiny_encoder), multi_target_strategy="one-vs-rest", device="cpu")
+    trainer.train(**data(rows, other), **TRAIN | {"epochs": 1})
+    assert trainer.trained.is_multi_label
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "said"),
+    [
+        ({"sampling_strategy": "over"}, DefinitionError, 'no sampling_strategy "over".*oversampling'),
+        ({"end_to_end": True}, DefinitionError, "end_to_end is not available"),
+        ({"num_iterations": 0}, DefinitionError, "at least 1"),
+        ({"C": 0}, DefinitionError, "over 0"),
+        ({"learning_rates": 1}, DefinitionError, 'no option "learning_rates"'),
+    ],
+)
+def test_a_wrong_call_is_refused(session, tiny_encoder, data, more, error, said):
+    with pytest.raises(error, match=said):
+        TrainSetFitClassifier("It", str(tiny_encoder), device="cpu").train(**few(data), **TRAIN | more)
+
+
+def test_rows_without_pairs_are_refused(session, tiny_encoder, data, tmp_path: Path):
+    rows = {"text": ["good", "bad"], "label": ["a", "b"]}
+    with pytest.raises(LabelError, match="no two texts share a class"):
+        TrainSetFitClassifier("It", str(tiny_encoder), device="cpu").train(**data(rows, rows), **TRAIN)
+    with pytest.raises(DefinitionError, match=r"num_iterations=20"):
+        make_pairs(np.arange(10_000) % 5, "unique", None, np.random.default_rng(0), "It")
+    with pytest.raises(DefinitionError, match="classifier-chain"):
+        TrainSetFitClassifier("It", str(tiny_encoder), multi_target_strategy="classifier-chain")
