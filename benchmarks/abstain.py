@@ -43,9 +43,9 @@ def classifier_logits(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def resplit(
-    scores: np.ndarray, right: np.ndarray, rows: int, options: dict
+    scores: np.ndarray, right: np.ndarray, rows: int, options: dict[str, float]
 ) -> tuple[int, int, list[float], list[float]]:
-    """How often the bound breaks on the rows that are left, and in the population; coverages and errors on the former."""
+    """How often the bound breaks on the rows left, and in the population; coverages and errors on the former."""
     left_broken, population_broken, coverages, errors = 0, 0, [], []
     for seed in range(RESPLITS):
         random = np.random.default_rng(seed)
