@@ -5,4 +5,7 @@ from .calibration import expected_calibration_error as expected_calibration_erro
 from .calibration import fit_temperature as fit_temperature
 from .calibration import fit_temperatures as fit_temperatures
 from .calibration import reliability as reliability
+from .generated import exact_match as exact_match
+from .generated import rouge_l as rouge_l
+from .generated import win_rate as win_rate
 from .quality import paired_differences as paired_differences

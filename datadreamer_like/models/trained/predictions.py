@@ -59,9 +59,17 @@ def probabilities(logits: Array, multi_label: bool) -> Array:
     if multi_label:
         found: Array = 0.5 * (1 + np.tanh(0.5 * logits))
         return found
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True)) if len(logits) else logits
-    shares: Array = powers / powers.sum(axis=1, keepdims=True)
+    shares: Array = np.exp(log_probabilities(logits))
     return shares
+
+
+def log_probabilities(logits: Array) -> Array:
+    """Returns the logarithms of softmax(logits) [rows, classes]."""
+    if not len(logits):
+        return logits
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    found: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return found
 
 
 def log_odds(logits: Array, multi_label: bool) -> Array:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datadreamer_like.errors import ArgumentTypeError, StepOutputError
-from datadreamer_like.graph import OutputDatasetMixin
-from datadreamer_like.graph.output import Column
+from datadreamer_like.graph.output import Column, OutputDataset, OutputIterableDataset
 from datadreamer_like.models.trained.model_node import ModelNode, as_trained_model
 from datadreamer_like.models.trained.predictions import hand_over
 from datadreamer_like.models.trained.trained_model import TrainedModel
@@ -94,10 +93,11 @@ class PredictOrAbstain(SuperStep):
 
     def _asked(self, fallback: Callable[[Column], Any], texts: list[str]) -> list[Any]:
         column = DataSource("Handed over", data={"texts": texts}).output["texts"]
-        found = fallback(column)
+        found: Any = fallback(column)
         if isinstance(found, Step):
             found = found.output
-        if isinstance(found, OutputDatasetMixin) and not isinstance(found, Column) and len(found.column_names) == 1:
+        whole = isinstance(found, OutputDataset | OutputIterableDataset) and not isinstance(found, Column)
+        if whole and len(found.column_names) == 1:
             found = found[found.column_names[0]]
         if not isinstance(found, Column):
             raise StepOutputError(
