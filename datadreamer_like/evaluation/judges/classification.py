@@ -123,7 +123,8 @@ class ClassificationJudge(Judge):
             theirs = np.stack([said.log_probabilities for said in self._taught]).astype(np.float64)
             theirs = theirs[:, label_order(self.teacher.label2id, classes)]
             figures["agreement"] = float(np.mean(same))
-            figures["divergence"] = float((np.exp(theirs) * (theirs - found)).sum(1).mean())
+            # Rounding can make the divergence of equal models negative.
+            figures["divergence"] = max(0.0, float((np.exp(theirs) * (theirs - found)).sum(1).mean()))
         return Further(figures)
 
     def differences(self, first: Sequence[ClassAnswer], other: Sequence[ClassAnswer]) -> dict[str, Interval]:
