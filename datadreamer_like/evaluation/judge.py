@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.output import Column as Rows
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText
 from datadreamer_like.models.trained.trained_model import TrainedModel
@@ -16,13 +17,20 @@ NAMES = ("inputs", "labels")
 """Argument names of a comparison's two columns, for messages."""
 
 
+class Further(NamedTuple):
+    """Scores of a model that are not those of its answers alone, and the texts that it wrote for some rows, if any."""
+
+    scores: Mapping[str, float]
+    texts: Sequence[str | None] = ()
+
+
 @dataclass(eq=False)
 class Judge(ABC):
     """Reads a task's rows, runs models on them, and scores their answers.
 
     To a comparison, rows and answers are opaque: there is one answer per row. `labels` are None if the expected answers
     follow from the inputs. `max_length` None is each model's own limit, in tokens per row; `chat_prompt_template` and
-    `system_prompt` AUTO are each model's own. Intervals are from `resamples` resamples.
+    `system_prompt` AUTO are each model's own. Intervals are from `resamples` resamples. For the others see `Compare`.
 
     Attributes:
         rows: One input per row, as `answers` takes them.
@@ -40,6 +48,8 @@ class Judge(ABC):
     """Axis label of the main score on a plot."""
     timed: ClassVar[str]
     """What the timing covers, for the notes."""
+    foreign: ClassVar[tuple[str, ...]]
+    """Options that have no meaning for this kind of task."""
 
     inputs: Rows
     labels: Rows | None
@@ -49,8 +59,17 @@ class Judge(ABC):
     system_prompt: AutoText = AUTO
     resamples: int = 10_000
     seed: int = 0
+    teacher: TrainedModel | None = None
+    max_error: float | None = None
+    confidence: float = 0.95
+    rejected: Rows | None = None
+    generate: int = 0
+    max_new_tokens: int = 64
 
     def __post_init__(self) -> None:
+        for option in self.foreign:
+            if getattr(self, option) not in (None, 0):
+                raise DefinitionError(f"{option} is not an option of comparing models for {self.kind}. Leave it out.")
         self.rows: Sequence[Any] = ()
         self.columns: Mapping[str, list[str]] = {}
         self.facts: Mapping[str, Any] = {}
@@ -71,6 +90,10 @@ class Judge(ABC):
     @abstractmethod
     def quality(self, answers: Sequence[Any]) -> dict[str, float]:
         """Returns the scores of a model's answers to all rows, by the keys of `figures`."""
+
+    def further(self, model: TrainedModel, answers: Sequence[Any], batch_size: int) -> Further:
+        """Returns further scores of a loaded model, given its answers to all rows; by default none."""
+        return Further({})
 
     @abstractmethod
     def differences(self, first: Sequence[Any], other: Sequence[Any]) -> dict[str, Interval]:

@@ -1,6 +1,7 @@
 from .pages import figure as figure
 from .pages import page as page
 from .plots import Mark as Mark
+from .plots import curves as curves
 from .plots import to_svg as to_svg
 from .plots import tradeoff as tradeoff
 from .plots import write_png as write_png

@@ -1,4 +1,4 @@
-"""Trade-off plots with matplotlib, without a display, as PNG or as SVG for a page."""
+"""Trade-off plots and curves with matplotlib, without a display, as PNG or as SVG for a page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import os
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
@@ -89,6 +89,27 @@ def tradeoff(
         figure.set_layout_engine("none")
         for number, axis in enumerate(axes):
             _label(axis, marks, number)
+    return figure
+
+
+def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str) -> Figure:
+    """Draws named curves of x and y values in one panel; values that are not finite are left out by matplotlib."""
+    require_extra("report", "matplotlib", what="A plot")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with _styled():
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained", facecolor="white")
+        FigureCanvasAgg(figure)
+        axis = figure.subplots()
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(True, color=_RULE, linewidth=0.8)
+        for colour, (name, (x, y)) in zip(cycle(_COLOURS), lines.items(), strict=False):
+            axis.plot(x, y, color=colour, label=one_line(name, _LONGEST_LABEL), marker="o", markersize=3)
+        axis.set_xlabel(x_label)
+        axis.set_ylabel(y_label)
+        if lines:
+            axis.legend(frameon=False)
     return figure
 
 

@@ -1,3 +1,5 @@
+from .abstain import Abstain as Abstain
+from .calibrate import Calibrate as Calibrate
 from .compare import Compare as Compare
 from .compression import Compression as Compression
 from .prune import Prune as Prune

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
+from datadreamer_like.evaluation.abstention import rows_needed
 from datadreamer_like.evaluation.columns import check_column, check_lengths, check_number
 from datadreamer_like.evaluation.costs import size_of, time_in_turn
-from datadreamer_like.evaluation.judge import NAMES, Judge
-from datadreamer_like.evaluation.judges import judge_for
+from datadreamer_like.evaluation.judge import NAMES, Further, Judge
+from datadreamer_like.evaluation.judges.choice import judge_for
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.output import Column
@@ -33,15 +34,18 @@ if TYPE_CHECKING:
     import torch
     from datasets import Dataset
 
-_PREDICTIONS = "predictions"
+_PREDICTIONS, _GENERATIONS = "predictions", "generations"
 
 
 class Compare(Stage):
     """Compares models on the same rows: quality, size, latency and throughput.
 
-    Classifiers (one label per text) are scored by accuracy and macro-F1, with labels matched by name. Language models,
-    causal or encoder-decoder, are scored by the likelihood of the answers to prompts: bits per byte, which can be
-    compared between tokenizers, and loss and perplexity per token, which cannot (see `evaluation.judges`).
+    Classifiers (one label per text) are scored by accuracy, macro-F1 and the calibration of their probabilities, with
+    labels matched by name; with `max_error` also by the share of rows that they can answer within that bound, and with
+    a `teacher` by the agreement with it. Language models, causal or encoder-decoder, are scored by the likelihood of
+    the answers to prompts: bits per byte, which can be compared between tokenizers, and loss and perplexity per token,
+    which cannot (see `LanguageJudge`); with `rejected` also by how often they find the better of two answers likelier,
+    and with `generate` by the answers that they write.
     The main score has a 95 % interval for the paired difference to the baseline (see `evaluation.quality`).
 
     Size is the number of weights, and the bytes of the files that are needed to run the model: weights, config and
@@ -70,6 +74,12 @@ class Compare(Stage):
         repeats, threads: Rounds and CPU threads of timing; None for torch's current setting of threads.
         latency_texts, throughput_texts: Number of rows timed one at a time, and in batches.
         resamples, seed: Number of bootstrap resamples, and their seed.
+        teacher: For classifiers: the model to agree with, a trainer, stage, `TrainedModel`, folder or Hub id.
+        max_error, confidence: For classifiers: the bound on wrong answers at which the coverage is measured, and the
+            probability that it holds; see `evaluation.fit_threshold`. None for no coverage.
+        rejected: For language models: column of worse answers than `labels`.
+        generate: For language models: number of rows, evenly spread, whose answers are generated, by greedy decoding.
+        max_new_tokens: Maximum number of tokens in a generated answer.
         device: Device for all models, such as "cuda"; None for each model's own.
         keep_loaded: Keep all models in memory until the end. With False each is loaded for its turn, which takes
             longer but does not change the measured times.
@@ -89,6 +99,8 @@ class Compare(Stage):
         ... )
         >>> print(compared)  # doctest: +SKIP
     """
+
+    result_version = 2
 
     @classmethod
     def example(cls, model: object) -> dict[str, Any]:
@@ -115,6 +127,12 @@ class Compare(Stage):
         throughput_texts: int = 128,
         resamples: int = 10_000,
         seed: int = 0,
+        teacher: object | None = None,
+        max_error: float | None = None,
+        confidence: float = 0.95,
+        rejected: Column | None = None,
+        generate: int = 0,
+        max_new_tokens: int = 64,
         device: str | int | torch.device | None = None,
         keep_loaded: bool = True,
         force: bool = False,
@@ -132,8 +150,16 @@ class Compare(Stage):
         self.baseline = self._baseline(baseline, models)
         self.inputs = check_column(inputs, f'"{self.name}": inputs')
         self.labels = None if labels is None else check_column(labels, f'"{self.name}": labels')
-        if self.labels is not None:
-            check_lengths(dict(zip(NAMES, (self.inputs, self.labels), strict=True)))
+        self.rejected = None if rejected is None else check_column(rejected, f'"{self.name}": rejected')
+        columns = {"inputs": self.inputs, "labels": self.labels, "rejected": self.rejected}
+        check_lengths({name: column for name, column in columns.items() if column is not None})
+        self.teacher = None if teacher is None else model_argument(teacher, f'"{self.name}": teacher', device)
+        self.max_error, self.confidence = max_error, confidence
+        self.generate, self.max_new_tokens = generate, max_new_tokens
+        if max_error is not None:
+            rows_needed(max_error, confidence)
+        check_number(generate, f'"{self.name}": generate', 0, whole=True)
+        check_number(max_new_tokens, f'"{self.name}": max_new_tokens', 1, whole=True)
         self.chat_prompt_template = checked("chat_prompt_template", chat_prompt_template)
         self.system_prompt = checked("system_prompt", system_prompt)
         self.batch_size, self.max_length, self.repeats, self.threads = batch_size, max_length, repeats, threads
@@ -142,7 +168,8 @@ class Compare(Stage):
         for option in ("batch_size", "repeats", "threads", "latency_texts", "throughput_texts", "resamples"):
             what = f'"{self.name}": {option}'
             check_number(getattr(self, option), what, 1, whole=True, optional=option == "threads")
-        self.parents = origins(self.models, [self.inputs, self.labels])
+        taught = [] if self.teacher is None else [self.teacher]
+        self.parents = origins([*self.models, *taught], columns.values())
         self.find_or_make()
         self.comparison = Comparison.read(self.result_folder)
         if self.comparison.names != self.names:
@@ -158,10 +185,12 @@ class Compare(Stage):
             parts[f"device of model {index + 1}"] = fingerprint(str(model.device))
         for option in (
             "baseline", "batch_size", "max_length", "chat_prompt_template", "system_prompt", "repeats", "threads",
-            "latency_texts", "throughput_texts", "resamples", "seed",
+            "latency_texts", "throughput_texts", "resamples", "seed", "max_error", "confidence", "generate",
+            "max_new_tokens",
         ):  # fmt: skip
             parts[f"argument {option}"] = fingerprint(getattr(self, option), option)
-        return parts | {f"input {name}": fingerprint(getattr(self, name), name) for name in NAMES}
+        parts["teacher"] = fingerprint(self.teacher, "teacher")
+        return parts | {f"input {name}": fingerprint(getattr(self, name), name) for name in (*NAMES, "rejected")}
 
     # The result
 
@@ -185,8 +214,18 @@ class Compare(Stage):
 
         A classifier's column has labels, a language model's the loss of the answer in nats, summed over its tokens.
         """
-        columns = {f"model_{index + 1}": name for index, name in enumerate(self.comparison.names)}
-        return open_table(self.result_folder / _PREDICTIONS).rename_columns(columns)
+        return self._open(_PREDICTIONS)
+
+    @property
+    def generations(self) -> Dataset:
+        """The answers that language models generated: columns as in `predictions`; None for the other rows.
+
+        Raises:
+            DefinitionError: None were generated.
+        """
+        if not self.generate:
+            raise DefinitionError(f'"{self.name}" generated no answers. Pass generate=, a number of rows.')
+        return self._open(_GENERATIONS)
 
     @property
     def html_path(self) -> Path:
@@ -213,7 +252,8 @@ class Compare(Stage):
         with quiet(), ExitStack() as stack:
             judge = judge_for(models)(
                 self.inputs, self.labels, models, self.max_length, self.chat_prompt_template, self.system_prompt,
-                self.resamples, self.seed,
+                self.resamples, self.seed, self.teacher, self.max_error, self.confidence, self.rejected, self.generate,
+                self.max_new_tokens,
             )  # fmt: skip
             for name, model in models.items():
                 self.usage.note = f"loading {name}"
@@ -226,6 +266,7 @@ class Compare(Stage):
 
         self.usage.total_rows = len(judge.rows) * len(self.models)
         answers, sizes = [], []
+        further: list[Further] = []
         portion = 8 * self.batch_size  # sorted by length and reported together
         for name, model in judge.models.items():
             self.usage.note = f"running {name}"
@@ -236,6 +277,8 @@ class Compare(Stage):
                     part = judge.rows[start : start + portion]
                     said += judge.answers(model, part, self.batch_size)
                     self.usage.add(rows=len(part))
+                self.usage.note = f"scoring {name}"
+                further.append(judge.further(model, said, self.batch_size))
             answers.append(said)
         threads = torch.get_num_threads() if self.threads is None else self.threads
         timings = time_in_turn(
@@ -243,7 +286,7 @@ class Compare(Stage):
             batch_size=self.batch_size, threads=threads,
         )  # fmt: skip
         measured: list[Measured] = []
-        for (name, model), said, size in zip(judge.models.items(), answers, sizes, strict=True):
+        for (name, model), said, size, more in zip(judge.models.items(), answers, sizes, further, strict=True):
             differences: dict[str, Interval] = {}
             if len(measured) != self.baseline:
                 self.usage.note = f"comparing {name} with {self.names[self.baseline]}"
@@ -252,7 +295,7 @@ class Compare(Stage):
             timing = timings[name]
             measured.append(
                 Measured(
-                    judge.quality(said), differences, size.parameters, size.nonzero, on_disk,
+                    {**judge.quality(said), **more.scores}, differences, size.parameters, size.nonzero, on_disk,
                     timing.latency, timing.throughput, timing.seconds, timing.rates,
                 )
             )  # fmt: skip
@@ -263,13 +306,21 @@ class Compare(Stage):
             devices=[str(model.device or "cpu") for model in self.models], names=self.names, baseline=self.baseline,
         )  # fmt: skip
         comparison.write(draft, self.name)
-        (draft / _PREDICTIONS).mkdir()
-        table = TableWriter(draft / _PREDICTIONS, what=f'"{self.name}"')
-        kept = {f"model_{index + 1}": judge.kept(said) for index, said in enumerate(answers)}
-        table.write({**judge.columns, **kept})
-        table.close(self.fingerprint)
+        self._save(draft / _PREDICTIONS, judge, [judge.kept(said) for said in answers])
+        if any(more.texts for more in further):
+            self._save(draft / _GENERATIONS, judge, [list(more.texts) for more in further])
         self.card.facts |= {"Rows compared": f"{len(judge.rows):,}", "Models compared": f"{len(self.models)}"}
         return self.kept()
+
+    def _save(self, folder: Path, judge: Judge, by_model: list[list[Any]]) -> None:
+        folder.mkdir()
+        table = TableWriter(folder, what=f'"{self.name}"')
+        table.write({**judge.columns, **{f"model_{index + 1}": values for index, values in enumerate(by_model)}})
+        table.close(self.fingerprint)
+
+    def _open(self, name: str) -> Dataset:
+        columns = {f"model_{index + 1}": model for index, model in enumerate(self.comparison.names)}
+        return open_table(self.result_folder / name).rename_columns(columns)
 
     def _names(self, names: Sequence[str] | None) -> list[str]:
         if names is None:

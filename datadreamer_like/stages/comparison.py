@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from datadreamer_like.errors import MissingExtra, NewerFormat
 from datadreamer_like.evaluation.judge import Judge
-from datadreamer_like.evaluation.judges import JUDGES
+from datadreamer_like.evaluation.judges.choice import JUDGES
 from datadreamer_like.report import Interval, Mark, Table, TableColumn, figure, page, to_svg, tradeoff, write_png
 from datadreamer_like.storage.folders import write_file
 
@@ -56,7 +56,7 @@ class Comparison:
     """A finished comparison.
 
     Attributes:
-        kind: Kind of task: a key of `evaluation.judges.JUDGES`.
+        kind: Kind of task: a key of `evaluation.judges.choice.JUDGES`.
         models: Figures of each model, in the order of the stage's arguments.
         rows: Number of rows compared.
         facts: The judge's facts about the rows, for the notes.

@@ -10,6 +10,7 @@ from .base.step import Step as Step
 from .base.step import SuperStep as SuperStep
 from .base.trace import Trace as Trace
 from .labelling.count_tokens import CountTokens as CountTokens
+from .labelling.predict_or_abstain import PredictOrAbstain as PredictOrAbstain
 from .labelling.run_task_model import RunTaskModel as RunTaskModel
 from .operations.combining import concat as concat
 from .operations.combining import zipped as zipped

@@ -7,8 +7,6 @@ from .group_policy import TrainHFRLOO as TrainHFRLOO
 from .linear_classifier import TrainLinearClassifier as TrainLinearClassifier
 from .ppo import TrainHFPPO as TrainHFPPO
 from .reward_model import TrainHFRewardModel as TrainHFRewardModel
-from .static_classifier import TrainStaticClassifier as TrainStaticClassifier
-from .linear_classifier import TrainLinearClassifier as TrainLinearClassifier
 from .sentence_transformer import TrainSentenceTransformer as TrainSentenceTransformer
 from .setfit import TrainSetFitClassifier as TrainSetFitClassifier
 from .static_classifier import TrainStaticClassifier as TrainStaticClassifier

@@ -15,8 +15,11 @@ from typing import Any
 import numpy as np
 
 from datadreamer_like.models import LLM, Answer, Embedder, Retriever, TaskModel
+from datadreamer_like.models.trained.predictions import Answers, Predictions
+from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.steps import DataSource, Step
 from datadreamer_like.steps.base.registration import registered
+from datadreamer_like.steps.labelling.predict_or_abstain import CLASSIFIER
 
 PACKAGE = Path(__file__).resolve().parents[2] / "datadreamer_like"
 ROOMS = sorted(stub.parent.name for stub in PACKAGE.glob("*/__init__.pyi"))
@@ -96,6 +99,21 @@ class Lower(TaskModel[str]):
         return 1_000
 
 
+class Sure(TrainedModel):
+    """Finds texts of up to 10 characters short, and is sure of those; stands for any classifier with a threshold."""
+
+    is_multi_label = False
+
+    def __init__(self) -> None:
+        super().__init__("sure")
+
+    def predict_or_abstain(self, texts: Sequence[str], fallback: Any = None, *, batch_size: int = 32) -> Answers:
+        sure = np.array([len(text) <= 10 for text in texts])
+        chances = np.where(sure[:, None], [[0.9, 0.1]], [[0.5, 0.5]])
+        labels = ["short" if each else None for each in sure]
+        return Answers(labels, sure, Predictions(["short", "long"], ["short"] * len(texts), chances))
+
+
 class First(Retriever):
     """Finds the first texts, whatever is asked."""
 
@@ -107,6 +125,7 @@ MODELS: dict[Any, Any] = {
     LLM: Parrot,
     Embedder: Lengths,
     TaskModel: Lower,
+    CLASSIFIER: Sure,
     Retriever: lambda: First(["one", "two"]),
 }
 """What makes a model of each kind that a step may ask for."""

@@ -127,6 +127,23 @@ def test_a_renamed_trainer_step_and_another_device_change_no_fingerprint(session
     assert one.fingerprint == two.fingerprint
 
 
+def test_curves_are_kept_with_the_model(session, tiny_encoder, data):
+    trainer = TrainHFClassifier("a", model_name=str(tiny_encoder))
+    with pytest.raises(NotTrained):
+        _ = trainer.curves
+    trainer.train(**data(), **QUICK)
+    history = trainer.manifest.result["history"]
+    measured = [point for point in trainer.curves if "eval_loss" in point]
+    assert [point["eval_loss"] for point in measured] == [entry["loss"] for entry in history]
+    assert [point["epoch"] for point in measured] == [*range(1, len(history) + 1)]
+    trained = [point for point in trainer.curves if "loss" in point]
+    assert trained[-1]["loss"] < trained[0]["loss"]
+    steps = [point["step"] for point in trained]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == measured[-1]["step"]
+    assert (trainer.result_folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_early_stopping_stops_and_the_best_epoch_is_kept(session, tiny_encoder, data):
     # Labels without a pattern: validation can only become worse.
     train = opinions(64)

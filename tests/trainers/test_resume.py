@@ -101,6 +101,11 @@ def test_a_killed_training_ends_in_the_same_weights_and_repeats_no_finished_epoc
     first, second = (load_file(folder / "a/model/model.safetensors") for folder in (whole, cut))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert result(whole) == result(cut)
+    first, second = (json.loads((folder / "a/curves.json").read_text()) for folder in (whole, cut))
+    assert first == second
+    assert {round(point["epoch"]) for point in first if "eval_loss" in point} == {
+        *range(1, 1 + len(result(cut)["history"]))
+    }
     assert len(result(cut)["history"]) <= EPOCHS
     assert not list(cut.glob(".work/*"))
 

@@ -182,12 +182,36 @@ def loading(source: HFSource) -> Iterator[None]:
         raise
 
 
+def local_folder(path: str, name: str) -> Path | None:
+    """Returns the folder of a model that has a file called `name`: its own, or that of its snapshot from the Hub.
+
+    None if there is no such file, or if the Hub is needed to know and is unavailable.
+    """
+    if Path(path).is_dir():
+        return Path(path) if (Path(path) / name).is_file() else None
+    return _hub_folder(path, name)
+
+
 def forget_gguf(model: Any) -> None:
     """Makes a model that transformers unpacked from a GGUF file trainable, like any other model."""
     model.is_quantized, model.hf_quantizer = False, None
     for holder, name in ((model, "quantization_method"), (model.config, "quantization_config")):
         if hasattr(holder, name):
             delattr(holder, name)
+
+
+@functools.lru_cache(maxsize=64)
+def _hub_folder(repo_id: str, name: str) -> Path | None:
+    """Returns the folder of a repository's snapshot if it has a file called `name`."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    try:
+        with quiet():
+            hf_hub_download(repo_id, name, etag_timeout=_README_SECONDS)
+            return Path(snapshot_download(repo_id))
+    except (EntryNotFoundError, HfHubHTTPError, OSError, ValueError):
+        return None
 
 
 @functools.lru_cache(maxsize=64)

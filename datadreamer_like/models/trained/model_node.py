@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,8 @@ from datadreamer_like.errors import ArgumentTypeError, DefinitionError, NotTrain
 from datadreamer_like.graph import Node
 
 from .hf_source import hf_source
-from .trained_model import Predictions, TrainedModel
+from .predictions import Answers, Predictions
+from .trained_model import TrainedModel
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +68,16 @@ class ModelNode(Node):
     def predict(self, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None) -> Predictions:
         """Classifies texts; see `TrainedModel.predict`."""
         return self.trained.predict(texts, batch_size=batch_size, max_length=max_length)
+
+    def predict_or_abstain(
+        self,
+        texts: Sequence[str],
+        fallback: Callable[[list[str]], Sequence[Any]] | None = None,
+        *,
+        batch_size: int = 32,
+    ) -> Answers:
+        """Answers texts or hands them over; see `TrainedModel.predict_or_abstain`."""
+        return self.trained.predict_or_abstain(texts, fallback, batch_size=batch_size)
 
     def export(self, format: str = "safetensors", to: str | Path = "") -> Path:
         """Writes the model for use elsewhere; see `TrainedModel.export`."""

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit, StorageError, did_you_mean
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DefinitionError,
+    MethodMisfit,
+    StorageError,
+    did_you_mean,
+)
 from datadreamer_like.graph import Card
 from datadreamer_like.graph.card import CARD_NAME
 from datadreamer_like.storage.exports import local_path, new_export
 from datadreamer_like.storage.folders import explained
 
 from ..model import free_memory
-from .hf_source import hf_source, loading
+from .confidence import CONFIDENCE_NAME, Confidence
+from .hf_source import hf_source, loading, local_folder
 from .model_facts import Task, count_parameters, task_of
 from .model_files import files_identity, model_files, model_folder, read_card, system_errors, write_card
+from .predictions import Answers, Predictions, decisions, hand_over, log_odds, probabilities
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,24 +35,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from datadreamer_like.graph import Node
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """A classifier's predictions.
-
-    Attributes:
-        classes: The classes, in the order of the probabilities.
-        labels: The most likely class of each text; for a multi-label model, the list of classes above 0.5.
-        probabilities: Float array [texts, classes]; rows add up to 1, except for a multi-label model.
-    """
-
-    classes: list[str]
-    labels: list[Any]
-    probabilities: np.ndarray[Any, np.dtype[np.float32]]
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 class TrainedModel:
@@ -162,6 +151,12 @@ class TrainedModel:
             Path(self.path).name, "trainer", type(self).__name__, models=[self.path], base_model=self.path
         )
 
+    @cached_property
+    def confidence(self) -> Confidence:
+        """The temperature and threshold that were fitted on this model, by the stages `Calibrate` and `Abstain`."""
+        folder = local_folder(self.path, CONFIDENCE_NAME)
+        return Confidence() if folder is None else Confidence.read(folder)
+
     @property
     def num_parameters(self) -> int:
         """Number of weights, shared ones once; quantized layers count their dequantized weights."""
@@ -179,7 +174,7 @@ class TrainedModel:
         if self._fingerprint is not None:
             return "node", self._fingerprint
         # Another data type gives other answers.
-        cast_to = () if self.dtype is None else (str(self.dtype).removeprefix("torch."),)
+        cast_to = () if self.dtype is None else (dtype_name(self.dtype),)
         if not Path(self.path).is_dir():
             return "model", self.path, *cast_to
         return *files_identity(Path(self.path)), *cast_to
@@ -237,20 +232,61 @@ class TrainedModel:
         return cast("np.ndarray[Any, np.dtype[np.float32]]", found.numpy())
 
     def predict(self, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None) -> Predictions:
-        """Returns labels and probabilities of texts, in their order; see `logits` for arguments and errors."""
+        """Returns labels and probabilities of texts, in their order; see `logits` for arguments and errors.
+
+        Probabilities are those at the model's temperature, if it was calibrated.
+        """
+        return self._predicted(self.logits(texts, batch_size=batch_size, max_length=max_length))[0]
+
+    def predict_or_abstain(
+        self,
+        texts: Sequence[str],
+        fallback: Callable[[list[str]], Sequence[Any]] | None = None,
+        *,
+        batch_size: int = 32,
+    ) -> Answers:
+        """Answers the texts whose log-odds are above the model's threshold, and hands the others over.
+
+        The threshold is that of the stage `Abstain`, which describes its guarantee. Texts are cut as they were when it
+        was fitted.
+
+        Args:
+            texts: The texts.
+            fallback: Called once with all texts that are handed over; returns their labels. None: they have the label
+                None.
+            batch_size: Texts in a batch.
+
+        Raises:
+            MethodMisfit: The model has no threshold, was changed after the threshold was fitted, or runs in another
+                data type.
+            DataDreamerError: See `logits`; or the fallback returned another number of labels.
+        """
+        threshold = self.confidence.threshold
+        if threshold is None:
+            raise MethodMisfit(
+                f"{self!r} has no threshold. Fit one on this model, after pruning and quantization: "
+                "Abstain(name, model, inputs=..., labels=...)."
+            )
+        if threshold.dtype != dtype_name(self.dtype):
+            raise MethodMisfit(
+                f"The threshold of {self!r} was fitted with dtype={threshold.dtype}, and the model was loaded with "
+                f"dtype={dtype_name(self.dtype)}, which gives other answers. Load it with that one, or fit again."
+            )
+        logits = self.logits(texts, batch_size=batch_size, max_length=threshold.max_length)
+        predictions, certainty = self._predicted(logits)
+        answered = certainty > threshold.log_odds
+        labels = hand_over(texts, predictions.labels, answered, fallback)
+        return Answers(labels, answered, predictions)
+
+    def _predicted(self, logits: np.ndarray[Any, np.dtype[np.float32]]) -> tuple[Predictions, np.ndarray[Any, Any]]:
+        """Returns what logits say at the model's temperature, and their log-odds [texts]."""
         import numpy as np
 
-        logits = self.logits(texts, batch_size=batch_size, max_length=max_length).astype(np.float64)
-        classes = self.labels
-        labels: list[Any]
-        if self.is_multi_label:
-            probabilities = 1 / (1 + np.exp(-logits))
-            labels = [[classes[index] for index in np.flatnonzero(row > 0.5)] for row in probabilities]
-        else:
-            powers = np.exp(logits - logits.max(axis=1, keepdims=True)) if len(logits) else logits
-            probabilities = powers / powers.sum(axis=1, keepdims=True)
-            labels = [classes[index] for index in probabilities.argmax(axis=1)]
-        return Predictions(classes, labels, probabilities.astype(np.float32))
+        scaled, multi = self.confidence.scaled(logits.astype(np.float64)), self.is_multi_label
+        found = Predictions(
+            self.labels, decisions(scaled, self.labels, multi), probabilities(scaled, multi).astype(np.float32)
+        )
+        return found, log_odds(scaled, multi)
 
     def spans(
         self, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None
@@ -328,6 +364,11 @@ class TrainedModel:
 def _check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str):
         raise ArgumentTypeError(f"texts is one text, {texts[:40]!r}; it must be a list of texts. Put it into a list.")
+
+
+def dtype_name(dtype: str | torch.dtype | None) -> str | None:
+    """Returns the name of a data type, such as "bfloat16"; None for that of a model's files."""
+    return None if dtype is None else str(dtype).removeprefix("torch.")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ class Report(TrainerCallback):
     """Reports training progress to the node's usage."""
 
     def __init__(self, rows: int) -> None:
-        self.rows, self.noted, self.words = rows, 0, ""
+        self.rows, self.words = rows, ""
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Sets the total number of examples."""
@@ -33,9 +33,12 @@ class Report(TrainerCallback):
         usage = current_usage()
         usage.add(rows=round(self.rows * (state.epoch or 0.0)) - usage.rows)
         # Reading a loss waits for the GPU, so not after each batch.
-        if state.global_step - self.noted >= max(1, state.max_steps // 50):
-            self.noted = state.global_step
+        if state.global_step % max(1, state.max_steps // 50) == 0:
             control.should_log = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
+        """Logs the loss before the checkpoint, so that a run that resumes from it logs the same losses."""
+        control.should_log = True
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any) -> None:
         """Shows the loss, or after an evaluation the validation loss."""

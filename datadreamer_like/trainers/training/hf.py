@@ -42,6 +42,7 @@ from datadreamer_like.pruning import masks, reapply
 
 from ..trainer import Trainer
 from .adapters import check_merge, merged, prepared_codes, qlora_configs, with_adapter
+from .curves import read_curves, write_curves
 from .loop import Fit, Run, fit, seeded
 from .options import HFOptions, Training, a_dtype, one_device, takes_trainer_options, training_device
 from .saved import check_saved
@@ -248,8 +249,19 @@ class HFTrainer(Trainer):
                 model = model.to(device="cpu", dtype=self.dtype)
             self.fill_card(fitted.metrics, objective)
             self.save(model, task, validation, draft / self.MODEL_FOLDER)
+            write_curves(draft, fitted.curves)
         result = {"epochs": fitted.epochs, "history": fitted.history, "adapter": self.peft_config is not None}
         return self.kept(result=result)
+
+    @property
+    def curves(self) -> list[dict[str, float]]:
+        """The losses of training by step, and the metrics of each evaluation; also in `curves.json` and `curves.png`.
+
+        Raises:
+            NotTrained: `train` was not called yet.
+        """
+        _ = self.trained
+        return read_curves(self.result_folder)
 
     def _read(self, task: Task, columns: Columns, split: str) -> Examples:
         examples = task.encode(columns[split], self.scratch / split)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -29,6 +29,7 @@ from datadreamer_like.pruning import masks, reapply
 
 from .callbacks import EarlyStop, KeepZeros, Report
 from .checkpoints import CHECKPOINTS, Seal, newest_checkpoint
+from .curves import points
 from .options import Training
 from .teaching import TeacherAnswers
 
@@ -66,11 +67,15 @@ class Run:
 
 
 class Fit(NamedTuple):
-    """The validation metrics of the best epoch, whose weights the model has; epochs trained; metrics of each epoch."""
+    """The validation metrics of the best epoch, whose weights the model has; epochs trained; metrics of each epoch.
+
+    `curves` are the figures by step; see `training.curves.points`.
+    """
 
     metrics: dict[str, float]
     epochs: float
     history: list[dict[str, float]]
+    curves: Sequence[dict[str, float]] = ()
 
 
 def fit(
@@ -129,7 +134,8 @@ def fit(
             f"diverged. Lower learning_rate, which was {training.learning_rate}."
         )
     model.train(False)
-    return Fit(_figures(best), float(state.epoch or 0.0), [_figures(entry) for entry in measured])
+    history = [_figures(entry) for entry in measured]
+    return Fit(_figures(best), float(state.epoch or 0.0), history, points(state.log_history))
 
 
 def _figures(entry: dict[str, Any]) -> dict[str, float]:

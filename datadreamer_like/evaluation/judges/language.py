@@ -1,27 +1,27 @@
-"""The judges of all kinds of tasks, and the choice of a judge for the models of a comparison."""
+"""The judge of language models: the likelihood of answers to prompts, or of texts."""
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch  # noqa: TID253  (imported with the first comparison, whose models need it anyway)
 
 from datadreamer_like.distillation.losses import IGNORED_LABEL
-from datadreamer_like.errors import DataError, DefinitionError, LabelError, MethodMisfit, did_you_mean
+from datadreamer_like.errors import DataError, DefinitionError, MethodMisfit
 from datadreamer_like.models.llms.chat_template import AUTO
+from datadreamer_like.models.llms.generation import Sampling
 from datadreamer_like.models.trained.prompt_template import set_prompt_template
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.report import Interval, TableColumn
 
-from .columns import read_rows, read_texts
-from .judge import NAMES, Judge
-from .labels import class_names, label_name
-from .quality import bits_per_byte, paired_bits_per_byte, paired_differences, perplexity, scores, token_loss
-from .tasks.generation import CausalLM, Generation, Seq2SeqLM, token_losses
-from .tasks.task import row_limit
+from ..columns import read_rows, read_texts
+from ..generated import exact_match, rouge_l, win_rate
+from ..judge import NAMES, Further, Judge
+from ..quality import bits_per_byte, paired_bits_per_byte, perplexity, token_loss
+from ..tasks.generation import CausalLM, Generation, Seq2SeqLM, token_losses
+from ..tasks.task import row_limit
 
 _ENCODED_AT_ONCE = 1000
 
@@ -30,74 +30,6 @@ Row = tuple[str, str]
 
 Encoded = tuple[list[int], list[int]]
 """Input ids and target ids, as in `Generation.encoded`."""
-
-
-class ClassificationJudge(Judge):
-    """Compares predicted labels by name, so models may order their classes differently; see `Judge`.
-
-    Raises:
-        DefinitionError: There are no labels.
-        MethodMisfit: A model is a multi-label classifier.
-        LabelError: A model lacks one of the labels.
-        DataError: A text or label is missing.
-    """
-
-    kind = "classification"
-    tasks = frozenset({"text-classification"})
-    figures = (
-        TableColumn("accuracy", "accuracy", "%", ".1f", 100),
-        TableColumn("accuracy_difference", "difference", "points [95 %]", "+.1f", 100),
-        TableColumn("macro_f1", "macro-F1", "%", ".1f", 100),
-    )
-    axis = "accuracy (%)"
-    timed = "from text to answer"
-
-    def read(self) -> None:
-        """Reads texts and label names."""
-        if self.labels is None:
-            name = next(iter(self.models))
-            raise DefinitionError(f"{name} is a classifier, and there are no labels to compare by. Pass labels=...")
-        naming = class_names(self.labels)
-        columns = dict(zip(NAMES, (self.inputs, self.labels), strict=True))
-        pairs = [pair for part in read_rows(columns, labels=NAMES[1]) for pair in part]
-        self.rows = [text for text, _ in pairs]
-        self.truth = [label_name(label, NAMES[1], row, naming) for row, (_, label) in enumerate(pairs)]
-        self.columns = {"text": self.rows, "label": self.truth}
-        first_rows = {label: row for row, label in reversed(list(enumerate(self.truth)))}
-        self.facts = {"classes": len(first_rows)}
-        for name, model in self.models.items():
-            if model.is_multi_label:
-                raise MethodMisfit(
-                    f"{name} is a multi-label classifier; only single-label ones are compared. Leave it out."
-                )
-            known = model.labels
-            for label, row in sorted(first_rows.items(), key=lambda item: item[1]):
-                if label not in known:
-                    raise LabelError(
-                        f'Row {row} has the label "{label}", which {name} does not know; its labels are '
-                        f"{', '.join(known)}.{did_you_mean(label, known)} Fix the label, filter such rows out, or "
-                        "leave the model out."
-                    )
-
-    def answers(self, model: TrainedModel, rows: Sequence[str], batch_size: int) -> list[str]:
-        """Returns the model's most likely label for each text."""
-        return model.predict(rows, batch_size=batch_size, max_length=self.max_length).labels
-
-    def quality(self, answers: Sequence[str]) -> dict[str, float]:
-        """Returns "accuracy" and "macro_f1"."""
-        return scores(self.truth, answers)
-
-    def differences(self, first: Sequence[str], other: Sequence[str]) -> dict[str, Interval]:
-        """Returns the differences in "accuracy" and "macro_f1", `other - first`."""
-        return paired_differences(self.truth, first, other, resamples=self.resamples, seed=self.seed)
-
-    @classmethod
-    def note(cls, rows: int, facts: Mapping[str, Any], first: str) -> str:
-        """Returns the number of classes and what the difference column shows."""
-        return (
-            f"{rows:,} rows of {facts['classes']} classes. Difference: of accuracy, to {first} on the same rows; "
-            "95 % interval by paired bootstrap."
-        )
 
 
 class AnswerLoss(NamedTuple):
@@ -118,8 +50,14 @@ class LanguageJudge(Judge):
     how many. Bits per byte assume that a tokenizer can represent any text: an unknown token hides what it replaces, so
     a tokenizer that needs it scores too well.
 
+    With `rejected`, worse answers to the same prompts, the win rate is the share of rows whose label the model finds
+    likelier, in bits per byte; ties count half. With `generate`, that many rows, evenly spread, are answered by greedy
+    decoding: exact match is the share of answers that are the label, but for white space at the ends, and ROUGE-L
+    compares the longest common subsequence of words; see `rouge_l`.
+
     Raises:
         MethodMisfit: There are no labels, and a model needs prompts.
+        DefinitionError: There are no labels, and `rejected` or `generate` need them; or an option is for classifiers.
         DataError: A prompt or answer is missing, no row fits all the models, or all answers are empty.
     """
 
@@ -130,15 +68,23 @@ class LanguageJudge(Judge):
         TableColumn("bits_per_byte_difference", "difference", "bits/byte [95 %]", "+.3f"),
         TableColumn("loss", "loss", "nats/token", ".3f"),
         TableColumn("perplexity", "perplexity", "by token", ",.2f"),
+        TableColumn("win_rate", "win rate", "% of pairs", ".1f", 100),
+        TableColumn("exact_match", "exact match", "%", ".1f", 100),
+        TableColumn("rouge_l", "ROUGE-L", "%", ".1f", 100),
     )
     axis = "bits per byte (less is better)"
     timed = "from text to loss, one forward pass without generation"
+    foreign: ClassVar = ("teacher", "max_error")
 
     def read(self) -> None:
         """Reads the texts, or prompts and answers, and keeps the rows that fit all models."""
         self.prompted = self.labels is not None
         rows: list[Row]
+        worse: list[str] = []
         if self.labels is None:
+            for option in ("rejected", "generate"):
+                if getattr(self, option) not in (None, 0):
+                    raise DefinitionError(f"{option} needs answers to compare with. Pass them as labels.")
             for name, model in self.models.items():
                 if model.config.is_encoder_decoder:
                     raise MethodMisfit(
@@ -148,17 +94,23 @@ class LanguageJudge(Judge):
             rows = [("", text) for text in read_texts(self.inputs, NAMES[0])]
         else:
             columns = dict(zip(NAMES, (self.inputs, self.labels), strict=True))
-            rows = [(prompt, answer) for part in read_rows(columns) for prompt, answer in part]
+            if self.rejected is not None:
+                columns["rejected"] = self.rejected
+            read = [row for part in read_rows(columns) for row in part]
+            rows, worse = [row[:2] for row in read], [row[2] for row in read if self.rejected is not None]
         counts = [self._counts(model, rows) for model in self.models.values()]
+        pairs = [(prompt, answer) for (prompt, _), answer in zip(rows, worse, strict=False)]
+        counts += [self._counts(model, pairs) for model in self.models.values() if pairs]
         fit = [row for row, tokens in enumerate(zip(*counts, strict=True)) if None not in tokens]
         if not fit:
             takes = [sum(tokens is not None for tokens in one) for one in counts]
-            fewest, name = min(zip(takes, self.models, strict=True), key=lambda pair: pair[0])
+            fewest, name = min(zip(takes, [*self.models] * 2, strict=False), key=lambda pair: pair[0])
             raise DataError(
                 f"None of the {len(rows):,} rows fits all the models uncut; {name} takes {fewest:,} of them. Compare "
                 "on shorter rows, raise max_length, or leave that model out."
             )
         self.rows = [rows[row] for row in fit]
+        self.worse = [pairs[row] for row in fit] if pairs else []
         self.sizes = [len(answer.encode()) for _, answer in self.rows]
         if not any(self.sizes):
             raise DataError(
@@ -171,7 +123,8 @@ class LanguageJudge(Judge):
             "bytes": sum(self.sizes),
             "left_out": len(rows) - len(fit),
             "prompted": self.prompted,
-            "same_tokens": all(one[row] == counts[0][row] for one in counts for row in fit),
+            "same_tokens": all(one[row] == counts[0][row] for one in counts[: len(self.models)] for row in fit),
+            "generated": min(self.generate, len(fit)),
         }
 
     def answers(self, model: TrainedModel, rows: Sequence[Row], batch_size: int) -> list[AnswerLoss]:
@@ -195,6 +148,27 @@ class LanguageJudge(Judge):
         loss = token_loss(nats, [answer.tokens for answer in answers])
         return {"bits_per_byte": bits_per_byte(nats, self.sizes), "loss": loss, "perplexity": perplexity(loss)}
 
+    def further(self, model: TrainedModel, answers: Sequence[AnswerLoss], batch_size: int) -> Further:
+        """Returns "win_rate", "exact_match" and "rouge_l" where they were asked for, and the generated answers."""
+        figures: dict[str, float] = {}
+        texts: list[str | None] = []
+        if self.worse:
+            others = self.answers(model, self.worse, batch_size)
+            sizes = [len(answer.encode()) for _, answer in self.worse]
+            figures["win_rate"] = win_rate(
+                [-loss.nats / max(1, size) for loss, size in zip(answers, self.sizes, strict=True)],
+                [-loss.nats / max(1, size) for loss, size in zip(others, sizes, strict=True)],
+            )
+        if count := int(self.facts["generated"]):
+            chosen = [index * len(self.rows) // count for index in range(count)]
+            found = self._generated(model, [self.rows[row] for row in chosen], batch_size)
+            labels = [self.rows[row][1] for row in chosen]
+            figures["exact_match"] = exact_match(found, labels)
+            figures["rouge_l"] = sum(map(rouge_l, found, labels)) / count
+            said = dict(zip(chosen, found, strict=True))
+            texts = [said.get(row) for row in range(len(self.rows))]
+        return Further(figures, texts)
+
     def differences(self, first: Sequence[AnswerLoss], other: Sequence[AnswerLoss]) -> dict[str, Interval]:
         """Returns the difference in "bits_per_byte", `other - first`."""
         options = {"resamples": self.resamples, "seed": self.seed}
@@ -212,7 +186,26 @@ class LanguageJudge(Judge):
             parts.insert(1, f"{facts['left_out']:,} more were too long for one of the models and are left out.")
         if not facts["same_tokens"]:
             parts.append("Loss and perplexity are per token, and these models split texts into different tokens.")
+        if facts.get("generated"):
+            parts.append(f"Exact match and ROUGE-L: of greedy answers to {facts['generated']:,} rows.")
         return " ".join(parts)
+
+    def _generated(self, model: TrainedModel, rows: Sequence[Row], batch_size: int) -> list[str]:
+        """Answers by greedy decoding; prompts are those of the likelihood."""
+        from datadreamer_like.models.llms.hf_generate import generate
+
+        task, sampling = self._task(model), Sampling(max_new_tokens=self.max_new_tokens, temperature=0.0)
+        pairs = task.apart(rows) if isinstance(task, CausalLM) else task.encoded(rows)
+        ids = [prompt for prompt, _ in pairs]
+        tokenizer: Any = copy.copy(model.tokenizer)
+        if not task.encoder_decoder:
+            tokenizer.padding_side = "left"
+        found: list[str] = []
+        for start in range(0, len(ids), batch_size):
+            part = ids[start : start + batch_size]
+            said = generate(model.model, tokenizer, part, sampling, [None] * len(part), task.max_length)
+            found += [answer.texts[0] or "" for answer in said]
+        return found
 
     def _task(self, model: TrainedModel) -> Generation:
         tokenizer: Any = model.tokenizer
@@ -268,28 +261,3 @@ def _answer_losses(model: TrainedModel, task: Generation, rows: Sequence[Encoded
         nats = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, places.cpu(), losses.double().cpu())
     tokens = torch.bincount(places.cpu(), minlength=len(rows))
     return [AnswerLoss(*pair) for pair in zip(nats.tolist(), tokens.tolist(), strict=True)]
-
-
-JUDGES: dict[str, type[Judge]] = {judge.kind: judge for judge in (ClassificationJudge, LanguageJudge)}
-"""The judges, by kind of task."""
-
-
-def judge_for(models: Mapping[str, TrainedModel]) -> type[Judge]:
-    """Returns the judge for the models' common task, without loading one; raises `MethodMisfit` if there is none."""
-    judges: dict[str, type[Judge]] = {}
-    for name, model in models.items():
-        found = [judge for judge in JUDGES.values() if model.task in judge.tasks]
-        if not found:
-            raise MethodMisfit(
-                f"{name} does {model.task}; only classifiers and language models can be compared. Leave it out."
-            )
-        (judges[name],) = found
-    common = Counter(judges.values()).most_common(1)[0][0]
-    other = next(name for name in models if judges[name] is common)
-    for name, model in models.items():
-        if judges[name] is not common:
-            raise MethodMisfit(
-                f"{name} does {model.task}, but {other} does {models[other].task}; models are compared on one task. "
-                f"Leave {name} out, or compare it with models for the same task."
-            )
-    return common

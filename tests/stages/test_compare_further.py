@@ -1,0 +1,139 @@
+"""What `Compare` shows on request: coverage and agreement of classifiers, pairs and answers of language models."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from datadreamer_like import DataDreamer
+from datadreamer_like.errors import DataError, DefinitionError, LabelError
+from datadreamer_like.evaluation import expected_calibration_error, fit_threshold, rouge_l
+from datadreamer_like.models.trained.trained_model import TrainedModel
+from datadreamer_like.stages import Calibrate, Compare
+from datadreamer_like.steps.sources.data_source import DataSource
+
+from .conftest import LABELS, classifier, save
+
+Column = Callable[[str], Any]
+QUICK: dict[str, Any] = {
+    "repeats": 1, "threads": 1, "latency_texts": 1, "throughput_texts": 2, "resamples": 50,
+}  # fmt: skip
+
+
+def logits_by_name(folder: Path, texts: list[str]) -> Any:
+    """Logits, with the classes in the order of `LABELS`."""
+    model = TrainedModel(folder)
+    return model.logits(texts).astype(np.float64)[:, [model.labels.index(label) for label in LABELS]]
+
+
+def test_classifiers_show_calibration_coverage_and_agreement(
+    session: DataDreamer, good: Path, poor: Path, column: Column
+):
+    compared = Compare(
+        "Cost", [good, poor], column("text"), column("label"), teacher=good, max_error=0.1, confidence=0.9, **QUICK
+    )
+    truth = np.array([LABELS.index(label) for label in column("label")])
+    taught = log_softmax(logits_by_name(good, list(column("text"))), axis=1)
+    for folder, row in zip((good, poor), compared.rows, strict=True):
+        found = log_softmax(logits_by_name(folder, list(column("text"))), axis=1)
+        chances = np.exp(found).max(1)
+        right = found.argmax(1) == truth
+        assert row["calibration_error"] == pytest.approx(expected_calibration_error(np.exp(found), truth), abs=1e-5)
+        bound = fit_threshold(np.log(chances / (1 - chances)), right, max_error=0.1, confidence=0.9)
+        assert row["coverage"] == pytest.approx(bound.coverage)
+        assert row["agreement"] == pytest.approx((found.argmax(1) == taught.argmax(1)).mean())
+        assert row["divergence"] == pytest.approx((np.exp(taught) * (taught - found)).sum(1).mean(), abs=1e-5)
+    first, other = compared.rows
+    assert (first["agreement"], first["divergence"]) == (1.0, pytest.approx(0, abs=1e-6))
+    assert other["divergence"] > 0.1
+    shown = str(compared)
+    for text in ("ECE", "coverage", "agreement", "KL", "at most 10 % of", "the same label as good"):
+        assert text in shown
+    assert max(map(len, shown.splitlines())) <= 120
+
+
+def test_columns_without_figures_are_not_shown(session: DataDreamer, good: Path, column: Column):
+    shown = str(Compare("Cost", [good], column("text"), column("label"), **QUICK))
+    assert "ECE" in shown
+    assert not [text for text in ("coverage", "agreement", "KL") if text in shown]
+
+
+def test_calibrated_model_is_compared_at_its_temperature(session: DataDreamer, good: Path, column: Column):
+    calibrated = Calibrate("Calibrated", good, column("text"), column("label"))
+    compared = Compare("Cost", [good, calibrated], column("text"), column("label"), **QUICK)
+    before, after = compared.rows
+    assert before["accuracy"] == after["accuracy"]
+    for row, temperature in ((before, 1.0), (after, calibrated.temperature)):
+        chances = np.exp(log_softmax(logits_by_name(good, list(column("text"))) / temperature, axis=1))
+        truth = [LABELS.index(label) for label in column("label")]
+        assert row["calibration_error"] == pytest.approx(expected_calibration_error(chances, truth), abs=1e-5)
+
+
+def test_language_models_show_pairs_and_what_they_write(session: DataDreamer, tiny_causal_lm: Path):
+    tokens = AutoTokenizer.from_pretrained(tiny_causal_lm)
+    model = AutoModelForCausalLM.from_pretrained(tiny_causal_lm)
+    prompts = ["The cat sat on the warm mat.", "A dog ran after the red ball.", "Rain fell on the quiet town."]
+    answers = [prompts[0], prompts[1], "Snow fell on the quiet town."]
+    worse = ["The train was late again today.", "mat", prompts[2]]
+    made = DataSource("Pairs", data={"prompt": prompts, "chosen": answers, "rejected": worse}).output
+    compared = Compare(
+        "Pairs", [tiny_causal_lm], made["prompt"], made["chosen"], rejected=made["rejected"], generate=2,
+        max_new_tokens=24, **QUICK,
+    )  # fmt: skip
+
+    def bits(prompt: str, answer: str) -> float:
+        before, whole = f"<|user|>{prompt}<eos><|assistant|>", f"<|user|>{prompt}<eos><|assistant|>{answer}<eos>"
+        start = len(tokens(before, add_special_tokens=False)["input_ids"])
+        ids = tokens(whole, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            likely = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[start - 1 :]
+        return -float(likely.sum()) / len(answer.encode())
+
+    wins = [bits(p, a) < bits(p, b) for p, a, b in zip(prompts, answers, worse, strict=True)]
+    (row,) = compared.rows
+    assert row["win_rate"] == pytest.approx(np.mean(wins))
+    assert 0 < sum(wins) < 3
+
+    said = []
+    for prompt in prompts[:2]:
+        ids = tokens(f"<|user|>{prompt}<eos><|assistant|>", add_special_tokens=False, return_tensors="pt")
+        ids.pop("token_type_ids", None)
+        out = model.generate(**ids, max_new_tokens=24, do_sample=False, pad_token_id=tokens.pad_token_id)
+        said.append(tokens.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
+    name = compared.rows[0]["model"]
+    assert compared.generations[name] == [*said, None]
+    assert row["exact_match"] == np.mean([a.strip() == b for a, b in zip(said, answers, strict=False)])
+    assert row["rouge_l"] == pytest.approx(np.mean([rouge_l(a, b) for a, b in zip(said, answers, strict=False)]))
+    shown = str(compared)
+    assert "win rate" in shown
+    assert "greedy answers to 2 rows" in shown
+    again = Compare("Again", [tiny_causal_lm], made["prompt"], made["chosen"], **QUICK)
+    assert "win rate" not in str(again)
+    with pytest.raises(DefinitionError, match="generated no answers"):
+        _ = again.generations
+
+
+def test_options_that_do_not_fit_are_named_before_a_model_runs(
+    session: DataDreamer, good: Path, byte_lm: Path, column: Column, tmp_path: Path
+):
+    def compare(model: Path = good, labels: bool = True, **options: Any) -> Compare:
+        return Compare("Cost", [model], column("text"), column("label") if labels else None, **QUICK, **options)
+
+    with pytest.raises(DataError, match=r"There are 100 rows.*needs at least 149"):
+        compare(max_error=0.02)
+    with pytest.raises(DefinitionError, match="max_error is 0"):
+        compare(max_error=0)
+    with pytest.raises(DefinitionError, match="generate is not an option of comparing models for classification"):
+        compare(generate=3)
+    with pytest.raises(DefinitionError, match="teacher is not an option of comparing models for language modelling"):
+        compare(byte_lm, teacher=good)
+    with pytest.raises(DefinitionError, match="generate needs answers to compare with"):
+        compare(byte_lm, labels=False, generate=3)
+    other = save(classifier(1, [*LABELS, "stones"]), tmp_path / "other")
+    with pytest.raises(LabelError, match="stones"):
+        compare(teacher=other)
