@@ -109,8 +109,7 @@ def divergence(
     strictly between 0 and 1: at the ends the formula is 0, while divided by β (or 1-β) it tends to the forward
     (reverse) KL, which some libraries return instead; use those kinds by name.
     """
-    check_temperature(temperature)
-    _check_kind(kind, beta, skew)
+    check_divergence(kind, temperature, beta, skew)
     (student, teacher), _ = _kept((student_logits, teacher_logits), None, mask)
     width = max(student.shape[-1], teacher.shape[-1])
     dtype = torch.promote_types(_precise(student).dtype, _precise(teacher).dtype)
@@ -146,7 +145,9 @@ def check_alpha(alpha: float) -> None:
         )
 
 
-def _check_kind(kind: str, beta: float, skew: float) -> None:
+def check_divergence(kind: str, temperature: float, beta: float, skew: float) -> None:
+    """Raises `DefinitionError` if an option of `divergence` is out of range."""
+    check_temperature(temperature)
     if kind not in get_args(Divergence):
         raise DefinitionError(
             f'There is no divergence "{kind}".{did_you_mean(kind, get_args(Divergence))} '

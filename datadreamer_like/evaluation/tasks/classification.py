@@ -26,6 +26,7 @@ from .task import Batch, Measure, Task, run_model, tokenize
 class Classification(Task):
     """Texts to classes; see `Task`. If labels are `optional`, rows without one learn from a teacher only."""
 
+    kind: ClassVar[str] = "classification"
     stored: ClassVar[frozenset[str]] = frozenset({"logits"})
 
     def __init__(

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-Task = Literal["text-classification", "text-generation", "text2text-generation", "feature-extraction"]
+Task = Literal["text-classification", "text-generation", "text2text-generation", "fill-mask", "feature-extraction"]
 
 
 def task_of(config: PretrainedConfig) -> Task:
@@ -20,6 +20,8 @@ def task_of(config: PretrainedConfig) -> Task:
         return "text2text-generation"
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
         return "text-generation"
+    if architecture.endswith("ForMaskedLM"):
+        return "fill-mask"
     return "feature-extraction"
 
 
