@@ -15,6 +15,7 @@ class Beams:
         size: Number of beams; 1 is greedy decoding.
         candidates: Number of beams that the objective chooses from, at most `size`.
         max_new_tokens: Maximum length of an answer in the teacher's tokens.
+        needs_reference: Whether rows need references, to choose a candidate or to learn them too.
         keep_reference: Whether the student also learns the reference, in the same batch. The batch then has the rows
             with their references first, and again with the teacher's answers, for which the bool `written` is True.
     """
@@ -22,6 +23,7 @@ class Beams:
     size: int
     candidates: int
     max_new_tokens: int
+    needs_reference: bool = False
     keep_reference: bool = False
 
     def __post_init__(self) -> None:

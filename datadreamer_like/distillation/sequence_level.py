@@ -65,7 +65,8 @@ class SequenceLevel(TeacherObjective):
     @property
     def beams(self) -> Beams | None:
         """The likeliest of the beams; None if `alpha` is 0."""
-        beams = Beams(self.beam_size, 1, self.max_new_tokens, keep_reference=0 < self.alpha < 1)
+        both = self.needs_labels
+        beams = Beams(self.beam_size, 1, self.max_new_tokens, needs_reference=both, keep_reference=both)
         return beams if self.alpha > 0 else None
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
@@ -126,7 +127,7 @@ class SequenceInterpolation(TeacherObjective):
     @property
     def beams(self) -> Beams:
         """All beams."""
-        return Beams(self.beam_size, self.beam_size, self.max_new_tokens)
+        return Beams(self.beam_size, self.beam_size, self.max_new_tokens, needs_reference=True)
 
     def target(self, reference: str | None, candidates: Sequence[str]) -> str:
         """Returns the candidate with the highest sentence BLEU."""

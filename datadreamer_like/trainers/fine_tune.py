@@ -94,7 +94,7 @@ class TrainHFFineTune(HFTrainer):
         columns |= {"validation_input": validation_input, "validation_output": validation_output}
         template = {"chat_prompt_template": self.chat_prompt_template, "system_prompt": self.system_prompt}
         objective = check_objective(objective)
-        written = objective.beams is not None and not objective.needs_labels
+        written = objective.beams is not None and not objective.beams.needs_reference
         optional = ("train_output", "validation_output") if written else ()
         return self.run_training(columns, options, objective, template, optional)
 
