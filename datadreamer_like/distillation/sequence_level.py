@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from datadreamer_like.errors import DefinitionError
 from .generated import Beams
 from .losses import check_alpha, supervised_loss
 from .objectives import Batch, Outputs, TeacherObjective, logits_of
+from .teacher import Teacher, TextTeacher
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class SequenceLevel(TeacherObjective):
         super().__post_init__()
         check_alpha(self.alpha)
         _ = self.beams
+
+    @classmethod
+    def example(cls, teacher: Teacher | TextTeacher) -> Self:
+        """The objective with this teacher and short answers, for tests and documentation."""
+        return cls(teacher, beam_size=2, max_new_tokens=4)
 
     @property
     def fits(self) -> frozenset[str]:
@@ -108,6 +115,11 @@ class SequenceInterpolation(TeacherObjective):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.beams
+
+    @classmethod
+    def example(cls, teacher: Teacher | TextTeacher) -> Self:
+        """The objective with this teacher and short answers, for tests and documentation."""
+        return cls(teacher, beam_size=2, max_new_tokens=4)
 
     @property
     def fits(self) -> frozenset[str]:

@@ -59,7 +59,6 @@ def run() -> Any:
     return start
 
 
-@pytest.mark.kill
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["on-policy", "masked"])
 def test_what_is_drawn_after_a_kill_is_what_would_have_been_drawn(kind, tiny_causal_lm, tmp_path, run):
@@ -90,7 +89,6 @@ def stored(folder: Path) -> set[tuple[int, bytes]]:
     return found
 
 
-@pytest.mark.kill
 @pytest.mark.slow
 def test_a_teacher_that_is_killed_while_it_writes_repeats_no_stored_answer(tiny_causal_lm, tmp_path, run):
     folder = tmp_path / "cut"

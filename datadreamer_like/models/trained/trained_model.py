@@ -17,7 +17,7 @@ from datadreamer_like.storage.exports import local_path, new_export
 from datadreamer_like.storage.folders import explained
 
 from ..model import free_memory
-from .hf_source import hf_source, loading
+from .hf_source import forget_gguf, hf_source, loading
 from .model_facts import Task, count_parameters, task_of
 from .model_files import files_identity, model_files, model_folder, read_card, system_errors, write_card
 
@@ -55,7 +55,7 @@ class TrainedModel:
     and stages in any process, pruned and quantized ones too. It is pickled without the weights.
 
     Args:
-        path: Folder of the model, or its id on the Hub.
+        path: Folder of the model, its id on the Hub, or a `.gguf` file of a language model, whose weights are unpacked.
         device, dtype: To load the model to and in, such as "cuda" and "bfloat16"; None for the CPU and the saved one.
         node: The trainer or stage that made it, which decides its fingerprint and card.
 
@@ -124,8 +124,9 @@ class TrainedModel:
         """The model's transformers config."""
         from transformers import AutoConfig
 
-        with loading(hf_source(self.path)):
-            return cast("PretrainedConfig", AutoConfig.from_pretrained(self.path))
+        source = hf_source(self.path)
+        with loading(source):
+            return cast("PretrainedConfig", AutoConfig.from_pretrained(source.name, **source.options))
 
     @property
     def task(self) -> Task:
@@ -178,6 +179,8 @@ class TrainedModel:
             return "node", self._fingerprint
         # Another data type gives other answers.
         cast_to = () if self.dtype is None else (str(self.dtype).removeprefix("torch."),)
+        if Path(self.path).is_file():
+            return "file", hf_source(self.path).identity, *cast_to
         if not Path(self.path).is_dir():
             return "model", self.path, *cast_to
         return *files_identity(Path(self.path)), *cast_to
@@ -187,11 +190,18 @@ class TrainedModel:
     @cached_property
     def model(self) -> PreTrainedModel:
         """The model, in evaluation mode, loaded lazily."""
+        from transformers import AutoModelForCausalLM
+
         from datadreamer_like import formats
 
         options = {} if self.dtype is None else {"dtype": self.dtype}
-        with loading(hf_source(self.path)):
-            model = formats.load(self.path, **options)
+        source = hf_source(self.path)
+        with loading(source):
+            if source.gguf_file is None:
+                model = formats.load(self.path, **options)
+            else:
+                model = AutoModelForCausalLM.from_pretrained(source.name, **source.options, **options)
+                forget_gguf(model)
         if self.device is not None:
             model.to(self.device)
         model.eval()
@@ -202,8 +212,9 @@ class TrainedModel:
         """The model's tokenizer."""
         from transformers import AutoTokenizer
 
-        with loading(hf_source(self.path)):
-            return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(self.path))
+        source = hf_source(self.path)
+        with loading(source):
+            return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(source.name, **source.options))
 
     def unload_model(self) -> None:
         """Frees the model's memory; it is loaded again when needed."""
