@@ -51,7 +51,7 @@ make_student(teacher.tokenizer)
 with DataDreamer(OUTPUT / "session"):
     source = CSVDataSource("Packages", data_files=DATA / "package_descriptions_train.csv")
     short = source.filter(lambda row: len(row["title"]) < 40, lazy=False).shuffle(seed=1)
-    rows = short.take(8 if SHORT else 80).map(
+    rows = short.take(8 if SHORT else 64).map(
         lambda row: {"prompt": f"In a few words, what is the software package {row['package']}?"}, lazy=False
     )
     train, validation = rows.save(name="Rows").splits(train_size=0.75, validation_size=0.25).values()
@@ -64,7 +64,7 @@ with DataDreamer(OUTPUT / "session"):
         "the teacher's answers and distributions": Combined([written, by_word], weights=[0.5, 0.5]),
     }
     columns = [part.output[name] for part in (train, validation) for name in ("prompt", "title")]
-    options = {"epochs": 1 if SHORT else 3, "batch_size": 4, "learning_rate": 3e-3, "max_length": 80}
+    options = {"epochs": 1 if SHORT else 2, "batch_size": 4, "learning_rate": 3e-3, "max_length": 80}
     trained = {
         name: TrainHFFineTune(f"Taught by {name}", STUDENT, system_prompt=None).train(
             *columns, objective=objective, **options
