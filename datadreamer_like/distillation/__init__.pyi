@@ -1,4 +1,8 @@
+from .distilbert import DistilBERT as DistilBERT
+from .distilbert import distilbert_student as distilbert_student
 from .ensemble import Ensemble as Ensemble
+from .generated import Beams as Beams
+from .generated import Completions as Completions
 from .hidden_states import HiddenStates as HiddenStates
 from .losses import Divergence as Divergence
 from .losses import divergence as divergence
@@ -10,11 +14,20 @@ from .objectives import Combined as Combined
 from .objectives import HardTargets as HardTargets
 from .objectives import Objective as Objective
 from .objectives import Outputs as Outputs
+from .objectives import Projections as Projections
 from .objectives import SoftTargets as SoftTargets
 from .objectives import Supervised as Supervised
+from .on_policy import OnPolicy as OnPolicy
 from .probabilities import Predictor as Predictor
 from .probabilities import Probabilities as Probabilities
+from .projections import attention_layers as attention_layers
+from .projections import capture_projections as capture_projections
+from .relations import AttentionScores as AttentionScores
+from .relations import Relations as Relations
 from .score_labels import ScoreLabels as ScoreLabels
+from .sequence_level import SequenceInterpolation as SequenceInterpolation
+from .sequence_level import SequenceLevel as SequenceLevel
+from .sequence_level import sentence_bleu as sentence_bleu
 from .stored_answers import StoredAnswers as StoredAnswers
 from .teacher import Teacher as Teacher
 from .teacher import TeacherModel as TeacherModel
@@ -26,3 +39,7 @@ from .teacher import label_order as label_order
 from .teacher import teacher_logits_for_texts as teacher_logits_for_texts
 from .teacher import text_teacher as text_teacher
 from .teacher import tokens_teacher as tokens_teacher
+from .tinybert import TinyBERT as TinyBERT
+from .uld import ULD as ULD
+from .uld import universal_logit_loss as universal_logit_loss
+from .word_level import WordLevel as WordLevel

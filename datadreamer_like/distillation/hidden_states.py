@@ -45,12 +45,8 @@ class HiddenStates(TeacherObjective):
                 f'distance "{self.distance}" is unknown.{did_you_mean(self.distance, get_args(Distance))} '
                 f"Choose one of {', '.join(get_args(Distance))}."
             )
-        numbers = sum(self.layers.items(), ()) if isinstance(self.layers, Mapping) else ()
-        if self.layers is not None and not (numbers and all(isinstance(each, int) and each >= 0 for each in numbers)):
-            raise DefinitionError(
-                f"layers is {self.layers!r}; it must map layers of the student to layers of the teacher, counted "
-                "from 1 (0 is the embeddings), such as {1: 3, 2: 6}."
-            )
+        if self.layers is not None:
+            check_layers(self.layers)
 
     @property
     def wants(self) -> frozenset[str]:
@@ -101,6 +97,17 @@ class HiddenStates(TeacherObjective):
         if self.distance == "mse":
             return F.mse_loss(ours, theirs)
         return (1 - F.cosine_similarity(ours, theirs, dim=-1)).mean()
+
+
+def check_layers(layers: object, least: int = 0) -> None:
+    """Raises `DefinitionError` if an option does not map layers to layers, counted from `least`."""
+    numbers = sum(layers.items(), ()) if isinstance(layers, Mapping) else ()
+    if not numbers or not all(isinstance(each, int) and each >= least for each in numbers):
+        zero = " (0 is the embeddings)" if least == 0 else ""
+        raise DefinitionError(
+            f"layers is {layers!r}; it must map layers of the student to layers of the teacher, counted from 1{zero}, "
+            "such as {1: 3, 2: 6}."
+        )
 
 
 def even_layers(student_layers: int, teacher_layers: int) -> dict[int, int]:

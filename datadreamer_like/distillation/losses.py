@@ -20,14 +20,10 @@ from datadreamer_like.kernels.divergences import (
     Divergence as Divergence,
 )
 from datadreamer_like.kernels.divergences import (
-    check_alpha as check_alpha,
-)
-from datadreamer_like.kernels.divergences import (
+    check_alpha,
     check_divergence,
+    check_temperature,
     divergence_of_rows,
-)
-from datadreamer_like.kernels.divergences import (
-    check_temperature as check_temperature,
 )
 
 Logits = tuple[Tensor, ...]
@@ -138,8 +134,7 @@ def divergence(
     strictly between 0 and 1: at the ends the formula is 0, while divided by β (or 1-β) it tends to the forward
     (reverse) KL, which some libraries return instead; use those kinds by name.
     """
-    check_temperature(temperature)
-    check_divergence(kind, beta, skew)
+    check_divergence(kind, temperature, beta, skew)
     (student, teacher), _ = _kept((student_logits, teacher_logits), None, mask)
     width = max(student.shape[-1], teacher.shape[-1])
     dtype = torch.promote_types(_precise(student).dtype, _precise(teacher).dtype)

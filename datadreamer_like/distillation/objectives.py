@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError
+from datadreamer_like.kernels.divergences import check_alpha, check_temperature
 
+from .generated import Beams, Completions
 from .losses import (
     IGNORED_LABEL,
-    check_alpha,
-    check_temperature,
     hard_target_loss,
     soft_target_loss,
     supervised_loss,
@@ -27,6 +27,20 @@ Batch = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
+class Projections:
+    """Queries, keys and values of one attention, as its projections give them, before any rotary embedding.
+
+    Each is [batch, heads, seq, head size]; keys and values may have fewer heads (grouped-query attention). In a
+    `causal` attention a token attends to itself and earlier ones.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    causal: bool = False
+
+
+@dataclass(frozen=True)
 class Outputs:
     """A model's outputs for one batch, computed or stored; fields that no objective needs are None.
 
@@ -34,13 +48,18 @@ class Outputs:
         logits: [..., classes], at the positions of the batch's `labels` [...].
         hidden_states: Of the embeddings and of each layer, [batch, seq, hidden].
         attentions: Attention weights of each layer, [batch, heads, seq, seq].
-        mask: Bool [batch, seq], False for padding in the two above.
+        projections: Queries, keys and values of each layer's attention.
+        mask: Bool [batch, seq], False for padding in the three above.
+        positions: Bool [batch, seq of the logits], the positions of `logits` that count; None for the batch's `mask`.
+            A teacher that reads its own tokens has its own.
     """
 
     logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+    projections: tuple[Projections, ...] | None = None
     mask: Tensor | None = None
+    positions: Tensor | None = None
 
 
 class Objective(ABC):
@@ -70,6 +89,30 @@ class Objective(ABC):
     @property
     def needs_labels(self) -> bool:
         """Whether the loss uses labels. If so, a row without a label still counts for the teacher's part."""
+        return False
+
+    @property
+    def fits(self) -> frozenset[str] | None:
+        """Kinds of task (`Task.kind`) that the loss is for, such as "generation"; None for all."""
+        return None
+
+    @property
+    def beams(self) -> Beams | None:
+        """How the teacher answers each prompt once, before training, for `target`; None if it does not."""
+        return None
+
+    def target(self, reference: str | None, candidates: Sequence[str]) -> str:
+        """Returns the answer to learn for a prompt, from its reference and the teacher's beams, the likeliest first."""
+        return candidates[0]
+
+    @property
+    def completions(self) -> Completions | None:
+        """How batches are sampled from the student while it trains; None if they are not."""
+        return None
+
+    @property
+    def own_tokens(self) -> bool:
+        """Whether the teacher reads the texts with its own tokenizer, which may be another than the student's."""
         return False
 
     def modules(self, student: nn.Module, teacher: nn.Module | None) -> nn.Module | None:
@@ -107,7 +150,7 @@ class Supervised(Objective):
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the cross-entropy of the student's logits with `batch["labels"]`."""
-        return _label_loss(_logits(student, "student"), batch)
+        return _label_loss(logits_of(student, "student"), batch)
 
 
 @dataclass(frozen=True)
@@ -139,8 +182,8 @@ class HardTargets(TeacherObjective):
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the cross-entropy with the teacher's choice at the positions that count."""
-        logits = _logits(student, "student"), _logits(teacher, "teacher")
-        return hard_target_loss(*logits, _questions(batch), _counted(batch))
+        logits = logits_of(student, "student"), logits_of(teacher, "teacher")
+        return hard_target_loss(*logits, questions(batch), counted(batch))
 
 
 @dataclass(frozen=True)
@@ -174,9 +217,9 @@ class SoftTargets(TeacherObjective):
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the weighted sum of the soft term and the cross-entropy with the labels."""
-        logits = _logits(student, "student")
+        logits = logits_of(student, "student")
         soft = soft_target_loss(
-            logits, _logits(teacher, "teacher"), _questions(batch), self.temperature, alpha=1.0, mask=_counted(batch)
+            logits, logits_of(teacher, "teacher"), questions(batch), self.temperature, alpha=1.0, mask=counted(batch)
         )
         if not self.needs_labels:
             return soft
@@ -209,6 +252,19 @@ class Combined(Objective):
         teachers = [objective.teacher for objective in self.objectives if objective.teacher is not None]
         if any(teacher is not teachers[0] for teacher in teachers):
             raise DefinitionError("The objectives have different teachers. Give all of them the same one.")
+        for what in ("beams", "completions"):
+            if len([each for each in self.objectives if getattr(each, what) is not None]) > 1:
+                raise DefinitionError(f"Two of the objectives choose the answers to learn ({what}). Keep one of them.")
+        if len({each.own_tokens for each in self.objectives if each.teacher_wants}) > 1:
+            raise DefinitionError(
+                "Some of the objectives compare student and teacher token by token, and another gives the teacher its "
+                "own tokens. Combine objectives of one kind."
+            )
+        if self.own_tokens and self.beams is not None and self.beams.keep_reference:
+            raise DefinitionError(
+                "A teacher with its own tokens reads one answer to a prompt, and alpha below 1 gives it two. Pass "
+                "alpha=1.0 to the sequence-level objective."
+            )
 
     @classmethod
     def example(cls, teacher: Teacher | TextTeacher) -> Self:
@@ -235,6 +291,31 @@ class Combined(Objective):
         """Whether any of the objectives uses labels."""
         return any(objective.needs_labels for objective in self.objectives)
 
+    @property
+    def fits(self) -> frozenset[str] | None:
+        """The kinds of task that fit all objectives."""
+        limits = [kinds for each in self.objectives if (kinds := each.fits) is not None]
+        return frozenset.intersection(*limits) if limits else None
+
+    @property
+    def beams(self) -> Beams | None:
+        """Those of the objective that has some."""
+        return next((each.beams for each in self.objectives if each.beams is not None), None)
+
+    def target(self, reference: str | None, candidates: Sequence[str]) -> str:
+        """Returns the answer that the objective with `beams` chooses."""
+        return next(each for each in self.objectives if each.beams is not None).target(reference, candidates)
+
+    @property
+    def completions(self) -> Completions | None:
+        """Those of the objective that has some."""
+        return next((each.completions for each in self.objectives if each.completions is not None), None)
+
+    @property
+    def own_tokens(self) -> bool:
+        """Whether the teacher reads its own tokens."""
+        return any(each.own_tokens for each in self.objectives)
+
     def modules(self, student: nn.Module, teacher: nn.Module | None) -> nn.Module | None:
         """Returns the modules of all objectives."""
         found = {str(index): each.modules(student, teacher) for index, each in enumerate(self.objectives)}
@@ -260,21 +341,22 @@ def _label_loss(logits: Tensor, batch: Batch) -> Tensor:
     return target_loss(logits, targets, ~(missing.any(-1) if missing.dim() == logits.dim() else missing))
 
 
-def _logits(outputs: Outputs | None, role: str) -> Tensor:
+def logits_of(outputs: Outputs | None, role: str) -> Tensor:
+    """Returns the logits of a student or teacher, its `role`; `DefinitionError` if there are none."""
     if outputs is None or outputs.logits is None:
         raise DefinitionError(f"The {role}'s outputs have no logits. Pass Outputs(logits=...).")
     return outputs.logits
 
 
-def _counted(batch: Batch) -> Tensor | None:
-    """Positions that count: the batch's mask, or the positions with labels."""
+def counted(batch: Batch) -> Tensor | None:
+    """Returns the positions that count: the batch's mask, or the positions with labels."""
     labels = batch.get("labels")
     if "mask" in batch or labels is None:
         return batch.get("mask")
     return None if labels.is_floating_point() else labels != IGNORED_LABEL
 
 
-def _questions(batch: Batch) -> Tensor | None:
-    """Multi-label targets without missing values, which mark each class as a binary decision; None for others."""
+def questions(batch: Batch) -> Tensor | None:
+    """Returns multi-label targets, which make each class a binary decision, without missing values; None for others."""
     labels = batch.get("labels")
     return None if labels is None or not labels.is_floating_point() else labels.clamp(min=0)

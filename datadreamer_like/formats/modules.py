@@ -30,6 +30,7 @@ class AttentionForm:
         width: Attribute of the core: features of all heads; empty if it has none.
         fused: Whether query, key and value are one projection.
         fixed: Why heads cannot be removed; empty if they can.
+        positions: What scores depend on in addition to queries and keys, "rotary" or "bias"; empty if on nothing.
     """
 
     query: str
@@ -42,13 +43,14 @@ class AttentionForm:
     width: str = ""
     fused: bool = False
     fixed: str = ""
+    positions: str = ""
 
 
 _BERT = AttentionForm(
     "self.query", "self.key", "self.value", "output.dense",
     core="self", head_size="attention_head_size", head_count="num_attention_heads", width="all_head_size",
 )  # fmt: skip
-_LLAMA = AttentionForm("q_proj", "k_proj", "v_proj", "o_proj")
+_LLAMA = AttentionForm("q_proj", "k_proj", "v_proj", "o_proj", positions="rotary")
 _GPT2 = AttentionForm("c_attn", "c_attn", "c_attn", "c_proj", head_count="num_heads", width="split_size", fused=True)
 _FIXED = "its layers share one position bias with a column a head"
 
@@ -61,8 +63,17 @@ ATTENTIONS: dict[str, AttentionForm] = {
     **dict.fromkeys(["LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"], _LLAMA),
     **dict.fromkeys(["SmolLM3Attention", "GemmaAttention", "GraniteAttention"], _LLAMA),
     "GPT2Attention": _GPT2,
-    "MPNetAttention": AttentionForm("attn.q", "attn.k", "attn.v", "attn.o", core="attn", fixed=_FIXED),
-    "T5Attention": AttentionForm("q", "k", "v", "o", fixed=_FIXED),
+    "MPNetAttention": AttentionForm(
+        "attn.q",
+        "attn.k",
+        "attn.v",
+        "attn.o",
+        core="attn",
+        head_size="attention_head_size",
+        fixed=_FIXED,
+        positions="bias",
+    ),
+    "T5Attention": AttentionForm("q", "k", "v", "o", head_size="key_value_proj_dim", fixed=_FIXED, positions="bias"),
 }
 """The supported attentions, by class name."""
 

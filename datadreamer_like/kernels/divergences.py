@@ -33,8 +33,9 @@ def divergence_of_rows(log_p: Tensor, log_q: Tensor, kind: Divergence, beta: flo
     return _kl(log_p, _log_mixture(log_p, log_q, skew))
 
 
-def check_divergence(kind: str, beta: float, skew: float) -> None:
-    """Raises `DefinitionError` for an unknown kind, or a `beta` or `skew` that is out of its range."""
+def check_divergence(kind: str, temperature: float, beta: float, skew: float) -> None:
+    """Raises `DefinitionError` for an unknown kind, or an option that is out of its range."""
+    check_temperature(temperature)
     if kind not in get_args(Divergence):
         raise DefinitionError(
             f'There is no divergence "{kind}".{did_you_mean(kind, get_args(Divergence))} '

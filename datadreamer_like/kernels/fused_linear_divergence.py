@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from datadreamer_like.errors import DefinitionError
 
-from .divergences import Divergence, check_alpha, check_divergence, check_temperature, divergence_of_rows
+from .divergences import Divergence, check_alpha, check_divergence, divergence_of_rows
 
 Backend = Literal["reference", "cpu", "triton"] | None
 
@@ -81,9 +81,8 @@ def fused_linear_divergence(
         >>> round(float(loss), 6)
         0.0
     """
-    check_temperature(temperature)
     check_alpha(alpha)
-    check_divergence(kind, beta, skew)
+    check_divergence(kind, temperature, beta, skew)
     _check_shapes(student_hidden, student_head, teacher_hidden, teacher_head, labels, student_bias, teacher_bias)
     if labels is None and alpha < 1:
         raise DefinitionError(f"alpha is {alpha}, so labels have weight {1 - alpha:g}, but are missing. Pass labels.")

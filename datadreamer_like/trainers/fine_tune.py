@@ -73,9 +73,9 @@ class TrainHFFineTune(HFTrainer):
     def train(
         self,
         train_input: Column,
-        train_output: Column,
+        train_output: Column | None,
         validation_input: Column,
-        validation_output: Column,
+        validation_output: Column | None,
         *,
         objective: Objective | None = None,
         **options: Unpack[TrainingOptions],
@@ -83,8 +83,8 @@ class TrainHFFineTune(HFTrainer):
         """Trains the model, or loads the cached result, and returns the trainer.
 
         The columns are prompts and their answers; the validation rows choose the best epoch. An objective of None is
-        the supervised loss; a teacher runs on each batch, and must have the student's vocabulary. For the options see
-        `TrainingOptions`.
+        the supervised loss; a teacher runs on each batch, and must have the student's vocabulary. Answers may be None
+        if the teacher writes them: `SequenceLevel(teacher)`. For the options see `TrainingOptions`.
 
         Raises:
             DataError: A value is missing, or no part of any answer fits.
@@ -93,7 +93,10 @@ class TrainHFFineTune(HFTrainer):
         columns = {"train_input": train_input, "train_output": train_output}
         columns |= {"validation_input": validation_input, "validation_output": validation_output}
         template = {"chat_prompt_template": self.chat_prompt_template, "system_prompt": self.system_prompt}
-        return self.run_training(columns, options, check_objective(objective), template)
+        objective = check_objective(objective)
+        written = objective.beams is not None and not objective.beams.needs_reference
+        optional = ("train_output", "validation_output") if written else ()
+        return self.run_training(columns, options, objective, template, optional)
 
     def make_task(
         self, config: PretrainedConfig, tokenizer: Tokenizer, columns: Columns, training: Training, objective: Objective

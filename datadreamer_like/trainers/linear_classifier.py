@@ -146,7 +146,7 @@ class TrainLinearClassifier(Trainer):
             # It has no tokenizer: of the task, only labels, teacher and metrics are used.
             task = Classification(None, labels, _NO_LIMIT, truncate=True, optional=objective.teacher is not None)  # type: ignore[arg-type]
             read = {split: _read(task, columns[split]) for split in ("train", "validation")}
-            teachers = prepare_teacher(objective, task, columns, torch.device("cpu"), None, self.scratch)
+            teachers = prepare_teacher(objective, task, columns, {}, torch.device("cpu"), None, self.scratch)
             usage.note = "counting terms"
             texts = read["train"][0]
             features = TextFeatures(

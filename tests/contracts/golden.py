@@ -48,21 +48,40 @@ class Given:
         self.language_model = language_model
         self.classifier = classifier
         self.files = files
-        self._teacher: Any = None
+        self._teachers: dict[tuple[str, bool], Any] = {}
+
+    @property
+    def encoder(self) -> Path:
+        """The classifier's encoder, with a mask token."""
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        folder = self.folder / "encoder"
+        if not folder.exists():
+            tokenizer = AutoTokenizer.from_pretrained(self.classifier)
+            tokenizer.mask_token = "[MASK]"
+            AutoModelForSequenceClassification.from_pretrained(self.classifier).base_model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        return folder
 
     @property
     def teacher(self) -> Any:
         """A classifier of cats and dogs."""
-        if self._teacher is None:
-            kind = public("trainers", "TrainHFClassifier")
-            with DataDreamer(self.folder / "teacher", verbose=False):
-                self._teacher = self.trained(kind, "Teacher").trained
-        return self._teacher
+        return self.teacher_of("TrainHFClassifier")
 
-    def trained(self, kind: Any, name: str, **more: Any) -> Any:
+    def teacher_of(self, trainer: str, encoder: bool = False) -> Any:
+        """What a trainer makes of its example."""
+        if (trainer, encoder) not in self._teachers:
+            with DataDreamer(self.folder / f"teacher {len(self._teachers)}", verbose=False):
+                made = self.trained(public("trainers", trainer), "Teacher", encoder=encoder).trained
+            self._teachers[trainer, encoder] = made
+        return self._teachers[trainer, encoder]
+
+    def trained(self, kind: Any, name: str, encoder: bool = False, **more: Any) -> Any:
         options = self.with_columns(kind.example())
         takes = inspect.signature(kind.__init__).parameters
-        start = {"model_name": str(self.language_model)} if "model_name" in takes else {}
+        encoder = encoder or kind.__name__ == "TrainHFMaskedLM"
+        model = str(self.encoder if encoder else self.language_model)
+        start = {"model_name": model} if "model_name" in takes else {}
         return kind(name, **start).train(**options, **more)
 
     def with_columns(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -163,10 +182,14 @@ def of_method(kind: Any, given: Given) -> Any:
 
 
 def of_objective(kind: Any, given: Given, folder: Path) -> Any:
-    """How a classifier that minimises it fares."""
-    objective = kind.example(given.teacher)
+    """How a model that minimises it fares: the first that it fits of a classifier, a language model and an encoder."""
+    of_attention = "projections" in kind.example(given.teacher).wants
+    fits = kind.example(given.teacher).fits or {"classification"}
+    trainers = {"classification": "TrainHFClassifier", "generation": "TrainHFFineTune", "masked": "TrainHFMaskedLM"}
+    trainer = next(name for task, name in trainers.items() if task in fits)
+    objective = kind.example(given.teacher_of(trainer, of_attention))
     with DataDreamer(folder, verbose=False):
-        return given.trained(public("trainers", "TrainHFClassifier"), "It", objective=objective).metrics
+        return given.trained(public("trainers", trainer), "It", encoder=of_attention, objective=objective).metrics
 
 
 OUTPUTS: dict[type, Callable[[Any, Given, Path], Any]] = {

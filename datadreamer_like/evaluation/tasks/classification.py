@@ -31,6 +31,7 @@ class Classification(Task):
     `label_smoothing` and probabilities make targets of a loss, `targets` of a batch, out of labels.
     """
 
+    kind: ClassVar[str] = "classification"
     stored: ClassVar[frozenset[str]] = frozenset({"logits"})
 
     def __init__(

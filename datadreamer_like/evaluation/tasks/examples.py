@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,21 +55,50 @@ class Ragged:
 class Examples(Dataset[dict[str, Any]]):
     """Tokenized rows of one task: the values of each row by name, and its index as `row`.
 
-    Rows are batched by `lengths` in tokens; `dropped` rows were left out because no part of their answers fits.
+    Rows are batched by `lengths` in tokens; `dropped`, the indices of rows among all that were read, were left out
+    because no part of their answers fits.
     """
 
     def __init__(
-        self, fields: Mapping[str, Ragged | np.ndarray[Any, Any]], lengths: np.ndarray[Any, Any], dropped: int = 0
+        self,
+        fields: Mapping[str, Ragged | np.ndarray[Any, Any]],
+        lengths: np.ndarray[Any, Any],
+        dropped: Sequence[int] = (),
     ) -> None:
         self.fields = dict(fields)
         self.lengths = lengths
         self.dropped = dropped
+
+    @cached_property
+    def numbers(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Index of each row among all rows that were read."""
+        return np.delete(np.arange(len(self.lengths) + len(self.dropped)), np.asarray(self.dropped, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"row": index, **{name: values[index] for name, values in self.fields.items()}}
+
+
+class Paired(Examples):
+    """Rows with two answers each: those of `first`, and under `written` the same row of `second`.
+
+    Only rows that both have are kept.
+    """
+
+    def __init__(self, first: Examples, second: Examples) -> None:
+        _, ours, theirs = np.intersect1d(first.numbers, second.numbers, return_indices=True)
+        total = len(first) + len(first.dropped)
+        kept = first.numbers[ours]
+        dropped = np.setdiff1d(np.arange(total), kept).tolist()
+        super().__init__({}, np.maximum(first.lengths[ours], second.lengths[theirs]), dropped)
+        self._pairs = first, ours, second, theirs
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        first, ours, second, theirs = self._pairs
+        written = {**second[int(theirs[index])], "row": index}
+        return {**first[int(ours[index])], "row": index, "written": written}
 
 
 class ShuffledBatches(Sampler[list[int]]):

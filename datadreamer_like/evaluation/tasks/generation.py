@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,8 +14,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from datadreamer_like.distillation import Outputs, Teacher, TextTeacher, tokens_teacher
+from datadreamer_like.distillation import Completions, Outputs, Teacher, TextTeacher, tokens_teacher
 from datadreamer_like.distillation.losses import IGNORED_LABEL
+from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.distillation.tokens import never_empty, padded, padded_inputs, start_id
 from datadreamer_like.errors import DataError, MethodMisfit
 from datadreamer_like.graph.output import Column
@@ -23,7 +25,7 @@ from datadreamer_like.models.trained.prompt_template import has_template, render
 from ..columns import read_rows
 from ..quality import perplexity
 from .examples import Examples, Ragged
-from .task import Batch, Measure, Task, run_model, tokenize
+from .task import Batch, Measure, Task, row_limit, run_model, tokenize
 
 _DTYPES: dict[str, type[np.generic]] = {"numbers": np.float32, "text": np.uint8}
 
@@ -31,6 +33,7 @@ _DTYPES: dict[str, type[np.generic]] = {"numbers": np.float32, "text": np.uint8}
 class Generation(Task):
     """Prompts to answers; only the answers' tokens carry loss."""
 
+    kind: ClassVar[str] = "generation"
     encoder_decoder: ClassVar[bool]
     fields: ClassVar[tuple[str, ...]] = ("input_ids", "labels")
     """Names of the fields of `cut`."""
@@ -60,7 +63,7 @@ class Generation(Task):
         """Reads prompts and answers; see `Task.encode`."""
         name = next(iter(columns))
         too_long: dict[int, int] = {}
-        seen = dropped = 0
+        seen, dropped = 0, list[int]()
         with ExitStack() as stack:
             fields = {
                 key: stack.enter_context(Ragged(path.with_suffix(f".{key}"), _DTYPES.get(key, np.int32)))
@@ -71,14 +74,14 @@ class Generation(Task):
                     if length > self.max_length:
                         too_long[row] = length
                     if kept is None:
-                        dropped += 1
+                        dropped.append(row)
                         continue
                     for field, ids in zip(fields.values(), kept, strict=True):
                         field.extend([ids])
                 seen += len(part)
         if not self.truncate:
             self.refuse_long(too_long, name)
-        if dropped == seen:
+        if len(dropped) == seen:
             raise DataError(
                 f"{name}: none of the {seen:,} rows has any part of its answer left after cutting at "
                 f"{self.max_length:,} tokens. Raise max_length, or shorten the prompts."
@@ -96,24 +99,31 @@ class Generation(Task):
         return [*answer, end]
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
-        """Returns a batch; `labels` and `mask` are [batch, positions of the logits]."""
-        labels = padded([row["labels"] for row in examples], IGNORED_LABEL)
+        """Returns a batch; `labels` and `mask` are [batch, positions of the logits].
+
+        Rows with two answers are in it twice, and `written` [batch] is True for the second ones.
+        """
+        second = [row["written"] for row in examples if "written" in row]
+        rows = [*examples, *second]
+        labels = padded([row["labels"] for row in rows], IGNORED_LABEL)
         if not self.encoder_decoder:
             labels = labels[:, 1:]  # each position predicts the next token
-        return {**self.inputs(examples), "labels": labels, "mask": labels != IGNORED_LABEL}
+        batch = {**self.inputs(rows), "labels": labels, "mask": labels != IGNORED_LABEL}
+        return {**batch, "written": torch.arange(len(rows)) >= len(examples)} if second else batch
+
+    def of_teacher(self, teacher: Teacher, max_length: int | None) -> Generation:
+        """Returns the task of the teacher's kind, with its tokenizer and chat template; see `Task.of_teacher`."""
+        config = self._language_model(teacher).config
+        kind = Seq2SeqLM if config.is_encoder_decoder else CausalLM
+        return kind(teacher.tokenizer, row_limit(config, teacher.tokenizer, max_length), self.truncate)
 
     def measure(self) -> Measure:
         """Returns a measure of perplexity over the answers' tokens."""
-        return _TokenMeasure()
+        return TokenMeasure()
 
     def check_teacher(self, teacher: Teacher | TextTeacher) -> None:
         """Refuses a teacher that is not a language model of the student's kind; see `Task.check_teacher`."""
-        model = tokens_teacher(teacher, "next-token logits").model
-        if not hasattr(model, "generate"):
-            raise MethodMisfit(
-                f"The teacher, {type(model).__name__}, is not a language model, so it cannot teach one. Load it as a "
-                "model for causal or sequence-to-sequence language modelling."
-            )
+        model = self._language_model(teacher)
         is_encoder_decoder = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
         if is_encoder_decoder != self.encoder_decoder:
             kinds = "an encoder-decoder", "causal"
@@ -123,17 +133,58 @@ class Generation(Task):
                 "matched. Use a teacher of the student's kind, or train on answers that the teacher generates."
             )
 
+    def _language_model(self, teacher: Teacher | TextTeacher) -> Any:
+        model = tokens_teacher(teacher, "next-token logits").model
+        if not hasattr(model, "generate"):
+            raise MethodMisfit(
+                f"The teacher, {type(model).__name__}, is not a language model, so it cannot teach one. Load it as a "
+                "model for causal or sequence-to-sequence language modelling."
+            )
+        return model
+
+    def sampled(self, model: Any, batch: Batch, completions: Completions) -> Batch:
+        """Returns the batch with answers that the model samples; see `Task.sampled`.
+
+        They end with an end token, after `max_new_tokens`, or where prompt and answer reach the maximum length. Labels
+        are -100, and `mask` is True for the tokens of the answers.
+        """
+        prompts = self.prompts_of(batch)
+        longest = 0 if self.encoder_decoder else max(len(prompt) for prompt in prompts)
+        device = batch["input_ids"].device
+        read = padded_inputs(prompts, self.padding, left=not self.encoder_decoder)
+        read = {name: part.to(device) for name, part in read.items()}
+        ends = {self.tokenizer.eos_token_id} - {None}
+        config = copy.deepcopy(model.generation_config)
+        config.update(
+            do_sample=True, temperature=completions.temperature, top_k=0, top_p=1.0, min_p=None, typical_p=None,
+            num_beams=1, num_return_sequences=1, repetition_penalty=None, max_length=None, min_length=None,
+            max_new_tokens=min(completions.max_new_tokens, self.max_length - longest),
+            eos_token_id=sorted(ends) or None, pad_token_id=self.padding, return_dict_in_generate=False,
+        )  # fmt: skip
+        with torch.no_grad(), eval_mode(model):
+            output = model.generate(**read, generation_config=config)
+        answers = [_ended(row, ends) for row in output[:, 1 if self.encoder_decoder else longest :].tolist()]
+        rows = [
+            {"row": row, **dict(zip(("input_ids", "labels"), self.joined(prompt, answer), strict=True))}
+            for row, prompt, answer in zip(batch["rows"].tolist(), prompts, answers, strict=True)
+        ]
+        found = {name: part.to(device) for name, part in self.collate(rows).items()}
+        labels = found["labels"]
+        if self.encoder_decoder:
+            found["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
+        return {**found, "labels": torch.full_like(labels, IGNORED_LABEL)}
+
+    @abstractmethod
+    def joined(self, prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
+        """Returns the input ids and target ids of one prompt and its answer."""
+
+    @abstractmethod
+    def prompts_of(self, batch: Batch) -> list[list[int]]:
+        """Returns the token ids of the prompts in a batch, without padding."""
+
     def aligned(self, teacher: Teacher | TextTeacher, logits: torch.Tensor, student_logits: int) -> torch.Tensor:
         """Returns a teacher's logits, cut to the student's vocabulary size (the rest is padding of the embedding)."""
-        if logits.shape[-1] <= student_logits:
-            return logits
-        tokens = len(tokens_teacher(teacher, "next-token logits").tokenizer)
-        if student_logits < tokens:
-            raise MethodMisfit(
-                f"The student has logits for {student_logits:,} tokens, but its teacher's vocabulary has {tokens:,}. "
-                "Token-level distillation needs models with the same vocabulary."
-            )
-        return logits[..., :student_logits]
+        return cut_to_tokens(teacher, logits, student_logits)
 
 
 class CausalLM(Generation):
@@ -143,8 +194,17 @@ class CausalLM(Generation):
 
     def encoded(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[list[int], list[int]]]:
         """Tokenizes prompts and answers without cutting; see `Generation.encoded`."""
-        for prompt, answer in self.apart(pairs):
-            yield prompt + answer, [IGNORED_LABEL] * len(prompt) + answer
+        for pair in self.apart(pairs):
+            yield self.joined(*pair)
+
+    def joined(self, prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
+        """Returns both in one sequence, and the targets, -100 for the prompt; see `Generation.joined`."""
+        return prompt + answer, [IGNORED_LABEL] * len(prompt) + answer
+
+    def prompts_of(self, batch: Batch) -> list[list[int]]:
+        """Returns what is before the first token to predict; see `Generation.prompts_of`."""
+        starts = (batch["labels"] != IGNORED_LABEL).int().argmax(1) + 1
+        return [ids[:start] for ids, start in zip(batch["input_ids"].tolist(), starts.tolist(), strict=True)]
 
     def apart(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[list[int], list[int]]]:
         """Yields the token ids of each prompt, and of its answer with the end-of-text token, without cutting."""
@@ -175,11 +235,22 @@ class Seq2SeqLM(Generation):
         prompt_ids = tokenize(self.tokenizer, prompts, special=not has_template(self.tokenizer))
         answers = self.tokenizer(text_target=[answer for _, answer in pairs], verbose=False)["input_ids"]
         for prompt, answer in zip(never_empty(prompt_ids, self.tokenizer), answers, strict=True):
-            yield prompt, self.ended(answer, rendered=False)
+            yield self.joined(prompt, self.ended(answer, rendered=False))
+
+    def joined(self, prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
+        """Returns the encoder's input and the decoder's targets; see `Generation.joined`."""
+        return prompt, answer
+
+    def prompts_of(self, batch: Batch) -> list[list[int]]:
+        """Returns the encoder's inputs; see `Generation.prompts_of`."""
+        lengths = batch["attention_mask"].sum(1).tolist()
+        return [ids[:length] for ids, length in zip(batch["input_ids"].tolist(), lengths, strict=True)]
 
     def forward(self, model: Any, batch: Batch, wants: frozenset[str]) -> Outputs:
         """Returns logits [batch, target, vocabulary], and the decoder's hidden states."""
-        decoder_ids = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        decoder_ids = batch.get("decoder_input_ids")
+        if decoder_ids is None:
+            decoder_ids = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
         return run_model(model, batch, wants, "decoder_", decoder_input_ids=decoder_ids, use_cache=False)
 
 
@@ -189,6 +260,7 @@ class Preferences(CausalLM):
     A pair is left out if one of its answers has no token, or no room after the prompt in `max_length`.
     """
 
+    kind: ClassVar[str] = "preferences"
     fields: ClassVar[tuple[str, ...]] = ("prompt_ids", "chosen_ids", "rejected_ids")
     texts: ClassVar[int] = 3
 
@@ -218,6 +290,29 @@ class Preferences(CausalLM):
         }
 
 
+def cut_to_tokens(teacher: Teacher | TextTeacher, logits: torch.Tensor, student_logits: int) -> torch.Tensor:
+    """Returns a teacher's logits, cut to the size of the student's head, which must have all tokens.
+
+    Raises:
+        MethodMisfit: The student's head lacks tokens of the teacher's vocabulary.
+    """
+    if logits.shape[-1] <= student_logits:
+        return logits
+    tokens = len(tokens_teacher(teacher, "next-token logits").tokenizer)
+    if student_logits < tokens:
+        raise MethodMisfit(
+            f"The student has logits for {student_logits:,} tokens, but its teacher's vocabulary has {tokens:,}. "
+            "Token-level distillation needs models with the same vocabulary."
+        )
+    return logits[..., :student_logits]
+
+
+def _ended(ids: list[int], ends: set[int]) -> list[int]:
+    """Returns a generated row up to its first end token; the rest is padding."""
+    last = next((position for position, token in enumerate(ids) if token in ends), len(ids) - 1)
+    return ids[: last + 1]
+
+
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the loss of every token with a label, in nats [tokens], and the index of its row in the batch [tokens].
 
@@ -227,17 +322,21 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tens
     return F.cross_entropy(logits[kept].float(), labels[kept], reduction="none"), kept.nonzero()[:, 0]
 
 
-class _TokenMeasure(Measure):
+class TokenMeasure(Measure):
+    """Cross-entropy and perplexity over all tokens with labels."""
+
     def __init__(self) -> None:
         self.total = 0.0
         self.tokens = 0
 
     def add(self, outputs: Outputs, batch: Batch) -> None:
+        """Adds the tokens of a batch."""
         assert outputs.logits is not None
         losses, _ = token_losses(outputs.logits, batch["labels"])
         self.total += float(losses.sum())
         self.tokens += len(losses)
 
     def result(self) -> dict[str, float]:
+        """Returns the mean cross-entropy in nats, and its exponential."""
         entropy = self.total / max(1, self.tokens)
         return {"cross_entropy": entropy, "perplexity": perplexity(entropy)}

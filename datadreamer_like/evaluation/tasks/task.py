@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from datadreamer_like.distillation import Outputs, Teacher, TextTeacher
+from datadreamer_like.distillation import (
+    Completions,
+    Objective,
+    Outputs,
+    Teacher,
+    TextTeacher,
+    attention_layers,
+    capture_projections,
+)
 from datadreamer_like.distillation.tokens import never_empty, padded_inputs, padding_id
 from datadreamer_like.errors import DataError, MethodMisfit
 from datadreamer_like.graph.output import Column
@@ -20,7 +29,8 @@ from .examples import Examples
 
 Batch = dict[str, torch.Tensor]
 
-_GIVEN = {"logits", "hidden_states", "attentions"}
+_GIVEN = {"logits", "hidden_states", "attentions", "projections"}
+_TRAINERS = {"generation": "TrainHFFineTune", "masked": "TrainHFMaskedLM", "classification": "TrainHFClassifier"}
 
 
 class Measure(ABC):
@@ -41,6 +51,10 @@ class Task(ABC):
     Rows of more than `max_length` tokens are cut; they are refused if `truncate` is False.
     """
 
+    kind: ClassVar[str] = ""
+    """Which objectives fit; see `Objective.fits`."""
+    draws: ClassVar[bool] = False
+    """Whether `drawn` changes batches."""
     stored: ClassVar[frozenset[str]] = frozenset()
     """Fields of a teacher's `Outputs` that depend on the text alone, so that they are computed once and stored."""
 
@@ -81,14 +95,32 @@ class Task(ABC):
     def aligned(self, teacher: Teacher | TextTeacher, logits: torch.Tensor, student_logits: int) -> torch.Tensor:
         """Returns a teacher's logits [..., classes] in the order of the student's classes or tokens."""
 
+    def drawn(self, batch: Batch, random: torch.Generator) -> Batch:
+        """Returns the batch to learn from, in which a task may change tokens at random, such as masking some."""
+        return batch
+
+    def sampled(self, model: Any, batch: Batch, completions: Completions) -> Batch:
+        """Returns the batch with answers that the model samples, by torch's default generator, and without labels."""
+        raise NotImplementedError(f"{type(self).__name__} has no answers to sample.")
+
+    def of_teacher(self, teacher: Teacher, max_length: int | None) -> Task:
+        """Returns the task of the same columns for a teacher with a tokenizer of its own."""
+        raise NotImplementedError(f"{type(self).__name__} has no teachers with other tokens.")
+
     def inputs(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
         """Returns the part of a batch that all tasks share: `input_ids`, `attention_mask` and `rows`."""
         rows = torch.tensor([row["row"] for row in examples])
         return {**padded_inputs([row["input_ids"] for row in examples], self.padding), "rows": rows}
 
-    def check_wants(self, wants: frozenset[str]) -> None:
-        """Raises `MethodMisfit` if an objective needs outputs that tasks do not give."""
-        missing = sorted(wants - _GIVEN)
+    def check_objective(self, objective: Objective) -> None:
+        """Raises `MethodMisfit` if an objective is for other tasks, or needs outputs that tasks do not give."""
+        fits, missing = objective.fits, sorted(objective.wants - _GIVEN)
+        if fits is not None and self.kind not in fits:
+            fitting = [trainer for kind, trainer in _TRAINERS.items() if kind in fits]
+            raise MethodMisfit(
+                f"{type(objective).__name__} is an objective for {' and '.join(fitting) or 'other trainers'}, not for "
+                f"{type(self).__name__}. Choose another objective, such as SoftTargets(teacher), or another trainer."
+            )
         if missing:
             raise MethodMisfit(
                 f"The objective needs {' and '.join(missing)}, but models for {type(self).__name__} give "
@@ -117,19 +149,26 @@ def run_model(model: Any, batch: Batch, wants: frozenset[str], prefix: str = "",
     With `prefix` "decoder_", hidden states and attentions are those of the decoder, at the positions of `mask`.
     """
     requested = {f"output_{name}": True for name in ("hidden_states", "attentions") if name in wants}
-    found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **requested, **options)
+    with capture_projections(model) if "projections" in wants else nullcontext() as projections:
+        found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **requested, **options)
     if "logits" in wants and not isinstance(getattr(found, "logits", None), torch.Tensor):
         raise MethodMisfit(f"{type(model).__name__} returns no logits. Load it as a model with a head for this task.")
     return Outputs(
         logits=found.logits if "logits" in wants else None,
         hidden_states=getattr(found, f"{prefix}hidden_states", None),
         attentions=getattr(found, f"{prefix}attentions", None),
+        projections=tuple(projections) if projections else None,
         mask=batch["mask" if prefix else "attention_mask"].bool(),
     )
 
 
 def check_attentions(model: Any, wants: frozenset[str], whose: str) -> None:
-    """Raises `MethodMisfit` if an objective needs attention weights, and fused kernels do not return them."""
+    """Raises `MethodMisfit` if an objective needs parts of attentions that a model does not give.
+
+    Fused kernels return no attention weights.
+    """
+    if "projections" in wants:
+        attention_layers(model)
     kernel = getattr(model.config, "_attn_implementation", None)
     if "attentions" in wants and kernel not in (None, "eager"):
         raise MethodMisfit(

@@ -31,9 +31,10 @@ def generate(
     holds `context_length` tokens of a prompt and its answer together. A prompt's n answers use its seed and the
     following ones.
     """
-    # Greedy answers are identical, so one is enough for any n.
-    repeats = 1 if sampling.deterministic else sampling.n
-    rows = [list(row) for row in ids for _ in range(repeats)]
+    beams = sampling.extra.get("num_beams") or 1
+    # Greedy answers are identical, so one is enough for any n. A beam search gives its n best from one row.
+    repeats = sampling.n if beams > 1 or not sampling.deterministic else 1
+    rows = [list(row) for row in ids for _ in range(1 if beams > 1 else repeats)]
     row_seeds = [None if seed is None else seed + j for seed in seeds for j in range(repeats)]
     batch = padded_inputs(rows, padding_id(tokenizer), left=tokenizer.padding_side == "left")
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
@@ -90,10 +91,11 @@ class _Text:
 
 
 def _config(model: Any, tokenizer: Any, sampling: Sampling, room: int, ends: set[int]) -> Any:
+    beams = sampling.extra.get("num_beams") or 1
     config = copy.deepcopy(model.generation_config)
     # Override the model's sampling defaults, but keep its start and end tokens.
     config.update(
-        do_sample=False, num_beams=sampling.extra.get("num_beams") or 1, num_return_sequences=1,
+        do_sample=False, num_beams=beams, num_return_sequences=sampling.n if beams > 1 else 1,
         return_dict_in_generate=False,
         temperature=None, top_p=None, top_k=None, min_p=None, typical_p=None, max_length=None, min_length=None,
         max_new_tokens=min(sampling.max_new_tokens or room, room),

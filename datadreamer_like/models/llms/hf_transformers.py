@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class HFTransformers(LLM):
     """A causal or sequence-to-sequence language model, run by transformers on the CPU or a GPU.
 
-    Prompts are batched by length. With `seed=...` a prompt gets the same answer in any batch. JSON schemas are not
-    supported; use `LlamaCPP` or an API.
+    Prompts are batched by length. With `seed=...` a prompt gets the same answer in any batch, and with `num_beams` its
+    n answers are the best beams, the likeliest first. JSON schemas are not supported; use `LlamaCPP` or an API.
 
     Args:
         model_name: A folder, a trainer or stage or trained model, a `.gguf` file (its weights are unpacked), or a Hub
@@ -227,6 +227,10 @@ class HFTransformers(LLM):
             raise DefinitionError(
                 f"num_beams={beams} is for greedy decoding without log-probabilities. Set top_p=0.0 and leave "
                 "top_logprobs out, or leave num_beams out."
+            )
+        if 1 < beams < sampling.n:
+            raise DefinitionError(
+                f"n={sampling.n} asks for more answers than num_beams={beams} has. Raise num_beams, or lower n."
             )
         size = self.config.get_text_config().vocab_size
         for token in sampling.logit_bias or ():

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 Task = Literal[
-    "text-classification", "token-classification", "text-generation", "text2text-generation", "feature-extraction"
+    "text-classification", "token-classification", "text-generation", "text2text-generation", "fill-mask",
+    "feature-extraction",
 ]  # fmt: skip
 
 
@@ -24,6 +25,8 @@ def task_of(config: PretrainedConfig) -> Task:
         return "text2text-generation"
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
         return "text-generation"
+    if architecture.endswith("ForMaskedLM"):
+        return "fill-mask"
     return "feature-extraction"
 
 

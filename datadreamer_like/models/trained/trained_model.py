@@ -23,7 +23,7 @@ from datadreamer_like.storage.folders import explained
 
 from ..model import free_memory
 from .confidence import CONFIDENCE_NAME, Confidence
-from .hf_source import hf_source, loading, local_folder
+from .hf_source import forget_gguf, hf_source, loading, local_folder
 from .model_facts import Task, count_parameters, task_of
 from .model_files import files_identity, model_files, model_folder, read_card, system_errors, write_card
 from .predictions import Answers, Predictions, decisions, hand_over, log_odds, probabilities
@@ -44,7 +44,7 @@ class TrainedModel:
     and stages in any process, pruned and quantized ones too. It is pickled without the weights.
 
     Args:
-        path: Folder of the model, or its id on the Hub.
+        path: Folder of the model, its id on the Hub, or a `.gguf` file of a language model, whose weights are unpacked.
         device, dtype: To load the model to and in, such as "cuda" and "bfloat16"; None for the CPU and the saved one.
         node: The trainer or stage that made it, which decides its fingerprint and card.
 
@@ -115,8 +115,9 @@ class TrainedModel:
 
         from datadreamer_like import formats  # noqa: F401  (registers its own architectures)
 
-        with loading(hf_source(self.path)):
-            return cast("PretrainedConfig", AutoConfig.from_pretrained(self.path))
+        source = hf_source(self.path)
+        with loading(source):
+            return cast("PretrainedConfig", AutoConfig.from_pretrained(source.name, **source.options))
 
     @property
     def task(self) -> Task:
@@ -175,6 +176,8 @@ class TrainedModel:
             return "node", self._fingerprint
         # Another data type gives other answers.
         cast_to = () if self.dtype is None else (dtype_name(self.dtype),)
+        if Path(self.path).is_file():
+            return "file", hf_source(self.path).identity, *cast_to
         if not Path(self.path).is_dir():
             return "model", self.path, *cast_to
         return *files_identity(Path(self.path)), *cast_to
@@ -184,11 +187,18 @@ class TrainedModel:
     @cached_property
     def model(self) -> PreTrainedModel:
         """The model, in evaluation mode, loaded lazily."""
+        from transformers import AutoModelForCausalLM
+
         from datadreamer_like import formats
 
         options = {} if self.dtype is None else {"dtype": self.dtype}
-        with loading(hf_source(self.path)):
-            model = formats.load(self.path, **options)
+        source = hf_source(self.path)
+        with loading(source):
+            if source.gguf_file is None:
+                model = formats.load(self.path, **options)
+            else:
+                model = AutoModelForCausalLM.from_pretrained(source.name, **source.options, **options)
+                forget_gguf(model)
         if self.device is not None:
             model.to(self.device)
         model.eval()
@@ -204,8 +214,9 @@ class TrainedModel:
                 f"{self!r} reads texts without a tokenizer, so it cannot be used where tokens are needed: as the start "
                 "of training, for calibration, or as a teacher of tokens. Choose a transformers model."
             )
-        with loading(hf_source(self.path)):
-            return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(self.path))
+        source = hf_source(self.path)
+        with loading(source):
+            return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(source.name, **source.options))
 
     def unload_model(self) -> None:
         """Frees the model's memory; it is loaded again when needed."""

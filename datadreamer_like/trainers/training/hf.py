@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from datadreamer_like.distillation import Objective, Supervised
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean, require_extra
 from datadreamer_like.evaluation.columns import Columns, check_columns
-from datadreamer_like.evaluation.tasks.examples import Examples
+from datadreamer_like.evaluation.tasks.examples import Examples, Paired
 from datadreamer_like.evaluation.tasks.task import Task, check_attentions
 from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
@@ -47,6 +47,7 @@ from .loop import Fit, Run, fit, seeded
 from .options import HFOptions, Training, a_dtype, one_device, takes_trainer_options, training_device
 from .saved import check_saved
 from .teaching import is_live, node_of, prepare_teacher, unload_teacher
+from .writing import reading_order, with_written_answers
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -217,8 +218,9 @@ class HFTrainer(Trainer):
                 tokenizer.pad_token = tokenizer.eos_token
             current_usage().note = "reading the rows"
             task = self.make_task(config, tokenizer, columns, training, minimised)
-            task.check_wants(minimised.wants)
-            train, validation = self._read(task, columns, "train"), self._read(task, columns, "validation")
+            task.check_objective(minimised)
+            columns = with_written_answers(minimised, columns, self.device)
+            examples = {split: self._read(task, columns, split) for split in columns}
             current_usage().note = "loading the model"
             transformers.set_seed(training.seed)
             with loading(self._origin):
@@ -227,17 +229,17 @@ class HFTrainer(Trainer):
                 forget_gguf(model)
             model.config.pad_token_id = task.padding
             check_attentions(model, minimised.wants, "the student")
-            teachers = prepare_teacher(minimised, task, columns, device, training.max_length, self.scratch)
+            teachers = prepare_teacher(minimised, task, columns, examples, device, training.max_length, self.scratch)
             kept = masks(model)
             # Seed again, so that new weights and batches do not depend on what was drawn before, also after a resume.
             transformers.set_seed(training.seed)
             live = getattr(teacher, "model", None) if is_live(minimised, task) else None
             modules = minimised.modules(model, live)
             if self.peft_config is not None:
-                model = self._with_adapter(model, task, train)
+                model = self._with_adapter(model, task, examples["train"])
             run = Run(
-                model, task, train, validation, training, self.scratch, device, training.autocast(self.dtype),
-                minimised, teachers, modules,
+                model, task, examples["train"], examples["validation"], training, self.scratch, device,
+                training.autocast(self.dtype), minimised, teachers, modules,
             )  # fmt: skip
             fitted = self.fit(run)
             if self.peft_config is not None:
@@ -248,7 +250,7 @@ class HFTrainer(Trainer):
             if not getattr(model, "is_quantized", False):
                 model = model.to(device="cpu", dtype=self.dtype)
             self.fill_card(fitted.metrics, objective)
-            self.save(model, task, validation, draft / self.MODEL_FOLDER)
+            self.save(model, task, examples["validation"], draft / self.MODEL_FOLDER)
             write_curves(draft, fitted.curves)
         result = {"epochs": fitted.epochs, "history": fitted.history, "adapter": self.peft_config is not None}
         return self.kept(result=result)
@@ -264,11 +266,14 @@ class HFTrainer(Trainer):
         return read_curves(self.result_folder)
 
     def _read(self, task: Task, columns: Columns, split: str) -> Examples:
-        examples = task.encode(columns[split], self.scratch / split)
+        first, second = reading_order(columns[split])
+        examples = task.encode(first, self.scratch / split)
+        if second is not None:
+            examples = Paired(examples, task.encode(second, self.scratch / f"{split}-written"))
         if examples.dropped:
             logger.warning(
                 "%s: %s of the %s rows are left out, as nothing of their answers is left after cutting. "
-                "Raise max_length, or shorten the prompts.", self.name, f"{examples.dropped:,}", split,
+                "Raise max_length, or shorten the prompts.", self.name, f"{len(examples.dropped):,}", split,
             )  # fmt: skip
         return examples
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -241,8 +242,27 @@ class ObjectiveLoop(LoopOverExamples):
             if self.run.modules is not None:
                 del self.run.model.objective_modules
 
+    def drawn(self, model: Any, batch: Batch, split: str) -> Batch:
+        """Returns the batch to learn from: with what the task draws at random, or the student's own answers.
+
+        What is drawn depends on the seed, the rows and in training on the step, so a resumed training run draws the
+        same, and all epochs are measured on the same validation batches.
+        """
+        completions = self.run.objective.completions if split == "train" else None
+        if completions is None and not self.run.task.draws:
+            return batch
+        step = self.state.global_step if split == "train" else -1
+        words = repr((self.args.seed, step, batch["rows"].tolist()))
+        seed = int.from_bytes(hashlib.blake2b(words.encode(), digest_size=7).digest(), "big")
+        random = torch.Generator().manual_seed(seed)
+        batch = self.run.task.drawn(batch, random)
+        if completions is None or float(torch.rand((), generator=random)) >= completions.fraction:
+            return batch
+        with forked_torch(seed):
+            return self.run.task.sampled(self.accelerator.unwrap_model(model), batch, completions)
+
     def outputs_and_loss(self, model: Any, batch: Batch, split: str) -> tuple[Outputs, torch.Tensor]:
-        """Returns the student's outputs for a batch, and the loss, a scalar with gradients."""
+        """Returns the student's outputs for a drawn batch, and the loss, a scalar with gradients."""
         student = self.run.task.forward(model, batch, self.run.objective.wants | {"logits"})
         assert student.logits is not None
         teacher = self.run.teachers[split](batch, student.logits.shape[-1])
@@ -252,7 +272,7 @@ class ObjectiveLoop(LoopOverExamples):
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Returns the loss of a training batch."""
-        outputs, loss = self.outputs_and_loss(model, inputs, "train")
+        outputs, loss = self.outputs_and_loss(model, self.drawn(model, inputs, "train"), "train")
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(
@@ -264,7 +284,7 @@ class ObjectiveLoop(LoopOverExamples):
         measure, total, rows = self.run.task.measure(), 0.0, 0
         with torch.no_grad():
             for inputs in self.get_eval_dataloader():
-                batch = self._prepare_inputs(inputs)
+                batch = self.drawn(model, self._prepare_inputs(inputs), "validation")
                 with self.compute_loss_context_manager():
                     outputs, loss = self.outputs_and_loss(model, batch, "validation")
                 size = len(batch["rows"])
@@ -287,11 +307,19 @@ class ObjectiveLoop(LoopOverExamples):
 
 
 @contextlib.contextmanager
+def forked_torch(seed: int) -> Iterator[None]:
+    """Seeds torch's random generators inside the block, and restores their states afterwards."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seeds all random generators inside the block, and restores their states afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
+    with forked_torch(seed):
         transformers.set_seed(seed)
         try:
             yield

@@ -19,11 +19,14 @@ from datadreamer_like.distillation.teacher import (
 )
 from datadreamer_like.errors import ArgumentTypeError
 from datadreamer_like.evaluation.columns import Columns
+from datadreamer_like.evaluation.tasks.examples import Examples
 from datadreamer_like.evaluation.tasks.task import Batch, Task, check_attentions
 from datadreamer_like.graph import Node, current_session, current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models.trained.model_node import ModelNode
 from datadreamer_like.models.trained.trained_model import TrainedModel
+
+from .own_tokens import own_tokens_teacher
 
 TeacherAnswers = Callable[[Batch, int], Outputs | None]
 """Returns a teacher's outputs for a batch of a student that has this number of classes or tokens; None if untaught."""
@@ -62,25 +65,34 @@ def unload_teacher(teacher: Any) -> Iterator[None]:
 
 def is_live(objective: Objective, task: Task) -> bool:
     """Whether the objective's teacher must run on each batch, since its answers cannot be stored."""
-    return not objective.teacher_wants <= task.stored
+    return objective.own_tokens or not objective.teacher_wants <= task.stored
 
 
 def prepare_teacher(
-    objective: Objective, task: Task, columns: Columns, device: torch.device, max_length: int | None, scratch: Path
+    objective: Objective,
+    task: Task,
+    columns: Columns,
+    examples: Mapping[str, Examples],
+    device: torch.device,
+    max_length: int | None,
+    scratch: Path,
 ) -> Mapping[str, TeacherAnswers]:
     """Checks the teacher, and returns its answers by split, after asking it for all rows if they can be stored.
 
     Stored answers are kept in the session's cache folder (in `scratch` if there is none), each under its text: the next
     student finds them. The teacher reads the first column of each split, cut at `max_length` tokens (None for its own
-    limit). `device` is the student's.
+    limit). `examples` are the student's rows, by split, and `device` is the student's.
 
     Raises:
         MethodMisfit: The teacher does not fit the task, or must share the student's tokens and does not.
         LabelError: It has other classes.
     """
     teacher, wants = objective.teacher, objective.teacher_wants
-    if teacher is None:
+    if teacher is None or not wants:
         return dict.fromkeys(("train", "validation"), lambda batch, student_logits: None)
+    if objective.own_tokens:
+        reader = tokens_teacher(teacher, "next-token logits")
+        return own_tokens_teacher(reader, task, columns, examples, device, max_length, scratch)
     if "logits" in wants:
         task.check_teacher(teacher)
     if is_live(objective, task):
