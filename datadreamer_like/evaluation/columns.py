@@ -121,12 +121,14 @@ def check_number(
 
     Raises:
         ArgumentTypeError: It is not a number, or not a whole one; None is accepted if `optional`.
-        DefinitionError: It is less than `least`, or not over it.
+        DefinitionError: It is not finite, is less than `least`, or not over it.
     """
     if value is None and optional:
         return
     if not isinstance(value, int if whole else int | float) or isinstance(value, bool):
         raise ArgumentTypeError(f"{what} must be {'a whole number' if whole else 'a number'}, not {value!r}.")
+    if not math.isfinite(value):
+        raise DefinitionError(f"{what} is {value}; it must be a finite number.")
     if value < least or (over and value == least):
         raise DefinitionError(f"{what} is {value}; it must be {'over' if over else 'at least'} {least}.")
 

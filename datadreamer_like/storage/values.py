@@ -38,7 +38,7 @@ def to_batch(columns: Mapping[str, Any], what: str = "table", like: pa.Schema | 
     for name, values in columns.items():
         if not isinstance(name, str):
             raise StepOutputTypeError(f"{what}: the column name {name!r} is not a string. Use {str(name)!r}.")
-        if not is_column_name(name):
+        if not is_unicode(name):
             raise StepOutputTypeError(f"{what}: {BAD_COLUMN_NAME.format(name)}")
         known = like.field(name) if like is not None and name in like.names else None
         array, metadata = _array(values, name, what, known)
@@ -56,7 +56,7 @@ def is_unicode(text: str) -> bool:
 
 
 def is_column_name(name: str) -> bool:
-    """Returns whether datasets can have a column of that name."""
+    """Returns whether a script's column may have that name; zero bytes are in the names of a step's own columns."""
     return "\0" not in name and is_unicode(name)
 
 

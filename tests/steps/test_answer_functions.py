@@ -115,7 +115,7 @@ def test_a_function_may_change_what_it_gets(session: DataDreamer) -> None:
     assert list(made.output["scores"]) == [2.0] * 4
 
 
-NEITHER = ["maybe", float("nan"), np.array([1, 0]), pd.NA]
+NEITHER = ["maybe", float("nan"), np.array([1, 0]), pd.NA, {"keep": False}, (False, "why")]
 
 
 @pytest.mark.parametrize("odd", NEITHER, ids=repr)

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from datadreamer_like.errors import ArgumentTypeError, StepOutputError
+from datadreamer_like.errors import ArgumentTypeError, StepOutputError, StepOutputTypeError
 from datadreamer_like.graph.engine import Engine
 from datadreamer_like.graph.node import reading_engine
 from datadreamer_like.graph.origin import Every
 from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows, rebatched
 from datadreamer_like.graph.usage import current_usage
 from datadreamer_like.storage.schemas import widened
-from datadreamer_like.storage.values import to_batch, to_columns
+from datadreamer_like.storage.values import BAD_COLUMN_NAME, is_column_name, to_batch, to_columns
 
 from .transforms import StatedBatches, placed, stated
 
@@ -145,6 +145,9 @@ def _mapped_sample(rows: Rows, mapped: Callable[[Rows, Engine], StatedBatches]) 
 
 
 def _with_new(batch: pa.RecordBatch, new: Batch, removed: list[str]) -> pa.RecordBatch:
+    for name in new:
+        if isinstance(name, str) and not is_column_name(name):
+            raise StepOutputTypeError(f"map: {BAD_COLUMN_NAME.format(name)}")
     made = to_batch(new, "map", batch.schema)
     names = [name for name in batch.schema.names if name not in removed or name in new]
     names += [name for name in new if name not in names]

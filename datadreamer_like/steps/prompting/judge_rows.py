@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import compress
 from statistics import fmean
@@ -276,6 +276,8 @@ def _truth(value: Any) -> bool | None:
     """Returns whether a function's result is true; None if it is neither true nor false."""
     if isinstance(value, str):
         return read_yes_or_no(value)
+    if isinstance(value, Mapping | tuple):  # (False, "why") would be true
+        return None
     try:
         return None if value != value else bool(value)
     except Exception:  # arrays, and missing values of pandas

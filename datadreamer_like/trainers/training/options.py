@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, TypedDict
 
 import torch
 from transformers import TrainerCallback, TrainingArguments
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
@@ -116,6 +118,8 @@ _DECIDED: dict[str, tuple[tuple[Any, ...], str]] = {
     **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), ((None, "", False), _ONE_DEVICE)),
     **dict.fromkeys(("remove_unused_columns", "label_names", "train_sampling_strategy"), ((), _BATCHES)),
     "group_by_length": ((True,), _BATCHES),
+    "dataloader_drop_last": ((False,), "every row is learned from"),
+    "label_smoothing_factor": ((0,), "the objective is the loss"),
     "data_seed": ((), "seed= seeds everything"),
     "do_predict": ((False,), "predict with the trainer when the training is done"),
     "objective": ((), "it is an argument of its own"),
@@ -130,6 +134,8 @@ _LEAST = {
     "epochs": 0, "batch_size": 1, "max_length": 2, "learning_rate": 0, "weight_decay": 0, "warmup_steps": 0,
     "neftune_noise_alpha": 0, "early_stopping_patience": 1, "early_stopping_threshold": 0, "seed": 0,
 }  # fmt: skip
+# Of those that are passed on, which a mistake makes fail after work was done
+_LEAST_PASSED_ON = {"gradient_accumulation_steps": 1, "per_device_eval_batch_size": 1}
 _WHOLE = {"batch_size", "max_length", "early_stopping_patience", "seed"}
 _MAY_BE_NONE = {"max_length", "neftune_noise_alpha", "early_stopping_patience"}
 
@@ -205,6 +211,8 @@ class Training:
         for name, least in _LEAST.items():
             options = {"whole": name in _WHOLE, "over": name == "epochs", "optional": name in _MAY_BE_NONE}
             check_number(getattr(self, name), f"{what}: {name}", least, **options)
+        for name, least in _LEAST_PASSED_ON.items():
+            check_number(self.further.get(name), f"{what}: {name}", least, whole=True, optional=True)
         if not isinstance(self.truncate, bool):
             raise ArgumentTypeError(f"{what}: truncate must be True or False, not {self.truncate!r}.")
         for name, kind in (("optim", OptimizerNames), ("lr_scheduler_type", SchedulerType)):
@@ -212,6 +220,15 @@ class Training:
             if value not in names:
                 raise DefinitionError(
                     f'{what}: {name} "{value}" is unknown.{did_you_mean(value, names)} There are: {", ".join(names)}.'
+                )
+        makes: Any = TYPE_TO_SCHEDULER_FUNCTION.get(SchedulerType(self.lr_scheduler_type))
+        known = {} if makes is None else inspect.signature(makes).parameters
+        takes_all = any(each.kind is each.VAR_KEYWORD for each in known.values())
+        for name in self.further.get("lr_scheduler_kwargs") or ():
+            if known and not takes_all and name not in known:
+                raise DefinitionError(
+                    f'{what}: lr_scheduler_kwargs has "{name}", which the schedule "{self.lr_scheduler_type}" does not '
+                    f"take.{did_you_mean(name, known)} It takes: {', '.join(sorted(known))}."
                 )
 
     def values(self) -> dict[str, Any]:
