@@ -38,7 +38,7 @@ def _after_prompt(
     mask = batch["attention_mask"]
     prompt = model(**batch, **_positions(model, mask), use_cache=True, **_last_logits(model))
     first = prompt.logits[:, -1].float().log_softmax(-1)
-    found = [float(first[row, ids[0]]) for row, ids in pairs]
+    found: list[float] = first[[row for row, _ in pairs], [ids[0] for _, ids in pairs]].tolist()
     longer = [index for index, (_, ids) in enumerate(pairs) if len(ids) > 1]
     for start in range(0, len(longer), _ROWS):
         part = longer[start : start + _ROWS]
@@ -60,7 +60,8 @@ def _after_encoder(
     model: Any, batch: dict[str, Tensor], pairs: Sequence[tuple[int, Sequence[int]]], padding: int
 ) -> list[float]:
     encoded = model.get_encoder()(**batch).last_hidden_state
-    start, found = int(model.config.decoder_start_token_id), []
+    start = int(model.config.decoder_start_token_id)
+    found: list[float] = []
     for begin in range(0, len(pairs), _ROWS):
         part = pairs[begin : begin + _ROWS]
         rows = torch.tensor([row for row, _ in part], device=encoded.device)
