@@ -66,7 +66,7 @@ class TrainLinearClassifier(Trainer):
         *,
         word_ngrams: tuple[int, int] | None = (1, 2),
         char_ngrams: tuple[int, int] | None = (2, 5),
-        max_features: int | None = 20_000,
+        max_features: int | None = 10_000,
         force: bool = False,
         verbose: bool | None = None,
         log_level: int | None = None,
@@ -115,7 +115,7 @@ class TrainLinearClassifier(Trainer):
             validation_output: Their labels.
             objective: The objective to minimise, on logits; None for the labels alone.
             C: Inverse strength of the penalty on the weights: a number, or several to choose from by the validation
-                loss. None tries 1, 10, 100 and 1,000.
+                loss. None tries 1, 10, 100 and 1,000. They are tried in rising order until the loss rises.
 
         Raises:
             MethodMisfit: The objective needs hidden states.

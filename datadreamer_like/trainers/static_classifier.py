@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from datadreamer_like.distillation import Objective
 from datadreamer_like.distillation.words import token_ids
-from datadreamer_like.errors import DefinitionError, MethodMisfit
+from datadreamer_like.errors import DefinitionError
 from datadreamer_like.evaluation.columns import Columns, check_number, read_texts
 from datadreamer_like.evaluation.labels import LabelSet
 from datadreamer_like.evaluation.tasks.classification import Classification
@@ -24,13 +24,18 @@ from datadreamer_like.evaluation.tasks.task import Task
 from datadreamer_like.formats.classifiers.embedding import pool
 from datadreamer_like.formats.classifiers.static import StaticConfig, StaticForSequenceClassification, token_vectors
 from datadreamer_like.graph import current_usage
+from datadreamer_like.graph.output import Column
+from datadreamer_like.graph.positions import by_position
 from datadreamer_like.models.trained.hf_source import loading
 from datadreamer_like.pruning import Vocabulary
 
 from .classifier import TrainHFClassifier, head_options
-from .training.options import HFOptions, Training, training_device
+from .training.logistic import check_needs_logits_only
+from .training.options import TRAIN_DEFAULTS, HFOptions, Training, TrainingOptions, training_device
+from .training.teaching import check_objective
 
 _AT_ONCE = 256
+_DEFAULTS = {"epochs": 20.0, "batch_size": 32, "learning_rate": 3e-3}
 _SPECIAL = ("pad_token", "unk_token", "cls_token", "sep_token", "bos_token", "eos_token")
 
 
@@ -68,7 +73,7 @@ class TrainStaticClassifier(TrainHFClassifier):
         dimensions: int = 256,
         vocabulary: int = 6_000,
         hidden_units: int = 0,
-        dropout: float = 0.0,
+        dropout: float = 0.2,
         **options: Unpack[HFOptions],
     ) -> None:
         super().__init__(name, model_name, **options)
@@ -87,6 +92,38 @@ class TrainStaticClassifier(TrainHFClassifier):
         self.dimensions, self.vocabulary = dimensions, vocabulary
         self.hidden_units, self.dropout = hidden_units, float(dropout)
 
+    @by_position({**TRAIN_DEFAULTS, **_DEFAULTS, "seed": 42})
+    def train(
+        self,
+        train_input: Column,
+        train_output: Column | None,
+        validation_input: Column,
+        validation_output: Column | None,
+        *,
+        objective: Objective | None = None,
+        **options: Unpack[TrainingOptions],
+    ) -> Self:
+        """Trains the classifier, or loads the cached result, and returns the trainer.
+
+        Args:
+            train_input: Training texts, whose tokens become the vocabulary.
+            train_output: Their labels; see `TrainHFClassifier.train`.
+            validation_input: Validation texts, used to choose the best epoch.
+            validation_output: Their labels.
+            objective: The objective to minimise, on logits; None for the labels alone.
+            **options: See `TrainingOptions`. The defaults suit a model this small: 20 epochs in batches of 32 at a
+                learning rate of 0.003.
+
+        Raises:
+            MethodMisfit: The objective needs hidden states, or the tokenizer cannot be trimmed to `vocabulary`.
+            DataDreamerError: See `TrainHFClassifier.train`.
+        """
+        check_needs_logits_only(check_objective(objective), f'"{self.name}".train')
+        given: Any = {**_DEFAULTS, **options}
+        return super().train(
+            train_input, train_output, validation_input, validation_output, objective=objective, **given
+        )
+
     def run_training(
         self,
         columns: Mapping[str, object],
@@ -96,13 +133,6 @@ class TrainStaticClassifier(TrainHFClassifier):
         optional: Collection[str] = (),
     ) -> Self:
         """Finds or trains the model; see `HFTrainer.run_training`."""
-        if objective is not None:
-            needed = sorted((objective.wants | objective.teacher_wants) - {"logits"})
-            if needed:
-                raise MethodMisfit(
-                    f'"{self.name}".train: {type(objective).__name__} needs {" and ".join(needed).replace("_", " ")}, '
-                    "and static embeddings have no layers. Use an objective on logits, such as SoftTargets(teacher)."
-                )
         sizes = {name: getattr(self, name) for name in ("dimensions", "vocabulary", "hidden_units", "dropout")}
         return super().run_training(columns, options, objective, {**own, **sizes}, optional)
 

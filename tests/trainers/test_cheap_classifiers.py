@@ -125,7 +125,7 @@ def test_it_learns_from_a_teacher_without_any_label(trained, kind, objective, ti
     student = make(kind, "Student", tiny_encoder)
     student.train(rows["text"], None, validation["text"], None, objective=taught, **options_of(kind))
     expected = trained[TrainLinearClassifier].predict(other["text"]).labels
-    assert np.mean(np.asarray(student.predict(other["text"]).labels) == np.asarray(expected)) > 0.9
+    assert np.mean(np.asarray(student.predict(other["text"]).labels) == np.asarray(expected)) > 0.8
 
 
 @pytest.mark.parametrize("kind", KINDS)

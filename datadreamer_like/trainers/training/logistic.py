@@ -65,6 +65,16 @@ class Head:
             return None
 
 
+def check_needs_logits_only(objective: Objective, who: str) -> None:
+    """Raises `MethodMisfit` if an objective needs more than logits, for a trainer called `who` in messages."""
+    needed = sorted((objective.wants | objective.teacher_wants) - {"logits"})
+    if needed:
+        raise MethodMisfit(
+            f"{who}: {type(objective).__name__} needs {' and '.join(needed).replace('_', ' ')}, and this classifier "
+            "has logits only. Use an objective on logits, such as SoftTargets(teacher)."
+        )
+
+
 def check_logistic(objective: Objective, c: object, who: str) -> None:
     """Checks the arguments of a trainer that fits a logistic regression, called `who` in messages.
 
@@ -72,12 +82,7 @@ def check_logistic(objective: Objective, c: object, who: str) -> None:
         MethodMisfit: The objective needs more than logits.
         ArgumentTypeError, DefinitionError: `c`, the strength, is not a number above 0 or a list of such numbers.
     """
-    needed = sorted((objective.wants | objective.teacher_wants) - {"logits"})
-    if needed:
-        raise MethodMisfit(
-            f"{who}: {type(objective).__name__} needs {' and '.join(needed).replace('_', ' ')}, and this classifier "
-            "has logits only. Use an objective on logits, such as SoftTargets(teacher)."
-        )
+    check_needs_logits_only(objective, who)
     choices = c if isinstance(c, Sequence) and not isinstance(c, str) else (c,)
     if not choices:
         raise ArgumentTypeError(f"{who}: C is an empty list. Pass a number above 0, or None to try several.")
@@ -94,7 +99,7 @@ def fit_logistic(
     new_measure: Callable[[], Measure],
     folder: Path,
 ) -> tuple[Head, list[dict[str, float]]]:
-    """Fits a linear layer for each choice of C; returns the one of the lowest validation loss, and all their metrics.
+    """Fits a linear layer for rising C until the validation loss rises; returns the best one, and all their metrics.
 
     It minimises `objective + ‖weight‖² / (2 C rows)`, which with labels alone is scikit-learn's `LogisticRegression`.
     Each fit starts from the one before, and is kept in `folder`, so that a killed training run resumes after it.
@@ -118,6 +123,8 @@ def fit_logistic(
             head.metrics = {"loss": float(loss), **measure.result(), "C": value}
             head.save(path)
         found.append(head)
+        if len(found) > 1 and found[-1].metrics["loss"] > found[-2].metrics["loss"]:
+            break
     return min(found, key=lambda each: each.metrics["loss"]), [each.metrics for each in found]
 
 
@@ -142,7 +149,7 @@ def fitted(rows: Rows, objective: Objective, c: float, start: Head) -> Head:
         return float(loss.detach()) + 0.5 * penalty * float((weight**2).sum()), gradient.ravel()
 
     flat = np.concatenate([start.weight, start.bias[:, None]], axis=1).astype(np.float64).ravel()
-    options = {"maxiter": 2000, "gtol": 1e-5, "ftol": 1e-9}
+    options = {"maxiter": 2000, "gtol": 1e-5, "ftol": 1e-8}
     found = minimize(loss_and_gradient, flat, jac=True, method="L-BFGS-B", options=options).x
     both = found.reshape(classes, width + 1).astype(np.float32)
     return Head(both[:, :-1], both[:, -1].copy(), {})
