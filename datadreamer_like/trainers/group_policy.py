@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self, Unpack
+from typing import Any, ClassVar, Self, Unpack, cast
 
 import numpy as np
 import torch
@@ -29,13 +29,19 @@ from .training.rewards import Reward, RewardModel
 require_extra("trl", "trl", what="TrainHFGRPO and TrainHFRLOO")
 
 import datasets  # noqa: E402
-from trl.trainer import add_fused_lm_head  # noqa: E402
 from trl.trainer.grpo_config import GRPOConfig  # noqa: E402
 from trl.trainer.grpo_trainer import GRPOTrainer  # noqa: E402
 from trl.trainer.rloo_config import RLOOConfig  # noqa: E402
 from trl.trainer.rloo_trainer import RLOOTrainer  # noqa: E402
+from trl.trainer.utils import add_fused_lm_head  # noqa: E402
 
-_POSITIONS = {"reward_model_tokenizer": None, "max_new_tokens": 256, **TRAIN_DEFAULTS, "learning_rate": 1e-5, "seed": 42}
+_POSITIONS = {
+    "reward_model_tokenizer": None,
+    "max_new_tokens": 256,
+    **TRAIN_DEFAULTS,
+    "learning_rate": 1e-5,
+    "seed": 42,
+}
 
 
 class GroupPolicyTrainer(PolicyTrainer):
@@ -46,7 +52,8 @@ class GroupPolicyTrainer(PolicyTrainer):
     paper: ClassVar[str]
     decided: ClassVar = {
         "max_completion_length", "reward_weights", "model_init_kwargs", "shuffle_dataset", "generation_batch_size",
-        "sync_ref_model", "cast_lm_head_to_fp32", "metric_for_best_model", "greater_is_better", "per_device_eval_batch_size", "num_generations_eval",
+        "sync_ref_model", "cast_lm_head_to_fp32", "metric_for_best_model", "greater_is_better",
+        "per_device_eval_batch_size", "num_generations_eval",
     }  # fmt: skip
     _answers: int = 8
 
@@ -85,7 +92,7 @@ class GroupPolicyTrainer(PolicyTrainer):
             ArgumentTypeError, DataError: The function does not return one finite number for each answer.
             DataDreamerError: See `TrainHFFineTune.train`.
         """
-        what, given = f'"{self.name}".train', dict(options)
+        what, given = f'"{self.name}".train', cast("dict[str, Any]", dict(options))
         check_number(num_generations, f"{what}: num_generations", 2, whole=True)
         steps = given.get("steps_per_generation") or given.get("gradient_accumulation_steps") or 1
         sampled = given.get("batch_size", 8) * steps
@@ -127,6 +134,8 @@ class GroupPolicyTrainer(PolicyTrainer):
 class _GroupLoop(LoopOverExamples):
     """trl's loop over our prompts: each batch has all answers to its prompts, as often as steps are taken on them."""
 
+    temperature: float  # set by trl
+
     def __init__(self, run: Run, reward: Reward, **options: Any) -> None:
         def rewarded(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
             return reward([_content(each) for each in prompts], [_content(each) for each in completions])
@@ -154,7 +163,10 @@ class _GroupLoop(LoopOverExamples):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Returns the training batches in the order of the epoch."""
         args: Any = self.args
-        size, times = args.generation_batch_size // args.num_generations, args.num_iterations * args.steps_per_generation
+        size, times = (
+            args.generation_batch_size // args.num_generations,
+            args.num_iterations * args.steps_per_generation,
+        )
         batches = _GroupBatches(self.run.train.lengths, size, args.seed, times, args.num_generations)
         return self._prompts(self.run.train, batches)
 

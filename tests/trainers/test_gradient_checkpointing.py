@@ -45,7 +45,9 @@ def given(kind: str, data: Any) -> dict[str, Any]:
         return columns()
     if kind == "reward":
         return pairs()
-    asked = {split: Rows(split, {"p": PAIRS["prompt"]}).output["p"] for split in ("train_prompts", "validation_prompts")}
+    asked = {
+        split: Rows(split, {"p": PAIRS["prompt"]}).output["p"] for split in ("train_prompts", "validation_prompts")
+    }
     answers = {} if kind == "ppo" else {"num_generations": 2}
     return {**asked, **answers, "reward_model": count_of_t, "max_new_tokens": 3}
 
