@@ -2,6 +2,7 @@
 
 import lazy_loader
 
+import datadreamer_like.models.quiet  # noqa: F401  # before transformers, whose imports log advice
 from datadreamer_like.errors import require_extra
 
 require_extra("train", "torch", "transformers", what="Working on models")

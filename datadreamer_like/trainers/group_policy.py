@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self, Unpack
+from typing import Any, ClassVar, Self, Unpack, cast
 
 import numpy as np
 import torch
@@ -29,11 +29,11 @@ from .training.rewards import Reward, RewardModel
 require_extra("trl", "trl", what="TrainHFGRPO and TrainHFRLOO")
 
 import datasets  # noqa: E402
-from trl.trainer import add_fused_lm_head  # noqa: E402
 from trl.trainer.grpo_config import GRPOConfig  # noqa: E402
 from trl.trainer.grpo_trainer import GRPOTrainer  # noqa: E402
 from trl.trainer.rloo_config import RLOOConfig  # noqa: E402
 from trl.trainer.rloo_trainer import RLOOTrainer  # noqa: E402
+from trl.trainer.utils import add_fused_lm_head  # noqa: E402
 
 _POSITIONS = {
     "reward_model_tokenizer": None,
@@ -52,7 +52,8 @@ class GroupPolicyTrainer(PolicyTrainer):
     paper: ClassVar[str]
     decided: ClassVar = {
         "max_completion_length", "reward_weights", "model_init_kwargs", "shuffle_dataset", "generation_batch_size",
-        "sync_ref_model", "cast_lm_head_to_fp32", "metric_for_best_model", "greater_is_better", "per_device_eval_batch_size", "num_generations_eval",
+        "sync_ref_model", "cast_lm_head_to_fp32", "metric_for_best_model", "greater_is_better",
+        "per_device_eval_batch_size", "num_generations_eval",
     }  # fmt: skip
     _answers: int = 8
 
@@ -91,7 +92,7 @@ class GroupPolicyTrainer(PolicyTrainer):
             ArgumentTypeError, DataError: The function does not return one finite number for each answer.
             DataDreamerError: See `TrainHFFineTune.train`.
         """
-        what, given = f'"{self.name}".train', dict(options)
+        what, given = f'"{self.name}".train', cast("dict[str, Any]", dict(options))
         check_number(num_generations, f"{what}: num_generations", 2, whole=True)
         steps = given.get("steps_per_generation") or given.get("gradient_accumulation_steps") or 1
         sampled = given.get("batch_size", 8) * steps
@@ -132,6 +133,8 @@ class GroupPolicyTrainer(PolicyTrainer):
 
 class _GroupLoop(LoopOverExamples):
     """trl's loop over our prompts: each batch has all answers to its prompts, as often as steps are taken on them."""
+
+    temperature: float  # set by trl
 
     def __init__(self, run: Run, reward: Reward, **options: Any) -> None:
         def rewarded(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from datadreamer_like.errors import DefinitionError
 from datadreamer_like.trainers import TrainHFGRPO, TrainHFRLOO
 
 from .test_ppo import prompts, share_of_b, speller  # noqa: F401
@@ -20,5 +19,4 @@ FAST: dict[str, Any] = {
 def test_a_policy_that_is_rewarded_for_one_token_learns_to_write_it(session, speller, kind):  # noqa: F811
     trainer = kind("Bees", str(speller))
     trainer.train(**prompts(18), reward_model=share_of_b, **FAST, epochs=8, beta=0.0)
-    print(trainer.manifest.result)
     assert trainer.metrics["reward"] > 0.9  # 1 at the optimum, 1/9 at the start

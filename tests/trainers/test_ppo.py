@@ -130,9 +130,9 @@ def test_the_first_step_is_that_of_the_formula(session, speller, temperature):
     reward = Noted()
     trainer = TrainHFPPO("Step", str(speller))
     trainer.train(
-        **prompts(8), reward_model=reward, max_new_tokens=4, batch_size=8, epochs=1, ppo_epochs=1, temperature=temperature,
-        learning_rate=1e-2, weight_decay=0.0, adam_epsilon=1e-3, lam=0.9, gamma=0.8, vf_coef=0.5,
-        generation_kwargs={"suppress_tokens": [0, 1, 2]},  # so that each answer is four letters
+        **prompts(8), reward_model=reward, max_new_tokens=4, batch_size=8, epochs=1, ppo_epochs=1,
+        temperature=temperature, learning_rate=1e-2, weight_decay=0.0, adam_epsilon=1e-3, lam=0.9, gamma=0.8,
+        vf_coef=0.5, generation_kwargs={"suppress_tokens": [0, 1, 2]},  # so that each answer is four letters
     )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(speller)
     tokenizer = AutoTokenizer.from_pretrained(speller)

@@ -10,11 +10,16 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from datadreamer_like.trainers.training.adapters import prepared_codes, with_adapter
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 from datadreamer_like.trainers import (
-    TrainHFClassifier, TrainHFDPO, TrainHFFineTune, TrainHFGRPO, TrainHFPPO, TrainHFRewardModel,
+    TrainHFClassifier,
+    TrainHFDPO,
+    TrainHFFineTune,
+    TrainHFGRPO,
+    TrainHFPPO,
+    TrainHFRewardModel,
 )  # fmt: skip
+from datadreamer_like.trainers.training.adapters import prepared_codes, with_adapter
 
 from .conftest import Rows
 from .test_dpo import PAIRS, columns
@@ -86,11 +91,12 @@ def test_the_saved_model_is_the_one_that_was_trained(session, tiny_causal_lm, da
     )
 
 
-@pytest.mark.parametrize("kind", ["classifier", "preferences", "reward", "ppo", "grpo"])
-def test_every_trainer_takes_it(session, tiny_causal_lm, data, kind):
-    options: dict[str, Any] = {"model_name": str(tiny_causal_lm), "qlora": True}
+@pytest.mark.parametrize("kind", ["classifier", "encoder", "preferences", "reward", "ppo", "grpo"])
+def test_every_trainer_takes_it(session, tiny_causal_lm, tiny_encoder, data, kind):
+    start = tiny_encoder if kind == "encoder" else tiny_causal_lm
+    options: dict[str, Any] = {"model_name": str(start), "qlora": True}
     few: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 5e-3}
-    if kind == "classifier":
+    if kind in ("classifier", "encoder"):
         rows = {"text": PAIRS["chosen"] + PAIRS["rejected"], "label": ["good"] * 4 + ["bad"] * 4}
         trainer: Any = TrainHFClassifier("A", **options).train(**data(rows, rows), **few)
         assert trainer.metrics["accuracy"] == pytest.approx(

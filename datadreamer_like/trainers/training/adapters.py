@@ -20,6 +20,9 @@ from datadreamer_like.formats import dequantize
 
 logger = logging.getLogger("datadreamer_like")
 
+_HEADS = ("lm_head", "embed_out", "score", "classifier", "pre_classifier", "classification_head")
+"""Names of heads: that of a language model keeps its precision, and those of a classifier are trained as they are."""
+
 _NOISE = 0.1
 _TOLERANCE = 0.01  # relative to the largest logit; a lost adapter changes logits by more
 
@@ -33,11 +36,13 @@ def qlora_configs(dtype: torch.dtype | None) -> tuple[Any, Any]:
     from peft import LoraConfig
     from transformers import BitsAndBytesConfig
 
-    quantized = BitsAndBytesConfig(
+    config: Any = BitsAndBytesConfig
+    quantized = config(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype or torch.float32,
+        llm_int8_skip_modules=list(_HEADS),
     )
     return quantized, LoraConfig(r=16, lora_alpha=16, lora_dropout=0.05, target_modules="all-linear")
 

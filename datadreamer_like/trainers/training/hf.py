@@ -124,7 +124,18 @@ class HFTrainer(Trainer):
 
     def load_model(self, config: PretrainedConfig, task: Task, options: dict[str, Any]) -> PreTrainedModel:
         """Returns the model to start from; `options` are arguments of `from_pretrained`."""
-        model: PreTrainedModel = self.auto_class(config).from_pretrained(self.source, **options)
+        load: Any = self.auto_class(config).from_pretrained
+        source: str | Path = self.source
+        if self._origin.gguf_file is not None and self.quantization_config is not None:
+            # transformers cannot quantize a GGUF file while it reads it.
+            options = {name: value for name, value in options.items() if name not in self._origin.options}
+            quantization, source = options.pop("quantization_config"), self.scratch / "unpacked"
+            if not (source / "config.json").is_file():
+                unpacked = load(self.source, **options, **self._origin.options)
+                forget_gguf(unpacked)
+                unpacked.save_pretrained(str(source))
+            options["quantization_config"] = quantization
+        model: PreTrainedModel = load(source, **options)
         return model
 
     def peft_task(self, config: PretrainedConfig) -> str | None:
@@ -225,7 +236,7 @@ class HFTrainer(Trainer):
             transformers.set_seed(training.seed)
             with loading(self._origin):
                 model: Any = self.load_model(config, task, self.load_options())
-            if self._origin.gguf_file is not None:
+            if self._origin.gguf_file is not None and self.quantization_config is None:
                 forget_gguf(model)
             model.config.pad_token_id = task.padding
             check_attentions(model, minimised.wants, "the student")

@@ -196,11 +196,9 @@ class PolicyLoop(ObjectiveLoop):
         # An answer goes up to the first token that ends it.
         ends = torch.isin(written, self.stops).int()
         lengths = ((ends.cumsum(1) - ends) == 0).sum(1).tolist()
-        answers = [ids[:length] for ids, length in zip(written.cpu().numpy(), lengths, strict=True)]
-        asked = [
-            ids[kept.astype(bool)]
-            for ids, kept in zip(*(batch[n].cpu().numpy() for n in ("input_ids", "attention_mask")), strict=True)
-        ]
+        answers = [row[:length] for row, length in zip(written.cpu().numpy(), lengths, strict=True)]
+        ids, kept = (batch[name].cpu().numpy() for name in ("input_ids", "attention_mask"))
+        asked = [row[there.astype(bool)] for row, there in zip(ids, kept, strict=True)]
         pairs = list(zip(asked, answers, strict=True))
         tokens = padded_inputs([np.concatenate(pair) for pair in pairs], task.padding)
         mask = padded([np.repeat([0, 1], [len(prompt), len(answer)]) for prompt, answer in pairs], 0)
@@ -277,9 +275,9 @@ def tokens_of(answers: Answers | Round) -> dict[str, Tensor]:
 
 
 def token_log_probs(logits: Tensor, answers: Answers | Round, temperature: float) -> Tensor:
-    """Returns the log-probability of each token of the answers [rows, seq - 1], 0 elsewhere, from logits [rows, seq, V].
+    """Returns the log-probability of each token of the answers [rows, seq - 1], 0 elsewhere.
 
-    They are those of sampling at this temperature.
+    They are those of sampling at this temperature, from logits [rows, seq, vocabulary].
     """
     mask = answers.mask
     log_probs = (logits[:, :-1][mask].float() / temperature).log_softmax(-1)

@@ -17,9 +17,9 @@ from datadreamer_like.models.trained.model_node import ModelNode, as_trained_mod
 from datadreamer_like.models.trained.trained_model import TrainedModel
 
 RewardModel = Any
-"""A `TrainHFRewardModel`, another trainer or stage, a `TrainedModel`, a folder or an id on the Hub, a transformers model
-(with a `reward_model_tokenizer`), or a function. A function takes the texts, each a prompt with its generation, or as
-two parameters the prompts and the generations; it returns one number for each."""
+"""A `TrainHFRewardModel`, another trainer or stage, a `TrainedModel`, a folder or an id on the Hub, a transformers
+model (with a `reward_model_tokenizer`), or a function. A function takes the texts, each a prompt with its generation,
+or as two parameters the prompts and the generations; it returns one number for each."""
 
 
 @dataclass(frozen=True)
