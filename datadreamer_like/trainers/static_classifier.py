@@ -115,7 +115,10 @@ class TrainStaticClassifier(TrainHFClassifier):
         with loading(self._origin):
             encoder = transformers.AutoModel.from_pretrained(self.source, **self.load_options())
         texts = [*read_texts(columns["train"]["train_input"], "train_input")]
-        encoder, trimmed = Vocabulary(size=self.vocabulary).apply(encoder, texts, tokenizer=tokenizer)
+        trimmed, trim = tokenizer, Vocabulary(size=self.vocabulary)
+        # A small vocabulary of a kind that cannot be trimmed is kept whole.
+        if trim.fits_tokenizer(encoder, tokenizer) is None or len(tokenizer) > self.vocabulary:
+            encoder, trimmed = trim.apply(encoder, texts, tokenizer=tokenizer)
         vectors = encoded_tokens(encoder.to(training_device(self.device)), trimmed)
         plain = without_special_tokens(trimmed)
         counts = Counter(token for ids in token_ids(plain, texts) for token in ids)

@@ -61,7 +61,9 @@ class Given:
 
     def trained(self, kind: Any, name: str, **more: Any) -> Any:
         options = self.with_columns(kind.example())
-        return kind(name, model_name=str(self.language_model)).train(**options, **more)
+        takes = inspect.signature(kind.__init__).parameters
+        start = {"model_name": str(self.language_model)} if "model_name" in takes else {}
+        return kind(name, **start).train(**options, **more)
 
     def with_columns(self, options: dict[str, Any]) -> dict[str, Any]:
         """Turns lists of values into columns."""

@@ -49,9 +49,8 @@ class EmbeddingForSequenceClassification(PreTrainedModel):  # type: ignore[no-un
     def __init__(self, config: EmbeddingConfig) -> None:
         super().__init__(config)
         inner: Any = config.text_config
-        classes: Any = config.num_labels
         self.encoder = transformers.AutoModel.from_config(inner)  # type: ignore[no-untyped-call]
-        self.classifier = nn.Linear(inner.hidden_size, classes)
+        self.classifier = nn.Linear(inner.hidden_size, int(config.num_labels or 0))
         self.post_init()  # type: ignore[no-untyped-call]
 
     def get_input_embeddings(self) -> Any:

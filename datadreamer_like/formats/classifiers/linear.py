@@ -127,7 +127,7 @@ class LinearForSequenceClassification(PreTrainedModel):  # type: ignore[no-untyp
 
     def __init__(self, config: LinearConfig) -> None:
         super().__init__(config)
-        classes: Any = config.num_labels
+        classes = int(config.num_labels or 0)
         self.weight = nn.Parameter(torch.zeros(config.num_features, classes))
         self.bias = nn.Parameter(torch.zeros(classes))
         self.post_init()  # type: ignore[no-untyped-call]
@@ -142,6 +142,8 @@ class LinearForSequenceClassification(PreTrainedModel):  # type: ignore[no-untyp
         """Returns logits [texts, classes]."""
         if self.features is None:
             raise StorageError("The model has no features. Load it from its folder, which contains features.json.")
+        if not texts:  # which scikit-learn refuses
+            return torch.empty(0, self.weight.shape[1])
         found = self.features(list(texts))
         indices, starts = (torch.from_numpy(part.astype(np.int64)) for part in (found.indices, found.indptr[:-1]))
         logits: Tensor = self(indices, starts, torch.from_numpy(found.data)).logits

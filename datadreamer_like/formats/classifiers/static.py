@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 
-class StaticConfig(PretrainedConfig):
+class StaticConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     """Sizes of a `StaticForSequenceClassification`."""
 
     model_type = "datadreamer_static"
@@ -32,8 +32,8 @@ class StaticForSequenceClassification(PreTrainedModel):
 
     Joulin et al. 2016, arXiv:1607.01759; with vectors as in model2vec (Tulkens and van Dongen 2024) as the start. The
     weight of a token is part of its vector. With `hidden_units` in the config there is one hidden layer before the
-    logits. Tokens have no order and no context, so a batch needs no padding: pass `input_ids` of all texts one after the
-    other, with `offsets`.
+    logits. Tokens have no order and no context, so a batch needs no padding: pass `input_ids` of all texts in a row,
+    with `offsets`.
     """
 
     config_class = StaticConfig
@@ -45,10 +45,10 @@ class StaticForSequenceClassification(PreTrainedModel):
     def __init__(self, config: StaticConfig) -> None:
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.dimensions)
-        width = config.hidden_units or config.dimensions
+        width, classes = config.hidden_units or config.dimensions, int(config.num_labels or 0)
         self.hidden = nn.Linear(config.dimensions, width) if config.hidden_units else None
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(width, config.num_labels)
+        self.classifier = nn.Linear(width, classes)
         self.post_init()  # type: ignore[no-untyped-call]
 
     def get_input_embeddings(self) -> nn.Module:
@@ -73,7 +73,11 @@ class StaticForSequenceClassification(PreTrainedModel):
             mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             lengths = mask.sum(1)
             input_ids, offsets = input_ids[mask.bool()], lengths.cumsum(0) - lengths
-        hidden = F.embedding_bag(input_ids, self.embedding.weight, offsets, mode="mean")
+        if type(self.embedding) is nn.Embedding:
+            hidden = F.embedding_bag(input_ids, self.embedding.weight, offsets, mode="mean")
+        else:  # a quantized one has no plain weight
+            ends = torch.cat([offsets, offsets.new_tensor([len(input_ids)])])
+            hidden = torch.segment_reduce(self.embedding(input_ids), "mean", offsets=ends)
         if self.hidden is not None:
             hidden = F.gelu(self.hidden(self.dropout(hidden)))
         return SequenceClassifierOutput(logits=self.classifier(self.dropout(hidden)))

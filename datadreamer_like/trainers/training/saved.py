@@ -45,7 +45,7 @@ def check_same_logits(expected: Tensor, found: Tensor, saved: TrainedModel) -> N
     if not off <= tolerance * max(1.0, float(expected.float().abs().max())):
         what = f"by up to {off:.3g}" if same_shape else f"in shape ({[*found.shape]}, expected {[*expected.shape]})"
         raise StorageError(
-            f"The model saved to {saved.path} does not give the logits of the trained one: they differ {what}. Something "
-            "that decides them is not in its files, such as a module that was added to the model or changed by a "
-            "callback. Leave it out, or train a class that saves it."
+            f"The model saved to {saved.path} does not give the logits of the trained one: they differ {what}. "
+            "Something that decides them is not in its files, such as a module that a callback added to the model. "
+            "Leave it out, or train a class that saves it."
         )
