@@ -7,7 +7,6 @@ from .sentence_transformer import TrainSentenceTransformer as TrainSentenceTrans
 from .setfit import TrainSetFitClassifier as TrainSetFitClassifier
 from .static_classifier import TrainStaticClassifier as TrainStaticClassifier
 from .token_classifier import TrainHFTokenClassifier as TrainHFTokenClassifier
-from .static_classifier import TrainStaticClassifier as TrainStaticClassifier
 from .trainer import Trainer as Trainer
 from .training.options import HFOptions as HFOptions
 from .training.options import Training as Training
