@@ -64,8 +64,8 @@ def read_rows(
 ) -> Iterator[list[tuple[Any, ...]]]:
     """Yields the rows of columns in chunks of up to `portion`, each row a tuple in the order of the columns.
 
-    All values must be texts, except those of the columns `numbers`, and those of the column or columns `labels`, which may also be
-    None if `optional`.
+    All values must be texts, except those of the columns `numbers`, and those of the column or columns `labels`, which
+    may also be None if `optional`.
 
     Raises:
         DataError: A value is missing, or a number is not finite.

@@ -17,7 +17,7 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer, BertFor
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.distillation import Combined, HiddenStates, SoftTargets, Supervised
-from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, LabelError, MethodMisfit
+from datadreamer_like.errors import ArgumentTypeError, DataError, LabelError, MethodMisfit
 from datadreamer_like.evaluation.columns import check_columns
 from datadreamer_like.evaluation.quality import span_scores
 from datadreamer_like.evaluation.tasks.token_classification import TokenClassification, find_span_labels
@@ -286,7 +286,7 @@ def test_wrong_teachers_and_calls_are_refused(session, teacher, tiny_encoder, da
         student.train(**columns(other, other), objective=SoftTargets(teacher), **TRAIN)
     with pytest.raises(LabelError, match='"other" is not one of those of the training rows'):
         student.train(**columns(None, other), **TRAIN)
-    with pytest.raises(DefinitionError, match="validation_output is None"):
+    with pytest.raises(ArgumentTypeError, match="validation_output is of type NoneType"):
         student.train(given["train_input"], given["train_output"], given["validation_input"], None, **TRAIN)
     with pytest.raises(ArgumentTypeError, match="snap must be True or False"):
         student.train(**given, snap="yes", **TRAIN)

@@ -24,7 +24,7 @@ LossMaker = Callable[[Any], nn.Module]
 
 
 def checked_loss(loss: Any, default: str) -> LossMaker:
-    """Returns an argument `loss`, the class named `default` for AUTO; raises `ArgumentTypeError` if it cannot make a loss."""
+    """Returns an argument `loss`, for AUTO the class named `default`; raises `ArgumentTypeError` if it is none."""
     if loss is AUTO:
         return cast("LossMaker", getattr(losses, default))
     if isinstance(loss, nn.Module) or not callable(loss):
