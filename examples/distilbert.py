@@ -24,7 +24,7 @@ OUTPUT = Path(next((each for each in sys.argv[1:] if each != "--short"), "distil
 with DataDreamer(OUTPUT / "session"):
     source = CSVDataSource("Packages", data_files=DATA / "package_descriptions_train.csv")
     rows = source.filter(lambda row: 60 < len(row["description"]) < 160, lazy=False).shuffle(seed=1)
-    rows = rows.take(24 if SHORT else 400).save(name="Descriptions")
+    rows = rows.take(24 if SHORT else 320).save(name="Descriptions")
     train, validation = rows.splits(train_size=0.8, validation_size=0.2).values()
     columns = train.output["description"], validation.output["description"]
     options = {"epochs": 1 if SHORT else 3, "batch_size": 16, "learning_rate": 5e-4, "max_length": 32}
