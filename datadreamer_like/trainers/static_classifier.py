@@ -31,7 +31,7 @@ from datadreamer_like.pruning import Vocabulary
 
 from .classifier import TrainHFClassifier, head_options
 from .training.logistic import check_needs_logits_only
-from .training.options import TRAIN_DEFAULTS, HFOptions, Training, TrainingOptions, training_device
+from .training.options import TRAIN_DEFAULTS, HFOptions, Training, training_device
 from .training.teaching import check_objective
 
 _AT_ONCE = 256
@@ -101,7 +101,7 @@ class TrainStaticClassifier(TrainHFClassifier):
         validation_output: Column | None,
         *,
         objective: Objective | None = None,
-        **options: Unpack[TrainingOptions],
+        **options: Any,
     ) -> Self:
         """Trains the classifier, or loads the cached result, and returns the trainer.
 
@@ -111,7 +111,7 @@ class TrainStaticClassifier(TrainHFClassifier):
             validation_input: Validation texts, used to choose the best epoch.
             validation_output: Their labels.
             objective: The objective to minimise, on logits; None for the labels alone.
-            **options: See `TrainingOptions`. The defaults suit a model this small: 20 epochs in batches of 32 at a
+            **options: See `TrainHFClassifier.train`. The defaults suit a model this small: 20 epochs in batches of 32 at a
                 learning rate of 0.003.
 
         Raises:
