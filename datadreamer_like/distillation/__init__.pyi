@@ -10,7 +10,15 @@ from .objectives import Objective as Objective
 from .objectives import Outputs as Outputs
 from .objectives import SoftTargets as SoftTargets
 from .objectives import Supervised as Supervised
+from .signal_store import SignalStore as SignalStore
+from .signals import Hidden as Hidden
+from .signals import Sampled as Sampled
+from .signals import Signals as Signals
+from .signals import TopK as TopK
+from .sparse_losses import SparseTargets as SparseTargets
+from .sparse_losses import sparse_divergence as sparse_divergence
 from .stored_answers import StoredAnswers as StoredAnswers
+from .stored_teacher import StoredTeacher as StoredTeacher
 from .teacher import Teacher as Teacher
 from .teacher import TeacherModel as TeacherModel
 from .teacher import TextTeacher as TextTeacher

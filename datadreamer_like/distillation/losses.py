@@ -109,8 +109,7 @@ def divergence(
     strictly between 0 and 1: at the ends the formula is 0, while divided by β (or 1-β) it tends to the forward
     (reverse) KL, which some libraries return instead; use those kinds by name.
     """
-    check_temperature(temperature)
-    _check_kind(kind, beta, skew)
+    check_divergence(kind, temperature, beta, skew)
     (student, teacher), _ = _kept((student_logits, teacher_logits), None, mask)
     width = max(student.shape[-1], teacher.shape[-1])
     dtype = torch.promote_types(_precise(student).dtype, _precise(teacher).dtype)
@@ -118,18 +117,21 @@ def divergence(
         F.pad(F.log_softmax(logits.to(dtype) / temperature, dim=-1), (0, width - logits.shape[-1]), value=-math.inf)
         for logits in (student, teacher.detach())
     )
+    return _mean(row_divergence(log_q, log_p, kind, beta, skew)) * temperature**2
+
+
+def row_divergence(log_q: Tensor, log_p: Tensor, kind: Divergence, beta: float = 0.5, skew: float = 0.1) -> Tensor:
+    """Returns `divergence` of each row, without T², of log-probabilities [rows, classes] of teacher and student."""
     if kind == "forward_kl":
-        found = _kl(log_q, log_p)
-    elif kind == "reverse_kl":
-        found = _kl(log_p, log_q)
-    elif kind == "jsd":
+        return _kl(log_q, log_p)
+    if kind == "reverse_kl":
+        return _kl(log_p, log_q)
+    if kind == "jsd":
         log_m = _log_mixture(log_q, log_p, beta)
-        found = beta * _kl(log_q, log_m) + (1 - beta) * _kl(log_p, log_m)
-    elif kind == "skew_kl":
-        found = _kl(log_q, _log_mixture(log_q, log_p, skew))
-    else:
-        found = _kl(log_p, _log_mixture(log_p, log_q, skew))
-    return _mean(found) * temperature**2
+        return beta * _kl(log_q, log_m) + (1 - beta) * _kl(log_p, log_m)
+    if kind == "skew_kl":
+        return _kl(log_q, _log_mixture(log_q, log_p, skew))
+    return _kl(log_p, _log_mixture(log_p, log_q, skew))
 
 
 def check_temperature(temperature: float) -> None:
@@ -146,7 +148,9 @@ def check_alpha(alpha: float) -> None:
         )
 
 
-def _check_kind(kind: str, beta: float, skew: float) -> None:
+def check_divergence(kind: str, temperature: float, beta: float, skew: float) -> None:
+    """Raises `DefinitionError` if an option of `divergence` is out of range."""
+    check_temperature(temperature)
     if kind not in get_args(Divergence):
         raise DefinitionError(
             f'There is no divergence "{kind}".{did_you_mean(kind, get_args(Divergence))} '

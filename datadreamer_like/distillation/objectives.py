@@ -10,9 +10,19 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
 
-from .losses import IGNORED_LABEL, check_alpha, check_temperature, hard_target_loss, soft_target_loss, supervised_loss
+from .losses import (
+    IGNORED_LABEL,
+    Divergence,
+    check_alpha,
+    check_temperature,
+    hard_target_loss,
+    soft_target_loss,
+    supervised_loss,
+)
+from .signals import Sampled, Signals, TopK
+from .sparse_losses import SparseTargets, check_targets, sparse_divergence
 from .teacher import Teacher, TextTeacher, check_teacher
 
 Batch = Mapping[str, Tensor]
@@ -27,12 +37,14 @@ class Outputs:
         hidden_states: Of the embeddings and of each layer, [batch, seq, hidden].
         attentions: Attention weights of each layer, [batch, heads, seq, seq].
         mask: Bool [batch, seq], False for padding in the two above.
+        targets: Of a stored teacher, instead of its logits: a few of its probabilities at each of their positions.
     """
 
     logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     mask: Tensor | None = None
+    targets: SparseTargets | None = None
 
 
 class Objective(ABC):
@@ -63,6 +75,18 @@ class Objective(ABC):
     def needs_labels(self) -> bool:
         """Whether the loss uses labels. If so, a row without a label still counts for the teacher's part."""
         return False
+
+    def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
+        """Raises `MethodMisfit` or `DefinitionError` if `loss` cannot learn from a `StoredTeacher` with these signals.
+
+        Called before any work, with modules that have the configs of student and teacher. By default, an objective that
+        reads the teacher's logits needs all of them; one that reads `targets` instead checks them here.
+        """
+        if "logits" in self.teacher_wants:
+            raise MethodMisfit(
+                f"{type(self).__name__} needs all logits of its teacher, and a StoredTeacher keeps some of them. Pass "
+                "the teacher itself, or learn by SoftTargets."
+            )
 
     def modules(self, student: nn.Module, teacher: nn.Module | None) -> nn.Module | None:
         """Returns extra modules that the objective needs, such as a projection; called once before training.
@@ -129,8 +153,15 @@ class HardTargets(TeacherObjective):
     baseline for soft targets. Rows need no labels.
     """
 
+    def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
+        """Refuses samples, among which the most likely token may be missing."""
+        if any(isinstance(each, Sampled) for each in signals):
+            raise MethodMisfit("HardTargets needs the teacher's most likely token; use TopK(1) instead of Sampled.")
+
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the cross-entropy with the teacher's choice at the positions that count."""
+        if teacher is not None and teacher.targets is not None:
+            return supervised_loss(_logits(student, "student"), teacher.targets.ids[..., 0], _counted(batch))
         logits = _logits(student, "student"), _logits(teacher, "teacher")
         return hard_target_loss(*logits, _questions(batch), _counted(batch))
 
@@ -164,12 +195,20 @@ class SoftTargets(TeacherObjective):
         """True if `alpha` is below 1."""
         return self.alpha < 1
 
+    def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
+        """Refuses targets that were stored for other temperatures."""
+        check_temperatures(signals, self.temperature)
+
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the weighted sum of the soft term and the cross-entropy with the labels."""
         logits = _logits(student, "student")
-        soft = soft_target_loss(
-            logits, _logits(teacher, "teacher"), _questions(batch), self.temperature, alpha=1.0, mask=_counted(batch)
-        )
+        if teacher is not None and teacher.targets is not None:
+            soft = sparse_divergence(logits, teacher.targets, temperature=self.temperature, mask=_counted(batch))
+        else:
+            theirs = _logits(teacher, "teacher")
+            soft = soft_target_loss(
+                logits, theirs, _questions(batch), self.temperature, alpha=1.0, mask=_counted(batch)
+            )
         if not self.needs_labels:
             return soft
         return self.alpha * soft + (1 - self.alpha) * supervised_loss(logits, batch["labels"])
@@ -227,6 +266,12 @@ class Combined(Objective):
         """Whether any of the objectives uses labels."""
         return any(objective.needs_labels for objective in self.objectives)
 
+    def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
+        """Checks them for each objective with a teacher."""
+        for objective in self.objectives:
+            if objective.teacher is not None:
+                objective.check_signals(signals, student, teacher)
+
     def modules(self, student: nn.Module, teacher: nn.Module | None) -> nn.Module | None:
         """Returns the modules of all objectives."""
         found = {str(index): each.modules(student, teacher) for index, each in enumerate(self.objectives)}
@@ -241,6 +286,13 @@ class Combined(Objective):
             for index, (objective, weight) in enumerate(zip(self.objectives, self.weights, strict=True))
         ]
         return torch.stack(losses).sum()
+
+
+def check_temperatures(signals: Sequence[Signals], temperature: float, kind: Divergence = "forward_kl") -> None:
+    """Raises `DefinitionError` if a divergence at this temperature cannot be computed from stored signals."""
+    for each in signals:
+        if isinstance(each, Sampled | TopK):
+            check_targets(each.rule, each.temperatures, temperature, kind)
 
 
 def _logits(outputs: Outputs | None, role: str) -> Tensor:

@@ -32,6 +32,7 @@ class Generation(Task):
     encoder_decoder: ClassVar[bool]
     fields: ClassVar[tuple[str, ...]] = ("input_ids", "labels")
     """Names of the fields of `cut`."""
+    read_by_model: ClassVar[tuple[str, ...]] = ("input_ids", "labels")
 
     @abstractmethod
     def encoded(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[list[int], list[int]]]:
@@ -174,6 +175,10 @@ class Seq2SeqLM(Generation):
         """Returns logits [batch, target, vocabulary], and the decoder's hidden states."""
         decoder_ids = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
         return run_model(model, batch, wants, "decoder_", decoder_input_ids=decoder_ids, use_cache=False)
+
+    def state_mask(self, batch: Batch) -> torch.Tensor:
+        """Returns where the decoder's states are no padding."""
+        return batch["mask"]
 
 
 class Preferences(CausalLM):

@@ -44,7 +44,8 @@ from ..trainer import Trainer
 from .adapters import check_merge, merged, with_adapter
 from .loop import Fit, Run, fit, seeded
 from .options import HFOptions, Training, a_dtype, one_device, takes_trainer_options, training_device
-from .teaching import is_live, node_of, prepare_teacher, unload_teacher
+from .signals import unload_teacher
+from .teaching import itself, node_of, prepare_teacher
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -126,7 +127,7 @@ class HFTrainer(Trainer):
 
     def fill_card(self, metrics: Mapping[str, float], objective: Objective | None) -> None:
         """Records the origin of the model and its metrics on the card."""
-        card, teacher = self.card, None if objective is None else objective.teacher
+        card, teacher = self.card, None if objective is None else itself(objective.teacher)
         card.metrics = {name: round(value, 6) for name, value in metrics.items()}
         if self.start is None:
             card.base_model = str(self.model_name)
@@ -199,7 +200,10 @@ class HFTrainer(Trainer):
             current_usage().note = "reading the rows"
             task = self.make_task(config, tokenizer, columns, training, minimised)
             task.check_wants(minimised.wants)
-            train, validation = self._read(task, columns, "train"), self._read(task, columns, "validation")
+            examples = {split: self._read(task, columns, split) for split in columns}
+            teaching = prepare_teacher(
+                minimised, task, columns, examples, config, device, training.max_length, self.scratch
+            )
             current_usage().note = "loading the model"
             transformers.set_seed(training.seed)
             with loading(self._origin):
@@ -208,17 +212,15 @@ class HFTrainer(Trainer):
                 forget_gguf(model)
             model.config.pad_token_id = task.padding
             check_attentions(model, minimised.wants, "the student")
-            teachers = prepare_teacher(minimised, task, columns, device, training.max_length, self.scratch)
             kept = masks(model)
             # Seed again, so that new weights and batches do not depend on what was drawn before, also after a resume.
             transformers.set_seed(training.seed)
-            live = getattr(teacher, "model", None) if is_live(minimised, task) else None
-            modules = minimised.modules(model, live)
+            modules = minimised.modules(model, teaching.model)
             if self.peft_config is not None:
-                model = self._with_adapter(model, task, train)
+                model = self._with_adapter(model, task, examples["train"])
             run = Run(
-                model, task, train, validation, training, self.scratch, device, training.autocast(self.dtype),
-                minimised, teachers, modules,
+                model, task, examples["train"], examples["validation"], training, self.scratch, device,
+                training.autocast(self.dtype), minimised, teaching.answers, modules,
             )  # fmt: skip
             fitted = self.fit(run)
             if self.peft_config is not None:
@@ -228,6 +230,7 @@ class HFTrainer(Trainer):
                 reapply(model, kept)
             if self.quantization_config is None:
                 model = model.to(device="cpu", dtype=self.dtype)
+            self.card.register("Stored Teacher", teaching.facts)
             self.fill_card(fitted.metrics, objective)
             TrainedModel.save(model, tokenizer, draft / self.MODEL_FOLDER, self.card)
         result = {"epochs": fitted.epochs, "history": fitted.history, "adapter": self.peft_config is not None}
