@@ -15,8 +15,8 @@ from transformers import PretrainedConfig
 
 from datadreamer_like.distillation import Objective, Outputs, SignalStore, StoredTeacher, check_same_vocabulary
 from datadreamer_like.distillation.signal_store import KEY_BYTES
-from datadreamer_like.distillation.signals import Columns
-from datadreamer_like.distillation.stored_teacher import Described
+from datadreamer_like.distillation.signals import Columns, TopK
+from datadreamer_like.distillation.stored_teacher import Described, Generations
 from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.errors import MethodMisfit
 from datadreamer_like.evaluation.tasks.examples import Examples
@@ -25,6 +25,8 @@ from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models.trained.model_node import ModelNode
 from datadreamer_like.models.trained.trained_model import TrainedModel
+
+from .generated_signals import signals_of_generations
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -54,15 +56,17 @@ class SignalReader:
     ) -> None:
         self.stored, self.task, self.device = stored, task, device
         self._check(objective, config)
-        self.tokens = len(stored.tokenizer)
+        self.tokens = len(task.tokenizer)
         self._check_head(getattr(config.get_text_config(), "vocab_size", self.tokens))
         self._examples = [(split, row) for split in examples.values() for row in range(len(split))]
         self._starts = dict(zip(examples, np.cumsum([0, *map(len, examples.values())]).tolist(), strict=False))
         self._keys = [self._key(split[row]) for split, row in self._examples]
-        what = [stored.teacher, *stored.kinds]
+        generated = isinstance(stored.teacher, Generations)
+        # Texts of tokens become ids by the student's tokenizer.
+        what = [stored.teacher, *stored.kinds, task.tokenizer.get_vocab() if generated else None]
         store = SignalStore(folder / "signals" / fingerprint(what, "the objective's teacher"))
         self._asked = 0
-        self._rows = store.collect(self._keys, self._ask)
+        self._rows = store.collect(self._keys, self._matched if generated else self._ask)
         self.facts = self._described()
 
     def outputs(self, split: str, batch: Batch, student_logits: int) -> Outputs:
@@ -88,6 +92,8 @@ class SignalReader:
             raise MethodMisfit(
                 "A classifier's logits are stored for each text without a StoredTeacher. Pass the teacher itself."
             )
+        if isinstance(self.stored.teacher, Generations):
+            return objective.check_signals(kinds, Described(config), self.stored.model)
         if self.stored.tokenizer is None:
             raise MethodMisfit(
                 f"{self.stored.teacher!r} has no next-token logits to store: it gives probabilities of classes. Choose "
@@ -114,13 +120,25 @@ class SignalReader:
     def _mask(self, reads: str, batch: Batch) -> torch.Tensor:
         return batch["mask"].bool() if reads == "logits" else self.task.state_mask(batch)
 
+    def _matched(self, rows: Sequence[int]) -> Iterator[tuple[int, Columns]]:
+        """Yields the signals that a prompting step stored."""
+        given, (signals,) = self.stored.teacher, self.stored.kinds
+        assert isinstance(given, Generations)
+        assert isinstance(signals, TopK)
+        places = {self._keys[row]: row for row in rows}
+        for key, columns in signals_of_generations(given, signals, self.task, self._key, places):
+            self._asked += 1
+            count = len(columns["log_probs"]) // signals.k
+            yield places[key], {_POSITIONS: np.asarray([count], dtype=np.int32), **columns}
+
     def _ask(self, rows: Sequence[int]) -> Iterator[tuple[int, Columns]]:
-        teacher, task, usage = self.stored.teacher, self.task, current_usage()
+        teacher: Any = self.stored.teacher
+        task, usage = self.task, current_usage()
         wants = frozenset(each.reads for each in self.stored.kinds)
         with unload_teacher(teacher):
             if "logits" in wants:
                 task.check_teacher(teacher)
-            model: Any = teacher.model  # type: ignore[union-attr]
+            model: Any = teacher.model
             quantized = getattr(model, "is_quantized", False)
             with torch.no_grad(), eval_mode(model, None if quantized else self.device):
                 for part in self._batches(rows, int(getattr(model.config, "vocab_size", None) or self.tokens)):
