@@ -22,7 +22,8 @@ from .losses import Divergence, check_divergence, row_divergence
 Tail = Literal["bucket", "drop", "renormalise"]
 """How the tokens that are not listed count; see `TopK`."""
 
-_CHUNK_VALUES = 1 << 21  # of logits that are worked on at a time: 8 MB in fp32, about the size of a cache
+# Logits that are worked on at a time: on a CPU 8 MB in fp32, about the size of a cache; elsewhere few, large kernels.
+_CHUNK_VALUES, _CHUNK_VALUES_GPU = 1 << 21, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class _LogProbs(torch.autograd.Function):
         dtype = logits.dtype if logits.dtype == torch.float64 else torch.float32
         log_p = torch.empty(ids.shape, dtype=dtype, device=logits.device)
         log_rest, base = (torch.empty(len(rows), dtype=dtype, device=logits.device) for _ in range(2))
-        for part in _parts(len(rows), logits.shape[-1]):
+        for part in _parts(len(rows), logits):
             z_BV = _scaled(logits, rows[part], dtype, temperature)
             listed = z_BV.gather(1, ids[part])
             if with_rest:
@@ -167,7 +168,7 @@ class _LogProbs(torch.autograd.Function):
         # d log p_i / d z_j = [i = j] - p_j; d log p_rest / d z_j = p_j / p_rest - p_j for the others.
         factor = (grad_rest - total * log_rest.exp() if ctx.with_rest else -total) / ctx.temperature
         found = torch.zeros_like(logits)
-        for part in _parts(len(rows), logits.shape[-1]):
+        for part in _parts(len(rows), logits):
             z_BV = _scaled(logits, rows[part], log_p.dtype, ctx.temperature)
             z_BV.sub_(base[part, None]).exp_().mul_(factor[part, None])
             if ctx.with_rest:  # the values of listed tokens are those of no probability, and may be infinite
@@ -182,8 +183,9 @@ def _mean(losses: Tensor) -> Tensor:
     return losses.sum() / max(losses.numel(), 1)
 
 
-def _parts(rows: int, vocabulary: int) -> Iterator[slice]:
-    size = max(1, _CHUNK_VALUES // vocabulary)
+def _parts(rows: int, logits: Tensor) -> Iterator[slice]:
+    values = _CHUNK_VALUES if logits.device.type == "cpu" else _CHUNK_VALUES_GPU
+    size = max(1, values // logits.shape[-1])
     return (slice(start, start + size) for start in range(0, rows, size))
 
 

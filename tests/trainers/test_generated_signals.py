@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 import pytest
 import tiny_models
 import torch
+from flaky_server import FlakyServer, Reply, completion
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.distillation import Sampled, SoftTargets, StoredTeacher, TopK
 from datadreamer_like.errors import DefinitionError, MethodMisfit
-from datadreamer_like.models import HFTransformers, LlamaCPP
+from datadreamer_like.models import HFTransformers, LlamaCPP, OpenAI
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.steps import DataSource, ProcessWithPrompt, Prompt
 from datadreamer_like.trainers import TrainHFFineTune
@@ -135,6 +137,43 @@ def test_a_step_without_the_argument_is_what_it_was(session, tiny_causal_lm):
     plain = Prompt("Answers", inputs={"prompts": prompts}, args={"llm": llm})
     assert "argument logprobs" not in plain.fingerprint_parts()
     assert plain.output.column_names == ["prompts", "generations"]
+
+
+def test_a_server_with_openais_protocol_teaches_a_student_of_its_family(session, tiny_causal_lm, student):
+    tokenizer: Any = AutoTokenizer.from_pretrained(student)
+
+    def behave(request: dict[str, Any], before: int) -> Reply:
+        assert (request["logprobs"], request["top_logprobs"]) == (True, 2)
+        answer = completion(Reply(text="on the warm mat."), request)
+        tokens = [tokenizer.decode([token]) for token in tokenizer("on the warm mat.")["input_ids"]]
+        top = [[{"token": token, "logprob": -0.1}, {"token": " tree", "logprob": -2.6}] for token in tokens]
+        answer["choices"][0]["logprobs"] = {
+            "content": [
+                {"token": token, "logprob": -0.1, "top_logprobs": each} for token, each in zip(tokens, top, strict=True)
+            ]
+        }
+        return Reply(body=json.dumps(answer).encode())
+
+    with FlakyServer(behave) as server:
+        llm = OpenAI("m", base_url=server.url, api_key="none")
+        prompts = DataSource("Prompts", data={"prompts": PROMPTS}).output["prompts"]
+        step = Prompt("Answers", inputs={"prompts": prompts}, args={"llm": llm, "logprobs": 2})
+        _ = step.output
+    assert step.output[0]["logprobs"]["top_logprobs"][0] == [-0.1, -2.6]
+    objective = SoftTargets(StoredTeacher.from_step(step), temperature=1.0, alpha=1.0)
+    trainer = TrainHFFineTune("Student", student).train(**columns(step), objective=objective, **OPTIONS)
+    assert history(trainer)[-1] < history(trainer)[0]
+
+
+def test_a_server_without_log_probabilities_is_no_teacher(session, student):
+    with FlakyServer(lambda request, before: Reply(text="on the mat.")) as server:
+        llm = OpenAI("m", base_url=server.url, api_key="none")
+        prompts = DataSource("Prompts", data={"prompts": PROMPTS}).output["prompts"]
+        step = Prompt("Answers", inputs={"prompts": prompts}, args={"llm": llm, "logprobs": 2})
+        assert step.output[0]["logprobs"] is None
+    objective = SoftTargets(StoredTeacher.from_step(step), temperature=1.0, alpha=1.0)
+    with pytest.raises(MethodMisfit, match="3 of the 3 rows have no signals.*without log-probabilities"):
+        TrainHFFineTune("Student", student).train(**columns(step), objective=objective, **OPTIONS)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ def logprob_columns(args: Mapping[str, Any], answers: Sequence[Answer | None]) -
     """Returns the column of a step with these arguments, if it has it.
 
     A value is a dictionary of `tokens` and, for each of them, lists of `top_tokens` and `top_logprobs`, likeliest
-    first; None for an answer that failed or has none.
+    first; None for an answer that failed, or whose engine returned none.
     """
     return {LOGPROBS: [*map(_logprobs_of, answers)]} if stores_logprobs(args) else {}
 
@@ -47,9 +47,11 @@ def check_logprobs(name: str, args: Mapping[str, Any], num_answers: int) -> None
 
 
 def _logprobs_of(answer: Answer | None) -> dict[str, Any] | None:
-    if answer is None or answer.error is not None or not answer.logprobs:
+    if answer is None or answer.error is not None:
         return None
-    found = answer.logprobs[0]
+    found = answer.logprobs[0] if answer.logprobs else ()
+    if not any(each.top for each in found):
+        return None
     return {
         "tokens": [each.token for each in found],
         "top_tokens": [[token for token, _ in each.top] for each in found],

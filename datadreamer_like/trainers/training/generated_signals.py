@@ -38,7 +38,7 @@ def signals_of_generations(
     rows = zip(given.prompts.values(), given.generations.values(), given.logprobs.values(), strict=True)
     while part := list(islice(rows, _PORTION)):
         usable = [row for row in part if all(value is not None for value in row)]
-        cuts = task.cut([(prompt, answer) for prompt, answer, _ in usable])
+        cuts = task.cut([(prompt, answer) for prompt, answer, _ in usable]) if usable else ()
         for (_, kept), (_, _, logprobs) in zip(cuts, usable, strict=True):
             if kept is None or not wanted:
                 continue
