@@ -22,7 +22,7 @@ from .losses import (
     supervised_loss,
 )
 from .signals import Sampled, Signals, TopK
-from .sparse_losses import SparseTargets, check_targets, sparse_divergence
+from .sparse_losses import SparseTargets, certain, check_targets, sparse_divergence
 from .teacher import Teacher, TextTeacher, check_teacher
 
 Batch = Mapping[str, Tensor]
@@ -204,14 +204,14 @@ class SoftTargets(TeacherObjective):
         logits = _logits(student, "student")
         if teacher is not None and teacher.targets is not None:
             soft = sparse_divergence(logits, teacher.targets, temperature=self.temperature, mask=_counted(batch))
+            hard = _certain_loss(logits, batch["labels"]) if self.needs_labels else 0
         else:
             theirs = _logits(teacher, "teacher")
             soft = soft_target_loss(
                 logits, theirs, _questions(batch), self.temperature, alpha=1.0, mask=_counted(batch)
             )
-        if not self.needs_labels:
-            return soft
-        return self.alpha * soft + (1 - self.alpha) * supervised_loss(logits, batch["labels"])
+            hard = supervised_loss(logits, batch["labels"]) if self.needs_labels else 0
+        return self.alpha * soft + (1 - self.alpha) * hard
 
 
 @dataclass(frozen=True)
@@ -286,6 +286,11 @@ class Combined(Objective):
             for index, (objective, weight) in enumerate(zip(self.objectives, self.weights, strict=True))
         ]
         return torch.stack(losses).sum()
+
+
+def _certain_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """`supervised_loss` by the function of the soft term, which copies no logits."""
+    return sparse_divergence(logits, certain(labels), mask=labels != IGNORED_LABEL)
 
 
 def check_temperatures(signals: Sequence[Signals], temperature: float, kind: Divergence = "forward_kl") -> None:

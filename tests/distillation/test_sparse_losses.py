@@ -8,6 +8,7 @@ import torch
 
 from datadreamer_like.distillation import Sampled, SparseTargets, TopK, divergence, sparse_divergence
 from datadreamer_like.distillation.signals import Signals
+from datadreamer_like.distillation.sparse_losses import certain
 from datadreamer_like.errors import DefinitionError
 
 KINDS = ["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"]
@@ -235,3 +236,12 @@ def test_options_that_do_not_fit_the_targets_are_refused():
     ):
         with pytest.raises(DefinitionError, match=message):
             wrong()
+
+
+def test_certain_targets_give_the_cross_entropy_with_labels():
+    student, labels = logits((5, 13), 20).requires_grad_(), torch.tensor([3, -100, 0, 12, 7])
+    found = sparse_divergence(student, certain(labels), mask=labels != -100)
+    wanted = torch.nn.functional.cross_entropy(student, labels)
+    assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-12)
+    gradients = [torch.autograd.grad(each, student)[0] for each in (found, wanted)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
