@@ -28,7 +28,15 @@ from .score_labels import ScoreLabels as ScoreLabels
 from .sequence_level import SequenceInterpolation as SequenceInterpolation
 from .sequence_level import SequenceLevel as SequenceLevel
 from .sequence_level import sentence_bleu as sentence_bleu
+from .signal_store import SignalStore as SignalStore
+from .signals import Hidden as Hidden
+from .signals import Sampled as Sampled
+from .signals import Signals as Signals
+from .signals import TopK as TopK
+from .sparse_losses import SparseTargets as SparseTargets
+from .sparse_losses import sparse_divergence as sparse_divergence
 from .stored_answers import StoredAnswers as StoredAnswers
+from .stored_teacher import StoredTeacher as StoredTeacher
 from .teacher import Teacher as Teacher
 from .teacher import TeacherModel as TeacherModel
 from .teacher import TextTeacher as TextTeacher

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from datadreamer_like.errors import DefinitionError, MethodMisfit, did_you_mean
 
 from .objectives import Batch, Outputs, TeacherObjective
+from .signals import Hidden, Signals
 
 Distance = Literal["mse", "cosine"]
 
@@ -52,6 +53,18 @@ class HiddenStates(TeacherObjective):
     def wants(self) -> frozenset[str]:
         """Hidden states."""
         return frozenset({"hidden_states"})
+
+    def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
+        """Refuses hidden states that lack a layer which the loss reads."""
+        (_, depth, _), (_, teacher_depth, _) = _shape(student), _shape(teacher)
+        layers = even_layers(depth, teacher_depth) if self.layers is None else self.layers
+        stored = {layer for each in signals if isinstance(each, Hidden) for layer in each.layers}
+        if missing := sorted({*layers.values()} - stored):
+            raise MethodMisfit(
+                f"HiddenStates reads the teacher's layers {', '.join(map(str, sorted({*layers.values()})))}, and its "
+                f"StoredTeacher keeps {', '.join(map(str, sorted(stored))) or 'none'}. Store "
+                f"{', '.join(map(str, missing))} too: Hidden(layers=[...])."
+            )
 
     def modules(self, student: nn.Module, teacher: nn.Module | None) -> nn.Module | None:
         """Returns the projection from the student's hidden size to the teacher's; None if they are equal.

@@ -10,8 +10,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError
-from datadreamer_like.kernels.divergences import check_alpha, check_temperature
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
+from datadreamer_like.kernels.divergences import Divergence, check_alpha, check_temperature
 
 from .generated import Beams, Completions
 from .losses import (
@@ -21,6 +21,8 @@ from .losses import (
     supervised_loss,
     target_loss,
 )
+from .signals import Sampled, Signals, TopK
+from .sparse_losses import SparseTargets, certain, check_targets, sparse_divergence
 from .teacher import Teacher, TextTeacher, check_teacher
 
 Batch = Mapping[str, Tensor]
@@ -52,6 +54,7 @@ class Outputs:
         mask: Bool [batch, seq], False for padding in the three above.
         positions: Bool [batch, seq of the logits], the positions of `logits` that count; None for the batch's `mask`.
             A teacher that reads its own tokens has its own.
+        targets: Of a stored teacher, instead of its logits: a few of its probabilities at each of their positions.
     """
 
     logits: Tensor | None = None
@@ -60,6 +63,7 @@ class Outputs:
     projections: tuple[Projections, ...] | None = None
     mask: Tensor | None = None
     positions: Tensor | None = None
+    targets: SparseTargets | None = None
 
 
 class Objective(ABC):
@@ -114,6 +118,18 @@ class Objective(ABC):
     def own_tokens(self) -> bool:
         """Whether the teacher reads the texts with its own tokenizer, which may be another than the student's."""
         return False
+
+    def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
+        """Raises `MethodMisfit` or `DefinitionError` if `loss` cannot learn from a `StoredTeacher` with these signals.
+
+        Called before any work, with modules that have the configs of student and teacher. By default, an objective that
+        reads the teacher's logits needs all of them; one that reads `targets` instead checks them here.
+        """
+        if "logits" in self.teacher_wants:
+            raise MethodMisfit(
+                f"{type(self).__name__} needs all logits of its teacher, and a StoredTeacher keeps some of them. Pass "
+                "the teacher itself, or learn by SoftTargets."
+            )
 
     def modules(self, student: nn.Module, teacher: nn.Module | None) -> nn.Module | None:
         """Returns extra modules that the objective needs, such as a projection; called once before training.
@@ -180,8 +196,15 @@ class HardTargets(TeacherObjective):
     baseline for soft targets. Rows need no labels.
     """
 
+    def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
+        """Refuses samples, among which the most likely token may be missing."""
+        if any(isinstance(each, Sampled) for each in signals):
+            raise MethodMisfit("HardTargets needs the teacher's most likely token; use TopK(1) instead of Sampled.")
+
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the cross-entropy with the teacher's choice at the positions that count."""
+        if teacher is not None and teacher.targets is not None:
+            return supervised_loss(logits_of(student, "student"), teacher.targets.ids[..., 0], counted(batch))
         logits = logits_of(student, "student"), logits_of(teacher, "teacher")
         return hard_target_loss(*logits, questions(batch), counted(batch))
 
@@ -215,15 +238,21 @@ class SoftTargets(TeacherObjective):
         """True if `alpha` is below 1."""
         return self.alpha < 1
 
+    def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
+        """Refuses targets that were stored for other temperatures."""
+        check_temperatures(signals, self.temperature)
+
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the weighted sum of the soft term and the cross-entropy with the labels."""
         logits = logits_of(student, "student")
-        soft = soft_target_loss(
-            logits, logits_of(teacher, "teacher"), questions(batch), self.temperature, alpha=1.0, mask=counted(batch)
-        )
-        if not self.needs_labels:
-            return soft
-        return self.alpha * soft + (1 - self.alpha) * _label_loss(logits, batch)
+        if teacher is not None and teacher.targets is not None:
+            soft = sparse_divergence(logits, teacher.targets, temperature=self.temperature, mask=counted(batch))
+            hard = _certain_loss(logits, batch["labels"]) if self.needs_labels else 0
+        else:
+            theirs = logits_of(teacher, "teacher")
+            soft = soft_target_loss(logits, theirs, questions(batch), self.temperature, alpha=1.0, mask=counted(batch))
+            hard = _label_loss(logits, batch) if self.needs_labels else 0
+        return self.alpha * soft + (1 - self.alpha) * hard
 
 
 @dataclass(frozen=True)
@@ -316,6 +345,12 @@ class Combined(Objective):
         """Whether the teacher reads its own tokens."""
         return any(each.own_tokens for each in self.objectives)
 
+    def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
+        """Checks them for each objective with a teacher."""
+        for objective in self.objectives:
+            if objective.teacher is not None:
+                objective.check_signals(signals, student, teacher)
+
     def modules(self, student: nn.Module, teacher: nn.Module | None) -> nn.Module | None:
         """Returns the modules of all objectives."""
         found = {str(index): each.modules(student, teacher) for index, each in enumerate(self.objectives)}
@@ -330,6 +365,18 @@ class Combined(Objective):
             for index, (objective, weight) in enumerate(zip(self.objectives, self.weights, strict=True))
         ]
         return torch.stack(losses).sum()
+
+
+def _certain_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """`supervised_loss` by the function of the soft term, which copies no logits."""
+    return sparse_divergence(logits, certain(labels), mask=labels != IGNORED_LABEL)
+
+
+def check_temperatures(signals: Sequence[Signals], temperature: float, kind: Divergence = "forward_kl") -> None:
+    """Raises `DefinitionError` if a divergence at this temperature cannot be computed from stored signals."""
+    for each in signals:
+        if isinstance(each, Sampled | TopK):
+            check_targets(each.rule, each.temperatures, temperature, kind)
 
 
 def _label_loss(logits: Tensor, batch: Batch) -> Tensor:

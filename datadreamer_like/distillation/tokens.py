@@ -72,6 +72,12 @@ def flat_batch_of(tokenizer: Any, texts: Sequence[str], max_length: int) -> dict
     return {"input_ids": torch.tensor([*chain.from_iterable(ids)]), "offsets": torch.tensor(starts)}
 
 
+def token_text(tokenizer: Any, token: int) -> str:
+    """Returns the text of a token inside a text, with the blank before it, which some tokenizers drop at the start."""
+    text, piece = str(tokenizer.decode([token])), tokenizer.convert_ids_to_tokens(token)
+    return f" {text}" if str(piece).startswith("▁") and not text.startswith(" ") else text
+
+
 def max_tokens(config: Any, tokenizer: Any) -> int | None:
     """Returns the smaller of the tokenizer's limit and the model's positions; None if neither is known."""
     positions = getattr(config, "max_position_embeddings", None)

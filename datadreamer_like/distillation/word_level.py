@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 from datadreamer_like.kernels.divergences import Divergence, check_alpha, check_divergence
 
 from .losses import divergence, supervised_loss
-from .objectives import Batch, Outputs, TeacherObjective, counted, logits_of
+from .objectives import Batch, Outputs, TeacherObjective, check_temperatures, counted, logits_of
+from .signals import Signals
+from .sparse_losses import sparse_divergence
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,10 @@ class WordLevel(TeacherObjective):
         """True if `alpha` is below 1."""
         return self.alpha < 1
 
+    def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
+        """Refuses targets that were stored for other temperatures, or whose tail does not fit the divergence."""
+        check_temperatures(signals, self.temperature, self.kind)
+
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the weighted sum of the negative log-likelihood and the divergence."""
         ours, loss = logits_of(student, "student"), None
@@ -62,6 +69,11 @@ class WordLevel(TeacherObjective):
             loss = (1 - self.alpha) * supervised_loss(ours, batch["labels"])
         if self.alpha == 0 and loss is not None:
             return loss
+        if teacher is not None and teacher.targets is not None:
+            apart = sparse_divergence(
+                ours, teacher.targets, self.kind, self.temperature, self.beta, self.skew, mask=counted(batch)
+            )
+            return apart if loss is None else self.alpha * apart + loss
         pair = shared_tokens(ours, logits_of(teacher, "teacher"), self.kind)
         apart = divergence(*pair, self.kind, self.temperature, self.beta, self.skew, mask=counted(batch))
         return apart if loss is None else self.alpha * apart + loss

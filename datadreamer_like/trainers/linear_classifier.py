@@ -33,8 +33,10 @@ from .classifier import classes_to_learn, head_options, optional_labels
 from .trainer import Trainer
 from .training.logistic import Rows, check_logistic, fit_logistic
 from .training.saved import ROWS, check_same_logits
-from .training.teaching import check_objective, node_of, prepare_teacher, unload_teacher
+from .training.signals import unload_teacher
+from .training.teaching import check_objective, node_of, prepare_teacher
 
+_CPU = torch.device("cpu")
 _NO_LIMIT = 10**9
 
 
@@ -146,14 +148,16 @@ class TrainLinearClassifier(Trainer):
             # It has no tokenizer: of the task, only labels, teacher and metrics are used.
             task = Classification(None, labels, _NO_LIMIT, truncate=True, optional=objective.teacher is not None)  # type: ignore[arg-type]
             read = {split: _read(task, columns[split]) for split in ("train", "validation")}
-            teachers = prepare_teacher(objective, task, columns, {}, torch.device("cpu"), None, self.scratch)
+            config = LinearConfig(0, **head_options(labels))
+            none: Any = dict.fromkeys(read)  # it has no tokens
+            teaching = prepare_teacher(objective, task, columns, none, config, _CPU, None, self.scratch)
             usage.note = "counting terms"
             texts = read["train"][0]
             features = TextFeatures(
                 tuple(TermCounts.fit(texts, kind, ngrams, self.max_features) for kind, ngrams in self.kinds.items())
             )
             rows = {
-                split: Rows(features(texts), batch, teachers[split](batch, len(labels)))
+                split: Rows(features(texts), batch, teaching.answers[split](batch, len(labels)))
                 for split, (texts, batch) in read.items()
             }
             head, history = fit_logistic(

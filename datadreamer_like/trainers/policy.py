@@ -19,7 +19,7 @@ from .fine_tune import TrainHFFineTune
 from .training.loop import Fit, Run
 from .training.options import Training
 from .training.rewards import Reward
-from .training.teaching import unload_teacher
+from .training.signals import unload_teacher
 
 
 class PolicyTrainer(TrainHFFineTune):

@@ -37,6 +37,7 @@ class Generation(Task):
     encoder_decoder: ClassVar[bool]
     fields: ClassVar[tuple[str, ...]] = ("input_ids", "labels")
     """Names of the fields of `cut`."""
+    read_by_model: ClassVar[tuple[str, ...]] = ("input_ids", "labels")
     texts: ClassVar[int] = 2
     """How many columns are texts; further ones are numbers, and what `cut` makes of them is the field `numbers`."""
 
@@ -252,6 +253,10 @@ class Seq2SeqLM(Generation):
         if decoder_ids is None:
             decoder_ids = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
         return run_model(model, batch, wants, "decoder_", decoder_input_ids=decoder_ids, use_cache=False)
+
+    def state_mask(self, batch: Batch) -> torch.Tensor:
+        """Returns where the decoder's states are no padding."""
+        return batch["mask"]
 
 
 class Preferences(CausalLM):

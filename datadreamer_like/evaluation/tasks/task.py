@@ -58,6 +58,9 @@ class Task(ABC):
     stored: ClassVar[frozenset[str]] = frozenset()
     """Fields of a teacher's `Outputs` that depend on the text alone, so that they are computed once and stored."""
 
+    read_by_model: ClassVar[tuple[str, ...]] = ("input_ids",)
+    """Fields of the examples that decide a model's outputs for a row."""
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, truncate: bool = True) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -106,6 +109,10 @@ class Task(ABC):
     def of_teacher(self, teacher: Teacher, max_length: int | None) -> Task:
         """Returns the task of the same columns for a teacher with a tokenizer of its own."""
         raise NotImplementedError(f"{type(self).__name__} has no teachers with other tokens.")
+
+    def state_mask(self, batch: Batch) -> torch.Tensor:
+        """Returns where hidden states and attentions of a batch are no padding: bool [batch, seq]."""
+        return batch["attention_mask"].bool()
 
     def inputs(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
         """Returns the part of a batch that all tasks share: `input_ids`, `attention_mask` and `rows`."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers.generation import logits_process
 
-from datadreamer_like.distillation.tokens import padded_inputs, padding_id
+from datadreamer_like.distillation.tokens import padded_inputs, padding_id, token_text
 
 from .answer_text import answer_of, answer_text
 from .generation import Answer, Sampling, TokenLogprob
@@ -169,8 +169,8 @@ class _RowSampler:
         tokens = []
         for chosen, own, indices, values in self._steps[:length]:
             likeliest = zip(indices[row].tolist(), values[row].tolist(), strict=True)
-            top = tuple((tokenizer.decode([token]), logprob) for token, logprob in likeliest)
-            tokens.append(TokenLogprob(tokenizer.decode([int(chosen[row])]), float(own[row]), top))
+            top = tuple((token_text(tokenizer, token), logprob) for token, logprob in likeliest)
+            tokens.append(TokenLogprob(token_text(tokenizer, int(chosen[row])), float(own[row]), top))
         return tokens
 
 

@@ -14,7 +14,7 @@ from datadreamer_like.graph.node import reading_engine
 from datadreamer_like.graph.origin import From, Traced
 from datadreamer_like.graph.output import Batch
 from datadreamer_like.models.calls.failures import Rejected
-from datadreamer_like.models.calls.llm_calls import Repeated, Repetitions
+from datadreamer_like.models.calls.llm_calls import Repeated
 from datadreamer_like.models.llms.generation import Answer, Generation, Prompt
 from datadreamer_like.models.llms.llm import LLM, overrides_only_run
 
@@ -23,6 +23,8 @@ from ..base.lazy_rows import LazyRowBatches
 from ..base.model_step import check_options
 from ..base.row_answers import FETCH_OPTIONS, AnsweredRows, Questions, RowAnswers, is_sent
 from ..base.step import Step
+from .logprobs import LOGPROBS, check_logprobs, logprob_columns, logprob_options, stores_logprobs
+from .numbered import numbered
 from .output_schema import OutputSchema
 from .value_column import ValueColumn, described, own_copy
 
@@ -36,14 +38,15 @@ RowPrompt: TypeAlias = Prompt | ModelError | None
 class PromptStep(Step):
     """Base of steps that prompt an LLM. A subclass registers its names in `setup` and writes `prompts`.
 
-    They take the arguments `llm`, `post_process`, `parse`, `output_schema`, `max_follow_ups`, `lazy`, and the options
-    of `llm.run`. A row whose prompt fails holds None and has its error in `step.errors`.
+    They take `llm`, `post_process`, `parse`, `output_schema`, `max_follow_ups`, `lazy`, `logprobs`, and the options of
+    `llm.run`. A row whose prompt fails holds None and has its error in `step.errors`.
 
     - `post_process(text)` returns the value of an answer; with `n > 1` it takes the list of its texts.
     - `parse(answer, row)` returns the value of an `Answer`, or `Rejected(reason)`: then the LLM is asked again, with
       the reason, up to `max_follow_ups` times (1). `row` is a dictionary of the row's columns.
     - `output_schema`, a pydantic model class or a JSON schema, adds a column for each of its properties; one that may
       be of several types holds JSON texts. The LLM's engine enforces it if it can; an invalid answer is rejected.
+    - `logprobs=k` adds a column of each answer's tokens with the `k` likeliest there, for `StoredTeacher.from_step`.
 
     A row fails if its last answer is rejected, or if one of these functions raises or returns what does not fit its
     column: `step.errors` holds the reason and the answer. The functions get objects of their own, which they may
@@ -170,7 +173,7 @@ class PromptStep(Step):
             yield from engine.batches(self.answers, self.questions(), what, parts)
             return
         # A worker sees only some of the prompts, so repetitions are counted here, over all of them.
-        questions = _numbered(part for each in self.questions() for part in each.split(engine.batch_size))
+        questions = numbered(part for each in self.questions() for part in each.split(engine.batch_size))
         for rows in engine.batches(self.worker(engine).answers, questions, what, parts):
             yield rows._replace(values=[v.prompt if isinstance(v, Repeated) else v for v in rows.values])
 
@@ -210,6 +213,7 @@ class PromptStep(Step):
         self.register_arg("output_schema", required=False, help="Pydantic model or JSON schema; a column per property.")
         self.register_arg("max_follow_ups", required=False, default=1, type=int, help="Most tries after a rejection.")
         self.register_arg("lazy", required=False, default=False, type=bool, help="Generate rows lazily; save nothing.")
+        self.register_arg(LOGPROBS, required=False, type=int, help="Likeliest tokens to store for each token.")
 
     def register_format(self, sep: str, **labels: str) -> None:
         """Registers the arguments for the form of a prompt: labels, `max_new_tokens` and `sep`, with their defaults."""
@@ -267,15 +271,16 @@ class PromptStep(Step):
         return [None if answer is None or answer.error is not None else answer.value for answer in rows.answers]
 
     def field_columns(self, rows: AnsweredRows) -> Batch:
-        """Returns a column for each property of `output_schema`; None in rows that failed or had no prompt."""
+        """Returns `logprobs` and a column for each property of `output_schema`; None in rows that have no answer."""
+        stored = logprob_columns(self._args, rows.answers)
         if self.schema is None:
-            return {}
+            return stored
         columns: Batch = {name: [] for name in self.schema.types}
         for answer in rows.answers:
             fields = None if answer is None or answer.error is not None else self.schema.read(answer.text)
             for name, values in columns.items():
                 values.append(fields[name] if isinstance(fields, dict) else None)
-        return columns
+        return columns | stored
 
     def read(self, answer: Answer) -> Any:
         """Returns an answer's text, or the result of `post_process` or `output_schema` (possibly `Rejected`)."""
@@ -305,6 +310,7 @@ class PromptStep(Step):
         own = set(self._arg_specs) - set(self.run_args)
         given = {name: value for name, value in self._args.items() if name not in own}
         options = {name: value for name, value in given.items() if value is not None or name not in self._arg_specs}
+        options |= logprob_options(self._args)
         return {**options, "schema": self.schema.json_schema} if self.schema and self._enforces_schema() else options
 
     def fitted(self, **parts: Any) -> RowPrompt:
@@ -336,6 +342,9 @@ class PromptStep(Step):
                         "Rename the property."
                     )
                 self.register_output(name, help="A property of the answer; None where there is no valid answer.")
+        if stores_logprobs(args):
+            check_logprobs(self.name, args, self.num_answers)
+            self.register_output(LOGPROBS, help="Each answer's tokens with the likeliest at their place.")
         if not overrides_only_run(llm):  # else its options are unknown
             check_options(self.name, self._arg_specs, args, llm, "llm")
             Generation.from_options(self.run_options(), llm.extra_options)
@@ -343,6 +352,8 @@ class PromptStep(Step):
     def fingerprint_parts(self) -> dict[str, str]:
         """Adds the context length that the script gave: it affects prompts, but not an answer to a given prompt."""
         parts = super().fingerprint_parts()
+        if self._args[LOGPROBS] is None:
+            parts.pop(f"argument {LOGPROBS}", None)
         given = self._args["llm"].max_context_length
         return parts if given is None else {**parts, "argument llm: max_context_length": fingerprint(given)}
 
@@ -387,11 +398,3 @@ class PromptStep(Step):
             return replace(answer, error=error)
         except Exception as error:
             return replace(answer, error=RejectedAnswer.of(answer.text, f"parse raised {described(error)}."))
-
-
-def _numbered(questions: Iterable[Questions]) -> Iterator[Questions]:
-    """Yields questions with their prompts numbered by repetition."""
-    repetitions = Repetitions()
-    for each in questions:
-        numbers = iter(repetitions.number([value for value in each.values if is_sent(value)]))
-        yield each._replace(values=[next(numbers) if is_sent(value) else value for value in each.values])

@@ -46,7 +46,8 @@ from .curves import read_curves, write_curves
 from .loop import Fit, Run, fit, seeded
 from .options import HFOptions, Training, a_dtype, one_device, takes_trainer_options, training_device
 from .saved import check_saved
-from .teaching import is_live, node_of, prepare_teacher, unload_teacher
+from .signals import unload_teacher
+from .teaching import itself, node_of, prepare_teacher
 from .writing import reading_order, with_written_answers
 
 logger = logging.getLogger("datadreamer_like")
@@ -154,7 +155,7 @@ class HFTrainer(Trainer):
 
     def fill_card(self, metrics: Mapping[str, float], objective: Objective | None) -> None:
         """Records the origin of the model and its metrics on the card."""
-        card, teacher = self.card, None if objective is None else objective.teacher
+        card, teacher = self.card, None if objective is None else itself(objective.teacher)
         card.metrics = {name: round(value, 6) for name, value in metrics.items()}
         if self.start is None:
             card.base_model = str(self.model_name)
@@ -232,6 +233,9 @@ class HFTrainer(Trainer):
             task.check_objective(minimised)
             columns = with_written_answers(minimised, columns, self.device)
             examples = {split: self._read(task, columns, split) for split in columns}
+            teaching = prepare_teacher(
+                minimised, task, columns, examples, config, device, training.max_length, self.scratch
+            )
             current_usage().note = "loading the model"
             transformers.set_seed(training.seed)
             with loading(self._origin):
@@ -240,17 +244,15 @@ class HFTrainer(Trainer):
                 forget_gguf(model)
             model.config.pad_token_id = task.padding
             check_attentions(model, minimised.wants, "the student")
-            teachers = prepare_teacher(minimised, task, columns, examples, device, training.max_length, self.scratch)
             kept = masks(model)
             # Seed again, so that new weights and batches do not depend on what was drawn before, also after a resume.
             transformers.set_seed(training.seed)
-            live = getattr(teacher, "model", None) if is_live(minimised, task) else None
-            modules = minimised.modules(model, live)
+            modules = minimised.modules(model, teaching.model)
             if self.peft_config is not None:
                 model = self._with_adapter(model, task, examples["train"])
             run = Run(
                 model, task, examples["train"], examples["validation"], training, self.scratch, device,
-                training.autocast(self.dtype), minimised, teachers, modules,
+                training.autocast(self.dtype), minimised, teaching.answers, modules,
             )  # fmt: skip
             fitted = self.fit(run)
             if self.peft_config is not None:
@@ -260,6 +262,7 @@ class HFTrainer(Trainer):
                 reapply(model, kept)
             if not getattr(model, "is_quantized", False):
                 model = model.to(device="cpu", dtype=self.dtype)
+            self.card.register("Stored Teacher", teaching.facts)
             self.fill_card(fitted.metrics, objective)
             self.save(model, task, examples["validation"], draft / self.MODEL_FOLDER)
             write_curves(draft, fitted.curves)

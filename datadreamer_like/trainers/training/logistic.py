@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from datadreamer_like.distillation import Objective, Outputs
+from datadreamer_like.distillation import Objective, Outputs, StoredTeacher
 from datadreamer_like.errors import ArgumentTypeError, MethodMisfit
 from datadreamer_like.evaluation.columns import check_number
 from datadreamer_like.evaluation.tasks.task import Batch, Measure
@@ -72,6 +72,11 @@ def check_needs_logits_only(objective: Objective, who: str) -> None:
         raise MethodMisfit(
             f"{who}: {type(objective).__name__} needs {' and '.join(needed).replace('_', ' ')}, and this classifier "
             "has logits only. Use an objective on logits, such as SoftTargets(teacher)."
+        )
+    if isinstance(objective.teacher, StoredTeacher):
+        raise MethodMisfit(
+            f"{who}: a StoredTeacher has signals for the tokens of a language model. Pass the teacher itself: a "
+            "classifier's logits are stored without being asked to."
         )
 
 

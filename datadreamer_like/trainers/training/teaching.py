@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import PretrainedConfig
 
-from datadreamer_like.distillation import Objective, Outputs, StoredAnswers, Supervised
+from datadreamer_like.distillation import Objective, Outputs, StoredAnswers, StoredTeacher, Supervised
 from datadreamer_like.distillation.teacher import (
     check_same_vocabulary,
     eval_mode,
     teacher_logits_for_texts,
     tokens_teacher,
 )
-from datadreamer_like.errors import ArgumentTypeError
+from datadreamer_like.errors import ArgumentTypeError, MethodMisfit
 from datadreamer_like.evaluation.columns import Columns
 from datadreamer_like.evaluation.tasks.examples import Examples
 from datadreamer_like.evaluation.tasks.task import Batch, Task, check_attentions
 from datadreamer_like.graph import Node, current_session, current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models.trained.model_node import ModelNode
-from datadreamer_like.models.trained.trained_model import TrainedModel
 
 from .own_tokens import own_tokens_teacher
+from .signals import SignalReader
 
 TeacherAnswers = Callable[[Batch, int], Outputs | None]
 """Returns a teacher's outputs for a batch of a student that has this number of classes or tokens; None if untaught."""
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """A teacher's answers by split, the model that an objective's `modules` reads, and a line for the card."""
+
+    answers: Mapping[str, TeacherAnswers]
+    model: nn.Module | None = None
+    facts: str | None = None
 
 
 def check_objective(objective: object) -> Objective:
@@ -41,31 +52,21 @@ def check_objective(objective: object) -> Objective:
             f"objective must be an objective, such as SoftTargets(teacher), not {objective!r}. "
             "See datadreamer_like.distillation."
         )
-    if isinstance(objective.teacher, ModelNode):
-        _ = objective.teacher.trained
+    teacher = itself(objective.teacher)
+    if isinstance(teacher, ModelNode):
+        _ = teacher.trained
     return objective
+
+
+def itself(teacher: object) -> object:
+    """Returns the teacher behind a `StoredTeacher`, or the one given."""
+    return teacher.teacher if isinstance(teacher, StoredTeacher) else teacher
 
 
 def node_of(teacher: object) -> Node | None:
     """Returns the node that a teacher comes from, if it comes from one."""
+    teacher = itself(teacher)
     return teacher if isinstance(teacher, Node) else getattr(teacher, "node", None)
-
-
-@contextmanager
-def unload_teacher(teacher: Any) -> Iterator[None]:
-    """Frees the memory of a teacher after the block, unless it was loaded before."""
-    trained = teacher.trained if isinstance(teacher, ModelNode) else teacher
-    was_loaded = not isinstance(trained, TrainedModel) or "model" in vars(trained)
-    try:
-        yield
-    finally:
-        if not was_loaded:
-            trained.unload_model()
-
-
-def is_live(objective: Objective, task: Task) -> bool:
-    """Whether the objective's teacher must run on each batch, since its answers cannot be stored."""
-    return objective.own_tokens or not objective.teacher_wants <= task.stored
 
 
 def prepare_teacher(
@@ -73,15 +74,17 @@ def prepare_teacher(
     task: Task,
     columns: Columns,
     examples: Mapping[str, Examples],
+    config: PretrainedConfig,
     device: torch.device,
     max_length: int | None,
     scratch: Path,
-) -> Mapping[str, TeacherAnswers]:
-    """Checks the teacher, and returns its answers by split, after asking it for all rows if they can be stored.
+) -> Teaching:
+    """Checks the teacher, and asks it for all rows if its answers can be stored; before the student is loaded.
 
-    Stored answers are kept in the session's cache folder (in `scratch` if there is none), each under its text: the next
-    student finds them. The teacher reads the first column of each split, cut at `max_length` tokens (None for its own
-    limit). `examples` are the student's rows, by split, and `device` is the student's.
+    Outputs that a text alone decides are stored under it, and those of a `StoredTeacher` under the tokens of a row, in
+    the session's cache folder (in `scratch` if there is none): the next student finds them. Others are computed on each
+    batch. `config` is the student's, `device` where it will be; a teacher of texts reads the first column of each
+    split, cut at `max_length` tokens (None for its own limit).
 
     Raises:
         MethodMisfit: The teacher does not fit the task, or must share the student's tokens and does not.
@@ -89,29 +92,24 @@ def prepare_teacher(
     """
     teacher, wants = objective.teacher, objective.teacher_wants
     if teacher is None or not wants:
-        return dict.fromkeys(("train", "validation"), lambda batch, student_logits: None)
-    if objective.own_tokens:
+        return Teaching(dict.fromkeys(examples, lambda batch, student_logits: None))
+    if objective.own_tokens and not isinstance(teacher, StoredTeacher):
         reader = tokens_teacher(teacher, "next-token logits")
-        return own_tokens_teacher(reader, task, columns, examples, device, max_length, scratch)
-    if "logits" in wants:
-        task.check_teacher(teacher)
-    if is_live(objective, task):
-        teacher = tokens_teacher(teacher, " and ".join(sorted(wants)).replace("_", " "))
-        check_same_vocabulary(teacher, task.tokenizer)
-        check_attentions(teacher.model, wants, "the teacher")
-        if not getattr(teacher.model, "is_quantized", False):
-            teacher.model.to(device)
-
-        def live(batch: Batch, student_logits: int) -> Outputs:
-            with torch.no_grad(), eval_mode(teacher.model):
-                found = task.forward(teacher.model, batch, wants)
-            if found.logits is None:
-                return found
-            return replace(found, logits=task.aligned(teacher, found.logits, student_logits))
-
-        return {"train": live, "validation": live}
+        return Teaching(own_tokens_teacher(reader, task, columns, examples, device, max_length, scratch), reader.model)
     session = current_session()
     cache = (session.cache_folder if session is not None else None) or scratch
+    if isinstance(teacher, StoredTeacher):
+        if objective.completions or objective.beams or objective.own_tokens or task.draws:
+            raise MethodMisfit(
+                f"{type(objective).__name__} in {type(task).__name__} reads other tokens than those of the rows, for "
+                "which a StoredTeacher has no signals. Pass the teacher itself."
+            )
+        signals = SignalReader(teacher, objective, task, examples, config, device, cache)
+        return Teaching({split: partial(signals.outputs, split) for split in examples}, teacher.model, signals.facts)
+    if "logits" in wants:
+        task.check_teacher(teacher)
+    if not wants <= task.stored:
+        return _live(objective, task, examples, device)
     store = StoredAnswers(cache / "teachers" / fingerprint([teacher, max_length], "the objective's teacher"))
     usage, asked = current_usage(), 0
 
@@ -127,4 +125,23 @@ def prepare_teacher(
         rows = store.rows(next(iter(split.values())).values(), ask)
         return lambda batch, student_logits: Outputs(logits=task.aligned(teacher, rows[batch["rows"]], student_logits))
 
-    return {split: stored(each) for split, each in columns.items()}
+    return Teaching({split: stored(each) for split, each in columns.items()})
+
+
+def _live(objective: Objective, task: Task, examples: Mapping[str, Examples], device: torch.device) -> Teaching:
+    assert objective.teacher is not None
+    wants = objective.teacher_wants
+    teacher = tokens_teacher(objective.teacher, " and ".join(sorted(wants)).replace("_", " "))
+    check_same_vocabulary(teacher, task.tokenizer)
+    check_attentions(teacher.model, wants, "the teacher")
+    if not getattr(teacher.model, "is_quantized", False):
+        teacher.model.to(device)
+
+    def live(batch: Batch, student_logits: int) -> Outputs:
+        with torch.no_grad(), eval_mode(teacher.model):
+            found = task.forward(teacher.model, batch, wants)
+        if found.logits is None:
+            return found
+        return replace(found, logits=task.aligned(teacher, found.logits, student_logits))
+
+    return Teaching(dict.fromkeys(examples, live), teacher.model)
