@@ -37,8 +37,9 @@ class LoadedEmbedder(SentenceTransformersEmbedder):
         self.model = model
 
     def identity(self) -> dict[str, Any]:
-        """Returns the weights and modules."""
-        return {"weights": self.model.state_dict(), "modules": str(self.model), "dims": self.model.truncate_dim}
+        """Returns the weights, the modules, and the limits of texts and vectors."""
+        limits = [self.model.max_seq_length, self.model.truncate_dim]
+        return {"weights": self.model.state_dict(), "modules": str(self.model), "limits": limits}
 
     def unload_model(self) -> None:
         """Does nothing: the model is the caller's."""
