@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # a slower machine takes its time
 @pytest.mark.parametrize(("name", "said"), [("qlora", "The third has"), ("ppo", "nats from the model")])
-def test_the_example_runs_to_its_end(tmp_path, smollm_gguf, minilm_path, name, said):
+def test_the_example_runs_to_its_end(tmp_path, minilm_path, name, said):
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), str(tmp_path / "out"), "--short"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}
