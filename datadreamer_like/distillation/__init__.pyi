@@ -13,11 +13,11 @@ from .losses import target_loss as target_loss
 from .objectives import Combined as Combined
 from .objectives import HardTargets as HardTargets
 from .objectives import Objective as Objective
-from .objectives import Outputs as Outputs
-from .objectives import Projections as Projections
 from .objectives import SoftTargets as SoftTargets
 from .objectives import Supervised as Supervised
 from .on_policy import OnPolicy as OnPolicy
+from .outputs import Outputs as Outputs
+from .outputs import Projections as Projections
 from .probabilities import Predictor as Predictor
 from .probabilities import Probabilities as Probabilities
 from .projections import attention_layers as attention_layers

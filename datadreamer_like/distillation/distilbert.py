@@ -16,7 +16,8 @@ from datadreamer_like.kernels.divergences import check_temperature
 
 from .hidden_states import HiddenStates
 from .losses import divergence, supervised_loss
-from .objectives import Batch, Outputs, TeacherObjective, counted, logits_of
+from .objectives import TeacherObjective
+from .outputs import Batch, Outputs, counted, logits_of
 from .teacher import Teacher
 
 

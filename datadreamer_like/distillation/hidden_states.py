@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from datadreamer_like.errors import DefinitionError, MethodMisfit, did_you_mean
 
-from .objectives import Batch, Outputs, TeacherObjective
+from .objectives import TeacherObjective
+from .outputs import Batch, Outputs
 from .signals import Hidden, Signals
 
 Distance = Literal["mse", "cosine"]

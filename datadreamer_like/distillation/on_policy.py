@@ -10,7 +10,8 @@ from datadreamer_like.kernels.divergences import Divergence, check_divergence
 
 from .generated import Completions
 from .losses import divergence
-from .objectives import Batch, Outputs, TeacherObjective, counted, logits_of
+from .objectives import TeacherObjective
+from .outputs import Batch, Outputs, counted, logits_of
 from .word_level import shared_tokens
 
 

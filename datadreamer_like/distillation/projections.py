@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from datadreamer_like.errors import MethodMisfit
 from datadreamer_like.formats.modules import ATTENTIONS, AttentionForm
 
-from .objectives import Projections
+from .outputs import Projections
 
 
 class AttentionLayer(NamedTuple):

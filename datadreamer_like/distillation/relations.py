@@ -16,7 +16,8 @@ from datadreamer_like.errors import DefinitionError, MethodMisfit, did_you_mean
 from .generated import check_count
 from .hidden_states import check_layers, even_layers
 from .losses import divergence
-from .objectives import Batch, Outputs, Projections, TeacherObjective
+from .objectives import TeacherObjective
+from .outputs import Batch, Outputs, Projections
 from .projections import attention_layers
 
 Relation = Literal["qk", "qq", "kk", "vv"]

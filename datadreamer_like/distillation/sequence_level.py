@@ -15,7 +15,8 @@ from datadreamer_like.kernels.divergences import check_alpha
 
 from .generated import Beams
 from .losses import supervised_loss
-from .objectives import Batch, Outputs, TeacherObjective, logits_of
+from .objectives import TeacherObjective
+from .outputs import Batch, Outputs, logits_of
 from .teacher import Teacher, TextTeacher
 
 

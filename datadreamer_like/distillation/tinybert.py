@@ -11,7 +11,8 @@ from datadreamer_like.errors import DefinitionError
 
 from .hidden_states import HiddenStates, check_layers, even_layers
 from .losses import soft_target_loss
-from .objectives import Batch, Outputs, TeacherObjective, counted, logits_of, questions
+from .objectives import TeacherObjective
+from .outputs import Batch, Outputs, counted, logits_of, questions
 from .relations import AttentionScores, projections_of
 
 

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from datadreamer_like.errors import DefinitionError
 
 from .losses import supervised_loss
-from .objectives import Batch, Outputs, TeacherObjective, counted, logits_of
+from .objectives import TeacherObjective
+from .outputs import Batch, Outputs, counted, logits_of
 
 
 @dataclass(frozen=True)

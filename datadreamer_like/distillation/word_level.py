@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from datadreamer_like.kernels.divergences import Divergence, check_alpha, check_divergence
 
 from .losses import divergence, supervised_loss
-from .objectives import Batch, Outputs, TeacherObjective, check_temperatures, counted, logits_of
+from .objectives import TeacherObjective, check_temperatures
+from .outputs import Batch, Outputs, counted, logits_of
 from .signals import Signals
 from .sparse_losses import sparse_divergence
 
