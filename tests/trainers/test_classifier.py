@@ -423,6 +423,19 @@ def test_further_training_arguments_are_passed_on(session, tiny_encoder, data):
     assert trainer.metrics["accuracy"] == pytest.approx(max(entry["accuracy"] for entry in history), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"metric_for_best_model": "acuracy"}, 'no metric "acuracy".*give: loss, accuracy, macro_f1'),
+        ({"greater_is_better": True}, "highest loss"),
+        ({"metric_for_best_model": "eval_loss", "greater_is_better": True}, "highest loss"),
+    ],
+)
+def test_the_best_epoch_is_never_chosen_by_nonsense(session, tiny_encoder, data, options, words):
+    with pytest.raises(DefinitionError, match=words):
+        TrainHFClassifier("a", str(tiny_encoder)).train(**data(), **QUICK, **options)
+
+
 class StopsAfter(TrainerCallback):
     """Stops after some steps; it counts, as callbacks of users do."""
 

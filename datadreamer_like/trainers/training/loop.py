@@ -291,6 +291,13 @@ class ObjectiveLoop(LoopOverExamples):
                 total, rows = total + float(loss) * size, rows + size
                 measure.add(outputs, batch)
         metrics = {f"{metric_key_prefix}_{n}": v for n, v in {"loss": total / rows, **measure.result()}.items()}
+        chosen_by = f"{metric_key_prefix}_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
+        if chosen_by not in metrics:
+            names = ", ".join(name.removeprefix(f"{metric_key_prefix}_") for name in metrics)
+            raise DefinitionError(
+                f'There is no metric "{self.args.metric_for_best_model}" to choose the best epoch by '
+                f"(metric_for_best_model). The validation rows give: {names}."
+            )
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

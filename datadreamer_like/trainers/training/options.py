@@ -213,6 +213,12 @@ class Training:
             check_number(getattr(self, name), f"{what}: {name}", least, **options)
         for name, least in _LEAST_PASSED_ON.items():
             check_number(self.further.get(name), f"{what}: {name}", least, whole=True, optional=True)
+        chosen_by = str(self.further.get("metric_for_best_model") or "loss").removeprefix("eval_")
+        if chosen_by == "loss" and self.further.get("greater_is_better"):
+            raise DefinitionError(
+                f"{what}: greater_is_better=True would choose the epoch with the highest loss. Leave it out, or name "
+                'another metric, such as metric_for_best_model="accuracy".'
+            )
         if not isinstance(self.truncate, bool):
             raise ArgumentTypeError(f"{what}: truncate must be True or False, not {self.truncate!r}.")
         for name, kind in (("optim", OptimizerNames), ("lr_scheduler_type", SchedulerType)):
