@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from datadreamer_like.distillation import Objective, classes_of, text_teacher
 from datadreamer_like.distillation.teacher import is_multi_label
 from datadreamer_like.errors import DefinitionError
-from datadreamer_like.evaluation.columns import Columns
+from datadreamer_like.evaluation.columns import Columns, check_number
 from datadreamer_like.evaluation.labels import LabelSet, find_labels
 from datadreamer_like.evaluation.soft_labels import (
     ClassWeights,
@@ -75,6 +75,7 @@ class TrainHFClassifier(HFTrainer):
         classes: Sequence[str] | None = None,
         multi_label: bool = False,
         class_weights: ClassWeights = None,
+        label_smoothing_factor: float = 0.0,
         **options: Unpack[TrainingOptions],
     ) -> Self:
         """Trains the classifier, or loads the cached result, and returns the trainer.
@@ -96,7 +97,8 @@ class TrainHFClassifier(HFTrainer):
                 `rows / (number of classes · rows of the class)`, so that rare classes count as much as frequent ones.
                 For multi-label rows the weight of a yes, "balanced" being `rows without the class / rows with it`. The
                 loss is the mean over rows, not divided by the sum of the weights.
-            **options: See `TrainingOptions`; `label_smoothing_factor` smooths the labels.
+            label_smoothing_factor: Share of each label that is spread evenly over all classes, from 0 to less than 1.
+            **options: See `TrainingOptions`.
 
         Raises:
             SessionError, EmptyDataset: The trainer was made outside a session; there are no rows.
@@ -115,7 +117,11 @@ class TrainHFClassifier(HFTrainer):
             raise DefinitionError(
                 f'"{self.name}": class_weights weigh labels, and {type(objective).__name__} uses none. Leave them out.'
             )
-        given = {"classes": classes, "multi_label": multi_label or None, "class_weights": class_weights}
+        check_number(label_smoothing_factor, f'"{self.name}".train: label_smoothing_factor', 0)
+        if label_smoothing_factor >= 1:
+            raise DefinitionError(f'"{self.name}".train: label_smoothing_factor must be below 1.')
+        given: dict[str, Any] = {"classes": classes, "multi_label": multi_label or None, "class_weights": class_weights}
+        given |= {"label_smoothing_factor": label_smoothing_factor or None}
         self._label_options = {name: value for name, value in given.items() if value is not None}
         columns = {"train_input": train_input, "validation_input": validation_input, **labels}
         return self.run_training(columns, options, objective, self._label_options, optional)
@@ -146,7 +152,7 @@ class TrainHFClassifier(HFTrainer):
             optional=objective.teacher is not None,
             soft_classes=given.get("classes"),
             class_weights=weights,
-            label_smoothing=float(training.further.get("label_smoothing_factor", 0.0)),
+            label_smoothing=given.get("label_smoothing_factor", 0.0),
         )
 
     def _check_soft(self, labels: Sequence[Column]) -> None:
