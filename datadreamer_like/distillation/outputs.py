@@ -1,0 +1,74 @@
+"""What models give an objective for a batch: logits, states and the positions that count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from datadreamer_like.errors import DefinitionError
+
+from .losses import IGNORED_LABEL
+from .sparse_losses import SparseTargets
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Projections:
+    """Queries, keys and values of one attention, as its projections give them, before any rotary embedding.
+
+    Each is [batch, heads, seq, head size]; keys and values may have fewer heads (grouped-query attention). In a
+    `causal` attention a token attends to itself and earlier ones.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    causal: bool = False
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A model's outputs for one batch, computed or stored; fields that no objective needs are None.
+
+    Attributes:
+        logits: [..., classes], at the positions of the batch's `labels` [...].
+        hidden_states: Of the embeddings and of each layer, [batch, seq, hidden].
+        attentions: Attention weights of each layer, [batch, heads, seq, seq].
+        projections: Queries, keys and values of each layer's attention.
+        mask: Bool [batch, seq], False for padding in the three above.
+        positions: Bool [batch, seq of the logits], the positions of `logits` that count; None for the batch's `mask`.
+            A teacher that reads its own tokens has its own.
+        targets: Of a stored teacher, instead of its logits: a few of its probabilities at each of their positions.
+    """
+
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    projections: tuple[Projections, ...] | None = None
+    mask: Tensor | None = None
+    positions: Tensor | None = None
+    targets: SparseTargets | None = None
+
+
+def logits_of(outputs: Outputs | None, role: str) -> Tensor:
+    """Returns the logits of a student or teacher, its `role`; `DefinitionError` if there are none."""
+    if outputs is None or outputs.logits is None:
+        raise DefinitionError(f"The {role}'s outputs have no logits. Pass Outputs(logits=...).")
+    return outputs.logits
+
+
+def counted(batch: Batch) -> Tensor | None:
+    """Returns the positions that count: the batch's mask, or the positions with labels."""
+    labels = batch.get("labels")
+    if "mask" in batch or labels is None:
+        return batch.get("mask")
+    return None if labels.is_floating_point() else labels != IGNORED_LABEL
+
+
+def questions(batch: Batch) -> Tensor | None:
+    """Returns multi-label targets, which make each class a binary decision, without missing values; None for others."""
+    labels = batch.get("labels")
+    return None if labels is None or not labels.is_floating_point() else labels.clamp(min=0)
