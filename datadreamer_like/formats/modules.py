@@ -85,9 +85,15 @@ class Stack(NamedTuple):
     blocks: nn.ModuleList
 
 
+def config_of_layers(model: nn.Module) -> Any:
+    """Returns the config that describes a model's layers: that of the encoder in a classifier on an encoder."""
+    config = getattr(model, "config", None)
+    return getattr(config, "text_config", None) or config
+
+
 def stacks(model: nn.Module) -> list[Stack]:
     """Finds the lists of blocks: one in an encoder or decoder, two in an encoder-decoder."""
-    config = getattr(model, "config", None)
+    config = config_of_layers(model)
     # Every config has the first one, maybe as an alias.
     names = ("num_hidden_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
     counts = {getattr(config, name, None) for name in names}

@@ -15,7 +15,7 @@ from datadreamer_like.compression.calibration import on_device
 from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.errors import DefinitionError, EmptyDataset
 from datadreamer_like.formats import rename_modules
-from datadreamer_like.formats.modules import stacks
+from datadreamer_like.formats.modules import config_of_layers, stacks
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Layers(CompressionMethod):
 
     def fits(self, model: nn.Module) -> str | None:
         """Any transformers model with a single stack of layers whose length is in its config."""
-        config = getattr(model, "config", None)
+        config = config_of_layers(model)
         if getattr(config, "is_encoder_decoder", False):
             return "it has an encoder and a decoder. Use pruning.Magnitude."
         if getattr(config, "scale_attn_by_inverse_layer_idx", False):
@@ -63,7 +63,7 @@ class Layers(CompressionMethod):
         """Drops layers in place and updates the config."""
         ((name, layers),) = stacks(model)
         keep = self._choose(model, layers, calibration)
-        config: Any = model.config
+        config = config_of_layers(model)
         for attribute, value in list(vars(config).items()):
             # Attributes with one value per layer, such as layer_types.
             if isinstance(value, list) and len(value) == len(layers) and "layer" in attribute:

@@ -1,13 +1,16 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import batches, build, logits
+import transformers
+from tiny_models import ENCODER, batches, build, logits
 from torch import nn
 
 from datadreamer_like import pruning
 from datadreamer_like.errors import DefinitionError, EmptyDataset, MethodMisfit
 from datadreamer_like.formats import layouts
+from datadreamer_like.formats.classifiers.embedding import EmbeddingConfig, EmbeddingForSequenceClassification
 from datadreamer_like.formats.modules import stacks
 from datadreamer_like.pruning.layers import block_influence
 
@@ -34,6 +37,18 @@ def test_dropped_layer_is_skipped(family: str) -> None:
     assert small.config.num_hidden_layers == 2
     assert model.config.num_hidden_layers == 3
     assert not layouts(small)
+
+
+def test_layers_of_a_classifier_on_an_encoder_are_dropped(tmp_path: Path) -> None:
+    encoder = transformers.BertConfig(**ENCODER)
+    model = EmbeddingForSequenceClassification(EmbeddingConfig(encoder, num_labels=3)).eval()
+    small = pruning.Layers(keep=[0, 2]).apply(model)
+    assert len(small.encoder.encoder.layer) == small.config.text_config.num_hidden_layers == 2
+    small.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    model.encoder.encoder.layer[1] = Through(model.encoder.encoder.layer[1])
+    batch = batches(model)[0]
+    torch.testing.assert_close(logits(loaded, batch), logits(model, batch))
 
 
 def test_without_calibration_layers_are_spread_evenly_as_in_distilbert() -> None:
