@@ -1,3 +1,5 @@
+from .born_again import ConfidenceWeighted as ConfidenceWeighted
+from .born_again import PermutedTargets as PermutedTargets
 from .distilbert import DistilBERT as DistilBERT
 from .distilbert import distilbert_student as distilbert_student
 from .ensemble import Ensemble as Ensemble
@@ -5,8 +7,10 @@ from .generated import Beams as Beams
 from .generated import Completions as Completions
 from .hidden_states import HiddenStates as HiddenStates
 from .losses import Divergence as Divergence
+from .losses import confidence_weighted_loss as confidence_weighted_loss
 from .losses import divergence as divergence
 from .losses import hard_target_loss as hard_target_loss
+from .losses import permuted_logits as permuted_logits
 from .losses import soft_target_loss as soft_target_loss
 from .losses import supervised_loss as supervised_loss
 from .losses import target_loss as target_loss

@@ -81,13 +81,17 @@ class Ensemble:
             raise MethodMisfit("Some of the ensemble's teachers are multi-label classifiers, others are not.")
         return kinds.pop()
 
-    def class_logits(self, texts: Sequence[str]) -> Tensor:
-        """Returns log-probabilities [texts, classes], of multi-label classifiers log-odds."""
+    def class_logits(self, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None) -> Tensor:
+        """Returns log-probabilities [texts, classes], of multi-label classifiers log-odds.
+
+        Texts are cut at `max_length` tokens of each teacher, or its own limit.
+        """
+        options: Any = {"batch_size": batch_size, "max_length": max_length}
         own, multi_label = {name: place for place, name in enumerate(self.classes)}, self.multi_label
         device: Any = "cuda" if torch.cuda.is_available() else None
         mean = torch.zeros(len(texts), len(own), dtype=torch.float64)
         for teacher, weight in zip(self.teachers, self.weights or (), strict=True):
-            logits = teacher_logits_for_texts(teacher, texts, device=device).double()
+            logits = teacher_logits_for_texts(teacher, texts, device=device, **options).double()
             logits = logits[:, label_order(classes_of(teacher), own, ("the ensemble's other teacher", "its first"))]
             mean += weight * (torch.sigmoid(logits) if multi_label else F.softmax(logits, dim=-1))
         return logits_of_probabilities(mean.numpy(), multi_label)

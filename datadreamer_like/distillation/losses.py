@@ -108,6 +108,39 @@ def soft_target_loss(
     return loss
 
 
+def confidence_weighted_loss(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy with labels, weighted by the teacher's confidence: `Σ_s w_s CE(y_s, p_s) / Σ_s w_s`.
+
+    `w_s = max_k q_k` is the probability of the teacher's most likely class, right or wrong. Confidence weighting by
+    teacher max (CWTM) of Furlanello et al. 2018, arXiv:1805.04770, equation 10: the control that keeps of soft targets
+    only their effect on the size of a row's gradient. Arguments as in `soft_target_loss`.
+    """
+    (student, teacher), kept_labels = _kept((student_logits, teacher_logits), labels, mask)
+    weights = F.softmax(_precise(teacher.detach()), dim=-1).amax(-1)
+    losses = F.cross_entropy(_precise(student), kept_labels, reduction="none")  # type: ignore[arg-type]
+    return (weights * losses).sum() / weights.sum().clamp(min=1e-12)
+
+
+def permuted_logits(teacher_logits: Tensor, rows: Tensor, seed: int = 0) -> Tensor:
+    """Returns logits [rows, classes] whose values are shuffled among all classes but each row's most likely one.
+
+    The dark knowledge with permuted predictions (DKPP) of Furlanello et al. 2018, arXiv:1805.04770, equation 11: which
+    of the other classes are similar is lost, how certain the teacher is stays. `rows` [rows] numbers the rows: a row's
+    permutation depends on its number and `seed` alone, so it is the same in each epoch and after a resume.
+    """
+    classes = torch.arange(teacher_logits.shape[-1], device=teacher_logits.device)
+    best = classes == teacher_logits.argmax(-1, keepdim=True)
+    key = rows.to(classes.device).long()[:, None] * 0x5851F42D4C957F2D + classes * 0x14057B7EF767814F + seed
+    for factor in (0x7F4A7C15F39CC060, 0x1CE4E5B9BF58476D, 0x133111EB94D049BB):
+        key = (key ^ (key >> 29)) * factor  # int64 wraps around: a hash of row, class and seed
+    key = key ^ (key >> 32)
+    order = key.masked_fill(best, torch.iinfo(key.dtype).min).argsort(dim=-1)
+    places = classes.expand_as(key).masked_fill(best, -1).argsort(dim=-1, stable=True)
+    return torch.empty_like(teacher_logits).scatter_(-1, places, teacher_logits.gather(-1, order))
+
+
 def divergence(
     student_logits: Tensor,
     teacher_logits: Tensor,

@@ -24,4 +24,5 @@ from .retrievers.retriever import Retriever as Retriever
 from .task_models.task_model import Computed as Computed
 from .task_models.task_model import TaskModel as TaskModel
 from .task_models.task_model import TextOptions as TextOptions
+from .trained.ensemble_model import EnsembleModel as EnsembleModel
 from .trained.trained_model import TrainedModel as TrainedModel

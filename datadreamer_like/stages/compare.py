@@ -291,7 +291,8 @@ class Compare(Stage):
             if len(measured) != self.baseline:
                 self.usage.note = f"comparing {name} with {self.names[self.baseline]}"
                 differences = judge.differences(answers[self.baseline], said)
-            on_disk = model.bytes_on_disk if os.path.isdir(model.path) else None
+            folders = [part.path for part in getattr(model, "members", [model])]
+            on_disk = model.bytes_on_disk if all(map(os.path.isdir, folders)) else None
             timing = timings[name]
             measured.append(
                 Measured(

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from datadreamer_like.errors import SessionError
 from datadreamer_like.graph import Node, current_session
+from datadreamer_like.models.trained.ensemble_model import EnsembleModel
 from datadreamer_like.models.trained.model_node import as_trained_model
 from datadreamer_like.models.trained.trained_model import TrainedModel
 
@@ -44,10 +45,14 @@ def model_argument(value: object, what: str, device: object = None) -> TrainedMo
     trained = as_trained_model(value, what)
     if device is None or str(device) == str(trained.device):
         return trained
+    if isinstance(trained, EnsembleModel):
+        members = [model_argument(member, what, device) for member in trained.members]
+        return EnsembleModel(members, trained.weights, name=trained.path)
     return TrainedModel(trained.path, device=device, dtype=trained.dtype, node=trained.node)  # type: ignore[arg-type]
 
 
 def origins(models: Iterable[TrainedModel], columns: Iterable[object]) -> list[Node]:
     """Returns the nodes that models and columns come from, without duplicates."""
-    nodes = [model.node for model in models] + [getattr(column, "step", None) for column in columns]
+    parts = [part for model in models for part in getattr(model, "members", [model])]
+    nodes = [model.node for model in parts] + [getattr(column, "step", None) for column in columns]
     return list(dict.fromkeys(node for node in nodes if node is not None))

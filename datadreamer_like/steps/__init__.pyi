@@ -9,7 +9,9 @@ from .base.registration import DataCardType as DataCardType
 from .base.step import Step as Step
 from .base.step import SuperStep as SuperStep
 from .base.trace import Trace as Trace
+from .labelling.choose_rows import ChooseRowsToLabel as ChooseRowsToLabel
 from .labelling.count_tokens import CountTokens as CountTokens
+from .labelling.predict import Predict as Predict
 from .labelling.predict_or_abstain import PredictOrAbstain as PredictOrAbstain
 from .labelling.run_task_model import RunTaskModel as RunTaskModel
 from .operations.combining import concat as concat

@@ -1,0 +1,3 @@
+from .born_again import BornAgain as BornAgain
+from .distillation_loop import DistillationLoop as DistillationLoop
+from .self_training import SelfTraining as SelfTraining

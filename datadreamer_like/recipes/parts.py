@@ -1,0 +1,106 @@
+"""What several recipes do: making trainers, joining texts with labels, and measuring students."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, SessionError
+from datadreamer_like.evaluation.columns import check_column, check_lengths
+from datadreamer_like.evaluation.labels import class_names, label_name
+from datadreamer_like.graph import current_session
+from datadreamer_like.graph.output import Column
+from datadreamer_like.steps import Predict, Step, zipped
+from datadreamer_like.trainers import Trainer
+
+MakeTrainer: TypeAlias = Callable[..., Trainer]
+"""Makes an untrained trainer of a name: `partial(TrainHFClassifier, model_name=...)`, or a function of the name."""
+
+VALIDATION = ("validation_input", "validation_output")
+
+
+def check_recipe(recipe: object, name: str, trainer: object) -> None:
+    """Refuses a recipe outside a session, or without a function that makes its trainers."""
+    if current_session() is None:
+        raise SessionError(
+            f'{type(recipe).__name__} "{name}" runs when it is created, and there is no session to save its results. '
+            "Put it inside `with DataDreamer(folder):`."
+        )
+    if isinstance(trainer, Trainer) or not callable(trainer):
+        raise ArgumentTypeError(
+            f'"{name}": trainer must be a function that makes a new trainer of a given name, not {trainer!r:.100}. '
+            "Pass partial(TrainHFClassifier, model_name=...), or lambda name: TrainHFClassifier(name, ...)."
+        )
+
+
+def check_pair(name: str, columns: Mapping[str, object]) -> dict[str, Column]:
+    """Returns columns of equal length; see `check_column` and `check_lengths`."""
+    checked = {argument: check_column(column, f'"{name}": {argument}') for argument, column in columns.items()}
+    check_lengths(checked)
+    return checked
+
+
+def make_trainer(make: MakeTrainer, name: str, **more: Any) -> Any:
+    """Returns a new trainer; `more` are arguments that the recipe decides."""
+    if more:
+        parameters = inspect.signature(make).parameters
+        takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+        if unknown := [argument for argument in more if argument not in parameters and not takes_any]:
+            raise DefinitionError(
+                f'"{name}": trainer must take {unknown[0]} too, which differs between trainers here. Pass the class '
+                "with its other options: partial(TrainHFClassifier, device=...)."
+            )
+    made = make(name, **more)
+    if not isinstance(made, Trainer):
+        raise ArgumentTypeError(f'"{name}": trainer returned {made!r:.100}, which is not a trainer.')
+    if made.manifest is not None:
+        raise DefinitionError(f'"{name}": trainer returned "{made.name}", which is trained. Return a new one.')
+    return made
+
+
+def with_seed(trainer: Any, options: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Returns the options of `train` with a seed of its own for each `number`, if the trainer draws anything."""
+    parameters = inspect.signature(trainer.train).parameters
+    drawn = "seed" in parameters or any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    if not number or not drawn:
+        return dict(options)
+    return {**options, "seed": options.get("seed", 42) + number}
+
+
+def labelled(texts: Column, labels: Column) -> Step:
+    """Returns lazy rows with the columns `text` and `label`, without the rows that have no label."""
+    joined = zipped(renamed(texts, "text"), renamed(labels, "label"))
+    return joined.filter(has_label)
+
+
+def named(rows: Step, labels: Column, where: str) -> Step:
+    """Returns `labelled` rows whose labels are names of classes, as a classifier gives them."""
+    naming = class_names(labels)
+    return rows.map(lambda row: {"text": row["text"], "label": label_name(row["label"], where, 0, naming)})
+
+
+def has_label(row: Mapping[str, Any]) -> bool:
+    """Whether a row has a label."""
+    return row["label"] is not None
+
+
+def renamed(column: Column, name: str) -> Step:
+    """Returns lazy rows with one column, under another name."""
+    step: Any = column.step
+    (own,) = column.column_names
+    kept = step.select_columns([own])
+    found: Step = kept if own == name else kept.rename_column(own, name)
+    return found
+
+
+def accuracy(name: str, model: Any, columns: Mapping[str, Column]) -> float:
+    """Returns the share of right labels that a classifier gives, by a cached step of this name."""
+    texts, labels = columns.values()
+    said = Predict(name, inputs={"texts": texts}, args={"model": model})
+    naming = class_names(labels)
+    right: list[bool] = [
+        label_name(label, "test_output", row, naming) == found
+        for row, (label, found) in enumerate(zip(labels, said.output["labels"], strict=True))
+    ]
+    return sum(right) / len(right)
