@@ -111,8 +111,8 @@ class TrainStaticClassifier(TrainHFClassifier):
             validation_input: Validation texts, used to choose the best epoch.
             validation_output: Their labels.
             objective: The objective to minimise, on logits; None for the labels alone.
-            **options: See `TrainHFClassifier.train`. The defaults suit a model this small: 20 epochs in batches of 32 at a
-                learning rate of 0.003.
+            **options: See `TrainHFClassifier.train`. The defaults suit a model this small: 20 epochs in batches of 32
+                at a learning rate of 0.003.
 
         Raises:
             MethodMisfit: The objective needs hidden states, or the tokenizer cannot be trimmed to `vocabulary`.
