@@ -25,6 +25,7 @@ from datadreamer_like.models.trained.prompt_template import has_template, render
 from ..columns import read_rows
 from ..quality import perplexity
 from .examples import Examples, Ragged
+from .packing import as_batch, packed_inputs
 from .task import Batch, Measure, Task, row_limit, run_model, tokenize
 
 _DTYPES: dict[str, type[np.generic]] = {"numbers": np.float32, "text": np.uint8}
@@ -109,6 +110,8 @@ class Generation(Task):
         if not self.encoder_decoder:
             labels = labels[:, 1:]  # each position predicts the next token
         batch = {**self.inputs(rows), "labels": labels, "mask": labels != IGNORED_LABEL}
+        if rows and "position_ids" in rows[0]:
+            batch["position_ids"] = padded([row["position_ids"] for row in rows], 0)
         return {**batch, "written": torch.arange(len(rows)) >= len(examples)} if second else batch
 
     def of_teacher(self, teacher: Teacher, max_length: int | None) -> Generation:
@@ -220,7 +223,11 @@ class CausalLM(Generation):
 
     def forward(self, model: Any, batch: Batch, wants: frozenset[str]) -> Outputs:
         """Returns logits [batch, seq - 1, vocabulary], each for the next token, and hidden states of all tokens."""
-        found = run_model(model, batch, wants, use_cache=False)
+        places = batch.get("position_ids")
+        packed = {} if places is None else packed_inputs(model, batch["input_ids"], places)
+        found = run_model(model, batch, wants, use_cache=False, **packed)
+        if found.logits is not None and found.logits.shape[0] != len(batch["input_ids"]):  # one sequence of all
+            found = as_batch(found, len(batch["input_ids"]))
         return found if found.logits is None else replace(found, logits=found.logits[:, :-1])
 
 
