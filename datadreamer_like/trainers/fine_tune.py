@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from datadreamer_like.distillation import Objective
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
 from datadreamer_like.evaluation.columns import Columns
+from datadreamer_like.evaluation.tasks.chats import Chats, Turns
 from datadreamer_like.evaluation.tasks.generation import CausalLM, Generation, Seq2SeqLM
 from datadreamer_like.evaluation.tasks.packing import PackedExamples, check_packing
 from datadreamer_like.evaluation.tasks.task import row_limit
@@ -53,6 +54,7 @@ class TrainHFFineTune(HFTrainer):
     """
 
     _packing = False
+    _turns: Turns = "all"
 
     @takes_trainer_options
     def __init__(
@@ -85,6 +87,7 @@ class TrainHFFineTune(HFTrainer):
         *,
         objective: Objective | None = None,
         packing: bool = False,
+        assistant_turns: Turns = "all",
         **options: Unpack[TrainingOptions],
     ) -> Self:
         """Trains the model, or loads the cached result, and returns the trainer.
@@ -92,6 +95,10 @@ class TrainHFFineTune(HFTrainer):
         The columns are prompts and their answers; the validation rows choose the best epoch. An objective of None is
         the supervised loss; a teacher runs on each batch, and must have the student's vocabulary. Answers may be None
         if the teacher writes them: `SequenceLevel(teacher)`. For the options see `TrainingOptions`.
+
+        Without `train_output` and `validation_output`, the rows are conversations: lists of messages with "role" and
+        "content" that end with a turn of the assistant. All its turns carry loss, or with `assistant_turns="last"` the
+        last one; where the chat template marks answers with `{% generation %}`, those tokens do.
 
         With `packing`, rows of a causal model are packed into sequences of up to `max_length` tokens, `batch_size` of
         which are a batch, so that short rows need no padding. A row attends to itself alone; a model or an objective
@@ -106,8 +113,17 @@ class TrainHFFineTune(HFTrainer):
         template = {"chat_prompt_template": self.chat_prompt_template, "system_prompt": self.system_prompt}
         objective = check_objective(objective)
         written = objective.beams is not None and not objective.beams.needs_reference
-        optional = ("train_output", "validation_output") if written else ()
+        outputs = {name: column for name, column in columns.items() if name.endswith("_output")}
+        chats = not written and not any(column is not None for column in outputs.values())
+        if objective.beams is not None and chats:
+            raise MethodMisfit(
+                f'"{self.name}".train: {type(objective).__name__} writes answers to prompts, not in conversations. '
+                "Pass prompts, and their answers as train_output and validation_output."
+            )
         own = template | self._packing_options(packing, objective, options)
+        if chats:
+            own["assistant_turns"] = self._turns = assistant_turns
+        optional = outputs if written or chats else ()
         return self.run_training(columns, options, objective, own, optional)
 
     def _packing_options(self, packing: object, objective: Objective, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,7 +174,16 @@ class TrainHFFineTune(HFTrainer):
         set_prompt_template(
             tokenizer, self.chat_prompt_template, self.system_prompt, encoder_decoder=bool(config.is_encoder_decoder)
         )
-        return kind(tokenizer, row_limit(config, tokenizer, training.max_length), training.truncate)
+        limit = row_limit(config, tokenizer, training.max_length)
+        writes = objective.beams is not None
+        if [*columns["train"]] != ["train_input"] or writes:
+            return kind(tokenizer, limit, training.truncate)
+        if config.is_encoder_decoder:
+            raise MethodMisfit(
+                f'"{self.name}": {self.source} is an encoder-decoder, which learns no conversations. Pass prompts, and '
+                "their answers as train_output and validation_output."
+            )
+        return Chats(tokenizer, limit, training.truncate, self._turns)
 
     def task_class(self, config: PretrainedConfig) -> type[Generation]:
         """Returns the class of the task, by the model's architecture.

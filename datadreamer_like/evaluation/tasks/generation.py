@@ -41,6 +41,13 @@ class Generation(Task):
     texts: ClassVar[int] = 2
     """How many columns are texts; further ones are numbers, and what `cut` makes of them is the field `numbers`."""
 
+    columns_of_texts: ClassVar[bool] = True
+    """False if the first columns have other values, which `checked` checks."""
+
+    def checked(self, rows: Sequence[tuple[Any, ...]], name: str, first: int) -> Sequence[tuple[Any, ...]]:
+        """Returns rows of the column `name`, of which `first` is the number of the first, after checking them."""
+        return rows
+
     @abstractmethod
     def encoded(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[list[int], list[int]]]:
         """Yields the input ids and target ids of prompts and answers, without cutting.
@@ -70,8 +77,9 @@ class Generation(Task):
                 key: stack.enter_context(Ragged(path.with_suffix(f".{key}"), _DTYPES.get(key, np.int32)))
                 for key in self.fields
             }
-            for part in read_rows(columns, numbers=list(columns)[self.texts :]):
-                for row, (length, kept) in enumerate(self.cut(part), seen):
+            untyped = () if self.columns_of_texts else list(columns)[: self.texts]
+            for part in read_rows(columns, labels=untyped, numbers=list(columns)[self.texts :]):
+                for row, (length, kept) in enumerate(self.cut(self.checked(part, name, seen)), seen):
                     if length > self.max_length:
                         too_long[row] = length
                     if kept is None:
