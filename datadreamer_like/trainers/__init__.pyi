@@ -6,6 +6,7 @@ from .group_policy import TrainHFGRPO as TrainHFGRPO
 from .group_policy import TrainHFRLOO as TrainHFRLOO
 from .linear_classifier import TrainLinearClassifier as TrainLinearClassifier
 from .masked_lm import TrainHFMaskedLM as TrainHFMaskedLM
+from .openai_fine_tune import TrainOpenAIFineTune as TrainOpenAIFineTune
 from .ppo import TrainHFPPO as TrainHFPPO
 from .reward_model import TrainHFRewardModel as TrainHFRewardModel
 from .sentence_transformer import TrainSentenceTransformer as TrainSentenceTransformer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Self, Unpack
 
 import transformers
@@ -9,9 +11,11 @@ from transformers import PretrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from datadreamer_like.distillation import Objective
-from datadreamer_like.errors import MethodMisfit
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
 from datadreamer_like.evaluation.columns import Columns
+from datadreamer_like.evaluation.tasks.chats import Chats, Turns
 from datadreamer_like.evaluation.tasks.generation import CausalLM, Generation, Seq2SeqLM
+from datadreamer_like.evaluation.tasks.packing import PackedExamples, check_packing
 from datadreamer_like.evaluation.tasks.task import row_limit
 from datadreamer_like.graph.output import Column
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText, checked, checked_template
@@ -19,8 +23,9 @@ from datadreamer_like.models.trained.model_facts import is_bidirectional, task_o
 from datadreamer_like.models.trained.prompt_template import set_prompt_template
 
 from .training.hf import HFTrainer
+from .training.loop import Fit, Run
 from .training.options import HFOptions, Training, TrainingOptions, takes_trainer_options, takes_training_options
-from .training.teaching import check_objective
+from .training.teaching import check_objective, is_live
 
 
 class TrainHFFineTune(HFTrainer):
@@ -47,6 +52,9 @@ class TrainHFFineTune(HFTrainer):
         ... )
         >>> HFTransformers(trainer.model_path).run(["..."])  # doctest: +SKIP
     """
+
+    _packing = False
+    _turns: Turns = "all"
 
     @takes_trainer_options
     def __init__(
@@ -78,6 +86,8 @@ class TrainHFFineTune(HFTrainer):
         validation_output: Column | None,
         *,
         objective: Objective | None = None,
+        packing: bool = False,
+        assistant_turns: Turns = "all",
         **options: Unpack[TrainingOptions],
     ) -> Self:
         """Trains the model, or loads the cached result, and returns the trainer.
@@ -85,6 +95,14 @@ class TrainHFFineTune(HFTrainer):
         The columns are prompts and their answers; the validation rows choose the best epoch. An objective of None is
         the supervised loss; a teacher runs on each batch, and must have the student's vocabulary. Answers may be None
         if the teacher writes them: `SequenceLevel(teacher)`. For the options see `TrainingOptions`.
+
+        Without `train_output` and `validation_output`, the rows are conversations: lists of messages with "role" and
+        "content" that end with a turn of the assistant. All its turns carry loss, or with `assistant_turns="last"` the
+        last one; where the chat template marks answers with `{% generation %}`, those tokens do.
+
+        With `packing`, rows of a causal model are packed into sequences of up to `max_length` tokens, `batch_size` of
+        which are a batch, so that short rows need no padding. A row attends to itself alone; a model or an objective
+        with which it would not is refused.
 
         Raises:
             DataError: A value is missing, or no part of any answer fits.
@@ -95,8 +113,58 @@ class TrainHFFineTune(HFTrainer):
         template = {"chat_prompt_template": self.chat_prompt_template, "system_prompt": self.system_prompt}
         objective = check_objective(objective)
         written = objective.beams is not None and not objective.beams.needs_reference
-        optional = ("train_output", "validation_output") if written else ()
-        return self.run_training(columns, options, objective, template, optional)
+        outputs = {name: column for name, column in columns.items() if name.endswith("_output")}
+        chats = not written and not any(column is not None for column in outputs.values())
+        if objective.beams is not None and chats:
+            raise MethodMisfit(
+                f'"{self.name}".train: {type(objective).__name__} writes answers to prompts, not in conversations. '
+                "Pass prompts, and their answers as train_output and validation_output."
+            )
+        own = template | self._packing_options(packing, objective, options)
+        if chats:
+            own["assistant_turns"] = self._turns = assistant_turns
+        optional = outputs if written or chats else ()
+        return self.run_training(columns, options, objective, own, optional)
+
+    def _packing_options(self, packing: object, objective: Objective, options: Mapping[str, Any]) -> dict[str, Any]:
+        if not isinstance(packing, bool):
+            raise ArgumentTypeError(f'"{self.name}".train: packing must be True or False, not {packing!r}.')
+        self._packing = packing
+        if not packing:
+            return {}
+        if options.get("max_length") is None:
+            raise DefinitionError(
+                f'"{self.name}".train: packing=True packs rows into sequences of max_length tokens. Pass max_length, '
+                "such as 2048."
+            )
+        own_rows = objective.own_tokens or objective.completions is not None or objective.beams is not None
+        if own_rows or not objective.wants | objective.teacher_wants <= {"logits", "hidden_states"}:
+            raise MethodMisfit(
+                f'"{self.name}".train: {type(objective).__name__} needs each row alone, so rows cannot be packed. '
+                "Leave packing out."
+            )
+        return {"packing": True}
+
+    def fit(self, run: Run) -> Fit:
+        """Trains the model, on packed rows if that was asked for; see `HFTrainer.fit`."""
+        if not self._packing:
+            return super().fit(run)
+        if run.model.config.is_encoder_decoder:
+            raise MethodMisfit(
+                f'"{self.name}": {self.source} is an encoder-decoder, for which rows cannot be packed. Leave packing '
+                "out."
+            )
+        teacher = run.objective.teacher
+        if teacher is not None and not is_live(run.objective, run.task):
+            raise MethodMisfit(
+                f'"{self.name}": stored answers of a teacher are those of single rows. Leave packing out.'
+            )
+        vocabulary = len(run.task.tokenizer)
+        check_packing(run.model, vocabulary, run.device, "The model")
+        if teacher is not None:
+            check_packing(getattr(teacher, "model", None), vocabulary, run.device, "The teacher")
+        packed = PackedExamples(run.train, run.task.max_length, run.training.seed)
+        return super().fit(replace(run, train=packed))
 
     def make_task(
         self, config: PretrainedConfig, tokenizer: Tokenizer, columns: Columns, training: Training, objective: Objective
@@ -106,7 +174,16 @@ class TrainHFFineTune(HFTrainer):
         set_prompt_template(
             tokenizer, self.chat_prompt_template, self.system_prompt, encoder_decoder=bool(config.is_encoder_decoder)
         )
-        return kind(tokenizer, row_limit(config, tokenizer, training.max_length), training.truncate)
+        limit = row_limit(config, tokenizer, training.max_length)
+        writes = objective.beams is not None
+        if [*columns["train"]] != ["train_input"] or writes:
+            return kind(tokenizer, limit, training.truncate)
+        if config.is_encoder_decoder:
+            raise MethodMisfit(
+                f'"{self.name}": {self.source} is an encoder-decoder, which learns no conversations. Pass prompts, and '
+                "their answers as train_output and validation_output."
+            )
+        return Chats(tokenizer, limit, training.truncate, self._turns)
 
     def task_class(self, config: PretrainedConfig) -> type[Generation]:
         """Returns the class of the task, by the model's architecture.

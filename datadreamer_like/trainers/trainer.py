@@ -147,4 +147,6 @@ class Trainer(ModelNode, ABC):
         Raises:
             NotTrained: There is no model yet.
         """
-        sys.stdout.write(self.trained.card.text() + "\n")
+        if self.manifest is None:
+            raise NotTrained(self.describe_missing())
+        sys.stdout.write(self.card.text() + "\n")

@@ -147,8 +147,21 @@ def of_retriever(kind: Any, given: Given, folder: Path) -> Any:
 
 
 def of_trainer(kind: Any, given: Given, folder: Path) -> Any:
+    if "base_url" in inspect.signature(kind.__init__).parameters:
+        return sent_by(kind, given, folder)
     with DataDreamer(folder, verbose=False):
         return given.trained(kind, "It").metrics
+
+
+def sent_by(kind: Any, given: Given, folder: Path) -> Any:
+    """What a server receives of a trainer whose model is there."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "trainers"))
+    from fine_tuning_server import FineTuningServer
+
+    with FineTuningServer() as server, DataDreamer(folder, verbose=False):
+        trainer = kind("It", "m", system_prompt="Be brief.", api_key="none", base_url=server.url)
+        trainer.train(**given.with_columns(kind.example()))
+        return {"jobs": server.created, "files": [content.decode() for content in server.contents.values()]}
 
 
 def of_stage(kind: Any, given: Given, folder: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Trainers of embedders, of spans and from few labels come to the same model when killed in every phase."""
+"""Trainers of embedders, spans, few labels and packed conversations come to the same model when killed anywhere."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from datadreamer_like import DataDreamer
-from datadreamer_like.trainers import TrainHFTokenClassifier, TrainSentenceTransformer, TrainSetFitClassifier
+from datadreamer_like.trainers import (
+    TrainHFFineTune,
+    TrainHFTokenClassifier,
+    TrainSentenceTransformer,
+    TrainSetFitClassifier,
+)
 
 from .conftest import Rows, opinions
+from .test_chats import chat
 from .test_token_classifier import sentences
 
 OPTIONS: dict[str, Any] = {"epochs": 3, "batch_size": 8, "learning_rate": 2e-3}
@@ -44,9 +50,17 @@ def few(encoder: Path) -> None:
     )  # fmt: skip
 
 
-KINDS: dict[str, Any] = {"distil": distil, "spans": spans, "few": few}
-STEPS = {"distil": 8, "spans": 8, "few": 8}
+def talks(model: Path) -> None:
+    talk = [chat("The cat", "sat.", "A dog", "ran."), chat("Rain", "fell.")] * 20
+    rows = Rows("Rows", {"talk": talk}).output["talk"]
+    trainer = TrainHFFineTune("It", str(model), device="cpu")
+    trainer.train(rows, None, rows, None, **{**OPTIONS, "batch_size": 2}, packing=True, max_length=48)
+
+
+KINDS: dict[str, Any] = {"distil": distil, "spans": spans, "few": few, "talks": talks}
+STEPS = {"distil": 8, "spans": 8, "few": 8, "talks": 6}
 """Steps of the optimizer in an epoch."""
+MODELS = {"talks": "tiny_causal_lm"}
 
 
 def run(kind: str, folder: Path, encoder: Path, dies_at: int) -> None:
@@ -82,19 +96,20 @@ def start() -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_training_comes_to_the_same_model_and_repeats_no_epoch(tiny_encoder, tmp_path, start, kind):
+def test_a_killed_training_comes_to_the_same_model_and_repeats_no_epoch(request, tmp_path, start, kind):
+    model = request.getfixturevalue(MODELS.get(kind, "tiny_encoder"))
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    start(kind, whole, tiny_encoder)
+    start(kind, whole, model)
     assert (tmp_path / "whole.steps").read_text() == str(3 * STEPS[kind])
-    start(kind, cut, tiny_encoder, dies_at=STEPS[kind] + 3)  # in the second epoch
+    start(kind, cut, model, dies_at=STEPS[kind] + 3)  # in the second epoch
     assert not (cut / "it").exists()
-    start(kind, cut, tiny_encoder, dies_at=STEPS[kind] + 3)  # in the third one: the first is not repeated
-    start(kind, cut, tiny_encoder)
+    start(kind, cut, model, dies_at=STEPS[kind] + 3)  # in the third one: the first is not repeated
+    start(kind, cut, model)
     assert (tmp_path / "cut.steps").read_text() == str(STEPS[kind])
     first, second = (load_file(folder / "it/model/model.safetensors") for folder in (whole, cut))
     assert all(torch.equal(first[name], second[name]) for name in first)
     first, second = (json.loads((folder / "it/node.json").read_text())["result"] for folder in (whole, cut))
     assert first == second
     assert not list(cut.glob(".work/*"))
-    start(kind, cut, tiny_encoder)
+    start(kind, cut, model)
     assert (tmp_path / "cut.steps").read_text() == "0"

@@ -25,6 +25,7 @@ from datadreamer_like.models.trained.prompt_template import has_template, render
 from ..columns import read_rows
 from ..quality import perplexity
 from .examples import Examples, Ragged
+from .packing import as_batch, packed_inputs
 from .task import Batch, Measure, Task, row_limit, run_model, tokenize
 
 _DTYPES: dict[str, type[np.generic]] = {"numbers": np.float32, "text": np.uint8}
@@ -40,6 +41,13 @@ class Generation(Task):
     read_by_model: ClassVar[tuple[str, ...]] = ("input_ids", "labels")
     texts: ClassVar[int] = 2
     """How many columns are texts; further ones are numbers, and what `cut` makes of them is the field `numbers`."""
+
+    columns_of_texts: ClassVar[bool] = True
+    """False if the first columns have other values, which `checked` checks."""
+
+    def checked(self, rows: Sequence[tuple[Any, ...]], name: str, first: int) -> Sequence[tuple[Any, ...]]:
+        """Returns rows of the column `name`, of which `first` is the number of the first, after checking them."""
+        return rows
 
     @abstractmethod
     def encoded(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[list[int], list[int]]]:
@@ -70,8 +78,9 @@ class Generation(Task):
                 key: stack.enter_context(Ragged(path.with_suffix(f".{key}"), _DTYPES.get(key, np.int32)))
                 for key in self.fields
             }
-            for part in read_rows(columns, numbers=list(columns)[self.texts :]):
-                for row, (length, kept) in enumerate(self.cut(part), seen):
+            untyped = () if self.columns_of_texts else list(columns)[: self.texts]
+            for part in read_rows(columns, labels=untyped, numbers=list(columns)[self.texts :]):
+                for row, (length, kept) in enumerate(self.cut(self.checked(part, name, seen)), seen):
                     if length > self.max_length:
                         too_long[row] = length
                     if kept is None:
@@ -110,6 +119,8 @@ class Generation(Task):
         if not self.encoder_decoder:
             labels = labels[:, 1:]  # each position predicts the next token
         batch = {**self.inputs(rows), "labels": labels, "mask": labels != IGNORED_LABEL}
+        if rows and "position_ids" in rows[0]:
+            batch["position_ids"] = padded([row["position_ids"] for row in rows], 0)
         return {**batch, "written": torch.arange(len(rows)) >= len(examples)} if second else batch
 
     def of_teacher(self, teacher: Teacher, max_length: int | None) -> Generation:
@@ -221,7 +232,11 @@ class CausalLM(Generation):
 
     def forward(self, model: Any, batch: Batch, wants: frozenset[str]) -> Outputs:
         """Returns logits [batch, seq - 1, vocabulary], each for the next token, and hidden states of all tokens."""
-        found = run_model(model, batch, wants, use_cache=False)
+        places = batch.get("position_ids")
+        packed = {} if places is None else packed_inputs(model, batch["input_ids"], places)
+        found = run_model(model, batch, wants, use_cache=False, **packed)
+        if found.logits is not None and found.logits.shape[0] != len(batch["input_ids"]):  # one sequence of all
+            found = as_batch(found, len(batch["input_ids"]))
         return found if found.logits is None else replace(found, logits=found.logits[:, :-1])
 
 

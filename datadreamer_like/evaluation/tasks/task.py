@@ -157,7 +157,8 @@ def run_model(model: Any, batch: Batch, wants: frozenset[str], prefix: str = "",
     """
     requested = {f"output_{name}": True for name in ("hidden_states", "attentions") if name in wants}
     with capture_projections(model) if "projections" in wants else nullcontext() as projections:
-        found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **requested, **options)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        found = model(**{**inputs, **requested, **options})
     if "logits" in wants and not isinstance(getattr(found, "logits", None), torch.Tensor):
         raise MethodMisfit(f"{type(model).__name__} returns no logits. Load it as a model with a head for this task.")
     return Outputs(

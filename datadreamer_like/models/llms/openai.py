@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from datadreamer_like.errors import AuthenticationFailed
+from datadreamer_like.errors import ArgumentTypeError, AuthenticationFailed
 
 from .api_model import Endpoint, Quirks
 from .openai_compatible import OpenAICompatible
@@ -26,6 +26,8 @@ class OpenAI(OpenAICompatible):
         >>> local = OpenAI("any", base_url="http://localhost:8080/v1")        # doctest: +SKIP
 
     Args:
+        model_name: Name of the model, or a `TrainOpenAIFineTune`: the model that it made, with the trainer's address,
+            key, system prompt and options of the client unless others are given.
         organization: OpenAI organization to bill.
         api_key: The key; by default `OPENAI_API_KEY`, or `AZURE_OPENAI_API_KEY` if `api_version` is given.
         base_url: The server's address, including `/v1`; by default `OPENAI_BASE_URL`, or OpenAI's own.
@@ -52,7 +54,7 @@ class OpenAI(OpenAICompatible):
 
     def __init__(
         self,
-        model_name: str,
+        model_name: Any,
         system_prompt: str | None = None,
         organization: str | None = None,
         api_key: str | None = None,
@@ -62,8 +64,23 @@ class OpenAI(OpenAICompatible):
         cache_folder_path: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
-        self.organization = organization
-        self.api_version = api_version
+        base = getattr(model_name, "llm", None)
+        if isinstance(base, OpenAI):
+            model_name = model_name.model
+            system_prompt = base.system_prompt if system_prompt is None else system_prompt
+            organization = organization or base.organization
+            if base_url is None:
+                base_url, api_version = base.base_url, api_version or base.api_version
+                api_key = api_key or base._api_key
+            inherited = {"timeout": base.timeout, "tokenizer_model_name": base.tokenizer_model_name, **base.kwargs}
+            kwargs = {**inherited, **kwargs}
+            kwargs.pop("organization", None)
+        if not isinstance(model_name, str):
+            raise ArgumentTypeError(
+                f"model_name must be a text, or a TrainOpenAIFineTune, not {type(model_name).__name__}."
+            )
+        self.organization: str | None = organization
+        self.api_version: str | None = api_version
         super().__init__(
             model_name,
             system_prompt=system_prompt,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datadreamer_like.errors import MethodMisfit
@@ -50,17 +52,31 @@ def render(tokenizer: Any, prompt: str, answer: str) -> tuple[str, str]:
         return prompt, answer
     messages = [{"role": "user", "content": prompt}]
     reply = {"role": "assistant", "content": answer}
-
-    try:
-        start = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-        whole = str(tokenizer.apply_chat_template([*messages, reply], tokenize=False))
-    except Exception as error:  # a template is a program, which may raise anything
-        raise MethodMisfit(
-            f"The chat template refuses the prompt {prompt[:60]!r}: {str(error) or type(error).__name__}. Pass another "
-            "chat_prompt_template, or leave system_prompt out."
-        ) from error
+    start = render_chat(tokenizer, messages, add_generation_prompt=True)
+    whole = render_chat(tokenizer, [*messages, reply])
     # Some templates render earlier turns differently from the last one: then the answer is appended unchanged.
     return start, whole[len(start) :] if whole.startswith(start) else answer
+
+
+def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False) -> str:
+    """Returns messages, rendered with the tokenizer's chat template.
+
+    Raises:
+        MethodMisfit: The template refuses them.
+    """
+    try:
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False))
+    except Exception as error:  # a template is a program, which may raise anything
+        prompts = [str(message.get("content")) for message in messages if message.get("role") == "user"]
+        raise MethodMisfit(
+            f"The chat template refuses the prompt {' '.join(prompts[:1])[:60]!r}: "
+            f"{str(error) or type(error).__name__}. Pass another chat_prompt_template, or leave system_prompt out."
+        ) from error
+
+
+def marks_answers(tokenizer: Any) -> bool:
+    """Whether the tokenizer's chat template marks the answers of the assistant with `{% generation %}`."""
+    return bool(re.search(r"\{%-?\s*generation\b", str(tokenizer.chat_template or "")))
 
 
 def _from_text(tokenizer: Any, template: str, system: str | None, encoder_decoder: bool) -> str:

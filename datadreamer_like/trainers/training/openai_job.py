@@ -1,0 +1,194 @@
+"""A fine-tuning job on a server with OpenAI's API: files are uploaded and the job created once, also if killed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from datadreamer_like.errors import MalformedAnswer, ModelError, UnknownModel
+from datadreamer_like.graph import current_usage
+from datadreamer_like.models import OpenAI
+from datadreamer_like.models.llms.api_model import shown_address
+from datadreamer_like.storage.folders import write_file
+
+logger = logging.getLogger("datadreamer_like")
+
+STATE_NAME = "job.json"
+STATE_FORMAT = 1
+_FAILED = ("failed", "cancelled")
+
+
+class FineTuningJob:
+    """The job of one trainer, whose ids are written to `folder` as soon as they are known.
+
+    What was begun is written before each request. If the answer to it is lost, with the process or with the connection,
+    the server is searched for what the request made before it is sent again: a file by its name, which is unique, and
+    a job by the id of its training file.
+
+    Args:
+        llm: The model to fine-tune, whose client sends the requests.
+        name: Name of the trainer, for messages.
+        folder: Folder that survives a kill.
+        label: Start of the names of the uploaded files.
+    """
+
+    def __init__(self, llm: OpenAI, name: str, folder: Path, label: str) -> None:
+        self.llm = llm
+        self.name = name
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / STATE_NAME
+        if self._path.is_file():
+            self._state: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
+        else:
+            # The random part distinguishes this job from an earlier one for the same model and rows.
+            label = f"{label}-{uuid.uuid4().hex[:8]}"
+            self._state = {"format": STATE_FORMAT, "label": label, "begun": [], "ids": {}}
+            self._write()
+
+    @property
+    def id(self) -> str | None:
+        """The job's id; None before it is created."""
+        found: str | None = self._state["ids"].get("job")
+        return found
+
+    def upload(self, path: Path) -> str:
+        """Uploads a file of rows, unless that was done, and returns its id."""
+        files = self.llm.client.files
+        name = f"{self._state['label']}-{path.name}"
+
+        def find() -> Any:
+            uploaded = (file for file in files.list(purpose="fine-tune") if file.filename == name)
+            # A file that is not whole is not used.
+            return next((file for file in uploaded if file.bytes == path.stat().st_size), None)
+
+        def send() -> Any:
+            with path.open("rb") as content:
+                return files.create(file=(name, content, "application/jsonl"), purpose="fine-tune")
+
+        current_usage().note = f"uploading {path.name}"
+        return self._once(path.name, find, send)
+
+    def create(self, training_file: str, validation_file: str | None, settings: Mapping[str, Any]) -> str:
+        """Creates the job, unless that was done, and returns its id."""
+        jobs = self.llm.client.fine_tuning.jobs
+        files = {"training_file": training_file, "validation_file": validation_file}
+        given = {name: value for name, value in files.items() if value is not None}
+
+        def find() -> Any:
+            return next((job for job in jobs.list() if job.training_file == training_file), None)
+
+        def send() -> Any:
+            return jobs.create(model=self.llm.model_name, **given, **settings)
+
+        current_usage().note = "creating the job"
+        created = self._once("job", find, send)
+        logger.info(
+            '"%s": %s runs the fine-tuning job %s; if this script ends, the next run waits for the same job',
+            self.name, shown_address(self.llm.base_url), created,
+        )  # fmt: skip
+        return created
+
+    def wait(self, seconds: float) -> Any:
+        """Asks for the job's state every so many seconds until the job has succeeded, and returns the job.
+
+        Raises:
+            ModelError: The job failed or was cancelled. The next run creates another one.
+        """
+        jobs = self.llm.client.fine_tuning.jobs
+        assert self.id is not None
+        while True:
+            try:
+                job = self.llm.retry_wrapper(jobs.retrieve, self.id)
+            except UnknownModel as error:
+                raise ModelError(
+                    f'"{self.name}": {shown_address(self.llm.base_url)} does not have the fine-tuning job {self.id} '
+                    f"that an earlier run created: {error} Use the key and the organization of that run, or delete "
+                    f"{self.folder} to create another job."
+                ) from error
+            if job.status in _FAILED:
+                self._path.unlink()
+                said = self.llm.secrets.taken_out_of((job.error and job.error.message) or "the server gives no reason")
+                raise ModelError(
+                    f'"{self.name}": the fine-tuning job {self.id} at {shown_address(self.llm.base_url)} '
+                    f"{'was cancelled' if job.status == 'cancelled' else 'failed'}: {said.rstrip('.')}. "
+                    "If that can be fixed, run again: a new job is created."
+                )
+            if job.status == "succeeded":
+                if not job.fine_tuned_model:
+                    raise MalformedAnswer(f"The fine-tuning job {self.id} succeeded, but its model has no name.")
+                return job
+            current_usage().note = self._progress(job)
+            time.sleep(seconds)
+
+    def curve(self, epochs: object) -> list[dict[str, float]]:
+        """Returns the losses that the job reported, by step: "step", "epoch", "loss" and "eval_loss" where known."""
+        events = self.llm.retry_wrapper(
+            lambda: list(self.llm.client.fine_tuning.jobs.list_events(self.id, limit=100))  # all pages
+        )
+        found = {point["step"]: point for event in events if (point := _point(event, epochs)) is not None}
+        return [found[step] for step in sorted(found)]
+
+    def _progress(self, job: Any) -> str:
+        jobs = self.llm.client.fine_tuning.jobs
+        page = self.llm.retry_wrapper(jobs.list_events, self.id, limit=20)
+        points = [point for event in page.data if (point := _point(event, None)) is not None]
+        parts = [f"job {job.id} {job.status.replace('_', ' ')}"]
+        if points:
+            last = max(points, key=lambda point: point["step"])
+            parts.append(f"step {last['step']:,.0f}" + (f" of {last['of']:,.0f}" if "of" in last else ""))
+            parts += [f"{what} {last[key]:.3f}" for key, what in _LOSSES.items() if key in last]
+        if job.trained_tokens:
+            parts.append(f"{job.trained_tokens:,} trained tokens")
+        return ", ".join(parts)
+
+    def _once(self, what: str, find: Callable[[], Any], send: Callable[[], Any]) -> str:
+        ids: dict[str, str] = self._state["ids"]
+        if what not in ids:
+
+            def attempt() -> Any:
+                if what in self._state["begun"]:  # by an earlier run, or an attempt whose answer was lost
+                    made = find()
+                    if made is not None:
+                        return made
+                else:
+                    self._state["begun"].append(what)
+                    self._write()
+                return send()
+
+            ids[what] = self.llm.retry_wrapper(attempt).id
+            self._write()
+        return ids[what]
+
+    def _write(self) -> None:
+        write_file(self._path, json.dumps(self._state))
+
+
+_LOSSES = {"loss": "training loss", "eval_loss": "validation loss"}
+
+
+def _point(event: Any, epochs: object) -> dict[str, float] | None:
+    """Returns the losses of an event with metrics; None for other events."""
+    data = event.data
+    if not isinstance(data, Mapping) or not _is_number(data.get("step")):
+        return None
+    names = {"loss": ("train_loss",), "eval_loss": ("full_valid_loss", "valid_loss"), "of": ("total_steps",)}
+    found = {
+        name: next((float(data[key]) for key in keys if _is_number(data.get(key))), None)
+        for name, keys in names.items()
+    }
+    point = {"step": float(data["step"]), **{name: value for name, value in found.items() if value is not None}}
+    if epochs is None:
+        return point
+    total = point.pop("of", None)
+    point["epoch"] = point["step"] / total * (epochs if isinstance(epochs, int) else 1) if total else point["step"]
+    return point
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
