@@ -80,6 +80,11 @@ class Objective(ABC):
         """Whether the teacher reads the texts with its own tokenizer, which may be another than the student's."""
         return False
 
+    @property
+    def temperatures(self) -> frozenset[float]:
+        """Temperatures at which `loss` compares `targets` of a `StoredTeacher`."""
+        return frozenset()
+
     def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
         """Raises `MethodMisfit` or `DefinitionError` if `loss` cannot learn from a `StoredTeacher` with these signals.
 
@@ -199,6 +204,11 @@ class SoftTargets(TeacherObjective):
         """True if `alpha` is below 1."""
         return self.alpha < 1
 
+    @property
+    def temperatures(self) -> frozenset[float]:
+        """The one temperature."""
+        return frozenset({self.temperature})
+
     def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
         """Refuses targets that were stored for other temperatures."""
         check_temperatures(signals, self.temperature)
@@ -305,6 +315,11 @@ class Combined(Objective):
     def own_tokens(self) -> bool:
         """Whether the teacher reads its own tokens."""
         return any(each.own_tokens for each in self.objectives)
+
+    @property
+    def temperatures(self) -> frozenset[float]:
+        """The union over all objectives."""
+        return frozenset().union(*(objective.temperatures for objective in self.objectives))
 
     def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
         """Checks them for each objective with a teacher."""

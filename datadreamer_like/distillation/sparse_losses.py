@@ -21,6 +21,9 @@ from datadreamer_like.kernels.divergences import Divergence, check_divergence, d
 Tail = Literal["bucket", "drop", "renormalise"]
 """How the tokens that are not listed count; see `TopK`."""
 
+Rule = Tail | Literal["sampled"]
+"""How listed and other tokens count; see `sparse_divergence`."""
+
 # Logits that are worked on at a time: on a CPU 8 MB in fp32, about the size of a cache; elsewhere few, large kernels.
 _CHUNK_VALUES, _CHUNK_VALUES_GPU = 1 << 21, 1 << 26
 
@@ -31,10 +34,10 @@ class SparseTargets:
 
     Attributes:
         ids: Their token ids, int64 [..., k].
-        log_probs: Their natural log-probabilities at temperature 1 [..., k]; -∞ where fewer than k are listed. Of
-            samples: the logarithm of each token's share of the samples.
+        log_probs: Their natural log-probabilities [..., k]; -∞ where fewer than k are listed. At temperature 1, those
+            of samples at the one of `temperatures`.
         rest: [..., temperatures]. The logarithm of `Σ q^(1/T)` over all other tokens for each T of `temperatures`; of
-            samples: the entropy of the teacher's distribution, at the one temperature.
+            samples: the logarithm of the least weight c of a token, see `Sampled`.
         rule: How the other tokens count, or "sampled".
         temperatures: Temperatures that a loss can have.
     """
@@ -42,7 +45,7 @@ class SparseTargets:
     ids: Tensor
     log_probs: Tensor
     rest: Tensor
-    rule: Tail | Literal["sampled"]
+    rule: Rule
     temperatures: tuple[float, ...] = (1.0,)
 
 
@@ -65,7 +68,7 @@ def sparse_divergence(
     | bucket | all other tokens are one class | a lower bound of every kind |
     | drop | the sum over the listed tokens alone; `forward_kl` only | biased, and no bound |
     | renormalise | both sides' probabilities, rescaled to sum to 1 over the listed tokens | biased, and no bound |
-    | sampled | `-(1/n) Σ log p(x_i) - H(q)`, n tokens drawn from q; `forward_kl` only | unbiased, as is its gradient |
+    | sampled | `Σ w (log q - log p)`, see `Sampled`; `forward_kl` only | unbiased, as is its gradient |
 
     Example:
         >>> half = torch.tensor([[0.5]]).log()
@@ -97,7 +100,9 @@ def sparse_divergence(
         targets.rule == "bucket",
     )  # fmt: skip
     if targets.rule == "sampled":
-        return _mean(-(log_q.exp() * log_p.masked_fill(log_q.isneginf(), 0.0)).sum(-1) - rest[:, 0]) * temperature**2
+        unused = log_q.isneginf()
+        weights = torch.maximum(log_q, rest).exp().masked_fill(unused, 0.0)
+        return _mean((weights * (log_q - log_p).masked_fill(unused, 0.0)).sum(-1)) * temperature**2
     log_q = log_q / temperature
     if targets.rule == "renormalise":
         log_q = log_q - log_q.logsumexp(-1, keepdim=True)

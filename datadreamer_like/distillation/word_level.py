@@ -59,6 +59,11 @@ class WordLevel(TeacherObjective):
         """True if `alpha` is below 1."""
         return self.alpha < 1
 
+    @property
+    def temperatures(self) -> frozenset[float]:
+        """The one temperature."""
+        return frozenset({self.temperature})
+
     def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
         """Refuses targets that were stored for other temperatures, or whose tail does not fit the divergence."""
         check_temperatures(signals, self.temperature, self.kind)
