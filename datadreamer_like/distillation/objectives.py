@@ -23,7 +23,7 @@ from .losses import (
 )
 from .outputs import Batch, Outputs, counted, logits_of, questions
 from .signals import Sampled, Signals, TopK
-from .sparse_losses import certain, check_targets, sparse_divergence
+from .sparse_losses import check_targets, sparse_and_label_loss
 from .teacher import Teacher, TextTeacher, check_teacher
 
 
@@ -217,12 +217,14 @@ class SoftTargets(TeacherObjective):
         """Returns the weighted sum of the soft term and the cross-entropy with the labels."""
         logits = logits_of(student, "student")
         if teacher is not None and teacher.targets is not None:
-            soft = sparse_divergence(logits, teacher.targets, temperature=self.temperature, mask=counted(batch))
-            hard = _certain_loss(logits, batch["labels"]) if self.needs_labels else 0
+            soft, hard = sparse_and_label_loss(
+                logits, teacher.targets, batch["labels"] if self.needs_labels else None,
+                temperature=self.temperature, mask=counted(batch),
+            )  # fmt: skip
         else:
             theirs = logits_of(teacher, "teacher")
             soft = soft_target_loss(logits, theirs, questions(batch), self.temperature, alpha=1.0, mask=counted(batch))
-            hard = _label_loss(logits, batch) if self.needs_labels else 0
+            hard = _label_loss(logits, batch) if self.needs_labels else soft.new_zeros(())
         return self.alpha * soft + (1 - self.alpha) * hard
 
 
@@ -341,11 +343,6 @@ class Combined(Objective):
             for index, (objective, weight) in enumerate(zip(self.objectives, self.weights, strict=True))
         ]
         return torch.stack(losses).sum()
-
-
-def _certain_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """`supervised_loss` by the function of the soft term, which copies no logits."""
-    return sparse_divergence(logits, certain(labels), mask=labels != IGNORED_LABEL)
 
 
 def check_temperatures(signals: Sequence[Signals], temperature: float, kind: Divergence = "forward_kl") -> None:

@@ -8,7 +8,7 @@ import torch
 
 from datadreamer_like.distillation import Sampled, SparseTargets, TopK, divergence, sparse_divergence
 from datadreamer_like.distillation.signals import Signals
-from datadreamer_like.distillation.sparse_losses import certain
+from datadreamer_like.distillation.sparse_losses import sparse_and_label_loss
 from datadreamer_like.errors import DefinitionError
 
 KINDS = ["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"]
@@ -297,10 +297,29 @@ def test_options_that_do_not_fit_the_targets_are_refused():
             wrong()
 
 
-def test_certain_targets_give_the_cross_entropy_with_labels():
-    student, labels = logits((5, 13), 20).requires_grad_(), torch.tensor([3, -100, 0, 12, 7])
-    found = sparse_divergence(student, certain(labels), mask=labels != -100)
-    wanted = torch.nn.functional.cross_entropy(student, labels)
-    assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-12)
-    gradients = [torch.autograd.grad(each, student)[0] for each in (found, wanted)]
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0, 3.5])
+@pytest.mark.parametrize("rule", ["bucket", "drop", "renormalise", "sampled"])
+def test_labels_beside_targets_add_the_cross_entropy_and_nothing_else(rule, temperature):
+    student, teacher = logits((6, 23), 20).requires_grad_(), logits((6, 23), 27)
+    labels, mask = torch.tensor([3, -100, 0, 12, 7, 5]), torch.tensor([True, True, True, False, True, True])
+    targets = exact(teacher, 5, rule, temperature)
+    soft, hard = sparse_and_label_loss(student, targets, labels, temperature=temperature, mask=mask)
+    alone = sparse_divergence(student, targets, temperature=temperature, mask=mask)
+    wanted = torch.nn.functional.cross_entropy(student[mask], labels[mask])
+    assert float(soft.detach()) == pytest.approx(float(alone.detach()), rel=1e-12)
+    assert float(hard.detach()) == pytest.approx(float(wanted.detach()), rel=1e-12)
+    gradients = [torch.autograd.grad(0.3 * a + 0.7 * b, student)[0] for a, b in ((soft, hard), (alone, wanted))]
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.25, 2.0, 4.0])
+def test_labels_beside_targets_keep_the_digits_of_unlikely_tokens_in_single_precision(temperature):
+    student, teacher = logits((8, 300), 28, 12.0), logits((8, 300), 29, 4.0)
+    labels = student.argmin(-1)
+    found = {}
+    for dtype in (torch.float64, torch.float32):
+        own = student.to(dtype).requires_grad_()
+        both = sparse_and_label_loss(own, exact(teacher, 5, "bucket", temperature), labels, temperature=temperature)
+        found[dtype] = [*both, torch.autograd.grad(sum(both), own)[0]]
+    for exactly, shortly in zip(*found.values(), strict=True):
+        torch.testing.assert_close(shortly.double(), exactly, rtol=1e-4, atol=1e-6)
