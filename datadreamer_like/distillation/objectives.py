@@ -23,7 +23,7 @@ from .losses import (
 )
 from .outputs import Batch, Outputs, counted, logits_of, questions
 from .signals import Sampled, Signals, TopK
-from .sparse_losses import certain, check_targets, sparse_divergence
+from .sparse_losses import check_targets, sparse_and_label_loss
 from .teacher import Teacher, TextTeacher, check_teacher
 
 
@@ -79,6 +79,11 @@ class Objective(ABC):
     def own_tokens(self) -> bool:
         """Whether the teacher reads the texts with its own tokenizer, which may be another than the student's."""
         return False
+
+    @property
+    def temperatures(self) -> frozenset[float]:
+        """Temperatures at which `loss` compares `targets` of a `StoredTeacher`."""
+        return frozenset()
 
     def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
         """Raises `MethodMisfit` or `DefinitionError` if `loss` cannot learn from a `StoredTeacher` with these signals.
@@ -199,6 +204,11 @@ class SoftTargets(TeacherObjective):
         """True if `alpha` is below 1."""
         return self.alpha < 1
 
+    @property
+    def temperatures(self) -> frozenset[float]:
+        """The one temperature."""
+        return frozenset({self.temperature})
+
     def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
         """Refuses targets that were stored for other temperatures."""
         check_temperatures(signals, self.temperature)
@@ -207,12 +217,14 @@ class SoftTargets(TeacherObjective):
         """Returns the weighted sum of the soft term and the cross-entropy with the labels."""
         logits = logits_of(student, "student")
         if teacher is not None and teacher.targets is not None:
-            soft = sparse_divergence(logits, teacher.targets, temperature=self.temperature, mask=counted(batch))
-            hard = _certain_loss(logits, batch["labels"]) if self.needs_labels else 0
+            soft, hard = sparse_and_label_loss(
+                logits, teacher.targets, batch["labels"] if self.needs_labels else None,
+                temperature=self.temperature, mask=counted(batch),
+            )  # fmt: skip
         else:
             theirs = logits_of(teacher, "teacher")
             soft = soft_target_loss(logits, theirs, questions(batch), self.temperature, alpha=1.0, mask=counted(batch))
-            hard = _label_loss(logits, batch) if self.needs_labels else 0
+            hard = _label_loss(logits, batch) if self.needs_labels else soft.new_zeros(())
         return self.alpha * soft + (1 - self.alpha) * hard
 
 
@@ -306,6 +318,11 @@ class Combined(Objective):
         """Whether the teacher reads its own tokens."""
         return any(each.own_tokens for each in self.objectives)
 
+    @property
+    def temperatures(self) -> frozenset[float]:
+        """The union over all objectives."""
+        return frozenset().union(*(objective.temperatures for objective in self.objectives))
+
     def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
         """Checks them for each objective with a teacher."""
         for objective in self.objectives:
@@ -326,11 +343,6 @@ class Combined(Objective):
             for index, (objective, weight) in enumerate(zip(self.objectives, self.weights, strict=True))
         ]
         return torch.stack(losses).sum()
-
-
-def _certain_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """`supervised_loss` by the function of the soft term, which copies no logits."""
-    return sparse_divergence(logits, certain(labels), mask=labels != IGNORED_LABEL)
 
 
 def check_temperatures(signals: Sequence[Signals], temperature: float, kind: Divergence = "forward_kl") -> None:

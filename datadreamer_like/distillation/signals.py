@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
 from datadreamer_like.kernels.divergences import check_temperature
 
-from .sparse_losses import SparseTargets, Tail
+from .sparse_losses import Rule, SparseTargets, Tail
 
 Array = np.ndarray[Any, Any]
 Columns = dict[str, Array]
@@ -36,6 +36,10 @@ class Signals(ABC):
     """Incremented when the same options store something else."""
     reads: ClassVar[str]
     """The field of the teacher's `Outputs` that is stored."""
+
+    def at(self, temperatures: Collection[float]) -> Signals:
+        """Returns the signals for an objective that compares distributions at these temperatures."""
+        return self
 
     @abstractmethod
     def capture(self, found: Any, mask: Tensor, keys: Sequence[bytes]) -> list[Columns]:
@@ -97,100 +101,105 @@ class TopK(Signals):
         """Returns `ids`, `log_probs` [positions, k] and `rest` [positions, temperatures] of each row."""
         kept: Tensor = found[mask]
         parts = [self._captured(kept[start : start + _POSITIONS_A_TIME]) for start in _starts(len(kept))]
-        names = ("ids", "log_probs", "rest")
-        arrays = {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
-        return _by_row(arrays, mask)
+        return _by_row(_joined(parts), mask)
 
-    def _captured(self, logits: Tensor) -> tuple[Array, Array, Array]:
+    def _captured(self, logits: Tensor) -> Columns:
         log_q = logits.float().log_softmax(-1)
         best = log_q.topk(min(self.k, log_q.shape[-1]), dim=-1)
         log_q.scatter_(1, best.indices, -math.inf)
         rest = torch.stack([(log_q / temperature).logsumexp(-1) for temperature in self.temperatures], dim=-1)
-        return packed_ids(best.indices.cpu().numpy(), logits.shape[-1]), _half(best.values), _half(rest)
+        ids = packed_ids(best.indices.cpu().numpy(), logits.shape[-1])
+        return {"ids": ids, "log_probs": _half(best.values), "rest": _half(rest)}
 
     def restore(self, columns: Mapping[str, Array], mask: Tensor) -> dict[str, Any]:
         """Returns `targets` at the positions of the mask."""
-        ids = _at_positions(columns["ids"].astype(np.int64), mask)
-        log_probs, rest = (_at_positions(columns[name].astype(np.float32), mask) for name in ("log_probs", "rest"))
-        return {"targets": SparseTargets(ids, log_probs, rest, self.rule, tuple(self.temperatures))}
+        return {"targets": _targets(columns, "rest", mask, self.rule, tuple(self.temperatures))}
 
 
 @dataclass(frozen=True)
 class Sampled(Signals):
-    """`n` tokens drawn from the teacher's distribution at each position, with their counts: unbiased.
+    """`n` different tokens at each position: the likeliest as they are, the rest drawn; unbiased.
 
-    The loss `-(1/n) Σ log p(x_i)` has the full cross-entropy as its mean over draws, and its gradient the full
-    gradient (sparse logit sampling, Anshumann et al. 2025, arXiv:2503.16870). The teacher's entropy is stored too, so
-    that the loss estimates the divergence. Its noise falls with `1 / n`; rows are drawn once, and are the same in each
-    epoch. Tokens are drawn at `temperature`, which must be that of the loss.
+    A token of probability q is kept with probability `min(1, q/c)` and weight `max(q, c)`, where c is such that n are
+    kept: of all unbiased choices of n tokens, that of least variance (Barnes et al. 2024, arXiv:2402.14925). The draw
+    is systematic, so the weights sum to 1. The loss `Σ w (log q - log p)` has the full forward KL as its mean over
+    draws, and its gradient the full gradient, as with tokens drawn one by one (Anshumann et al. 2025,
+    arXiv:2503.16870), and less noise for the same bytes.
 
-    A token takes 4 bytes, or 6 for vocabularies above 65,536, for each different token drawn, and 4 more.
+    Rows are drawn once and are the same in each epoch: a student that sees few rows many times can fit the draw, as it
+    can fit labels. Other rows, or a larger n, help; further epochs do not. A draw is for one `temperature`, None for
+    that of the objective: objectives of another temperature ask the teacher again.
+
+    A token takes `4 n + 2` bytes, or `6 n + 2` for vocabularies above 65,536.
 
     Example:
-        `SoftTargets(StoredTeacher(teacher, Sampled(n=50)), temperature=1.0)`
+        `SoftTargets(StoredTeacher(teacher, Sampled(n=16)), temperature=1.0)`
 
     Raises:
         DefinitionError: An option is out of range.
     """
 
-    n: int = 50
-    temperature: float = 1.0
+    n: int = 16
+    temperature: float | None = None
     seed: int = 0
 
+    result_version: ClassVar[int] = 2
     reads: ClassVar[str] = "logits"
 
     def __post_init__(self) -> None:
         _check_count(self.n, "n")
-        check_temperature(self.temperature)
-        if self.n >= _UINT16_IDS:
-            raise DefinitionError(f"n is {self.n:,}; counts are stored in two bytes, so it must be below 65,536.")
+        if self.temperature is not None:
+            check_temperature(self.temperature)
 
     @property
     def temperatures(self) -> tuple[float, ...]:
         """The one temperature."""
-        return (float(self.temperature),)
+        return (1.0 if self.temperature is None else float(self.temperature),)
 
     @property
     def rule(self) -> Literal["sampled"]:
         """The rule of its `SparseTargets`."""
         return "sampled"
 
-    def capture(self, found: Any, mask: Tensor, keys: Sequence[bytes]) -> list[Columns]:
-        """Returns the tokens drawn (`ids`, `counts`) one after another, and `distinct` and `entropy` by position."""
-        return [self._captured(*each) for each in zip(found, mask, keys, strict=True)]
+    def at(self, temperatures: Collection[float]) -> Signals:
+        """Returns the signals with the temperature of a loss, if they have none."""
+        if self.temperature is not None or len(temperatures) != 1:
+            return self
+        return replace(self, temperature=float(next(iter(temperatures))))
 
-    def _captured(self, logits: Tensor, mask: Tensor, key: bytes) -> Columns:
-        # Seeded by the row, so that the draw does not depend on the rows asked with it.
-        random = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") % 2**62 + self.seed)
-        vocabulary, kept = logits.shape[-1], logits[mask].float().cpu() / self.temperature
-        drawn, counts, distinct, entropy = [], [], [], []
-        for start in _starts(len(kept)):
-            log_q = kept[start : start + _POSITIONS_A_TIME].log_softmax(-1)
-            entropy.append(-(log_q.exp() * log_q.clamp(min=-_HALF)).sum(-1))
-            below = log_q.double().exp().cumsum(-1)  # the sum of many probabilities needs the digits
-            points = torch.rand(len(log_q), self.n, generator=random, dtype=torch.float64) * below[:, -1:]
-            ids = torch.searchsorted(below, points, right=True).clamp(max=vocabulary - 1)
-            places = torch.arange(len(log_q))[:, None] * vocabulary
-            found, times = np.unique((places + ids).numpy(), return_counts=True)
-            drawn.append(found % vocabulary)
-            counts.append(times)
-            distinct.append(np.bincount(found // vocabulary, minlength=len(log_q)))
+    def capture(self, found: Any, mask: Tensor, keys: Sequence[bytes]) -> list[Columns]:
+        """Returns `ids`, `log_probs` [positions, n] and `least` [positions], the logarithm of c, of each row."""
+        draws = []
+        for key, count in zip(keys, mask.sum(-1).tolist(), strict=True):
+            # Seeded by the row, so that the draw does not depend on the rows asked with it.
+            random = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") % 2**62 + self.seed)
+            draws.append(torch.rand(count, generator=random, dtype=torch.float64))
+        kept, draw = found[mask], torch.cat(draws).to(found.device)
+        spans = [slice(start, start + _POSITIONS_A_TIME) for start in _starts(len(kept))]
+        return _by_row(_joined([self._captured(kept[span], draw[span]) for span in spans]), mask)
+
+    def _captured(self, logits: Tensor, draw: Tensor) -> Columns:
+        log_q = (logits.float() / self.temperatures[0]).log_softmax(-1)
+        best = log_q.topk(min(self.n, log_q.shape[-1]), dim=-1)
+        top, q = best.values.double().exp(), log_q.double().exp()  # the sum of many probabilities needs the digits
+        slots = torch.arange(top.shape[-1], device=top.device)
+        beyond = q.scatter(1, best.indices, 0.0).sum(-1, keepdim=True)
+        left = top.flip(-1).cumsum(-1).flip(-1) + beyond  # what the likeliest 0, 1, ... tokens leave
+        exact = (top > left / (len(slots) - slots)).cumprod(-1).sum(-1, keepdim=True)
+        below = q.scatter(1, best.indices, top.masked_fill(slots < exact, 0.0)).cumsum(-1)
+        least = below[:, -1:] / (len(slots) - exact)
+        points = (draw[:, None] + slots - exact).clamp(min=0) * least
+        drawn = torch.searchsorted(below, points, right=True).clamp(max=log_q.shape[-1] - 1)
+        ids = torch.where(slots < exact, best.indices, drawn)
         return {
-            "ids": packed_ids(np.concatenate(drawn), vocabulary),
-            "counts": np.concatenate(counts).astype(np.uint16),
-            "distinct": np.concatenate(distinct).astype(np.uint16),
-            "entropy": _half(torch.cat(entropy)),
+            "ids": packed_ids(ids.cpu().numpy(), log_q.shape[-1]),
+            "log_probs": _half(log_q.gather(1, ids)),
+            "least": _half(least.log()),
         }
 
     def restore(self, columns: Mapping[str, Array], mask: Tensor) -> dict[str, Any]:
         """Returns `targets` at the positions of the mask."""
-        distinct = columns["distinct"].astype(np.int64)
-        slots = np.arange(int(distinct.max(initial=1))) < distinct[:, None]
-        ids, log_probs = np.zeros(slots.shape, dtype=np.int64), np.full(slots.shape, -np.inf, dtype=np.float32)
-        ids[slots] = columns["ids"]
-        log_probs[slots] = np.log(columns["counts"] / np.float32(self.n))
-        shown = [_at_positions(part, mask) for part in (ids, log_probs, columns["entropy"].astype(np.float32))]
-        return {"targets": SparseTargets(shown[0], shown[1], shown[2], self.rule, self.temperatures)}
+        return {"targets": _targets(columns, "least", mask, self.rule, self.temperatures)}
 
 
 @dataclass(frozen=True)
@@ -269,12 +278,24 @@ def _half(values: Tensor) -> Array:
     return finite.to(torch.float16).cpu().numpy()
 
 
+def _joined(parts: Sequence[Columns]) -> Columns:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
 def _by_row(arrays: Mapping[str, Array], mask: Tensor) -> list[Columns]:
     ends = mask.sum(-1).cumsum(0).tolist()
     return [
         {name: array[start:end].reshape(-1) for name, array in arrays.items()}
         for start, end in zip([0, *ends], ends, strict=False)
     ]
+
+
+def _targets(
+    columns: Mapping[str, Array], rest: str, mask: Tensor, rule: Rule, temperatures: tuple[float, ...]
+) -> SparseTargets:
+    ids = _at_positions(columns["ids"].astype(np.int64), mask)
+    log_probs, others = (_at_positions(columns[name].astype(np.float32), mask) for name in ("log_probs", rest))
+    return SparseTargets(ids, log_probs, others, rule, temperatures)
 
 
 def _at_positions(values: Array, mask: Tensor) -> Tensor:

@@ -21,8 +21,12 @@ from datadreamer_like.kernels.divergences import Divergence, check_divergence, d
 Tail = Literal["bucket", "drop", "renormalise"]
 """How the tokens that are not listed count; see `TopK`."""
 
-# Logits that are worked on at a time: on a CPU 8 MB in fp32, about the size of a cache; elsewhere few, large kernels.
-_CHUNK_VALUES, _CHUNK_VALUES_GPU = 1 << 21, 1 << 26
+Rule = Tail | Literal["sampled"]
+"""How listed and other tokens count; see `sparse_divergence`."""
+
+# Logits that are worked on at a time: on a CPU 1 MB in fp32, within the cache of a core; elsewhere few, large kernels.
+_CHUNK_VALUES, _CHUNK_VALUES_GPU = 1 << 18, 1 << 26
+_LEAST = -1e30  # of the other tokens' logits where there are none
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,10 @@ class SparseTargets:
 
     Attributes:
         ids: Their token ids, int64 [..., k].
-        log_probs: Their natural log-probabilities at temperature 1 [..., k]; -∞ where fewer than k are listed. Of
-            samples: the logarithm of each token's share of the samples.
+        log_probs: Their natural log-probabilities [..., k]; -∞ where fewer than k are listed. At temperature 1, those
+            of samples at the one of `temperatures`.
         rest: [..., temperatures]. The logarithm of `Σ q^(1/T)` over all other tokens for each T of `temperatures`; of
-            samples: the entropy of the teacher's distribution, at the one temperature.
+            samples: the logarithm of the least weight c of a token, see `Sampled`.
         rule: How the other tokens count, or "sampled".
         temperatures: Temperatures that a loss can have.
     """
@@ -42,7 +46,7 @@ class SparseTargets:
     ids: Tensor
     log_probs: Tensor
     rest: Tensor
-    rule: Tail | Literal["sampled"]
+    rule: Rule
     temperatures: tuple[float, ...] = (1.0,)
 
 
@@ -65,7 +69,7 @@ def sparse_divergence(
     | bucket | all other tokens are one class | a lower bound of every kind |
     | drop | the sum over the listed tokens alone; `forward_kl` only | biased, and no bound |
     | renormalise | both sides' probabilities, rescaled to sum to 1 over the listed tokens | biased, and no bound |
-    | sampled | `-(1/n) Σ log p(x_i) - H(q)`, n tokens drawn from q; `forward_kl` only | unbiased, as is its gradient |
+    | sampled | `Σ w (log q - log p)`, see `Sampled`; `forward_kl` only | unbiased, as is its gradient |
 
     Example:
         >>> half = torch.tensor([[0.5]]).log()
@@ -76,6 +80,23 @@ def sparse_divergence(
     Raises:
         DefinitionError: An option is out of range, shapes do not fit, or the targets do not have this temperature or
             kind.
+    """
+    return sparse_and_label_loss(student_logits, targets, None, kind, temperature, beta, skew, mask)[0]
+
+
+def sparse_and_label_loss(
+    student_logits: Tensor,
+    targets: SparseTargets,
+    labels: Tensor | None,
+    kind: Divergence = "forward_kl",
+    temperature: float = 1.0,
+    beta: float = 0.5,
+    skew: float = 0.1,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Returns `sparse_divergence`, and the cross-entropy with labels, which costs little beside it.
+
+    `labels` are [...], -100 for none; those of positions that the mask does not keep are left out.
     """
     check_divergence(kind, temperature, beta, skew)
     check_targets(targets.rule, targets.temperatures, temperature, kind)
@@ -91,32 +112,29 @@ def sparse_divergence(
     ids, log_q, rest = targets.ids[kept], targets.log_probs[kept], targets.rest[kept]
     precise = student_logits.dtype if student_logits.dtype == torch.float64 else torch.float32
     log_q, rest = log_q.to(precise), rest.to(precise)
-    ids = torch.where(log_q.isneginf(), ids[:, :1], ids)  # an unused slot must not take a token from the others
-    log_p, log_p_rest = _LogProbs.apply(  # type: ignore[no-untyped-call]
-        student_logits.reshape(-1, student_logits.shape[-1]), rows, ids, log_q.isneginf(), temperature,
-        targets.rule == "bucket",
+    unused = log_q.isneginf()
+    ids = torch.where(unused, ids[:, :1], ids)  # an unused slot must not take a token from the others
+    own = None if labels is None else labels[kept]
+    log_p, log_p_rest, log_p_label = _LogProbs.apply(  # type: ignore[no-untyped-call]
+        student_logits.reshape(-1, student_logits.shape[-1]), rows, ids, unused, None if own is None else
+        own.clamp(min=0), temperature, targets.rule == "bucket",
     )  # fmt: skip
+    hard = log_p_label.new_zeros(()) if own is None else -_mean(log_p_label[own >= 0])
     if targets.rule == "sampled":
-        return _mean(-(log_q.exp() * log_p.masked_fill(log_q.isneginf(), 0.0)).sum(-1) - rest[:, 0]) * temperature**2
+        weights = torch.maximum(log_q, rest).exp().masked_fill(unused, 0.0)
+        return _mean((weights * (log_q - log_p).masked_fill(unused, 0.0)).sum(-1)) * temperature**2, hard
     log_q = log_q / temperature
+    log_p = log_p.masked_fill(unused, -math.inf)
     if targets.rule == "renormalise":
         log_q = log_q - log_q.logsumexp(-1, keepdim=True)
-        log_p = log_p.masked_fill(log_q.isneginf(), -math.inf)
         found = divergence_of_rows(log_p - log_p.logsumexp(-1, keepdim=True), log_q, kind, beta, skew)
-        return _mean(found) * temperature**2
+        return _mean(found) * temperature**2, hard
     log_q_rest = rest[:, [targets.temperatures.index(temperature)]]
     everything = torch.cat((log_q, log_q_rest), dim=-1).logsumexp(-1, keepdim=True)
     log_q, log_q_rest = log_q - everything, log_q_rest - everything
-    log_p = log_p.masked_fill(log_q.isneginf(), -math.inf)
     if targets.rule == "bucket":
         log_q, log_p = torch.cat((log_q, log_q_rest), -1), torch.cat((log_p, log_p_rest[:, None]), -1)
-    return _mean(divergence_of_rows(log_p, log_q, kind, beta, skew)) * temperature**2
-
-
-def certain(labels: Tensor) -> SparseTargets:
-    """Returns targets with all probability on labels [...]: their divergence is the cross-entropy, of less memory."""
-    nothing = torch.zeros(*labels.shape, 1, device=labels.device)
-    return SparseTargets(labels.clamp(min=0)[..., None], nothing, nothing, "sampled")
+    return _mean(divergence_of_rows(log_p, log_q, kind, beta, skew)) * temperature**2, hard
 
 
 def check_targets(rule: str, temperatures: Sequence[float], temperature: float, kind: str = "forward_kl") -> None:
@@ -134,54 +152,89 @@ def check_targets(rule: str, temperatures: Sequence[float], temperature: float, 
 
 
 class _LogProbs(torch.autograd.Function):
-    """The student's log-probabilities of listed tokens [rows, k], and of all other tokens together [rows].
+    """The student's log-probabilities: of listed tokens [rows, k], of all others together, and of labels at T = 1.
 
-    Shapes: logits [positions, vocabulary], `rows` [rows] the positions that count, `ids` and `unused` [rows, k].
+    Shapes: logits [positions, vocabulary], `rows` [rows] the positions that count, `ids` and `unused` [rows, k], labels
+    [rows] or None. Where the others are wanted they are summed by themselves: 1 minus the listed ones would lose all
+    digits of a small rest. Exponentials of the higher temperature serve T = 1 and T, as their
+    powers.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, rows: Tensor, ids: Tensor, unused: Tensor, temperature: float, with_rest: bool
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any,
+        logits: Tensor,
+        rows: Tensor,
+        ids: Tensor,
+        unused: Tensor,
+        labels: Tensor | None,
+        temperature: float,
+        with_rest: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         dtype = logits.dtype if logits.dtype == torch.float64 else torch.float32
-        log_p = torch.empty(ids.shape, dtype=dtype, device=logits.device)
-        log_rest, base = (torch.empty(len(rows), dtype=dtype, device=logits.device) for _ in range(2))
+        shared = temperature if labels is None else max(1.0, temperature)
+        listed = torch.empty(ids.shape, dtype=dtype, device=logits.device)
+        top, others, others_1, label = (torch.zeros(len(rows), dtype=dtype, device=logits.device) for _ in range(4))
         for part in _parts(len(rows), logits):
-            z_BV = _scaled(logits, rows[part], dtype, temperature)
-            listed = z_BV.gather(1, ids[part])
+            z_BV = logits[rows[part]].to(dtype)
+            listed[part] = z_BV.gather(1, ids[part])
+            if labels is not None:
+                label[part] = z_BV.gather(1, labels[part, None])[:, 0]
             if with_rest:
-                # The rest is summed by itself: 1 minus the listed ones would lose all digits of a small rest.
-                base[part] = z_BV.scatter_(1, ids[part], -math.inf).logsumexp(-1)
-                known = listed.masked_fill(unused[part], -math.inf).logsumexp(-1)
-                total = torch.logaddexp(base[part], known)
-                log_rest[part] = base[part] - total
-            else:
-                total = base[part] = z_BV.logsumexp(-1)
-            log_p[part] = listed - total[:, None]
-        ctx.save_for_backward(logits, rows, ids, unused, log_p, log_rest, base)
-        ctx.temperature, ctx.with_rest = temperature, with_rest
+                z_BV.scatter_(1, ids[part], -math.inf)
+            top[part] = z_BV.amax(-1).clamp(min=_LEAST)
+            _relative(z_BV, top[part], shared)
+            others[part] = _power(z_BV, shared / temperature).sum(-1)
+            if labels is not None:
+                others_1[part] = _power(z_BV, shared).sum(-1) if temperature != 1 else others[part]
+        known = listed.masked_fill(unused, -math.inf)
+
+        def total_at(sums: Tensor, t: float) -> Tensor:
+            base = sums.log() + top / t
+            return torch.logaddexp(base, (known / t).logsumexp(-1)) if with_rest else base
+
+        total = total_at(others, temperature)
+        log_p, log_rest = listed / temperature - total[:, None], others.log() + top / temperature - total
+        total_1 = total_at(others_1, 1.0) if labels is not None else total
+        log_label = label - total_1
+        ctx.save_for_backward(logits, rows, ids, unused, labels, listed, top, total, total_1, log_rest)
+        ctx.temperature, ctx.shared, ctx.with_rest = temperature, shared, with_rest
         if not with_rest:
             ctx.mark_non_differentiable(log_rest)
-        return log_p, log_rest
+        if labels is None:
+            ctx.mark_non_differentiable(log_label)
+        return log_p, log_rest, log_label
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_p: Tensor, grad_rest: Tensor) -> tuple[Tensor | None, ...]:
-        logits, rows, ids, unused, log_p, log_rest, base = ctx.saved_tensors
-        grad_p = grad_p.masked_fill(unused, 0.0)
-        total = grad_p.sum(-1) + grad_rest if ctx.with_rest else grad_p.sum(-1)
-        # d log p_i / d z_j = [i = j] - p_j; d log p_rest / d z_j = p_j / p_rest - p_j for the others.
-        factor = (grad_rest - total * log_rest.exp() if ctx.with_rest else -total) / ctx.temperature
+    def backward(ctx: Any, grad_p: Tensor, grad_rest: Tensor, grad_label: Tensor) -> tuple[Tensor | None, ...]:
+        logits, rows, ids, unused, labels, listed, top, total, total_1, log_rest = ctx.saved_tensors
+        temperature, shared = ctx.temperature, ctx.shared
+        grad_p = grad_p.masked_fill(unused, 0.0) / temperature
+        grad_rest = grad_rest / temperature if ctx.with_rest else torch.zeros_like(total)
+        # d log p_i / d z_j = ([i = j] - p_j) / T; d log p_rest / d z_j = (p_j / p_rest - p_j) / T for the others.
+        all_p = -(grad_p.sum(-1) + grad_rest)
+        factor = (grad_rest + all_p * log_rest.exp()) * (top / temperature - total - log_rest).exp()
+        factor_1 = -grad_label * (top - total_1).exp()
+        own = all_p[:, None] * (listed / temperature - total[:, None]).exp()
+        if labels is not None:
+            own -= grad_label[:, None] * (listed - total_1[:, None]).exp()
         found = torch.zeros_like(logits)
         for part in _parts(len(rows), logits):
-            z_BV = _scaled(logits, rows[part], log_p.dtype, ctx.temperature)
-            z_BV.sub_(base[part, None]).exp_().mul_(factor[part, None])
-            if ctx.with_rest:  # the values of listed tokens are those of no probability, and may be infinite
-                own = -total[part, None] * log_p[part].exp() / ctx.temperature
-                z_BV.scatter_(1, ids[part], own)
-            z_BV.scatter_add_(1, ids[part], grad_p[part] / ctx.temperature)
+            z_BV = logits[rows[part]].to(total.dtype)
+            _relative(z_BV, top[part], shared)
+            if labels is None or temperature == 1:
+                z_BV.mul_((factor if labels is None else factor + factor_1)[part, None])
+            else:
+                power = _power(z_BV, shared) * factor_1[part, None]
+                z_BV = torch.addcmul(power, _power(z_BV, shared / temperature), factor[part, None], out=z_BV)
+            if ctx.with_rest:  # relative to the others, the listed tokens are of any size
+                z_BV.scatter_(1, ids[part], own[part])
+            z_BV.scatter_add_(1, ids[part], grad_p[part])
+            if labels is not None:
+                z_BV.scatter_add_(1, labels[part, None], grad_label[part, None])
             found[rows[part]] = z_BV.to(found.dtype)
-        return found, None, None, None, None, None
+        return found, None, None, None, None, None, None
 
 
 def _mean(losses: Tensor) -> Tensor:
@@ -194,7 +247,15 @@ def _parts(rows: int, logits: Tensor) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, rows, size))
 
 
-def _scaled(logits: Tensor, rows: Tensor, dtype: torch.dtype, temperature: float) -> Tensor:
-    """Returns a copy of some rows of the logits, in the dtype of the computation, divided by the temperature."""
-    found = logits[rows].to(dtype)
-    return found if temperature == 1 else found.div_(temperature)
+def _relative(logits: Tensor, top: Tensor, temperature: float) -> None:
+    """Replaces logits by `exp((logits - top) / T)`, in place."""
+    logits.sub_(top[:, None])
+    if temperature != 1:
+        logits.div_(temperature)
+    logits.exp_()
+
+
+def _power(values: Tensor, exponent: float) -> Tensor:
+    if exponent == 4:  # not among those that pow computes by multiplication
+        return values.square().square_()
+    return values if exponent == 1 else values.pow(exponent)

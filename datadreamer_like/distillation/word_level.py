@@ -13,7 +13,7 @@ from .losses import divergence, supervised_loss
 from .objectives import TeacherObjective, check_temperatures
 from .outputs import Batch, Outputs, counted, logits_of
 from .signals import Signals
-from .sparse_losses import sparse_divergence
+from .sparse_losses import sparse_and_label_loss
 
 
 @dataclass(frozen=True)
@@ -59,22 +59,27 @@ class WordLevel(TeacherObjective):
         """True if `alpha` is below 1."""
         return self.alpha < 1
 
+    @property
+    def temperatures(self) -> frozenset[float]:
+        """The one temperature."""
+        return frozenset({self.temperature})
+
     def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
         """Refuses targets that were stored for other temperatures, or whose tail does not fit the divergence."""
         check_temperatures(signals, self.temperature, self.kind)
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the weighted sum of the negative log-likelihood and the divergence."""
-        ours, loss = logits_of(student, "student"), None
-        if self.needs_labels:
-            loss = (1 - self.alpha) * supervised_loss(ours, batch["labels"])
+        ours = logits_of(student, "student")
+        if teacher is not None and teacher.targets is not None:
+            apart, likelihood = sparse_and_label_loss(
+                ours, teacher.targets, batch["labels"] if self.needs_labels else None, self.kind, self.temperature,
+                self.beta, self.skew, counted(batch),
+            )  # fmt: skip
+            return self.alpha * apart + (1 - self.alpha) * likelihood
+        loss = (1 - self.alpha) * supervised_loss(ours, batch["labels"]) if self.needs_labels else None
         if self.alpha == 0 and loss is not None:
             return loss
-        if teacher is not None and teacher.targets is not None:
-            apart = sparse_divergence(
-                ours, teacher.targets, self.kind, self.temperature, self.beta, self.skew, mask=counted(batch)
-            )
-            return apart if loss is None else self.alpha * apart + loss
         pair = shared_tokens(ours, logits_of(teacher, "teacher"), self.kind)
         apart = divergence(*pair, self.kind, self.temperature, self.beta, self.skew, mask=counted(batch))
         return apart if loss is None else self.alpha * apart + loss

@@ -23,6 +23,7 @@ from datadreamer_like.distillation import (
     Supervised,
     TeacherModel,
     TopK,
+    WordLevel,
 )
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
 from datadreamer_like.models.trained.trained_model import TrainedModel
@@ -105,7 +106,7 @@ def test_an_encoder_decoder_learns_from_stored_signals_too(session, tiny_seq2seq
     for name, each in (
         ("live", teacher),
         ("stored", StoredTeacher(teacher, TopK(1000))),
-        ("drawn", StoredTeacher(teacher, Sampled(500))),
+        ("drawn", StoredTeacher(teacher, Sampled(64))),
     ):
         objective = SoftTargets(each, temperature=1.0, alpha=0.5)
         trainer = TrainHFFineTune(name, str(tiny_seq2seq)).train(**columns, objective=objective, **OPTIONS)
@@ -205,7 +206,11 @@ def test_what_cannot_be_learned_from_stored_signals_is_refused_before_the_teache
 
     refused(LogitDistance(StoredTeacher(teacher)), "LogitDistance needs all logits of its teacher")
     refused(SoftTargets(StoredTeacher(teacher), temperature=3.0), r"temperature 3.*1, 2, 4", DefinitionError)
-    refused(SoftTargets(StoredTeacher(teacher, Sampled(4))), r"stored for 1\..*Sampled\(temperature", DefinitionError)
+    drawn = StoredTeacher(teacher, Sampled(4, temperature=1.0))
+    refused(SoftTargets(drawn), r"stored for 1\..*Sampled\(temperature", DefinitionError)
+    both = Combined([SoftTargets(each := StoredTeacher(teacher, Sampled(4))), WordLevel(each)], [1.0, 1.0])
+    refused(both, r"temperature 2.*stored for 1\.", DefinitionError)
+    refused(WordLevel(drawn, kind="reverse_kl"), "forward KL only, not reverse_kl", DefinitionError)
     refused(HardTargets(StoredTeacher(teacher, Sampled(4))), r"TopK\(1\) instead of Sampled")
     refused(SoftTargets(StoredTeacher(teacher, Hidden([1]))), "reads logits of its teacher.*keeps Hidden")
     refused(HiddenStates(StoredTeacher(teacher, Hidden([1]))), r"reads the teacher's layers 2, and .* keeps 1\.")

@@ -55,6 +55,7 @@ class SignalReader:
         folder: Path,
     ) -> None:
         self.stored, self.task, self.device = stored, task, device
+        self.kinds = tuple(each.at(objective.temperatures) for each in stored.kinds)
         self._check(objective, config)
         self.tokens = len(task.tokenizer)
         self._check_head(getattr(config.get_text_config(), "vocab_size", self.tokens))
@@ -63,7 +64,7 @@ class SignalReader:
         self._keys = [self._key(split[row]) for split, row in self._examples]
         generated = isinstance(stored.teacher, Generations)
         # Texts of tokens become ids by the student's tokenizer.
-        what = [stored.teacher, *stored.kinds, task.tokenizer.get_vocab() if generated else None]
+        what = [stored.teacher, *self.kinds, task.tokenizer.get_vocab() if generated else None]
         store = SignalStore(folder / "signals" / fingerprint(what, "the objective's teacher"))
         self._asked = 0
         self._rows = store.collect(self._keys, self._matched if generated else self._ask)
@@ -73,14 +74,14 @@ class SignalReader:
         """Returns the teacher's outputs for a batch of a student with this number of logits."""
         columns = self._rows.batch((batch["rows"] + self._starts[split]).tolist())
         fields: dict[str, Any] = {}
-        for signals in self.stored.kinds:
+        for signals in self.kinds:
             if signals.reads == "logits":
                 self._check_head(student_logits)
             fields |= signals.restore(columns, self._mask(signals.reads, batch))
         return Outputs(**fields)
 
     def _check(self, objective: Objective, config: PretrainedConfig) -> None:
-        kinds, wants = self.stored.kinds, objective.teacher_wants
+        kinds, wants = self.kinds, objective.teacher_wants
         names = " and ".join(type(each).__name__ for each in kinds)
         if missing := sorted(wants - {each.reads for each in kinds}):
             raise MethodMisfit(
@@ -122,7 +123,7 @@ class SignalReader:
 
     def _matched(self, rows: Sequence[int]) -> Iterator[tuple[int, Columns]]:
         """Yields the signals that a prompting step stored."""
-        given, (signals,) = self.stored.teacher, self.stored.kinds
+        given, (signals,) = self.stored.teacher, self.kinds
         assert isinstance(given, Generations)
         assert isinstance(signals, TopK)
         places = {self._keys[row]: row for row in rows}
@@ -134,7 +135,7 @@ class SignalReader:
     def _ask(self, rows: Sequence[int]) -> Iterator[tuple[int, Columns]]:
         teacher: Any = self.stored.teacher
         task, usage = self.task, current_usage()
-        wants = frozenset(each.reads for each in self.stored.kinds)
+        wants = frozenset(each.reads for each in self.kinds)
         with unload_teacher(teacher):
             if "logits" in wants:
                 task.check_teacher(teacher)
@@ -145,9 +146,9 @@ class SignalReader:
                     batch = task.collate([self._examples[row][0][self._examples[row][1]] for row in part])
                     batch = {name: value.to(self.device) for name, value in batch.items()}
                     found = task.forward(model, batch, wants)
-                    counts = self._mask(self.stored.kinds[0].reads, batch).sum(-1).int().cpu().numpy()
+                    counts = self._mask(self.kinds[0].reads, batch).sum(-1).int().cpu().numpy()
                     columns: list[Columns] = [{_POSITIONS: count} for count in counts[:, None]]
-                    for signals in self.stored.kinds:
+                    for signals in self.kinds:
                         values = getattr(found, signals.reads)
                         if signals.reads == "logits":  # the rest is padding of the head
                             values = values[..., : self.tokens]
@@ -172,7 +173,7 @@ class SignalReader:
 
     def _described(self) -> str:
         tokens, rows = self._rows.total(_POSITIONS), len({*self._keys})
-        kinds, size = " and ".join(map(repr, self.stored.kinds)), self._rows.num_bytes() / max(1, tokens)
+        kinds, size = " and ".join(map(repr, self.kinds)), self._rows.num_bytes() / max(1, tokens)
         logger.info(
             "the teacher was asked for %s of %s rows; %s are stored, %.0f bytes a token",
             f"{self._asked:,}", f"{rows:,}", kinds, size,
