@@ -11,7 +11,8 @@ from datadreamer_like.errors import MethodMisfit
 from datadreamer_like.kernels.divergences import check_temperature
 
 from .losses import confidence_weighted_loss, divergence, permuted_logits
-from .objectives import Batch, Outputs, TeacherObjective, counted, logits_of
+from .objectives import TeacherObjective
+from .outputs import Batch, Outputs, counted, logits_of
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import transformers
 from transformers import PretrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from datadreamer_like.distillation import Objective
+from datadreamer_like.distillation import Objective, StoredTeacher
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
 from datadreamer_like.evaluation.columns import Columns
 from datadreamer_like.evaluation.tasks.chats import Chats, Turns
@@ -25,7 +25,7 @@ from datadreamer_like.models.trained.prompt_template import set_prompt_template
 from .training.hf import HFTrainer
 from .training.loop import Fit, Run
 from .training.options import HFOptions, Training, TrainingOptions, takes_trainer_options, takes_training_options
-from .training.teaching import check_objective, is_live
+from .training.teaching import check_objective
 
 
 class TrainHFFineTune(HFTrainer):
@@ -154,10 +154,12 @@ class TrainHFFineTune(HFTrainer):
                 f'"{self.name}": {self.source} is an encoder-decoder, for which rows cannot be packed. Leave packing '
                 "out."
             )
-        teacher = run.objective.teacher
-        if teacher is not None and not is_live(run.objective, run.task):
+        objective, teacher = run.objective, run.objective.teacher
+        two_answers = objective.beams is not None and objective.beams.keep_reference
+        if isinstance(teacher, StoredTeacher) or objective.own_tokens or objective.completions or two_answers:
             raise MethodMisfit(
-                f'"{self.name}": stored answers of a teacher are those of single rows. Leave packing out.'
+                f'"{self.name}": what {type(objective).__name__} needs of its teacher or student is that of single '
+                "rows. Leave packing out."
             )
         vocabulary = len(run.task.tokenizer)
         check_packing(run.model, vocabulary, run.device, "The model")
