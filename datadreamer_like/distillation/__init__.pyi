@@ -6,7 +6,6 @@ from .ensemble import Ensemble as Ensemble
 from .generated import Beams as Beams
 from .generated import Completions as Completions
 from .hidden_states import HiddenStates as HiddenStates
-from .losses import Divergence as Divergence
 from .losses import confidence_weighted_loss as confidence_weighted_loss
 from .losses import divergence as divergence
 from .losses import hard_target_loss as hard_target_loss

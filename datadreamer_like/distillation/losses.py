@@ -17,9 +17,7 @@ from torch.nn import functional as F
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.kernels.divergences import (
-    Divergence as Divergence,
-)
-from datadreamer_like.kernels.divergences import (
+    Divergence,
     check_alpha,
     check_divergence,
     check_temperature,

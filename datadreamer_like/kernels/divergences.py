@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -17,6 +18,19 @@ Divergence = Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse
 """How two distributions are compared; see `distillation.divergence`."""
 
 _LOG_ZERO = -1e4  # finite stand-in for log(0): exp gives 0, and 0 times it is 0, not NaN, in the gradient too
+
+
+@dataclass(frozen=True)
+class How:
+    """The checked options of `fused_linear_divergence`."""
+
+    kind: Divergence
+    temperature: float
+    alpha: float
+    beta: float
+    skew: float
+    chunk: int | None
+    backend: Literal["reference", "cpu", "triton"]
 
 
 def divergence_of_rows(log_p: Tensor, log_q: Tensor, kind: Divergence, beta: float, skew: float) -> Tensor:

@@ -7,7 +7,6 @@ pass, as in the chunked losses of Liger Kernel (Hsu et al. 2024, arXiv:2410.1098
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 
 from datadreamer_like.errors import DefinitionError
 
-from .divergences import Divergence, check_alpha, check_divergence, divergence_of_rows
+from .divergences import Divergence, How, check_alpha, check_divergence, divergence_of_rows
 
 Backend = Literal["reference", "cpu", "triton"] | None
 
@@ -102,19 +101,6 @@ def fused_linear_divergence(
         student_hidden, student_head, student_bias, *teacher, labels, how
     )
     return found
-
-
-@dataclass(frozen=True)
-class How:
-    """The checked options of `fused_linear_divergence`."""
-
-    kind: Divergence
-    temperature: float
-    alpha: float
-    beta: float
-    skew: float
-    chunk: int | None
-    backend: Literal["reference", "cpu", "triton"]
 
 
 def loss_of_rows(student: Tensor, teacher: Tensor, labels: Tensor | None, how: How) -> Tensor:

@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ..fused_linear_divergence import How
+    from ..divergences import How
 
 _KINDS = {"forward_kl": 0, "reverse_kl": 1, "jsd": 2, "skew_kl": 3, "skew_reverse_kl": 4}
 _UNSKEWED = {"skew_kl": "forward_kl", "skew_reverse_kl": "reverse_kl"}

@@ -68,7 +68,7 @@ class ChooseRowsToLabel(Step):
         needed = {"random": 0, "committee": 2}.get(by, 1)
         if len(models) < needed:
             raise DefinitionError(
-                f'"{self.name}": choosing by {by} needs {needed} models or more, and models has {len(models)}. Pass '
+                f'"{self.name}": choosing by {by} needs {needed} models or more, and "models" has {len(models)}. Pass '
                 'trained classifiers, or by="random".'
             )
         for index, model in enumerate(models):

@@ -33,12 +33,12 @@ def fit_embedder(run: Run, loss: nn.Module, evaluator: Any = None) -> Fit:
     run.model.to(run.device)
 
     def make_loop(**options: Any) -> LoopOverExamples:
-        return _Loop(loss=loss, evaluator=evaluator, **options)
+        return _SentenceLoop(loss=loss, evaluator=evaluator, **options)
 
     return fit(run, make_loop, SentenceTransformerTrainingArguments)
 
 
-class _Loop(LoopOverExamples, SentenceTransformerTrainer):
+class _SentenceLoop(LoopOverExamples, SentenceTransformerTrainer):
     """The library's loop over tokenized rows; a checkpoint has the weights of the loss, the model's among them."""
 
     def __init__(self, run: Run, **options: Any) -> None:
