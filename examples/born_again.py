@@ -4,7 +4,7 @@ Runs offline in under three minutes. The task: tell from a software package's de
 to, from a few labelled rows. Each generation starts from the same pretrained encoder, never from the weights of another
 (Furlanello et al. 2018, arXiv:1805.04770). With them come the paper's two controls: a student for which the teacher
 only says how certain it is of each row, and one that is told the right class and the others' probabilities in any
-order. Then all are compared on rows that none has seen, with word counts as the baseline that every student should beat.
+order. Then all are compared on rows that none has seen, with word counts as the baseline.
 
     python examples/born_again.py [OUTPUT FOLDER] [--short]
 
