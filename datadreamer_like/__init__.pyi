@@ -5,6 +5,7 @@ from . import kernels as kernels
 from . import models as models
 from . import pruning as pruning
 from . import quantization as quantization
+from . import recipes as recipes
 from . import stages as stages
 from . import steps as steps
 from . import trainers as trainers

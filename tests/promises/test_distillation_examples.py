@@ -17,7 +17,11 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 @pytest.mark.usefixtures("smollm_gguf", "minilm_path")
 @pytest.mark.parametrize(
     ("script", "shown"),
-    [("distil_llm.py", "of the teacher's answers, taught by"), ("distilbert.py", "Distilled, 3 layers")],
+    [
+        ("distil_llm.py", "of the teacher's answers, taught by"),
+        ("distilbert.py", "Distilled, 3 layers"),
+        ("born_again.py", "Born again, ensemble"),
+    ],
 )
 def test_an_example_runs_to_its_end_and_again_without_work(script, shown, tmp_path):
     command = [sys.executable, str(EXAMPLES / script), "--short", str(tmp_path / "out")]
@@ -31,6 +35,6 @@ def test_an_example_runs_to_its_end_and_again_without_work(script, shown, tmp_pa
         assert shown in each.stdout
         assert "Warning" not in each.stderr
     if runs == 2:
-        trainers = [line for line in done[1].stderr.splitlines() if "layers" in line]
+        trainers = [line for line in done[1].stderr.splitlines() if "layers:" in line or "generation 1:" in line]
         assert trainers
         assert all("found finished" in line for line in trainers), done[1].stderr

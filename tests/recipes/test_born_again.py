@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from datadreamer_like import DataDreamer
 from datadreamer_like.distillation import ConfidenceWeighted, PermutedTargets, SoftTargets, classes_of, permuted_logits
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, LabelError, MethodMisfit, SessionError
 from datadreamer_like.models import EnsembleModel
@@ -130,22 +128,6 @@ def test_the_controls_are_objectives_of_a_generation(session, trainer):
     log_p = torch.from_numpy(student.trained.logits(texts)).double().log_softmax(-1)
     expected = (taught.softmax(-1) * (taught.log_softmax(-1) - log_p)).sum(-1).mean()
     assert student.metrics["loss"] == pytest.approx(expected.item(), abs=1e-5)
-
-
-def test_a_finished_recipe_does_no_work_again(tmp_path, trainer):
-    steps: list[int] = []
-    handle = register_optimizer_step_post_hook(lambda *_: steps.append(1))
-    try:
-        found = []
-        for _ in range(2):
-            with DataDreamer(tmp_path / "output", verbose=False):
-                given = columns()
-                born = BornAgain("Born", trainer, **given, random_weights=True, generations=1, **SHORT)
-                found.append((str(born), len(steps)))
-    finally:
-        handle.remove()
-    assert found[0] == found[1]
-    assert found[0][1] == 2 * 10
 
 
 def test_wrong_arguments_are_refused_before_any_training(session, trainer):
