@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
 
 from datadreamer_like.errors import StorageError
@@ -29,6 +30,7 @@ def check_saved(saved: TrainedModel, model: Any, task: Task, validation: Example
         if tokens > _TOKENS:
             break
         rows.append(row)
+    model = extract_model_from_parallel(model, keep_fp32_wrapper=False)  # without the loop's mixed precision
     batch = task.collate([validation[row] for row in rows])
     with torch.no_grad():
         expected, found = (task.forward(each, batch, frozenset({"logits"})).logits for each in (model, saved.model))
