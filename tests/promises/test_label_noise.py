@@ -22,7 +22,7 @@ def test_the_example_of_label_noise_runs_to_its_end_and_again_without_work(tmp_p
     )
     for done in (first, again):
         assert done.returncode == 0, done.stderr
-        assert "after confident learning" in done.stdout
+        assert "biased                50%" in done.stdout
     assert "Warning" not in first.stderr
     assert first.stdout == again.stdout
     assert all(line.endswith(("found finished", "rows")) for line in again.stderr.splitlines()), again.stderr
