@@ -68,7 +68,7 @@ class ChooseRowsToLabel(Step):
         needed = {"random": 0, "committee": 2}.get(by, 1)
         if len(models) < needed:
             raise DefinitionError(
-                f'"{self.name}": argument "models" has {len(models)} classifiers, and choosing by {by} needs {needed} or '
+                f'"{self.name}": argument "models" has {len(models)} classifiers; choosing by {by} needs {needed} or '
                 'more. Pass trained classifiers, or by="random".'
             )
         for index, model in enumerate(models):
