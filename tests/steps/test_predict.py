@@ -95,8 +95,8 @@ def test_random_rows_need_no_model_and_depend_on_the_seed(session: DataDreamer):
     [
         ({"by": "margins"}, DefinitionError, 'by "margins".*margin'),
         ({"n": 0}, DefinitionError, "n is 0"),
-        ({"models": []}, DefinitionError, "needs 1 models"),
-        ({"by": "committee"}, DefinitionError, "needs 2 models"),
+        ({"models": []}, DefinitionError, "has 0 classifiers.*needs 1"),
+        ({"by": "committee"}, DefinitionError, "has 1 classifiers.*needs 2"),
         ({"models": [3]}, ArgumentTypeError, r"models\[0\] is of type int"),
         ({"models": [teacher(), teacher(classes="xyw")]}, MethodMisfit, "different classes"),
     ],

@@ -37,7 +37,7 @@ class ChooseRowsToLabel(Step):
     `n` are left, all of them are chosen.
 
     Example:
-        >>> args = {"models": [student], "n": 100, "by": "margin"}
+        >>> args = {"models": [student], "n": 100, "by": "margin"}  # doctest: +SKIP
         >>> ChooseRowsToLabel("Next", inputs={"texts": pool.output["text"]}, args=args)  # doctest: +SKIP
     """
 
@@ -68,8 +68,8 @@ class ChooseRowsToLabel(Step):
         needed = {"random": 0, "committee": 2}.get(by, 1)
         if len(models) < needed:
             raise DefinitionError(
-                f'"{self.name}": choosing by {by} needs {needed} models or more, and "models" has {len(models)}. Pass '
-                'trained classifiers, or by="random".'
+                f'"{self.name}": argument "models" has {len(models)} classifiers; choosing by {by} needs {needed} or '
+                'more. Pass trained classifiers, or by="random".'
             )
         for index, model in enumerate(models):
             check_classifier(model, f'"{self.name}": models[{index}]')
