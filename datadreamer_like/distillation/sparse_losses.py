@@ -94,7 +94,7 @@ def sparse_and_label_loss(
     skew: float = 0.1,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns `sparse_divergence`, and the cross-entropy with labels, which costs little next to it.
+    """Returns `sparse_divergence`, and the cross-entropy with labels, for which the logits are not read again.
 
     `labels` are [...], -100 for none; those of positions that the mask does not keep are left out.
     """

@@ -10,7 +10,7 @@ from torch import nn
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 
-from .signals import Signals, TopK, check_signals
+from .signals import Sampled, Signals, TopK, check_signals
 from .sparse_losses import Tail
 from .teacher import Teacher, TextTeacher, check_teacher
 
@@ -36,8 +36,9 @@ class Generations:
 class StoredTeacher:
     """A teacher whose outputs are computed once for each row, stored, and read by every training: it is asked, not run.
 
-    It is the `teacher` of any objective that can learn from the `signals`: `TopK` and `Sampled` for `SoftTargets` and
-    other objectives on the next token's logits, `Hidden` for `HiddenStates`; a list of them for `Combined` objectives.
+    It is the `teacher` of any objective that can learn from the `signals`: `Sampled` (the default) and `TopK` for
+    `SoftTargets` and other objectives on the next token's logits, `Hidden` for `HiddenStates`; a list of them for
+    `Combined` objectives.
     They are stored in the session's cache folder under a fingerprint of the teacher, the signals and each tokenized
     row: further epochs, seeds and students with the same tokenizer never run the teacher again, and changed rows ask
     for themselves only. The teacher is loaded only to answer, before the student is, and unloaded again. The student
@@ -46,14 +47,14 @@ class StoredTeacher:
     A classifier's logits are stored without it: pass that teacher itself.
 
     Example:
-        `student.train(..., objective=SoftTargets(StoredTeacher(teacher, TopK(k=16)), alpha=1.0))`
+        `student.train(..., objective=SoftTargets(StoredTeacher(teacher), temperature=1.0, alpha=1.0))`
 
     Raises:
         ArgumentTypeError: An argument is not a teacher, or no signals.
     """
 
     teacher: Teacher | TextTeacher | Generations
-    signals: Signals | Sequence[Signals] = field(default_factory=TopK)
+    signals: Signals | Sequence[Signals] = field(default_factory=Sampled)
 
     def __post_init__(self) -> None:
         if isinstance(self.teacher, StoredTeacher):

@@ -115,6 +115,23 @@ def test_an_encoder_decoder_learns_from_stored_signals_too(session, tiny_seq2seq
     assert curves["drawn"] == pytest.approx(curves["live"], rel=0.1)
 
 
+def test_samples_are_drawn_at_the_temperature_of_the_objective(session, tiny_causal_lm, students, data):
+    teacher, columns = Counted.of(tiny_causal_lm), data(ROWS, OTHER)
+    stored, asked = StoredTeacher(teacher), []
+    for objective in (
+        SoftTargets(stored, temperature=2.0),
+        Combined([SoftTargets(stored, temperature=2.0), WordLevel(stored, temperature=2.0)], [1.0, 1.0]),
+        WordLevel(stored, temperature=1.5),
+        SoftTargets(StoredTeacher(teacher, Sampled(16, temperature=1.5)), temperature=1.5, alpha=1.0),
+    ):
+        trainer = TrainHFFineTune(f"Student {len(asked)}", students["small"])
+        trainer.train(**columns, objective=objective, **{**OPTIONS, "epochs": 1})
+        asked.append(teacher.rows)
+        assert f"temperature={2.0 if len(asked) < 3 else 1.5}" in trainer.card.facts["Stored Teacher"]
+    rows = different(ROWS, OTHER)
+    assert asked == [rows, rows, 2 * rows, 2 * rows], "a temperature is a draw of its own"
+
+
 def test_hard_targets_need_one_stored_token(session, tiny_causal_lm, students, data):
     teacher, columns = TrainedModel.load(tiny_causal_lm), data(ROWS, OTHER)
     curves = [
@@ -205,7 +222,7 @@ def test_what_cannot_be_learned_from_stored_signals_is_refused_before_the_teache
         check_signals = Supervised.check_signals
 
     refused(LogitDistance(StoredTeacher(teacher)), "LogitDistance needs all logits of its teacher")
-    refused(SoftTargets(StoredTeacher(teacher), temperature=3.0), r"temperature 3.*1, 2, 4", DefinitionError)
+    refused(SoftTargets(StoredTeacher(teacher, TopK()), temperature=3.0), r"temperature 3.*1, 2, 4", DefinitionError)
     drawn = StoredTeacher(teacher, Sampled(4, temperature=1.0))
     refused(SoftTargets(drawn), r"stored for 1\..*Sampled\(temperature", DefinitionError)
     both = Combined([SoftTargets(each := StoredTeacher(teacher, Sampled(4))), WordLevel(each)], [1.0, 1.0])
