@@ -272,7 +272,7 @@ class PromptStep(Step):
 
     def field_columns(self, rows: AnsweredRows) -> Batch:
         """Returns `logprobs` and a column for each property of `output_schema`; None in rows that have no answer."""
-        stored = logprob_columns(self._args, rows.answers)
+        stored = logprob_columns(self._args, rows.answers) if self._args[LOGPROBS] is not None else {}
         if self.schema is None:
             return stored
         columns: Batch = {name: [] for name in self.schema.types}
@@ -310,7 +310,7 @@ class PromptStep(Step):
         own = set(self._arg_specs) - set(self.run_args)
         given = {name: value for name, value in self._args.items() if name not in own}
         options = {name: value for name, value in given.items() if value is not None or name not in self._arg_specs}
-        options |= logprob_options(self._args)
+        options |= logprob_options(self._args) if self._args[LOGPROBS] is not None else {}
         return {**options, "schema": self.schema.json_schema} if self.schema and self._enforces_schema() else options
 
     def fitted(self, **parts: Any) -> RowPrompt:
@@ -342,7 +342,7 @@ class PromptStep(Step):
                         "Rename the property."
                     )
                 self.register_output(name, help="A property of the answer; None where there is no valid answer.")
-        if stores_logprobs(args):
+        if args[LOGPROBS] is not None and stores_logprobs(args):
             check_logprobs(self.name, args, self.num_answers)
             self.register_output(LOGPROBS, help="Each answer's tokens with the likeliest at their place.")
         if not overrides_only_run(llm):  # else its options are unknown
