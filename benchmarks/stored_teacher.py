@@ -147,9 +147,9 @@ class Bench:
 
 
 def epoch_of(bench: Bench, objective: Any, size: str = "larger") -> float:
-    """Processor seconds of the fastest of three epochs."""
+    """Processor seconds of the faster of two epochs."""
     Watch.epochs.clear()
-    bench.train(size, objective, epochs=3)
+    bench.train(size, objective, epochs=2)
     return min(Watch.epochs)
 
 
@@ -236,7 +236,7 @@ def main() -> None:
         if arguments.quality:
             missed += compare_quality(bench, teacher)
             other = Bench(Path(folder), arguments.rows, of_one_form=True)
-            missed += compare_quality(other, other.teacher(epochs=6))
+            missed += compare_quality(other, other.teacher(epochs=5))
     for bar in missed:
         print(f"MISSED: {bar}")
     sys.exit(bool(missed))
