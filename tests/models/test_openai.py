@@ -458,7 +458,7 @@ def test_the_key_comes_from_the_environment_reaches_the_server_and_nothing_else(
         assert server.headers[0]["authorization"] == "Bearer sk-very-secret"
     files = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     written = files + pickle.dumps(llm) + repr(llm).encode() + repr(answers).encode() + caplog.text.encode()
-    assert [answer.error is None for answer in answers] == [True, True, False]
+    assert sorted(answer.error is None for answer in answers) == [False, True, True]  # of the equal ones, either
     assert b"very-secret" not in written
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.delenv("OPENAI_BASE_URL")
