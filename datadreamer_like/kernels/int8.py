@@ -22,6 +22,7 @@ from torch import Tensor
 from datadreamer_like.errors import DefinitionError
 
 from .absmax import BLOCK, absmax_quantize, absmax_scale
+from .backends import Backend, choose
 
 Granularity = Literal["token", "tensor"]
 """Granularity of the activation scales: one per token, or one per call."""
@@ -39,7 +40,7 @@ def int8_linear(
     granularity: Granularity = "token",
     activation_bits: int | None = None,
     packed: PackedInt8Weight | None = None,
-    backend: Literal["reference", "cpu"] | None = None,
+    backend: Backend = None,
 ) -> Tensor:
     """Returns `x Wᵀ + bias`, [..., out] in the dtype of x, as `(s_x s_wᵀ) ⊙ (X_q W_qᵀ) + bias` by AbsMax.
 
@@ -59,15 +60,19 @@ def int8_linear(
         packed: `pack_int8_weight(weight, weight_scale)`, to be reused between calls; otherwise the CPU path packs the
             weight each time, which takes longer than the product.
         backend: "reference" for exact integer products in plain PyTorch, on any device, at the speed of fp32;
-            "cpu" for the CPU's int8 instructions; None for the fastest available.
+            "cpu" for the CPU's int8 instructions; "triton" for a GPU's; None for the fastest available.
     """
-    _check(x, weight, weight_scale, granularity, activation_bits, backend)
-    if backend is None:
-        use_cpu = x.device.type == "cpu" and weight.device.type == "cpu" and not torch.compiler.is_compiling()
-        backend = "cpu" if use_cpu and fastest_engine() is not None else "reference"
-    if backend == "cpu" and packed is None:
+    _check(x, weight, weight_scale, granularity, activation_bits)
+    automatic = torch.compiler.is_compiling() or x.device.type != "cpu" or fastest_engine() is not None
+    chosen = choose("int8_linear", backend, x, offered=("reference", "cpu", "triton"), automatic=automatic)
+    if chosen == "cpu" and packed is None:
         packed = pack_int8_weight(weight, weight_scale)
-    options = (granularity, activation_bits, packed if backend == "cpu" else None)
+        if packed is None:
+            raise DefinitionError(
+                'backend="cpu" of int8_linear is not available: this build of PyTorch has no int8 engine for this '
+                'processor. Use backend="reference", or None for the fastest available.'
+            )
+    options = (granularity, activation_bits, packed if chosen == "cpu" else None, chosen == "triton")
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return cast(Tensor, _StraightThrough.apply(x, weight, weight_scale, bias, *options))  # type: ignore[no-untyped-call]
     return _forward(x, weight, weight_scale, bias, *options)
@@ -81,13 +86,19 @@ def _forward(
     granularity: Granularity,
     bits: int | None,
     packed: PackedInt8Weight | None,
+    on_gpu: bool,
 ) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     if packed is not None and rows.shape[0]:
         y = _packed_forward(rows, packed, bias, granularity, bits)
+        return y.to(x.dtype).view(*x.shape[:-1], weight.shape[0])
+    axis = -1 if granularity == "token" else None
+    codes, scale = absmax_quantize(rows.float(), bits or 8, axis, backend="reference")
+    if on_gpu and rows.shape[0]:
+        from .triton.int8 import scaled_product
+
+        y = scaled_product(codes, scale, weight, weight_scale, bias)
     else:
-        axis = -1 if granularity == "token" else None
-        codes, scale = absmax_quantize(rows.float(), bits or 8, axis, backend="reference")
         product = int8_matmul(codes, weight) * weight_scale.flatten()
         y = product.mul_(scale) if bias is None else torch.addcmul(bias.float(), product, scale)
     return y.to(x.dtype).view(*x.shape[:-1], weight.shape[0])
@@ -132,12 +143,10 @@ class _StraightThrough(torch.autograd.Function):
             into_x = grad @ (weight * weight_scale).to(grad.dtype)
         if ctx.needs_input_grad[3]:
             into_bias = grad.reshape(-1, grad.shape[-1]).sum(0, dtype=torch.float32).to(ctx.bias_dtype)
-        return into_x, None, None, into_bias, None, None, None
+        return into_x, None, None, into_bias, None, None, None, None
 
 
-def _check(
-    x: Tensor, weight: Tensor, weight_scale: Tensor, granularity: str, bits: int | None, backend: str | None
-) -> None:
+def _check(x: Tensor, weight: Tensor, weight_scale: Tensor, granularity: str, bits: int | None) -> None:
     if weight.dtype != torch.int8 or weight.dim() != 2 or x.shape[-1:] != weight.shape[1:]:
         raise DefinitionError(
             f"int8_linear takes x [..., in] and an int8 weight [out, in], and got {list(x.shape)} and "
@@ -151,14 +160,6 @@ def _check(
         raise DefinitionError(f'granularity is "{granularity}"; choose "token" or "tensor".')
     if bits is not None and not 2 <= bits <= 8:
         raise DefinitionError(f"activation_bits is {bits}; codes are kept in an int8 each, so it must be from 2 to 8.")
-    if backend not in (None, "reference", "cpu"):
-        raise DefinitionError(f'There is no backend "{backend}" of int8_linear. Choose "reference" or "cpu".')
-    if backend == "cpu" and (x.device.type != "cpu" or weight.device.type != "cpu" or fastest_engine() is None):
-        raise DefinitionError(
-            f'backend="cpu" is not available for tensors on {x.device}'
-            f"{'' if fastest_engine() else ': this build of PyTorch has no int8 engine for this processor'}. "
-            'Use backend="reference", or None for the fastest available.'
-        )
 
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +17,8 @@ from torch.nn import functional as F
 
 from datadreamer_like.errors import DefinitionError
 
-Backend = Literal["reference", "cpu"] | None
+from .absmax import BLOCK
+from .backends import MATVEC_ROWS, Backend, choose
 
 NF4_LEVELS = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -50,7 +50,7 @@ def nf4_quantize(w: Tensor, block_size: int = 64, *, backend: Backend = None) ->
         >>> [f"{byte:08b}" for byte in packed.tolist()], absmax.tolist()
         (['01111111', '00001100'], [2.0])
     """
-    _check(block_size, backend, w.device)
+    _check("nf4_quantize", block_size, backend, w)
     if not w.is_floating_point() or not w.numel():
         raise DefinitionError(f"nf4_quantize takes a floating tensor that is not empty, got {w.dtype} {list(w.shape)}.")
     flat = w.detach().reshape(-1).float()
@@ -85,7 +85,7 @@ def nf4_dequantize(
     `shape` and `block_size` are those of the quantized tensor. `backend="reference"` unpacks each code; "cpu" looks up
     two at once and gives the same numbers.
     """
-    _check(block_size, backend, packed.device)
+    _check("nf4_dequantize", block_size, backend, packed)
     count = math.prod(shape)
     if packed.numel() != -(-count // 2) or absmax.numel() != -(-count // block_size):
         raise DefinitionError(
@@ -102,6 +102,58 @@ def nf4_dequantize(
     if count % block_size == 0:
         return (values.view(-1, block_size) * absmax.view(-1, 1)).to(dtype).view(tuple(shape))
     return (values * absmax.repeat_interleave(block_size)[:count]).to(dtype).view(tuple(shape))
+
+
+def nf4_linear(
+    x: Tensor,
+    packed: Tensor,
+    absmax: Tensor,
+    outputs: int,
+    *,
+    block_size: int = 64,
+    backend: Backend = None,
+) -> Tensor:
+    """Returns `x Wᵀ`, [..., out] in the dtype of x, for codes and scales of W [out, in]; no gradients flow through it.
+
+    Args:
+        x: [..., in], of any floating dtype.
+        packed: uint8 [ceil(out in / 2)], of `nf4_quantize`, as is `absmax`.
+        absmax: fp32 [ceil(out in / block_size)].
+        outputs: Number of rows of W.
+        block_size: That of quantizing.
+        backend: "reference" dequantizes the whole weight; "cpu" a cache-sized block of rows at a time; "triton" decodes
+            in registers, where `in` is even. None chooses "triton" on a GPU for up to 8 rows of x, and "cpu" on a CPU.
+    """
+    inputs = x.shape[-1]
+    rows = x.reshape(-1, inputs)
+    chosen = choose(
+        "nf4_linear", backend, x, offered=("reference", "cpu", "triton"),
+        automatic=not x.is_cuda or (inputs % 2 == 0 and len(rows) <= MATVEC_ROWS),
+    )  # fmt: skip
+    if chosen == "triton":
+        if inputs % 2:
+            raise DefinitionError(f'backend="triton" of nf4_linear takes an even number of inputs, not {inputs}.')
+        from .triton.nf4 import matvec
+
+        return matvec(rows, packed, absmax, _levels(x.device)[0], outputs, block_size).view(*x.shape[:-1], outputs)
+    # Blocks of rows must begin with a block of weights, and with a byte.
+    step = math.lcm(inputs, block_size) // inputs if inputs else outputs
+    step *= max(1, BLOCK // max(1, step * inputs))
+    if chosen == "reference" or step >= outputs:
+        options = {
+            "block_size": block_size,
+            "dtype": x.dtype,
+            "backend": "reference" if chosen == "reference" else None,
+        }
+        return F.linear(x, nf4_dequantize(packed, absmax, (outputs, inputs), **options))  # type: ignore[arg-type]
+    y = rows.new_empty(len(rows), outputs)
+    for start in range(0, outputs, step):
+        shape = (min(step, outputs - start), inputs)
+        first, last = start * inputs, (start + shape[0]) * inputs
+        part = packed[first // 2 : -(-last // 2)], absmax[first // block_size : -(-last // block_size)]
+        weight = nf4_dequantize(*part, shape, block_size=block_size, dtype=x.dtype)
+        y[:, start : start + shape[0]] = rows @ weight.T
+    return y.view(*x.shape[:-1], outputs)
 
 
 def absmax_to_dynamic8(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,13 +178,10 @@ def absmax_from_dynamic8(codes: Tensor, scale: Tensor, offset: Tensor) -> Tensor
     return shares * scale.repeat_interleave(_SCALES_A_BLOCK)[: len(codes)] + offset
 
 
-def _check(block_size: int, backend: Backend, device: torch.device) -> None:
+def _check(operation: str, block_size: int, backend: Backend, x: Tensor) -> None:
     if block_size < 2 or block_size % 2:
         raise DefinitionError(f"block_size is {block_size}; it must be an even number from 2.")
-    if backend not in (None, "reference", "cpu") or (backend == "cpu" and device.type != "cpu"):
-        raise DefinitionError(
-            f'NF4 has no backend "{backend}" for tensors on {device}. Choose "reference", or None for the fastest.'
-        )
+    choose(operation, backend, x, offered=("reference", "cpu"))
 
 
 @functools.cache

@@ -1,0 +1,70 @@
+"""LLM.int8: int8 products of most features, and products in higher precision of the few with large activations.
+
+Dettmers et al. 2022, arXiv:2208.07339.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from datadreamer_like.errors import DefinitionError
+
+from .backends import Backend
+from .int8 import PackedInt8Weight, int8_linear
+
+
+def llm_int8_linear(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    threshold: float | None = 6.0,
+    packed: PackedInt8Weight | None = None,
+    backend: Backend = None,
+) -> Tensor:
+    """Returns `x Wᵀ + bias`, [..., out] in the dtype of x, with outlier features taken out of the int8 product.
+
+    Features (columns) of x with a magnitude of at least the threshold in any row are multiplied in fp32 with their
+    dequantized weights. The scales of the others leave them out. Since a feature is an outlier for all rows of a call,
+    the result for a row depends on the other rows, within the rounding of int8.
+
+    Args:
+        x: [..., in], of any floating dtype.
+        weight: int8 [out, in].
+        weight_scale: fp32 [out, 1].
+        bias: [out].
+        threshold: 6.0 in the paper. 0 multiplies everything in fp32; None, or infinity, nothing: pure `int8_linear`.
+            (bitsandbytes writes that as 0.)
+        packed: As in `int8_linear`, which also describes gradients.
+        backend: As in `int8_linear`.
+    """
+    check_threshold(threshold)
+    columns = outlier_features(x, threshold)
+    if not len(columns):
+        return int8_linear(x, weight, weight_scale, bias, packed=packed, backend=backend)
+    rest = x.index_fill(-1, columns, 0.0)
+    y = int8_linear(rest, weight, weight_scale, bias, packed=packed, backend=backend)
+    precise = (weight[:, columns] * weight_scale).T
+    with torch.autocast(x.device.type, enabled=False):
+        return (y.float() + x.index_select(-1, columns).float() @ precise).to(x.dtype)
+
+
+def outlier_features(x: Tensor, threshold: float | None) -> Tensor:
+    """Returns the indices, int64 ascending, of the features of x [..., in] that reach the threshold in any row."""
+    if threshold is None or math.isinf(threshold) or not x.numel():
+        return torch.empty(0, dtype=torch.int64, device=x.device)
+    magnitudes = x.detach().reshape(-1, x.shape[-1]).abs().amax(0)
+    return (magnitudes >= threshold).nonzero().flatten()
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Raises `DefinitionError` if a threshold is negative or not a number."""
+    if threshold is not None and not threshold >= 0:
+        raise DefinitionError(
+            f"threshold is {threshold}; it is the magnitude from which a feature is an outlier, so at least 0, or None "
+            "for no outliers."
+        )

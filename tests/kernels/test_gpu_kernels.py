@@ -1,0 +1,182 @@
+"""The Triton paths of quantized products: against plain PyTorch in Triton's interpreter, and compiled without a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from datadreamer_like.errors import DefinitionError
+from datadreamer_like.kernels import (
+    absmax_quantize,
+    binary_linear,
+    binary_matmul,
+    binary_quantize,
+    codebook_linear,
+    gobo_linear,
+    gobo_quantize,
+    int8_linear,
+    llm_int8_linear,
+    nf4_linear,
+    nf4_quantize,
+    pack_bits,
+    pack_signs,
+)
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+interpreted = pytest.mark.skipif(not INTERPRETED and DEVICE == "cpu", reason="runs in the interpreter, started below")
+CASES = [(1, 96, 40, torch.bfloat16), (3, 258, 17, torch.float32)]
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator).to(dtype).to(DEVICE)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    assert found.dtype == dtype
+    error = (found.double() - expected.double()).norm() / expected.double().norm()
+    assert float(error) < (1e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+@interpreted
+@pytest.mark.parametrize(("rows", "inputs", "outputs", "dtype"), CASES)
+class TestTriton:
+    @pytest.mark.parametrize(("granularity", "biased"), [("token", True), ("tensor", False)])
+    def test_int8_products_are_exact(
+        self, rows: int, inputs: int, outputs: int, dtype: torch.dtype, granularity: str, biased: bool
+    ) -> None:
+        x, bias = random(rows, inputs, dtype=dtype), random(outputs) if biased else None
+        codes, scale = absmax_quantize(random(outputs, inputs), axis=-1)
+        options = {"granularity": granularity}
+        found, exact = (
+            int8_linear(x, codes, scale, bias, backend=backend, **options) for backend in ("triton", "reference")
+        )
+        close(found, exact, dtype)
+
+    def test_the_split_of_llm_int8(self, rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
+        x = random(rows, inputs, dtype=dtype)
+        x[:, 5] = 50
+        codes, scale = absmax_quantize(random(outputs, inputs), axis=-1)
+        found, exact = (llm_int8_linear(x, codes, scale, backend=backend) for backend in ("triton", "reference"))
+        close(found, exact, dtype)
+
+    @pytest.mark.parametrize("bits", [2, 4])
+    def test_indices_of_levels(self, rows: int, inputs: int, outputs: int, dtype: torch.dtype, bits: int) -> None:
+        x, levels = random(rows, inputs, dtype=dtype), random(2**bits)
+        codes = torch.randint(0, 2**bits, (outputs, inputs), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+        close(codebook_linear(x, pack_bits(codes, bits), levels, backend="triton"), x.float() @ levels[codes].T, dtype)
+
+    def test_gobo_with_outliers(self, rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
+        w = 0.04 * random(outputs, inputs)
+        w[2, 3], w[2, 30], w[-1, 0] = 0.9, -0.9, 1.0
+        weight, x = gobo_quantize(w), random(rows, inputs, dtype=dtype)
+        found, exact = (gobo_linear(x, weight, backend=backend) for backend in ("triton", "reference"))
+        close(found, exact, dtype)
+
+    @pytest.mark.parametrize("block_size", [32, 64])
+    def test_nf4(self, rows: int, inputs: int, outputs: int, dtype: torch.dtype, block_size: int) -> None:
+        codes, absmax = nf4_quantize(random(outputs, inputs), block_size)
+        x, options = random(rows, inputs, dtype=dtype), {"block_size": block_size}
+        found, exact = (
+            nf4_linear(x, codes, absmax, outputs, backend=backend, **options) for backend in ("triton", "reference")
+        )
+        close(found, exact, dtype)
+
+    def test_signs(self, rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
+        x, w = random(rows, inputs, dtype=dtype), random(outputs, inputs)
+        found = binary_matmul(pack_signs(x), pack_signs(w), inputs, backend="triton")
+        assert torch.equal(found, (torch.where(x >= 0, 1.0, -1.0) @ torch.where(w >= 0, 1.0, -1.0).T).int())
+        signs, scale = binary_quantize(w)
+        found, exact = (binary_linear(x, signs, scale, backend=backend) for backend in ("triton", "reference"))
+        close(found, exact, dtype)
+
+
+@interpreted
+def test_what_the_triton_paths_cannot_do_is_refused() -> None:
+    with pytest.raises(DefinitionError, match="takes 1 to 4 bits, not 5"):
+        codebook_linear(
+            random(1, 8), pack_bits(torch.zeros(2, 8, dtype=torch.int64), 5), torch.zeros(32), backend="triton"
+        )
+    with pytest.raises(DefinitionError, match="an even number of inputs, not 7"):
+        nf4_linear(random(1, 7), *nf4_quantize(random(2, 7)), 2, backend="triton")
+    with pytest.raises(DefinitionError, match="at most 32 bits"):
+        nf4_linear(random(1, 8).double(), *nf4_quantize(random(2, 8)), 2, backend="triton")
+
+
+@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="it is the interpreted run")
+def test_the_kernels_pass_in_tritons_interpreter() -> None:
+    pytest.importorskip("triton")
+    # The interpreter computes in NumPy, which warns of lanes that the kernel masks.
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:xdist",
+        "-W",
+        "ignore::RuntimeWarning",
+        str(Path(__file__)),
+    ]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "passed" in done.stdout
+
+
+KERNELS = {
+    ("int8", "_product_kernel"): (
+        {"a": "*i8", "a_scale": "*fp32", "b": "*i8", "b_scale": "*fp32", "bias": "*fp32", "y": "*fp32"},
+        {"BY_ROW": True, "BIASED": True, "BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 256},
+    ),
+    ("codebook", "_matvec_kernel"): (
+        {"x": "*bf16", "packed": "*u8", "levels": "*fp32", "y": "*bf16"},
+        {"BITS": 3, "OUTPUTS": 16, "GROUPS": 64},
+    ),
+    ("nf4", "_matvec_kernel"): (
+        {"x": "*bf16", "packed": "*u8", "absmax": "*fp32", "levels": "*fp32", "y": "*bf16"},
+        {"OUTPUTS": 16, "BYTES": 128},
+    ),
+    ("binary", "_differing_kernel"): (
+        {"a": "*i32", "b": "*i32", "found": "*i32"},
+        {"ROWS": 4, "OUTPUTS": 64},
+    ),
+}
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Triton warns of a default that will change
+@pytest.mark.parametrize(("family", "name"), KERNELS)
+def test_the_kernels_compile_without_a_gpu(family: str, name: str) -> None:
+    triton = pytest.importorskip("triton")
+    backends = pytest.importorskip("triton.backends.compiler")
+    kernel = getattr(import_module(f"datadreamer_like.kernels.triton.{family}"), name)
+    types, constants = KERNELS[family, name]
+    types = types | dict.fromkeys(constants, "constexpr")
+    signature = {argument: types.get(argument, "i32") for argument in kernel.arg_names}
+    places = {(kernel.arg_names.index(argument),): value for argument, value in constants.items()}
+    source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=places)
+    assert triton.compile(source, target=backends.GPUTarget("cuda", 90, 32)).asm["cubin"]
+
+
+@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="here Triton runs")
+def test_triton_is_refused_for_tensors_on_a_cpu() -> None:
+    with pytest.raises(
+        DefinitionError, match=r'backend="triton" of nf4_linear (takes tensors on a GPU|needs the pack)'
+    ):
+        nf4_linear(random(1, 8), *nf4_quantize(random(2, 8)), 2, backend="triton")
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 48, 8), (4, 96, 3000), (2, 65, 4100)])
+def test_nf4_products_are_those_of_the_dequantized_weight(rows: int, inputs: int, outputs: int) -> None:
+    codes, absmax = nf4_quantize(random(outputs, inputs))
+    x = random(rows, inputs)
+    found, exact = (nf4_linear(x, codes, absmax, outputs, backend=backend) for backend in (None, "reference"))
+    close(found, exact, torch.float32)
