@@ -4,10 +4,12 @@
         "bert.embeddings.word_embeddings": {},
         "bert.encoder.layer.0.attention.self.query": {},
         "lm_head": {"tied": true}}}
+    {"kind": "llm_int8", "format": 1, "threshold": 6.0, "modules": {"model.layers.0.self_attn.q_proj": {}}}
 
 Each module has its codes in `weight` (int8, [out, in] or [rows, size]; a `Conv1D` is transposed), its scales in
 `weight_scale` (fp32, [out, 1]) and its unchanged bias in `bias`. Sizes are those of the replaced modules. A head that
-is tied to the embedding has the same codes: they are stored once, and transformers ties them on loading.
+is tied to the embedding has the same codes: they are stored once, and transformers ties them on loading. Layers of
+"llm_int8" multiply features whose activations reach the threshold (null: none) in higher precision.
 """
 
 from __future__ import annotations
@@ -19,7 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datadreamer_like.kernels import Granularity, PackedInt8Weight, absmax_dequantize, int8_linear, pack_int8_weight
+from datadreamer_like.kernels import (
+    Granularity,
+    PackedInt8Weight,
+    absmax_dequantize,
+    int8_linear,
+    llm_int8_linear,
+    pack_int8_weight,
+)
 
 from .layout import CodedModule, Entry, LayoutKind, register
 from .modules import replace_modules
@@ -56,6 +65,11 @@ class Int8Linear(_Int8Rows):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns [..., out] for [..., in], in the dtype of x."""
+        packed = self.packed(x)
+        return int8_linear(x, self.weight, self.weight_scale, self.bias, granularity=self.granularity, packed=packed)
+
+    def packed(self, x: Tensor) -> PackedInt8Weight | None:
+        """Returns the weight packed for the CPU's int8 engine; None for inputs that it does not multiply."""
         packed = None
         if x.device.type == self.weight.device.type == "cpu" and not torch.compiler.is_compiling():
             # Packed at the first use, and again after the weight changed.
@@ -63,7 +77,7 @@ class Int8Linear(_Int8Rows):
             if self._packed[0] != now:
                 self._packed = (now, pack_int8_weight(self.weight, self.weight_scale))
             packed = self._packed[1]
-        return int8_linear(x, self.weight, self.weight_scale, self.bias, granularity=self.granularity, packed=packed)
+        return packed
 
     def __getstate__(self) -> dict[str, Any]:
         # The packed weight cannot be copied or pickled; it is packed again.
@@ -72,6 +86,23 @@ class Int8Linear(_Int8Rows):
     def extra_repr(self) -> str:
         """The options, for `print(model)`."""
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, granularity={self.granularity}"
+
+
+class LLMInt8Linear(Int8Linear):
+    """An `Int8Linear` that multiplies outlier features of its input in fp32; see `llm_int8_linear`."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, threshold: float | None = 6.0) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.threshold = threshold
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns [..., out] for [..., in], in the dtype of x."""
+        packed = self.packed(x)
+        return llm_int8_linear(x, self.weight, self.weight_scale, self.bias, threshold=self.threshold, packed=packed)
+
+    def extra_repr(self) -> str:
+        """The options, for `print(model)`."""
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, threshold={self.threshold}"
 
 
 class Int8Embedding(_Int8Rows):
@@ -124,6 +155,19 @@ class Int8(LayoutKind):
                 state.setdefault(f"{name}.weight", cast(Int8Linear, model.get_submodule(name)).weight)
 
 
+class LLMInt8(LayoutKind):
+    """Linear layers with int8 codes whose outlier features are multiplied in higher precision."""
+
+    name = "llm_int8"
+    trainable = False
+    takes_adapters = False
+
+    def rebuild(self, model: nn.Module, entry: Entry) -> None:
+        """Puts empty layers in place."""
+        found = {name: LLMInt8Linear.like(model.get_submodule(name), entry["threshold"]) for name in entry["modules"]}
+        replace_modules(model, found)
+
+
 def int8_like(module: nn.Module, granularity: Granularity) -> Int8Linear | Int8Embedding:
     """An int8 module of zeros with the sizes and device of a linear layer, `Conv1D` or embedding."""
     if not isinstance(module, nn.Embedding):
@@ -139,3 +183,4 @@ def _version(tensor: Tensor) -> tuple[int, int]:
 
 
 register(Int8())
+register(LLMInt8())

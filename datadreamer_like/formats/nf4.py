@@ -11,26 +11,28 @@ the scales are codes too (uint8), with `weight_absmax_scale` (fp32 [ceil(blocks 
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from datadreamer_like.kernels import absmax_from_dynamic8, absmax_to_dynamic8, nf4_dequantize, nf4_quantize
+from datadreamer_like.kernels import (
+    absmax_from_dynamic8,
+    absmax_to_dynamic8,
+    nf4_dequantize,
+    nf4_linear,
+    nf4_quantize,
+)
 
-from .layout import CodedModule, Entry, LayoutKind, register
+from .decoded import DecodedLinear
+from .layout import Entry, LayoutKind, register
 from .modules import replace_modules
 
 _SCALES_A_BLOCK = 256
 
 
-class NF4Linear(CodedModule, nn.Linear):
-    """A linear layer whose weights are NF4 codes; computes in the dtype of its input.
+class NF4Linear(DecodedLinear):
+    """A linear layer whose weights are NF4 codes.
 
-    It is an `nn.Linear`, so that peft can put adapters on it. Gradients flow to its input and bias; the backward pass
-    dequantizes the codes again instead of keeping the weights. `block_size` weights share a scale; with `double_quant`
-    the scales are quantized to 8 bits.
+    `block_size` weights share a scale; with `double_quant` the scales are quantized to 8 bits.
     """
 
     exact = ("weight_absmax", "weight_absmax_scale", "weight_absmax_offset")
@@ -41,24 +43,20 @@ class NF4Linear(CodedModule, nn.Linear):
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, block_size: int = 64, double_quant: bool = True
     ) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = in_features, out_features
-        self.block_size, self.double_quant = block_size, double_quant
         count = in_features * out_features
+        super().__init__(in_features, out_features, bias, (-(-count // 2),))
+        self.block_size, self.double_quant = block_size, double_quant
         blocks = -(-count // block_size)
-        # The kernels' uint8 as int8: T5 casts activations to the weight's dtype unless that is a float or int8.
-        self.weight = nn.Parameter(torch.zeros(-(-count // 2), dtype=torch.int8), requires_grad=False)
-        self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None  # type: ignore[assignment]
         self.register_buffer("weight_absmax", torch.zeros(blocks, dtype=torch.uint8 if double_quant else torch.float32))
-        scales = torch.zeros(-(-blocks // _SCALES_A_BLOCK)) if double_quant else None
+        scales = torch.zeros(-(-blocks // _SCALES_A_BLOCK), dtype=torch.float32) if double_quant else None
         self.register_buffer("weight_absmax_scale", scales)
-        self.register_buffer("weight_absmax_offset", torch.zeros(()) if double_quant else None)
+        self.register_buffer("weight_absmax_offset", torch.zeros((), dtype=torch.float32) if double_quant else None)
 
     @torch.no_grad()
     def quantize(self, weight: Tensor) -> None:
         """Quantizes a weight [out, in] into this layer."""
         codes, absmax = nf4_quantize(weight, self.block_size)
-        self.weight = nn.Parameter(codes.view(torch.int8), requires_grad=False)
+        self.set_codes(codes)
         if self.double_quant:
             self.weight_absmax, self.weight_absmax_scale, self.weight_absmax_offset = absmax_to_dynamic8(absmax)
         else:
@@ -67,37 +65,21 @@ class NF4Linear(CodedModule, nn.Linear):
     @torch.no_grad()
     def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Returns the dequantized weight [out, in]."""
-        absmax = self.weight_absmax
-        if self.double_quant:
-            absmax = absmax_from_dynamic8(absmax, self.weight_absmax_scale, self.weight_absmax_offset)
         shape = (self.out_features, self.in_features)
-        codes = self.weight.view(torch.uint8)
-        return nf4_dequantize(codes, absmax, shape, block_size=self.block_size, dtype=dtype)
+        return nf4_dequantize(self.codes, self._absmax(), shape, block_size=self.block_size, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns [..., out] for [..., in], in the dtype of x or of autocast."""
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        y = cast(Tensor, _Product.apply(x, self))  # type: ignore[no-untyped-call]
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+    def product(self, x: Tensor) -> Tensor:
+        """Returns [..., out] for [..., in], without bias."""
+        return nf4_linear(x, self.codes, self._absmax(), self.out_features, block_size=self.block_size)
+
+    def _absmax(self) -> Tensor:
+        if not self.double_quant:
+            return self.weight_absmax
+        return absmax_from_dynamic8(self.weight_absmax, self.weight_absmax_scale, self.weight_absmax_offset)
 
     def extra_repr(self) -> str:
         """The options, for `print(model)`."""
         return f"{super().extra_repr()}, block_size={self.block_size}, double_quant={self.double_quant}"
-
-
-class _Product(torch.autograd.Function):
-    """`x Wᵀ` with a backward pass that dequantizes W again, so that no full weight is kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, linear: NF4Linear) -> Tensor:
-        ctx.linear = linear
-        return F.linear(x, linear.dequantized(x.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
-        (grad,) = grads
-        return grad @ ctx.linear.dequantized(grad.dtype), None
 
 
 class NF4(LayoutKind):

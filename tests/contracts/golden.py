@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from subjects import ROOMS, Lengths, Parrot, classes_of, example_of, public
 
 from datadreamer_like import DataDreamer
@@ -222,7 +221,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if hasattr(value, "tolist"):
-        return plain(np.asarray(value).tolist())
+        return plain(value.tolist())
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 

@@ -128,7 +128,7 @@ class TestMethod:
     def test_what_is_saved_is_what_is_loaded_in_a_fresh_process(
         self, saved: dict[type, Path], loaded_elsewhere: dict[str, Any], kind: type
     ) -> None:
-        expected = torch.load(saved[kind] / "expected.pt")
+        expected = torch.load(saved[kind] / "expected.pt").float()
         torch.testing.assert_close(torch.tensor(loaded_elsewhere[str(saved[kind])]), expected, rtol=1e-5, atol=1e-6)
 
     def test_what_is_loaded_saves_to_the_same_again(self, saved: dict[type, Path], kind: type, tmp_path: Path) -> None:

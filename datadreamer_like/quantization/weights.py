@@ -1,0 +1,77 @@
+"""The base of the methods that quantize the weights of linear layers, each layer by itself and without data."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from datadreamer_like.compression import Batches, CompressionMethod
+from datadreamer_like.compression.method import check_finite, check_patterns, why_unquantizable
+from datadreamer_like.formats import CodedModule, Entry, add_layout
+from datadreamer_like.formats.modules import block_linears, linears, output_heads, replace_modules, stacks, weight_of
+
+
+@dataclass(frozen=True)
+class WeightQuantization(CompressionMethod):
+    """Replaces the linear layers inside a model's blocks; in a model without blocks, all but output heads.
+
+    A subclass defines `coded` and `layout`. Embeddings, heads, norms and biases are not quantized.
+
+    Attributes:
+        exclude: Patterns of module names to skip, with all modules inside them, for instance ("*.down_proj",).
+    """
+
+    exclude: tuple[str, ...] = field(default=(), kw_only=True)
+
+    kind = "quantization"
+
+    def __post_init__(self) -> None:
+        check_patterns(self.exclude)
+
+    @abstractmethod
+    def coded(self, name: str, module: nn.Module) -> CodedModule:
+        """Returns the quantized form of a layer of this name, whose weights are finite."""
+
+    @abstractmethod
+    def layout(self, made: Mapping[str, Any]) -> Entry:
+        """Returns the layout entry that describes the quantized layers, by name."""
+
+    def chosen(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Returns the layers to quantize, by name."""
+        heads = output_heads(model)
+        found = block_linears if stacks(model) else linears
+        return {k: m for k, m in found(model, self.exclude).items() if k not in heads and weight_of(m).numel()}
+
+    def fits(self, model: nn.Module) -> str | None:
+        """Any module with linear layers that are not quantized yet and share no weight, its adapters merged."""
+        chosen = self.chosen(model)
+        return why_unquantizable(model, chosen, "nn.Linear or Conv1D") or _why_shared(model, chosen)
+
+    def change(self, model: nn.Module, calibration: Batches | None) -> None:
+        """Replaces the layers in place; calibration data are not used."""
+        made: dict[str, CodedModule] = {}
+        for name, module in self.chosen(model).items():
+            check_finite(name, weight_of(module), type(self).__name__)
+            made[name] = self.coded(name, module)
+        replace_modules(model, made)
+        add_layout(model, self.layout(made))
+
+
+def _why_shared(model: nn.Module, chosen: Mapping[str, nn.Module]) -> str | None:
+    """The reason why a layer cannot be quantized by itself: another module has the same weight; None if none has."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    for name, module in chosen.items():
+        others = [other for other in owners[id(module.weight)] if other != name]
+        if others:
+            return (
+                f'"{name}" is tied to "{others[0]}": both have one weight, which would be stored twice. '
+                f'Exclude it, as in exclude=("{name}",), or give the two weights of their own first.'
+            )
+    return None
