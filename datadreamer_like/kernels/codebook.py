@@ -7,6 +7,8 @@ row is padded with zero bits to whole bytes. Methods differ in their levels: cen
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -94,19 +96,26 @@ def codebook_linear(x: Tensor, packed: Tensor, levels: Tensor, *, backend: Backe
 
         y = matvec(rows, packed, levels, bits)
     elif chosen == "cpu":
-        y = _in_blocks(rows, packed, levels.to(x.dtype))
+        levels = levels.to(x.dtype)
+        y = in_blocks(rows, len(packed), lambda part: codebook_dequantize(packed[part], levels, inputs))
     else:
         y = rows @ codebook_dequantize(packed, levels.to(x.dtype), inputs, backend="reference").T
     return y.view(*x.shape[:-1], len(packed))
 
 
-def _in_blocks(rows: Tensor, packed: Tensor, levels: Tensor) -> Tensor:
+def in_blocks(rows: Tensor, outputs: int, decoded: Callable[[slice], Tensor], multiple: int = 1) -> Tensor:
+    """Returns `x Wᵀ`, [rows, out], for x [rows, in] and a function that decodes a block of the rows of W [out, in].
+
+    A block stays in a core's cache between decoding and multiplying; it begins at a multiple of `multiple` rows.
+    """
     inputs = rows.shape[1]
-    y = rows.new_empty(len(rows), len(packed))
-    step = max(1, BLOCK // max(1, inputs))
-    for start in range(0, len(packed), step):
-        weight = codebook_dequantize(packed[start : start + step], levels, inputs)
-        y[:, start : start + step] = rows @ weight.T
+    step = multiple * max(1, BLOCK // max(1, multiple * inputs))
+    if step >= outputs:
+        return F.linear(rows, decoded(slice(0, outputs)))
+    y = rows.new_empty(len(rows), outputs)
+    for start in range(0, outputs, step):
+        part = slice(start, min(start + step, outputs))
+        torch.mm(rows, decoded(part).T, out=y[:, part])
     return y
 
 

