@@ -1,7 +1,7 @@
 """Kernels: pure functions of tensors, each with a reference in plain PyTorch and possibly a faster implementation.
 
-`backend="reference"` or `backend="cpu"` forces one; None chooses the fastest available for the tensors. Arguments that
-are out of range or do not fit together, and backends that are not available, raise `DefinitionError`.
+`backend="reference"`, `"cpu"` or `"triton"` forces one; None chooses the fastest available for the tensors. Arguments
+that are out of range or do not fit together, and backends that are not available, raise `DefinitionError`.
 """
 
 import lazy_loader
