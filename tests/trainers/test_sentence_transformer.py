@@ -241,7 +241,7 @@ def test_a_students_layers_are_the_teachers_and_it_comes_closer_to_it(session, c
     assert len(student.model.transformers_model.encoder.layer) == 1
     assert student.metrics["loss"] < 0.5 * before
     found = F.mse_loss(*(torch.tensor(model.encode(TEXTS)) for model in (student.model, teacher)))
-    assert float(found) == pytest.approx(student.metrics["loss"], rel=1e-3)
+    assert found.item() == pytest.approx(student.metrics["loss"], rel=1e-3)
 
 
 def test_a_cross_encoders_margins_are_the_students(session, calm_encoder, cross_encoder):

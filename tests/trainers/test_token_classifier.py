@@ -225,7 +225,7 @@ def test_the_loss_of_soft_targets_is_the_mean_over_words(session, teacher, tiny_
             kl = F.kl_div((p / 3).log_softmax(-1), (q / 3).log_softmax(-1), log_target=True, reduction="sum")
             total += 0.7 * 9 * kl + 0.3 * F.cross_entropy(p, labels, reduction="sum")
             words += len(p)
-    assert float(found) == pytest.approx(float(total / words), rel=1e-4)
+    assert found.item() == pytest.approx(float(total / words), rel=1e-4)
 
 
 def test_hidden_states_and_adapters_work_on_tokens_too(session, teacher, tiny_encoder):
