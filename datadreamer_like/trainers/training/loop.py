@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from datadreamer_like.distillation import Objective, Outputs
+from datadreamer_like.distillation import Objective, Outputs, has_plain_head
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.evaluation.tasks.examples import Examples, ShuffledBatches, sorted_batches
 from datadreamer_like.evaluation.tasks.task import Batch, Task
@@ -52,6 +52,7 @@ class Run:
         autocast: "bf16" or "fp16" for mixed precision.
         teachers: The teacher's answers for "train" and for "validation".
         modules: The objective's own modules, trained along with the model.
+        factored: The teacher gives factors instead of logits.
     """
 
     model: Any
@@ -65,6 +66,7 @@ class Run:
     objective: Objective
     teachers: Mapping[str, TeacherAnswers]
     modules: nn.Module | None
+    factored: bool = False
 
 
 class Fit(NamedTuple):
@@ -233,6 +235,10 @@ class ObjectiveLoop(LoopOverExamples):
         # The loss of a batch is its mean; the loop divides it where batches are accumulated.
         self.loss_is_scaled_for_ga = False
         self.model_accepts_loss_kwargs = False
+        self._wants = run.objective.wants | {"logits"}
+        # Half precision needs the gradients scaled before they are computed, which those of the fused loss are not.
+        if run.factored and run.autocast != "fp16" and not self.args.torch_compile and has_plain_head(run.model):
+            self._wants |= {"factors"}
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains, and takes the objective's modules out of the model again."""
@@ -263,9 +269,8 @@ class ObjectiveLoop(LoopOverExamples):
 
     def outputs_and_loss(self, model: Any, batch: Batch, split: str) -> tuple[Outputs, torch.Tensor]:
         """Returns the student's outputs for a drawn batch, and the loss, a scalar with gradients."""
-        student = self.run.task.forward(model, batch, self.run.objective.wants | {"logits"})
-        assert student.logits is not None
-        teacher = self.run.teachers[split](batch, student.logits.shape[-1])
+        student = self.run.task.forward(model, batch, self._wants)
+        teacher = self.run.teachers[split](batch, student.classes)
         return student, self.run.objective.loss(student, teacher, batch, self.run.modules)
 
     def compute_loss(
