@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice, zip_longest
 from typing import Any
 
@@ -16,6 +16,16 @@ _END = object()
 
 Columns = Mapping[str, Mapping[str, Column]]
 """The columns of a training run: "train" and "validation", the rows that choose the best epoch, by argument name."""
+
+
+SUPERVISED = ("input", "output")
+"""Names of the columns of a trainer that learns outputs of inputs; see `named_columns`."""
+
+
+def named_columns(names: Sequence[str], train: Sequence[Any], validation: Sequence[Any]) -> dict[str, Any]:
+    """Returns the columns of a training run by argument name, such as "train_input", for `names` such as "input"."""
+    splits = {"train": train, "validation": validation}
+    return {f"{split}_{name}": c for split, columns in splits.items() for name, c in zip(names, columns, strict=True)}
 
 
 def check_columns(columns: Mapping[str, object], optional: Collection[str] = ()) -> Columns:

@@ -9,13 +9,14 @@ from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 
 from datadreamer_like.distillation import Objective, check_same_vocabulary
 from datadreamer_like.errors import DefinitionError, did_you_mean, require_extra
-from datadreamer_like.evaluation.columns import check_number
+from datadreamer_like.evaluation.columns import check_number, named_columns
 from datadreamer_like.evaluation.tasks.generation import Preferences
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.positions import by_position
 from datadreamer_like.models.trained.model_node import as_trained_model
 
 from .fine_tune import TrainHFFineTune
+from .reward_model import PREFERENCES, TrainHFRewardModel
 from .training.loop import Fit, LoopOverExamples, Run, fit
 from .training.options import TRAIN_DEFAULTS, TrainingOptions
 
@@ -59,6 +60,7 @@ class TrainHFDPO(TrainHFFineTune):
         ... )
     """
 
+    papers: ClassVar[Sequence[str]] = (_CITATION,)
     arguments: ClassVar[type[TrainingArguments]] = DPOConfig
     decided: ClassVar = {"beta", "loss_type", "disable_dropout", "precompute_ref_log_probs", "padding_free"}
     _how: Mapping[str, Any] = {}
@@ -66,10 +68,7 @@ class TrainHFDPO(TrainHFFineTune):
     @classmethod
     def example(cls) -> dict[str, Any]:
         """Returns the smallest arguments of `train`; columns are lists of values."""
-        columns = [["the cat", "the dog"], ["sat on a mat", "ran to a tree"], ["ran", "sat"]]
-        names = ("prompts", "chosen", "rejected")
-        pairs = {f"{s}_{n}": c for s in ("train", "validation") for n, c in zip(names, columns, strict=True)}
-        return {**pairs, "epochs": 2, "batch_size": 2, "learning_rate": 1e-3}
+        return TrainHFRewardModel.example()
 
     @by_position({**TRAIN_DEFAULTS, "dpo_beta": 0.1, "loss_type": "sigmoid", "disable_dropout": True, "seed": 42})
     def train(  # type: ignore[override]  # preferences have three columns, and no objective
@@ -117,9 +116,8 @@ class TrainHFDPO(TrainHFFineTune):
                     f"There are: {', '.join(LOSS_TYPES)}."
                 )
         check_number(dpo_beta, f'"{self.name}".train: dpo_beta', over=True)
-        columns = {"train_prompts": train_prompts, "train_chosen": train_chosen, "train_rejected": train_rejected}
-        columns |= {"validation_prompts": validation_prompts, "validation_chosen": validation_chosen}
-        columns |= {"validation_rejected": validation_rejected}
+        train = train_prompts, train_chosen, train_rejected
+        columns = named_columns(PREFERENCES, train, (validation_prompts, validation_chosen, validation_rejected))
         self._how = {
             "dpo_beta": float(dpo_beta),
             "loss_type": losses,
@@ -169,11 +167,6 @@ class TrainHFDPO(TrainHFFineTune):
         reference = self._how["ref_model"]
         if reference is not None and reference.node is None:
             self.card.register("Model Name", reference.path)
-
-    @property
-    def citation(self) -> list[str]:
-        """The paper of the method, and those of the model that training starts from."""
-        return [_CITATION, *(super().citation or [])]
 
 
 class _Loop(LoopOverExamples, DPOTrainer):

@@ -49,7 +49,6 @@ class GroupPolicyTrainer(PolicyTrainer):
 
     loop: ClassVar[type[_GroupLoop]]
     method: ClassVar[str]
-    paper: ClassVar[str]
     decided: ClassVar = {
         "max_completion_length", "reward_weights", "model_init_kwargs", "shuffle_dataset", "generation_batch_size",
         "sync_ref_model", "cast_lm_head_to_fp32", "metric_for_best_model", "greater_is_better",
@@ -124,11 +123,6 @@ class GroupPolicyTrainer(PolicyTrainer):
         """Records the origin of the model and of the reward, the method and the metrics on the card."""
         super().fill_card(metrics, objective)
         self.card.facts["Method"] = f"{self.method} with trl, {self._answers} answers to a prompt"
-
-    @property
-    def citation(self) -> list[str]:
-        """The paper of the method, and those of the model that training starts from."""
-        return [self.paper, *(super().citation or [])]
 
 
 class _GroupLoop(LoopOverExamples):
@@ -246,13 +240,15 @@ class TrainHFGRPO(GroupPolicyTrainer):
     arguments: ClassVar[type[TrainingArguments]] = GRPOConfig
     loop: ClassVar[type[_GroupLoop]] = _GRPOLoop
     method: ClassVar[str] = "GRPO"
-    paper: ClassVar[str] = """@article{shao2024deepseekmath,
+    papers: ClassVar[Sequence[str]] = (
+        """@article{shao2024deepseekmath,
   title={DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models},
   author={Shao, Zhihong and Wang, Peiyi and Zhu, Qihao and Xu, Runxin and Song, Junxiao and Bi, Xiao and Zhang, Haowei
     and Zhang, Mingchuan and Li, Y. K. and Wu, Y. and Guo, Daya},
   journal={arXiv preprint arXiv:2402.03300},
   year={2024}
-}"""
+}""",
+    )
 
 
 class TrainHFRLOO(GroupPolicyTrainer):
@@ -276,10 +272,12 @@ class TrainHFRLOO(GroupPolicyTrainer):
     arguments: ClassVar[type[TrainingArguments]] = RLOOConfig
     loop: ClassVar[type[_GroupLoop]] = _RLOOLoop
     method: ClassVar[str] = "RLOO"
-    paper: ClassVar[str] = """@article{ahmadian2024back,
+    papers: ClassVar[Sequence[str]] = (
+        """@article{ahmadian2024back,
   title={Back to Basics: Revisiting {REINFORCE} Style Optimization for Learning from Human Feedback in {LLMs}},
   author={Ahmadian, Arash and Cremer, Chris and Gall{\\'e}, Matthias and Fadaee, Marzieh and Kreutzer, Julia and
     Pietquin, Olivier and {\\"U}st{\\"u}n, Ahmet and Hooker, Sara},
   journal={arXiv preprint arXiv:2402.14740},
   year={2024}
-}"""
+}""",
+    )

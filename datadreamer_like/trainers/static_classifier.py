@@ -57,10 +57,7 @@ class TrainStaticClassifier(TrainHFClassifier):
 
     Example:
         >>> trainer = TrainStaticClassifier("Static", model_name="sentence-transformers/all-MiniLM-L6-v2")
-        >>> trainer.train(  # doctest: +SKIP
-        ...     train_input=train.output["text"], train_output=train.output["topic"],
-        ...     validation_input=validation.output["text"], validation_output=validation.output["topic"],
-        ... )
+        >>> trainer.train(**columns)  # doctest: +SKIP
         >>> trainer.predict(["A parser for command-line options."]).labels  # doctest: +SKIP
         ['cli']
     """

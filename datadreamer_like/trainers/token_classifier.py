@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from datadreamer_like.distillation import Objective
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError
-from datadreamer_like.evaluation.columns import Columns
+from datadreamer_like.evaluation.columns import SUPERVISED, Columns, named_columns
 from datadreamer_like.evaluation.tasks.task import Task, row_limit
 from datadreamer_like.evaluation.tasks.token_classification import TokenClassification, find_span_labels
 from datadreamer_like.graph.output import Column
@@ -49,8 +49,7 @@ class TrainHFTokenClassifier(HFTrainer):
         """Returns the smallest arguments of `train`; columns are lists of values."""
         texts = ["the cat sat", "a dog ran"]
         spans = [[{"start": 4, "end": 7, "label": "animal"}], [{"start": 2, "end": 5, "label": "animal"}]]
-        columns = {"train_input": texts, "train_output": spans, "validation_input": texts, "validation_output": spans}
-        return {**columns, "epochs": 2, "batch_size": 2, "learning_rate": 1e-3}
+        return {**named_columns(SUPERVISED, *[(texts, spans)] * 2), "epochs": 2, "batch_size": 2, "learning_rate": 1e-3}
 
     @takes_training_options
     def train(
@@ -90,13 +89,12 @@ class TrainHFTokenClassifier(HFTrainer):
             DataDreamerError: See `TrainHFClassifier.train`.
         """
         objective = check_objective(objective)
-        spans = {"train_output": train_output, "validation_output": validation_output}
+        columns = named_columns(SUPERVISED, (train_input, train_output), (validation_input, validation_output))
         for name, value in {"every_token": every_token, "snap": snap}.items():
             if not isinstance(value, bool):
                 raise ArgumentTypeError(f'"{self.name}".train: {name} must be True or False, not {value!r}.')
         self._every, self._snap = every_token, snap
-        columns = {"train_input": train_input, "validation_input": validation_input, **spans}
-        optional = optional_labels(self.name, spans, objective)
+        optional = optional_labels(self.name, columns, objective)
         return self.run_training(columns, options, objective, {"every_token": every_token, "snap": snap}, optional)
 
     def make_task(
