@@ -17,8 +17,9 @@ from datadreamer_like.models.trained.model_node import as_trained_model
 
 from .fine_tune import TrainHFFineTune
 from .reward_model import PREFERENCES, TrainHFRewardModel
-from .training.loop import Fit, LoopOverExamples, Run, fit
+from .training.loop import Fit, Run, fit
 from .training.options import TRAIN_DEFAULTS, TrainingOptions
+from .training.trl_loop import TRLLoop
 
 require_extra("trl", "trl", what="TrainHFDPO")
 
@@ -169,7 +170,7 @@ class TrainHFDPO(TrainHFFineTune):
             self.card.register("Model Name", reference.path)
 
 
-class _Loop(LoopOverExamples, DPOTrainer):
+class _Loop(TRLLoop, DPOTrainer):
     """trl's loop over tokenized rows."""
 
     def __init__(self, run: Run, reference: PreTrainedModel | None, **options: Any) -> None:
@@ -187,6 +188,3 @@ class _Loop(LoopOverExamples, DPOTrainer):
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         return self.run.train if dataset_name == "train" else self.run.validation
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Does nothing: the trainer writes the card."""

@@ -21,10 +21,11 @@ from datadreamer_like.graph.positions import by_position
 from datadreamer_like.models.trained.prompt_template import has_template
 
 from .policy import PolicyTrainer
-from .training.loop import Fit, LoopOverExamples, Run, fit
+from .training.loop import Fit, Run, fit
 from .training.options import TRAIN_DEFAULTS, TrainingOptions
 from .training.policy_loop import RepeatedBatches
 from .training.rewards import Reward, RewardModel
+from .training.trl_loop import TRLLoop
 
 require_extra("trl", "trl", what="TrainHFGRPO and TrainHFRLOO")
 
@@ -125,7 +126,7 @@ class GroupPolicyTrainer(PolicyTrainer):
         self.card.facts["Method"] = f"{self.method} with trl, {self._answers} answers to a prompt"
 
 
-class _GroupLoop(LoopOverExamples):
+class _GroupLoop(TRLLoop):
     """trl's loop over our prompts: each batch has all answers to its prompts, as often as steps are taken on them."""
 
     temperature: float  # set by trl
@@ -187,12 +188,7 @@ class _GroupLoop(LoopOverExamples):
         devices = [self.run.device] if self.run.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.args.seed)
-            found: dict[str, float] = super().evaluate(*args, **kwargs)
-        logged = {name: value for name, value in self.state.log_history[-1].items() if name.startswith("eval_")}
-        return {**found, **logged}
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Does nothing: the trainer writes the card."""
+            return super().evaluate(*args, **kwargs)
 
 
 class _GroupBatches(RepeatedBatches):
@@ -224,7 +220,9 @@ class TrainHFGRPO(GroupPolicyTrainer):
 
     Shao et al. 2024, arXiv:2402.03300: some answers to each prompt are rewarded, and the advantage of each is its
     reward less the mean of its group, over the standard deviation. No value is learned. The loop and the losses are
-    trl's. For the arguments and errors see `TrainHFFineTune`.
+    trl's: with `beta`, it weighs the KL to the reference by the ratio of the probabilities (DeepSeek-AI 2025,
+    arXiv:2512.02556), and the paper's is `use_bias_correction_kl=False`. For the arguments and errors see
+    `TrainHFFineTune`.
 
     Raises:
         MissingExtra: trl is not installed.
