@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice, zip_longest
 from typing import Any
 
+import numpy as np
+
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset
 from datadreamer_like.graph import OutputDatasetMixin
 from datadreamer_like.graph.output import Column
@@ -135,12 +137,18 @@ def check_number(
     """
     if value is None and optional:
         return
+    value = plain(value)
     if not isinstance(value, int if whole else int | float) or isinstance(value, bool):
         raise ArgumentTypeError(f"{what} must be {'a whole number' if whole else 'a number'}, not {value!r}.")
     if not math.isfinite(value):
         raise DefinitionError(f"{what} is {value}; it must be a finite number.")
     if value < least or (over and value == least):
         raise DefinitionError(f"{what} is {value}; it must be {'over' if over else 'at least'} {least}.")
+
+
+def plain(value: Any) -> Any:
+    """Returns a number of numpy as Python's own, and other values as they are."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _different(columns: Mapping[str, Column]) -> str:

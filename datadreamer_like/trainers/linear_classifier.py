@@ -93,7 +93,7 @@ class TrainLinearClassifier(Trainer):
                 "of them, such as word_ngrams=(1, 2)."
             )
         check_number(max_features, f"{type(self).__name__}: max_features", 1, whole=True, optional=True)
-        self.max_features = max_features
+        self.max_features = None if max_features is None else int(max_features)
 
     @classmethod
     def example(cls) -> dict[str, Any]:

@@ -86,8 +86,8 @@ class TrainStaticClassifier(TrainHFClassifier):
         check_number(dropout, f"{who}: dropout", 0)
         if dropout >= 1:
             raise DefinitionError(f"{who}: dropout is {dropout}; it must be below 1.")
-        self.dimensions, self.vocabulary = dimensions, vocabulary
-        self.hidden_units, self.dropout = hidden_units, float(dropout)
+        self.dimensions, self.vocabulary = int(dimensions), int(vocabulary)
+        self.hidden_units, self.dropout = int(hidden_units), float(dropout)
 
     @by_position({**TRAIN_DEFAULTS, **_DEFAULTS, "seed": 42})
     def train(
