@@ -112,11 +112,7 @@ class TrainHFClassifier(HFTrainer):
         objective = check_objective(objective)
         columns = named_columns(SUPERVISED, (train_input, train_output), (validation_input, validation_output))
         optional = optional_labels(self.name, columns, objective)
-        checked_weights(class_weights, f'"{self.name}".train')
-        if class_weights is not None and not objective.needs_labels:
-            raise DefinitionError(
-                f'"{self.name}": class_weights weigh labels, and {type(objective).__name__} uses none. Leave them out.'
-            )
+        check_weights(self.name, class_weights, objective)
         check_number(label_smoothing_factor, f'"{self.name}".train: label_smoothing_factor', 0)
         if label_smoothing_factor >= 1:
             raise DefinitionError(f'"{self.name}".train: label_smoothing_factor must be below 1.')
@@ -191,6 +187,19 @@ def head_options(labels: LabelSet) -> dict[str, Any]:
         "label2id": labels.label2id,
         "problem_type": f"{'multi' if labels.multi else 'single'}_label_classification",
     }
+
+
+def check_weights(name: str, weights: object, objective: Objective) -> None:
+    """Checks the `class_weights` of a trainer called `name`; see `checked_weights` for the errors.
+
+    Raises:
+        DefinitionError: The objective uses no labels.
+    """
+    checked_weights(weights, f'"{name}".train')
+    if weights is not None and not objective.needs_labels:
+        raise DefinitionError(
+            f'"{name}": class_weights weigh labels, and {type(objective).__name__} uses none. Leave them out.'
+        )
 
 
 def optional_labels(name: str, columns: Mapping[str, object], objective: Objective) -> tuple[str, ...]:
