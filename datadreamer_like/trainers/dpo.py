@@ -53,12 +53,7 @@ class TrainHFDPO(TrainHFFineTune):
 
     Example:
         >>> trainer = TrainHFDPO("Aligned", model_name="HuggingFaceTB/SmolLM2-135M-Instruct")
-        >>> trainer.train(  # doctest: +SKIP
-        ...     train_prompts=train.output["prompt"], train_chosen=train.output["chosen"],
-        ...     train_rejected=train.output["rejected"], validation_prompts=validation.output["prompt"],
-        ...     validation_chosen=validation.output["chosen"], validation_rejected=validation.output["rejected"],
-        ...     learning_rate=5e-6,
-        ... )
+        >>> trainer.train(**columns, learning_rate=5e-6)  # doctest: +SKIP
     """
 
     papers: ClassVar[Sequence[str]] = (_CITATION,)

@@ -106,8 +106,7 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
             validation_input: Validation texts, used to choose C.
             validation_output: Their labels.
             objective: The objective to minimise, on logits; None for the labels alone.
-            C: Inverse strength of the penalty on the weights: a number, or several to choose from by the validation
-                loss. None tries 1, 10, 100 and 1,000. They are tried in rising order until the loss rises.
+            C: Inverse strength of the penalty on the weights; see `TrainLinearClassifier.train`.
             truncate: Cut texts that are longer than the maximum; False raises an error instead.
             max_length: Maximum length of a text in tokens; None for the model's own limit.
             batch_size: Texts that are embedded together.
