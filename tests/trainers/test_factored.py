@@ -94,6 +94,18 @@ def test_loss_and_gradients_are_those_of_the_logits(family: str, kind: str) -> N
     assert not wanted
 
 
+def test_states_under_autocast_have_the_dtype_of_the_logits() -> None:
+    model, task, batch = case("qwen2")
+    teacher = tiny_models.made(type(model), model.config, seed=5)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = [task.forward(each, batch, LOGITS) for each in (model, teacher)]
+        found = [task.forward(each, batch, FACTORS) for each in (model, teacher)]
+    assert found[0].factors.states.dtype == wanted[0].logits.dtype == torch.bfloat16
+    torch.testing.assert_close(found[0].factors.logits(), wanted[0].logits)
+    losses = [WordLevel(TEACHER).loss(*pair, batch).item() for pair in (wanted, found)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_teacher_that_lacks_tokens_of_the_student_gives_the_loss_of_the_logits(kind: str) -> None:
     model, task, batch = case("llama")
