@@ -47,9 +47,11 @@ def log_probability(model: Any, tokenizer: Any, prompt: str, answer: str) -> tor
     return logits.log_softmax(-1).gather(-1, ids[0, len(asked) :, None]).sum()
 
 
-def by_formula(model: Any, reference: Any, tokenizer: Any, loss_type: str, beta: float) -> torch.Tensor:
+def by_formula(
+    model: Any, reference: Any, tokenizer: Any, loss_type: str, beta: float, rows: dict[str, Any] = PAIRS
+) -> torch.Tensor:
     losses = []
-    for prompt, chosen, rejected in zip(*PAIRS.values(), strict=True):
+    for prompt, chosen, rejected in zip(*rows.values(), strict=True):
         margins, lengths = [], []
         for answer in (chosen, rejected):
             with torch.no_grad():
@@ -87,6 +89,22 @@ def test_steps_are_those_of_the_formula(session, tiny_causal_lm):
     assert trainer.card.facts["Method"] == "DPO with trl's loss sigmoid, beta 0.3"
     assert "rafailov2023direct" in "".join(trainer.card.citations)
     assert trainer.card.base_model == str(tiny_causal_lm)
+
+
+def test_each_validation_row_counts_once_in_a_smaller_last_batch_too(session, tiny_causal_lm):
+    rows = {name: [*values, values[1]] for name, values in PAIRS.items()}
+    rows["chosen"][-1], rows["rejected"][-1] = rows["rejected"][1], rows["chosen"][1]  # a loss far from the others'
+    trainer = TrainHFDPO("DPO", str(tiny_causal_lm))
+    trainer.train(**columns(validation=rows), dpo_beta=0.3, epochs=1, batch_size=2, **OPTIONS)
+    tokenizer, reference = (each.from_pretrained(tiny_causal_lm) for each in (AutoTokenizer, AutoModelForCausalLM))
+    with torch.no_grad():
+        each = [
+            by_formula(trainer.model, reference, tokenizer, "sigmoid", 0.3, {n: [v[row]] for n, v in rows.items()})
+            for row in range(5)
+        ]
+    assert trainer.metrics["loss"] == pytest.approx(torch.stack(each).mean().item(), abs=1e-5)
+    right = sum(loss < torch.tensor(2.0).log() for loss in each) / 5
+    assert trainer.metrics["rewards/accuracies"] == pytest.approx(float(right), abs=1e-6)
 
 
 @pytest.mark.parametrize("loss_type", ["sigmoid", "hinge", "ipo"])
