@@ -20,11 +20,12 @@ export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test torture lint format bench house clean
+.PHONY: help setup demo test examples torture lint format bench house clean
 
 help:
 	@echo "make demo     from real text to a small published student, on this machine (examples/quickstart.py)"
 	@echo "make test     the whole test suite; PYTEST_ARGS=\"tests/graph -x\" narrows it"
+	@echo "make examples every script in examples/, in its short form (about 3 minutes)"
 	@echo "make torture  tests that kill processes at random, for ten times as many seeds (about 20 minutes)"
 	@echo "make lint     ruff, mypy --strict, import-linter, typos, plain words; stops at the first problem"
 	@echo "make format   fix what ruff can fix"
@@ -42,7 +43,10 @@ demo: $(DEMO)
 
 # Two tests at a time, each on one thread: many wait for servers and subprocesses. PYTEST_ARGS="-n 0" runs one at a time.
 test: $(DEV)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/examples $(PYTEST_ARGS)
+
+examples: $(DEV)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist load tests/examples $(PYTEST_ARGS)
 
 torture: $(DEV)
 	@KILL_SEEDS=10 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist load -m kill tests/promises $(PYTEST_ARGS)

@@ -46,7 +46,8 @@ def make_student(tokenizer):
 if not TEACHER.exists():
     TrainedModel(MODEL).export(to=TEACHER)  # unpacked once, which takes longer than to load it
 teacher = TrainedModel(TEACHER)
-make_student(teacher.tokenizer)
+if not STUDENT.exists():
+    make_student(teacher.tokenizer)
 
 with DataDreamer(OUTPUT / "session"):
     source = CSVDataSource("Packages", data_files=DATA / "package_descriptions_train.csv")

@@ -3,6 +3,8 @@ from .born_again import PermutedTargets as PermutedTargets
 from .distilbert import DistilBERT as DistilBERT
 from .distilbert import distilbert_student as distilbert_student
 from .ensemble import Ensemble as Ensemble
+from .factored import capture_factors as capture_factors
+from .factored import has_plain_head as has_plain_head
 from .generated import Beams as Beams
 from .generated import Completions as Completions
 from .hidden_states import HiddenStates as HiddenStates
@@ -19,6 +21,7 @@ from .objectives import Objective as Objective
 from .objectives import SoftTargets as SoftTargets
 from .objectives import Supervised as Supervised
 from .on_policy import OnPolicy as OnPolicy
+from .outputs import Factors as Factors
 from .outputs import Outputs as Outputs
 from .outputs import Projections as Projections
 from .probabilities import Predictor as Predictor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 from datadreamer_like.errors import DefinitionError
 
@@ -55,5 +56,5 @@ class Completions:
 
 def check_count(name: str, value: object) -> None:
     """Raises `DefinitionError` if an option is not a whole number of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise DefinitionError(f"{name} is {value!r}; it must be a whole number of at least 1.")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
 from datadreamer_like.kernels.divergences import Divergence, check_alpha, check_temperature
 
+from .factored import fused_loss
 from .generated import Beams, Completions
 from .losses import (
     IGNORED_LABEL,
@@ -78,6 +79,11 @@ class Objective(ABC):
     @property
     def own_tokens(self) -> bool:
         """Whether the teacher reads the texts with its own tokenizer, which may be another than the student's."""
+        return False
+
+    @property
+    def takes_factors(self) -> bool:
+        """Whether `loss` also takes `Outputs.factors` instead of logits, which are then never in memory for a batch."""
         return False
 
     @property
@@ -205,6 +211,11 @@ class SoftTargets(TeacherObjective):
         return self.alpha < 1
 
     @property
+    def takes_factors(self) -> bool:
+        """True, unless a subclass has another loss."""
+        return type(self).loss is SoftTargets.loss
+
+    @property
     def temperatures(self) -> frozenset[float]:
         """The one temperature."""
         return frozenset({self.temperature})
@@ -215,6 +226,9 @@ class SoftTargets(TeacherObjective):
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the weighted sum of the soft term and the cross-entropy with the labels."""
+        fused = fused_loss(student, teacher, batch, temperature=self.temperature, alpha=self.alpha)
+        if fused is not None:
+            return fused
         logits = logits_of(student, "student")
         if teacher is not None and teacher.targets is not None:
             soft, hard = sparse_and_label_loss(
@@ -317,6 +331,11 @@ class Combined(Objective):
     def own_tokens(self) -> bool:
         """Whether the teacher reads its own tokens."""
         return any(each.own_tokens for each in self.objectives)
+
+    @property
+    def takes_factors(self) -> bool:
+        """Whether all objectives take them."""
+        return all(objective.takes_factors for objective in self.objectives)
 
     @property
     def temperatures(self) -> frozenset[float]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from datadreamer_like.kernels.divergences import Divergence, check_divergence
 
+from .factored import fused_loss
 from .generated import Completions
 from .losses import divergence
 from .objectives import TeacherObjective
@@ -63,7 +64,15 @@ class OnPolicy(TeacherObjective):
         """The student's samples."""
         return Completions(self.fraction, self.max_new_tokens, self.temperature)
 
+    @property
+    def takes_factors(self) -> bool:
+        """True, unless a subclass has another loss."""
+        return type(self).loss is OnPolicy.loss
+
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the divergence over the answers, sampled or not."""
+        fused = fused_loss(student, teacher, batch, self.kind, self.temperature, 1.0, self.beta, self.skew)
+        if fused is not None:
+            return fused
         pair = shared_tokens(logits_of(student, "student"), logits_of(teacher, "teacher"), self.kind)
         return divergence(*pair, self.kind, self.temperature, self.beta, self.skew, mask=counted(batch))

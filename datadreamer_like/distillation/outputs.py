@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from datadreamer_like.errors import DefinitionError
 
@@ -13,6 +14,8 @@ from .losses import IGNORED_LABEL
 from .sparse_losses import SparseTargets
 
 Batch = Mapping[str, Tensor]
+
+_CHUNK_NUMBERS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,29 @@ class Projections:
 
 
 @dataclass(frozen=True)
+class Factors:
+    """Logits that are not computed: states [..., size] and the output layer [classes, size] that makes logits of them.
+
+    The layer may have a `bias` [classes]. Logits are in the dtype of the states.
+    """
+
+    states: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def logits(self) -> Tensor:
+        """Returns the logits [..., classes] of all states."""
+        bias = None if self.bias is None else self.bias.to(self.states.dtype)
+        return F.linear(self.states, self.weight.to(self.states.dtype), bias)
+
+    def logits_by_part(self, kept: Tensor) -> Iterator[Tensor]:
+        """Yields the logits [some, classes] of the states that the mask `kept` [...] keeps, one after another."""
+        states, size = self.states[kept], max(1, _CHUNK_NUMBERS // len(self.weight))
+        for start in range(0, max(1, len(states)), size):
+            yield replace(self, states=states[start : start + size]).logits()
+
+
+@dataclass(frozen=True)
 class Outputs:
     """A model's outputs for one batch, computed or stored; fields that no objective needs are None.
 
@@ -42,6 +68,7 @@ class Outputs:
         positions: Bool [batch, seq of the logits], the positions of `logits` that count; None for the batch's `mask`.
             A teacher that reads its own tokens has its own.
         targets: Of a stored teacher, instead of its logits: a few of its probabilities at each of their positions.
+        factors: Of a language model, instead of its logits; see `Objective.takes_factors`.
     """
 
     logits: Tensor | None = None
@@ -51,10 +78,24 @@ class Outputs:
     mask: Tensor | None = None
     positions: Tensor | None = None
     targets: SparseTargets | None = None
+    factors: Factors | None = None
+
+    @property
+    def classes(self) -> int:
+        """Number of classes or tokens of the logits."""
+        return logits_of(self, "model").shape[-1] if self.factors is None else len(self.factors.weight)
+
+    def at(self, positions: Callable[[Tensor], Tensor]) -> Outputs:
+        """Returns the outputs with the logits, or the states of their factors, that `positions` returns for them."""
+        logits = None if self.logits is None else positions(self.logits)
+        factors = None if self.factors is None else replace(self.factors, states=positions(self.factors.states))
+        return replace(self, logits=logits, factors=factors)
 
 
 def logits_of(outputs: Outputs | None, role: str) -> Tensor:
     """Returns the logits of a student or teacher, its `role`; `DefinitionError` if there are none."""
+    if outputs is not None and outputs.logits is None and outputs.factors is not None:
+        return outputs.factors.logits()
     if outputs is None or outputs.logits is None:
         raise DefinitionError(f"The {role}'s outputs have no logits. Pass Outputs(logits=...).")
     return outputs.logits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from torch import Tensor, nn
@@ -21,7 +21,31 @@ from .teacher import Teacher, TextTeacher
 
 
 @dataclass(frozen=True)
-class SequenceLevel(TeacherObjective):
+class _WrittenAnswers(TeacherObjective):
+    """Objectives of language models whose teacher writes the answers to learn, once, before training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.beams
+
+    @classmethod
+    def example(cls, teacher: Teacher | TextTeacher) -> Self:
+        """The objective with this teacher and short answers, for tests and documentation."""
+        return replace(cls(teacher), beam_size=2, max_new_tokens=4)  # type: ignore[call-arg]
+
+    @property
+    def fits(self) -> frozenset[str]:
+        """Language models."""
+        return frozenset({"generation"})
+
+    @property
+    def teacher_wants(self) -> frozenset[str]:
+        """Nothing: the teacher's answers are in the rows."""
+        return frozenset()
+
+
+@dataclass(frozen=True)
+class SequenceLevel(_WrittenAnswers):
     """Sequence-level distillation: `alpha` weighs the likelihood of the teacher's answers, found by beam search.
 
     Kim and Rush 2016, arXiv:1606.07947: the loss is `alpha NLL(teacher's answer) + (1 - alpha) NLL(reference)`, each
@@ -49,22 +73,6 @@ class SequenceLevel(TeacherObjective):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_alpha(self.alpha)
-        _ = self.beams
-
-    @classmethod
-    def example(cls, teacher: Teacher | TextTeacher) -> Self:
-        """The objective with this teacher and short answers, for tests and documentation."""
-        return cls(teacher, beam_size=2, max_new_tokens=4)
-
-    @property
-    def fits(self) -> frozenset[str]:
-        """Language models."""
-        return frozenset({"generation"})
-
-    @property
-    def teacher_wants(self) -> frozenset[str]:
-        """Nothing: the teacher's answers are in the rows."""
-        return frozenset()
 
     @property
     def needs_labels(self) -> bool:
@@ -96,7 +104,7 @@ class SequenceLevel(TeacherObjective):
 
 
 @dataclass(frozen=True)
-class SequenceInterpolation(TeacherObjective):
+class SequenceInterpolation(_WrittenAnswers):
     """Likelihood of the one of the teacher's beams that is closest to the reference.
 
     Kim and Rush 2016, arXiv:1606.07947, section 3.3: closest is the highest smoothed sentence BLEU, over words split at
@@ -113,25 +121,6 @@ class SequenceInterpolation(TeacherObjective):
 
     beam_size: int = 5
     max_new_tokens: int = 128
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _ = self.beams
-
-    @classmethod
-    def example(cls, teacher: Teacher | TextTeacher) -> Self:
-        """The objective with this teacher and short answers, for tests and documentation."""
-        return cls(teacher, beam_size=2, max_new_tokens=4)
-
-    @property
-    def fits(self) -> frozenset[str]:
-        """Language models."""
-        return frozenset({"generation"})
-
-    @property
-    def teacher_wants(self) -> frozenset[str]:
-        """Nothing: the teacher's answers are in the rows."""
-        return frozenset()
 
     @property
     def needs_labels(self) -> bool:

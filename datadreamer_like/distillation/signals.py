@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -262,7 +263,7 @@ def check_signals(signals: object) -> tuple[Signals, ...]:
 
 
 def _check_count(value: object, name: Literal["k", "n"]) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise ArgumentTypeError(f"{name} must be a whole number of tokens, not {value!r}.")
     if value < 1:
         raise DefinitionError(f"{name} is {value}; at least one token must be stored at each position.")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from datadreamer_like.kernels.divergences import Divergence, check_alpha, check_divergence
 
+from .factored import fused_loss
 from .losses import divergence, supervised_loss
 from .objectives import TeacherObjective, check_temperatures
 from .outputs import Batch, Outputs, counted, logits_of
@@ -60,6 +61,11 @@ class WordLevel(TeacherObjective):
         return self.alpha < 1
 
     @property
+    def takes_factors(self) -> bool:
+        """True, unless a subclass has another loss."""
+        return type(self).loss is WordLevel.loss
+
+    @property
     def temperatures(self) -> frozenset[float]:
         """The one temperature."""
         return frozenset({self.temperature})
@@ -70,6 +76,9 @@ class WordLevel(TeacherObjective):
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the weighted sum of the negative log-likelihood and the divergence."""
+        fused = fused_loss(student, teacher, batch, self.kind, self.temperature, self.alpha, self.beta, self.skew)
+        if fused is not None:
+            return fused
         ours = logits_of(student, "student")
         if teacher is not None and teacher.targets is not None:
             apart, likelihood = sparse_and_label_loss(

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from datadreamer_like.errors import DataError, DefinitionError, EmptyDataset, LabelError
+from datadreamer_like.errors import DataError, EmptyDataset, LabelError
 from datadreamer_like.models.trained.predictions import probabilities as probabilities_of
+
+from .columns import check_number
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -161,8 +163,7 @@ def _events(probabilities: ArrayLike, labels: ArrayLike) -> Iterator[tuple[Array
 
 
 def _bins(confidence: Array, right: Array, bins: int, adaptive: bool) -> list[ReliabilityBin]:
-    if not isinstance(bins, int) or bins < 1:
-        raise DefinitionError(f"bins is {bins!r}; it must be a whole number of at least 1.")
+    check_number(bins, "bins", 1, whole=True)
     if adaptive:
         order = np.argsort(confidence, kind="stable")
         parts = [part for part in np.array_split(order, bins) if len(part)]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice, zip_longest
 from typing import Any
+
+import numpy as np
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset
 from datadreamer_like.graph import OutputDatasetMixin
@@ -16,6 +18,16 @@ _END = object()
 
 Columns = Mapping[str, Mapping[str, Column]]
 """The columns of a training run: "train" and "validation", the rows that choose the best epoch, by argument name."""
+
+
+SUPERVISED = ("input", "output")
+"""Names of the columns of a trainer that learns outputs of inputs; see `named_columns`."""
+
+
+def named_columns(names: Sequence[str], train: Sequence[Any], validation: Sequence[Any]) -> dict[str, Any]:
+    """Returns the columns of a training run by argument name, such as "train_input", for `names` such as "input"."""
+    splits = {"train": train, "validation": validation}
+    return {f"{split}_{name}": c for split, columns in splits.items() for name, c in zip(names, columns, strict=True)}
 
 
 def check_columns(columns: Mapping[str, object], optional: Collection[str] = ()) -> Columns:
@@ -125,12 +137,18 @@ def check_number(
     """
     if value is None and optional:
         return
+    value = plain(value)
     if not isinstance(value, int if whole else int | float) or isinstance(value, bool):
         raise ArgumentTypeError(f"{what} must be {'a whole number' if whole else 'a number'}, not {value!r}.")
     if not math.isfinite(value):
         raise DefinitionError(f"{what} is {value}; it must be a finite number.")
     if value < least or (over and value == least):
         raise DefinitionError(f"{what} is {value}; it must be {'over' if over else 'at least'} {least}.")
+
+
+def plain(value: Any) -> Any:
+    """Returns a number of numpy as Python's own, and other values as they are."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _different(columns: Mapping[str, Column]) -> str:

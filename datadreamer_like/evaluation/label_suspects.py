@@ -10,6 +10,8 @@ import numpy as np
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, require_extra
 
+from .columns import check_number
+
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -121,8 +123,7 @@ def _checked(examples: Any, labels: Sequence[Any], classifier: Any, folds: int) 
     features = np.asarray(examples, dtype=object if texts else None)
     if len(features) != len(labels):
         raise DefinitionError(f"There are {len(features):,} examples and {len(labels):,} labels; pass one a row.")
-    if not isinstance(folds, int) or folds < 2:
-        raise DefinitionError(f"folds is {folds!r}; it must be 2 or more.")
+    check_number(folds, "folds", 2, whole=True)
     if classifier is not None and not hasattr(classifier, "predict_proba"):
         raise ArgumentTypeError(
             f"A {type(classifier).__name__} has no predict_proba. Pass a scikit-learn classifier that has."

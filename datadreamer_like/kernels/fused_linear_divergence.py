@@ -77,7 +77,7 @@ def fused_linear_divergence(
     Example:
         >>> hidden, head = torch.randn(6, 4, requires_grad=True), torch.randn(9, 4)
         >>> loss = fused_linear_divergence(hidden, head, hidden.detach(), head)
-        >>> round(float(loss), 6)
+        >>> round(loss.item(), 6)
         0.0
     """
     check_alpha(alpha)

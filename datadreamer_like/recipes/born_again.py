@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from datadreamer_like.distillation import Objective, SoftTargets
 from datadreamer_like.errors import ArgumentTypeError
-from datadreamer_like.evaluation.columns import check_number
+from datadreamer_like.evaluation.columns import SUPERVISED, check_number, named_columns
 from datadreamer_like.graph.output import Column
 from datadreamer_like.models import EnsembleModel
 from datadreamer_like.models.trained.model_node import ModelNode
@@ -70,6 +70,7 @@ class BornAgain:
         >>> Compare("Generations", [born.teacher, *born.students, born.ensemble], texts, topics)  # doctest: +SKIP
     """
 
+    result_version: ClassVar[int] = 1
     papers = ("1805.04770",)
 
     def __init__(
@@ -123,7 +124,7 @@ class BornAgain:
     def example(cls) -> dict[str, Any]:
         """Returns the smallest arguments but name and trainer, for tests and documentation; columns are lists."""
         texts, labels = ["a cat", "a dog", "the cat", "the dog"], ["cat", "dog"] * 2
-        columns = {"train_input": texts, "train_output": labels, "validation_input": texts, "validation_output": labels}
+        columns = named_columns(SUPERVISED, *[(texts, labels)] * 2)
         return {**columns, "generations": 2, "epochs": 1, "batch_size": 2, "learning_rate": 1e-3}
 
     @property

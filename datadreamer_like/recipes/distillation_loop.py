@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from datadreamer_like.distillation import Probabilities, SoftTargets
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset
@@ -115,6 +115,8 @@ class DistillationLoop:
         ... )
         >>> print(loop)  # doctest: +SKIP
     """
+
+    result_version: ClassVar[int] = 1
 
     def __init__(
         self,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 from datadreamer_like.errors import DefinitionError, MethodMisfit
-from datadreamer_like.evaluation.columns import check_column, check_number
+from datadreamer_like.evaluation.columns import SUPERVISED, check_column, check_number, named_columns
 from datadreamer_like.graph.output import Column
 from datadreamer_like.report import Table, TableColumn
 from datadreamer_like.stages import Calibrate
@@ -65,6 +65,8 @@ class SelfTraining:
         >>> grown.student.predict(["Parses command lines."]).labels  # doctest: +SKIP
         ['cli']
     """
+
+    result_version: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -130,7 +132,7 @@ class SelfTraining:
     def example(cls) -> dict[str, Any]:
         """Returns the smallest arguments but name and trainer, for tests and documentation; columns are lists."""
         texts, labels = ["a cat", "a dog"], ["cat", "dog"]
-        columns = {"train_input": texts, "train_output": labels, "validation_input": texts, "validation_output": labels}
+        columns = named_columns(SUPERVISED, *[(texts, labels)] * 2)
         return {**columns, "unlabelled": ["the cat", "the dog"], "threshold": 0.5, "rounds": 1}
 
     def _train(self, trainer: MakeTrainer, rows: Step, validation: Any, options: Any, facts: dict[str, Any]) -> None:

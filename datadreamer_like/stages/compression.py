@@ -23,6 +23,7 @@ from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.quiet import quiet
+from datadreamer_like.models.trained.embedder_files import copy_modules
 from datadreamer_like.models.trained.model_files import write_card
 from datadreamer_like.models.trained.model_node import ModelNode
 from datadreamer_like.models.trained.trained_model import TrainedModel, loaded
@@ -152,6 +153,7 @@ class Compression(Stage, ModelNode):
             model.eval()
             self.usage.note = "saving"
             saved = TrainedModel.save(model, tokenizer, folder)
+            copy_modules(self.source.path, folder)
             facts = before.facts(size_of(model))
             if Path(self.source.path).is_dir():
                 facts["Bytes on disk"] = f"{self.source.bytes_on_disk:,} → {saved.bytes_on_disk:,}"

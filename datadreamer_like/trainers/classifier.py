@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from datadreamer_like.distillation import Objective, classes_of, text_teacher
 from datadreamer_like.distillation.teacher import is_multi_label
 from datadreamer_like.errors import DefinitionError
-from datadreamer_like.evaluation.columns import Columns, check_number
+from datadreamer_like.evaluation.columns import SUPERVISED, Columns, check_number, named_columns
 from datadreamer_like.evaluation.labels import LabelSet, find_labels
 from datadreamer_like.evaluation.soft_labels import (
     ClassWeights,
@@ -60,7 +60,7 @@ class TrainHFClassifier(HFTrainer):
     def example(cls) -> dict[str, Any]:
         """Returns the smallest arguments of `train`; columns are lists of values."""
         texts, labels = ["a cat", "a dog", "the cat", "the dog"], ["cat", "dog"] * 2
-        columns = {"train_input": texts, "train_output": labels, "validation_input": texts, "validation_output": labels}
+        columns = named_columns(SUPERVISED, *[(texts, labels)] * 2)
         return {**columns, "epochs": 2, "batch_size": 2, "learning_rate": 1e-3}
 
     @takes_training_options
@@ -110,20 +110,15 @@ class TrainHFClassifier(HFTrainer):
             NotTrained, MethodMisfit: The teacher, or the model to start from, is not trained yet, or does not fit.
         """
         objective = check_objective(objective)
-        labels = {"train_output": train_output, "validation_output": validation_output}
-        optional = optional_labels(self.name, labels, objective)
-        checked_weights(class_weights, f'"{self.name}".train')
-        if class_weights is not None and not objective.needs_labels:
-            raise DefinitionError(
-                f'"{self.name}": class_weights weigh labels, and {type(objective).__name__} uses none. Leave them out.'
-            )
+        columns = named_columns(SUPERVISED, (train_input, train_output), (validation_input, validation_output))
+        optional = optional_labels(self.name, columns, objective)
+        check_weights(self.name, class_weights, objective)
         check_number(label_smoothing_factor, f'"{self.name}".train: label_smoothing_factor', 0)
         if label_smoothing_factor >= 1:
             raise DefinitionError(f'"{self.name}".train: label_smoothing_factor must be below 1.')
         given: dict[str, Any] = {"classes": classes, "multi_label": multi_label or None, "class_weights": class_weights}
         given |= {"label_smoothing_factor": label_smoothing_factor or None}
         self._label_options = {name: value for name, value in given.items() if value is not None}
-        columns = {"train_input": train_input, "validation_input": validation_input, **labels}
         return self.run_training(columns, options, objective, self._label_options, optional)
 
     def make_task(
@@ -178,6 +173,12 @@ class TrainHFClassifier(HFTrainer):
         return "SEQ_CLS"
 
 
+def logistic_example() -> dict[str, Any]:
+    """Returns the smallest arguments of `train` of a trainer that fits a logistic regression."""
+    columns = {name: value for name, value in TrainHFClassifier.example().items() if isinstance(value, list)}
+    return {**columns, "C": 1.0}
+
+
 def head_options(labels: LabelSet) -> dict[str, Any]:
     """Returns the options of a config that name a classifier's classes."""
     return {
@@ -188,19 +189,33 @@ def head_options(labels: LabelSet) -> dict[str, Any]:
     }
 
 
-def optional_labels(name: str, labels: Mapping[str, object], objective: Objective) -> tuple[str, ...]:
-    """Returns the label columns of a trainer, called `name`, that may be None: all of them with a teacher.
+def check_weights(name: str, weights: object, objective: Objective) -> None:
+    """Checks the `class_weights` of a trainer called `name`; see `checked_weights` for the errors.
+
+    Raises:
+        DefinitionError: The objective uses no labels.
+    """
+    checked_weights(weights, f'"{name}".train')
+    if weights is not None and not objective.needs_labels:
+        raise DefinitionError(
+            f'"{name}": class_weights weigh labels, and {type(objective).__name__} uses none. Leave them out.'
+        )
+
+
+def optional_labels(name: str, columns: Mapping[str, object], objective: Objective) -> tuple[str, ...]:
+    """Returns the outputs among the columns of a trainer, called `name`, that may be None: all of them with a teacher.
 
     Raises:
         DefinitionError: One is None, and the objective needs labels besides its teacher.
     """
-    missing = [argument for argument, column in labels.items() if column is None]
+    labels = tuple(argument for argument in columns if argument.endswith("_output"))
+    missing = [argument for argument in labels if columns[argument] is None]
     if missing and objective.needs_labels and objective.teacher is not None:
         raise DefinitionError(
             f'"{name}": {missing[0]} is None, and {type(objective).__name__} needs labels. Pass {missing[0]}, '
             "or learn from the teacher alone: SoftTargets(teacher, alpha=1.0)."
         )
-    return () if objective.teacher is None else tuple(labels)
+    return () if objective.teacher is None else labels
 
 
 def classes_to_learn(name: str, columns: Columns, objective: Objective, soft: LabelSet | None = None) -> LabelSet:

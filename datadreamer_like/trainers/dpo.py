@@ -9,15 +9,17 @@ from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 
 from datadreamer_like.distillation import Objective, check_same_vocabulary
 from datadreamer_like.errors import DefinitionError, did_you_mean, require_extra
-from datadreamer_like.evaluation.columns import check_number
+from datadreamer_like.evaluation.columns import check_number, named_columns
 from datadreamer_like.evaluation.tasks.generation import Preferences
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.positions import by_position
 from datadreamer_like.models.trained.model_node import as_trained_model
 
 from .fine_tune import TrainHFFineTune
-from .training.loop import Fit, LoopOverExamples, Run, fit
+from .reward_model import PREFERENCES, TrainHFRewardModel
+from .training.loop import Fit, Run, fit
 from .training.options import TRAIN_DEFAULTS, TrainingOptions
+from .training.trl_loop import TRLLoop
 
 require_extra("trl", "trl", what="TrainHFDPO")
 
@@ -51,14 +53,10 @@ class TrainHFDPO(TrainHFFineTune):
 
     Example:
         >>> trainer = TrainHFDPO("Aligned", model_name="HuggingFaceTB/SmolLM2-135M-Instruct")
-        >>> trainer.train(  # doctest: +SKIP
-        ...     train_prompts=train.output["prompt"], train_chosen=train.output["chosen"],
-        ...     train_rejected=train.output["rejected"], validation_prompts=validation.output["prompt"],
-        ...     validation_chosen=validation.output["chosen"], validation_rejected=validation.output["rejected"],
-        ...     learning_rate=5e-6,
-        ... )
+        >>> trainer.train(**columns, learning_rate=5e-6)  # doctest: +SKIP
     """
 
+    papers: ClassVar[Sequence[str]] = (_CITATION,)
     arguments: ClassVar[type[TrainingArguments]] = DPOConfig
     decided: ClassVar = {"beta", "loss_type", "disable_dropout", "precompute_ref_log_probs", "padding_free"}
     _how: Mapping[str, Any] = {}
@@ -66,10 +64,7 @@ class TrainHFDPO(TrainHFFineTune):
     @classmethod
     def example(cls) -> dict[str, Any]:
         """Returns the smallest arguments of `train`; columns are lists of values."""
-        columns = [["the cat", "the dog"], ["sat on a mat", "ran to a tree"], ["ran", "sat"]]
-        names = ("prompts", "chosen", "rejected")
-        pairs = {f"{s}_{n}": c for s in ("train", "validation") for n, c in zip(names, columns, strict=True)}
-        return {**pairs, "epochs": 2, "batch_size": 2, "learning_rate": 1e-3}
+        return TrainHFRewardModel.example()
 
     @by_position({**TRAIN_DEFAULTS, "dpo_beta": 0.1, "loss_type": "sigmoid", "disable_dropout": True, "seed": 42})
     def train(  # type: ignore[override]  # preferences have three columns, and no objective
@@ -117,9 +112,8 @@ class TrainHFDPO(TrainHFFineTune):
                     f"There are: {', '.join(LOSS_TYPES)}."
                 )
         check_number(dpo_beta, f'"{self.name}".train: dpo_beta', over=True)
-        columns = {"train_prompts": train_prompts, "train_chosen": train_chosen, "train_rejected": train_rejected}
-        columns |= {"validation_prompts": validation_prompts, "validation_chosen": validation_chosen}
-        columns |= {"validation_rejected": validation_rejected}
+        train = train_prompts, train_chosen, train_rejected
+        columns = named_columns(PREFERENCES, train, (validation_prompts, validation_chosen, validation_rejected))
         self._how = {
             "dpo_beta": float(dpo_beta),
             "loss_type": losses,
@@ -170,13 +164,8 @@ class TrainHFDPO(TrainHFFineTune):
         if reference is not None and reference.node is None:
             self.card.register("Model Name", reference.path)
 
-    @property
-    def citation(self) -> list[str]:
-        """The paper of the method, and those of the model that training starts from."""
-        return [_CITATION, *(super().citation or [])]
 
-
-class _Loop(LoopOverExamples, DPOTrainer):
+class _Loop(TRLLoop, DPOTrainer):
     """trl's loop over tokenized rows."""
 
     def __init__(self, run: Run, reference: PreTrainedModel | None, **options: Any) -> None:
@@ -194,6 +183,3 @@ class _Loop(LoopOverExamples, DPOTrainer):
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         return self.run.train if dataset_name == "train" else self.run.validation
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Does nothing: the trainer writes the card."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self, Unpack
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers.utils.hub import cached_file
 from datadreamer_like.distillation import Objective
 from datadreamer_like.distillation.tokens import max_tokens
 from datadreamer_like.errors import DefinitionError, MethodMisfit, did_you_mean
-from datadreamer_like.evaluation.columns import Columns
+from datadreamer_like.evaluation.columns import SUPERVISED, Columns, named_columns
 from datadreamer_like.evaluation.tasks.classification import Classification
 from datadreamer_like.evaluation.tasks.examples import Examples, sorted_batches
 from datadreamer_like.evaluation.tasks.task import Task
@@ -29,7 +30,7 @@ from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.output import Column
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText
 
-from .classifier import TrainHFClassifier, head_options, optional_labels
+from .classifier import TrainHFClassifier, head_options, logistic_example, optional_labels
 from .training.logistic import Rows, check_logistic, fit_logistic
 from .training.loop import Fit, Run
 from .training.options import HFOptions, Training
@@ -53,10 +54,7 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
 
     Example:
         >>> trainer = TrainEmbeddingClassifier("Frozen", model_name="sentence-transformers/all-MiniLM-L6-v2")
-        >>> trainer.train(  # doctest: +SKIP
-        ...     train_input=train.output["text"], train_output=train.output["topic"],
-        ...     validation_input=validation.output["text"], validation_output=validation.output["topic"],
-        ... )
+        >>> trainer.train(**columns)  # doctest: +SKIP
         >>> trainer.predict(["A parser for command-line options."]).labels  # doctest: +SKIP
         ['cli']
     """
@@ -85,8 +83,7 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
     @classmethod
     def example(cls) -> dict[str, Any]:
         """Returns the smallest arguments of `train`; columns are lists of values."""
-        columns = {name: value for name, value in super().example().items() if name.startswith(("train_", "valid"))}
-        return {**columns, "C": 1.0}
+        return logistic_example()
 
     def train(  # type: ignore[override]  # a regression has other options than a training loop
         self,
@@ -109,8 +106,7 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
             validation_input: Validation texts, used to choose C.
             validation_output: Their labels.
             objective: The objective to minimise, on logits; None for the labels alone.
-            C: Inverse strength of the penalty on the weights: a number, or several to choose from by the validation
-                loss. None tries 1, 10, 100 and 1,000. They are tried in rising order until the loss rises.
+            C: Inverse strength of the penalty on the weights; see `TrainLinearClassifier.train`.
             truncate: Cut texts that are longer than the maximum; False raises an error instead.
             max_length: Maximum length of a text in tokens; None for the model's own limit.
             batch_size: Texts that are embedded together.
@@ -119,14 +115,24 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
             MethodMisfit: The objective needs hidden states, or the model is compressed.
             DataDreamerError: See `TrainHFClassifier.train`.
         """
-        objective = check_objective(objective)
-        check_logistic(objective, C, f'"{self.name}".train')
-        labels = {"train_output": train_output, "validation_output": validation_output}
-        columns = {"train_input": train_input, "validation_input": validation_input, **labels}
+        columns = named_columns(SUPERVISED, (train_input, train_output), (validation_input, validation_output))
         options = {"truncate": truncate, "max_length": max_length, "batch_size": batch_size}
-        own = {"C": C, "pooling": str(self.pooling), "normalize": self.normalize}
-        self._c = C
-        optional = optional_labels(self.name, labels, objective)
+        return self.run_logistic(columns, options, objective, C)
+
+    def run_logistic(
+        self,
+        columns: Mapping[str, object],
+        options: Mapping[str, Any],
+        objective: Objective | None,
+        c: float | Sequence[float] | None,
+        own: Mapping[str, object] = MappingProxyType({}),
+    ) -> Self:
+        """Finds or trains the model, whose head has the strength `c`; see `HFTrainer.run_training`."""
+        objective = check_objective(objective)
+        check_logistic(objective, c, f'"{self.name}".train')
+        self._c = c
+        own = {"C": c, "pooling": str(self.pooling), "normalize": self.normalize, **own}
+        optional = optional_labels(self.name, columns, objective)
         return self.run_training(columns, options, objective, own, optional)
 
     def make_task(

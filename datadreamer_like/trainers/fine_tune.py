@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from datadreamer_like.distillation import Objective, StoredTeacher
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
-from datadreamer_like.evaluation.columns import Columns
+from datadreamer_like.evaluation.columns import SUPERVISED, Columns, named_columns
 from datadreamer_like.evaluation.tasks.chats import Chats, Turns
 from datadreamer_like.evaluation.tasks.generation import CausalLM, Generation, Seq2SeqLM
 from datadreamer_like.evaluation.tasks.packing import PackedExamples, check_packing
@@ -73,8 +73,7 @@ class TrainHFFineTune(HFTrainer):
     def example(cls) -> dict[str, Any]:
         """Returns the smallest arguments of `train`; columns are lists of values."""
         prompts, answers = ["the cat", "the dog"], ["sat on a mat", "ran to a tree"]
-        columns = {"train_input": prompts, "train_output": answers}
-        columns |= {"validation_input": prompts, "validation_output": answers}
+        columns = named_columns(SUPERVISED, *[(prompts, answers)] * 2)
         return {**columns, "epochs": 2, "batch_size": 2, "learning_rate": 1e-3}
 
     @takes_training_options
@@ -108,8 +107,7 @@ class TrainHFFineTune(HFTrainer):
             DataError: A value is missing, or no part of any answer fits.
             DataDreamerError: See `TrainHFClassifier.train`.
         """
-        columns = {"train_input": train_input, "train_output": train_output}
-        columns |= {"validation_input": validation_input, "validation_output": validation_output}
+        columns = named_columns(SUPERVISED, (train_input, train_output), (validation_input, validation_output))
         template = {"chat_prompt_template": self.chat_prompt_template, "system_prompt": self.system_prompt}
         objective = check_objective(objective)
         written = objective.beams is not None and not objective.beams.needs_reference

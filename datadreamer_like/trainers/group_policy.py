@@ -21,10 +21,11 @@ from datadreamer_like.graph.positions import by_position
 from datadreamer_like.models.trained.prompt_template import has_template
 
 from .policy import PolicyTrainer
-from .training.loop import Fit, LoopOverExamples, Run, fit
+from .training.loop import Fit, Run, fit
 from .training.options import TRAIN_DEFAULTS, TrainingOptions
 from .training.policy_loop import RepeatedBatches
 from .training.rewards import Reward, RewardModel
+from .training.trl_loop import TRLLoop
 
 require_extra("trl", "trl", what="TrainHFGRPO and TrainHFRLOO")
 
@@ -49,7 +50,6 @@ class GroupPolicyTrainer(PolicyTrainer):
 
     loop: ClassVar[type[_GroupLoop]]
     method: ClassVar[str]
-    paper: ClassVar[str]
     decided: ClassVar = {
         "max_completion_length", "reward_weights", "model_init_kwargs", "shuffle_dataset", "generation_batch_size",
         "sync_ref_model", "cast_lm_head_to_fp32", "metric_for_best_model", "greater_is_better",
@@ -125,13 +125,8 @@ class GroupPolicyTrainer(PolicyTrainer):
         super().fill_card(metrics, objective)
         self.card.facts["Method"] = f"{self.method} with trl, {self._answers} answers to a prompt"
 
-    @property
-    def citation(self) -> list[str]:
-        """The paper of the method, and those of the model that training starts from."""
-        return [self.paper, *(super().citation or [])]
 
-
-class _GroupLoop(LoopOverExamples):
+class _GroupLoop(TRLLoop):
     """trl's loop over our prompts: each batch has all answers to its prompts, as often as steps are taken on them."""
 
     temperature: float  # set by trl
@@ -193,12 +188,7 @@ class _GroupLoop(LoopOverExamples):
         devices = [self.run.device] if self.run.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.args.seed)
-            found: dict[str, float] = super().evaluate(*args, **kwargs)
-        logged = {name: value for name, value in self.state.log_history[-1].items() if name.startswith("eval_")}
-        return {**found, **logged}
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Does nothing: the trainer writes the card."""
+            return super().evaluate(*args, **kwargs)
 
 
 class _GroupBatches(RepeatedBatches):
@@ -230,7 +220,9 @@ class TrainHFGRPO(GroupPolicyTrainer):
 
     Shao et al. 2024, arXiv:2402.03300: some answers to each prompt are rewarded, and the advantage of each is its
     reward less the mean of its group, over the standard deviation. No value is learned. The loop and the losses are
-    trl's. For the arguments and errors see `TrainHFFineTune`.
+    trl's: with `beta`, it weighs the KL to the reference by the ratio of the probabilities (DeepSeek-AI 2025,
+    arXiv:2512.02556), and the paper's is `use_bias_correction_kl=False`. For the arguments and errors see
+    `TrainHFFineTune`.
 
     Raises:
         MissingExtra: trl is not installed.
@@ -246,13 +238,15 @@ class TrainHFGRPO(GroupPolicyTrainer):
     arguments: ClassVar[type[TrainingArguments]] = GRPOConfig
     loop: ClassVar[type[_GroupLoop]] = _GRPOLoop
     method: ClassVar[str] = "GRPO"
-    paper: ClassVar[str] = """@article{shao2024deepseekmath,
+    papers: ClassVar[Sequence[str]] = (
+        """@article{shao2024deepseekmath,
   title={DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models},
   author={Shao, Zhihong and Wang, Peiyi and Zhu, Qihao and Xu, Runxin and Song, Junxiao and Bi, Xiao and Zhang, Haowei
     and Zhang, Mingchuan and Li, Y. K. and Wu, Y. and Guo, Daya},
   journal={arXiv preprint arXiv:2402.03300},
   year={2024}
-}"""
+}""",
+    )
 
 
 class TrainHFRLOO(GroupPolicyTrainer):
@@ -276,10 +270,12 @@ class TrainHFRLOO(GroupPolicyTrainer):
     arguments: ClassVar[type[TrainingArguments]] = RLOOConfig
     loop: ClassVar[type[_GroupLoop]] = _RLOOLoop
     method: ClassVar[str] = "RLOO"
-    paper: ClassVar[str] = """@article{ahmadian2024back,
+    papers: ClassVar[Sequence[str]] = (
+        """@article{ahmadian2024back,
   title={Back to Basics: Revisiting {REINFORCE} Style Optimization for Learning from Human Feedback in {LLMs}},
   author={Ahmadian, Arash and Cremer, Chris and Gall{\\'e}, Matthias and Fadaee, Marzieh and Kreutzer, Julia and
     Pietquin, Olivier and {\\"U}st{\\"u}n, Ahmet and Hooker, Sara},
   journal={arXiv preprint arXiv:2402.14740},
   year={2024}
-}"""
+}""",
+    )

@@ -12,7 +12,14 @@ import torch
 
 from datadreamer_like.distillation import Objective
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError
-from datadreamer_like.evaluation.columns import Columns, check_columns, check_number, read_rows
+from datadreamer_like.evaluation.columns import (
+    SUPERVISED,
+    Columns,
+    check_columns,
+    check_number,
+    named_columns,
+    read_rows,
+)
 from datadreamer_like.evaluation.labels import class_names
 from datadreamer_like.evaluation.tasks.classification import Classification
 from datadreamer_like.formats.classifiers.linear import (
@@ -29,7 +36,7 @@ from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.trained_model import TrainedModel
 
-from .classifier import classes_to_learn, head_options, optional_labels
+from .classifier import classes_to_learn, head_options, logistic_example, optional_labels
 from .trainer import Trainer
 from .training.logistic import Rows, check_logistic, fit_logistic
 from .training.saved import ROWS, check_same_logits
@@ -54,10 +61,7 @@ class TrainLinearClassifier(Trainer):
 
     Example:
         >>> trainer = TrainLinearClassifier("Word counts")
-        >>> trainer.train(  # doctest: +SKIP
-        ...     train_input=train.output["text"], train_output=train.output["topic"],
-        ...     validation_input=validation.output["text"], validation_output=validation.output["topic"],
-        ... )
+        >>> trainer.train(**columns)  # doctest: +SKIP
         >>> trainer.predict(["A parser for command-line options."]).labels  # doctest: +SKIP
         ['cli']
     """
@@ -89,14 +93,12 @@ class TrainLinearClassifier(Trainer):
                 "of them, such as word_ngrams=(1, 2)."
             )
         check_number(max_features, f"{type(self).__name__}: max_features", 1, whole=True, optional=True)
-        self.max_features = max_features
+        self.max_features = None if max_features is None else int(max_features)
 
     @classmethod
     def example(cls) -> dict[str, Any]:
         """Returns the smallest arguments of `train`; columns are lists of values."""
-        texts, labels = ["a cat", "a dog", "the cat", "the dog"], ["cat", "dog"] * 2
-        columns = {"train_input": texts, "train_output": labels, "validation_input": texts, "validation_output": labels}
-        return {**columns, "C": 1.0}
+        return logistic_example()
 
     def train(
         self,
@@ -126,11 +128,8 @@ class TrainLinearClassifier(Trainer):
         self.need_session()
         objective = check_objective(objective)
         check_logistic(objective, C, f'"{self.name}".train')
-        labels = {"train_output": train_output, "validation_output": validation_output}
-        columns = check_columns(
-            {"train_input": train_input, "validation_input": validation_input, **labels},
-            optional_labels(self.name, labels, objective),
-        )
+        arguments = named_columns(SUPERVISED, (train_input, train_output), (validation_input, validation_output))
+        columns = check_columns(arguments, optional_labels(self.name, arguments, objective))
         given = {**columns["train"], **columns["validation"]}
         parts = {**class_part(type(self)), "objective": fingerprint(objective, "objective")}
         parts |= {f"input {name}": fingerprint(column, name) for name, column in given.items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Self, Unpack
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self, Unpack
 
 import transformers
 from transformers import PretrainedConfig
@@ -45,6 +46,8 @@ class TrainHFMaskedLM(HFTrainer):
         ...     train_input=train.output["text"], validation_input=validation.output["text"], learning_rate=5e-5
         ... )
     """
+
+    papers: ClassVar[Sequence[str]] = (_CITATION,)
 
     @classmethod
     def example(cls) -> dict[str, Any]:
@@ -100,8 +103,3 @@ class TrainHFMaskedLM(HFTrainer):
     def auto_class(self, config: PretrainedConfig) -> Any:
         """Returns the transformers class that loads the model."""
         return transformers.AutoModelForMaskedLM
-
-    @property
-    def citation(self) -> list[str]:
-        """The paper of the method, and those of the model that training starts from."""
-        return [_CITATION, *(super().citation or [])]

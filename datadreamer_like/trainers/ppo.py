@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, ClassVar, Self, Unpack
 
@@ -60,6 +60,7 @@ class TrainHFPPO(PolicyTrainer):
         ... )
     """
 
+    papers: ClassVar[Sequence[str]] = _CITATIONS
     ppo: PPOOptions
     _kl_coef: float
     decided: ClassVar = {"metric_for_best_model", "greater_is_better"}
@@ -196,8 +197,3 @@ class TrainHFPPO(PolicyTrainer):
         super().fill_card(metrics, objective)
         kind = "fixed" if self.ppo.adap_kl_target is None else f"for a KL of {self.ppo.adap_kl_target:g}"
         self.card.facts["Method"] = f"PPO with a KL coefficient of {self._kl_coef:g} ({kind})"
-
-    @property
-    def citation(self) -> list[str]:
-        """The papers of the method, and those of the model that training starts from."""
-        return [*_CITATIONS, *(super().citation or [])]

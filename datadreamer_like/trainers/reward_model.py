@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from datadreamer_like.distillation import Objective, Outputs
 from datadreamer_like.errors import DefinitionError, MethodMisfit
+from datadreamer_like.evaluation.columns import named_columns
 from datadreamer_like.evaluation.tasks.generation import Generation
 from datadreamer_like.evaluation.tasks.rewards import RewardPairs, RewardScores, rewards_of
 from datadreamer_like.evaluation.tasks.task import Task
@@ -28,6 +29,10 @@ _CITATION = """@inproceedings{stiennon2020learning,
   booktitle={Advances in Neural Information Processing Systems 33},
   year={2020}
 }"""
+
+
+PREFERENCES = ("prompts", "chosen", "rejected")
+"""Names of the columns of a trainer that learns from pairs of answers."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +79,14 @@ class TrainHFRewardModel(TrainHFFineTune):
         [1.37]
     """
 
+    papers: ClassVar[Sequence[str]] = (_CITATION,)
     _kind: type[Generation] = RewardPairs
 
     @classmethod
     def example(cls) -> dict[str, Any]:
         """Returns the smallest arguments of `train`; columns are lists of values."""
-        columns = [["the cat", "the dog"], ["sat on a mat", "ran to a tree"], ["ran", "sat"]]
-        names = ("prompts", "chosen", "rejected")
-        pairs = {f"{s}_{n}": c for s in ("train", "validation") for n, c in zip(names, columns, strict=True)}
-        return {**pairs, "epochs": 2, "batch_size": 2, "learning_rate": 1e-3}
+        pairs = ["the cat", "the dog"], ["sat on a mat", "ran to a tree"], ["ran", "sat"]
+        return {**named_columns(PREFERENCES, pairs, pairs), "epochs": 2, "batch_size": 2, "learning_rate": 1e-3}
 
     def train(self, *args: Any, **kwargs: Any) -> Self:
         """Trains on the columns that are given by name: see `train_with_pairs` and the other two.
@@ -119,7 +123,7 @@ class TrainHFRewardModel(TrainHFFineTune):
         """
         train = (train_prompts, train_chosen, train_rejected)
         validation = (validation_prompts, validation_chosen, validation_rejected)
-        return self._train_on(RewardPairs, ("prompts", "chosen", "rejected"), train, validation, options)
+        return self._train_on(RewardPairs, PREFERENCES, train, validation, options)
 
     @takes_training_options
     def train_with_pairs_and_scores(
@@ -141,7 +145,7 @@ class TrainHFRewardModel(TrainHFFineTune):
         Raises:
             DataError, ArgumentTypeError: A score is missing, infinite, or not a number.
         """
-        names = ("prompts", "chosen", "rejected", "chosen_scores", "rejected_scores")
+        names = (*PREFERENCES, "chosen_scores", "rejected_scores")
         train = (train_prompts, train_chosen, train_rejected, train_chosen_scores, train_rejected_scores)
         validation = (
             validation_prompts, validation_chosen, validation_rejected,
@@ -181,12 +185,10 @@ class TrainHFRewardModel(TrainHFFineTune):
         validation: Sequence[Column],
         options: Mapping[str, Any],
     ) -> Self:
-        columns = {f"train_{name}": column for name, column in zip(names, train, strict=True)}
-        columns |= {f"validation_{name}": column for name, column in zip(names, validation, strict=True)}
         self._kind = kind
         objective = _Preference() if kind is RewardPairs else _Regression()
         template = {"chat_prompt_template": self.chat_prompt_template, "system_prompt": self.system_prompt}
-        return self.run_training(columns, options, objective, template)
+        return self.run_training(named_columns(names, train, validation), options, objective, template)
 
     def task_class(self, config: PretrainedConfig) -> type[Generation]:
         """Returns the class of the task; see `TrainHFFineTune.task_class`."""
@@ -216,8 +218,3 @@ class TrainHFRewardModel(TrainHFFineTune):
         super().fill_card(metrics, None)
         how = "regression on scores" if self._kind is RewardScores else "the loss of Bradley and Terry on pairs"
         self.card.facts["Method"] = f"Reward model, by {how}"
-
-    @property
-    def citation(self) -> list[str]:
-        """The paper of the method, and those of the model that training starts from."""
-        return [_CITATION, *(super().citation or [])]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, Unpack, cast
 
 from datadreamer_like.errors import DefinitionError, did_you_mean
-from datadreamer_like.evaluation.columns import check_number
+from datadreamer_like.evaluation.columns import check_number, named_columns
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.positions import by_position
 from datadreamer_like.models.llms.chat_template import AUTO, Auto
@@ -63,9 +63,8 @@ class TrainSentenceTransformer(EmbedderTrainer):
     def example(cls) -> dict[str, Any]:
         """Returns the smallest arguments of `train`; columns are lists of values."""
         anchors, others = ["a cat", "a dog", "the sun"], ["the cat sat", "the dog ran", "a warm day"]
-        columns = {f"{split}_anchors": anchors for split in ("train", "validation")}
-        columns |= {f"{split}_positives": others for split in ("train", "validation")}
-        return {**columns, "epochs": 2, "batch_size": 3, "learning_rate": 1e-3}
+        columns = _COLUMNS["train_with_positive_pairs"]
+        return {**named_columns(columns, *[(anchors, others)] * 2), "epochs": 2, "batch_size": 3, "learning_rate": 1e-3}
 
     def train(self, *args: Any, **kwargs: Any) -> Self:
         """Trains with the method whose columns these are, by name; see those methods.

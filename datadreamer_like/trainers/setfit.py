@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, Unpack, get_args
+from typing import Any, ClassVar, Self, Unpack, get_args
 
 import numpy as np
 
 from datadreamer_like.distillation import Objective
 from datadreamer_like.errors import DefinitionError, did_you_mean
-from datadreamer_like.evaluation.columns import check_number
+from datadreamer_like.evaluation.columns import SUPERVISED, check_number, named_columns
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.positions import by_position
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText
 
-from .classifier import optional_labels
 from .embedding_classifier import TrainEmbeddingClassifier
-from .training.logistic import check_logistic
 from .training.loop import Fit, Run, fit
 from .training.options import HFOptions
 from .training.pairs import PairTask, SameClass, Sampling, pair_examples
-from .training.teaching import check_objective
 
 _VALIDATION_PARTNERS = 4
 _NODE = {"force": False, "verbose": None, "log_level": None}
@@ -54,14 +51,13 @@ class TrainSetFitClassifier(TrainEmbeddingClassifier):
 
     Example:
         >>> trainer = TrainSetFitClassifier("Few", model_name="sentence-transformers/all-MiniLM-L6-v2")
-        >>> trainer.train(  # doctest: +SKIP
-        ...     train_input=few.output["text"], train_output=few.output["topic"],
-        ...     validation_input=validation.output["text"], validation_output=validation.output["topic"],
-        ...     epochs=1, batch_size=16, body_learning_rate=2e-5, num_iterations=20,
-        ... )
+        >>> how = {"epochs": 1, "batch_size": 16, "body_learning_rate": 2e-5, "num_iterations": 20}
+        >>> trainer.train(**columns, **how)  # doctest: +SKIP
         >>> trainer.predict(["A parser for command-line options."]).labels  # doctest: +SKIP
         ['cli']
     """
+
+    papers: ClassVar[Sequence[str]] = (_CITATION,)
 
     @by_position(_BY_POSITION)
     def __init__(
@@ -137,17 +133,12 @@ class TrainSetFitClassifier(TrainEmbeddingClassifier):
                 f"{who}: end_to_end is not available. Train without it, then a TrainHFClassifier from the result."
             )
         check_number(num_iterations, f"{who}: num_iterations", 1, whole=True, optional=True)
-        objective = check_objective(objective)
-        check_logistic(objective, C, who)
-        labels = {"train_output": train_output, "validation_output": validation_output}
-        columns = {"train_input": train_input, "validation_input": validation_input, **labels}
+        columns = named_columns(SUPERVISED, (train_input, train_output), (validation_input, validation_output))
         given: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": body_learning_rate}
         given = {name: value[0] if isinstance(value, Sequence) else value for name, value in given.items()}
-        own = {"C": C, "pooling": str(self.pooling), "normalize": self.normalize}
-        own |= {"sampling_strategy": sampling_strategy, "num_iterations": num_iterations}
-        self._c, self._strategy, self._partners = C, sampling_strategy, num_iterations
-        optional = optional_labels(self.name, labels, objective)
-        return self.run_training(columns, {**options, **given}, objective, own, optional)
+        own = {"sampling_strategy": sampling_strategy, "num_iterations": num_iterations}
+        self._strategy, self._partners = sampling_strategy, num_iterations
+        return self.run_logistic(columns, {**options, **given}, objective, C, own)
 
     def fit(self, run: Run) -> Fit:
         """Trains the encoder on pairs, then fits the head; a killed run resumes in either phase."""
@@ -173,11 +164,6 @@ class TrainSetFitClassifier(TrainEmbeddingClassifier):
         """Records the origin of the model, the method and the metrics on the card."""
         super().fill_card(metrics, objective)
         self.card.facts["Method"] = "SetFit: cosine similarity of pairs, then logistic regression"
-
-    @property
-    def citation(self) -> list[str]:
-        """The paper of the method, and those of the model that training starts from."""
-        return [_CITATION, *(super().citation or [])]
 
     def publish_to_hf_hub(  # type: ignore[override]  # there is no adapter
         self,

@@ -57,10 +57,7 @@ class TrainStaticClassifier(TrainHFClassifier):
 
     Example:
         >>> trainer = TrainStaticClassifier("Static", model_name="sentence-transformers/all-MiniLM-L6-v2")
-        >>> trainer.train(  # doctest: +SKIP
-        ...     train_input=train.output["text"], train_output=train.output["topic"],
-        ...     validation_input=validation.output["text"], validation_output=validation.output["topic"],
-        ... )
+        >>> trainer.train(**columns)  # doctest: +SKIP
         >>> trainer.predict(["A parser for command-line options."]).labels  # doctest: +SKIP
         ['cli']
     """
@@ -89,8 +86,8 @@ class TrainStaticClassifier(TrainHFClassifier):
         check_number(dropout, f"{who}: dropout", 0)
         if dropout >= 1:
             raise DefinitionError(f"{who}: dropout is {dropout}; it must be below 1.")
-        self.dimensions, self.vocabulary = dimensions, vocabulary
-        self.hidden_units, self.dropout = hidden_units, float(dropout)
+        self.dimensions, self.vocabulary = int(dimensions), int(vocabulary)
+        self.hidden_units, self.dropout = int(hidden_units), float(dropout)
 
     @by_position({**TRAIN_DEFAULTS, **_DEFAULTS, "seed": 42})
     def train(

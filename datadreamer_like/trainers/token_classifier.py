@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Self, Unpack
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, Unpack, cast
 
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
@@ -11,14 +11,16 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from datadreamer_like.distillation import Objective
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError
-from datadreamer_like.evaluation.columns import Columns
+from datadreamer_like.evaluation.columns import SUPERVISED, Columns, named_columns
+from datadreamer_like.evaluation.soft_labels import ClassWeights
 from datadreamer_like.evaluation.tasks.task import Task, row_limit
 from datadreamer_like.evaluation.tasks.token_classification import TokenClassification, find_span_labels
 from datadreamer_like.graph.output import Column
 from datadreamer_like.models.trained.model_facts import task_of
 
-from .classifier import optional_labels
+from .classifier import check_weights, optional_labels
 from .training.hf import HFTrainer
+from .training.loop import Fit, Run
 from .training.options import Training, TrainingOptions, takes_training_options
 from .training.teaching import check_objective
 
@@ -49,8 +51,7 @@ class TrainHFTokenClassifier(HFTrainer):
         """Returns the smallest arguments of `train`; columns are lists of values."""
         texts = ["the cat sat", "a dog ran"]
         spans = [[{"start": 4, "end": 7, "label": "animal"}], [{"start": 2, "end": 5, "label": "animal"}]]
-        columns = {"train_input": texts, "train_output": spans, "validation_input": texts, "validation_output": spans}
-        return {**columns, "epochs": 2, "batch_size": 2, "learning_rate": 1e-3}
+        return {**named_columns(SUPERVISED, *[(texts, spans)] * 2), "epochs": 2, "batch_size": 2, "learning_rate": 1e-3}
 
     @takes_training_options
     def train(
@@ -63,6 +64,7 @@ class TrainHFTokenClassifier(HFTrainer):
         objective: Objective | None = None,
         every_token: bool = False,
         snap: bool = False,
+        class_weights: ClassWeights = None,
         **options: Unpack[TrainingOptions],
     ) -> Self:
         """Trains the model, or loads the cached result, and returns the trainer.
@@ -80,24 +82,36 @@ class TrainHFTokenClassifier(HFTrainer):
             every_token: Each token has a tag and a loss; otherwise the first of each word, whose tag is the word's.
             snap: Widen spans that cut a token (with `every_token`) or a word to the whole one, instead of refusing
                 them.
+            class_weights: Weights of the terms of the spans' loss by tag, such as "O" or "B-place", or by label for
+                both its tags, 1 for one left out; "balanced" for `tagged tokens / (number of tags · tokens with the
+                tag)`. The loss is the mean over tokens, not divided by the sum of the weights.
             **options: See `TrainingOptions`.
 
         Raises:
             DataError: A row has no spans or tags of this form, a span is outside its text, or spans overlap or cut a
                 word.
-            LabelError: There is no span, or a label of the validation rows is not among those of the training rows.
+            LabelError: There is no span, a label of the validation rows is not among those of the training rows, or a
+                class weight is that of an unknown tag.
             MethodMisfit: The tokenizer gives no positions; the teacher is no token classifier, or has other tokens.
             DataDreamerError: See `TrainHFClassifier.train`.
         """
         objective = check_objective(objective)
-        spans = {"train_output": train_output, "validation_output": validation_output}
+        columns = named_columns(SUPERVISED, (train_input, train_output), (validation_input, validation_output))
         for name, value in {"every_token": every_token, "snap": snap}.items():
             if not isinstance(value, bool):
                 raise ArgumentTypeError(f'"{self.name}".train: {name} must be True or False, not {value!r}.')
-        self._every, self._snap = every_token, snap
-        columns = {"train_input": train_input, "validation_input": validation_input, **spans}
-        optional = optional_labels(self.name, spans, objective)
-        return self.run_training(columns, options, objective, {"every_token": every_token, "snap": snap}, optional)
+        check_weights(self.name, class_weights, objective)
+        self._every, self._snap, self._weights = every_token, snap, class_weights
+        optional = optional_labels(self.name, columns, objective)
+        own: dict[str, Any] = {"every_token": every_token, "snap": snap}
+        own |= {} if class_weights is None else {"class_weights": class_weights}
+        return self.run_training(columns, options, objective, own, optional)
+
+    def fit(self, run: Run) -> Fit:
+        """Trains the model, with balanced tags if that was asked for; see `HFTrainer.fit`."""
+        if self._weights == "balanced":
+            cast("TokenClassification", run.task).balance(run.train)
+        return super().fit(run)
 
     def make_task(
         self, config: PretrainedConfig, tokenizer: Tokenizer, columns: Columns, training: Training, objective: Objective
@@ -114,7 +128,7 @@ class TrainHFTokenClassifier(HFTrainer):
         if not tags or ("logits" in objective.teacher_wants and {*tags} < {*theirs}):
             tags = theirs
         own = _tags_of(config)
-        return TokenClassification(
+        task = TokenClassification(
             tokenizer,
             own if {*tags} <= {*own} else tags,
             row_limit(config, tokenizer, training.max_length),
@@ -123,6 +137,9 @@ class TrainHFTokenClassifier(HFTrainer):
             snap=self._snap,
             optional=teacher is not None,
         )
+        if isinstance(self._weights, Mapping):
+            task.weigh(self._weights)
+        return task
 
     def load_model(self, config: PretrainedConfig, task: Task, options: dict[str, Any]) -> PreTrainedModel:
         """Returns the model with a head for the tags."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -28,6 +28,8 @@ class Trainer(ModelNode, ABC):
     kind: ClassVar = "trainer"
     result_version: ClassVar[int] = 1
     """Incremented when the same arguments give another model."""
+    papers: ClassVar[Sequence[str]] = ()
+    """The papers of the method, in BibTeX."""
 
     def __init__(
         self,
@@ -137,7 +139,7 @@ class Trainer(ModelNode, ABC):
     @property
     def citation(self) -> list[str] | None:
         """Citations of the method."""
-        return None
+        return [*self.papers] or None
 
     def model_card(self) -> None:
         """Prints what is known of the model's lineage, oldest first: for each node the facts by heading.

@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,12 +22,13 @@ from datadreamer_like.stages.compression import Compression
 from datadreamer_like.steps import DataSource, Step, SuperStep
 from datadreamer_like.trainers import Trainer
 
+RECIPES = classes_of("recipes")
 BASES = {Step, SuperStep, LLM, Embedder, Retriever, TaskModel, Stage, Compression, Trainer}
 
 
 def decides_a_result(kind: Any) -> bool:
     """Whether a public class must have an identity: by its base, or as a method or objective by what it can do."""
-    if issubclass(kind, Step | Model | Stage | Trainer):
+    if issubclass(kind, Step | Model | Stage | Trainer) or kind in RECIPES:
         return True
     return not getattr(kind, "_is_protocol", False) and any(hasattr(kind, name) for name in ("apply", "loss"))
 
@@ -99,7 +101,8 @@ def output(kind: Any, given: Given, folder: Path) -> Any:
     for base, of in OUTPUTS.items():
         if issubclass(kind, base):
             return plain(of(kind, given, folder))
-    return plain(of_method(kind, given) if hasattr(kind, "apply") else of_objective(kind, given, folder))
+    of = of_recipe if kind in RECIPES else of_objective
+    return plain(of_method(kind, given) if hasattr(kind, "apply") else of(kind, given, folder))
 
 
 def of_step(kind: Any, given: Given, folder: Path) -> Any:
@@ -171,6 +174,15 @@ def of_stage(kind: Any, given: Given, folder: Path) -> Any:
         if hasattr(stage, "predict"):
             return stage.predict(["a cat", "the dog"]).probabilities
         return [row["accuracy"] for row in stage.rows]
+
+
+def of_recipe(kind: Any, given: Given, folder: Path) -> Any:
+    """The metrics of its students."""
+    trainer = partial(public("trainers", "TrainHFClassifier"), model_name=str(given.language_model))
+    more = {"teacher": given.teacher} if kind.__name__ == "DistillationLoop" else {}
+    with DataDreamer(folder, verbose=False):
+        recipe = kind("It", trainer, **more, **given.with_columns(kind.example() | {"epochs": 1}))
+        return [student.metrics for student in recipe.students]
 
 
 def of_method(kind: Any, given: Given) -> Any:

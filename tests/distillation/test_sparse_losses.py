@@ -76,7 +76,7 @@ def test_each_rule_is_its_formula(rule, kind, temperature):
     student, teacher = logits((7, 23), 0), logits((7, 23), 1)
     found = sparse_divergence(student, exact(teacher, 5, rule, temperature), kind, temperature, beta=0.3, skew=0.2)
     wanted = expected(student, teacher, 5, rule, temperature, kind, beta=0.3, skew=0.2)
-    assert float(found) == pytest.approx(wanted, rel=1e-9)
+    assert found.item() == pytest.approx(wanted, rel=1e-9)
 
 
 @pytest.mark.parametrize("rule", ["bucket", "drop", "renormalise"])

@@ -101,7 +101,7 @@ def test_word_level_with_a_sure_teacher_is_the_likelihood_of_its_tokens():
     batch, mine = batch_of(), logits(3, 5, 7)
     sure = 1e4 * F.one_hot(batch["labels"].clamp(min=0), 7).double()
     loss = WordLevel(TEACHER, alpha=1.0).loss(Outputs(logits=mine), Outputs(logits=sure), batch)
-    assert float(loss) == pytest.approx(float(F.cross_entropy(mine[batch["mask"]], batch["labels"][batch["mask"]])))
+    assert loss.item() == pytest.approx(float(F.cross_entropy(mine[batch["mask"]], batch["labels"][batch["mask"]])))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -114,9 +114,9 @@ def test_tokens_that_a_smaller_teacher_lacks_have_no_probability_and_the_loss_is
     padded = F.pad(theirs, (0, 2), value=-200.0)
     ours = mine[..., :7] if kind == "reverse_kl" else mine
     wanted = by_hand(objective, ours, padded[..., : ours.shape[-1]], batch, 1.0)
-    assert float(loss) == pytest.approx(float(wanted), rel=1e-9)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-9)
     zero = by_hand(objective, mine, F.pad(theirs, (0, 2)), batch, 1.0)
-    assert float(loss) != pytest.approx(float(zero), rel=1e-2)
+    assert loss.item() != pytest.approx(zero.item(), rel=1e-2)
 
 
 def test_sequence_level_weighs_the_teachers_answers_against_the_references():
@@ -128,7 +128,7 @@ def test_sequence_level_weighs_the_teachers_answers_against_the_references():
         return float(F.cross_entropy(mine[rows][kept], batch["labels"][rows][kept]))
 
     loss = SequenceLevel(TEACHER, alpha=0.7).loss(Outputs(logits=mine), None, batch)
-    assert float(loss) == pytest.approx(0.7 * likelihood(slice(2, 4)) + 0.3 * likelihood(slice(0, 2)), rel=1e-12)
+    assert loss.item() == pytest.approx(0.7 * likelihood(slice(2, 4)) + 0.3 * likelihood(slice(0, 2)), rel=1e-12)
     for alpha in (0.0, 1.0):  # one answer to a prompt
         alone = SequenceLevel(TEACHER, alpha=alpha).loss(Outputs(logits=mine), None, batch_of((4, 5)))
         assert float(alone) == pytest.approx(likelihood(slice(None)), rel=1e-12)
@@ -162,7 +162,7 @@ def test_on_policy_is_the_divergence_where_the_mask_is_true_and_labels_carry_no_
     objective = OnPolicy(TEACHER, kind="jsd", beta=0.1, temperature=1.3)
     mine, theirs = logits(3, 5, 7), logits(3, 5, 7, seed=1)
     loss = objective.loss(Outputs(logits=mine), Outputs(logits=theirs), batch)
-    assert float(loss) == pytest.approx(float(by_hand(objective, mine, theirs, batch, 1.0)), rel=1e-12)
+    assert loss.item() == pytest.approx(float(by_hand(objective, mine, theirs, batch, 1.0)), rel=1e-12)
     sampled = {**batch, "labels": torch.full_like(batch["labels"], -100)}
     assert objective.loss(Outputs(logits=mine), Outputs(logits=theirs), sampled) == loss
     both = Combined([objective, Supervised()], [1.0, 1.0])
@@ -196,7 +196,7 @@ def test_universal_logits_are_compared_by_rank_up_to_the_shorter_answer():
     batch = {"labels": torch.where(ours, 1, -100), "mask": ours}
     whole = ULD(TEACHER, weight=1.5, temperature=1.5)
     found = whole.loss(Outputs(logits=mine), Outputs(logits=theirs, positions=others), batch)
-    assert float(found) == pytest.approx(float(F.cross_entropy(mine[ours], batch["labels"][ours]) + 1.5 * loss))
+    assert found.item() == pytest.approx(float(F.cross_entropy(mine[ours], batch["labels"][ours]) + 1.5 * loss))
     with pytest.raises(DefinitionError, match="the same rows for student and teacher"):
         universal_logit_loss(mine, theirs[:1], ours, others[:1])
 

@@ -96,6 +96,8 @@ def test_texts_and_any_classifier_will_do():
     assert ((noisy != labels) & other.is_suspect).sum() / (noisy != labels).sum() > 0.9
     again = label_suspects(features, noisy, classifier=GaussianNB(), folds=3)
     assert np.array_equal(again.probabilities, other.probabilities)
+    counted = label_suspects(features, noisy, classifier=GaussianNB(), folds=np.int64(3))
+    assert np.array_equal(counted.probabilities, other.probabilities)
 
 
 @pytest.mark.parametrize(

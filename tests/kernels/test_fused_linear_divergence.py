@@ -80,7 +80,7 @@ def test_loss_and_gradients_are_those_of_the_formula(kind, temperature, alpha, b
     case = Case()
     loss, gradients = case.right(kind, temperature, alpha)
     found, ours = case.ours(kind, temperature, alpha, backend=backend, chunk=8)
-    assert float(found) == pytest.approx(float(loss), rel=1e-5)
+    assert found.item() == pytest.approx(loss.item(), rel=1e-5)
     for gradient, right in zip(ours, gradients, strict=True):
         torch.testing.assert_close(gradient.double(), right, rtol=1e-4, atol=1e-7)
 
@@ -92,7 +92,7 @@ def test_half_precision_is_as_near_as_its_logits_are(dtype, backend):
     loss, gradients = case.right("jsd", 1.0, 0.5)
     found, ours = case.ours("jsd", 1.0, 0.5, backend=backend, chunk=16)
     assert found.dtype == torch.float32
-    assert float(found) == pytest.approx(float(loss), rel=0.02)
+    assert found.item() == pytest.approx(loss.item(), rel=0.02)
     for gradient, right in zip(ours, gradients, strict=True):
         assert float((gradient.double() - right).norm() / right.norm()) < 0.02
 
@@ -112,7 +112,7 @@ def test_equal_models_have_no_loss_and_no_gradient(kind, backend):
     case = Case()
     case.teacher = case.student
     found, ours = case.ours(kind, 2.0, 1.0, backend=backend)
-    assert float(found) == pytest.approx(0.0, abs=1e-5)
+    assert found.item() == pytest.approx(0.0, abs=1e-5)
     assert max(float(gradient.abs().max()) for gradient in ours) < 1e-6
 
 
@@ -125,7 +125,7 @@ def test_words_that_one_model_lacks_have_probability_0_there(backend):
     z, t = (a @ b.T + c for a, b, c in (case.student, narrow))
     t = F.pad(t, (0, 11), value=-100.0)  # as good as never
     right = formula("jsd", z.softmax(-1), t.softmax(-1) + 1e-30)[case.labels != -100].mean()
-    assert float(found) == pytest.approx(float(right), rel=1e-4)
+    assert found.item() == pytest.approx(float(right), rel=1e-4)
 
     case.student = [part[:200] if part.shape[0] == 211 else part for part in case.student]
     case.labels = case.labels.clamp(max=199)
@@ -151,7 +151,7 @@ def test_no_token_that_counts_gives_0_without_a_gradient(backend):
     case = Case()
     case.labels[:] = -100
     loss, gradients = case.ours("forward_kl", 1.0, 0.5, backend=backend)
-    assert float(loss) == 0
+    assert loss.item() == 0
     assert all(not gradient.any() for gradient in gradients)
 
 
@@ -160,7 +160,7 @@ def test_without_gradients_the_loss_is_the_same():
     with torch.no_grad():
         loss = fused_linear_divergence(*case.student[:2], *case.teacher[:2], kind="reverse_kl", backend=BACKENDS[-1])
     p, q = ((a @ b.T).log_softmax(-1) for a, b, _ in (case.student, case.teacher))
-    assert float(loss) == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-5)
+    assert loss.item() == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-5)
 
 
 def test_autocast_decides_the_type_of_the_logits():
@@ -170,8 +170,8 @@ def test_autocast_decides_the_type_of_the_logits():
         loss = fused_linear_divergence(hidden, head, *case.teacher[:2], chunk=8)
     loss.backward()
     exact = fused_linear_divergence(*case.student[:2], *case.teacher[:2])
-    assert float(loss.detach()) == pytest.approx(float(exact), rel=0.02)
-    assert float(loss.detach()) != float(exact)
+    assert float(loss.detach()) == pytest.approx(exact.item(), rel=0.02)
+    assert float(loss.detach()) != exact.item()
     assert head.grad.dtype == hidden.grad.dtype == torch.float32
 
 
@@ -245,7 +245,7 @@ def test_the_gpu_kernel_gives_the_formula_on_a_gpu(kind, tokens, words):
     for temperature, alpha in ((1.0, 1.0), (2.0, 0.5)):
         loss, gradients = case.right(kind, temperature, alpha)
         found, ours = case.ours(kind, temperature, alpha, backend="triton", chunk=100)
-        assert float(found) == pytest.approx(float(loss), rel=1e-3)
+        assert found.item() == pytest.approx(loss.item(), rel=1e-3)
         for gradient, right in zip(ours, gradients, strict=True):
             assert float((gradient.double() - right).norm() / right.norm()) < 2e-3
-    assert math.isfinite(float(found))
+    assert math.isfinite(found.item())

@@ -359,7 +359,7 @@ LABELS = """
 def test_labels_outside_the_set_no_rows_and_no_training_are_said_before_anything_is_trained(
     tmp_path: Path, tiny_classifier_base: Path
 ) -> None:
-    script = Script(LABELS, tmp_path / "script.py", [str(tmp_path / "session"), str(tiny_classifier_base)])
+    script = Script(LABELS, tmp_path / "script.py", [str(tmp_path / "session"), str(tiny_classifier_base)], warm=True)
     outside, empty, untrained = script.run().stdout.splitlines()
     assert outside.startswith("LabelError")
     assert '"z"' in outside

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -131,7 +130,7 @@ def answered(body: dict[str, Any], before: int) -> Reply:
     return Reply(text, seconds=chance.uniform(0.005, 0.03))
 
 
-def moments(process: subprocess.Popen[str]) -> dict[str, float]:
+def moments(process: Any) -> dict[str, float]:
     """Returns when the script came to each of its parts, in seconds."""
     assert process.stdout is not None
     found = {line.split()[1]: time.monotonic() for line in process.stdout if line.startswith("at ")}
@@ -140,7 +139,7 @@ def moments(process: subprocess.Popen[str]) -> dict[str, float]:
     return found
 
 
-def kill_in(process: subprocess.Popen[str], part: str, seconds: float) -> bool:
+def kill_in(process: Any, part: str, seconds: float) -> bool:
     """Kills a process some time after it came to a part of its script; returns whether it was still at work."""
     assert process.stdout is not None
     for line in process.stdout:
@@ -163,7 +162,7 @@ def test_a_script_killed_in_nodes_of_every_kind_ends_with_the_results_of_a_calm_
     with FlakyServer(answered) as server:
         calm = tmp_path / "calm.json"
         arguments = [str(tmp_path / "calm"), server.url, str(tiny_classifier_base), str(calm)]
-        at = moments(Script(EVERY_KIND, tmp_path / "calm.py", arguments).start())
+        at = moments(Script(EVERY_KIND, tmp_path / "calm.py", arguments, warm=True).start())
         prompts = len(server.seen)
         assert server.seen.total() == prompts
     parts = list(at)[:-1]
@@ -173,7 +172,7 @@ def test_a_script_killed_in_nodes_of_every_kind_ends_with_the_results_of_a_calm_
     folder, result = tmp_path / "session", tmp_path / "result.json"
     with FlakyServer(answered) as server:
         arguments = [str(folder), server.url, str(tiny_classifier_base), str(result)]
-        script = Script(EVERY_KIND, tmp_path / "script.py", arguments)
+        script = Script(EVERY_KIND, tmp_path / "script.py", arguments, warm=True)
         killed = 0
         for part in sorted(chance.sample(parts, KILLS), key=parts.index):
             killed += kill_in(script.start(), part, chance.uniform(0, 1.2 * seconds[part]))

@@ -142,13 +142,15 @@ def test_killed_trainings_and_stages_go_on_after_their_last_finished_epoch_and_o
     tmp_path: Path, tiny_classifier_base: Path
 ) -> None:
     calm = tmp_path / "calm.json"
-    Script(MODELS, tmp_path / "calm.py", [str(tmp_path / "calm"), str(tiny_classifier_base), str(calm)]).run()
+    Script(
+        MODELS, tmp_path / "calm.py", [str(tmp_path / "calm"), str(tiny_classifier_base), str(calm)], warm=True
+    ).run()
     undisturbed = json.loads(calm.read_text())
     assert undisturbed["steps"] == 4 * EPOCH
     assert undisturbed["modules"] > 0
 
     folder, result = tmp_path / "session", tmp_path / "result.json"
-    script = Script(MODELS, tmp_path / "script.py", [str(folder), str(tiny_classifier_base), str(result)])
+    script = Script(MODELS, tmp_path / "script.py", [str(folder), str(tiny_classifier_base), str(result)], warm=True)
     # Within the teacher's second epoch.
     assert script.run(fails=True, DIES_AT=str(EPOCH + 2)).returncode == -signal.SIGKILL
     assert not (folder / "teacher").exists()

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from warm import WarmProcess
+
 
 @dataclass
 class Script:
@@ -18,21 +20,26 @@ class Script:
     Attributes:
         source: The text; it may be indented.
         file: Where it is written to.
+        warm: Whether its processes have the heavy libraries loaded when they start; see `warm.py`.
     """
 
     source: str
     file: Path
     arguments: list[str] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
+    warm: bool = False
 
     def __post_init__(self) -> None:
         self.file.write_text(textwrap.dedent(self.source), encoding="utf-8")
 
-    def start(self, *more: str, **variables: str) -> subprocess.Popen[str]:
+    def start(self, *more: str, **variables: str) -> Any:
         """Starts the script and returns its process, with its output in pipes."""
+        environment = {**os.environ, **self.variables, **variables}
+        if self.warm:
+            return WarmProcess(self.file, [*self.arguments, *more], environment, self.file.parent)
         return subprocess.Popen(
             [sys.executable, str(self.file), *self.arguments, *more],
-            env={**os.environ, **self.variables, **variables},
+            env=environment,
             cwd=self.file.parent,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

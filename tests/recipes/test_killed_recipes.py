@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 from functools import partial
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from user_scripts import files_of
+from warm import CONTEXT
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.distillation import Predictor
@@ -82,14 +82,9 @@ def kept_files(folder: Path) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_recipes_come_to_the_same_models_and_repeat_neither_epochs_nor_answers(tmp_path: Path, tiny_encoder):
-    context = multiprocessing.get_context("forkserver")
-    # The libraries are loaded once for all of them.
-    context.set_forkserver_preload(
-        [f"datadreamer_like.{each}" for each in ("recipes.born_again", "trainers.classifier")]
-    )
 
     def call(name: str, **dies_at: int) -> Any:
-        process = context.Process(target=run, args=(tmp_path / name, tiny_encoder, dies_at))
+        process = CONTEXT.Process(target=run, args=(tmp_path / name, tiny_encoder, dies_at))
         process.start()
         process.join(timeout=200)
         assert process.exitcode == (-signal.SIGKILL if dies_at else 0)

@@ -240,3 +240,10 @@ def test_values_nested_deeply_are_read(session: DataDreamer, tmp_path: Path, sta
     value = start * 50 + "1" + end * 50
     path.write_text(f'{{"a": {value}}}')
     assert list(JSONDataSource("rows", data_files=path).output["a"]) == [json.loads(value)]
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\0b\n", "\0", "ab\0c"])
+def test_a_short_text_with_a_nul_character_is_text(session: DataDreamer, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "rows.txt"
+    path.write_text(text)
+    assert list(TextDataSource("rows", data_files=path).output["text"]) == [text.removesuffix("\n")]

@@ -378,6 +378,8 @@ def test_rank_sorts_and_cuts(pets: DataSource) -> None:
     assert list(RankWithPrompt("Up", inputs, {**args, "reverse": False}).output["pet"]) == ["cat", "owl", "dog"]
     assert list(RankWithPrompt("Plain", inputs, {**args, "sort": False}).output["pet"]) == ["cat", "dog", "owl"]
     assert list(RankWithPrompt("Cut", inputs, {**args, "score_threshold": 4}).output["pet"]) == ["owl"]
+    with pytest.raises(DefinitionError, match="score_threshold is nan"):
+        RankWithPrompt("Never", inputs, {**args, "score_threshold": float("nan")})
     own = RankWithPrompt("Own", inputs, {**args, "instruction": "Go.", "post_process": len, "lazy": True})
     assert list(own.output["scores"]) == [8.0, 5.0, 4.0]
     with pytest.raises(DefinitionError, match='already has a column "scores"'):

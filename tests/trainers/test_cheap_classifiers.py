@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
+from warm import CONTEXT
 
 from datadreamer_like import DataDreamer, pruning, quantization
 from datadreamer_like.distillation import HardTargets, HiddenStates, SoftTargets
@@ -199,12 +199,10 @@ def regress(kind: str, folder: Path, encoder: Path, dies_at: int, results: Any) 
 
 @pytest.mark.parametrize("kind", ["TrainEmbeddingClassifier", "TrainLinearClassifier"])
 def test_a_killed_regression_goes_on_after_its_last_fit(kind, tiny_encoder, tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.trainers.test_cheap_classifiers", "sklearn.feature_extraction.text"])
-    results = context.SimpleQueue()
+    results = CONTEXT.SimpleQueue()
 
     def run(folder: str, dies_at: int = -1) -> Any:
-        process = context.Process(target=regress, args=(kind, tmp_path / folder, tiny_encoder, dies_at, results))
+        process = CONTEXT.Process(target=regress, args=(kind, tmp_path / folder, tiny_encoder, dies_at, results))
         process.start()
         process.join(timeout=120)
         assert process.exitcode == (0 if dies_at < 0 else -signal.SIGKILL)

@@ -29,6 +29,7 @@ from datadreamer_like.errors import (
 )
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.trainers import TrainHFClassifier
+from datadreamer_like.trainers.training.options import Training
 
 from .conftest import Rows, opinions
 
@@ -551,6 +552,21 @@ def test_a_published_student_loads_from_the_hub_and_publishing_again_commits_not
     assert torch.equal(loaded.classifier.weight, trainer.model.classifier.weight)
     files = hub_server.files("model", "me/opinions")
     assert not any(str(tiny_encoder) in _text(content) for content in files.values())
+
+
+def test_numbers_of_numpy_are_those_of_python():
+    given = {
+        "batch_size": np.int64(4),
+        "max_length": np.int32(8),
+        "learning_rate": np.float32(0.5),
+        "seed": np.uint8(3),
+    }
+    training = Training.from_options(given)
+    assert training == Training(batch_size=4, max_length=8, learning_rate=0.5, seed=3)
+    assert {type(training.batch_size), type(training.max_length), type(training.seed)} == {int}
+    for value in (np.float64(4.0), np.bool_(True)):
+        with pytest.raises(ArgumentTypeError, match="batch_size must be a whole number"):
+            Training.from_options({"batch_size": value})
 
 
 def _text(content: Any) -> str:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ from conftest import SENTENCES
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from user_scripts import Script
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, MethodMisfit, UnknownModel
 from datadreamer_like.models.trained.trained_model import TrainedModel
@@ -50,9 +47,11 @@ def log_probability(model: Any, tokenizer: Any, prompt: str, answer: str) -> tor
     return logits.log_softmax(-1).gather(-1, ids[0, len(asked) :, None]).sum()
 
 
-def by_formula(model: Any, reference: Any, tokenizer: Any, loss_type: str, beta: float) -> torch.Tensor:
+def by_formula(
+    model: Any, reference: Any, tokenizer: Any, loss_type: str, beta: float, rows: dict[str, Any] = PAIRS
+) -> torch.Tensor:
     losses = []
-    for prompt, chosen, rejected in zip(*PAIRS.values(), strict=True):
+    for prompt, chosen, rejected in zip(*rows.values(), strict=True):
         margins, lengths = [], []
         for answer in (chosen, rejected):
             with torch.no_grad():
@@ -90,6 +89,22 @@ def test_steps_are_those_of_the_formula(session, tiny_causal_lm):
     assert trainer.card.facts["Method"] == "DPO with trl's loss sigmoid, beta 0.3"
     assert "rafailov2023direct" in "".join(trainer.card.citations)
     assert trainer.card.base_model == str(tiny_causal_lm)
+
+
+def test_each_validation_row_counts_once_in_a_smaller_last_batch_too(session, tiny_causal_lm):
+    rows = {name: [*values, values[1]] for name, values in PAIRS.items()}
+    rows["chosen"][-1], rows["rejected"][-1] = rows["rejected"][1], rows["chosen"][1]  # a loss far from the others'
+    trainer = TrainHFDPO("DPO", str(tiny_causal_lm))
+    trainer.train(**columns(validation=rows), dpo_beta=0.3, epochs=1, batch_size=2, **OPTIONS)
+    tokenizer, reference = (each.from_pretrained(tiny_causal_lm) for each in (AutoTokenizer, AutoModelForCausalLM))
+    with torch.no_grad():
+        each = [
+            by_formula(trainer.model, reference, tokenizer, "sigmoid", 0.3, {n: [v[row]] for n, v in rows.items()})
+            for row in range(5)
+        ]
+    assert trainer.metrics["loss"] == pytest.approx(torch.stack(each).mean().item(), abs=1e-5)
+    right = sum(loss < torch.tensor(2.0).log() for loss in each) / 5
+    assert trainer.metrics["rewards/accuracies"] == pytest.approx(float(right), abs=1e-6)
 
 
 @pytest.mark.parametrize("loss_type", ["sigmoid", "hinge", "ipo"])
@@ -195,27 +210,25 @@ from tests.trainers.test_dpo import PAIRS, columns
 
 with DataDreamer(sys.argv[1], verbose=False):
     rows = {name: values * 8 for name, values in PAIRS.items()}
-    TrainHFDPO("A", sys.argv[2]).train(**columns(rows), epochs=6, batch_size=4, learning_rate=1e-3)
+    TrainHFDPO("A", sys.argv[2]).train(**columns(rows), epochs=3, batch_size=4, learning_rate=1e-3)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_training_goes_on_and_ends_in_the_same_weights(tiny_causal_lm, tmp_path):
-    def start(folder: Path) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", SCRIPT, str(folder), str(tiny_causal_lm)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        return subprocess.Popen(command, cwd=Path(__file__).parents[2], env=environment)
+    def script(folder: Path) -> Script:
+        return Script(SCRIPT, tmp_path / "script.py", [str(folder), str(tiny_causal_lm)], warm=True)
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert start(whole).wait(200) == 0
-    process = start(cut)
+    script(whole).run()
+    process = script(cut).start()
     while not list(cut.glob(".work/*/checkpoints/checkpoint-*/trainer_state.json")) and process.poll() is None:
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate()
     assert not (cut / "a").exists(), "the training was over before it could be killed"
-    assert start(cut).wait(200) == 0
+    script(cut).run()
     first, second = (load_file(folder / "a/model/model.safetensors") for folder in (whole, cut))
     assert all(torch.equal(first[name], second[name]) for name in first)
     results = [json.loads((folder / "a/node.json").read_text())["result"] for folder in (whole, cut)]

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertModel
+from user_scripts import Script
 
 from datadreamer_like.distillation import Combined, HiddenStates, Supervised
 from datadreamer_like.errors import DefinitionError, MethodMisfit
@@ -148,9 +145,9 @@ from tests.trainers.conftest import Rows, opinions
 
 folder, encoder, teacher = sys.argv[1:]
 with DataDreamer(folder, verbose=False):
-    rows, other = Rows("Train rows", opinions(192)).output, Rows("Validation rows", opinions(32, seed=1)).output
+    rows, other = Rows("Train rows", opinions(96)).output, Rows("Validation rows", opinions(32, seed=1)).output
     TrainHFClassifier("A", encoder).train(
-        rows["text"], rows["label"], other["text"], other["label"], epochs=6, batch_size=8, learning_rate=2e-3,
+        rows["text"], rows["label"], other["text"], other["label"], epochs=5, batch_size=8, learning_rate=2e-3,
         objective=Combined([Supervised(), HiddenStates(TrainedModel(teacher))], weights=[1.0, 1.0]),
     )
 """
@@ -161,28 +158,24 @@ with DataDreamer(folder, verbose=False):
 def test_a_killed_training_goes_on_with_its_projection_and_ends_in_the_same_weights(
     tiny_encoder, wide_encoder, tmp_path
 ):
-    root = Path(__file__).parents[2]
-
-    def start(folder: Path) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", SCRIPT, str(folder), str(tiny_encoder), str(wide_encoder)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        return subprocess.Popen(command, cwd=root, env=environment)
+    def script(folder: Path) -> Script:
+        return Script(SCRIPT, tmp_path / "script.py", [str(folder), str(tiny_encoder), str(wide_encoder)], warm=True)
 
     def epochs(folder: Path) -> float:
         states = list(folder.glob(".work/*/checkpoints/checkpoint-*/trainer_state.json"))
         return max((json.loads(state.read_text() or '{"epoch": 0}')["epoch"] for state in states), default=0)
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert start(whole).wait(200) == 0
-    process = start(cut)
+    script(whole).run()
+    process = script(cut).start()
     while epochs(cut) < 2 and process.poll() is None:
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate()
     newest = max(cut.glob(".work/*/checkpoints/checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
     assert set(load_file(newest / "objective.safetensors")) == {"1.weight"}
     assert not (cut / "a").exists(), "the training was over before it could be killed"
-    assert start(cut).wait(200) == 0
+    script(cut).run()
     first, second = (load_file(folder / "a/model/model.safetensors") for folder in (whole, cut))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from warm import CONTEXT
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.trainers import (
@@ -82,11 +82,9 @@ def run(kind: str, folder: Path, encoder: Path, dies_at: int) -> None:
 @pytest.fixture(scope="module")
 def start() -> Any:
     """Runs in a process of its own; the libraries are loaded once for all of them."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.trainers.test_killed_trainers"])
 
     def call(kind: str, folder: Path, encoder: Path, dies_at: int = -1) -> None:
-        process = context.Process(target=run, args=(kind, folder, encoder, dies_at))
+        process = CONTEXT.Process(target=run, args=(kind, folder, encoder, dies_at))
         process.start()
         process.join(timeout=120)
         assert process.exitcode == (0 if dies_at < 0 else -signal.SIGKILL)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warm import CONTEXT
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.errors import (
@@ -313,11 +313,9 @@ def run(url: str, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def start() -> Callable[[str, Path], Any]:
     """Starts a process of its own; the libraries are loaded once for all of them."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.trainers.test_openai_fine_tune", "openai.resources.fine_tuning.jobs"])
 
     def call(url: str, folder: Path) -> Any:
-        process = context.Process(target=run, args=(url, folder))
+        process = CONTEXT.Process(target=run, args=(url, folder))
         process.start()
         return process
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from warm import CONTEXT
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.trainers import TrainHFGRPO, TrainHFPPO, TrainHFRewardModel, TrainHFRLOO
@@ -59,11 +59,9 @@ def train(kind: str, folder: Path, start: Path, dies_at: int | None) -> None:
 @pytest.fixture(scope="module")
 def run() -> Any:
     """Trains in a process of its own; the libraries are loaded once for all of them."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.trainers.test_policies_resume"])
 
     def start(*arguments: Any) -> int:
-        process = context.Process(target=train, args=arguments)
+        process = CONTEXT.Process(target=train, args=arguments)
         process.start()
         process.join(120)
         assert process.exitcode is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from warm import CONTEXT
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.distillation import SoftTargets
@@ -41,11 +41,9 @@ def train(folder: Path, encoder: Path, teacher: Path | None) -> None:
 @pytest.fixture(scope="module")
 def start() -> Any:
     """Starts a process of its own that trains; the libraries are loaded once for all of them."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.trainers.test_resume", "sklearn.metrics"])
 
     def run(*arguments: Any) -> Any:
-        process = context.Process(target=train, args=arguments)
+        process = CONTEXT.Process(target=train, args=arguments)
         process.start()
         return process
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sqlite3
@@ -16,6 +15,7 @@ import tiny_models
 import torch
 from safetensors.torch import load_file
 from transformers import BertForMaskedLM
+from warm import CONTEXT
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.distillation import OnPolicy, SequenceLevel
@@ -48,11 +48,9 @@ def train(folder: Path, kind: str, start: Path) -> None:
 @pytest.fixture(scope="module")
 def run() -> Any:
     """Starts a process of its own that trains; the libraries are loaded once for all of them."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.trainers.test_resume_drawn", "sklearn.metrics"])
 
     def start(*arguments: Any) -> Any:
-        process = context.Process(target=train, args=arguments)
+        process = CONTEXT.Process(target=train, args=arguments)
         process.start()
         return process
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ import torch
 from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer import losses
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer, BertForSequenceClassification
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, MethodMisfit
 from datadreamer_like.models import SentenceTransformersEmbedder, TrainedModel
+from datadreamer_like.pruning import Magnitude
+from datadreamer_like.stages import Prune
 from datadreamer_like.trainers import TrainSentenceTransformer, cut_layers
 from datadreamer_like.trainers.training.embedding_teachers import principal_directions
 
@@ -124,6 +128,23 @@ def test_a_step_is_that_of_the_losss_formula(session, calm_encoder, kind):
         torch.testing.assert_close(weight, expected[name], atol=2e-5, rtol=1e-3)
         moved = max(moved, float((weight - before[name]).abs().max()))
     assert moved > 1e-3
+
+
+def test_a_pruned_embedder_keeps_its_pooling_and_the_modules_after_it(session, calm_encoder, tmp_path):
+    plain = SentenceTransformer(str(calm_encoder), device="cpu")
+    size = plain.get_embedding_dimension()
+    after = [Pooling(size, "cls"), Dense(size, 8), Normalize()]
+    SentenceTransformer(modules=[plain[0], *after], device="cpu").save(str(tmp_path / "start"))
+    trainer = TrainSentenceTransformer("It", str(tmp_path / "start"), device="cpu")
+    trainer.train_with_positive_pairs(**columns("anchor", "positive"), **OPTIONS | {"epochs": 1})
+    slim = Prune("Slim", trainer, Magnitude(sparsity=0.5))
+    pruned = copy.deepcopy(trainer.model)
+    pruned[0].model = Magnitude(sparsity=0.5).apply(trainer.trained.model)
+    expected = pruned.encode(["the good tea", "a bad film"])
+    assert expected.shape == (2, 8)
+    assert np.abs(expected - trainer.model.encode(["the good tea", "a bad film"])).max() > 1e-3
+    found = SentenceTransformersEmbedder(slim).run(["the good tea", "a bad film"])
+    np.testing.assert_allclose(np.array(found), expected, atol=1e-6)
 
 
 def test_pairs_make_an_embedder_that_other_tools_open(session, tiny_encoder, tmp_path):
@@ -241,7 +262,7 @@ def test_a_students_layers_are_the_teachers_and_it_comes_closer_to_it(session, c
     assert len(student.model.transformers_model.encoder.layer) == 1
     assert student.metrics["loss"] < 0.5 * before
     found = F.mse_loss(*(torch.tensor(model.encode(TEXTS)) for model in (student.model, teacher)))
-    assert float(found) == pytest.approx(student.metrics["loss"], rel=1e-3)
+    assert found.item() == pytest.approx(student.metrics["loss"], rel=1e-3)
 
 
 def test_a_cross_encoders_margins_are_the_students(session, calm_encoder, cross_encoder):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warm import CONTEXT
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.distillation import SoftTargets, StoredTeacher, TopK
@@ -41,12 +41,10 @@ def result(folder: Path) -> Any:
 
 @pytest.mark.slow
 def test_a_killed_training_reads_the_same_signals_and_ends_in_the_same_curve(tiny_causal_lm, tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.trainers.test_stored_resume"])
     whole, cut = tmp_path / "whole", tmp_path / "cut"
 
     def start(folder: Path) -> Any:
-        process = context.Process(target=train, args=(folder, tiny_causal_lm))
+        process = CONTEXT.Process(target=train, args=(folder, tiny_causal_lm))
         process.start()
         return process
 

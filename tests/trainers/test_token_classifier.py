@@ -17,7 +17,7 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer, BertFor
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.distillation import Combined, HiddenStates, SoftTargets, Supervised
-from datadreamer_like.errors import ArgumentTypeError, DataError, LabelError, MethodMisfit
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, LabelError, MethodMisfit
 from datadreamer_like.evaluation.columns import check_columns
 from datadreamer_like.evaluation.quality import span_scores
 from datadreamer_like.evaluation.tasks.token_classification import TokenClassification, find_span_labels
@@ -116,6 +116,51 @@ def test_tokens_with_tags_are_the_same_as_texts_with_spans(session, tiny_encoder
     assert found[0][0] == ("O", "B-blame", "I-blame", "B-praise", "I-praise")
     # [CLS] very good tea and bad film [SEP]
     assert found[0][1][0]["labels"] == [-100, 3, 4, 0, 0, 1, 0, -100]
+
+
+@pytest.mark.parametrize("weights", ["balanced", {"O": 0.5, "blame": 3, "I-praise": 2.0}])
+def test_class_weights_multiply_the_terms_of_their_tags(session, tiny_encoder, weights):
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 64, "learning_rate": 0.0}
+    trainer = TrainHFTokenClassifier("It", str(tiny_encoder), device="cpu")
+    trainer.train(**columns(), class_weights=weights, **options)
+    tags = ["O", "B-blame", "I-blame", "B-praise", "I-praise"]
+    tokenizer, model = trainer.tokenizer, trainer.model
+
+    def labelled(rows: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities [tokens, tags] and the tag of each token, whose words are single tokens here."""
+        log_probs, numbers = [], []
+        for text, spans in zip(rows["text"], rows["spans"], strict=True):
+            encoded = tokenizer(text, return_offsets_mapping=True, return_tensors="pt")
+            places = encoded.pop("offset_mapping")[0][1:-1].tolist()
+            for start, _ in places:
+                inside = next((span for span in spans if span["start"] <= start < span["end"]), None)
+                where = "" if inside is None else "B-" if inside["start"] == start else "I-"
+                numbers.append(tags.index("O" if inside is None else where + inside["label"]))
+            with torch.no_grad():
+                log_probs.append(model(**encoded).logits[0, 1:-1].log_softmax(-1))
+        return torch.cat(log_probs), torch.tensor(numbers)
+
+    _, trained_on = labelled(sentences(64))
+    counts = torch.bincount(trained_on, minlength=5)
+    by_hand = {"O": 0.5, "B-blame": 3.0, "I-blame": 3.0, "B-praise": 1.0, "I-praise": 2.0}
+    wanted = counts.sum() / (5 * counts) if weights == "balanced" else torch.tensor([by_hand[tag] for tag in tags])
+    log_probs, held_out = labelled(sentences(24, seed=1))
+    losses = -log_probs.gather(1, held_out[:, None])[:, 0]
+    assert trainer.metrics["loss"] == pytest.approx((wanted[held_out] * losses).mean().item(), rel=1e-4)
+
+
+def test_weights_of_unknown_tags_or_without_labels_are_refused(session, tiny_encoder, teacher):
+    trainer = TrainHFTokenClassifier("It", str(tiny_encoder), device="cpu")
+    with pytest.raises(LabelError, match='class_weights has "prais".*Did you mean'):
+        trainer.train(**columns(), class_weights={"prais": 2.0}, **TRAIN)
+    for weights, error, message in (
+        (2.0, ArgumentTypeError, "class_weights must be"),
+        ({"O": -1}, DefinitionError, "the class weight of 'O' is -1"),
+    ):
+        with pytest.raises(error, match=message):
+            trainer.train(**columns(), class_weights=weights, **TRAIN)
+    with pytest.raises(DefinitionError, match="class_weights weigh labels, and SoftTargets uses none"):
+        trainer.train(**columns(), class_weights={"O": 2}, objective=SoftTargets(teacher, alpha=1.0), **TRAIN)
 
 
 def test_the_loss_is_on_the_first_token_of_a_word_or_on_every_one(session):
@@ -225,7 +270,7 @@ def test_the_loss_of_soft_targets_is_the_mean_over_words(session, teacher, tiny_
             kl = F.kl_div((p / 3).log_softmax(-1), (q / 3).log_softmax(-1), log_target=True, reduction="sum")
             total += 0.7 * 9 * kl + 0.3 * F.cross_entropy(p, labels, reduction="sum")
             words += len(p)
-    assert float(found) == pytest.approx(float(total / words), rel=1e-4)
+    assert found.item() == pytest.approx(float(total / words), rel=1e-4)
 
 
 def test_hidden_states_and_adapters_work_on_tokens_too(session, teacher, tiny_encoder):

@@ -255,9 +255,8 @@ def _answer_losses(model: TrainedModel, task: Generation, rows: Sequence[Encoded
     network: Any = model.model
     batch = {name: tensor.to(network.device) for name, tensor in task.collate(examples).items()}
     with torch.inference_mode():
-        logits = task.forward(network, batch, frozenset({"logits"})).logits
-        assert logits is not None
-        losses, places = token_losses(logits, batch["labels"])
+        outputs = task.forward(network, batch, frozenset({"logits"}))
+        losses, places = token_losses(outputs, batch["labels"])
         nats = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, places.cpu(), losses.double().cpu())
     tokens = torch.bincount(places.cpu(), minlength=len(rows))
     return [AnswerLoss(*pair) for pair in zip(nats.tolist(), tokens.tolist(), strict=True)]

@@ -6,7 +6,6 @@ import copy
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 from datadreamer_like.distillation import Completions, Outputs, Teacher, TextTeacher, tokens_teacher
 from datadreamer_like.distillation.losses import IGNORED_LABEL
+from datadreamer_like.distillation.outputs import logits_of
 from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.distillation.tokens import never_empty, padded, padded_inputs, start_id
 from datadreamer_like.errors import DataError, MethodMisfit
@@ -235,9 +235,9 @@ class CausalLM(Generation):
         places = batch.get("position_ids")
         packed = {} if places is None else packed_inputs(model, batch["input_ids"], places)
         found = run_model(model, batch, wants, use_cache=False, **packed)
-        if found.logits is not None and found.logits.shape[0] != len(batch["input_ids"]):  # one sequence of all
+        if packed:  # perhaps one sequence of all
             found = as_batch(found, len(batch["input_ids"]))
-        return found if found.logits is None else replace(found, logits=found.logits[:, :-1])
+        return found.at(lambda tokens: tokens[:, :-1])
 
 
 class Seq2SeqLM(Generation):
@@ -333,13 +333,19 @@ def _ended(ids: list[int], ends: set[int]) -> list[int]:
     return ids[: last + 1]
 
 
-def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def token_losses(outputs: Outputs, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the loss of every token with a label, in nats [tokens], and the index of its row in the batch [tokens].
 
-    `logits` are [batch, seq, vocabulary]; `labels` [batch, seq], -100 for none.
+    The outputs have logits [batch, seq, vocabulary] or their factors; `labels` are [batch, seq], -100 for none.
     """
     kept = labels != IGNORED_LABEL
-    return F.cross_entropy(logits[kept].float(), labels[kept], reduction="none"), kept.nonzero()[:, 0]
+    factors, wanted = outputs.factors, labels[kept]
+    parts = [logits_of(outputs, "model")[kept]] if factors is None else factors.logits_by_part(kept)
+    losses = list[torch.Tensor]()
+    for logits in parts:
+        losses.append(F.cross_entropy(logits.float(), wanted[: len(logits)], reduction="none"))
+        wanted = wanted[len(logits) :]
+    return torch.cat(losses), kept.nonzero()[:, 0]
 
 
 class TokenMeasure(Measure):
@@ -351,8 +357,7 @@ class TokenMeasure(Measure):
 
     def add(self, outputs: Outputs, batch: Batch) -> None:
         """Adds the tokens of a batch."""
-        assert outputs.logits is not None
-        losses, _ = token_losses(outputs.logits, batch["labels"])
+        losses, _ = token_losses(outputs, batch["labels"])
         self.total += float(losses.sum())
         self.tokens += len(losses)
 

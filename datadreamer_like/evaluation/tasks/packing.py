@@ -144,4 +144,4 @@ def as_batch(outputs: Outputs, size: int) -> Outputs:
         return value.reshape(size, -1, *value.shape[2:])
 
     states = None if outputs.hidden_states is None else tuple(map(split, outputs.hidden_states))
-    return replace(outputs, logits=None if outputs.logits is None else split(outputs.logits), hidden_states=states)
+    return replace(outputs.at(split), hidden_states=states)

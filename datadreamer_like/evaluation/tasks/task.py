@@ -18,6 +18,7 @@ from datadreamer_like.distillation import (
     Teacher,
     TextTeacher,
     attention_layers,
+    capture_factors,
     capture_projections,
 )
 from datadreamer_like.distillation.tokens import never_empty, padded_inputs, padding_id
@@ -84,7 +85,10 @@ class Task(ABC):
 
     @abstractmethod
     def forward(self, model: Any, batch: Batch, wants: frozenset[str]) -> Outputs:
-        """Returns the outputs in `wants` for a batch: of the student, or of a teacher with the same tokens."""
+        """Returns the outputs in `wants` for a batch: of the student, or of a teacher with the same tokens.
+
+        "factors" are given instead of the logits, of a model that passes `has_plain_head`.
+        """
 
     @abstractmethod
     def measure(self) -> Measure:
@@ -156,13 +160,17 @@ def run_model(model: Any, batch: Batch, wants: frozenset[str], prefix: str = "",
     With `prefix` "decoder_", hidden states and attentions are those of the decoder, at the positions of `mask`.
     """
     requested = {f"output_{name}": True for name in ("hidden_states", "attentions") if name in wants}
-    with capture_projections(model) if "projections" in wants else nullcontext() as projections:
+    with (
+        capture_projections(model) if "projections" in wants else nullcontext() as projections,
+        capture_factors(model) if "factors" in wants else nullcontext() as factors,
+    ):
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         found = model(**{**inputs, **requested, **options})
     if "logits" in wants and not isinstance(getattr(found, "logits", None), torch.Tensor):
         raise MethodMisfit(f"{type(model).__name__} returns no logits. Load it as a model with a head for this task.")
     return Outputs(
-        logits=found.logits if "logits" in wants else None,
+        logits=found.logits if "logits" in wants and not factors else None,
+        factors=factors[0] if factors else None,
         hidden_states=getattr(found, f"{prefix}hidden_states", None),
         attentions=getattr(found, f"{prefix}attentions", None),
         projections=tuple(projections) if projections else None,

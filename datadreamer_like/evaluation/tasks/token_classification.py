@@ -21,6 +21,7 @@ from datadreamer_like.models.trained.spans import Span, check_fast, spans_of_tag
 
 from ..columns import read_rows
 from ..quality import span_scores
+from ..soft_labels import FloatArray
 from .examples import Examples, Ragged
 from .task import Batch, Measure, Task, run_model
 
@@ -34,6 +35,9 @@ class TokenClassification(Task):
         every: Every token has a tag and a loss; otherwise the first of each word.
         snap: Widen spans that cut a token, or a word, to the whole one, instead of refusing them.
         optional: Whether the spans of a row may be None.
+
+    Attributes:
+        class_weights: [tags], weights of the loss; None for none.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class TokenClassification(Task):
         self.every = every
         self.snap = snap
         self.optional = optional
+        self.class_weights: FloatArray | None = None
 
     @property
     def label2id(self) -> dict[str, int]:
@@ -115,7 +120,33 @@ class TokenClassification(Task):
         """Returns a batch; `labels` and `mask` are [batch, seq]."""
         labels = padded([row["labels"] for row in examples], IGNORED_LABEL)
         counted = padded([row["counted"] for row in examples], 0)
-        return {**self.inputs(examples), "labels": labels, "mask": counted.bool()}
+        batch = {**self.inputs(examples), "labels": labels, "mask": counted.bool()}
+        if self.class_weights is not None:
+            batch["targets"] = torch.from_numpy(np.diag(self.class_weights))[labels.clamp(min=0)]
+        return batch
+
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        """Sets the weights of the loss by tag, or by label for both its tags; 1 for a tag left out.
+
+        Raises:
+            LabelError: A weight is given for an unknown tag.
+        """
+        self.class_weights = np.ones(len(self.tags), dtype=np.float32)
+        for name, weight in weights.items():
+            chosen = [tag in (name, f"B-{name}", f"I-{name}") for tag in self.tags]
+            if not any(chosen):
+                known = [*self.tags, *(tag[2:] for tag in self.tags if tag.startswith("B-"))]
+                raise LabelError(
+                    f'class_weights has "{name}", which is neither a label nor one of the tags: '
+                    f"{', '.join(self.tags[:20])}.{did_you_mean(str(name), known)}"
+                )
+            self.class_weights[chosen] = weight
+
+    def balance(self, examples: Examples) -> None:
+        """Sets the weights of the loss to `tagged tokens / (number of tags · tokens with the tag)` of these rows."""
+        labels = np.concatenate([examples[row]["labels"] for row in range(len(examples))])
+        counts = np.bincount(labels[labels != IGNORED_LABEL], minlength=len(self.tags))
+        self.class_weights = (counts.sum() / (len(self.tags) * counts.clip(1))).astype(np.float32)
 
     def forward(self, model: Any, batch: Batch, wants: frozenset[str]) -> Outputs:
         """Returns logits [batch, seq, tags] and hidden states of all tokens."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -220,6 +221,15 @@ class RankWithPrompt(JudgeRows):
         self.register_arg("sort", required=False, default=True, type=bool, help="Sort the rows by their scores.")
         self.register_arg("reverse", required=False, default=True, type=bool, help="Put the highest score first.")
         self.register_arg("score_threshold", required=False, type=float, help="Rows with a lower score are dropped.")
+
+    def configure(self) -> None:
+        """Refuses a threshold that no score reaches."""
+        super().configure()
+        threshold = self._args["score_threshold"]
+        if threshold is not None and math.isnan(threshold):
+            raise DefinitionError(
+                f'"{self.name}": score_threshold is {threshold}; it must be a number to compare with.'
+            )
 
     def keeps(self, verdict: Any) -> bool:
         """Returns whether a score reaches the threshold."""

@@ -63,7 +63,7 @@ def advice_on_first_bytes(file: Path, encoding: str) -> str:
     family = encoding.partition("-sig")[0].removesuffix("-le").removesuffix("-be")
     if marked is not None:
         return "" if marked == family else f'It starts with the mark of {marked}: set encoding="{marked}".'
-    if family not in ("utf-16", "utf-32") and len(start) >= 4:
+    if family not in ("utf-16", "utf-32") and start.count(0) > 1:
         # Of Latin text, every second byte is NUL.
         even, odd = start[0::2].count(0) / len(start[0::2]), start[1::2].count(0) / len(start[1::2])
         if max(even, odd) > 0.4 and min(even, odd) < 0.1:

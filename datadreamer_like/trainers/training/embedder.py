@@ -58,6 +58,7 @@ class EmbedderTrainer(HFTrainer):
 
     arguments: ClassVar[type[TrainingArguments]] = SentenceTransformerTrainingArguments
     decided: ClassVar = {"prompts", "batch_sampler", "multi_dataset_batch_sampler", "router_mapping"}
+    papers: ClassVar[Sequence[str]] = (_CITATION,)
     _how: Mapping[str, Any] = {}
 
     @by_position({**_BY_POSITION, **_SEVERAL_DEVICES, **_NODE})
@@ -181,11 +182,6 @@ class EmbedderTrainer(HFTrainer):
         if "teacher" in self._how:
             card.register("Model Name", self._how["teacher"].model_name)
         card.register("Citation Information", getattr(self._loss, "citation", "").strip() or None)
-
-    @property
-    def citation(self) -> list[str]:
-        """The paper of sentence-transformers, and those of the model that training starts from."""
-        return [_CITATION, *(super().citation or [])]
 
     # The result
 

@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from datadreamer_like.distillation import Objective, Outputs
+from datadreamer_like.distillation import Objective, Outputs, has_plain_head
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.evaluation.tasks.examples import Examples, ShuffledBatches, sorted_batches
-from datadreamer_like.evaluation.tasks.task import Batch, Task
+from datadreamer_like.evaluation.tasks.task import Batch, Measure, Task
 from datadreamer_like.formats.quantizer import untrainable
 from datadreamer_like.models.trained.model_files import system_errors
 from datadreamer_like.pruning import masks, reapply
@@ -52,6 +52,7 @@ class Run:
         autocast: "bf16" or "fp16" for mixed precision.
         teachers: The teacher's answers for "train" and for "validation".
         modules: The objective's own modules, trained along with the model.
+        factored: The teacher gives factors instead of logits.
     """
 
     model: Any
@@ -65,6 +66,7 @@ class Run:
     objective: Objective
     teachers: Mapping[str, TeacherAnswers]
     modules: nn.Module | None
+    factored: bool = False
 
 
 class Fit(NamedTuple):
@@ -217,6 +219,43 @@ class LoopOverExamples(transformers.Trainer):
         )
         return cast("DataLoader[Any]", self.accelerator.prepare(loader))
 
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Returns the validation loss, in which each row counts once, and the `validation_figures`.
+
+        The library's own would weigh the last batch, which may be smaller, as the others.
+        """
+        model: Any = self.model
+        model.eval()
+        losses, sizes = [], []
+        with torch.no_grad():
+            for inputs in self.get_eval_dataloader():
+                sizes.append(len(inputs["rows"]) if isinstance(inputs, Mapping) else len(inputs))
+                batch = self._prepare_inputs(inputs)
+                with self.compute_loss_context_manager():
+                    losses.append(float(self.validation_loss(model, batch)))
+        found = {"loss": float(np.average(losses, weights=sizes)), **self.validation_figures(sizes)}
+        metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in found.items()}
+        chosen_by = f"{metric_key_prefix}_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
+        if chosen_by not in metrics:
+            names = ", ".join(name.removeprefix(f"{metric_key_prefix}_") for name in metrics)
+            raise DefinitionError(
+                f'There is no metric "{self.args.metric_for_best_model}" to choose the best epoch by '
+                f"(metric_for_best_model). The validation rows give: {names}."
+            )
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def validation_loss(self, model: Any, batch: Any) -> torch.Tensor:
+        """Returns the loss of a validation batch, the mean over its rows."""
+        return cast("torch.Tensor", self.compute_loss(model, batch))
+
+    def validation_figures(self, sizes: Sequence[int]) -> dict[str, float]:
+        """Returns further figures of the validation rows, whose batches had these sizes."""
+        return {}
+
     def floating_point_ops(self, inputs: Any) -> int:
         """Counts nothing: it would cost time."""
         return 0
@@ -233,6 +272,11 @@ class ObjectiveLoop(LoopOverExamples):
         # The loss of a batch is its mean; the loop divides it where batches are accumulated.
         self.loss_is_scaled_for_ga = False
         self.model_accepts_loss_kwargs = False
+        self._measure: Measure | None = None
+        self._wants = run.objective.wants | {"logits"}
+        # Half precision needs the gradients scaled before they are computed, which those of the fused loss are not.
+        if run.factored and run.autocast != "fp16" and not self.args.torch_compile and has_plain_head(run.model):
+            self._wants |= {"factors"}
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains, and takes the objective's modules out of the model again."""
@@ -263,9 +307,8 @@ class ObjectiveLoop(LoopOverExamples):
 
     def outputs_and_loss(self, model: Any, batch: Batch, split: str) -> tuple[Outputs, torch.Tensor]:
         """Returns the student's outputs for a drawn batch, and the loss, a scalar with gradients."""
-        student = self.run.task.forward(model, batch, self.run.objective.wants | {"logits"})
-        assert student.logits is not None
-        teacher = self.run.teachers[split](batch, student.logits.shape[-1])
+        student = self.run.task.forward(model, batch, self._wants)
+        teacher = self.run.teachers[split](batch, student.classes)
         return student, self.run.objective.loss(student, teacher, batch, self.run.modules)
 
     def compute_loss(
@@ -275,32 +318,19 @@ class ObjectiveLoop(LoopOverExamples):
         outputs, loss = self.outputs_and_loss(model, self.drawn(model, inputs, "train"), "train")
         return (loss, outputs) if return_outputs else loss
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Returns the validation loss and the task's figures."""
-        model: Any = self.model
-        model.eval()
-        measure, total, rows = self.run.task.measure(), 0.0, 0
-        with torch.no_grad():
-            for inputs in self.get_eval_dataloader():
-                batch = self.drawn(model, self._prepare_inputs(inputs), "validation")
-                with self.compute_loss_context_manager():
-                    outputs, loss = self.outputs_and_loss(model, batch, "validation")
-                size = len(batch["rows"])
-                total, rows = total + float(loss) * size, rows + size
-                measure.add(outputs, batch)
-        metrics = {f"{metric_key_prefix}_{n}": v for n, v in {"loss": total / rows, **measure.result()}.items()}
-        chosen_by = f"{metric_key_prefix}_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
-        if chosen_by not in metrics:
-            names = ", ".join(name.removeprefix(f"{metric_key_prefix}_") for name in metrics)
-            raise DefinitionError(
-                f'There is no metric "{self.args.metric_for_best_model}" to choose the best epoch by '
-                f"(metric_for_best_model). The validation rows give: {names}."
-            )
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+    def validation_loss(self, model: Any, batch: Any) -> torch.Tensor:
+        """Returns the loss of a validation batch, whose outputs are measured."""
+        batch = self.drawn(model, batch, "validation")
+        outputs, loss = self.outputs_and_loss(model, batch, "validation")
+        self._measure = self._measure or self.run.task.measure()
+        self._measure.add(outputs, batch)
+        return loss
+
+    def validation_figures(self, sizes: Sequence[int]) -> dict[str, float]:
+        """Returns the task's figures of the validation rows."""
+        assert self._measure is not None
+        measure, self._measure = self._measure, None
+        return measure.result()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)

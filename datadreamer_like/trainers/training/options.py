@@ -15,7 +15,7 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
-from datadreamer_like.evaluation.columns import check_number
+from datadreamer_like.evaluation.columns import check_number, plain
 from datadreamer_like.graph.positions import by_position, defaults_of
 from datadreamer_like.models.llms.chat_template import AUTO
 from datadreamer_like.models.model import checked_device, checked_dtype
@@ -180,7 +180,7 @@ class Training:
         own = [f.name for f in dataclasses.fields(cls) if f.name != "further"]
         known = {f.name for f in dataclasses.fields(arguments) if f.init}
         new = {old: name for old, name in _RENAMED.items() if name in known}
-        further = {new.get(name, name): value for name, value in options.items() if name not in own}
+        further = {new.get(name, name): plain(value) for name, value in options.items() if name not in own}
         for name in further:
             if name in _OUR_NAMES:
                 raise DefinitionError(f'{what} has no option "{name}"; here it is called "{_OUR_NAMES[name]}".')
@@ -199,7 +199,7 @@ class Training:
                     f'{what} has no option "{name}".{did_you_mean(name, [*own, *known])} It takes {", ".join(own)}, '
                     "and the fields of transformers.TrainingArguments."
                 )
-        given = {name: getattr(value, "value", value) for name, value in options.items() if name in own}
+        given = {name: plain(getattr(value, "value", value)) for name, value in options.items() if name in own}
         callbacks = given.pop("callbacks", None)
         if callbacks is not None:
             given["callbacks"] = _checked_callbacks(callbacks, what)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -58,25 +58,9 @@ class _SentenceLoop(LoopOverExamples, SentenceTransformerTrainer):
     def add_model_card_callback(self, *args: Any, **kwargs: Any) -> None:
         """Does nothing: the trainer writes the card."""
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Returns the validation loss, in which each row counts once, and the evaluator's figures."""
-        model: Any = self.model
-        model.eval()
-        total, rows = 0.0, 0
-        with torch.no_grad():
-            for inputs in self.get_eval_dataloader():
-                size = len(inputs["rows"])
-                with self.compute_loss_context_manager():
-                    loss = cast("torch.Tensor", self.compute_loss(model, self._prepare_inputs(inputs)))
-                total, rows = total + float(loss) * size, rows + size
-        figures: dict[str, float] = {} if self.evaluator is None else dict(self.evaluator(model))  # type: ignore[arg-type]
-        found = {"loss": total / rows, **figures}
-        metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in found.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+    def validation_figures(self, sizes: Sequence[int]) -> dict[str, float]:
+        """Returns the evaluator's figures."""
+        return {} if self.evaluator is None else dict(self.evaluator(self.model))  # type: ignore[arg-type]
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(str(output_dir or self.args.output_dir))

@@ -12,7 +12,15 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from datadreamer_like.distillation import Objective, Outputs, StoredAnswers, StoredTeacher, Supervised
+from datadreamer_like.distillation import (
+    Factors,
+    Objective,
+    Outputs,
+    StoredAnswers,
+    StoredTeacher,
+    Supervised,
+    has_plain_head,
+)
 from datadreamer_like.distillation.teacher import (
     check_same_vocabulary,
     eval_mode,
@@ -36,11 +44,15 @@ TeacherAnswers = Callable[[Batch, int], Outputs | None]
 
 @dataclass(frozen=True)
 class Teaching:
-    """A teacher's answers by split, the model that an objective's `modules` reads, and a line for the card."""
+    """A teacher's answers by split, the model that an objective's `modules` reads, and a line for the card.
+
+    `factored` answers have factors instead of logits.
+    """
 
     answers: Mapping[str, TeacherAnswers]
     model: nn.Module | None = None
     facts: str | None = None
+    factored: bool = False
 
 
 def check_objective(objective: object) -> Objective:
@@ -137,11 +149,18 @@ def _live(objective: Objective, task: Task, examples: Mapping[str, Examples], de
     if not getattr(teacher.model, "is_quantized", False):
         teacher.model.to(device)
 
+    factored = objective.takes_factors and has_plain_head(teacher.model)
+    wants |= {"factors"} if factored else set()
+
     def live(batch: Batch, student_logits: int) -> Outputs:
         with torch.no_grad(), eval_mode(teacher.model):
             found = task.forward(teacher.model, batch, wants)
+        if found.factors is not None:
+            weight, bias = task.aligned(teacher, found.factors.weight.T, student_logits).T, found.factors.bias
+            bias = None if bias is None else task.aligned(teacher, bias, student_logits)
+            return replace(found, factors=Factors(found.factors.states, weight, bias))
         if found.logits is None:
             return found
         return replace(found, logits=task.aligned(teacher, found.logits, student_logits))
 
-    return Teaching(dict.fromkeys(examples, live), teacher.model)
+    return Teaching(dict.fromkeys(examples, live), teacher.model, factored=factored)

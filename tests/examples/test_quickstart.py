@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+from .conftest import EXAMPLES
+
 SCRIPT = EXAMPLES / "quickstart.py"
 # The same script with less of everything, so that it takes half a minute of two idle cores.
 SMALLER = {
@@ -35,24 +33,18 @@ def test_the_script_is_short_and_its_data_small():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # a machine four times slower takes its time twice
-def test_the_script_runs_to_its_end_and_again_without_work(tmp_path, smollm_gguf, minilm_path):
+@pytest.mark.timeout(1800)
+def test_the_script_runs_to_its_end_and_again_without_work(run, tmp_path: Path) -> None:
     text = SCRIPT.read_text(encoding="utf-8").replace("Path(__file__).parent", f"Path({str(EXAMPLES)!r})")
     for large, small in SMALLER.items():
         assert large in text
         text = text.replace(large, small)
     script = tmp_path / "quickstart.py"
     script.write_text(text, encoding="utf-8")
-    command = [sys.executable, str(script), str(tmp_path / "out")]
-    first, again = (
-        subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-        for _ in range(2)
-    )
-    for done in (first, again):
-        assert done.returncode == 0, done.stderr
-        assert "Pruned and 8 bit" in done.stdout
-        assert "The exported student says:" in done.stdout
-    assert all(line.endswith(("found finished", "rows")) for line in again.stderr.splitlines()), again.stderr
-    assert "Warning" not in first.stderr
+    first = run(script, str(tmp_path / "out"))
+    again = run(script, str(tmp_path / "out"), warm=True)
+    assert "Pruned and 8 bit" in first.stdout
+    assert "The exported student says:" in first.stdout
+    assert not again.worked
     assert (tmp_path / "out" / "comparison" / "comparison.html").exists()
     assert first.stdout == again.stdout

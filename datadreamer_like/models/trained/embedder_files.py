@@ -1,0 +1,40 @@
+"""What a sentence-transformers model has besides its transformer: pooling, normalisation and the modules after them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+_OWN = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
+_OF_MODULE = ("config.json", "model.safetensors", "pytorch_model.bin")
+
+
+def copy_modules(source: str, folder: Path) -> None:
+    """Copies the other modules of an embedder, a folder or an id on the Hub, to a folder with its changed transformer.
+
+    Nothing is copied if `source` is no embedder.
+    """
+    listed = _file(source, "modules.json")
+    modules = [] if listed is None else json.loads(listed.read_text(encoding="utf-8"))
+    if not modules or modules[0]["path"]:  # the transformer of most is in the folder itself
+        return
+    inner = [f"{module['path']}/{name}" for module in modules[1:] for name in _OF_MODULE if module["path"]]
+    for name in (*_OWN, *inner):
+        found = _file(source, name)
+        if found is not None:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(found, folder / name)
+
+
+def _file(source: str, name: str) -> Path | None:
+    from transformers.utils.hub import cached_file
+
+    found = cached_file(
+        source,
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return None if found is None else Path(found)

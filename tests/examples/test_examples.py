@@ -1,0 +1,47 @@
+"""Every script in `examples/` runs to its end, in its short form if it has one, and finds its work when run again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .conftest import EXAMPLES
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+SHORT = {
+    "abstain": "of 16 answered",
+    "born_again": "Born again, ensemble",
+    "distil_embedder": "and distilled",
+    "distil_llm": "of the teacher's answers, taught by",
+    "distilbert": "Distilled, 3 layers",
+    "label_noise": "biased                50%",
+    "ppo": "nats from the model",
+    "qlora": "The third has",
+}
+"""What the output of each has in it."""
+WHOLE = {"dpo": "prefers what people wrote", "ray_engine": "the same rows", "structured_output": "stars"}
+"""Those without a short form."""
+MEASURE = {"born_again", "distil_embedder", "distilbert"}
+"""Those that measure times, which are other ones every time."""
+
+
+def test_every_example_is_run_here():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SHORT, *WHOLE, "quickstart"}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_an_example_runs_to_its_end_and_again_without_work(run, tmp_path: Path, name: str) -> None:
+    arguments = [str(tmp_path / "out"), "--short"]
+    first = run(EXAMPLES / f"{name}.py", *arguments)
+    assert SHORT[name] in first.stdout
+    again = run(EXAMPLES / f"{name}.py", *arguments, warm=True)
+    assert SHORT[name] in again.stdout
+    assert not again.worked or name in MEASURE, again.worked
+    assert again.stdout == first.stdout or name in MEASURE
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_an_example_without_a_short_form_runs_to_its_end(run, tmp_path: Path, name: str) -> None:
+    assert WHOLE[name] in run(EXAMPLES / f"{name}.py", str(tmp_path / "out")).stdout

@@ -1,0 +1,88 @@
+"""Scripts in processes that start with the heavy libraries loaded: forks of a server, one for each pytest process.
+
+Loading torch, transformers and trl takes seconds of a processor, more than most scripts of the tests do. What concerns
+loading itself, such as what is imported or printed by it, needs a fresh interpreter instead.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import runpy
+import sys
+import threading
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from typing import Any
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.warm_libraries"])
+
+
+class WarmProcess:
+    """A running script, with the part of `subprocess.Popen` that tests use: its output is in pipes, as text."""
+
+    def __init__(self, file: Path, arguments: list[str], environment: dict[str, str], folder: Path) -> None:
+        self.args = [str(file), *arguments]
+        readers, writers = zip(os.pipe(), os.pipe(), strict=True)
+        ends = [DupFd(writer) for writer in writers]
+        self._process = CONTEXT.Process(target=_run, args=(self.args, environment, str(folder), *ends))
+        self._process.start()
+        for writer in writers:
+            os.close(writer)
+        self.stdout, self.stderr = (os.fdopen(reader, encoding="utf-8") for reader in readers)
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, minus the signal that ended it; None while it runs."""
+        return self._process.exitcode
+
+    poll = returncode.fget
+
+    def kill(self) -> None:
+        """Sends SIGKILL."""
+        self._process.kill()
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Waits for the end; raises `TimeoutError`."""
+        self._process.join(timeout)
+        if self.returncode is None:
+            self.kill()
+            raise TimeoutError(f"{self.args[0]} has run for more than {timeout} seconds.")
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Reads what is left of the output, and waits for the end."""
+        found: dict[str, str] = {}
+        readers = [
+            threading.Thread(target=lambda name=name: found.update({name: getattr(self, name).read()}), daemon=True)
+            for name in ("stdout", "stderr")
+        ]
+        for reader in readers:
+            reader.start()
+        self.wait(timeout)
+        for reader in readers:
+            reader.join()
+        self.stdout.close()
+        self.stderr.close()
+        return found["stdout"], found["stderr"]
+
+
+def _run(arguments: list[str], environment: dict[str, str], folder: str, *ends: Any) -> None:
+    """What a process runs: the script as `python FILE ARGUMENTS` would, in its folder."""
+    for place, end in enumerate(ends, start=1):
+        descriptor = end.detach()
+        os.dup2(descriptor, place)
+        os.close(descriptor)
+    sys.stdout, sys.stderr = (os.fdopen(place, "w", encoding="utf-8", buffering=1) for place in (1, 2))
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = arguments
+    sys.path.insert(0, str(Path(arguments[0]).parent))
+    try:
+        runpy.run_path(arguments[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()
