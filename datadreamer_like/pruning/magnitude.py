@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from datadreamer_like.compression import Batches
-from datadreamer_like.compression.method import already_quantized, check_patterns
+from datadreamer_like.compression.method import already_quantized, check_patterns, check_share
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.formats import mark_sparse
 from datadreamer_like.kernels import nm_mask
@@ -44,6 +44,8 @@ class Magnitude(PrunesWhileTraining):
         schedule: How the share rises during training, so that the model adapts; None to prune at once.
         include: Parts to prune too, from "embeddings", "biases", "norms".
         exclude: Patterns of parameter names that are never pruned, for instance ("classifier.*",).
+        others: Another sparsity for parameters whose names match a pattern, each pruned by itself, for instance
+            (("classifier.*", 0.2),).
 
     Example:
         >>> from torch import nn
@@ -58,6 +60,7 @@ class Magnitude(PrunesWhileTraining):
     exclude: tuple[str, ...] = ()
     pattern: Pattern | None = None
     schedule: Cubic | None = None
+    others: tuple[tuple[str, float], ...] = ()
 
     kind = "pruning"
     papers = ("1506.02626", "1606.09274", "1710.01878")
@@ -70,8 +73,10 @@ class Magnitude(PrunesWhileTraining):
         unknown = sorted(set(self.include) - set(get_args(Part)))
         if unknown:
             raise DefinitionError(f"include names {', '.join(unknown)}; it may name {', '.join(get_args(Part))}.")
-        if self.pattern is not None and (self.scope != "model" or self.include):
-            raise DefinitionError("A pattern is that of each weight matrix. Leave scope and include out.")
+        for _, share in self.others:
+            check_share("A sparsity in others", share)
+        if self.pattern is not None and (self.scope != "model" or self.include or self.others):
+            raise DefinitionError("A pattern is that of each weight matrix. Leave scope, include and others out.")
         if self.schedule is not None and (not isinstance(self.schedule, Cubic) or self.pattern or self.include):
             raise DefinitionError(
                 "schedule must be a pruning.Cubic, for a sparsity of weight matrices. Leave pattern and include out."
@@ -137,13 +142,18 @@ class Magnitude(PrunesWhileTraining):
         return dropped
 
     def _by_share(self, weights: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+        """Which weights to remove at a share that may be below the final one, which `others` are then below as well."""
         scores = {name: weight.detach().abs() for name, weight in weights.items()}
+        dropped = {}
+        for name in weights:
+            if other := [own for pattern, own in self.others if fnmatch(name, pattern)]:
+                (dropped[name],) = smallest([scores.pop(name)], other[0] * (share / (self.sparsity or 1)))
         if self.scope == "layer":
-            return {name: smallest([score], share)[0] for name, score in scores.items()}
+            return dropped | {name: smallest([score], share)[0] for name, score in scores.items()}
         if self.scope == "distribution":  # one threshold for magnitudes relative to the matrix's standard deviation
-            for name, weight in weights.items():
-                scores[name] = scores[name] / weight.detach().std(correction=0).clamp_min(1e-30)
-        return dict(zip(scores, smallest(list(scores.values()), share), strict=True))
+            for name, score in scores.items():
+                scores[name] = score / weights[name].detach().std(correction=0).clamp_min(1e-30)
+        return dropped | dict(zip(scores, smallest(list(scores.values()), share), strict=True))
 
     def _weights(self, model: nn.Module) -> dict[str, nn.Parameter]:
         # A head tied to the embeddings counts as an embedding, so parameters are compared by identity.

@@ -19,6 +19,8 @@ def smallest(scores: Sequence[Tensor], share: float) -> list[Tensor]:
 
     Among equal scores the first ones count as smaller, in the order of the tensors and of the positions in them.
     """
+    if not scores:
+        return []
     flat = torch.cat([(score.float() if score.itemsize < 4 else score).flatten() for score in scores])
     count = round(share * flat.numel())
     drop = torch.zeros_like(flat, dtype=torch.bool)

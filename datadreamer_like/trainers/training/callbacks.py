@@ -1,4 +1,4 @@
-"""Callbacks of the training loop: progress, early stopping, keeping pruned weights zero, and pruning."""
+"""Callbacks of the training loop: progress, stopping early, keeping pruned weights zero, and pruning."""
 
 from __future__ import annotations
 
@@ -78,6 +78,18 @@ class EarlyStop(TrainerCallback):
                 better = value > best + self.threshold
                 best, since = max(best, value), 0 if better else since + 1
         return since >= self.patience
+
+
+class StopAfter(TrainerCallback):
+    """Stops training after some steps of the optimizer; the schedules are those of the whole training."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Stops training when the steps are done."""
+        if state.global_step >= self.steps:
+            control.should_training_stop = True
 
 
 class KeepZeros(TrainerCallback):
