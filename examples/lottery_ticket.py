@@ -42,12 +42,11 @@ with DataDreamer(FOLDER):
     layer = Prune("One layer", model=get_model_path(), method=pruning.Layers(keep=[0]))
     start = Prune("4,000 words", layer, pruning.Vocabulary(size=4000), calibration=rows.output["description"])
 
+    # It logs what is left of each network, and how good it is on the validation rows.
     found = LotteryTicket(
         "Ticket", partial(TrainHFClassifier, model_name=start), *columns,
         rounds=ROUNDS, share=1 / 3, epochs=EPOCHS, batch_size=16, learning_rate=1e-3, max_length=32,
     )  # fmt: skip
-    print(f"\n{found}")
-
     models = [found.dense, found.trained[-1], *found.controls.values()]
     compared = Compare(
         "On rows that none has seen", models, test.output["description"], test.output["topic"],

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.errors import ArgumentTypeError, DataError, EmptyDataset
-from datadreamer_like.formats.modules import Stack, stacks
+from datadreamer_like.formats.modules import Stack, config_of_layers, stacks
 
 Batches = Iterable[Mapping[str, Tensor]]
 """Calibration data: batches as the model takes them, each a mapping of keyword to tensor."""
@@ -34,14 +34,34 @@ def as_list(batches: Batches | None, method: object) -> list[Mapping[str, Tensor
 
 
 def on_device(batch: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Returns the batch on the device of the model's parameters; raises `ArgumentTypeError` if it is not a mapping."""
+    """Returns the batch on the device of the model's parameters.
+
+    Raises:
+        ArgumentTypeError: It is not a mapping.
+        DataError: Its sequences are longer than the model's positions.
+    """
     if not isinstance(batch, Mapping):
         raise ArgumentTypeError(
             f"A calibration batch is of type {type(batch).__name__}. Pass an iterable of dicts of tensors as the model "
             "takes them, such as [tokenizer(texts, padding=True, return_tensors='pt')]."
         )
+    ids, most = batch.get("input_ids"), _positions(model)
+    if isinstance(ids, Tensor) and most is not None and ids.shape[-1] > most:
+        raise DataError(
+            f"A calibration batch has sequences of {ids.shape[-1]} tokens, and {type(model).__name__} takes {most}. "
+            f"Cut them: tokenizer(texts, truncation=True, max_length={most}, padding=True, return_tensors='pt')."
+        )
     device = next(model.parameters()).device
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+def _positions(model: nn.Module) -> int | None:
+    """The longest sequence that a model takes; None if its config does not say."""
+    most = getattr(config_of_layers(model), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            most = module.num_embeddings - module.padding_idx - 1  # RoBERTa's positions begin behind its padding's
+    return most
 
 
 def loss_on(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

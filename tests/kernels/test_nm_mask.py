@@ -82,6 +82,22 @@ def test_the_gpu_kernel_passes_these_tests_in_tritons_interpreter():
     assert "passed" in done.stdout
 
 
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Triton warns of a default that will change
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_gpu_kernel_compiles_without_a_gpu(dtype):
+    triton = pytest.importorskip("triton")
+    backends = pytest.importorskip("triton.backends.compiler")
+    from datadreamer_like.kernels.triton.nm_mask import _mask_kernel as kernel
+
+    types = {"scores": f"*{dtype}", "mask": "*i1", "GROUP": "constexpr", "BLOCK": "constexpr"}
+    signature = {name: types.get(name, "i32") for name in kernel.arg_names}
+    places = {(kernel.arg_names.index(name),): value for name, value in {"GROUP": 4, "BLOCK": 1024}.items()}
+    source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=places)
+    compiled = triton.compile(source, target=backends.GPUTarget("cuda", 90, 32))
+    assert compiled.asm["cubin"]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("pattern", PATTERNS)
