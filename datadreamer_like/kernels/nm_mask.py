@@ -10,10 +10,10 @@ from torch import Tensor
 
 from datadreamer_like.errors import DefinitionError
 
-Backend = Literal["reference", "cpu", "triton"] | None
+Backend = Literal["reference", "triton"] | None
 
-# Ranking by comparing each score with each other one takes m passes, and sorting takes about as long as this many.
-_LARGEST_COMPARED = 16
+# The GPU kernel compares each score with all others of its group, so for large groups sorting is faster.
+_LARGEST_COMPARED = 32
 
 
 def nm_mask(scores: Tensor, pattern: tuple[int, int], *, backend: Backend = None) -> Tensor:
@@ -23,9 +23,8 @@ def nm_mask(scores: Tensor, pattern: tuple[int, int], *, backend: Backend = None
         scores: [..., in], of any floating dtype; higher is kept, such as `|W|`. Among equal scores the first are
             removed.
         pattern: (n, m); m divides `in`, so (n, in) keeps n scores of each row.
-        backend: "reference" sorts each group; "cpu" compares the scores of a group with each other, on any device;
-            "triton" does so in one kernel on a GPU. All give the same mask. None chooses "triton" on a GPU if it is
-            installed, and "cpu" elsewhere, for groups of up to 16 scores; "reference" for larger ones.
+        backend: "reference" sorts each group, on any device; "triton" is a GPU kernel. Both give the same mask. None
+            chooses "triton" on a GPU if it is installed, for groups of up to 32 scores, and "reference" elsewhere.
 
     Example:
         >>> nm_mask(torch.tensor([[0.3, 0.1, 0.2, 0.4]]), (2, 4)).tolist()
@@ -37,23 +36,16 @@ def nm_mask(scores: Tensor, pattern: tuple[int, int], *, backend: Backend = None
         raise DefinitionError(
             f"pattern={pattern} keeps {kept} of every {group} inputs, which must divide the {inputs} inputs."
         )
-    if backend not in (None, "reference", "cpu", "triton"):
-        raise DefinitionError(f'nm_mask has no backend "{backend}". Choose "reference", "cpu" or "triton".')
+    if backend not in (None, "reference", "triton"):
+        raise DefinitionError(f'nm_mask has no backend "{backend}". Choose "reference" or "triton".')
     if backend is None:
         on_gpu = scores.is_cuda and find_spec("triton") is not None
-        backend = "reference" if group > _LARGEST_COMPARED else "triton" if on_gpu else "cpu"
+        backend = "triton" if on_gpu and group <= _LARGEST_COMPARED else "reference"
     grouped = scores.detach().reshape(*scores.shape[:-1], -1, group)
     if backend == "triton":
         from .triton.nm_mask import nm_mask_of_groups
 
         return nm_mask_of_groups(grouped.contiguous(), group - kept).view(scores.shape)
-    if backend == "cpu":
-        place = torch.arange(group, device=scores.device)
-        rank = torch.zeros(grouped.shape, dtype=torch.int32, device=scores.device)
-        for index in range(group):
-            other = grouped[..., index : index + 1]
-            rank += (other < grouped) | ((other == grouped) & (index < place))
-        return (rank >= group - kept).view(scores.shape)
     order = grouped.argsort(dim=-1, stable=True)
     mask = torch.ones(grouped.shape, dtype=torch.bool, device=scores.device)
     return mask.scatter_(-1, order[..., : group - kept], False).view(scores.shape)

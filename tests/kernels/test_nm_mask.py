@@ -14,7 +14,7 @@ from datadreamer_like.errors import DefinitionError
 from datadreamer_like.kernels import nm_mask
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-PATHS = ["reference", "cpu", *(["triton"] if INTERPRETED else [])]
+PATHS = ["reference", *(["triton"] if INTERPRETED else [])]
 PATTERNS = [(2, 4), (1, 4), (4, 8), (3, 3), (0, 2), (1, 1), (5, 7)]
 
 

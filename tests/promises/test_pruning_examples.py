@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 @pytest.mark.parametrize(
     ("script", "shown", "nodes"),
     [
-        ("prune.py", "Movement with a teacher, 90 %", 9),
+        ("prune.py", "Movement with", 9),
         ("lottery_ticket.py", "random mask", 10),
     ],
 )
