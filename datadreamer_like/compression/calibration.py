@@ -162,7 +162,10 @@ def walk_blocks(model: nn.Module, calibration: Batches | None, method: object) -
 
 
 def _captured(model: nn.Module, stack: Stack, batch: dict[str, Tensor], is_second: bool) -> _Inputs:
-    """Runs the model once and captures the inputs of a stack, of which the second is an encoder-decoder's decoder."""
+    """Captures the inputs of a stack, of which the second is an encoder-decoder's decoder.
+
+    Only the first block runs. The others get its output, which has the right form, for what else they are given.
+    """
     if is_second and not {"labels", "decoder_input_ids"} & set(batch):
         raise DataError(
             f"{type(model).__name__} is an encoder-decoder, and a calibration batch has only {', '.join(batch)}. "
@@ -179,9 +182,13 @@ def _captured(model: nn.Module, stack: Stack, batch: dict[str, Tensor], is_secon
         if len(arguments) == len(stack.blocks):
             raise _Stop
 
+    outputs: list[Any] = []
     with suppress(_Stop), ExitStack() as hooks:
         for block in stack.blocks:
             hooks.enter_context(block.register_forward_pre_hook(keep, with_kwargs=True))
+        hooks.enter_context(stack.blocks[0].register_forward_hook(lambda *call: outputs.append(call[-1])))
+        for block in stack.blocks[1:]:
+            hooks.enter_context(_forward_gives(block, outputs))
         model(**batch)
     mask = own = _mask(batch, "attention_mask")
     if is_second:
@@ -189,6 +196,20 @@ def _captured(model: nn.Module, stack: Stack, batch: dict[str, Tensor], is_secon
         if own is None and "labels" in batch:
             own = batch["labels"] != -100
     return _Inputs(first[0], arguments, own, mask)
+
+
+@contextmanager
+def _forward_gives(module: nn.Module, outputs: list[Any]) -> Iterator[None]:
+    """Inside, the module does nothing but return the first of the outputs; its hooks run."""
+    before = vars(module).get("forward")
+    module.forward = lambda *_, **__: outputs[0]
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
 
 
 def _mask(batch: dict[str, Tensor], name: str) -> Tensor | None:
