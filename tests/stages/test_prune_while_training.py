@@ -39,14 +39,19 @@ def columns() -> dict[str, Any]:
 
 
 class Zeros(TrainerCallback):
-    """Counts the zeros that layers compute with, after each step."""
+    """Counts the zeros that layers compute with, after each step, and notes which parameters decay."""
 
     shares: list[float] = []
+    decaying: set[str] = set()
 
     def __fingerprint__(self) -> str:
         return "zeros"
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
+    ) -> None:
+        ids = {id(each) for group in optimizer.param_groups if group["weight_decay"] for each in group["params"]}
+        self.decaying.update(name for name, each in model.named_parameters() if id(each) in ids)
         weights = [layer.weight for layer in model.bert.encoder.modules() if hasattr(layer, "in_features")]
         self.shares.append(sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights))
 
@@ -70,6 +75,8 @@ def test_the_share_of_zeros_rises_by_the_schedule_and_the_best_epoch_is_a_sparse
     # 2 steps of warm-up; all is removed at step 19, of 24
     expected = [cubic_sparsity(step - 1, final=0.8, begin=2, steps=17, every=4) for step in range(1, STEPS + 1)]
     expected[19:] = [0.8] * 5
+    assert any(name.endswith("parametrizations.weight.original") for name in Zeros.decaying)
+    assert not any(name.endswith("scores") for name in Zeros.decaying)
     assert Zeros.shares == pytest.approx(expected, abs=2e-3)
     weights = [layer.weight for layer in block_linears(slim.model).values()]  # type: ignore[arg-type]
     assert sum(int((weight == 0).sum()) for weight in weights) == pytest.approx(
