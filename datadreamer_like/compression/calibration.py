@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.errors import ArgumentTypeError, DataError, EmptyDataset
-from datadreamer_like.formats.modules import Stack, stacks
+from datadreamer_like.formats.modules import Stack, config_of_layers, stacks
 
 Batches = Iterable[Mapping[str, Tensor]]
 """Calibration data: batches as the model takes them, each a mapping of keyword to tensor."""
@@ -34,14 +34,34 @@ def as_list(batches: Batches | None, method: object) -> list[Mapping[str, Tensor
 
 
 def on_device(batch: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Returns the batch on the device of the model's parameters; raises `ArgumentTypeError` if it is not a mapping."""
+    """Returns the batch on the device of the model's parameters.
+
+    Raises:
+        ArgumentTypeError: It is not a mapping.
+        DataError: Its sequences are longer than the model's positions.
+    """
     if not isinstance(batch, Mapping):
         raise ArgumentTypeError(
             f"A calibration batch is of type {type(batch).__name__}. Pass an iterable of dicts of tensors as the model "
             "takes them, such as [tokenizer(texts, padding=True, return_tensors='pt')]."
         )
+    ids, most = batch.get("input_ids"), _positions(model)
+    if isinstance(ids, Tensor) and most is not None and ids.shape[-1] > most:
+        raise DataError(
+            f"A calibration batch has sequences of {ids.shape[-1]} tokens, and {type(model).__name__} takes {most}. "
+            f"Cut them: tokenizer(texts, truncation=True, max_length={most}, padding=True, return_tensors='pt')."
+        )
     device = next(model.parameters()).device
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+def _positions(model: nn.Module) -> int | None:
+    """The longest sequence that a model takes; None if its config does not say."""
+    most = getattr(config_of_layers(model), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            most = module.num_embeddings - module.padding_idx - 1  # RoBERTa's positions begin behind its padding's
+    return most
 
 
 def loss_on(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -142,7 +162,10 @@ def walk_blocks(model: nn.Module, calibration: Batches | None, method: object) -
 
 
 def _captured(model: nn.Module, stack: Stack, batch: dict[str, Tensor], is_second: bool) -> _Inputs:
-    """Runs the model once and captures the inputs of a stack, of which the second is an encoder-decoder's decoder."""
+    """Captures the inputs of a stack, of which the second is an encoder-decoder's decoder.
+
+    Only the first block runs. The others get its output, which has the right form, for what else they are given.
+    """
     if is_second and not {"labels", "decoder_input_ids"} & set(batch):
         raise DataError(
             f"{type(model).__name__} is an encoder-decoder, and a calibration batch has only {', '.join(batch)}. "
@@ -159,9 +182,13 @@ def _captured(model: nn.Module, stack: Stack, batch: dict[str, Tensor], is_secon
         if len(arguments) == len(stack.blocks):
             raise _Stop
 
+    outputs: list[Any] = []
     with suppress(_Stop), ExitStack() as hooks:
         for block in stack.blocks:
             hooks.enter_context(block.register_forward_pre_hook(keep, with_kwargs=True))
+        hooks.enter_context(stack.blocks[0].register_forward_hook(lambda *call: outputs.append(call[-1])))
+        for block in stack.blocks[1:]:
+            hooks.enter_context(_forward_gives(block, outputs))
         model(**batch)
     mask = own = _mask(batch, "attention_mask")
     if is_second:
@@ -169,6 +196,20 @@ def _captured(model: nn.Module, stack: Stack, batch: dict[str, Tensor], is_secon
         if own is None and "labels" in batch:
             own = batch["labels"] != -100
     return _Inputs(first[0], arguments, own, mask)
+
+
+@contextmanager
+def _forward_gives(module: nn.Module, outputs: list[Any]) -> Iterator[None]:
+    """Inside, the module does nothing but return the first of the outputs; its hooks run."""
+    before = vars(module).get("forward")
+    module.forward = lambda *_, **__: outputs[0]
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
 
 
 def _mask(batch: dict[str, Tensor], name: str) -> Tensor | None:

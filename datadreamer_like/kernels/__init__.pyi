@@ -29,6 +29,7 @@ from .nf4 import absmax_to_dynamic8 as absmax_to_dynamic8
 from .nf4 import nf4_dequantize as nf4_dequantize
 from .nf4 import nf4_linear as nf4_linear
 from .nf4 import nf4_quantize as nf4_quantize
+from .nm_mask import nm_mask as nm_mask
 from .policy_gradient import adapted_kl_coef as adapted_kl_coef
 from .policy_gradient import clipped_policy_loss as clipped_policy_loss
 from .policy_gradient import clipped_value_loss as clipped_value_loss

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-import torch
 from torch import Tensor
 
 from datadreamer_like.errors import DefinitionError
+
+from .nm_mask import Backend, nm_mask
 
 
 def wanda_mask(
@@ -16,7 +15,7 @@ def wanda_mask(
     sparsity: float | None = None,
     *,
     pattern: tuple[int, int] | None = None,
-    backend: Literal["reference"] | None = None,
+    backend: Backend = None,
 ) -> Tensor:
     """Returns which weights to keep, bool [out, in]; pass either `sparsity` or `pattern`.
 
@@ -26,7 +25,7 @@ def wanda_mask(
         sparsity: Share of each row that is removed, in [0, 1): exactly `round(sparsity * in)` weights. Among equal
             scores the first in the row are removed.
         pattern: (n, m): of every m consecutive inputs the n with the highest scores are kept.
-        backend: "reference", in plain PyTorch on any device; there is no other one.
+        backend: That of `nm_mask`, which compares the scores.
 
     Example:
         >>> wanda_mask(torch.tensor([[3.0, 2.0, 1.0, 1.0]]), torch.tensor([0.1, 1.0, 1.0, 4.0]), 0.5).tolist()
@@ -37,8 +36,6 @@ def wanda_mask(
             f"wanda_mask takes a weight [out, in] and a norm [in], got {list(weight.shape)} and "
             f"{list(input_norm.shape)}."
         )
-    if backend not in (None, "reference"):
-        raise DefinitionError(f'wanda_mask has no backend "{backend}". Choose "reference".')
     if (sparsity is None) == (pattern is None):
         raise DefinitionError("wanda_mask takes either sparsity or pattern. Pass one of them.")
     inputs = weight.shape[1]
@@ -46,15 +43,6 @@ def wanda_mask(
         assert sparsity is not None
         if not 0 <= sparsity < 1:
             raise DefinitionError(f"sparsity is {sparsity}; it is the share removed, so it must be in [0, 1).")
-        group, removed = inputs, round(sparsity * inputs)
-    else:
-        kept, group = pattern
-        if not 0 < kept <= group or inputs % group:
-            raise DefinitionError(
-                f"pattern={pattern} keeps {kept} of every {group} inputs, which must divide the {inputs} inputs."
-            )
-        removed = group - kept
-    scores = (weight.detach().abs().float() * input_norm.float()).view(weight.shape[0], -1, group)
-    order = scores.argsort(dim=-1, stable=True)
-    mask = torch.ones_like(scores, dtype=torch.bool)
-    return mask.scatter_(-1, order[..., :removed], False).view(weight.shape)
+        pattern = inputs - round(sparsity * inputs), inputs
+    scores = weight.detach().abs().float() * input_norm.float()
+    return nm_mask(scores, pattern, backend=backend)

@@ -1,8 +1,12 @@
 from .heads import Heads as Heads
 from .layers import Layers as Layers
 from .magnitude import Magnitude as Magnitude
+from .movement import Movement as Movement
+from .retraining import Cubic as Cubic
 from .retraining import cubic_sparsity as cubic_sparsity
 from .retraining import masks as masks
 from .retraining import reapply as reapply
+from .sparse_gpt import SparseGPT as SparseGPT
 from .vocabulary import Vocabulary as Vocabulary
 from .wanda import Wanda as Wanda
+from .while_training import PrunesWhileTraining as PrunesWhileTraining

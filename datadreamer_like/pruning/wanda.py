@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +12,12 @@ from torch import Tensor, nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
 from datadreamer_like.compression.calibration import Block, walk_blocks
-from datadreamer_like.compression.method import already_quantized, check_patterns, check_share
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.compression.method import already_quantized, check_patterns
 from datadreamer_like.formats import mark_sparse
 from datadreamer_like.formats.modules import block_linears, weight_of
 from datadreamer_like.kernels import wanda_mask
+
+from .thresholds import Pattern, check_amount, why_unprunable
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Wanda(CompressionMethod):
     """
 
     sparsity: float | None = None
-    pattern: tuple[int, int] | None = None
+    pattern: Pattern | None = None
     exclude: tuple[str, ...] = ()
 
     kind = "pruning"
@@ -48,15 +48,7 @@ class Wanda(CompressionMethod):
 
     def __post_init__(self) -> None:
         check_patterns(self.exclude)
-        if (self.sparsity is None) == (self.pattern is None):
-            raise DefinitionError("Wanda takes either sparsity or pattern: Wanda(0.5), or Wanda(pattern=(2, 4)).")
-        if self.sparsity is not None:
-            check_share("sparsity", self.sparsity)
-        if self.pattern is not None:
-            counts = tuple(self.pattern) if isinstance(self.pattern, Sequence) else ()
-            if list(map(type, counts)) != [int, int] or not 0 < counts[0] <= counts[1]:
-                raise DefinitionError(f"pattern={self.pattern} must be (n, m): n of every m weights are kept, n <= m.")
-            object.__setattr__(self, "pattern", counts)
+        object.__setattr__(self, "pattern", check_amount("Wanda", self.sparsity, self.pattern))
 
     @classmethod
     def example(cls) -> Self:
@@ -70,14 +62,7 @@ class Wanda(CompressionMethod):
         found = block_linears(model, self.exclude)
         if not found:
             return "it has no list of blocks with linear layers. Use pruning.Magnitude."
-        for name, module in found.items():
-            inputs = weight_of(module).shape[1]
-            if self.pattern is not None and inputs % self.pattern[1]:
-                return (
-                    f"the {inputs} inputs of {name} are not a multiple of {self.pattern[1]}. "
-                    "Exclude that module, or choose another pattern."
-                )
-        return None
+        return why_unprunable({name: weight_of(layer) for name, layer in found.items()}, self.pattern)
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Prunes the blocks in order, in place."""

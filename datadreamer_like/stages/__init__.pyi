@@ -5,4 +5,5 @@ from .compression import Compression as Compression
 from .fresh_weights import FreshWeights as FreshWeights
 from .prune import Prune as Prune
 from .quantize import Quantize as Quantize
+from .rewind import Rewind as Rewind
 from .stage import Stage as Stage

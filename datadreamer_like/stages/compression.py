@@ -127,6 +127,15 @@ class Compression(Stage, ModelNode):
             parts["argument max_length"] = fingerprint(self.max_length)
         return parts
 
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the method needs calibration data in this stage."""
+        return self.method.needs_calibration
+
+    def apply(self, source: TrainedModel, data: Any) -> tuple[Any, Any]:
+        """Hook for subclasses: returns the smaller model with its tokenizer."""
+        return self.method.apply(source.model, data, tokenizer=source.tokenizer)
+
     def finish(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
         """Hook for subclasses: processes the smaller model before it is saved."""
         return model, tokenizer
@@ -148,7 +157,7 @@ class Compression(Stage, ModelNode):
                     data = Calibration(self._calibration, source, self.batch_size, self.max_length)
                     if self.method.changes_tokenizer:
                         data = read_texts(self._calibration["calibration"], "calibration")
-                model, tokenizer = self.method.apply(source.model, data, tokenizer=source.tokenizer)
+                model, tokenizer = self.apply(source, data)
             model, tokenizer = self.finish(model, tokenizer)
             model.eval()
             self.usage.note = "saving"
@@ -176,7 +185,7 @@ class Compression(Stage, ModelNode):
         check_number(self.batch_size, f'"{self.name}": batch_size', 1, whole=True)
         if "calibration_labels" in self._calibration and "calibration" not in self._calibration:
             raise DefinitionError(f'"{self.name}": calibration_labels are labels of texts. Pass calibration=... too.')
-        if not self._calibration and self.method.needs_calibration:
+        if not self._calibration and self.needs_calibration:
             raise DefinitionError(
                 f'"{self.name}": {self.method} measures the model on data. Pass calibration=step.output[...], a column '
                 "of typical texts; a few hundred are enough."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 from datadreamer_like.compression import CompressionMethod
 from datadreamer_like.errors import DefinitionError, MethodMisfit
@@ -13,8 +13,9 @@ from datadreamer_like.graph import Node
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.output import Column
 from datadreamer_like.models.trained.trained_model import TrainedModel
-from datadreamer_like.pruning import Magnitude
+from datadreamer_like.pruning import Magnitude, PrunesWhileTraining
 from datadreamer_like.trainers import TrainHFClassifier, TrainHFFineTune
+from datadreamer_like.trainers.training.callbacks import PruneWhileTraining
 from datadreamer_like.trainers.training.options import Training
 from datadreamer_like.trainers.training.teaching import check_objective, node_of
 
@@ -31,10 +32,14 @@ _TRAINERS: dict[str, Any] = {
 class Prune(Compression):
     """Prunes a model with a method of `datadreamer_like.pruning`, and optionally retrains it.
 
+    A method with a schedule, such as `pruning.Movement` or `Magnitude(0.9, schedule=Cubic())`, prunes while it
+    retrains: a killed run resumes with the same masks, and the best epoch is one of those with the final sparsity.
+
     Args:
         name, model, method, calibration, calibration_labels: See `Compression`, also for `**options`.
         retrain: Arguments of the trainer's `train`: the four columns, optionally an objective, and training options.
-            Pruned weights stay zero. None does not retrain.
+            Pruned weights stay zero. None does not retrain. With a schedule, `early_stopping_patience` is refused: it
+            would compare epochs of different sparsity.
 
     Raises:
         DataDreamerError: See `Compression` and the trainer's `train`.
@@ -75,6 +80,11 @@ class Prune(Compression):
         objective = self._options.get("objective")
         self._teacher = check_objective(objective).teacher
         if self.retrain is None:
+            if isinstance(self.method, Magnitude) and self.method.schedule is not None:
+                raise DefinitionError(
+                    f'"{self.name}": {self.method} removes weights during a training. Pass retrain={{...}}, or leave '
+                    "the schedule out."
+                )
             return
         missing = [column for column in _COLUMNS if column not in self._columns]
         if missing:
@@ -84,7 +94,22 @@ class Prune(Compression):
             )
         check_columns(self._columns, () if objective is None else _COLUMNS)
         options = {name: value for name, value in self._options.items() if name != "objective"}
-        Training.from_options(options, f'"{self.name}": retrain')
+        training = Training.from_options(options, f'"{self.name}": retrain')
+        if self._prunes_while_training and training.early_stopping_patience is not None:
+            raise DefinitionError(
+                f'"{self.name}": retrain stops early by early_stopping_patience, which compares epochs of different '
+                f"sparsity while {self.method} removes weights. Leave it out."
+            )
+
+    @property
+    def _prunes_while_training(self) -> bool:
+        scheduled = isinstance(self.method, PrunesWhileTraining) and self.method.schedule is not None
+        return scheduled and self.retrain is not None
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the method needs calibration data in this stage; not where it learns from the training rows."""
+        return super().needs_calibration and not self._prunes_while_training
 
     def columns(self) -> dict[str, Column]:
         """Returns the stage's columns by argument name."""
@@ -101,6 +126,10 @@ class Prune(Compression):
         own = {f"argument retrain {key}": fingerprint(value, f"retrain {key}") for key, value in self._options.items()}
         return super().fingerprint_parts() | own
 
+    def apply(self, source: TrainedModel, data: Any) -> tuple[Any, Any]:
+        """Returns the smaller model with its tokenizer; if it is pruned while it is retrained, as it is."""
+        return (source.model, source.tokenizer) if self._prunes_while_training else super().apply(source, data)
+
     def finish(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
         """Retrains the pruned model if `retrain` was given; a killed training run resumes from its checkpoint."""
         if self.retrain is None:
@@ -113,11 +142,16 @@ class Prune(Compression):
                 f'"{self.name}": there is no trainer to retrain {type(model).__name__}. Leave retrain out.'
             )
         trainer = _TRAINERS[pruned.task]("Retraining", model_name=pruned, device=self.device)
-        trainer.train(**self.retrain)
+        options = dict(self.retrain)
+        if self._prunes_while_training:
+            given = options.get("callbacks") or ()
+            given = given if isinstance(given, list | tuple) else [given]
+            options["callbacks"] = [*given, PruneWhileTraining(cast(PrunesWhileTraining, self.method))]
+        trainer.train(**options)
         self.card.metrics.update(trainer.metrics)
         self.card.citations += [text for text in trainer.card.citations if text not in self.card.citations]
         if isinstance(self._teacher, TrainedModel) and self._teacher.node is None:
             self.card.register("Model Name", self._teacher.path)
-        options = ", ".join(f"{name}={value}" for name, value in self._options.items())
-        self.card.facts["Retrained with"] = options or "defaults"
+        words = ", ".join(f"{name}={value}" for name, value in self._options.items())
+        self.card.facts["Retrained with"] = words or "defaults"
         return trainer.model, trainer.tokenizer

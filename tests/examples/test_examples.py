@@ -17,7 +17,9 @@ SHORT = {
     "distil_llm": "of the teacher's answers, taught by",
     "distilbert": "Distilled, 3 layers",
     "label_noise": "biased                50%",
+    "lottery_ticket": "random mask",
     "ppo": "nats from the model",
+    "prune": "Movement with",
     "qlora": "The third has",
 }
 """What the output of each has in it."""

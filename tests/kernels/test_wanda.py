@@ -62,7 +62,7 @@ def test_equal_norms_give_magnitude_pruning_by_row_and_a_large_input_saves_a_sma
         ({"sparsity": 1.0}, "must be in"),
         ({"pattern": (2, 3)}, "divide the 4 inputs"),
         ({"pattern": (5, 4)}, "keeps 5 of every 4"),
-        ({"sparsity": 0.5, "backend": "triton"}, 'no backend "triton"'),
+        ({"sparsity": 0.5, "backend": "sse"}, 'no backend "sse"'),
     ],
 )
 def test_what_makes_no_mask_is_refused(options, says):

@@ -4,10 +4,12 @@ import pytest
 import torch
 from tiny_models import build
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from datadreamer_like import pruning
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.formats import layouts
+from datadreamer_like.formats.modules import linears, weight_of
 
 
 def matrices(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -62,6 +64,39 @@ def test_excluded_parameters_are_untouched() -> None:
     small = pruning.Magnitude(0.9, exclude=("classifier.*", "*.pooler.*")).apply(model)
     assert torch.equal(small.classifier.weight, model.classifier.weight)
     assert torch.equal(small.bert.pooler.dense.weight, model.bert.pooler.dense.weight)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize("pattern", [(2, 4), (1, 8)])
+def test_a_pattern_keeps_the_n_largest_of_every_m_inputs(family: str, pattern: tuple[int, int]) -> None:
+    model = build(family)
+    exclude = ("score.*", "classifier.*", "lm_head.*")
+    small = pruning.Magnitude(pattern=pattern, exclude=exclude).apply(model)
+    for name in linears(small, ("score", "classifier", "lm_head")):
+        before, after = (weight_of(each.get_submodule(name)).detach() for each in (model, small))
+        for old, new in zip(before.reshape(-1, pattern[1]), after.reshape(-1, pattern[1]), strict=True):
+            largest = old.abs().argsort(descending=True)[: pattern[0]]
+            assert torch.equal(new, torch.zeros_like(old).index_put((largest,), old[largest])), name
+
+
+def test_a_pattern_follows_the_inputs_of_a_convolution_and_of_a_square_transposed_layer() -> None:
+    square, convolution = Conv1D(4, 4), nn.Conv1d(2, 3, 4)
+    small = pruning.Magnitude(pattern=(1, 4)).apply(nn.ModuleList([square, convolution]))
+    assert (small[0].weight != 0).sum(0).tolist() == [1] * 4  # [in, out]: one input of each output
+    assert (small[1].weight != 0).sum(2).tolist() == [[1, 1]] * 3
+    with pytest.raises(MethodMisfit, match="the 6 inputs of 0.weight are not a multiple of 4"):
+        pruning.Magnitude(pattern=(2, 4)).apply(nn.Sequential(nn.Linear(6, 4)))
+
+
+@pytest.mark.parametrize("scope", ["model", "layer", "distribution"])
+def test_layers_by_name_have_a_sparsity_of_their_own(scope: str) -> None:
+    model = build("bert")
+    others = (("classifier.*", 0.25), ("*.pooler.*", 0.0))
+    small = pruning.Magnitude(0.5, scope, others=others).apply(model)  # type: ignore[arg-type]
+    zeros = {name: int((weight == 0).sum()) for name, weight in matrices(small).items()}
+    assert zeros.pop("classifier.weight") == 24
+    assert zeros.pop("bert.pooler.dense.weight") == 0
+    assert sum(zeros.values()) == round(0.5 * sum(model.get_parameter(name).numel() for name in zeros))
 
 
 def test_ties_are_broken_by_position() -> None:
@@ -134,6 +169,12 @@ def test_misuse_is_refused() -> None:
         pruning.Magnitude(0.5, scope="class")  # type: ignore[arg-type]
     with pytest.raises(DefinitionError, match="include"):
         pruning.Magnitude(0.5, include=("heads",))  # type: ignore[arg-type]
+    with pytest.raises(DefinitionError, match="either sparsity or pattern"):
+        pruning.Magnitude()
+    with pytest.raises(DefinitionError, match="A sparsity in others is 1"):
+        pruning.Magnitude(0.5, others=(("a", 1.0),))
+    with pytest.raises(DefinitionError, match="Leave scope, include and others out"):
+        pruning.Magnitude(pattern=(2, 4), scope="layer")
     with pytest.raises(DefinitionError, match="tuple of patterns"):
         pruning.Magnitude(0.5, exclude="classifier.*")  # type: ignore[arg-type]
     with pytest.raises(MethodMisfit, match="no floating-point weight"):

@@ -1,4 +1,4 @@
-"""Callbacks of the training loop: progress, early stopping, and keeping pruned weights zero."""
+"""Callbacks of the training loop: progress, stopping early, keeping pruned weights zero, and pruning."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from datadreamer_like.graph import current_usage
-from datadreamer_like.pruning import reapply
+from datadreamer_like.pruning import PrunesWhileTraining, reapply
 
 
 class Report(TrainerCallback):
@@ -80,6 +80,18 @@ class EarlyStop(TrainerCallback):
         return since >= self.patience
 
 
+class StopAfter(TrainerCallback):
+    """Stops training after some steps of the optimizer; the schedules are those of the whole training."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Stops training when the steps are done."""
+        if state.global_step >= self.steps:
+            control.should_training_stop = True
+
+
 class KeepZeros(TrainerCallback):
     """Sets pruned weights back to zero after each step of the optimizer."""
 
@@ -89,3 +101,28 @@ class KeepZeros(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Sets the pruned weights to zero."""
         reapply(model, self.kept)
+
+
+class PruneWhileTraining(TrainerCallback):
+    """Prunes while the model is trained; the best epoch is one of those with the final sparsity."""
+
+    def __init__(self, method: PrunesWhileTraining) -> None:
+        self.method = method
+
+    def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Puts the masks on, before the optimizer is made and a checkpoint is loaded."""
+        self.method.begin(model)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, model: Any = None, **_: Any) -> None:
+        """Changes the masks."""
+        self.method.after_step(model, state.global_step, state.max_steps)
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Forgets the best epoch so far if it was measured before the last weights were removed."""
+        assert self.method.schedule is not None
+        if (state.best_global_step or 0) < self.method.schedule.bounds(state.max_steps)[1]:
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Takes the masks off the weights of the best epoch."""
+        self.method.end(model)

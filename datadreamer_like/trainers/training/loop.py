@@ -27,6 +27,7 @@ from datadreamer_like.evaluation.tasks.task import Batch, Measure, Task
 from datadreamer_like.formats.quantizer import untrainable
 from datadreamer_like.models.trained.model_files import system_errors
 from datadreamer_like.pruning import masks, reapply
+from datadreamer_like.pruning.while_training import ScoredMask
 
 from .callbacks import EarlyStop, KeepZeros, Report
 from .checkpoints import CHECKPOINTS, Seal, newest_checkpoint
@@ -255,6 +256,12 @@ class LoopOverExamples(transformers.Trainer):
     def validation_figures(self, sizes: Sequence[int]) -> dict[str, float]:
         """Returns further figures of the validation rows, whose batches had these sizes."""
         return {}
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Returns the names of the parameters that decay; not those of the scores of movement pruning."""
+        scores = {id(each.scores) for each in model.modules() if isinstance(each, ScoredMask)}
+        decaying = {name for name, each in model.named_parameters() if id(each) not in scores}
+        return [name for name in super().get_decay_parameter_names(model) if name in decaying]
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Counts nothing: it would cost time."""

@@ -1,0 +1,117 @@
+"""SparseGPT: one-shot pruning that updates the remaining weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from datadreamer_like.compression import Batches, CompressionMethod
+from datadreamer_like.compression.calibration import walk_blocks
+from datadreamer_like.compression.hessian import input_hessians, inverse_factor
+from datadreamer_like.compression.method import already_quantized, check_patterns
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError
+from datadreamer_like.formats import mark_sparse
+from datadreamer_like.formats.modules import block_linears, weight_of
+from datadreamer_like.kernels import nm_mask
+
+from .thresholds import Pattern, check_amount, smallest, why_unprunable
+
+
+@dataclass(frozen=True)
+class SparseGPT(CompressionMethod):
+    """Sets weights to zero that matter least for a layer's output, and updates the others to make up for them.
+
+    Frantar and Alistarh 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot",
+    arXiv:2301.00774. Weight j of a row costs `w_j² / U_jj²` of the layer's squared output error, with `H⁻¹ = UᵀU` for
+    the Hessian `H = (2/n) XᵀX` of the layer's inputs. Columns are pruned in order; the error of each is made up for by
+    the weights to its right. Blocks of the model are pruned in order, each on what the pruned ones before it put out.
+
+    The linear layers inside the blocks are pruned; embeddings, heads, norms and biases are not. Some 128 sequences of
+    calibration text are enough. The result is stored sparse, as `Magnitude`'s is; in memory it is dense.
+
+    Attributes:
+        sparsity: Share of each layer that becomes zero, in [0, 1): `round(sparsity * n)` of the n weights in every
+            `block` of columns, with one threshold for all rows. Leave it out if a pattern is given.
+        pattern: (n, m): of every m consecutive inputs n are kept, as in (2, 4), chosen when the columns before them
+            are done.
+        block: Columns whose weights are chosen together, and whose errors reach the columns after them together.
+        damping: Share of the Hessian's mean diagonal that is added to it; see `compression.hessian`.
+        exclude: Patterns of module names that are never pruned, for instance ("*.down_proj",).
+    """
+
+    sparsity: float | None = None
+    pattern: Pattern | None = None
+    block: int = 128
+    damping: float = 0.01
+    exclude: tuple[str, ...] = ()
+
+    kind = "pruning"
+    needs_calibration = True
+    papers = ("2301.00774",)
+
+    def __post_init__(self) -> None:
+        check_patterns(self.exclude)
+        object.__setattr__(self, "pattern", check_amount("SparseGPT", self.sparsity, self.pattern))
+        if type(self.block) is not int or self.block < 1:
+            raise DefinitionError(f"block is {self.block!r}; it must be a number of columns, such as 128.")
+        if self.pattern is not None and self.block % self.pattern[1]:
+            raise DefinitionError(
+                f"block={self.block} is not a multiple of {self.pattern[1]}, the length of the pattern. "
+                f"Pass block={max(1, round(128 / self.pattern[1])) * self.pattern[1]}."
+            )
+        if not isinstance(self.damping, int | float):
+            raise ArgumentTypeError(f"damping must be a number, not {self.damping!r}.")
+        if not 0 <= self.damping < float("inf"):
+            raise DefinitionError(f"damping is {self.damping}; it must be a share of the mean diagonal, such as 0.01.")
+
+    @classmethod
+    def example(cls) -> Self:
+        """Half of each layer."""
+        return cls(sparsity=0.5)
+
+    def fits(self, model: nn.Module) -> str | None:
+        """Any transformers model whose blocks have plain linear layers, unquantized."""
+        if reason := already_quantized(model):
+            return reason
+        found = block_linears(model, self.exclude)
+        if not found:
+            return "it has no list of blocks with linear layers. Use pruning.Magnitude."
+        return why_unprunable({name: weight_of(layer) for name, layer in found.items()}, self.pattern)
+
+    def change(self, model: nn.Module, calibration: Batches | None) -> None:
+        """Prunes the blocks in order, in place."""
+        chosen = block_linears(model, self.exclude)
+        for block in walk_blocks(model, calibration, self):
+            layers = {name: layer for name, layer in chosen.items() if name.startswith(f"{block.name}.")}
+            hessians = input_hessians(block, layers)
+            for name, layer in layers.items():
+                weight_of(layer).copy_(self.pruned(weight_of(layer), hessians.pop(name)))
+        mark_sparse(model, [f"{name}.weight" for name in chosen])
+
+    def pruned(self, weight: Tensor, hessian: Tensor) -> Tensor:
+        """Returns the pruned and updated weight [out, in], fp32, for the Hessian of its inputs [in, in]."""
+        weight = weight.detach().float().clone()
+        weight[:, hessian.diagonal() == 0] = 0.0
+        factor = inverse_factor(hessian, self.damping)
+        for start in range(0, weight.shape[1], self.block):
+            end = min(start + self.block, weight.shape[1])
+            part, inverse = weight[:, start:end], factor[start:end, start:end]
+            errors = torch.empty_like(part)
+            cost = inverse.diagonal().square()
+            if self.sparsity is not None:
+                (drop,) = smallest([part.square() / cost], self.sparsity)
+            else:
+                drop = torch.empty_like(part, dtype=torch.bool)
+            for column in range(end - start):
+                if self.pattern is not None and column % self.pattern[1] == 0:
+                    group = slice(column, column + self.pattern[1])
+                    drop[:, group] = ~nm_mask(part[:, group].square() / cost[group], self.pattern)
+                dropped = drop[:, column]
+                errors[:, column] = torch.where(dropped, part[:, column], 0.0) / inverse[column, column]
+                part[:, column:].addr_(errors[:, column], inverse[column, column:], alpha=-1)
+                part[:, column].masked_fill_(dropped, 0.0)  # exactly, where the update leaves a rounding error
+            weight[:, end:].addmm_(errors, factor[start:end, end:], alpha=-1)
+        return weight

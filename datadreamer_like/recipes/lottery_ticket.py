@@ -1,0 +1,162 @@
+"""Lottery tickets: sparse networks that train from their first weights as well as the dense one."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError
+from datadreamer_like.evaluation.columns import check_number
+from datadreamer_like.formats.modules import linears
+from datadreamer_like.graph.output import Column
+from datadreamer_like.pruning import Magnitude
+from datadreamer_like.pruning.magnitude import Scope
+from datadreamer_like.report import Table, TableColumn
+from datadreamer_like.stages import FreshWeights, Prune, Rewind
+from datadreamer_like.trainers.training.callbacks import StopAfter
+from datadreamer_like.trainers.training.hf import HFTrainer
+
+from .parts import MakeTrainer, check_recipe, make_trainer
+
+logger = logging.getLogger("datadreamer_like")
+
+_COLUMNS = (
+    TableColumn("model", "model", align="left"),
+    TableColumn("left", "weights left", "%", ".1f", 100),
+    TableColumn("accuracy", "accuracy", "%", ".1f", 100),
+    TableColumn("macro_f1", "macro-F1", "%", ".1f", 100),
+    TableColumn("loss", "loss", "nats", ".3f"),
+)
+
+
+class LotteryTicket:
+    """Finds a sparse network in a dense one that trains as well from the same start: train, prune, rewind, repeat.
+
+    Frankle and Carbin 2018, "The Lottery Ticket Hypothesis", arXiv:1803.03635. Each round removes a share of the
+    weights that are left, the smallest ones of the trained network, resets the others to the values they had at the
+    start, and trains again. All that is made is a cached node.
+
+    A large network needs a start that is a few steps into the training, `rewind_step` (Frankle et al. 2019,
+    arXiv:1903.01611). The start is saved as a model, head included; every training begins at its weights, with the
+    whole learning rate schedule.
+
+    Args:
+        name: Prefix of the names of all nodes.
+        trainer: Makes an untrained trainer of a name, and takes `model_name`: `partial(TrainHFClassifier,
+            model_name=...)`, or another trainer of transformers models.
+        train_input, train_output, validation_input, validation_output: Columns, see the trainer's `train`.
+        rounds: Number of prunings.
+        share: Share of the weights left that each round removes; of the output layer's, half of it.
+        scope: "layer" removes the share from each weight matrix, as in the paper's small networks; "model" compares all
+            of them, as in its deep ones.
+        rewind_step: Optimizer steps from the model that the trainer names to the start; 0 for that model itself.
+        controls: Whether to train the last ticket's two controls too: the same zeros with weights drawn anew, and as
+            many zeros in random places with the first weights. A winning ticket is better than both.
+        **options: Options of the trainer's `train`, for all trainings.
+
+    Attributes:
+        start: The start, a trained node of `rewind_step` steps.
+        dense: The dense network, trained.
+        tickets: The rewound sparse models, one a round, as `Rewind` nodes.
+        trained: The tickets, trained.
+        controls: The trained controls, by name; empty without them.
+
+    Raises:
+        SessionError: There is no session.
+        ArgumentTypeError, DefinitionError: `trainer` makes no new trainer, or an option makes no sense.
+        DataDreamerError: See the trainer's `train`.
+
+    Example:
+        >>> found = LotteryTicket(  # doctest: +SKIP
+        ...     "Topics", partial(TrainHFClassifier, model_name=encoder), *columns, rounds=5, learning_rate=5e-5,
+        ... )
+        >>> found.trained[-1].export(to="ticket")  # doctest: +SKIP
+    """
+
+    papers = ("1803.03635", "1903.01611")
+
+    def __init__(
+        self,
+        name: str,
+        trainer: MakeTrainer,
+        train_input: Column,
+        train_output: Column | None,
+        validation_input: Column,
+        validation_output: Column | None,
+        *,
+        rounds: int = 5,
+        share: float = 0.2,
+        scope: Scope = "layer",
+        rewind_step: int = 0,
+        controls: bool = True,
+        **options: Any,
+    ) -> None:
+        check_recipe(self, name, trainer)
+        check_number(rounds, f'"{name}": rounds', 1, whole=True)
+        check_number(rewind_step, f'"{name}": rewind_step', 0, whole=True)
+        check_number(share, f'"{name}": share', 0, over=True)
+        if share >= 1:
+            raise DefinitionError(f'"{name}": share is {share}; it is removed in each round, so it must be under 1.')
+        Magnitude(share, scope)  # refuses an unknown scope before any work
+        self.name, self._share = name, share
+        columns = (train_input, train_output, validation_input, validation_output)
+
+        def train(title: str, start: Any = None, **changed: Any) -> Any:
+            named = {} if start is None else {"model_name": start}
+            made = make_trainer(trainer, f"{name}, {title}", **named)
+            if not isinstance(made, HFTrainer):
+                raise ArgumentTypeError(
+                    f'"{name}": trainer makes a {type(made).__name__}, which has no transformers model to rewind. Pass '
+                    "one that trains the weights of a model, such as TrainHFClassifier."
+                )
+            return made.train(*columns, **{**options, **changed})
+
+        # A learning rate of 0 for one step leaves the weights as they are, and saves them with the trainer's new head.
+        own = options.get("callbacks") or ()
+        callbacks = [*(own if isinstance(own, list | tuple) else [own]), StopAfter(max(1, rewind_step))]
+        rate = {} if rewind_step else {"learning_rate": 0.0}
+        self.start: Any = train("start", callbacks=callbacks, **rate)
+        self.dense: Any = train("dense", self.start)
+        self.tickets: list[Rewind] = []
+        self.trained: list[Any] = []
+        output = list(linears(self.start.model))[-1]
+        self.start.unload_model()
+        pruned: Any = None
+        for number in range(1, rounds + 1):
+            title = f"{name}, round {number}"
+            of_output = 1 - (1 - share / 2) ** number
+            method = Magnitude(1 - (1 - share) ** number, scope, others=((f"{output}.weight", of_output),))
+            pruned = Prune(f"{title}, pruned", (self.trained or [self.dense])[-1], method)
+            self.tickets.append(Rewind(f"{title}, ticket", pruned, to=self.start))
+            self.trained.append(train(f"round {number}", self.tickets[-1]))
+        self.controls: dict[str, Any] = {}
+        if controls:
+            fresh = FreshWeights(f"{name}, fresh weights", self.start, seed=1)
+            starts = {
+                "reinitialized": Rewind(f"{name}, ticket with fresh weights", pruned, to=fresh),
+                "random mask": Rewind(f"{name}, ticket with a random mask", pruned, to=self.start, random_mask=1),
+            }
+            self.controls = {title: train(title, start) for title, start in starts.items()}
+        logger.info("%s", self.table)
+
+    @classmethod
+    def example(cls) -> dict[str, Any]:
+        """Returns the smallest arguments but name and trainer, for tests and documentation; columns are lists."""
+        texts, labels = ["a cat", "a dog", "the cat", "the dog"], ["cat", "dog"] * 2
+        columns = {"train_input": texts, "train_output": labels, "validation_input": texts, "validation_output": labels}
+        return {**columns, "rounds": 1, "epochs": 1, "batch_size": 2, "learning_rate": 1e-3}
+
+    @property
+    def table(self) -> Table:
+        """The weights left in the pruned matrices but the output layer, and the metrics on the validation rows."""
+        models = {"dense": (self.dense, 0)}
+        models |= {f"round {number}": (each, number) for number, each in enumerate(self.trained, start=1)}
+        models |= {title: (each, len(self.trained)) for title, each in self.controls.items()}
+        rows = [
+            {"model": title, "left": (1 - self._share) ** number, **each.metrics}
+            for title, (each, number) in models.items()
+        ]
+        return Table(_COLUMNS, rows, title=self.name)
+
+    def __str__(self) -> str:
+        return str(self.table)
