@@ -88,7 +88,7 @@ class HiddenStates(TeacherObjective):
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the mean distance over the mapped layers."""
-        ours, theirs = _states(student, "student"), _states(teacher, "teacher")
+        ours, theirs = states_of(student, "student"), states_of(teacher, "teacher")
         layers = even_layers(len(ours) - 1, len(theirs) - 1) if self.layers is None else self.layers
         losses = [self._distance(ours[layer], theirs[other], student.mask, modules) for layer, other in layers.items()]
         return torch.stack(losses).mean()
@@ -153,7 +153,8 @@ def _shape(model: Any) -> tuple[int, int, bool]:
     return int(width), int(depth), is_encoder_decoder
 
 
-def _states(outputs: Outputs | None, role: str) -> tuple[Tensor, ...]:
+def states_of(outputs: Outputs | None, role: str) -> tuple[Tensor, ...]:
+    """Returns the hidden states of a student or teacher, its `role`; `MethodMisfit` if there are none."""
     if outputs is None or not outputs.hidden_states:
         raise MethodMisfit(f"The {role} gives no hidden states. Choose a transformer, or another objective.")
     return outputs.hidden_states

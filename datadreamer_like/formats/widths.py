@@ -1,4 +1,4 @@
-"""Layers that are narrower than the config says, because heads were removed.
+"""Layers whose sizes are not those that the config says, because heads or other parts were removed.
 
     {"kind": "widths", "format": 1, "modules": {
         "bert.encoder.layer.0.attention.self": {"set": {"num_attention_heads": 6, "all_head_size": 192}},
@@ -7,9 +7,10 @@
         "bert.encoder.layer.1.attention.self": {"headless": {}},
         "bert.encoder.layer.1.attention.output.dense": {"constant": {"size": 384, "bias": true}}}}
 
-`out` and `in` are the features that a linear layer (or GPT-2's `Conv1D`) keeps, `set` are attributes of the module,
-`headless` and `constant` replace what no head is left to feed. transformers' configs cannot say any of this: they hold
-one number of heads for all layers, and most encoders derive the size of a head from it.
+`out` and `in` are the features of a linear layer (or GPT-2's `Conv1D`), `set` are attributes of the module,
+`headless` and `constant` replace what no head is left to feed; `identity` replaces the norm of a layer that is gone.
+transformers' configs cannot say any of this: they hold one number of heads for all layers, and most encoders derive the
+size of a head from it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from transformers.pytorch_utils import Conv1D
 from .layout import Entry, LayoutKind, register
 
 _FEATURES = {
+    (nn.Embedding, "out"): ("embedding_dim", 1),
+    (nn.LayerNorm, "out"): ("normalized_shape", 0),
     (nn.Linear, "in"): ("in_features", 1),
     (nn.Linear, "out"): ("out_features", 0),
     (Conv1D, "in"): ("nx", 0),
@@ -77,16 +80,17 @@ class Widths(LayoutKind):
 
 
 def apply_change(model: nn.Module, name: str, change: dict[str, Any]) -> None:
-    """Narrows one module as an entry says, keeping its first features; on the meta device that is its shape alone."""
+    """Changes one module as an entry says, keeping its first features; on the meta device that is its shape alone."""
     module = model.get_submodule(name)
-    if "in" in change:
-        keep_features(module, "in", slice(change["in"]))
-    if "out" in change:
-        keep_features(module, "out", slice(change["out"]))
+    for side in ("in", "out"):
+        if side in change:
+            _resize(module, side, change[side])
     for attribute, value in change.get("set", {}).items():
         setattr(module, attribute, value)
     if "constant" in change:
         model.set_submodule(name, _constant(change["constant"]))
+    if "identity" in change:
+        model.set_submodule(name, nn.Identity())
     if "headless" in change:
         about = change["headless"]
         projection = _constant(about["constant"]) if "output" in about else None
@@ -97,12 +101,21 @@ def _constant(about: dict[str, Any]) -> Constant:
     return Constant(about["size"], torch.zeros(about["size"]) if about["bias"] else None)
 
 
+def _resize(module: nn.Module, side: Literal["in", "out"], size: int) -> None:
+    """Gives a layer this number of features; it may be more than before, where the config states a narrower model."""
+    _, dim = _FEATURES[type(module), side]
+    weight = cast(torch.Tensor, module.weight)
+    features = torch.arange(size, device=weight.device)
+    keep_features(module, side, features % weight.shape[dim] if size > weight.shape[dim] else slice(size))
+
+
 def keep_features(module: nn.Module, side: Literal["in", "out"], index: torch.Tensor | slice) -> None:
-    """Keeps only these input or output features of a linear layer or `Conv1D`, in place."""
+    """Keeps only these input or output features of a linear layer or `Conv1D`, of a table or a norm, in place."""
     attribute, dim = _FEATURES[type(module), side]
     _keep(module, "weight", (slice(None),) * dim + (index,))
-    setattr(module, attribute, cast(torch.Tensor, module.weight).shape[dim])
-    if side == "out" and module.bias is not None:
+    size = cast(torch.Tensor, module.weight).shape[dim]
+    setattr(module, attribute, (size,) if isinstance(module, nn.LayerNorm) else size)
+    if side == "out" and getattr(module, "bias", None) is not None:
         _keep(module, "bias", (index,))
 
 

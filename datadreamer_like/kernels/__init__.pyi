@@ -17,6 +17,10 @@ from .gobo import gobo_dequantize as gobo_dequantize
 from .gobo import gobo_linear as gobo_linear
 from .gobo import gobo_outliers as gobo_outliers
 from .gobo import gobo_quantize as gobo_quantize
+from .hard_concrete import hard_concrete_keep_probability as hard_concrete_keep_probability
+from .hard_concrete import hard_concrete_kept_value as hard_concrete_kept_value
+from .hard_concrete import hard_concrete_mask as hard_concrete_mask
+from .hard_concrete import hard_concrete_sample as hard_concrete_sample
 from .int8 import Granularity as Granularity
 from .int8 import PackedInt8Weight as PackedInt8Weight
 from .int8 import int8_linear as int8_linear

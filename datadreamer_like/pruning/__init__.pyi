@@ -1,3 +1,5 @@
+from .coarse_to_fine import CoarseToFine as CoarseToFine
+from .coarse_to_fine import Linear as Linear
 from .heads import Heads as Heads
 from .layers import Layers as Layers
 from .magnitude import Magnitude as Magnitude

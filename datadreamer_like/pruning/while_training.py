@@ -9,17 +9,23 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from datadreamer_like.compression import CompressionMethod
+from datadreamer_like.distillation import Objective, Teacher
 from datadreamer_like.formats import mark_sparse
 from datadreamer_like.formats.sparse import sparse_names
 
-from .retraining import Cubic
+
+class Schedule(Protocol):
+    """When a method removes something during a training."""
+
+    def bounds(self, steps: int) -> tuple[int, int]:
+        """Returns the steps, of so many, between which something is removed; after the last one nothing is."""
 
 
 class PrunesWhileTraining(CompressionMethod):
@@ -29,7 +35,11 @@ class PrunesWhileTraining(CompressionMethod):
     calls `begin` before the optimizer is made, `after_step` after each step of it, and `end`.
     """
 
-    schedule: Cubic | None
+    schedule: Schedule | None
+
+    def objective(self, teacher: Teacher) -> Objective | None:
+        """The objective of a training that names none, with the model before pruning as `teacher`; None for labels."""
+        return None
 
     @abstractmethod
     def begin(self, model: nn.Module) -> None:

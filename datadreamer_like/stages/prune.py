@@ -34,6 +34,7 @@ class Prune(Compression):
 
     A method with a schedule, such as `pruning.Movement` or `Magnitude(0.9, schedule=Cubic())`, prunes while it
     retrains: a killed run resumes with the same masks, and the best epoch is one of those with the final sparsity.
+    `pruning.CoarseToFine` also brings an objective, whose teacher is `model`, if none is given.
 
     Args:
         name, model, method, calibration, calibration_labels: See `Compression`, also for `**options`.
@@ -86,6 +87,11 @@ class Prune(Compression):
                     "the schedule out."
                 )
             return
+        if objective is None and isinstance(self.method, PrunesWhileTraining) and self._prunes_while_training:
+            objective = self.method.objective(self.source)
+            if objective is not None:
+                self._options["objective"], self._teacher = objective, objective.teacher
+                self.retrain = {**self.retrain, "objective": objective}
         missing = [column for column in _COLUMNS if column not in self._columns]
         if missing:
             raise DefinitionError(
