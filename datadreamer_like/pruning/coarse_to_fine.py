@@ -65,8 +65,8 @@ class CoarseToFine(PrunesWhileTraining):
     Xia, Zhong and Chen 2022, "Structured Pruning Learns Compact and Accurate Models", arXiv:2204.00408 (CoFi). Gates
     are on each attention and feed-forward layer, each head, each neuron, and on each hidden dimension of all layers at
     once; a weight is kept if the product of its gates is. They are hard concrete, and learn with the weights; a
-    Lagrangian holds their expected sparsity to a target that rises. After the schedule's `cooldown` begins, the least
-    certain neurons (or heads) settle the sparsity, and the rest is fine-tuning. At the end the gates are folded into
+    Lagrangian holds their expected sparsity to a target that rises. When the schedule's `cooldown` begins, the gates
+    are fixed, the least certain ones such that the target is met, and the rest is fine-tuning. At the end the gates are folded into
     the weights, and what they closed is cut out.
 
     Use it with a trainer: `Prune("...", model, CoarseToFine(0.6), retrain={...})`. Without an objective the model
@@ -158,15 +158,15 @@ class CoarseToFine(PrunesWhileTraining):
         if step < last:
             rate = self.gate_learning_rate or max(0.01, 40 / steps)
             gates.update(self.schedule.sparsity(step, steps, self.sparsity), rate)
-        elif not gates.is_settled:
-            gates.settle(self.sparsity)
+        elif not gates.is_decided:
+            gates.decide(self.sparsity)
 
     @torch.no_grad()
     def end(self, model: nn.Module) -> None:
         """Folds the gates into the weights, and cuts out what they closed."""
         gates = gates_of(model).eval()
-        if not gates.is_settled:
-            gates.settle(self.sparsity)
+        if not gates.is_decided:
+            gates.decide(self.sparsity)
         gates.draw()
         found = float(gates.sparsity((gates.final > 0).double()))
         if abs(found - self.sparsity) > 0.01:
@@ -186,7 +186,7 @@ def _outputs(model: nn.Module, batch: dict[str, Tensor]) -> Outputs:
 
 
 def _counted(model: Any, batch: dict[str, Tensor], outputs: Outputs) -> dict[str, Tensor]:
-    """What an objective needs to know of a batch: which tokens are padding, and whether each class is a decision."""
+    """What an objective needs for a batch: which tokens are padding, and whether each class is a decision."""
     assert outputs.logits is not None
     if model.config.problem_type == "multi_label_classification":
         return {"labels": torch.zeros_like(outputs.logits)}

@@ -87,7 +87,7 @@ class Gates(nn.Module):
         self.register_buffer("multipliers", torch.zeros(2))
         self.register_buffer("moments", torch.zeros(2, count + 2))
         self.register_buffer("counts", torch.zeros(2, dtype=torch.int64))  # passes drawn, and updates
-        self.register_buffer("final", torch.full((count,), -1.0))  # z, once it is settled
+        self.register_buffer("final", torch.full((count,), -1.0))  # z, once it is decided
         self._learning: Tensor | None = None
 
     def parts(self, values: Tensor) -> Parts:
@@ -102,7 +102,7 @@ class Gates(nn.Module):
         return 1 - self.parts(values).weights(self.head_size) / everything
 
     @property
-    def is_settled(self) -> bool:
+    def is_decided(self) -> bool:
         """Whether it is decided what is removed."""
         return bool(self.final[0] >= 0)
 
@@ -111,7 +111,7 @@ class Gates(nn.Module):
 
         Random numbers depend on the number of draws alone, so a resumed training draws the same.
         """
-        if self.is_settled:
+        if self.is_decided:
             values = self.final
         elif self.training:
             if self._learning is None:
@@ -166,7 +166,7 @@ class Gates(nn.Module):
         self.log_alpha.sub_(change[:-2]).clamp_(-_BOUND, _BOUND)
         self.multipliers.sub_(_PACE * change[-2:])
 
-    def settle(self, target: float) -> None:
+    def decide(self, target: float) -> None:
         """Decides what is removed: `masks`, changed where the target asks for it.
 
         Rounding whole layers may miss the target by far: the most certain closed ones open again if that comes closer

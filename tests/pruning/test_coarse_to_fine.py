@@ -94,10 +94,10 @@ def test_an_update_is_adam_on_the_lagrangian_and_what_the_loss_gives() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("target", [0.0, 0.35, 0.6, 0.9])
-def test_what_is_settled_is_within_a_percent_of_the_target(target: float, seed: int) -> None:
+def test_what_is_decided_is_within_a_percent_of_the_target(target: float, seed: int) -> None:
     gates = Gates(32, 8, [4] * 3, [48] * 3)
     gates.log_alpha.copy_(3 * torch.randn(len(gates.log_alpha), generator=torch.Generator().manual_seed(seed)))
-    gates.settle(target)
+    gates.decide(target)
     found = float(gates.sparsity((gates.final > 0).double()))
     hidden = 1 - float((gates.parts(gates.final).hidden > 0).double().mean())
     assert found == pytest.approx(max(target, hidden), abs=0.01)
@@ -118,7 +118,7 @@ def test_it_gives_the_logits_of_the_gated_model_at_the_sparsity_asked_for(
     method.begin(gated)
     gates = gates_of(gated)
     gates.log_alpha.copy_(2 * torch.randn(len(gates.log_alpha), generator=torch.Generator().manual_seed(1)))
-    gates.settle(sparsity)
+    gates.decide(sparsity)
     assert len(gates.parts(gates.final).hidden.nonzero()) < 32
     expected = [logits(gated, batch) for batch in given]
     method.end(gated)
@@ -210,7 +210,7 @@ def test_the_target_rises_linearly_and_what_is_removed_is_decided_once() -> None
     method.begin(model.train())
     for step in range(1, 7):
         method.after_step(model, step, 6)
-        assert gates_of(model).is_settled == (step >= 3)
+        assert gates_of(model).is_decided == (step >= 3)
         final = gates_of(model).final.clone()
         method.after_step(model, step, 6) if step >= 3 else None
         assert torch.equal(final, gates_of(model).final)
