@@ -66,8 +66,8 @@ class CoarseToFine(PrunesWhileTraining):
     are on each attention and feed-forward layer, each head, each neuron, and on each hidden dimension of all layers at
     once; a weight is kept if the product of its gates is. They are hard concrete, and learn with the weights; a
     Lagrangian holds their expected sparsity to a target that rises. When the schedule's `cooldown` begins, the gates
-    are fixed, the least certain ones such that the target is met, and the rest is fine-tuning. At the end the gates are folded into
-    the weights, and what they closed is cut out.
+    are fixed, the least certain ones such that the target is met, and the rest is fine-tuning. At the end the gates
+    are folded into the weights, and what they closed is cut out.
 
     Use it with a trainer: `Prune("...", model, CoarseToFine(0.6), retrain={...})`. Without an objective the model
     before pruning teaches it, by `distillation.ClosestLayers`. Train for some thousand steps. `apply` alone trains on
