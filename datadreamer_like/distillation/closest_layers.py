@@ -82,12 +82,13 @@ class ClosestLayers(TeacherObjective):
         layers = even_layers(min(4, depth), depth).values() if self.layers is None else self.layers
         left = [layer for layer in range(1, len(ours)) if not torch.equal(ours[layer], ours[layer - 1])]
         left = left or [len(ours) - 1]
-        project = nn.Identity() if modules is None else modules
 
         def error(state: Tensor, target: Tensor) -> Tensor:
             if student.mask is not None:
                 state, target = state[student.mask], target[student.mask]
-            return F.mse_loss(project(state).float(), target.detach().float())
+            if modules is not None:
+                state = modules(state.to(next(modules.parameters()).dtype))
+            return F.mse_loss(state.float(), target.detach().float())
 
         with torch.no_grad():
             errors = {i: {m: float(error(ours[m], theirs[i])) for m in left} for i in layers}

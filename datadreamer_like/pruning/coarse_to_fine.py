@@ -81,7 +81,7 @@ class CoarseToFine(PrunesWhileTraining):
         schedule: How the target rises, and when it is decided what is removed.
         gate_learning_rate: Of the gates; the Lagrangian's multipliers have half of it. None for the paper's 0.01, and
             more in a training of under 4,000 steps, in which gates could not close at that rate: 40 divided by the
-            steps.
+            steps, up to 0.5.
         epochs: Passes over the calibration batches in `apply`; a trainer has its own.
         learning_rate: That of the weights in `apply`.
     """
@@ -156,7 +156,7 @@ class CoarseToFine(PrunesWhileTraining):
         """Lets the gates learn until the schedule's last step of pruning, which decides which of them close."""
         gates, last = gates_of(model), self.schedule.bounds(steps)[1]
         if step < last:
-            rate = self.gate_learning_rate or max(0.01, 40 / steps)
+            rate = self.gate_learning_rate or max(0.01, min(0.5, 40 / steps))
             gates.update(self.schedule.sparsity(step, steps, self.sparsity), rate)
         elif not gates.is_decided:
             gates.decide(self.sparsity)

@@ -74,7 +74,8 @@ class Encoder:
     @property
     def embeddings(self) -> str:
         """Name of the module with the embeddings' tables and norm."""
-        return next(name for name, module in self.model.named_modules() if hasattr(module, "word_embeddings"))
+        table: str = next(name for name, _ in self.model.named_modules() if name.endswith("word_embeddings"))
+        return table.rpartition(".")[0]
 
     @property
     def blocks(self) -> list[BlockParts]:

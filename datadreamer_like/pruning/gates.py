@@ -169,12 +169,13 @@ class Gates(nn.Module):
     def decide(self, target: float) -> None:
         """Decides what is removed: `masks`, changed where the target asks for it.
 
-        Rounding whole layers may miss the target by far: the most certain closed ones open again if that comes closer
-        to it. Then the least certain neurons close, or the most certain closed ones open, until the target is met;
-        where there are too few, heads do.
+        With too few hidden dimensions it could not be met, so that the most certain closed ones open again; rounding
+        whole layers may miss it by far: they do too if that comes closer. Then the least certain neurons close, or the
+        most certain closed ones open, until the target is met; where there are too few, heads do.
         """
         values = self.masks()
         wanted = (1 - target) * self._kept(torch.ones_like(values))
+        self._open_dimensions(values, math.ceil((1 - target) * self._sizes[0] - 1e-6))
         self._open_layers(values, wanted)
         found, scores = self.parts(values), self.parts(self.log_alpha)  # views, so that changes reach `values`
         hidden = int((found.hidden > 0).sum())
@@ -193,6 +194,10 @@ class Gates(nn.Module):
 
     def _kept(self, values: Tensor) -> float:
         return float(self.parts((values > 0).double()).weights(self.head_size))
+
+    def _open_dimensions(self, values: Tensor, least: int) -> None:
+        z, rank = self.parts(values).hidden, self.parts(self.log_alpha).hidden
+        self._change([z], [rank], min(0, int((z > 0).sum()) - least))
 
     def _open_layers(self, values: Tensor, wanted: float) -> None:
         hidden, attentions, feed_forwards, *_ = self._sizes
