@@ -33,7 +33,7 @@ class Linear:
 
     Example:
         >>> schedule = Linear(rise=0.5, cooldown=0.25)
-        >>> [schedule.sparsity(step, steps=8, final=0.8) for step in range(7)]
+        >>> [round(schedule.sparsity(step, steps=8, final=0.8), 4) for step in range(7)]
         [0.0, 0.2, 0.4, 0.6, 0.8, 0.8, 0.8]
     """
 
