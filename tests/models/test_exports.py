@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+import gguf
 import numpy as np
 import pytest
 import tiny_models
@@ -23,6 +27,7 @@ from datadreamer_like.formats.modules import block_linears
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models import Exported, LlamaCPP, TrainedModel
 from datadreamer_like.models.exports.logits import distance, logits_for_texts
+from datadreamer_like.models.exports.write import export_formats
 from datadreamer_like.stages import Calibrate, Quantize
 from datadreamer_like.steps import DataSource
 
@@ -95,8 +100,6 @@ def test_llama_cpp_and_transformers_read_one_gguf_file_alike(lm, kind, bound, tm
 
 
 def test_a_gguf_file_has_the_bits_that_its_type_names(lm, tmp_path):
-    import gguf
-
     sizes = {}
     for kind in ("F16", "Q8_0", "Q4_0"):
         reader = gguf.GGUFReader(lm.export("gguf", to=tmp_path / kind, type=kind) / "model.gguf")
@@ -326,8 +329,6 @@ def test_weights_that_are_not_numbers_are_found_by_the_check(lm, tmp_path):
 
 
 def test_a_folder_that_was_changed_after_the_export_is_refused(graphs, lm, tmp_path):
-    import shutil
-
     for number, (name, edit, what) in enumerate(
         [
             ("model.onnx", lambda file: file.write_bytes(file.read_bytes()[:-10]), "was cut off"),
@@ -360,3 +361,36 @@ def test_models_are_opened_on_the_runtime_that_they_are_for(graphs, classifier, 
         lm.export("gguf", to=tmp_path / "export", texts=[])
     with pytest.raises(StorageError, match=r"has no export.json"):
         Exported.read(classifier.path)
+
+
+def test_the_page_on_exports_lists_every_format_with_its_options_and_bytes(lm, classifier, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "exports.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
+    kinds = export_formats()
+    assert [row[0].strip("`") for row in rows] == ["safetensors", *kinds]
+    listed = {row[0].strip("`"): row for row in rows}
+    for name, kind in kinds.items():
+        for field in dataclasses.fields(kind):
+            values = [each for each in get_args(get_type_hints(kind)[field.name]) if isinstance(each, str)]
+            for wanted in (field.name, *(f'"{value}"' for value in values)):
+                assert wanted in listed[name][1], f"{name} lacks {wanted}"
+
+    # Groups of 128, the usual size, divide the layers of this model.
+    model = tiny_models.llama(lm.tokenizer, hidden_size=128, intermediate_size=256, num_hidden_layers=1)
+    wide = TrainedModel.save(model, lm.tokenizer, tmp_path / "wide")
+    weights = sum(layer.weight.numel() for layer in block_linears(model).values())
+    found: dict[str, list[float]] = {"compressed-tensors": [], "gptq": [], "gguf": []}
+    for name, options in [
+        *(("compressed-tensors", {"scheme": scheme}) for scheme in ("W8A8", "W4A16", "FP8_DYNAMIC")), ("gptq", {}),
+    ]:  # fmt: skip
+        stored = load_file(wide.export(name, to=tmp_path / "export", **options) / OLDER)
+        coded = [each for key, each in stored.items() if key.rpartition(".")[0] in block_linears(model)]
+        found[name].append(sum(each.nbytes for each in coded if not options or each.dim()) / weights)
+    for kind in ("F16", "Q8_0", "Q4_0"):
+        reader = gguf.GGUFReader(wide.export("gguf", to=tmp_path / "export", type=kind) / "model.gguf")
+        layers = [each for each in reader.tensors if re.search("ffn_(up|down|gate)", each.name)]
+        sizes = [(each.n_bytes, each.n_elements) for each in layers]
+        found["gguf"].append(sum(size for size, _ in sizes) / sum(count for _, count in sizes))
+    for name, values in found.items():
+        stated = [float(number) for number in re.findall(r"\d\.\d+", listed[name][4])]
+        assert stated == pytest.approx(values, abs=0.04), name
