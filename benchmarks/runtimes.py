@@ -1,7 +1,7 @@
 """A fine-tuned MiniLM classifier in fp32 and int8, on torch and ONNX Runtime: time, size and accuracy in one run.
 
-Each is timed from texts to labels through `predict`, in turn, on one thread; next to ONNX Runtime's own dynamic int8
-driven by hand on the same weights, without this package.
+Each is timed from texts to labels through `predict`, in turn, on one thread, in CPU seconds, since the machine may be
+shared; next to ONNX Runtime's own dynamic int8 driven by hand on the same weights, without this package.
 Run: python benchmarks/runtimes.py [folder of a fine-tuned classifier, which is made there if it is missing] [rounds]
 Exit code 1 if a bar is missed.
 """
@@ -80,11 +80,11 @@ def by_hand(student: TrainedModel, folder: Path) -> Predict:
 
 
 def seconds(predict: Predict, texts: list[str], at_once: int) -> float:
-    """Seconds for one pass over the texts, `at_once` in a call; those of a call are of about the same length."""
-    started = time.perf_counter()
+    """CPU seconds for one pass over the texts, `at_once` in a call: on one thread neighbours then count less."""
+    started = time.process_time()
     for start in range(0, len(texts), at_once):
         predict(texts[start : start + at_once])
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ Specification: https://github.com/vllm-project/compressed-tensors
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +93,8 @@ class CompressedTensors(ExportFormat):
 
     def logits(self, folder: Path, tokenizer: Any, texts: Sequence[str]) -> Tensor:
         """Computed by transformers with compressed-tensors' own layers."""
-        return logits_for_texts(formats.load(folder), tokenizer, texts)
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars have no switch
+            return logits_for_texts(formats.load(folder), tokenizer, texts)
 
 
 def _int8(weight: Tensor) -> dict[str, Tensor]:

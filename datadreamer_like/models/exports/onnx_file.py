@@ -36,9 +36,9 @@ class ONNX(ExportFormat):
     """A folder with the graph, the config and the tokenizer, for `TrainedModel.load(folder, runtime="onnx")`.
 
     Attributes:
-        precision: "fp32"; "int8": ONNX Runtime's dynamic quantization of matrices and embeddings, activations as they
-            come; "int4": weights in blocks of 32 (MatMulNBits), computed in int8 where the processor can, embeddings
-            as they are.
+        precision: "fp32"; "int8": ONNX Runtime's dynamic quantization of matrices, with a scale for each output,
+            and embeddings; activations as they come; "int4": weights in blocks of 32 (MatMulNBits), computed in int8
+            where the processor can, embeddings as they are.
     """
 
     precision: Precision = "fp32"
@@ -68,6 +68,8 @@ class ONNX(ExportFormat):
         """Writes the graph, then quantizes it."""
         model = copy.deepcopy(model).float().cpu().eval()
         forget_gguf(model)
+        # Its mask is added; that of the fused attention is a cascade of checks on each score, which runs slower.
+        model.set_attn_implementation("eager")
         model.config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         target = folder / ONNX_NAME
@@ -77,7 +79,7 @@ class ONNX(ExportFormat):
             if self.precision == "int8":
                 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-                quantize_dynamic(target, target, weight_type=QuantType.QInt8)
+                quantize_dynamic(target, target, weight_type=QuantType.QInt8, per_channel=True)
             elif self.precision == "int4":
                 _to_4_bits(target)
 
