@@ -52,7 +52,9 @@ def test_the_start_is_the_models_weights_with_the_head_that_the_trainer_draws(fo
 
 def test_after_each_round_survivors_have_the_first_weights_bit_for_bit(found):
     start = weights(found.start)
-    for number, (ticket, before) in enumerate(zip(found.tickets, [found.dense, *found.students], strict=False), start=1):
+    for number, (ticket, before) in enumerate(
+        zip(found.tickets, [found.dense, *found.students], strict=False), start=1
+    ):
         state, trained = weights(ticket), weights(before)
         assert set(state) == set(start)
         for name, value in state.items():
