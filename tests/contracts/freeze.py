@@ -1,4 +1,4 @@
-"""Writes `ids.json`, `golden.json` and the table in docs/methods.md anew from what the package's classes are and give."""
+"""Writes `ids.json`, `golden.json` and the table in docs/methods.md anew from what the classes are and give."""
 
 from __future__ import annotations
 
