@@ -123,7 +123,8 @@ def learn(split: Split, *, quick: bool) -> Models:
     # Half of the steps imitate the teacher's last hidden states, read from disk, and the others its probabilities.
     states = HiddenStates(StoredTeacher(minilm, Hidden([6])), layers={2: 6})
     halfway = found.tune("2 layers, stored states", "2 layers", two, states, share=0.5)
-    found.tune("2 layers, stored states and soft targets", "2 layers", halfway, soft(minilm), share=0.5)
+    both = found.tune("2 layers, stored states and soft targets", "2 layers", halfway, soft(minilm), share=0.5)
+    found.steps[both.name] += found.steps[halfway.name]
     found.born_again("2 layers, born again", "2 layers", two, student)
     found.static(STATIC, soft(minilm))
     return found
