@@ -26,7 +26,8 @@
     │   ├── RateLimited         too many requests; retried after the provider's delay
     │   ├── Unavailable         no connection, a timeout or a server error; retried
     │   ├── MalformedAnswer     the response is not a valid answer; retried
-    │   └── RejectedAnswer      an answer failed `parse` or a schema, or a function given it raised
+    │   ├── RejectedAnswer      an answer failed `parse` or a schema, or a function given it raised
+    │   └── OverBudget          the budget does not allow the next request; never retried
     ├── MissingExtra            an optional dependency is not installed
     ├── NotTrained              a trainer is used before `train`
     ├── MethodMisfit            a compression method does not fit this model
@@ -200,6 +201,12 @@ class RejectedAnswer(ModelError, ValueError):
         error = cls(f"{reason} The last answer was: {shown}.{again}")
         error.lasting = cause is None or getattr(cause, "lasting", False)
         return error
+
+
+class OverBudget(ModelError):
+    """The budget does not allow the next request; answers received so far are kept."""
+
+    lasting = False
 
 
 class MissingExtra(DataDreamerError, ImportError):

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from datadreamer_like.errors import ArgumentTypeError, DataDreamerError, SessionError
 from datadreamer_like.storage.exports import is_address
+from datadreamer_like.storage.ledger import budget_of
 
 from .engine import Engine
 from .installed import is_installed_file, is_own_file
@@ -50,8 +51,10 @@ class DataDreamer:
         log_date: Start each log line with date and time.
         hf_log: Show logs and progress bars of Hugging Face libraries.
         engine: "local" runs in this process, "ray" on a Ray cluster; or a `RayEngine` with options.
+        budget: The most that requests to models may cost in this folder, over all runs, such as "5 USD".
 
     Raises:
+        DefinitionError: `budget` is not an amount in US dollars.
         SessionError: The path cannot be a local folder, a session is already open, or the Ray cluster is unavailable.
         MissingExtra: The engine is not installed.
         NewerFormat: The folder was written by a newer version of this package.
@@ -72,6 +75,8 @@ class DataDreamer:
         log_date: bool = False,
         hf_log: bool = False,
         engine: Engine | Literal["local", "ray"] = "local",
+        *,
+        budget: str | None = None,
     ) -> None:
         self.in_memory = str(output_folder_path) == ":memory:"
         self.folder = Path(tempfile.gettempdir()) if self.in_memory else local_folder(output_folder_path)
@@ -80,6 +85,8 @@ class DataDreamer:
         self.log_date = log_date
         self.hf_log = hf_log
         self.in_memory_answers: dict[str, Any] = {}
+        budget_of(budget)
+        self.budget = budget
         self.progress = Progress(quiet=verbose is False)
         if engine not in ("local", "ray") and not isinstance(engine, Engine):
             raise ArgumentTypeError(
@@ -129,7 +136,7 @@ class DataDreamer:
             self.results.open()
             self._start_logging(ending)
             ending.callback(self._close_answers)
-            self.engine.open(partial(_join, self.folder))
+            self.engine.open(partial(_join, self.folder, self.budget))
             ending.callback(self.engine.close)
             # Shortens the tracebacks of this package's errors and of Ctrl-C; a hook other than Ray's is not replaced.
             is_free = sys.excepthook is sys.__excepthook__ or getattr(sys.excepthook, "__module__", "").startswith(
@@ -260,10 +267,10 @@ def local_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def _join(folder: Path) -> None:
+def _join(folder: Path, budget: str | None) -> None:
     """Joins the session of another process, so that models in this process cache their answers in its folder."""
     global _last_started
-    _last_started = DataDreamer(folder, verbose=False)
+    _last_started = DataDreamer(folder, verbose=False, budget=budget)
 
 
 def _brief(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

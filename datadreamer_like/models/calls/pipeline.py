@@ -8,13 +8,13 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from datadreamer_like.errors import ArgumentTypeError, ModelError
+from datadreamer_like.errors import ArgumentTypeError, ModelError, OverBudget
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.session import current_session
 from datadreamer_like.graph.usage import Usage, current_usage
@@ -165,7 +165,7 @@ def run_calls(
             recorder = Recorder(calls, store, usage)
             pending = _Pending(recorder, run, check, max_follow_ups)
             rows = pending.rows
-            with closing(make_engine(recorder)) as engine:
+            with pending.saying_what_is_left(what, total), closing(make_engine(recorder)) as engine:
                 while True:
                     if recorder.stored:
                         engine.submit(pending.take_stored())
@@ -242,6 +242,16 @@ class _Pending(Generic[P, Q, A]):
     in_flight: dict[bytes, list[Job[Q, A]]] = field(default_factory=dict)
     # With `force`, keys that this run has already requested.
     fresh: set[bytes] = field(default_factory=set)
+
+    @contextmanager
+    def saying_what_is_left(self, what: str, total: int | None) -> Iterator[None]:
+        """Adds to the error of a used-up budget how many prompts have their answers, and how many are left."""
+        try:
+            yield
+        except OverBudget as error:
+            done = self.count - sum(job.answer is None for job in self.rows) + len(self.recorder.stored)
+            left = "the others are left" if total is None else f"{max(0, total - done):,} are left"
+            raise OverBudget(f"{error} {done:,} {what}, {left}.") from error
 
     def add(self, prompts: Sequence[P]) -> list[Job[Q, A]]:
         """Appends a job for each prompt, and returns those to submit."""

@@ -15,8 +15,9 @@ from datadreamer_like.errors import BadRequest, DefinitionError, MalformedAnswer
 from datadreamer_like.graph.threads import Task
 
 from .answer_text import AnswerText, answer_of, answer_text
-from .api_model import APIModel, shown_address
+from .api_model import APIModel
 from .chat_template import AUTO, Auto, checked, given_text, plain_prompt
+from .endpoint import shown_address
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling, TokenLogprob
 from .prices import Usage, counted, token_count
 from .provider_errors import ErrorInAnswer

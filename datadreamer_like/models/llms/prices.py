@@ -25,6 +25,7 @@ class Prices:
         cache_write: Tokens of a prompt that it writes into that cache; as `input` unless given.
         cache_write_1h: The same for entries that are kept for an hour; as `cache_write` unless given.
         up_to: The longest prompt, in tokens, that these prices hold for; None for any.
+        max_output: The most tokens that the model writes in one answer, thoughts included; None if unknown.
     """
 
     input: float
@@ -33,6 +34,7 @@ class Prices:
     cache_write: float | None = None
     cache_write_1h: float | None = None
     up_to: int | None = None
+    max_output: int | None = None
 
     def cost(
         self, prompt_tokens: int, completion_tokens: int, *, cached: int = 0, written: int = 0, written_1h: int = 0
@@ -57,6 +59,11 @@ class Prices:
             + completion_tokens * self.output
         )
         return dollars / 1_000_000
+
+    def most(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Returns the most that a request with so many tokens costs, cached or not."""
+        write = [price for price in (self.cache_write, self.cache_write_1h, self.cached_input) if price is not None]
+        return (prompt_tokens * max(self.input, *write, 0) + completion_tokens * self.output) / 1_000_000
 
 
 class Usage(NamedTuple):
