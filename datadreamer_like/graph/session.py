@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from datadreamer_like.errors import ArgumentTypeError, DataDreamerError, SessionError
+from datadreamer_like.errors import ArgumentTypeError, DataDreamerError, MissingFile, SessionError
 from datadreamer_like.storage.exports import is_address
 from datadreamer_like.storage.ledger import budget_of
 
@@ -52,9 +52,12 @@ class DataDreamer:
         hf_log: Show logs and progress bars of Hugging Face libraries.
         engine: "local" runs in this process, "ray" on a Ray cluster; or a `RayEngine` with options.
         budget: The most that requests to models may cost in this folder, over all runs, such as "5 USD".
+        prices: A file with prices of models, before published ones, for models made in the session; by default the
+            one in the environment variable `DATADREAMER_LIKE_PRICES`.
 
     Raises:
         DefinitionError: `budget` is not an amount in US dollars.
+        MissingFile: There is no such file of prices.
         SessionError: The path cannot be a local folder, a session is already open, or the Ray cluster is unavailable.
         MissingExtra: The engine is not installed.
         NewerFormat: The folder was written by a newer version of this package.
@@ -77,6 +80,7 @@ class DataDreamer:
         engine: Engine | Literal["local", "ray"] = "local",
         *,
         budget: str | None = None,
+        prices: str | os.PathLike[str] | None = None,
     ) -> None:
         self.in_memory = str(output_folder_path) == ":memory:"
         self.folder = Path(tempfile.gettempdir()) if self.in_memory else local_folder(output_folder_path)
@@ -87,6 +91,9 @@ class DataDreamer:
         self.in_memory_answers: dict[str, Any] = {}
         budget_of(budget)
         self.budget = budget
+        if prices is not None and not os.path.isfile(prices):
+            raise MissingFile(f"There is no prices file {os.fspath(prices)}. Check the path given as prices=...")
+        self.prices = prices
         self.progress = Progress(quiet=verbose is False)
         if engine not in ("local", "ray") and not isinstance(engine, Engine):
             raise ArgumentTypeError(

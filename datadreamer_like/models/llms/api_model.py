@@ -59,7 +59,8 @@ class APIModel(LLM):
             the environment names that address too.
         max_context_length: The model's context window in tokens.
         timeout: Seconds until a request must have its whole answer; after that it is sent again.
-        prices: US dollars per million tokens, such as `{"input": 0.25, "output": 2.0}`; None for published prices.
+        prices: US dollars per million tokens, such as `{"input": 0.25, "output": 2.0}`; None for those in
+            the session's prices file, else published ones.
         budget: The most that `run` may spend on this model in the folder of its answers, over all runs, such as
             "5 USD".
         **kwargs: Passed to the SDK's client.
@@ -110,6 +111,8 @@ class APIModel(LLM):
         if self.endpoint.serves(self.base_url):
             self._source = self.endpoint
             self.prices = self.prices or known_prices(self.endpoint.name.lower(), model_name)
+        else:
+            self.prices = self.prices or known_prices(shown_address(self.base_url), model_name)
         self._api_key = api_key
         self._clients: dict[asyncio.AbstractEventLoop, Any] = {}
         self._purses: dict[asyncio.AbstractEventLoop, Purse] = {}
