@@ -3,6 +3,7 @@
     DataDreamerError
     ├── SessionError            no session, a nested session, a folder that is a file
     │   └── NoOutput            a step's output is used before the step has run
+    │       └── NotMade         a plan needs what does not exist yet: rows, a model, an answer
     ├── DefinitionError         a node is defined or called incorrectly: names, inputs, arguments, outputs
     │   ├── UnknownColumn       an input names a column that its step does not have
     │   ├── ArgumentTypeError   an argument has the wrong type
@@ -93,6 +94,10 @@ class StepOutputTypeError(StepOutputError, TypeError):
 
 class NoOutput(SessionError, StepOutputError):
     """A step's output is used before the step has run."""
+
+
+class NotMade(NoOutput):
+    """A plan needs rows, a model or an answer that does not exist yet; the plan ends there."""
 
 
 class DataError(DataDreamerError, ValueError):
