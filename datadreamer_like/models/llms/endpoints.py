@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .api_model import Endpoint, Quirks
+from .endpoint import Endpoint, Quirks
 from .openai_compatible import OpenAICompatible
 
 

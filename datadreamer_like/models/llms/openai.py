@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from datadreamer_like.errors import ArgumentTypeError, AuthenticationFailed
 
-from .api_model import Endpoint, Quirks
+from .endpoint import Endpoint, Quirks
 from .openai_compatible import OpenAICompatible
 
 
