@@ -72,6 +72,11 @@ class Model:
         """Class and model, for display."""
         return f"{type(self).__name__} ({self.model_name})" if self.model_name else type(self).__name__
 
+    @property
+    def answers_name(self) -> str:
+        """The start of the name of the file with its cached answers."""
+        return type(self).__name__
+
     def unload_model(self) -> None:
         """Frees the model's memory; it is loaded again when needed."""
 

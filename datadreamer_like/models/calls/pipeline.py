@@ -193,7 +193,7 @@ def _model_answers(model: Model) -> Callable[[], AbstractContextManager[AnswerSt
     """Returns a function that opens the store of a model's answers; without a folder or session it lasts one run."""
     last_part = re.sub(r"[^\w.-]+", "-", model.model_name.rstrip("/").rpartition("/")[2]).strip("-.")[:60] or "model"
     digest = fingerprint(model, what=type(model).__name__)[:12]
-    name = f"{type(model).__name__}-{last_part}-{digest}.sqlite"
+    name = f"{model.answers_name}-{last_part}-{digest}.sqlite"
     session = current_session()
     folder = model.cache_folder_path
     if folder is None and session is not None:

@@ -1,4 +1,4 @@
-"""What models behind a provider's API share: which key goes where, prices, clients, and requests."""
+"""What models behind a provider's API share: keys, prices, clients, and requests."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 from datadreamer_like.errors import (
     ArgumentTypeError,
@@ -32,6 +31,7 @@ from datadreamer_like.errors import (
 
 from ..calls.concurrent_engine import retry_delay
 from .client_checks import check_client_options, checked_seconds, fits_header, unwritable_error
+from .endpoint import Endpoint, Quirks, shown_address
 from .generation import Answer, Sampling
 from .llm import LLM
 from .prices import Prices, given_prices, known_prices
@@ -41,89 +41,6 @@ from .secrets import Secrets, hide_in_logs, secrets_in
 T = TypeVar("T")
 
 logger = logging.getLogger("datadreamer_like")
-
-
-@dataclass(frozen=True)
-class Quirks:
-    """How a server differs from the protocol."""
-
-    # Parameter for `max_new_tokens`; the protocol's other name is tried if it is refused.
-    limit_name: str = "max_tokens"
-    # Parameters for `repetition_penalty`.
-    penalty_names: tuple[str, ...] = ("repetition_penalty", "repeat_penalty")
-    # Whether `logprobs` is the number of log-probabilities, not a flag next to `top_logprobs`.
-    logprobs_as_count: bool = False
-    # Unsupported generation options, each with advice; refused before any request.
-    refuses: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """One provider; its name is that of its class and, in lower case, of its section in `prices.toml`."""
-
-    name: str
-    base_url: str
-    key_variable: str
-    quirks: Quirks = field(default_factory=Quirks)
-    # Tokens of a prompt and its answer; None if the server's list of models reports it.
-    context_length: int | None = None
-    # Environment variable with another address that may receive the key.
-    url_variable: str | None = None
-    # Pages about its models and its terms of use.
-    model_card: str | None = None
-    license: str | None = None
-
-    def serves(self, base_url: str) -> bool:
-        """Whether an address is the provider's own server, regional ones included."""
-        home, asked = urlsplit(self.base_url), urlsplit(base_url)
-        host = asked.hostname or ""
-        return asked.scheme == home.scheme and (host == home.hostname or host.endswith(f".{home.hostname}"))
-
-    def address_in_use(self, given: str | None) -> str:
-        """Returns the given address, the environment's, or the provider's own; refuses one without http:// or https://."""
-        from_environment = os.environ.get(self.url_variable) if self.url_variable else None
-        base_url = given or from_environment or self.base_url
-        if urlsplit(base_url).scheme not in ("http", "https"):
-            shown = base_url.rpartition("@")[2].partition("?")[0]  # without user, password and query
-            raise DefinitionError(
-                f'base_url is {shown!r}; it must start with http:// or https://, as in "http://localhost:8080/v1".'
-            )
-        return base_url
-
-    def owns_key_of(self, base_url: str) -> bool:
-        """Whether the key in the environment may be sent to an address: the provider's, or that in `url_variable`."""
-        paired = os.environ.get(self.url_variable) if self.url_variable else None
-        return self.serves(base_url) or (paired is not None and _origin(paired) == _origin(base_url))
-
-    def key_for(self, base_url: str, given: str | None, model_name: str) -> str:
-        """Returns the key to send to an address; "none" for a server that is not the provider's, which needs one."""
-        if given:
-            return given
-        key, variable, address = os.environ.get(self.key_variable), self.key_variable, shown_address(base_url)
-        if not key or not self.owns_key_of(base_url):
-            if self.serves(base_url):
-                raise AuthenticationFailed(
-                    f'There is no key for "{model_name}" at {address}. Set {variable} in the environment, or pass '
-                    "api_key=..."
-                )
-            if key:
-                message = "%s is not sent to %s: it belongs to %s. Pass api_key=... if the server wants a key."
-                logger.info(message, variable, address, urlsplit(self.base_url).hostname)
-            return "none"  # some servers that need no key want the header all the same
-        if not self.serves(base_url):
-            logger.info("%s is sent to %s, which %s names.", variable, address, self.url_variable)
-        return key
-
-
-def shown_address(base_url: str) -> str:
-    """Returns an address without its secrets: user, password and query."""
-    parts = urlsplit(base_url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"https": 443, "http": 80}.get(parts.scheme)
 
 
 class APIModel(LLM):
@@ -154,7 +71,10 @@ class APIModel(LLM):
     endpoint: ClassVar[Endpoint]
 
     sdk: ClassVar[str]
-    """The SDK's client class; in lower case, the name of its package and of the extra that installs it."""
+    """The SDK's client class; in lower case, the name of its package."""
+
+    extra: ClassVar[str] = ""
+    """The extra that installs the SDK, unless it has the package's name."""
 
     enforces_schemas = True
 
@@ -172,7 +92,7 @@ class APIModel(LLM):
         prices: Prices | Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        require_extra(self.sdk.lower(), self.sdk.lower(), what=type(self).__name__)
+        require_extra(self.extra or self.sdk.lower(), self.sdk.lower(), what=type(self).__name__)
         super().__init__(cache_folder_path)
         self.model_name = model_name
         self.retry_on_fail = retry_on_fail
@@ -185,7 +105,8 @@ class APIModel(LLM):
         self.prices = given_prices(prices)
         if self.endpoint.serves(self.base_url):
             self._source = self.endpoint
-            self.prices = self.prices or known_prices(self.endpoint.name.lower(), model_name)
+            free = Prices(0.0, 0.0) if self.endpoint.key_variable is None else None
+            self.prices = self.prices or free or known_prices(self.endpoint.name.lower(), model_name)
         self._api_key = api_key
         self._clients: dict[asyncio.AbstractEventLoop, Any] = {}
         self.key  # noqa: B018  (a missing key is an error now, not at the first request)
@@ -283,7 +204,7 @@ class APIModel(LLM):
     def check(self, sampling: Sampling) -> None:
         """Refuses options that the provider does not support."""
         for name, advice in self.quirks.refuses.items():
-            if getattr(sampling, name) is not None:
+            if getattr(sampling, name) not in (None, ()):
                 raise DefinitionError(f"{self.endpoint.name}'s API has no {name}. {advice}")
         for token, bias in (sampling.logit_bias or {}).items():
             if not -100 <= bias <= 100:
@@ -315,7 +236,7 @@ class APIModel(LLM):
                 async with self.in_time():
                     return await self.send(client, sent)
             except Exception as error:
-                names = [name for name in sent if name not in ("model", "messages", "extra_body")]
+                names = [name for name in sent if name not in ("model", "messages", "input", "extra_body")]
                 refused = refused_parameter(error, [*names, *sent.get("extra_body", {})])
                 if refused is not None and sent != before and self.leave_out(*refused, sent):
                     continue
@@ -370,8 +291,9 @@ class APIModel(LLM):
     async def end_run(self) -> None:
         """Closes the client of the run's event loop."""
         client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.close()
+        closing = client.close() if client is not None else None
+        if isawaitable(closing):  # not that of boto3
+            await closing
 
     def final_count_tokens(self, value: str) -> int:
         """Returns the count with the system prompt and the chat template."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -71,6 +72,11 @@ def openai_response_format(schema: JSONSchema) -> dict[str, Any]:
     strict = strict_schema(schema)
     shape = {"name": "answer", "schema": dict(schema) if strict is None else strict, "strict": strict is not None}
     return {"type": "json_schema", "json_schema": shape}
+
+
+def schema_in_words(schema: JSONSchema) -> str:
+    """Returns the instruction to answer to a schema, for servers that only guarantee JSON."""
+    return f"Answer with JSON that fits this JSON schema, and nothing else:\n{json.dumps(schema, ensure_ascii=False)}"
 
 
 _NOT_STRICT = {
