@@ -21,7 +21,12 @@ SHORT = {
     "qlora": "The third has",
 }
 """What the output of each has in it."""
-WHOLE = {"dpo": "prefers what people wrote", "ray_engine": "the same rows", "structured_output": "stars"}
+WHOLE = {
+    "dpo": "prefers what people wrote",
+    "providers": "LlamaCPPServer  Name an animal.",
+    "ray_engine": "the same rows",
+    "structured_output": "stars",
+}
 """Those without a short form."""
 MEASURE = {"born_again", "distil_embedder", "distilbert"}
 """Those that measure times, which are other ones every time."""
