@@ -64,7 +64,7 @@ def test_a_request_is_as_documented_and_reasoning_is_apart_from_the_text(tmp_pat
         image = {"type": "image_url", "image_url": {"url": f"data:image/jpg;base64,{PIXEL}"}}
         prompt = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, image]}]
         options: dict[str, Any] = {"max_new_tokens": 9, "temperature": 0.5, "top_p": 0.5, "stop": ["."], "seed": 1}
-        fields = {"additional_model_request_fields": {"top_k": 5}}
+        fields = {"additional_model_request_fields": {"top_k": 5}, "service_tier": "default"}
         (answer,) = llm.answers([prompt], n=2, schema=SCHEMA, **options, **fields)
     assert list(answer.texts) == ['{"a": 1}'] * 2
     assert answer.reasoning == ["I think."] * 2
@@ -80,6 +80,7 @@ def test_a_request_is_as_documented_and_reasoning_is_apart_from_the_text(tmp_pat
         ],
         "inferenceConfig": {"maxTokens": 9, "temperature": 0.5, "topP": 0.5, "stopSequences": ["."]},
         "additionalModelRequestFields": {"top_k": 5},
+        "serviceTier": {"type": "default"},
         "outputConfig": {"textFormat": {"type": "json_schema", "structure": {"jsonSchema": shape}}},
     }  # fmt: skip
     assert server.headers[0]["authorization"].startswith("AWS4-HMAC-SHA256 Credential=AKIA/")

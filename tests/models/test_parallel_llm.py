@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from flaky_server import FlakyServer, Reply, error
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, OverBudget
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models import LLM, Answer, HFTransformers, OpenAI, ParallelLLM, Request
 
@@ -129,6 +129,17 @@ def test_the_same_model_twice_has_the_answers_of_one(tmp_path: Path) -> None:
         assert b"Bearer" not in pickle.dumps(llm)
         with pytest.raises(DefinitionError, match="logit_bias"):
             llm.run(["a"], logit_bias={1: 1_000.0})
+
+
+def test_each_keeps_its_own_budget(tmp_path: Path) -> None:
+    with FlakyServer() as server:
+        options: dict[str, Any] = {"base_url": server.url, "prices": {"input": 1.0, "output": 1.0}}
+        poor = OpenAI("m", api_key="a", budget="0.00001 USD", **options, cache_folder_path=tmp_path)
+        rich = OpenAI("m", api_key="b", budget="1 USD", **options, cache_folder_path=tmp_path)
+        assert ParallelLLM(rich).run(["a"], max_new_tokens=5) == ["echo: a"]
+        with pytest.raises(OverBudget, match="too small for one request"):
+            ParallelLLM(poor).run(["b"], max_new_tokens=500)
+    assert [header["authorization"] for header in server.headers] == ["Bearer b"]
 
 
 def test_two_transformers_models_answer_as_one_does(tiny_causal_lm: Path, tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ class Anthropic(APIModel):
         license="https://www.anthropic.com/legal/commercial-terms",
     )
     sdk = "Anthropic"
+    default_new_tokens = _DEFAULT_NEW_TOKENS
     extra_options = frozenset(AnthropicOptions.__annotations__) - frozenset(GenerationOptions.__annotations__)
 
     _warned = False
@@ -189,7 +190,7 @@ class Anthropic(APIModel):
         system, messages = _split(request.messages(self.system_prompt))
         parameters: dict[str, Any] = {
             "model": self.model_name,
-            "max_tokens": sampling.max_new_tokens or _DEFAULT_NEW_TOKENS,
+            "max_tokens": sampling.max_new_tokens or self.default_new_tokens,
             "messages": messages,
             **({"system": system} if system else {}),
             **({"stop_sequences": list(sampling.stop)} if sampling.stop else {}),

@@ -28,7 +28,9 @@ from datadreamer_like.errors import (
     Unavailable,
     require_extra,
 )
+from datadreamer_like.storage.ledger import budget_of
 
+from ..calls.budget import Ask, Purse, check_prices, sending, within_budget
 from ..calls.concurrent_engine import retry_delay
 from .client_checks import check_client_options, checked_seconds, fits_header, unwritable_error
 from .endpoint import Endpoint, Quirks, shown_address
@@ -58,14 +60,17 @@ class APIModel(LLM):
             the environment names that address too.
         max_context_length: The model's context window in tokens.
         timeout: Seconds until a request must have its whole answer; after that it is sent again.
-        prices: US dollars per million tokens, such as `{"input": 0.25, "output": 2.0}`; None for published prices.
+        prices: US dollars per million tokens, such as `{"input": 0.25, "output": 2.0}`; None for those in
+            the session's prices file, else published ones.
+        budget: The most that `run` may spend on this model in the folder of its answers, over all runs, such as
+            "5 USD".
         **kwargs: Passed to the SDK's client.
 
     Raises:
         MissingExtra: The SDK is not installed.
         AuthenticationFailed: There is no key, and the server is the provider's own.
-        DefinitionError: `base_url` is not a valid address, `prices` are malformed, `timeout` is not above 0, or the
-            SDK's client has no such option.
+        DefinitionError: `base_url` is not a valid address, `prices` are malformed, `timeout` is not above 0, the SDK's
+            client has no such option, or there is a budget and no price.
     """
 
     endpoint: ClassVar[Endpoint]
@@ -77,6 +82,9 @@ class APIModel(LLM):
     """The extra that installs the SDK, unless it has the package's name."""
 
     enforces_schemas = True
+
+    default_new_tokens: ClassVar[int | None] = None
+    """The limit that is sent if `max_new_tokens` is None; None if none is."""
 
     def __init__(
         self,
@@ -90,6 +98,7 @@ class APIModel(LLM):
         max_context_length: int | None = None,
         timeout: float = 600.0,
         prices: Prices | Mapping[str, float] | None = None,
+        budget: str | None = None,
         **kwargs: Any,
     ) -> None:
         require_extra(self.extra or self.sdk.lower(), self.sdk.lower(), what=type(self).__name__)
@@ -106,9 +115,15 @@ class APIModel(LLM):
         if self.endpoint.serves(self.base_url):
             self._source = self.endpoint
             free = Prices(0.0, 0.0) if self.endpoint.key_variable is None else None
-            self.prices = self.prices or free or known_prices(self.endpoint.name.lower(), model_name)
+            self.prices = self.prices or known_prices(self.endpoint.name.lower(), model_name) or free
+        else:
+            self.prices = self.prices or known_prices(shown_address(self.base_url), model_name)
         self._api_key = api_key
         self._clients: dict[asyncio.AbstractEventLoop, Any] = {}
+        self._purses: dict[asyncio.AbstractEventLoop, Purse] = {}
+        self.budget = budget
+        if budget_of(budget) is not None:
+            check_prices(self)
         self.key  # noqa: B018  (a missing key is an error now, not at the first request)
 
     @classmethod
@@ -166,6 +181,24 @@ class APIModel(LLM):
         sdk = self.sdk.lower()
         hide_in_logs(self.secrets, "httpx", "httpx2", f"{sdk}._base_client")
         return getattr(import_module(sdk), prefix + self.sdk)(**self.client_options())
+
+    # Budgets.
+
+    @property
+    def account(self) -> str:
+        """What the costs of this model are counted under: its name and address."""
+        return f'"{self.model_name}" at {shown_address(self.base_url)}'
+
+    def within_budget(self, ask: Ask) -> Ask:
+        """Returns `ask`, or if there is a budget a function that reserves the worst case of each request."""
+        return within_budget(ask, self)
+
+    def purse(self) -> Purse:
+        """Returns the budgets of the run whose event loop this is called in."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._purses:
+            self._purses[loop] = Purse(self)
+        return self._purses[loop]
 
     # The engine.
 
@@ -234,7 +267,8 @@ class APIModel(LLM):
             await self.before_sending()
             try:
                 async with self.in_time():
-                    return await self.send(client, sent)
+                    with sending():
+                        return await self.send(client, sent)
             except Exception as error:
                 names = [name for name in sent if name not in ("model", "messages", "input", "extra_body")]
                 refused = refused_parameter(error, [*names, *sent.get("extra_body", {})])
@@ -289,7 +323,10 @@ class APIModel(LLM):
         raise AssertionError  # the loop has no end
 
     async def end_run(self) -> None:
-        """Closes the client of the run's event loop."""
+        """Closes the client and the ledgers of the run's event loop."""
+        purse = self._purses.pop(asyncio.get_running_loop(), None)
+        if purse is not None:
+            purse.close()
         client = self._clients.pop(asyncio.get_running_loop(), None)
         closing = client.close() if client is not None else None
         if isawaitable(closing):  # not that of boto3
@@ -309,4 +346,4 @@ class APIModel(LLM):
     def __getstate__(self) -> dict[str, Any]:
         live = ("key", "secrets", "client", "tokenizer")
         state = {name: value for name, value in self.__dict__.items() if name not in live}
-        return {**state, "_api_key": None, "_clients": {}}
+        return {**state, "_api_key": None, "_clients": {}, "_purses": {}}

@@ -48,7 +48,7 @@ class BedrockOptions(GenerationOptions, total=False):
     additional_model_request_fields: Mapping[str, Any]
     guardrail_config: Mapping[str, Any]
     performance_config: Mapping[str, Any]
-    service_tier: Mapping[str, Any]
+    service_tier: str
 
 
 class BedrockError(Exception):
@@ -215,7 +215,7 @@ class Bedrock(APIModel):
         found = [await self.request(lambda: self._parameters(request)) for _ in range(sampling.n)]
         try:
             texts = [_text(response, sampling.schema) for response in found]
-            prices = self.prices if "service_tier" not in sampling.extra else None
+            prices = self.prices if sampling.extra.get("service_tier") in (None, "default") else None
             tokens = counted([_usage(response["usage"]) for response in found], prices)
         except (AttributeError, KeyError, TypeError) as error:
             address = shown_address(self.base_url)
@@ -250,6 +250,8 @@ class Bedrock(APIModel):
         sampling = request.sampling
         system, messages = _converse(request.messages(self.system_prompt))
         extra = {_camel(name): value for name, value in sampling.extra.items() if value is not None}
+        if "serviceTier" in extra:
+            extra["serviceTier"] = {"type": extra["serviceTier"]}
         parameters = {
             "model": self.model_name,
             "messages": messages,

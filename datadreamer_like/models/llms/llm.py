@@ -305,7 +305,7 @@ class LLM(Model):
 
     def _concurrent_engine(self, ask: Any, recorder: Recorder[Any, Any, Any], run: Generation) -> Engine[Any, Any]:
         return ConcurrentEngine(
-            ask,
+            self.within_budget(ask),
             recorder,
             concurrency=run.concurrency or self.default_concurrency,
             max_tries=self.max_tries if self.retry_on_fail else 1,

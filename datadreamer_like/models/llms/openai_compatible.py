@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from typing_extensions import Unpack
 
 from datadreamer_like.errors import BadRequest, DefinitionError, MalformedAnswer, PromptTooLong, require_extra
+from datadreamer_like.graph.session import not_in_plan
 from datadreamer_like.graph.threads import Task
 
 from .answer_text import AnswerText, answer_of, answer_text
@@ -192,6 +193,7 @@ class OpenAICompatible(APIModel):
     def _known_context_length(self) -> int | None:
         if self.endpoint.context_length is not None and self.endpoint.serves(self.base_url):
             return self.endpoint.context_length
+        not_in_plan("the length of the context from the server")
         # In a thread, since there may be a running loop here, and the SDK's other client has no limit for the whole.
         models: list[Any] = Task(lambda: asyncio.run(self._listed_models()), "datadreamer_like-models").result()
         named = [model for model in models if model.id == self.model_name]

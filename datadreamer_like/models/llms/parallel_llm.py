@@ -25,8 +25,9 @@ class ParallelLLM(LLM):
     """Several LLMs that answer the prompts of one run together, such as one model on two GPUs, servers or accounts.
 
     Each prompt goes to the model with the most room: one that takes many requests at once gets as many as its default
-    concurrency, one that takes batches its share of what waits. If all models are the same but for device and key, the
-    cached answers are those of one of them alone. If they differ, it is chance which of them answers a prompt.
+    concurrency, one that takes batches its share of what waits. Each keeps its own budget. If all models are the same
+    but for device and key, the cached answers are those of one of them alone. If they differ, it is chance which of
+    them answers a prompt.
 
     Args:
         *llms: The models.
@@ -153,6 +154,7 @@ class _Pool:
     def __init__(self, llms: tuple[LLM, ...]) -> None:
         self._llms = llms
         self._room = [1 if _takes_batches(llm) else llm.default_concurrency for llm in llms]
+        self._ask = [llm.within_budget(llm.answer) for llm in llms]
         self._busy = [0] * len(llms)
         self._failures = [0] * len(llms)  # in a row
         self._waiting: deque[tuple[Request, asyncio.Future[Answer]]] = deque()
@@ -201,7 +203,7 @@ class _Pool:
                 loop = asyncio.get_running_loop()
                 answers = await loop.run_in_executor(self._threads, _answers, llm, requests)
             else:
-                answers = [await llm.answer(requests[0])]
+                answers = [await self._ask[index](requests[0])]
         except Exception as error:
             if isinstance(error, RateLimited | Unavailable):
                 self._failures[index] += 1

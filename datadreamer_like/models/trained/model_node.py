@@ -33,6 +33,7 @@ class ModelNode(Node):
     @property
     def trained(self) -> TrainedModel:
         """The finished model; raises `NotTrained` if there is none yet."""
+        self.need_result()
         if self.manifest is None or self.folder is None:
             raise NotTrained(self.describe_missing())
         if self._trained is None:
