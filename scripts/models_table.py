@@ -41,7 +41,8 @@ def row(kind: Any) -> list[str]:
     quirks: Quirks = endpoint.quirks
     key = OTHER_KEYS.get(kind.__name__) or (f"`{endpoint.key_variable}`" if endpoint.key_variable else "none")
     priced = len(PRICES.get(endpoint.name.lower(), {}).get("models", {}))
-    prices = "free on this machine" if endpoint.key_variable is None else f"{priced} models" if priced else "unknown"
+    unpriced = "reported with each answer" if quirks.reports_cost else "unknown"
+    prices = "free on this machine" if endpoint.key_variable is None else f"{priced} models" if priced else unpriced
     return [
         name,
         key,

@@ -124,12 +124,11 @@ def test_a_request_is_as_the_provider_documents_it(kind: Any, tmp_path: Path) ->
     assert len(bodies) == (1 if takes_n else 2)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say one."}]
     told = bodies[0].pop("messages")
-    assert told[:2] == messages
     if shape is JSON:
-        assert told[2]["role"] == "system"
-        assert told[2]["content"].endswith(json.dumps(SCHEMA))
-    else:
-        assert len(told) == 2
+        assert told[0]["content"].startswith("Be brief.\n\nAnswer with JSON")
+        assert told[0]["content"].endswith(json.dumps(SCHEMA))
+        told[0]["content"] = "Be brief."
+    assert told == messages
     expected = {
         "model": "m", limit: 7, "temperature": 0.5, "top_p": 0.5, "stop": ["."], "response_format": shape,
         **({"n": 2} if takes_n else {}), **({seed: 3} if seed else {}), **({penalty: 1.5} if penalty else {}),
@@ -221,6 +220,24 @@ def test_arguments_have_datadreamers_order(kind: Any, tmp_path: Path) -> None:
     llm = kind("m", "mine", False, tmp_path)
     assert (llm.model_name, llm.key, llm.retry_on_fail, llm.cache_folder_path) == ("m", "mine", False, tmp_path)
     assert getattr(llms, kind.__name__) is kind
+
+
+def test_openrouter_reports_what_an_answer_cost(tmp_path: Path) -> None:
+    def behave(body: dict[str, Any], before: int) -> Reply:
+        answer = completion(Reply("fine"), body)
+        answer["usage"]["cost"] = 0.25
+        return Reply(body=json.dumps(answer).encode())
+
+    with FlakyServer(behave) as server:
+        (answer,) = OpenRouter("m", "k", base_url=server.url, cache_folder_path=tmp_path).answers(["a"], n=2)
+        (other,) = Groq("m", "k", base_url=server.url, cache_folder_path=tmp_path).answers(["a"])
+    assert (answer.cost, other.cost) == (0.5, None)
+
+
+def test_without_a_system_message_the_schema_is_the_first_one(tmp_path: Path) -> None:
+    with FlakyServer(lambda body, before: Reply('{"a": 1}')) as server:
+        DeepSeek("m", "k", base_url=server.url, cache_folder_path=tmp_path).run(["a"], schema=SCHEMA)
+    assert [message["role"] for message in server.requests[0]["messages"]] == ["system", "user"]
 
 
 def test_the_context_window_is_read_from_a_list_of_models(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_models_that_take_batches_share_the_prompts_and_keep_their_order(tmp_pat
     llm.cache_folder_path = tmp_path
     assert llm.run(PROMPTS, batch_size=20) == SAID
     assert sum(one.batches) + sum(other.batches) == 60
-    assert min(sum(one.batches), sum(other.batches)) >= 20
+    assert min(sum(one.batches), sum(other.batches)) >= 15
     assert max(one.batches + other.batches) >= 5  # not one by one
     assert llm.run(PROMPTS, batch_size=20) == SAID
     assert sum(one.batches) + sum(other.batches) == 60  # cached

@@ -24,7 +24,7 @@ from .endpoint import Endpoint, Quirks, shown_address
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
 from .prices import Usage, counted
 from .schema import ANSWER_FIELD, object_schema, strict_schema
-from .secrets import Secrets
+from .secrets import Secrets, hide_in_logs
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -187,6 +187,7 @@ class Bedrock(APIModel):
         if key_id is not None:
             # Otherwise a bearer token of the environment has priority.
             options["signature_version"] = "v4"
+        hide_in_logs(self.secrets, "botocore.auth", "botocore.endpoint", "botocore.hooks", "botocore.parsers")
         return self._session.client(
             "bedrock-runtime",
             region_name=self.aws_region_name,

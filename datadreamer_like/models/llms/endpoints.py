@@ -151,14 +151,14 @@ class OpenRouter(NamedModel):
     """A model of any provider behind OpenRouter; its key is in `OPENROUTER_API_KEY`.
 
     `model_name` is `"vendor/model"`. Which options have an effect depends on the model. The API has no `n`: each answer
-    takes a request.
+    takes a request. The cost of an answer is the one that OpenRouter reports.
     """
 
     endpoint = Endpoint(
         "OpenRouter",
         base_url="https://openrouter.ai/api/v1",
         key_variable="OPENROUTER_API_KEY",
-        quirks=Quirks(penalty_names=("repetition_penalty",), takes_n=False),
+        quirks=Quirks(penalty_names=("repetition_penalty",), takes_n=False, reports_cost=True),
         model_card="https://openrouter.ai/models",
         license="https://openrouter.ai/terms",
     )

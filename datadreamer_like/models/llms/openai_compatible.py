@@ -22,7 +22,7 @@ from .endpoint import shown_address
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling, TokenLogprob
 from .prices import Usage, counted, token_count
 from .provider_errors import ErrorInAnswer
-from .schema import openai_response_format, schema_in_words
+from .schema import openai_response_format, with_schema
 from .scoring import Scored, ScoreRequest, echoed_scores
 
 if TYPE_CHECKING:
@@ -161,6 +161,10 @@ class OpenAICompatible(APIModel):
         reasons = [_finish_reason(choice) for choice in choices]
         prices = self.prices if sampling.extra.get("service_tier") in _STANDARD_TIERS else None
         tokens = counted([_usage(completion) for completion in completions], prices)
+        reported = [getattr(completion.usage, "cost", None) for completion in completions]
+        costs = [float(cost) for cost in reported if isinstance(cost, int | float)]
+        if self.quirks.reports_cost and len(costs) == len(reported):
+            tokens["cost"] = sum(costs)
         return self.without_secrets(answer_of(texts, finish_reasons=reasons, logprobs=logprobs, **tokens))
 
     @cached_property
@@ -270,7 +274,7 @@ class OpenAICompatible(APIModel):
     async def _complete(self, request: Request, n: int, seed: int | None) -> ChatCompletion:
         messages = request.messages(self.system_prompt)
         if request.sampling.schema is not None and self.quirks.response_format == "json_object":
-            messages = [*messages, {"role": "system", "content": schema_in_words(request.sampling.schema)}]
+            messages = with_schema(messages, request.sampling.schema)
         fixed = {"model": self.model_name, "messages": messages}
         completion: ChatCompletion = await self.request(lambda: fixed | self._parameters(request.sampling, n, seed))
         return completion

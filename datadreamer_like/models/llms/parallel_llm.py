@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, RateLimited, Unavailable
 from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.threads import DaemonPool
 
 from ..calls.batch_engine import is_out_of_memory
 from ..model import free_memory
@@ -157,9 +157,10 @@ class _Pool:
         self._ask = [llm.within_budget(llm.answer) for llm in llms]
         self._busy = [0] * len(llms)
         self._failures = [0] * len(llms)  # in a row
+        self._batched = 0  # requests that models which take batches have
         self._waiting: deque[tuple[Request, asyncio.Future[Answer]]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._threads = ThreadPoolExecutor(max(1, sum(map(_takes_batches, llms))), "datadreamer_like-parallel")
+        self._threads = DaemonPool(max(1, sum(map(_takes_batches, llms))), "datadreamer_like-parallel")
         self._gathering = False
 
     async def answer(self, request: Request) -> Answer:
@@ -173,7 +174,7 @@ class _Pool:
     def close(self) -> None:
         for task in self._tasks:
             task.cancel()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False)
 
     def _free(self) -> Iterator[int]:
         """Yields the models with room, the least busy first, and those that fail at the moment last."""
@@ -185,21 +186,25 @@ class _Pool:
         self._gathering = False
         while self._waiting and (free := list(self._free())):
             index = free[0]
-            # A model that takes batches gets its share of what waits, one that takes requests a single one.
-            share = -(-len(self._waiting) // len(free)) if _takes_batches(self._llms[index]) else 1
-            jobs = [self._waiting.popleft() for _ in range(share)]
+            # A model that takes batches gets its share of what waits and of what the others have, so that a small batch
+            # is not followed by small ones; one that takes requests gets a single one.
+            batches = _takes_batches(self._llms[index])
+            share = -(-(len(self._waiting) + self._batched) // len(self._llms)) if batches else 1
+            jobs = [self._waiting.popleft() for _ in range(min(share, len(self._waiting)))]
             jobs = [job for job in jobs if not job[1].done()]  # cancelled while they waited
             if jobs:
                 self._busy[index] += 1
+                self._batched += len(jobs) if batches else 0
                 task = asyncio.get_running_loop().create_task(self._serve(index, jobs))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, index: int, jobs: list[tuple[Request, asyncio.Future[Answer]]]) -> None:
         llm = self._llms[index]
+        batched = len(jobs) if _takes_batches(llm) else 0
         try:
             requests = [request for request, _ in jobs]
-            if _takes_batches(llm):
+            if batched:
                 loop = asyncio.get_running_loop()
                 answers = await loop.run_in_executor(self._threads, _answers, llm, requests)
             else:
@@ -217,7 +222,9 @@ class _Pool:
                     future.set_result(answer)
         finally:
             self._busy[index] -= 1
-            self._hand_out()
+            self._batched -= batched
+            # The next requests come when the answers have been stored.
+            asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._hand_out)
 
 
 def _answers(llm: LLM, requests: list[Request]) -> list[Answer]:
