@@ -1,6 +1,7 @@
 from .calls.failures import Rejected as Rejected
 from .calls.llm_calls import Repeated as Repeated
 from .embedders.embedder import Embedder as Embedder
+from .embedders.parallel_embedder import ParallelEmbedder as ParallelEmbedder
 from .embedders.sentence_transformers_embedder import SentenceTransformersEmbedder as SentenceTransformersEmbedder
 from .llms.anthropic import Anthropic as Anthropic
 from .llms.azure import Azure as Azure

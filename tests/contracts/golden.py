@@ -24,6 +24,7 @@ from datadreamer_like.models import (
     OpenAI,
     OpenAIAssistant,
     OpenAIResponses,
+    ParallelEmbedder,
     ParallelLLM,
     Retriever,
     TaskModel,
@@ -165,7 +166,8 @@ def requests_of(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
 
 
 def of_embedder(kind: Any, given: Given, folder: Path) -> Any:
-    model = kind.example(str(given.files.get(kind.__name__, "example/model")))
+    name = str(given.files.get(kind.__name__, "example/model"))
+    model = kind.example(Lengths() if kind is ParallelEmbedder else name)
     return [vector[:4] for vector in model.run(["a cat", "two dogs"])]
 
 

@@ -16,12 +16,14 @@ from stand_ins import stand_in
 from subjects import PACKAGE, ROOMS, classes_of, names_of
 
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.models import LLM, Embedder, ParallelLLM, Retriever, TaskModel
+from datadreamer_like.models import LLM, Embedder, ParallelEmbedder, ParallelLLM, Retriever, TaskModel
 
 SETTINGS = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS: dict[str, list[str]] = SETTINGS["project"]["optional-dependencies"]
 LLMS = [kind for kind in classes_of("models", below=LLM) if kind not in (LLM, ParallelLLM)]
-EMBEDDERS = [kind for kind in classes_of("models", below=TaskModel) if kind not in (TaskModel, Embedder)]
+EMBEDDERS = [
+    kind for kind in classes_of("models", below=TaskModel) if kind not in (TaskModel, Embedder, ParallelEmbedder)
+]
 RETRIEVERS = [kind for kind in classes_of("models", below=Retriever) if kind is not Retriever]
 SECRET = "sk-S3cr3tK3y-0123456789abcdef"
 
