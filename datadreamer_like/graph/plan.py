@@ -221,8 +221,8 @@ def planned(node: Node, found: Kept | None, damage: str | None) -> PlannedNode:
 
 
 def _money(cost: float | None, most: float | None) -> str:
-    known = [] if cost is None else [f"about {cost:,.4f} USD"]
-    known += [] if most is None else [f"at most {most:,.4f} USD"]
+    named = {"about": cost, "at most": most}
+    known = [f"{word} {value:,.{2 if value >= 1 else 6}f} USD" for word, value in named.items() if value is not None]
     return ", ".join(known) or "cost unknown"
 
 

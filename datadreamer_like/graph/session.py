@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from datadreamer_like.errors import ArgumentTypeError, DataDreamerError, MissingFile, NotMade, SessionError
 from datadreamer_like.storage.exports import is_address
-from datadreamer_like.storage.ledger import budget_of
+from datadreamer_like.storage.ledger import LEDGER_NAME, Ledger, budget_of
 
 from .engine import Engine
 from .installed import is_installed_file, is_own_file
@@ -92,6 +92,8 @@ class DataDreamer:
         self.in_memory_answers: dict[str, Any] = {}
         budget_of(budget)
         self.budget = budget
+        if prices is not None and not isinstance(prices, str | os.PathLike):
+            raise ArgumentTypeError(f"prices is {prices!r}; a session takes the path of a file, models take prices.")
         if prices is not None and not os.path.isfile(prices):
             raise MissingFile(f"There is no prices file {os.fspath(prices)}. Check the path given as prices=...")
         self.prices = prices
@@ -149,6 +151,8 @@ class DataDreamer:
             ending.callback(self._close_answers)
             if self.planned is None:
                 self.results.open()
+                if self.budget is not None and self.cache_folder is not None:
+                    Ledger(self.cache_folder / LEDGER_NAME).close()  # a damaged one is an error now
                 self.engine.open(partial(_join, self.folder, self.budget))
                 ending.callback(self.engine.close)
             else:

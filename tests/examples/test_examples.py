@@ -22,6 +22,7 @@ SHORT = {
 }
 """What the output of each has in it."""
 WHOLE = {
+    "budget_and_plan": "were planned",
     "dpo": "prefers what people wrote",
     "providers": "LlamaCPPServer  Name an animal.",
     "ray_engine": "the same rows",

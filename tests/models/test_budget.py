@@ -135,6 +135,13 @@ def test_a_damaged_ledger_is_an_error_before_anything_is_sent(tmp_path: Path) ->
         assert server.requests == []
 
 
+def test_a_damaged_ledger_is_found_when_a_session_starts(tmp_path: Path) -> None:
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / LEDGER_NAME).write_bytes(b"")
+    with pytest.raises(StorageError, match="nothing is sent"), DataDreamer(tmp_path, budget="5 USD", verbose=False):
+        pass
+
+
 @pytest.mark.parametrize(
     ("failure", "share"),
     [

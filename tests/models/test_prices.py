@@ -106,6 +106,8 @@ def test_a_malformed_prices_file_is_refused_with_its_name(text: str, match: str,
 def test_a_missing_prices_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingFile, match=r"no prices file .*none\.toml"):
         DataDreamer(":memory:", prices=tmp_path / "none.toml")
+    with pytest.raises(DefinitionError, match="takes the path of a file"):
+        DataDreamer(":memory:", prices={"input": 1, "output": 2})
     monkeypatch.setenv("DATADREAMER_LIKE_PRICES", str(tmp_path / "none.toml"))
     with pytest.raises(MissingFile, match=r"no prices file .*none\.toml"):
         OpenAI("m", api_key="k")

@@ -190,10 +190,8 @@ class Purse:
 
 def within_budget(ask: Ask, model: APIModel) -> Ask:
     """Returns `ask`, or if there is a budget a function that reserves the worst case of each request before it."""
-    session = current_session()
-    if model.budget is None and (session is None or session.budget is None):
+    if not check_budget(model):
         return ask
-    check_prices(model)
 
     async def ask_within(request: Any) -> Any:
         purse = model.purse()
@@ -218,14 +216,18 @@ def within_budget(ask: Ask, model: APIModel) -> Ask:
     return ask_within
 
 
-def check_prices(model: APIModel) -> None:
-    """Refuses a budget for a model whose prices are not known."""
+def check_budget(model: APIModel) -> bool:
+    """Returns whether a model has a budget, its own or the session's; refuses one if its prices are not known."""
+    session = current_session()
+    if budget_of(model.budget) is None and (session is None or session.budget is None):
+        return False
     if model.prices is None:
         raise DefinitionError(
             f"A budget needs prices, and those of {model.account} are not known. Pass "
             'prices={"input": 0.25, "output": 2.0} (US dollars for a million tokens; 0 for a server of your own), or '
             "add them to a prices file."
         )
+    return True
 
 
 def worst_case(model: APIModel, request: Any) -> int:

@@ -28,9 +28,8 @@ from datadreamer_like.errors import (
     Unavailable,
     require_extra,
 )
-from datadreamer_like.storage.ledger import budget_of
 
-from ..calls.budget import Ask, Purse, check_prices, sending, within_budget
+from ..calls.budget import Ask, Purse, check_budget, sending, within_budget
 from ..calls.concurrent_engine import retry_delay
 from .client_checks import check_client_options, checked_seconds, fits_header, unwritable_error
 from .endpoint import Endpoint, Quirks, shown_address
@@ -122,8 +121,7 @@ class APIModel(LLM):
         self._clients: dict[asyncio.AbstractEventLoop, Any] = {}
         self._purses: dict[asyncio.AbstractEventLoop, Purse] = {}
         self.budget = budget
-        if budget_of(budget) is not None:
-            check_prices(self)
+        check_budget(self)
         self.key  # noqa: B018  (a missing key is an error now, not at the first request)
 
     @classmethod
