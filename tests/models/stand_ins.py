@@ -75,6 +75,10 @@ class SamplingParams:
     detokenize: bool = True
     top_k: int = 0
 
+    def __post_init__(self) -> None:
+        if self.temperature == 0 and self.n > 1:
+            raise ValueError("n must be 1 when using greedy sampling")
+
 
 def make_vllm(given: list[Any]) -> list[ModuleType]:
     class LLM:

@@ -46,6 +46,7 @@ def test_it_writes_and_scores_what_transformers_does(given: list[Any], tiny_caus
     peer = HFTransformers(str(tiny_causal_lm), cache_folder_path=tmp_path)
     prompts = ["The cat sat on", "A dog"]
     assert llm.run(prompts, max_new_tokens=6) == peer.run(prompts, max_new_tokens=6)
+    assert llm.run(["A dog"], max_new_tokens=6, n=2) == [llm.run(["A dog"], max_new_tokens=6) * 2]
     ours, theirs = (list(each.answers(prompts, max_new_tokens=6, top_logprobs=1)) for each in (llm, peer))
     for one, other in zip(ours, theirs, strict=True):
         assert (one.prompt_tokens, one.completion_tokens) == (other.prompt_tokens, other.completion_tokens)

@@ -176,7 +176,8 @@ class VLLM(HFTransformers):
 
             schema = {"structured_outputs": StructuredOutputsParams(json=json.dumps(sampling.schema))}
         return vllm.SamplingParams(
-            n=sampling.n,
+            # vLLM refuses several greedy answers, which are the same.
+            n=1 if sampling.deterministic else sampling.n,
             max_tokens=sampling.max_new_tokens or room,
             temperature=0.0 if sampling.deterministic else sampling.temperature,
             top_p=1.0 if sampling.deterministic else sampling.top_p,
@@ -196,14 +197,15 @@ class VLLM(HFTransformers):
 
 
 def _answer(output: Any, sampling: Sampling) -> Answer:
+    written = list(output.outputs) * (sampling.n if sampling.deterministic else 1)
     logprobs = None
     if sampling.top_logprobs is not None:
-        logprobs = [_logprobs(each.token_ids, each.logprobs or (), sampling.top_logprobs) for each in output.outputs]
+        logprobs = [_logprobs(each.token_ids, each.logprobs or (), sampling.top_logprobs) for each in written]
     return Answer(
-        [each.text for each in output.outputs],
+        [each.text for each in written],
         prompt_tokens=len(output.prompt_token_ids),
         completion_tokens=sum(len(each.token_ids) for each in output.outputs),
-        finish_reasons=[each.finish_reason for each in output.outputs],
+        finish_reasons=[each.finish_reason for each in written],
         logprobs=logprobs,
         cost=0.0,
     )
