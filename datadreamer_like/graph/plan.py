@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from datadreamer_like.errors import NotMade, NotTrained
 
 from .progress import duration
 
 if TYPE_CHECKING:
-    from .node import Node
+    from .manifest import Manifest
     from .results import Kept
 
 _WIDTH = 34
@@ -53,6 +53,32 @@ class Forecast:
         if self.seconds is not None:
             parts.append(f"about {duration(self.seconds)}")
         return ", ".join([*parts, *([self.unknown] if self.unknown else [])])
+
+
+class Plannable(Protocol):
+    """What of a node a plan needs."""
+
+    name: str
+    force: bool
+
+    @property
+    def kind(self) -> str:
+        """What it is: "step", "trainer" or "stage"."""
+
+    @property
+    def keeps_failed_rows(self) -> bool:
+        """Whether rows that failed are left as they are."""
+
+    @property
+    def previous(self) -> Manifest | None:
+        """The manifest of the result that the name links to."""
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """The fingerprint of each part that determines the result."""
+
+    def forecast(self) -> Forecast:
+        """Returns what running it takes."""
 
 
 @dataclass(frozen=True)
@@ -143,15 +169,15 @@ class Plan:
 
     # For nodes and sessions
 
-    def constructed(self, node: Node) -> None:
+    def constructed(self, node: Plannable) -> None:
         """Notes a node that is being constructed; it is unknown until `add` is called."""
         self._waiting[node.name] = node.kind
 
-    def leave_out(self, node: Node) -> None:
+    def leave_out(self, node: Plannable) -> None:
         """Notes that a node needs no line."""
         self._waiting.pop(node.name, None)
 
-    def add(self, node: Node, found: Kept | None, damage: str | None) -> bool:
+    def add(self, node: Plannable, found: Kept | None, damage: str | None) -> bool:
         """Adds a node, given its result, if any, and the damage that it has; returns whether the result is used."""
         self._waiting.pop(node.name, None)
         self.nodes.append(planned(node, found, damage))
@@ -200,7 +226,7 @@ def started_plan(folder: Path) -> Plan | None:
     return _plans[-1]
 
 
-def planned(node: Node, found: Kept | None, damage: str | None) -> PlannedNode:
+def planned(node: Plannable, found: Kept | None, damage: str | None) -> PlannedNode:
     """Returns what a run would do with a node, given its result, if any, and the damage that it has."""
     if found is not None and not node.force:
         manifest = found.manifest

@@ -14,15 +14,14 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
 from datadreamer_like.errors import BadRequest, DefinitionError, OverBudget
 from datadreamer_like.graph.session import current_session
 from datadreamer_like.storage.ledger import LEDGER_NAME, Ledger, budget_of, in_dollars, nanodollars
 
-if TYPE_CHECKING:
-    from ..llms.api_model import APIModel
+from ..llms.prices import Prices
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -39,6 +38,29 @@ _TOKENS_FOR_A_SCHEMA = 1_000
 # answer may still be written.
 _UNBILLED = {*range(400, 500), 500, 503, 529} - {408, 499}
 _NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"}
+
+
+class Paid(Protocol):
+    """What of a model a budget needs: an `APIModel` has it."""
+
+    model_name: str
+    budget: str | None
+    prices: Prices | None
+    system_prompt: str | None
+    cache_folder_path: str | Path | None
+    max_context_length: int | None
+    default_new_tokens: ClassVar[int | None]
+
+    @property
+    def account(self) -> str:
+        """What its costs are counted under."""
+
+    @property
+    def display_name(self) -> str:
+        """Class and model, for display."""
+
+    def purse(self) -> Purse:
+        """Returns the budgets of the run whose event loop this is called in."""
 
 
 @dataclass
@@ -97,7 +119,7 @@ class Limit:
 class Purse:
     """The budgets that one run of a model must keep; used in the run's event loop."""
 
-    def __init__(self, model: APIModel) -> None:
+    def __init__(self, model: Paid) -> None:
         self.account = model.account
         self.in_flight = 0
         self._turn = asyncio.Lock()
@@ -115,7 +137,7 @@ class Purse:
             ledger = self._ledger(session_folder, model, memory)
             self.limits.append(Limit("the session", whole, ledger, True))
 
-    def _ledger(self, folder: str | Path | None, model: APIModel, memory: dict[Any, Any] | None) -> Ledger:
+    def _ledger(self, folder: str | Path | None, model: Paid, memory: dict[Any, Any] | None) -> Ledger:
         if folder is None:
             kept: MutableMapping[Any, Ledger] = _in_memory if memory is None else memory
             key: Any = model if memory is None else LEDGER_NAME
@@ -188,7 +210,7 @@ class Purse:
         )
 
 
-def within_budget(ask: Ask, model: APIModel) -> Ask:
+def within_budget(ask: Ask, model: Paid) -> Ask:
     """Returns `ask`, or if there is a budget a function that reserves the worst case of each request before it."""
     if not check_budget(model):
         return ask
@@ -216,7 +238,7 @@ def within_budget(ask: Ask, model: APIModel) -> Ask:
     return ask_within
 
 
-def check_budget(model: APIModel) -> bool:
+def check_budget(model: Paid) -> bool:
     """Returns whether a model has a budget, its own or the session's; refuses one if its prices are not known."""
     session = current_session()
     if budget_of(model.budget) is None and (session is None or session.budget is None):
@@ -230,7 +252,7 @@ def check_budget(model: APIModel) -> bool:
     return True
 
 
-def worst_case(model: APIModel, request: Any) -> int:
+def worst_case(model: Paid, request: Any) -> int:
     """Returns the most that a request can cost, in dollars of 10⁻⁹.
 
     No tokenizer in use makes more tokens than a text has bytes.
@@ -260,7 +282,7 @@ def worst_case(model: APIModel, request: Any) -> int:
     return nanodollars(sampling.n * prices.most(prompt_tokens, new_tokens))
 
 
-def _most_prompt_tokens(model: APIModel, request: Any) -> int:
+def _most_prompt_tokens(model: Paid, request: Any) -> int:
     messages = request.messages(model.system_prompt)
     if not all(_is_text(message.get("content")) for message in messages):
         if model.max_context_length is None:

@@ -44,17 +44,14 @@ class UnmadeDataset(OutputDataset):
     def __getitem__(self, key: Any) -> Any:
         if not isinstance(key, str):
             return self._unmade()
-        self._check_column(key)
+        if self._columns is not None:
+            self._check_column(key)
         column = OutputDatasetColumn(self._step, self._unmade, columns=[key], num_rows=self._step.expected_rows)
         column.whole = self
         return column
 
     def _unmade(self) -> Rows:
         raise NotMade(f'it needs the rows of "{self._step.name}", which has not run.')
-
-    def _check_column(self, name: str) -> None:
-        if self._columns is not None:
-            super()._check_column(name)
 
     def __fingerprint__(self) -> tuple[Any, ...]:
         return "OutputDataset", self._step, tuple(self.column_names)

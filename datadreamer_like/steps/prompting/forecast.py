@@ -7,10 +7,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from datadreamer_like.errors import DefinitionError, ModelError, NotMade
 from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.manifest import Manifest
 from datadreamer_like.graph.plan import Forecast
 from datadreamer_like.models.calls.budget import worst_case
 from datadreamer_like.models.calls.llm_calls import LLMCalls
@@ -20,17 +21,35 @@ from datadreamer_like.models.llms.generation import Answer, Generation, Request
 from datadreamer_like.models.llms.llm import LLM, overrides_only_run
 from datadreamer_like.storage.answers import AnswerStore
 
-from ..base.row_answers import is_sent
-
-if TYPE_CHECKING:
-    from .prompt_step import PromptStep
+from ..base.row_answers import Questions, is_sent
 
 _AT_ONCE = 1_000
 # Stored answers whose lengths foretell those of the others.
 _SAMPLE = 1_000
 
 
-def forecast_prompts(step: PromptStep) -> Forecast:
+class Prompting(Protocol):
+    """What of a prompting step a forecast needs."""
+
+    @property
+    def args(self) -> dict[str, Any]:
+        """The arguments by name."""
+
+    @property
+    def previous(self) -> Manifest | None:
+        """The manifest of the step's earlier result."""
+
+    def run_options(self) -> dict[str, Any]:
+        """Returns the options for the LLM."""
+
+    def questions(self) -> Iterator[Questions]:
+        """Yields prompts with their rows."""
+
+    def num_prompts(self) -> int | None:
+        """Returns the number of rows, if known."""
+
+
+def forecast_prompts(step: Prompting) -> Forecast:
     """Returns what running a prompting step takes.
 
     Prompts are made as in a run, and looked up in the answer store. Lengths are foretold by stored answers to other
@@ -78,7 +97,7 @@ class _Counted:
     why_unknown: str = ""
 
 
-def _counted(step: PromptStep) -> _Counted:
+def _counted(step: Prompting) -> _Counted:
     llm: LLM = step.args["llm"]
     options = llm.translated(step.run_options())  # type: ignore[arg-type]
     sampling = Generation.from_options(options, llm.extra_options).sampling
@@ -102,7 +121,7 @@ def _counted(step: PromptStep) -> _Counted:
     return counted
 
 
-def _prompts(step: PromptStep, counted: _Counted) -> Iterator[Any]:
+def _prompts(step: Prompting, counted: _Counted) -> Iterator[Any]:
     for questions in step.questions():
         counted.rows += len(questions.values)
         yield from (prompt for prompt in questions.values if is_sent(prompt))
@@ -147,7 +166,7 @@ def _mean_of(card: dict[str, Any]) -> tuple[float, float] | None:
     return card["prompt_tokens"] / rows, card["completion_tokens"] / rows
 
 
-def _rows(step: PromptStep) -> int | None:
+def _rows(step: Prompting) -> int | None:
     try:
         return step.num_prompts()
     except NotMade:
