@@ -27,6 +27,7 @@ SHORT = {
 WHOLE = {
     "budget_and_plan": "were planned",
     "dpo": "prefers what people wrote",
+    "providers": "LlamaCPPServer  Name an animal.",
     "ray_engine": "the same rows",
     "structured_output": "stars",
 }

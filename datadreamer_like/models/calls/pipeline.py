@@ -194,7 +194,7 @@ def answers_file(model: Model) -> Path | str:
     """Returns the file of a model's stored answers; only its name if they are in memory."""
     last_part = re.sub(r"[^\w.-]+", "-", model.model_name.rstrip("/").rpartition("/")[2]).strip("-.")[:60] or "model"
     digest = fingerprint(model, what=type(model).__name__)[:12]
-    name = f"{type(model).__name__}-{last_part}-{digest}.sqlite"
+    name = f"{model.answers_name}-{last_part}-{digest}.sqlite"
     session, folder = current_session(), model.cache_folder_path
     if folder is None and session is not None:
         folder = session.cache_folder

@@ -80,7 +80,11 @@ class Anthropic(APIModel):
         base_url="https://api.anthropic.com",
         key_variable="ANTHROPIC_API_KEY",
         url_variable="ANTHROPIC_BASE_URL",
-        quirks=Quirks(refuses=dict.fromkeys(("logit_bias", "top_logprobs", "repetition_penalty"), "Leave it out.")),
+        quirks=Quirks(
+            seed_name=None,
+            takes_n=False,
+            refuses=dict.fromkeys(("logit_bias", "top_logprobs", "repetition_penalty"), "Leave it out."),
+        ),
         # The smallest among the models that are still served.
         context_length=200_000,
         model_card="https://platform.claude.com/docs/en/about-claude/models/overview",

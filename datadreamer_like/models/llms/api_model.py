@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import cached_property
 from importlib import import_module
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -74,7 +75,10 @@ class APIModel(LLM):
     endpoint: ClassVar[Endpoint]
 
     sdk: ClassVar[str]
-    """The SDK's client class; in lower case, the name of its package and of the extra that installs it."""
+    """The SDK's client class; in lower case, the name of its package."""
+
+    extra: ClassVar[str] = ""
+    """The extra that installs the SDK, unless it has the package's name."""
 
     enforces_schemas = True
 
@@ -96,7 +100,7 @@ class APIModel(LLM):
         budget: str | None = None,
         **kwargs: Any,
     ) -> None:
-        require_extra(self.sdk.lower(), self.sdk.lower(), what=type(self).__name__)
+        require_extra(self.extra or self.sdk.lower(), self.sdk.lower(), what=type(self).__name__)
         super().__init__(cache_folder_path)
         self.model_name = model_name
         self.retry_on_fail = retry_on_fail
@@ -109,7 +113,8 @@ class APIModel(LLM):
         self.prices = given_prices(prices)
         if self.endpoint.serves(self.base_url):
             self._source = self.endpoint
-            self.prices = self.prices or known_prices(self.endpoint.name.lower(), model_name)
+            free = Prices(0.0, 0.0) if self.endpoint.key_variable is None else None
+            self.prices = self.prices or known_prices(self.endpoint.name.lower(), model_name) or free
         else:
             self.prices = self.prices or known_prices(shown_address(self.base_url), model_name)
         self._api_key = api_key
@@ -230,7 +235,7 @@ class APIModel(LLM):
     def check(self, sampling: Sampling) -> None:
         """Refuses options that the provider does not support."""
         for name, advice in self.quirks.refuses.items():
-            if getattr(sampling, name) is not None:
+            if getattr(sampling, name) not in (None, ()):
                 raise DefinitionError(f"{self.endpoint.name}'s API has no {name}. {advice}")
         for token, bias in (sampling.logit_bias or {}).items():
             if not -100 <= bias <= 100:
@@ -263,7 +268,7 @@ class APIModel(LLM):
                     with sending():
                         return await self.send(client, sent)
             except Exception as error:
-                names = [name for name in sent if name not in ("model", "messages", "extra_body")]
+                names = [name for name in sent if name not in ("model", "messages", "input", "extra_body")]
                 refused = refused_parameter(error, [*names, *sent.get("extra_body", {})])
                 if refused is not None and sent != before and self.leave_out(*refused, sent):
                     continue
@@ -321,8 +326,9 @@ class APIModel(LLM):
         if purse is not None:
             purse.close()
         client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.close()
+        closing = client.close() if client is not None else None
+        if isawaitable(closing):  # not that of boto3
+            await closing
 
     def final_count_tokens(self, value: str) -> int:
         """Returns the count with the system prompt and the chat template."""

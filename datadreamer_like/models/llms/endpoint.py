@@ -6,11 +6,14 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from datadreamer_like.errors import AuthenticationFailed, DefinitionError
 
 logger = logging.getLogger("datadreamer_like")
+
+_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,18 @@ class Quirks:
     limit_name: str = "max_tokens"
     # Parameters for `repetition_penalty`.
     penalty_names: tuple[str, ...] = ("repetition_penalty", "repeat_penalty")
+    # Parameter for `seed`; None if there is none, so that `seed` only decides which cached answer is used.
+    seed_name: str | None = "seed"
+    # Whether a request may ask for several answers; else each takes a request of its own.
+    takes_n: bool = True
     # Whether `logprobs` is the number of log-probabilities, not a flag next to `top_logprobs`.
     logprobs_as_count: bool = False
+    # "json_object" if the server only guarantees JSON: the schema then becomes part of the prompt.
+    response_format: Literal["json_schema", "json_object"] = "json_schema"
+    # Whether completions with `echo` return the log-probabilities of a prompt, which scores are made of.
+    echoes: bool = False
+    # Whether an answer's usage has its cost in US dollars, as `cost`.
+    reports_cost: bool = False
     # Unsupported generation options, each with advice; refused before any request.
     refuses: Mapping[str, str] = field(default_factory=dict)
 
@@ -33,12 +46,15 @@ class Endpoint:
 
     name: str
     base_url: str
-    key_variable: str
+    # Environment variable with the key; None for a server on this machine, which needs none and costs nothing.
+    key_variable: str | None
     quirks: Quirks = field(default_factory=Quirks)
     # Tokens of a prompt and its answer; None if the server's list of models reports it.
     context_length: int | None = None
     # Environment variable with another address that may receive the key.
     url_variable: str | None = None
+    # Further domains of the provider, whose hosts may receive the key.
+    domains: tuple[str, ...] = ()
     # Pages about its models and its terms of use.
     model_card: str | None = None
     license: str | None = None
@@ -47,7 +63,10 @@ class Endpoint:
         """Whether an address is the provider's own server, regional ones included."""
         home, asked = urlsplit(self.base_url), urlsplit(base_url)
         host = asked.hostname or ""
-        return asked.scheme == home.scheme and (host == home.hostname or host.endswith(f".{home.hostname}"))
+        if self.key_variable is None:
+            return host in _THIS_MACHINE
+        domains = (home.hostname or "", *self.domains)
+        return asked.scheme == home.scheme and any(host == each or host.endswith(f".{each}") for each in domains)
 
     def address_in_use(self, given: str | None) -> str:
         """Returns the given address, the environment's, or the provider's own; refuses one without http:// or https://."""
@@ -69,7 +88,10 @@ class Endpoint:
         """Returns the key to send to an address; "none" for a server that is not the provider's, which needs one."""
         if given:
             return given
-        key, variable, address = os.environ.get(self.key_variable), self.key_variable, shown_address(base_url)
+        variable, address = self.key_variable, shown_address(base_url)
+        if variable is None:
+            return "none"  # some servers that need no key want the header all the same
+        key = os.environ.get(variable)
         if not key or not self.owns_key_of(base_url):
             if self.serves(base_url):
                 raise AuthenticationFailed(
@@ -79,7 +101,7 @@ class Endpoint:
             if key:
                 message = "%s is not sent to %s: it belongs to %s. Pass api_key=... if the server wants a key."
                 logger.info(message, variable, address, urlsplit(self.base_url).hostname)
-            return "none"  # some servers that need no key want the header all the same
+            return "none"
         if not self.serves(base_url):
             logger.info("%s is sent to %s, which %s names.", variable, address, self.url_variable)
         return key
