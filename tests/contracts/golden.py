@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 from stand_ins import stand_in
 from subjects import ROOMS, Lengths, Parrot, classes_of, example_of, public
 
