@@ -27,7 +27,13 @@ class AttentionLayer(NamedTuple):
         linear: Any = self.module.get_submodule(path)
         # `Conv1D` has its weight transposed.
         features = int(getattr(linear, "out_features", linear.weight.shape[-1]))
-        return features // 3 if self.form.fused else features
+        return features - 2 * self._keys(features) if self.form.fused else features
+
+    def _keys(self, features: int) -> int:
+        """Features of the keys in a fused projection."""
+        if not self.form.groups:
+            return features // 3
+        return self.head_size * int(getattr(self.module.get_submodule(self.form.core), self.form.groups))
 
     @property
     def heads(self) -> int:
@@ -84,7 +90,7 @@ def capture_projections(model: nn.Module) -> Iterator[list[Projections]]:
     for layer, seen in zip(layers, outputs, strict=True):
         form = layer.form
         if form.fused:
-            parts: tuple[Tensor, ...] = seen[form.query].chunk(3, dim=-1)
+            parts: tuple[Tensor, ...] = form.split(layer.module.get_submodule(form.core), seen[form.query])
         else:
             parts = tuple(seen[path] for path in (form.query, form.key, form.value))
         shape = (*parts[0].shape[:2], -1, layer.head_size)

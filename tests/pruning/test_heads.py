@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch import nn
 from datadreamer_like import pruning, quantization
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset, MethodMisfit
 from datadreamer_like.formats import layouts
-from datadreamer_like.pruning.heads import attentions, importance
+from datadreamer_like.pruning.heads import importance
+from datadreamer_like.pruning.structure import attentions, record
 
 
 def mask_groups(model: nn.Module, gone: dict[str, list[int]]) -> nn.Module:
@@ -28,9 +30,10 @@ def parameters(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_removing_heads_gives_the_logits_of_masking_them(family: str, implementation: str) -> None:
-    model = build(family)
-    model.set_attn_implementation(implementation)
+def test_removing_heads_gives_the_logits_of_masking_them(family_with_heads: str, implementation: str) -> None:
+    model = build(family_with_heads)
+    if family_with_heads != "mpnet":  # which has only its own attention
+        model.set_attn_implementation(implementation)
     batch = batches(model)[0]
     small = copy.deepcopy(model)
     found = list(attentions(small))
@@ -74,8 +77,8 @@ def test_importance_is_the_gradient_of_a_gate_on_each_head(family: str) -> None:
         torch.testing.assert_close(score, reference.detach(), atol=1e-6, rtol=1e-3)
 
 
-def test_heads_shrink_shapes_by_the_share_asked_and_leave_the_input_model_alone(family: str) -> None:
-    model = build(family)
+def test_heads_shrink_shapes_by_the_share_asked_and_leave_the_input_model_alone(family_with_heads: str) -> None:
+    model = build(family_with_heads)
     before = copy.deepcopy(model.state_dict())
     total = sum(attention.groups for attention in attentions(model))
     small = pruning.Heads(sparsity=0.5).apply(model, batches(model))
@@ -121,7 +124,7 @@ def test_a_planted_useless_head_is_found() -> None:
     torch.testing.assert_close(logits(small, batches(model)[0]), logits(model, batches(model)[0]), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gpt-neox", "phi3"])
 def test_generation_with_a_cache_agrees_when_the_first_layer_has_no_heads(family: str) -> None:
     model = build(family)
     attention = next(attentions(model))
@@ -132,6 +135,39 @@ def test_generation_with_a_cache_agrees_when_the_first_layer_has_no_heads(family
     with_cache = model.generate(prompt, attention_mask=mask, use_cache=True, **options)
     without = model.generate(prompt, attention_mask=mask, use_cache=False, **options)
     assert with_cache.tolist() == without.tolist()
+
+
+@pytest.mark.parametrize("family", ["mpnet", "phi3", "gpt-neox", "bart"])
+def test_heads_of_every_form_are_loaded_as_saved_and_can_lose_more(family: str, tmp_path: Path) -> None:
+    model, batch = build(family), batches(build(family))[0]
+    small = copy.deepcopy(model)
+    found = list(attentions(small))
+    for attention in found[:2]:
+        attention.remove([1])
+    found[0].remove([0])  # which was the unit next to it
+    found[-1].remove(range(found[-1].groups))
+    record(small, found)
+    gone = {found[0].name: [0, 1], found[1].name: [1], found[-1].name: list(range(4 if family != "phi3" else 2))}
+    torch.testing.assert_close(logits(small, batch), logits(mask_groups(model, gone), batch), atol=1e-5, rtol=1e-5)
+    small.save_pretrained(tmp_path / "once")
+    loaded = type(model).from_pretrained(tmp_path / "once")
+    torch.testing.assert_close(logits(loaded, batch), logits(small, batch))
+    smaller = pruning.Heads(0.3).apply(loaded, batches(model))
+    smaller.save_pretrained(tmp_path / "twice")
+    again = type(model).from_pretrained(tmp_path / "twice")
+    torch.testing.assert_close(logits(again, batch), logits(smaller, batch))
+
+
+def test_an_encoder_decoder_generates_with_a_cache_when_attentions_have_no_heads() -> None:
+    model = build("bart")
+    found = {attention.name: attention for attention in attentions(model)}
+    for name in ("encoder.layers.0.self_attn", "decoder.layers.0.self_attn", "decoder.layers.1.encoder_attn"):
+        attention = found[f"model.{name}"]
+        attention.remove(range(attention.groups))
+    batch = {name: value for name, value in batches(model)[0].items() if name != "labels"}
+    options = {"max_new_tokens": 6, "do_sample": False, "num_beams": 1}
+    with_cache = model.generate(**batch, use_cache=True, **options)
+    assert with_cache.tolist() == model.generate(**batch, use_cache=False, **options).tolist()
 
 
 def test_heads_work_without_labels() -> None:
@@ -149,7 +185,7 @@ def test_heads_refuse_what_they_do_not_fit() -> None:
     t5 = transformers.T5ForConditionalGeneration(
         transformers.T5Config(vocab_size=90, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     )
-    with pytest.raises(MethodMisfit, match="cross-attention"):
+    with pytest.raises(MethodMisfit, match="one position bias"):
         pruning.Heads(0.5).apply(t5, [])
     with pytest.raises(MethodMisfit, match="at_least"):
         pruning.Heads(0.5, at_least=3).apply(bert, batches(bert))
