@@ -32,7 +32,6 @@ class AttentionForm:
             for query, key and value of each head; empty if there are three projections.
         groups: Attribute of the core of a fused projection: number of key/value heads; empty if as many as queries.
         from_config: Field of the core's config that its forward pass reads the head count from; empty if none.
-        fixed: Why heads cannot be removed; empty if they can.
         positions: What scores depend on in addition to queries and keys, "rotary" or "bias"; empty if on nothing.
     """
 
@@ -47,7 +46,6 @@ class AttentionForm:
     fused: Literal["", "blocks", "heads"] = ""
     groups: str = ""
     from_config: str = ""
-    fixed: str = ""
     positions: str = ""
 
     def split(self, core: nn.Module, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,7 +84,9 @@ _GPT2 = AttentionForm(
     "c_attn", "c_attn", "c_attn", "c_proj", head_count="num_heads", width="split_size", fused="blocks"
 )
 _BART = AttentionForm("q_proj", "k_proj", "v_proj", "out_proj")
-_FIXED = "its layers share one position bias with a column a head"
+_T5 = AttentionForm(
+    "q", "k", "v", "o", head_size="key_value_proj_dim", head_count="n_heads", width="inner_dim", positions="bias"
+)
 
 ATTENTIONS: dict[str, AttentionForm] = {
     **dict.fromkeys(["BertAttention", "RobertaAttention", "XLMRobertaAttention", "CamembertAttention"], _BERT),
@@ -128,7 +128,7 @@ ATTENTIONS: dict[str, AttentionForm] = {
         width="all_head_size",
         positions="bias",
     ),
-    "T5Attention": AttentionForm("q", "k", "v", "o", head_size="key_value_proj_dim", fixed=_FIXED, positions="bias"),
+    **dict.fromkeys(["T5Attention", "MT5Attention"], _T5),
 }
 """The supported attentions, by class name."""
 
@@ -144,8 +144,8 @@ FEED_FORWARDS: dict[str, FeedForwardForm] = {
     "Phi3MLP": FeedForwardForm(("gate_up_proj",), "down_proj", halves=2),
     "GPT2MLP": FeedForwardForm(("c_fc",), "c_proj"),
     "GPTNeoXMLP": FeedForwardForm(("dense_h_to_4h",), "dense_4h_to_h"),
-    "T5DenseActDense": FeedForwardForm(("wi",), "wo"),
-    "T5DenseGatedActDense": FeedForwardForm(("wi_0", "wi_1"), "wo"),
+    **dict.fromkeys(["T5DenseActDense", "MT5DenseActDense"], FeedForwardForm(("wi",), "wo")),
+    **dict.fromkeys(["T5DenseGatedActDense", "MT5DenseGatedActDense"], FeedForwardForm(("wi_0", "wi_1"), "wo")),
     **dict.fromkeys(["BartEncoderLayer", "BartDecoderLayer", "MBartEncoderLayer"], _FULLY_CONNECTED),
     **dict.fromkeys(["MBartDecoderLayer", "PegasusEncoderLayer", "PegasusDecoderLayer"], _FULLY_CONNECTED),
     **dict.fromkeys(["MarianEncoderLayer", "MarianDecoderLayer"], _FULLY_CONNECTED),

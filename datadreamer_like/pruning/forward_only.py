@@ -18,7 +18,7 @@ from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError
 from datadreamer_like.formats.modules import weight_of
 
-from .structure import Attention, Units, attentions, feed_forwards, masked, record
+from .structure import Units, attentions, feed_forwards, masked, record
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class ForwardOnly(CompressionMethod):
         if not units:
             return "no attention and no feed-forward network of a supported class was found in it."
         total = sum(unit.groups * unit.unit_parameters for unit in units)
-        stays = sum(unit.unit_parameters for unit in units if not isinstance(unit, Attention))
+        stays = sum(unit.at_least * unit.unit_parameters for unit in units)
         if self.sparsity * total > total - stays:
             return f"sparsity={self.sparsity} leaves less than one neuron in each feed-forward network."
         return None
@@ -132,8 +132,8 @@ class Round:
             for layer, values in enumerate(priors)
             for unit, value in enumerate((values.double() / values.double().mean().clamp_min(1e-30)).tolist())
         ]
-        last = {layer: int(values.argmax()) for layer, values in enumerate(priors) if len(values)}
-        found = sorted(entry for entry in found if isinstance(units[entry[1]], Attention) or entry[2] != last[entry[1]])
+        best = {(layer, int(values.argmax())) for layer, values in enumerate(priors) if units[layer].at_least}
+        found = sorted(entry for entry in found if entry[1:] not in best)
         reached, count = 0.0, 0
         while count < len(found) and reached < 2 * target:
             reached += units[found[count][1]].unit_parameters

@@ -19,7 +19,6 @@ from datadreamer_like.compression.calibration import as_list, loss_on
 from datadreamer_like.compression.method import already_quantized, check_share
 from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.errors import DefinitionError
-from datadreamer_like.formats import modules
 from datadreamer_like.formats.modules import ATTENTIONS
 
 from .structure import Attention, attentions, record
@@ -35,7 +34,8 @@ class Heads(CompressionMethod):
     layers are removed in steps, and importances are measured again after each step.
 
     With grouped queries, a key/value head is scored and removed together with the query heads that share it. A layer
-    that loses all its heads only adds its output bias. For batches without labels see `loss_on`.
+    that loses all its heads only adds its output bias; T5's first ones keep one, as they compute the position bias. For
+    batches without labels see `loss_on`.
 
     Layers end up with different numbers of heads, which no config can say: what is saved loads in transformers after
     `import datadreamer_like.pruning`, not in vLLM or llama.cpp. For these use `Width`, with one number for all layers.
@@ -73,15 +73,14 @@ class Heads(CompressionMethod):
             return "it is a decoder with added cross-attention, whose heads this method cannot remove."
         if reason := already_quantized(model):
             return reason
-        groups = [attention.groups for attention in attentions(model)]
-        if not groups:
-            known = sorted(name.removesuffix("Attention") for name, form in ATTENTIONS.items() if not form.fixed)
-            found = modules.attentions(model)
-            fixed = next((form.fixed for _, form in found), "it has no attention of a supported class")
-            return f"{fixed}. Heads can be removed from {', '.join(known)}."
-        spare = sum(max(0, count - self.at_least) for count in groups)
-        if round(self.sparsity * sum(groups)) > spare:
-            return f"at_least={self.at_least} in each layer leaves {spare} of {sum(groups)} heads to remove."
+        found = list(attentions(model))
+        if not found:
+            known = ", ".join(sorted(name.removesuffix("Attention") for name in ATTENTIONS))
+            return f"it has no attention of a supported class. Heads can be removed from {known}."
+        total = sum(attention.groups for attention in found)
+        spare = sum(max(0, attention.groups - self._stay(attention)) for attention in found)
+        if round(self.sparsity * total) > spare:
+            return f"at_least={self.at_least} in each layer leaves {spare} of {total} heads to remove."
         return None
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
@@ -91,14 +90,17 @@ class Heads(CompressionMethod):
         total = sum(attention.groups for attention in found)
         left, stride = round(self.sparsity * total), max(1, round(self.step * total))
         while left > 0:
-            drop = self._least_important(importance(model, found, batches), min(stride, left))
+            drop = self._least_important(found, importance(model, found, batches), min(stride, left))
             for attention, groups in zip(found, drop, strict=True):
                 if groups:
                     attention.remove(groups)
             left -= sum(len(groups) for groups in drop)
         record(model, found)
 
-    def _least_important(self, scores: list[Tensor], count: int) -> list[list[int]]:
+    def _stay(self, attention: Attention) -> int:
+        return max(self.at_least, attention.at_least)
+
+    def _least_important(self, found: list[Attention], scores: list[Tensor], count: int) -> list[list[int]]:
         ranked = sorted(
             (score / float(layer.norm().clamp_min(1e-30)), index, group)
             for index, layer in enumerate(scores)
@@ -106,7 +108,7 @@ class Heads(CompressionMethod):
         )
         drop: list[list[int]] = [[] for _ in scores]
         for _, index, group in ranked:
-            if sum(map(len, drop)) < count and len(scores[index]) - len(drop[index]) > self.at_least:
+            if sum(map(len, drop)) < count and len(scores[index]) - len(drop[index]) > self._stay(found[index]):
                 drop[index].append(group)
         return drop
 

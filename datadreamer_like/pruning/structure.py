@@ -30,8 +30,10 @@ class Units(ABC):
         groups: Number of remaining units.
         group_size: Features of one unit in the input of the output projection.
         changes: Layout entries of the modules that `remove` has changed, by name.
+        at_least: Units that must stay.
     """
 
+    at_least: int
     groups: int
     group_size: int
     output_path: str
@@ -94,7 +96,9 @@ class Attention(Units):
         self.groups = keys // self.head_size
         self.group_size = features // self.groups
         self._bias_heads = list(range(self.groups))
-        self._bias: RemovableHandle | None = None
+        self._bias: list[RemovableHandle] = []
+        # T5's first attention computes the position bias of all.
+        self.at_least = int(bool(getattr(core, "has_relative_attention_bias", False)))
 
     @property
     def output_features(self) -> int:
@@ -139,8 +143,8 @@ class Attention(Units):
             set_in_config(core, change["config"])
         if form.positions == "bias":
             self._bias_heads = [self._bias_heads[group] for group in kept]
-            if self._bias is not None:
-                self._bias.remove()
+            for handle in self._bias:
+                handle.remove()
             self._bias = select_bias(core, self._bias_heads)
             change["bias_heads"] = self._bias_heads
         if change:
@@ -161,8 +165,9 @@ class Attention(Units):
 
 
 class FeedForward(Units):
-    """One feed-forward network; a unit is a neuron of its intermediate size. One neuron at least must stay."""
+    """One feed-forward network; a unit is a neuron of its intermediate size."""
 
+    at_least = 1
     group_size = 1
 
     def __init__(self, model: nn.Module, name: str, form: FeedForwardForm) -> None:
@@ -180,7 +185,7 @@ class FeedForward(Units):
 
 def attentions(model: nn.Module) -> Iterator[Attention]:
     """Finds the attentions whose heads can be removed, in the order of the layers."""
-    return (Attention(model, name, form) for name, form in modules.attentions(model) if not form.fixed)
+    return (Attention(model, name, form) for name, form in modules.attentions(model))
 
 
 def feed_forwards(model: nn.Module) -> Iterator[FeedForward]:

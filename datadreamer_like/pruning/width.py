@@ -39,6 +39,7 @@ class Width(CompressionMethod):
     llama.cpp load it; sizes that the config cannot state are refused before any work. BERT, RoBERTa, ELECTRA, MPNet,
     DistilBERT and GPT-2 derive the size of a head from hidden size and head count, so they can lose heads only with as
     large a share of the hidden size; Llama takes head counts that divide the hidden size; Qwen, Mistral and Phi-3 any.
+    In T5 and MPNet the layers share a position bias by head, so each layer's own choice of heads is never plain.
 
     Attributes:
         heads: Query heads in each attention; None to keep all. With grouped queries a multiple of the group size.

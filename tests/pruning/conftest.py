@@ -6,7 +6,7 @@ from tiny_models import FAMILIES
 PRUNABLE = sorted(set(FAMILIES) - {"bert-mlm", "mpnet", "t5"})
 
 
-WITH_HEADS = sorted({*PRUNABLE, "mpnet", "bart", "gpt-neox", "phi3"})
+WITH_HEADS = sorted({*PRUNABLE, "mpnet", "bart", "t5", "gpt-neox", "phi3"})
 """The families whose heads can be removed."""
 
 

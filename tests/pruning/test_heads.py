@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tiny_models import batches, build, logits
+from tiny_models import SIZES, batches, build, logits
 from torch import nn
 
 from datadreamer_like import pruning, quantization
@@ -37,7 +37,7 @@ def test_removing_heads_gives_the_logits_of_masking_them(family_with_heads: str,
     batch = batches(model)[0]
     small = copy.deepcopy(model)
     found = list(attentions(small))
-    # One layer loses some heads, one all, one none.
+    # One layer loses some heads, one all, the others none.
     gone = {found[0].name: [0], found[1].name: list(range(found[1].groups))}
     expected = logits(mask_groups(model, gone), batch)
     for attention in found:
@@ -137,7 +137,7 @@ def test_generation_with_a_cache_agrees_when_the_first_layer_has_no_heads(family
     assert with_cache.tolist() == without.tolist()
 
 
-@pytest.mark.parametrize("family", ["mpnet", "phi3", "gpt-neox", "bart"])
+@pytest.mark.parametrize("family", ["mpnet", "phi3", "gpt-neox", "bart", "t5"])
 def test_heads_of_every_form_are_loaded_as_saved_and_can_lose_more(family: str, tmp_path: Path) -> None:
     model, batch = build(family), batches(build(family))[0]
     small = copy.deepcopy(model)
@@ -158,12 +158,19 @@ def test_heads_of_every_form_are_loaded_as_saved_and_can_lose_more(family: str, 
     torch.testing.assert_close(logits(again, batch), logits(smaller, batch))
 
 
-def test_an_encoder_decoder_generates_with_a_cache_when_attentions_have_no_heads() -> None:
-    model = build("bart")
-    found = {attention.name: attention for attention in attentions(model)}
-    for name in ("encoder.layers.0.self_attn", "decoder.layers.0.self_attn", "decoder.layers.1.encoder_attn"):
-        attention = found[f"model.{name}"]
-        attention.remove(range(attention.groups))
+EMPTIED = {
+    "bart": ["model.encoder.layers.0.self_attn", "model.decoder.layers.0.self_attn",
+             "model.decoder.layers.1.encoder_attn"],
+    "t5": ["encoder.block.1.layer.0.SelfAttention", "decoder.block.1.layer.0.SelfAttention",
+           "decoder.block.0.layer.1.EncDecAttention"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", EMPTIED)
+def test_an_encoder_decoder_generates_with_a_cache_when_attentions_have_no_heads(family: str) -> None:
+    model = build(family)
+    for attention in attentions(model):
+        attention.remove(range(4) if attention.name in EMPTIED[family] else [2])
     batch = {name: value for name, value in batches(model)[0].items() if name != "labels"}
     options = {"max_new_tokens": 6, "do_sample": False, "num_beams": 1}
     with_cache = model.generate(**batch, use_cache=True, **options)
@@ -182,11 +189,10 @@ def test_heads_refuse_what_they_do_not_fit() -> None:
     assert "attention" in str(pruning.Heads(0.5).fits(nn.Linear(4, 4)))
     with pytest.raises(MethodMisfit, match="Linear"):
         pruning.Heads(0.5).apply(nn.Linear(4, 4), [])
-    t5 = transformers.T5ForConditionalGeneration(
-        transformers.T5Config(vocab_size=90, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    )
-    with pytest.raises(MethodMisfit, match="one position bias"):
-        pruning.Heads(0.5).apply(t5, [])
+    decoder = transformers.BertLMHeadModel(transformers.BertConfig(**SIZES, is_decoder=True, add_cross_attention=True))
+    with pytest.raises(MethodMisfit, match="added cross-attention"):
+        pruning.Heads(0.5).apply(decoder, [])
+    assert "leaves 26 of 28" in str(pruning.Heads(0.99).fits(build("t5")))  # each first layer has the position bias
     with pytest.raises(MethodMisfit, match="at_least"):
         pruning.Heads(0.5, at_least=3).apply(bert, batches(bert))
     with pytest.raises(DefinitionError, match="calibration"):

@@ -199,6 +199,9 @@ def test_misuse_is_refused() -> None:
         pruning.Width(intermediate=40).apply(model, [])
     with pytest.raises(DefinitionError, match="calibration"):
         pruning.Width(intermediate=40).apply(model)
-    with pytest.raises(MethodMisfit, match="no attention of a supported class"):
-        pruning.Width(heads=2).apply(build("t5"), [])
+    sizes = {"vocab_size": 90, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    opt = transformers.OPTForCausalLM(transformers.OPTConfig(**sizes, word_embed_proj_dim=32))
+    assert "no attention of a supported class" in str(pruning.Width(heads=2).fits(opt))
+    assert "no feed-forward network" in str(pruning.Width(intermediate=24).fits(opt))
+    assert "transformers model" in str(pruning.Width(intermediate=2).fits(nn.Linear(4, 4)))
     assert "quantized already" in str(pruning.Width(heads=2).fits(quantization.DynamicInt8().apply(build("bert"))))
