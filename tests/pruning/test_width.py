@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_models import batches, build, logits
+from tiny_models import batches, build, byte_pairs, llama, logits
 from torch import nn
 
 from datadreamer_like import pruning, quantization
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, MethodMisfit
 from datadreamer_like.formats import layouts
+from datadreamer_like.models import Exported, TrainedModel
 from datadreamer_like.pruning.structure import Attention, Units, attentions, feed_forwards, masked
 
 
@@ -205,3 +206,19 @@ def test_misuse_is_refused() -> None:
     assert "no feed-forward network" in str(pruning.Width(intermediate=24).fits(opt))
     assert "transformers model" in str(pruning.Width(intermediate=2).fits(nn.Linear(4, 4)))
     assert "quantized already" in str(pruning.Width(heads=2).fits(quantization.DynamicInt8().apply(build("bert"))))
+
+
+def test_llama_cpp_reads_the_result_with_its_fewer_heads_neurons_and_hidden_dimensions(tmp_path: Path) -> None:
+    texts = ["a small cat sat", "dogs run in the park, quickly", "the quick brown fox"]
+    tokenizer = byte_pairs(
+        texts, 300, ["<s>", "</s>", "<pad>"], bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=64
+    )
+    model = llama(tokenizer, num_key_value_heads=2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3 if parameter.dim() == 2 else 1)
+    data = [dict(tokenizer(texts, padding=True, return_tensors="pt"))]
+    small = pruning.Width(heads=2, intermediate=96, hidden=32, at_most=1).apply(model.eval(), data)
+    trained = TrainedModel.save(small, tokenizer, tmp_path / "model")
+    report = Exported.read(trained.export("gguf", to=tmp_path / "gguf", type="F16", texts=texts))
+    assert report.distance < 2e-3  # of llama.cpp's log-probabilities to those of transformers
