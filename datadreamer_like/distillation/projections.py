@@ -22,23 +22,25 @@ class AttentionLayer(NamedTuple):
     head_size: int
     causal: bool
 
-    def width(self, path: str) -> int:
-        """Returns the features of all heads of one projection."""
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Returns the features of all heads of the queries, and of the keys and the values."""
+        queries, keys = (self._features(path) for path in (self.form.query, self.form.key))
+        if not self.form.fused:
+            return queries, keys
+        groups = getattr(self.module.get_submodule(self.form.core), self.form.groups) if self.form.groups else None
+        keys = queries // 3 if groups is None else self.head_size * int(groups)
+        return queries - 2 * keys, keys
+
+    def _features(self, path: str) -> int:
         linear: Any = self.module.get_submodule(path)
         # `Conv1D` has its weight transposed.
-        features = int(getattr(linear, "out_features", linear.weight.shape[-1]))
-        return features - 2 * self._keys(features) if self.form.fused else features
-
-    def _keys(self, features: int) -> int:
-        """Features of the keys in a fused projection."""
-        if not self.form.groups:
-            return features // 3
-        return self.head_size * int(getattr(self.module.get_submodule(self.form.core), self.form.groups))
+        return int(getattr(linear, "out_features", linear.weight.shape[-1]))
 
     @property
     def heads(self) -> int:
         """Number of heads of the queries."""
-        return self.width(self.form.query) // self.head_size
+        return self.widths[0] // self.head_size
 
 
 def attention_layers(model: nn.Module) -> list[AttentionLayer]:

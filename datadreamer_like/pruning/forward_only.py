@@ -45,7 +45,9 @@ class ForwardOnly(CompressionMethod):
         samples: Models whose loss is measured in one round.
         regression: "ridge" (the paper's text) or "lasso" (its code).
         penalty: Strength of the regularisation, relative to the scale of the data: for ridge a multiple of the mean
-            eigenvalue, for lasso a share of the smallest strength at which no deviation is left.
+            square of a sample's features, for lasso a share of the smallest strength at which no deviation is left.
+            None: for ridge the one of the smallest leave-one-out error of 0.1, 1, 10, 100 and none at all; for lasso
+            0.5.
         seed: Seed of the drawn models.
 
     Example:
@@ -56,7 +58,7 @@ class ForwardOnly(CompressionMethod):
     step: float = 0.05
     samples: int = 200
     regression: Literal["ridge", "lasso"] = "ridge"
-    penalty: float = 0.1
+    penalty: float | None = None
     seed: int = 0
 
     kind = "pruning"
@@ -75,7 +77,7 @@ class ForwardOnly(CompressionMethod):
             )
         if self.regression not in ("ridge", "lasso"):
             raise DefinitionError(f'regression={self.regression!r} must be "ridge" or "lasso".')
-        if self.penalty <= 0:
+        if self.penalty is not None and self.penalty <= 0:
             raise DefinitionError(f"penalty={self.penalty} must be above 0: there are more units than samples.")
 
     @classmethod
@@ -226,7 +228,12 @@ def prior(model: nn.Module, units: Sequence[Units], batches: list[Mapping[str, T
 
 
 def cost_by_unit(
-    absent: Tensor, losses: Tensor, prior: Tensor, size: Tensor, regression: Literal["ridge", "lasso"], penalty: float
+    absent: Tensor,
+    losses: Tensor,
+    prior: Tensor,
+    size: Tensor,
+    regression: Literal["ridge", "lasso"],
+    penalty: float | None,
 ) -> Tensor:
     """Regresses the loss of masked models on the units that they lack; returns the cost a parameter, fp64 [units].
 
@@ -248,20 +255,31 @@ def cost_by_unit(
     rest = loss - scale * expected
     # Features in units of the standard deviation of a unit's cost, which is the root of its size.
     features = lacks * size.double().sqrt()
-    if regression == "ridge":
-        # The dual form: there are fewer samples than units.
-        kernel = features @ features.T
-        strength = penalty * kernel.diagonal().mean().clamp_min(1e-30)
-        weights: Tensor = features.T @ torch.linalg.solve(kernel + strength * torch.eye(len(kernel)).double(), rest)
-    else:
-        weights = _lasso(features, rest, penalty)
+    weights = (_ridge if regression == "ridge" else _lasso)(features, rest, penalty)
     return scale * prior.double() / size.double() + weights / size.double().sqrt()
 
 
-def _lasso(features: Tensor, target: Tensor, penalty: float) -> Tensor:
+def _ridge(features: Tensor, target: Tensor, penalty: float | None) -> Tensor:
+    # The dual form: there are fewer samples than units.
+    kernel = features @ features.T
+    unit = kernel.diagonal().mean().clamp_min(1e-30) * torch.eye(len(kernel), dtype=kernel.dtype)
+
+    def error(strength: float) -> float:
+        inverse = torch.linalg.inv(kernel + strength * unit)
+        return float((inverse @ target / inverse.diagonal()).square().sum())  # leave one out, in closed form
+
+    if penalty is None:
+        penalty = min((0.1, 1.0, 10.0, 100.0), key=error)
+        if error(penalty) >= float(target.square().sum()):
+            return torch.zeros(features.shape[1], dtype=torch.float64)
+    weights: Tensor = features.T @ torch.linalg.solve(kernel + penalty * unit, target)
+    return weights
+
+
+def _lasso(features: Tensor, target: Tensor, penalty: float | None) -> Tensor:
     from sklearn.linear_model import Lasso
 
-    strength = penalty * float((features.T @ target).abs().max()) / len(target)
+    strength = (0.5 if penalty is None else penalty) * float((features.T @ target).abs().max()) / len(target)
     if strength == 0:
         return torch.zeros(features.shape[1], dtype=torch.float64)
     lasso: Any = Lasso(alpha=strength, fit_intercept=False, max_iter=5000, tol=1e-3)

@@ -124,6 +124,34 @@ def test_true_costs_are_found_where_the_prior_says_nothing() -> None:
         assert set(found.argsort()[:10].tolist()) >= set(truth.argsort()[:7].tolist())
 
 
+def test_the_penalty_of_the_smallest_leave_one_out_error_is_chosen() -> None:
+    generator = torch.Generator().manual_seed(1)
+    absent = torch.rand(30, 12, generator=generator) < 0.5
+    size, flat = torch.tensor([1.0, 4.0] * 6).double(), torch.ones(12).double()
+    truth = torch.randn(12, generator=generator).double()
+    losses = absent.double() @ truth + 0.5 * torch.randn(30, generator=generator).double()
+    found = cost_by_unit(absent, losses, flat, size, "ridge", None)
+    # Reference: each sample is left out in turn.
+    x, y = absent.double(), losses
+    x, y = x - x.mean(0), y - y.mean()
+    along = x @ flat
+    rest, features = y - max(0.0, float(along @ y / (along @ along))) * along, x * size.sqrt()
+    scale, errors = float(features.square().sum(1).mean()), {}
+    for penalty in (0.1, 1.0, 10.0, 100.0):
+        errors[penalty] = 0.0
+        for index in range(30):
+            others = [other for other in range(30) if other != index]
+            fitted = Ridge(alpha=penalty * scale, fit_intercept=False).fit(features[others], rest[others])
+            errors[penalty] += float(rest[index] - features[index] @ torch.from_numpy(fitted.coef_)) ** 2
+    best = min(errors, key=lambda penalty: errors[penalty])
+    assert errors[best] < float(rest.square().sum())
+    torch.testing.assert_close(found, cost_by_unit(absent, losses, flat, size, "ridge", best))
+    # Where deviations are noise, only the prior is left.
+    noise = torch.randn(30, generator=generator).double()
+    costs = torch.stack([cost_by_unit(absent, noise.roll(turn), flat, size, "ridge", None) for turn in range(30)])
+    assert int((costs * size == (costs * size)[:, :1]).all(1).sum()) > 10
+
+
 def test_planted_useless_neurons_are_found_where_the_prior_misses_them() -> None:
     model = build("bert")
     # Without labels it regresses on its own logits, so the loss is smallest, 0, without any pruning.
