@@ -2,6 +2,7 @@ from .calls.failures import Rejected as Rejected
 from .calls.llm_calls import Repeated as Repeated
 from .embedders.embedder import Embedder as Embedder
 from .embedders.sentence_transformers_embedder import SentenceTransformersEmbedder as SentenceTransformersEmbedder
+from .exports.report import Exported as Exported
 from .llms.anthropic import Anthropic as Anthropic
 from .llms.chat_template import AUTO as AUTO
 from .llms.endpoints import Together as Together
