@@ -11,7 +11,6 @@ from datadreamer_like.compression import Batches
 from datadreamer_like.compression.calibration import walk_blocks
 from datadreamer_like.compression.hessian import check_damping, input_hessians, inverse_factor
 from datadreamer_like.compression.method import check_finite
-from datadreamer_like.formats import add_layout
 from datadreamer_like.formats.modules import replace_modules, weight_of
 from datadreamer_like.formats.uniform import UniformLinear
 from datadreamer_like.kernels import group_dequantize, group_quantize, group_scales, round_to_groups
@@ -71,7 +70,7 @@ class GPTQ(GroupQuantization):
                 made[name] = self.empty(layer)
                 made[name].set_quantized(*self.quantized(weight_of(layer), hessians.pop(name)))
             replace_modules(block.module, {name.removeprefix(f"{block.name}."): made[name] for name in layers})
-        add_layout(model, self.layout(made))
+        self.record(model, made)
 
     def quantized(self, weight: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
         """Returns codes, int8 [out, in], and scales, fp16 [out, groups], for the Hessian of the inputs [in, in]."""

@@ -15,7 +15,6 @@ from datadreamer_like.compression import Batches
 from datadreamer_like.compression.calibration import Block, walk_blocks
 from datadreamer_like.compression.method import check_finite
 from datadreamer_like.errors import DefinitionError
-from datadreamer_like.formats import add_layout
 from datadreamer_like.formats.modules import weight_of
 
 from .weights import GroupQuantization
@@ -84,7 +83,7 @@ class LayerByLayer(GroupQuantization):
             logger.info("%s: the loss of %s was %.3g, and is %.3g", type(self).__name__, block.name, before, after)
             for name, layer in take_out(block.module).items():
                 block.module.set_submodule(name, self.coded(name, layer))
-        add_layout(model, self.layout(chosen))
+        self.record(model, chosen)
         for parameter, learns in learning.items():
             parameter.requires_grad_(learns)
 

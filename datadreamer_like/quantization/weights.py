@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -31,6 +31,8 @@ class WeightQuantization(CompressionMethod):
     exclude: tuple[str, ...] = field(default=(), kw_only=True)
 
     kind = "quantization"
+    learned: ClassVar[bool] = False
+    """Whether codes stand for other weights than the model has, learned from data: exports then start from them."""
 
     def __post_init__(self) -> None:
         check_patterns(self.exclude)
@@ -65,7 +67,11 @@ class WeightQuantization(CompressionMethod):
             check_finite(name, weight_of(module), type(self).__name__)
             made[name] = self.coded(name, module)
         replace_modules(model, made)
-        add_layout(model, self.layout(made))
+        self.record(model, made)
+
+    def record(self, model: nn.Module, made: Mapping[str, Any]) -> None:
+        """Records how layers that were replaced, by name, are stored."""
+        add_layout(model, self.layout(made) | ({"learned": True} if self.learned else {}))
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,8 @@ class GroupQuantization(WeightQuantization):
 
     bits: int = 4
     group_size: int = 128
+
+    learned = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -82,6 +82,7 @@ class QuantizesWhileTraining(WeightQuantization, CompressesWhileTraining):
 
     needs_calibration = True
     needs_gradients = True
+    learned = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

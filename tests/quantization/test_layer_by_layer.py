@@ -19,6 +19,7 @@ from datadreamer_like.formats.uniform import UniformLinear
 from datadreamer_like.quantization import AbsMax, LayerByLayer
 
 
+@torch.no_grad()
 def block_losses(small: Any, model: Any, given: list[dict[str, torch.Tensor]]) -> list[float]:
     """`mean (L_k(x) - L̂_k(x))²` in float64 of each block, x from the quantized blocks before it, without padding."""
     found = []
