@@ -20,7 +20,6 @@ from .gobo import gobo_quantize as gobo_quantize
 from .groups import group_dequantize as group_dequantize
 from .groups import group_quantize as group_quantize
 from .groups import group_scales as group_scales
-from .groups import round_to_groups as round_to_groups
 from .int8 import Granularity as Granularity
 from .int8 import PackedInt8Weight as PackedInt8Weight
 from .int8 import int8_linear as int8_linear

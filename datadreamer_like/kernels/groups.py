@@ -39,15 +39,9 @@ def group_quantize(w: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tenso
         >>> codes.tolist(), scale.tolist()
         ([[1, -8, 1, 7]], [[0.5, 1.0]])
     """
-    scale = group_scales(w, bits, group_size)
-    return round_to_groups(w, scale, bits, group_size), scale
-
-
-def round_to_groups(w: Tensor, scale: Tensor, bits: int, group_size: int) -> Tensor:
-    """Returns the nearest codes, int8 [out, in], of a weight [out, in] for given scales [out, groups]."""
-    half = 2 ** (bits - 1)
+    scale, half = group_scales(w, bits, group_size), 2 ** (bits - 1)
     steps = w.detach().float() / _by_input(scale, group_size, w.shape[1])
-    return steps.round_().clamp_(-half, half - 1).to(torch.int8)
+    return steps.round_().clamp_(-half, half - 1).to(torch.int8), scale
 
 
 def group_dequantize(codes: Tensor, scale: Tensor, group_size: int) -> Tensor:

@@ -13,7 +13,7 @@ from datadreamer_like.compression.hessian import check_damping, input_hessians, 
 from datadreamer_like.compression.method import check_finite
 from datadreamer_like.formats.modules import replace_modules, weight_of
 from datadreamer_like.formats.uniform import UniformLinear
-from datadreamer_like.kernels import group_dequantize, group_quantize, group_scales, round_to_groups
+from datadreamer_like.kernels import group_quantize, group_scales
 
 from .weights import GroupQuantization
 
@@ -86,6 +86,7 @@ class GPTQ(GroupQuantization):
         weight = weight[:, order]
         factor = inverse_factor(hessian[order][:, order], self.damping)
         groups = (order // self.group_size).tolist()
+        half = 2 ** (self.bits - 1)
         size = self.group_size * max(1, _COLUMNS // self.group_size)  # so that no group crosses two portions
         for start in range(0, weight.shape[1], size):
             end = min(start + size, weight.shape[1])
@@ -95,11 +96,10 @@ class GPTQ(GroupQuantization):
                 if not self.act_order and column % self.group_size == 0:
                     entered = part[:, column : column + self.group_size]
                     scale[:, groups[start + column]] = group_scales(entered, self.bits, self.group_size)[:, 0]
-                own = scale[:, groups[start + column], None]
-                code = round_to_groups(part[:, column, None], own, self.bits, 1)
-                rounded = group_dequantize(code, own, 1)[:, 0]
-                errors[:, column] = (part[:, column] - rounded) / inverse[column, column]
+                own = scale[:, groups[start + column]].float()
+                code = (part[:, column] / own).round_().clamp_(-half, half - 1)
+                codes[:, order[start + column]] = code.to(torch.int8)
+                errors[:, column] = (part[:, column] - code * own) / inverse[column, column]
                 part[:, column:].addr_(errors[:, column], inverse[column, column:], alpha=-1)
-                codes[:, order[start + column]] = code[:, 0]
             weight[:, end:].addmm_(errors, factor[start:end, end:], alpha=-1)
         return codes, scale

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from datadreamer_like.errors import DefinitionError
-from datadreamer_like.kernels import group_dequantize, group_quantize, group_scales, round_to_groups
+from datadreamer_like.kernels import group_dequantize, group_quantize, group_scales
 
 
 @pytest.mark.parametrize(("shape", "size"), [((5, 12), 4), ((3, 13), 5), ((7, 9), 32), ((1, 1), 1)])
@@ -33,12 +33,11 @@ def test_codes_and_scales_are_those_of_the_formula(
     assert scale.dtype == torch.float16
 
 
-def test_zeros_stay_zero_and_given_scales_are_used() -> None:
+def test_zeros_stay_zero() -> None:
     codes, scale = group_quantize(torch.zeros(2, 6), 4, 4)
     assert not codes.any()
     assert scale.isfinite().all()
     assert (scale > 0).all()
-    assert round_to_groups(torch.tensor([[1.0, 2.5, -9.0]]), torch.tensor([[1.0, 0.5]]), 3, 2).tolist() == [[1, 2, -4]]
 
 
 @pytest.mark.parametrize(
