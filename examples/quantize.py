@@ -29,7 +29,7 @@ DATA = Path(__file__).parent / "data"
 SHORT = "--short" in sys.argv
 FOLDER = next((argument for argument in sys.argv[1:] if argument != "--short"), "quantize-output")
 TOPICS = ["admin", "fonts", "games", "net", "science", "sound"]
-ROWS, TEST, EPOCHS, LONGER, STEPS = (48, 40, 1, 1, 5) if SHORT else (600, 350, 4, 2, 60)
+ROWS, TEST, EPOCHS, LONGER, STEPS = (48, 40, 1, 1, 5) if SHORT else (600, 350, 4, 2, 30)
 
 with DataDreamer(FOLDER):
     source = CSVDataSource("Descriptions", data_files=DATA / "package_descriptions_train.csv")
@@ -41,6 +41,7 @@ with DataDreamer(FOLDER):
     outputs = [step.output[name] for step in (rows, validation) for name in ("description", "topic")]
     columns = dict(zip(names, outputs, strict=True))
     texts = columns["train_input"]
+    few = rows.take(min(ROWS, 128)).save(name="Rows to calibrate on").output["description"]
 
     # A small encoder, so that it is trained in seconds: two layers and the words of the descriptions.
     layers = Prune("Two layers", model=get_model_path(), method=pruning.Layers(keep=[0, 5]))
@@ -60,7 +61,7 @@ with DataDreamer(FOLDER):
         "3 bits, layer by layer": LayerByLayer(3, group_size=64, steps=STEPS),
         "3 bits, 8 in three layers": Mixed({**dict.fromkeys(worst, AbsMax(8, granularity="row")), "*": GPTQ(3, 64)}),
     }
-    small = [Quantize(name, whole, method, calibration=texts, max_length=32) for name, method in at_once.items()]
+    small = [Quantize(name, whole, method, calibration=few, max_length=32) for name, method in at_once.items()]
     objective = SoftTargets(whole, temperature=2.0, alpha=0.5)
     retrain = {**columns, **training, "epochs": LONGER, "learning_rate": 1e-4, "objective": objective}
     small.append(Quantize("4 bits, trained", whole, QAT(4, group_size=64), retrain=retrain))

@@ -310,3 +310,13 @@ def wide(deviation: float) -> nn.Linear:
     made = nn.Linear(20, 20)
     nn.init.normal_(made.weight, std=deviation)
     return made
+
+
+@pytest.mark.parametrize("method", [AbsMax(4, granularity=16), NF4(), DynamicInt8()])
+def test_a_model_that_was_read_out_of_a_gguf_file_is_quantized_like_any_other(method: Any, tmp_path: Path) -> None:
+    model = build("llama")
+    expected = logits(method.apply(model), batches(model)[0])
+    model.config.quantization_config = {"quant_method": "gguf"}  # what its loader leaves
+    small = method.apply(model)
+    small.save_pretrained(tmp_path)
+    assert torch.equal(logits(type(model).from_pretrained(tmp_path), batches(model)[0]), expected)
