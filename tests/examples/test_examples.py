@@ -22,6 +22,7 @@ SHORT = {
     "ppo": "nats from the model",
     "prune": "Movement with",
     "qlora": "The third has",
+    "quantize": "4 bits, trained",
 }
 """What the output of each has in it."""
 WHOLE = {

@@ -16,8 +16,8 @@ from datadreamer_like.formats import layouts
 
 from ..trained.hf_source import forget_gguf
 
-Code = Callable[[Tensor], dict[str, Tensor]]
-"""Returns the tensors that replace a weight [out, in], by the last part of their names."""
+Code = Callable[[str, Tensor], dict[str, Tensor]]
+"""Returns the tensors that replace a layer's weight [out, in], by the last part of their names."""
 
 
 def save_plain(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -42,7 +42,7 @@ def save_coded(
             name, _, last = key.rpartition(".")
             if last == "weight" and name in missing:
                 missing.remove(name)
-                tensors |= {f"{name}.{part}": value.contiguous() for part, value in code(tensor).items()}
+                tensors |= {f"{name}.{part}": value.contiguous() for part, value in code(name, tensor).items()}
             else:
                 tensors[key] = tensor
         save_file(tensors, file, metadata={"format": "pt"})

@@ -22,7 +22,7 @@ from datadreamer_like.kernels import absmax_quantize
 
 from .coded_folder import save_coded
 from .export_format import ExportFormat, not_dense
-from .int4 import chosen_group, group_codes, inputs_of, packed
+from .int4 import Codes, chosen_group, group_codes, inputs_of, packed
 from .logits import logits_for_texts
 
 Scheme = Literal["W8A8", "W4A16", "FP8_DYNAMIC"]
@@ -70,10 +70,16 @@ class CompressedTensors(ExportFormat):
             return chosen_group(self.group_size, inputs_of(chosen.values()))[1]
         return None
 
-    def write(self, model: Any, tokenizer: Any, folder: Path) -> None:
+    def write(self, model: Any, tokenizer: Any, folder: Path, codes: Codes) -> None:
         """Writes the folder."""
         chosen = block_linears(model)
-        group_size = chosen_group(self.group_size, inputs_of(chosen.values()))[0]
+        group_size = chosen_group(self.group_size, inputs_of(chosen.values()), codes)[0]
+
+        def int4(name: str, weight: Tensor) -> dict[str, Tensor]:
+            signed, scale = group_codes(codes, name, weight, group_size)
+            shape = torch.tensor(weight.shape, dtype=torch.int64)
+            return {"weight_packed": packed(signed + 8), "weight_scale": scale.to(weight.dtype), "weight_shape": shape}
+
         weights: dict[str, Any] = {**(_FP8 if self.scheme == "FP8_DYNAMIC" else _INT8), "strategy": "channel"}
         inputs: dict[str, Any] | None = {**weights, **_BY_TOKEN}
         form = "float-quantized" if self.scheme == "FP8_DYNAMIC" else "int-quantized"
@@ -88,7 +94,7 @@ class CompressedTensors(ExportFormat):
             "ignore": others,
             "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": inputs}},
         }
-        code = {"W8A8": _int8, "FP8_DYNAMIC": _fp8}.get(self.scheme) or (lambda weight: _int4(weight, group_size))
+        code = {"W8A8": _int8, "FP8_DYNAMIC": _fp8}.get(self.scheme, int4)
         save_coded(model, tokenizer, folder, set(chosen), code, config)
 
     def logits(self, folder: Path, tokenizer: Any, texts: Sequence[str]) -> Tensor:
@@ -97,19 +103,13 @@ class CompressedTensors(ExportFormat):
             return logits_for_texts(formats.load(folder), tokenizer, texts)
 
 
-def _int8(weight: Tensor) -> dict[str, Tensor]:
+def _int8(_: str, weight: Tensor) -> dict[str, Tensor]:
     codes, scale = absmax_quantize(weight, bits=8, axis=-1)
     return {"weight": codes, "weight_scale": scale.to(weight.dtype)}
 
 
-def _fp8(weight: Tensor) -> dict[str, Tensor]:
+def _fp8(_: str, weight: Tensor) -> dict[str, Tensor]:
     limits = torch.finfo(torch.float8_e4m3fn)
     scale = weight.float().abs().amax(-1, keepdim=True).clamp(min=1e-12) / limits.max
     codes = (weight.float() / scale).clamp(limits.min, limits.max).to(torch.float8_e4m3fn)
     return {"weight": codes, "weight_scale": scale.to(weight.dtype)}
-
-
-def _int4(weight: Tensor, group_size: int) -> dict[str, Tensor]:
-    codes, scale = group_codes(weight, group_size, weight.dtype)
-    shape = torch.tensor(weight.shape, dtype=torch.int64)
-    return {"weight_packed": packed(codes + 8), "weight_scale": scale, "weight_shape": shape}

@@ -12,6 +12,8 @@ import torch
 
 from datadreamer_like.formats import layouts
 
+from .int4 import Codes
+
 
 @dataclass(frozen=True)
 class ExportFormat(ABC):
@@ -32,8 +34,11 @@ class ExportFormat(ABC):
         """Returns why the format cannot hold this unquantized model with these options; None if it can."""
 
     @abstractmethod
-    def write(self, model: Any, tokenizer: Any, folder: Path) -> None:
-        """Writes the model into an empty folder; `model` is not changed."""
+    def write(self, model: Any, tokenizer: Any, folder: Path, codes: Codes) -> None:
+        """Writes the model into an empty folder; `model` is not changed.
+
+        `codes` are layers whose 4-bit codes the weights of the model were decoded from, for formats that have such.
+        """
 
     @abstractmethod
     def logits(self, folder: Path, tokenizer: Any, texts: Sequence[str]) -> torch.Tensor:

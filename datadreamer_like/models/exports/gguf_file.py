@@ -21,6 +21,7 @@ from ..llms.gguf import read_gguf_header
 from ..llms.llamacpp_server import LlamaServer
 from .export_format import ExportFormat, not_dense
 from .gguf_tokenizer import add_tokenizer, splitting_of
+from .int4 import Codes
 from .logits import MAX_TOKENS
 from .report import GGUF_NAME
 
@@ -89,7 +90,7 @@ class GGUF(ExportFormat):
                 )
         return None
 
-    def write(self, model: Any, tokenizer: Any, folder: Path) -> None:
+    def write(self, model: Any, tokenizer: Any, folder: Path, codes: Codes) -> None:
         """Writes the file; K-quants are made from one in F16."""
         target = folder / GGUF_NAME
         if self.type in _WRITTEN:

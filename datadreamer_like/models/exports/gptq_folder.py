@@ -1,6 +1,7 @@
 """GPTQ's layout: 4-bit weights that transformers runs packed (with gptqmodel), and vLLM.
 
-The codes are rounded to the nearest; the layout is GPTQ's, not the method (Frantar et al. 2022, arXiv:2210.17323).
+The layout is GPTQ's, not the method (Frantar et al. 2022, arXiv:2210.17323): the codes of a student of
+`quantization.GPTQ` are written as they are, other weights are rounded to the nearest.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from datadreamer_like.formats.modules import block_linears, weight_of
 
 from .coded_folder import save_coded
 from .export_format import ExportFormat, not_dense
-from .int4 import chosen_group, group_codes, inputs_of, packed, unpacked
+from .int4 import Codes, chosen_group, group_codes, inputs_of, packed, unpacked
 from .logits import logits_for_texts
 
 _ZERO = 8
@@ -65,17 +66,17 @@ class GPTQLayout(ExportFormat):
             return f'a layer has {odd} outputs, and the layout packs eight of them. Export it as "compressed-tensors".'
         return chosen_group(self.group_size, inputs_of(chosen.values()))[1]
 
-    def write(self, model: Any, tokenizer: Any, folder: Path) -> None:
+    def write(self, model: Any, tokenizer: Any, folder: Path, codes: Codes) -> None:
         """Writes the folder."""
         chosen = block_linears(model)
-        size = chosen_group(self.group_size, inputs_of(chosen.values()))[0]
+        size = chosen_group(self.group_size, inputs_of(chosen.values()), codes)[0]
 
-        def code(weight: Tensor) -> dict[str, Tensor]:
-            codes, scale = group_codes(weight, size, torch.float16)
+        def code(name: str, weight: Tensor) -> dict[str, Tensor]:
+            signed, scale = group_codes(codes, name, weight, size)
             outputs, inputs = weight.shape
             zeros = torch.full((inputs // size, outputs), _ZERO - 1)
             return {
-                "qweight": packed(codes + _ZERO).T,
+                "qweight": packed(signed + _ZERO).T,
                 "scales": scale.T,
                 "qzeros": packed(zeros),
                 "g_idx": torch.arange(inputs, dtype=torch.int32) // size,

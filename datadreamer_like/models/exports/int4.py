@@ -1,27 +1,33 @@
-"""Round-to-nearest 4-bit codes with a scale for each group of inputs: what the 4-bit layouts of other tools store."""
+"""4-bit codes with a scale for each group of inputs: what the 4-bit layouts of other tools store."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from datadreamer_like.formats.modules import weight_of
+from datadreamer_like.formats.uniform import UniformLinear
+from datadreamer_like.kernels import group_quantize
 
 GROUP_SIZES = (128, 64, 32)
 """Group sizes that kernels elsewhere have, the usual one first."""
 
 
-def group_codes(weight: Tensor, group_size: int, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Returns codes in −8..7 (int8 [out, in]) and scales [out, in / group_size] of a weight [out, in].
+Codes = Mapping[str, UniformLinear]
+"""Layers of a model, by name, whose codes are written as they are where a format has them."""
 
-    The scale is `max|w| / 7.5`, rounded to `scale_dtype` before the codes are computed.
+
+def group_codes(codes: Codes, name: str, weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Returns codes in −8..7 (int8 [out, in]) and scales (fp16 [out, in / group_size]) of a weight [out, in].
+
+    They are the layer's own if it has some in these groups; else those of `group_quantize`.
     """
-    groups = weight.detach().float().reshape(len(weight), -1, group_size)
-    scale = (groups.abs().amax(-1) / 7.5).clamp(min=torch.finfo(torch.float16).tiny).to(scale_dtype)
-    codes = (groups / scale.float()[..., None]).round().clamp(-8, 7).to(torch.int8)
-    return codes.flatten(1), scale
+    own = codes.get(name)
+    if own is not None and own.bits == 4 and own.granularity == group_size:
+        return own.signed_codes(), own.weight_scale
+    return group_quantize(weight, 4, group_size)
 
 
 def packed(nibbles: Tensor) -> Tensor:
@@ -41,10 +47,15 @@ def inputs_of(layers: Iterable[nn.Module]) -> list[int]:
     return [weight_of(layer).shape[1] for layer in layers]
 
 
-def chosen_group(group_size: int | None, inputs: Iterable[int]) -> tuple[int, str | None]:
-    """Returns the group size, the largest usual one that divides all `inputs` for None, and why it does not fit."""
+def chosen_group(group_size: int | None, inputs: Iterable[int], codes: Codes | None = None) -> tuple[int, str | None]:
+    """Returns the group size, and why it does not fit.
+
+    For None it is that of the codes, if that divides all `inputs`, or the largest usual one that does.
+    """
     sizes = sorted(set(inputs))
-    fitting = [size for size in GROUP_SIZES if all(each % size == 0 for each in sizes)]
+    own = {layer.granularity for layer in (codes or {}).values() if layer.bits == 4}
+    tried = [size for size in (*own, *GROUP_SIZES) if isinstance(size, int)]
+    fitting = [size for size in tried if all(each % size == 0 for each in sizes)]
     wanted = group_size or (fitting[0] if fitting else GROUP_SIZES[-1])
     misfit = next((each for each in sizes if each % wanted), None)
     if misfit is None:

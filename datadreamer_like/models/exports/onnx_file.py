@@ -20,6 +20,7 @@ from datadreamer_like.errors import DefinitionError
 from ..trained.hf_source import forget_gguf
 from ..trained.model_facts import task_of
 from .export_format import ExportFormat, not_transformers
+from .int4 import Codes
 from .logits import logits_for_texts
 from .onnx_model import OnnxModel
 from .report import ONNX_NAME, OUTPUT
@@ -64,7 +65,7 @@ class ONNX(ExportFormat):
             return f'its task is {task}, and the graph has no key/value cache. Export it as "gguf".'
         return None
 
-    def write(self, model: Any, tokenizer: Any, folder: Path) -> None:
+    def write(self, model: Any, tokenizer: Any, folder: Path, codes: Codes) -> None:
         """Writes the graph, then quantizes it."""
         model = copy.deepcopy(model).float().cpu().eval()
         forget_gguf(model)

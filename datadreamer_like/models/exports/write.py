@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.metadata
 import shutil
@@ -14,8 +15,10 @@ from datadreamer_like.graph.card import CARD_NAME
 from datadreamer_like.storage.exports import local_path, new_export
 
 from ..quiet import quiet
+from ..trained.hf_source import forget_gguf
 from ..trained.model_facts import count_parameters
 from ..trained.model_files import write_card
+from .int4 import Codes
 from .report import EXPORT_NAME, Exported
 
 SAFETENSORS = "safetensors"
@@ -58,13 +61,14 @@ def export_model(
     require_extra("export", *form.modules, what=f'export("{form.name}")')
     source = unquantized(trained, form.name)
     with quiet():
-        model, tokenizer = source.model, source.tokenizer
+        model, codes = decoded(source)
+        tokenizer = source.tokenizer
         if reason := form.why_not(model, tokenizer):
             raise MethodMisfit(f'{trained!r} cannot be exported as "{form.name}": {reason}')
         compared = _compared(trained, texts)
         with new_export(target, "Exporting a model", (CARD_NAME, EXPORT_NAME)) as draft:
             # Loaded again: a tokenizer that was used has the truncation of its last call.
-            form.write(model, type(source)(source.path).tokenizer, draft)
+            form.write(model, type(source)(source.path).tokenizer, draft, codes)
             write_card(draft, trained.card)
             _checked(form, model, tokenizer, draft, compared).write(draft)
     return target
@@ -80,18 +84,27 @@ def why_not(trained: Any, name: str, options: Mapping[str, Any]) -> str | None:
     except MethodMisfit as error:
         return str(error)
     with quiet():
-        reason: str | None = form.why_not(source.model, source.tokenizer)
+        reason: str | None = form.why_not(decoded(source)[0], source.tokenizer)
     return reason
 
 
 def unquantized(trained: Any, name: str) -> Any:
     """Returns the model, or the one that it was quantized from, found through the stages that made it.
 
+    A model whose codes were learned stays: its weights are better than those it was quantized from.
+
     Raises:
-        MethodMisfit: It is quantized, and its parent is not known here.
+        MethodMisfit: It is quantized, and its parent is not known here; or its activations are signs.
     """
     parent = trained
     while is_quantized(parent.config):
+        entries = _entries(parent.config)
+        if any(entry.get("inputs") == "binary" for entry in entries):
+            raise MethodMisfit(
+                f'{trained!r} multiplies signs by signs, which no other runtime does. Export it as "{SAFETENSORS}".'
+            )
+        if any(entry.get("learned") for entry in entries):
+            return parent
         found = getattr(parent.node, "source", None)
         if found is None:
             models = [card.name for card in parent.card.parents if card.kind != "step"]
@@ -104,17 +117,42 @@ def unquantized(trained: Any, name: str) -> Any:
     return parent
 
 
+def decoded(source: Any) -> tuple[Any, Codes]:
+    """Returns a model without codes, and the layers with 4-bit codes, by name, that weights of it were decoded from."""
+    from datadreamer_like.formats import dequantize, layouts
+    from datadreamer_like.formats.uniform import UniformLinear
+
+    if not is_quantized(source.config):
+        return source.model, {}
+    model = copy.deepcopy(source.model)
+    codes = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, UniformLinear) and isinstance(module.granularity, int)
+    }
+    dequantize(model)
+    if not layouts(model):
+        forget_gguf(model)  # or any other quantizer
+    return model, codes
+
+
 def is_quantized(config: Any) -> bool:
     """Whether a config belongs to a model of which some weights are codes."""
     from datadreamer_like.formats.layout import kind_of
 
-    saved = getattr(config, "quantization_config", None)
-    if saved is None:
-        return False
-    saved = saved if isinstance(saved, Mapping) else saved.to_dict()
-    if saved.get("quant_method") != "datadreamer_like":
+    saved = _saved(config)
+    if saved and saved.get("quant_method") != "datadreamer_like":
         return True
-    return not all(kind_of(entry).trainable for entry in saved["layouts"])
+    return not all(kind_of(entry).trainable for entry in _entries(config))
+
+
+def _entries(config: Any) -> list[Any]:
+    return list(_saved(config).get("layouts", []))
+
+
+def _saved(config: Any) -> Mapping[str, Any]:
+    saved = getattr(config, "quantization_config", None) or {}
+    return saved if isinstance(saved, Mapping) else saved.to_dict()
 
 
 def _chosen(name: str, options: Mapping[str, Any]) -> Any:
