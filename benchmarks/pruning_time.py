@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pruning import load
+from lm_compression import load
 from torch import Tensor, nn
 from transformers.utils import logging
 

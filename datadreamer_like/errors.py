@@ -3,6 +3,7 @@
     DataDreamerError
     ├── SessionError            no session, a nested session, a folder that is a file
     │   └── NoOutput            a step's output is used before the step has run
+    │       └── NotMade         a plan needs what does not exist yet: rows, a model, an answer
     ├── DefinitionError         a node is defined or called incorrectly: names, inputs, arguments, outputs
     │   ├── UnknownColumn       an input names a column that its step does not have
     │   ├── ArgumentTypeError   an argument has the wrong type
@@ -26,7 +27,8 @@
     │   ├── RateLimited         too many requests; retried after the provider's delay
     │   ├── Unavailable         no connection, a timeout or a server error; retried
     │   ├── MalformedAnswer     the response is not a valid answer; retried
-    │   └── RejectedAnswer      an answer failed `parse` or a schema, or a function given it raised
+    │   ├── RejectedAnswer      an answer failed `parse` or a schema, or a function given it raised
+    │   └── OverBudget          the budget does not allow the next request; never retried
     ├── MissingExtra            an optional dependency is not installed
     ├── NotTrained              a trainer is used before `train`
     ├── MethodMisfit            a compression method does not fit this model
@@ -92,6 +94,10 @@ class StepOutputTypeError(StepOutputError, TypeError):
 
 class NoOutput(SessionError, StepOutputError):
     """A step's output is used before the step has run."""
+
+
+class NotMade(NoOutput):
+    """A plan needs rows, a model or an answer that does not exist yet; the plan ends there."""
 
 
 class DataError(DataDreamerError, ValueError):
@@ -200,6 +206,12 @@ class RejectedAnswer(ModelError, ValueError):
         error = cls(f"{reason} The last answer was: {shown}.{again}")
         error.lasting = cause is None or getattr(cause, "lasting", False)
         return error
+
+
+class OverBudget(ModelError):
+    """The budget does not allow the next request; answers received so far are kept."""
+
+    lasting = False
 
 
 class MissingExtra(DataDreamerError, ImportError):

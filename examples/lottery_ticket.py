@@ -47,7 +47,7 @@ with DataDreamer(FOLDER):
         "Ticket", partial(TrainHFClassifier, model_name=start), *columns,
         rounds=ROUNDS, share=1 / 3, epochs=EPOCHS, batch_size=16, learning_rate=1e-3, max_length=32,
     )  # fmt: skip
-    models = [found.dense, found.trained[-1], *found.controls.values()]
+    models = [found.dense, found.students[-1], *found.controls.values()]
     compared = Compare(
         "On rows that none has seen", models, test.output["description"], test.output["topic"],
         max_length=32, repeats=1, latency_texts=8, throughput_texts=64,

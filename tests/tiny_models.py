@@ -57,6 +57,10 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
 }  # fmt: skip
 """Makers of small random models, by family."""
 MORE_FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
+    "gpt-neox": lambda: transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**SIZES)),
+    "phi3": lambda: transformers.Phi3ForCausalLM(
+        transformers.Phi3Config(num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2, **SIZES)
+    ),
     "bart": lambda: transformers.BartForConditionalGeneration(
         transformers.BartConfig(
             vocab_size=VOCABULARY,

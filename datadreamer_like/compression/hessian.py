@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from datadreamer_like.errors import DataError
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError
 from datadreamer_like.formats.modules import weight_of
 
 from .calibration import Block
@@ -84,3 +84,11 @@ def inverse_factor(hessian: Tensor, damping: float = 0.01) -> Tensor:
             "calibrate on more texts."
         )
     return factor
+
+
+def check_damping(damping: object) -> None:
+    """Raises `ArgumentTypeError` if a damping is not a number, and `DefinitionError` if it is negative or infinite."""
+    if not isinstance(damping, int | float):
+        raise ArgumentTypeError(f"damping must be a number, not {damping!r}.")
+    if not 0 <= damping < float("inf"):
+        raise DefinitionError(f"damping is {damping}; it must be a share of the mean diagonal, such as 0.01.")

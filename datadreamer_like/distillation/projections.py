@@ -22,17 +22,25 @@ class AttentionLayer(NamedTuple):
     head_size: int
     causal: bool
 
-    def width(self, path: str) -> int:
-        """Returns the features of all heads of one projection."""
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Returns the features of all heads of the queries, and of the keys and the values."""
+        queries, keys = (self._features(path) for path in (self.form.query, self.form.key))
+        if not self.form.fused:
+            return queries, keys
+        groups = getattr(self.module.get_submodule(self.form.core), self.form.groups) if self.form.groups else None
+        keys = queries // 3 if groups is None else self.head_size * int(groups)
+        return queries - 2 * keys, keys
+
+    def _features(self, path: str) -> int:
         linear: Any = self.module.get_submodule(path)
         # `Conv1D` has its weight transposed.
-        features = int(getattr(linear, "out_features", linear.weight.shape[-1]))
-        return features // 3 if self.form.fused else features
+        return int(getattr(linear, "out_features", linear.weight.shape[-1]))
 
     @property
     def heads(self) -> int:
         """Number of heads of the queries."""
-        return self.width(self.form.query) // self.head_size
+        return self.widths[0] // self.head_size
 
 
 def attention_layers(model: nn.Module) -> list[AttentionLayer]:
@@ -84,7 +92,7 @@ def capture_projections(model: nn.Module) -> Iterator[list[Projections]]:
     for layer, seen in zip(layers, outputs, strict=True):
         form = layer.form
         if form.fused:
-            parts: tuple[Tensor, ...] = seen[form.query].chunk(3, dim=-1)
+            parts: tuple[Tensor, ...] = form.split(layer.module.get_submodule(form.core), seen[form.query])
         else:
             parts = tuple(seen[path] for path in (form.query, form.key, form.value))
         shape = (*parts[0].shape[:2], -1, layer.head_size)

@@ -82,8 +82,7 @@ class Relations(TeacherObjective):
             check_depths({self.layers[0]: self.layers[1]}, student, teacher)
         for model in (student, teacher):
             layer = attention_layers(_a_model(model))[-1]
-            for path in (layer.form.query, layer.form.key):
-                width = layer.width(path)
+            for width in layer.widths:
                 if self.heads is not None and width % self.heads:
                     raise MethodMisfit(
                         f"heads is {self.heads}, which does not divide the {width} features of the attention of "

@@ -11,3 +11,5 @@ from .generated import win_rate as win_rate
 from .label_suspects import LabelSuspects as LabelSuspects
 from .label_suspects import label_suspects as label_suspects
 from .quality import paired_differences as paired_differences
+from .sensitivity import Sensitivity as Sensitivity
+from .sensitivity import sensitivity as sensitivity

@@ -1,4 +1,4 @@
-"""Finding the parts of a model: linear layers, attentions, blocks, token embeddings and output heads.
+"""Finding the parts of a model: linear layers, attentions, feed-forward networks, blocks, embeddings, output heads.
 
 What differs between architectures is in tables here, keyed by class or config name. Names are those of
 `named_modules()`; a shared module is found once.
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -22,14 +22,16 @@ class AttentionForm:
     """How one family of attention modules names its projections; paths are relative to the module.
 
     Attributes:
-        query: Path of the query projection; if `fused`, of the one that returns query, key and value side by side.
+        query: Path of the query projection; if `fused`, of the one that returns query, key and value.
         output: Path of the projection back to the hidden size.
         core: Path of the part that computes heads; empty if that is the module itself, output projection included.
         head_size: Attribute of the core: features of one head.
         head_count: Attribute of the core: number of heads; empty if it has none.
         width: Attribute of the core: features of all heads; empty if it has none.
-        fused: Whether query, key and value are one projection.
-        fixed: Why heads cannot be removed; empty if they can.
+        fused: How one projection returns query, key and value: "blocks" for all queries, all keys, all values; "heads"
+            for query, key and value of each head; empty if there are three projections.
+        groups: Attribute of the core of a fused projection: number of key/value heads; empty if as many as queries.
+        from_config: Field of the core's config that its forward pass reads the head count from; empty if none.
         positions: What scores depend on in addition to queries and keys, "rotary" or "bias"; empty if on nothing.
     """
 
@@ -41,9 +43,36 @@ class AttentionForm:
     head_size: str = "head_dim"
     head_count: str = ""
     width: str = ""
-    fused: bool = False
-    fixed: str = ""
+    fused: Literal["", "blocks", "heads"] = ""
+    groups: str = ""
+    from_config: str = ""
     positions: str = ""
+
+    def split(self, core: nn.Module, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Splits the output [..., features] of a fused projection: query, key and value [..., heads * head_size]."""
+        size = int(getattr(core, self.head_size))
+        if self.fused == "heads":
+            by_head = features.reshape(*features.shape[:-1], -1, 3, size)
+            query, key, value = (part.flatten(-2) for part in by_head.unbind(-2))
+            return query, key, value
+        keys = int(getattr(core, self.groups)) * size if self.groups else features.shape[-1] // 3
+        first = features.shape[-1] - 2 * keys
+        return features[..., :first], features[..., first : first + keys], features[..., first + keys :]
+
+
+@dataclass(frozen=True)
+class FeedForwardForm:
+    """How one family names the layers of a feed-forward network; paths are relative to the module.
+
+    Attributes:
+        inputs: Paths of the projections to the intermediate size: one, or two with a gate.
+        output: Path of the projection back to the hidden size.
+        halves: Projections that each of `inputs` returns side by side: 2 where gate and other are fused.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    halves: int = 1
 
 
 _BERT = AttentionForm(
@@ -51,8 +80,13 @@ _BERT = AttentionForm(
     core="self", head_size="attention_head_size", head_count="num_attention_heads", width="all_head_size",
 )  # fmt: skip
 _LLAMA = AttentionForm("q_proj", "k_proj", "v_proj", "o_proj", positions="rotary")
-_GPT2 = AttentionForm("c_attn", "c_attn", "c_attn", "c_proj", head_count="num_heads", width="split_size", fused=True)
-_FIXED = "its layers share one position bias with a column a head"
+_GPT2 = AttentionForm(
+    "c_attn", "c_attn", "c_attn", "c_proj", head_count="num_heads", width="split_size", fused="blocks"
+)
+_BART = AttentionForm("q_proj", "k_proj", "v_proj", "out_proj")
+_T5 = AttentionForm(
+    "q", "k", "v", "o", head_size="key_value_proj_dim", head_count="n_heads", width="inner_dim", positions="bias"
+)
 
 ATTENTIONS: dict[str, AttentionForm] = {
     **dict.fromkeys(["BertAttention", "RobertaAttention", "XLMRobertaAttention", "CamembertAttention"], _BERT),
@@ -63,6 +97,26 @@ ATTENTIONS: dict[str, AttentionForm] = {
     **dict.fromkeys(["LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"], _LLAMA),
     **dict.fromkeys(["SmolLM3Attention", "GemmaAttention", "GraniteAttention"], _LLAMA),
     "GPT2Attention": _GPT2,
+    "GPTNeoXAttention": AttentionForm(
+        "query_key_value",
+        "query_key_value",
+        "query_key_value",
+        "dense",
+        head_size="head_size",
+        fused="heads",
+        positions="rotary",
+    ),
+    "Phi3Attention": AttentionForm(
+        "qkv_proj",
+        "qkv_proj",
+        "qkv_proj",
+        "o_proj",
+        fused="blocks",
+        groups="num_key_value_heads",
+        from_config="num_attention_heads",
+        positions="rotary",
+    ),
+    **dict.fromkeys(["BartAttention", "MBartAttention", "PegasusAttention", "MarianAttention"], _BART),
     "MPNetAttention": AttentionForm(
         "attn.q",
         "attn.k",
@@ -70,12 +124,33 @@ ATTENTIONS: dict[str, AttentionForm] = {
         "attn.o",
         core="attn",
         head_size="attention_head_size",
-        fixed=_FIXED,
+        head_count="num_attention_heads",
+        width="all_head_size",
         positions="bias",
     ),
-    "T5Attention": AttentionForm("q", "k", "v", "o", head_size="key_value_proj_dim", fixed=_FIXED, positions="bias"),
+    **dict.fromkeys(["T5Attention", "MT5Attention"], _T5),
 }
 """The supported attentions, by class name."""
+
+_BERT_FEED_FORWARD = FeedForwardForm(("intermediate.dense",), "output.dense")
+_GATED = FeedForwardForm(("gate_proj", "up_proj"), "down_proj")
+_FULLY_CONNECTED = FeedForwardForm(("fc1",), "fc2")
+
+FEED_FORWARDS: dict[str, FeedForwardForm] = {
+    **dict.fromkeys(["BertLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer"], _BERT_FEED_FORWARD),
+    **dict.fromkeys(["ElectraLayer", "ErnieLayer", "Data2VecTextLayer", "MPNetLayer"], _BERT_FEED_FORWARD),
+    "FFN": FeedForwardForm(("lin1",), "lin2"),
+    **dict.fromkeys(["LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "SmolLM3MLP", "GemmaMLP", "GraniteMLP"], _GATED),
+    "Phi3MLP": FeedForwardForm(("gate_up_proj",), "down_proj", halves=2),
+    "GPT2MLP": FeedForwardForm(("c_fc",), "c_proj"),
+    "GPTNeoXMLP": FeedForwardForm(("dense_h_to_4h",), "dense_4h_to_h"),
+    **dict.fromkeys(["T5DenseActDense", "MT5DenseActDense"], FeedForwardForm(("wi",), "wo")),
+    **dict.fromkeys(["T5DenseGatedActDense", "MT5DenseGatedActDense"], FeedForwardForm(("wi_0", "wi_1"), "wo")),
+    **dict.fromkeys(["BartEncoderLayer", "BartDecoderLayer", "MBartEncoderLayer"], _FULLY_CONNECTED),
+    **dict.fromkeys(["MBartDecoderLayer", "PegasusEncoderLayer", "PegasusDecoderLayer"], _FULLY_CONNECTED),
+    **dict.fromkeys(["MarianEncoderLayer", "MarianDecoderLayer"], _FULLY_CONNECTED),
+}
+"""The supported feed-forward networks, by the class of the module that they are in."""
 
 
 class Stack(NamedTuple):
@@ -114,6 +189,15 @@ def attentions(model: nn.Module) -> Iterator[tuple[str, AttentionForm]]:
         if form := ATTENTIONS.get(type(module).__name__):
             parts = dict(module.named_modules())
             if all(is_linear(parts.get(path)) for path in (form.query, form.key, form.value, form.output)):
+                yield name, form
+
+
+def feed_forwards(model: nn.Module) -> Iterator[tuple[str, FeedForwardForm]]:
+    """Finds the feed-forward networks of a known form whose layers are plain, in the order of the layers, by name."""
+    for name, module in model.named_modules():
+        if form := FEED_FORWARDS.get(type(module).__name__):
+            parts = dict(module.named_modules())
+            if all(is_linear(parts.get(path)) for path in (*form.inputs, form.output)):
                 yield name, form
 
 

@@ -150,7 +150,8 @@ def foreign(model: nn.Module) -> str | None:
         return None
     method = saved.get("quant_method") if isinstance(saved, Mapping) else getattr(saved, "quant_method", None)
     method = getattr(method, "value", method)
-    if method == "gguf" and all(p.is_floating_point() for p in model.parameters()):
+    plain = (module for module in model.modules() if not isinstance(module, CodedModule))
+    if method == "gguf" and all(p.is_floating_point() for m in plain for p in m.parameters(recurse=False)):
         return None  # read out of a GGUF file into plain weights; config and loader only remember where they came from
     return (
         f"{type(model).__name__} is already quantized ({method}), and its config has room for one method only. "

@@ -6,7 +6,8 @@
 Each module has its codes in `weight`, shifted to be unsigned and packed at `bits` bits (int8 [out, ceil(in bits / 8)];
 a `Conv1D` is transposed), its scales in `weight_scale` (fp32) and its unchanged bias in `bias`; if `affine`, its zero
 points are in `weight_zero` (int8, of the shape of the scales). That shape is [1, 1] for the granularity "tensor",
-[out, 1] for "row", and [1, in] for "column".
+[out, 1] for "row", and [1, in] for "column". If the granularity is a number g, groups of g inputs share a scale: fp16
+[out, ceil(in / g)], and no zero point.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from datadreamer_like.kernels import absmax_quantize, codebook_dequantize, pack_bits, zero_point_quantize
+from datadreamer_like.kernels import (
+    absmax_quantize,
+    codebook_dequantize,
+    group_dequantize,
+    group_quantize,
+    pack_bits,
+    unpack_bits,
+    zero_point_quantize,
+)
 
 from .decoded import DecodedLinear
 from .layout import Entry, LayoutKind, register
@@ -41,25 +50,39 @@ class UniformLinear(DecodedLinear):
         out_features: int,
         bias: bool = True,
         bits: int = 8,
-        granularity: WeightGranularity = "tensor",
+        granularity: WeightGranularity | int = "tensor",
         affine: bool = False,
     ) -> None:
         super().__init__(in_features, out_features, bias, (out_features, -(-in_features * bits // 8)))
         self.bits, self.granularity, self.affine = bits, granularity, affine
-        shape = {"tensor": (1, 1), "row": (out_features, 1), "column": (1, in_features)}[granularity]
-        self.register_buffer("weight_scale", torch.ones(shape, dtype=torch.float32))
-        self.register_buffer("weight_zero", torch.zeros(shape, dtype=torch.int8) if affine else None)
+        if isinstance(granularity, int):
+            scale = torch.ones(out_features, -(-in_features // granularity), dtype=torch.float16)
+        else:
+            shape = {"tensor": (1, 1), "row": (out_features, 1), "column": (1, in_features)}[granularity]
+            scale = torch.ones(shape, dtype=torch.float32)
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("weight_zero", torch.zeros_like(scale, dtype=torch.int8) if affine else None)
 
     @torch.no_grad()
     def quantize(self, weight: Tensor) -> None:
         """Quantizes a weight [out, in] into this layer."""
-        axis = _AXES[self.granularity]
-        if self.affine:
-            codes, scale, self.weight_zero = zero_point_quantize(weight.float(), self.bits, axis)
+        if isinstance(self.granularity, int):
+            codes, scale = group_quantize(weight, self.bits, self.granularity)
+        elif self.affine:
+            codes, scale, self.weight_zero = zero_point_quantize(weight.float(), self.bits, _AXES[self.granularity])
         else:
-            codes, scale = absmax_quantize(weight.float(), self.bits, axis)
+            codes, scale = absmax_quantize(weight.float(), self.bits, _AXES[self.granularity])
+        self.set_quantized(codes, scale)
+
+    @torch.no_grad()
+    def set_quantized(self, codes: Tensor, scale: Tensor) -> None:
+        """Stores codes, int8 [out, in] from `-2^(bits-1)` on, and their scales."""
         self.weight_scale = scale
         self.set_codes(pack_bits(codes.short() + (1 << (self.bits - 1)), self.bits))
+
+    def signed_codes(self) -> Tensor:
+        """Returns the unpacked codes, int8 [out, in], with zero at zero unless there is a zero point."""
+        return (unpack_bits(self.codes, self.bits, self.in_features).short() - (1 << (self.bits - 1))).to(torch.int8)
 
     @torch.no_grad()
     def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -70,6 +93,8 @@ class UniformLinear(DecodedLinear):
             levels = torch.arange(1 << self.bits, dtype=torch.float32, device=self.weight.device)
             unsigned = codebook_dequantize(self.codes, levels, self.in_features)
         zero: Tensor | int = 1 << (self.bits - 1)
+        if isinstance(self.granularity, int):
+            return group_dequantize(unsigned.sub_(zero), self.weight_scale, self.granularity).to(dtype)
         if self.weight_zero is not None:
             zero = self.weight_zero.float() + zero
         return ((unsigned - zero) * self.weight_scale).to(dtype)

@@ -88,9 +88,9 @@ class Manifest:
         except TypeError as error:
             raise StorageError(f"{path} is damaged ({error})") from error
 
-    def damage(self, folder: Path) -> str | None:
+    def damage(self, folder: Path, *, seal: bool = True) -> str | None:
         """Returns which file of the result is damaged, as text for a message; None if all are whole."""
-        return damaged_file(folder, self.files)
+        return damaged_file(folder, self.files, seal=seal)
 
     def difference(self, parts: Mapping[str, str]) -> str:
         """Describes the differences between this result's fingerprint and a new one."""

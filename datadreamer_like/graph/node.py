@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, SessionError, StorageError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, NotMade, SessionError, StorageError
 from datadreamer_like.storage.seals import SEAL_NAME
 
 from .card import Card, oldest_first
@@ -26,8 +26,9 @@ from .fingerprint import digest_as_is, digest_before_changes
 from .installed import is_installed
 from .manifest import MANIFEST_NAME, Manifest, row_ranges
 from .own_changes import Place, noting_changes, watching
+from .plan import Forecast
 from .progress import describe_usage, duration
-from .results import Kept, Outcome, Results, Wanted
+from .results import Kept, Outcome, Results, Unmade, Wanted
 from .session import DataDreamer, current_session, noting_errors
 from .usage import Usage, counting, current_usage
 
@@ -76,6 +77,9 @@ class Node:
 
     _log_level: int | None = None
 
+    expected_rows: int | None = None
+    """Number of rows that a plan expects, of a node that it does not run."""
+
     def __init__(self, name: str, *, force: bool = False, progress_interval: float | None = 60) -> None:
         if not isinstance(name, str):
             raise ArgumentTypeError(f"The name of a {self.kind} must be a string, not {name!r}.")
@@ -96,6 +100,8 @@ class Node:
         self._variables: list[Place] = []
         self.usage = Usage()
         self.manifest: Manifest | None = None
+        if self.session is not None and self.session.planned is not None:
+            self.session.planned.constructed(self)
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns the fingerprint of each part that determines the result, by name; a subclass writes this."""
@@ -153,6 +159,7 @@ class Node:
             SessionError: The node was made outside a session, or has no saved result.
             StorageError: The result was removed, or is damaged.
         """
+        self.need_result()
         if self.folder is None or self._place is None or self.manifest is None:
             raise SessionError(f'"{self.name}" has no folder: it was made outside a session, or it is not saved.')
         if not self._place.is_dir():
@@ -179,6 +186,28 @@ class Node:
         assert self._kept_in is not None
         return self._kept_in.scratch(wanted)
 
+    @property
+    def is_unmade(self) -> bool:
+        """Whether this node is only planned, and would run."""
+        return self.session is not None and self.session.planned is not None and self.manifest is None
+
+    def leave_out_of_plan(self) -> bool:
+        """Returns whether this node is only planned; the plan does not show it, since nothing of it is saved."""
+        if self.session is None or self.session.planned is None:
+            return False
+        self.session.planned.leave_out(self)
+        return True
+
+    def need_result(self) -> None:
+        """Raises `NotMade` if this node is only planned, and would run."""
+        if self.is_unmade:
+            raise NotMade(f'it needs the result of "{self.name}", which has not run.')
+
+    def forecast(self) -> Forecast:
+        """Returns what running the node takes, for a plan; a subclass that knows more overrides this."""
+        previous = self.previous
+        return Forecast(seconds=None if previous is None else previous.card.get("seconds"))
+
     def build(self, draft: Path) -> Outcome:
         """Makes the result; a subclass writes this.
 
@@ -194,6 +223,8 @@ class Node:
                 f'{type(self).__name__} "{self.name}" was made outside a session, so it cannot run. '
                 "Make it inside `with DataDreamer(folder):`."
             )
+        if self.session.planned is not None:
+            return self._planned()
         results, level = self.session.results, logger.level
         if self._log_level is not None:
             logger.setLevel(self._log_level)
@@ -210,6 +241,17 @@ class Node:
         finally:
             logger.setLevel(level)
         return outcome
+
+    def _planned(self) -> Outcome:
+        assert self.session is not None
+        assert self.session.planned is not None
+        found, damage = self.session.results.look(self.wanted, seal=False)
+        if not self.session.planned.add(self, found, damage) or found is None:
+            self.expected_rows = self.session.planned.nodes[-1].forecast.rows
+            return Unmade()
+        self.manifest, self._place = found.manifest, found.place
+        self.__dict__.pop("card", None)
+        return found
 
     def _retry_failed_rows(self, found: Kept, wanted: Wanted, results: Results) -> Outcome:
         """Makes a result with failed rows again; answers come from the cache, so only these rows are requested."""

@@ -50,7 +50,12 @@ class OnDemand:
     value: Any
 
 
-Outcome = Kept | OnDemand
+@dataclass(frozen=True)
+class Unmade:
+    """No result: the node is planned and would run."""
+
+
+Outcome = Kept | OnDemand | Unmade
 """The return value of a node's `build`."""
 
 
@@ -87,6 +92,11 @@ class Results:
     def cache_folder(self) -> Path:
         """The folder of answers, embeddings and indexes."""
         return self.places.cache
+
+    def open_to_read(self) -> None:
+        """Checks that this version reads the folder, if there is one; changes no file."""
+        if self.places.note.exists():
+            NewerFormat.check(self.folder, read_sealed(self.places.note).get("format"), SESSION_FORMAT)
 
     def open(self) -> None:
         """Creates the folder, or checks that it can be written and is in a format that this version reads.
@@ -160,7 +170,7 @@ class Results:
     def find(self, wanted: Wanted) -> Kept | None:
         """Returns the result if it is there and whole, and links the node's name to it; takes no lock."""
         with explained(f'"{wanted.name}"', wanted.folder, everything=True):
-            found, _ = self._look(wanted)
+            found, _ = self.look(wanted)
             if found is not None and found.place is not None:
                 self._link(wanted, found.place)
             return found
@@ -173,7 +183,7 @@ class Results:
         key, what = self.key(wanted), f'"{wanted.name}"'
         with explained(what, wanted.folder), locked(self.places.lock(key), what) as waited:
             self._check_name(wanted.folder)
-            found, damage = self._look(wanted)
+            found, damage = self.look(wanted)
             if found is not None and found.place is not None and (waited or not wanted.again):
                 self._link(wanted, found.place)
                 return found
@@ -225,8 +235,8 @@ class Results:
                 keys[wanted.folder] = next(key for key in itertools.chain(first, more) if key not in taken)
             return keys[wanted.folder]
 
-    def _look(self, wanted: Wanted) -> tuple[Kept | None, str | None]:
-        """Returns the result, or the damage that it has."""
+    def look(self, wanted: Wanted, *, seal: bool = True) -> tuple[Kept | None, str | None]:
+        """Returns the result, or the damage that it has; without `seal` it changes no file."""
         place = self.places.newest(self.key(wanted))
         if place is None:
             return None, None
@@ -236,7 +246,7 @@ class Results:
             raise
         except StorageError as error:
             return None, str(error)
-        damage = None if manifest is None else manifest.damage(place)
+        damage = None if manifest is None else manifest.damage(place, seal=seal)
         return (Kept(manifest, found=True, place=place) if manifest is not None and not damage else None), damage
 
     def _free_place(self, key: str) -> Path:

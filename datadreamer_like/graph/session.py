@@ -19,11 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from datadreamer_like.errors import ArgumentTypeError, DataDreamerError, SessionError
+from datadreamer_like.errors import ArgumentTypeError, DataDreamerError, MissingFile, NotMade, SessionError
 from datadreamer_like.storage.exports import is_address
+from datadreamer_like.storage.ledger import LEDGER_NAME, Ledger, budget_of
 
 from .engine import Engine
 from .installed import is_installed_file, is_own_file
+from .plan import Plan, planning, started_plan
 from .progress import Progress, ProgressHandler
 from .ray_engine import RayEngine
 from .results import Results
@@ -50,8 +52,13 @@ class DataDreamer:
         log_date: Start each log line with date and time.
         hf_log: Show logs and progress bars of Hugging Face libraries.
         engine: "local" runs in this process, "ray" on a Ray cluster; or a `RayEngine` with options.
+        budget: The most that requests to models may cost in this folder, over all runs, such as "5 USD".
+        prices: A file with prices of models, before published ones, for models made in the session; by default the
+            one in the environment variable `DATADREAMER_LIKE_PRICES`.
 
     Raises:
+        DefinitionError: `budget` is not an amount in US dollars.
+        MissingFile: There is no such file of prices.
         SessionError: The path cannot be a local folder, a session is already open, or the Ray cluster is unavailable.
         MissingExtra: The engine is not installed.
         NewerFormat: The folder was written by a newer version of this package.
@@ -72,6 +79,9 @@ class DataDreamer:
         log_date: bool = False,
         hf_log: bool = False,
         engine: Engine | Literal["local", "ray"] = "local",
+        *,
+        budget: str | None = None,
+        prices: str | os.PathLike[str] | None = None,
     ) -> None:
         self.in_memory = str(output_folder_path) == ":memory:"
         self.folder = Path(tempfile.gettempdir()) if self.in_memory else local_folder(output_folder_path)
@@ -80,6 +90,13 @@ class DataDreamer:
         self.log_date = log_date
         self.hf_log = hf_log
         self.in_memory_answers: dict[str, Any] = {}
+        budget_of(budget)
+        self.budget = budget
+        if prices is not None and not isinstance(prices, str | os.PathLike):
+            raise ArgumentTypeError(f"prices is {prices!r}; a session takes the path of a file, models take prices.")
+        if prices is not None and not os.path.isfile(prices):
+            raise MissingFile(f"There is no prices file {os.fspath(prices)}. Check the path given as prices=...")
+        self.prices = prices
         self.progress = Progress(quiet=verbose is False)
         if engine not in ("local", "ray") and not isinstance(engine, Engine):
             raise ArgumentTypeError(
@@ -87,6 +104,7 @@ class DataDreamer:
             )
         self.engine: Engine = {"local": Engine, "ray": RayEngine}[engine]() if isinstance(engine, str) else engine
         self.results = Results(self.folder)
+        self.planned: Plan | None = None
         self._background: list[tuple[Task[Any], Callable[[], None]]] = []
         self._ending = contextlib.ExitStack()  # undoes what `start` does
 
@@ -100,6 +118,8 @@ class DataDreamer:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self.planned is not None:
+            self.planned.end(error)
         if isinstance(error, KeyboardInterrupt):
             self._interrupt()
         elif error is not None:
@@ -126,11 +146,17 @@ class DataDreamer:
                 self.folder = Path(tempfile.mkdtemp(prefix="datadreamer_like-"))
                 ending.callback(weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True))
             self.results = Results(self.folder)
-            self.results.open()
+            self.planned = started_plan(self.folder)
             self._start_logging(ending)
             ending.callback(self._close_answers)
-            self.engine.open(partial(_join, self.folder))
-            ending.callback(self.engine.close)
+            if self.planned is None:
+                self.results.open()
+                if self.budget is not None and self.cache_folder is not None:
+                    Ledger(self.cache_folder / LEDGER_NAME).close()  # a damaged one is an error now
+                self.engine.open(partial(_join, self.folder, self.budget))
+                ending.callback(self.engine.close)
+            else:
+                self.results.open_to_read()
             # Shortens the tracebacks of this package's errors and of Ctrl-C; a hook other than Ray's is not replaced.
             is_free = sys.excepthook is sys.__excepthook__ or getattr(sys.excepthook, "__module__", "").startswith(
                 "ray."
@@ -147,6 +173,31 @@ class DataDreamer:
             self._wait_for_background()
         finally:
             self._ending.close()
+
+    @contextlib.contextmanager
+    def plan(self) -> Iterator[Plan]:
+        """Plans the nodes that are made in the block instead of running them.
+
+        Nodes are constructed and checked; of those that would run, the plan says why, and what they take. Local data
+        are read and operations on rows computed, but not saved. The block ends, without an error, where the script
+        needs rows or a model that do not exist yet. No request is sent, nothing is trained, and no result changes.
+
+        Example:
+            >>> from datadreamer_like import DataDreamer
+            >>> from datadreamer_like.steps import DataSource
+            >>> with DataDreamer("./output").plan() as plan:
+            ...     pets = DataSource("Pets", data={"pet": ["cat", "dog"]})
+            >>> [(node.name, node.state, node.forecast.rows) for node in plan.nodes]
+            [('Pets', 'new', 2)]
+        """
+        with planning(), contextlib.ExitStack() as ending:
+            ending.callback(setattr, self, "planned", None)
+            if current_session() is not self:
+                self.start()
+                ending.callback(self.stop)
+            self.planned = plan = self.planned or Plan(self.folder)
+            with plan.ending():
+                yield plan
 
     def wait_at_end(self, task: Task[Any], wait: Callable[[], None]) -> None:
         """Registers a task in the background: `wait` returns when it is done, or raises its error."""
@@ -232,6 +283,13 @@ class DataDreamer:
         return str(session.folder)
 
 
+def not_in_plan(what: str) -> None:
+    """Raises `NotMade` while the open session is planned: a plan sends nothing, so it has no new `what`."""
+    session = current_session()
+    if session is not None and session.planned is not None:
+        raise NotMade(f"it needs {what}, and a plan sends nothing.")
+
+
 def local_folder(path: str | os.PathLike[str]) -> Path:
     """Returns the absolute path of a session's folder; raises `SessionError` if it cannot be one."""
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
@@ -260,10 +318,10 @@ def local_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def _join(folder: Path) -> None:
+def _join(folder: Path, budget: str | None) -> None:
     """Joins the session of another process, so that models in this process cache their answers in its folder."""
     global _last_started
-    _last_started = DataDreamer(folder, verbose=False)
+    _last_started = DataDreamer(folder, verbose=False, budget=budget)
 
 
 def _brief(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -16,6 +16,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
 from datadreamer_like.errors import HubError
+from datadreamer_like.graph.session import not_in_plan
 
 from .metadata import is_local, is_valid_id
 from .request_errors import CONFLICT, TOKEN_HELP, WAITS, explained, is_temporary, pause, retried, status_of
@@ -43,6 +44,7 @@ class Repository:
                 f'"{repo_id}" is not a valid name on the Hub. '
                 'Give "namespace/name" of letters, digits, "-", "_" and ".".'
             )
+        not_in_plan("the Hub")
         self.kind = kind
         self.branch = branch or MAIN
         self.private = private

@@ -17,6 +17,9 @@ from .gobo import gobo_dequantize as gobo_dequantize
 from .gobo import gobo_linear as gobo_linear
 from .gobo import gobo_outliers as gobo_outliers
 from .gobo import gobo_quantize as gobo_quantize
+from .groups import group_dequantize as group_dequantize
+from .groups import group_quantize as group_quantize
+from .groups import group_scales as group_scales
 from .hard_concrete import hard_concrete_keep_probability as hard_concrete_keep_probability
 from .hard_concrete import hard_concrete_kept_value as hard_concrete_kept_value
 from .hard_concrete import hard_concrete_mask as hard_concrete_mask
@@ -41,6 +44,8 @@ from .policy_gradient import generalized_advantages as generalized_advantages
 from .policy_gradient import penalized_rewards as penalized_rewards
 from .policy_gradient import preference_loss as preference_loss
 from .policy_gradient import whitened as whitened
+from .straight_through import binary_sign as binary_sign
+from .straight_through import straight_through as straight_through
 from .wanda import wanda_mask as wanda_mask
 from .zero_point import zero_point_dequantize as zero_point_dequantize
 from .zero_point import zero_point_quantize as zero_point_quantize

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import re
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -71,6 +72,15 @@ class Model:
     def display_name(self) -> str:
         """Class and model, for display."""
         return f"{type(self).__name__} ({self.model_name})" if self.model_name else type(self).__name__
+
+    @property
+    def answers_name(self) -> str:
+        """The start of the name of the file with its cached answers."""
+        return type(self).__name__
+
+    def within_budget(self, ask: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
+        """Returns what a run calls for each request: `ask`, or for a model that costs money a function around it."""
+        return ask
 
     def unload_model(self) -> None:
         """Frees the model's memory; it is loaded again when needed."""

@@ -1,5 +1,6 @@
 from .coarse_to_fine import CoarseToFine as CoarseToFine
 from .coarse_to_fine import Linear as Linear
+from .forward_only import ForwardOnly as ForwardOnly
 from .heads import Heads as Heads
 from .layers import Layers as Layers
 from .magnitude import Magnitude as Magnitude
@@ -12,3 +13,4 @@ from .sparse_gpt import SparseGPT as SparseGPT
 from .vocabulary import Vocabulary as Vocabulary
 from .wanda import Wanda as Wanda
 from .while_training import PrunesWhileTraining as PrunesWhileTraining
+from .width import Width as Width

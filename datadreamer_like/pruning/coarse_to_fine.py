@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from datadreamer_like.compression import Batches
-from datadreamer_like.compression.calibration import as_list, on_device
 from datadreamer_like.compression.method import already_quantized, check_share
-from datadreamer_like.distillation import ClosestLayers, Objective, Outputs, Teacher, TeacherModel
+from datadreamer_like.compression.while_training import check_training, train_on_batches
+from datadreamer_like.distillation import ClosestLayers, Objective, Teacher
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.formats.modules import block_linears, weight_of
 
@@ -101,10 +100,7 @@ class CoarseToFine(PrunesWhileTraining):
         check_share("sparsity", self.sparsity)
         if not isinstance(self.schedule, Linear):
             raise DefinitionError(f"schedule is {self.schedule!r}; CoarseToFine needs one, such as pruning.Linear().")
-        if type(self.epochs) is not int or self.epochs < 1 or not self.learning_rate > 0:
-            raise DefinitionError(
-                f"epochs={self.epochs} and learning_rate={self.learning_rate} must be a number of passes and above 0."
-            )
+        check_training(self.epochs, self.learning_rate)
         if self.gate_learning_rate is not None and not self.gate_learning_rate > 0:
             raise DefinitionError(f"gate_learning_rate is {self.gate_learning_rate}; it must be above 0, or None.")
 
@@ -124,32 +120,13 @@ class CoarseToFine(PrunesWhileTraining):
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Trains on the calibration batches, taught by the model as it was, and prunes, in place."""
-        batches = as_list(calibration, self)
-        teacher, training = copy.deepcopy(model).eval(), model.training
-        objective = self.objective(TeacherModel(teacher, None))
-        modules = objective.modules(model, teacher) or nn.Identity()
-        modules.to(next(model.parameters()).device)
-        self.begin(model)
-        model.eval()  # dropout would make the result depend on the state of the random generator
-        gates_of(model).train()
-        trainable = [each for each in (*model.parameters(), *modules.parameters()) if each.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, self.learning_rate, weight_decay=0.0)
-        steps = self.epochs * len(batches)
-        for step in range(1, steps + 1):
-            batch = on_device(batches[(step - 1) % len(batches)], model)
-            with torch.no_grad():
-                theirs = _outputs(teacher, batch)
-            objective.loss(_outputs(model, batch), theirs, _counted(model, batch, theirs), modules).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad()
-            self.after_step(model, step, steps)
-        self.end(model)
-        model.train(training)
+        train_on_batches(self, model, calibration, self.epochs, self.learning_rate)
 
     def begin(self, model: nn.Module) -> None:
-        """Puts a gate on each part, all open."""
+        """Puts a gate on each part, all open; they are drawn until the model is put into evaluation mode."""
         encoder = Encoder(model)
-        encoder.put(encoder.gates().train(model.training))
+        encoder.put(encoder.gates().eval())
+        gates_of(model).train()
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, step: int, steps: int) -> None:
@@ -176,18 +153,3 @@ class CoarseToFine(PrunesWhileTraining):
         encoder = Encoder(model)
         encoder.fold(gates)
         encoder.cut(gates)
-
-
-def _outputs(model: nn.Module, batch: dict[str, Tensor]) -> Outputs:
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    found: Any = model(**inputs, output_hidden_states=True)
-    mask = batch.get("attention_mask")
-    return Outputs(logits=found.logits, hidden_states=found.hidden_states, mask=None if mask is None else mask.bool())
-
-
-def _counted(model: Any, batch: dict[str, Tensor], outputs: Outputs) -> dict[str, Tensor]:
-    """What an objective needs for a batch: which tokens are padding, and whether each class is a decision."""
-    assert outputs.logits is not None
-    if model.config.problem_type == "multi_label_classification":
-        return {"labels": torch.zeros_like(outputs.logits)}
-    return {"mask": outputs.mask} if outputs.logits.dim() == 3 and outputs.mask is not None else {}

@@ -13,7 +13,9 @@ from torch.nn.utils import parametrize
 from datadreamer_like.formats import add_layout, layouts
 from datadreamer_like.formats.modules import (
     ATTENTIONS,
+    FEED_FORWARDS,
     AttentionForm,
+    FeedForwardForm,
     config_of_layers,
     output_heads,
     stacks,
@@ -22,8 +24,8 @@ from datadreamer_like.formats.modules import (
 from datadreamer_like.formats.widths import apply_change, keep_features
 
 from .gates import GatedNorm, GatedOutput, Gates
-from .heads import Attention
 from .layers import Layers
+from .structure import Attention, FeedForward
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,14 @@ class BlockForm:
 
     attention: str
     attention_norm: str
-    inputs: str
-    output: str
+    feed_forward: str
     norm: str
 
 
-_BERT = BlockForm("attention", "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm")
+_BERT = BlockForm("attention", "attention.output.LayerNorm", "", "output.LayerNorm")
 _BLOCKS = {
     **dict.fromkeys(["BertLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer"], _BERT),
-    "TransformerBlock": BlockForm("attention", "sa_layer_norm", "ffn.lin1", "ffn.lin2", "output_layer_norm"),
+    "TransformerBlock": BlockForm("attention", "sa_layer_norm", "ffn", "output_layer_norm"),
 }
 _KNOWN = "BERT, RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT"
 _HEADS = ("pooler.dense", "pre_classifier", "classifier.dense", "classifier.out_proj", "classifier")
@@ -53,14 +54,24 @@ class BlockParts(NamedTuple):
     attention: str
     form: AttentionForm
     attention_norm: str
-    inputs: str
-    output: str
+    feed_forward: str
+    feed_forward_form: FeedForwardForm
     norm: str
 
     @property
     def attention_output(self) -> str:
         """Name of the projection of the heads' outputs."""
         return f"{self.attention}.{self.form.output}"
+
+    @property
+    def inputs(self) -> str:
+        """Name of the projection to the neurons."""
+        return f"{self.feed_forward}.{self.feed_forward_form.inputs[0]}"
+
+    @property
+    def output(self) -> str:
+        """Name of the projection of the neurons back."""
+        return f"{self.feed_forward}.{self.feed_forward_form.output}"
 
 
 class Encoder:
@@ -83,10 +94,11 @@ class Encoder:
         found = []
         for index, block in enumerate(self.stack.blocks):
             paths = _BLOCKS[type(block).__name__]
-            form = ATTENTIONS[type(block.get_submodule(paths.attention)).__name__]
-            names = (f"{self.stack.name}.{index}.{path}" for path in vars(paths).values())
-            attention, *others = names
-            found.append(BlockParts(attention, form, *others))
+            names = [f"{self.stack.name}.{index}.{path}".removesuffix(".") for path in vars(paths).values()]
+            attention, attention_norm, feed_forward, norm = names
+            form = ATTENTIONS[type(self._module(attention)).__name__]
+            other_form = FEED_FORWARDS[type(self._module(feed_forward)).__name__]
+            found.append(BlockParts(attention, form, attention_norm, feed_forward, other_form, norm))
         return found
 
     @property
@@ -144,10 +156,8 @@ class Encoder:
         changes: dict[str, dict[str, Any]] = {}
         for index, block in zip(left, self.blocks, strict=True):
             attention_is_open, feed_forward_is_open = (part[index] for part in gates.open_layers)
-            dropped = (gates.z.heads[index] == 0).nonzero().squeeze(1) if attention_is_open else None
-            changes |= self._cut_attention(block, None if dropped is None else dropped.tolist())
-            neurons = gates.z.neurons[index].nonzero().squeeze(1) if feed_forward_is_open else None
-            changes |= self._cut_feed_forward(block, neurons)
+            changes |= self._cut_attention(block, _closed(gates.z.heads[index]) if attention_is_open else None)
+            changes |= self._cut_feed_forward(block, _closed(gates.z.neurons[index]) if feed_forward_is_open else None)
         for name in self.heads:
             changes[name] = self._sizes(name)
         add_layout(self.model, {"kind": "widths", "modules": changes})
@@ -186,17 +196,17 @@ class Encoder:
                 changes[f"{block.attention}.{path}"] = self._sizes(f"{block.attention}.{path}")
         return changes
 
-    def _cut_feed_forward(self, block: BlockParts, neurons: Tensor | None) -> dict[str, dict[str, Any]]:
-        """Keeps some neurons; None removes the whole layer with its norm."""
-        if neurons is not None and len(neurons):
-            keep_features(self._module(block.inputs), "out", neurons)
-            keep_features(self._module(block.output), "in", neurons)
+    def _cut_feed_forward(self, block: BlockParts, dropped: list[int] | None) -> dict[str, dict[str, Any]]:
+        """Removes neurons; None for the whole layer with its norm."""
+        feed_forward = FeedForward(self.model, block.feed_forward, block.feed_forward_form)
+        if dropped is not None and len(dropped) < feed_forward.groups:
+            feed_forward.remove(set(dropped))
             return {name: self._sizes(name) for name in (block.inputs, block.output)}
-        output: Any = self._module(block.output)
+        output: Any = feed_forward.output
         size, bias = len(weight_of(output)), output.bias
         changes = self._apply(block.inputs, {"constant": {"size": 0, "bias": False}})
-        changes |= self._apply(block.output, {"constant": {"size": size, "bias": neurons is not None}})
-        if neurons is None:
+        changes |= self._apply(block.output, {"constant": {"size": size, "bias": dropped is not None}})
+        if dropped is None:
             return changes | self._apply(block.norm, {"identity": {}})
         cast(Any, self._module(block.output)).bias = bias
         return changes
@@ -226,6 +236,11 @@ class Encoder:
 def _sublayers(block: BlockParts) -> tuple[tuple[bool, str, str], tuple[bool, str, str]]:
     """Whether it is the attention, its output projection and its norm, of both layers of a block."""
     return (True, block.attention_output, block.attention_norm), (False, block.output, block.norm)
+
+
+def _closed(z: Tensor) -> list[int]:
+    """Indices of the gates that are 0."""
+    return (z == 0).nonzero().squeeze(1).tolist()
 
 
 def why_no_encoder(model: nn.Module) -> str | None:

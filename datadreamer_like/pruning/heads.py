@@ -1,16 +1,15 @@
 """Pruning of attention heads by their importance for the loss.
 
-Heads are removed by narrowing an attention's projections, from whose width forward passes infer the head count. The
-table of module names by architecture is in `formats.modules`.
+Heads are removed by narrowing an attention's projections (`structure`). The table of module names by architecture is in
+`formats.modules`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self, cast
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +19,9 @@ from datadreamer_like.compression.calibration import as_list, loss_on
 from datadreamer_like.compression.method import already_quantized, check_share
 from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.errors import DefinitionError
-from datadreamer_like.formats import add_layout, modules
-from datadreamer_like.formats.modules import ATTENTIONS, AttentionForm, weight_of
-from datadreamer_like.formats.widths import apply_change, keep_features
+from datadreamer_like.formats.modules import ATTENTIONS
+
+from .structure import Attention, attentions, record
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,11 @@ class Heads(CompressionMethod):
     layers are removed in steps, and importances are measured again after each step.
 
     With grouped queries, a key/value head is scored and removed together with the query heads that share it. A layer
-    that loses all its heads only adds its output bias. For batches without labels see `loss_on`.
+    that loses all its heads only adds its output bias; T5's first ones keep one, as they compute the position bias. For
+    batches without labels see `loss_on`.
+
+    Layers end up with different numbers of heads, which no config can say: what is saved loads in transformers after
+    `import datadreamer_like.pruning`, not in vLLM or llama.cpp. For these use `Width`, with one number for all layers.
 
     Attributes:
         sparsity: Share of the model's heads (or groups) to remove, in [0, 1).
@@ -65,21 +68,19 @@ class Heads(CompressionMethod):
         return cls(sparsity=0.5)
 
     def fits(self, model: nn.Module) -> str | None:
-        """Unquantized encoders and decoders with a known attention class."""
-        config = getattr(model, "config", None)
-        if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
-            return "it has cross-attention, whose heads this method cannot remove. Use pruning.Magnitude or Layers."
+        """Unquantized encoders, decoders and encoder-decoders with a known attention class."""
+        if getattr(getattr(model, "config", None), "add_cross_attention", False):
+            return "it is a decoder with added cross-attention, whose heads this method cannot remove."
         if reason := already_quantized(model):
             return reason
-        groups = [attention.groups for attention in attentions(model)]
-        if not groups:
-            known = sorted(name.removesuffix("Attention") for name, form in ATTENTIONS.items() if not form.fixed)
-            found = modules.attentions(model)
-            fixed = next((form.fixed for _, form in found), "it has no attention of a supported class")
-            return f"{fixed}. Heads can be removed from {', '.join(known)}."
-        spare = sum(max(0, count - self.at_least) for count in groups)
-        if round(self.sparsity * sum(groups)) > spare:
-            return f"at_least={self.at_least} in each layer leaves {spare} of {sum(groups)} heads to remove."
+        found = list(attentions(model))
+        if not found:
+            known = ", ".join(sorted(name.removesuffix("Attention") for name in ATTENTIONS))
+            return f"it has no attention of a supported class. Heads can be removed from {known}."
+        total = sum(attention.groups for attention in found)
+        spare = sum(max(0, attention.groups - self._stay(attention)) for attention in found)
+        if round(self.sparsity * total) > spare:
+            return f"at_least={self.at_least} in each layer leaves {spare} of {total} heads to remove."
         return None
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
@@ -89,16 +90,17 @@ class Heads(CompressionMethod):
         total = sum(attention.groups for attention in found)
         left, stride = round(self.sparsity * total), max(1, round(self.step * total))
         while left > 0:
-            drop = self._least_important(importance(model, found, batches), min(stride, left))
+            drop = self._least_important(found, importance(model, found, batches), min(stride, left))
             for attention, groups in zip(found, drop, strict=True):
                 if groups:
                     attention.remove(groups)
             left -= sum(len(groups) for groups in drop)
-        changes = {name: change for attention in found for name, change in attention.changes.items()}
-        if changes:
-            add_layout(model, {"kind": "widths", "modules": changes})
+        record(model, found)
 
-    def _least_important(self, scores: list[Tensor], count: int) -> list[list[int]]:
+    def _stay(self, attention: Attention) -> int:
+        return max(self.at_least, attention.at_least)
+
+    def _least_important(self, found: list[Attention], scores: list[Tensor], count: int) -> list[list[int]]:
         ranked = sorted(
             (score / float(layer.norm().clamp_min(1e-30)), index, group)
             for index, layer in enumerate(scores)
@@ -106,91 +108,9 @@ class Heads(CompressionMethod):
         )
         drop: list[list[int]] = [[] for _ in scores]
         for _, index, group in ranked:
-            if sum(map(len, drop)) < count and len(scores[index]) - len(drop[index]) > self.at_least:
+            if sum(map(len, drop)) < count and len(scores[index]) - len(drop[index]) > self._stay(found[index]):
                 drop[index].append(group)
         return drop
-
-
-class Attention:
-    """One attention of a model and its removable groups of heads.
-
-    A group is one head, or with grouped queries a key/value head and the query heads that share it.
-
-    Attributes:
-        groups: Number of remaining groups.
-        head_size: Features of one head.
-        group_size: Query features of one group; they are adjacent in the input of the output projection.
-        changes: Layout entries of the modules that `remove` has changed, by name.
-    """
-
-    def __init__(self, model: nn.Module, name: str, form: AttentionForm) -> None:
-        self.model, self.name, self.form = model, name, form
-        self.head_size = int(getattr(self._part(form.core), form.head_size))
-        blocks = 3 if form.fused else 1
-        self.groups = len(weight_of(self._part(form.key))) // blocks // self.head_size
-        self.group_size = len(weight_of(self._part(form.query))) // blocks // self.groups
-        self.changes: dict[str, dict[str, Any]] = {}
-
-    @property
-    def output(self) -> nn.Module:
-        """The projection back to the hidden size; its input is the heads' output [..., groups * group_size]."""
-        return self._part(self.form.output)
-
-    def remove(self, groups: Collection[int]) -> None:
-        """Removes groups of heads in place; without any group the attention returns its output bias."""
-        kept = [group for group in range(self.groups) if group not in groups]
-        if kept:
-            self._narrow(kept)
-        else:
-            self._empty()
-        self.groups = len(kept)
-
-    def _narrow(self, kept: list[int]) -> None:
-        form, features = self.form, len(kept) * self.group_size
-        queries, keys = _positions(kept, self.group_size), _positions(kept, self.head_size)
-        if form.fused:
-            width = self.groups * self.group_size
-            rows = {form.query: torch.cat([queries + block * width for block in range(3)])}
-        else:
-            rows = {form.query: queries, form.key: keys, form.value: keys}
-        for path, index in rows.items():
-            keep_features(self._part(path), "out", index)
-        keep_features(self.output, "in", queries)
-        self.changes = {self._full(path): {"out": len(index)} for path, index in rows.items()}
-        self.changes[self._full(form.output)] = {"in": features}
-        if form.width:
-            counts = {form.head_count: features // self.head_size, form.width: features}
-            for attribute, value in counts.items():
-                setattr(self._part(form.core), attribute, value)
-            self.changes[self._full(form.core)] = {"set": counts}
-
-    def _empty(self) -> None:
-        form, bias = self.form, cast("nn.Parameter | None", self.output.bias)
-        constant = {"size": len(weight_of(self.output)), "bias": bias is not None}
-        if form.core:
-            self.changes = {self._full(form.core): {"headless": {}}, self._full(form.output): {"constant": constant}}
-        else:
-            self.changes = {self.name: {"headless": {"output": form.output, "constant": constant}}}
-        for name, change in self.changes.items():
-            apply_change(self.model, name, change)
-        if bias is not None:
-            self.output.bias = bias
-
-    def _full(self, path: str) -> str:
-        return f"{self.name}.{path}" if path else self.name
-
-    def _part(self, path: str) -> nn.Module:
-        return self.model.get_submodule(self._full(path))
-
-
-def attentions(model: nn.Module) -> Iterator[Attention]:
-    """Finds the attentions whose heads can be removed, in the order of the layers."""
-    return (Attention(model, name, form) for name, form in modules.attentions(model) if not form.fixed)
-
-
-def _positions(blocks: list[int], size: int) -> Tensor:
-    """Feature indices [len(blocks) * size] of these blocks of features."""
-    return (torch.tensor(blocks)[:, None] * size + torch.arange(size)).flatten()
 
 
 def importance(model: nn.Module, found: list[Attention], batches: Batches) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -24,10 +25,11 @@ class Layers(CompressionMethod):
 
     With calibration data, the layers of lowest block influence, `1 - E cos(h_in, h_out)` over non-padding tokens, are
     removed in one step (ShortGPT, Men et al. 2024, arXiv:2403.03853). Without, the kept layers are spread evenly from
-    the first to the last, as in DistilBERT. `keep` is the number of layers to keep, or their indices from 0.
+    the first to the last, as in DistilBERT. `keep` is the number of layers to keep, or their indices from 0: every k-th
+    layer of n is `keep=range(0, n, k)`.
     """
 
-    keep: int | tuple[int, ...] | list[int]
+    keep: int | Sequence[int]
 
     kind = "pruning"
     papers = ("2403.03853",)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from datadreamer_like.compression import Batches
-from datadreamer_like.compression.calibration import as_list, loss_on
 from datadreamer_like.compression.method import already_quantized, check_patterns, check_share
+from datadreamer_like.compression.while_training import check_training, train_on_batches
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.formats.modules import block_linears, linears, weight_of
 
@@ -60,10 +60,7 @@ class Movement(PrunesWhileTraining):
         check_patterns(self.exclude)
         if not isinstance(self.schedule, Cubic):
             raise DefinitionError(f"schedule is {self.schedule!r}; Movement needs one, such as pruning.Cubic().")
-        if type(self.epochs) is not int or self.epochs < 1 or not self.learning_rate > 0:
-            raise DefinitionError(
-                f"epochs={self.epochs} and learning_rate={self.learning_rate} must be a number of passes and above 0."
-            )
+        check_training(self.epochs, self.learning_rate)
 
     @classmethod
     def example(cls) -> Self:
@@ -81,19 +78,7 @@ class Movement(PrunesWhileTraining):
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Trains on the calibration batches, and prunes, in place."""
-        batches = as_list(calibration, self)
-        self.begin(model)
-        training, trainable = model.training, [each for each in model.parameters() if each.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, self.learning_rate, weight_decay=0.0)
-        model.eval()  # dropout would make the result depend on the state of the random generator
-        steps = self.epochs * len(batches)
-        for step in range(1, steps + 1):
-            loss_on(model, batches[(step - 1) % len(batches)]).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad()
-            self.after_step(model, step, steps)
-        self.end(model)
-        model.train(training)
+        train_on_batches(self, model, calibration, self.epochs, self.learning_rate)
 
     def begin(self, model: nn.Module) -> None:
         """Gives each weight a score, and freezes the embeddings."""

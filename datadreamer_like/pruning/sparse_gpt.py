@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
 from datadreamer_like.compression.calibration import walk_blocks
-from datadreamer_like.compression.hessian import input_hessians, inverse_factor
+from datadreamer_like.compression.hessian import check_damping, input_hessians, inverse_factor
 from datadreamer_like.compression.method import already_quantized, check_patterns
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError
+from datadreamer_like.errors import DefinitionError
 from datadreamer_like.formats import mark_sparse
 from datadreamer_like.formats.modules import block_linears, weight_of
 from datadreamer_like.kernels import nm_mask
@@ -62,10 +62,7 @@ class SparseGPT(CompressionMethod):
                 f"block={self.block} is not a multiple of {self.pattern[1]}, the length of the pattern. "
                 f"Pass block={max(1, round(128 / self.pattern[1])) * self.pattern[1]}."
             )
-        if not isinstance(self.damping, int | float):
-            raise ArgumentTypeError(f"damping must be a number, not {self.damping!r}.")
-        if not 0 <= self.damping < float("inf"):
-            raise DefinitionError(f"damping is {self.damping}; it must be a share of the mean diagonal, such as 0.01.")
+        check_damping(self.damping)
 
     @classmethod
     def example(cls) -> Self:

@@ -7,7 +7,6 @@ weight, and the optimizer sees the weight under it, and in movement pruning the 
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -15,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from datadreamer_like.compression import CompressionMethod
-from datadreamer_like.distillation import Objective, Teacher
+from datadreamer_like.compression import CompressesWhileTraining
 from datadreamer_like.formats import mark_sparse
 from datadreamer_like.formats.sparse import sparse_names
 
@@ -28,26 +26,24 @@ class Schedule(Protocol):
         """Returns the steps, of so many, between which something is removed; after the last one nothing is."""
 
 
-class PrunesWhileTraining(CompressionMethod):
+class PrunesWhileTraining(CompressesWhileTraining):
     """Base of methods that can prune while the model is trained, such as in `stages.Prune(retrain=...)`.
 
-    A subclass is a dataclass with a `schedule`, None if weights are to be removed at once, before the training. A loop
-    calls `begin` before the optimizer is made, `after_step` after each step of it, and `end`.
+    A subclass is a dataclass with a `schedule`, None if weights are to be removed at once, before the training. Its
+    `begin` puts masks on the weights to prune, which keep all of them, and `after_step` changes the masks.
     """
 
     schedule: Schedule | None
 
-    def objective(self, teacher: Teacher) -> Objective | None:
-        """The objective of a training that names none, with the model before pruning as `teacher`; None for labels."""
-        return None
+    @property
+    def needs_training(self) -> bool:
+        """Whether there is a schedule."""
+        return self.schedule is not None
 
-    @abstractmethod
-    def begin(self, model: nn.Module) -> None:
-        """Puts masks on the weights to prune, in place; they keep all weights."""
-
-    @abstractmethod
-    def after_step(self, model: nn.Module, step: int, steps: int) -> None:
-        """Changes the masks after optimizer step `step`, from 1, of `steps`, as the schedule says."""
+    def final_from(self, steps: int) -> int:
+        """The step at which the last weights are removed."""
+        assert self.schedule is not None
+        return self.schedule.bounds(steps)[1]
 
     def end(self, model: nn.Module) -> None:
         """Takes the masks off: what they hide becomes zero, and the model is stored sparse."""

@@ -1,8 +1,13 @@
 from .absmax import AbsMax as AbsMax
 from .binary import Binary as Binary
+from .binary_network import BinaryNetwork as BinaryNetwork
 from .cast import Cast as Cast
 from .dynamic_int8 import DynamicInt8 as DynamicInt8
 from .gobo import GOBO as GOBO
+from .gptq import GPTQ as GPTQ
+from .layer_by_layer import LayerByLayer as LayerByLayer
 from .llm_int8 import LLMInt8 as LLMInt8
+from .mixed import Mixed as Mixed
 from .nf4 import NF4 as NF4
+from .qat import QAT as QAT
 from .zero_point import ZeroPoint as ZeroPoint

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from torch import nn
 
-from datadreamer_like.errors import DefinitionError
 from datadreamer_like.formats import Entry
 from datadreamer_like.formats.modules import weight_of
 from datadreamer_like.formats.uniform import UniformLinear, WeightGranularity
 
+from .uniform import check_groups, check_uniform, uniform_layout
 from .weights import WeightQuantization
 
 
@@ -28,7 +28,9 @@ class AbsMax(WeightQuantization):
     Attributes:
         bits: 2 to 8. Without data to round by, 4 bits and fewer cost much; compare with `GOBO` and `NF4`.
         granularity: Which weights share a scale: "tensor" (all of a layer), "row" (those of an output feature) or
-            "column" (those of an input feature). The finer ones never have a larger error, and cost 4 bytes a scale.
+            "column" (those of an input feature). The finer ones never have a larger error, and cost 4 bytes a scale. A
+            number g: those of g consecutive inputs of an output feature, as in GPTQ (Frantar et al. 2022,
+            arXiv:2210.17323); the scale is then `max|W| / (2^(bits-1) - 1/2)` in fp16, and all `2^bits` codes are used.
         exclude: Patterns of module names to skip, with all modules inside them, for instance ("*.down_proj",).
 
     Example:
@@ -39,13 +41,16 @@ class AbsMax(WeightQuantization):
     """
 
     bits: int = 8
-    granularity: WeightGranularity = "tensor"
+    granularity: WeightGranularity | int = "tensor"
 
-    papers = ("2208.07339",)
+    papers = ("2208.07339", "2210.17323")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_uniform(self.bits, self.granularity)
+        if isinstance(self.granularity, int):
+            check_groups(self.bits, self.granularity, "granularity")
+        else:
+            check_uniform(self.bits, self.granularity)
 
     def coded(self, name: str, module: nn.Module) -> UniformLinear:
         """Returns the layer with integer weights."""
@@ -55,13 +60,4 @@ class AbsMax(WeightQuantization):
 
     def layout(self, made: Mapping[str, Any]) -> Entry:
         """Returns a "uniform" entry."""
-        options = {"bits": self.bits, "granularity": self.granularity, "affine": False}
-        return {"kind": "uniform", **options, "modules": {name: {} for name in made}}
-
-
-def check_uniform(bits: object, granularity: object) -> None:
-    """Raises `DefinitionError` for bits other than 2 to 8, or an unknown granularity."""
-    if type(bits) is not int or not 2 <= bits <= 8:
-        raise DefinitionError(f"bits is {bits!r}; it must be a whole number from 2 to 8.")
-    if granularity not in get_args(WeightGranularity):
-        raise DefinitionError(f'granularity is {granularity!r}; choose "tensor", "row" or "column".')
+        return uniform_layout(made, self.bits, self.granularity)

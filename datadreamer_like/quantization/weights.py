@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -13,6 +13,9 @@ from datadreamer_like.compression import Batches, CompressionMethod
 from datadreamer_like.compression.method import check_finite, check_patterns, why_unquantizable
 from datadreamer_like.formats import CodedModule, Entry, add_layout
 from datadreamer_like.formats.modules import block_linears, linears, output_heads, replace_modules, stacks, weight_of
+from datadreamer_like.formats.uniform import UniformLinear
+
+from .uniform import check_groups, uniform_layout
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class WeightQuantization(CompressionMethod):
     exclude: tuple[str, ...] = field(default=(), kw_only=True)
 
     kind = "quantization"
+    learned: ClassVar[bool] = False
+    """Whether codes stand for other weights than the model has, learned from data: exports then start from them."""
 
     def __post_init__(self) -> None:
         check_patterns(self.exclude)
@@ -53,12 +58,60 @@ class WeightQuantization(CompressionMethod):
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Replaces the layers in place; calibration data are not used."""
+        self.replace(model, self.chosen(model))
+
+    def replace(self, model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+        """Replaces layers of the model, by name, by their quantized form, in place, and records how they are stored."""
         made: dict[str, CodedModule] = {}
-        for name, module in self.chosen(model).items():
+        for name, module in layers.items():
             check_finite(name, weight_of(module), type(self).__name__)
             made[name] = self.coded(name, module)
         replace_modules(model, made)
-        add_layout(model, self.layout(made))
+        self.record(model, made)
+
+    def record(self, model: nn.Module, made: Mapping[str, Any]) -> None:
+        """Records how layers that were replaced, by name, are stored."""
+        add_layout(model, self.layout(made) | ({"learned": True} if self.learned else {}))
+
+
+@dataclass(frozen=True)
+class GroupQuantization(WeightQuantization):
+    """Weights of few bits with a scale for each group of inputs, chosen block by block with calibration data.
+
+    Attributes:
+        bits: 2 to 8.
+        group_size: Inputs that share a scale; the last group of a layer may be shorter.
+        exclude: Patterns of module names to skip, with all modules inside them.
+    """
+
+    bits: int = 4
+    group_size: int = 128
+
+    learned = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_groups(self.bits, self.group_size)
+
+    def fits(self, model: nn.Module) -> str | None:
+        """A transformers model whose blocks have linear layers that are not quantized yet and share no weight."""
+        if not stacks(model):
+            return "it has no list of blocks to quantize in order. Use quantization.AbsMax(granularity=128)."
+        return super().fits(model)
+
+    def empty(self, layer: nn.Module) -> UniformLinear:
+        """Returns the quantized form of a layer, without its codes."""
+        return UniformLinear.like(layer, self.bits, self.group_size)
+
+    def coded(self, name: str, module: nn.Module) -> UniformLinear:
+        """Returns the layer with its weights rounded to the nearest codes."""
+        made = self.empty(module)
+        made.quantize(weight_of(module))
+        return made
+
+    def layout(self, made: Mapping[str, Any]) -> Entry:
+        """Returns a "uniform" entry."""
+        return uniform_layout(made, self.bits, self.group_size)
 
 
 def _why_shared(model: nn.Module, chosen: Mapping[str, nn.Module]) -> str | None:

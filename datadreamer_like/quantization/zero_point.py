@@ -12,7 +12,7 @@ from datadreamer_like.formats import Entry
 from datadreamer_like.formats.modules import weight_of
 from datadreamer_like.formats.uniform import UniformLinear, WeightGranularity
 
-from .absmax import check_uniform
+from .uniform import check_uniform, uniform_layout
 from .weights import WeightQuantization
 
 
@@ -55,5 +55,4 @@ class ZeroPoint(WeightQuantization):
 
     def layout(self, made: Mapping[str, Any]) -> Entry:
         """Returns a "uniform" entry."""
-        options = {"bits": self.bits, "granularity": self.granularity, "affine": True}
-        return {"kind": "uniform", **options, "modules": {name: {} for name in made}}
+        return uniform_layout(made, self.bits, self.granularity, affine=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 from datadreamer_like.evaluation.columns import check_number
@@ -58,7 +58,7 @@ class LotteryTicket:
         start: The start, a trained node of `rewind_step` steps.
         dense: The dense network, trained.
         tickets: The rewound sparse models, one a round, as `Rewind` nodes.
-        trained: The tickets, trained.
+        students: The tickets, trained.
         controls: The trained controls, by name; empty without them.
 
     Raises:
@@ -70,10 +70,11 @@ class LotteryTicket:
         >>> found = LotteryTicket(  # doctest: +SKIP
         ...     "Topics", partial(TrainHFClassifier, model_name=encoder), *columns, rounds=5, learning_rate=5e-5,
         ... )
-        >>> found.trained[-1].export(to="ticket")  # doctest: +SKIP
+        >>> found.students[-1].export(to="ticket")  # doctest: +SKIP
     """
 
     papers = ("1803.03635", "1903.01611")
+    result_version: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -118,7 +119,7 @@ class LotteryTicket:
         self.start: Any = train("start", callbacks=callbacks, **rate)
         self.dense: Any = train("dense", self.start)
         self.tickets: list[Rewind] = []
-        self.trained: list[Any] = []
+        self.students: list[Any] = []
         output = list(linears(self.start.model))[-1]
         self.start.unload_model()
         pruned: Any = None
@@ -126,9 +127,9 @@ class LotteryTicket:
             title = f"{name}, round {number}"
             of_output = 1 - (1 - share / 2) ** number
             method = Magnitude(1 - (1 - share) ** number, scope, others=((f"{output}.weight", of_output),))
-            pruned = Prune(f"{title}, pruned", (self.trained or [self.dense])[-1], method)
+            pruned = Prune(f"{title}, pruned", (self.students or [self.dense])[-1], method)
             self.tickets.append(Rewind(f"{title}, ticket", pruned, to=self.start))
-            self.trained.append(train(f"round {number}", self.tickets[-1]))
+            self.students.append(train(f"round {number}", self.tickets[-1]))
         self.controls: dict[str, Any] = {}
         if controls:
             fresh = FreshWeights(f"{name}, fresh weights", self.start, seed=1)
@@ -150,8 +151,8 @@ class LotteryTicket:
     def table(self) -> Table:
         """The weights left in the pruned matrices but the output layer, and the metrics on the validation rows."""
         models = {"dense": (self.dense, 0)}
-        models |= {f"round {number}": (each, number) for number, each in enumerate(self.trained, start=1)}
-        models |= {title: (each, len(self.trained)) for title, each in self.controls.items()}
+        models |= {f"round {number}": (each, number) for number, each in enumerate(self.students, start=1)}
+        models |= {title: (each, len(self.students)) for title, each in self.controls.items()}
         rows = [
             {"model": title, "left": (1 - self._share) ** number, **each.metrics}
             for title, (each, number) in models.items()

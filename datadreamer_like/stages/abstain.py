@@ -10,8 +10,8 @@ from datadreamer_like.errors import DataError
 from datadreamer_like.evaluation.abstention import fit_threshold, rows_needed
 from datadreamer_like.graph.output import Column
 from datadreamer_like.models.trained.confidence import Confidence, Threshold
+from datadreamer_like.models.trained.model_facts import dtype_name
 from datadreamer_like.models.trained.predictions import log_odds
-from datadreamer_like.models.trained.trained_model import dtype_name
 
 from .held_out import HeldOutRows, HeldOutStage
 

@@ -19,6 +19,7 @@ from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.results import Kept
+from datadreamer_like.models.exports.report import Runtime
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText, checked
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.trained_model import loaded
@@ -27,6 +28,7 @@ from datadreamer_like.storage.shown import clean
 from datadreamer_like.storage.tables import TableWriter, open_table
 
 from .comparison import HTML_NAME, PNG_NAME, Comparison, Measured, unique
+from .runtimes import check_runtimes, exported, with_runtime
 from .stage import Stage, model_argument, origins
 
 if TYPE_CHECKING:
@@ -80,6 +82,8 @@ class Compare(Stage):
         rejected: For language models: column of worse answers than `labels`.
         generate: For language models: number of rows, evenly spread, whose answers are generated, by greedy decoding.
         max_new_tokens: Maximum number of tokens in a generated answer.
+        runtimes: Where each model runs: "torch" and "onnx", for ONNX Runtime on a CPU. A classifier is exported to ONNX
+            for the time of the work, in fp32, or in the bits in which it is quantized.
         device: Device for all models, such as "cuda"; None for each model's own.
         keep_loaded: Keep all models in memory until the end. With False each is loaded for its turn, which takes
             longer but does not change the measured times.
@@ -133,6 +137,7 @@ class Compare(Stage):
         rejected: Column | None = None,
         generate: int = 0,
         max_new_tokens: int = 64,
+        runtimes: Sequence[Runtime] = ("torch",),
         device: str | int | torch.device | None = None,
         keep_loaded: bool = True,
         force: bool = False,
@@ -143,11 +148,14 @@ class Compare(Stage):
             raise ArgumentTypeError(f'"{self.name}": models must be a list of models, not {type(models).__name__}.')
         if not models:
             raise DefinitionError(f'"{self.name}": models is empty. Pass at least one.')
+        self.runtimes = check_runtimes(runtimes, f'"{self.name}"')
         self.models = [
             model_argument(model, f'"{self.name}": models[{index}]', device) for index, model in enumerate(models)
         ]
         self.names = self._names(names)
         self.baseline = self._baseline(baseline, models)
+        if self.runtimes != ("torch",):
+            self._on_runtimes()
         self.inputs = check_column(inputs, f'"{self.name}": inputs')
         self.labels = None if labels is None else check_column(labels, f'"{self.name}": labels')
         self.rejected = None if rejected is None else check_column(rejected, f'"{self.name}": rejected')
@@ -190,6 +198,8 @@ class Compare(Stage):
         ):  # fmt: skip
             parts[f"argument {option}"] = fingerprint(getattr(self, option), option)
         parts["teacher"] = fingerprint(self.teacher, "teacher")
+        if self.runtimes != ("torch",):
+            parts["argument runtimes"] = fingerprint(self.runtimes, "runtimes")
         return parts | {f"input {name}": fingerprint(getattr(self, name), name) for name in (*NAMES, "rejected")}
 
     # The result
@@ -248,8 +258,10 @@ class Compare(Stage):
 
     def build(self, draft: Path) -> Kept:
         """Measures the models."""
-        models = dict(zip(self.names, self.models, strict=True))
         with quiet(), ExitStack() as stack:
+            self.usage.note = "exporting"
+            ready = [stack.enter_context(exported(model)) for model in self.models]
+            models = dict(zip(self.names, ready, strict=True))
             judge = judge_for(models)(
                 self.inputs, self.labels, models, self.max_length, self.chat_prompt_template, self.system_prompt,
                 self.resamples, self.seed, self.teacher, self.max_error, self.confidence, self.rejected, self.generate,
@@ -331,6 +343,14 @@ class Compare(Stage):
                 f'"{self.name}": there are {len(self.models)} models and {len(names)} names. Pass one name per model.'
             )
         return unique([clean(str(name)) for name in names])
+
+    def _on_runtimes(self) -> None:
+        """Puts each model in the list once for each runtime."""
+        pairs = [(each, place) for each in zip(self.models, self.names, strict=True) for place in self.runtimes]
+        what = f'"{self.name}": runtimes'
+        self.models = [with_runtime(model, place, what) for (model, _), place in pairs]
+        self.names = unique([name if place == "torch" else f"{name} ({place})" for (_, name), place in pairs])
+        self.baseline *= len(self.runtimes)
 
     def _baseline(self, baseline: object | None, models: Sequence[object]) -> int:
         """Index of the model that the others are compared with."""

@@ -48,7 +48,7 @@ def model_argument(value: object, what: str, device: object = None) -> TrainedMo
     if isinstance(trained, EnsembleModel):
         members = [model_argument(member, what, device) for member in trained.members]
         return EnsembleModel(members, trained.weights, name=trained.path)
-    return TrainedModel(trained.path, device=device, dtype=trained.dtype, node=trained.node)  # type: ignore[arg-type]
+    return TrainedModel(trained.path, device=device, dtype=trained.dtype, node=trained.node, runtime=trained.runtime)  # type: ignore[arg-type]
 
 
 def origins(models: Iterable[TrainedModel], columns: Iterable[object]) -> list[Node]:

@@ -33,8 +33,11 @@ def checksums(folder: Path, but: Container[str] = ()) -> dict[str, str]:
     return sums
 
 
-def damaged_file(folder: Path, sums: Mapping[str, str]) -> str | None:
-    """Returns the first file of `checksums` that is missing or has other content, as text for a message; else None."""
+def damaged_file(folder: Path, sums: Mapping[str, str], *, seal: bool = True) -> str | None:
+    """Returns the first file of `checksums` that is missing or has other content, as text for a message; else None.
+
+    With `seal`, the next comparison reads only files that have changed since.
+    """
     known: dict[str, list[int]] = {}
     with suppress(OSError, ValueError, TypeError):
         known = dict(json.loads((folder / SEAL_NAME).read_text(encoding="utf-8")))
@@ -47,7 +50,7 @@ def damaged_file(folder: Path, sums: Mapping[str, str]) -> str | None:
                 return f"{path} is damaged (its checksum differs)"
         except OSError as error:
             return f"{path} is damaged ({error.strerror})"
-    if known != states:
+    if seal and known != states:
         _seal(folder, states)
     return None
 

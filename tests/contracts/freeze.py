@@ -1,4 +1,4 @@
-"""Writes `ids.json` and `golden.json` anew from what the package's classes are and give now."""
+"""Writes `ids.json`, `golden.json` and the table in docs/methods.md anew from what the classes are and give."""
 
 from __future__ import annotations
 
@@ -10,4 +10,5 @@ import pytest
 
 if __name__ == "__main__":
     os.environ["DATADREAMER_LIKE_FREEZE"] = "1"
-    sys.exit(pytest.main(["-q", "-k", "ids_are or example_gives", str(Path(__file__).with_name("test_identity.py"))]))
+    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("identity", "method_table")]
+    sys.exit(pytest.main(["-q", "-k", "ids_are or example_gives or table_of_methods", *files]))

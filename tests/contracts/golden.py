@@ -11,11 +11,24 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from stand_ins import stand_in
 from subjects import ROOMS, Lengths, Parrot, classes_of, example_of, public
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.models import LLM, Embedder, Retriever, TaskModel
+from datadreamer_like.models import (
+    LLM,
+    Anthropic,
+    Bedrock,
+    Embedder,
+    OpenAI,
+    OpenAIAssistant,
+    OpenAIResponses,
+    ParallelEmbedder,
+    ParallelLLM,
+    Retriever,
+    TaskModel,
+)
 from datadreamer_like.models.model import Model
 from datadreamer_like.stages import Stage
 from datadreamer_like.stages.compression import Compression
@@ -119,7 +132,10 @@ def of_llm(kind: Any, given: Given, folder: Path) -> Any:
     from datadreamer_like.models.llms.generation import Generation
 
     os.environ.setdefault(f"{kind.__name__.upper()}_API_KEY", "none")  # nothing is sent to the provider
-    llm = kind.example(str(given.files.get(kind.__name__, "example/model")))
+    os.environ.setdefault("HF_TOKEN", "none")
+    with stand_in(kind.__name__.lower()):
+        name = str(given.files.get(kind.__name__, "example/model"))
+        llm = kind.example(OpenAI.example(name) if kind is ParallelLLM else name)
     options: dict[str, Any] = {"max_new_tokens": 5, "temperature": 0.7, "top_p": 0.9, "n": 2, "seed": 3}
     calls = LLMCalls(fingerprint(llm), Generation.from_options(options, llm.extra_options).sampling, llm.follow_up)
     keys, _ = calls.admit(["Say yes.", "Say yes.", [{"role": "user", "content": "Say no."}]])
@@ -132,16 +148,26 @@ def of_llm(kind: Any, given: Given, folder: Path) -> Any:
 def requests_of(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
     sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
     from anthropic_server import AnthropicServer
+    from bedrock_server import BedrockServer
     from flaky_server import FlakyServer
+    from responses_server import ResponsesServer
 
-    with AnthropicServer() if kind.__name__ == "Anthropic" else FlakyServer() as server:
-        llm = kind("m", base_url=server.url, api_key="none", system_prompt="Be brief.", cache_folder_path=folder)
+    servers: dict[Any, type[FlakyServer]] = {
+        Anthropic: AnthropicServer, Bedrock: BedrockServer, OpenAIAssistant: ResponsesServer,
+        OpenAIResponses: ResponsesServer,
+    }  # fmt: skip
+    key: dict[str, Any] = {"api_key": "none"}
+    if kind is Bedrock:
+        key = {"aws_access_key_id": "none", "aws_secret_access_key": "none", "aws_region_name": "us-east-1"}
+    with servers.get(kind, FlakyServer)() as server:
+        llm = kind("m", base_url=server.url, **key, system_prompt="Be brief.", cache_folder_path=folder)
         llm.run(["Say yes."], **options)
         return server.requests
 
 
 def of_embedder(kind: Any, given: Given, folder: Path) -> Any:
-    model = kind.example(str(given.files.get(kind.__name__, "example/model")))
+    name = str(given.files.get(kind.__name__, "example/model"))
+    model = kind.example(Lengths() if kind is ParallelEmbedder else name)
     return [vector[:4] for vector in model.run(["a cat", "two dogs"])]
 
 

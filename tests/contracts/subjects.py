@@ -36,8 +36,8 @@ def public(room: str, name: str) -> Any:
 
 
 def classes_of(*rooms: str, below: type | None = None) -> list[type]:
-    """The public classes of rooms that can be made: no abstract ones."""
-    found = [public(room, name) for room in rooms for name in names_of(room)]
+    """The public classes of rooms that can be made: no abstract ones, and each once, whatever its other names."""
+    found = dict.fromkeys(public(room, name) for room in rooms for name in names_of(room))
     return [
         thing
         for thing in found

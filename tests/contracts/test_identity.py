@@ -41,6 +41,9 @@ def given(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     files = {
         "HFTransformers": Path("example/model"),
         "LlamaCPP": request.getfixturevalue("smollm_gguf"),
+        "CTransformers": request.getfixturevalue("smollm_gguf"),
+        "Petals": Path("example/model"),
+        "VLLM": Path("example/model"),
         "SentenceTransformersEmbedder": request.getfixturevalue("minilm_path"),
     }
     classifier = request.getfixturevalue("small_classifier")

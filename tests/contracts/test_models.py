@@ -12,15 +12,18 @@ import tomllib
 from typing import Any
 
 import pytest
+from stand_ins import stand_in
 from subjects import PACKAGE, ROOMS, classes_of, names_of
 
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.models import LLM, Embedder, Retriever, TaskModel
+from datadreamer_like.models import LLM, Embedder, ParallelEmbedder, ParallelLLM, Retriever, TaskModel
 
 SETTINGS = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS: dict[str, list[str]] = SETTINGS["project"]["optional-dependencies"]
-LLMS = [kind for kind in classes_of("models", below=LLM) if kind is not LLM]
-EMBEDDERS = [kind for kind in classes_of("models", below=TaskModel) if kind not in (TaskModel, Embedder)]
+LLMS = [kind for kind in classes_of("models", below=LLM) if kind not in (LLM, ParallelLLM)]
+EMBEDDERS = [
+    kind for kind in classes_of("models", below=TaskModel) if kind not in (TaskModel, Embedder, ParallelEmbedder)
+]
 RETRIEVERS = [kind for kind in classes_of("models", below=Retriever) if kind is not Retriever]
 SECRET = "sk-S3cr3tK3y-0123456789abcdef"
 
@@ -35,15 +38,28 @@ def local(request: pytest.FixtureRequest) -> dict[str, str]:
     return {
         "HFTransformers": str(request.getfixturevalue("tiny_causal_lm")),
         "LlamaCPP": str(request.getfixturevalue("smollm_gguf")),
+        "CTransformers": str(request.getfixturevalue("smollm_gguf")),
+        "Petals": str(request.getfixturevalue("tiny_causal_lm")),
+        "VLLM": str(request.getfixturevalue("tiny_causal_lm")),
         "SentenceTransformersEmbedder": str(request.getfixturevalue("minilm_path")),
     }
 
 
-def example(kind: Any, local: dict[str, str]) -> Any:
+# What else some models need, and the names of keys.
+NEEDED: dict[str, dict[str, str]] = {
+    "Azure": {"base_url": "https://example.openai.azure.com"},
+    "Bedrock": {"aws_access_key_id": "AKIA", "aws_region_name": "us-east-1"},
+    "VertexAI": {"vertex_project": "p"},
+}
+KEYS = ("api_key", "token", "aws_secret_access_key")
+
+
+def example(kind: Any, local: dict[str, str], key: str = SECRET) -> Any:
     """Makes a model with its name and, where it takes one, a key."""
     parameters = inspect.signature(kind.__init__).parameters
-    secrets = {name: SECRET for name in ("api_key", "token") if name in parameters}
-    return kind(local.get(kind.__name__, "m"), **secrets)
+    keys = {name: key for name in KEYS if name in parameters}
+    with stand_in(kind.__name__.lower()):
+        return kind(local.get(kind.__name__, "m"), **NEEDED.get(kind.__name__, {}), **keys)
 
 
 WITHOUT_EXTRAS = """
@@ -65,7 +81,7 @@ import datadreamer_like
 from datadreamer_like.errors import MissingExtra
 
 found = {}
-values = {"model_name": "nobody/nothing", "texts": ["a text"], "embedder": None}
+values = {"model_name": "nobody/nothing", "endpoint": "nobody/nothing", "texts": ["a text"], "embedder": None}
 for room, names in rooms.items():
     for name in names:
         try:
@@ -73,7 +89,8 @@ for room, names in rooms.items():
             if inspect.isclass(thing) and room == "models" and hasattr(thing, "run"):
                 parameters = inspect.signature(thing.__init__).parameters.values()
                 required = {p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
-                if required - {"self"} <= values.keys():
+                many = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+                if required - {"self"} <= values.keys() and not many:
                     thing(**{name: values[name] for name in required - {"self"}})
             found[f"{room}.{name}"] = "works"
         except MissingExtra as error:
@@ -132,8 +149,7 @@ def test_a_models_identity_and_name_hold_no_secret_and_no_key_changes_them(kind:
     model = example(kind, local)
     for shown in (model.identity(), model.__fingerprint__(), model.display_name, repr(model), str(model)):
         assert SECRET not in repr(shown)
-    keyless: Any = kind(local.get(kind.__name__, "m"), **({"api_key": "other"} if hasattr(model, "_api_key") else {}))
-    assert fingerprint(keyless) == fingerprint(model)
+    assert fingerprint(example(kind, local, key="other")) == fingerprint(model)
 
 
 @pytest.mark.parametrize("kind", LLMS)

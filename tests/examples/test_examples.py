@@ -16,16 +16,24 @@ SHORT = {
     "distil_embedder": "and distilled",
     "distil_llm": "of the teacher's answers, taught by",
     "distilbert": "Distilled, 3 layers",
+    "export_everywhere": "is about",
     "label_noise": "biased                50%",
     "lottery_ticket": "random mask",
     "ppo": "nats from the model",
     "prune": "Movement with",
     "qlora": "The third has",
+    "quantize": "4 bits, trained",
 }
 """What the output of each has in it."""
-WHOLE = {"dpo": "prefers what people wrote", "ray_engine": "the same rows", "structured_output": "stars"}
+WHOLE = {
+    "budget_and_plan": "were planned",
+    "dpo": "prefers what people wrote",
+    "providers": "LlamaCPPServer  Name an animal.",
+    "ray_engine": "the same rows",
+    "structured_output": "stars",
+}
 """Those without a short form."""
-MEASURE = {"born_again", "distil_embedder", "distilbert"}
+MEASURE = {"born_again", "distil_embedder", "distilbert", "export_everywhere"}
 """Those that measure times, which are other ones every time."""
 
 

@@ -163,3 +163,20 @@ def test_features_of_a_newer_version_are_refused(tmp_path: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 2}))
     with pytest.raises(NewerFormat):
         load(tmp_path)
+
+
+def test_an_encoder_with_a_linear_head_gives_its_encoders_hidden_states_and_attentions() -> None:
+    model = embedding().eval()
+    model.set_attn_implementation("eager")
+    ids, mask = torch.tensor([[1, 2, 3], [4, 5, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    with torch.no_grad():
+        asked = model(ids, mask, output_hidden_states=True, output_attentions=True)
+        expected = model.encoder(ids, mask, output_hidden_states=True, output_attentions=True)
+        plain = model(ids, mask)
+    assert [len(asked.hidden_states), len(asked.attentions)] == [2, 1]
+    for name in ("hidden_states", "attentions"):
+        for ours, theirs in zip(asked[name], expected[name], strict=True):
+            assert torch.equal(ours, theirs)
+    assert torch.equal(asked.logits, plain.logits)
+    assert plain.hidden_states is None
+    assert plain.attentions is None

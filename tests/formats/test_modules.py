@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from tiny_models import FAMILIES, build
+from tiny_models import FAMILIES, MORE_FAMILIES, build
 from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from datadreamer_like.formats.modules import (
     attentions,
+    feed_forwards,
     linears,
     output_heads,
     replace_modules,
@@ -95,6 +99,45 @@ def test_the_weight_of_a_linear_layer_is_out_by_in(family: str) -> None:
             x = torch.randn(2, weight.shape[1])
             bias = module.bias if module.bias is not None else 0
             torch.testing.assert_close(module(x), x @ weight.T + bias)
+
+
+@pytest.mark.parametrize("family", sorted({*FAMILIES, *MORE_FAMILIES}))
+def test_every_layer_has_one_feed_forward_network_back_to_the_hidden_size(family: str) -> None:
+    model = build(family)
+    found = dict(feed_forwards(model))
+    blocks = [f"{stack.name}.{index}" for stack in stacks(model) for index in range(len(stack.blocks))]
+    assert len(found) == len(blocks)
+    for block, (name, form) in zip(blocks, found.items(), strict=True):
+        assert f"{name}.".startswith(f"{block}.")
+        output, hidden = weight_of(model.get_submodule(f"{name}.{form.output}")), 32
+        neurons = 128 if family == "gpt2" else 48
+        assert output.shape == (hidden, neurons)
+        for path in form.inputs:
+            assert weight_of(model.get_submodule(f"{name}.{path}")).shape == (form.halves * neurons, hidden)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt-neox", "phi3"])
+def test_a_fused_projection_is_split_as_the_attention_does(family: str) -> None:
+    model = build(family)
+    name, form = next(attentions(model))
+    module = model.get_submodule(name)
+    seen: list[tuple[torch.Tensor, ...]] = []
+
+    def keep(_: object, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *__: object, **___: object) -> Any:
+        seen.append((query, key, value))
+        return value.new_zeros(value.shape[0], value.shape[2], 32), None
+
+    features: list[torch.Tensor] = []
+    module.get_submodule(form.query).register_forward_hook(lambda _, __, output: features.append(output))
+    ALL_ATTENTION_FUNCTIONS["kept for a test"] = keep
+    try:
+        model.config._attn_implementation = "kept for a test"
+        with torch.no_grad():
+            model(input_ids=torch.tensor([[5]]))  # at position 0 nothing is rotated
+    finally:
+        ALL_ATTENTION_FUNCTIONS.pop("kept for a test")
+    for part, expected in zip(form.split(module, features[0]), seen[0], strict=True):
+        torch.testing.assert_close(part, expected.transpose(1, 2).flatten(2))
 
 
 def test_a_plain_module_has_linears_and_no_blocks() -> None:

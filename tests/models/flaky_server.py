@@ -38,7 +38,8 @@ class FlakyServer:
 
     Attributes:
         seen: Prompts to how often they were received.
-        requests: Bodies of all requests, in order.
+        requests: Bodies of all requests, in order; `paths` and `headers` are theirs.
+        models: The list of models.
         most_at_once: Most requests that were under way at once.
     """
 
@@ -46,6 +47,8 @@ class FlakyServer:
         self._behave = behave or (lambda body, before: Reply(f"echo: {prompt_of(body)}"))
         self.seen: Counter[str] = Counter()
         self.requests: list[dict[str, Any]] = []
+        self.paths: list[str] = []
+        self.models: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.under_way = 0
         self.most_at_once = 0
@@ -106,11 +109,13 @@ class FlakyServer:
         }
         raw = await reader.readexactly(int(headers.get("content-length", 0)))
         if head.startswith("GET"):
-            return await self._send(writer, Reply(body=b'{"object": "list", "data": []}'), {})
+            listed = json.dumps({"object": "list", "data": self.models}).encode()
+            return await self._send(writer, Reply(body=listed), {})
         body = json.loads(raw)
         before = self.seen[prompt_of(body)]
         self.seen[prompt_of(body)] += 1
         self.requests.append(body)
+        self.paths.append(head.split(" ")[1])
         self.headers.append(headers)
         self._count(+1)
         try:
@@ -151,7 +156,12 @@ class FlakyServer:
 
 
 def prompt_of(body: dict[str, Any]) -> str:
-    return str(body["messages"][-1]["content"] if "messages" in body else body["prompt"])
+    messages = body.get("messages") or body.get("input")
+    if messages is None:
+        return str(body["prompt"])
+    content = messages[-1]["content"]
+    # Bedrock's messages always have blocks.
+    return str(content[0].get("text") if isinstance(content, list) and "text" in content[0] else content)
 
 
 def completion(reply: Reply, request: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from flaky_server import FlakyServer, Reply, error
 
 from datadreamer_like.errors import AuthenticationFailed, BadRequest, DefinitionError
 from datadreamer_like.models import OpenAI
-from datadreamer_like.models.llms.api_model import Endpoint, Quirks
+from datadreamer_like.models.llms.endpoint import Endpoint, Quirks
 from datadreamer_like.models.llms.openai_compatible import OpenAICompatible
 
 

@@ -498,13 +498,13 @@ def test_backoff_doubles_with_full_jitter_and_keeps_what_the_provider_asks() -> 
 def test_a_full_disk_ends_the_run_with_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from datadreamer_like.storage.answers import AnswerStore
 
-    prepare = AnswerStore._prepare
+    opened = AnswerStore.__init__
 
-    def small(self: AnswerStore) -> None:
-        prepare(self)
+    def small(self: AnswerStore, path: str | Path) -> None:
+        opened(self, path)
         self._connection.execute("PRAGMA max_page_count = 40")
 
-    monkeypatch.setattr(AnswerStore, "_prepare", small)
+    monkeypatch.setattr(AnswerStore, "__init__", small)
     with pytest.raises(StorageError, match="No space is left"):
         Asynchronous(tmp_path).run([f"{number} " + "x" * 1_000 for number in range(500)])
 

@@ -9,7 +9,7 @@ import pytest
 from flaky_server import FlakyServer, Reply, completion
 
 from datadreamer_like import DataDreamer
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import DataError, DefinitionError, MissingFile
 from datadreamer_like.graph.progress import describe_usage
 from datadreamer_like.graph.usage import Usage, counting
 from datadreamer_like.models import OpenAI
@@ -30,7 +30,7 @@ def test_a_request_costs_its_tokens_each_at_its_price() -> None:
 def test_the_table_is_dated_and_knows_exact_names_only() -> None:
     table = tomllib.loads(Path(prices_module.__file__).with_name("prices.toml").read_text(encoding="utf-8"))
     assert datetime.date.fromisoformat(str(table["as_of"])) >= datetime.date(2026, 11, 1)
-    assert known_prices("openai", "gpt-5-mini") == Prices(0.25, 2.0, cached_input=0.025)
+    assert known_prices("openai", "gpt-5-mini") == Prices(0.25, 2.0, cached_input=0.025, max_output=128_000)
     assert known_prices("openai", "gpt-5-mini-of-mine") is None
     assert known_prices("nobody", "gpt-5-mini") is None
 
@@ -55,6 +55,62 @@ def test_published_prices_hold_at_the_providers_own_server_only() -> None:
     assert OpenAI("gpt-5-mini", base_url="http://localhost:9/v1").prices is None
     assert OpenAI("gpt-5-mini", api_key="k", prices={"input": 1, "output": 2}).prices == Prices(1, 2)
     assert given_prices(None) is None
+
+
+def test_prices_of_the_script_s_file_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        """
+        [openai.models]
+        "gpt-5-mini" = { input = 0.2, output = 1.5 }
+        "gpt-of-mine" = { input = 1, output = 2, max_output = 4096 }
+        ["http://localhost:9/v1".models]
+        "m" = { input = 0, output = 0 }
+        """
+    )
+
+    def prices(name: str, **options: Any) -> Prices | None:
+        return OpenAI(name, api_key="k", **options).prices
+
+    published = known_prices("openai", "gpt-5-mini")
+    with DataDreamer(":memory:", verbose=False, prices=file):
+        assert prices("gpt-5-mini") == Prices(0.2, 1.5)
+        assert prices("gpt-of-mine") == Prices(1, 2, max_output=4096)
+        assert prices("gpt-5-nano") == known_prices("openai", "gpt-5-nano") is not None
+        assert prices("m", base_url="http://localhost:9/v1/") == Prices(0, 0)
+        assert prices("gpt-5-mini", prices={"input": 9, "output": 9}) == Prices(9, 9)
+    assert prices("gpt-5-mini") == published
+    monkeypatch.setenv("DATADREAMER_LIKE_PRICES", str(file))
+    assert prices("gpt-5-mini") == Prices(0.2, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("not = = toml", "is not TOML"),
+        ("[openai]\nmodel = 3", 'has no table "models" in "openai"'),
+        ("[openai.models]\nm = 3", 'model "m" of "openai": prices cannot be 3'),
+        ("[openai.models]\nm = { input = 1 }", "both input and output"),
+        ("[openai.models]\nm = { input = true, output = 1 }", '"input" cannot be True'),
+        ("[openai.models]\nm = { input = 1, output = nan }", '"output" cannot be nan'),
+    ],
+)
+def test_a_malformed_prices_file_is_refused_with_its_name(text: str, match: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with DataDreamer(":memory:", verbose=False, prices=file), pytest.raises(DataError, match=match) as refused:
+        OpenAI("m", api_key="k")
+    assert "mine.toml" in str(refused.value)
+
+
+def test_a_missing_prices_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MissingFile, match=r"no prices file .*none\.toml"):
+        DataDreamer(":memory:", prices=tmp_path / "none.toml")
+    with pytest.raises(DefinitionError, match="takes the path of a file"):
+        DataDreamer(":memory:", prices={"input": 1, "output": 2})
+    monkeypatch.setenv("DATADREAMER_LIKE_PRICES", str(tmp_path / "none.toml"))
+    with pytest.raises(MissingFile, match=r"no prices file .*none\.toml"):
+        OpenAI("m", api_key="k")
 
 
 def test_a_sum_with_an_unknown_part_is_unknown() -> None:

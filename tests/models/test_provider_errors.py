@@ -6,6 +6,7 @@ from email.utils import format_datetime
 from typing import Any
 
 import anthropic
+import botocore.exceptions
 import httpx2
 import openai
 import pytest
@@ -72,6 +73,7 @@ def test_every_exception_of_the_sdk_is_mapped_by_its_name_or_by_a_base_that_mean
 
 def test_every_entry_is_a_class_of_one_of_the_sdks() -> None:
     names = {kind.__name__ for sdk in (openai, anthropic) for kind in exceptions_of(sdk)}
+    names |= vars(botocore.exceptions).keys()
     assert set(ERRORS_BY_CLASS) <= names
 
 

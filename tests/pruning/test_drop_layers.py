@@ -62,6 +62,12 @@ def test_without_calibration_layers_are_spread_evenly_as_in_distilbert() -> None
         assert all(torch.equal(kept[name], source[name]) for name in source)
 
 
+def test_every_kth_layer_is_kept_by_a_range() -> None:
+    small = pruning.Layers(keep=range(0, 3, 2)).apply(build("llama"))
+    assert small.state_dict().keys() == pruning.Layers(keep=[0, 2]).apply(build("llama")).state_dict().keys()
+    assert pruning.Layers(keep=range(0, 3, 2)) == pruning.Layers(keep=(0, 2))
+
+
 def test_block_influence_is_one_minus_the_mean_cosine_over_tokens(family: str) -> None:
     model = build(family)
     data = batches(model)

@@ -1,15 +1,17 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from tiny_models import batches, build, logits
+from tiny_models import SIZES, batches, build, logits
 from torch import nn
 
 from datadreamer_like import pruning, quantization
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset, MethodMisfit
 from datadreamer_like.formats import layouts
-from datadreamer_like.pruning.heads import attentions, importance
+from datadreamer_like.pruning.heads import importance
+from datadreamer_like.pruning.structure import attentions, record
 
 
 def mask_groups(model: nn.Module, gone: dict[str, list[int]]) -> nn.Module:
@@ -28,13 +30,14 @@ def parameters(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_removing_heads_gives_the_logits_of_masking_them(family: str, implementation: str) -> None:
-    model = build(family)
-    model.set_attn_implementation(implementation)
+def test_removing_heads_gives_the_logits_of_masking_them(family_with_heads: str, implementation: str) -> None:
+    model = build(family_with_heads)
+    if family_with_heads != "mpnet":  # which has only its own attention
+        model.set_attn_implementation(implementation)
     batch = batches(model)[0]
     small = copy.deepcopy(model)
     found = list(attentions(small))
-    # One layer loses some heads, one all, one none.
+    # One layer loses some heads, one all, the others none.
     gone = {found[0].name: [0], found[1].name: list(range(found[1].groups))}
     expected = logits(mask_groups(model, gone), batch)
     for attention in found:
@@ -74,8 +77,8 @@ def test_importance_is_the_gradient_of_a_gate_on_each_head(family: str) -> None:
         torch.testing.assert_close(score, reference.detach(), atol=1e-6, rtol=1e-3)
 
 
-def test_heads_shrink_shapes_by_the_share_asked_and_leave_the_input_model_alone(family: str) -> None:
-    model = build(family)
+def test_heads_shrink_shapes_by_the_share_asked_and_leave_the_input_model_alone(family_with_heads: str) -> None:
+    model = build(family_with_heads)
     before = copy.deepcopy(model.state_dict())
     total = sum(attention.groups for attention in attentions(model))
     small = pruning.Heads(sparsity=0.5).apply(model, batches(model))
@@ -121,7 +124,7 @@ def test_a_planted_useless_head_is_found() -> None:
     torch.testing.assert_close(logits(small, batches(model)[0]), logits(model, batches(model)[0]), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gpt-neox", "phi3"])
 def test_generation_with_a_cache_agrees_when_the_first_layer_has_no_heads(family: str) -> None:
     model = build(family)
     attention = next(attentions(model))
@@ -132,6 +135,46 @@ def test_generation_with_a_cache_agrees_when_the_first_layer_has_no_heads(family
     with_cache = model.generate(prompt, attention_mask=mask, use_cache=True, **options)
     without = model.generate(prompt, attention_mask=mask, use_cache=False, **options)
     assert with_cache.tolist() == without.tolist()
+
+
+@pytest.mark.parametrize("family", ["mpnet", "phi3", "gpt-neox", "bart", "t5"])
+def test_heads_of_every_form_are_loaded_as_saved_and_can_lose_more(family: str, tmp_path: Path) -> None:
+    model, batch = build(family), batches(build(family))[0]
+    small = copy.deepcopy(model)
+    found = list(attentions(small))
+    for attention in found[:2]:
+        attention.remove([1])
+    found[0].remove([0])  # which was the unit next to it
+    found[-1].remove(range(found[-1].groups))
+    record(small, found)
+    gone = {found[0].name: [0, 1], found[1].name: [1], found[-1].name: list(range(4 if family != "phi3" else 2))}
+    torch.testing.assert_close(logits(small, batch), logits(mask_groups(model, gone), batch), atol=1e-5, rtol=1e-5)
+    small.save_pretrained(tmp_path / "once")
+    loaded = type(model).from_pretrained(tmp_path / "once")
+    torch.testing.assert_close(logits(loaded, batch), logits(small, batch))
+    smaller = pruning.Heads(0.3).apply(loaded, batches(model))
+    smaller.save_pretrained(tmp_path / "twice")
+    again = type(model).from_pretrained(tmp_path / "twice")
+    torch.testing.assert_close(logits(again, batch), logits(smaller, batch))
+
+
+EMPTIED = {
+    "bart": ["model.encoder.layers.0.self_attn", "model.decoder.layers.0.self_attn",
+             "model.decoder.layers.1.encoder_attn"],
+    "t5": ["encoder.block.1.layer.0.SelfAttention", "decoder.block.1.layer.0.SelfAttention",
+           "decoder.block.0.layer.1.EncDecAttention"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", EMPTIED)
+def test_an_encoder_decoder_generates_with_a_cache_when_attentions_have_no_heads(family: str) -> None:
+    model = build(family)
+    for attention in attentions(model):
+        attention.remove(range(4) if attention.name in EMPTIED[family] else [2])
+    batch = {name: value for name, value in batches(model)[0].items() if name != "labels"}
+    options = {"max_new_tokens": 6, "do_sample": False, "num_beams": 1}
+    with_cache = model.generate(**batch, use_cache=True, **options)
+    assert with_cache.tolist() == model.generate(**batch, use_cache=False, **options).tolist()
 
 
 def test_heads_work_without_labels() -> None:
@@ -146,11 +189,10 @@ def test_heads_refuse_what_they_do_not_fit() -> None:
     assert "attention" in str(pruning.Heads(0.5).fits(nn.Linear(4, 4)))
     with pytest.raises(MethodMisfit, match="Linear"):
         pruning.Heads(0.5).apply(nn.Linear(4, 4), [])
-    t5 = transformers.T5ForConditionalGeneration(
-        transformers.T5Config(vocab_size=90, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    )
-    with pytest.raises(MethodMisfit, match="cross-attention"):
-        pruning.Heads(0.5).apply(t5, [])
+    decoder = transformers.BertLMHeadModel(transformers.BertConfig(**SIZES, is_decoder=True, add_cross_attention=True))
+    with pytest.raises(MethodMisfit, match="added cross-attention"):
+        pruning.Heads(0.5).apply(decoder, [])
+    assert "leaves 26 of 28" in str(pruning.Heads(0.99).fits(build("t5")))  # each first layer has the position bias
     with pytest.raises(MethodMisfit, match="at_least"):
         pruning.Heads(0.5, at_least=3).apply(bert, batches(bert))
     with pytest.raises(DefinitionError, match="calibration"):

@@ -28,6 +28,7 @@ METHODS = {
     "absmax column": AbsMax(granularity="column"),
     "absmax 5 bits": AbsMax(bits=5, granularity="row"),
     "absmax 3 bits": AbsMax(bits=3, granularity="row"),
+    "absmax groups": AbsMax(bits=4, granularity=12),
     "zero-point": ZeroPoint(),
     "zero-point 4 bits": ZeroPoint(bits=4, granularity="row"),
     "binary": Binary(),
@@ -44,6 +45,11 @@ def formula(method: Any, w: torch.Tensor) -> torch.Tensor:
     if isinstance(method, Binary):
         return torch.where(w >= 0, 1.0, -1.0) * w.abs().mean(1, keepdim=True)
     granularity = getattr(method, "granularity", "row")
+    if isinstance(granularity, int):
+        parts, half = w.split(granularity, dim=1), 2 ** (method.bits - 1)
+        scales = [(part.abs().amax(1, keepdim=True) / (half - 0.5)).half().double() for part in parts]
+        rounded = [(part / s).round().clamp(-half, half - 1) * s for part, s in zip(parts, scales, strict=True)]
+        return torch.cat(rounded, 1)
     dims = {"tensor": (0, 1), "row": (1,), "column": (0,)}[granularity]
     if isinstance(method, ZeroPoint):
         low, high = w.amin(dims, keepdim=True).clamp(max=0), w.amax(dims, keepdim=True).clamp(min=0)
@@ -304,3 +310,13 @@ def wide(deviation: float) -> nn.Linear:
     made = nn.Linear(20, 20)
     nn.init.normal_(made.weight, std=deviation)
     return made
+
+
+@pytest.mark.parametrize("method", [AbsMax(4, granularity=16), NF4(), DynamicInt8()])
+def test_a_model_that_was_read_out_of_a_gguf_file_is_quantized_like_any_other(method: Any, tmp_path: Path) -> None:
+    model = build("llama")
+    expected = logits(method.apply(model), batches(model)[0])
+    model.config.quantization_config = {"quant_method": "gguf"}  # what its loader leaves
+    small = method.apply(model)
+    small.save_pretrained(tmp_path)
+    assert torch.equal(logits(type(model).from_pretrained(tmp_path), batches(model)[0]), expected)

@@ -52,7 +52,9 @@ def test_the_start_is_the_models_weights_with_the_head_that_the_trainer_draws(fo
 
 def test_after_each_round_survivors_have_the_first_weights_bit_for_bit(found):
     start = weights(found.start)
-    for number, (ticket, before) in enumerate(zip(found.tickets, [found.dense, *found.trained], strict=False), start=1):
+    for number, (ticket, before) in enumerate(
+        zip(found.tickets, [found.dense, *found.students], strict=False), start=1
+    ):
         state, trained = weights(ticket), weights(before)
         assert set(state) == set(start)
         for name, value in state.items():
@@ -70,7 +72,7 @@ def test_after_each_round_survivors_have_the_first_weights_bit_for_bit(found):
 
 
 def test_removed_weights_stay_zero_in_training_and_in_later_rounds(found):
-    for ticket, trained in zip(found.tickets, found.trained, strict=True):
+    for ticket, trained in zip(found.tickets, found.students, strict=True):
         zeros, state = weights(ticket), weights(trained)
         for name in matrices(zeros):
             assert torch.equal(state[name] == 0, zeros[name] == 0), name
@@ -95,7 +97,7 @@ def test_the_table_names_each_network_with_what_is_left_of_it(found):
     rows = found.table.rows
     assert [row["model"] for row in rows] == ["dense", "round 1", "round 2", "reinitialized", "random mask"]
     assert [row["left"] for row in rows] == pytest.approx([1, 0.7, 0.49, 0.49, 0.49])
-    assert [row["loss"] for row in rows[:2]] == [found.dense.metrics["loss"], found.trained[0].metrics["loss"]]
+    assert [row["loss"] for row in rows[:2]] == [found.dense.metrics["loss"], found.students[0].metrics["loss"]]
     assert "random mask" in str(found)
 
 

@@ -27,7 +27,7 @@ from datadreamer_like.distillation import (
 )
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
 from datadreamer_like.models.trained.trained_model import TrainedModel
-from datadreamer_like.trainers import TrainHFClassifier, TrainHFFineTune
+from datadreamer_like.trainers import TrainEmbeddingClassifier, TrainHFClassifier, TrainHFFineTune
 
 from .conftest import opinions
 
@@ -279,3 +279,20 @@ def test_arguments_that_are_no_teacher_or_signals_are_refused(tiny_causal_lm):
     ):
         with pytest.raises(error):
             wrong()
+
+
+def test_a_classifier_on_a_frozen_encoder_teaches_its_hidden_states_live_and_stored(session, tiny_encoder, data):
+    columns = data()
+    teacher = TrainEmbeddingClassifier("Teacher", str(tiny_encoder)).train(**columns, C=1.0)
+    losses = {}
+    for name, start, source in (
+        ("itself", teacher, StoredTeacher(teacher, Hidden([1, 2]))),
+        ("live", str(tiny_encoder), teacher),
+        ("stored", str(tiny_encoder), StoredTeacher(teacher, Hidden([1, 2]))),
+    ):
+        objective = HiddenStates(source, layers={1: 2} if name != "itself" else None)
+        student = TrainHFClassifier(name, start)
+        losses[name] = student.train(**columns, objective=objective, epochs=1, learning_rate=0.0).metrics["loss"]
+    assert losses["itself"] == pytest.approx(0, abs=1e-5)  # what fp16 rounds
+    assert losses["live"] > 0.01
+    assert losses["stored"] == pytest.approx(losses["live"], rel=1e-3)

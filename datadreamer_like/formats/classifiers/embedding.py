@@ -60,15 +60,24 @@ class EmbeddingForSequenceClassification(PreTrainedModel):  # type: ignore[no-un
     def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any) -> Tensor:
         """Returns the texts' embeddings [batch, hidden]; other inputs are those of the encoder."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        hidden = self.encoder(input_ids=input_ids, attention_mask=mask, **inputs).last_hidden_state
-        pooled = pool(hidden, mask, self.config.pooling)
-        return F.normalize(pooled, dim=-1) if self.config.normalize else pooled
+        return self._pooled(self.encoder(input_ids=input_ids, attention_mask=mask, **inputs), mask)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **inputs: Any
     ) -> SequenceClassifierOutput:
-        """Returns logits [batch, classes]."""
-        return SequenceClassifierOutput(logits=self.classifier(self.embed(input_ids, attention_mask, **inputs)))
+        """Returns logits [batch, classes], and the encoder's hidden states or attentions if they are asked for."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        found = self.encoder(input_ids=input_ids, attention_mask=mask, **inputs)
+        logits = self.classifier(self._pooled(found, mask))
+        return SequenceClassifierOutput(
+            logits=logits,
+            hidden_states=getattr(found, "hidden_states", None),
+            attentions=getattr(found, "attentions", None),
+        )
+
+    def _pooled(self, found: Any, mask: Tensor) -> Tensor:
+        pooled = pool(found.last_hidden_state, mask, self.config.pooling)
+        return F.normalize(pooled, dim=-1) if self.config.normalize else pooled
 
 
 def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:

@@ -99,7 +99,7 @@ class BatchEngine(Engine[Q, A]):
         except ModelError as error:
             return [self._recorder.calls.failed(error)] * len(batch)
         except (MemoryError, RuntimeError) as error:
-            if not self._adaptive or not _is_out_of_memory(error):
+            if not self._adaptive or not is_out_of_memory(error):
                 raise
             if len(batch) == 1:
                 return [self._recorder.calls.failed(ModelError(f"Memory ran out with this prompt alone: {error}"))]
@@ -116,7 +116,8 @@ class BatchEngine(Engine[Q, A]):
         return None
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
     # Matched by name, to avoid importing torch. Its CPU allocator raises a plain RuntimeError.
     return (
         isinstance(error, MemoryError)

@@ -20,6 +20,7 @@ from datadreamer_like.errors import (
     BadRequest,
     MalformedAnswer,
     ModelError,
+    OverBudget,
     RateLimited,
     Unavailable,
     UnknownModel,
@@ -177,7 +178,7 @@ class ConcurrentEngine(Engine[Q, A]):
                 answer: A | None
                 try:
                     answer = await self._ask(job.request)
-                except (AuthenticationFailed, UnknownModel):
+                except (AuthenticationFailed, UnknownModel, OverBudget):
                     raise
                 except (RateLimited, Unavailable, MalformedAnswer) as error:
                     answer = self._failed_for_now(job, error, sent_at)

@@ -8,15 +8,15 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from datadreamer_like.errors import ArgumentTypeError, ModelError
+from datadreamer_like.errors import ArgumentTypeError, ModelError, OverBudget
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.graph.session import current_session
+from datadreamer_like.graph.session import current_session, not_in_plan
 from datadreamer_like.graph.usage import Usage, current_usage
 from datadreamer_like.storage.answers import AnswerStore
 
@@ -155,6 +155,7 @@ def run_calls(
         raise ArgumentTypeError("A model was given one text; expected a list of them, as in run([text]).")
     if total is None and isinstance(prompts, Sequence):
         total = len(prompts)
+    not_in_plan(f"answers of {model.display_name}")
     log_progress = _progress_logger(model.display_name, what, total, run)
     open_store, usage = _model_answers(model), current_usage()
 
@@ -165,7 +166,7 @@ def run_calls(
             recorder = Recorder(calls, store, usage)
             pending = _Pending(recorder, run, check, max_follow_ups)
             rows = pending.rows
-            with closing(make_engine(recorder)) as engine:
+            with pending.saying_what_is_left(what, total), closing(make_engine(recorder)) as engine:
                 while True:
                     if recorder.stored:
                         engine.submit(pending.take_stored())
@@ -189,20 +190,25 @@ def run_calls(
     return answers()
 
 
-def _model_answers(model: Model) -> Callable[[], AbstractContextManager[AnswerStore]]:
-    """Returns a function that opens the store of a model's answers; without a folder or session it lasts one run."""
+def answers_file(model: Model) -> Path | str:
+    """Returns the file of a model's stored answers; only its name if they are in memory."""
     last_part = re.sub(r"[^\w.-]+", "-", model.model_name.rstrip("/").rpartition("/")[2]).strip("-.")[:60] or "model"
     digest = fingerprint(model, what=type(model).__name__)[:12]
-    name = f"{type(model).__name__}-{last_part}-{digest}.sqlite"
-    session = current_session()
-    folder = model.cache_folder_path
+    name = f"{model.answers_name}-{last_part}-{digest}.sqlite"
+    session, folder = current_session(), model.cache_folder_path
     if folder is None and session is not None:
         folder = session.cache_folder
-        if folder is None:
-            # The session closes it. `setdefault` decides between two threads that both made one.
-            kept = session.in_memory_answers
-            return lambda: nullcontext(kept[name] if name in kept else kept.setdefault(name, AnswerStore(":memory:")))
-    return lambda: AnswerStore(Path(folder) / name if folder is not None else "")
+    return name if folder is None else Path(folder) / name
+
+
+def _model_answers(model: Model) -> Callable[[], AbstractContextManager[AnswerStore]]:
+    """Returns a function that opens the store of a model's answers; without a folder or session it lasts one run."""
+    file, session = answers_file(model), current_session()
+    if isinstance(file, Path) or session is None:
+        return lambda: AnswerStore(file if isinstance(file, Path) else "")
+    # The session closes it. `setdefault` decides between two threads that both made one.
+    kept = session.in_memory_answers
+    return lambda: nullcontext(kept[file] if file in kept else kept.setdefault(file, AnswerStore(":memory:")))
 
 
 class _Source(Generic[P]):
@@ -242,6 +248,16 @@ class _Pending(Generic[P, Q, A]):
     in_flight: dict[bytes, list[Job[Q, A]]] = field(default_factory=dict)
     # With `force`, keys that this run has already requested.
     fresh: set[bytes] = field(default_factory=set)
+
+    @contextmanager
+    def saying_what_is_left(self, what: str, total: int | None) -> Iterator[None]:
+        """Adds to the error of a used-up budget how many prompts have their answers, and how many are left."""
+        try:
+            yield
+        except OverBudget as error:
+            done = self.count - sum(job.answer is None for job in self.rows) + len(self.recorder.stored)
+            left = "the others are left" if total is None else f"{max(0, total - done):,} are left"
+            raise OverBudget(f"{error} {done:,} {what}, {left}.") from error
 
     def add(self, prompts: Sequence[P]) -> list[Job[Q, A]]:
         """Appends a job for each prompt, and returns those to submit."""

@@ -15,7 +15,8 @@ from typing_extensions import Unpack
 from datadreamer_like.errors import DefinitionError, MalformedAnswer
 
 from .answer_text import AnswerText, answer_of, answer_text
-from .api_model import APIModel, Endpoint, Quirks, shown_address
+from .api_model import APIModel
+from .endpoint import Endpoint, Quirks, shown_address
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
 from .prices import Usage, counted, token_count
 from .provider_errors import seconds_until_renewed
@@ -79,13 +80,18 @@ class Anthropic(APIModel):
         base_url="https://api.anthropic.com",
         key_variable="ANTHROPIC_API_KEY",
         url_variable="ANTHROPIC_BASE_URL",
-        quirks=Quirks(refuses=dict.fromkeys(("logit_bias", "top_logprobs", "repetition_penalty"), "Leave it out.")),
+        quirks=Quirks(
+            seed_name=None,
+            takes_n=False,
+            refuses=dict.fromkeys(("logit_bias", "top_logprobs", "repetition_penalty"), "Leave it out."),
+        ),
         # The smallest among the models that are still served.
         context_length=200_000,
         model_card="https://platform.claude.com/docs/en/about-claude/models/overview",
         license="https://www.anthropic.com/legal/commercial-terms",
     )
     sdk = "Anthropic"
+    default_new_tokens = _DEFAULT_NEW_TOKENS
     extra_options = frozenset(AnthropicOptions.__annotations__) - frozenset(GenerationOptions.__annotations__)
 
     _warned = False
@@ -184,7 +190,7 @@ class Anthropic(APIModel):
         system, messages = _split(request.messages(self.system_prompt))
         parameters: dict[str, Any] = {
             "model": self.model_name,
-            "max_tokens": sampling.max_new_tokens or _DEFAULT_NEW_TOKENS,
+            "max_tokens": sampling.max_new_tokens or self.default_new_tokens,
             "messages": messages,
             **({"system": system} if system else {}),
             **({"stop_sequences": list(sampling.stop)} if sampling.stop else {}),

@@ -1,4 +1,4 @@
-"""What models behind a provider's API share: which key goes where, prices, clients, and requests."""
+"""What models behind a provider's API share: keys, prices, clients, and requests."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 from datadreamer_like.errors import (
     ArgumentTypeError,
@@ -30,8 +29,10 @@ from datadreamer_like.errors import (
     require_extra,
 )
 
+from ..calls.budget import Ask, Purse, check_budget, sending, within_budget
 from ..calls.concurrent_engine import retry_delay
 from .client_checks import check_client_options, checked_seconds, fits_header, unwritable_error
+from .endpoint import Endpoint, Quirks, shown_address
 from .generation import Answer, Sampling
 from .llm import LLM
 from .prices import Prices, given_prices, known_prices
@@ -41,89 +42,6 @@ from .secrets import Secrets, hide_in_logs, secrets_in
 T = TypeVar("T")
 
 logger = logging.getLogger("datadreamer_like")
-
-
-@dataclass(frozen=True)
-class Quirks:
-    """How a server differs from the protocol."""
-
-    # Parameter for `max_new_tokens`; the protocol's other name is tried if it is refused.
-    limit_name: str = "max_tokens"
-    # Parameters for `repetition_penalty`.
-    penalty_names: tuple[str, ...] = ("repetition_penalty", "repeat_penalty")
-    # Whether `logprobs` is the number of log-probabilities, not a flag next to `top_logprobs`.
-    logprobs_as_count: bool = False
-    # Unsupported generation options, each with advice; refused before any request.
-    refuses: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """One provider; its name is that of its class and, in lower case, of its section in `prices.toml`."""
-
-    name: str
-    base_url: str
-    key_variable: str
-    quirks: Quirks = field(default_factory=Quirks)
-    # Tokens of a prompt and its answer; None if the server's list of models reports it.
-    context_length: int | None = None
-    # Environment variable with another address that may receive the key.
-    url_variable: str | None = None
-    # Pages about its models and its terms of use.
-    model_card: str | None = None
-    license: str | None = None
-
-    def serves(self, base_url: str) -> bool:
-        """Whether an address is the provider's own server, regional ones included."""
-        home, asked = urlsplit(self.base_url), urlsplit(base_url)
-        host = asked.hostname or ""
-        return asked.scheme == home.scheme and (host == home.hostname or host.endswith(f".{home.hostname}"))
-
-    def address_in_use(self, given: str | None) -> str:
-        """Returns the given address, the environment's, or the provider's own; refuses one without http:// or https://."""
-        from_environment = os.environ.get(self.url_variable) if self.url_variable else None
-        base_url = given or from_environment or self.base_url
-        if urlsplit(base_url).scheme not in ("http", "https"):
-            shown = base_url.rpartition("@")[2].partition("?")[0]  # without user, password and query
-            raise DefinitionError(
-                f'base_url is {shown!r}; it must start with http:// or https://, as in "http://localhost:8080/v1".'
-            )
-        return base_url
-
-    def owns_key_of(self, base_url: str) -> bool:
-        """Whether the key in the environment may be sent to an address: the provider's, or that in `url_variable`."""
-        paired = os.environ.get(self.url_variable) if self.url_variable else None
-        return self.serves(base_url) or (paired is not None and _origin(paired) == _origin(base_url))
-
-    def key_for(self, base_url: str, given: str | None, model_name: str) -> str:
-        """Returns the key to send to an address; "none" for a server that is not the provider's, which needs one."""
-        if given:
-            return given
-        key, variable, address = os.environ.get(self.key_variable), self.key_variable, shown_address(base_url)
-        if not key or not self.owns_key_of(base_url):
-            if self.serves(base_url):
-                raise AuthenticationFailed(
-                    f'There is no key for "{model_name}" at {address}. Set {variable} in the environment, or pass '
-                    "api_key=..."
-                )
-            if key:
-                message = "%s is not sent to %s: it belongs to %s. Pass api_key=... if the server wants a key."
-                logger.info(message, variable, address, urlsplit(self.base_url).hostname)
-            return "none"  # some servers that need no key want the header all the same
-        if not self.serves(base_url):
-            logger.info("%s is sent to %s, which %s names.", variable, address, self.url_variable)
-        return key
-
-
-def shown_address(base_url: str) -> str:
-    """Returns an address without its secrets: user, password and query."""
-    parts = urlsplit(base_url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"https": 443, "http": 80}.get(parts.scheme)
 
 
 class APIModel(LLM):
@@ -141,22 +59,31 @@ class APIModel(LLM):
             the environment names that address too.
         max_context_length: The model's context window in tokens.
         timeout: Seconds until a request must have its whole answer; after that it is sent again.
-        prices: US dollars per million tokens, such as `{"input": 0.25, "output": 2.0}`; None for published prices.
+        prices: US dollars per million tokens, such as `{"input": 0.25, "output": 2.0}`; None for those in
+            the session's prices file, else published ones.
+        budget: The most that `run` may spend on this model in the folder of its answers, over all runs, such as
+            "5 USD".
         **kwargs: Passed to the SDK's client.
 
     Raises:
         MissingExtra: The SDK is not installed.
         AuthenticationFailed: There is no key, and the server is the provider's own.
-        DefinitionError: `base_url` is not a valid address, `prices` are malformed, `timeout` is not above 0, or the
-            SDK's client has no such option.
+        DefinitionError: `base_url` is not a valid address, `prices` are malformed, `timeout` is not above 0, the SDK's
+            client has no such option, or there is a budget and no price.
     """
 
     endpoint: ClassVar[Endpoint]
 
     sdk: ClassVar[str]
-    """The SDK's client class; in lower case, the name of its package and of the extra that installs it."""
+    """The SDK's client class; in lower case, the name of its package."""
+
+    extra: ClassVar[str] = ""
+    """The extra that installs the SDK, unless it has the package's name."""
 
     enforces_schemas = True
+
+    default_new_tokens: ClassVar[int | None] = None
+    """The limit that is sent if `max_new_tokens` is None; None if none is."""
 
     def __init__(
         self,
@@ -170,9 +97,10 @@ class APIModel(LLM):
         max_context_length: int | None = None,
         timeout: float = 600.0,
         prices: Prices | Mapping[str, float] | None = None,
+        budget: str | None = None,
         **kwargs: Any,
     ) -> None:
-        require_extra(self.sdk.lower(), self.sdk.lower(), what=type(self).__name__)
+        require_extra(self.extra or self.sdk.lower(), self.sdk.lower(), what=type(self).__name__)
         super().__init__(cache_folder_path)
         self.model_name = model_name
         self.retry_on_fail = retry_on_fail
@@ -185,9 +113,15 @@ class APIModel(LLM):
         self.prices = given_prices(prices)
         if self.endpoint.serves(self.base_url):
             self._source = self.endpoint
-            self.prices = self.prices or known_prices(self.endpoint.name.lower(), model_name)
+            free = Prices(0.0, 0.0) if self.endpoint.key_variable is None else None
+            self.prices = self.prices or known_prices(self.endpoint.name.lower(), model_name) or free
+        else:
+            self.prices = self.prices or known_prices(shown_address(self.base_url), model_name)
         self._api_key = api_key
         self._clients: dict[asyncio.AbstractEventLoop, Any] = {}
+        self._purses: dict[asyncio.AbstractEventLoop, Purse] = {}
+        self.budget = budget
+        check_budget(self)
         self.key  # noqa: B018  (a missing key is an error now, not at the first request)
 
     @classmethod
@@ -246,6 +180,24 @@ class APIModel(LLM):
         hide_in_logs(self.secrets, "httpx", "httpx2", f"{sdk}._base_client")
         return getattr(import_module(sdk), prefix + self.sdk)(**self.client_options())
 
+    # Budgets.
+
+    @property
+    def account(self) -> str:
+        """What the costs of this model are counted under: its name and address."""
+        return f'"{self.model_name}" at {shown_address(self.base_url)}'
+
+    def within_budget(self, ask: Ask) -> Ask:
+        """Returns `ask`, or if there is a budget a function that reserves the worst case of each request."""
+        return within_budget(ask, self)
+
+    def purse(self) -> Purse:
+        """Returns the budgets of the run whose event loop this is called in."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._purses:
+            self._purses[loop] = Purse(self)
+        return self._purses[loop]
+
     # The engine.
 
     @cached_property
@@ -283,7 +235,7 @@ class APIModel(LLM):
     def check(self, sampling: Sampling) -> None:
         """Refuses options that the provider does not support."""
         for name, advice in self.quirks.refuses.items():
-            if getattr(sampling, name) is not None:
+            if getattr(sampling, name) not in (None, ()):
                 raise DefinitionError(f"{self.endpoint.name}'s API has no {name}. {advice}")
         for token, bias in (sampling.logit_bias or {}).items():
             if not -100 <= bias <= 100:
@@ -313,9 +265,10 @@ class APIModel(LLM):
             await self.before_sending()
             try:
                 async with self.in_time():
-                    return await self.send(client, sent)
+                    with sending():
+                        return await self.send(client, sent)
             except Exception as error:
-                names = [name for name in sent if name not in ("model", "messages", "extra_body")]
+                names = [name for name in sent if name not in ("model", "messages", "input", "extra_body")]
                 refused = refused_parameter(error, [*names, *sent.get("extra_body", {})])
                 if refused is not None and sent != before and self.leave_out(*refused, sent):
                     continue
@@ -368,10 +321,14 @@ class APIModel(LLM):
         raise AssertionError  # the loop has no end
 
     async def end_run(self) -> None:
-        """Closes the client of the run's event loop."""
+        """Closes the client and the ledgers of the run's event loop."""
+        purse = self._purses.pop(asyncio.get_running_loop(), None)
+        if purse is not None:
+            purse.close()
         client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.close()
+        closing = client.close() if client is not None else None
+        if isawaitable(closing):  # not that of boto3
+            await closing
 
     def final_count_tokens(self, value: str) -> int:
         """Returns the count with the system prompt and the chat template."""
@@ -387,4 +344,4 @@ class APIModel(LLM):
     def __getstate__(self) -> dict[str, Any]:
         live = ("key", "secrets", "client", "tokenizer")
         state = {name: value for name, value in self.__dict__.items() if name not in live}
-        return {**state, "_api_key": None, "_clients": {}}
+        return {**state, "_api_key": None, "_clients": {}, "_purses": {}}

@@ -59,7 +59,7 @@ def unwritable_error(sent: Mapping[str, Any]) -> Exception | None:
             json.dumps({name: value}, ensure_ascii=False, allow_nan=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
             why = str(error)[:500]
-            if name in ("messages", "system"):
+            if name in ("messages", "system", "input"):
                 return BadRequest(f"The prompt is not valid text, so it cannot be sent: {why}.")
             return DefinitionError(f'"{name}" cannot be sent to a server: {why}.')
     return None

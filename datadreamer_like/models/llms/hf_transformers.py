@@ -76,7 +76,7 @@ class HFTransformers(LLM):
         **kwargs: Any,
     ) -> None:
         super().__init__(cache_folder_path)
-        require_extra("train", "torch", "transformers", what="HFTransformers")
+        require_extra("train", "torch", "transformers", what=type(self).__name__)
         if adapter_name is not None:
             require_extra("train", "peft", what="An adapter")
         if type(quantization_config).__name__ == "BitsAndBytesConfig":

@@ -78,7 +78,7 @@ class LlamaCPP(LLM):
         **kwargs: Any,
     ) -> None:
         super().__init__(cache_folder_path)
-        require_extra("llamacpp", "xllamacpp", what="LlamaCPP")
+        require_extra("llamacpp", "xllamacpp", what=type(self).__name__)
         for name, value in {"context_length": context_length, "slots": slots, "threads": threads}.items():
             if value is not None and value < 1:
                 raise DefinitionError(f"LlamaCPP's {name} cannot be {value}; give a whole number of at least 1.")

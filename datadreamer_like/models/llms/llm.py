@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from typing_extensions import Unpack
@@ -55,13 +55,13 @@ class LLM(Model):
     icon = " 🤖 "
     retry_on_fail: bool = True
 
-    extra_options: ClassVar[frozenset[str]] = frozenset()
+    extra_options: frozenset[str] = frozenset()
     """Names of provider-specific generation options; they are passed in `request.sampling.extra`."""
 
     default_concurrency: int = 32
-    default_adaptive_batch_size: ClassVar[bool] = False
+    default_adaptive_batch_size: bool = False
 
-    enforces_schemas: ClassVar[bool] = False
+    enforces_schemas: bool = False
     """Whether the engine itself constrains answers to a JSON schema."""
 
     max_context_length: int | None = None
@@ -305,7 +305,7 @@ class LLM(Model):
 
     def _concurrent_engine(self, ask: Any, recorder: Recorder[Any, Any, Any], run: Generation) -> Engine[Any, Any]:
         return ConcurrentEngine(
-            ask,
+            self.within_budget(ask),
             recorder,
             concurrency=run.concurrency or self.default_concurrency,
             max_tries=self.max_tries if self.retry_on_fail else 1,

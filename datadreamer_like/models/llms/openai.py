@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from datadreamer_like.errors import ArgumentTypeError, AuthenticationFailed
 
-from .api_model import Endpoint, Quirks
+from .endpoint import Endpoint, Quirks
 from .openai_compatible import OpenAICompatible
 
 
@@ -31,7 +31,7 @@ class OpenAI(OpenAICompatible):
         organization: OpenAI organization to bill.
         api_key: The key; by default `OPENAI_API_KEY`, or `AZURE_OPENAI_API_KEY` if `api_version` is given.
         base_url: The server's address, including `/v1`; by default `OPENAI_BASE_URL`, or OpenAI's own.
-        api_version: Version of Azure's API; `base_url` is then an Azure endpoint.
+        api_version: Version of Azure's API; `base_url` is then an Azure endpoint. See also `Azure`.
         **kwargs: See `OpenAICompatible`, as for the other arguments.
     """
 
@@ -95,17 +95,22 @@ class OpenAI(OpenAICompatible):
     @property
     def quirks(self) -> Quirks:
         """OpenAI's quirks at its own servers, the protocol's defaults elsewhere."""
-        return self.endpoint.quirks if self.endpoint.serves(self.base_url) else Quirks()
+        return self.endpoint.quirks if self.endpoint.serves(self.base_url) else Quirks(echoes=True)
+
+    @property
+    def is_azure(self) -> bool:
+        """Whether the server is Azure's, which has a key of its own."""
+        return self.api_version is not None
 
     def find_key(self) -> str | None:
-        """Returns OpenAI's key, or Azure's if `api_version` is given; None for other credentials of Azure's."""
-        if self.api_version is None or self._api_key:
+        """Returns OpenAI's key, or Azure's if `is_azure`; None for other credentials of Azure's."""
+        if not self.is_azure or self._api_key:
             return super().find_key()
+        if {"azure_ad_token", "azure_ad_token_provider"} & self.kwargs.keys():
+            return None
         key = os.environ.get("AZURE_OPENAI_API_KEY")
         paired = os.environ.get("AZURE_OPENAI_ENDPOINT")
         host = urlsplit(self.base_url).hostname or ""
-        if {"azure_ad_token", "azure_ad_token_provider"} & self.kwargs.keys():
-            return None
         azure = host.endswith((".azure.com", ".azure.us", ".azure.cn"))
         if key and (azure or (paired is not None and urlsplit(paired).hostname == host)):
             return key

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any, cast
 from typing_extensions import Unpack
 
 from datadreamer_like.errors import BadRequest, DefinitionError, MalformedAnswer, PromptTooLong, require_extra
+from datadreamer_like.graph.session import not_in_plan
 from datadreamer_like.graph.threads import Task
 
 from .answer_text import AnswerText, answer_of, answer_text
-from .api_model import APIModel, shown_address
+from .api_model import APIModel
 from .chat_template import AUTO, Auto, checked, given_text, plain_prompt
+from .endpoint import shown_address
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling, TokenLogprob
 from .prices import Usage, counted, token_count
 from .provider_errors import ErrorInAnswer
-from .schema import openai_response_format
+from .schema import openai_response_format, with_schema
 from .scoring import Scored, ScoreRequest, echoed_scores
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ class OpenAICompatible(APIModel):
         self.tokenizer_trust_remote_code = tokenizer_trust_remote_code
         self._limit_name = self.quirks.limit_name
         self._refused: set[str] = set()
-        self._one_by_one = False
+        self._one_by_one = not self.quirks.takes_n
 
     if TYPE_CHECKING:
 
@@ -159,6 +161,10 @@ class OpenAICompatible(APIModel):
         reasons = [_finish_reason(choice) for choice in choices]
         prices = self.prices if sampling.extra.get("service_tier") in _STANDARD_TIERS else None
         tokens = counted([_usage(completion) for completion in completions], prices)
+        reported = [getattr(completion.usage, "cost", None) for completion in completions]
+        costs = [float(cost) for cost in reported if isinstance(cost, int | float)]
+        if self.quirks.reports_cost and len(costs) == len(reported):
+            tokens["cost"] = sum(costs)
         return self.without_secrets(answer_of(texts, finish_reasons=reasons, logprobs=logprobs, **tokens))
 
     @cached_property
@@ -191,13 +197,14 @@ class OpenAICompatible(APIModel):
     def _known_context_length(self) -> int | None:
         if self.endpoint.context_length is not None and self.endpoint.serves(self.base_url):
             return self.endpoint.context_length
+        not_in_plan("the length of the context from the server")
         # In a thread, since there may be a running loop here, and the SDK's other client has no limit for the whole.
         models: list[Any] = Task(lambda: asyncio.run(self._listed_models()), "datadreamer_like-models").result()
         named = [model for model in models if model.id == self.model_name]
         for model in named or (models if len(models) == 1 else []):
             facts: dict[str, Any] = model.to_dict()
             facts.update(facts.get("meta") or {})
-            for name in ("max_model_len", "n_ctx", "context_length", "context_window"):
+            for name in ("max_model_len", "n_ctx", "context_length", "context_window", "max_context_length"):
                 if isinstance(facts.get(name), int):
                     return int(facts[name])
         return None
@@ -223,10 +230,10 @@ class OpenAICompatible(APIModel):
 
     def check_scoring(self) -> None:
         """Refuses providers that are known to return no log-probabilities of a prompt."""
-        if self.endpoint.name == "OpenAI" and self.endpoint.serves(self.base_url):
+        if not self.quirks.echoes:
             raise DefinitionError(
-                f"{self.display_name} gives no log-probabilities of given texts: OpenAI's servers do not return those "
-                "of a prompt. Use LlamaCPP, HFTransformers, or vLLM's server through OpenAI(model, base_url=...)."
+                f"{self.display_name} gives no log-probabilities of given texts: {self.endpoint.name}'s servers do not "
+                "return those of a prompt. Use LlamaCPP, HFTransformers or VLLMServer."
             )
 
     @property
@@ -265,7 +272,10 @@ class OpenAICompatible(APIModel):
         )
 
     async def _complete(self, request: Request, n: int, seed: int | None) -> ChatCompletion:
-        fixed = {"model": self.model_name, "messages": request.messages(self.system_prompt)}
+        messages = request.messages(self.system_prompt)
+        if request.sampling.schema is not None and self.quirks.response_format == "json_object":
+            messages = with_schema(messages, request.sampling.schema)
+        fixed = {"model": self.model_name, "messages": messages}
         completion: ChatCompletion = await self.request(lambda: fixed | self._parameters(request.sampling, n, seed))
         return completion
 
@@ -277,19 +287,34 @@ class OpenAICompatible(APIModel):
             "temperature": 0.0 if sampling.deterministic else sampling.temperature,
             "top_p": None if sampling.deterministic or sampling.top_p == 1.0 else sampling.top_p,
             "n": n if n > 1 else None,
-            "seed": seed,
+            "seed": seed if self.quirks.seed_name == "seed" else None,
             "stop": list(sampling.stop) or None,
             "logit_bias": {str(token): bias for token, bias in (sampling.logit_bias or {}).items()} or None,
-            "response_format": None if sampling.schema is None else openai_response_format(sampling.schema),
+            "response_format": self._response_format(sampling.schema),
             "logprobs": None if top is None else max(1, top) if by_count else True,
             "top_logprobs": None if by_count else top or None,
             self._limit_name: sampling.max_new_tokens,
             **sampling.extra,
         }
+        # Those that the SDK does not know.
+        own: dict[str, Any] = {}
         if sampling.repetition_penalty is not None:
-            own = dict.fromkeys(self.quirks.penalty_names, sampling.repetition_penalty)
+            own |= dict.fromkeys(self.quirks.penalty_names, sampling.repetition_penalty)
+        if seed is not None and self.quirks.seed_name not in ("seed", None):
+            own[str(self.quirks.seed_name)] = seed
+        if own:
             parameters["extra_body"] = {**own, **parameters.get("extra_body", {})}
+        return self.not_refused(parameters)
+
+    def not_refused(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the parameters that have a value and that the server has not refused so far."""
         return {name: value for name, value in parameters.items() if value is not None and name not in self._refused}
+
+    def _response_format(self, schema: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        if schema is None:
+            return None
+        only_json = self.quirks.response_format == "json_object"
+        return {"type": "json_object"} if only_json else openai_response_format(schema)
 
     def leave_out(self, name: str, unsupported: bool, sent: Mapping[str, Any]) -> bool:
         """Drops an optional parameter, or replaces `n` or the limit of new tokens."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import math
 import numbers
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datadreamer_like.errors import DefinitionError, did_you_mean
+from datadreamer_like.errors import DataError, DefinitionError, MissingFile, did_you_mean
+from datadreamer_like.graph.session import current_session
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class Prices:
         cache_write: Tokens of a prompt that it writes into that cache; as `input` unless given.
         cache_write_1h: The same for entries that are kept for an hour; as `cache_write` unless given.
         up_to: The longest prompt, in tokens, that these prices hold for; None for any.
+        max_output: The most tokens that the model writes in one answer, thoughts included; None if unknown.
     """
 
     input: float
@@ -33,6 +36,7 @@ class Prices:
     cache_write: float | None = None
     cache_write_1h: float | None = None
     up_to: int | None = None
+    max_output: int | None = None
 
     def cost(
         self, prompt_tokens: int, completion_tokens: int, *, cached: int = 0, written: int = 0, written_1h: int = 0
@@ -57,6 +61,18 @@ class Prices:
             + completion_tokens * self.output
         )
         return dollars / 1_000_000
+
+    def most(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Returns the most that a request with so many tokens costs, cached or not."""
+        write = [price for price in (self.cache_write, self.cache_write_1h, self.cached_input) if price is not None]
+        return (prompt_tokens * max(self.input, *write, 0) + completion_tokens * self.output) / 1_000_000
+
+
+PRICES_VARIABLE = "DATADREAMER_LIKE_PRICES"
+
+_EXAMPLE = (
+    'A provider is a section, [openai.models], and a model a line: "gpt-5-mini" = { input = 0.25, output = 2.0 }.'
+)
 
 
 class Usage(NamedTuple):
@@ -86,12 +102,52 @@ def counted(usages: Sequence[Usage], prices: Prices | None) -> dict[str, Any]:
     }
 
 
-@functools.cache
 def known_prices(provider: str, model_name: str) -> Prices | None:
-    """Returns the published prices of a model by its exact name, or None where `prices.toml` does not have them."""
-    table = tomllib.loads(Path(__file__).with_name("prices.toml").read_text(encoding="utf-8"))
-    values = table.get(provider, {}).get("models", {}).get(model_name)
-    return None if values is None else Prices(**values)
+    """Returns the prices of a model by its exact name: those in the prices file of the script, else published ones.
+
+    The script's file is the session's `prices`, or that in the environment variable `DATADREAMER_LIKE_PRICES`. It is
+    written like `prices.toml`; the name of a section is that of a provider, in lower case, or a server's address.
+    """
+    session = current_session()
+    file = (session and session.prices) or os.environ.get(PRICES_VARIABLE)
+    own = {} if not file else _prices_in(str(file), Path(file).stat().st_mtime_ns if Path(file).is_file() else 0)
+    return own.get((provider, model_name)) or _published().get((provider, model_name))
+
+
+@functools.cache
+def _published() -> Mapping[tuple[str, str], Prices]:
+    return _prices_in(str(Path(__file__).with_name("prices.toml")), 0)
+
+
+@functools.lru_cache(maxsize=8)
+def _prices_in(path: str, changed_at: int) -> Mapping[tuple[str, str], Prices]:
+    """Returns the prices in a file, by provider and model."""
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingFile(
+            f"There is no prices file {path}. Give the path of one as prices=... of the session, or in "
+            f"{PRICES_VARIABLE}."
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"The prices file {path} is not TOML: {error}. {_EXAMPLE}") from error
+    except OSError as error:
+        raise DataError(f"The prices file {path} cannot be read: {error.strerror}.") from error
+    found = {}
+    for provider, section in table.items():
+        if provider == "as_of":
+            continue
+        models = section.get("models") if isinstance(section, Mapping) else None
+        if not isinstance(models, Mapping):
+            raise DataError(f'The prices file {path} has no table "models" in "{provider}". {_EXAMPLE}')
+        for name, values in models.items():
+            try:
+                prices = given_prices(values)
+            except DefinitionError as error:
+                raise DataError(f'The prices file {path}, model "{name}" of "{provider}": {error}') from error
+            assert prices is not None
+            found[provider, name] = prices
+    return found
 
 
 def given_prices(prices: Prices | Mapping[str, Any] | None) -> Prices | None:
@@ -105,7 +161,8 @@ def given_prices(prices: Prices | Mapping[str, Any] | None) -> Prices | None:
     for name, value in prices.items():
         if name not in names:
             raise DefinitionError(f'prices have no "{name}".{did_you_mean(name, names)} They are: {", ".join(names)}.')
-        if value is not None and not (isinstance(value, numbers.Real) and 0 <= float(value) < math.inf):
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if value is not None and not (is_number and 0 <= float(value) < math.inf):
             raise DefinitionError(f'The price "{name}" cannot be {value!r}; {example}.')
     if not {"input", "output"} <= prices.keys():
         raise DefinitionError(f"prices need both input and output; {example}.")

@@ -30,12 +30,13 @@ _CLASSES: dict[type[ModelError], str] = {
         OAuthError SubjectTokenProviderError
         PaymentRequiredError ContractSpendLimitReachedError EnforcedSpendLimitReachedError OrganizationOnHoldError
         CMEKKeyDisabledError CredentialsError WorkloadIdentityError MutuallyExclusiveAuthError
+        NoCredentialsError PartialCredentialsError CredentialRetrievalError TokenRetrievalError SSOError
     """,
     UnknownModel: "NotFoundError",
     PromptTooLong: "ContentTooLargeError",
     BadRequest: """
         BadRequestError UnprocessableEntityError
-        ContentFilterFinishReasonError LengthFinishReasonError
+        ContentFilterFinishReasonError LengthFinishReasonError ParamValidationError
         PreconditionFailedError RequestHeaderFieldsTooLargeError
     """,
     RateLimited: "RateLimitError",
@@ -43,12 +44,14 @@ _CLASSES: dict[type[ModelError], str] = {
         ConflictError InternalServerError APIConnectionError APITimeoutError
         WebSocketConnectionClosedError WebSocketQueueFullError
         RequestTimeoutError ClientClosedRequestError OverloadedError RetryableError
+        HTTPClientError ConnectionError
     """,
     MalformedAnswer: "APIResponseValidationError",
     ModelError: """
         APIStatusError APIError
         OpenAIError InvalidWebhookSignatureError
         AnthropicError APIWebhookValidationError ToolsetUsageError StreamAlreadyConsumed MissingDependencyError
+        BotoCoreError
     """,
 }
 ERRORS_BY_CLASS = {name: kind for kind, names in _CLASSES.items() for name in names.split()}
@@ -59,6 +62,7 @@ _STATUSES: dict[type[ModelError], tuple[int, ...]] = {
     AuthenticationFailed: (401, 402, 403, 451),
     UnknownModel: (404, 405, 410, 501),
     PromptTooLong: (413,),
+    BadRequest: (400, 422),
     RateLimited: (429,),
     Unavailable: (408, 409, 425, 499, *range(500, 600)),
 }

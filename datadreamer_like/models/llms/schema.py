@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -71,6 +72,16 @@ def openai_response_format(schema: JSONSchema) -> dict[str, Any]:
     strict = strict_schema(schema)
     shape = {"name": "answer", "schema": dict(schema) if strict is None else strict, "strict": strict is not None}
     return {"type": "json_schema", "json_schema": shape}
+
+
+def with_schema(messages: list[dict[str, Any]], schema: JSONSchema) -> list[dict[str, Any]]:
+    """Returns messages whose system message also has the schema, for servers that only guarantee JSON."""
+    words = f"Answer with JSON that fits this JSON schema, and nothing else:\n{json.dumps(schema, ensure_ascii=False)}"
+    first = messages[0] if messages else {}
+    if first.get("role") == "system" and isinstance(first.get("content"), str):
+        return [{**first, "content": f"{first['content']}\n\n{words}"}, *messages[1:]]
+    # Some servers take a system message only at the start.
+    return [{"role": "system", "content": words}, *messages]
 
 
 _NOT_STRICT = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -132,9 +132,15 @@ class EnsembleModel(TrainedModel):
         for member in self.members:
             member.unload_model()
 
-    def export(self, format: str = "safetensors", to: str | Path = "") -> Path:
+    def export(
+        self, format: str = "safetensors", to: str | Path = "", *, texts: Iterable[str] | None = None, **options: Any
+    ) -> Path:
         """Raises `MethodMisfit`: an ensemble has no files of its own."""
         raise MethodMisfit(self._no_files())
+
+    def why_not_export(self, format: str, **options: Any) -> str | None:
+        """Returns why an ensemble cannot be exported: it has no files of its own."""
+        return self._no_files()
 
     def publish_to_hf_hub(self, *args: Any, **options: Any) -> str:
         """Raises `MethodMisfit`: an ensemble has no files of its own."""

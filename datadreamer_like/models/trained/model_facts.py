@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -39,6 +40,11 @@ def is_bidirectional(config: PretrainedConfig) -> bool:
     return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and task_of(config) != "text-generation"
 
 
+def dtype_name(dtype: str | torch.dtype | None) -> str | None:
+    """Returns the name of a data type, such as "bfloat16"; None for that of a model's files."""
+    return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
 def model_max_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     """Returns a model's maximum number of tokens: the limit of its tokenizer or positions, or 512 if unknown."""
     from datadreamer_like.distillation.tokens import max_tokens
@@ -48,6 +54,8 @@ def model_max_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBas
 
 def count_parameters(model: nn.Module) -> int:
     """Counts a model's weights, shared ones once; quantized layers count their dequantized weights."""
+    if (stated := getattr(model, "stated_parameters", None)) is not None:
+        return int(stated)  # a graph of another runtime, which has no modules
     seen: set[int] = set()
     total = 0
     for module in model.modules():

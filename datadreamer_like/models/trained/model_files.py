@@ -15,10 +15,12 @@ from datadreamer_like.graph import Card
 from datadreamer_like.graph.card import CARD_NAME
 from datadreamer_like.storage.digests import file_digest
 
+from ..exports.report import EXPORT_NAME
+
 
 def model_files(folder: Path) -> list[Path]:
-    """Returns the files that are needed to run the model, without its card."""
-    return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CARD_NAME)
+    """Returns the files that are needed to run the model, without its card and the report of an export."""
+    return sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in (CARD_NAME, EXPORT_NAME))
 
 
 def model_folder(folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ class ModelNode(Node):
     @property
     def trained(self) -> TrainedModel:
         """The finished model; raises `NotTrained` if there is none yet."""
+        self.need_result()
         if self.manifest is None or self.folder is None:
             raise NotTrained(self.describe_missing())
         if self._trained is None:
@@ -79,9 +80,15 @@ class ModelNode(Node):
         """Answers texts or hands them over; see `TrainedModel.predict_or_abstain`."""
         return self.trained.predict_or_abstain(texts, fallback, batch_size=batch_size)
 
-    def export(self, format: str = "safetensors", to: str | Path = "") -> Path:
+    def export(
+        self, format: str = "safetensors", to: str | Path = "", *, texts: Iterable[str] | None = None, **options: Any
+    ) -> Path:
         """Writes the model for use elsewhere; see `TrainedModel.export`."""
-        return self.trained.export(format, to)
+        return self.trained.export(format, to, texts=texts, **options)
+
+    def why_not_export(self, format: str, **options: Any) -> str | None:
+        """Returns why the model cannot be exported in a format; see `TrainedModel.why_not_export`."""
+        return self.trained.why_not_export(format, **options)
 
     def export_to_disk(self, path: str | Path, adapter_only: bool = False) -> Path:
         """Writes the model to a folder, as `export` does; with `adapter_only`, only the adapter that was trained."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from datadreamer_like.errors import StepOutputError
+from datadreamer_like.errors import ArgumentTypeError, StepOutputError
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -118,3 +118,9 @@ def hand_over(
     for index, label in zip(left, given, strict=True):
         found[index] = label
     return found
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raises `ArgumentTypeError` if `texts` is one text."""
+    if isinstance(texts, str):
+        raise ArgumentTypeError(f"texts is one text, {texts[:40]!r}; it must be a list of texts. Put it into a list.")

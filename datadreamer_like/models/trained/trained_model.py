@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from datadreamer_like.errors import (
-    ArgumentTypeError,
-    DefinitionError,
     MethodMisfit,
     StorageError,
-    did_you_mean,
 )
 from datadreamer_like.graph import Card
 from datadreamer_like.graph.card import CARD_NAME
-from datadreamer_like.storage.exports import local_path, new_export
 from datadreamer_like.storage.folders import explained
 
+from ..exports.report import EXPORT_NAME, Runtime, opened
 from ..model import free_memory
 from .confidence import CONFIDENCE_NAME, Confidence
 from .hf_source import forget_gguf, hf_source, loading, local_folder
-from .model_facts import Task, count_parameters, task_of
+from .model_facts import Task, count_parameters, dtype_name, task_of
 from .model_files import files_identity, model_files, model_folder, read_card, system_errors, write_card
-from .predictions import Answers, Predictions, decisions, hand_over, log_odds, probabilities
+from .predictions import Answers, Predictions, check_texts, decisions, hand_over, log_odds, probabilities
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,8 +57,10 @@ class TrainedModel:
         device: str | int | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         node: Node | None = None,
+        runtime: Runtime = "torch",
     ) -> None:
         self.path = str(path)
+        self.runtime: Runtime = runtime
         self.device = device
         self.dtype = dtype
         self.node = node
@@ -75,15 +73,16 @@ class TrainedModel:
         *,
         device: str | int | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        runtime: Runtime = "torch",
     ) -> TrainedModel:
-        """Opens a saved or exported model; raises `StorageError` if the folder has none."""
-        found = model_folder(Path(folder))
-        if not (found / "config.json").is_file():
-            raise StorageError(
-                f"{folder} is not the folder of a saved model: it has no config.json. Pass the folder that was "
-                "exported, or a trainer's or stage's `path`."
-            )
-        return cls(found, device=device, dtype=dtype)
+        """Opens a saved or exported model; with `runtime="onnx"`, an ONNX export runs on ONNX Runtime.
+
+        Raises:
+            StorageError: The folder has no model of this runtime, or was changed after the export.
+            DefinitionError: The runtime is unknown, or has no choice of device and data type.
+        """
+        found = opened(model_folder(Path(folder)), runtime, device, dtype)
+        return cls(found, device=device, dtype=dtype, runtime=runtime)
 
     @classmethod
     def save(
@@ -173,9 +172,11 @@ class TrainedModel:
 
     def __fingerprint__(self) -> tuple[Any, ...]:
         if self._fingerprint is not None:
-            return "node", self._fingerprint
-        # Another data type gives other answers.
+            return "node", self._fingerprint, *(() if self.runtime == "torch" else (self.runtime,))
+        # Another data type or runtime gives other answers.
         cast_to = () if self.dtype is None else (dtype_name(self.dtype),)
+        if self.runtime != "torch":
+            cast_to = (*cast_to, self.runtime)
         if Path(self.path).is_file():
             return "file", hf_source(self.path).identity, *cast_to
         if not Path(self.path).is_dir():
@@ -186,7 +187,11 @@ class TrainedModel:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """The model, in evaluation mode, loaded lazily."""
+        """The model, in evaluation mode, loaded lazily; on ONNX Runtime, a module that is called in the same way."""
+        if self.runtime == "onnx":
+            from ..exports.onnx_model import OnnxModel
+
+            return cast("PreTrainedModel", OnnxModel(self.path))
         from transformers import AutoModelForCausalLM
 
         from datadreamer_like import formats
@@ -237,7 +242,7 @@ class TrainedModel:
         """
         from datadreamer_like.distillation import teacher_logits_for_texts
 
-        _check_texts(texts)
+        check_texts(texts)
         _ = self.labels  # raises if the model is not a classifier
         found = teacher_logits_for_texts(self, texts, batch_size=batch_size, max_length=max_length)
         return cast("np.ndarray[Any, np.dtype[np.float32]]", found.numpy())
@@ -312,34 +317,44 @@ class TrainedModel:
             raise MethodMisfit(
                 f"{self!r} finds no spans (its task is {self.task}). Train it with TrainHFTokenClassifier."
             )
-        _check_texts(texts)
+        check_texts(texts)
         found = predict_spans(self, texts, batch_size=batch_size, max_length=max_length)
         return [[{**span} for span in spans] for spans in found]
 
     # Passing it on
 
-    def export(self, format: str = "safetensors", to: str | Path = "") -> Path:
+    def export(
+        self, format: str = "safetensors", to: str | Path = "", *, texts: Iterable[str] | None = None, **options: Any
+    ) -> Path:
         """Writes the model to the folder `to` atomically, for use elsewhere; an earlier export there is replaced.
 
-        The only `format` is "safetensors": a folder that transformers and `TrainedModel.load` open.
+        `docs/exports.md` lists the formats and their options: "safetensors" (for transformers with this package),
+        "compressed-tensors", "gptq", "gguf" and "onnx". All but the first are written from the model before
+        quantization, and end with a check: the runtime's logits for `texts` are compared with the model's. The report,
+        `models.Exported`, is saved in the folder.
+
+        Args:
+            format: Name of the format.
+            to: The folder.
+            texts: Texts to compare logits on, of which up to 32 are taken; None for the calibration column of the
+                stage that made the model, or for a few sentences.
+            options: Options of the format.
 
         Raises:
-            DefinitionError: The format is unknown, or no folder is given.
+            DefinitionError: The format or an option is unknown, or no folder is given.
+            MethodMisfit: The format cannot hold the model, or the runtime computes something else from the files.
+            MissingExtra: A package that writes or runs the format is not installed.
             StorageError: The folder holds something else.
         """
-        if format != "safetensors":
-            hint = did_you_mean(format, ["safetensors"])
-            raise DefinitionError(f'There is no export format "{format}". There are: safetensors.{hint}')
-        if not str(to):
-            raise DefinitionError("export needs the folder to write to: export(to=folder).")
-        target = local_path(to, "Exporting a model")
-        with new_export(target, "Exporting a model", (CARD_NAME,)) as draft:
-            if Path(self.path).is_dir():
-                shutil.copytree(self.path, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD_NAME))
-            else:
-                self.save(self.model, self.tokenizer, draft)
-            write_card(draft, self.card)
-        return target
+        from ..exports.write import export_model
+
+        return export_model(self, format, to, texts, options)
+
+    def why_not_export(self, format: str, **options: Any) -> str | None:
+        """Returns why the model cannot be exported in this format with these options; None if it can."""
+        from ..exports.write import why_not
+
+        return why_not(self, format, options)
 
     def publish_to_hf_hub(
         self,
@@ -358,7 +373,7 @@ class TrainedModel:
         own = compressed or str(self.config.model_type).startswith("datadreamer_")
         imports = ["datadreamer_like.formats"] if own else []
         # The saved card may name files of this machine; the published one is made from it.
-        ignore = [*kwargs.pop("ignore", ()), CARD_NAME]
+        ignore = [*kwargs.pop("ignore", ()), CARD_NAME, EXPORT_NAME]
         options = {"task": self.task, "imports": imports, **kwargs, "ignore": ignore, "is_synthetic": is_synthetic}
         return publish_model(
             Path(self.path), repo_id, card=self.card, branch=branch, private=private, token=token, **options
@@ -370,16 +385,6 @@ class TrainedModel:
 
     def __repr__(self) -> str:
         return f"TrainedModel({self.node.name if self.node is not None else self.path!r})"
-
-
-def _check_texts(texts: Sequence[str]) -> None:
-    if isinstance(texts, str):
-        raise ArgumentTypeError(f"texts is one text, {texts[:40]!r}; it must be a list of texts. Put it into a list.")
-
-
-def dtype_name(dtype: str | torch.dtype | None) -> str | None:
-    """Returns the name of a data type, such as "bfloat16"; None for that of a model's files."""
-    return None if dtype is None else str(dtype).removeprefix("torch.")
 
 
 @contextmanager

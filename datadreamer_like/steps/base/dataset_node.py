@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from datadreamer_like.errors import NoOutput, SessionError, StorageError
+import pyarrow as pa
+
+from datadreamer_like.errors import NoOutput, NotMade, SessionError, StorageError
 from datadreamer_like.graph.node import Node, working_node
 from datadreamer_like.graph.origin import Origin
-from datadreamer_like.graph.output import OutputDataset, OutputIterableDataset
+from datadreamer_like.graph.output import OutputDataset, OutputDatasetColumn, OutputIterableDataset
+from datadreamer_like.graph.plan import Forecast
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.graph.rows import Rows
 from datadreamer_like.graph.threads import Task
@@ -22,6 +27,34 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _TABLE_FOLDER = "dataset"
+
+
+class UnmadeDataset(OutputDataset):
+    """The output of a step that is only planned: its columns can be passed on, and its rows not be read."""
+
+    def __init__(self, step: DatasetNode, why: str = "") -> None:
+        super().__init__(step, self._unmade, columns=step.planned_columns)
+        self.why = why
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows that the plan expects; raises `NotMade` if it is unknown."""
+        return self._unmade().num_rows or 0 if self._step.expected_rows is None else self._step.expected_rows
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, str):
+            return self._unmade()
+        if self._columns is not None:
+            self._check_column(key)
+        column = OutputDatasetColumn(self._step, self._unmade, columns=[key], num_rows=self._step.expected_rows)
+        column.whole = self
+        return column
+
+    def _unmade(self) -> Rows:
+        raise NotMade(f'it needs the rows of "{self._step.name}", which has not run.')
+
+    def __fingerprint__(self) -> tuple[Any, ...]:
+        return "OutputDataset", self._step, tuple(self.column_names)
 
 
 class DatasetNode(Node):
@@ -65,6 +98,37 @@ class DatasetNode(Node):
         """Waits for a step that runs in the background, and raises its error unless `wait` has raised it."""
         if not self._is_waited_for:
             self.wait()
+
+    @cached_property
+    def planned_output(self) -> OutputDataset:
+        """The output of a step that is only planned: the rows of `planned_rows`, else nothing but names."""
+        try:
+            rows = self.planned_rows()
+        except NotMade as error:
+            return UnmadeDataset(self, f"unknown: {error}")
+        if rows is None:
+            return UnmadeDataset(self)
+        return OutputDataset(self, partial(_in_memory, rows), columns=rows.columns, num_rows=rows.num_rows)
+
+    def forecast(self) -> Forecast:
+        """Returns what running the step takes: its rows, where they can be computed locally."""
+        output, known = self.planned_output, super().forecast()
+        if isinstance(output, UnmadeDataset):
+            return replace(known, unknown=output.why)
+        return replace(known, rows=output.num_rows)
+
+    def planned_rows(self) -> Rows | None:
+        """Returns the rows of a step that computes them locally, without a model; they are not saved. None for others.
+
+        Raises:
+            NotMade: They depend on rows that do not exist yet.
+        """
+        return None
+
+    @property
+    def planned_columns(self) -> list[str] | None:
+        """Names of the output columns of a step that has not run; None if they are not known before it runs."""
+        return None
 
     def write_rows(self, rows: Rows, draft: Path) -> Kept:
         """Writes the node's rows, and the origin of each, into the folder of its result."""
@@ -139,3 +203,12 @@ class DatasetNode(Node):
         Scripts read them from `card`.
         """
         sys.stdout.write(self.card.text() + "\n")
+
+
+def _in_memory(rows: Rows) -> Rows:
+    if rows.table is not None:
+        return rows
+    parts = [pa.Table.from_batches([batch]) for batch in rows.read()]
+    # Without saving, the types of all batches are widened as far as Arrow does it.
+    table = pa.concat_tables(parts, promote_options="permissive") if parts else rows.schema.empty_table()
+    return replace(Rows.of_table(table), origin=rows.origin, node=rows.node)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import typing_extensions
 
-from datadreamer_like.errors import DefinitionError, did_you_mean
+from datadreamer_like.errors import DefinitionError, NotMade, did_you_mean
 from datadreamer_like.graph.node import reading_engine
 from datadreamer_like.graph.origin import From, Traced
+from datadreamer_like.graph.plan import Forecast
 
 from .columns import inputs_schema
 from .lazy_rows import LazyRowBatches
@@ -42,6 +44,15 @@ class ModelStep(Step):
     def configure(self) -> None:
         """Rejects arguments that neither the step nor its model takes."""
         check_options(self.name, self._arg_specs, self._args, self.args[self.model_arg], self.model_arg)
+
+    def forecast(self) -> Forecast:
+        """Returns the rows, each of which may be a call of the model; which results are stored is not looked up."""
+        known = super().forecast()
+        try:
+            rows = self.inputs[self.answers_to[0]].num_rows
+        except NotMade as error:
+            return replace(known, requests=None, cost=None, most_cost=None, unknown=f"unknown: {error}")
+        return replace(known, rows=rows, requests=rows, unknown="how many of its results are stored is unknown")
 
     def run(self) -> LazyRowBatches:
         """Sends the inputs to the model."""

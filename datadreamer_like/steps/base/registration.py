@@ -60,6 +60,7 @@ class Registration:
     _output_specs: dict[str, Registered]
     _card_facts: list[tuple[str, Any]]
     _given_as_none: list[str]
+    _renamed: dict[str, str]
     _closed: bool = True
 
     takes_options: bool = False
@@ -89,6 +90,11 @@ class Registration:
         inputs = {name: ["one text", "another text"] for name, spec in step._input_specs.items() if spec.required}
         required = {name: spec.type for name, spec in step._arg_specs.items() if spec.required}
         return {"inputs": inputs, "args": {n: _EXAMPLES[kind] for n, kind in required.items() if kind in _EXAMPLES}}
+
+    @property
+    def planned_columns(self) -> list[str] | None:
+        """Names of the output columns before the step has run; None if it learns them by running."""
+        return None if "*" in self._output_specs else [self._renamed.get(name, name) for name in self._output_specs]
 
     def register_input(self, input_column_name: str, required: bool = True, help: str | None = None) -> None:
         """Registers an input column; `help` describes it."""

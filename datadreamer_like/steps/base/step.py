@@ -16,7 +16,7 @@ from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.installed import is_installed
 from datadreamer_like.graph.node import reading_engine, working, working_node
 from datadreamer_like.graph.output import Column, OutputDataset, OutputIterableDataset
-from datadreamer_like.graph.results import Kept, OnDemand, Outcome
+from datadreamer_like.graph.results import Kept, OnDemand, Outcome, Unmade
 from datadreamer_like.graph.rows import Batch, Rows
 from datadreamer_like.graph.session import noting_errors
 from datadreamer_like.graph.threads import Task
@@ -271,6 +271,8 @@ class Step(Registration, Operations["Derived"], Exports):
     def make_output(self) -> OutputDataset | OutputIterableDataset:
         """Loads the step's rows, or makes them."""
         outcome = self.find_or_make()
+        if isinstance(outcome, Unmade):
+            return self.planned_output
         if isinstance(outcome, OnDemand):
             return self._lazy_output(outcome.value)
         self._progress = 1.0
@@ -293,17 +295,20 @@ class Step(Registration, Operations["Derived"], Exports):
         """Records the share of the lazy rows that was read."""
         self._progress = max(self._progress or 0.0, min(1.0, share))
 
+    def run_rows(self) -> tuple[Rows, bool]:
+        """Runs the step, and returns its rows and whether they stay lazy."""
+        returned = self.run()  # a source learns its columns by running
+        inputs = {name: column.step for name, column in self._inputs.items()}
+        rows, stays_lazy = normalized(returned, Expected(list(self._output_specs), f'"{self.name}"', inputs))
+        return rows.renamed(self._renamed), stays_lazy
+
     def build(self, draft: Path) -> Outcome:
         """Runs the step, and saves its rows unless they are lazy."""
         self._draft = draft
         try:
-            returned = self.run()  # a source learns its columns by running
-            inputs = {name: column.step for name, column in self._inputs.items()}
-            expected = Expected(list(self._output_specs), f'"{self.name}"', inputs)
-            rows, stays_lazy = normalized(returned, expected)
+            rows, stays_lazy = self.run_rows()
             for kind, fact in self._card_facts:
                 self.card.register(kind, fact)
-            rows = rows.renamed(self._renamed)
             return OnDemand(replace(rows, node=self)) if stays_lazy else self.write_rows(rows, draft)
         finally:
             self._draft = None
@@ -354,6 +359,8 @@ class Derived(Step):
         """Applies the operation."""
         return self._transform(*(source.output.rows for source in self.sources), **self.operation_args)
 
+    planned_rows = run  # costs nothing
+
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns the fingerprints of the operation, its arguments and its sources."""
         parts = class_part(type(self)) | {"operation": fingerprint(self.operation)}
@@ -367,6 +374,8 @@ class Derived(Step):
     def make_output(self) -> OutputDataset | OutputIterableDataset:
         """Applies the operation, or loads its rows; lazy rows are not saved."""
         self.parents = list(dict.fromkeys(self.sources))
+        if self._lazy and self.leave_out_of_plan():
+            return self.planned_output
         if self._lazy:
             with working(self), self.noting_changes():
                 rows = replace(self.run(), node=self)

@@ -16,6 +16,7 @@ import pyarrow as pa
 from datadreamer_like.errors import DefinitionError, ModelError, RejectedAnswer
 from datadreamer_like.graph.origin import From, Traced
 from datadreamer_like.graph.output import Batch
+from datadreamer_like.graph.plan import Forecast
 from datadreamer_like.graph.rows import Rows, untyped
 from datadreamer_like.models.calls.failures import Rejected
 from datadreamer_like.models.llms.generation import Answer
@@ -85,6 +86,10 @@ class JudgeRows(ProcessWithPrompt):
     def run(self) -> LazyRowBatches:
         """Prompts the LLM for every row."""
         return replace(super().run(), total_num_rows=None, like=whole(self._inputs["inputs"]).rows.schema)
+
+    def forecast(self) -> Forecast:
+        """Returns what running the step takes; how many rows it keeps is unknown."""
+        return replace(super().forecast(), rows=None)
 
     def result_batches(self) -> Iterator[Traced]:
         """Yields the kept rows, and reports progress."""

@@ -23,6 +23,7 @@ from ..base.lazy_rows import LazyRowBatches
 from ..base.model_step import check_options
 from ..base.row_answers import FETCH_OPTIONS, AnsweredRows, Questions, RowAnswers, is_sent
 from ..base.step import Step
+from .forecast import forecast_prompts
 from .logprobs import LOGPROBS, check_logprobs, logprob_columns, logprob_options, stores_logprobs
 from .numbered import numbered
 from .output_schema import OutputSchema
@@ -68,6 +69,7 @@ class PromptStep(Step):
 
     neutral_args: ClassVar[frozenset[str]] = Step.neutral_args | FETCH_OPTIONS
     takes_options = True
+    forecast = forecast_prompts
 
     # Registered arguments that are passed to the LLM under the same name.
     run_args: ClassVar[tuple[str, ...]] = ("max_new_tokens", "temperature", "top_p", "seed")
@@ -307,20 +309,18 @@ class PromptStep(Step):
 
     def run_options(self) -> dict[str, Any]:
         """Returns the options for the LLM: arguments that the step does not have itself, and `run_args`."""
-        own = set(self._arg_specs) - set(self.run_args)
-        given = {name: value for name, value in self._args.items() if name not in own}
-        options = {name: value for name, value in given.items() if value is not None or name not in self._arg_specs}
+        given = [(n, v) for n, v in self._args.items() if n in self.run_args or n not in self._arg_specs]
+        options = {n: v for n, v in given if v is not None or n not in self._arg_specs}
         options |= logprob_options(self._args) if self._args[LOGPROBS] is not None else {}
         return {**options, "schema": self.schema.json_schema} if self.schema and self._enforces_schema() else options
 
     def fitted(self, **parts: Any) -> RowPrompt:
         """Returns `llm.format_prompt(**parts)` with the step's `max_new_tokens` and `sep`, or the error if too long."""
-        args = self._args
         try:
-            prompt: str = args["llm"].format_prompt(max_new_tokens=args["max_new_tokens"], sep=args["sep"], **parts)
+            own = {name: self._args[name] for name in ("max_new_tokens", "sep")}
+            return str(self._args["llm"].format_prompt(**own, **parts))
         except PromptTooLong as error:
             return error
-        return prompt
 
     # Checking
 

@@ -49,6 +49,10 @@ class Source(Step):
             what: fingerprint(value, f'"{self.name}": {what}') for what, value in values.items()
         }
 
+    def planned_rows(self) -> Rows | None:
+        """Returns the rows, read but not saved."""
+        return self.run_rows()[0]
+
     def found_columns(self, names: Iterable[str]) -> list[str]:
         """Sets the rows' columns as the step's outputs, and returns their names."""
         self._output_specs = dict.fromkeys(map(str, names), next(iter(self._output_specs.values())))

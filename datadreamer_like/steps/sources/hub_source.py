@@ -163,6 +163,9 @@ class HFHubDataSource(Source):
             return None
         return Path(copy).name
 
+    def planned_rows(self) -> None:
+        """Returns None: a plan downloads nothing."""
+
     def write_rows(self, rows: Rows, draft: Path) -> Kept:
         """Saves the rows, and records their commit."""
         kept = super().write_rows(rows, draft)

@@ -1,4 +1,4 @@
-"""Callbacks of the training loop: progress, stopping early, keeping pruned weights zero, and pruning."""
+"""Callbacks of the training loop: progress, stopping early, keeping pruned weights zero, and compression."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from datadreamer_like.compression import CompressesWhileTraining
 from datadreamer_like.graph import current_usage
-from datadreamer_like.pruning import PrunesWhileTraining, reapply
+from datadreamer_like.pruning import reapply
 
 
 class Report(TrainerCallback):
@@ -103,26 +104,25 @@ class KeepZeros(TrainerCallback):
         reapply(model, self.kept)
 
 
-class PruneWhileTraining(TrainerCallback):
-    """Prunes while the model is trained; the best epoch is one of those with the final sparsity."""
+class CompressWhileTraining(TrainerCallback):
+    """Compresses while the model is trained; the best epoch is one of those in which it has its final size."""
 
-    def __init__(self, method: PrunesWhileTraining) -> None:
+    def __init__(self, method: CompressesWhileTraining) -> None:
         self.method = method
 
     def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Puts the masks on, before the optimizer is made and a checkpoint is loaded."""
+        """Prepares the model, before the optimizer is made and a checkpoint is loaded."""
         self.method.begin(model)
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, model: Any = None, **_: Any) -> None:
-        """Changes the masks."""
+        """Changes the model."""
         self.method.after_step(model, state.global_step, state.max_steps)
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        """Forgets the best epoch so far if it was measured before the last weights were removed."""
-        assert self.method.schedule is not None
-        if (state.best_global_step or 0) < self.method.schedule.bounds(state.max_steps)[1]:
+        """Forgets the best epoch so far if the model did not have its final size."""
+        if (state.best_global_step or 0) < self.method.final_from(state.max_steps):
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Takes the masks off the weights of the best epoch."""
+        """Gives the model of the best epoch its small form."""
         self.method.end(model)

@@ -13,7 +13,7 @@ from typing import Any
 from datadreamer_like.errors import MalformedAnswer, ModelError, UnknownModel
 from datadreamer_like.graph import current_usage
 from datadreamer_like.models import OpenAI
-from datadreamer_like.models.llms.api_model import shown_address
+from datadreamer_like.models.llms.endpoint import shown_address
 from datadreamer_like.storage.folders import write_file
 
 logger = logging.getLogger("datadreamer_like")

@@ -1,0 +1,77 @@
+"""A model in ONNX Runtime that is called as the transformers model that it was exported from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from datadreamer_like.errors import StorageError, require_extra
+
+from .report import EXPORT_NAME, ONNX_NAME, OUTPUT, Exported
+
+
+class OnnxModel(nn.Module):
+    """Runs `model.onnx` in a folder on the CPU; its outputs have the `logits`, fp32.
+
+    The number of threads is torch's at the time of a call.
+
+    Raises:
+        MissingExtra: onnxruntime is not installed.
+        StorageError: The file is damaged.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        require_extra("export", "onnxruntime", what="Running a model on ONNX Runtime")
+        self.path = Path(folder) / ONNX_NAME
+        self.config = AutoConfig.from_pretrained(folder)
+        self.stated_parameters = _parameters(Path(folder))
+        self._session: tuple[int, Any] = (0, None)
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU."""
+        return torch.device("cpu")
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> SequenceClassifierOutput:
+        """Returns the outputs for token ids [batch, seq]."""
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids) if attention_mask is None else attention_mask,
+            "token_type_ids": torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids,
+        }
+        session = self.session()
+        inputs = {each.name: given[each.name].numpy() for each in session.get_inputs()}
+        (logits,) = session.run([OUTPUT], inputs)
+        return SequenceClassifierOutput(logits=torch.from_numpy(logits))
+
+    def session(self) -> Any:
+        """Returns ONNX Runtime's session, made again if torch's number of threads changed."""
+        threads = torch.get_num_threads()
+        if self._session[0] != threads:
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            options.log_severity_level = 3
+            try:
+                made = onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # its errors share no class
+                raise StorageError(f"ONNX Runtime cannot load {self.path}: {error}. Export the model again.") from error
+            self._session = (threads, made)
+        return self._session[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_session": (0, None)}
+
+
+def _parameters(folder: Path) -> int | None:
+    """Returns the number of the model's weights, which a quantized graph does not show."""
+    return Exported.read(folder).parameters if (folder / EXPORT_NAME).is_file() else None

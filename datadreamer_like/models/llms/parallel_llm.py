@@ -1,0 +1,245 @@
+"""Several LLMs as one: each prompt goes to the one that is free."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Self
+
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, RateLimited, Unavailable
+from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.threads import DaemonPool
+
+from ..calls.batch_engine import is_out_of_memory
+from ..model import free_memory
+from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
+from .llm import LLM, overrides_only_run
+
+# How long a model that takes batches waits for prompts that arrive together.
+_GATHER_SECONDS = 0.002
+_BATCH = 10
+
+
+class ParallelLLM(LLM):
+    """Several LLMs that answer the prompts of one run together, such as one model on two GPUs, servers or accounts.
+
+    Each prompt goes to the model with the most room: one that takes many requests at once gets as many as its default
+    concurrency, one that takes batches its share of what waits. Each keeps its own budget. If all models are the same
+    but for device and key, the cached answers are those of one of them alone. If they differ, it is chance which of
+    them answers a prompt.
+
+    Args:
+        *llms: The models.
+
+    Raises:
+        DefinitionError: There is no model.
+        ArgumentTypeError: One of them is not an LLM, or overrides `run` alone.
+
+    Example:
+        >>> llm = ParallelLLM(HFTransformers("gpt2", device=0), HFTransformers("gpt2", device=1))  # doctest: +SKIP
+        >>> llm.run(["Name three colours."], batch_size=64)  # doctest: +SKIP
+        ['Red, blue and green.']
+    """
+
+    def __init__(self, *llms: LLM) -> None:
+        super().__init__()
+        if not llms:
+            raise DefinitionError("ParallelLLM needs at least one LLM: ParallelLLM(llm_1, llm_2).")
+        for llm in llms:
+            if not isinstance(llm, LLM) or overrides_only_run(llm):
+                raise ArgumentTypeError(f"ParallelLLM takes LLMs with answer or answer_batch, not {llm!r:.100}.")
+        self.llms = llms
+        first = self._source = llms[0]
+        self.model_name = first.model_name
+        self.cache_folder_path = first.cache_folder_path
+        self.extra_options = frozenset.intersection(*(llm.extra_options for llm in llms))
+        self.enforces_schemas = all(llm.enforces_schemas for llm in llms)
+        self.default_adaptive_batch_size = any(llm.default_adaptive_batch_size for llm in llms)
+        self.default_concurrency = sum(2 * _BATCH if _takes_batches(llm) else llm.default_concurrency for llm in llms)
+        self.max_tries = max(llm.max_tries for llm in llms)
+        self.retry_on_fail = any(llm.retry_on_fail for llm in llms)
+        lengths = [llm.max_context_length for llm in llms if llm.max_context_length is not None]
+        self.max_context_length = min(lengths, default=None)
+        self._pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
+
+    @classmethod
+    def example(cls, model: Any) -> Self:
+        """Returns two of the same model, for tests and documentation."""
+        return cls(model, model)
+
+    async def answer(self, request: Request) -> Answer:
+        """Answers one request with the model that has the most room."""
+        loop = asyncio.get_running_loop()
+        pool = self._pools.get(loop)
+        if pool is None:
+            pool = self._pools[loop] = _Pool(self.llms)
+        return await pool.answer(request)
+
+    async def end_run(self) -> None:
+        """Ends the threads of the run, and closes the models' connections."""
+        pool = self._pools.pop(asyncio.get_running_loop(), None)
+        if pool is not None:
+            pool.close()
+        for llm in self.llms:
+            await llm.end_run()
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuses what one of the models does not support."""
+        for llm in self.llms:
+            llm.check(sampling)
+
+    def translated(self, options: GenerationOptions) -> GenerationOptions:
+        """Returns the options as the first model translates them."""
+        return self.llms[0].translated(options)
+
+    def follow_up(self, request: Request, answer: Answer, reason: str) -> Prompt:
+        """Returns the first model's prompt for another attempt."""
+        return self.llms[0].follow_up(request, answer, reason)
+
+    @property
+    def takes_chat(self) -> bool:
+        """Whether the first model sends a text as a chat message."""
+        return self.llms[0].takes_chat
+
+    def count_tokens(self, value: str) -> int:
+        """Returns the number of tokens of a text for the first model."""
+        return self.llms[0].count_tokens(value)
+
+    def final_count_tokens(self, value: str) -> int:
+        """Returns the number of tokens of a text as a whole prompt for the first model."""
+        return self.llms[0].final_count_tokens(value)
+
+    def get_max_context_length(self, max_new_tokens: int | None) -> int:
+        """Returns the smallest room for a prompt among the models."""
+        return min(llm.get_max_context_length(max_new_tokens) for llm in self.llms)
+
+    def unload_model(self) -> None:
+        """Frees the memory of all models."""
+        for llm in self.llms:
+            llm.unload_model()
+
+    @property
+    def display_name(self) -> str:
+        """The models' names."""
+        return f"ParallelLLM ({', '.join(llm.display_name for llm in self.llms)})"
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the fingerprints of the models."""
+        return {"llms": sorted(fingerprint(llm) for llm in self.llms)}
+
+    @property
+    def _are_same(self) -> bool:
+        return len({fingerprint(llm) for llm in self.llms}) == 1
+
+    @property
+    def answers_name(self) -> str:
+        """The class of the models, if they are the same, else of this one."""
+        return self.llms[0].answers_name if self._are_same else super().answers_name
+
+    def __fingerprint__(self) -> Any:
+        return self.llms[0].__fingerprint__() if self._are_same else super().__fingerprint__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pools": {}}
+
+
+def _takes_batches(llm: LLM) -> bool:
+    return type(llm).answer is LLM.answer
+
+
+class _Pool:
+    """The models of one run, in its event loop: what each is doing, and the requests that wait for one."""
+
+    def __init__(self, llms: tuple[LLM, ...]) -> None:
+        self._llms = llms
+        self._room = [1 if _takes_batches(llm) else llm.default_concurrency for llm in llms]
+        self._ask = [llm.within_budget(llm.answer) for llm in llms]
+        self._busy = [0] * len(llms)
+        self._failures = [0] * len(llms)  # in a row
+        self._batched = 0  # requests that models which take batches have
+        self._waiting: deque[tuple[Request, asyncio.Future[Answer]]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._threads = DaemonPool(max(1, sum(map(_takes_batches, llms))), "datadreamer_like-parallel")
+        self._gathering = False
+
+    async def answer(self, request: Request) -> Answer:
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, future))
+        if not self._gathering:
+            self._gathering = True
+            asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._hand_out)
+        return await future
+
+    def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._threads.shutdown(wait=False)
+
+    def _free(self) -> Iterator[int]:
+        """Yields the models with room, the least busy first, and those that fail at the moment last."""
+        load = [busy / room for busy, room in zip(self._busy, self._room, strict=True)]
+        order = sorted(range(len(load)), key=lambda index: (self._failures[index], load[index]))
+        yield from (index for index in order if load[index] < 1)
+
+    def _hand_out(self) -> None:
+        self._gathering = False
+        while self._waiting and (free := list(self._free())):
+            index = free[0]
+            # A model that takes batches gets its share of what waits and of what the others have, so that a small batch
+            # is not followed by small ones; one that takes requests gets a single one.
+            batches = _takes_batches(self._llms[index])
+            share = -(-(len(self._waiting) + self._batched) // len(self._llms)) if batches else 1
+            jobs = [self._waiting.popleft() for _ in range(min(share, len(self._waiting)))]
+            jobs = [job for job in jobs if not job[1].done()]  # cancelled while they waited
+            if jobs:
+                self._busy[index] += 1
+                self._batched += len(jobs) if batches else 0
+                task = asyncio.get_running_loop().create_task(self._serve(index, jobs))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, index: int, jobs: list[tuple[Request, asyncio.Future[Answer]]]) -> None:
+        llm = self._llms[index]
+        batched = len(jobs) if _takes_batches(llm) else 0
+        try:
+            requests = [request for request, _ in jobs]
+            if batched:
+                loop = asyncio.get_running_loop()
+                answers = await loop.run_in_executor(self._threads, _answers, llm, requests)
+            else:
+                answers = [await self._ask[index](requests[0])]
+        except Exception as error:
+            if isinstance(error, RateLimited | Unavailable):
+                self._failures[index] += 1
+            for _, future in jobs:
+                if not future.done():
+                    future.set_exception(error)
+        else:
+            self._failures[index] = 0
+            for (_, future), answer in zip(jobs, answers, strict=True):
+                if not future.done():
+                    future.set_result(answer)
+        finally:
+            self._busy[index] -= 1
+            self._batched -= batched
+            # The next requests come when the answers have been stored.
+            asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._hand_out)
+
+
+def _answers(llm: LLM, requests: list[Request]) -> list[Answer]:
+    """Answers a batch, in halves if memory runs out."""
+    try:
+        answers = list(llm.answer_batch(requests))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, ModelError) or not is_out_of_memory(error):
+            raise
+        if len(requests) == 1:
+            return [Answer.failed(ModelError(f"Memory ran out with this prompt alone: {error}"))]
+    else:
+        if len(answers) != len(requests):
+            raise DefinitionError(f"answer_batch returned {len(answers)} answers to {len(requests)} requests.")
+        return answers
+    free_memory()  # outside the handler, since the traceback holds the failed call's tensors
+    half = len(requests) // 2
+    return _answers(llm, requests[:half]) + _answers(llm, requests[half:])

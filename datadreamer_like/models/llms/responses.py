@@ -1,0 +1,261 @@
+"""Models of OpenAI through its Responses API, and what is left of assistants on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datadreamer_like.errors import DefinitionError, MalformedAnswer
+
+from .answer_text import AnswerText, answer_of, answer_text
+from .endpoint import Quirks, shown_address
+from .generation import Answer, Request, TokenLogprob
+from .openai import OpenAI
+from .prices import Usage, counted, token_count
+from .provider_errors import ErrorInAnswer
+from .schema import openai_response_format
+
+_REFUSES = {
+    "logit_bias": "Use OpenAI, which calls chat completions.",
+    "repetition_penalty": "Leave it out.",
+    "stop": "Use OpenAI, or cut the answers in parse=...",
+}
+_INCOMPLETE = {"max_output_tokens": "length"}
+# Names of parts of a user's message in this API, by those of chat completions.
+_PARTS = {"text": "input_text", "image_url": "input_image", "file": "input_file"}
+
+
+class OpenAIResponses(OpenAI):
+    """A model on OpenAI's Responses API, with its built-in tools and the summaries of its reasoning.
+
+    Nothing is stored at OpenAI. Reasoning is in `Answer.reasoning`, apart from the text, if
+    `reasoning={"effort": "low", "summary": "auto"}` asks for its summary. `n` answers take `n` requests; there are no
+    stop texts, seeds, `repetition_penalty` or `logit_bias`.
+
+    Args:
+        tools: Built-in tools that the model may use, such as `[{"type": "web_search"}]`; it cannot call functions.
+        model_name, system_prompt, organization, api_key, base_url, api_version, **kwargs: See `OpenAI`.
+
+    Example:
+        >>> llm = OpenAIResponses("gpt-5-mini", tools=[{"type": "web_search"}])                  # doctest: +SKIP
+        >>> llm.run(["Who won?"], reasoning={"effort": "low"})                                  # doctest: +SKIP
+        ['...']
+    """
+
+    endpoint = dataclasses.replace(
+        OpenAI.endpoint,
+        quirks=Quirks(limit_name="max_output_tokens", seed_name=None, takes_n=False, refuses=_REFUSES),
+    )
+    extra_options = OpenAI.extra_options - {"response_format", "presence_penalty", "frequency_penalty"} | {
+        "reasoning", "prompt", "max_tool_calls", "include",
+    }  # fmt: skip
+
+    tools: Sequence[Mapping[str, Any]] = ()
+
+    def __init__(
+        self,
+        model_name: Any,
+        system_prompt: str | None = None,
+        organization: str | None = None,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        api_version: str | None = None,
+        retry_on_fail: bool = True,
+        cache_folder_path: str | Path | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            model_name,
+            system_prompt,
+            organization,
+            api_key,
+            base_url,
+            api_version,
+            retry_on_fail,
+            cache_folder_path,
+            **kwargs,
+        )
+        functions = [tool for tool in tools or () if tool.get("type") in ("function", "custom")]
+        if functions:
+            raise DefinitionError(
+                f"{type(self).__name__} cannot run tools of the type {functions[0]['type']!r}: a row is one request, "
+                'with nobody to call a function. Use built-in tools, such as {"type": "web_search"}.'
+            )
+        self.tools = tuple(tools or ())
+
+    @property
+    def quirks(self) -> Quirks:
+        """The API's own, at any address."""
+        return self.endpoint.quirks
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what `OpenAI` does, and the tools."""
+        return {**super().identity(), "tools": [dict(tool) for tool in self.tools]}
+
+    async def answer(self, request: Request) -> Answer:
+        """Sends `n` requests, one after the other."""
+        sampling = request.sampling
+        found = [await self.request(lambda: self._responses_parameters(request)) for _ in range(sampling.n)]
+        shaped = sampling.schema is not None
+        try:
+            texts = [_text(response, shaped) for response in found]
+            logprobs = [_logprobs(response) for response in found] if sampling.top_logprobs is not None else None
+            tiers = {sampling.extra.get("service_tier"), *(getattr(each, "service_tier", None) for each in found)}
+            prices = self.prices if tiers <= {None, "auto", "default"} and not self.tools else None
+            tokens = counted([_usage(response.usage) for response in found], prices)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise MalformedAnswer(
+                f"{shown_address(self.base_url)} sent an answer that cannot be read: {error}."
+            ) from error
+        reasons = [_finish_reason(response) for response in found]
+        return self.without_secrets(answer_of(texts, finish_reasons=reasons, logprobs=logprobs, **tokens))
+
+    async def send(self, client: Any, parameters: dict[str, Any]) -> Any:
+        """Sends one request; a response that failed is an error."""
+        response = await client.responses.create(**parameters)
+        if getattr(response, "error", None) is not None:
+            raise ErrorInAnswer(response.error.to_dict())
+        return response
+
+    def _responses_parameters(self, request: Request) -> dict[str, Any]:
+        sampling, extra = request.sampling, dict(request.sampling.extra)
+        text: dict[str, Any] = {}
+        if sampling.schema is not None:
+            shape = openai_response_format(sampling.schema)
+            text["format"] = {"type": shape["type"], **shape.get("json_schema", {})}
+        if "verbosity" in extra:
+            text["verbosity"] = extra.pop("verbosity")
+        if "reasoning_effort" in extra:
+            extra["reasoning"] = {"effort": extra.pop("reasoning_effort"), **extra.get("reasoning", {})}
+        if sampling.top_logprobs is not None:
+            extra["include"] = [*extra.get("include", ()), "message.output_text.logprobs"]
+        parameters = {
+            "model": self.model_name,
+            "input": [_item(message) for message in request.messages(self.system_prompt)],
+            "store": False,
+            "temperature": 0.0 if sampling.deterministic else sampling.temperature,
+            "top_p": None if sampling.deterministic or sampling.top_p == 1.0 else sampling.top_p,
+            "max_output_tokens": sampling.max_new_tokens,
+            "top_logprobs": sampling.top_logprobs,
+            "text": text or None,
+            "tools": [dict(tool) for tool in self.tools] or None,
+            **extra,
+        }
+        return self.not_refused(parameters)
+
+
+class OpenAIAssistant(OpenAIResponses):
+    """What was an assistant of OpenAI: instructions and tools, on the Responses API.
+
+    OpenAI shut the Assistants API down on 26 August 2026. This class takes the same arguments and answers through the
+    Responses API: the system prompt is the assistant's instructions, and each prompt is a conversation of its own. An
+    assistant that was turned into a stored prompt is named by `run(..., prompt={"id": "pmpt_..."})`, which OpenAI
+    serves until 30 November 2026; move its text into `system_prompt`.
+
+    Args:
+        tools: Built-in tools. Those of the old API are translated: `{"type": "code_interpreter"}` gets a container of
+            its own, and `{"type": "file_search"}` needs `vector_store_ids`.
+        model_name, system_prompt, organization, api_key, base_url, api_version, **kwargs: See `OpenAI`.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        system_prompt: str | None = None,
+        tools: list[dict[str, Any]] | None = None,
+        organization: str | None = None,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        api_version: str | None = None,
+        retry_on_fail: bool = True,
+        cache_folder_path: str | Path | None = None,
+        **kwargs: Any,
+    ) -> None:
+        translated: list[dict[str, Any]] = []
+        for tool in tools or []:
+            kind = {"retrieval": "file_search"}.get(str(tool.get("type")), tool.get("type"))
+            if kind == "file_search" and not tool.get("vector_store_ids"):
+                raise DefinitionError(
+                    'The tool "file_search" needs vector_store_ids: the Responses API has no files of an assistant. '
+                    "Put the files into a vector store, and name it."
+                )
+            own = {"container": {"type": "auto"}} if kind == "code_interpreter" else {}
+            translated.append({**own, **tool, "type": kind})
+        super().__init__(
+            model_name,
+            system_prompt,
+            organization,
+            api_key,
+            base_url,
+            api_version,
+            retry_on_fail,
+            cache_folder_path,
+            tools=translated,
+            **kwargs,
+        )
+
+    @property
+    def assistant_id(self) -> None:
+        """None: there are no assistants any more."""
+        return None
+
+
+def _item(message: Mapping[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return dict(message)
+    parts = []
+    for part in content:
+        kind = part.get("type")
+        if message.get("role") == "assistant" and kind == "text":
+            parts.append({"type": "output_text", "text": part["text"]})
+        elif kind == "image_url":
+            image = part["image_url"]
+            address = {"image_url": image} if isinstance(image, str) else {**image, "image_url": image["url"]}
+            address.pop("url", None)
+            parts.append({"type": "input_image", "detail": "auto", **address})
+        else:
+            parts.append({**part, "type": _PARTS.get(kind, kind)})
+    return {**message, "content": parts}
+
+
+def _finish_reason(response: Any) -> str | None:
+    if response.status == "incomplete":
+        reason = getattr(response.incomplete_details, "reason", None)
+        return _INCOMPLETE.get(str(reason), reason)
+    return "stop" if response.status == "completed" else response.status
+
+
+def _text(response: Any, shaped: bool) -> AnswerText:
+    parts = [part for item in response.output if item.type == "message" for part in item.content]
+    thoughts = [
+        part.text
+        for item in response.output
+        if item.type == "reasoning"
+        for part in (getattr(item, "content", None) or item.summary or ())
+    ]
+    return answer_text(parts or None, _finish_reason(response), reasoning="\n\n".join(thoughts) or None, shaped=shaped)
+
+
+def _logprobs(response: Any) -> list[TokenLogprob]:
+    return [
+        TokenLogprob(each.token, each.logprob, tuple((top.token, top.logprob) for top in each.top_logprobs or ()))
+        for item in response.output
+        if item.type == "message"
+        for part in item.content
+        for each in getattr(part, "logprobs", None) or ()
+    ]
+
+
+def _usage(usage: Any) -> Usage:
+    details = getattr(usage, "input_tokens_details", None)
+    return Usage(
+        token_count(usage, "input_tokens"),
+        token_count(usage, "output_tokens"),
+        token_count(details, "cached_tokens"),
+        token_count(details, "cache_write_tokens"),
+    )

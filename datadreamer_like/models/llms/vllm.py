@@ -1,0 +1,221 @@
+"""LLMs run in this process by vLLM."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datadreamer_like.errors import BadRequest, DefinitionError, require_extra
+
+from ..model import free_memory
+from .chat_template import AUTO, Auto
+from .generation import Answer, Request, Sampling, TokenLogprob
+from .hf_transformers import HFTransformers
+from .scoring import Scored, ScoreRequest
+
+if TYPE_CHECKING:
+    import torch
+
+
+class VLLM(HFTransformers):
+    """A causal language model run by vLLM in this process, with continuous batching and paged attention.
+
+    Answers can be constrained to a JSON schema. Give `batch_size` some hundreds: vLLM schedules the requests of a batch
+    itself.
+
+    Args:
+        model_name, chat_prompt_template, system_prompt, revision, trust_remote_code, dtype: See `HFTransformers`.
+        device: A list of as many GPUs as the model is split over (`tensor_parallel_size`); None is one. vLLM takes the
+            first ones that `CUDA_VISIBLE_DEVICES` lists.
+        quantization: vLLM's name of a quantization method, such as "awq" or "bitsandbytes".
+        swap_space: Ignored: vLLM no longer swaps to the CPU's memory.
+        adapter_name: LoRA adapter for the model: a folder, or a trainer with a `peft_config`.
+        cache_folder_path: Folder for cached answers, instead of the session's.
+        **kwargs: Further arguments of `vllm.LLM`, such as `max_model_len` or `gpu_memory_utilization`.
+
+    Raises:
+        MissingExtra: vllm is not installed.
+        DefinitionError: `device` names a single GPU other than the first.
+
+    Example:
+        >>> llm = VLLM("Qwen/Qwen3-8B", max_model_len=8192)  # doctest: +SKIP
+        >>> llm.run(["Name three colours."], max_new_tokens=20, batch_size=500)  # doctest: +SKIP
+        ['Red, blue and green.']
+    """
+
+    enforces_schemas = True
+    extra_options = frozenset({"top_k", "min_p", "presence_penalty", "frequency_penalty"})
+
+    def __init__(
+        self,
+        model_name: Any,
+        chat_prompt_template: str | Auto | None = AUTO,
+        system_prompt: str | Auto | None = AUTO,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        device: int | str | torch.device | list[int | str | torch.device] | None = None,
+        dtype: str | torch.dtype | None = None,
+        quantization: str | None = None,
+        swap_space: int = 1,
+        cache_folder_path: str | Path | None = None,
+        *,
+        adapter_name: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        require_extra("vllm", "vllm", what="VLLM")
+        if not isinstance(device, list) and str(device).removeprefix("cuda:") not in ("None", "0", "cuda", "cpu"):
+            raise DefinitionError(
+                f"device={device!r}: vLLM takes the first GPUs that CUDA_VISIBLE_DEVICES lists. Set that variable, and "
+                "leave device out."
+            )
+        super().__init__(
+            model_name,
+            chat_prompt_template,
+            system_prompt,
+            revision,
+            trust_remote_code,
+            dtype=dtype,
+            adapter_name=adapter_name,
+            cache_folder_path=cache_folder_path,
+            **kwargs,
+        )
+        self.tensor_parallel_size = len(device) if isinstance(device, list) else 1
+        self.quantization = quantization
+
+    @cached_property
+    def model(self) -> Any:
+        """The engine, a `vllm.LLM`."""
+        import vllm
+
+        options = {
+            "revision": self._source.revision,
+            "trust_remote_code": self.trust_remote_code,
+            "dtype": "auto" if self.dtype is None else str(self.dtype).removeprefix("torch."),
+            "quantization": self.quantization,
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "enable_lora": self._adapter is not None,
+        }
+        return vllm.LLM(model=self._source.name, **{**options, **self.kwargs})
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what `HFTransformers` does, and the quantization."""
+        return {**super().identity(), "quantization": self.quantization}
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuses tokens that the model does not have, and more new tokens than the context has room for."""
+        size = self.config.get_text_config().vocab_size
+        for token in sampling.logit_bias or ():
+            if token >= size:
+                raise DefinitionError(f"logit_bias names the token {token}; {self.display_name} has {size} tokens.")
+        self.check_room(sampling, self._context_length)
+
+    def answer_batch(self, requests: Sequence[Request]) -> Sequence[Answer]:
+        """Answers requests with the same sampling options; a prompt that is too long fails alone."""
+        sampling = requests[0].sampling
+        room = self.get_max_context_length(sampling.max_new_tokens or 1)
+        answers: dict[int, Answer] = {}
+        ids: dict[int, list[int]] = {}
+        for index, request in enumerate(requests):
+            try:
+                ids[index] = self._fitting_ids(request, room)
+            except BadRequest as error:
+                answers[index] = Answer.failed(error)
+        options = [
+            self._sampling_params(sampling, requests[index].seed, self._context_length - len(found))
+            for index, found in ids.items()
+        ]
+        for index, output in zip(ids, self._generate(list(ids.values()), options), strict=True):
+            answers[index] = _answer(output, sampling)
+        return [answers[index] for index in range(len(requests))]
+
+    def score_batch(self, requests: Sequence[ScoreRequest]) -> Sequence[Scored]:
+        """Scores the same continuations after several prompts; a prompt that is too long fails alone."""
+        import vllm
+
+        longest = max(self.count_tokens(text) for text in requests[0].continuations) + 1
+        found: dict[int, Scored] = {}
+        wanted: list[tuple[int, list[int], list[list[int]]]] = []
+        for index, request in enumerate(requests):
+            try:
+                ids = self._fitting_ids(request.request, self.get_max_context_length(longest))
+            except BadRequest as error:
+                found[index] = Scored.failed(error)
+            else:
+                wanted.append((index, ids, self._continuation_ids(request, ids)))
+        whole = [ids + own for _, ids, texts in wanted for own in texts]
+        options = vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        outputs = iter(self._generate(whole, [options] * len(whole)))
+        for index, ids, texts in wanted:
+            sums = []
+            for own in texts:
+                given = next(outputs).prompt_logprobs[len(ids) :]
+                sums.append(sum(place[token].logprob for place, token in zip(given, own, strict=True)))
+            found[index] = Scored(tuple(sums), tuple(map(len, texts)), prompt_tokens=len(ids))
+        return [found[index] for index in range(len(requests))]
+
+    def _generate(self, prompts: list[list[int]], options: list[Any]) -> list[Any]:
+        if not prompts:
+            return []
+        adapter = None
+        if self._adapter is not None:
+            from vllm.lora.request import LoRARequest
+
+            adapter = LoRARequest("adapter", 1, self._adapter.name)
+        inputs = [{"prompt_token_ids": ids} for ids in prompts]
+        return list(self.model.generate(inputs, options, use_tqdm=False, lora_request=adapter))
+
+    def _sampling_params(self, sampling: Sampling, seed: int | None, room: int) -> Any:
+        import vllm
+
+        schema = {}
+        if sampling.schema is not None:
+            from vllm.sampling_params import StructuredOutputsParams
+
+            schema = {"structured_outputs": StructuredOutputsParams(json=json.dumps(sampling.schema))}
+        return vllm.SamplingParams(
+            # vLLM refuses several greedy answers, which are the same.
+            n=1 if sampling.deterministic else sampling.n,
+            max_tokens=sampling.max_new_tokens or room,
+            temperature=0.0 if sampling.deterministic else sampling.temperature,
+            top_p=1.0 if sampling.deterministic else sampling.top_p,
+            seed=seed,
+            stop=list(sampling.stop),
+            repetition_penalty=sampling.repetition_penalty or 1.0,
+            logit_bias=dict(sampling.logit_bias) if sampling.logit_bias else None,
+            logprobs=sampling.top_logprobs,
+            **{name: value for name, value in sampling.extra.items() if value is not None},
+            **schema,
+        )
+
+    def unload_model(self) -> None:
+        """Frees the model's memory; it is loaded again when it is needed."""
+        super().unload_model()
+        free_memory()
+
+
+def _answer(output: Any, sampling: Sampling) -> Answer:
+    written = list(output.outputs) * (sampling.n if sampling.deterministic else 1)
+    logprobs = None
+    if sampling.top_logprobs is not None:
+        logprobs = [_logprobs(each.token_ids, each.logprobs or (), sampling.top_logprobs) for each in written]
+    return Answer(
+        [each.text for each in written],
+        prompt_tokens=len(output.prompt_token_ids),
+        completion_tokens=sum(len(each.token_ids) for each in output.outputs),
+        finish_reasons=[each.finish_reason for each in written],
+        logprobs=logprobs,
+        cost=0.0,
+    )
+
+
+def _logprobs(tokens: Sequence[int], places: Sequence[Any], most: int) -> list[TokenLogprob]:
+    found = []
+    for token, place in zip(tokens, places, strict=True):
+        best = sorted(place.values(), key=lambda each: each.rank)[:most]
+        chosen = place[token]
+        likeliest = tuple((each.decoded_token, each.logprob) for each in best)
+        found.append(TokenLogprob(chosen.decoded_token, chosen.logprob, likeliest))
+    return found

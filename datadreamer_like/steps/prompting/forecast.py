@@ -1,0 +1,173 @@
+"""What a prompting step would send, for a plan: its prompts, those whose answers are stored, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from datadreamer_like.errors import DefinitionError, ModelError, NotMade
+from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.graph.plan import Forecast
+from datadreamer_like.models.calls.budget import worst_case
+from datadreamer_like.models.calls.llm_calls import LLMCalls
+from datadreamer_like.models.calls.pipeline import answers_file
+from datadreamer_like.models.llms.api_model import APIModel
+from datadreamer_like.models.llms.generation import Answer, Generation, Request
+from datadreamer_like.models.llms.llm import LLM, overrides_only_run
+from datadreamer_like.storage.answers import AnswerStore
+
+from ..base.row_answers import Questions, is_sent
+
+_AT_ONCE = 1_000
+# Stored answers whose lengths foretell those of the others.
+_SAMPLE = 1_000
+
+
+class Prompting(Protocol):
+    """What of a prompting step a forecast needs."""
+
+    @property
+    def args(self) -> dict[str, Any]:
+        """The arguments by name."""
+
+    @property
+    def previous(self) -> Manifest | None:
+        """The manifest of the step's earlier result."""
+
+    def run_options(self) -> dict[str, Any]:
+        """Returns the options for the LLM."""
+
+    def questions(self) -> Iterator[Questions]:
+        """Yields prompts with their rows."""
+
+    def num_prompts(self) -> int | None:
+        """Returns the number of rows, if known."""
+
+
+def forecast_prompts(step: Prompting) -> Forecast:
+    """Returns what running a prompting step takes.
+
+    Prompts are made as in a run, and looked up in the answer store. Lengths are foretold by stored answers to other
+    prompts of the step, else by its earlier result; without either, only the worst case is known.
+    """
+    previous = step.previous
+    earlier = {} if previous is None else previous.card
+    if overrides_only_run(step.args["llm"]):
+        return Forecast(None, 0, None, None, None, None, "the LLM has a run of its own, which a plan does not know")
+    try:
+        counted = _counted(step)
+    except NotMade as error:
+        return Forecast(_rows(step), 0, None, None, None, None, f"unknown: {error}")
+    tokens = counted.lengths.mean() or _mean_of(earlier)
+    requests = counted.new
+    cost, most, unknown = _costs(step.args["llm"], counted, tokens)
+    seconds = None
+    if earlier.get("rows") and earlier.get("completion_tokens"):
+        seconds = earlier["seconds"] * requests / earlier["rows"]
+    return Forecast(counted.rows, counted.stored, requests, cost, most, seconds if requests else 0.0, unknown)
+
+
+@dataclass
+class _Lengths:
+    """Sums over stored answers."""
+
+    answers: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def mean(self) -> tuple[float, float] | None:
+        """Returns the mean tokens of a prompt and of its answer."""
+        return (self.prompt_tokens / self.answers, self.completion_tokens / self.answers) if self.answers else None
+
+
+@dataclass
+class _Counted:
+    """Counts of a step's prompts; `worst` is the sum of the worst cases of new ones, None where one is unknown."""
+
+    lengths: _Lengths
+    rows: int = 0
+    stored: int = 0
+    new: int = 0
+    worst: int | None = 0
+    why_unknown: str = ""
+
+
+def _counted(step: Prompting) -> _Counted:
+    llm: LLM = step.args["llm"]
+    options = llm.translated(step.run_options())  # type: ignore[arg-type]
+    sampling = Generation.from_options(options, llm.extra_options).sampling
+    calls = LLMCalls(fingerprint(llm), sampling, llm.follow_up)
+    counted = _Counted(_Lengths())
+    file = answers_file(llm)
+    seen: set[bytes] = set()
+    with AnswerStore(file) if isinstance(file, Path) and file.exists() else nullcontext() as store:
+        prompts = _prompts(step, counted)
+        while part := list(islice(prompts, _AT_ONCE)):
+            keys, requests = calls.admit(part)
+            values = [None] * len(keys) if store is None or step.args.get("force") else store.get_many(keys)
+            for key, request, value in zip(keys, requests, values, strict=True):
+                if value is not None:
+                    counted.stored += 1
+                    _measure(counted.lengths, calls.decode(value))
+                elif key not in seen:
+                    seen.add(key)
+                    counted.new += 1
+                    _add_worst(counted, llm, request)
+    return counted
+
+
+def _prompts(step: Prompting, counted: _Counted) -> Iterator[Any]:
+    for questions in step.questions():
+        counted.rows += len(questions.values)
+        yield from (prompt for prompt in questions.values if is_sent(prompt))
+
+
+def _measure(lengths: _Lengths, answer: Answer) -> None:
+    if lengths.answers < _SAMPLE:
+        lengths.answers += 1
+        lengths.prompt_tokens += answer.prompt_tokens
+        lengths.completion_tokens += answer.completion_tokens
+
+
+def _add_worst(counted: _Counted, llm: LLM, request: Request) -> None:
+    if not isinstance(llm, APIModel) or llm.prices is None or counted.worst is None:
+        return
+    try:
+        counted.worst += worst_case(llm, request)
+    except DefinitionError as error:
+        counted.worst, counted.why_unknown = None, f"worst case unknown: {error}"
+    except ModelError:  # this prompt would not be sent
+        pass
+
+
+def _costs(llm: LLM, counted: _Counted, tokens: tuple[float, float] | None) -> tuple[float | None, float | None, str]:
+    """Returns the dollars expected, those of the worst case, and why one of them is unknown."""
+    if not isinstance(llm, APIModel) or not counted.new:
+        return 0.0, 0.0, ""
+    if llm.prices is None:
+        return None, None, f"the prices of {llm.account} are unknown"
+    most = None if counted.worst is None else counted.worst / 1e9
+    if tokens is None:
+        return None, most, counted.why_unknown or "how long answers are is unknown"
+    whole = replace(llm.prices, up_to=None)
+    cost = whole.cost(round(tokens[0] * counted.new), round(tokens[1] * counted.new))
+    return cost, most, counted.why_unknown
+
+
+def _mean_of(card: dict[str, Any]) -> tuple[float, float] | None:
+    rows = card.get("rows")
+    if not rows or not card.get("completion_tokens"):
+        return None
+    return card["prompt_tokens"] / rows, card["completion_tokens"] / rows
+
+
+def _rows(step: Prompting) -> int | None:
+    try:
+        return step.num_prompts()
+    except NotMade:
+        return None

@@ -1,0 +1,121 @@
+"""SQLite files of this package: opening and checking them, and errors that say what to do."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datadreamer_like.errors import NewerFormat, StorageError
+
+_BUSY_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """What a kind of file holds.
+
+    Attributes:
+        application_id: Marks the file as ours.
+        format: The version of its tables.
+        tables: Statements that create them.
+        kept: What a user should know after an error: "The answers stored before are safe".
+        if_damaged: What to do with a damaged file.
+        pragmas: Settings of a connection.
+    """
+
+    application_id: int
+    format: int
+    tables: Sequence[str]
+    kept: str
+    if_damaged: str
+    pragmas: Mapping[str, int | str] = field(default_factory=dict)
+
+
+def connected(path: str) -> sqlite3.Connection:
+    """Returns a connection that threads may share under a lock; it waits for other processes.
+
+    `with connection:` commits what the block writes after `BEGIN IMMEDIATE`, all of it or nothing.
+    """
+    return sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+
+
+def prepare(connection: sqlite3.Connection, path: str, kind: FileKind) -> None:
+    """Creates the tables, or checks that the file is of this kind and in a format that this version reads."""
+    # SQLite waits for most locks by itself, but not while another process enables the log.
+    until = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            return _prepare(connection, path, kind)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+
+
+def _prepare(connection: sqlite3.Connection, path: str, kind: FileKind) -> None:
+    ask = connection.execute
+    found = int(ask("PRAGMA user_version").fetchone()[0])
+    NewerFormat.check(path, found, kind.format)
+    if 0 < found < kind.format:
+        raise StorageError(f"{path} was written by a development version in another format. Move it away.")
+    for name, value in {**kind.pragmas, "journal_mode": "WAL", "synchronous": "NORMAL"}.items():
+        ask(f"PRAGMA {name} = {value}")
+    if found == kind.format:
+        return
+    with connection:
+        ask("BEGIN IMMEDIATE")
+        tables = ask("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if tables and not int(ask("PRAGMA user_version").fetchone()[0]):
+            raise StorageError(f"{path} is a database of another program. Use another folder.")
+        for table in kind.tables:
+            ask(table)
+        ask(f"PRAGMA application_id = {kind.application_id}")
+        ask(f"PRAGMA user_version = {kind.format}")
+
+
+@contextmanager
+def explained(path: str, done: str, kind: FileKind) -> Iterator[None]:
+    """Turns errors of SQLite and of the system inside the block into `StorageError`; `done` is such as "written"."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise explanation(error, path, done, kind) from error
+    except StorageError:
+        raise
+    except OSError as error:
+        advice = _advice(sqlite3.SQLITE_CANTOPEN, kind)
+        raise StorageError(f"{path} cannot be {done}: {error.strerror}. {advice}") from error
+
+
+def explanation(error: sqlite3.Error, path: str, done: str, kind: FileKind) -> StorageError:
+    """Returns the error of this package for one of SQLite, with what to do."""
+    advice = _advice(int(getattr(error, "sqlite_errorcode", 0)) & 0xFF, kind)  # the low byte is the primary code
+    return StorageError(f"{path} cannot be {done}: {error}. {advice or f'{kind.kept}; run again.'}")
+
+
+def parent_of(path: str) -> None:
+    """Creates the folder of a file."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+
+
+def _advice(code: int, kind: FileKind) -> str | None:
+    not_writable = "Choose a folder that you may write to, or change its permissions."
+    busy = "Another process has been writing to it for a minute. Wait for that process to end, and run again."
+    return {
+        sqlite3.SQLITE_FULL: f"No space is left. {kind.kept}. Free some space and run again: it continues.",
+        sqlite3.SQLITE_IOERR: (
+            "Writing failed: the disk may be full, or a quota or file size limit reached. "
+            f"{kind.kept}. Free some space and run again: it continues."
+        ),
+        sqlite3.SQLITE_READONLY: not_writable,
+        sqlite3.SQLITE_PERM: not_writable,
+        sqlite3.SQLITE_CANTOPEN: "Check that its folder exists and that you may write to it.",
+        sqlite3.SQLITE_BUSY: busy,
+        sqlite3.SQLITE_LOCKED: busy,
+        sqlite3.SQLITE_CORRUPT: kind.if_damaged,
+        sqlite3.SQLITE_NOTADB: kind.if_damaged,
+    }.get(code)

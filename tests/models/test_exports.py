@@ -1,0 +1,435 @@
+"""Exports: each format is read back by another reader than the one that wrote it, and refuses what it cannot hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import gguf
+import numpy as np
+import pytest
+import tiny_models
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from datadreamer_like import DataDreamer, pruning, quantization
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, MethodMisfit, StorageError
+from datadreamer_like.formats.modules import block_linears
+from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.models import Exported, LlamaCPP, TrainedModel
+from datadreamer_like.models.exports.logits import distance, logits_for_texts
+from datadreamer_like.models.exports.write import export_formats
+from datadreamer_like.stages import Calibrate, Quantize
+from datadreamer_like.steps import DataSource
+
+TEXTS = ["a small cat sat", "dogs run in the park, quickly", "the quick brown fox", "numbers: 3.14 and 12"] * 3
+OLDER = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
+    tokenizer = tiny_models.byte_pairs(
+        TEXTS, 300, ["<s>", "</s>", "<pad>"], bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=64
+    )
+    model = tiny_models.llama(tokenizer, num_key_value_heads=2, tie_word_embeddings=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3 if parameter.dim() == 2 else 1).add_(0.02)
+    return TrainedModel.save(model, tokenizer, tmp_path_factory.mktemp("lm") / "model")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
+    tokenizer = tiny_models.word_pieces(TEXTS)
+    model = tiny_models.bert(
+        tokenizer, num_labels=3, id2label={0: "b", 1: "a", 2: "c"}, label2id={"b": 0, "a": 1, "c": 2}
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3 if parameter.dim() == 2 else 1)
+    return TrainedModel.save(model, tokenizer, tmp_path_factory.mktemp("classifier") / "model")
+
+
+@pytest.fixture(scope="module")
+def graphs(classifier: TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The classifier as an ONNX graph of each precision."""
+    folder = tmp_path_factory.mktemp("graphs")
+    return {
+        precision: classifier.export("onnx", to=folder / precision, precision=precision, texts=TEXTS)
+        for precision in ("fp32", "int8", "int4")
+    }
+
+
+def bits(words: Tensor, count: int) -> np.ndarray[Any, Any]:
+    """The 4-bit values of int32 words [rows, words], the lowest bits first: one at a time, by shifting integers."""
+    rows = [[int(word) & 0xFFFFFFFF for word in row] for row in words.tolist()]
+    return np.array([[word >> (4 * place) & 15 for word in row for place in range(8)][:count] for row in rows])
+
+
+def with_weights(trained: TrainedModel, weights: dict[str, Tensor]) -> nn.Module:
+    """The plain model with some weights replaced."""
+    model = getattr(transformers, trained.config.architectures[0]).from_pretrained(trained.path)
+    for name, weight in weights.items():
+        model.get_submodule(name).weight.data = weight.float()
+    return model.eval()
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("F16", 2e-3), ("Q8_0", 0.05), ("Q4_0", 0.5)])
+def test_llama_cpp_and_transformers_read_one_gguf_file_alike(lm, kind, bound, tmp_path):
+    folder = lm.export("gguf", to=tmp_path / "gguf", type=kind, texts=TEXTS)
+    report = Exported.read(folder)
+    assert report.distance < bound
+    assert report.loads_in.startswith("llama.cpp")
+    read_by_transformers = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf")
+    again = logits_for_texts(read_by_transformers, lm.tokenizer, TEXTS)
+    wanted = logits_for_texts(lm.model, lm.tokenizer, TEXTS)
+    # llama.cpp rounds activations too, and its log-probabilities leave out a constant.
+    apart = distance(wanted, again, shifted=True)
+    assert 0 < apart < 1.2 * report.distance < 3 * apart + 3e-3
+    assert isinstance(TrainedModel.load(folder).model, transformers.LlamaForCausalLM)
+    assert len(LlamaCPP(str(folder)).run(["a small"], max_new_tokens=2)) == 1
+
+
+def test_a_gguf_file_has_the_bits_that_its_type_names(lm, tmp_path):
+    sizes = {}
+    for kind in ("F16", "Q8_0", "Q4_0"):
+        reader = gguf.GGUFReader(lm.export("gguf", to=tmp_path / kind, type=kind) / "model.gguf")
+        tensors = {tensor.name: tensor for tensor in reader.tensors}
+        sizes[kind] = tensors["blk.0.ffn_up.weight"].n_bytes / tensors["blk.0.ffn_up.weight"].n_elements
+        assert "output.weight" not in tensors  # tied
+    assert sizes == {"F16": 2.0, "Q8_0": 1.0625, "Q4_0": 0.5625}
+
+
+@pytest.mark.parametrize("scheme", ["W8A8", "W4A16", "FP8_DYNAMIC"])
+@pytest.mark.parametrize("which", ["lm", "classifier"])
+def test_compressed_tensors_stores_what_its_specification_says(scheme, which, request, tmp_path):
+    trained = request.getfixturevalue(which)
+    folder = trained.export("compressed-tensors", to=tmp_path / "ct", scheme=scheme, texts=TEXTS)
+    stored, decoded = load_file(folder / OLDER), {}
+    for name, layer in block_linears(trained.model).items():
+        weight = layer.weight.detach().double()
+        scale = stored[f"{name}.weight_scale"].double()
+        if scheme == "W4A16":
+            assert stored[f"{name}.weight_shape"].tolist() == list(weight.shape)
+            codes = torch.tensor(bits(stored[f"{name}.weight_packed"], weight.shape[1])).double() - 8
+            size = weight.shape[1] // scale.shape[1]
+            largest = weight.abs().unflatten(1, (-1, size)).amax(-1)
+            torch.testing.assert_close(scale, largest / 7.5, rtol=2**-11, atol=0)  # in fp16
+            scale = scale.repeat_interleave(size, 1)
+            # The largest weight of a group is 7.5 scales, halfway between two codes.
+            off, limit = (weight / scale - codes).abs(), 0.5 + 7.5 * 2**-11 + 1e-5
+            assert off.max() <= limit
+            wanted = codes
+        else:
+            codes = stored[f"{name}.weight"]
+            assert codes.dtype == (torch.int8 if scheme == "W8A8" else torch.float8_e4m3fn)
+            codes, most = codes.double(), 127 if scheme == "W8A8" else 448
+            torch.testing.assert_close(scale, weight.abs().amax(1, keepdim=True) / most, rtol=1e-5, atol=0)
+            wanted = (weight / scale).round() if scheme == "W8A8" else (weight / scale).to(torch.float8_e4m3fn).double()
+        assert ((codes - wanted).abs() > 0).double().mean() < 1e-3  # ties of float32 and float64
+        decoded[name] = codes * scale
+    ours = logits_for_texts(with_weights(trained, decoded), trained.tokenizer, TEXTS)
+    theirs = logits_for_texts(TrainedModel.load(folder).model, trained.tokenizer, TEXTS)
+    # Without activations to round, the two are equal.
+    assert distance(ours, theirs) < (1e-5 if scheme == "W4A16" else 0.1)
+    assert Exported.read(folder).distance == pytest.approx(
+        distance(logits_for_texts(trained.model, trained.tokenizer, TEXTS), theirs), rel=1e-3
+    )
+
+
+def test_the_gptq_layout_stores_what_its_specification_says(lm, tmp_path):
+    folder = lm.export("gptq", to=tmp_path / "gptq", group_size=32, texts=TEXTS)
+    stored, decoded = load_file(folder / OLDER), {}
+    for name, layer in block_linears(lm.model).items():
+        outputs, inputs = layer.weight.shape
+        codes = bits(stored[f"{name}.qweight"].T, inputs)  # packed along the inputs
+        zeros = bits(stored[f"{name}.qzeros"], outputs) + 1
+        scales, groups = stored[f"{name}.scales"].double().numpy(), stored[f"{name}.g_idx"].numpy()
+        assert groups.tolist() == [index // 32 for index in range(inputs)]
+        assert (zeros == 8).all()
+        weight = layer.weight.detach().double().numpy()
+        decoded[name] = (codes - zeros[groups].T) * scales[groups].T
+        assert np.abs(decoded[name] - weight).max() <= 0.5001 * scales.max() * 1.01
+        assert codes.dtype.kind == "i"
+        assert stored[f"{name}.qweight"].dtype == stored[f"{name}.qzeros"].dtype == torch.int32
+    ours = with_weights(lm, {name: torch.tensor(weight) for name, weight in decoded.items()})
+    found = distance(logits_for_texts(lm.model, lm.tokenizer, TEXTS), logits_for_texts(ours, lm.tokenizer, TEXTS))
+    assert Exported.read(folder).distance == pytest.approx(found, rel=0.05)
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert config["sym"] is True  # the only form that vLLM takes
+    assert config["checkpoint_format"] == "gptq"
+
+
+def test_transformers_runs_the_gptq_layout_packed(lm, tmp_path):
+    pytest.importorskip("gptqmodel", reason="gptqmodel is not installed")
+    pytest.importorskip("optimum", reason="optimum is not installed")
+    folder = lm.export("gptq", to=tmp_path / "gptq", texts=TEXTS)
+    assert Exported.read(folder).loads_in.startswith("transformers")
+
+
+def test_a_classifier_on_onnx_runtime_predicts_as_in_torch(classifier, graphs):
+    student = TrainedModel.load(graphs["fp32"], runtime="onnx")
+    texts = [*TEXTS, "", "cat " * 200]
+    np.testing.assert_allclose(student.logits(texts, batch_size=3), classifier.logits(texts), rtol=1e-4, atol=1e-4)
+    assert student.predict(texts).labels == classifier.predict(texts).labels
+    assert student.logits(texts[:1]).shape == (1, 3)
+    assert student.labels == ["b", "a", "c"]
+    assert student.num_parameters == classifier.num_parameters
+    assert len(student.predict([])) == 0
+    assert fingerprint(student) != fingerprint(classifier)
+
+
+def test_a_graph_loads_in_a_fresh_process_and_in_onnx_runtime_alone(classifier, graphs):
+    script = (
+        "import sys, json; from datadreamer_like.models import TrainedModel\n"
+        "print(json.dumps(TrainedModel.load(sys.argv[1], runtime='onnx').logits(json.loads(sys.argv[2])).tolist()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(graphs["fp32"]), json.dumps(TEXTS)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(json.loads(done.stdout), classifier.logits(TEXTS), rtol=1e-4, atol=1e-4)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graphs["fp32"] / "model.onnx", providers=["CPUExecutionProvider"])
+    batch = classifier.tokenizer(TEXTS, padding=True, return_tensors="np")
+    (logits,) = session.run(None, {each.name: batch[each.name] for each in session.get_inputs()})
+    np.testing.assert_allclose(logits, classifier.logits(TEXTS), rtol=1e-4, atol=1e-4)
+
+
+def test_quantized_graphs_are_smaller_and_near(classifier, graphs):
+    import onnx
+
+    kinds = {"int8": "MatMulInteger", "int4": "MatMulNBits"}
+    reports = {precision: Exported.read(folder) for precision, folder in graphs.items()}
+    for precision, operation in kinds.items():
+        graph = onnx.load(graphs[precision] / "model.onnx").graph
+        # Every linear layer of both blocks; the head and the pooler are Gemm.
+        assert sum(node.op_type == operation for node in graph.node) >= 12
+        assert reports[precision].weight_bytes < reports["fp32"].weight_bytes
+        assert reports[precision].distance < 0.3
+        student = TrainedModel.load(graphs[precision], runtime="onnx")
+        assert student.num_parameters == classifier.num_parameters
+        assert np.isfinite(student.logits(TEXTS)).all()
+
+
+def test_a_graph_names_no_file_of_this_machine(graphs):
+    content = (graphs["fp32"] / "model.onnx").read_bytes()
+    assert b"site-packages" not in content
+    assert str(Path(__file__).parents[2]).encode() not in content
+
+
+def test_exports_do_not_change_the_model_and_are_deterministic(lm, tmp_path):
+    before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+    for number, (name, options) in enumerate([("gguf", {"type": "Q4_0"}), ("gptq", {}), ("compressed-tensors", {})]):
+        first, second = (lm.export(name, to=tmp_path / f"{number}{each}", **options) for each in "ab")
+        reports = [Exported.read(folder).files for folder in (first, second)]
+        assert {n: f for n, f in reports[0].items() if n != "card.json"} == {
+            n: f for n, f in reports[1].items() if n != "card.json"
+        }
+    assert all(torch.equal(tensor, before[name]) for name, tensor in lm.model.state_dict().items())
+    assert not hasattr(lm.model.config, "quantization_config")
+
+
+def test_a_quantized_student_is_exported_from_its_parent(classifier, tmp_path):
+    with DataDreamer(tmp_path / "session", verbose=False):
+        texts = DataSource("Texts", data={"text": TEXTS, "label": ["a", "b", "c"] * 4}).output
+        small = Quantize("8 bit", classifier, quantization.DynamicInt8(), calibration=texts["text"])
+        sure = Calibrate("Sure", small, texts["text"], texts["label"])
+        assert sure.why_not_export("compressed-tensors") is None
+        folder = sure.export("compressed-tensors", to=tmp_path / "ct")
+    stored = load_file(folder / OLDER)
+    name, layer = next(iter(block_linears(classifier.model).items()))
+    scale = layer.weight.detach().abs().amax(1, keepdim=True) / 127
+    torch.testing.assert_close(stored[f"{name}.weight_scale"], scale)
+    assert Exported.read(folder).texts == len(TEXTS)  # of the calibration column
+    alone = TrainedModel.load(sure.path)
+    reason = 'is quantized, and "compressed-tensors" is written from the weights before quantization.*made from "8 bit"'
+    with pytest.raises(MethodMisfit, match=reason):
+        alone.export("compressed-tensors", to=tmp_path / "other")
+    assert "before quantization" in (alone.why_not_export("gguf") or "")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_sparse_student_is_exported_dense_and_one_without_some_heads_as_a_graph_only(classifier, tmp_path):
+    sparse = pruning.Magnitude(sparsity=0.5).apply(classifier.model)
+    trained = TrainedModel.save(sparse, classifier.tokenizer, tmp_path / "sparse")
+    folder = trained.export("compressed-tensors", to=tmp_path / "ct")
+    assert AutoModelForSequenceClassification.from_pretrained(folder) is not None
+    batches = [dict(classifier.tokenizer(TEXTS, padding=True, return_tensors="pt"))]
+    slim = pruning.Heads(sparsity=0.4).apply(classifier.model, batches)
+    narrow = TrainedModel.save(slim, classifier.tokenizer, tmp_path / "narrow")
+    with pytest.raises(MethodMisfit, match=r'different widths.*Export it as "onnx"'):
+        narrow.export("compressed-tensors", to=tmp_path / "refused")
+    graph = TrainedModel.load(narrow.export("onnx", to=tmp_path / "graph"), runtime="onnx")
+    np.testing.assert_allclose(graph.logits(TEXTS), narrow.logits(TEXTS), rtol=1e-4, atol=1e-4)
+
+
+def refusals() -> list[tuple[str, str, dict[str, Any], type[Exception], str]]:
+    return [
+        ("lm", "gguff", {}, DefinitionError, 'no export format "gguff".*Did you mean "gguf"'),
+        ("lm", "gguf", {"typ": "F16"}, DefinitionError, 'has no option "typ". It has: type.*Did you mean "type"'),
+        ("lm", "safetensors", {"bits": 4}, DefinitionError, 'no option "bits". It has none'),
+        ("lm", "gguf", {"type": "Q9"}, DefinitionError, 'type is "Q9"; choose one of F16'),
+        ("lm", "gguf", {"type": "Q4_K_M"}, DefinitionError, "llama-quantize, which is not on the PATH"),
+        ("lm", "onnx", {}, MethodMisfit, 'text-generation.*Export it as "gguf"'),
+        ("lm", "onnx", {"precision": "int2"}, DefinitionError, "choose one of fp32, int8, int4"),
+        ("lm", "compressed-tensors", {"scheme": "W2"}, DefinitionError, "choose one of W8A8"),
+        ("lm", "compressed-tensors", {"group_size": 64}, DefinitionError, "group_size is an option of W4A16"),
+        ("lm", "gptq", {"group_size": 48}, MethodMisfit, r"64 inputs, which 48 \(group_size\) does not divide.*64"),
+        ("classifier", "gguf", {}, MethodMisfit, "llama.cpp generates text"),
+        ("classifier", "gptq", {}, MethodMisfit, "decoders"),
+    ]
+
+
+@pytest.mark.parametrize(("which", "name", "options", "kind", "message"), refusals())
+def test_what_cannot_be_exported_is_refused_before_the_work(which, name, options, kind, message, request, tmp_path):
+    if options.get("type") == "Q4_K_M":
+        request.getfixturevalue("monkeypatch").setenv("PATH", str(tmp_path))
+    trained = request.getfixturevalue(which)
+    with pytest.raises(kind, match=message):
+        trained.export(name, to=tmp_path / "export", **options)
+    assert not (tmp_path / "export").exists()
+    if kind is MethodMisfit:
+        assert trained.why_not_export(name, **options)
+
+
+def test_sizes_that_a_format_cannot_hold_are_named(lm, tmp_path):
+    odd = tiny_models.llama(lm.tokenizer, hidden_size=40, intermediate_size=80, num_attention_heads=4)
+    trained = TrainedModel.save(odd, lm.tokenizer, tmp_path / "odd")
+    with pytest.raises(MethodMisfit, match='have 40 values; Q8_0 codes blocks of 32. Choose type="F16"'):
+        trained.export("gguf", to=tmp_path / "export")
+    assert trained.why_not_export("gguf", type="F16") is None
+    with pytest.raises(MethodMisfit, match="a layer has 40 inputs"):
+        trained.export("gptq", to=tmp_path / "export")
+    words = tiny_models.word_pieces(TEXTS)
+    other = TrainedModel.save(tiny_models.llama(words), words, tmp_path / "words")
+    with pytest.raises(MethodMisfit, match="tokenizer is not a byte-level BPE"):
+        other.export("gguf", to=tmp_path / "export")
+    scaled = tiny_models.llama(lm.tokenizer, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4})
+    assert "scaled (linear)" in TrainedModel.save(scaled, lm.tokenizer, tmp_path / "rope").why_not_export("gguf")
+
+
+def test_weights_that_are_not_numbers_are_found_by_the_check(lm, tmp_path):
+    broken = tiny_models.llama(lm.tokenizer)
+    broken.model.layers[1].mlp.up_proj.weight.data[3, 3] = float("nan")
+    trained = TrainedModel.save(broken, lm.tokenizer, tmp_path / "broken")
+    with pytest.raises(MethodMisfit, match=r"inf apart.*Nothing was written"):
+        trained.export("compressed-tensors", to=tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_folder_that_was_changed_after_the_export_is_refused(graphs, lm, tmp_path):
+    for number, (name, edit, what) in enumerate(
+        [
+            ("model.onnx", lambda file: file.write_bytes(file.read_bytes()[:-10]), "was cut off"),
+            ("config.json", lambda file: file.write_text(file.read_text().replace('"b"', '"z"')), "was changed"),
+            ("tokenizer.json", lambda file: file.unlink(), "is missing"),
+        ]
+    ):
+        folder = shutil.copytree(graphs["fp32"], tmp_path / str(number))
+        edit(folder / name)
+        with pytest.raises(StorageError, match=rf"{name} {what} after the export.*delete export.json"):
+            TrainedModel.load(folder, runtime="onnx")
+    folder = lm.export("gguf", to=tmp_path / "gguf")
+    (folder / "model.gguf").write_bytes((folder / "model.gguf").read_bytes()[:-100])
+    with pytest.raises(StorageError, match=r"model.gguf was cut off"):
+        TrainedModel.load(folder)
+
+
+def test_models_are_opened_on_the_runtime_that_they_are_for(graphs, classifier, lm, tmp_path):
+    with pytest.raises(StorageError, match='holds no model for runtime="torch". Pass runtime="onnx"'):
+        TrainedModel.load(graphs["int8"])
+    with pytest.raises(StorageError, match='holds no model for runtime="onnx".*export'):
+        TrainedModel.load(classifier.path, runtime="onnx")
+    with pytest.raises(DefinitionError, match='runtime is "tensorrt"; choose one of torch, onnx'):
+        TrainedModel.load(graphs["int8"], runtime="tensorrt")
+    with pytest.raises(DefinitionError, match="runs on the CPU"):
+        TrainedModel.load(graphs["int8"], runtime="onnx", device="cuda")
+    with pytest.raises(ArgumentTypeError, match="one text"):
+        TrainedModel.load(graphs["int8"], runtime="onnx").predict("a text")
+    with pytest.raises(EmptyDataset, match="texts is empty"):
+        lm.export("gguf", to=tmp_path / "export", texts=[])
+    with pytest.raises(StorageError, match=r"has no export.json"):
+        Exported.read(classifier.path)
+
+
+def test_the_page_on_exports_lists_every_format_with_its_options_and_bytes(lm, classifier, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "exports.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
+    kinds = export_formats()
+    assert [row[0].strip("`") for row in rows] == ["safetensors", *kinds]
+    listed = {row[0].strip("`"): row for row in rows}
+    for name, kind in kinds.items():
+        for field in dataclasses.fields(kind):
+            values = [each for each in get_args(get_type_hints(kind)[field.name]) if isinstance(each, str)]
+            for wanted in (field.name, *(f'"{value}"' for value in values)):
+                assert wanted in listed[name][1], f"{name} lacks {wanted}"
+
+    # Groups of 128, the usual size, divide the layers of this model.
+    model = tiny_models.llama(lm.tokenizer, hidden_size=128, intermediate_size=256, num_hidden_layers=1)
+    wide = TrainedModel.save(model, lm.tokenizer, tmp_path / "wide")
+    weights = sum(layer.weight.numel() for layer in block_linears(model).values())
+    found: dict[str, list[float]] = {"compressed-tensors": [], "gptq": [], "gguf": []}
+    for name, options in [
+        *(("compressed-tensors", {"scheme": scheme}) for scheme in ("W8A8", "W4A16", "FP8_DYNAMIC")), ("gptq", {}),
+    ]:  # fmt: skip
+        stored = load_file(wide.export(name, to=tmp_path / "export", **options) / OLDER)
+        coded = [each for key, each in stored.items() if key.rpartition(".")[0] in block_linears(model)]
+        found[name].append(sum(each.nbytes for each in coded if not options or each.dim()) / weights)
+    for kind in ("F16", "Q8_0", "Q4_0"):
+        reader = gguf.GGUFReader(wide.export("gguf", to=tmp_path / "export", type=kind) / "model.gguf")
+        layers = [each for each in reader.tensors if re.search("ffn_(up|down|gate)", each.name)]
+        sizes = [(each.n_bytes, each.n_elements) for each in layers]
+        found["gguf"].append(sum(size for size, _ in sizes) / sum(count for _, count in sizes))
+    for name, values in found.items():
+        stated = [float(number) for number in re.findall(r"\d\.\d+", listed[name][4])]
+        assert stated == pytest.approx(values, abs=0.04), name
+
+
+@pytest.mark.parametrize("method", [quantization.GPTQ(4, 16), quantization.QAT(4, 16, learning_rate=1e-3)], ids=str)
+def test_codes_that_were_learned_are_exported_as_they_are(lm, method, tmp_path):
+    batch = dict(lm.tokenizer(TEXTS, padding=True, return_tensors="pt"))
+    batch.pop("token_type_ids", None)
+    small = method.apply(lm.model, [batch])
+    student = TrainedModel.save(small, lm.tokenizer, tmp_path / "student")
+    gptq = load_file(student.export("gptq", to=tmp_path / "gptq", texts=TEXTS) / OLDER)
+    ct = load_file(student.export("compressed-tensors", to=tmp_path / "ct", scheme="W4A16", texts=TEXTS) / OLDER)
+    for name, layer in block_linears(lm.model).items():
+        own, inputs = small.get_submodule(name), layer.weight.shape[1]
+        codes = own.signed_codes().numpy().astype(int) + 8
+        assert np.array_equal(bits(gptq[f"{name}.qweight"].T, inputs), codes)
+        assert np.array_equal(bits(ct[f"{name}.weight_packed"], inputs), codes)
+        assert torch.equal(gptq[f"{name}.scales"].T, own.weight_scale)
+        assert torch.equal(ct[f"{name}.weight_scale"], own.weight_scale.float())
+    for folder in ("gptq", "ct"):
+        assert Exported.read(tmp_path / folder).distance < 1e-4  # of the student's own logits
+    with torch.no_grad():
+        expected = small(**batch).logits
+        served = AutoModelForCausalLM.from_pretrained(tmp_path / "ct")(**batch).logits
+    torch.testing.assert_close(served, expected, rtol=1e-3, atol=1e-3)
+    assert student.why_not_export("gguf") is None
+    other = student.export("gptq", to=tmp_path / "other", group_size=32, texts=TEXTS)
+    assert Exported.read(other).distance > 1e-3  # rounded again
+
+
+def test_what_was_trained_in_int8_is_served_in_its_codes_and_signs_nowhere_else(classifier, tmp_path):
+    batch = dict(classifier.tokenizer(TEXTS, padding=True, return_tensors="pt"))
+    batch = {name: batch[name] for name in ("input_ids", "attention_mask")} | {"labels": torch.tensor([0, 1, 2] * 4)}
+    small = quantization.QAT(8, learning_rate=1e-3).apply(classifier.model, [batch])
+    student = TrainedModel.save(small, classifier.tokenizer, tmp_path / "student")
+    stored = load_file(student.export("compressed-tensors", to=tmp_path / "ct", texts=TEXTS) / OLDER)
+    for name in block_linears(classifier.model):
+        assert torch.equal(stored[f"{name}.weight"], small.get_submodule(name).weight)
+    signs = quantization.BinaryNetwork(learning_rate=1e-3).apply(classifier.model, [batch])
+    student = TrainedModel.save(signs, classifier.tokenizer, tmp_path / "signs")
+    assert "multiplies signs by signs" in (student.why_not_export("onnx") or "")

@@ -1,0 +1,64 @@
+"""Exports in vLLM, which has an environment of its own: `make test-vllm`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+
+from datadreamer_like.models import TrainedModel
+
+PYTHON = os.environ.get("VLLM_PYTHON", "")
+TEXTS = ["a small cat sat on", "dogs run in the park", "the quick brown fox"]
+# Standard output has vLLM's log too.
+SCRIPT = """
+import json, sys
+from vllm import LLM, SamplingParams
+
+if __name__ == "__main__":
+    llm = LLM(sys.argv[1], enforce_eager=True, dtype="float32", max_model_len=64, max_num_seqs=4)
+    asked = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=1)
+    rows = []
+    for output in llm.generate(json.loads(sys.argv[2]), asked):
+        given = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:])
+        rows.append([output.prompt_token_ids, [found[token].logprob for token, found in given]])
+    open(sys.argv[3], "w").write(json.dumps(rows))
+"""
+
+
+def in_vllm(folder: Path, work: Path) -> list[tuple[list[int], list[float]]]:
+    """The token ids of each text, and the log-probability of each but the first, in vLLM."""
+    (work / "script.py").write_text(SCRIPT)
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    command = [PYTHON, str(work / "script.py"), str(folder), json.dumps(TEXTS), str(work / "rows.json")]
+    done = subprocess.run(command, env={**os.environ, **settings, "PYTHONPATH": ""}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows: list[tuple[list[int], list[float]]] = json.loads((work / "rows.json").read_text())
+    return rows
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not PYTHON, reason="vLLM has an environment of its own: make test-vllm")
+@pytest.mark.parametrize("scheme", ["W8A8", "W4A16"])
+def test_vllm_computes_what_transformers_does_from_an_export(scheme: str, tmp_path: Path) -> None:
+    if scheme == "W4A16" and "avx512f" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("vLLM's 4-bit kernels for CPUs need AVX-512")
+    names: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    tokenizer = tiny_models.byte_pairs(TEXTS, 300, ["<s>", "</s>", "<pad>"], model_max_length=64, **names)
+    model = tiny_models.llama(tokenizer, hidden_size=256, intermediate_size=512, seed=1)
+    student = TrainedModel.save(model, tokenizer, tmp_path / "student")
+    folder = student.export("compressed-tensors", to=tmp_path / "export", scheme=scheme, texts=TEXTS)
+    again = TrainedModel.load(folder).model
+    for ids, found in in_vllm(folder, tmp_path):
+        with torch.no_grad():
+            logits = again(torch.tensor([ids])).logits[0].log_softmax(-1)
+        wanted = logits[:-1].gather(1, torch.tensor(ids)[1:, None])[:, 0]
+        # The kernels round activations in other places.
+        torch.testing.assert_close(torch.tensor(found), wanted, rtol=0.02, atol=0.02)

@@ -1,0 +1,71 @@
+"""Compare measures one model on several runtimes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datadreamer_like import DataDreamer
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError
+from datadreamer_like.models import EnsembleModel, TrainedModel
+from datadreamer_like.quantization import DynamicInt8
+from datadreamer_like.stages import Compare, Quantize
+from datadreamer_like.steps import DataSource
+
+from .conftest import rows
+
+Column = Callable[[str], Any]
+QUICK: dict[str, Any] = {
+    "repeats": 1, "threads": 1, "latency_texts": 2, "throughput_texts": 4, "resamples": 100,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_each_model_is_measured_on_each_runtime_and_once(good: Path, tmp_path: Path):
+    def compare() -> Compare:
+        with DataDreamer(tmp_path / "session", verbose=False):
+            texts, labels = rows(40, 7)
+            held_out = DataSource("Held out", data={"text": texts, "label": labels}).output
+            small = Quantize("8 bit", good, DynamicInt8())
+            return Compare(
+                "Where it runs", [good, small], held_out["text"], held_out["label"], names=["whole", "8 bit"],
+                baseline="8 bit", runtimes=["torch", "onnx"], **QUICK,
+            )  # fmt: skip
+
+    compared = compare()
+    assert [row["model"] for row in compared.rows] == ["whole", "whole (onnx)", "8 bit", "8 bit (onnx)"]
+    assert list(compared.predictions["whole"]) == list(compared.predictions["whole (onnx)"])
+    assert [row["parameters"] for row in compared.rows] == [compared.rows[0]["parameters"]] * 4
+    _, graph, _, small_graph = (row["bytes_on_disk"] for row in compared.rows)
+    assert small_graph < graph
+    assert all(row["latency"].value > 0 for row in compared.rows)
+    assert compared.rows[2]["accuracy_difference"] is None  # the baseline is the quantized model in torch
+    assert compare().rows == compared.rows  # to the last digit of the times
+
+
+@pytest.mark.parametrize(
+    ("runtimes", "kind", "message"),
+    [
+        (["onyx"], DefinitionError, 'no runtime "onyx".*Did you mean "onnx"'),
+        ("onnx", ArgumentTypeError, "runtimes must be a list"),
+        ([], ArgumentTypeError, "runtimes must be a list"),
+    ],
+)
+def test_unknown_runtimes_are_refused_before_any_work(
+    session: DataDreamer, good: Path, column: Column, runtimes: Any, kind: type[Exception], message: str
+):
+    with pytest.raises(kind, match=message):
+        Compare("Refused", [good], column("text"), column("label"), runtimes=runtimes, **QUICK)
+
+
+def test_models_that_cannot_run_there_are_refused_by_name(
+    session: DataDreamer, good: Path, tiny_causal_lm: Path, column: Column
+):
+    with pytest.raises(DefinitionError, match="text-generation; only classifiers are compared on onnx"):
+        Compare("Refused", [tiny_causal_lm], column("text"), column("label"), runtimes=["onnx"], **QUICK)
+    both = EnsembleModel([TrainedModel(good), TrainedModel(good)])
+    with pytest.raises(DefinitionError, match="has no files to export"):
+        Compare("Refused", [both], column("text"), column("label"), runtimes=["onnx"], **QUICK)
