@@ -20,6 +20,7 @@ from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_
 from datadreamer_like.kernels.divergences import check_temperature
 
 from .sparse_losses import Rule, SparseTargets, Tail
+from .teacher import check_logits
 
 Array = np.ndarray[Any, Any]
 Columns = dict[str, Array]
@@ -47,7 +48,7 @@ class Signals(ABC):
         """Returns the columns of each row of a batch.
 
         `found` is the field `reads` of the teacher's outputs, `mask` [rows, positions] has the positions to keep, and
-        `keys` are digests of the rows, which seed what is random.
+        `keys` are digests of the rows, which seed what is random. A NaN or +∞ raises `DataError`.
         """
 
     @abstractmethod
@@ -105,6 +106,7 @@ class TopK(Signals):
         return _by_row(_joined(parts), mask)
 
     def _captured(self, logits: Tensor) -> Columns:
+        check_logits(logits)
         log_q = logits.float().log_softmax(-1)
         best = log_q.topk(min(self.k, log_q.shape[-1]), dim=-1)
         log_q.scatter_(1, best.indices, -math.inf)
@@ -180,6 +182,7 @@ class Sampled(Signals):
         return _by_row(_joined([self._captured(kept[span], draw[span]) for span in spans]), mask)
 
     def _captured(self, logits: Tensor, draw: Tensor) -> Columns:
+        check_logits(logits)
         log_q = (logits.float() / self.temperatures[0]).log_softmax(-1)
         best = log_q.topk(min(self.n, log_q.shape[-1]), dim=-1)
         top, q = best.values.double().exp(), log_q.double().exp()  # the sum of many probabilities needs the digits
@@ -231,7 +234,10 @@ class Hidden(Signals):
 
     def capture(self, found: Any, mask: Tensor, keys: Sequence[bytes]) -> list[Columns]:
         """Returns `layer_N` [tokens, hidden size] of each row."""
-        return _by_row({f"layer_{layer}": _half(found[layer][mask]) for layer in self.layers}, mask)
+        states = {f"layer_{layer}": found[layer][mask] for layer in self.layers}
+        for each in states.values():
+            check_logits(each)
+        return _by_row({name: _half(each) for name, each in states.items()}, mask)
 
     def restore(self, columns: Mapping[str, Array], mask: Tensor) -> dict[str, Any]:
         """Returns `hidden_states`; layers that are not stored are empty."""

@@ -128,6 +128,7 @@ class TrainLinearClassifier(Trainer):
         self.need_session()
         objective = check_objective(objective)
         check_logistic(objective, C, f'"{self.name}".train')
+        Classification.check_objective(objective)
         arguments = named_columns(SUPERVISED, (train_input, train_output), (validation_input, validation_output))
         columns = check_columns(arguments, optional_labels(self.name, arguments, objective))
         given = {**columns["train"], **columns["validation"]}

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from datadreamer_like.distillation import Outputs, Teacher, TextTeacher, align_labels, classes_of, label_order
 from datadreamer_like.distillation.losses import IGNORED_LABEL
+from datadreamer_like.distillation.teacher import is_multi_label
 from datadreamer_like.errors import MethodMisfit
 from datadreamer_like.graph.output import Column
 
@@ -107,8 +108,16 @@ class Classification(Task):
         return _ClassMeasure(self.labels.multi)
 
     def check_teacher(self, teacher: Teacher | TextTeacher) -> None:
-        """Refuses a teacher that is not a classifier of the same classes; see `Task.check_teacher`."""
+        """Refuses a teacher that is not a classifier of the same classes and kind; see `Task.check_teacher`."""
         label_order(_label2id(teacher), self.labels.label2id)
+        both = is_multi_label(teacher), self.labels.multi
+        kinds = [f"a {'multi' if each else 'single'}-label classifier" for each in both]
+        if kinds[0] != kinds[1]:
+            raise MethodMisfit(
+                f"The teacher, {teacher!r}, is {kinds[0]}, and the labels make the student {kinds[1]}: logits of one "
+                "class among several are no decisions for each class. Choose a teacher of the student's kind. (A "
+                "model's config states its kind as problem_type, a TextTeacher as multi_label.)"
+            )
 
     def aligned(self, teacher: Teacher | TextTeacher, logits: torch.Tensor, student_logits: int) -> torch.Tensor:
         """Returns a teacher's logits, reordered to the student's classes by name."""
