@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datadreamer_like.errors import DefinitionError, MethodMisfit
+from datadreamer_like.errors import DefinitionError, MethodMisfit, check_number, check_sequence
 
 from .probabilities import logits_of_probabilities
 from .teacher import (
@@ -51,15 +50,17 @@ class Ensemble:
     weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
+        check_sequence(self.teachers, "teachers", "teachers")
         if not self.teachers:
             raise DefinitionError("An Ensemble needs at least one teacher.")
         for teacher in self.teachers:
             check_teacher(teacher)
-        weights = [1.0] * len(self.teachers) if self.weights is None else list(self.weights)
-        if len(weights) != len(self.teachers) or not all(0 < weight < math.inf for weight in weights):
-            raise DefinitionError(
-                f"weights are {weights} for {len(self.teachers)} teachers; there must be one number above 0 for each."
-            )
+        weights = [1.0] * len(self.teachers) if self.weights is None else self.weights
+        check_sequence(weights, "weights", "numbers")
+        if len(weights) != len(self.teachers):
+            raise DefinitionError(f"There are {len(self.teachers)} teachers and {len(weights)} weights. Pass one each.")
+        for place, weight in enumerate(weights):
+            check_number(weight, f"weights[{place}]", over=True)
         object.__setattr__(self, "weights", tuple(weight / sum(weights) for weight in weights))
 
     @classmethod

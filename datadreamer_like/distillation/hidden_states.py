@@ -44,7 +44,7 @@ class HiddenStates(TeacherObjective):
         super().__post_init__()
         if self.distance not in get_args(Distance):
             raise DefinitionError(
-                f'distance "{self.distance}" is unknown.{did_you_mean(self.distance, get_args(Distance))} '
+                f'distance "{self.distance}" is unknown.{did_you_mean(str(self.distance), get_args(Distance))} '
                 f"Choose one of {', '.join(get_args(Distance))}."
             )
         if self.layers is not None:
@@ -100,7 +100,7 @@ class HiddenStates(TeacherObjective):
                 f"and {tuple(theirs.shape[:-1])} for the same batch. Both must read the same tokens."
             )
         if mask is not None:
-            ours, theirs = ours[mask], theirs[mask]
+            ours, theirs = ours[mask.bool()], theirs[mask.bool()]
         ours = ours if projection is None else projection(ours)
         if ours.shape[-1] != theirs.shape[-1]:
             raise DefinitionError(
@@ -116,7 +116,7 @@ class HiddenStates(TeacherObjective):
 def check_layers(layers: object, least: int = 0) -> None:
     """Raises `DefinitionError` if an option does not map layers to layers, counted from `least`."""
     numbers = sum(layers.items(), ()) if isinstance(layers, Mapping) else ()
-    if not numbers or not all(isinstance(each, int) and each >= least for each in numbers):
+    if not numbers or not all(type(each) is int and each >= least for each in numbers):
         zero = " (0 is the embeddings)" if least == 0 else ""
         raise DefinitionError(
             f"layers is {layers!r}; it must map layers of the student to layers of the teacher, counted from 1{zero}, "

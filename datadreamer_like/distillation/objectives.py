@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit, check_number, check_sequence
 from datadreamer_like.kernels.divergences import Divergence, check_alpha, check_temperature
 
 from .factored import fused_loss
@@ -256,6 +256,8 @@ class Combined(Objective):
     weights: Sequence[float]
 
     def __post_init__(self) -> None:
+        check_sequence(self.objectives, "objectives", "objectives")
+        check_sequence(self.weights, "weights", "numbers")
         if not all(isinstance(objective, Objective) for objective in self.objectives):
             raise ArgumentTypeError(f"objectives must be a list of objectives, not {self.objectives!r}.")
         if not self.objectives or len(self.objectives) != len(self.weights):
@@ -263,8 +265,8 @@ class Combined(Objective):
                 f"There are {len(self.objectives)} objectives and {len(self.weights)} weights. Pass one weight for "
                 "each objective."
             )
-        if not all(isinstance(weight, int | float) and weight > 0 for weight in self.weights):
-            raise DefinitionError(f"weights are {list(self.weights)}; each must be a number above 0.")
+        for place, weight in enumerate(self.weights):
+            check_number(weight, f"weights[{place}]", over=True)
         teachers = [objective.teacher for objective in self.objectives if objective.teacher is not None]
         if any(teacher is not teachers[0] for teacher in teachers):
             raise DefinitionError("The objectives have different teachers. Give all of them the same one.")

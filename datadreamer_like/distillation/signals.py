@@ -9,14 +9,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, check_number, check_sequence, did_you_mean
 from datadreamer_like.kernels.divergences import check_temperature
 
 from .sparse_losses import Rule, SparseTargets, Tail
@@ -84,12 +83,13 @@ class TopK(Signals):
     reads: ClassVar[str] = "logits"
 
     def __post_init__(self) -> None:
-        _check_count(self.k, "k")
+        check_number(self.k, "k", 1, whole=True)
         if self.tail not in get_args(Tail):
             raise DefinitionError(
                 f'tail "{self.tail}" is unknown.{did_you_mean(str(self.tail), get_args(Tail))} '
                 f"Choose one of {', '.join(get_args(Tail))}."
             )
+        check_sequence(self.temperatures, "temperatures", "numbers")
         for temperature in self.temperatures:
             check_temperature(temperature)
         object.__setattr__(self, "temperatures", tuple(float(value) for value in self.temperatures))
@@ -150,9 +150,10 @@ class Sampled(Signals):
     reads: ClassVar[str] = "logits"
 
     def __post_init__(self) -> None:
-        _check_count(self.n, "n")
+        check_number(self.n, "n", 1, whole=True)
         if self.temperature is not None:
             check_temperature(self.temperature)
+        check_number(self.seed, "seed", whole=True)
 
     @property
     def temperatures(self) -> tuple[float, ...]:
@@ -225,7 +226,7 @@ class Hidden(Signals):
 
     def __post_init__(self) -> None:
         numbers = list(self.layers) if isinstance(self.layers, list | tuple) else []
-        if not numbers or not all(isinstance(each, int) and each >= 0 for each in numbers):
+        if not numbers or not all(type(each) is int and each >= 0 for each in numbers):
             raise DefinitionError(
                 f"layers is {self.layers!r}; it must list layers of the teacher, counted from 1 (0 is the embeddings), "
                 "such as [3, 6]."
@@ -266,13 +267,6 @@ def check_signals(signals: object) -> tuple[Signals, ...]:
     if len({each.reads for each in found if isinstance(each, Signals)}) < len(found):
         raise DefinitionError(f"Two of {list(found)} store the same output of the teacher. Keep one of them.")
     return tuple(each for each in found if isinstance(each, Signals))
-
-
-def _check_count(value: object, name: Literal["k", "n"]) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ArgumentTypeError(f"{name} must be a whole number of tokens, not {value!r}.")
-    if value < 1:
-        raise DefinitionError(f"{name} is {value}; at least one token must be stored at each position.")
 
 
 def _starts(count: int) -> range:

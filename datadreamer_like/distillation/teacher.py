@@ -56,6 +56,13 @@ class TeacherModel:
     model: nn.Module
     tokenizer: Any
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module) or not callable(self.tokenizer):
+            raise ArgumentTypeError(
+                f"A TeacherModel is a model and its tokenizer, not {self.model!r:.60} and {self.tokenizer!r:.60}. Pass "
+                "what AutoModel... and AutoTokenizer.from_pretrained return."
+            )
+
     def __repr__(self) -> str:
         return f"TeacherModel({type(self.model).__name__})"
 

@@ -14,7 +14,7 @@ from datadreamer_like.distillation import HiddenStates, Outputs, TeacherModel
 from datadreamer_like.distillation.hidden_states import even_layers
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
 
-TEACHER = TeacherModel(nn.Linear(1, 1), object())
+TEACHER = TeacherModel(nn.Linear(1, 1), str)
 
 
 def bert(width: int, layers: int, **options: int) -> transformers.BertModel:

@@ -8,10 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from datadreamer_like.errors import (
-    MethodMisfit,
-    StorageError,
-)
+from datadreamer_like.errors import MethodMisfit, StorageError
 from datadreamer_like.graph import Card
 from datadreamer_like.graph.card import CARD_NAME
 from datadreamer_like.storage.folders import explained
@@ -22,7 +19,16 @@ from .confidence import CONFIDENCE_NAME, Confidence
 from .hf_source import forget_gguf, hf_source, loading, local_folder
 from .model_facts import Task, count_parameters, dtype_name, task_of
 from .model_files import files_identity, model_files, model_folder, read_card, system_errors, write_card
-from .predictions import Answers, Predictions, check_texts, decisions, hand_over, log_odds, probabilities
+from .predictions import (
+    Answers,
+    Predictions,
+    check_fallback,
+    check_texts,
+    decisions,
+    hand_over,
+    log_odds,
+    probabilities,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -277,6 +283,7 @@ class TrainedModel:
                 data type.
             DataDreamerError: See `logits`; or the fallback returned another number of labels.
         """
+        check_fallback(fallback)
         threshold = self.confidence.threshold
         if threshold is None:
             raise MethodMisfit(
