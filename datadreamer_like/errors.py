@@ -246,9 +246,10 @@ def check_number(
         return
     if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
         raise ArgumentTypeError(f"{what} must be {'a whole number' if whole else 'a number'}, not {value!r:.100}.")
-    if not math.isfinite(value):
+    number = float(value)
+    if not math.isfinite(number):
         raise DefinitionError(f"{what} is {value}; it must be a finite number.")
-    if value < least or (over and value == least) or value > most:
+    if number < least or (over and number == least) or number > most:
         limits = (f"over {least}" if over else f"at least {least}") + (
             f" and at most {most}" if most < math.inf else ""
         )

@@ -20,6 +20,7 @@ from .teacher import (
     classes_of,
     is_multi_label,
     label_order,
+    scaled_logits,
     teacher_logits_for_texts,
 )
 
@@ -28,8 +29,9 @@ from .teacher import (
 class Ensemble:
     """Several classifiers as one teacher: the weighted mean of their probabilities, classes matched by name.
 
-    Each reads the texts with its own tokenizer, or is a `TextTeacher`. The mean of probabilities is that of Hinton,
-    Vinyals and Dean 2015, arXiv:1503.02531, and of born-again networks (Furlanello et al. 2018, arXiv:1805.04770).
+    Each reads the texts with its own tokenizer, or is a `TextTeacher`; the temperature of a `Calibrate` counts. The
+    mean of probabilities is that of Hinton, Vinyals and Dean 2015, arXiv:1503.02531, and of born-again networks
+    (Furlanello et al. 2018, arXiv:1805.04770).
 
     Args:
         teachers: Trainers, stages, `TrainedModel`s, `TeacherModel`s or `TextTeacher`s of the same classes.
@@ -93,6 +95,7 @@ class Ensemble:
         mean = torch.zeros(len(texts), len(own), dtype=torch.float64)
         for teacher, weight in zip(self.teachers, self.weights or (), strict=True):
             logits = teacher_logits_for_texts(teacher, texts, device=device, **options).double()
+            logits = scaled_logits(teacher, logits)
             logits = logits[:, label_order(classes_of(teacher), own, ("the ensemble's other teacher", "its first"))]
             mean += weight * (torch.sigmoid(logits) if multi_label else F.softmax(logits, dim=-1))
         return logits_of_probabilities(mean.numpy(), multi_label)

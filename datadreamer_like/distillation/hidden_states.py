@@ -57,9 +57,13 @@ class HiddenStates(TeacherObjective):
 
     def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
         """Refuses hidden states that lack a layer which the loss reads."""
-        (_, depth, _), (_, teacher_depth, _) = _shape(student), _shape(teacher)
+        depth, teacher_depth = self._checked_depths(student, teacher)
         layers = even_layers(depth, teacher_depth) if self.layers is None else self.layers
         stored = {layer for each in signals if isinstance(each, Hidden) for layer in each.layers}
+        if beyond := sorted(layer for layer in stored if layer > teacher_depth):
+            raise MethodMisfit(
+                f"The StoredTeacher keeps layer {beyond[0]}, and the teacher has {teacher_depth} layers. Leave it out."
+            )
         if missing := sorted({*layers.values()} - stored):
             raise MethodMisfit(
                 f"HiddenStates reads the teacher's layers {', '.join(map(str, sorted({*layers.values()})))}, and its "
@@ -72,7 +76,12 @@ class HiddenStates(TeacherObjective):
 
         Raises `MethodMisfit` if a model has no hidden states, only one is an encoder-decoder, or a layer is missing.
         """
-        (width, depth, kind), (wanted, teacher_depth, teacher_kind) = _shape(student), _shape(teacher)
+        self._checked_depths(student, teacher)
+        (width, _, _), (wanted, _, _) = _shape(student), _shape(teacher)
+        return None if width == wanted else nn.Linear(width, wanted, bias=False)
+
+    def _checked_depths(self, student: nn.Module, teacher: nn.Module | None) -> tuple[int, int]:
+        (_, depth, kind), (_, teacher_depth, teacher_kind) = _shape(student), _shape(teacher)
         if kind != teacher_kind:
             raise MethodMisfit(
                 f"{type(student).__name__} and its teacher, {type(teacher).__name__}, share no hidden states: one is "
@@ -84,7 +93,7 @@ class HiddenStates(TeacherObjective):
                     f"layers maps {layer} to {theirs}, but the student has {depth} layers and the teacher "
                     f"{teacher_depth}. Leave layers out for an even map."
                 )
-        return None if width == wanted else nn.Linear(width, wanted, bias=False)
+        return depth, teacher_depth
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the mean distance over the mapped layers."""

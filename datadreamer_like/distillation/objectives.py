@@ -63,6 +63,11 @@ class Objective(ABC):
         return None
 
     @property
+    def single_label(self) -> bool:
+        """Whether a classifier's rows must have one label each, as they are, and not several, weighted or smoothed."""
+        return False
+
+    @property
     def beams(self) -> Beams | None:
         """How the teacher answers each prompt once, before training, for `target`; None if it does not."""
         return None
@@ -187,7 +192,7 @@ class SoftTargets(TeacherObjective):
 
     The loss is `alpha T² KL(q_T ‖ p_T) + (1 - alpha) CE(labels, p)`: Hinton, Vinyals and Dean 2015, arXiv:1503.02531.
     `alpha=0` is supervised learning; `alpha=1` learns from the teacher alone and needs no labels. The soft term covers
-    every row, the cross-entropy only rows with a label.
+    every row, the cross-entropy only rows with a label. A teacher from `Calibrate` teaches calibrated probabilities.
 
     Attributes:
         temperature: T, above 0. Higher values give unlikely classes more weight.
@@ -314,6 +319,11 @@ class Combined(Objective):
         """The kinds of task that fit all objectives."""
         limits = [kinds for each in self.objectives if (kinds := each.fits) is not None]
         return frozenset.intersection(*limits) if limits else None
+
+    @property
+    def single_label(self) -> bool:
+        """Whether any of the objectives needs single labels."""
+        return any(objective.single_label for objective in self.objectives)
 
     @property
     def beams(self) -> Beams | None:

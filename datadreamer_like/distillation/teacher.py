@@ -117,11 +117,19 @@ def classes_of(teacher: Teacher | TextTeacher) -> dict[str, int]:
 
 def is_multi_label(teacher: Teacher | TextTeacher) -> bool:
     """Whether a teacher's logits are binary decisions: a `TextTeacher` says so by an attribute `multi_label`."""
-    reader = text_teacher(teacher)
-    if reader is not None:
-        return bool(getattr(reader, "multi_label", False))
-    config = getattr(cast("Teacher", teacher).model, "config", None)
-    return getattr(config, "problem_type", None) == "multi_label_classification"
+    reader: Any = text_teacher(teacher) or cast("Teacher", teacher).model
+    stated = getattr(getattr(reader, "config", None), "problem_type", None)
+    return bool(getattr(reader, "multi_label", stated == "multi_label_classification"))
+
+
+def scaled_logits(teacher: Teacher | TextTeacher, logits: Tensor) -> Tensor:
+    """Returns a teacher's logits [..., classes], divided by the temperature that `stages.Calibrate` fitted, if any.
+
+    Their probabilities are then those that the teacher predicts.
+    """
+    fitted = getattr(getattr(teacher, "trained", teacher), "confidence", None)
+    temperature = getattr(fitted, "temperature", None)
+    return logits if temperature is None else logits / torch.as_tensor(temperature, device=logits.device)
 
 
 def tokens_teacher(teacher: Teacher | TextTeacher, needed: str) -> Teacher:

@@ -12,10 +12,13 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from datadreamer_like.distillation import (
     ULD,
+    Combined,
+    ConfidenceWeighted,
     HardTargets,
     Hidden,
     Objective,
     OnPolicy,
+    PermutedTargets,
     Probabilities,
     Sampled,
     SequenceInterpolation,
@@ -161,3 +164,48 @@ def test_objectives_of_language_models_train_no_classifier(session, data, tiny_e
     teacher = Probabilities(TEXTS, np.full((len(TEXTS), 2), 0.5), CLASSES)
     with pytest.raises(MethodMisfit, match="is an objective for TrainHFFineTune.*, not for classification"):
         train(kind, tiny_encoder, data(), objective(teacher))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("objective", [ConfidenceWeighted, PermutedTargets])
+def test_controls_refuse_rows_of_several_labels_before_the_teacher_is_asked(
+    session, data, tiny_encoder, kind, objective
+):
+    rows = [{**each, "label": [[label] for label in each["label"]]} for each in (opinions(96), opinions(32, seed=1))]
+    teacher = Silent()
+    for each in (objective(teacher), Combined([Supervised(), objective(teacher)], [1.0, 1.0])):
+        with pytest.raises(MethodMisfit, match="learns from rows with one label each"):
+            train(kind, tiny_encoder, data(*rows), each)
+
+
+class Silent:
+    """A teacher that must not be asked."""
+
+    classes = CLASSES
+
+    def class_logits(self, texts: Any) -> torch.Tensor:
+        raise AssertionError("the teacher was asked")
+
+
+@pytest.mark.parametrize("kind", [TrainLinearClassifier, TrainEmbeddingClassifier])
+@pytest.mark.parametrize("shares", [[0.5, 0.5], {"negative": 0.5, "positive": 0.5}])
+def test_probabilities_are_no_labels_of_a_regression(session, data, tiny_encoder, kind, shares):
+    rows = [{**each, "label": [shares] * len(each["text"])} for each in (opinions(96), opinions(32, seed=1))]
+    with pytest.raises(MethodMisfit, match=r"train_output has probabilities of classes.*Probabilities\(texts"):
+        train(kind, tiny_encoder, data(*rows), Supervised())
+
+
+def test_a_static_student_learns_probabilities_and_class_weights(session, data, tiny_encoder):
+    rows = [opinions(96), opinions(32, seed=1)]
+    soft = [{**each, "label": [[0.2, 0.8] if x == "positive" else [0.7, 0.3] for x in each["label"]]} for each in rows]
+    options: dict[str, Any] = {"epochs": 2}
+    found = []
+    for name, columns, more in (
+        ("plain", data(*rows), {}),
+        ("weighted", data(*rows), {"class_weights": {"negative": 50.0}}),
+        ("soft", data(*soft), {"classes": CLASSES}),
+    ):
+        student = TrainStaticClassifier(name, tiny_encoder, dimensions=16).train(**columns, **options, **more)
+        found.append(student.predict(["the day"]).probabilities[0, 0])
+    assert len({round(float(each), 4) for each in found}) == 3
+    assert found[1] > found[0]

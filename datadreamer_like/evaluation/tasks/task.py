@@ -123,6 +123,9 @@ class Task(ABC):
         rows = torch.tensor([row["row"] for row in examples])
         return {**padded_inputs([row["input_ids"] for row in examples], self.padding), "rows": rows}
 
+    def check_labels(self, objective: Objective) -> None:  # noqa: B027  # most tasks have labels of one kind
+        """Raises `MethodMisfit` if an objective cannot learn from labels of the kind that the rows have."""
+
     @classmethod
     def check_objective(cls, objective: Objective) -> None:
         """Raises `MethodMisfit` if an objective is for other tasks, or needs outputs that tasks do not give."""

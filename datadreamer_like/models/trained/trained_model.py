@@ -284,17 +284,7 @@ class TrainedModel:
             DataDreamerError: See `logits`; or the fallback returned another number of labels.
         """
         check_fallback(fallback)
-        threshold = self.confidence.threshold
-        if threshold is None:
-            raise MethodMisfit(
-                f"{self!r} has no threshold. Fit one on this model, after pruning and quantization: "
-                "Abstain(name, model, inputs=..., labels=...)."
-            )
-        if threshold.dtype != dtype_name(self.dtype):
-            raise MethodMisfit(
-                f"The threshold of {self!r} was fitted with dtype={threshold.dtype}, and the model was loaded with "
-                f"dtype={dtype_name(self.dtype)}, which gives other answers. Load it with that one, or fit again."
-            )
+        threshold = self.confidence.usable_threshold(repr(self), dtype_name(self.dtype))
         logits = self.logits(texts, batch_size=batch_size, max_length=threshold.max_length)
         predictions, certainty = self._predicted(logits)
         answered = certainty > threshold.log_odds

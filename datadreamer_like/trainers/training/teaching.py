@@ -104,6 +104,7 @@ def prepare_teacher(
         LabelError: It has other classes.
     """
     teacher, wants = objective.teacher, objective.teacher_wants
+    task.check_labels(objective)
     if teacher is None or not wants:
         return Teaching(dict.fromkeys(examples, lambda batch, student_logits: None))
     if objective.own_tokens and not isinstance(teacher, StoredTeacher):
