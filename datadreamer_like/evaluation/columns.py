@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset
-from datadreamer_like.errors import check_number as check_number  # as the columns, an argument of all that runs a model
 from datadreamer_like.graph import OutputDatasetMixin
 from datadreamer_like.graph.output import Column
 

@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, require_extra
-
-from .columns import check_number
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, check_number, require_extra
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datadreamer_like.distillation import Probabilities, SoftTargets
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, LabelError
-from datadreamer_like.evaluation.columns import check_column, check_number
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, LabelError, check_number
+from datadreamer_like.evaluation.columns import check_column
 from datadreamer_like.evaluation.labels import class_names, label_name
 from datadreamer_like.graph.output import Column
 from datadreamer_like.report import Table, TableColumn, curves

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, ClassVar
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError
-from datadreamer_like.evaluation.columns import check_number
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, check_number
 from datadreamer_like.formats.modules import linears
 from datadreamer_like.graph.output import Column
 from datadreamer_like.pruning import Magnitude

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any, ClassVar
 
-from datadreamer_like.errors import DataError, DefinitionError, MethodMisfit
-from datadreamer_like.evaluation.columns import SUPERVISED, check_column, check_number, named_columns
+from datadreamer_like.errors import DataError, DefinitionError, MethodMisfit, check_number
+from datadreamer_like.evaluation.columns import SUPERVISED, check_column, named_columns
 from datadreamer_like.graph.output import Column
 from datadreamer_like.report import Table, TableColumn
 from datadreamer_like.stages import Calibrate

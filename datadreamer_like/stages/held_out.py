@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from datadreamer_like.errors import MethodMisfit
-from datadreamer_like.evaluation.columns import check_column, check_lengths, check_number, read_rows
+from datadreamer_like.errors import MethodMisfit, check_number
+from datadreamer_like.evaluation.columns import check_column, check_lengths, read_rows
 from datadreamer_like.evaluation.judge import NAMES
 from datadreamer_like.evaluation.labels import LabelSet, class_names
 from datadreamer_like.graph.card import CARD_NAME, oldest_first

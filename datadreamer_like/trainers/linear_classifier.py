@@ -11,15 +11,8 @@ from typing import Any, Self
 import torch
 
 from datadreamer_like.distillation import Objective
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError
-from datadreamer_like.evaluation.columns import (
-    SUPERVISED,
-    Columns,
-    check_columns,
-    check_number,
-    named_columns,
-    read_rows,
-)
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, check_number
+from datadreamer_like.evaluation.columns import SUPERVISED, Columns, check_columns, named_columns, read_rows
 from datadreamer_like.evaluation.labels import class_names
 from datadreamer_like.evaluation.tasks.classification import Classification
 from datadreamer_like.formats.classifiers.linear import (

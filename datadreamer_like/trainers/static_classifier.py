@@ -16,8 +16,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from datadreamer_like.distillation import Objective
 from datadreamer_like.distillation.words import token_ids
-from datadreamer_like.errors import DefinitionError
-from datadreamer_like.evaluation.columns import Columns, check_number, read_texts
+from datadreamer_like.errors import DefinitionError, check_number
+from datadreamer_like.evaluation.columns import Columns, read_texts
 from datadreamer_like.evaluation.labels import LabelSet
 from datadreamer_like.evaluation.tasks.classification import Classification
 from datadreamer_like.evaluation.tasks.task import Task

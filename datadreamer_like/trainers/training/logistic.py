@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from datadreamer_like.distillation import Objective, Outputs, StoredTeacher
-from datadreamer_like.errors import ArgumentTypeError, DataError, MethodMisfit
-from datadreamer_like.evaluation.columns import Columns, check_number
+from datadreamer_like.errors import ArgumentTypeError, DataError, MethodMisfit, check_number
+from datadreamer_like.evaluation.columns import Columns
 from datadreamer_like.evaluation.soft_labels import is_soft
 from datadreamer_like.evaluation.tasks.task import Batch, Measure
 from datadreamer_like.graph import current_usage
