@@ -41,7 +41,9 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 
 
 class DataDreamerError(Exception):
@@ -234,6 +236,46 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns ' Did you mean "x"?' for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f' Did you mean "{close[0]}"?' if close else ""
+
+
+def check_number(
+    value: object,
+    what: str,
+    least: float = 0,
+    most: float = math.inf,
+    *,
+    whole: bool = False,
+    over: bool = False,
+    optional: bool = False,
+) -> None:
+    """Checks a number among arguments, called `what` in messages; numpy's numbers count, True and False do not.
+
+    Raises:
+        ArgumentTypeError: It is not a number, or not a whole one; None is accepted if `optional`.
+        DefinitionError: It is not finite, is less than `least` (or not `over` it), or more than `most`.
+    """
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+        raise ArgumentTypeError(f"{what} must be {'a whole number' if whole else 'a number'}, not {value!r:.100}.")
+    number = float(value)
+    if not math.isfinite(number):
+        raise DefinitionError(f"{what} is {value}; it must be a finite number.")
+    if number < least or (over and number == least) or number > most:
+        limits = (f"over {least}" if over else f"at least {least}") + (
+            f" and at most {most}" if most < math.inf else ""
+        )
+        raise DefinitionError(f"{what} is {value}; it must be {limits}.")
+
+
+def check_sequence(value: object, what: str, of: str) -> None:
+    """Checks an argument, called `what` in messages, that must be a list or tuple `of` something.
+
+    Raises:
+        ArgumentTypeError: It is another object.
+    """
+    if not isinstance(value, list | tuple):
+        raise ArgumentTypeError(f"{what} must be a list of {of}, not {value!r:.100}.")
 
 
 def require_extra(extra: str, *modules: str, what: str) -> None:

@@ -1,6 +1,8 @@
 from .born_again import ConfidenceWeighted as ConfidenceWeighted
 from .born_again import PermutedTargets as PermutedTargets
 from .closest_layers import ClosestLayers as ClosestLayers
+from .controls import ConfidenceWeighted as ConfidenceWeighted
+from .controls import PermutedTargets as PermutedTargets
 from .distilbert import DistilBERT as DistilBERT
 from .distilbert import distilbert_student as distilbert_student
 from .ensemble import Ensemble as Ensemble

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DistilBertConfig, DistilBertForMaskedLM
 
-from datadreamer_like.errors import DefinitionError, MethodMisfit
+from datadreamer_like.errors import DefinitionError, MethodMisfit, check_number, check_sequence
 from datadreamer_like.kernels.divergences import check_temperature
 
 from .hidden_states import HiddenStates
@@ -43,11 +43,12 @@ class DistilBERT(TeacherObjective):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_temperature(self.temperature)
-        if len(self.weights) != 3 or not all(isinstance(each, int | float) and each >= 0 for each in self.weights):
-            raise DefinitionError(
-                f"weights are {self.weights!r}; pass three numbers of at least 0, for soft targets, masked language "
-                "modelling and hidden states."
-            )
+        terms = "three numbers, for soft targets, masked language modelling and hidden states"
+        check_sequence(self.weights, "weights", terms)
+        for place, weight in enumerate(self.weights):
+            check_number(weight, f"weights[{place}]")
+        if len(self.weights) != 3 or not any(self.weights):
+            raise DefinitionError(f"weights are {self.weights!r}; pass {terms}, not all of them 0.")
 
     @property
     def fits(self) -> frozenset[str]:
@@ -107,7 +108,7 @@ def distilbert_student(teacher: Teacher, to: str | Path, layers: int | Sequence[
     if config.model_type != "bert" or config.is_decoder:
         raise MethodMisfit(
             f"A DistilBERT student starts from a BERT encoder, and the teacher is a {type(model).__name__}. Remove "
-            "layers of other models with pruning.DropLayers."
+            "layers of other models with pruning.Layers."
         )
     chosen = _chosen(layers, config.num_hidden_layers)
     with torch.random.fork_rng(devices=[]):

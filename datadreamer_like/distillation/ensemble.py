@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datadreamer_like.errors import DefinitionError, MethodMisfit
+from datadreamer_like.errors import DefinitionError, MethodMisfit, check_number, check_sequence
 
 from .probabilities import logits_of_probabilities
 from .teacher import (
@@ -21,6 +20,7 @@ from .teacher import (
     classes_of,
     is_multi_label,
     label_order,
+    scaled_logits,
     teacher_logits_for_texts,
 )
 
@@ -29,8 +29,9 @@ from .teacher import (
 class Ensemble:
     """Several classifiers as one teacher: the weighted mean of their probabilities, classes matched by name.
 
-    Each reads the texts with its own tokenizer, or is a `TextTeacher`. The mean of probabilities is that of Hinton,
-    Vinyals and Dean 2015, arXiv:1503.02531, and of born-again networks (Furlanello et al. 2018, arXiv:1805.04770).
+    Each reads the texts with its own tokenizer, or is a `TextTeacher`; the temperature of a `Calibrate` counts. The
+    mean of probabilities is that of Hinton, Vinyals and Dean 2015, arXiv:1503.02531, and of born-again networks
+    (Furlanello et al. 2018, arXiv:1805.04770).
 
     Args:
         teachers: Trainers, stages, `TrainedModel`s, `TeacherModel`s or `TextTeacher`s of the same classes.
@@ -51,15 +52,17 @@ class Ensemble:
     weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
+        check_sequence(self.teachers, "teachers", "teachers")
         if not self.teachers:
             raise DefinitionError("An Ensemble needs at least one teacher.")
         for teacher in self.teachers:
             check_teacher(teacher)
-        weights = [1.0] * len(self.teachers) if self.weights is None else list(self.weights)
-        if len(weights) != len(self.teachers) or not all(0 < weight < math.inf for weight in weights):
-            raise DefinitionError(
-                f"weights are {weights} for {len(self.teachers)} teachers; there must be one number above 0 for each."
-            )
+        weights = [1.0] * len(self.teachers) if self.weights is None else self.weights
+        check_sequence(weights, "weights", "numbers")
+        if len(weights) != len(self.teachers):
+            raise DefinitionError(f"There are {len(self.teachers)} teachers and {len(weights)} weights. Pass one each.")
+        for place, weight in enumerate(weights):
+            check_number(weight, f"weights[{place}]", over=True)
         object.__setattr__(self, "weights", tuple(weight / sum(weights) for weight in weights))
 
     @classmethod
@@ -92,6 +95,7 @@ class Ensemble:
         mean = torch.zeros(len(texts), len(own), dtype=torch.float64)
         for teacher, weight in zip(self.teachers, self.weights or (), strict=True):
             logits = teacher_logits_for_texts(teacher, texts, device=device, **options).double()
+            logits = scaled_logits(teacher, logits)
             logits = logits[:, label_order(classes_of(teacher), own, ("the ensemble's other teacher", "its first"))]
             mean += weight * (torch.sigmoid(logits) if multi_label else F.softmax(logits, dim=-1))
         return logits_of_probabilities(mean.numpy(), multi_label)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral
 
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import check_number
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,8 @@ class Beams:
     keep_reference: bool = False
 
     def __post_init__(self) -> None:
-        check_count("beam_size", self.size)
-        check_count("max_new_tokens", self.max_new_tokens)
+        check_number(self.size, "beam_size", 1, whole=True)
+        check_number(self.max_new_tokens, "max_new_tokens", 1, whole=True)
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,5 @@ class Completions:
     temperature: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.fraction, int | float) or not 0 <= self.fraction <= 1:
-            raise DefinitionError(
-                f"fraction is {self.fraction!r}; it is the share of batches that the student samples, from 0 to 1."
-            )
-        check_count("max_new_tokens", self.max_new_tokens)
-
-
-def check_count(name: str, value: object) -> None:
-    """Raises `DefinitionError` if an option is not a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise DefinitionError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        check_number(self.fraction, "fraction", 0, 1)
+        check_number(self.max_new_tokens, "max_new_tokens", 1, whole=True)

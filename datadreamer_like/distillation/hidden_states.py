@@ -44,7 +44,7 @@ class HiddenStates(TeacherObjective):
         super().__post_init__()
         if self.distance not in get_args(Distance):
             raise DefinitionError(
-                f'distance "{self.distance}" is unknown.{did_you_mean(self.distance, get_args(Distance))} '
+                f'distance "{self.distance}" is unknown.{did_you_mean(str(self.distance), get_args(Distance))} '
                 f"Choose one of {', '.join(get_args(Distance))}."
             )
         if self.layers is not None:
@@ -57,9 +57,13 @@ class HiddenStates(TeacherObjective):
 
     def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
         """Refuses hidden states that lack a layer which the loss reads."""
-        (_, depth, _), (_, teacher_depth, _) = _shape(student), _shape(teacher)
+        depth, teacher_depth = self._checked_depths(student, teacher)
         layers = even_layers(depth, teacher_depth) if self.layers is None else self.layers
         stored = {layer for each in signals if isinstance(each, Hidden) for layer in each.layers}
+        if beyond := sorted(layer for layer in stored if layer > teacher_depth):
+            raise MethodMisfit(
+                f"The StoredTeacher keeps layer {beyond[0]}, and the teacher has {teacher_depth} layers. Leave it out."
+            )
         if missing := sorted({*layers.values()} - stored):
             raise MethodMisfit(
                 f"HiddenStates reads the teacher's layers {', '.join(map(str, sorted({*layers.values()})))}, and its "
@@ -72,7 +76,12 @@ class HiddenStates(TeacherObjective):
 
         Raises `MethodMisfit` if a model has no hidden states, only one is an encoder-decoder, or a layer is missing.
         """
-        (width, depth, kind), (wanted, teacher_depth, teacher_kind) = _shape(student), _shape(teacher)
+        self._checked_depths(student, teacher)
+        (width, _, _), (wanted, _, _) = _shape(student), _shape(teacher)
+        return None if width == wanted else nn.Linear(width, wanted, bias=False)
+
+    def _checked_depths(self, student: nn.Module, teacher: nn.Module | None) -> tuple[int, int]:
+        (_, depth, kind), (_, teacher_depth, teacher_kind) = _shape(student), _shape(teacher)
         if kind != teacher_kind:
             raise MethodMisfit(
                 f"{type(student).__name__} and its teacher, {type(teacher).__name__}, share no hidden states: one is "
@@ -84,7 +93,7 @@ class HiddenStates(TeacherObjective):
                     f"layers maps {layer} to {theirs}, but the student has {depth} layers and the teacher "
                     f"{teacher_depth}. Leave layers out for an even map."
                 )
-        return None if width == wanted else nn.Linear(width, wanted, bias=False)
+        return depth, teacher_depth
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the mean distance over the mapped layers."""
@@ -100,7 +109,7 @@ class HiddenStates(TeacherObjective):
                 f"and {tuple(theirs.shape[:-1])} for the same batch. Both must read the same tokens."
             )
         if mask is not None:
-            ours, theirs = ours[mask], theirs[mask]
+            ours, theirs = ours[mask.bool()], theirs[mask.bool()]
         ours = ours if projection is None else projection(ours)
         if ours.shape[-1] != theirs.shape[-1]:
             raise DefinitionError(
@@ -116,7 +125,7 @@ class HiddenStates(TeacherObjective):
 def check_layers(layers: object, least: int = 0) -> None:
     """Raises `DefinitionError` if an option does not map layers to layers, counted from `least`."""
     numbers = sum(layers.items(), ()) if isinstance(layers, Mapping) else ()
-    if not numbers or not all(isinstance(each, int) and each >= least for each in numbers):
+    if not numbers or not all(type(each) is int and each >= least for each in numbers):
         zero = " (0 is the embeddings)" if least == 0 else ""
         raise DefinitionError(
             f"layers is {layers!r}; it must map layers of the student to layers of the teacher, counted from 1{zero}, "

@@ -39,7 +39,7 @@ def supervised_loss(student_logits: Tensor, labels: Tensor, mask: Tensor | None 
     (student,), kept_labels = _kept((student_logits,), labels, mask)
     if kept_labels is None:
         raise DefinitionError("The cross-entropy needs labels. Pass class indices [...].")
-    return _mean(F.cross_entropy(_precise(student), kept_labels, reduction="none"))
+    return mean_of(F.cross_entropy(_precise(student), kept_labels, reduction="none"))
 
 
 def target_loss(student_logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -55,13 +55,14 @@ def target_loss(student_logits: Tensor, targets: Tensor, mask: Tensor | None = N
             "one number per class, or two, [..., classes, 2], for multi-label rows."
         )
     if mask is not None:
+        mask = mask.bool()  # whole numbers would be read as indices of rows
         student_logits, targets = student_logits[mask], targets[mask]
     logits = _precise(student_logits)
     if targets.dim() > logits.dim():
         logprobs = torch.stack((F.logsigmoid(logits), F.logsigmoid(-logits)), dim=-1)
     else:
         logprobs = F.log_softmax(logits, dim=-1)
-    return _mean(-(targets.to(logprobs.dtype) * logprobs).sum(-1))
+    return mean_of(-(targets.to(logprobs.dtype) * logprobs).sum(-1))
 
 
 def hard_target_loss(
@@ -75,7 +76,7 @@ def hard_target_loss(
     """
     (student, teacher), _ = _kept((student_logits, teacher_logits), labels, mask)
     chosen = teacher.detach()[:, : student.shape[-1]].argmax(-1)
-    return _mean(F.cross_entropy(_precise(student), chosen, reduction="none"))
+    return mean_of(F.cross_entropy(_precise(student), chosen, reduction="none"))
 
 
 def soft_target_loss(
@@ -102,7 +103,7 @@ def soft_target_loss(
     if alpha > 0:
         loss = loss + alpha * divergence(student, teacher, temperature=temperature)
     if alpha < 1 and kept_labels is not None:
-        loss = loss + (1 - alpha) * _mean(F.cross_entropy(_precise(student), kept_labels, reduction="none"))
+        loss = loss + (1 - alpha) * mean_of(F.cross_entropy(_precise(student), kept_labels, reduction="none"))
     return loss
 
 
@@ -173,14 +174,15 @@ def divergence(
         F.pad(F.log_softmax(logits.to(dtype) / temperature, dim=-1), (0, width - logits.shape[-1]), value=-math.inf)
         for logits in (student, teacher.detach())
     )
-    return _mean(divergence_of_rows(log_p, log_q, kind, beta, skew)) * temperature**2
+    return mean_of(divergence_of_rows(log_p, log_q, kind, beta, skew)) * temperature**2
 
 
 def _precise(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _mean(losses: Tensor) -> Tensor:
+def mean_of(losses: Tensor) -> Tensor:
+    """Returns the mean of the losses [...] of positions; 0 if there are none."""
     return losses.sum() / max(losses.numel(), 1)
 
 

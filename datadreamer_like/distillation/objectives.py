@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit, check_number, check_sequence
 from datadreamer_like.kernels.divergences import Divergence, check_alpha, check_temperature
 
 from .factored import fused_loss
@@ -61,6 +61,11 @@ class Objective(ABC):
     def fits(self) -> frozenset[str] | None:
         """Kinds of task (`Task.kind`) that the loss is for, such as "generation"; None for all."""
         return None
+
+    @property
+    def single_label(self) -> bool:
+        """Whether a classifier's rows must have one label each, as they are, and not several, weighted or smoothed."""
+        return False
 
     @property
     def beams(self) -> Beams | None:
@@ -187,7 +192,7 @@ class SoftTargets(TeacherObjective):
 
     The loss is `alpha T² KL(q_T ‖ p_T) + (1 - alpha) CE(labels, p)`: Hinton, Vinyals and Dean 2015, arXiv:1503.02531.
     `alpha=0` is supervised learning; `alpha=1` learns from the teacher alone and needs no labels. The soft term covers
-    every row, the cross-entropy only rows with a label.
+    every row, the cross-entropy only rows with a label. A teacher from `Calibrate` teaches calibrated probabilities.
 
     Attributes:
         temperature: T, above 0. Higher values give unlikely classes more weight.
@@ -256,6 +261,8 @@ class Combined(Objective):
     weights: Sequence[float]
 
     def __post_init__(self) -> None:
+        check_sequence(self.objectives, "objectives", "objectives")
+        check_sequence(self.weights, "weights", "numbers")
         if not all(isinstance(objective, Objective) for objective in self.objectives):
             raise ArgumentTypeError(f"objectives must be a list of objectives, not {self.objectives!r}.")
         if not self.objectives or len(self.objectives) != len(self.weights):
@@ -263,8 +270,8 @@ class Combined(Objective):
                 f"There are {len(self.objectives)} objectives and {len(self.weights)} weights. Pass one weight for "
                 "each objective."
             )
-        if not all(isinstance(weight, int | float) and weight > 0 for weight in self.weights):
-            raise DefinitionError(f"weights are {list(self.weights)}; each must be a number above 0.")
+        for place, weight in enumerate(self.weights):
+            check_number(weight, f"weights[{place}]", over=True)
         teachers = [objective.teacher for objective in self.objectives if objective.teacher is not None]
         if any(teacher is not teachers[0] for teacher in teachers):
             raise DefinitionError("The objectives have different teachers. Give all of them the same one.")
@@ -312,6 +319,11 @@ class Combined(Objective):
         """The kinds of task that fit all objectives."""
         limits = [kinds for each in self.objectives if (kinds := each.fits) is not None]
         return frozenset.intersection(*limits) if limits else None
+
+    @property
+    def single_label(self) -> bool:
+        """Whether any of the objectives needs single labels."""
+        return any(objective.single_label for objective in self.objectives)
 
     @property
     def beams(self) -> Beams | None:

@@ -105,7 +105,7 @@ def counted(batch: Batch) -> Tensor | None:
     """Returns the positions that count: the batch's mask, or the positions with labels."""
     labels = batch.get("labels")
     if "mask" in batch or labels is None:
-        return batch.get("mask")
+        return batch["mask"].bool() if "mask" in batch else None
     return None if labels.is_floating_point() else labels != IGNORED_LABEL
 
 

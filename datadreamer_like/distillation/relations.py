@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datadreamer_like.errors import DefinitionError, MethodMisfit, did_you_mean
+from datadreamer_like.errors import DefinitionError, MethodMisfit, check_number, check_sequence, did_you_mean
 
-from .generated import check_count
 from .hidden_states import check_layers, even_layers
 from .losses import divergence
 from .objectives import TeacherObjective
@@ -57,17 +56,19 @@ class Relations(TeacherObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_sequence(self.kinds, "kinds", 'relations, such as ("qk", "vv")')
         for kind in self.kinds:
             if kind not in get_args(Relation):
                 raise DefinitionError(
-                    f'There is no relation "{kind}".{did_you_mean(kind, get_args(Relation))} '
+                    f'There is no relation "{kind}".{did_you_mean(str(kind), get_args(Relation))} '
                     f"Choose some of {', '.join(get_args(Relation))}."
                 )
-        if not self.kinds or isinstance(self.kinds, str):
+        if not self.kinds:
             raise DefinitionError(f'kinds is {self.kinds!r}; it must be a list of relations, such as ("qk", "vv").')
         if self.heads is not None:
-            check_count("heads", self.heads)
+            check_number(self.heads, "heads", 1, whole=True)
         if self.layers is not None:
+            check_sequence(self.layers, "layers", "two layers, of the student and of the teacher")
             check_layers(dict([self.layers]) if len(self.layers) == 2 else None, least=1)
 
     @property
@@ -152,7 +153,7 @@ class AttentionScores(TeacherObjective):
                 )
             counts = attended(a, student.mask, ours[layer - 1].causal)
             if student.mask is not None:
-                counts = counts & student.mask[:, None, :, None]
+                counts = counts & student.mask[:, None, :, None].bool()
             counts = counts.expand(a.shape)
             losses.append(F.mse_loss(a[counts].float(), b[counts].detach().float()))
         return torch.stack(losses).mean()

@@ -71,8 +71,8 @@ class SequenceLevel(_WrittenAnswers):
     max_new_tokens: int = 128
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_alpha(self.alpha)
+        super().__post_init__()
 
     @property
     def needs_labels(self) -> bool:

@@ -9,17 +9,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, check_number, check_sequence, did_you_mean
 from datadreamer_like.kernels.divergences import check_temperature
 
 from .sparse_losses import Rule, SparseTargets, Tail
+from .teacher import check_logits
 
 Array = np.ndarray[Any, Any]
 Columns = dict[str, Array]
@@ -47,7 +47,7 @@ class Signals(ABC):
         """Returns the columns of each row of a batch.
 
         `found` is the field `reads` of the teacher's outputs, `mask` [rows, positions] has the positions to keep, and
-        `keys` are digests of the rows, which seed what is random.
+        `keys` are digests of the rows, which seed what is random. A NaN or +∞ raises `DataError`.
         """
 
     @abstractmethod
@@ -83,12 +83,13 @@ class TopK(Signals):
     reads: ClassVar[str] = "logits"
 
     def __post_init__(self) -> None:
-        _check_count(self.k, "k")
+        check_number(self.k, "k", 1, whole=True)
         if self.tail not in get_args(Tail):
             raise DefinitionError(
                 f'tail "{self.tail}" is unknown.{did_you_mean(str(self.tail), get_args(Tail))} '
                 f"Choose one of {', '.join(get_args(Tail))}."
             )
+        check_sequence(self.temperatures, "temperatures", "numbers")
         for temperature in self.temperatures:
             check_temperature(temperature)
         object.__setattr__(self, "temperatures", tuple(float(value) for value in self.temperatures))
@@ -105,6 +106,7 @@ class TopK(Signals):
         return _by_row(_joined(parts), mask)
 
     def _captured(self, logits: Tensor) -> Columns:
+        check_logits(logits)
         log_q = logits.float().log_softmax(-1)
         best = log_q.topk(min(self.k, log_q.shape[-1]), dim=-1)
         log_q.scatter_(1, best.indices, -math.inf)
@@ -148,9 +150,10 @@ class Sampled(Signals):
     reads: ClassVar[str] = "logits"
 
     def __post_init__(self) -> None:
-        _check_count(self.n, "n")
+        check_number(self.n, "n", 1, whole=True)
         if self.temperature is not None:
             check_temperature(self.temperature)
+        check_number(self.seed, "seed", whole=True)
 
     @property
     def temperatures(self) -> tuple[float, ...]:
@@ -180,6 +183,7 @@ class Sampled(Signals):
         return _by_row(_joined([self._captured(kept[span], draw[span]) for span in spans]), mask)
 
     def _captured(self, logits: Tensor, draw: Tensor) -> Columns:
+        check_logits(logits)
         log_q = (logits.float() / self.temperatures[0]).log_softmax(-1)
         best = log_q.topk(min(self.n, log_q.shape[-1]), dim=-1)
         top, q = best.values.double().exp(), log_q.double().exp()  # the sum of many probabilities needs the digits
@@ -222,7 +226,7 @@ class Hidden(Signals):
 
     def __post_init__(self) -> None:
         numbers = list(self.layers) if isinstance(self.layers, list | tuple) else []
-        if not numbers or not all(isinstance(each, int) and each >= 0 for each in numbers):
+        if not numbers or not all(type(each) is int and each >= 0 for each in numbers):
             raise DefinitionError(
                 f"layers is {self.layers!r}; it must list layers of the teacher, counted from 1 (0 is the embeddings), "
                 "such as [3, 6]."
@@ -231,7 +235,10 @@ class Hidden(Signals):
 
     def capture(self, found: Any, mask: Tensor, keys: Sequence[bytes]) -> list[Columns]:
         """Returns `layer_N` [tokens, hidden size] of each row."""
-        return _by_row({f"layer_{layer}": _half(found[layer][mask]) for layer in self.layers}, mask)
+        states = {f"layer_{layer}": found[layer][mask] for layer in self.layers}
+        for each in states.values():
+            check_logits(each)
+        return _by_row({name: _half(each) for name, each in states.items()}, mask)
 
     def restore(self, columns: Mapping[str, Array], mask: Tensor) -> dict[str, Any]:
         """Returns `hidden_states`; layers that are not stored are empty."""
@@ -260,13 +267,6 @@ def check_signals(signals: object) -> tuple[Signals, ...]:
     if len({each.reads for each in found if isinstance(each, Signals)}) < len(found):
         raise DefinitionError(f"Two of {list(found)} store the same output of the teacher. Keep one of them.")
     return tuple(each for each in found if isinstance(each, Signals))
-
-
-def _check_count(value: object, name: Literal["k", "n"]) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ArgumentTypeError(f"{name} must be a whole number of tokens, not {value!r}.")
-    if value < 1:
-        raise DefinitionError(f"{name} is {value}; at least one token must be stored at each position.")
 
 
 def _starts(count: int) -> range:

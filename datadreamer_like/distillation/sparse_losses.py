@@ -18,6 +18,8 @@ from torch.autograd.function import once_differentiable
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.kernels.divergences import Divergence, check_divergence, divergence_of_rows
 
+from .losses import mean_of
+
 Tail = Literal["bucket", "drop", "renormalise"]
 """How the tokens that are not listed count; see `TopK`."""
 
@@ -119,22 +121,22 @@ def sparse_and_label_loss(
         student_logits.reshape(-1, student_logits.shape[-1]), rows, ids, unused, None if own is None else
         own.clamp(min=0), temperature, targets.rule == "bucket",
     )  # fmt: skip
-    hard = log_p_label.new_zeros(()) if own is None else -_mean(log_p_label[own >= 0])
+    hard = log_p_label.new_zeros(()) if own is None else -mean_of(log_p_label[own >= 0])
     if targets.rule == "sampled":
         weights = torch.maximum(log_q, rest).exp().masked_fill(unused, 0.0)
-        return _mean((weights * (log_q - log_p).masked_fill(unused, 0.0)).sum(-1)) * temperature**2, hard
+        return mean_of((weights * (log_q - log_p).masked_fill(unused, 0.0)).sum(-1)) * temperature**2, hard
     log_q = log_q / temperature
     log_p = log_p.masked_fill(unused, -math.inf)
     if targets.rule == "renormalise":
         log_q = log_q - log_q.logsumexp(-1, keepdim=True)
         found = divergence_of_rows(log_p - log_p.logsumexp(-1, keepdim=True), log_q, kind, beta, skew)
-        return _mean(found) * temperature**2, hard
+        return mean_of(found) * temperature**2, hard
     log_q_rest = rest[:, [targets.temperatures.index(temperature)]]
     everything = torch.cat((log_q, log_q_rest), dim=-1).logsumexp(-1, keepdim=True)
     log_q, log_q_rest = log_q - everything, log_q_rest - everything
     if targets.rule == "bucket":
         log_q, log_p = torch.cat((log_q, log_q_rest), -1), torch.cat((log_p, log_p_rest[:, None]), -1)
-    return _mean(divergence_of_rows(log_p, log_q, kind, beta, skew)) * temperature**2, hard
+    return mean_of(divergence_of_rows(log_p, log_q, kind, beta, skew)) * temperature**2, hard
 
 
 def check_targets(rule: str, temperatures: Sequence[float], temperature: float, kind: str = "forward_kl") -> None:
@@ -235,10 +237,6 @@ class _LogProbs(torch.autograd.Function):
                 z_BV.scatter_add_(1, labels[part, None], grad_label[part, None])
             found[rows[part]] = z_BV.to(found.dtype)
         return found, None, None, None, None, None, None
-
-
-def _mean(losses: Tensor) -> Tensor:
-    return losses.sum() / max(losses.numel(), 1)
 
 
 def _parts(rows: int, logits: Tensor) -> Iterator[slice]:

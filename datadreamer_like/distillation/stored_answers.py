@@ -15,6 +15,8 @@ from torch import Tensor
 from datadreamer_like.errors import StorageError
 from datadreamer_like.storage.answers import AnswerStore
 
+from .teacher import check_logits
+
 
 class StoredAnswers:
     """Logits of one teacher, in an answer store that processes may share: at worst they compute the same logits twice.
@@ -36,7 +38,8 @@ class StoredAnswers:
     def rows(self, texts: Iterable[str], ask: Callable[[Sequence[str]], Tensor], *, portion: int = 2048) -> StoredRows:
         """Returns the logits for texts; computes the missing ones with `ask` ([texts, classes]) and stores them.
 
-        Texts are read in chunks of `portion` texts; a killed process loses at most one chunk.
+        Texts are read in chunks of `portion` texts; a killed process loses at most one chunk. Logits that are NaN or
+        +∞ raise `DataError` and are not stored.
         """
         texts, keys = iter(texts), bytearray()
         while part := list(islice(texts, portion)):
@@ -44,8 +47,10 @@ class StoredAnswers:
             known = self.store.get_many(found)
             new = {key: text for key, text, value in zip(found, part, known, strict=True) if value is None}
             if new:
-                logits = ask(list(new.values())).float().cpu().numpy()
-                self.store.put_many([(key, row.tobytes()) for key, row in zip(new, logits, strict=True)])
+                logits = ask(list(new.values())).float().cpu()
+                check_logits(logits)  # a value that is stored is never asked again
+                rows = zip(new, logits.numpy(), strict=True)
+                self.store.put_many([(key, row.tobytes()) for key, row in rows])
             keys += b"".join(found)
         return StoredRows(self, np.frombuffer(keys, dtype="V16"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import getattr_static
@@ -54,6 +55,13 @@ class TeacherModel:
 
     model: nn.Module
     tokenizer: Any
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module) or not callable(self.tokenizer):
+            raise ArgumentTypeError(
+                f"A TeacherModel is a model and its tokenizer, not {self.model!r:.60} and {self.tokenizer!r:.60}. Pass "
+                "what AutoModel... and AutoTokenizer.from_pretrained return."
+            )
 
     def __repr__(self) -> str:
         return f"TeacherModel({type(self.model).__name__})"
@@ -109,11 +117,19 @@ def classes_of(teacher: Teacher | TextTeacher) -> dict[str, int]:
 
 def is_multi_label(teacher: Teacher | TextTeacher) -> bool:
     """Whether a teacher's logits are binary decisions: a `TextTeacher` says so by an attribute `multi_label`."""
-    reader = text_teacher(teacher)
-    if reader is not None:
-        return bool(getattr(reader, "multi_label", False))
-    config = getattr(cast("Teacher", teacher).model, "config", None)
-    return getattr(config, "problem_type", None) == "multi_label_classification"
+    reader: Any = text_teacher(teacher) or cast("Teacher", teacher).model
+    stated = getattr(getattr(reader, "config", None), "problem_type", None)
+    return bool(getattr(reader, "multi_label", stated == "multi_label_classification"))
+
+
+def scaled_logits(teacher: Teacher | TextTeacher, logits: Tensor) -> Tensor:
+    """Returns a teacher's logits [..., classes], divided by the temperature that `stages.Calibrate` fitted, if any.
+
+    Their probabilities are then those that the teacher predicts.
+    """
+    fitted = getattr(getattr(teacher, "trained", teacher), "confidence", None)
+    temperature = getattr(fitted, "temperature", None)
+    return logits if temperature is None else logits / torch.as_tensor(temperature, device=logits.device)
 
 
 def tokens_teacher(teacher: Teacher | TextTeacher, needed: str) -> Teacher:
@@ -144,7 +160,8 @@ def teacher_logits_for_texts(
     Rows are in the order of the texts, and classes in that of the teacher. Texts are batched by length, to reduce
     padding, and run in eval mode on `device`, to which the model is moved meanwhile. They are cut at `max_length`
     tokens, at most the teacher's own limit. `on_rows` is called after each batch with its number of rows. Raises
-    `DataError` if one of the texts is not a text, and `MethodMisfit` if the teacher gives no logits of this shape.
+    `DataError` if one of the texts is not a text or its logits are not numbers, and `MethodMisfit` if the teacher gives
+    no logits of this shape.
     """
     for index, text in enumerate(texts):
         if not isinstance(text, str):
@@ -172,10 +189,26 @@ def teacher_logits_for_texts(
                 )
             if not start:
                 found = torch.empty(len(texts), logits.shape[-1])
+            check_logits(logits)
             found[rows] = logits.float().cpu()
             if on_rows is not None:
                 on_rows(len(rows))
     return found
+
+
+def check_logits(logits: Tensor, mask: Tensor | None = None) -> None:
+    """Raises `DataError` if a teacher's logits or states [..., classes] have a NaN or +∞; -∞ is a probability of 0.
+
+    Only the positions that `mask` [...] keeps count.
+    """
+    if not logits.numel():
+        return
+    highest = logits.amax(-1)  # the maximum of a NaN is NaN
+    if not ((highest if mask is None else highest[mask.bool()]) < math.inf).all():
+        raise DataError(
+            "The teacher's outputs have a value that is NaN or infinite, from which nothing can be learned. Check its "
+            "weights: such a model diverged in training, or overflows in its dtype; try dtype=torch.float32."
+        )
 
 
 def _logits_of_reader(
@@ -190,6 +223,7 @@ def _logits_of_reader(
                 f"{reader!r} returned logits of shape {tuple(logits.shape)} for {len(part)} texts and "
                 f"{len(reader.classes)} classes. Expected one row per text and one column per class."
             )
+        check_logits(logits)
         parts.append(logits)
         if on_rows is not None:
             on_rows(len(part))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import check_number
 
 from .hidden_states import HiddenStates, check_layers, even_layers
 from .losses import soft_target_loss
@@ -43,8 +43,7 @@ class TinyBERT(TeacherObjective):
         super().__post_init__()
         if self.layers is not None:
             check_layers(self.layers, least=1)
-        if not 0 <= self.prediction < float("inf"):
-            raise DefinitionError(f"prediction is {self.prediction}; a weight must be at least 0.")
+        check_number(self.prediction, "prediction")
 
     @property
     def wants(self) -> frozenset[str]:

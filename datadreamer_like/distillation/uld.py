@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import DefinitionError, check_number
+from datadreamer_like.kernels.divergences import check_temperature
 
 from .losses import supervised_loss
 from .objectives import TeacherObjective
@@ -36,9 +37,8 @@ class ULD(TeacherObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("weight", "temperature"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise DefinitionError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        check_number(self.weight, "weight", over=True)
+        check_temperature(self.temperature)
 
     @property
     def fits(self) -> frozenset[str]:

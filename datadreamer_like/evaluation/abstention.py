@@ -60,7 +60,8 @@ def fit_threshold(
         The threshold; infinite, which answers no row, if none is shown to keep the bound.
 
     Raises:
-        EmptyDataset, DataError: There are no rows; lengths differ; a score is not a number; or there are fewer rows
+        EmptyDataset, DataError: There are no rows; lengths differ; a score is not a number, or a row
+            neither right nor wrong; or there are fewer rows
             than the guarantee needs, see `rows_needed`.
         DefinitionError: A share is not between 0 and 1.
 
@@ -73,6 +74,10 @@ def fit_threshold(
 
     needed = rows_needed(max_error, confidence)
     certain, right = np.asarray(scores, dtype=np.float64), np.asarray(correct)
+    if right.dtype != np.bool_:
+        if right.dtype.kind not in "iuf" or not np.isin(right, (0, 1)).all():
+            raise DataError(f"correct has the type {right.dtype}; each value must be True or False, or 1 or 0.")
+        right = right == 1
     if certain.ndim != 1 or certain.shape != right.shape or np.isnan(certain).any():
         raise DataError(
             f"scores has the shape {certain.shape} and correct {right.shape}; both must be [rows], without NaN."
@@ -86,7 +91,7 @@ def fit_threshold(
             f"with a confidence of {confidence:.2%}. Pass more held-out rows, or raise max_error."
         )
     order = np.argsort(-certain, kind="stable")
-    ranked, errors = certain[order], np.cumsum(~right[order].astype(bool))
+    ranked, errors = certain[order], np.cumsum(~right[order])
     # Rows of equal scores are answered together.
     ends = np.flatnonzero(np.append(ranked[:-1] > ranked[1:], True))
     p_values = binom.cdf(errors[ends], ends + 1, max_error)

@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from datadreamer_like.errors import DataError, EmptyDataset, LabelError
+from datadreamer_like.errors import DataError, EmptyDataset, LabelError, check_number
 from datadreamer_like.models.trained.predictions import probabilities as probabilities_of
-
-from .columns import check_number
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -126,26 +126,6 @@ def read_texts(column: Column, name: str) -> Iterator[str]:
     return (text for part in read_rows({name: column}) for (text,) in part)
 
 
-def check_number(
-    value: object, what: str, least: float = 0, *, whole: bool = False, over: bool = False, optional: bool = False
-) -> None:
-    """Checks a number among the arguments of a trainer or stage, called `what` in messages.
-
-    Raises:
-        ArgumentTypeError: It is not a number, or not a whole one; None is accepted if `optional`.
-        DefinitionError: It is not finite, is less than `least`, or not over it.
-    """
-    if value is None and optional:
-        return
-    value = plain(value)
-    if not isinstance(value, int if whole else int | float) or isinstance(value, bool):
-        raise ArgumentTypeError(f"{what} must be {'a whole number' if whole else 'a number'}, not {value!r}.")
-    if not math.isfinite(value):
-        raise DefinitionError(f"{what} is {value}; it must be a finite number.")
-    if value < least or (over and value == least):
-        raise DefinitionError(f"{what} is {value}; it must be {'over' if over else 'at least'} {least}.")
-
-
 def plain(value: Any) -> Any:
     """Returns a number of numpy as Python's own, and other values as they are."""
     return value.item() if isinstance(value, np.generic) else value

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, require_extra
-
-from .columns import check_number
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, check_number, require_extra
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -78,7 +77,8 @@ def label_suspects(
         MissingExtra: scikit-learn is not installed.
         DefinitionError: Examples, labels and `trusted` differ in number, or `folds` is below 2.
         ArgumentTypeError: The classifier has no `predict_proba`, or the examples are one text.
-        DataError: A feature is not finite, a label is missing, or a class has fewer rows than there are folds.
+        DataError: A feature is not finite, no text has a word, all rows are trusted, a label is missing, or a class has
+            fewer rows than there are folds.
 
     Example:
         >>> found = label_suspects(embeddings, labels)  # doctest: +SKIP
@@ -91,6 +91,8 @@ def label_suspects(
     sure = np.zeros(len(names), dtype=bool) if trusted is None else np.asarray(trusted, dtype=bool)
     if len(sure) != len(names):
         raise DefinitionError(f"There are {len(names):,} labels and {len(sure):,} values of trusted; pass one a row.")
+    if len(sure) and sure.all():
+        raise DataError("All rows are trusted, so there is no label to check. Trust some of them only.")
     counts = np.bincount(given[~sure], minlength=len(classes))
     rare = [f'"{classes[place]}" ({counts[place]})' for place in np.flatnonzero((counts < folds) & (counts > 0))]
     if len(classes) < 2 or rare:
@@ -99,6 +101,8 @@ def label_suspects(
             f"{' folds: ' + ', '.join(rare[:10]) if rare else ''}. Each of two or more classes needs a row for each "
             "fold: lower folds, or leave such classes out."
         )
+    if texts and classifier is None and not any(re.search(r"\w\w", str(text)) for text in examples):
+        raise DataError("No text of examples has a word, so there is nothing to tell classes by. Check the column.")
     model = classifier if classifier is not None else _default_classifier(texts)
     predicted = _out_of_fold(model, features, given, sure, len(classes), folds, seed)
     joint = _joint(predicted, given, sure)

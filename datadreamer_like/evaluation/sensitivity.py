@@ -7,11 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, MethodMisfit
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, MethodMisfit, check_number
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.report import Table, TableColumn, curves
-
-from .columns import check_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

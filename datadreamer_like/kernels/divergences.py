@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from datadreamer_like.errors import DefinitionError, did_you_mean
+from datadreamer_like.errors import DefinitionError, check_number, did_you_mean
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"]
 """How two distributions are compared; see `distillation.divergence`."""
@@ -50,9 +50,11 @@ def divergence_of_rows(log_p: Tensor, log_q: Tensor, kind: Divergence, beta: flo
 def check_divergence(kind: str, temperature: float, beta: float, skew: float) -> None:
     """Raises `DefinitionError` for an unknown kind, or an option that is out of its range."""
     check_temperature(temperature)
+    check_number(beta, "beta", -math.inf)
+    check_number(skew, "skew", -math.inf)
     if kind not in get_args(Divergence):
         raise DefinitionError(
-            f'There is no divergence "{kind}".{did_you_mean(kind, get_args(Divergence))} '
+            f'There is no divergence "{kind}".{did_you_mean(str(kind), get_args(Divergence))} '
             f"Choose one of {', '.join(get_args(Divergence))}."
         )
     if kind == "jsd" and not 0 < beta < 1:
@@ -64,18 +66,14 @@ def check_divergence(kind: str, temperature: float, beta: float, skew: float) ->
         raise DefinitionError(f"skew is {skew}; it is a share of a mixture, so it must be at least 0 and under 1.")
 
 
-def check_temperature(temperature: float) -> None:
-    """Raises `DefinitionError` unless the temperature is above 0."""
-    if not 0 < temperature < math.inf:
-        raise DefinitionError(f"temperature is {temperature}; logits are divided by it, so it must be above 0.")
+def check_temperature(temperature: float, what: str = "temperature") -> None:
+    """Raises `DefinitionError` unless the temperature, by which logits are divided, is a finite number above 0."""
+    check_number(temperature, what, over=True)
 
 
 def check_alpha(alpha: float) -> None:
-    """Raises `DefinitionError` unless the weight of the soft term is in [0, 1]."""
-    if not 0 <= alpha <= 1:
-        raise DefinitionError(
-            f"alpha is {alpha}; it is the weight of the soft term against the labels, so it must be from 0 to 1."
-        )
+    """Raises `DefinitionError` unless the weight of the soft term, against the labels, is a number from 0 to 1."""
+    check_number(alpha, "alpha", 0, 1)
 
 
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:

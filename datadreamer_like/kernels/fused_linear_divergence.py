@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import DefinitionError, check_number
 
 from .divergences import Divergence, How, check_alpha, check_divergence, divergence_of_rows
 
@@ -82,10 +82,12 @@ def fused_linear_divergence(
     """
     check_alpha(alpha)
     check_divergence(kind, temperature, beta, skew)
+    check_number(chunk, "chunk", 1, whole=True, optional=True)
     _check_shapes(student_hidden, student_head, teacher_hidden, teacher_head, labels, student_bias, teacher_bias)
     if labels is None and alpha < 1:
         raise DefinitionError(f"alpha is {alpha}, so labels have weight {1 - alpha:g}, but are missing. Pass labels.")
     if labels is not None:
+        _check_labels(labels, len(student_head))
         kept = labels != _IGNORED
         student_hidden, teacher_hidden, labels = student_hidden[kept], teacher_hidden[kept], labels[kept]
     words = student_head.shape[0]
@@ -290,6 +292,16 @@ def _backend(backend: Backend, hidden: Tensor) -> Literal["reference", "cpu", "t
             'backend="triton" needs the package triton, and hidden states of at most 32 bits. Choose "cpu".'
         )
     return backend
+
+
+def _check_labels(labels: Tensor, words: int) -> None:
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise DefinitionError(f"labels are of type {labels.dtype}; they must be token ids, whole numbers.")
+    outside = (labels != _IGNORED) & ((labels < 0) | (labels >= words))
+    if outside.any():
+        raise DefinitionError(
+            f"labels have {labels[outside][0].item()}; the {words:,} tokens are numbered from 0, and -100 is for none."
+        )
 
 
 def _check_shapes(

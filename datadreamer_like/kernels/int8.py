@@ -74,7 +74,7 @@ def int8_linear(
             )
     options = (granularity, activation_bits, packed if chosen == "cpu" else None, chosen == "triton")
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        return cast(Tensor, _StraightThrough.apply(x, weight, weight_scale, bias, *options))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _Int8Product.apply(x, weight, weight_scale, bias, *options))  # type: ignore[no-untyped-call]
     return _forward(x, weight, weight_scale, bias, *options)
 
 
@@ -125,7 +125,7 @@ def _packed_forward(
     return y
 
 
-class _StraightThrough(torch.autograd.Function):
+class _Int8Product(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, *options: Any

@@ -77,6 +77,7 @@ def generalized_advantages(
     for name, value in (("gamma", gamma), ("lam", lam)):
         if not 0 <= value <= 1:
             raise DefinitionError(f"{name} is {value}; it must be from 0 to 1.")
+    mask = mask.bool()
     rewards, values = (torch.where(mask, _wide(part), 0.0) for part in (rewards, values))
     advantages, following, after = (
         torch.zeros_like(values),
@@ -97,6 +98,7 @@ def whitened(values: Tensor, mask: Tensor) -> Tensor:
         >>> whitened(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[True, True, False]])).tolist()
         [[-1.0, 1.0, 0.0]]
     """
+    mask = mask.bool()
     kept = _wide(values)[mask]
     scaled = (_wide(values) - kept.mean()) / kept.var(correction=0).clamp(min=1e-16).sqrt()
     return torch.where(mask, scaled, 0.0)
@@ -123,7 +125,7 @@ def clipped_policy_loss(
     """
     ratio = (_wide(log_probs) - _wide(old_log_probs)).exp()
     worse = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
-    return -worse[mask].mean()
+    return -worse[mask.bool()].mean()
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float = 0.2) -> Tensor:
@@ -146,7 +148,7 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask
     values = _wide(values)
     near = old_values + (values - old_values).clamp(-clip, clip)
     errors = torch.maximum((values - returns) ** 2, (near - returns) ** 2)
-    return 0.5 * errors[mask].mean()
+    return 0.5 * errors[mask.bool()].mean()
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float, rate: float = 0.1) -> float:

@@ -28,6 +28,7 @@ def wanda_mask(
         backend: That of `nm_mask`, which compares the scores.
 
     Example:
+        >>> import torch
         >>> wanda_mask(torch.tensor([[3.0, 2.0, 1.0, 1.0]]), torch.tensor([0.1, 1.0, 1.0, 4.0]), 0.5).tolist()
         [[False, True, False, True]]
     """

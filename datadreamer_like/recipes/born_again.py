@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any, ClassVar
 
 from datadreamer_like.distillation import Objective, SoftTargets
-from datadreamer_like.errors import ArgumentTypeError
-from datadreamer_like.evaluation.columns import SUPERVISED, check_number, named_columns
+from datadreamer_like.errors import ArgumentTypeError, check_number
+from datadreamer_like.evaluation.columns import SUPERVISED, named_columns
 from datadreamer_like.graph.output import Column
 from datadreamer_like.models import EnsembleModel
 from datadreamer_like.models.trained.model_node import ModelNode

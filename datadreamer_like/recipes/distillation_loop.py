@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datadreamer_like.distillation import Probabilities, SoftTargets
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset
-from datadreamer_like.evaluation.columns import check_column, check_number
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, LabelError, check_number
+from datadreamer_like.evaluation.columns import check_column
 from datadreamer_like.evaluation.labels import class_names, label_name
 from datadreamer_like.graph.output import Column
 from datadreamer_like.report import Table, TableColumn, curves
@@ -22,8 +22,10 @@ from .parts import (
     VALIDATION,
     MakeTrainer,
     accuracy,
+    check_options,
     check_pair,
     check_recipe,
+    draws,
     labelled,
     make_trainer,
     renamed,
@@ -106,6 +108,7 @@ class DistillationLoop:
         SessionError: There is no session.
         ArgumentTypeError, DefinitionError: `trainer` makes no new trainer, the teacher is neither a classifier nor a
             function that returns a column, an option makes no sense, or the cost has a limit and its price is unknown.
+        LabelError: None of the validation labels is one of the teacher's: before anything is asked if it has classes.
         DataDreamerError: See the trainer's `train`.
 
     Example:
@@ -223,6 +226,9 @@ class DistillationLoop:
         texts = chosen.output["texts"]
         labels, hard = self._ask(f"{title}, labels", texts)
         arm.asked += texts
+        if number == 1:
+            said_so = {label for row in hard if row is not None for label in _shares(row)}
+            self._check_classes(said_so, "the labels that the teacher gave")
         self._add_cost(arm, labels, chosen)
         new = labelled(texts, labels)
         joined = (concat(arm.rows[-1], new) if arm.rows else new).save(name=f"{title}, rows")
@@ -233,7 +239,7 @@ class DistillationLoop:
         objective, students = self._objective(joined), []
         for member in range(self.committee):
             more = f", member {member + 1}" if self.committee > 1 else ""
-            student = make_trainer(self.trainer, f"{title}, student{more}")
+            student = self._new_student(f"{title}, student{more}")
             own = with_seed(student, self.options, member)
             students.append(
                 student.train(joined.output["text"], None, *self.validation.values(), objective=objective, **own)
@@ -245,6 +251,9 @@ class DistillationLoop:
         arm.rows.append(joined)
         facts = {"round": number, "rows": len(arm.asked), "cost": arm.cost}
         arm.curve.append({**facts, "disagreement": disagreement, "accuracy": score})
+
+    def _new_student(self, title: str) -> Any:
+        return self._checked.pop(title, None) or make_trainer(self.trainer, title)
 
     def _rows_to_ask(self, arm: _Arm) -> int:
         rows = min(self.rows_per_round, self.budget_rows - len(arm.asked))
@@ -323,6 +332,34 @@ class DistillationLoop:
             raise DefinitionError(f'"{name}": by="committee" needs several students a round. Pass committee=3.')
         if by == "random":
             raise DefinitionError(f'"{name}": by="random" is the control. Pass control=True, and by="margin".')
+        title = f"{name}, round 1, student{', member 1' if self.committee > 1 else ''}"
+        self._checked = {title: make_trainer(self.trainer, title)}
+        check_options(self, self._checked[title], self.options, ("objective", "train_input", "train_output"))
+        if by == "committee" and not draws(self._checked[title]):
+            raise DefinitionError(
+                f'"{name}": by="committee" needs students that differ, and {type(self._checked[title]).__name__} has '
+                'no seed: all of them would say the same. Pass by="margin", or another trainer.'
+            )
+        taught = getattr(self.teacher, "classes", None) or getattr(self.teacher, "labels", None)
+        if isinstance(taught, list | tuple):
+            self._check_classes({str(each) for each in taught}, "the teacher's classes")
+
+    def _check_classes(self, known: Collection[str], what: str) -> None:
+        """Refuses validation labels none of which a teacher gives: every student would look wrong."""
+        labels = self.validation[VALIDATION[1]]
+        naming = class_names(labels)
+        wanted = {
+            label_name(label, VALIDATION[1], row, naming) for row, label in enumerate(labels) if label is not None
+        }
+        if known and wanted.isdisjoint(known):
+            raise LabelError(
+                f'"{self.name}": none of the labels of validation_output ({_some(wanted)}) is among {what} '
+                f"({_some(known)}). Rename one or the other."
+            )
+
+
+def _some(names: Collection[str]) -> str:
+    return ", ".join([*sorted(names)[:10], *(["..."] if len(names) > 10 else [])])
 
 
 def _disagreement(taught: Iterable[Any], said: Iterable[str]) -> float:

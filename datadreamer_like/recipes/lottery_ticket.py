@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, ClassVar
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError
-from datadreamer_like.evaluation.columns import check_number
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, check_number
 from datadreamer_like.formats.modules import linears
 from datadreamer_like.graph.output import Column
 from datadreamer_like.pruning import Magnitude
@@ -145,7 +144,7 @@ class LotteryTicket:
         """Returns the smallest arguments but name and trainer, for tests and documentation; columns are lists."""
         texts, labels = ["a cat", "a dog", "the cat", "the dog"], ["cat", "dog"] * 2
         columns = {"train_input": texts, "train_output": labels, "validation_input": texts, "validation_output": labels}
-        return {**columns, "rounds": 1, "epochs": 1, "batch_size": 2, "learning_rate": 1e-3}
+        return {**columns, "rounds": 1, "controls": False, "epochs": 1, "batch_size": 2, "learning_rate": 1e-3}
 
     @property
     def table(self) -> Table:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeAlias
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, SessionError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, SessionError, did_you_mean
 from datadreamer_like.evaluation.columns import check_column, check_lengths
 from datadreamer_like.evaluation.labels import class_names, label_name
 from datadreamer_like.graph import current_session
 from datadreamer_like.graph.output import Column
 from datadreamer_like.steps import Predict, Step, zipped
 from datadreamer_like.trainers import Trainer
+from datadreamer_like.trainers.training.hf import HFTrainer
+from datadreamer_like.trainers.training.options import Training
 
 MakeTrainer: TypeAlias = Callable[..., Trainer]
 """Makes an untrained trainer of a name: `partial(TrainHFClassifier, model_name=...)`, or a function of the name."""
@@ -59,13 +62,41 @@ def make_trainer(make: MakeTrainer, name: str, **more: Any) -> Any:
     return made
 
 
+def draws(trainer: Any) -> bool:
+    """Whether the trainer has a seed."""
+    parameters = inspect.signature(trainer.train).parameters
+    return "seed" in parameters or any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+
+
 def with_seed(trainer: Any, options: Mapping[str, Any], number: int) -> dict[str, Any]:
     """Returns the options of `train` with a seed of its own for each `number`, if the trainer draws anything."""
-    parameters = inspect.signature(trainer.train).parameters
-    drawn = "seed" in parameters or any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
-    if not number or not drawn:
+    if not number or not draws(trainer):
         return dict(options)
     return {**options, "seed": options.get("seed", 42) + number}
+
+
+def check_options(recipe: Any, trainer: Any, options: Mapping[str, Any], decided: Collection[str]) -> None:
+    """Checks what a recipe passes on to `trainer.train`, before it does any work.
+
+    Raises:
+        DefinitionError: The trainer has no such option, a value is out of range, or the recipe has `decided` it.
+    """
+    what, own = f'"{recipe.name}"', inspect.signature(type(recipe)).parameters
+    taken = inspect.signature(trainer.train).parameters
+    is_hf = isinstance(trainer, HFTrainer)
+    fields = (
+        [field.name for kind in (Training, trainer.arguments) for field in dataclasses.fields(kind)] if is_hf else []
+    )
+    for option in options:
+        if option in decided:
+            raise DefinitionError(f'{what} decides "{option}" itself. Leave it out.')
+        known = [*taken, *fields]
+        hint = did_you_mean(option, [*own, *known])
+        if option not in known and (hint or not any(each.kind is each.VAR_KEYWORD for each in taken.values())):
+            raise DefinitionError(f'{what} has no option "{option}", and its trainer neither.{hint}')
+    if is_hf:
+        passed_on = {option: value for option, value in options.items() if option in fields or option not in taken}
+        Training.from_options(passed_on, what, trainer.arguments, trainer.decided)
 
 
 def labelled(texts: Column, labels: Column) -> Step:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any, ClassVar
 
-from datadreamer_like.errors import DefinitionError, MethodMisfit
-from datadreamer_like.evaluation.columns import SUPERVISED, check_column, check_number, named_columns
+from datadreamer_like.errors import DataError, DefinitionError, MethodMisfit, check_number
+from datadreamer_like.evaluation.columns import SUPERVISED, check_column, named_columns
 from datadreamer_like.graph.output import Column
 from datadreamer_like.report import Table, TableColumn
 from datadreamer_like.stages import Calibrate
@@ -54,6 +54,7 @@ class SelfTraining:
     Raises:
         SessionError: There is no session.
         ArgumentTypeError, DefinitionError: `trainer` makes no new trainer, or an option makes no sense.
+        DataError: A row of the seed has no label.
         MethodMisfit: The student is not a single-label classifier.
         DataDreamerError: See the trainer's `train`.
 
@@ -94,6 +95,12 @@ class SelfTraining:
         self.name, self.converged = name, False
         self.students: list[Any] = []
         self.rounds: list[dict[str, Any]] = []
+        missing = next((row for row, label in enumerate(train_output) if label is None), None)
+        if missing is not None:
+            raise DataError(
+                f'"{name}": train_output is None in row {missing}; each row of the seed has a label. Filter such rows '
+                "out, and pass their texts as unlabelled."
+            )
         seed = named(labelled(train_input, train_output), train["train_output"], "train_output")
         seed = seed.save(name=f"{name}, seed")
         known: dict[int, str] = {}

@@ -69,6 +69,8 @@ class Abstain(HeldOutStage):
         options = {"max_error": 0.5, "confidence": 0.5}
         return {"model": model, "inputs": ["a cat", "a dog"], "labels": ["cat", "dog"], **options}
 
+    held_out_from = ("input ",)  # also validation rows, which chose the model, and those of a temperature
+
     def __init__(
         self,
         name: str,

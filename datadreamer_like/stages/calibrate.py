@@ -20,8 +20,9 @@ class Calibrate(HeldOutStage):
     """Fits a classifier's temperature on held-out rows; the result is the same model with calibrated probabilities.
 
     Temperature scaling, Guo et al. 2017, arXiv:1706.04599: `predict` divides logits by the temperature, by one for each
-    class of a multi-label model. Labels and `logits` stay as they are. The temperature is saved next to the weights of
-    this model only: after pruning, quantization or further training it is fitted again.
+    class of a multi-label model. Labels and `logits` stay as they are. As a teacher, or a member of an
+    ensemble, the model gives its calibrated probabilities. The temperature is saved next to the weights of this model
+    only: after pruning, quantization or further training it is fitted again.
 
     Args:
         model: The classifier: a trainer, a stage, a `TrainedModel`, a folder, or an id on the Hub. It is not changed.

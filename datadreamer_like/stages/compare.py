@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, check_number, did_you_mean
 from datadreamer_like.evaluation.abstention import rows_needed
-from datadreamer_like.evaluation.columns import check_column, check_lengths, check_number
+from datadreamer_like.evaluation.columns import check_column, check_lengths
 from datadreamer_like.evaluation.costs import size_of, time_in_turn
 from datadreamer_like.evaluation.judge import NAMES, Further, Judge
 from datadreamer_like.evaluation.judges.choice import judge_for

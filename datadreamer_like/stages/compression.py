@@ -12,8 +12,8 @@ import torch  # noqa: TID253  (imported with the first stage that compresses, wh
 from datadreamer_like.compression import CompressionMethod
 from datadreamer_like.distillation.losses import IGNORED_LABEL
 from datadreamer_like.distillation.tokens import padded_inputs, padding_id
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
-from datadreamer_like.evaluation.columns import check_column, check_lengths, check_number, read_rows, read_texts
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit, check_number
+from datadreamer_like.evaluation.columns import check_column, check_lengths, read_rows, read_texts
 from datadreamer_like.evaluation.costs import size_of
 from datadreamer_like.evaluation.labels import LabelSet, class_names
 from datadreamer_like.evaluation.tasks.task import row_limit, tokenize

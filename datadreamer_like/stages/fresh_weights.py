@@ -6,8 +6,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from datadreamer_like.errors import MethodMisfit
-from datadreamer_like.evaluation.columns import check_number
+from datadreamer_like.errors import MethodMisfit, check_number
 from datadreamer_like.formats import layouts
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part

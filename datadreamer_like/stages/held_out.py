@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -10,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from datadreamer_like.errors import MethodMisfit
-from datadreamer_like.evaluation.columns import check_column, check_lengths, check_number, read_rows
+from datadreamer_like.errors import MethodMisfit, check_number
+from datadreamer_like.evaluation.columns import check_column, check_lengths, read_rows
 from datadreamer_like.evaluation.judge import NAMES
 from datadreamer_like.evaluation.labels import LabelSet, class_names
-from datadreamer_like.graph.card import CARD_NAME
+from datadreamer_like.graph.card import CARD_NAME, oldest_first
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.output import Column
@@ -29,6 +30,8 @@ from .stage import Stage, model_argument, origins
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger("datadreamer_like")
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,15 @@ class HeldOutRows:
 class HeldOutStage(Stage, ModelNode):
     """Base of stages that copy a classifier, and fit on held-out rows what is saved next to its weights.
 
+    A column of texts that the model was trained on in this session is warned of.
+
     A subclass writes `fit`, and passes its own arguments that determine the result to `__init__`.
     """
 
     papers: ClassVar[tuple[str, ...]] = ()
     """arXiv ids of the method."""
+    held_out_from: ClassVar[tuple[str, ...]] = ("input train_",)
+    """Parts of the models behind this one, by the start of their names, whose column must not be `inputs`."""
 
     def __init__(
         self,
@@ -87,7 +94,19 @@ class HeldOutStage(Stage, ModelNode):
             )
         self.batch_size, self.max_length, self._own = batch_size, max_length, own
         self.parents = origins([self.source], self._columns.values())
+        self._warn_of_seen_rows()
         self.find_or_make()
+
+    def _warn_of_seen_rows(self) -> None:
+        own = fingerprint(self.inputs, "inputs")
+        for node in oldest_first(self.source.node, lambda each: each.parents) if self.source.node is not None else ():
+            for name, read in node.parts.items() if isinstance(node, ModelNode) else ():
+                if read == own and name.startswith(self.held_out_from):
+                    logger.warning(
+                        '%s: inputs is the column that "%s" read as %s, so what is fitted on it holds for rows that '
+                        "the model has seen, and for no others. Pass rows that were held out.",
+                        self.name, node.name, name.removeprefix("input "),
+                    )  # fmt: skip
 
     @abstractmethod
     def fit(self, rows: HeldOutRows, before: Confidence) -> Confidence:

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from datadreamer_like.distillation import Objective, classes_of, text_teacher
 from datadreamer_like.distillation.teacher import is_multi_label
-from datadreamer_like.errors import DefinitionError
-from datadreamer_like.evaluation.columns import SUPERVISED, Columns, check_number, named_columns
+from datadreamer_like.errors import DefinitionError, check_number
+from datadreamer_like.evaluation.columns import SUPERVISED, Columns, named_columns
 from datadreamer_like.evaluation.labels import LabelSet, find_labels
 from datadreamer_like.evaluation.soft_labels import (
     ClassWeights,

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Self, Unpack, cast
 from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 
 from datadreamer_like.distillation import Objective, check_same_vocabulary
-from datadreamer_like.errors import DefinitionError, did_you_mean, require_extra
-from datadreamer_like.evaluation.columns import check_number, named_columns
+from datadreamer_like.errors import DefinitionError, check_number, did_you_mean, require_extra
+from datadreamer_like.evaluation.columns import named_columns
 from datadreamer_like.evaluation.tasks.generation import Preferences
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.positions import by_position

@@ -17,7 +17,7 @@ from transformers.utils.hub import cached_file
 from datadreamer_like.distillation import Objective
 from datadreamer_like.distillation.tokens import max_tokens
 from datadreamer_like.errors import DefinitionError, MethodMisfit, did_you_mean
-from datadreamer_like.evaluation.columns import SUPERVISED, Columns, named_columns
+from datadreamer_like.evaluation.columns import SUPERVISED, Columns, check_columns, named_columns
 from datadreamer_like.evaluation.tasks.classification import Classification
 from datadreamer_like.evaluation.tasks.examples import Examples, sorted_batches
 from datadreamer_like.evaluation.tasks.task import Task
@@ -31,7 +31,7 @@ from datadreamer_like.graph.output import Column
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText
 
 from .classifier import TrainHFClassifier, head_options, logistic_example, optional_labels
-from .training.logistic import Rows, check_logistic, fit_logistic
+from .training.logistic import Rows, check_hard, check_logistic, fit_logistic
 from .training.loop import Fit, Run
 from .training.options import HFOptions, Training
 from .training.teaching import check_objective
@@ -102,7 +102,8 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
 
         Args:
             train_input: Training texts.
-            train_output: Their labels; see `TrainHFClassifier.train`.
+            train_output: Their labels, one each or lists of them; not probabilities, which are a teacher's:
+                `SoftTargets(Probabilities(texts, probabilities), alpha=1.0)`.
             validation_input: Validation texts, used to choose C.
             validation_output: Their labels.
             objective: The objective to minimise, on logits; None for the labels alone.
@@ -133,6 +134,7 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
         self._c = c
         own = {"C": c, "pooling": str(self.pooling), "normalize": self.normalize, **own}
         optional = optional_labels(self.name, columns, objective)
+        check_hard(check_columns(columns, optional), f'"{self.name}".train')
         return self.run_training(columns, options, objective, own, optional)
 
     def make_task(

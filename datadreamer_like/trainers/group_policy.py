@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from datadreamer_like.distillation import Objective
-from datadreamer_like.errors import DefinitionError, require_extra
-from datadreamer_like.evaluation.columns import check_number
+from datadreamer_like.errors import DefinitionError, check_number, require_extra
 from datadreamer_like.evaluation.tasks.examples import sorted_batches
 from datadreamer_like.evaluation.tasks.prompts import text_of
 from datadreamer_like.graph.output import Column

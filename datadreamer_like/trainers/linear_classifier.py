@@ -11,15 +11,8 @@ from typing import Any, Self
 import torch
 
 from datadreamer_like.distillation import Objective
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError
-from datadreamer_like.evaluation.columns import (
-    SUPERVISED,
-    Columns,
-    check_columns,
-    check_number,
-    named_columns,
-    read_rows,
-)
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, check_number
+from datadreamer_like.evaluation.columns import SUPERVISED, Columns, check_columns, named_columns, read_rows
 from datadreamer_like.evaluation.labels import class_names
 from datadreamer_like.evaluation.tasks.classification import Classification
 from datadreamer_like.formats.classifiers.linear import (
@@ -38,7 +31,7 @@ from datadreamer_like.models.trained.trained_model import TrainedModel
 
 from .classifier import classes_to_learn, head_options, logistic_example, optional_labels
 from .trainer import Trainer
-from .training.logistic import Rows, check_logistic, fit_logistic
+from .training.logistic import Rows, check_hard, check_logistic, fit_logistic
 from .training.saved import ROWS, check_same_logits
 from .training.signals import unload_teacher
 from .training.teaching import check_objective, node_of, prepare_teacher
@@ -114,7 +107,8 @@ class TrainLinearClassifier(Trainer):
 
         Args:
             train_input: Training texts.
-            train_output: Their labels; see `TrainHFClassifier.train`.
+            train_output: Their labels, one each or lists of them; not probabilities, which are a teacher's:
+                `SoftTargets(Probabilities(texts, probabilities), alpha=1.0)`.
             validation_input: Validation texts, used to choose C.
             validation_output: Their labels.
             objective: The objective to minimise, on logits; None for the labels alone.
@@ -128,8 +122,10 @@ class TrainLinearClassifier(Trainer):
         self.need_session()
         objective = check_objective(objective)
         check_logistic(objective, C, f'"{self.name}".train')
+        Classification.check_objective(objective)
         arguments = named_columns(SUPERVISED, (train_input, train_output), (validation_input, validation_output))
         columns = check_columns(arguments, optional_labels(self.name, arguments, objective))
+        check_hard(columns, f'"{self.name}".train')
         given = {**columns["train"], **columns["validation"]}
         parts = {**class_part(type(self)), "objective": fingerprint(objective, "objective")}
         parts |= {f"input {name}": fingerprint(column, name) for name, column in given.items()}

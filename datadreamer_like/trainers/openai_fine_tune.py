@@ -16,9 +16,10 @@ from datadreamer_like.errors import (
     DefinitionError,
     NotTrained,
     UnknownModel,
+    check_number,
     did_you_mean,
 )
-from datadreamer_like.evaluation.columns import Columns, check_columns, check_number, read_rows
+from datadreamer_like.evaluation.columns import Columns, check_columns, read_rows
 from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part

@@ -9,8 +9,8 @@ from transformers import PretrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from datadreamer_like.distillation import Objective, TeacherModel
-from datadreamer_like.errors import DefinitionError
-from datadreamer_like.evaluation.columns import Columns, check_number
+from datadreamer_like.errors import DefinitionError, check_number
+from datadreamer_like.evaluation.columns import Columns
 from datadreamer_like.evaluation.tasks.prompts import Prompts
 from datadreamer_like.evaluation.tasks.task import row_limit
 from datadreamer_like.models.trained.prompt_template import set_prompt_template

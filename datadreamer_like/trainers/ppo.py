@@ -7,8 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any, ClassVar, Self, Unpack
 
 from datadreamer_like.distillation import Objective
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError
-from datadreamer_like.evaluation.columns import check_number
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, check_number
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.positions import by_position
 from datadreamer_like.models.llms.chat_template import AUTO, Auto

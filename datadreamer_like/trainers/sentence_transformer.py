@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, Unpack, cast
 
-from datadreamer_like.errors import DefinitionError, did_you_mean
-from datadreamer_like.evaluation.columns import check_number, named_columns
+from datadreamer_like.errors import DefinitionError, check_number, did_you_mean
+from datadreamer_like.evaluation.columns import named_columns
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.positions import by_position
 from datadreamer_like.models.llms.chat_template import AUTO, Auto

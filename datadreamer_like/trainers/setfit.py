@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Self, Unpack, get_args
 import numpy as np
 
 from datadreamer_like.distillation import Objective
-from datadreamer_like.errors import DefinitionError, did_you_mean
-from datadreamer_like.evaluation.columns import SUPERVISED, check_number, named_columns
+from datadreamer_like.errors import DefinitionError, check_number, did_you_mean
+from datadreamer_like.evaluation.columns import SUPERVISED, named_columns
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.positions import by_position
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText

@@ -16,8 +16,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from datadreamer_like.distillation import Objective
 from datadreamer_like.distillation.words import token_ids
-from datadreamer_like.errors import DefinitionError
-from datadreamer_like.evaluation.columns import Columns, check_number, read_texts
+from datadreamer_like.errors import DefinitionError, check_number
+from datadreamer_like.evaluation.columns import Columns, read_texts
 from datadreamer_like.evaluation.labels import LabelSet
 from datadreamer_like.evaluation.tasks.classification import Classification
 from datadreamer_like.evaluation.tasks.task import Task
@@ -150,7 +150,10 @@ class TrainStaticClassifier(TrainHFClassifier):
         plain = without_special_tokens(trimmed)
         counts = Counter(token for ids in token_ids(plain, texts) for token in ids)
         vectors = token_vectors(vectors, self.dimensions, [counts[token] for token in range(len(vectors))])
-        return _StaticTask(plain, task.labels, task.max_length, task.truncate, task.optional, vectors)
+        return _StaticTask(
+            plain, vectors, task.labels, task.max_length, task.truncate, task.optional, soft_classes=task.soft_classes,
+            class_weights=task.class_weights, label_smoothing=task.label_smoothing,
+        )  # fmt: skip
 
     def load_model(self, config: PretrainedConfig, task: Task, options: dict[str, Any]) -> PreTrainedModel:
         """Returns the model with the distilled vectors and a new head."""
@@ -168,9 +171,16 @@ class _StaticTask(Classification):
     """Classification with the first vectors of the tokens."""
 
     def __init__(
-        self, tokenizer: Any, labels: LabelSet, max_length: int, truncate: bool, optional: bool, vectors: Tensor
+        self,
+        tokenizer: Any,
+        vectors: Tensor,
+        labels: LabelSet,
+        max_length: int,
+        truncate: bool,
+        optional: bool,
+        **of_labels: Any,
     ) -> None:
-        super().__init__(tokenizer, labels, max_length, truncate, optional)
+        super().__init__(tokenizer, labels, max_length, truncate, optional, **of_labels)
         self.vectors = vectors
 
 

@@ -48,7 +48,7 @@ def test_the_objective_is_the_squared_distance_and_can_be_combined() -> None:
     ours, theirs = torch.randn(2, 5, 3, generator=generator)
     mask = torch.tensor([True, True, False, True, True])
     with defined_by("add-an-objective.md") as defined:
-        objective = defined["LogitDistance"](TeacherModel(nn.Linear(1, 1), None), weight=2.0)
+        objective = defined["LogitDistance"](TeacherModel(nn.Linear(1, 1), str), weight=2.0)
         batch = {"labels": torch.full((5,), -100), "mask": mask}
         outputs = Outputs(logits=ours), Outputs(logits=theirs)
         expected = 2.0 * sum((ours[row, c] - theirs[row, c]) ** 2 for row in (0, 1, 3, 4) for c in range(3)) / 12

@@ -23,7 +23,7 @@ from datadreamer_like.distillation import (
 )
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 
-TEACHER = TeacherModel(torch.nn.Identity(), None)
+TEACHER = TeacherModel(torch.nn.Identity(), str)
 MASK = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
 
 

@@ -78,7 +78,7 @@ def test_layers_alternate_and_come_from_the_teacher(tmp_path, depth, layers, cho
 
 
 def test_other_teachers_and_layers_are_refused(tmp_path):
-    with pytest.raises(MethodMisfit, match=r"starts from a BERT encoder.*pruning\.DropLayers"):
+    with pytest.raises(MethodMisfit, match=r"starts from a BERT encoder.*pruning\.Layers"):
         distilbert_student(TeacherModel(tiny_models.build("roberta"), TOKENIZER), tmp_path / "a")
     for layers, message in ((0, "from 1 to 2"), ([1, 0], "in order"), ([0, 2], "from 0 to 1"), ([], "in order")):
         with pytest.raises(DefinitionError, match=message):

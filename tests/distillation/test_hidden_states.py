@@ -10,11 +10,11 @@ import torch
 import transformers
 from torch import nn
 
-from datadreamer_like.distillation import HiddenStates, Outputs, TeacherModel
+from datadreamer_like.distillation import Hidden, HiddenStates, Outputs, StoredTeacher, TeacherModel
 from datadreamer_like.distillation.hidden_states import even_layers
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
 
-TEACHER = TeacherModel(nn.Linear(1, 1), object())
+TEACHER = TeacherModel(nn.Linear(1, 1), str)
 
 
 def bert(width: int, layers: int, **options: int) -> transformers.BertModel:
@@ -119,3 +119,17 @@ def test_options_that_make_no_sense_are_refused():
             HiddenStates(TEACHER, layers=layers)
     with pytest.raises(ArgumentTypeError, match="cannot be a teacher"):
         HiddenStates("bert")
+
+
+@pytest.mark.parametrize(
+    ("stored", "layers", "words"),
+    [
+        ([9], {2: 9}, "layers maps 2 to 9, but the student has 2 layers and the teacher 4"),
+        ([4, 9], {2: 4}, "keeps layer 9, and the teacher has 4 layers"),
+        ([3], {2: 4}, "Store 4 too"),
+    ],
+)
+def test_stored_layers_that_do_not_exist_are_refused_before_the_teacher_runs(stored, layers, words):
+    objective = HiddenStates(StoredTeacher(TEACHER, Hidden(stored)), layers=layers)
+    with pytest.raises(MethodMisfit, match=words):
+        objective.check_signals([Hidden(stored)], bert(8, 2), bert(8, 4))

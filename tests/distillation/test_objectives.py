@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import math
 import sqlite3
 import sys
 from contextlib import closing
@@ -223,8 +224,8 @@ def test_a_combination_is_the_weighted_sum_and_wants_what_its_parts_want(classif
     assert both.modules(classifier.model, None) is None
     with pytest.raises(DefinitionError, match="2 objectives and 1 weights"):
         Combined(parts, weights=[1.0])
-    for weights in ("12", [1.0, "1"], [1.0, 0], [1.0, None]):
-        with pytest.raises(DefinitionError, match="each must be a number above 0"):
+    for weights in ("12", [1.0, "1"], [1.0, 0], [1.0, None], [1.0, math.inf], [1.0, True]):
+        with pytest.raises(DefinitionError, match=r"weights(\[1\] (is (0|inf);|must be a number)| must be a list)"):
             Combined(parts, weights=weights)
     with pytest.raises(DefinitionError, match="different teachers"):
         Combined([HardTargets(writer), HardTargets(classifier)], weights=[1.0, 1.0])

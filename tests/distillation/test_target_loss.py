@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from datadreamer_like.distillation import Outputs, SoftTargets, Supervised, TeacherModel, supervised_loss, target_loss
+from datadreamer_like.distillation import (
+    HiddenStates,
+    Outputs,
+    SoftTargets,
+    Supervised,
+    TeacherModel,
+    divergence,
+    hard_target_loss,
+    soft_target_loss,
+    supervised_loss,
+    target_loss,
+)
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.evaluation.soft_labels import loss_targets
+from datadreamer_like.kernels.policy_gradient import clipped_policy_loss, clipped_value_loss, whitened
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -36,6 +50,31 @@ def test_one_hot_targets_are_labels_for_one_class_and_for_many():
     soft = drawn(6, 4, seed=2).sigmoid()
     expected = F.binary_cross_entropy_with_logits(logits, soft)
     assert target_loss(logits, torch.stack([soft, 1 - soft], -1)).item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.float32])
+def test_a_mask_of_zeros_and_ones_masks_and_does_not_index(dtype):
+    logits, mask = drawn(4, 5, 3), torch.tensor([[1, 1, 0, 0, 1]] * 4).bool()
+    labels, other = torch.randint(3, (4, 5), generator=torch.Generator().manual_seed(0)), drawn(4, 5, 3, seed=3)
+    states, batch = Outputs(hidden_states=(logits, other), mask=mask), {"labels": labels, "mask": mask}
+    teacher = Outputs(logits=other, hidden_states=(other, logits))
+    tiny = TeacherModel(torch.nn.Linear(3, 3), str)
+    losses = {
+        "targets": lambda m: target_loss(logits, other.softmax(-1), m),
+        "labels": lambda m: supervised_loss(logits, labels, m),
+        "hard": lambda m: hard_target_loss(logits, other, labels, m),
+        "soft": lambda m: soft_target_loss(logits, other, labels, mask=m),
+        "divergence": lambda m: divergence(logits, other, mask=m),
+        "objective": lambda m: Supervised().loss(
+            Outputs(logits=logits), None, {**batch, "mask": m, "targets": other.softmax(-1)}
+        ),
+        "hidden": lambda m: HiddenStates(tiny, layers={1: 1}).loss(replace(states, mask=m), teacher, batch),
+        "policy": lambda m: clipped_policy_loss(logits[..., 0], other[..., 0], logits[..., 1], m),
+        "value": lambda m: clipped_value_loss(logits[..., 0], other[..., 0], logits[..., 1], m),
+        "whitened": lambda m: whitened(logits[..., 0], m).square().sum(),
+    }
+    for name, loss in losses.items():
+        assert loss(mask.to(dtype)).item() == pytest.approx(loss(mask).item(), abs=1e-12), name
 
 
 def test_masked_positions_leave_no_trace():
@@ -71,7 +110,7 @@ def test_objectives_take_targets_instead_of_labels_where_a_row_has_one():
     hard = -(targets * logits.log_softmax(-1)).sum(-1)[[0, 2]].mean()
     assert Supervised().loss(Outputs(logits), None, batch).item() == pytest.approx(hard.item(), abs=1e-12)
     soft = F.kl_div(logits.log_softmax(-1), teacher.softmax(-1), reduction="batchmean")
-    objective = SoftTargets(TeacherModel(torch.nn.Linear(1, 1), None), temperature=1.0, alpha=0.25)
+    objective = SoftTargets(TeacherModel(torch.nn.Linear(1, 1), str), temperature=1.0, alpha=0.25)
     found = objective.loss(Outputs(logits), Outputs(teacher), batch)
     assert found.item() == pytest.approx((0.25 * soft + 0.75 * hard).item(), abs=1e-12)
 

@@ -26,7 +26,7 @@ from datadreamer_like.distillation import (
 )
 from datadreamer_like.errors import DefinitionError
 
-TEACHER = TeacherModel(torch.nn.Identity(), None)
+TEACHER = TeacherModel(torch.nn.Identity(), str)
 KINDS = ["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"]
 
 

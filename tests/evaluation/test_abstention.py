@@ -119,3 +119,19 @@ def test_model_that_is_never_right_answers_nothing():
 def test_bad_input_is_named(call: Any, error: type[Exception], message: str):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "correct",
+    [["False"] * 200, [""] * 200, [math.nan] * 200, [None] * 200, [2] * 200, [0.5] * 200, [-1] * 200],
+    ids=str,
+)
+def test_an_answer_is_right_or_wrong_and_nothing_else(correct: list[Any]):
+    with pytest.raises(DataError, match="must be True or False, or 1 or 0"):
+        fit_threshold(np.arange(200.0), correct)
+
+
+@pytest.mark.parametrize("kind", [bool, int, float])
+def test_ones_and_zeros_are_right_and_wrong_answers(kind: type):
+    right = [row % 7 > 0 for row in range(200)]
+    assert fit_threshold(range(200), [kind(each) for each in right]) == fit_threshold(range(200), right)

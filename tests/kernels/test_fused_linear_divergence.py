@@ -179,6 +179,13 @@ def test_autocast_decides_the_type_of_the_logits():
     ("options", "message"),
     [
         ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"chunk": -1}, "chunk is -1; it must be at least 1"),
+        ({"chunk": 0}, "chunk is 0; it must be at least 1"),
+        ({"chunk": 2.0}, "chunk must be a whole number"),
+        ({"chunk": True}, "chunk must be a whole number"),
+        ({"labels": torch.full((19,), -1)}, "labels have -1; the .* tokens are numbered from 0"),
+        ({"labels": torch.full((19,), 10_000)}, "labels have 10000; the"),
+        ({"labels": torch.zeros(19)}, "labels are of type torch.float32"),
         ({"alpha": 1.5}, "alpha is 1.5"),
         ({"kind": "jsd", "beta": 1.0}, "beta is 1.0"),
         ({"kind": "kl"}, 'no divergence "kl"'),

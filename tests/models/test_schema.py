@@ -205,7 +205,7 @@ def test_what_is_not_refused_llamacpp_keeps(smollm_gguf: Path, template: str | N
     options: dict[str, Any] = {} if template == "auto" else {"chat_prompt_template": None}
     llm = LlamaCPP(str(smollm_gguf), context_length=512, slots=4, **options)
     try:
-        for name, schema in KEPT.items():
+        for name, schema in list(KEPT.items())[:: 1 if template == "auto" else 3]:
             sampled = {"n": 2, "temperature": 1.3, "top_p": 1.0, "seed": 1, "max_new_tokens": 60}
             (answer,) = llm.answers(["Describe something as JSON."], schema=schema, **sampled)
             for text in answer.texts:

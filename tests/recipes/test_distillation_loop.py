@@ -10,7 +10,7 @@ import pytest
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.distillation import Predictor
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, SessionError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, LabelError, SessionError
 from datadreamer_like.recipes import DistillationLoop
 from datadreamer_like.steps import DataSource, Step
 from datadreamer_like.trainers import TrainLinearClassifier
@@ -210,3 +210,51 @@ def test_the_example_is_one(session):
     teacher = Predictor(Rule(), ["cat", "dog"])
     loop = DistillationLoop("Loop", LINEAR, teacher, **{**DistillationLoop.example(), **columns})
     assert [row["rows"] for row in loop.curve] == [2, 4]
+
+
+def never(texts: Any) -> Any:
+    raise AssertionError("the teacher was asked")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rows_per_roud": 3}, 'has no option "rows_per_roud".*Did you mean "rows_per_round"'),
+        ({"objective": None}, 'decides "objective" itself'),
+        ({"train_input": None}, 'decides "train_input" itself'),
+        ({"epochs": 3}, 'has no option "epochs"'),
+        ({"by": "committee", "committee": 3}, "TrainLinearClassifier has no seed"),
+    ],
+)
+def test_options_are_checked_before_the_teacher_is_asked(session, options, words):
+    with pytest.raises(DefinitionError, match=words):
+        DistillationLoop("Loop", LINEAR, never, **given(), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"learning_rat": 1e-3}, 'no option "learning_rat".*Did you mean "learning_rate"'),
+        ({"budget_row": 3}, 'Did you mean "budget_rows"'),
+        ({"epochs": -1}, "epochs is -1"),
+    ],
+)
+def test_options_of_a_training_loop_are_checked_too(session, trainer, options, words):
+    with pytest.raises(DefinitionError, match=words):
+        DistillationLoop("Loop", trainer, never, **given(), **options)
+
+
+def test_a_teacher_of_other_labels_is_refused_as_soon_as_it_shows(session):
+    teacher = Predictor(Rule(), classes=["bad", "good"])
+    with pytest.raises(LabelError, match=r"none of the labels of validation_output \(negative, positive\) is among"):
+        DistillationLoop("Loop", LINEAR, teacher, **given())
+    assert teacher.model.asked == []
+    calls = []
+
+    def other(texts: Any) -> Any:
+        calls.append(len(texts))
+        return DataSource("Said", {"label": ["bad"] * len(texts)}).output["label"]
+
+    with pytest.raises(LabelError, match=r"the labels that the teacher gave \(bad\)"):
+        DistillationLoop("Second", LINEAR, other, **given(), rows_per_round=4)
+    assert calls == [4]

@@ -10,7 +10,7 @@ import pytest
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from datadreamer_like import DataDreamer
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, SessionError
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, SessionError
 from datadreamer_like.recipes import SelfTraining
 from datadreamer_like.steps import DataSource
 from datadreamer_like.trainers import TrainLinearClassifier
@@ -66,18 +66,28 @@ def test_with_calibration_the_temperature_decides_what_is_certain(session):
     assert calibrated.rounds[1]["labelled"] > plain.rounds[-1]["labelled"]
 
 
-def test_numbers_are_labels_too_and_rows_without_one_are_left_out(session):
+def test_numbers_are_labels_too(session):
     some = opinions(24)
-    labels = [None if row == 3 else int(label == "positive") for row, label in enumerate(some["label"])]
+    labels = [int(label == "positive") for label in some["label"]]
     first = DataSource("Numbers", {"text": some["text"], "label": labels}).output
     columns = {**given(), "train_input": first["text"], "train_output": first["label"]}
-    second = DataSource("Held out", {"text": some["text"], "label": [label or 0 for label in labels]}).output
+    second = DataSource("Held out", {"text": some["text"], "label": labels}).output
     columns |= {"validation_input": second["text"], "validation_output": second["label"]}
     grown = SelfTraining("Grown", LINEAR, **columns, threshold=0.6, rounds=1, C=10.0)
     assert grown.student.trained.labels == ["0", "1"]
     learned = list(grown.student.parents[0].output["label"])
-    assert learned[:23] == [str(label) for label in labels if label is not None]
+    assert learned[:24] == [str(label) for label in labels]
     assert {*learned} == {"0", "1"}
+
+
+@pytest.mark.parametrize("row", [0, 3, 23])
+def test_a_seed_row_without_a_label_is_refused(session, row):
+    some = opinions(24)
+    labels = [None if index == row else label for index, label in enumerate(some["label"])]
+    first = DataSource("Seed", {"text": some["text"], "label": labels}).output
+    columns = {**given(), "train_input": first["text"], "train_output": first["label"]}
+    with pytest.raises(DataError, match=f"train_output is None in row {row}; each row of the seed has a label"):
+        SelfTraining("Grown", LINEAR, **columns)
 
 
 def test_it_takes_any_trainer_and_a_finished_one_does_no_work_again(tmp_path, trainer):

@@ -16,6 +16,7 @@ from scipy.special import logsumexp
 from transformers import AutoModelForSequenceClassification
 
 from datadreamer_like import DataDreamer
+from datadreamer_like.distillation import Ensemble, SoftTargets
 from datadreamer_like.errors import (
     DataError,
     DefinitionError,
@@ -27,12 +28,13 @@ from datadreamer_like.errors import (
     StorageError,
 )
 from datadreamer_like.evaluation import expected_calibration_error, fit_threshold
+from datadreamer_like.models import EnsembleModel
 from datadreamer_like.models.trained.confidence import CONFIDENCE_NAME
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.quantization import DynamicInt8
 from datadreamer_like.stages import Abstain, Calibrate, Quantize
 from datadreamer_like.steps.sources.data_source import DataSource
-from datadreamer_like.trainers import TrainHFClassifier
+from datadreamer_like.trainers import TrainHFClassifier, TrainLinearClassifier
 
 from .conftest import FILLERS, LABELS, classifier, rows, save
 
@@ -236,3 +238,47 @@ def test_damaged_or_newer_file_is_named(sure: Abstain, tmp_path: Path):
     file.write_text("{", encoding="utf-8")
     with pytest.raises(StorageError, match=r"confidence.json is damaged"):
         TrainedModel.load(folder).predict(["the cat"])
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "calibration", "other"])
+def test_rows_that_the_model_has_seen_are_warned_of(
+    session: DataDreamer, column: Column, caplog: pytest.LogCaptureFixture, split: str
+):
+    columns = {name: DataSource(name, data=dict(zip(("text", "label"), rows(120, seed), strict=True))).output
+               for seed, name in enumerate(("train", "validation", "calibration", "other"))}  # fmt: skip
+    pairs = [(each["text"], each["label"]) for each in columns.values()]
+    model = TrainLinearClassifier("Model").train(*pairs[0], *pairs[1], C=1.0)
+    model = Calibrate("Calibrated", model, *pairs[2])
+    caplog.clear()
+    used = columns[split]
+    Abstain("Sure", model, used["text"], used["label"], **BOUND)
+    assert ("rows that the model has seen" in caplog.text) == (split != "other")
+    caplog.clear()
+    Calibrate("Again", model, used["text"], used["label"])
+    assert ("rows that the model has seen" in caplog.text) == (split == "train")
+
+
+@pytest.mark.parametrize("multi", [False, True])
+def test_a_calibrated_teacher_gives_its_probabilities_to_ensembles_and_students(session: DataDreamer, multi: bool):
+    texts, labels = mixed(200, 3)
+    given = [[label] for label in labels] if multi else labels
+    columns = DataSource("Rows", data={"text": texts, "label": given}).output
+    other, theirs = mixed(200, 4)
+    held = DataSource("Held", data={"text": other, "label": [[x] for x in theirs] if multi else theirs}).output
+    plain = TrainLinearClassifier("Plain").train(*[columns["text"], columns["label"]] * 2, C=1000.0)
+    calibrated = Calibrate("Calibrated", plain, held["text"], held["label"])
+    wanted = calibrated.predict(texts).probabilities
+    assert np.abs(wanted - plain.predict(texts).probabilities).max() > 0.02
+    for ensemble in (Ensemble([calibrated]), EnsembleModel([calibrated]).ensemble):
+        logits = ensemble.class_logits(texts)
+        found = logits.sigmoid() if multi else logits.softmax(-1)
+        np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5)
+    pair = columns["text"], None
+    students = [
+        TrainLinearClassifier(f"Student {number}").train(
+            *pair, *pair, objective=SoftTargets(teacher, temperature=1.0, alpha=1.0), C=10000.0
+        )
+        for number, teacher in enumerate((plain, calibrated))
+    ]
+    errors = [np.abs(student.predict(texts).probabilities - wanted).mean() for student in students]
+    assert errors[1] < errors[0] / 2

@@ -467,13 +467,13 @@ def test_callbacks_take_part_and_decide_the_result(tmp_path, tiny_encoder, data)
 
 
 def test_options_of_the_log_change_no_result(session, tiny_encoder, data):
-    columns = data()
-    plain = TrainHFClassifier("a", str(tiny_encoder)).train(**columns, **QUICK)
+    columns, quick = data(), {**QUICK, "epochs": 1, "max_steps": 2}
+    plain = TrainHFClassifier("a", str(tiny_encoder)).train(**columns, **quick)
     for option in (
         {"logging_steps": 2}, {"logging_strategy": "steps"}, {"save_total_limit": 3}, {"report_to": "none"},
         {"dataloader_num_workers": 0}, {"eval_strategy": "epoch"}, {"load_best_model_at_end": True},
     ):  # fmt: skip
-        again = TrainHFClassifier("b", str(tiny_encoder)).train(**columns, **QUICK, **option)
+        again = TrainHFClassifier("b", str(tiny_encoder)).train(**columns, **quick, **option)
         assert again.fingerprint == plain.fingerprint
         assert again.metrics == plain.metrics
 

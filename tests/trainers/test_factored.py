@@ -27,7 +27,7 @@ from datadreamer_like.trainers import TrainHFFineTune
 from .conftest import Rows
 
 LOGITS, FACTORS = frozenset({"logits"}), frozenset({"logits", "factors"})
-TEACHER = TeacherModel(torch.nn.Identity(), None)
+TEACHER = TeacherModel(torch.nn.Identity(), str)
 KINDS: dict[str, dict[str, Any]] = {
     "forward_kl": {}, "reverse_kl": {}, "jsd": {"beta": 0.2}, "skew_kl": {"skew": 0.3}, "skew_reverse_kl": {},
 }  # fmt: skip

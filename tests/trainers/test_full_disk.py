@@ -71,7 +71,7 @@ WORK = {
 }
 
 
-@pytest.mark.parametrize("size", [150, 4_000, 30_000, 150_000])
+@pytest.mark.parametrize("size", [150, 30_000, 150_000])
 @pytest.mark.parametrize("work", WORK)
 def test_a_full_disk_is_one_error_and_the_next_run_goes_on(
     tmp_path: Path, tiny_encoder, tiny_causal_lm, taught, work, size

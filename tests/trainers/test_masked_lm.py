@@ -137,7 +137,7 @@ def test_misfits_are_refused_before_training(session, encoder, tiny_encoder, tin
         TrainHFMaskedLM("B", str(tiny_causal_lm)).train(**columns)
     with pytest.raises(MethodMisfit, match="no mask token"):
         TrainHFMaskedLM("C", str(tiny_encoder)).train(**columns)
-    with pytest.raises(MethodMisfit, match="is an objective for TrainHFMaskedLM, not for Classification"):
+    with pytest.raises(MethodMisfit, match="is an objective for TrainHFMaskedLM, not for classification"):
         TrainHFClassifier("D", str(tiny_encoder)).train(
             **data(opinions(8), opinions(8)), objective=DistilBERT(TrainedModel(encoder))
         )

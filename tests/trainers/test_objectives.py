@@ -232,7 +232,7 @@ class Wanting(Supervised):
 
 def test_an_objective_that_wants_what_its_task_cannot_give_is_refused_before_work(session, tiny_encoder, data):
     columns = data()
-    with pytest.raises(MethodMisfit, match="needs values, but models for Classification give attentions"):
+    with pytest.raises(MethodMisfit, match="needs values, but models for classification give attentions"):
         TrainHFClassifier("A", str(tiny_encoder)).train(**columns, objective=Wanting("values"))
     with pytest.raises(MethodMisfit, match=r'the student does not return with attn_implementation="sdpa".*"eager"'):
         TrainHFClassifier("B", str(tiny_encoder)).train(**columns, objective=Wanting("attentions"))

@@ -16,7 +16,16 @@ from torch.nn import functional as F
 from transformers import AutoModelForTokenClassification, AutoTokenizer, BertForTokenClassification, pipeline
 
 from datadreamer_like import DataDreamer
-from datadreamer_like.distillation import Combined, HiddenStates, SoftTargets, Supervised
+from datadreamer_like.distillation import (
+    Combined,
+    Hidden,
+    HiddenStates,
+    Sampled,
+    SoftTargets,
+    StoredTeacher,
+    Supervised,
+    TopK,
+)
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, LabelError, MethodMisfit
 from datadreamer_like.evaluation.columns import check_columns
 from datadreamer_like.evaluation.quality import span_scores
@@ -337,3 +346,14 @@ def test_wrong_teachers_and_calls_are_refused(session, teacher, tiny_encoder, da
         student.train(**given, snap="yes", **TRAIN)
     with pytest.raises(MethodMisfit, match="finds no spans"):
         classes.trained.spans(["a"])
+
+
+@pytest.mark.parametrize("signals", [TopK(2), Sampled(2), [TopK(2), Hidden([1])]])
+def test_a_stored_teacher_of_tags_is_refused_before_it_is_asked(session, tiny_encoder, teacher, signals):
+    asked = []
+    handle = teacher.model.register_forward_pre_hook(lambda *given: asked.append(given))
+    student = TrainHFTokenClassifier("Student", str(tiny_encoder), device="cpu")
+    with pytest.raises(MethodMisfit, match="keeps next-token logits of language models"):
+        student.train(**columns(), objective=SoftTargets(StoredTeacher(teacher, signals)), **TRAIN)
+    handle.remove()
+    assert asked == []

@@ -11,8 +11,17 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from datadreamer_like.distillation import Outputs, Teacher, TextTeacher, align_labels, classes_of, label_order
+from datadreamer_like.distillation import (
+    Objective,
+    Outputs,
+    Teacher,
+    TextTeacher,
+    align_labels,
+    classes_of,
+    label_order,
+)
 from datadreamer_like.distillation.losses import IGNORED_LABEL
+from datadreamer_like.distillation.teacher import is_multi_label, scaled_logits
 from datadreamer_like.errors import MethodMisfit
 from datadreamer_like.graph.output import Column
 
@@ -106,13 +115,30 @@ class Classification(Task):
         """Returns a measure of accuracy and macro-F1 on the rows that have labels."""
         return _ClassMeasure(self.labels.multi)
 
+    def check_labels(self, objective: Objective) -> None:
+        """Refuses labels that are several to a row, or weighted; see `Task.check_labels`."""
+        weighted = self.class_weights is not None or self.label_smoothing > 0
+        if objective.single_label and (self.labels.multi or (weighted and objective.needs_labels)):
+            raise MethodMisfit(
+                f"{type(objective).__name__} learns from rows with one label each. Leave class_weights, label "
+                "smoothing and multi-label rows out, or choose SoftTargets(teacher)."
+            )
+
     def check_teacher(self, teacher: Teacher | TextTeacher) -> None:
-        """Refuses a teacher that is not a classifier of the same classes; see `Task.check_teacher`."""
+        """Refuses a teacher that is not a classifier of the same classes and kind; see `Task.check_teacher`."""
         label_order(_label2id(teacher), self.labels.label2id)
+        both = is_multi_label(teacher), self.labels.multi
+        kinds = [f"a {'multi' if each else 'single'}-label classifier" for each in both]
+        if kinds[0] != kinds[1]:
+            raise MethodMisfit(
+                f"The teacher, {teacher!r}, is {kinds[0]}, and the labels make the student {kinds[1]}: logits of one "
+                "class among several are no decisions for each class. Choose a teacher of the student's kind. (A "
+                "model's config states its kind as problem_type, a TextTeacher as multi_label.)"
+            )
 
     def aligned(self, teacher: Teacher | TextTeacher, logits: torch.Tensor, student_logits: int) -> torch.Tensor:
-        """Returns a teacher's logits, reordered to the student's classes by name."""
-        return align_labels(logits, _label2id(teacher), self.labels.label2id)
+        """Returns a teacher's logits, reordered to the student's classes by name, at the temperature it was fitted."""
+        return align_labels(scaled_logits(teacher, logits), _label2id(teacher), self.labels.label2id)
 
 
 def _label2id(teacher: Teacher | TextTeacher) -> dict[str, int]:

@@ -123,18 +123,22 @@ class Task(ABC):
         rows = torch.tensor([row["row"] for row in examples])
         return {**padded_inputs([row["input_ids"] for row in examples], self.padding), "rows": rows}
 
-    def check_objective(self, objective: Objective) -> None:
+    def check_labels(self, objective: Objective) -> None:  # noqa: B027  # most tasks have labels of one kind
+        """Raises `MethodMisfit` if an objective cannot learn from labels of the kind that the rows have."""
+
+    @classmethod
+    def check_objective(cls, objective: Objective) -> None:
         """Raises `MethodMisfit` if an objective is for other tasks, or needs outputs that tasks do not give."""
         fits, missing = objective.fits, sorted(objective.wants - _GIVEN)
-        if fits is not None and self.kind not in fits:
+        if fits is not None and cls.kind not in fits:
             fitting = [trainer for kind, trainer in _TRAINERS.items() if kind in fits]
             raise MethodMisfit(
                 f"{type(objective).__name__} is an objective for {' and '.join(fitting) or 'other trainers'}, not for "
-                f"{type(self).__name__}. Choose another objective, such as SoftTargets(teacher), or another trainer."
+                f"{cls.kind}. Choose another objective, such as SoftTargets(teacher), or another trainer."
             )
         if missing:
             raise MethodMisfit(
-                f"The objective needs {' and '.join(missing)}, but models for {type(self).__name__} give "
+                f"The objective needs {' and '.join(missing)}, but models for {cls.kind} give "
                 f"{', '.join(sorted(_GIVEN))} here. Choose another objective, or another trainer."
             )
 

@@ -110,6 +110,24 @@ class Confidence:
         }
         write_file(folder / CONFIDENCE_NAME, json.dumps(content, indent=1))
 
+    def usable_threshold(self, model: str, dtype: str | None) -> Threshold:
+        """Returns the threshold of a model, called `model` in messages, that runs in `dtype`.
+
+        Raises:
+            MethodMisfit: There is none, or it was fitted in another data type.
+        """
+        if self.threshold is None:
+            raise MethodMisfit(
+                f"{model} has no threshold. Fit one on this model, after pruning and quantization: "
+                "Abstain(name, model, inputs=..., labels=...)."
+            )
+        if self.threshold.dtype != dtype:
+            raise MethodMisfit(
+                f"The threshold of {model} was fitted with dtype={self.threshold.dtype}, and the model was loaded with "
+                f"dtype={dtype}, which gives other answers. Load it with that one, or fit again."
+            )
+        return self.threshold
+
     def scaled(self, logits: Array) -> Array:
         """Returns logits divided by the temperature."""
         return logits if self.temperature is None else logits / np.asarray(self.temperature)

@@ -97,6 +97,14 @@ def decisions(logits: Array, classes: Sequence[str], multi_label: bool) -> list[
     return [classes[index] for index in logits.argmax(axis=1).tolist()] if len(logits) else []
 
 
+def check_fallback(fallback: object) -> None:
+    """Raises `ArgumentTypeError` unless a fallback is None or a function."""
+    if fallback is not None and not callable(fallback):
+        raise ArgumentTypeError(
+            f"fallback must be a function of a list of texts that returns their labels, not {fallback!r:.100}."
+        )
+
+
 def hand_over(
     texts: Sequence[str],
     labels: Sequence[Any],

@@ -8,10 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from datadreamer_like.errors import (
-    MethodMisfit,
-    StorageError,
-)
+from datadreamer_like.errors import MethodMisfit, StorageError
 from datadreamer_like.graph import Card
 from datadreamer_like.graph.card import CARD_NAME
 from datadreamer_like.storage.folders import explained
@@ -22,7 +19,16 @@ from .confidence import CONFIDENCE_NAME, Confidence
 from .hf_source import forget_gguf, hf_source, loading, local_folder
 from .model_facts import Task, count_parameters, dtype_name, task_of
 from .model_files import files_identity, model_files, model_folder, read_card, system_errors, write_card
-from .predictions import Answers, Predictions, check_texts, decisions, hand_over, log_odds, probabilities
+from .predictions import (
+    Answers,
+    Predictions,
+    check_fallback,
+    check_texts,
+    decisions,
+    hand_over,
+    log_odds,
+    probabilities,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -277,17 +283,8 @@ class TrainedModel:
                 data type.
             DataDreamerError: See `logits`; or the fallback returned another number of labels.
         """
-        threshold = self.confidence.threshold
-        if threshold is None:
-            raise MethodMisfit(
-                f"{self!r} has no threshold. Fit one on this model, after pruning and quantization: "
-                "Abstain(name, model, inputs=..., labels=...)."
-            )
-        if threshold.dtype != dtype_name(self.dtype):
-            raise MethodMisfit(
-                f"The threshold of {self!r} was fitted with dtype={threshold.dtype}, and the model was loaded with "
-                f"dtype={dtype_name(self.dtype)}, which gives other answers. Load it with that one, or fit again."
-            )
+        check_fallback(fallback)
+        threshold = self.confidence.usable_threshold(repr(self), dtype_name(self.dtype))
         logits = self.logits(texts, batch_size=batch_size, max_length=threshold.max_length)
         predictions, certainty = self._predicted(logits)
         answered = certainty > threshold.log_odds

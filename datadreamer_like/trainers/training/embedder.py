@@ -13,8 +13,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from datadreamer_like.distillation import Objective
-from datadreamer_like.errors import DefinitionError, require_extra
-from datadreamer_like.evaluation.columns import Columns, check_number
+from datadreamer_like.errors import DefinitionError, check_number, require_extra
+from datadreamer_like.evaluation.columns import Columns
 from datadreamer_like.evaluation.tasks.examples import Examples
 from datadreamer_like.evaluation.tasks.task import Task
 from datadreamer_like.evaluation.tasks.texts import Texts

@@ -31,7 +31,7 @@ def signals_of_generations(
         MethodMisfit: The task does not generate, a row has no signals, or its tokens are not the student's.
     """
     if not isinstance(task, Generation):
-        raise MethodMisfit(f"Log-probabilities of generations teach TrainHFFineTune, not {type(task).__name__}.")
+        raise MethodMisfit(f"Log-probabilities of generations teach TrainHFFineTune, not {task.kind}.")
     texts = _Texts(task.tokenizer)
     wanted = {*keys}
     found = matched = total = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from datadreamer_like.distillation import Objective, Outputs, StoredTeacher
-from datadreamer_like.errors import ArgumentTypeError, MethodMisfit
-from datadreamer_like.evaluation.columns import check_number
+from datadreamer_like.errors import ArgumentTypeError, DataError, MethodMisfit, check_number
+from datadreamer_like.evaluation.columns import Columns
+from datadreamer_like.evaluation.soft_labels import is_soft
 from datadreamer_like.evaluation.tasks.task import Batch, Measure
 from datadreamer_like.graph import current_usage
 
@@ -95,6 +97,18 @@ def check_logistic(objective: Objective, c: object, who: str) -> None:
         check_number(value, f"{who}: C", 0, over=True, optional=value is c)
 
 
+def check_hard(columns: Columns, who: str) -> None:
+    """Raises `MethodMisfit` if labels are probabilities, for a trainer called `who` in messages."""
+    for split in columns.values():
+        for name, column in split.items():
+            if name.endswith("_output") and is_soft(column):
+                raise MethodMisfit(
+                    f"{who}: {name} has probabilities of classes, and this trainer takes labels. Pass them as a "
+                    "teacher, with None for the labels: objective=SoftTargets(Probabilities(texts, probabilities), "
+                    "alpha=1.0). TrainHFClassifier and TrainStaticClassifier take such a column."
+                )
+
+
 def fit_logistic(
     train: Rows,
     validation: Rows,
@@ -125,7 +139,7 @@ def fit_logistic(
             measure = new_measure()
             measure.add(Outputs(logits=logits), validation.batch)
             loss = objective.loss(Outputs(logits=logits), validation.teacher, validation.batch)
-            head.metrics = {"loss": float(loss), **measure.result(), "C": value}
+            head.metrics = {"loss": _finite(float(loss), "validation"), **measure.result(), "C": value}
             head.save(path)
         found.append(head)
         if len(found) > 1 and found[-1].metrics["loss"] > found[-2].metrics["loss"]:
@@ -155,6 +169,16 @@ def fitted(rows: Rows, objective: Objective, c: float, start: Head) -> Head:
 
     flat = np.concatenate([start.weight, start.bias[:, None]], axis=1).astype(np.float64).ravel()
     options = {"maxiter": 2000, "gtol": 1e-5, "ftol": 1e-8}
-    found = minimize(loss_and_gradient, flat, jac=True, method="L-BFGS-B", options=options).x
-    both = found.reshape(classes, width + 1).astype(np.float32)
+    found = minimize(loss_and_gradient, flat, jac=True, method="L-BFGS-B", options=options)
+    _finite(float(found.fun), "training")
+    both = found.x.reshape(classes, width + 1).astype(np.float32)
     return Head(both[:, :-1], both[:, -1].copy(), {})
+
+
+def _finite(loss: float, what: str) -> float:
+    if not math.isfinite(loss):
+        raise DataError(
+            f"The {what} loss is {loss}. A feature or the teacher's output of one of the rows is not finite: check the "
+            "encoder, the teacher and their dtypes."
+        )
+    return loss

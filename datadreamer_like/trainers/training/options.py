@@ -14,8 +14,8 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
-from datadreamer_like.evaluation.columns import check_number, plain
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, check_number, did_you_mean
+from datadreamer_like.evaluation.columns import plain
 from datadreamer_like.graph.positions import by_position, defaults_of
 from datadreamer_like.models.llms.chat_template import AUTO
 from datadreamer_like.models.model import checked_device, checked_dtype

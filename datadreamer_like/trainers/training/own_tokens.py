@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from datadreamer_like.distillation import Outputs, Teacher
-from datadreamer_like.distillation.teacher import eval_mode
+from datadreamer_like.distillation.teacher import check_logits, eval_mode
 from datadreamer_like.errors import DataError
 from datadreamer_like.evaluation.columns import Columns
 from datadreamer_like.evaluation.tasks.examples import Examples
@@ -55,7 +55,10 @@ def own_tokens_teacher(
             read = own.collate([rows[int(places[row])] for row in batch["rows"].tolist()])
             read = {name: part.to(device) for name, part in read.items()}
             with torch.no_grad(), eval_mode(teacher.model):
-                return replace(own.forward(teacher.model, read, _WANTS), positions=read["mask"])
+                found = own.forward(teacher.model, read, _WANTS)
+            if found.logits is not None:
+                check_logits(found.logits, read["mask"])
+            return replace(found, positions=read["mask"])
 
         return live
 

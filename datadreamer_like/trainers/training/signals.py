@@ -93,6 +93,11 @@ class SignalReader:
             raise MethodMisfit(
                 "A classifier's logits are stored for each text without a StoredTeacher. Pass the teacher itself."
             )
+        if "logits" in wants and self.task.kind not in ("generation", "masked"):
+            raise MethodMisfit(
+                "A StoredTeacher keeps next-token logits of language models, and this teacher gives others. Pass the "
+                "teacher itself."
+            )
         if isinstance(self.stored.teacher, Generations):
             return objective.check_signals(kinds, Described(config), self.stored.model)
         if self.stored.tokenizer is None:

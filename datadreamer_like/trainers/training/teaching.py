@@ -22,6 +22,7 @@ from datadreamer_like.distillation import (
     has_plain_head,
 )
 from datadreamer_like.distillation.teacher import (
+    check_logits,
     check_same_vocabulary,
     eval_mode,
     teacher_logits_for_texts,
@@ -103,6 +104,7 @@ def prepare_teacher(
         LabelError: It has other classes.
     """
     teacher, wants = objective.teacher, objective.teacher_wants
+    task.check_labels(objective)
     if teacher is None or not wants:
         return Teaching(dict.fromkeys(examples, lambda batch, student_logits: None))
     if objective.own_tokens and not isinstance(teacher, StoredTeacher):
@@ -113,8 +115,8 @@ def prepare_teacher(
     if isinstance(teacher, StoredTeacher):
         if objective.completions or objective.beams or objective.own_tokens or task.draws:
             raise MethodMisfit(
-                f"{type(objective).__name__} in {type(task).__name__} reads other tokens than those of the rows, for "
-                "which a StoredTeacher has no signals. Pass the teacher itself."
+                f"{type(objective).__name__} reads other tokens than those of the rows, for which a StoredTeacher has "
+                "no signals. Pass the teacher itself."
             )
         signals = SignalReader(teacher, objective, task, examples, config, device, cache)
         return Teaching({split: partial(signals.outputs, split) for split in examples}, teacher.model, signals.facts)
@@ -155,6 +157,7 @@ def _live(objective: Objective, task: Task, examples: Mapping[str, Examples], de
     def live(batch: Batch, student_logits: int) -> Outputs:
         with torch.no_grad(), eval_mode(teacher.model):
             found = task.forward(teacher.model, batch, wants)
+        _check_outputs(found, task, batch)
         if found.factors is not None:
             weight, bias = task.aligned(teacher, found.factors.weight.T, student_logits).T, found.factors.bias
             bias = None if bias is None else task.aligned(teacher, bias, student_logits)
@@ -164,3 +167,12 @@ def _live(objective: Objective, task: Task, examples: Mapping[str, Examples], de
         return replace(found, logits=task.aligned(teacher, found.logits, student_logits))
 
     return Teaching(dict.fromkeys(examples, live), teacher.model, factored=factored)
+
+
+def _check_outputs(found: Outputs, task: Task, batch: Batch) -> None:
+    """Refuses what a teacher gave for a batch if it is not finite where it counts."""
+    logits = found.logits if found.factors is None else found.factors.states
+    if logits is not None:
+        check_logits(logits, batch["mask"])
+    if found.hidden_states:
+        check_logits(found.hidden_states[-1], task.state_mask(batch))

@@ -37,6 +37,11 @@ class ConfidenceWeighted(TeacherObjective):
         """Classification."""
         return frozenset({"classification"})
 
+    @property
+    def single_label(self) -> bool:
+        """Always true."""
+        return True
+
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the weighted mean over the rows with a label."""
         if "targets" in batch or batch["labels"].is_floating_point():
@@ -74,6 +79,11 @@ class PermutedTargets(TeacherObjective):
     def fits(self) -> frozenset[str]:
         """Classification."""
         return frozenset({"classification"})
+
+    @property
+    def single_label(self) -> bool:
+        """Always true."""
+        return True
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the divergence, the mean over the rows that count; `rows` of the batch number them."""
