@@ -79,7 +79,6 @@ def test_no_kill_makes_a_run_spend_more_than_its_budget(tmp_path: Path, kill_see
         assert "are left" in ended.stderr
         assert 0.4 < bill.dollars <= 1.0
         stored, seen = answers_on_disk(folder), server.seen.total()
-        assert stored > 50
         # Nothing more is sent, and everything that was received is kept.
         script.run(*budget("1 USD"), fails=True)
         assert server.seen.total() == seen
