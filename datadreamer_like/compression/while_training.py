@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from datadreamer_like.distillation import Objective, Outputs, Teacher, TeacherModel
+from datadreamer_like.distillation import Objective, Outputs, Teacher
 from datadreamer_like.errors import DefinitionError
 
 from .calibration import Batches, as_list, loss_on, on_device
@@ -73,14 +73,21 @@ def train_on_batches(
     model.train(training)
 
 
+class _Before(NamedTuple):
+    """The model as it was, as a teacher that sees the student's own batches and so needs no tokenizer."""
+
+    model: nn.Module
+    tokenizer: Any = None
+
+
 def _loss_of(
     method: CompressesWhileTraining, model: nn.Module
 ) -> tuple[Callable[[nn.Module, Mapping[str, Tensor]], Tensor], nn.Module]:
     """Returns the loss on a batch, and the layers of its own that learn with the model."""
-    if method.objective(TeacherModel(model, None)) is None:
+    if method.objective(_Before(model)) is None:
         return loss_on, nn.Identity()
     teacher = copy.deepcopy(model)
-    objective = method.objective(TeacherModel(teacher, None))
+    objective = method.objective(_Before(teacher))
     assert objective is not None
     modules = (objective.modules(model, teacher) or nn.Identity()).to(next(model.parameters()).device)
 

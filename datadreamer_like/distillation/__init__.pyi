@@ -1,5 +1,3 @@
-from .born_again import ConfidenceWeighted as ConfidenceWeighted
-from .born_again import PermutedTargets as PermutedTargets
 from .closest_layers import ClosestLayers as ClosestLayers
 from .controls import ConfidenceWeighted as ConfidenceWeighted
 from .controls import PermutedTargets as PermutedTargets

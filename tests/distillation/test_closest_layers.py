@@ -18,7 +18,7 @@ from datadreamer_like.errors import DefinitionError, MethodMisfit
 
 @pytest.fixture(scope="module")
 def teacher() -> TeacherModel:
-    return TeacherModel(build("bert"), None)
+    return TeacherModel(build("bert"), str)
 
 
 def outputs(depth: int, seed: int, size: int = 5) -> Outputs:

@@ -295,5 +295,5 @@ def test_what_does_not_fit_is_refused_before_any_work() -> None:
 
 
 def test_its_objective_is_the_papers_with_the_given_teacher() -> None:
-    teacher = TeacherModel(build("bert"), None)
+    teacher = TeacherModel(build("bert"), str)
     assert CoarseToFine(0.5).objective(teacher) == ClosestLayers(teacher, temperature=2.0, weight=0.9)
