@@ -25,7 +25,8 @@ class Output(NamedTuple):
     @property
     def worked(self) -> list[str]:
         """The lines about nodes that were not found finished."""
-        return [line for line in self.stderr.splitlines() if not line.endswith(("found finished", "rows"))]
+        lines = [line for line in self.stderr.splitlines() if not line.startswith("warning: ")]
+        return [line for line in lines if not line.endswith(("found finished", "rows"))]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ SHORT = {
     "distilbert": "Distilled, 3 layers",
     "export_everywhere": "is about",
     "label_noise": "biased                50%",
-    "lottery_ticket": "random mask",
+    "lottery_ticket": "On rows that none has seen",
     "ppo": "nats from the model",
     "prune": "Movement with",
     "qlora": "The third has",
