@@ -9,7 +9,7 @@ from flaky_server import FlakyServer, error
 from datadreamer_like.errors import AuthenticationFailed
 from datadreamer_like.models import HFAPIEndpoint
 
-SECRET = "hf_S3cr3tK3y0123456789abcdef"
+SECRET = "not-a-real-token-of-hugging-face"
 DEDICATED = "https://abc.us-east-1.aws.endpoints.huggingface.cloud"
 
 

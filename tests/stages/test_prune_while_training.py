@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import TrainerCallback
+from warm import CONTEXT
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.distillation import SoftTargets
@@ -113,11 +113,8 @@ def distilled(folder: Path, model: Path, teacher: Path, dies_at: int) -> None:
 def test_movement_pruning_with_a_teacher_comes_to_the_same_model_when_it_is_killed(
     good: Path, poor: Path, tmp_path: Path
 ) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.stages.test_prune_while_training"])
-
     def run(folder: Path, dies_at: int) -> int:
-        process = context.Process(target=distilled, args=(folder, poor, good, dies_at))
+        process = CONTEXT.Process(target=distilled, args=(folder, poor, good, dies_at))
         process.start()
         process.join(timeout=120)
         return int(process.exitcode or 0)
