@@ -8,20 +8,19 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from datadreamer_like.compression import Batches, CompressionMethod
-from datadreamer_like.compression.calibration import walk_blocks
+from datadreamer_like.compression.calibration import Block
 from datadreamer_like.compression.hessian import check_damping, input_hessians, inverse_factor
-from datadreamer_like.compression.method import already_quantized, check_patterns
+from datadreamer_like.compression.method import check_patterns
 from datadreamer_like.errors import DefinitionError
-from datadreamer_like.formats import mark_sparse
-from datadreamer_like.formats.modules import block_linears, weight_of
+from datadreamer_like.formats.modules import weight_of
 from datadreamer_like.kernels import nm_mask
 
-from .thresholds import Pattern, check_amount, smallest, why_unprunable
+from .block_by_block import PrunesBlockByBlock
+from .thresholds import Pattern, check_amount, smallest
 
 
 @dataclass(frozen=True)
-class SparseGPT(CompressionMethod):
+class SparseGPT(PrunesBlockByBlock):
     """Sets weights to zero that matter least for a layer's output, and updates the others to make up for them.
 
     Frantar and Alistarh 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot",
@@ -48,8 +47,6 @@ class SparseGPT(CompressionMethod):
     damping: float = 0.01
     exclude: tuple[str, ...] = ()
 
-    kind = "pruning"
-    needs_calibration = True
     papers = ("2301.00774",)
 
     def __post_init__(self) -> None:
@@ -69,24 +66,11 @@ class SparseGPT(CompressionMethod):
         """Half of each layer."""
         return cls(sparsity=0.5)
 
-    def fits(self, model: nn.Module) -> str | None:
-        """Any transformers model whose blocks have plain linear layers, unquantized."""
-        if reason := already_quantized(model):
-            return reason
-        found = block_linears(model, self.exclude)
-        if not found:
-            return "it has no list of blocks with linear layers. Use pruning.Magnitude."
-        return why_unprunable({name: weight_of(layer) for name, layer in found.items()}, self.pattern)
-
-    def change(self, model: nn.Module, calibration: Batches | None) -> None:
-        """Prunes the blocks in order, in place."""
-        chosen = block_linears(model, self.exclude)
-        for block in walk_blocks(model, calibration, self):
-            layers = {name: layer for name, layer in chosen.items() if name.startswith(f"{block.name}.")}
-            hessians = input_hessians(block, layers)
-            for name, layer in layers.items():
-                weight_of(layer).copy_(self.pruned(weight_of(layer), hessians.pop(name)))
-        mark_sparse(model, [f"{name}.weight" for name in chosen])
+    def prune(self, block: Block, layers: dict[str, nn.Module]) -> None:
+        """Measures every layer of the block, then prunes each."""
+        hessians = input_hessians(block, layers)
+        for name, layer in layers.items():
+            weight_of(layer).copy_(self.pruned(weight_of(layer), hessians.pop(name)))
 
     def pruned(self, weight: Tensor, hessian: Tensor) -> Tensor:
         """Returns the pruned and updated weight [out, in], fp32, for the Hessian of its inputs [in, in]."""

@@ -10,18 +10,17 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from datadreamer_like.compression import Batches, CompressionMethod
-from datadreamer_like.compression.calibration import Block, walk_blocks
-from datadreamer_like.compression.method import already_quantized, check_patterns
-from datadreamer_like.formats import mark_sparse
-from datadreamer_like.formats.modules import block_linears, weight_of
+from datadreamer_like.compression.calibration import Block
+from datadreamer_like.compression.method import check_patterns
+from datadreamer_like.formats.modules import weight_of
 from datadreamer_like.kernels import wanda_mask
 
-from .thresholds import Pattern, check_amount, why_unprunable
+from .block_by_block import PrunesBlockByBlock
+from .thresholds import Pattern, check_amount
 
 
 @dataclass(frozen=True)
-class Wanda(CompressionMethod):
+class Wanda(PrunesBlockByBlock):
     """Sets the weights to zero whose magnitude times the norm of their input is smallest; no weight is updated.
 
     Sun et al. 2023, "A Simple and Effective Pruning Approach for Large Language Models", arXiv:2306.11695. The score
@@ -42,8 +41,6 @@ class Wanda(CompressionMethod):
     pattern: Pattern | None = None
     exclude: tuple[str, ...] = ()
 
-    kind = "pruning"
-    needs_calibration = True
     papers = ("2306.11695",)
 
     def __post_init__(self) -> None:
@@ -55,26 +52,13 @@ class Wanda(CompressionMethod):
         """Half of each row."""
         return cls(sparsity=0.5)
 
-    def fits(self, model: nn.Module) -> str | None:
-        """Any transformers model whose blocks have plain linear layers, unquantized."""
-        if reason := already_quantized(model):
-            return reason
-        found = block_linears(model, self.exclude)
-        if not found:
-            return "it has no list of blocks with linear layers. Use pruning.Magnitude."
-        return why_unprunable({name: weight_of(layer) for name, layer in found.items()}, self.pattern)
-
-    def change(self, model: nn.Module, calibration: Batches | None) -> None:
-        """Prunes the blocks in order, in place."""
-        chosen = block_linears(model, self.exclude)
-        for block in walk_blocks(model, calibration, self):
-            layers = {name: layer for name, layer in chosen.items() if name.startswith(f"{block.name}.")}
-            squares = _sums_of_squares(block, layers)
-            for name, layer in layers.items():
-                weight = weight_of(layer)
-                kept = wanda_mask(weight, squares[name].sqrt(), self.sparsity, pattern=self.pattern)
-                weight.masked_fill_(~kept, 0.0)
-        mark_sparse(model, [f"{name}.weight" for name in chosen])
+    def prune(self, block: Block, layers: dict[str, nn.Module]) -> None:
+        """Measures every layer of the block, then prunes each."""
+        squares = _sums_of_squares(block, layers)
+        for name, layer in layers.items():
+            weight = weight_of(layer)
+            kept = wanda_mask(weight, squares[name].sqrt(), self.sparsity, pattern=self.pattern)
+            weight.masked_fill_(~kept, 0.0)
 
 
 def _sums_of_squares(block: Block, layers: dict[str, nn.Module]) -> dict[str, Tensor]:

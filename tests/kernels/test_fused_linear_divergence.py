@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +12,9 @@ from torch.nn import functional as F
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.kernels import fused_linear_divergence
 
+from .interpreted import INTERPRETED, passes_interpreted
+
 KINDS = ["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"]
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def formula(kind: str, p: Tensor, q: Tensor, beta: float = 0.3, skew: float = 0.2) -> Tensor:
@@ -214,14 +211,7 @@ def test_a_second_backward_is_refused():
 
 @pytest.mark.skipif(INTERPRETED, reason="it is the interpreted run")
 def test_the_gpu_kernel_passes_these_tests_in_tritons_interpreter():
-    pytest.importorskip("triton")
-    # The interpreter computes in NumPy, which warns of lanes that the kernel masks.
-    options = ["-q", "-p", "no:xdist", "-k", "triton or without", "-W", "ignore::RuntimeWarning"]
-    command = [sys.executable, "-m", "pytest", *options, str(Path(__file__))]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2])
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert "passed" in done.stdout
+    passes_interpreted(__file__, "triton or without")
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,7 +24,8 @@ from datadreamer_like.kernels import (
     pack_signs,
 )
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+from .interpreted import INTERPRETED, passes_interpreted
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 interpreted = pytest.mark.skipif(not INTERPRETED and DEVICE == "cpu", reason="runs in the interpreter, started below")
 CASES = [(1, 96, 40, torch.bfloat16), (3, 258, 17, torch.float32)]
@@ -112,23 +109,7 @@ def test_what_the_triton_paths_cannot_do_is_refused() -> None:
 
 @pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="it is the interpreted run")
 def test_the_kernels_pass_in_tritons_interpreter() -> None:
-    pytest.importorskip("triton")
-    # The interpreter computes in NumPy, which warns of lanes that the kernel masks.
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:xdist",
-        "-W",
-        "ignore::RuntimeWarning",
-        str(Path(__file__)),
-    ]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2])
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert "passed" in done.stdout
+    passes_interpreted(__file__)
 
 
 KERNELS = {

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.kernels import nm_mask
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+from .interpreted import INTERPRETED, passes_interpreted
+
 PATHS = ["reference", *(["triton"] if INTERPRETED else [])]
 PATTERNS = [(2, 4), (1, 4), (4, 8), (3, 3), (0, 2), (1, 1), (5, 7)]
 
@@ -64,22 +60,7 @@ def test_an_unknown_backend_is_refused():
 
 @pytest.mark.skipif(INTERPRETED, reason="it is the interpreted run")
 def test_the_gpu_kernel_passes_these_tests_in_tritons_interpreter():
-    pytest.importorskip("triton")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:xdist",
-        "-k",
-        "highest and triton and not dtype2",
-        str(Path(__file__)),
-    ]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2])
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert "passed" in done.stdout
+    passes_interpreted(__file__, "highest and triton and not dtype2")
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")

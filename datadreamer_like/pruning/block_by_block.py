@@ -1,0 +1,47 @@
+"""Pruning a transformers model in the order of its blocks: the base of methods that measure activations to do so."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import nn
+
+from datadreamer_like.compression import Batches, CompressionMethod
+from datadreamer_like.compression.calibration import Block, walk_blocks
+from datadreamer_like.compression.method import already_quantized
+from datadreamer_like.formats import mark_sparse
+from datadreamer_like.formats.modules import block_linears, weight_of
+
+from .thresholds import Pattern, why_unprunable
+
+
+class PrunesBlockByBlock(CompressionMethod):
+    """Base of methods that prune the linear layers inside the blocks, each on what the pruned blocks before it put out.
+
+    A subclass is a dataclass with `pattern` and `exclude` that implements `prune`.
+    """
+
+    kind = "pruning"
+    needs_calibration = True
+    pattern: Pattern | None
+    exclude: tuple[str, ...]
+
+    @abstractmethod
+    def prune(self, block: Block, layers: dict[str, nn.Module]) -> None:
+        """Sets weights of the block's layers, given by their names in the model, to zero, in place."""
+
+    def fits(self, model: nn.Module) -> str | None:
+        """Any transformers model whose blocks have plain linear layers, unquantized."""
+        if reason := already_quantized(model):
+            return reason
+        found = block_linears(model, self.exclude)
+        if not found:
+            return "it has no list of blocks with linear layers. Use pruning.Magnitude."
+        return why_unprunable({name: weight_of(layer) for name, layer in found.items()}, self.pattern)
+
+    def change(self, model: nn.Module, calibration: Batches | None) -> None:
+        """Prunes the blocks in order, in place."""
+        chosen = block_linears(model, self.exclude)
+        for block in walk_blocks(model, calibration, self):
+            self.prune(block, {name: layer for name, layer in chosen.items() if name.startswith(f"{block.name}.")})
+        mark_sparse(model, [f"{name}.weight" for name in chosen])
