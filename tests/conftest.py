@@ -6,8 +6,11 @@ trained here within seconds on a dozen sentences, so that their answers are word
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +44,28 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<eos>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+_loaded = 0
+
+
+@pytest.fixture(autouse=True)
+def _libraries_out_of_collections() -> Iterator[None]:
+    """Takes what the libraries hold out of later garbage collections, whenever a test has loaded more of them.
+
+    Every training ends in a full collection, which walks a million objects of theirs: longer than such a training.
+    """
+    yield
+    global _loaded
+    if len(sys.modules) > _loaded + 20:
+        _loaded = len(sys.modules)
+        gc.collect()
+        gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Lets the interpreter free everything at its end, which some libraries check."""
+    gc.unfreeze()
 
 
 def _package_folder(name: str, install: str) -> Path:

@@ -99,9 +99,9 @@ def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label
     from matplotlib.figure import Figure
 
     with _styled():
-        figure = Figure(figsize=(6.4, 4.0), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(6.4, 4.0), facecolor="white")
         FigureCanvasAgg(figure)
-        axis = figure.subplots()
+        axis = figure.add_axes((0.12, 0.13, 0.85, 0.84))  # a computed layout takes longer than all the rest
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(True, color=_RULE, linewidth=0.8)
         for colour, (name, (x, y)) in zip(cycle(_COLOURS), lines.items(), strict=False):
