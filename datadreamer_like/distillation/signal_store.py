@@ -124,8 +124,8 @@ class _Files:
             with (self.folder / name).open("r+b" if size else "wb") as file:
                 file.seek(size)
                 file.write(part)
-            flush(self.folder / name)
             sums[name] = (size + len(part), zlib.crc32(part, crc))
+        flush(*(self.folder / name for name in parts))
         content = {"format": FORMAT, "columns": self.types, "rows": self.rows + len(rows), "files": sums}
         write_file(self.folder / _STATE, sealed(content))
         self.rows, self.sums = self.rows + len(rows), sums

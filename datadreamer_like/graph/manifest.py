@@ -66,8 +66,7 @@ class Manifest:
         draft.write_bytes(sealed(asdict(self)).encode("utf-8", "backslashreplace"))
         flush(draft)
         os.replace(draft, folder / MANIFEST_NAME)
-        flush(folder)
-        flush(folder.parent)
+        flush(folder, folder.parent)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:

@@ -8,6 +8,7 @@ import os
 import uuid
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from datadreamer_like.errors import StorageError
 logger = logging.getLogger("datadreamer_like")
 
 _PRESENCE = "session-"
+_FLUSHED_AT_ONCE = 8
 
 
 @contextmanager
@@ -122,13 +124,20 @@ def in_use(folder: Path) -> bool:
 
 def flush_tree(folder: Path) -> None:
     """Flushes a folder with all its files and folders to disk."""
-    for root, _, files in os.walk(folder):
-        for file in (*files, ""):
-            flush(Path(root) / file)
+    flush(*(Path(root) / file for root, _, files in os.walk(folder) for file in (*files, "")))
 
 
-def flush(path: Path) -> None:
-    """Flushes a file, or a folder's list of files, to disk."""
+def flush(*paths: Path) -> None:
+    """Flushes files, or folders' lists of files, to disk; several at once, which a file system does in one go."""
+    if len(paths) == 1:
+        _flush(paths[0])
+        return
+    with ThreadPoolExecutor(min(len(paths), _FLUSHED_AT_ONCE)) as pool:
+        for _ in pool.map(_flush, paths):
+            pass
+
+
+def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
