@@ -348,7 +348,7 @@ class ObjectiveLoop(LoopOverExamples):
         return loss
 
     def mean_loss(self, losses: Sequence[float], sizes: Sequence[int]) -> float:
-        """Returns the mean of the teacher's part of the loss over all rows, plus that of the labels' over labelled rows.
+        """Returns the mean of the teacher's part of the loss over all rows plus that of the labels over labelled rows.
 
         The loss of a batch is the same sum for its rows, of which more or fewer may have labels.
         """
