@@ -258,6 +258,34 @@ def test_rows_that_the_model_has_seen_are_warned_of(
     assert ("rows that the model has seen" in caplog.text) == (split == "train")
 
 
+def test_single_texts_that_the_model_has_seen_are_counted_wherever_they_are_from(
+    session: DataDreamer, caplog: pytest.LogCaptureFixture
+):
+    columns = {}
+    for seed, name in enumerate(("train", "validation", "fresh")):
+        texts, labels = rows(120, seed)
+        texts = [f"{text} {name} {row}" for row, text in enumerate(texts)]  # no text is in two columns
+        columns[name] = DataSource(name, data={"text": texts, "label": labels}).output
+    train, validation, fresh = columns.values()
+    model = TrainLinearClassifier("Model").train(
+        train["text"], train["label"], validation["text"], validation["label"], C=1.0
+    )
+    Abstain("Sure", model, fresh["text"], fresh["label"], **BOUND)
+    assert "rows of inputs have a text" not in caplog.text
+    leaked = {name: [*fresh[name][:90], *train[name][5:15], *validation[name][:20]] for name in ("text", "label")}
+    mixed_up = DataSource("Mixed", data=leaked).output
+    sure = Abstain("Surer", Calibrate("Calibrated", model, fresh["text"], fresh["label"]), mixed_up["text"],
+                   mixed_up["label"], **BOUND)  # fmt: skip
+    for count, name, argument in ((10, "Model", "train_input"), (20, "Model", "validation_input"),
+                                  (90, "Calibrated", "inputs")):  # fmt: skip
+        assert f'Surer: {count} of the 120 rows of inputs have a text that "{name}" read as {argument}' in caplog.text
+    assert "Rows seen before" in sure.card.facts
+    caplog.clear()
+    Calibrate("Again", model, mixed_up["text"], mixed_up["label"])
+    assert caplog.text.count("have a text that") == 1  # a temperature may be fitted on validation rows
+    assert "10 of the 120" in caplog.text
+
+
 @pytest.mark.parametrize("multi", [False, True])
 def test_a_calibrated_teacher_gives_its_probabilities_to_ensembles_and_students(session: DataDreamer, multi: bool):
     texts, labels = mixed(200, 3)
