@@ -1,4 +1,4 @@
-"""Distilling a classifier from few labels: a student learns from its teacher's answers to rows that nobody has labelled.
+"""Distilling a classifier from few labels: a student learns from its teacher's answers to unlabelled rows.
 
 The task: tell from a software package's description which of six topics it belongs to, with one row of eight
 labelled. Four students of two layers start from the teacher's own and take the same number of steps: one on the labels
@@ -26,7 +26,7 @@ DATA = Path(__file__).parent / "data"
 SHORT = "--short" in sys.argv
 FOLDER = next((argument for argument in sys.argv[1:] if argument != "--short"), "distil-classifier-output")
 TOPICS = ["admin", "games", "graphics", "net", "science", "sound"]
-ROWS, LABELLED, TEST = (192, 64, 40) if SHORT else (2000, 250, 450)
+ROWS, LABELLED, TEST, EPOCHS = (96, 48, 40, 1) if SHORT else (2000, 250, 450, 8)
 
 with DataDreamer(FOLDER):
     source = CSVDataSource("Descriptions", data_files=DATA / "package_descriptions_train.csv")
@@ -42,30 +42,28 @@ with DataDreamer(FOLDER):
 
     # The rungs below: seconds of work, and what a student has to beat.
     words = TrainLinearClassifier("Word counts").train(*labelled)
-    start = Prune("4,000 words", get_model_path(), pruning.Vocabulary(size=4000), calibration=rows.output["description"])
+    start = Prune(
+        "4,000 words", get_model_path(), pruning.Vocabulary(size=4000), calibration=rows.output["description"]
+    )
     frozen = TrainEmbeddingClassifier("Frozen encoder", start).train(*labelled, max_length=32)
 
     options = {"batch_size": 32, "max_length": 32, "warmup_steps": 0.1}
     teacher = TrainHFClassifier("Teacher, 6 layers", frozen).train(
-        *labelled, epochs=4, learning_rate=1e-4, **options
+        *labelled, epochs=EPOCHS / 2, learning_rate=1e-4, **options
     )
 
-    # The teacher reads each row once, for its logits and once more for its hidden states: all students find both.
+    # The teacher reads each row twice in all, for its logits and for its hidden states; all students find them on disk.
     two = Prune("2 layers of the teacher", teacher, pruning.Layers(2))
     options |= {"learning_rate": 3e-4}
     soft = SoftTargets(teacher, temperature=1.0, alpha=1.0)
     states = HiddenStates(StoredTeacher(teacher, Hidden([6])), layers={2: 6})
-    alone = TrainHFClassifier("Labels alone", two).train(*labelled, epochs=8, **options)
+    alone = TrainHFClassifier("Labels alone", two).train(*labelled, epochs=EPOCHS, **options)
     hard = TrainHFClassifier("Hard targets", two).train(
         *unlabelled, objective=HardTargets(teacher), epochs=1, **options
     )
     taught = TrainHFClassifier("Soft targets", two).train(*unlabelled, objective=soft, epochs=1, **options)
-    halfway = TrainHFClassifier("Stored states", two).train(
-        *unlabelled, objective=states, epochs=0.5, **options
-    )
-    both = TrainHFClassifier("Stored states, then soft targets", halfway).train(
-        *unlabelled, objective=soft, epochs=0.5, **options
-    )
+    halfway = TrainHFClassifier("Hidden states alone", two).train(*unlabelled, objective=states, epochs=0.5, **options)
+    both = TrainHFClassifier("Stored states", halfway).train(*unlabelled, objective=soft, epochs=0.5, **options)
 
     compared = Compare(
         "Students", [teacher, alone, hard, taught, both, frozen, words], test.output["description"],
