@@ -29,6 +29,7 @@ from datadreamer_like.formats.classifiers.embedding import (
 )
 from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.output import Column
+from datadreamer_like.graph.positions import only_known
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText
 
 from .classifier import TrainHFClassifier, head_options, label_options, logistic_example, optional_labels
@@ -86,6 +87,7 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
         """Returns the smallest arguments of `train`; columns are lists of values."""
         return logistic_example()
 
+    @only_known
     def train(  # type: ignore[override]  # a regression has other options than a training loop
         self,
         train_input: Column,

@@ -25,6 +25,7 @@ from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.output import Column
+from datadreamer_like.graph.positions import only_known
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.trained_model import TrainedModel
@@ -59,6 +60,7 @@ class TrainLinearClassifier(Trainer):
         ['cli']
     """
 
+    @only_known
     def __init__(
         self,
         name: str,
@@ -93,6 +95,7 @@ class TrainLinearClassifier(Trainer):
         """Returns the smallest arguments of `train`; columns are lists of values."""
         return logistic_example()
 
+    @only_known
     def train(
         self,
         train_input: Column,

@@ -214,6 +214,10 @@ def test_bad_arguments_are_named_before_the_model_runs(session: DataDreamer, goo
 
     with pytest.raises(DataError, match=r'"Sure": inputs has 100 rows.*needs at least 149'):
         abstain(max_error=0.02, confidence=0.95)
+    with pytest.raises(TypeError, match=r'Abstain has no option "max_eror"\. Did you mean "max_error"'):
+        abstain(max_eror=0.1)
+    with pytest.raises(DefinitionError, match='Quantize has no option "retrian"\\. Did you mean "retrain"'):
+        Quantize("Small", good, DynamicInt8(), retrian={})
     with pytest.raises(DefinitionError, match="max_error is 2;"):
         abstain(max_error=2)
     with pytest.raises(MethodMisfit, match="does text-generation; Abstain takes a classifier"):

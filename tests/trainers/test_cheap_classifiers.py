@@ -295,6 +295,9 @@ BAD_TRAINERS = {
     "no features": (TrainLinearClassifier, {"word_ngrams": None, "char_ngrams": None}, DefinitionError, "no features"),
     "ngrams": (TrainLinearClassifier, {"word_ngrams": (2, 1)}, DefinitionError, "shorter than the shortest"),
     "one ngram": (TrainLinearClassifier, {"char_ngrams": 3}, ArgumentTypeError, r"such as \(1, 2\)"),
+    "a wrong name": (TrainLinearClassifier, {"word_ngram": (1, 1)}, ArgumentTypeError, 'Did you mean "word_ngrams"'),
+    "a name of its own": (TrainEmbeddingClassifier, {"poolng": "mean"}, DefinitionError, 'Did you mean "pooling"'),
+    "a size": (TrainStaticClassifier, {"dimension": 8}, DefinitionError, 'Did you mean "dimensions"'),
     "no terms": (TrainLinearClassifier, {"max_features": 0}, DefinitionError, "max_features is 0"),
 }
 
@@ -304,6 +307,12 @@ def test_a_bad_option_is_refused_before_anything_runs(case, tiny_encoder, sessio
     kind, options, error, message = BAD_TRAINERS[case]
     with pytest.raises(error, match=message):
         kind("Bad", *([] if kind is TrainLinearClassifier else [str(tiny_encoder)]), **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wrong_name_of_an_option_of_train_says_which_is_meant(kind, tiny_encoder, session, data):
+    with pytest.raises(DefinitionError, match=r'train has no option "class_weight".*Did you mean "class_weights"'):
+        make(kind, "Bad", tiny_encoder).train(**data(), class_weight="balanced")
 
 
 @pytest.mark.parametrize("kind", [TrainStaticClassifier, TrainEmbeddingClassifier])
