@@ -124,7 +124,7 @@ class Described(nn.Module):
 
 
 def described(teacher: Any) -> Described:
-    """Returns the config of a teacher, behind a `StoredTeacher` too; None in place of one that has none."""
+    """Returns what describes a teacher, also one behind a `StoredTeacher`; its config is None if it has none."""
     own = teacher.teacher if isinstance(teacher, StoredTeacher) else teacher
     trained = getattr(own, "trained", own)
     config = getattr(trained, "config", None)

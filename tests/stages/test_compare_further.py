@@ -18,6 +18,7 @@ from datadreamer_like.models.llms.generation import Answer
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.stages import Calibrate, Compare
 from datadreamer_like.steps.sources.data_source import DataSource
+from datadreamer_like.trainers import TrainHFRewardModel
 
 from .conftest import LABELS, classifier, save
 
@@ -151,13 +152,14 @@ def test_a_judge_gives_the_win_rate_of_generated_answers_with_its_interval(
     other.save_pretrained(tmp_path / "other")
     tokens.save_pretrained(tmp_path / "other")
     texts = [f"{start} {end}" for start in ("The cat sat", "A dog ran", "Rain fell") for end in ("down.", "on.", "x")]
-    made = DataSource("Prompts", data={"prompt": texts, "answer": texts}).output
+    made = DataSource("Prompts", data={"prompt": texts, "answer": texts, "other": texts[::-1]}).output
 
-    class Rewards:
-        def score(self, prompts: list[str], answers: list[str]) -> list[float]:
-            return [float(len(answer)) for answer in answers]
-
-    judges = {"a function": by_length, "an LLM": Biased(), "a reward model": Rewards()}
+    if judge == "a reward model":
+        judges: dict[str, Any] = {judge: TrainHFRewardModel("Reward", str(tiny_causal_lm)).train_with_pairs(
+            *(made["prompt"], made["answer"], made["other"]) * 2, epochs=1, batch_size=9, learning_rate=1e-3
+        )}  # fmt: skip
+    else:
+        judges = {"a function": by_length, "an LLM": Biased()}
     compared = Compare(
         "Judged", [tiny_causal_lm, tmp_path / "other"], made["prompt"], made["answer"], generate=9, max_new_tokens=12,
         names=["first", "second"], judge=judges[judge], **{**QUICK, "resamples": 2000},
@@ -166,7 +168,9 @@ def test_a_judge_gives_the_win_rate_of_generated_answers_with_its_interval(
     pairs = list(zip(texts, second, first, strict=True))
     points = [{"a": 1.0, "b": 0.0, "tie": 0.5}[by_length(*pair)] for pair in pairs]
     if judge == "a reward model":
-        points = [(len(a) > len(b)) + 0.5 * (len(a) == len(b)) for _, a, b in pairs]
+        rewards = [judges[judge].score(texts, answers) for answers in (second, first)]
+        points = [(a > b) + 0.5 * (a == b) for a, b in zip(*rewards, strict=True)]
+        assert judges[judge] in compared.parents
     assert 0 < np.mean(points) < 1
     found = compared.rows[1]["preferred"]
     assert found.value == pytest.approx(np.mean(points))
