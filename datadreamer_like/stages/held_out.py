@@ -100,7 +100,7 @@ class HeldOutStage(Stage, ModelNode):
         self._warn_of_seen_rows()
         self.find_or_make()
 
-    def _read_before(self) -> Iterator[tuple[ModelNode, str, str]]:
+    def _read_before(self) -> Iterator[tuple[Node, str, str]]:
         """Yields each model behind this one with the arguments and fingerprints of the columns of `held_out_from`."""
         for node in oldest_first(self.source.node, lambda each: each.parents) if self.source.node is not None else ():
             for name, read in node.parts.items() if isinstance(node, ModelNode) else ():
