@@ -57,7 +57,7 @@ class HiddenStates(TeacherObjective):
 
     def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
         """Refuses hidden states that lack a layer which the loss reads."""
-        depth, teacher_depth = self._checked_depths(student, teacher)
+        depth, teacher_depth = self.check_depths(student, teacher)
         layers = even_layers(depth, teacher_depth) if self.layers is None else self.layers
         stored = {layer for each in signals if isinstance(each, Hidden) for layer in each.layers}
         if beyond := sorted(layer for layer in stored if layer > teacher_depth):
@@ -76,11 +76,15 @@ class HiddenStates(TeacherObjective):
 
         Raises `MethodMisfit` if a model has no hidden states, only one is an encoder-decoder, or a layer is missing.
         """
-        self._checked_depths(student, teacher)
+        self.check_depths(student, teacher)
         (width, _, _), (wanted, _, _) = _shape(student), _shape(teacher)
         return None if width == wanted else nn.Linear(width, wanted, bias=False)
 
-    def _checked_depths(self, student: nn.Module, teacher: nn.Module | None) -> tuple[int, int]:
+    def check_depths(self, student: nn.Module, teacher: nn.Module | None) -> tuple[int, int]:
+        """Returns the numbers of layers of two models; `MethodMisfit` if there are none, or one in `layers` is missing.
+
+        Only the models' configs are read.
+        """
         (_, depth, kind), (_, teacher_depth, teacher_kind) = _shape(student), _shape(teacher)
         if kind != teacher_kind:
             raise MethodMisfit(
@@ -156,7 +160,8 @@ def _shape(model: Any) -> tuple[int, int, bool]:
     width = getattr(config, "hidden_size", None)
     if width is None or depth is None:
         raise MethodMisfit(
-            f"{type(model).__name__} shares no hidden states: its config has no hidden_size or num_hidden_layers. "
+            f"{getattr(model, 'name', type(model).__name__)} shares no hidden states: its config has no hidden_size or "
+            "num_hidden_layers. "
             "Choose a transformer, or learn from the teacher's logits: SoftTargets(teacher)."
         )
     return int(width), int(depth), is_encoder_decoder

@@ -106,9 +106,7 @@ class StoredTeacher:
     @property
     def model(self) -> Described:
         """The teacher's config in a module without weights; the model itself is loaded only to answer."""
-        trained = getattr(self.teacher, "trained", self.teacher)
-        config = getattr(trained, "config", None)
-        return Described(getattr(getattr(trained, "model", None), "config", None) if config is None else config)
+        return described(self.teacher)
 
     @property
     def tokenizer(self) -> Any:
@@ -122,3 +120,12 @@ class Described(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+        self.name = type(config).__name__.removesuffix("Config")
+
+
+def described(teacher: Any) -> Described:
+    """Returns what describes a teacher, also one behind a `StoredTeacher`; its config is None if it has none."""
+    own = teacher.teacher if isinstance(teacher, StoredTeacher) else teacher
+    trained = getattr(own, "trained", own)
+    config = getattr(trained, "config", None)
+    return Described(getattr(getattr(trained, "model", None), "config", None) if config is None else config)

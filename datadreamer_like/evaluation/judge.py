@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.output import Column as Rows
@@ -15,6 +15,10 @@ from datadreamer_like.report import Interval, TableColumn
 
 NAMES = ("inputs", "labels")
 """Argument names of a comparison's two columns, for messages."""
+
+
+Prefer: TypeAlias = Callable[[Sequence[str], Sequence[str], Sequence[str]], list[float]]
+"""Takes prompts, answers and other answers, and gives each answer 1 point, 0, or 0.5 for a tie."""
 
 
 class Further(NamedTuple):
@@ -65,6 +69,7 @@ class Judge(ABC):
     rejected: Rows | None = None
     generate: int = 0
     max_new_tokens: int = 64
+    judge: Prefer | None = None
 
     def __post_init__(self) -> None:
         for option in self.foreign:
@@ -94,6 +99,10 @@ class Judge(ABC):
     def further(self, model: TrainedModel, answers: Sequence[Any], batch_size: int) -> Further:
         """Returns further scores of a loaded model, given its answers to all rows; by default none."""
         return Further({})
+
+    def preferred(self, first: Sequence[str | None], other: Sequence[str | None]) -> Interval | None:
+        """Returns how often the `judge` prefers the texts of a model to the baseline's, `first`; None without one."""
+        return None
 
     @abstractmethod
     def differences(self, first: Sequence[Any], other: Sequence[Any]) -> dict[str, Interval]:

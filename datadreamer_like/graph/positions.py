@@ -1,4 +1,4 @@
-"""Options that are typed once for many calls, and may be passed by position too."""
+"""How calls take options: typed once for many calls, by position too, and none of an unknown name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar, cast
 
-from datadreamer_like.errors import ArgumentTypeError
+from datadreamer_like.errors import ArgumentTypeError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,6 +59,39 @@ def by_position(options: Mapping[str, Any], *, further: bool = True) -> Callable
         return cast("F", called)
 
     return decorated
+
+
+def only_known(function: F) -> F:
+    """Makes a function refuse arguments of unknown names with an error that says which one may be meant.
+
+    Raises:
+        ArgumentTypeError: From the function; it is a `TypeError` too, like Python's own.
+
+    Example:
+        >>> @only_known
+        ... def take(n, lazy=True):
+        ...     return n
+        >>> take(3, lasy=True)
+        Traceback (most recent call last):
+        ...
+        datadreamer_like.errors.ArgumentTypeError: take has no option "lasy". Did you mean "lazy"? It takes: n, lazy.
+    """
+    own = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def called(*given: Any, **named: Any) -> Any:
+        if unknown := [name for name in named if name not in own]:
+            made = function.__name__ == "__init__"
+            # A subclass passes its own names on.
+            shown = [*inspect.signature(type(given[0]).__init__).parameters.values()] if made else []
+            names = {each.name: None for each in (*shown, *own.values()) if each.kind is not each.VAR_KEYWORD}
+            known = [name for name in names if name != "self"]
+            what = type(given[0]).__name__ if made else function.__qualname__
+            hint = did_you_mean(unknown[0], known)
+            raise ArgumentTypeError(f'{what} has no option "{unknown[0]}".{hint} It takes: {", ".join(known)}.')
+        return function(*given, **named)
+
+    return cast("F", called)
 
 
 def defaults_of(names: Iterable[str], *kinds: Any) -> dict[str, Any]:

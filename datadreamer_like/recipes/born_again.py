@@ -16,7 +16,7 @@ from datadreamer_like.models.trained.model_node import ModelNode
 from datadreamer_like.report import Table, TableColumn
 from datadreamer_like.stages import FreshWeights
 
-from .parts import MakeTrainer, check_recipe, make_trainer, with_seed
+from .parts import MakeTrainer, check_options, check_recipe, make_trainer, with_seed
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -100,7 +100,9 @@ class BornAgain:
         self.name = name
         columns = (train_input, train_output, validation_input, validation_output)
         if teacher is None:
-            teacher = make_trainer(trainer, f"{name}, teacher").train(*columns, **options)
+            first = make_trainer(trainer, f"{name}, teacher")
+            check_options(self, first, options, ())
+            teacher = first.train(*columns, **options)
         self.teacher: Any = teacher
         self.students: list[Any] = []
         for number in range(1, generations + 1):
@@ -110,6 +112,7 @@ class BornAgain:
                 seed = options.get("seed", 42) + number
                 start["model_name"] = FreshWeights(f"{title}, start", self.teacher, seed=seed)
             student = make_trainer(trainer, title, **start)
+            check_options(self, student, options, ())
             minimised = objective(before)
             if not isinstance(minimised, Objective) or minimised.teacher is not before:
                 raise ArgumentTypeError(

@@ -15,7 +15,7 @@ from datadreamer_like.stages import FreshWeights, Prune, Rewind
 from datadreamer_like.trainers.training.callbacks import StopAfter
 from datadreamer_like.trainers.training.hf import HFTrainer
 
-from .parts import MakeTrainer, check_recipe, make_trainer
+from .parts import MakeTrainer, check_options, check_recipe, make_trainer
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -109,6 +109,7 @@ class LotteryTicket:
                     f'"{name}": trainer makes a {type(made).__name__}, which has no transformers model to rewind. Pass '
                     "one that trains the weights of a model, such as TrainHFClassifier."
                 )
+            check_options(self, made, options, ())
             return made.train(*columns, **{**options, **changed})
 
         # A learning rate of 0 for one step leaves the weights as they are, and saves them with the trainer's new head.

@@ -12,7 +12,7 @@ from datadreamer_like.report import Table, TableColumn
 from datadreamer_like.stages import Calibrate
 from datadreamer_like.steps import Predict, Step, concat
 
-from .parts import VALIDATION, MakeTrainer, check_pair, check_recipe, labelled, make_trainer, named
+from .parts import VALIDATION, MakeTrainer, check_options, check_pair, check_recipe, labelled, make_trainer, named
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -101,10 +101,12 @@ class SelfTraining:
                 f'"{name}": train_output is None in row {missing}; each row of the seed has a label. Filter such rows '
                 "out, and pass their texts as unlabelled."
             )
+        first = make_trainer(trainer, f"{name}, student 0")
+        check_options(self, first, options, ("train_input", "train_output"))
         seed = named(labelled(train_input, train_output), train["train_output"], "train_output")
         seed = seed.save(name=f"{name}, seed")
         known: dict[int, str] = {}
-        self._train(trainer, seed, validation, options, {"labelled": 0, "changed": 0})
+        self._train(first, seed, validation, options, {"labelled": 0, "changed": 0})
         for number in range(1, rounds + 1):
             model = self.students[-1]
             if model.trained.is_multi_label:
@@ -132,7 +134,8 @@ class SelfTraining:
             sure = said.filter(lambda row: row["labels"] is not None and row["probabilities"] >= threshold)
             added = sure.select_columns(["texts", "labels"]).rename_columns({"texts": "text", "labels": "label"})
             rows = concat(seed, added).save(name=f"{name}, rows {number}")
-            self._train(trainer, rows, validation, options, {"labelled": len(found), "changed": changed})
+            student = make_trainer(trainer, f"{name}, student {number}")
+            self._train(student, rows, validation, options, {"labelled": len(found), "changed": changed})
         logger.info("%s", self.table)
 
     @classmethod
@@ -142,9 +145,8 @@ class SelfTraining:
         columns = named_columns(SUPERVISED, *[(texts, labels)] * 2)
         return {**columns, "unlabelled": ["the cat", "the dog"], "threshold": 0.5, "rounds": 1}
 
-    def _train(self, trainer: MakeTrainer, rows: Step, validation: Any, options: Any, facts: dict[str, Any]) -> None:
+    def _train(self, student: Any, rows: Step, validation: Any, options: Any, facts: dict[str, Any]) -> None:
         number = len(self.students)
-        student = make_trainer(trainer, f"{self.name}, student {number}")
         student.train(rows.output["text"], rows.output["label"], *validation.values(), **options)
         self.students.append(student)
         self.rounds.append({"round": number, **facts, **student.metrics})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from datadreamer_like.errors import DataError
 from datadreamer_like.evaluation.abstention import fit_threshold, rows_needed
 from datadreamer_like.graph.output import Column
+from datadreamer_like.graph.positions import only_known
 from datadreamer_like.models.trained.confidence import Confidence, Threshold
 from datadreamer_like.models.trained.model_facts import dtype_name
 from datadreamer_like.models.trained.predictions import log_odds
@@ -71,6 +72,7 @@ class Abstain(HeldOutStage):
 
     held_out_from = ("input ",)  # also validation rows, which chose the model, and those of a temperature
 
+    @only_known
     def __init__(
         self,
         name: str,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.evaluation.calibration import expected_calibration_error, fit_temperature, fit_temperatures
 from datadreamer_like.graph.output import Column
+from datadreamer_like.graph.positions import only_known
 from datadreamer_like.models.trained.confidence import Confidence
 from datadreamer_like.models.trained.predictions import probabilities
 
@@ -47,6 +48,7 @@ class Calibrate(HeldOutStage):
         1.62
     """
 
+    result_version = 2
     papers = ("1706.04599",)
 
     @classmethod
@@ -54,6 +56,7 @@ class Calibrate(HeldOutStage):
         """Returns the smallest arguments; see `Stage.example`."""
         return {"model": model, "inputs": ["a cat", "a dog", "the cat"], "labels": ["cat", "dog", "dog"]}
 
+    @only_known
     def __init__(
         self,
         name: str,

@@ -15,9 +15,11 @@ from datadreamer_like.evaluation.columns import check_column, check_lengths
 from datadreamer_like.evaluation.costs import size_of, time_in_turn
 from datadreamer_like.evaluation.judge import NAMES, Further, Judge
 from datadreamer_like.evaluation.judges.choice import judge_for
+from datadreamer_like.graph import Node
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.output import Column
+from datadreamer_like.graph.positions import only_known
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.exports.report import Runtime
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText, checked
@@ -28,6 +30,7 @@ from datadreamer_like.storage.shown import clean
 from datadreamer_like.storage.tables import TableWriter, open_table
 
 from .comparison import HTML_NAME, PNG_NAME, Comparison, Measured, unique
+from .preference import preference
 from .runtimes import check_runtimes, exported, with_runtime
 from .stage import Stage, model_argument, origins
 
@@ -82,6 +85,9 @@ class Compare(Stage):
         rejected: For language models: column of worse answers than `labels`.
         generate: For language models: number of rows, evenly spread, whose answers are generated, by greedy decoding.
         max_new_tokens: Maximum number of tokens in a generated answer.
+        judge: For language models: who compares their generated answers with the baseline's, for a win rate. An LLM,
+            asked with either answer first (what wins in one order only is a tie); a trained `TrainHFRewardModel`; or a
+            function of a prompt and two answers, the model's and the baseline's, that returns "a", "b" or "tie".
         runtimes: Where each model runs: "torch" and "onnx", for ONNX Runtime on a CPU. A classifier is exported to ONNX
             for the time of the work, in fp32, or in the bits in which it is quantized.
         device: Device for all models, such as "cuda"; None for each model's own.
@@ -112,6 +118,7 @@ class Compare(Stage):
         options = {"repeats": 1, "latency_texts": 1, "throughput_texts": 2, "resamples": 10}
         return {"models": [model, model], "inputs": ["a cat", "a dog"], "labels": ["cat", "dog"], **options}
 
+    @only_known
     def __init__(
         self,
         name: str,
@@ -137,6 +144,7 @@ class Compare(Stage):
         rejected: Column | None = None,
         generate: int = 0,
         max_new_tokens: int = 64,
+        judge: object | None = None,
         runtimes: Sequence[Runtime] = ("torch",),
         device: str | int | torch.device | None = None,
         keep_loaded: bool = True,
@@ -164,6 +172,13 @@ class Compare(Stage):
         self.teacher = None if teacher is None else model_argument(teacher, f'"{self.name}": teacher', device)
         self.max_error, self.confidence = max_error, confidence
         self.generate, self.max_new_tokens = generate, max_new_tokens
+        self.judge = judge
+        self._prefer = None if judge is None else preference(judge, f'"{self.name}": judge')
+        if judge is not None and (not generate or len(self.models) < 2):
+            raise DefinitionError(
+                f'"{self.name}": judge compares answers that two models generate. Pass generate=, a number of rows, '
+                "and at least two models."
+            )
         if max_error is not None:
             rows_needed(max_error, confidence)
         check_number(generate, f'"{self.name}": generate', 0, whole=True)
@@ -178,6 +193,8 @@ class Compare(Stage):
             check_number(getattr(self, option), what, 1, whole=True, optional=option == "threads")
         taught = [] if self.teacher is None else [self.teacher]
         self.parents = origins([*self.models, *taught], columns.values())
+        if isinstance(judge, Node) and judge not in self.parents:
+            self.parents.append(judge)
         self.find_or_make()
         self.comparison = Comparison.read(self.result_folder)
         if self.comparison.names != self.names:
@@ -198,6 +215,8 @@ class Compare(Stage):
         ):  # fmt: skip
             parts[f"argument {option}"] = fingerprint(getattr(self, option), option)
         parts["teacher"] = fingerprint(self.teacher, "teacher")
+        if self.judge is not None:
+            parts["argument judge"] = fingerprint(self.judge, "judge")
         if self.runtimes != ("torch",):
             parts["argument runtimes"] = fingerprint(self.runtimes, "runtimes")
         return parts | {f"input {name}": fingerprint(getattr(self, name), name) for name in (*NAMES, "rejected")}
@@ -265,7 +284,7 @@ class Compare(Stage):
             judge = judge_for(models)(
                 self.inputs, self.labels, models, self.max_length, self.chat_prompt_template, self.system_prompt,
                 self.resamples, self.seed, self.teacher, self.max_error, self.confidence, self.rejected, self.generate,
-                self.max_new_tokens,
+                self.max_new_tokens, self._prefer,
             )  # fmt: skip
             for name, model in models.items():
                 self.usage.note = f"loading {name}"
@@ -300,8 +319,10 @@ class Compare(Stage):
         measured: list[Measured] = []
         for (name, model), said, size, more in zip(judge.models.items(), answers, sizes, further, strict=True):
             differences: dict[str, Interval] = {}
+            preferred: Interval | None = None
             if len(measured) != self.baseline:
                 self.usage.note = f"comparing {name} with {self.names[self.baseline]}"
+                preferred = judge.preferred(further[self.baseline].texts, more.texts)
                 differences = judge.differences(answers[self.baseline], said)
             folders = [part.path for part in getattr(model, "members", [model])]
             on_disk = model.bytes_on_disk if all(map(os.path.isdir, folders)) else None
@@ -309,7 +330,7 @@ class Compare(Stage):
             measured.append(
                 Measured(
                     {**judge.quality(said), **more.scores}, differences, size.parameters, size.nonzero, on_disk,
-                    timing.latency, timing.throughput, timing.seconds, timing.rates,
+                    timing.latency, timing.throughput, timing.seconds, timing.rates, preferred,
                 )
             )  # fmt: skip
         self.usage.note = "drawing"

@@ -38,6 +38,7 @@ class Measured:
         throughput: Rows per second in batches: median and quartiles over the rounds.
         round_seconds: Raw latencies in seconds [rounds, rows].
         round_rates: Raw throughputs in rows per second [rounds].
+        preferred: Share of a language model's answers that a judge prefers to the baseline's; None without a judge.
     """
 
     quality: dict[str, float]
@@ -49,6 +50,7 @@ class Measured:
     throughput: Interval
     round_seconds: list[list[float]]
     round_rates: list[float]
+    preferred: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Comparison:
         for model in data["models"]:
             differences = {key: Interval(**value) for key, value in model["differences"].items()}
             timed = {key: Interval(**model[key]) for key in ("latency", "throughput")}
+            if model.get("preferred") is not None:
+                timed["preferred"] = Interval(**model["preferred"])
             models.append(_known(Measured, {**model, **timed, "differences": differences}))
         return _known(cls, {**data, "models": models})
 
@@ -108,7 +112,8 @@ class Comparison:
 
     def records(self) -> list[dict[str, Any]]:
         """Returns the figures of each model as a flat dict, without the raw timings."""
-        apart = ("quality", "differences", "round_seconds", "round_rates")
+        judged = any(model.preferred is not None for model in self.models)
+        apart = ("quality", "differences", "round_seconds", "round_rates", *(() if judged else ("preferred",)))
         compared = list(dict.fromkeys(key for model in self.models for key in model.differences))
         records = []
         for name, model in zip(self.names, self.models, strict=True):

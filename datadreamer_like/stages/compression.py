@@ -21,6 +21,7 @@ from datadreamer_like.graph import Node, current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.output import Column
+from datadreamer_like.graph.positions import only_known
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.embedder_files import copy_modules
@@ -70,6 +71,7 @@ class Compression(Stage, ModelNode):
     method_kind: ClassVar[str]
     """`kind` of the methods that the stage accepts."""
 
+    @only_known
     def __init__(
         self,
         name: str,

@@ -10,6 +10,7 @@ from datadreamer_like.errors import MethodMisfit, check_number
 from datadreamer_like.formats import layouts
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
+from datadreamer_like.graph.positions import only_known
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.model_node import ModelNode
@@ -43,6 +44,7 @@ class FreshWeights(Stage, ModelNode):
         """Returns the smallest arguments; see `Stage.example`."""
         return {"model": model}
 
+    @only_known
     def __init__(
         self, name: str, model: object, *, seed: int = 0, force: bool = False, progress_interval: float | None = 60
     ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +16,7 @@ from datadreamer_like.errors import MethodMisfit, check_number
 from datadreamer_like.evaluation.columns import check_column, check_lengths, read_rows
 from datadreamer_like.evaluation.judge import NAMES
 from datadreamer_like.evaluation.labels import LabelSet, class_names
+from datadreamer_like.graph import Node
 from datadreamer_like.graph.card import CARD_NAME, oldest_first
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
@@ -56,7 +58,8 @@ class HeldOutRows:
 class HeldOutStage(Stage, ModelNode):
     """Base of stages that copy a classifier, and fit on held-out rows what is saved next to its weights.
 
-    A column of texts that the model was trained on in this session is warned of.
+    Texts that the model was trained on in this session are warned of: a column each time, and single texts, wherever
+    else they are from, when the stage runs.
 
     A subclass writes `fit`, and passes its own arguments that determine the result to `__init__`.
     """
@@ -97,16 +100,37 @@ class HeldOutStage(Stage, ModelNode):
         self._warn_of_seen_rows()
         self.find_or_make()
 
-    def _warn_of_seen_rows(self) -> None:
-        own = fingerprint(self.inputs, "inputs")
+    def _read_before(self) -> Iterator[tuple[Node, str, str]]:
+        """Yields each model behind this one with the arguments and fingerprints of the columns of `held_out_from`."""
         for node in oldest_first(self.source.node, lambda each: each.parents) if self.source.node is not None else ():
             for name, read in node.parts.items() if isinstance(node, ModelNode) else ():
-                if read == own and name.startswith(self.held_out_from):
-                    logger.warning(
-                        '%s: inputs is the column that "%s" read as %s, so what is fitted on it holds for rows that '
-                        "the model has seen, and for no others. Pass rows that were held out.",
-                        self.name, node.name, name.removeprefix("input "),
-                    )  # fmt: skip
+                if name.startswith(self.held_out_from):
+                    yield node, name.removeprefix("input "), read
+
+    def _warn_of_seen_rows(self) -> None:
+        own = fingerprint(self.inputs, "inputs")
+        for node, argument, read in self._read_before():
+            if read == own:
+                logger.warning(
+                    '%s: inputs is the column that "%s" read as %s, so what is fitted on it holds for rows that '
+                    "the model has seen, and for no others. Pass rows that were held out.",
+                    self.name, node.name, argument,
+                )  # fmt: skip
+
+    def _warn_of_seen_texts(self, texts: Sequence[str]) -> None:
+        """Compares texts with those of columns that are not `inputs`; the columns are found again by fingerprint."""
+        wanted, own = {*texts}, fingerprint(self.inputs, "inputs")
+        for node, argument, read in self._read_before():
+            column = None if read == own else _column_of(node, read)
+            seen = {text for text in column or () if isinstance(text, str) and text in wanted}
+            if seen:
+                count = sum(text in seen for text in texts)
+                self.card.facts["Rows seen before"] = f'{count:,} of {len(texts):,}, by "{node.name}" as {argument}'
+                logger.warning(
+                    '%s: %s of the %s rows of inputs have a text that "%s" read as %s, so the model may know them '
+                    "better than later rows. Filter them out, unless later rows repeat its texts as often.",
+                    self.name, f"{count:,}", f"{len(texts):,}", node.name, argument,
+                )  # fmt: skip
 
     @abstractmethod
     def fit(self, rows: HeldOutRows, before: Confidence) -> Confidence:
@@ -155,9 +179,21 @@ class HeldOutStage(Stage, ModelNode):
         for part in parts:
             targets.append(known.targets([label for _, label in part], NAMES[1], start, naming))
             start += len(part)
+        self._warn_of_seen_texts([text for part in parts for text, _ in part])
         for part in parts:
             self.usage.note = "running the model"
             texts = [text for text, _ in part]
             logits.append(model.logits(texts, batch_size=self.batch_size, max_length=self.max_length))
             self.usage.add(rows=len(part))
         return HeldOutRows(np.concatenate(logits).astype(np.float64), np.concatenate(targets), known.multi)
+
+
+def _column_of(node: Node, wanted: str) -> Column | None:
+    """Returns the column with this fingerprint among those of a node's parents."""
+    for parent in node.parents:
+        output = None if isinstance(parent, ModelNode) else getattr(parent, "output", None)
+        for name in getattr(output, "column_names", ()):
+            column: Column = output[name]  # type: ignore[index]
+            if fingerprint(column, name) == wanted:
+                return column
+    return None

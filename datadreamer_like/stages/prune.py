@@ -34,6 +34,7 @@ class Prune(RetrainedCompression):
         ... )
     """
 
+    result_version = 2
     method_kind = "pruning"
     retrains_results = True
 

@@ -30,6 +30,7 @@ class Quantize(RetrainedCompression):
         >>> small.export(to="student-int8")  # doctest: +SKIP
     """
 
+    result_version = 2
     method_kind = "quantization"
     retrains_results = False
 

@@ -12,6 +12,7 @@ from datadreamer_like.formats import layouts, mark_sparse
 from datadreamer_like.formats.sparse import sparse_names
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
+from datadreamer_like.graph.positions import only_known
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.model_node import ModelNode
@@ -47,6 +48,7 @@ class Rewind(Stage, ModelNode):
         """Returns the smallest arguments; see `Stage.example`."""
         return {"model": model, "to": model}
 
+    @only_known
     def __init__(
         self,
         name: str,

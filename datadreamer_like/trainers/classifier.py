@@ -17,6 +17,7 @@ from datadreamer_like.evaluation.columns import SUPERVISED, Columns, named_colum
 from datadreamer_like.evaluation.labels import LabelSet, find_labels
 from datadreamer_like.evaluation.soft_labels import (
     ClassWeights,
+    FloatArray,
     checked_weights,
     is_soft,
     soft_classes,
@@ -112,33 +113,20 @@ class TrainHFClassifier(HFTrainer):
         objective = check_objective(objective)
         columns = named_columns(SUPERVISED, (train_input, train_output), (validation_input, validation_output))
         optional = optional_labels(self.name, columns, objective)
-        check_weights(self.name, class_weights, objective)
+        of_labels = label_options(self.name, objective, classes, multi_label, class_weights)
         check_number(label_smoothing_factor, f'"{self.name}".train: label_smoothing_factor', 0)
         if label_smoothing_factor >= 1:
             raise DefinitionError(f'"{self.name}".train: label_smoothing_factor must be below 1.')
-        given: dict[str, Any] = {"classes": classes, "multi_label": multi_label or None, "class_weights": class_weights}
-        given |= {"label_smoothing_factor": label_smoothing_factor or None}
-        self._label_options = {name: value for name, value in given.items() if value is not None}
+        smoothing = {"label_smoothing_factor": label_smoothing_factor} if label_smoothing_factor else {}
+        self._label_options = {**of_labels, **smoothing}
         return self.run_training(columns, options, objective, self._label_options, optional)
 
     def make_task(
         self, config: PretrainedConfig, tokenizer: Tokenizer, columns: Columns, training: Training, objective: Objective
     ) -> Classification:
         """Returns a classification task with the classes of the training rows or the teacher."""
-        output, given = columns["train"].get("train_output"), self._label_options
-        self._check_soft([column for split in columns.values() for name, column in split.items() if "output" in name])
-        own_classes: tuple[str, ...] = ()
-        if output is not None and is_soft(output):
-            own_classes = soft_classes(output, "train_output", given.get("classes"))
-        soft = LabelSet(own_classes, given.get("multi_label", False)) if own_classes else None
-        labels = classes_to_learn(self.name, columns, objective, soft)
-        if task_of(config) == "text-classification":
-            own = _classes_of(config)
-            if own.multi == labels.multi and {*labels.names} <= {*own.names}:
-                labels = own
-        weights = None
-        if output is not None:
-            weights = weights_of_classes(given.get("class_weights"), labels, output, own_classes, "train_output")
+        given, own = self._label_options, _classes_of(config) if task_of(config) == "text-classification" else None
+        labels, weights = labels_and_weights(self.name, columns, objective, given, own)
         return Classification(
             tokenizer,
             labels,
@@ -149,14 +137,6 @@ class TrainHFClassifier(HFTrainer):
             class_weights=weights,
             label_smoothing=given.get("label_smoothing_factor", 0.0),
         )
-
-    def _check_soft(self, labels: Sequence[Column]) -> None:
-        needless = [name for name in ("classes", "multi_label") if name in self._label_options]
-        if needless and not any(map(is_soft, labels)):
-            raise DefinitionError(
-                f'"{self.name}": {" and ".join(needless)} describe labels that are probabilities, but the columns of '
-                f"labels have none. Leave {'them' if len(needless) > 1 else 'it'} out."
-            )
 
     def load_model(self, config: PretrainedConfig, task: Task, options: dict[str, Any]) -> PreTrainedModel:
         """Returns the model with a head for the classes."""
@@ -187,6 +167,50 @@ def head_options(labels: LabelSet) -> dict[str, Any]:
         "label2id": labels.label2id,
         "problem_type": f"{'multi' if labels.multi else 'single'}_label_classification",
     }
+
+
+def label_options(
+    name: str, objective: Objective, classes: Sequence[str] | None, multi_label: bool, class_weights: ClassWeights
+) -> dict[str, Any]:
+    """Returns the options of `train` that describe labels, by name, without those that are not given.
+
+    Raises:
+        ArgumentTypeError, DefinitionError: The weights are none, or make no sense; see `check_weights`.
+    """
+    check_weights(name, class_weights, objective)
+    given = {"classes": classes, "multi_label": multi_label or None, "class_weights": class_weights}
+    return {option: value for option, value in given.items() if value is not None}
+
+
+def labels_and_weights(
+    name: str, columns: Columns, objective: Objective, given: Mapping[str, Any], own: LabelSet | None = None
+) -> tuple[LabelSet, FloatArray | None]:
+    """Returns the classes to learn and their weights, given a trainer's `label_options`; `name` is the trainer's.
+
+    `own` are the classes of the model to start from, which are kept if they have all of the others.
+
+    Raises:
+        DefinitionError: Options describe probabilities, and no label is one; or see `classes_to_learn`.
+        LabelError: See `find_labels` and `weights_of_classes`.
+    """
+    output = columns["train"].get("train_output")
+    outputs = [column for split in columns.values() for argument, column in split.items() if "output" in argument]
+    needless = [option for option in ("classes", "multi_label") if option in given]
+    if needless and not any(map(is_soft, outputs)):
+        raise DefinitionError(
+            f'"{name}": {" and ".join(needless)} describe labels that are probabilities, but the columns of '
+            f"labels have none. Leave {'them' if len(needless) > 1 else 'it'} out."
+        )
+    of_lists: tuple[str, ...] = ()
+    if output is not None and is_soft(output):
+        of_lists = soft_classes(output, "train_output", given.get("classes"))
+    soft = LabelSet(of_lists, given.get("multi_label", False)) if of_lists else None
+    labels = classes_to_learn(name, columns, objective, soft)
+    if own is not None and own.multi == labels.multi and {*labels.names} <= {*own.names}:
+        labels = own
+    if output is None:
+        return labels, None
+    return labels, weights_of_classes(given.get("class_weights"), labels, output, of_lists, "train_output")
 
 
 def check_weights(name: str, weights: object, objective: Objective) -> None:

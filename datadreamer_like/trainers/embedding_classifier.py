@@ -17,7 +17,8 @@ from transformers.utils.hub import cached_file
 from datadreamer_like.distillation import Objective
 from datadreamer_like.distillation.tokens import max_tokens
 from datadreamer_like.errors import DefinitionError, MethodMisfit, did_you_mean
-from datadreamer_like.evaluation.columns import SUPERVISED, Columns, check_columns, named_columns
+from datadreamer_like.evaluation.columns import SUPERVISED, Columns, named_columns
+from datadreamer_like.evaluation.soft_labels import ClassWeights
 from datadreamer_like.evaluation.tasks.classification import Classification
 from datadreamer_like.evaluation.tasks.examples import Examples, sorted_batches
 from datadreamer_like.evaluation.tasks.task import Task
@@ -28,10 +29,11 @@ from datadreamer_like.formats.classifiers.embedding import (
 )
 from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.output import Column
+from datadreamer_like.graph.positions import only_known
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText
 
-from .classifier import TrainHFClassifier, head_options, logistic_example, optional_labels
-from .training.logistic import Rows, check_hard, check_logistic, fit_logistic
+from .classifier import TrainHFClassifier, head_options, label_options, logistic_example, optional_labels
+from .training.logistic import Rows, check_logistic, fit_logistic
 from .training.loop import Fit, Run
 from .training.options import HFOptions, Training
 from .training.teaching import check_objective
@@ -85,6 +87,7 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
         """Returns the smallest arguments of `train`; columns are lists of values."""
         return logistic_example()
 
+    @only_known
     def train(  # type: ignore[override]  # a regression has other options than a training loop
         self,
         train_input: Column,
@@ -93,6 +96,9 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
         validation_output: Column | None,
         *,
         objective: Objective | None = None,
+        classes: Sequence[str] | None = None,
+        multi_label: bool = False,
+        class_weights: ClassWeights = None,
         C: float | Sequence[float] | None = None,
         truncate: bool = True,
         max_length: int | None = None,
@@ -102,11 +108,13 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
 
         Args:
             train_input: Training texts.
-            train_output: Their labels, one each or lists of them; not probabilities, which are a teacher's:
-                `SoftTargets(Probabilities(texts, probabilities), alpha=1.0)`.
+            train_output: Their labels, or soft labels; see `TrainHFClassifier.train`.
             validation_input: Validation texts, used to choose C.
             validation_output: Their labels.
             objective: The objective to minimise, on logits; None for the labels alone.
+            classes: The classes of soft labels that are lists.
+            multi_label: Whether each probability of a soft label is that of a separate yes-or-no decision.
+            class_weights: Weights of classes in the loss of the labels; see `TrainHFClassifier.train`.
             C: Inverse strength of the penalty on the weights; see `TrainLinearClassifier.train`.
             truncate: Cut texts that are longer than the maximum; False raises an error instead.
             max_length: Maximum length of a text in tokens; None for the model's own limit.
@@ -118,7 +126,9 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
         """
         columns = named_columns(SUPERVISED, (train_input, train_output), (validation_input, validation_output))
         options = {"truncate": truncate, "max_length": max_length, "batch_size": batch_size}
-        return self.run_logistic(columns, options, objective, C)
+        objective = check_objective(objective)
+        self._label_options = label_options(self.name, objective, classes, multi_label, class_weights)
+        return self.run_logistic(columns, options, objective, C, self._label_options)
 
     def run_logistic(
         self,
@@ -133,9 +143,7 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
         check_logistic(objective, c, f'"{self.name}".train')
         self._c = c
         own = {"C": c, "pooling": str(self.pooling), "normalize": self.normalize, **own}
-        optional = optional_labels(self.name, columns, objective)
-        check_hard(check_columns(columns, optional), f'"{self.name}".train')
-        return self.run_training(columns, options, objective, own, optional)
+        return self.run_training(columns, options, objective, own, optional_labels(self.name, columns, objective))
 
     def make_task(
         self, config: PretrainedConfig, tokenizer: Any, columns: Columns, training: Training, objective: Objective
@@ -167,12 +175,11 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
 
     def fit(self, run: Run) -> Fit:
         """Embeds the rows and fits the head; the embeddings and each fit are kept, so that a killed run resumes."""
-        model, classes = run.model, run.model.config.num_labels
+        model, classes, task = run.model, run.model.config.num_labels, run.task
+        assert isinstance(task, Classification)
         parts: list[Rows] = []
         for split, examples in (("train", run.train), ("validation", run.validation)):
-            rows = torch.arange(len(examples))
-            labels = torch.from_numpy(np.asarray(examples.fields["labels"]))
-            batch = {"labels": labels, "mask": torch.ones(len(rows), dtype=torch.bool), "rows": rows}
+            batch = {**task.label_batch(examples.fields), "rows": torch.arange(len(examples))}
             features = self._embeddings(run, examples, split)
             parts.append(Rows(features, batch, run.teachers[split](batch, classes)))
         train, validation = parts

@@ -13,7 +13,7 @@ import torch
 from datadreamer_like.distillation import Objective
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, check_number
 from datadreamer_like.evaluation.columns import SUPERVISED, Columns, check_columns, named_columns, read_rows
-from datadreamer_like.evaluation.labels import class_names
+from datadreamer_like.evaluation.soft_labels import ClassWeights
 from datadreamer_like.evaluation.tasks.classification import Classification
 from datadreamer_like.formats.classifiers.linear import (
     LinearConfig,
@@ -25,13 +25,14 @@ from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.output import Column
+from datadreamer_like.graph.positions import only_known
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.trained_model import TrainedModel
 
-from .classifier import classes_to_learn, head_options, logistic_example, optional_labels
+from .classifier import head_options, label_options, labels_and_weights, logistic_example, optional_labels
 from .trainer import Trainer
-from .training.logistic import Rows, check_hard, check_logistic, fit_logistic
+from .training.logistic import Rows, check_logistic, fit_logistic
 from .training.saved import ROWS, check_same_logits
 from .training.signals import unload_teacher
 from .training.teaching import check_objective, node_of, prepare_teacher
@@ -59,6 +60,7 @@ class TrainLinearClassifier(Trainer):
         ['cli']
     """
 
+    @only_known
     def __init__(
         self,
         name: str,
@@ -93,6 +95,7 @@ class TrainLinearClassifier(Trainer):
         """Returns the smallest arguments of `train`; columns are lists of values."""
         return logistic_example()
 
+    @only_known
     def train(
         self,
         train_input: Column,
@@ -101,17 +104,22 @@ class TrainLinearClassifier(Trainer):
         validation_output: Column | None,
         *,
         objective: Objective | None = None,
+        classes: Sequence[str] | None = None,
+        multi_label: bool = False,
+        class_weights: ClassWeights = None,
         C: float | Sequence[float] | None = None,
     ) -> Self:
         """Fits the classifier, or loads the cached result, and returns the trainer.
 
         Args:
             train_input: Training texts.
-            train_output: Their labels, one each or lists of them; not probabilities, which are a teacher's:
-                `SoftTargets(Probabilities(texts, probabilities), alpha=1.0)`.
+            train_output: Their labels, or soft labels; see `TrainHFClassifier.train`.
             validation_input: Validation texts, used to choose C.
             validation_output: Their labels.
             objective: The objective to minimise, on logits; None for the labels alone.
+            classes: The classes of soft labels that are lists.
+            multi_label: Whether each probability of a soft label is that of a separate yes-or-no decision.
+            class_weights: Weights of classes in the loss of the labels; see `TrainHFClassifier.train`.
             C: Inverse strength of the penalty on the weights: a number, or several to choose from by the validation
                 loss. None tries 1, 10, 100 and 1,000. They are tried in rising order until the loss rises.
 
@@ -125,23 +133,26 @@ class TrainLinearClassifier(Trainer):
         Classification.check_objective(objective)
         arguments = named_columns(SUPERVISED, (train_input, train_output), (validation_input, validation_output))
         columns = check_columns(arguments, optional_labels(self.name, arguments, objective))
-        check_hard(columns, f'"{self.name}".train')
+        options = label_options(self.name, objective, classes, multi_label, class_weights)
         given = {**columns["train"], **columns["validation"]}
         parts = {**class_part(type(self)), "objective": fingerprint(objective, "objective")}
         parts |= {f"input {name}": fingerprint(column, name) for name, column in given.items()}
-        own = {"features": list(self.kinds.items()), "max_features": self.max_features, "C": C}
+        own = {"features": list(self.kinds.items()), "max_features": self.max_features, "C": C, **options}
         parts |= {f"argument {name}": fingerprint(value, name) for name, value in own.items()}
         teacher = node_of(objective.teacher)
         parents = [*(column.step for column in given.values()), *([] if teacher is None else [teacher])]
-        return self.work(parts, parents, partial(self._build, columns, objective, C))
+        return self.work(parts, parents, partial(self._build, columns, objective, options, C))
 
-    def _build(self, columns: Columns, objective: Objective, c: Any, draft: Path) -> Kept:
+    def _build(self, columns: Columns, objective: Objective, options: Mapping[str, Any], c: Any, draft: Path) -> Kept:
         with quiet(), unload_teacher(objective.teacher):
             usage = current_usage()
             usage.note = "reading the rows"
-            labels = classes_to_learn(self.name, columns, objective)
+            labels, weights = labels_and_weights(self.name, columns, objective, options)
             # It has no tokenizer: of the task, only labels, teacher and metrics are used.
-            task = Classification(None, labels, _NO_LIMIT, truncate=True, optional=objective.teacher is not None)  # type: ignore[arg-type]
+            task = Classification(
+                None, labels, _NO_LIMIT, truncate=True, optional=objective.teacher is not None,  # type: ignore[arg-type]
+                soft_classes=options.get("classes"), class_weights=weights,
+            )  # fmt: skip
             read = {split: _read(task, columns[split]) for split in ("train", "validation")}
             config = LinearConfig(0, **head_options(labels))
             none: Any = dict.fromkeys(read)  # it has no tokens
@@ -184,10 +195,8 @@ def _read(task: Classification, columns: Mapping[str, Column]) -> tuple[list[str
     label_name = next(iter([*columns][1:]), "")
     rows = [*chain.from_iterable(read_rows(columns, labels=label_name, optional=task.optional))]
     labels = [row[1] if label_name else None for row in rows]
-    naming = class_names(columns[label_name]) if label_name else None
-    targets = torch.from_numpy(task.labels.targets(labels, label_name, naming=naming))
-    everything = torch.ones(len(rows), dtype=torch.bool)
-    return [row[0] for row in rows], {"labels": targets, "mask": everything, "rows": torch.arange(len(rows))}
+    fields = task.label_fields(labels, columns.get(label_name), label_name)
+    return [row[0] for row in rows], {**task.label_batch(fields), "rows": torch.arange(len(rows))}
 
 
 def _checked(ngrams: object, what: str) -> tuple[int, int]:

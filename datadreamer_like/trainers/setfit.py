@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Self, Unpack, get_args
 import numpy as np
 
 from datadreamer_like.distillation import Objective
-from datadreamer_like.errors import DefinitionError, check_number, did_you_mean
-from datadreamer_like.evaluation.columns import SUPERVISED, named_columns
+from datadreamer_like.errors import DefinitionError, MethodMisfit, check_number, did_you_mean
+from datadreamer_like.evaluation.columns import SUPERVISED, check_column, named_columns
+from datadreamer_like.evaluation.soft_labels import is_soft
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.positions import by_position
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText
@@ -117,6 +118,7 @@ class TrainSetFitClassifier(TrainEmbeddingClassifier):
             **options: See `TrainingOptions`.
 
         Raises:
+            MethodMisfit: Labels are probabilities.
             LabelError: No class has two texts, or there is only one class.
             DefinitionError: There are too many pairs, an option is unknown, or asks for what is not available.
             DataDreamerError: See `TrainHFClassifier.train`.
@@ -133,6 +135,12 @@ class TrainSetFitClassifier(TrainEmbeddingClassifier):
                 f"{who}: end_to_end is not available. Train without it, then a TrainHFClassifier from the result."
             )
         check_number(num_iterations, f"{who}: num_iterations", 1, whole=True, optional=True)
+        for argument, column in (("train_output", train_output), ("validation_output", validation_output)):
+            if column is not None and is_soft(check_column(column, argument)):
+                raise MethodMisfit(
+                    f"{who}: {argument} has probabilities of classes, and pairs of texts are of one class or of two. "
+                    "Pass labels, or such a column to TrainEmbeddingClassifier or TrainHFClassifier."
+                )
         columns = named_columns(SUPERVISED, (train_input, train_output), (validation_input, validation_output))
         given: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": body_learning_rate}
         given = {name: value[0] if isinstance(value, Sequence) else value for name, value in given.items()}

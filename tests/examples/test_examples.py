@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 SHORT = {
     "abstain": "of 16 answered",
     "born_again": "Born again, ensemble",
+    "distil_classifier": "Soft targets",
     "distil_embedder": "and distilled",
     "distil_llm": "of the teacher's answers, taught by",
     "distilbert": "Distilled, 3 layers",
@@ -33,7 +34,7 @@ WHOLE = {
     "structured_output": "stars",
 }
 """Those without a short form."""
-MEASURE = {"born_again", "distil_embedder", "distilbert", "export_everywhere", "lottery_ticket"}
+MEASURE = {"born_again", "distil_classifier", "distil_embedder", "distilbert", "export_everywhere", "lottery_ticket"}
 """Those that measure times, or whose recipe logs a table."""
 
 

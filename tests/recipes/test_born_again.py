@@ -136,6 +136,8 @@ def test_wrong_arguments_are_refused_before_any_training(session, trainer):
         ({"generations": 0}, DefinitionError, "generations is 0"),
         ({"objective": SoftTargets(EnsembleModel(["x"]))}, ArgumentTypeError, "function of the teacher"),
         ({"seed": -1}, DefinitionError, "seed is -1"),
+        ({"generation": 2}, DefinitionError, 'Did you mean "generations"'),
+        ({"learning_rte": 1e-3}, DefinitionError, 'Did you mean "learning_rate"'),
         ({"trainer": "roberta"}, ArgumentTypeError, "must be a function that makes a new trainer"),
         ({"trainer": trainer("Made")}, ArgumentTypeError, "must be a function that makes a new trainer"),
         ({"trainer": lambda name: None}, ArgumentTypeError, "which is not a trainer"),

@@ -137,6 +137,8 @@ def test_what_makes_no_ticket_is_refused_before_any_work(session, trainer):
         ({"share": 1.0}, DefinitionError, "under 1"),
         ({"share": 0}, DefinitionError, "share"),
         ({"rewind_step": -1}, DefinitionError, "rewind_step"),
+        ({"round": 2}, DefinitionError, 'Did you mean "rounds"'),
+        ({"learning_rte": 1e-3}, DefinitionError, 'Did you mean "learning_rate"'),
         ({"scope": "class"}, DefinitionError, "scope"),
     ):
         with pytest.raises(error, match=says):

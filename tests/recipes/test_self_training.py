@@ -113,6 +113,8 @@ def test_wrong_arguments_are_refused_before_any_training(session):
         ({"threshold": 0}, DefinitionError, "threshold is 0"),
         ({"threshold": 1.1}, DefinitionError, "at most 1"),
         ({"rounds": 0}, DefinitionError, "rounds is 0"),
+        ({"treshold": 0.8}, DefinitionError, 'Did you mean "threshold"'),
+        ({"epochs": 3}, DefinitionError, 'has no option "epochs", and its trainer neither'),
         ({"unlabelled": ["a"]}, ArgumentTypeError, "unlabelled is of type list"),
         ({"train_output": columns["unlabelled"]}, DefinitionError, "same number of rows"),
         ({"trainer": LINEAR("Made")}, ArgumentTypeError, "makes a new trainer"),

@@ -214,6 +214,10 @@ def test_bad_arguments_are_named_before_the_model_runs(session: DataDreamer, goo
 
     with pytest.raises(DataError, match=r'"Sure": inputs has 100 rows.*needs at least 149'):
         abstain(max_error=0.02, confidence=0.95)
+    with pytest.raises(TypeError, match=r'Abstain has no option "max_eror"\. Did you mean "max_error"'):
+        abstain(max_eror=0.1)
+    with pytest.raises(DefinitionError, match='Quantize has no option "retrian"\\. Did you mean "retrain"'):
+        Quantize("Small", good, DynamicInt8(), retrian={})
     with pytest.raises(DefinitionError, match="max_error is 2;"):
         abstain(max_error=2)
     with pytest.raises(MethodMisfit, match="does text-generation; Abstain takes a classifier"):
@@ -256,6 +260,34 @@ def test_rows_that_the_model_has_seen_are_warned_of(
     caplog.clear()
     Calibrate("Again", model, used["text"], used["label"])
     assert ("rows that the model has seen" in caplog.text) == (split == "train")
+
+
+def test_single_texts_that_the_model_has_seen_are_counted_wherever_they_are_from(
+    session: DataDreamer, caplog: pytest.LogCaptureFixture
+):
+    columns = {}
+    for seed, name in enumerate(("train", "validation", "fresh")):
+        texts, labels = rows(120, seed)
+        texts = [f"{text} {name} {row}" for row, text in enumerate(texts)]  # no text is in two columns
+        columns[name] = DataSource(name, data={"text": texts, "label": labels}).output
+    train, validation, fresh = columns.values()
+    model = TrainLinearClassifier("Model").train(
+        train["text"], train["label"], validation["text"], validation["label"], C=1.0
+    )
+    Abstain("Sure", model, fresh["text"], fresh["label"], **BOUND)
+    assert "rows of inputs have a text" not in caplog.text
+    leaked = {name: [*fresh[name][:90], *train[name][5:15], *validation[name][:20]] for name in ("text", "label")}
+    mixed_up = DataSource("Mixed", data=leaked).output
+    sure = Abstain("Surer", Calibrate("Calibrated", model, fresh["text"], fresh["label"]), mixed_up["text"],
+                   mixed_up["label"], **BOUND)  # fmt: skip
+    for count, name, argument in ((10, "Model", "train_input"), (20, "Model", "validation_input"),
+                                  (90, "Calibrated", "inputs")):  # fmt: skip
+        assert f'Surer: {count} of the 120 rows of inputs have a text that "{name}" read as {argument}' in caplog.text
+    assert "Rows seen before" in sure.card.facts
+    caplog.clear()
+    Calibrate("Again", model, mixed_up["text"], mixed_up["label"])
+    assert caplog.text.count("have a text that") == 1  # a temperature may be fitted on validation rows
+    assert "10 of the 120" in caplog.text
 
 
 @pytest.mark.parametrize("multi", [False, True])

@@ -11,11 +11,14 @@ from scipy.special import log_softmax
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from datadreamer_like import DataDreamer
-from datadreamer_like.errors import DataError, DefinitionError, LabelError
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, LabelError
 from datadreamer_like.evaluation import expected_calibration_error, fit_threshold, rouge_l
+from datadreamer_like.models import LLM
+from datadreamer_like.models.llms.generation import Answer
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.stages import Calibrate, Compare
 from datadreamer_like.steps.sources.data_source import DataSource
+from datadreamer_like.trainers import TrainHFRewardModel
 
 from .conftest import LABELS, classifier, save
 
@@ -116,6 +119,81 @@ def test_language_models_show_pairs_and_what_they_write(session: DataDreamer, ti
     assert "win rate" not in str(again)
     with pytest.raises(DefinitionError, match="generated no answers"):
         _ = again.generations
+
+
+class Biased(LLM):
+    """Prefers the longer answer in both orders if one is twice as long, else whatever is shown first."""
+
+    model_name = "biased"
+
+    def answer_batch(self, requests: Any) -> list[Answer]:
+        found = []
+        for request in requests:
+            text = str(request.prompt)
+            first, second = text.split("Response A: ")[1].split("\n\nWhich")[0].split("\n\nResponse B: ")
+            longer = len(second) > 2 * len(first)
+            found.append(Answer([f"Response {'B' if longer else 'A'}."]))
+        return found
+
+
+def by_length(prompt: str, a: str, b: str) -> str:
+    """What `Biased` finds once its bias is cancelled."""
+    return "a" if len(a) > 2 * len(b) else "b" if len(b) > 2 * len(a) else "tie"
+
+
+@pytest.mark.parametrize("judge", ["a function", "an LLM", "a reward model"])
+def test_a_judge_gives_the_win_rate_of_generated_answers_with_its_interval(
+    session: DataDreamer, tiny_causal_lm: Path, tmp_path: Path, judge: str
+):
+    tokens = AutoTokenizer.from_pretrained(tiny_causal_lm)
+    other = AutoModelForCausalLM.from_pretrained(tiny_causal_lm)
+    with torch.no_grad():
+        other.get_output_embeddings().weight[tokens.eos_token_id] += 1.0  # shorter answers, now and then
+    other.save_pretrained(tmp_path / "other")
+    tokens.save_pretrained(tmp_path / "other")
+    texts = [f"{start} {end}" for start in ("The cat sat", "A dog ran", "Rain fell") for end in ("down.", "on.", "x")]
+    made = DataSource("Prompts", data={"prompt": texts, "answer": texts, "other": texts[::-1]}).output
+
+    if judge == "a reward model":
+        judges: dict[str, Any] = {judge: TrainHFRewardModel("Reward", str(tiny_causal_lm)).train_with_pairs(
+            *(made["prompt"], made["answer"], made["other"]) * 2, epochs=1, batch_size=9, learning_rate=1e-3
+        )}  # fmt: skip
+    else:
+        judges = {"a function": by_length, "an LLM": Biased()}
+    compared = Compare(
+        "Judged", [tiny_causal_lm, tmp_path / "other"], made["prompt"], made["answer"], generate=9, max_new_tokens=12,
+        names=["first", "second"], judge=judges[judge], **{**QUICK, "resamples": 2000},
+    )  # fmt: skip
+    first, second = (compared.generations[name] for name in ("first", "second"))
+    pairs = list(zip(texts, second, first, strict=True))
+    points = [{"a": 1.0, "b": 0.0, "tie": 0.5}[by_length(*pair)] for pair in pairs]
+    if judge == "a reward model":
+        rewards = [judges[judge].score(texts, answers) for answers in (second, first)]
+        points = [(a > b) + 0.5 * (a == b) for a, b in zip(*rewards, strict=True)]
+        assert judges[judge] in compared.parents
+    assert 0 < np.mean(points) < 1
+    found = compared.rows[1]["preferred"]
+    assert found.value == pytest.approx(np.mean(points))
+    drawn = np.random.default_rng(1).choice(points, (4000, 9)).mean(1)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.06)
+    assert compared.rows[0]["preferred"] is None
+    assert "preferred" in str(compared)
+    assert "answers that the judge finds better than those of first" in " ".join(str(compared).split())
+
+
+def test_a_judge_that_cannot_judge_is_refused(session: DataDreamer, byte_lm: Path, good: Path, column: Column):
+    def compare(judge: Any, model: Path = byte_lm, generate: int = 2) -> Compare:
+        pair = column("text"), column("label")
+        return Compare("Judged", [model, model], *pair, generate=generate, max_new_tokens=2, judge=judge, **QUICK)
+
+    with pytest.raises(ArgumentTypeError, match="judge is 'gpt'; it must be an LLM"):
+        compare("gpt")
+    with pytest.raises(DefinitionError, match="Pass generate="):
+        compare(by_length, generate=0)
+    with pytest.raises(DefinitionError, match="is not an option of comparing models for classification"):
+        compare(by_length, good)
+    with pytest.raises(ArgumentTypeError, match="judge returned 'left'; it must return"):
+        compare(lambda prompt, a, b: "left")
 
 
 def test_options_that_do_not_fit_are_named_before_a_model_runs(

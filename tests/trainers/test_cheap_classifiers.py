@@ -13,12 +13,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from transformers import AutoModel, AutoTokenizer
 from warm import CONTEXT
 
 from datadreamer_like import DataDreamer, pruning, quantization
 from datadreamer_like.distillation import HardTargets, HiddenStates, SoftTargets
-from datadreamer_like.errors import ArgumentTypeError, DataDreamerError, DefinitionError, MethodMisfit, StorageError
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DataDreamerError,
+    DataError,
+    DefinitionError,
+    LabelError,
+    MethodMisfit,
+    StorageError,
+)
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.stages import Compare, Prune, Quantize
 from datadreamer_like.trainers import (
@@ -152,6 +161,53 @@ def test_rows_may_have_several_labels(kind, tiny_encoder, session):
     assert trainer.predict(["good tea"]).labels == [["good", "warm"]]
 
 
+@pytest.mark.parametrize("kind", [TrainEmbeddingClassifier, TrainLinearClassifier])
+def test_soft_labels_and_class_weights_are_learnt_as_scikit_learn_does(kind, tiny_encoder, session, data):
+    train, validation = opinions(96), opinions(32, seed=1)
+    chances = [0.85 if label == "positive" else 0.3 for label in train["label"]]
+    soft = [{"negative": 1 - chance, "positive": chance} for chance in chances]
+    columns = data({**train, "label": soft}, validation)
+    weighted = {"class_weights": {"negative": 3.0}, "C": 5.0}
+    trainer = make(kind, "Soft", tiny_encoder).train(**columns, **weighted)
+    lists = data({**train, "label": [[row["positive"], row["negative"]] for row in soft]}, validation)
+    listed = make(kind, "Lists", tiny_encoder).train(**lists, classes=["positive", "negative"], **weighted)
+    plain = make(kind, "Plain", tiny_encoder).train(**columns, C=5.0)
+
+    model = trainer.model
+    if kind is TrainLinearClassifier:
+        vectors = model.features(train["text"]).toarray()
+    else:
+        batch = trainer.tokenizer(train["text"], padding=True, return_tensors="pt")
+        with torch.no_grad():
+            vectors = model.embed(batch["input_ids"], batch["attention_mask"]).numpy()
+    twins, classes = np.repeat(vectors.astype(np.float64), 2, axis=0), np.tile([0, 1], 96)
+    counts = np.array([[3 * (1 - chance), chance] for chance in chances]).ravel()
+    # It has one vector of weights for two classes, the difference of ours, whose squares are half of its square.
+    theirs = LogisticRegression(C=10.0, tol=1e-8, max_iter=10_000).fit(twins, classes, sample_weight=counts)
+    expected = theirs.predict_proba(vectors)
+    np.testing.assert_allclose(trainer.predict(train["text"]).probabilities, expected, atol=5e-3)
+    found = listed.predict(train["text"])
+    np.testing.assert_allclose(found.probabilities[:, [found.classes.index(n) for n in ("negative", "positive")]],
+                               expected, atol=5e-3)  # fmt: skip
+    assert np.abs(plain.predict(train["text"]).probabilities - expected).max() > 0.1
+    assert len({each.fingerprint for each in (trainer, listed, plain)}) == 3
+
+
+@pytest.mark.parametrize("kind", [TrainEmbeddingClassifier, TrainLinearClassifier])
+def test_labels_and_weights_that_cannot_be_learnt_are_refused(kind, tiny_encoder, session, data, monkeypatch):
+    monkeypatch.setattr(AutoModel, "from_pretrained", None)
+    for labels, options, error, words in (
+        ([[0.5, 0.5], [0.7, 0.7]], {"classes": ["a", "b"]}, DataError, "in row 1, whose sum is 1.4"),
+        ([[0.5, 0.5]] * 2, {}, DefinitionError, "Pass classes="),
+        (["a", "b"], {"multi_label": True}, DefinitionError, "multi_label describe"),
+        (["apple", "pear"], {"class_weights": {"appel": 2.0}}, LabelError, 'Did you mean "apple"'),
+        (["a", "b"], {"class_weights": {"a": -1.0}}, DefinitionError, "must be 0 or more"),
+    ):
+        rows = {"text": ["good", "bad"], "label": labels}
+        with pytest.raises(error, match=words):
+            make(kind, "Bad", tiny_encoder).train(**data(rows, rows), **options)
+
+
 def test_they_are_compared_and_published_as_any_other(trained, session, hub_server, monkeypatch, tmp_path):
     held_out = Rows("Held out", opinions(40, seed=3)).output
     options = {"repeats": 1, "latency_texts": 2, "throughput_texts": 8, "resamples": 10}
@@ -239,6 +295,9 @@ BAD_TRAINERS = {
     "no features": (TrainLinearClassifier, {"word_ngrams": None, "char_ngrams": None}, DefinitionError, "no features"),
     "ngrams": (TrainLinearClassifier, {"word_ngrams": (2, 1)}, DefinitionError, "shorter than the shortest"),
     "one ngram": (TrainLinearClassifier, {"char_ngrams": 3}, ArgumentTypeError, r"such as \(1, 2\)"),
+    "a wrong name": (TrainLinearClassifier, {"word_ngram": (1, 1)}, ArgumentTypeError, 'Did you mean "word_ngrams"'),
+    "a name of its own": (TrainEmbeddingClassifier, {"poolng": "mean"}, DefinitionError, 'Did you mean "pooling"'),
+    "a size": (TrainStaticClassifier, {"dimension": 8}, DefinitionError, 'Did you mean "dimensions"'),
     "no terms": (TrainLinearClassifier, {"max_features": 0}, DefinitionError, "max_features is 0"),
 }
 
@@ -248,6 +307,12 @@ def test_a_bad_option_is_refused_before_anything_runs(case, tiny_encoder, sessio
     kind, options, error, message = BAD_TRAINERS[case]
     with pytest.raises(error, match=message):
         kind("Bad", *([] if kind is TrainLinearClassifier else [str(tiny_encoder)]), **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wrong_name_of_an_option_of_train_says_which_is_meant(kind, tiny_encoder, session, data):
+    with pytest.raises(DefinitionError, match=r'train has no option "class_weight".*Did you mean "class_weights"'):
+        make(kind, "Bad", tiny_encoder).train(**data(), class_weight="balanced")
 
 
 @pytest.mark.parametrize("kind", [TrainStaticClassifier, TrainEmbeddingClassifier])

@@ -571,3 +571,12 @@ def test_numbers_of_numpy_are_those_of_python():
 
 def _text(content: Any) -> str:
     return content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
+
+
+def test_a_script_that_was_started_in_several_processes_is_refused_before_it_hangs(
+    session, tiny_encoder, data, monkeypatch
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", None)
+    with pytest.raises(DefinitionError, match="in 2 processes.*by accelerate launch or torchrun"):
+        TrainHFClassifier("a", str(tiny_encoder)).train(**data(), **QUICK)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertModel
 from user_scripts import Script
 
-from datadreamer_like.distillation import Combined, HiddenStates, Supervised
+from datadreamer_like.distillation import Combined, HiddenStates, Supervised, TinyBERT
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.evaluation.tasks.examples import ShuffledBatches
 from datadreamer_like.models.trained.trained_model import TrainedModel
@@ -138,7 +138,7 @@ def test_rows_without_labels_take_the_classes_of_a_teacher_that_is_a_classifier(
 SCRIPT = """
 import sys
 from datadreamer_like import DataDreamer
-from datadreamer_like.distillation import Combined, HiddenStates, Supervised
+from datadreamer_like.distillation import Combined, HiddenStates, Supervised, TinyBERT
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.trainers import TrainHFClassifier
 from tests.trainers.conftest import Rows, opinions
@@ -181,3 +181,19 @@ def test_a_killed_training_goes_on_with_its_projection_and_ends_in_the_same_weig
     assert all(torch.equal(first[name], second[name]) for name in first)
     results = [json.loads((folder / "a/node.json").read_text())["result"] for folder in (whole, cut)]
     assert results[0] == results[1]
+
+
+def test_a_layer_that_a_live_teacher_or_the_student_lacks_is_refused_before_rows_and_weights_are_read(
+    session, tiny_encoder, wide_encoder, data, monkeypatch
+):
+    columns = data()
+    for kind in (AutoModelForSequenceClassification, BertModel):
+        monkeypatch.setattr(kind, "from_pretrained", None)
+    monkeypatch.setattr(TrainHFClassifier, "_read", None)
+    teacher = TrainedModel(wide_encoder)
+    for number, layers in enumerate(({2: 5}, {3: 4})):
+        for wrapped in (HiddenStates(teacher, layers=layers), TinyBERT(teacher, layers=layers)):
+            objective = Combined([Supervised(), wrapped], weights=[1.0, 1.0])
+            trainer = TrainHFClassifier(f"{type(wrapped).__name__} {number}", str(tiny_encoder))
+            with pytest.raises(MethodMisfit, match="but the student has 2 layers and the teacher 4"):
+                trainer.train(**columns, objective=objective, **OPTIONS)

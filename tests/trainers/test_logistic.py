@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
 from datadreamer_like.distillation import HardTargets, Outputs, SoftTargets, Supervised
+from datadreamer_like.evaluation.soft_labels import loss_targets
 from datadreamer_like.trainers.training.logistic import Head, Rows, fit_logistic, fitted
 
 CLASSES, FEATURES, ROWS = 4, 7, 90
@@ -78,6 +79,21 @@ def test_with_soft_targets_it_ends_where_the_gradient_of_the_formula_vanishes(da
     found = fitted(rows(features, labels, teacher), objective, 5.0, start())
     assert gradient(start(), features, 5.0, loss) > 0.1
     assert gradient(found, features, 5.0, loss) < 1e-4
+
+
+@pytest.mark.parametrize("kind", [np.asarray, csr_matrix])
+def test_soft_labels_and_class_weights_are_scikit_learns_weighted_duplicates(data, kind):
+    features, labels, teacher = data
+    shares, weights = teacher.softmax(-1).numpy(), np.array([0.5, 1.0, 2.0, 3.0], np.float32)
+    batch = {"labels": labels, "mask": torch.ones(ROWS, dtype=torch.bool)}
+    batch["targets"] = torch.from_numpy(loss_targets(shares, weights, 0.0, multi=False))
+    found = fitted(Rows(kind(features), batch, None), Supervised(), 2.0, start())
+    # Each row once for each class, which counts with its probability times its weight.
+    twins = np.repeat(features.astype(np.float64), CLASSES, axis=0), np.tile(np.arange(CLASSES), ROWS)
+    counts = (shares * weights).astype(np.float64).ravel()
+    theirs = LogisticRegression(C=2.0, tol=1e-8, max_iter=10_000).fit(*twins, sample_weight=counts)
+    np.testing.assert_allclose(found.weight, theirs.coef_, atol=2e-3)
+    np.testing.assert_allclose(found.bias - found.bias.mean(), theirs.intercept_ - theirs.intercept_.mean(), atol=2e-3)
 
 
 def test_hard_targets_are_the_labels_that_the_teacher_gives(data):

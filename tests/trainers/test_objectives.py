@@ -201,6 +201,32 @@ def test_rows_without_labels_are_learnt_from_the_teacher_alone(session, tiny_enc
         assert torch.equal(alone.model.classifier.weight, student.model.classifier.weight)
 
 
+def test_validation_loss_does_not_depend_on_how_unlabelled_rows_fall_into_batches(session, tiny_encoder, data):
+    columns = data()
+    teacher = TrainHFClassifier("Teacher", str(tiny_encoder)).train(
+        **columns, epochs=1, batch_size=48, learning_rate=3e-3
+    )
+    rows = opinions(32, seed=1)
+    # Labels of 11 of 32 rows; batches of similar length have none, some or all of them.
+    rows["label"] = [label if row % 3 == 0 else None for row, label in enumerate(rows["label"])]
+    validation = data(validation=rows)
+    losses, logits = {}, None
+    for size in (1, 3, 16, 96):
+        student = TrainHFClassifier(f"Student {size}", str(tiny_encoder))
+        student.train(
+            **validation, objective=SoftTargets(teacher, temperature=2.0, alpha=0.6), epochs=1, batch_size=size,
+            per_device_eval_batch_size=size, learning_rate=0.0,
+        )  # fmt: skip
+        losses[size] = student.metrics["loss"]
+        logits = torch.from_numpy(student.trained.logits(rows["text"])).double()
+    taught = torch.from_numpy(teacher.trained.logits(rows["text"])).double()
+    q, p = (taught / 2).softmax(-1), (logits / 2).log_softmax(-1)
+    soft = 4 * (q * (q.log() - p)).sum(-1).mean()
+    labels = torch.tensor([int(label == "positive") for label in rows["label"] if label])
+    hard = F.cross_entropy(logits[::3], labels)
+    assert losses == pytest.approx(dict.fromkeys(losses, float(0.6 * soft + 0.4 * hard)), rel=1e-5)
+
+
 def test_missing_labels_are_refused_where_the_objective_needs_them(session, tiny_encoder, data):
     columns = data()
     teacher = TrainHFClassifier("Teacher", str(tiny_encoder)).train(**columns, epochs=1)

@@ -56,7 +56,7 @@ class ClassificationJudge(Judge):
     )
     axis = "accuracy (%)"
     timed = "from text to answer"
-    foreign: ClassVar = ("rejected", "generate")
+    foreign: ClassVar = ("rejected", "generate", "judge")
 
     def read(self) -> None:
         """Reads texts and label names."""

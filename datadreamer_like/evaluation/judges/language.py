@@ -19,7 +19,7 @@ from datadreamer_like.report import Interval, TableColumn
 from ..columns import read_rows, read_texts
 from ..generated import exact_match, rouge_l, win_rate
 from ..judge import NAMES, Further, Judge
-from ..quality import bits_per_byte, paired_bits_per_byte, perplexity, token_loss
+from ..quality import bits_per_byte, mean_interval, paired_bits_per_byte, perplexity, token_loss
 from ..tasks.generation import CausalLM, Generation, Seq2SeqLM, token_losses
 from ..tasks.task import row_limit
 
@@ -53,7 +53,8 @@ class LanguageJudge(Judge):
     With `rejected`, worse answers to the same prompts, the win rate is the share of rows whose label the model finds
     likelier, in bits per byte; ties count half. With `generate`, that many rows, evenly spread, are answered by greedy
     decoding: exact match is the share of answers that are the label, but for white space at the ends, and ROUGE-L
-    compares the longest common subsequence of words; see `rouge_l`.
+    compares the longest common subsequence of words; see `rouge_l`. With a `judge`, a model is preferred in the share
+    of these rows in which its answer is found better than the baseline's; ties count half.
 
     Raises:
         MethodMisfit: There are no labels, and a model needs prompts.
@@ -71,6 +72,7 @@ class LanguageJudge(Judge):
         TableColumn("win_rate", "win rate", "% of pairs", ".1f", 100),
         TableColumn("exact_match", "exact match", "%", ".1f", 100),
         TableColumn("rouge_l", "ROUGE-L", "%", ".1f", 100),
+        TableColumn("preferred", "preferred", "% [95 %]", ".0f", 100),
     )
     axis = "bits per byte (less is better)"
     timed = "from text to loss, one forward pass without generation"
@@ -125,6 +127,7 @@ class LanguageJudge(Judge):
             "prompted": self.prompted,
             "same_tokens": all(one[row] == counts[0][row] for one in counts[: len(self.models)] for row in fit),
             "generated": min(self.generate, len(fit)),
+            "judged": self.judge is not None,
         }
 
     def answers(self, model: TrainedModel, rows: Sequence[Row], batch_size: int) -> list[AnswerLoss]:
@@ -169,6 +172,16 @@ class LanguageJudge(Judge):
             texts = [said.get(row) for row in range(len(self.rows))]
         return Further(figures, texts)
 
+    def preferred(self, first: Sequence[str | None], other: Sequence[str | None]) -> Interval | None:
+        """Returns the share of the generated answers that the judge prefers to the baseline's, with its interval."""
+        if self.judge is None:
+            return None
+        pairs = [
+            (self.rows[row][0], b, a) for row, (a, b) in enumerate(zip(first, other, strict=True)) if a is not None
+        ]
+        prompts, said, base = (list(part) for part in zip(*pairs, strict=True))
+        return mean_interval(self.judge(prompts, said, base), resamples=self.resamples, seed=self.seed)
+
     def differences(self, first: Sequence[AnswerLoss], other: Sequence[AnswerLoss]) -> dict[str, Interval]:
         """Returns the difference in "bits_per_byte", `other - first`."""
         options = {"resamples": self.resamples, "seed": self.seed}
@@ -188,6 +201,8 @@ class LanguageJudge(Judge):
             parts.append("Loss and perplexity are per token, and these models split texts into different tokens.")
         if facts.get("generated"):
             parts.append(f"Exact match and ROUGE-L: of greedy answers to {facts['generated']:,} rows.")
+        if facts.get("judged"):
+            parts.append(f"Preferred: answers that the judge finds better than those of {first}; ties count half.")
         return " ".join(parts)
 
     def _generated(self, model: TrainedModel, rows: Sequence[Row], batch_size: int) -> list[str]:

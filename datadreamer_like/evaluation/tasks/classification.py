@@ -66,44 +66,52 @@ class Classification(Task):
         """Reads texts and labels, if there is a label column; see `Task.encode`."""
         text_name, *label_names = columns
         label_name = label_names[0] if label_names else ""
-        naming = class_names(columns[label_name]) if label_name else None
-        soft = bool(label_name) and is_soft(columns[label_name])
-        own = soft_classes(columns[label_name], label_name, self.soft_classes) if soft else ()
-        targets: list[np.ndarray[Any, Any]] = []
-        probabilities: list[FloatArray] = []
+        column = columns[label_name] if label_name else None
+        fields: list[dict[str, np.ndarray[Any, Any]]] = []
         too_long: dict[int, int] = {}
         start = 0
         with Ragged(path.with_suffix(".ids")) as input_ids:
             for part in read_rows(columns, labels=label_name, optional=self.optional):
                 texts, labels = [row[0] for row in part], [row[1] if label_name else None for row in part]
-                if soft:
-                    found, shares = soft_labels(labels, own, self.labels, label_name, start)
-                    probabilities.append(shares)
-                else:
-                    found = self.labels.targets(labels, label_name, start, naming)
-                targets.append(found)
+                fields.append(self.label_fields(labels, column, label_name, start))
                 ids = tokenize(self.tokenizer, texts, max_length=self.max_length if self.truncate else None)
                 too_long.update({start + i: len(x) for i, x in enumerate(ids) if len(x) > self.max_length})
                 input_ids.extend(ids)
                 start += len(part)
         self.refuse_long(too_long, text_name)
-        fields: dict[str, Any] = {"input_ids": input_ids, "labels": np.concatenate(targets)}
-        if soft:
-            fields["probabilities"] = np.concatenate(probabilities)
-        return Examples(fields, input_ids.lengths)
+        joined = {name: np.concatenate([part[name] for part in fields]) for name in fields[0]}
+        return Examples({"input_ids": input_ids, **joined}, input_ids.lengths)
+
+    def label_fields(
+        self, labels: Sequence[Any], column: Column | None, where: str, start: int = 0
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """Returns "labels" of rows as `LabelSet.targets` does, and "probabilities" [rows, classes] of soft labels.
+
+        `column` has the labels, None without any; `where` is its name, and `start` the number of the first row.
+        """
+        if column is None or not is_soft(column):
+            naming = None if column is None else class_names(column)
+            return {"labels": self.labels.targets(labels, where, start, naming)}
+        own = soft_classes(column, where, self.soft_classes)
+        found, shares = soft_labels(labels, own, self.labels, where, start)
+        return {"labels": found, "probabilities": shares}
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
         """Returns a batch; `labels` are [batch] or [batch, classes]."""
-        labels = np.asarray([row["labels"] for row in examples])
-        batch = {**self.inputs(examples), "labels": torch.from_numpy(labels)}
-        batch["mask"] = torch.ones(len(labels), dtype=torch.bool)
-        soft = "probabilities" in examples[0]
-        if soft or self.class_weights is not None or self.label_smoothing:
-            if soft:
-                shares = np.asarray([row["probabilities"] for row in examples])
-            else:
+        names = [name for name in ("labels", "probabilities") if name in examples[0]]
+        return {
+            **self.inputs(examples),
+            **self.label_batch({n: np.asarray([row[n] for row in examples]) for n in names}),
+        }
+
+    def label_batch(self, fields: Mapping[str, Any]) -> Batch:
+        """Returns the part of a batch that `label_fields` decide: `labels`, `mask`, and `targets` where they differ."""
+        labels, shares = np.asarray(fields["labels"]), fields.get("probabilities")
+        batch = {"labels": torch.from_numpy(labels), "mask": torch.ones(len(labels), dtype=torch.bool)}
+        if shares is not None or self.class_weights is not None or self.label_smoothing:
+            if shares is None:
                 shares = labels if self.labels.multi else np.eye(len(self.labels), dtype=np.float32)[labels.clip(0)]
-            targets = loss_targets(shares, self.class_weights, self.label_smoothing, self.labels.multi)
+            targets = loss_targets(np.asarray(shares), self.class_weights, self.label_smoothing, self.labels.multi)
             batch["targets"] = torch.from_numpy(targets)
         return batch
 

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from datadreamer_like.distillation import Objective, Supervised
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean, require_extra
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, require_extra
 from datadreamer_like.evaluation.columns import Columns, check_columns
 from datadreamer_like.evaluation.tasks.examples import Examples, Paired
 from datadreamer_like.evaluation.tasks.task import Task, check_attentions
@@ -44,10 +44,10 @@ from ..trainer import Trainer
 from .adapters import check_merge, merged, prepared_codes, qlora_configs, with_adapter
 from .curves import read_curves, write_curves
 from .loop import Fit, Run, fit, seeded
-from .options import HFOptions, Training, a_dtype, one_device, takes_trainer_options, training_device
+from .options import HFOptions, Training, a_dtype, one_device, refuse_misspelt, takes_trainer_options, training_device
 from .saved import check_saved
 from .signals import unload_teacher
-from .teaching import itself, node_of, prepare_teacher
+from .teaching import check_mapped_layers, itself, node_of, prepare_teacher
 from .writing import reading_order, with_written_answers
 
 logger = logging.getLogger("datadreamer_like")
@@ -87,10 +87,7 @@ class HFTrainer(Trainer):
                     f"{type(self).__name__}: {option} asks for several devices; one process trains on one device here. "
                     "Leave it out, and choose the device with device=."
                 )
-        for option in given:
-            hint = did_you_mean(option, HFOptions.__annotations__)
-            if hint:
-                raise DefinitionError(f'{type(self).__name__} has no option "{option}".{hint}')
+        refuse_misspelt(given, type(self))
         self.further = given
         if type(self.quantization_config).__name__ == "BitsAndBytesConfig":
             require_extra("qlora", "bitsandbytes", what=f"{type(self).__name__} with a BitsAndBytesConfig")
@@ -186,7 +183,7 @@ class HFTrainer(Trainer):
         by name; `optional` are the names of columns that may be None.
         """
         self.need_session()
-        training = Training.from_options(options, f'"{self.name}".train', self.arguments, self.decided)
+        training = Training.from_options(options, f'"{self.name}".train', self.arguments, self.decided, type(self))
         checked = check_columns(columns, optional)
         if training.autocast(self.dtype) == "fp16" and training_device(self.device).type == "cpu":
             raise DefinitionError(
@@ -229,6 +226,7 @@ class HFTrainer(Trainer):
             if tokenizer.pad_token_id is None:
                 tokenizer.pad_token = tokenizer.eos_token
             current_usage().note = "reading the rows"
+            check_mapped_layers(minimised, config, self.further)
             task = self.make_task(config, tokenizer, columns, training, minimised)
             task.check_objective(minimised)
             columns = with_written_answers(minimised, columns, self.device)

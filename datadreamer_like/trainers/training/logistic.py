@@ -17,8 +17,6 @@ from safetensors.numpy import save_file
 
 from datadreamer_like.distillation import Objective, Outputs, StoredTeacher
 from datadreamer_like.errors import ArgumentTypeError, DataError, MethodMisfit, check_number
-from datadreamer_like.evaluation.columns import Columns
-from datadreamer_like.evaluation.soft_labels import is_soft
 from datadreamer_like.evaluation.tasks.task import Batch, Measure
 from datadreamer_like.graph import current_usage
 
@@ -95,18 +93,6 @@ def check_logistic(objective: Objective, c: object, who: str) -> None:
         raise ArgumentTypeError(f"{who}: C is an empty list. Pass a number above 0, or None to try several.")
     for value in choices:
         check_number(value, f"{who}: C", 0, over=True, optional=value is c)
-
-
-def check_hard(columns: Columns, who: str) -> None:
-    """Raises `MethodMisfit` if labels are probabilities, for a trainer called `who` in messages."""
-    for split in columns.values():
-        for name, column in split.items():
-            if name.endswith("_output") and is_soft(column):
-                raise MethodMisfit(
-                    f"{who}: {name} has probabilities of classes, and this trainer takes labels. Pass them as a "
-                    "teacher, with None for the labels: objective=SoftTargets(Probabilities(texts, probabilities), "
-                    "alpha=1.0). TrainHFClassifier and TrainStaticClassifier take such a column."
-                )
 
 
 def fit_logistic(

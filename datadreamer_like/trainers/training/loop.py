@@ -21,6 +21,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from datadreamer_like.distillation import Objective, Outputs, has_plain_head
+from datadreamer_like.distillation.losses import IGNORED_LABEL
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.evaluation.tasks.examples import Examples, ShuffledBatches, sorted_batches
 from datadreamer_like.evaluation.tasks.task import Batch, Measure, Task
@@ -236,7 +237,7 @@ class LoopOverExamples(transformers.Trainer):
                 batch = self._prepare_inputs(inputs)
                 with self.compute_loss_context_manager():
                     losses.append(float(self.validation_loss(model, batch)))
-        found = {"loss": float(np.average(losses, weights=sizes)), **self.validation_figures(sizes)}
+        found = {"loss": self.mean_loss(losses, sizes), **self.validation_figures(sizes)}
         metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in found.items()}
         chosen_by = f"{metric_key_prefix}_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
         if chosen_by not in metrics:
@@ -252,6 +253,10 @@ class LoopOverExamples(transformers.Trainer):
     def validation_loss(self, model: Any, batch: Any) -> torch.Tensor:
         """Returns the loss of a validation batch, the mean over its rows."""
         return cast("torch.Tensor", self.compute_loss(model, batch))
+
+    def mean_loss(self, losses: Sequence[float], sizes: Sequence[int]) -> float:
+        """Returns the validation loss from those of the batches, which had these sizes."""
+        return float(np.average(losses, weights=sizes))
 
     def validation_figures(self, sizes: Sequence[int]) -> dict[str, float]:
         """Returns further figures of the validation rows, whose batches had these sizes."""
@@ -280,6 +285,7 @@ class ObjectiveLoop(LoopOverExamples):
         self.loss_is_scaled_for_ga = False
         self.model_accepts_loss_kwargs = False
         self._measure: Measure | None = None
+        self._taught: list[tuple[float, int]] = []
         self._wants = run.objective.wants | {"logits"}
         # Half precision needs the gradients scaled before they are computed, which those of the fused loss are not.
         if run.factored and run.autocast != "fp16" and not self.args.torch_compile and has_plain_head(run.model):
@@ -312,26 +318,46 @@ class ObjectiveLoop(LoopOverExamples):
         with forked_torch(seed):
             return self.run.task.sampled(self.accelerator.unwrap_model(model), batch, completions)
 
-    def outputs_and_loss(self, model: Any, batch: Batch, split: str) -> tuple[Outputs, torch.Tensor]:
-        """Returns the student's outputs for a drawn batch, and the loss, a scalar with gradients."""
+    def outputs(self, model: Any, batch: Batch, split: str) -> tuple[Outputs, Outputs | None]:
+        """Returns the outputs of the student and the teacher for a drawn batch."""
         student = self.run.task.forward(model, batch, self._wants)
-        teacher = self.run.teachers[split](batch, student.classes)
-        return student, self.run.objective.loss(student, teacher, batch, self.run.modules)
+        return student, self.run.teachers[split](batch, student.classes)
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Returns the loss of a training batch."""
-        outputs, loss = self.outputs_and_loss(model, self.drawn(model, inputs, "train"), "train")
-        return (loss, outputs) if return_outputs else loss
+        """Returns the loss of a training batch, a scalar with gradients."""
+        batch = self.drawn(model, inputs, "train")
+        student, teacher = self.outputs(model, batch, "train")
+        loss = self.run.objective.loss(student, teacher, batch, self.run.modules)
+        return (loss, student) if return_outputs else loss
 
     def validation_loss(self, model: Any, batch: Any) -> torch.Tensor:
         """Returns the loss of a validation batch, whose outputs are measured."""
         batch = self.drawn(model, batch, "validation")
-        outputs, loss = self.outputs_and_loss(model, batch, "validation")
+        student, teacher = self.outputs(model, batch, "validation")
+        objective, modules = self.run.objective, self.run.modules
+        loss = objective.loss(student, teacher, batch, modules)
         self._measure = self._measure or self.run.task.measure()
-        self._measure.add(outputs, batch)
+        self._measure.add(student, batch)
+        if objective.needs_labels and getattr(self.run.task, "optional", False):
+            labels = batch["labels"]
+            none = {**batch, "labels": torch.full_like(labels, IGNORED_LABEL)}
+            labelled = (labels != IGNORED_LABEL).reshape(len(labels), -1).any(1)
+            self._taught.append((float(objective.loss(student, teacher, none, modules)), int(labelled.sum())))
         return loss
+
+    def mean_loss(self, losses: Sequence[float], sizes: Sequence[int]) -> float:
+        """Returns the mean of the teacher's part of the loss over all rows plus that of the labels over labelled rows.
+
+        The loss of a batch is the same sum for its rows, of which more or fewer may have labels.
+        """
+        taught, self._taught = self._taught, []
+        labelled = [count for _, count in taught]
+        if not any(labelled) or labelled == list(sizes):
+            return super().mean_loss(losses, sizes)
+        alone = [loss for loss, _ in taught]
+        return float(np.average(alone, weights=sizes) + np.average(np.subtract(losses, alone), weights=labelled))
 
     def validation_figures(self, sizes: Sequence[int]) -> dict[str, float]:
         """Returns the task's figures of the validation rows."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, TypedDict
 
@@ -167,11 +168,12 @@ class Training:
         what: str = "train",
         arguments: type[TrainingArguments] = TrainingArguments,
         refused: Collection[str] = (),
+        trainer: type | None = None,
     ) -> Self:
         """Checks the options of a call, named `what` in messages.
 
         Fields of `arguments`, the class of the loop's arguments, are options too, except those that all trainers set
-        themselves and those `refused`.
+        themselves and those `refused`. An unknown name may also mean another argument of the `trainer`'s `train`.
 
         Raises:
             DefinitionError: A name is unknown, or a value is out of range.
@@ -195,8 +197,9 @@ class Training:
                 where = what.removesuffix(".train")
                 raise DefinitionError(f'{what} has no option "{name}": pass it where the trainer is made, to {where}.')
             if name not in known:
+                hint = did_you_mean(name, [*own, *_arguments_of_train(trainer), *known])
                 raise DefinitionError(
-                    f'{what} has no option "{name}".{did_you_mean(name, [*own, *known])} It takes {", ".join(own)}, '
+                    f'{what} has no option "{name}".{hint} It takes {", ".join(own)}, '
                     "and the fields of transformers.TrainingArguments."
                 )
         given = {name: plain(getattr(value, "value", value)) for name, value in options.items() if name in own}
@@ -250,6 +253,13 @@ class Training:
         return asked or known.get(dtype)
 
 
+def _arguments_of_train(trainer: type | None) -> set[str]:
+    """Returns the names of the arguments of a trainer's `train`, with those that it passes on to a base class."""
+    kinds = () if trainer is None else trainer.__mro__
+    calls = [vars(kind)["train"] for kind in kinds if "train" in vars(kind)]
+    return {name for call in calls for name in inspect.signature(call).parameters}
+
+
 def _checked_callbacks(callbacks: Any, what: str) -> tuple[TrainerCallback, ...]:
     """Returns the callbacks as objects; classes are made into objects without arguments, as transformers does."""
     listed = callbacks if isinstance(callbacks, list | tuple) else [callbacks]
@@ -278,6 +288,18 @@ takes_trainer_options = by_position(
 )
 
 
+def refuse_misspelt(given: Iterable[str], trainer: type) -> None:
+    """Refuses names of options for `from_pretrained` that are close to one that the trainer itself takes.
+
+    Raises:
+        DefinitionError: One is.
+    """
+    known = {*HFOptions.__annotations__, *inspect.signature(trainer).parameters}
+    for option in given:
+        if hint := did_you_mean(option, known):
+            raise DefinitionError(f'{trainer.__name__} has no option "{option}".{hint}')
+
+
 def one_device(device: Any) -> torch.device | None:
     """Returns the one device that an argument names; None for none."""
     if isinstance(device, Sequence) and not isinstance(device, str):
@@ -295,7 +317,18 @@ def one_device(device: Any) -> torch.device | None:
 
 
 def training_device(device: str | int | torch.device | None) -> torch.device:
-    """Returns where to train: the device asked for, or the GPU if there is one."""
+    """Returns where to train: the device asked for, or the GPU if there is one.
+
+    Raises:
+        DefinitionError: The process is one of several that `accelerate launch` or `torchrun` started: each would run
+            the whole script, and wait for the others in the first training while they wait for its session.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes.isdecimal() and int(processes) > 1:
+        raise DefinitionError(
+            f"The script was started in {processes} processes (WORLD_SIZE), by accelerate launch or torchrun. One "
+            "process trains on one device here: run it by python, and choose a GPU by device= or CUDA_VISIBLE_DEVICES."
+        )
     if device is None:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     found: torch.device = checked_device(device)

@@ -14,13 +14,16 @@ from transformers import PretrainedConfig
 
 from datadreamer_like.distillation import (
     Factors,
+    HiddenStates,
     Objective,
     Outputs,
     StoredAnswers,
     StoredTeacher,
     Supervised,
+    TinyBERT,
     has_plain_head,
 )
+from datadreamer_like.distillation.stored_teacher import Described, described
 from datadreamer_like.distillation.teacher import (
     check_logits,
     check_same_vocabulary,
@@ -69,6 +72,22 @@ def check_objective(objective: object) -> Objective:
     if isinstance(teacher, ModelNode):
         _ = teacher.trained
     return objective
+
+
+def check_mapped_layers(objective: Objective, config: PretrainedConfig, options: Mapping[str, Any]) -> None:
+    """Refuses an objective that maps layers which the student or its teacher lacks, before either is loaded.
+
+    `config` is that of the model to start from, and `options` those of `from_pretrained`, which may change it.
+
+    Raises:
+        MethodMisfit: A layer is missing.
+    """
+    if any(hasattr(config, name) for name in options):
+        return  # the model is made with another config, and its layers are checked once it is
+    for each in getattr(objective, "objectives", (objective,)):
+        layers, teacher = getattr(each, "layers", None), described(each.teacher)
+        if isinstance(each, HiddenStates | TinyBERT) and layers is not None and teacher.config is not None:
+            HiddenStates(each.teacher, layers=layers).check_depths(Described(config), teacher)
 
 
 def itself(teacher: object) -> object:
