@@ -34,8 +34,9 @@ CLAUDE = {
 SAID = message("Blue.", usage={"input_tokens": 5, "cache_read_input_tokens": 2, "output_tokens": 2})
 PARAMETERS = {"temperature": 0.5, "max_tokens": 9, "stop": ["\n"]}
 LITELLM = {
-    "id": "1", "call_type": "acompletion", "status": "success", "model": "provider/m", "custom_llm_provider": "provider",
-    "messages": [SYSTEM, USER], "response": COMPLETION, "model_parameters": {**PARAMETERS, "stream": False},
+    "id": "1", "call_type": "acompletion", "status": "success", "model": "provider/m",
+    "custom_llm_provider": "provider", "messages": [SYSTEM, USER], "response": COMPLETION,
+    "model_parameters": {**PARAMETERS, "stream": False},
     "response_cost": 0.25, "prompt_tokens": 7, "completion_tokens": 2, "startTime": 1_700_000_000.0,
     "endTime": 1_700_000_001.5, "api_base": "https://u:p@host", "metadata": {"user_api_key_hash": SECRET},
     "error_str": None,
