@@ -26,7 +26,7 @@ from datadreamer_like.models.llms.generation import Answer, Request
 from datadreamer_like.models.llms.llm import LLM
 
 from .fake_llm import FakeLLM
-from .wrapped import WrappedLLM, answered_by, checked_llm
+from .wrapped import WrappedLLM, ask_llm, checked_llm
 
 _WORDS = "(a fault on request)"
 
@@ -124,12 +124,12 @@ class WithFaults(WrappedLLM):
         """Answers one request, or fails as the next fault says."""
         fault = self._next_fault(prompt_bytes(request.prompt))
         if fault is None:
-            return await answered_by(self.llm, request)
+            return await ask_llm(self.llm, request)
         if fault.kind in _RAISED:
             raise _RAISED[fault.kind](fault.retry_after)
         if fault.kind in _ANSWERED:
             return answer_of([_ANSWERED[fault.kind]] * request.sampling.n, cost=0.0)
-        whole = await answered_by(self.llm, request)
+        whole = await ask_llm(self.llm, request)
         texts = [None if text is None else text[: (len(text) + 1) // 2] for text in whole.texts]
         return replace(whole, texts=texts, finish_reasons=["length"] * len(texts), logprobs=None)
 

@@ -31,7 +31,7 @@ from datadreamer_like.models.llms.generation import Answer, Prompt, Request, Sam
 from datadreamer_like.models.llms.llm import LLM
 
 from .fake_llm import FakeLLM
-from .wrapped import answered_by, checked_llm
+from .wrapped import ask_llm, checked_llm
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -126,7 +126,7 @@ class Recorded(LLM):
         if not self.records:
             raise DataError(self._missing(asked))
         try:
-            answer = await answered_by(self._recorded_llm(), request)
+            answer = await ask_llm(self._recorded_llm(), request)
         except _PASSING:
             raise
         except ModelError as error:

@@ -1,4 +1,4 @@
-"""What LLMs that stand in front of another one share."""
+"""What LLMs that pass their prompts on to another one share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def checked_llm(llm: Any, where: str) -> LLM:
     return llm
 
 
-async def answered_by(llm: LLM, request: Request) -> Answer:
+async def ask_llm(llm: LLM, request: Request) -> Answer:
     """Returns the answer of an LLM of either kind to one request."""
     if type(llm).answer is LLM.answer:
         return llm.answer_batch([request])[0]

@@ -1,4 +1,4 @@
-"""Logs of calls, whatever wrote them, as one stream of `LoggedCall`s."""
+"""Logs of calls in any known format, as one stream of `LoggedCall`s."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def _begins_with_requests(file: Path) -> bool:
 
 
 def _records(file: Path, skip: Any) -> Iterator[tuple[str, Any]]:
-    """Yields the records of a file, each with its place; what is no JSON is skipped."""
+    """Yields the records of a file, each with its place; other texts than JSON are skipped."""
     if file.suffix == ".parquet":
         yield from _rows(file)
         return

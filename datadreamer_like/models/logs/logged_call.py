@@ -1,4 +1,4 @@
-"""One call of a model as a log has it, in the same words whatever wrote the log."""
+"""One call of a model as a log has it, in the same words for all formats."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class LoggedCall:
 
 
 def text_of(content: object) -> str:
-    """Returns the content of a message as a text; what is no text as JSON."""
+    """Returns the content of a message as a text; other contents as JSON."""
     return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, sort_keys=True)
 
 
@@ -64,7 +64,7 @@ _WITHOUT_EFFECT = {
     "litellm_params", "max_retries", "logprobs", "extra_query", "encoding_formats", "truncation", "parallel_tool_calls",
     "prompt_cache_retention", "inference_geo",
 }  # fmt: skip
-# Never read, whatever it is: it may hold a secret.
+# Never read: it may hold a secret.
 _SECRET = re.compile(r"key|header|auth|secret|password|credential|cookie|api_base|base_url", re.IGNORECASE)
 _DEFAULTS: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "n": 1, "presence_penalty": 0, "frequency_penalty": 0}
 

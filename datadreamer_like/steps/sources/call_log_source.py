@@ -45,10 +45,11 @@ class CallLogDataSource(FileSource):
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".json", ".ndjson", ".parquet")
-    example_text: ClassVar[str] = (
-        '{"request": {"model": "m", "messages": [{"role": "user", "content": "Say yes."}], "temperature": 0},'
-        ' "response": {"choices": [{"message": {"content": "Yes."}, "finish_reason": "stop"}],'
+    example_text: ClassVar[str] = "".join(
+        f'{{"request": {{"model": "m", "messages": [{{"role": "user", "content": "{prompt}"}}], "temperature": 0}},'
+        ' "response": {"choices": [{"message": {"content": "fine"}, "finish_reason": "stop"}],'
         ' "usage": {"prompt_tokens": 3, "completion_tokens": 2}}}\n'
+        for prompt in ("one", "two")
     )
     known_options: ClassVar[dict[str, Any]] = {"encoding": "utf-8"}
 
