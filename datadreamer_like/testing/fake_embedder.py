@@ -20,6 +20,7 @@ class FakeEmbedder(Embedder):
         vector: A function from a text to its vector [dims]; by default each word, in lower case, adds 1 to one of the
             dimensions, and the vector has length 1.
         dims: Length of the vectors.
+        max_length: Maximum number of words of a text.
 
     Example:
         >>> embedder = FakeEmbedder()
@@ -28,10 +29,14 @@ class FakeEmbedder(Embedder):
         True
     """
 
-    def __init__(self, vector: Callable[[str], Sequence[float]] | None = None, *, dims: int = 64) -> None:
+    def __init__(
+        self, vector: Callable[[str], Sequence[float]] | None = None, *, dims: int = 64, max_length: int = 1_000_000
+    ) -> None:
         super().__init__("fake")
         check_number(dims, "dims", least=1, whole=True)
+        check_number(max_length, "max_length", least=1, whole=True)
         self._vector = vector
+        self._max_length = max_length
         self._dims = dims
 
     @classmethod
@@ -40,8 +45,8 @@ class FakeEmbedder(Embedder):
         return cls()
 
     def identity(self) -> dict[str, Any]:
-        """Returns the function and the length of the vectors."""
-        return {"vector": self._vector, "dims": self._dims}
+        """Returns what decides the vectors."""
+        return {"vector": self._vector, "dims": self._dims, "max_length": self._max_length}
 
     @property
     def dims(self) -> int:
@@ -51,7 +56,7 @@ class FakeEmbedder(Embedder):
     @property
     def model_max_length(self) -> int:
         """Maximum number of words of a text."""
-        return 1_000_000
+        return self._max_length
 
     def count_tokens(self, value: str) -> int:
         """Returns the number of words."""
