@@ -20,7 +20,8 @@ async def ask_llm(llm: LLM, request: Request) -> Answer:
     """Returns the answer of an LLM of either kind to one request."""
     if type(llm).answer is LLM.answer:
         return llm.answer_batch([request])[0]
-    return await llm.answer(request)
+    answer: Answer = await llm.within_budget(llm.answer)(request)
+    return answer
 
 
 class WrappedLLM(LLM):

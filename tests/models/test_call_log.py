@@ -504,6 +504,15 @@ def test_malformed_records_are_skipped_with_their_reason(tmp_path: Path) -> None
     assert all("cannot be read" in reason for reason in log.skipped)
 
 
+def test_an_llm_that_overrides_run_is_refused(tmp_path: Path) -> None:
+    class Own(LLM):
+        def run(self, prompts: Any, **options: Any) -> Any:
+            return [str(prompt) for prompt in prompts]
+
+    with pytest.raises(DefinitionError, match="Own overrides run"):
+        Own().reuse(CallLog(written(tmp_path, [{"request": CHAT, "response": COMPLETION}])))
+
+
 def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     llm = OpenAI("m", base_url="http://127.0.0.1:9/v1")
     log = CallLog(written(tmp_path, [{"request": CHAT, "response": COMPLETION}]))

@@ -284,6 +284,8 @@ class LLM(Model):
         """
         from ..logs.paid_answers import PaidAnswers
 
+        if overrides_only_run(self):
+            raise DefinitionError(f"{self.display_name} overrides run, where its answers are not looked up.")
         self.paid = PaidAnswers(self, log, model_names, ignore)
         return self
 

@@ -206,6 +206,7 @@ def logprobs_of(choices: Sequence[Mapping[str, Any]]) -> list[list[TokenLogprob]
             for each in tokens
         ]
         for tokens in found
+        if tokens is not None
     ]
 
 
