@@ -108,12 +108,12 @@ def test_any_llm_may_meet_faults() -> None:
 
 def test_the_budget_of_the_llm_inside_holds(tmp_path: Path) -> None:
     with FlakyServer() as server:
-        given: dict[str, Any] = {"base_url": server.url, "prices": {"input": 1, "output": 1}, "budget": "0.0001 USD"}
+        given: dict[str, Any] = {"base_url": server.url, "prices": {"input": 1, "output": 1}, "budget": "0.0003 USD"}
         llm = OpenAI("m", **given, cache_folder_path=tmp_path)
         for outer in (WithFaults(llm, Fault("timeout", at=[0])), Recorded(tmp_path / "c.jsonl", llm)):
             with pytest.raises(OverBudget):
                 outer.run([f"{outer.display_name} {number}" for number in range(100)], max_new_tokens=20)
-        assert 0 < len(server.requests) < 20  # of at least 5 tokens each, at a dollar per million
+        assert 0 < len(server.requests) <= 60  # of 5 tokens each, at a dollar per million
 
 
 def test_faults_that_are_none_are_refused() -> None:
