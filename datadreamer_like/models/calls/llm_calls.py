@@ -46,7 +46,7 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
 
     `identity` is a hash of everything that determines the LLM's answers, except sampling options and prompt.
     `follow_up` returns the prompt of a follow-up, from the request, its answer and the reason for its rejection.
-    `find_paid` returns the answer that a log of paid calls has, from the request and how often it came before.
+    `find_paid` returns the answers that a log of paid calls has, from requests and how often each came before.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
         identity: str,
         sampling: Sampling,
         follow_up: Callable[[Request, Answer, str], Prompt],
-        find_paid: Callable[[Request, int], Answer | None] | None = None,
+        find_paid: Callable[[Sequence[Request], Sequence[int]], Sequence[Answer | None]] | None = None,
     ) -> None:
         self._sampling = sampling
         self._find_paid = find_paid
@@ -100,10 +100,10 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
                         requests[row] = requests[row]._replace(seed=seed + times_before * sampling.n)
         return keys, requests
 
-    def paid(self, key: bytes, request: Request) -> Answer | None:
-        """Returns the answer in the log of paid calls, if there is one."""
-        times_before = self._times_before.pop(key, 0)
-        return None if self._find_paid is None else self._find_paid(request, times_before)
+    def paid(self, keys: Sequence[bytes], requests: Sequence[Request]) -> Sequence[Answer | None]:
+        """Returns for each request its answer in the log of paid calls, if there is one."""
+        times_before = [self._times_before.pop(key, 0) for key in keys]
+        return [None] * len(keys) if self._find_paid is None else self._find_paid(requests, times_before)
 
     def size(self, request: Request) -> int:
         """Returns the number of characters of the prompt."""

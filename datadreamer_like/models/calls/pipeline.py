@@ -59,9 +59,9 @@ class Calls(ABC, Generic[P, Q, A]):
     def failed(self, error: ModelError) -> A:
         """Returns the answer of a failed row."""
 
-    def paid(self, key: bytes, request: Q) -> A | None:
-        """Returns the answer of a call that was paid for elsewhere, if there is one."""
-        return None
+    def paid(self, keys: Sequence[bytes], requests: Sequence[Q]) -> Sequence[A | None]:
+        """Returns for each request the answer of a call that was paid for elsewhere, if there is one."""
+        return [None] * len(keys)
 
     def follow_up(self, key: bytes, request: Q, answer: A, reason: str) -> tuple[bytes, Q]:
         """Returns the key and the request of a follow-up to a rejected answer; only for runs with a `check`."""
@@ -103,16 +103,13 @@ class Recorder(Generic[P, Q, A]):
         """Returns the stored answer of each job; one that was paid for elsewhere is stored first, unless `force`."""
         values = self.store.get_many([job.key for job in jobs])
         if self.calls.has_paid and not force:
-            found = [
-                (index, answer)
-                for index, job in enumerate(jobs)
-                if values[index] is None and (answer := self.calls.paid(job.key, job.request)) is not None
-            ]
-            items = [(jobs[index].key, self.calls.encode(answer)) for index, answer in found]
+            missing = [index for index, value in enumerate(values) if value is None]
+            answers = self.calls.paid([jobs[i].key for i in missing], [jobs[i].request for i in missing])
+            for index, answer in zip(missing, answers, strict=True):
+                values[index] = None if answer is None else self.calls.encode(answer)
+            items = [(jobs[i].key, value) for i in missing if (value := values[i]) is not None]
             if items:
                 self.store.put_many(items)
-            for (index, _), (_, value) in zip(found, items, strict=True):
-                values[index] = value
         return values
 
     def record(self, finished: Sequence[tuple[Job[Q, A], A]]) -> None:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger("datadreamer_like")
 
-_AT_ONCE = 512
+_AT_ONCE = 4_096
 
 
 class Asked(Protocol):
@@ -61,19 +61,28 @@ class PaidAnswers:
         self.misses: Counter[str] = Counter()
         log.check()
 
-    def find(self, llm: Asked, request: Request, times_before: int) -> Answer | None:
-        """Returns the answer that was paid for; the `times_before` of equal requests get others."""
+    def find(self, llm: Asked, requests: Sequence[Request], times_before: Sequence[int]) -> list[Answer | None]:
+        """Returns the answer to each request that was paid for; the `times_before` of equal requests get others."""
         with self._lock:
             store = self._store = self._store or self._read(llm)
-        messages, options = self._asked(llm, request)
-        place = 0 if request.sampling.deterministic or request.seed is not None else times_before
-        asked = _digest(messages)
-        value, other = store.get_many([_key(asked, options, place), asked])
-        if value is None:
-            self._miss(options, other, place)
-            return None
-        self.served += 1
-        return _unwrapped(LLMCalls.decode(value), request)
+        keys: list[bytes] = []
+        looked_up: list[tuple[dict[str, Any], int]] = []
+        for request, before in zip(requests, times_before, strict=True):
+            messages, options = self._asked(llm, request)
+            place = 0 if request.sampling.deterministic or request.seed is not None else before
+            asked = _digest(messages)
+            keys += [_key(asked, options, place), asked]
+            looked_up.append((options, place))
+        values = store.get_many(keys)
+        answers: list[Answer | None] = []
+        for request, (options, place), value, other in zip(requests, looked_up, values[::2], values[1::2], strict=True):
+            if value is None:
+                self._miss(options, other, place)
+                answers.append(None)
+            else:
+                answers.append(_unwrapped(LLMCalls.decode(value), request))
+        self.served += sum(answer is not None for answer in answers)
+        return answers
 
     def said_at_end(self, answers: Iterable[T], llm: Asked) -> Iterator[T]:
         """Yields answers, and then logs how many came from the log, and why others that look alike did not."""

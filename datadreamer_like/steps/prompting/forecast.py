@@ -110,8 +110,11 @@ def _counted(step: Prompting) -> _Counted:
             keys, requests = calls.admit(part)
             force = step.args.get("force")
             values = [None] * len(keys) if store is None or force else store.get_many(keys)
-            for key, request, value in zip(keys, requests, values, strict=True):
-                known = None if force else calls.paid(key, request) if value is None else calls.decode(value)
+            answers = [None if value is None else calls.decode(value) for value in values]
+            if calls.has_paid and not force:
+                paid = calls.paid(keys, requests)
+                answers = [known or found for known, found in zip(answers, paid, strict=True)]
+            for key, request, known in zip(keys, requests, answers, strict=True):
                 if known is not None:
                     counted.stored += 1
                     _measure(counted.lengths, known)
