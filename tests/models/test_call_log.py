@@ -295,6 +295,11 @@ MAKE: dict[str, tuple[Any, Any, list[dict[str, Any]]]] = {
         lambda url: OpenAIResponses("m", base_url=url, system_prompt="Be brief."),
         [{}, {"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 9}, {"temperature": 1.0, "top_p": 1.0}],
     ),
+    "Anthropic's newer models": (
+        lambda: AnthropicServer(claude_answering),
+        lambda url: Anthropic("claude-haiku-5-5", base_url=url, api_key="k"),
+        [{}, {"temperature": 0.7, "top_p": 1.0}],
+    ),
     "Anthropic": (lambda: AnthropicServer(claude_answering), claude, [call for call in CALLS if "top_p" not in call]),
 }
 

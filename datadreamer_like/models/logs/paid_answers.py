@@ -127,6 +127,8 @@ class PaidAnswers:
             options |= dict.fromkeys(quirks.penalty_names, penalty) if penalty is not None else {}
             if quirks.seed_name is None:
                 options.pop("seed", None)
+            for name in getattr(llm, "unsupported_options", ()):
+                options.pop(name, None)
         return plain_messages(messages), self._compared(options)
 
     def _compared(self, options: Mapping[str, Any]) -> dict[str, Any]:
