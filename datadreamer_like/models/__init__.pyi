@@ -42,6 +42,8 @@ from .llms.scoring import ScoreRequest as ScoreRequest
 from .llms.vertex_ai import Vertex as Vertex
 from .llms.vertex_ai import VertexAI as VertexAI
 from .llms.vllm import VLLM as VLLM
+from .logs.call_log import CallLog as CallLog
+from .logs.logged_call import LoggedCall as LoggedCall
 from .retrievers.embedding_retriever import EmbeddingRetriever as EmbeddingRetriever
 from .retrievers.retriever import Retrieved as Retrieved
 from .retrievers.retriever import Retriever as Retriever

@@ -30,6 +30,7 @@ from .prompting.rag_prompt import RAGPrompt as RAGPrompt
 from .retrieval.embed import CosineSimilarity as CosineSimilarity
 from .retrieval.embed import Embed as Embed
 from .retrieval.retrieve import Retrieve as Retrieve
+from .sources.call_log_source import CallLogDataSource as CallLogDataSource
 from .sources.csv_source import CSVDataSource as CSVDataSource
 from .sources.data_source import DataSource as DataSource
 from .sources.data_source import HFDatasetDataSource as HFDatasetDataSource

@@ -18,6 +18,7 @@ SHORT = {
     "distil_llm": "of the teacher's answers, taught by",
     "distilbert": "Distilled, 3 layers",
     "export_everywhere": "is about",
+    "from_call_logs": "Asked again: 200 prompts, 0 requests.",
     "label_noise": "biased                50%",
     "lottery_ticket": "On rows that none has seen",
     "ppo": "nats from the model",
@@ -32,9 +33,18 @@ WHOLE = {
     "providers": "LlamaCPPServer  Name an animal.",
     "ray_engine": "the same rows",
     "structured_output": "stars",
+    "test_your_pipeline": "6 passed",
 }
 """Those without a short form."""
-MEASURE = {"born_again", "distil_classifier", "distil_embedder", "distilbert", "export_everywhere", "lottery_ticket"}
+MEASURE = {
+    "born_again",
+    "distil_classifier",
+    "distil_embedder",
+    "distilbert",
+    "export_everywhere",
+    "from_call_logs",
+    "lottery_ticket",
+}
 """Those that measure times, or whose recipe logs a table."""
 
 

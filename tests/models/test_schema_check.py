@@ -1,35 +1,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from datadreamer_like.models import LLM, Answer, Request
+from datadreamer_like.models import Answer
 from datadreamer_like.models.llms.schema_check import json_value
-
-
-class Loose(LLM):
-    """An engine that ignores schemas: answers with `first`, and with `second` when asked again."""
-
-    model_name = "loose"
-
-    def __init__(self, first: Sequence[str], second: str) -> None:
-        super().__init__()
-        self.first, self.second = first, second
-        self.asked: list[Any] = []
-
-    def identity(self) -> dict[str, Any]:
-        return {"first": self.first, "second": self.second}
-
-    def answer_batch(self, requests: Sequence[Request]) -> list[Answer]:
-        self.asked += [request.prompt for request in requests]
-        return [
-            Answer(list(self.first) if isinstance(request.prompt, str) else [self.second] * request.sampling.n)
-            for request in requests
-        ]
-
+from datadreamer_like.testing import FakeLLM
 
 # Keywords that engines drop, each with a value that does not fit and one that does.
 KEYWORDS: list[tuple[dict[str, Any], Any, Any]] = [
@@ -55,29 +33,29 @@ KEYWORDS: list[tuple[dict[str, Any], Any, Any]] = [
 
 @pytest.mark.parametrize(("schema", "wrong", "right"), KEYWORDS)
 def test_an_answer_that_does_not_fit_is_asked_again_and_never_an_answer(schema: dict, wrong: Any, right: Any) -> None:
-    llm = Loose([json.dumps(wrong)], json.dumps(right))
+    llm = FakeLLM([json.dumps(wrong), json.dumps(right)])
     assert llm.run(["?"], schema=schema) == [json.dumps(right)]
-    assert "does not fit the schema" in llm.asked[1][-1]["content"]
-    (failed,) = Loose([json.dumps(wrong)], json.dumps(wrong)).answers(["?"], schema=schema)
+    assert "does not fit the schema" in llm.prompts[1]
+    (failed,) = FakeLLM([json.dumps(wrong)] * 2).answers(["?"], schema=schema)
     assert "does not fit the schema" in str(failed.error)
-    assert Loose([json.dumps(right)], "").run(["?"], schema=schema) == [json.dumps(right)]
+    assert FakeLLM([json.dumps(right)]).run(["?"], schema=schema) == [json.dumps(right)]
 
 
 @pytest.mark.parametrize("text", ["", "Sure!", '{"a": 1', "{'a': 1}", "NaN", "[1e999, Infinity]", "[" * 100_000, "1 2"])
 def test_what_is_not_json_is_asked_again(text: str) -> None:
-    assert Loose([text], "[7]").run(["?"], schema={}) == ["[7]"]
+    assert FakeLLM([text, "[7]"]).run(["?"], schema={}) == ["[7]"]
     with pytest.raises(ValueError, match="."):
         json_value(text)
 
 
 def test_json_in_a_fence_is_the_answer() -> None:
-    assert Loose(["```json\n[1]\n```"], "").run(["?"], schema={"type": "array"}) == ["[1]"]
+    assert FakeLLM(["```json\n[1]\n```"]).run(["?"], schema={"type": "array"}) == ["[1]"]
 
 
 def test_of_several_answers_those_that_do_not_fit_are_none() -> None:
     schema = {"type": "integer"}
-    assert Loose(["1", "x", "3"], "").run(["?"], schema=schema, n=3) == [["1", None, "3"]]
-    assert Loose(["x", "y"], "2").run(["?"], schema=schema, n=2) == [["2", "2"]]
+    assert FakeLLM(["1", "x", "3"]).run(["?"], schema=schema, n=3) == [["1", None, "3"]]
+    assert FakeLLM(["x", "y", "2", "2"]).run(["?"], schema=schema, n=2) == [["2", "2"]]
 
 
 def test_a_check_of_the_caller_sees_only_what_fits() -> None:
@@ -87,5 +65,5 @@ def test_a_check_of_the_caller_sees_only_what_fits() -> None:
         seen.append(answer.text)
         return answer
 
-    list(Loose(["x"], "2").answers(["?"], schema={"type": "integer"}, check=check))
+    list(FakeLLM(["x", "2"]).answers(["?"], schema={"type": "integer"}, check=check))
     assert seen == ["2"]

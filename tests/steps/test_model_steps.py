@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from engines import Echo
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph import DataDreamer, OutputIterableDataset
-from datadreamer_like.models.embedders.embedder import Embedder
 from datadreamer_like.models.retrievers.embedding_retriever import EmbeddingRetriever
 from datadreamer_like.models.task_models.task_model import TaskModel
 from datadreamer_like.steps import (
@@ -22,22 +20,12 @@ from datadreamer_like.steps import (
     Retrieve,
     RunTaskModel,
 )
+from datadreamer_like.testing import FakeEmbedder
 
 
-class Letters(Embedder):
+def letters() -> FakeEmbedder:
     """Counts the letters a to e."""
-
-    model_max_length = 3
-    dims = 5
-
-    def __init__(self) -> None:
-        super().__init__("letters")
-
-    def count_tokens(self, value: str) -> int:
-        return len(value.split())
-
-    def compute(self, texts: Sequence[str], instruction: str | None = None, **asks: Any) -> list[Any]:
-        return [np.array([f"{instruction or ''}{t}".count(c) for c in "abcde"], dtype=np.float32) for t in texts]
+    return FakeEmbedder(lambda text: [text.count(c) for c in "abcde"], dims=5, max_length=3)
 
 
 class Length(TaskModel[dict[str, int]]):
@@ -59,29 +47,29 @@ def corpus(session: DataDreamer) -> DataSource:
 
 
 def test_embed(corpus: DataSource) -> None:
-    made = Embed("Embed", {"texts": corpus.output["text"]}, {"embedder": Letters(), "batch_size": 2})
+    made = Embed("Embed", {"texts": corpus.output["text"]}, {"embedder": letters(), "batch_size": 2})
     assert made.output.column_names == ["texts", "embeddings"]
     assert list(made.output["embeddings"]) == [
         [2, 0, 0, 0, 0], [0, 2, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 1], None,
     ]  # fmt: skip
-    assert made.card.models == ["letters"]
-    told = Embed("Told", {"texts": corpus.output["text"]}, {"embedder": Letters(), "instruction": "d", "lazy": True})
+    assert made.card.models == ["fake"]
+    told = Embed("Told", {"texts": corpus.output["text"]}, {"embedder": letters(), "instruction": "d", "lazy": True})
     assert isinstance(told.output, OutputIterableDataset)
     assert [list(row) for row in told.output["embeddings"] if row is not None][3] == [0, 0, 0, 1, 1]
 
 
 def test_a_text_that_is_too_long_fails_its_row_alone(session: DataDreamer) -> None:
     texts = DataSource("Texts", data={"text": ["a b", "a b c d"]})
-    made = Embed("Embed", {"texts": texts.output["text"]}, {"embedder": Letters()})
+    made = Embed("Embed", {"texts": texts.output["text"]}, {"embedder": letters()})
     assert made.output["embeddings"][1] is None
     assert "4 tokens" in made.errors[1]
-    cut = Embed("Cut", {"texts": texts.output["text"]}, {"embedder": Letters(), "truncate": True})
+    cut = Embed("Cut", {"texts": texts.output["text"]}, {"embedder": letters(), "truncate": True})
     assert cut.output["embeddings"][1] is not None
 
 
 def test_unknown_options_are_refused(corpus: DataSource) -> None:
     with pytest.raises(DefinitionError, match='no argument "batchsize".*Did you mean "batch_size"'):
-        Embed("Embed", {"texts": corpus.output["text"]}, {"embedder": Letters(), "batchsize": 2})
+        Embed("Embed", {"texts": corpus.output["text"]}, {"embedder": letters(), "batchsize": 2})
 
 
 def test_retrieve_and_what_its_corpus_decides(tmp_path: Path) -> None:
@@ -89,7 +77,7 @@ def test_retrieve_and_what_its_corpus_decides(tmp_path: Path) -> None:
         with DataDreamer(tmp_path, verbose=False):
             corpus = DataSource("Corpus", data={"text": texts})
             queries = DataSource("Queries", data={"query": [query, None]})
-            retriever = EmbeddingRetriever(corpus.output["text"], Letters())
+            retriever = EmbeddingRetriever(corpus.output["text"], letters())
             found = Retrieve("Find", {"queries": queries.output["query"]}, {"retriever": retriever, "k": 2})
             assert found.output["results"][1] is None
             return found.fingerprint, found.output["results"][0]
@@ -107,7 +95,7 @@ def test_retrieve_and_what_its_corpus_decides(tmp_path: Path) -> None:
 def test_rag_prompt_puts_what_was_found_before_the_question(corpus: DataSource) -> None:
     questions = DataSource("Questions", data={"q": ["a", "e", None]})
     documents = DataSource("Documents", data={"text": ["aa", "ab", "e"]})
-    retriever = EmbeddingRetriever(documents.output["text"], Letters())
+    retriever = EmbeddingRetriever(documents.output["text"], letters())
     inputs = {"prompts": questions.output["q"]}
     made = RAGPrompt("Ask", inputs, {"llm": Echo(), "retriever": retriever, "k": 2})
     assert made.output.column_names == ["prompts", "generations"]
@@ -128,7 +116,7 @@ def test_few_shot_prompt_with_retrieval_shows_what_is_most_alike(session: DataDr
             "output_examples": examples.output["out"],
             "inputs": inputs.output["text"],
         },
-        {"llm": Echo(), "embedder": Letters(), "k": 2},
+        {"llm": Echo(), "embedder": letters(), "k": 2},
     )
     # The nearest to "c" would be "cc", which has no output.
     assert made.output["prompts"][0].startswith("Input: ac\nOutput: AC\nInput: ")
@@ -139,10 +127,10 @@ def test_few_shot_prompt_with_retrieval_shows_what_is_most_alike(session: DataDr
 def test_cosine_similarity_of_vectors_and_of_texts(corpus: DataSource) -> None:
     texts = {"a": corpus.output["text"], "b": corpus.output["other"]}
     expected = [2 / 5**0.5, 0.0, 1.0, None, None]
-    of_texts = CosineSimilarity("Texts", texts, {"embedder": Letters(), "batch_size": 3})
+    of_texts = CosineSimilarity("Texts", texts, {"embedder": letters(), "batch_size": 3})
     assert of_texts.output.column_names == ["a", "b", "similarities"]
     assert list(of_texts.output["similarities"]) == pytest.approx(expected)
-    a, b = (Embed(f"Embed {n}", {"texts": column}, {"embedder": Letters()}) for n, column in texts.items())
+    a, b = (Embed(f"Embed {n}", {"texts": column}, {"embedder": letters()}) for n, column in texts.items())
     vectors = {"a": a.output["embeddings"], "b": b.output["embeddings"]}
     of_vectors = CosineSimilarity("Vectors", vectors, {"device": "cpu", "similarity_batch_size": 2, "lazy": True})
     assert list(of_vectors.output["similarities"]) == pytest.approx(expected)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from datadreamer_like import DataDreamer, concat, zipped
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, NoSuchRow, SessionError, StepOutputError
-from datadreamer_like.models import Embedder, EmbeddingRetriever
+from datadreamer_like.models import EmbeddingRetriever
 from datadreamer_like.steps import (
     DataFromAttributedPrompt,
     DataSource,
@@ -35,6 +35,7 @@ from datadreamer_like.steps import (
     Traced,
     step,
 )
+from datadreamer_like.testing import FakeEmbedder
 
 ROWS = [{"id": i, "n": (i * 7) % 5, "text": f"t{i}"} for i in range(23)]
 
@@ -314,22 +315,6 @@ def test_a_step_outside_a_session_has_no_rows_to_trace() -> None:
         DataSource("Rows", data=ROWS).trace(0)
 
 
-class Letters(Embedder):
-    """Embeds a text as how often it has each letter."""
-
-    dims = 26
-    model_max_length = 1_000
-
-    def __init__(self) -> None:
-        super().__init__("letters")
-
-    def compute(self, texts: Sequence[str], **options: Any) -> Any:
-        return np.array([[text.count(chr(97 + i)) for i in range(26)] for text in texts], dtype=np.float32)
-
-    def count_tokens(self, value: str) -> int:
-        return len(value)
-
-
 def shown(trace: Trace, role: str) -> list[Any]:
     """What the parents of a row in one role hold in their first column."""
     return [next(iter((part.values or {}).values())) for part in trace.parents if part.role == role]
@@ -349,7 +334,7 @@ def test_prompting_steps_show_inputs_examples_and_documents(session: DataDreamer
     fewer = FewShotPrompt("Fewer", inputs={**examples, "inputs": pets.output["pet"]}, args=small).trace(2)
     assert shown(fewer, "example") == ["hen"]
 
-    embedder = Letters()
+    embedder = FakeEmbedder(lambda text: [text.count(chr(97 + i)) for i in range(26)], dims=26)
     alike = FewShotPromptWithRetrieval(
         "Alike", inputs={**examples, "inputs": pets.output["pet"]}, args={"llm": llm, "embedder": embedder, "k": 1}
     )

@@ -7,12 +7,14 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from json.encoder import encode_basestring
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from datadreamer_like.errors import ArgumentTypeError, ModelError, RejectedAnswer
+from datadreamer_like.graph.fingerprint import fingerprint
 
 from ..llms.generation import Answer, Prompt, Request, Sampling, TokenLogprob
 from .pipeline import Calls
@@ -44,14 +46,31 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
 
     `identity` is a hash of everything that determines the LLM's answers, except sampling options and prompt.
     `follow_up` returns the prompt of a follow-up, from the request, its answer and the reason for its rejection.
+    `find_paid` returns the answers that a log of paid calls has, from requests and how often each came before.
     """
 
-    def __init__(self, identity: str, sampling: Sampling, follow_up: Callable[[Request, Answer, str], Prompt]) -> None:
+    def __init__(
+        self,
+        identity: str,
+        sampling: Sampling,
+        follow_up: Callable[[Request, Answer, str], Prompt],
+        find_paid: Callable[[Sequence[Request], Sequence[int]], Sequence[Answer | None]] | None = None,
+    ) -> None:
         self._sampling = sampling
+        self._find_paid = find_paid
+        self.has_paid = find_paid is not None
+        # Of prompts whose answers may be in a log of paid calls.
+        self._times_before: dict[bytes, int] = {}
         self._follow_up = follow_up
         decided_by = f"{identity}\0{sampling.key_material()}\0"
         self._prefix = hashlib.blake2b(decided_by.encode("utf-8", "surrogatepass"), digest_size=16)
         self._repetitions = None if sampling.deterministic else Repetitions()
+
+    @classmethod
+    def of(cls, llm: Any, sampling: Sampling) -> LLMCalls:
+        """Returns the calls of an `LLM`."""
+        find_paid = None if llm.paid is None else partial(llm.paid.find, llm)
+        return cls(fingerprint(llm), sampling, llm.follow_up, find_paid)
 
     def admit(self, prompts: Sequence[Prompt | Repeated]) -> tuple[list[bytes], list[Request]]:
         """Returns keys and requests; with a seed, each repetition gets a different seed."""
@@ -74,10 +93,17 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
                 times_before = given.get(row, counted)
                 if times_before:
                     keys[row] = hashlib.blake2b(keys[row] + b"%d" % times_before, digest_size=16).digest()
+                    if self.has_paid:
+                        self._times_before[keys[row]] = times_before
                     if seed is not None:
                         # The n answers of a request have consecutive seeds, so a repetition starts n later.
                         requests[row] = requests[row]._replace(seed=seed + times_before * sampling.n)
         return keys, requests
+
+    def paid(self, keys: Sequence[bytes], requests: Sequence[Request]) -> Sequence[Answer | None]:
+        """Returns for each request its answer in the log of paid calls, if there is one."""
+        times_before = [self._times_before.pop(key, 0) for key in keys]
+        return [None] * len(keys) if self._find_paid is None else self._find_paid(requests, times_before)
 
     def size(self, request: Request) -> int:
         """Returns the number of characters of the prompt."""

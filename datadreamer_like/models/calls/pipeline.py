@@ -36,6 +36,9 @@ _READ_SECONDS = 0.02
 class Calls(ABC, Generic[P, Q, A]):
     """One kind of call, for the pipeline: prompts P become requests Q, which get answers A."""
 
+    has_paid: bool = False
+    """Whether `paid` may find answers."""
+
     @abstractmethod
     def admit(self, prompts: Sequence[P]) -> tuple[list[bytes], list[Q]]:
         """Returns the key and the request of each prompt; requests with equal keys are sent once."""
@@ -55,6 +58,10 @@ class Calls(ABC, Generic[P, Q, A]):
     @abstractmethod
     def failed(self, error: ModelError) -> A:
         """Returns the answer of a failed row."""
+
+    def paid(self, keys: Sequence[bytes], requests: Sequence[Q]) -> Sequence[A | None]:
+        """Returns for each request the answer of a call that was paid for elsewhere, if there is one."""
+        return [None] * len(keys)
 
     def follow_up(self, key: bytes, request: Q, answer: A, reason: str) -> tuple[bytes, Q]:
         """Returns the key and the request of a follow-up to a rejected answer; only for runs with a `check`."""
@@ -91,6 +98,19 @@ class Recorder(Generic[P, Q, A]):
     """Jobs and their answers, which are on disk and which the caller has not taken yet."""
     knows_answers: bool = False
     """Whether this run has found or received an answer, which shows that the model works."""
+
+    def stored_values(self, jobs: Sequence[Job[Q, A]], force: bool) -> list[bytes | None]:
+        """Returns the stored answer of each job; one that was paid for elsewhere is stored first, unless `force`."""
+        values = self.store.get_many([job.key for job in jobs])
+        if self.calls.has_paid and not force:
+            missing = [index for index, value in enumerate(values) if value is None]
+            answers = self.calls.paid([jobs[i].key for i in missing], [jobs[i].request for i in missing])
+            for index, answer in zip(missing, answers, strict=True):
+                values[index] = None if answer is None else self.calls.encode(answer)
+            items = [(jobs[i].key, value) for i in missing if (value := values[i]) is not None]
+            if items:
+                self.store.put_many(items)
+        return values
 
     def record(self, finished: Sequence[tuple[Job[Q, A], A]]) -> None:
         """Stores answers in one transaction."""
@@ -290,7 +310,7 @@ class _Pending(Generic[P, Q, A]):
         while jobs:
             again: list[Job[Q, A]] = []
             sent = len(new)
-            known = self.recorder.store.get_many([job.key for job in jobs])
+            known = self.recorder.stored_values(jobs, self.run.force)
             for job, value in zip(jobs, known, strict=True):
                 if value is not None and (not self.run.force or job.key in self.fresh):
                     if not self._take(job, decode(value)):

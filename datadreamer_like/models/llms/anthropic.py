@@ -106,6 +106,11 @@ class Anthropic(APIModel):
     def _refused(self) -> set[str]:
         return set() if self.model_name in SAMPLING_MODELS else {"temperature", "top_p"}
 
+    @property
+    def unsupported_options(self) -> frozenset[str]:
+        """Options that the model does not support, so that no request has them."""
+        return frozenset(self._refused)
+
     @cached_property
     def _forces_tools(self) -> bool:
         return self.model_name in FORCED_TOOL_MODELS

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from typing_extensions import Unpack
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, PromptTooLong, RejectedAnswer
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, PromptTooLong
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.positions import by_position
 
@@ -22,10 +20,15 @@ from ..calls.failures import Rejected, log_failures
 from ..calls.llm_calls import LLMCalls, Repeated
 from ..calls.pipeline import Engine, Recorder, run_calls
 from ..model import Model
-from .answer_text import plain_answer, plain_answered, plain_answers
+from .answer_text import plain_answered, plain_answers
 from .generation import GENERATION_DEFAULTS, Answer, Generation, GenerationOptions, Prompt, Request, Sampling
+from .own_run import answers_from_run
 from .schema_check import schema_check
 from .scoring import ScoreCalls, Scored, ScoreOptions, ScoreRequest, check_score_options, checked_continuations
+
+if TYPE_CHECKING:
+    from ..logs.call_log import CallLog
+    from ..logs.paid_answers import PaidAnswers
 
 
 class LLM(Model):
@@ -69,6 +72,9 @@ class LLM(Model):
 
     max_tries: int = 8
     """Number of attempts before a row fails; only temporary failures are retried."""
+
+    paid: PaidAnswers | None = None
+    """The answers of a log that were paid for elsewhere, if `reuse` gave one."""
 
     # Implemented by providers.
 
@@ -228,7 +234,7 @@ class LLM(Model):
                 f"prompts is one text, {prompts[:40]!r}; it must be a list of prompts. Put it into a list."
             )
         if overrides_only_run(self):
-            return _answers_from_run(self, prompts, options, check, max_follow_ups)
+            return answers_from_run(self, prompts, options, check, max_follow_ups)
         options = {"adaptive_batch_size": self.default_adaptive_batch_size, **self.translated(options)}
         generation = Generation.from_options(options, self.extra_options)
         self.check(generation.sampling)
@@ -244,8 +250,8 @@ class LLM(Model):
                 partial(plain_answered, self.answer, schema is not None), recorder, generation
             )
 
-        return run_calls(
-            LLMCalls(fingerprint(self), generation.sampling, self.follow_up),
+        answers = run_calls(
+            LLMCalls.of(self, generation.sampling),
             prompts,
             make_engine,
             self,
@@ -255,6 +261,33 @@ class LLM(Model):
             check=check,
             max_follow_ups=max_follow_ups,
         )
+        return answers if self.paid is None else self.paid.said_at_end(answers, self)
+
+    def reuse(self, log: CallLog, *, model_names: Sequence[str] = (), ignore: Sequence[str] = ()) -> Self:
+        """Uses the answers in a log of calls: a prompt that was paid for there is not sent again.
+
+        An answer is used where the model's name, the messages (with the system prompt) and all options that decide an
+        answer agree with the request. It is then stored like a new one, at no cost. A failed call is never used. The
+        log reports how many answers were found, and which options differ for prompts that were not. The server's
+        address is not compared, since most logs do not have it.
+
+        Args:
+            log: The log.
+            model_names: Further names of this model in the log, such as "gpt-5-mini-2025-08-07".
+            ignore: Options that are not compared, such as "temperature" or "max_new_tokens", if the log lacks them.
+
+        Returns:
+            This LLM.
+
+        Example:
+            >>> llm = OpenAI("gpt-5-mini").reuse(CallLog("paid.jsonl"))  # doctest: +SKIP
+        """
+        from ..logs.paid_answers import PaidAnswers
+
+        if overrides_only_run(self):
+            raise DefinitionError(f"{self.display_name} overrides run, where its answers are not looked up.")
+        self.paid = PaidAnswers(self, log, model_names, ignore)
+        return self
 
     def score(self, prompts: Iterable[Prompt], continuations: Sequence[str], **options: Unpack[ScoreOptions]) -> Any:
         """Returns the log-probabilities [prompts, continuations] of texts as the start of the answer to each prompt.
@@ -359,39 +392,3 @@ def overrides_only_run(llm: LLM) -> bool:
     """Whether the LLM overrides `run` and implements no engine method."""
     kind = type(llm)
     return kind.run is not LLM.run and kind.answer is LLM.answer and kind.answer_batch is LLM.answer_batch
-
-
-def _answers_from_run(
-    llm: LLM,
-    prompts: Iterable[Prompt | Repeated],
-    options: GenerationOptions,
-    check: Callable[[int, Answer], Answer | Rejected] | None,
-    max_follow_ups: int,
-) -> Iterator[Answer]:
-    given: GenerationOptions = {**options, "return_generator": True}
-    sent: deque[Prompt] = deque()
-
-    def plain() -> Iterator[Prompt]:
-        for prompt in prompts:
-            sent.append(prompt.prompt if isinstance(prompt, Repeated) else prompt)
-            yield sent[-1]
-
-    def answer_of(generated: str | None | list[str | None]) -> Answer:
-        if generated is None:
-            return Answer.failed(ModelError(f"{llm.display_name} gave no answer."))
-        return plain_answer(Answer([generated] if isinstance(generated, str) else list(generated)), shaped=False)
-
-    for index, generated in enumerate(llm.run(plain(), **given)):
-        answer = answer_of(generated)
-        prompt = sent.popleft()
-        for left in range(max_follow_ups, -1, -1):
-            checked = answer if check is None or answer.error is not None else check(index, answer)
-            if not isinstance(checked, Rejected):
-                answer = checked
-                break
-            if not left:
-                answer = replace(answer, error=RejectedAnswer.of(answer.text, checked.reason))
-                break
-            prompt = llm.follow_up(Request(prompt, Sampling()), answer, checked.reason)
-            answer = answer_of(next(iter(llm.run([prompt], **given))))
-        yield answer

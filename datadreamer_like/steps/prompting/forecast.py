@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from datadreamer_like.errors import DefinitionError, ModelError, NotMade
-from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.manifest import Manifest
 from datadreamer_like.graph.plan import Forecast
 from datadreamer_like.models.calls.budget import worst_case
@@ -101,7 +100,7 @@ def _counted(step: Prompting) -> _Counted:
     llm: LLM = step.args["llm"]
     options = llm.translated(step.run_options())  # type: ignore[arg-type]
     sampling = Generation.from_options(options, llm.extra_options).sampling
-    calls = LLMCalls(fingerprint(llm), sampling, llm.follow_up)
+    calls = LLMCalls.of(llm, sampling)
     counted = _Counted(_Lengths())
     file = answers_file(llm)
     seen: set[bytes] = set()
@@ -109,11 +108,16 @@ def _counted(step: Prompting) -> _Counted:
         prompts = _prompts(step, counted)
         while part := list(islice(prompts, _AT_ONCE)):
             keys, requests = calls.admit(part)
-            values = [None] * len(keys) if store is None or step.args.get("force") else store.get_many(keys)
-            for key, request, value in zip(keys, requests, values, strict=True):
-                if value is not None:
+            force = step.args.get("force")
+            values = [None] * len(keys) if store is None or force else store.get_many(keys)
+            answers = [None if value is None else calls.decode(value) for value in values]
+            if calls.has_paid and not force:
+                paid = calls.paid(keys, requests)
+                answers = [known or found for known, found in zip(answers, paid, strict=True)]
+            for key, request, known in zip(keys, requests, answers, strict=True):
+                if known is not None:
                     counted.stored += 1
-                    _measure(counted.lengths, calls.decode(value))
+                    _measure(counted.lengths, known)
                 elif key not in seen:
                     seen.add(key)
                     counted.new += 1

@@ -1,0 +1,52 @@
+"""LLMs of scripts that override `run` alone, as DataDreamer's do: their answers are made from what it returns."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from datadreamer_like.errors import ModelError, RejectedAnswer
+
+from ..calls.failures import Rejected
+from ..calls.llm_calls import Repeated
+from .answer_text import plain_answer
+from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
+
+
+def answers_from_run(
+    llm: Any,
+    prompts: Iterable[Prompt | Repeated],
+    options: GenerationOptions,
+    check: Callable[[int, Answer], Answer | Rejected] | None,
+    max_follow_ups: int,
+) -> Iterator[Answer]:
+    """Yields the answers that the LLM's own `run` gives, checked and asked again as `LLM.answers` does."""
+    given: GenerationOptions = {**options, "return_generator": True}
+    sent: deque[Prompt] = deque()
+
+    def plain() -> Iterator[Prompt]:
+        for prompt in prompts:
+            sent.append(prompt.prompt if isinstance(prompt, Repeated) else prompt)
+            yield sent[-1]
+
+    def answer_of(generated: str | None | list[str | None]) -> Answer:
+        if generated is None:
+            return Answer.failed(ModelError(f"{llm.display_name} gave no answer."))
+        return plain_answer(Answer([generated] if isinstance(generated, str) else list(generated)), shaped=False)
+
+    for index, generated in enumerate(llm.run(plain(), **given)):
+        answer = answer_of(generated)
+        prompt = sent.popleft()
+        for left in range(max_follow_ups, -1, -1):
+            checked = answer if check is None or answer.error is not None else check(index, answer)
+            if not isinstance(checked, Rejected):
+                answer = checked
+                break
+            if not left:
+                answer = replace(answer, error=RejectedAnswer.of(answer.text, checked.reason))
+                break
+            prompt = llm.follow_up(Request(prompt, Sampling()), answer, checked.reason)
+            answer = answer_of(next(iter(llm.run([prompt], **given))))
+        yield answer
