@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
+import aiohttp
 import anthropic
 import botocore.exceptions
 import httpx2
@@ -71,9 +72,18 @@ def test_every_exception_of_the_sdk_is_mapped_by_its_name_or_by_a_base_that_mean
     assert not unmapped
 
 
+def test_every_failure_of_the_connection_is_temporary() -> None:
+    kinds = [kind for kind in vars(aiohttp).values() if inspect.isclass(kind) and issubclass(kind, aiohttp.ClientError)]
+    # Addresses are checked before a request is made.
+    wanted = [kind for kind in kinds if kind is not aiohttp.ClientError and not issubclass(kind, aiohttp.InvalidURL)]
+    assert len(wanted) > 10
+    for kind in wanted:
+        assert isinstance(provider_error(kind.__new__(kind), "m", "http://a"), Unavailable), kind
+
+
 def test_every_entry_is_a_class_of_one_of_the_sdks() -> None:
     names = {kind.__name__ for sdk in (openai, anthropic) for kind in exceptions_of(sdk)}
-    names |= vars(botocore.exceptions).keys()
+    names |= vars(botocore.exceptions).keys() | vars(aiohttp).keys()
     assert set(ERRORS_BY_CLASS) <= names
 
 

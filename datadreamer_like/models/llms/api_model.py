@@ -177,7 +177,7 @@ class APIModel(LLM):
     def make_client(self, prefix: str) -> Any:
         """Returns a client of the SDK: `prefix` is the start of its class's name, "" or "Async"."""
         sdk = self.sdk.lower()
-        hide_in_logs(self.secrets, "httpx", "httpx2", f"{sdk}._base_client")
+        hide_in_logs(self.secrets, "aiohttp.client", "httpx", "httpx2", f"{sdk}._base_client")
         return getattr(import_module(sdk), prefix + self.sdk)(**self.client_options())
 
     # Budgets.

@@ -45,6 +45,7 @@ _CLASSES: dict[type[ModelError], str] = {
         WebSocketConnectionClosedError WebSocketQueueFullError
         RequestTimeoutError ClientClosedRequestError OverloadedError RetryableError
         HTTPClientError ConnectionError
+        ClientConnectionError ClientPayloadError ClientResponseError
     """,
     MalformedAnswer: "APIResponseValidationError",
     ModelError: """
