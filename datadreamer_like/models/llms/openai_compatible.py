@@ -222,24 +222,24 @@ class OpenAICompatible(APIModel):
             failure = self.error_of(error)
         raise failure
 
-    async def send(self, client: Any, parameters: dict[str, Any]) -> Any:
+    async def send(self, client: Any, parameters: dict[str, Any]) -> tuple[Any, Mapping[str, str]]:
         """Sends one request; an answer without choices is malformed."""
         if "prompt" in parameters:
-            return await client.completions.create(**parameters)
+            return await client.completions.create(**parameters), {}
         completion: Fields | None = None
         if Wire.suits(self.base_url, self.kwargs):
             loop = asyncio.get_running_loop()
             if loop not in self._wires:
                 self._wires[loop] = Wire(client)
-            completion, _ = await self._wires[loop].post(self.chat_path, parameters)
+            completion, headers = await self._wires[loop].post(self.chat_path, parameters)
         if completion is None:
             reply = await client.chat.completions.with_raw_response.create(**parameters)
-            completion = read_answer(reply.content)
+            completion, headers = read_answer(reply.content), reply.headers
         choices: list[Any] = completion.choices or []
         said = completion.error or next((choice.error for choice in choices if isinstance(choice, Fields)), None)
         if not choices or said:
             raise ErrorInAnswer(said)
-        return completion
+        return completion, headers
 
     async def end_run(self) -> None:
         """Closes the connections of the run's event loop."""
