@@ -74,7 +74,8 @@ def test_every_exception_of_the_sdk_is_mapped_by_its_name_or_by_a_base_that_mean
 def test_every_failure_of_the_connection_is_temporary() -> None:
     kinds = [kind for kind in vars(aiohttp).values() if inspect.isclass(kind) and issubclass(kind, aiohttp.ClientError)]
     # Addresses are checked before a request is made.
-    wanted = [kind for kind in kinds if kind is not aiohttp.ClientError and not issubclass(kind, aiohttp.InvalidURL)]
+    of_addresses = (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, aiohttp.RedirectClientError)
+    wanted = [kind for kind in kinds if kind is not aiohttp.ClientError and not issubclass(kind, of_addresses)]
     assert len(wanted) > 10
     for kind in wanted:
         mapped = [ERRORS_BY_CLASS[base.__name__] for base in kind.__mro__ if base.__name__ in ERRORS_BY_CLASS]

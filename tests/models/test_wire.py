@@ -105,10 +105,10 @@ def test_a_client_that_the_script_gives_sends_the_requests(tmp_path: Path) -> No
 
 
 def test_an_answer_is_read_with_missing_fields_as_none() -> None:
-    answer = read_answer(b'{"choices": [{"message": {"content": "x"}}], "usage": null}')
+    answer = read_answer('{"choices": [{"message": {"content": "x"}}], "usage": null}')
     assert answer.choices[0].message.content == "x"
     assert (answer.choices[0].message.refusal, answer.usage, answer.error) == (None, None, None)
-    for text in (b"[1]", b'"x"', b"null", b""):
+    for text in ("[1]", '"x"', "null", ""):
         with pytest.raises(ValueError, match="JSON|Expecting"):
             read_answer(text)
     assert isinstance(answer, Fields)
@@ -120,9 +120,7 @@ def own_certificate(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     if shutil.which("openssl") is None:
         pytest.skip("there is no openssl to make a certificate with")
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
-    )
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
     subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
 
     class Handler(http.server.BaseHTTPRequestHandler):

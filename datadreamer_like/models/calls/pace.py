@@ -17,8 +17,8 @@ _MINUTE = 60.0
 _BURST_SECONDS = 1.0
 # Left in a provider's bucket, since its clock and ours differ.
 _SPARE = 1.0
-# A limit whose rate is not known yet may change with the next answer.
-_LOOK_AGAIN_SECONDS = 1.0
+# Answers change what is left: they took fewer tokens than expected, and report limits.
+_LOOK_AGAIN_SECONDS = 0.05
 
 
 class Reported(NamedTuple):
@@ -110,7 +110,7 @@ class Pace:
         if turns.locked() or self._wait_or_take(tokens) > 0:
             async with turns:
                 while (seconds := self._wait_or_take(tokens)) > 0:
-                    await asyncio.sleep(seconds)
+                    await asyncio.sleep(min(seconds, _LOOK_AGAIN_SECONDS))
         charge = _charge.get()
         if charge is not None:
             charge.tokens += tokens

@@ -108,7 +108,7 @@ class OpenAICompatible(APIModel):
         self._limit_name = self.quirks.limit_name
         self._refused: set[str] = set()
         self._one_by_one = not self.quirks.takes_n
-        self._wires: dict[asyncio.AbstractEventLoop, Wire] = {}
+        self._wires: dict[asyncio.AbstractEventLoop, Wire | None] = {}
 
     if TYPE_CHECKING:
 
@@ -227,14 +227,15 @@ class OpenAICompatible(APIModel):
         if "prompt" in parameters:
             return await client.completions.create(**parameters), {}
         completion: Fields | None = None
-        if Wire.suits(self.base_url, self.kwargs):
-            loop = asyncio.get_running_loop()
-            if loop not in self._wires:
-                self._wires[loop] = Wire(client)
-            completion, headers = await self._wires[loop].post(self.chat_path, parameters)
+        loop = asyncio.get_running_loop()
+        if loop not in self._wires:
+            self._wires[loop] = Wire(client) if Wire.suits(self.base_url, self.kwargs) else None
+        wire = self._wires[loop]
+        if wire is not None:
+            completion, headers = await wire.post(self.chat_path, parameters)
         if completion is None:
             reply = await client.chat.completions.with_raw_response.create(**parameters)
-            completion, headers = read_answer(reply.content), reply.headers
+            completion, headers = read_answer(reply.http_response.text), reply.headers
         choices: list[Any] = completion.choices or []
         said = completion.error or next((choice.error for choice in choices if isinstance(choice, Fields)), None)
         if not choices or said:

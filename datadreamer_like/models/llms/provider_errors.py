@@ -43,7 +43,7 @@ _CLASSES: dict[type[ModelError], str] = {
         WebSocketConnectionClosedError WebSocketQueueFullError
         RequestTimeoutError ClientClosedRequestError OverloadedError RetryableError
         HTTPClientError ConnectionError
-        ClientConnectionError ClientPayloadError ClientResponseError
+        ClientConnectionError ClientPayloadError ClientResponseError UploadAbortedError
     """,
     MalformedAnswer: "APIResponseValidationError",
     ModelError: """

@@ -42,9 +42,14 @@ class Refused(Exception):
         self.code, self.type, self.param = said.get("code"), said.get("type"), said.get("param")
 
 
-def read_answer(text: str | bytes) -> Fields:
+# Made once: `json.dumps` and `json.loads` make one for each call with options.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+_DECODER = json.JSONDecoder(object_hook=Fields)
+
+
+def read_answer(text: str) -> Fields:
     """Returns the object in a reply; raises ValueError for a reply of another form."""
-    answer = json.loads(text, object_hook=Fields)
+    answer = _DECODER.decode(text)
     if not isinstance(answer, Fields):
         raise ValueError(f"it is not a JSON object: {text[:100]!r}")
     return answer
@@ -93,7 +98,7 @@ class Wire:
         client = self._client
         body = {name: value for name, value in parameters.items() if name != "extra_body"}
         body |= parameters.get("extra_body", {})
-        content = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        content = _ENCODER.encode(body).encode()
         defaults = client.default_headers
         given = {name.lower() for name in defaults}
         headers = {name: value for name, value in client.auth_headers.items() if name.lower() not in given}
@@ -107,10 +112,10 @@ class Wire:
             # It might lead to another host, which must not get the key.
             allow_redirects=False,
         ) as response:
-            raw = await response.read()
+            text = (await response.read()).decode(errors="replace")
             if response.status >= 400:
-                raise Refused(response, raw.decode(errors="replace"))
-            return (None if response.status >= 300 else read_answer(raw)), response.headers
+                raise Refused(response, text)
+            return (None if response.status >= 300 else read_answer(text)), response.headers
 
     async def close(self) -> None:
         """Closes the connections."""
