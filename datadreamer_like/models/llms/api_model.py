@@ -146,7 +146,8 @@ class APIModel(LLM):
         self._purses: dict[asyncio.AbstractEventLoop, Purse] = {}
         self.budget = budget
         check_budget(self)
-        self.key  # noqa: B018  (a missing key is an error now, not at the first request)
+        # A missing key is an error now, not at the first request; and threads must find one pace.
+        self.key, self.pace  # noqa: B018
 
     @classmethod
     def example(cls, model: Any) -> Self:
