@@ -32,23 +32,30 @@ class Allowance:
         self._halved_at = float("-inf")
         self._failed = 0.0
         self._slow_start = True
-        self._round = [0, 0.0]
-        self._best = float("inf")
-        self._latency = 0.0
+        # Of the best round, and of the last one.
+        self._best = self._latency = float("inf")
+        self._begin_round()
+
+    def _begin_round(self) -> None:
+        self._at_first, self._answers, self._seconds = self.allowed, 0, 0.0
 
     def succeeded(self, seconds: float = 0.0) -> None:
         """Records a successful request, which took this long."""
-        self._failed -= self._failed / max(10.0, self._exact)
-        if self.allowed == self.most:
-            return
-        # Means of rounds: single latencies vary with the lengths of the answers.
-        self._round = [self._round[0] + 1, self._round[1] + seconds]
-        if self._round[0] >= self.allowed:
-            self._latency = self._round[1] / self._round[0]
-            self._best, self._round = min(self._best, self._latency), [0, 0.0]
-        if self._latency <= _QUEUEING * self._best:
+        if self._failed:
+            self._failed -= self._failed / max(10.0, self._exact)
+        if self.allowed < self.most and self._latency <= _QUEUEING * self._best:
             self._exact = min(float(self.most), self._exact + (1.0 if self._slow_start else 1.0 / self._exact))
             self.allowed = int(self._exact)
+        # Means of rounds: single latencies vary with the lengths of the answers.
+        self._answers += 1
+        self._seconds += seconds
+        if self._answers >= self._at_first:
+            self._latency = self._seconds / self._answers
+            self._best = min(self._best, self._latency)
+            if self._latency > _QUEUEING * self._best and self.allowed > self._at_first:
+                # The requests that were added wait in the server.
+                self._exact, self.allowed, self._slow_start = float(self._at_first), self._at_first, False
+            self._begin_round()
 
     def refused(self, sent_at: float, now: float) -> None:
         """Records a rate-limited request; ignored if it was sent before the last halving."""
@@ -56,8 +63,8 @@ class Allowance:
             self._exact = max(1.0, self._exact / 2.0)
             self.allowed = int(self._exact)
             self._halved_at = now
-            self._slow_start = False
-            self._failed, self._round = 0.0, [0, 0.0]
+            self._slow_start, self._failed = False, 0.0
+            self._begin_round()
 
     def failed(self, sent_at: float, now: float) -> None:
         """Records a request that the server did not answer; many of them count as one that is rate-limited."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -12,7 +13,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+logger = logging.getLogger("datadreamer_like")
+
 _MINUTE = 60.0
+# From this wait on, a limit is reported: a limit per day may be used up.
+_LONG_WAIT_SECONDS = 30.0
 # What a cap lets through at once, in seconds of its rate: timers are late by some milliseconds.
 _BURST_SECONDS = 1.0
 # Left in a provider's bucket, since its clock and ours differ.
@@ -95,7 +100,7 @@ class Pace:
         self._reported: dict[str, tuple[Bucket, bool]] = {}
         self._sent = self._tokens = 0
         self._latest = 0
-        self._paused_until = float("-inf")
+        self._paused_until = self._noted_until = float("-inf")
         self._lock = threading.Lock()
         self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
@@ -110,11 +115,18 @@ class Pace:
         if turns.locked() or self._wait_or_take(tokens) > 0:
             async with turns:
                 while (seconds := self._wait_or_take(tokens)) > 0:
+                    self._note(seconds)
                     await asyncio.sleep(min(seconds, _LOOK_AGAIN_SECONDS))
         charge = _charge.get()
         if charge is not None:
             charge.tokens += tokens
         return Ticket(time.monotonic(), self._sent, self._tokens)
+
+    def _note(self, seconds: float) -> None:
+        now = time.monotonic()
+        if seconds >= _LONG_WAIT_SECONDS and now >= self._noted_until:
+            self._noted_until = now + seconds
+            logger.warning("A rate limit lets the next request through in %s s; waiting.", f"{seconds:,.0f}")
 
     def pause(self, seconds: float) -> None:
         """Sends nothing for a time, as a provider's Retry-After asks."""
