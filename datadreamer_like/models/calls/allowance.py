@@ -28,6 +28,8 @@ class Allowance:
     def __init__(self, most: int, start: int | None = None) -> None:
         self.most = most
         self.allowed = min(most, start or most)
+        # Whether successes change nothing: it starts at its bound, and nothing has failed.
+        self.is_full = self.allowed == most
         self._exact = float(self.allowed)
         self._halved_at = float("-inf")
         self._failed = 0.0
@@ -59,6 +61,7 @@ class Allowance:
 
     def refused(self, sent_at: float, now: float) -> None:
         """Records a rate-limited request; ignored if it was sent before the last halving."""
+        self.is_full = False
         if sent_at >= self._halved_at:
             self._exact = max(1.0, self._exact / 2.0)
             self.allowed = int(self._exact)
@@ -68,6 +71,7 @@ class Allowance:
 
     def failed(self, sent_at: float, now: float) -> None:
         """Records a request that the server did not answer; many of them count as one that is rate-limited."""
+        self.is_full = False
         self._failed += (1.0 - self._failed) / max(10.0, self._exact)
         if self._failed > _MANY_FAILURES:
             self.refused(sent_at, now)

@@ -193,7 +193,8 @@ class ConcurrentEngine(Engine[Q, A]):
                     answer = self._failed_for_now(job, unavailable, sent_at)
                 else:
                     self._lost = 0
-                    self._allowance.succeeded(now() - sent_at)
+                    if not self._allowance.is_full:
+                        self._allowance.succeeded(now() - sent_at)
                     if isinstance(answer.error, MalformedAnswer) and self._asks_again(job):
                         self._recorder.discard(answer)
                         answer = self._failed_for_now(job, answer.error, sent_at)
