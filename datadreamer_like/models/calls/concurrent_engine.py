@@ -192,12 +192,7 @@ class ConcurrentEngine(Engine[Q, A]):
                     unavailable = Unavailable("The request was cancelled by the client library.")
                     answer = self._failed_for_now(job, unavailable, sent_at)
                 else:
-                    self._lost = 0
-                    if not self._allowance.is_full:
-                        self._allowance.succeeded(now() - sent_at)
-                    if isinstance(answer.error, MalformedAnswer) and self._asks_again(job):
-                        self._recorder.discard(answer)
-                        answer = self._failed_for_now(job, answer.error, sent_at)
+                    answer = self._received(job, answer, sent_at)
                 if answer is None:
                     self._active -= 1
                 else:
@@ -205,9 +200,15 @@ class ConcurrentEngine(Engine[Q, A]):
         except Exception as error:
             self._fail(error)
 
-    def _asks_again(self, job: Job[Q, A]) -> bool:
-        # For an answer without a text, which is paid for each time.
-        return job.tries < min(self._max_tries, _TRIES_WITHOUT_TEXT)
+    def _received(self, job: Job[Q, A], answer: A, sent_at: float) -> A | None:
+        self._lost = 0
+        if not self._allowance.is_full:
+            self._allowance.succeeded(self._loop.time() - sent_at)
+        # An answer without a text is paid for each time.
+        if isinstance(answer.error, MalformedAnswer) and job.tries < min(self._max_tries, _TRIES_WITHOUT_TEXT):
+            self._recorder.discard(answer)
+            return self._failed_for_now(job, answer.error, sent_at)
+        return answer
 
     def _may_send(self) -> bool:
         if not self._queue or self._active >= self._allowance.allowed or self._failure is not None:
