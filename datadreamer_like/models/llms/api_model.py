@@ -98,7 +98,7 @@ class APIModel(LLM):
     """The extra that installs the SDK, unless it has the package's name."""
 
     enforces_schemas = True
-    max_concurrency = 256
+    max_concurrency: int | None = 256
 
     default_new_tokens: ClassVar[int | None] = None
     """The limit that is sent if `max_new_tokens` is None; None if none is."""
