@@ -231,6 +231,26 @@ def test_times_are_read_against_the_clock_of_the_server() -> None:
     assert list(reported_limits(httpx2.Headers(headers)).values()) == [(50.0, 20.0, 9.0)]
 
 
+@pytest.mark.parametrize(
+    ("limit", "remaining", "reset", "reported"),
+    [
+        ("10000", "9990", "60ms", (10_000.0, 9_990.0, 0.06)),
+        (None, "0", "2s", (1.0, 0.0, 2.0)),
+        ("0", "0", "0s", None),  # no limit
+        ("10", "12", "1s", None),
+        ("10", "-1", "1s", None),
+        ("10", "many", "1s", None),
+        ("10", "5", "1741305600000", None),  # OpenRouter's, in milliseconds since 1970
+        ("10", "5", None, None),
+        ("inf", "5", "1s", None),
+    ],
+)
+def test_a_limit_is_read_if_it_is_one(limit: Any, remaining: Any, reset: Any, reported: Any) -> None:
+    given = {"limit": limit, "remaining": remaining, "reset": reset}
+    headers = {f"X-RateLimit-{name}-Requests": value for name, value in given.items() if value is not None}
+    assert list(reported_limits(httpx2.Headers(headers)).values()) == ([] if reported is None else [reported])
+
+
 @pytest.mark.parametrize("sdk", [openai, anthropic])
 def test_a_rate_limit_carries_the_time_to_wait(sdk: Any) -> None:
     response = httpx2.Response(429, headers={"retry-after": "9"}, request=httpx2.Request("POST", "http://a"))

@@ -51,7 +51,8 @@ def reported_limits(headers: Mapping[str, str]) -> dict[str, Reported]:
         reset = _reset(headers, name)
         with suppress(ValueError):
             limit = float(headers.get(name.replace("remaining", "limit"), max(float(left), 1.0)))
-            if reset is not None and 0 <= float(left) <= limit < math.inf:
+            # Some servers send zeros where there is no limit.
+            if reset is not None and 0 <= float(left) <= limit and 1 <= limit < math.inf:
                 found[name] = Reported(limit, float(left), reset)
     return found
 
