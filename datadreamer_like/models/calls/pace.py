@@ -156,7 +156,7 @@ class Pace:
         if self._caps[1] is None:
             return ask
 
-        async def settled(request: Any) -> Any:
+        async def ask_counted(request: Any) -> Any:
             with _charging() as charge:
                 answer = await ask(request)
             used = answer.prompt_tokens + answer.completion_tokens
@@ -165,7 +165,7 @@ class Pace:
                     self._caps[1].take(used - charge.tokens, time.monotonic())
             return answer
 
-        return settled
+        return ask_counted
 
     def _wait_or_take(self, tokens: int) -> float:
         """Takes a request out of all buckets and returns 0, or the seconds after which to try again."""
