@@ -22,6 +22,7 @@ class Reply:
     body: bytes | None = None
     seconds: float = 0.0
     drop: bool = False
+    close: bool = False
     finish_reason: str = "stop"
     choices: int | None = None
 
@@ -142,7 +143,7 @@ class FlakyServer:
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         writer.write(f"HTTP/1.1 {reply.status} X\r\n{lines}\r\n".encode() + payload)
         await writer.drain()
-        return True
+        return not reply.close
 
     def _count(self, change: int) -> None:
         now = time.monotonic()

@@ -27,7 +27,7 @@ OLD, NEW = "claude-sonnet-4-6", "claude-opus-5-5"
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "ANTHROPIC_CUSTOM_HEADERS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("datadreamer_like.models.calls.concurrent_engine._FIRST_RETRY_SECONDS", 0.005)
+    monkeypatch.setattr("datadreamer_like.models.calls.allowance._FIRST_RETRY_SECONDS", 0.005)
 
 
 def client(server: AnthropicServer, folder: Path, model: str = OLD, **options: Any) -> Anthropic:
@@ -150,9 +150,9 @@ def test_what_is_no_answer_is_a_failed_row(reply: dict[str, Any], words: str, tm
     assert answer.completion_tokens == 2
 
 
-def test_an_empty_answer_that_the_model_ended_is_an_answer(tmp_path: Path) -> None:
-    with AnthropicServer(lambda body, before: message()) as server:
-        assert client(server, tmp_path).run(["a"]) == [""]
+def test_an_empty_answer_is_asked_for_again(tmp_path: Path) -> None:
+    with AnthropicServer(lambda body, before: message("fine") if before == 2 else message()) as server:
+        assert client(server, tmp_path).run(["a"]) == ["fine"]
 
 
 # Schemas

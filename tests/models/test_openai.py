@@ -45,7 +45,7 @@ def _no_key_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datadreamer_like.models.calls.concurrent_engine._FIRST_RETRY_SECONDS", 0.005)
+    monkeypatch.setattr("datadreamer_like.models.calls.allowance._FIRST_RETRY_SECONDS", 0.005)
 
 
 def client(server: FlakyServer, folder: Path, **options: Any) -> OpenAI:
@@ -160,12 +160,13 @@ def test_429_is_waited_out_as_retry_after_says_and_requests_grow_fewer(tmp_path:
         Reply(drop=True),
         Reply(seconds=30),
         Reply(body=b'{"id": "x", "choi'),
+        Reply(body=b'{"id": "x", "choi', headers={"content-length": "500"}, close=True),
         Reply(body=b'{"id": "x"}'),
         Reply(body=b"[1, 2]"),
         Reply(body=b"<html>hello</html>", headers={"content-type": "text/html"}),
         Reply(choices=0),
     ],
-    ids=["500", "503", "408", "409", "502", "drop", "hang", "cut", "empty", "list", "html", "no-choices"],
+    ids=["500", "503", "408", "409", "502", "drop", "hang", "cut", "closed", "empty", "list", "html", "no-choices"],
 )
 def test_trouble_that_passes_is_retried_and_every_row_answered(trouble: Reply, tmp_path: Path) -> None:
     def behave(body: dict[str, Any], before: int) -> Reply:
@@ -227,7 +228,6 @@ def test_no_server_at_all_is_said_and_not_tried_a_million_times(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("reply", "kind", "said"),
     [
-        (Reply(None), MalformedAnswer, "no text"),
         (Reply(None, finish_reason="content_filter"), ModelError, "content filter"),
         (Reply(None, finish_reason="length"), ModelError, "max_new_tokens"),
         (error(400, "flagged", code="content_policy_violation"), BadRequest, "flagged"),
@@ -271,10 +271,19 @@ def test_odd_facts_next_to_a_text_cost_no_answer(odd: dict[str, Any], tmp_path: 
     assert len(server.requests) == 3
 
 
-def test_an_empty_text_is_an_answer(tmp_path: Path) -> None:
-    with FlakyServer(lambda body, before: Reply("")) as server:
-        assert client(server, tmp_path).run(["a"]) == [""]
-        assert client(server, tmp_path).run(["a"], cache_only=True) == [""]
+@pytest.mark.parametrize("text", ["", None])
+def test_an_answer_without_a_text_is_asked_for_again_and_paid_for_until_its_row_fails(
+    text: str | None, tmp_path: Path
+) -> None:
+    def behave(body: dict[str, Any], before: int) -> Reply:
+        return Reply(text) if prompt_of(body) == "never" or before == 0 else Reply("at last")
+
+    with FlakyServer(behave) as server, counting(usage := Usage()):
+        late, never = client(server, tmp_path).answers(["late", "never"])
+    assert (late.text, late.error, never.text) == ("at last", None, None)
+    assert isinstance(never.error, MalformedAnswer)
+    assert server.seen == {"late": 2, "never": 3}
+    assert (usage.prompt_tokens, usage.completion_tokens) == (5 * 3, 5 * 2)
 
 
 def test_a_text_with_half_a_character_can_be_written_to_a_file(tmp_path: Path) -> None:

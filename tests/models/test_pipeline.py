@@ -31,7 +31,7 @@ from datadreamer_like.errors import (
     Unavailable,
 )
 from datadreamer_like.graph.usage import Usage, counting
-from datadreamer_like.models.calls.concurrent_engine import Allowance, retry_delay
+from datadreamer_like.models.calls.allowance import Allowance, retry_delay
 from datadreamer_like.models.calls.llm_calls import LLMCalls
 from datadreamer_like.models.llms.generation import Answer, Request, TokenLogprob
 from datadreamer_like.models.llms.llm import LLM
@@ -485,6 +485,31 @@ def test_a_rate_limit_halves_the_requests_at_once_and_they_grow_back() -> None:
     for when in range(100):
         allowance.refused(sent_at=10.0 + when, now=10.0 + when)
     assert allowance.allowed == 1
+
+
+def test_requests_at_once_double_per_round_until_answers_take_longer() -> None:
+    allowance = Allowance(256, start=32)
+    for _ in range(32 + 64):
+        allowance.succeeded(0.1)
+    assert allowance.allowed == 128
+    for _ in range(3_000):
+        allowance.succeeded(0.1 * allowance.allowed / 70)  # a server with 70 slots
+    assert allowance.allowed < 140
+    for _ in range(20_000):
+        allowance.succeeded(0.1)
+    assert allowance.allowed > 200
+
+
+def test_a_server_that_fails_more_than_a_fifth_of_its_requests_gets_half_as_many() -> None:
+    few, many = Allowance(64), Allowance(64)
+    for number in range(10_000):
+        for allowance, every in ((few, 20), (many, 3)):
+            if number % every:
+                allowance.succeeded(0.1)
+            else:
+                allowance.failed(sent_at=float(number), now=float(number))
+    assert few.allowed == 64
+    assert many.allowed < 16
 
 
 def test_backoff_doubles_with_full_jitter_and_keeps_what_the_provider_asks() -> None:

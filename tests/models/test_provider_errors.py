@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
+import aiohttp
 import anthropic
 import botocore.exceptions
 import httpx2
@@ -24,10 +25,9 @@ from datadreamer_like.models.llms.provider_errors import (
     ERRORS_BY_CLASS,
     provider_error,
     refused_parameter,
-    retry_after,
-    seconds_until_renewed,
     server_words,
 )
+from datadreamer_like.models.llms.rate_headers import reported_limits, retry_after, seconds_until_renewed
 
 CATCH_ALLS = {"OpenAIError", "AnthropicError", "APIError", "APIStatusError"}
 
@@ -71,9 +71,20 @@ def test_every_exception_of_the_sdk_is_mapped_by_its_name_or_by_a_base_that_mean
     assert not unmapped
 
 
+def test_every_failure_of_the_connection_is_temporary() -> None:
+    kinds = [kind for kind in vars(aiohttp).values() if inspect.isclass(kind) and issubclass(kind, aiohttp.ClientError)]
+    # Addresses are checked before a request is made.
+    of_addresses = (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, aiohttp.RedirectClientError)
+    wanted = [kind for kind in kinds if kind is not aiohttp.ClientError and not issubclass(kind, of_addresses)]
+    assert len(wanted) > 10
+    for kind in wanted:
+        mapped = [ERRORS_BY_CLASS[base.__name__] for base in kind.__mro__ if base.__name__ in ERRORS_BY_CLASS]
+        assert issubclass(kind, OSError) or mapped[0] is Unavailable, kind
+
+
 def test_every_entry_is_a_class_of_one_of_the_sdks() -> None:
     names = {kind.__name__ for sdk in (openai, anthropic) for kind in exceptions_of(sdk)}
-    names |= vars(botocore.exceptions).keys()
+    names |= vars(botocore.exceptions).keys() | vars(aiohttp).keys()
     assert set(ERRORS_BY_CLASS) <= names
 
 
@@ -205,6 +216,39 @@ def test_of_several_used_up_limits_the_last_one_counts() -> None:
     seconds = seconds_until_renewed(httpx2.Headers(headers))
     assert seconds is not None
     assert 38 < seconds <= 40
+
+
+def test_times_are_read_against_the_clock_of_the_server() -> None:
+    its_clock = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=3)
+    headers = {
+        "date": format_datetime(its_clock, usegmt=True),
+        "retry-after": format_datetime(its_clock + timedelta(seconds=7), usegmt=True),
+        "anthropic-ratelimit-requests-limit": "50",
+        "anthropic-ratelimit-requests-remaining": "20",
+        "anthropic-ratelimit-requests-reset": (its_clock + timedelta(seconds=9)).isoformat(),
+    }
+    assert retry_after(httpx2.Response(429, headers=headers)) == 7.0
+    assert list(reported_limits(httpx2.Headers(headers)).values()) == [(50.0, 20.0, 9.0)]
+
+
+@pytest.mark.parametrize(
+    ("limit", "remaining", "reset", "reported"),
+    [
+        ("10000", "9990", "60ms", (10_000.0, 9_990.0, 0.06)),
+        (None, "0", "2s", (1.0, 0.0, 2.0)),
+        ("0", "0", "0s", None),  # no limit
+        ("10", "12", "1s", None),
+        ("10", "-1", "1s", None),
+        ("10", "many", "1s", None),
+        ("10", "5", "1741305600000", None),  # OpenRouter's, in milliseconds since 1970
+        ("10", "5", None, None),
+        ("inf", "5", "1s", None),
+    ],
+)
+def test_a_limit_is_read_if_it_is_one(limit: Any, remaining: Any, reset: Any, reported: Any) -> None:
+    given = {"limit": limit, "remaining": remaining, "reset": reset}
+    headers = {f"X-RateLimit-{name}-Requests": value for name, value in given.items() if value is not None}
+    assert list(reported_limits(httpx2.Headers(headers)).values()) == ([] if reported is None else [reported])
 
 
 @pytest.mark.parametrize("sdk", [openai, anthropic])

@@ -37,7 +37,11 @@ _TOKENS_FOR_A_SCHEMA = 1_000
 # Statuses of failures for which no provider bills: refusals, overload, its own errors. Behind a gateway's time-out the
 # answer may still be written.
 _UNBILLED = {*range(400, 500), 500, 503, 529} - {408, 499}
-_NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"}
+_NEVER_SENT = {
+    "ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol",
+    "ClientConnectorError", "ClientConnectorDNSError", "ClientConnectorSSLError", "ClientConnectorCertificateError",
+    "ClientProxyConnectionError",
+}  # fmt: skip
 
 
 class Paid(Protocol):

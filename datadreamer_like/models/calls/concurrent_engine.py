@@ -1,4 +1,4 @@
-"""The engine for models that take concurrent requests: a fixed number of workers in an event loop in a thread.
+"""The engine for models that take concurrent requests: workers in an event loop in a thread.
 
 A slot takes its next request as soon as its answer is on disk, so all slots stay busy at any latency. The thread makes
 it work the same way in a script, in a notebook and inside a running loop.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import re
 import threading
 from collections import deque
@@ -27,15 +26,15 @@ from datadreamer_like.errors import (
 )
 from datadreamer_like.graph.threads import DaemonPool
 
+from .allowance import Allowance, retry_delay
 from .failures import A
 from .pipeline import Engine, Job, Q, Recorder
 
 logger = logging.getLogger("datadreamer_like")
 
-_FIRST_RETRY_SECONDS = 0.5
-_LONGEST_RETRY_SECONDS = 60.0
 # Rate-limited requests are retried this many times as often.
 _PATIENCE_WHEN_LIMITED = 5
+_TRIES_WITHOUT_TEXT = 3
 # Consecutive failed rows, each after all its tries, before the provider is considered down.
 _DOWN_FROM_START = 3
 _DOWN_LATER = 20
@@ -59,7 +58,7 @@ _AFTER_PAUSE_SECONDS = 0.001
 
 
 class ConcurrentEngine(Engine[Q, A]):
-    """Keeps up to `concurrency` requests in flight, fewer while the provider reports too many.
+    """Keeps up to `most` requests in flight, `concurrency` at first; `Allowance` finds how many.
 
     `ask` sends one request, and is cancelled when the run ends early; a row fails after `max_tries`. `at_end` is called
     in the event loop when the run ends.
@@ -71,15 +70,16 @@ class ConcurrentEngine(Engine[Q, A]):
         recorder: Recorder[Any, Q, A],
         *,
         concurrency: int,
+        most: int,
         max_tries: int,
         at_end: Callable[[], Awaitable[None]],
     ) -> None:
-        self.window = _WINDOW_IN_REQUESTS * concurrency
+        self.window = _WINDOW_IN_REQUESTS * most
         self._ask = ask
         self._recorder = recorder
         self._max_tries = max_tries
         self._at_end = at_end
-        self._allowance = Allowance(concurrency)
+        self._allowance = Allowance(most, concurrency)
         self._thread: threading.Thread | None = None
         # Set by the loop when answers are on disk or the run has failed.
         self._news = threading.Event()
@@ -192,15 +192,23 @@ class ConcurrentEngine(Engine[Q, A]):
                     unavailable = Unavailable("The request was cancelled by the client library.")
                     answer = self._failed_for_now(job, unavailable, sent_at)
                 else:
-                    self._lost = 0
-                    if self._allowance.allowed < self._allowance.most:
-                        self._allowance.succeeded()
+                    answer = self._received(job, answer, sent_at)
                 if answer is None:
                     self._active -= 1
                 else:
                     self._finish(job, answer, quick=now() - sent_at < _QUICK_SECONDS)
         except Exception as error:
             self._fail(error)
+
+    def _received(self, job: Job[Q, A], answer: A, sent_at: float) -> A | None:
+        self._lost = 0
+        if not self._allowance.is_full:
+            self._allowance.succeeded(self._loop.time() - sent_at)
+        # An answer without a text is paid for each time.
+        if isinstance(answer.error, MalformedAnswer) and job.tries < min(self._max_tries, _TRIES_WITHOUT_TEXT):
+            self._recorder.discard(answer)
+            return self._failed_for_now(job, answer.error, sent_at)
+        return answer
 
     def _may_send(self) -> bool:
         if not self._queue or self._active >= self._allowance.allowed or self._failure is not None:
@@ -233,10 +241,13 @@ class ConcurrentEngine(Engine[Q, A]):
     def _failed_for_now(
         self, job: Job[Q, A], error: RateLimited | Unavailable | MalformedAnswer, sent_at: float
     ) -> A | None:
-        limited = isinstance(error, RateLimited)
         after = None if isinstance(error, MalformedAnswer) else error.retry_after
+        # An overloaded server says when to come again, too.
+        limited = isinstance(error, RateLimited) or (isinstance(error, Unavailable) and after is not None)
         if limited:
             self._allowance.refused(sent_at, self._loop.time())
+        elif isinstance(error, Unavailable):
+            self._allowance.failed(sent_at, self._loop.time())
         if job.tries < self._max_tries * (_PATIENCE_WHEN_LIMITED if limited and self._max_tries > 1 else 1):
             delay = retry_delay(job.tries, after)
             logger.debug("try %s failed, next in %.1f s: %s", job.tries, delay, error)
@@ -250,7 +261,7 @@ class ConcurrentEngine(Engine[Q, A]):
             return None
         self._lost += 1
         if self._recorder.knows_answers or self._refusals:
-            down_from = max(_DOWN_LATER, 2 * self._allowance.most)
+            down_from = max(_DOWN_LATER, 2 * self._allowance.allowed)
         else:
             down_from = min(_DOWN_FROM_START, self._submitted)
         if self._lost >= down_from:
@@ -299,39 +310,3 @@ class ConcurrentEngine(Engine[Q, A]):
         if self._failure is None:
             self._failure = error
         self._news.set()
-
-
-class Allowance:
-    """The number of requests that may be in flight, `allowed`, up to `most`.
-
-    Additive increase, multiplicative decrease, as in TCP (Chiu and Jain, 1989): halved when the provider reports too
-    many requests, increased by one per round of successful requests.
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most = self.allowed = most
-        self._exact = float(most)
-        self._halved_at = float("-inf")
-
-    def succeeded(self) -> None:
-        """Records a successful request."""
-        self._exact = min(float(self.most), self._exact + 1.0 / self._exact)
-        self.allowed = int(self._exact)
-
-    def refused(self, sent_at: float, now: float) -> None:
-        """Records a rate-limited request; ignored if it was sent before the last halving."""
-        if sent_at >= self._halved_at:
-            self._exact = max(1.0, self._exact / 2.0)
-            self.allowed = int(self._exact)
-            self._halved_at = now
-
-
-def retry_delay(tries: int, retry_after: float | None = None) -> float:
-    """Returns the seconds to wait after the `tries`-th failure.
-
-    Exponential backoff with full jitter, so that requests that failed together are not retried together. A Retry-After
-    of the provider is the minimum, with up to a tenth added for the same reason.
-    """
-    if retry_after is not None:
-        return retry_after * random.uniform(1.0, 1.1)
-    return random.uniform(0.0, min(_LONGEST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2.0**tries))

@@ -131,6 +131,10 @@ class Recorder(Generic[P, Q, A]):
         self.usage.add(requests=requests, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, cost=cost)
         self.stored.extend(finished)
 
+    def discard(self, answer: A) -> None:
+        """Counts an answer that is asked for again: it may cost money too."""
+        self.usage.add(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens, cost=answer.cost)
+
 
 class Engine(ABC, Generic[Q, A]):
     """Answers jobs until it is closed; answers arrive in `Recorder.stored`."""

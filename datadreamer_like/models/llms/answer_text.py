@@ -45,9 +45,9 @@ def answer_text(
 ) -> AnswerText:
     """Separates a message into answer and reasoning; the answer is without the blanks around it.
 
-    An empty text is an answer if the model chose to stop, but an error if the token limit, a filter or a tool call
-    ended it, and a text that consists of unfinished thoughts is one too. An answer to a schema (`shaped`) is without
-    its Markdown fence, and an error if it is truncated.
+    An empty text is an answer if the model chose to stop (but see `answered_with_text`), but an error if the token
+    limit, a filter or a tool call ended it, and a text that consists of unfinished thoughts is one too. An answer to a
+    schema (`shaped`) is without its Markdown fence, and an error if it is truncated.
 
     `content` is a text, a part, a list of parts (mappings or objects with `type`), or None, else a TypeError is raised.
     `finish_reason` is in OpenAI's terms: "stop", "length", "content_filter", ... `refusal` is the provider's message if
@@ -93,6 +93,14 @@ def plain_answers(
 async def plain_answered(answer: Callable[[Any], Awaitable[Answer]], shaped: bool, request: Any) -> Answer:
     """Returns the answer of an engine that takes many requests at once, read as `plain_answer` reads it."""
     return plain_answer(await answer(request), shaped)
+
+
+async def answered_with_text(ask: Callable[[Any], Awaitable[Any]], request: Any) -> Any:
+    """Returns the answer of a server; one whose texts are all empty is malformed, so that it is asked for again."""
+    answer = await ask(request)
+    if isinstance(answer, Answer) and answer.error is None and not any(answer.texts):
+        return replace(answer, texts=(), logprobs=None, error=MalformedAnswer("The answer is empty."))
+    return answer
 
 
 def plain_answer(answer: Answer, shaped: bool) -> Answer:

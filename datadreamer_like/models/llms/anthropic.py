@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import logging
@@ -19,7 +18,6 @@ from .api_model import APIModel
 from .endpoint import Endpoint, Quirks, shown_address
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
 from .prices import Usage, counted, token_count
-from .provider_errors import seconds_until_renewed
 from .schema import ANSWER_FIELD, object_schema, strict_schema
 
 if TYPE_CHECKING:
@@ -95,7 +93,6 @@ class Anthropic(APIModel):
     extra_options = frozenset(AnthropicOptions.__annotations__) - frozenset(GenerationOptions.__annotations__)
 
     _warned = False
-    _renewed_at = 0.0
 
     if TYPE_CHECKING:
 
@@ -153,20 +150,10 @@ class Anthropic(APIModel):
             address = shown_address(self.base_url)
             raise MalformedAnswer(f"{address} sent an answer that cannot be read: {error}.") from error
 
-    async def before_sending(self) -> None:
-        """Waits until the rate limit is renewed."""
-        if (wait := self._renewed_at - asyncio.get_running_loop().time()) > 0:
-            await asyncio.sleep(wait)
-
-    async def send(self, client: Any, parameters: dict[str, Any]) -> Message:
+    async def send(self, client: Any, parameters: dict[str, Any]) -> tuple[Message, Mapping[str, str]]:
         """Sends one request."""
-        loop = asyncio.get_running_loop()
         response = await client.messages.with_raw_response.create(**parameters)
-        wait_after = seconds_until_renewed(response.headers)
-        message: Message = await response.parse()
-        if wait_after:
-            self._renewed_at = max(self._renewed_at, loop.time() + wait_after)
-        return message
+        return await response.parse(), response.headers
 
     def leave_out(self, name: str, unsupported: bool, sent: Mapping[str, Any]) -> bool:
         """Drops the temperature or `top_p`, or asks for structured outputs instead of a tool call."""
@@ -183,9 +170,6 @@ class Anthropic(APIModel):
     def get_max_context_length(self, max_new_tokens: int | None) -> int:
         """Returns the maximum number of prompt tokens that leaves room for `max_new_tokens`."""
         return (self.max_context_length or self.endpoint.context_length or 0) - (max_new_tokens or 0)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_renewed_at": 0.0}
 
     def _parameters(self, request: Request) -> dict[str, Any]:
         sampling = request.sampling

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from inspect import isawaitable
 from pathlib import Path
@@ -29,19 +29,32 @@ from datadreamer_like.errors import (
     require_extra,
 )
 
+from ..calls.allowance import retry_delay
 from ..calls.budget import Ask, Purse, check_budget, sending, within_budget
-from ..calls.concurrent_engine import retry_delay
-from .client_checks import check_client_options, checked_seconds, fits_header, unwritable_error
+from ..calls.pace import Pace, Ticket
+from .answer_text import answered_with_text
+from .client_checks import (
+    check_client_options,
+    checked_cap,
+    checked_seconds,
+    fits_header,
+    most_tokens,
+    unwritable_error,
+)
 from .endpoint import Endpoint, Quirks, shown_address
 from .generation import Answer, Sampling
 from .llm import LLM
 from .prices import Prices, given_prices, known_prices
 from .provider_errors import provider_error, refused_parameter
+from .rate_headers import reported_limits, retry_after
 from .secrets import Secrets, hide_in_logs, secrets_in
 
 T = TypeVar("T")
 
 logger = logging.getLogger("datadreamer_like")
+
+# Statuses of a server that wants fewer requests: of a rate limit, and of overload.
+_TOO_MUCH = {429, 503, 529}
 
 
 class APIModel(LLM):
@@ -63,13 +76,17 @@ class APIModel(LLM):
             the session's prices file, else published ones.
         budget: The most that `run` may spend on this model in the folder of its answers, over all runs, such as
             "5 USD".
+        requests_per_minute: A cap on the requests of this object, in this process, next to the limits that the provider
+            reports.
+        tokens_per_minute: A cap on the tokens of its prompts and answers. A request counts with its longest possible
+            answer until it has one, so set `max_new_tokens`.
         **kwargs: Passed to the SDK's client.
 
     Raises:
         MissingExtra: The SDK is not installed.
         AuthenticationFailed: There is no key, and the server is the provider's own.
-        DefinitionError: `base_url` is not a valid address, `prices` are malformed, `timeout` is not above 0, the SDK's
-            client has no such option, or there is a budget and no price.
+        DefinitionError: `base_url` is not a valid address, `prices` are malformed, `timeout` or a cap is not above 0,
+            the SDK's client has no such option, or there is a budget and no price.
     """
 
     endpoint: ClassVar[Endpoint]
@@ -81,6 +98,7 @@ class APIModel(LLM):
     """The extra that installs the SDK, unless it has the package's name."""
 
     enforces_schemas = True
+    max_concurrency: int | None = 256
 
     default_new_tokens: ClassVar[int | None] = None
     """The limit that is sent if `max_new_tokens` is None; None if none is."""
@@ -98,6 +116,8 @@ class APIModel(LLM):
         timeout: float = 600.0,
         prices: Prices | Mapping[str, float] | None = None,
         budget: str | None = None,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
         **kwargs: Any,
     ) -> None:
         require_extra(self.extra or self.sdk.lower(), self.sdk.lower(), what=type(self).__name__)
@@ -110,7 +130,11 @@ class APIModel(LLM):
         self.timeout = checked_seconds(timeout)
         self.kwargs = kwargs
         check_client_options(type(self).__name__, self.sdk, kwargs)
+        self.requests_per_minute = checked_cap("requests_per_minute", requests_per_minute)
+        self.tokens_per_minute = checked_cap("tokens_per_minute", tokens_per_minute)
         self.prices = given_prices(prices)
+        if self.endpoint.key_variable is None:
+            self.max_concurrency = None  # such a server has few slots
         if self.endpoint.serves(self.base_url):
             self._source = self.endpoint
             free = Prices(0.0, 0.0) if self.endpoint.key_variable is None else None
@@ -122,7 +146,8 @@ class APIModel(LLM):
         self._purses: dict[asyncio.AbstractEventLoop, Purse] = {}
         self.budget = budget
         check_budget(self)
-        self.key  # noqa: B018  (a missing key is an error now, not at the first request)
+        # A missing key is an error now, not at the first request; and threads must find one pace.
+        self.key, self.pace  # noqa: B018
 
     @classmethod
     def example(cls, model: Any) -> Self:
@@ -136,11 +161,8 @@ class APIModel(LLM):
         """How the server differs from the protocol."""
         return self.endpoint.quirks
 
-    async def before_sending(self) -> None:
-        """Waits until a request may be sent; this is not part of its `timeout`."""
-
-    async def send(self, client: Any, parameters: dict[str, Any]) -> Any:
-        """Sends one request with an asynchronous client of the SDK."""
+    async def send(self, client: Any, parameters: dict[str, Any]) -> tuple[Any, Mapping[str, str]]:
+        """Sends one request with an asynchronous client of the SDK; returns the answer and the reply's headers."""
         raise NotImplementedError(f"{type(self).__name__} does not implement send.")
 
     def leave_out(self, name: str, unsupported: bool, sent: Mapping[str, Any]) -> bool:
@@ -177,7 +199,7 @@ class APIModel(LLM):
     def make_client(self, prefix: str) -> Any:
         """Returns a client of the SDK: `prefix` is the start of its class's name, "" or "Async"."""
         sdk = self.sdk.lower()
-        hide_in_logs(self.secrets, "httpx", "httpx2", f"{sdk}._base_client")
+        hide_in_logs(self.secrets, "aiohttp.client", "httpx", "httpx2", f"{sdk}._base_client")
         return getattr(import_module(sdk), prefix + self.sdk)(**self.client_options())
 
     # Budgets.
@@ -189,7 +211,7 @@ class APIModel(LLM):
 
     def within_budget(self, ask: Ask) -> Ask:
         """Returns `ask`, or if there is a budget a function that reserves the worst case of each request."""
-        return within_budget(ask, self)
+        return within_budget(self.pace.settling(partial(answered_with_text, ask)), self)
 
     def purse(self) -> Purse:
         """Returns the budgets of the run whose event loop this is called in."""
@@ -215,6 +237,11 @@ class APIModel(LLM):
                 "or a typographic quote. Pass the key alone."
             )
         return key
+
+    @cached_property
+    def pace(self) -> Pace:
+        """Lets requests wait for the caps of the script and for the limits that the provider reports."""
+        return Pace(self.requests_per_minute, self.tokens_per_minute)
 
     @cached_property
     def secrets(self) -> Secrets:
@@ -262,12 +289,16 @@ class APIModel(LLM):
         sent: dict[str, Any] = {}
         while True:
             before, sent = sent, parameters()
-            await self.before_sending()
+            # Not a part of the timeout.
+            ticket = await self.pace.turn(most_tokens(sent) if self.pace.counts_tokens else 0)
             try:
                 async with self.in_time():
                     with sending():
-                        return await self.send(client, sent)
+                        answer, headers = await self.send(client, sent)
+                self.pace.heard(reported_limits(headers), ticket)
+                return answer
             except Exception as error:
+                self._slow_down(error, ticket)
                 names = [name for name in sent if name not in ("model", "messages", "input", "extra_body")]
                 refused = refused_parameter(error, [*names, *sent.get("extra_body", {})])
                 if refused is not None and sent != before and self.leave_out(*refused, sent):
@@ -277,6 +308,14 @@ class APIModel(LLM):
                     failure = unwritable_error(sent) or failure
             # Outside the handler: the SDK's exception quotes what the server said, the key perhaps, and the request.
             raise failure
+
+    def _slow_down(self, error: Exception, ticket: Ticket) -> None:
+        response = getattr(error, "response", None)
+        if response is None or not hasattr(response, "headers"):
+            return
+        self.pace.heard(reported_limits(response.headers), ticket)
+        if getattr(error, "status_code", None) in _TOO_MUCH:
+            self.pace.pause(retry_after(response) or 0.0)
 
     @asynccontextmanager
     async def in_time(self) -> AsyncIterator[None]:
@@ -342,6 +381,6 @@ class APIModel(LLM):
             client.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        live = ("key", "secrets", "client", "tokenizer")
+        live = ("key", "pace", "secrets", "client", "tokenizer")
         state = {name: value for name, value in self.__dict__.items() if name not in live}
         return {**state, "_api_key": None, "_clients": {}, "_purses": {}}

@@ -224,7 +224,7 @@ class Bedrock(APIModel):
         reasons = [_FINISH_REASONS.get(response["stopReason"], response["stopReason"]) for response in found]
         return self.without_secrets(answer_of(texts, finish_reasons=reasons, **tokens))
 
-    async def send(self, client: Any, parameters: dict[str, Any]) -> Any:
+    async def send(self, client: Any, parameters: dict[str, Any]) -> tuple[Any, Mapping[str, str]]:
         """Sends one request, in a thread: boto3 has no asynchronous client."""
         from botocore.exceptions import ClientError
 
@@ -233,7 +233,7 @@ class Bedrock(APIModel):
         if inference:
             sent["inferenceConfig"] = inference
         try:
-            return await asyncio.to_thread(client.converse, modelId=parameters["model"], **sent)
+            return await asyncio.to_thread(client.converse, modelId=parameters["model"], **sent), {}
         except ClientError as error:
             refusal = BedrockError(error.response)
         raise refusal

@@ -18,6 +18,9 @@ _CLIENT_OPTIONS = {
     "azure_ad_token", "azure_ad_token_provider", "auth_token",
 }  # fmt: skip
 
+# Of an answer whose limit is the model's own, until it is known how many it took.
+_USUAL_NEW_TOKENS = 512
+
 
 def check_client_options(name_of_class: str, sdk: str, options: Mapping[str, Any]) -> None:
     """Refuses options that the clients of an SDK do not have, and headers that cannot be sent."""
@@ -45,6 +48,26 @@ def checked_seconds(timeout: object) -> float:
     if not isinstance(timeout, numbers.Real) or not 0 < float(timeout) < math.inf:
         raise DefinitionError(f"timeout cannot be {timeout!r}; expected a number of seconds above 0.")
     return float(timeout)
+
+
+def checked_cap(name: str, cap: object) -> float | None:
+    """Returns a cap per minute, or None for none; refuses other values."""
+    if cap is None:
+        return None
+    if isinstance(cap, bool) or not isinstance(cap, numbers.Real) or not 1 <= float(cap) < math.inf:
+        raise DefinitionError(f"{name} cannot be {cap!r}; expected a number of at least 1, or None for no cap.")
+    return float(cap)
+
+
+def most_tokens(sent: Mapping[str, Any]) -> int:
+    """Returns about how many tokens a request may take: a prompt has one for four characters, an answer its limit.
+
+    This is also how OpenAI counts a request against its limit of tokens.
+    """
+    prompt = next((sent[name] for name in ("messages", "input", "prompt") if name in sent), "")
+    limits = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+    new = next((sent[name] for name in limits if sent.get(name)), _USUAL_NEW_TOKENS)
+    return len(str(prompt)) // 4 + int(new) * int(sent.get("n") or 1)
 
 
 def fits_header(value: str) -> bool:

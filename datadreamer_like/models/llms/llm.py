@@ -62,6 +62,9 @@ class LLM(Model):
     """Names of provider-specific generation options; they are passed in `request.sampling.extra`."""
 
     default_concurrency: int = 32
+    max_concurrency: int | None = None
+    """How many requests at once a run without `concurrency` may grow to; None for `default_concurrency`."""
+
     default_adaptive_batch_size: bool = False
 
     enforces_schemas: bool = False
@@ -246,9 +249,8 @@ class LLM(Model):
             if type(self).answer is LLM.answer:
                 read = partial(plain_answers, self.answer_batch, schema is not None)
                 return BatchEngine(read, recorder, generation)
-            return self._concurrent_engine(
-                partial(plain_answered, self.answer, schema is not None), recorder, generation
-            )
+            ask = partial(plain_answered, self.answer, schema is not None)
+            return self._concurrent_engine(ask, recorder, generation)
 
         answers = run_calls(
             LLMCalls.of(self, generation.sampling),
@@ -341,6 +343,7 @@ class LLM(Model):
             self.within_budget(ask),
             recorder,
             concurrency=run.concurrency or self.default_concurrency,
+            most=run.concurrency or self.max_concurrency or self.default_concurrency,
             max_tries=self.max_tries if self.retry_on_fail else 1,
             at_end=self.end_run,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from datadreamer_like.errors import ArgumentTypeError, AuthenticationFailed
 
@@ -125,6 +125,12 @@ class OpenAI(OpenAICompatible):
         if self.api_version is not None:
             options |= {"azure_endpoint": options.pop("base_url"), "api_version": self.api_version}
         return options
+
+    @property
+    def chat_path(self) -> str:
+        """Where chat completions are; Azure's versioned API has them under the deployment."""
+        versioned = self.api_version is not None and "/deployments" not in self.base_url
+        return f"deployments/{quote(self.model_name, safe='')}/{super().chat_path}" if versioned else super().chat_path
 
     def make_client(self, prefix: str) -> Any:
         """Returns a client of the SDK, for Azure if `api_version` is given."""

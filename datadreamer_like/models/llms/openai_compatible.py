@@ -1,4 +1,4 @@
-"""Chat models on servers with OpenAI's protocol, through OpenAI's SDK."""
+"""Chat models on servers with OpenAI's protocol: chat over `Wire`, all else through OpenAI's SDK."""
 
 from __future__ import annotations
 
@@ -15,19 +15,17 @@ from datadreamer_like.errors import BadRequest, DefinitionError, MalformedAnswer
 from datadreamer_like.graph.session import not_in_plan
 from datadreamer_like.graph.threads import Task
 
-from .answer_text import AnswerText, answer_of, answer_text
+from .answer_text import answer_of
 from .api_model import APIModel
+from .chat_completion import finish_reason_of, logprobs_of, text_of, usage_of
 from .chat_template import AUTO, Auto, checked, given_text, plain_prompt
 from .endpoint import shown_address
-from .generation import Answer, GenerationOptions, Prompt, Request, Sampling, TokenLogprob
-from .prices import Usage, counted, token_count
+from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
+from .prices import counted
 from .provider_errors import ErrorInAnswer
 from .schema import openai_response_format, with_schema
 from .scoring import Scored, ScoreRequest, echoed_scores
-
-if TYPE_CHECKING:
-    from openai.types.chat import ChatCompletion
-    from openai.types.chat.chat_completion import Choice
+from .wire import Fields, Wire, read_answer
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -93,6 +91,7 @@ class OpenAICompatible(APIModel):
                 f"{type(self).__name__} takes no chat_prompt_template but AUTO: the server applies the model's own. "
                 "Put the text into the prompts, or into system_prompt."
             )
+        require_extra(self.extra or "openai", "openai", "aiohttp", what=type(self).__name__)
         super().__init__(
             model_name,
             api_key,
@@ -109,6 +108,7 @@ class OpenAICompatible(APIModel):
         self._limit_name = self.quirks.limit_name
         self._refused: set[str] = set()
         self._one_by_one = not self.quirks.takes_n
+        self._wires: dict[asyncio.AbstractEventLoop, Wire | None] = {}
 
     if TYPE_CHECKING:
 
@@ -122,6 +122,11 @@ class OpenAICompatible(APIModel):
             given["top_logprobs"] = 0
         return cast("GenerationOptions", given)
 
+    @property
+    def chat_path(self) -> str:
+        """Where chat completions are, relative to the address of the SDK's client."""
+        return "chat/completions"
+
     def make_client(self, prefix: str) -> Any:
         """Returns a client of the SDK, without an organization from the environment that belongs to OpenAI."""
         client = super().make_client(prefix)
@@ -132,7 +137,7 @@ class OpenAICompatible(APIModel):
 
     async def answer(self, request: Request) -> Answer:
         """Sends one chat completion request, or more if the server does not support `n`."""
-        completions: list[ChatCompletion] = []
+        completions: list[Fields] = []
         while (got := sum(len(completion.choices) for completion in completions)) < request.sampling.n:
             at_once = 1 if self._one_by_one else request.sampling.n - got
             seed = request.seed + got if request.seed is not None else None
@@ -149,18 +154,18 @@ class OpenAICompatible(APIModel):
                 logger.info("%s does not return several answers at once; they are requested singly", self.display_name)
         return self._answer(completions, request.sampling)
 
-    def _answer(self, completions: Sequence[ChatCompletion], sampling: Sampling) -> Answer:
+    def _answer(self, completions: Sequence[Fields], sampling: Sampling) -> Answer:
         choices = [choice for completion in completions for choice in completion.choices][: sampling.n]
         shaped = sampling.schema is not None
         try:
-            texts = [_text(choice, shaped) for choice in choices]
-            logprobs = [_logprobs(choice) for choice in choices] if sampling.top_logprobs is not None else None
+            texts = [text_of(choice, shaped) for choice in choices]
+            logprobs = [logprobs_of(choice) for choice in choices] if sampling.top_logprobs is not None else None
         except (AttributeError, TypeError, ValueError) as error:
             address = shown_address(self.base_url)
             raise MalformedAnswer(f"{address} sent an answer that cannot be read: {error}.") from error
-        reasons = [_finish_reason(choice) for choice in choices]
+        reasons = [finish_reason_of(choice) for choice in choices]
         prices = self.prices if sampling.extra.get("service_tier") in _STANDARD_TIERS else None
-        tokens = counted([_usage(completion) for completion in completions], prices)
+        tokens = counted([usage_of(completion) for completion in completions], prices)
         reported = [getattr(completion.usage, "cost", None) for completion in completions]
         costs = [float(cost) for cost in reported if isinstance(cost, int | float)]
         if self.quirks.reports_cost and len(costs) == len(reported):
@@ -217,16 +222,32 @@ class OpenAICompatible(APIModel):
             failure = self.error_of(error)
         raise failure
 
-    async def send(self, client: Any, parameters: dict[str, Any]) -> Any:
+    async def send(self, client: Any, parameters: dict[str, Any]) -> tuple[Any, Mapping[str, str]]:
         """Sends one request; an answer without choices is malformed."""
         if "prompt" in parameters:
-            return await client.completions.create(**parameters)
-        completion: ChatCompletion = await client.chat.completions.create(**parameters)
+            return await client.completions.create(**parameters), {}
+        completion: Fields | None = None
+        loop = asyncio.get_running_loop()
+        if loop not in self._wires:
+            self._wires[loop] = Wire(client) if Wire.suits(self.base_url, self.kwargs) else None
+        wire = self._wires[loop]
+        if wire is not None:
+            completion, headers = await wire.post(self.chat_path, parameters)
+        if completion is None:
+            reply = await client.chat.completions.with_raw_response.create(**parameters)
+            completion, headers = read_answer(reply.http_response.text), reply.headers
         choices: list[Any] = completion.choices or []
-        said = getattr(completion, "error", None) or next((getattr(choice, "error", None) for choice in choices), None)
+        said = completion.error or next((choice.error for choice in choices if isinstance(choice, Fields)), None)
         if not choices or said:
             raise ErrorInAnswer(said)
-        return completion
+        return completion, headers
+
+    async def end_run(self) -> None:
+        """Closes the connections of the run's event loop."""
+        wire = self._wires.pop(asyncio.get_running_loop(), None)
+        if wire is not None:
+            await wire.close()
+        await super().end_run()
 
     def check_scoring(self) -> None:
         """Refuses providers that are known to return no log-probabilities of a prompt."""
@@ -262,7 +283,7 @@ class OpenAICompatible(APIModel):
                 "echo), so it cannot score texts. Use vLLM's server, LlamaCPP or HFTransformers."
             )
         values = [each for each in found if each is not None]
-        tokens = counted([_usage(completion)], self.prices)
+        tokens = counted([usage_of(completion)], self.prices)
         return Scored(
             tuple(logprob for logprob, _ in values),
             tuple(count for _, count in values),
@@ -271,12 +292,12 @@ class OpenAICompatible(APIModel):
             tokens["cost"],
         )
 
-    async def _complete(self, request: Request, n: int, seed: int | None) -> ChatCompletion:
+    async def _complete(self, request: Request, n: int, seed: int | None) -> Fields:
         messages = request.messages(self.system_prompt)
         if request.sampling.schema is not None and self.quirks.response_format == "json_object":
             messages = with_schema(messages, request.sampling.schema)
         fixed = {"model": self.model_name, "messages": messages}
-        completion: ChatCompletion = await self.request(lambda: fixed | self._parameters(request.sampling, n, seed))
+        completion: Fields = await self.request(lambda: fixed | self._parameters(request.sampling, n, seed))
         return completion
 
     def _parameters(self, sampling: Sampling, n: int, seed: int | None) -> dict[str, Any]:
@@ -337,45 +358,5 @@ class OpenAICompatible(APIModel):
         self._refused.add(name)
         return True
 
-
-def _usage(completion: ChatCompletion) -> Usage:
-    """Returns the tokens of one completion; servers other than OpenAI's leave out what the SDK expects."""
-    usage, details = completion.usage, getattr(completion.usage, "prompt_tokens_details", None)
-    return Usage(
-        token_count(usage, "prompt_tokens"),
-        token_count(usage, "completion_tokens"),
-        token_count(details, "cached_tokens"),
-        token_count(details, "cache_write_tokens"),
-    )
-
-
-def _text(choice: Choice, shaped: bool) -> AnswerText:
-    message = choice.message
-    # DeepSeek's and vLLM's names for thoughts.
-    thoughts = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
-    return answer_text(
-        message.content,
-        _finish_reason(choice),
-        refusal=getattr(message, "refusal", None),
-        reasoning=thoughts if isinstance(thoughts, str) else None,
-        shaped=shaped,
-    )
-
-
-def _finish_reason(choice: Choice) -> str | None:
-    reason: Any = choice.finish_reason
-    return reason if isinstance(reason, str) else None
-
-
-def _logprobs(choice: Choice) -> list[TokenLogprob]:
-    found: Any = choice.logprobs
-    if found is None:
-        return []
-    if found.content is None:
-        # Together's shape: two lists.
-        tokens, values = getattr(found, "tokens", None) or (), getattr(found, "token_logprobs", None) or ()
-        return [TokenLogprob(token, value) for token, value in zip(tokens, values, strict=True) if value is not None]
-    return [
-        TokenLogprob(each.token, each.logprob, tuple((top.token, top.logprob) for top in each.top_logprobs or ()))
-        for each in found.content
-    ]
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_wires": {}}

@@ -6,9 +6,6 @@ import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from typing import Any
 
 from datadreamer_like.errors import (
     AuthenticationFailed,
@@ -22,6 +19,7 @@ from datadreamer_like.errors import (
     UnknownModel,
 )
 
+from .rate_headers import retry_after
 from .secrets import Secrets
 
 _CLASSES: dict[type[ModelError], str] = {
@@ -45,6 +43,7 @@ _CLASSES: dict[type[ModelError], str] = {
         WebSocketConnectionClosedError WebSocketQueueFullError
         RequestTimeoutError ClientClosedRequestError OverloadedError RetryableError
         HTTPClientError ConnectionError
+        ClientConnectionError ClientPayloadError ClientResponseError UploadAbortedError
     """,
     MalformedAnswer: "APIResponseValidationError",
     ModelError: """
@@ -161,49 +160,6 @@ def provider_error(
     if kind is BadRequest and refused is not None and refused[0] != "n":
         return DefinitionError(f'{message} It is about "{refused[0]}", which every request has.')
     return kind(message)
-
-
-def retry_after(response: Any) -> float | None:
-    """Returns the seconds to wait according to a response's headers.
-
-    Retry-After is a number or a date (RFC 9110); without it, the time until an exhausted rate limit is renewed.
-    """
-    if response is None:
-        return None
-    headers = response.headers
-    for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        value = headers.get(name, "")
-        with suppress(ValueError):
-            return max(0.0, float(value) / divisor)
-        with suppress(ValueError):
-            return _seconds_until(parsedate_to_datetime(value))
-    return seconds_until_renewed(headers)
-
-
-def seconds_until_renewed(headers: Mapping[str, str]) -> float | None:
-    """Returns the seconds until all exhausted rate limits are renewed; None if none is exhausted.
-
-    Anthropic sends a timestamp, OpenAI a duration such as "6m0.5s".
-    """
-    waits = []
-    for name, left in headers.items():
-        if "ratelimit" not in name.lower() or "remaining" not in name.lower() or left.strip() != "0":
-            continue
-        reset = headers.get(name.lower().replace("remaining", "reset"), "").strip()
-        if match := _DURATION.fullmatch(reset):
-            hours, minutes, seconds, milliseconds = (float(part or 0) for part in match.groups())
-            waits.append(3600 * hours + 60 * minutes + seconds + milliseconds / 1000)
-        else:
-            with suppress(ValueError):
-                waits.append(_seconds_until(datetime.fromisoformat(reset)))
-    return max(waits, default=None)
-
-
-_DURATION = re.compile(r"(?=\d)(?:(\d+)h)?(?:(\d+)m(?!s))?(?:([\d.]+)s)?(?:([\d.]+)ms)?")
-
-
-def _seconds_until(time: datetime) -> float:
-    return max(0.0, (time.replace(tzinfo=time.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
 def refused_parameter(error: Exception, sent: Collection[str]) -> tuple[str, bool] | None:

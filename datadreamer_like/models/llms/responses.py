@@ -114,12 +114,13 @@ class OpenAIResponses(OpenAI):
         reasons = [_finish_reason(response) for response in found]
         return self.without_secrets(answer_of(texts, finish_reasons=reasons, logprobs=logprobs, **tokens))
 
-    async def send(self, client: Any, parameters: dict[str, Any]) -> Any:
+    async def send(self, client: Any, parameters: dict[str, Any]) -> tuple[Any, Mapping[str, str]]:
         """Sends one request; a response that failed is an error."""
-        response = await client.responses.create(**parameters)
+        reply = await client.responses.with_raw_response.create(**parameters)
+        response = reply.parse()
         if getattr(response, "error", None) is not None:
             raise ErrorInAnswer(response.error.to_dict())
-        return response
+        return response, reply.headers
 
     def _responses_parameters(self, request: Request) -> dict[str, Any]:
         sampling, extra = request.sampling, dict(request.sampling.extra)

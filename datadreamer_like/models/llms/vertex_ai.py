@@ -148,7 +148,7 @@ class VertexAI(OpenAICompatible):
             client.api_key = self.access_token()
         return client
 
-    async def send(self, client: Any, parameters: Mapping[str, Any]) -> Any:
+    async def send(self, client: Any, parameters: Mapping[str, Any]) -> tuple[Any, Mapping[str, str]]:
         """Sends one request with a valid token."""
         if self.key is None:
             client.api_key = await asyncio.to_thread(self.access_token)
