@@ -14,7 +14,7 @@ from user_scripts import Script
 
 CONCURRENCY = 64
 PROMPTS = 900
-INPUT, OUTPUT, NEW_TOKENS = 20.0, 100.0, 40
+INPUT, OUTPUT, NEW_TOKENS = 15.0, 60.0, 40
 
 SCRIPT = f"""
     import json, sys
