@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,9 @@ from typing_extensions import Unpack
 
 from datadreamer_like.errors import DefinitionError, MalformedAnswer
 
+from ..calls.batch_api import BatchAPI
 from .answer_text import AnswerText, answer_of, answer_text
+from .anthropic_batches import AnthropicBatches
 from .api_model import APIModel
 from .endpoint import Endpoint, Quirks, shown_address
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
@@ -132,15 +134,24 @@ class Anthropic(APIModel):
         if sampling.schema is not None and not (self._forces_tools and "thinking" not in sampling.extra):
             self._output_format(sampling.schema)
 
+    def batch_api(self) -> BatchAPI:
+        """Returns Anthropic's message batches."""
+        return AnthropicBatches(self)
+
     async def answer(self, request: Request) -> Answer:
         """Sends `n` requests one after the other, so that the later ones use the provider's prompt cache."""
-        sampling = request.sampling
-        messages: list[Message] = [await self.request(lambda: self._parameters(request)) for _ in range(sampling.n)]
+        count = request.sampling.n
+        messages: list[Message] = [await self.request(lambda: self.parameters(request)) for _ in range(count)]
+        return self.answer_from(messages, request.sampling)
+
+    def answer_from(self, messages: Sequence[Message], sampling: Sampling) -> Answer:
+        """Returns the answer whose texts are in messages."""
         try:
             texts = [self._text(message, sampling.schema) for message in messages]
             usages = [message.usage for message in messages]
             tiers = [sampling.extra.get("service_tier"), *(getattr(usage, "service_tier", None) for usage in usages)]
-            usual = _STANDARD.issuperset([*tiers, *(getattr(usage, "speed", None) for usage in usages)])
+            standard = _STANDARD | {"batch"} if self.batch else _STANDARD
+            usual = standard.issuperset([*tiers, *(getattr(usage, "speed", None) for usage in usages)])
             tokens = counted([_usage(usage) for usage in usages], self.prices if usual else None)
             reasons = [_finish_reason(message) for message in messages]
             return self.without_secrets(answer_of(texts, finish_reasons=reasons, **tokens))
@@ -182,7 +193,8 @@ class Anthropic(APIModel):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_renewed_at": 0.0}
 
-    def _parameters(self, request: Request) -> dict[str, Any]:
+    def parameters(self, request: Request) -> dict[str, Any]:
+        """Returns the parameters of a request for one answer."""
         sampling = request.sampling
         extra = dict(sampling.extra)
         body: dict[str, Any] = {**self._sampling(sampling), **extra.pop("extra_body", {})}

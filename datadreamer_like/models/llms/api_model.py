@@ -29,11 +29,14 @@ from datadreamer_like.errors import (
     require_extra,
 )
 
+from ..calls.batch_api import BatchAPI
+from ..calls.batch_jobs import BatchJobs
 from ..calls.budget import Ask, Purse, check_budget, sending, within_budget
 from ..calls.concurrent_engine import retry_delay
+from ..calls.pipeline import Engine, Recorder, answers_file
 from .client_checks import check_client_options, checked_seconds, fits_header, unwritable_error
 from .endpoint import Endpoint, Quirks, shown_address
-from .generation import Answer, Sampling
+from .generation import Answer, Generation, Sampling
 from .llm import LLM
 from .prices import Prices, given_prices, known_prices
 from .provider_errors import provider_error, refused_parameter
@@ -63,13 +66,15 @@ class APIModel(LLM):
             the session's prices file, else published ones.
         budget: The most that `run` may spend on this model in the folder of its answers, over all runs, such as
             "5 USD".
+        batch: Send requests through the provider's batch API: answers come within a day, for about half the price.
+            Answers are the same ones as without it. It needs a session, or `cache_folder_path`.
         **kwargs: Passed to the SDK's client.
 
     Raises:
         MissingExtra: The SDK is not installed.
         AuthenticationFailed: There is no key, and the server is the provider's own.
         DefinitionError: `base_url` is not a valid address, `prices` are malformed, `timeout` is not above 0, the SDK's
-            client has no such option, or there is a budget and no price.
+            client has no such option, there is a budget and no price, or `batch` and no batch API.
     """
 
     endpoint: ClassVar[Endpoint]
@@ -98,6 +103,7 @@ class APIModel(LLM):
         timeout: float = 600.0,
         prices: Prices | Mapping[str, float] | None = None,
         budget: str | None = None,
+        batch: bool = False,
         **kwargs: Any,
     ) -> None:
         require_extra(self.extra or self.sdk.lower(), self.sdk.lower(), what=type(self).__name__)
@@ -121,6 +127,13 @@ class APIModel(LLM):
         self._clients: dict[asyncio.AbstractEventLoop, Any] = {}
         self._purses: dict[asyncio.AbstractEventLoop, Purse] = {}
         self.budget = budget
+        self.batch = batch
+        if batch and self.batch_api() is None:
+            raise DefinitionError(
+                f"{type(self).__name__} has no batch API. Leave out batch, or use OpenAI, Anthropic or MistralAI."
+            )
+        if batch and self.prices is not None:
+            self.prices = self.prices.in_batches()
         check_budget(self)
         self.key  # noqa: B018  (a missing key is an error now, not at the first request)
 
@@ -149,6 +162,10 @@ class APIModel(LLM):
         The server refused the parameter itself if it is `unsupported`, else only its value.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement leave_out.")
+
+    def batch_api(self) -> BatchAPI | None:
+        """Returns the provider's batch API; None if it has none."""
+        return None
 
     def find_key(self) -> str | None:
         """Returns the key to send; None if the SDK's client has other credentials. A missing key is an error."""
@@ -199,6 +216,19 @@ class APIModel(LLM):
         return self._purses[loop]
 
     # The engine.
+
+    def engine(self, ask: Ask, recorder: Recorder[Any, Any, Any], run: Generation) -> Engine[Any, Any]:
+        """Returns the engine of a run: that of concurrent requests, or that of batches."""
+        api = self.batch_api() if self.batch else None
+        if api is None:
+            return super().engine(ask, recorder, run)
+        answers = answers_file(self)
+        if not isinstance(answers, Path):
+            raise DefinitionError(
+                f"{self.display_name}: batch=True needs a folder that keeps the ids of its batches, so that none is "
+                "paid for twice. Run it in a session with a folder, or pass cache_folder_path=..."
+            )
+        return BatchJobs(self, api, answers.with_suffix(".batches"), recorder, run)
 
     @cached_property
     def key(self) -> str | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..calls.batch_api import BatchAPI
 from .endpoint import Endpoint, Quirks
+from .openai_batches import MistralBatches
 from .openai_compatible import OpenAICompatible
 
 _NO_PENALTY = {"repetition_penalty": "Use presence_penalty or frequency_penalty."}
@@ -66,6 +68,10 @@ class MistralAI(NamedModel):
         model_card="https://docs.mistral.ai/getting-started/models/models_overview/",
         license="https://mistral.ai/terms",
     )
+
+    def batch_api(self) -> BatchAPI:
+        """Returns Mistral's batch jobs."""
+        return MistralBatches(self)
 
 
 class Cohere(NamedModel):

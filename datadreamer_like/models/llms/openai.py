@@ -9,7 +9,9 @@ from urllib.parse import urlsplit
 
 from datadreamer_like.errors import ArgumentTypeError, AuthenticationFailed
 
+from ..calls.batch_api import BatchAPI
 from .endpoint import Endpoint, Quirks
+from .openai_batches import OpenAIBatches
 from .openai_compatible import OpenAICompatible
 
 
@@ -96,6 +98,10 @@ class OpenAI(OpenAICompatible):
     def quirks(self) -> Quirks:
         """OpenAI's quirks at its own servers, the protocol's defaults elsewhere."""
         return self.endpoint.quirks if self.endpoint.serves(self.base_url) else Quirks(echoes=True)
+
+    def batch_api(self) -> BatchAPI | None:
+        """Returns OpenAI's batches; None on Azure, whose batches need deployments of their own."""
+        return None if self.is_azure else OpenAIBatches(self)
 
     @property
     def is_azure(self) -> bool:
