@@ -12,7 +12,7 @@ import numpy as np
 
 from datadreamer_like.errors import BadRequest, DefinitionError, MalformedAnswer
 
-from ..calls.budget import check_budget
+from ..calls.budget import Ask, check_budget
 from ..calls.grouped_engine import GroupAnswer, GroupedEngine
 from ..calls.pipeline import Engine, Recorder
 from ..llms.endpoint import shown_address
@@ -40,6 +40,10 @@ class SendsTexts(OpenAICompatible):
     async def send(self, client: Any, parameters: dict[str, Any]) -> Any:
         """Sends one request."""
         return await client.embeddings.create(**parameters)
+
+    def sharing_prefixes(self, ask: Ask) -> Ask:
+        """Returns `ask`: there is no cache of prefixes."""
+        return ask
 
     def leave_out(self, name: str, unsupported: bool, sent: Mapping[str, Any]) -> bool:
         """Returns False: vectors depend on all parameters."""

@@ -15,6 +15,8 @@ from typing_extensions import Unpack
 from datadreamer_like.errors import DefinitionError, MalformedAnswer
 
 from ..calls.batch_api import BatchAPI
+from ..calls.budget import Ask
+from ..calls.shared_prefix import SharedPrefixes
 from .answer_text import AnswerText, answer_of, answer_text
 from .anthropic_batches import AnthropicBatches
 from .api_model import APIModel
@@ -63,7 +65,8 @@ class Anthropic(APIModel):
     """A Claude model on Anthropic's API; see `APIModel` for the arguments.
 
     Messages with the role "system" become the system prompt. `n` answers take `n` requests. Schemas use a forced tool
-    call, or structured outputs for models that refuse one. Reasoning is in `Answer.reasoning`. When the response
+    call, or structured outputs for models that refuse one. A long system prompt that prompts share is cached by the
+    provider, and sent with two of them before the rest. Reasoning is in `Answer.reasoning`. When the response
     headers report an exhausted rate limit, requests wait until it is renewed.
 
     Newer models support neither `temperature` nor `top_p`, which are left out with a warning; older ones accept only
@@ -85,6 +88,7 @@ class Anthropic(APIModel):
         quirks=Quirks(
             seed_name=None,
             takes_n=False,
+            cached_prefix=4_096,  # of some models 1,024
             refuses=dict.fromkeys(("logit_bias", "top_logprobs", "repetition_penalty"), "Leave it out."),
         ),
         # The smallest among the models that are still served.
@@ -133,6 +137,26 @@ class Anthropic(APIModel):
             )
         if sampling.schema is not None and not (self._forces_tools and "thinking" not in sampling.extra):
             self._output_format(sampling.schema)
+
+    def sharing_prefixes(self, ask: Ask) -> Ask:
+        """Holds requests back until the second one with their long system prompt is answered.
+
+        From that one on, the system prompt is marked to be cached: writing it costs a quarter more than sending it,
+        reading it a tenth.
+        """
+
+        def system(request: Any) -> str | None:
+            if not isinstance(request, Request) or request.sampling.extra.get("cache_control") is not None:
+                return None
+            found = _split(request.messages(self.system_prompt))[0]
+            return found if isinstance(found, str) else None
+
+        least = self.quirks.cached_prefix
+        return ask if least is None else SharedPrefixes(ask, system, least, 2, self._cached_systems.add)
+
+    @cached_property
+    def _cached_systems(self) -> set[str]:
+        return set()
 
     def batch_api(self) -> BatchAPI:
         """Returns Anthropic's message batches."""
@@ -200,6 +224,8 @@ class Anthropic(APIModel):
         body: dict[str, Any] = {**self._sampling(sampling), **extra.pop("extra_body", {})}
         output: dict[str, Any] = {"effort": extra.pop("effort")} if "effort" in extra else {}
         system, messages = _split(request.messages(self.system_prompt))
+        if isinstance(system, str) and system in self._cached_systems:
+            system = [{"type": "text", "text": system, "cache_control": {"type": "ephemeral"}}]
         parameters: dict[str, Any] = {
             "model": self.model_name,
             "max_tokens": sampling.max_new_tokens or self.default_new_tokens,

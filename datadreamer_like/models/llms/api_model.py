@@ -34,9 +34,10 @@ from ..calls.batch_jobs import BatchJobs
 from ..calls.budget import Ask, Purse, check_budget, sending, within_budget
 from ..calls.concurrent_engine import retry_delay
 from ..calls.pipeline import Engine, Recorder, answers_file
+from ..calls.shared_prefix import SharedPrefixes
 from .client_checks import check_client_options, checked_seconds, fits_header, unwritable_error
 from .endpoint import Endpoint, Quirks, shown_address
-from .generation import Answer, Generation, Sampling
+from .generation import Answer, Generation, Request, Sampling
 from .llm import LLM
 from .prices import Prices, given_prices, known_prices
 from .provider_errors import provider_error, refused_parameter
@@ -163,6 +164,18 @@ class APIModel(LLM):
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement leave_out.")
 
+    def sharing_prefixes(self, ask: Ask) -> Ask:
+        """Returns `ask`, or if the provider caches prefixes a function that lets the first request of one go ahead."""
+        least = self.quirks.cached_prefix
+        return ask if least is None else SharedPrefixes(ask, self._start_of, least)
+
+    def _start_of(self, request: Any) -> str | None:
+        if not isinstance(request, Request):
+            return None
+        if isinstance(request.prompt, str):
+            return f"{self.system_prompt or ''}\0{request.prompt}"
+        return "\0".join(str(message.get("content")) for message in request.messages(self.system_prompt))
+
     def batch_api(self) -> BatchAPI | None:
         """Returns the provider's batch API; None if it has none."""
         return None
@@ -221,7 +234,7 @@ class APIModel(LLM):
         """Returns the engine of a run: that of concurrent requests, or that of batches."""
         api = self.batch_api() if self.batch else None
         if api is None:
-            return super().engine(ask, recorder, run)
+            return super().engine(self.sharing_prefixes(ask), recorder, run)
         answers = answers_file(self)
         if not isinstance(answers, Path):
             raise DefinitionError(

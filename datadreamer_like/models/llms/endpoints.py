@@ -129,6 +129,7 @@ class DeepSeek(NamedModel):
             seed_name=None,
             takes_n=False,
             response_format="json_object",
+            cached_prefix=1_024,
             refuses={**_NO_PENALTY, "logit_bias": "Leave it out."},
         ),
         context_length=1_000_000,

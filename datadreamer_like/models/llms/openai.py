@@ -47,6 +47,7 @@ class OpenAI(OpenAICompatible):
             limit_name="max_completion_tokens",
             # There is no `repetition_penalty`; DataDreamer sends it by this name.
             penalty_names=("presence_penalty",),
+            cached_prefix=1_024,
         ),
         # The smallest among the models that are still served.
         context_length=128_000,

@@ -57,7 +57,8 @@ class OpenAICompatible(APIModel):
     Requests are sent concurrently (`concurrency`), retried with backoff, and slowed down when the server asks for it.
     If `top_p` or `temperature` is 0, requests have `temperature=0`. A parameter that the model does not support
     (`temperature` for reasoning models) is left out from then on, with a warning, or ends the run if it is essential to
-    the answer. If the server ignores `n`, the `n` answers are requested one by one.
+    the answer. If the server ignores `n`, the `n` answers are requested one by one. At providers that bill cached
+    prefixes less, the first request of a long prefix that prompts share is answered before the others are sent.
 
     Args:
         chat_prompt_template: Only `AUTO`: the server applies the model's own template.

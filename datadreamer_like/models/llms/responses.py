@@ -48,7 +48,9 @@ class OpenAIResponses(OpenAI):
 
     endpoint = dataclasses.replace(
         OpenAI.endpoint,
-        quirks=Quirks(limit_name="max_output_tokens", seed_name=None, takes_n=False, refuses=_REFUSES),
+        quirks=Quirks(
+            limit_name="max_output_tokens", seed_name=None, takes_n=False, cached_prefix=1_024, refuses=_REFUSES
+        ),
     )
     extra_options = OpenAI.extra_options - {"response_format", "presence_penalty", "frequency_penalty"} | {
         "reasoning", "prompt", "max_tool_calls", "include",
