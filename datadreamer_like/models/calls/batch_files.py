@@ -120,9 +120,7 @@ class Batch:
     def remove(self) -> None:
         """Removes it from the disk, and releases it."""
         self.state_file.unlink(missing_ok=True)
-        self.lines_file.unlink(missing_ok=True)
-        self.results_file.unlink(missing_ok=True)
-        Path(self.lock.lock_file).unlink(missing_ok=True)
+        _remove_rest(self.folder, self.label)
         self.release()
 
     def release(self) -> None:
@@ -153,8 +151,18 @@ def make_batch(folder: Path, label: str, lines: Iterable[tuple[Row, list[bytes]]
 
 
 def batches_in(folder: Path) -> dict[str, frozenset[bytes]]:
-    """Returns the keys of the rows of each batch on disk, by label; raises `StorageError` for a damaged one."""
+    """Returns the keys of the rows of each batch on disk, by label; raises `StorageError` for a damaged one.
+
+    What a run has left that was killed before it had written a batch is removed.
+    """
     states = {file.stem: _read(file) for file in sorted(folder.glob("*.json"))}
+    labels = {file.name.lstrip(".").partition(".")[0] for file in folder.glob("*")}
+    for label in labels - states.keys():
+        lock = _locked(folder, label)
+        if lock is not None:
+            if not is_batch(folder, label):
+                _remove_rest(folder, label)
+            lock.release()
     return {
         label: frozenset(bytes.fromhex(row[0]) for row in state["rows"])
         for label, state in states.items()
@@ -174,7 +182,7 @@ def take_batch(folder: Path, label: str) -> Batch | None:
         return None
     state = _read(_state_file(folder, label))
     if state is None:
-        Path(lock.lock_file).unlink(missing_ok=True)
+        _remove_rest(folder, label)
         lock.release()
         return None
     rows = [Row(bytes.fromhex(key), lines, worst) for key, lines, worst in state["rows"]]
@@ -212,6 +220,13 @@ def _read(file: Path) -> dict[str, Any] | None:
             "batch up at the provider; then remove this file, and its prompts are sent again."
         ) from error
     return state
+
+
+def _remove_rest(folder: Path, label: str) -> None:
+    """Removes all files of a batch but its state."""
+    for file in (*folder.glob(f"{label}.*"), *folder.glob(f".{label}.*")):
+        if file != _state_file(folder, label):
+            file.unlink(missing_ok=True)
 
 
 def _locked(folder: Path, label: str) -> FileLock | None:
