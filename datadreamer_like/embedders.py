@@ -2,7 +2,6 @@
 
 from datadreamer_like.models import (
     Embedder,
-    EndpointEmbedder,
     MistralAIEmbedder,
     OpenAIEmbedder,
     ParallelEmbedder,
@@ -12,7 +11,6 @@ from datadreamer_like.models import (
 
 __all__ = [
     "Embedder",
-    "EndpointEmbedder",
     "MistralAIEmbedder",
     "OpenAIEmbedder",
     "ParallelEmbedder",

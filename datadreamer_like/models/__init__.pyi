@@ -1,7 +1,6 @@
 from .calls.failures import Rejected as Rejected
 from .calls.llm_calls import Repeated as Repeated
 from .embedders.embedder import Embedder as Embedder
-from .embedders.endpoint_embedder import EndpointEmbedder as EndpointEmbedder
 from .embedders.endpoint_embedders import MistralAIEmbedder as MistralAIEmbedder
 from .embedders.endpoint_embedders import OpenAIEmbedder as OpenAIEmbedder
 from .embedders.endpoint_embedders import TogetherEmbedder as TogetherEmbedder

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from datadreamer_like.errors import BadRequest, DefinitionError, MalformedAnswer
+from datadreamer_like.errors import BadRequest, DefinitionError, MalformedAnswer, require_extra
 
 from ..calls.budget import Ask, check_budget
 from ..calls.grouped_engine import GroupAnswer, GroupedEngine
@@ -81,17 +81,26 @@ class EndpointEmbedder(Embedder):
         self,
         model_name: str,
         dimensions: int | None = None,
+        api_key: str | None = None,
+        retry_on_fail: bool = True,
         cache_folder_path: str | Path | None = None,
-        **options: Any,
+        **kwargs: Any,
     ) -> None:
+        require_extra("openai", "openai", what=type(self).__name__)
         super().__init__(model_name, cache_folder_path)
         whole = isinstance(dimensions, int) and not isinstance(dimensions, bool)
         if dimensions is not None and not (whole and dimensions > 0):
             raise DefinitionError(f"dimensions is {dimensions!r}; expected a whole number above 0, or None.")
         self.dimensions = dimensions
-        if options.pop("batch", False):
+        if kwargs.pop("batch", False):
             raise DefinitionError(f"{type(self).__name__} sends no batches of a day. Leave out batch.")
-        self.api = self.api_class(model_name, cache_folder_path=cache_folder_path, **options)
+        self.api = self.api_class(
+            model_name,
+            api_key=api_key,
+            retry_on_fail=retry_on_fail,
+            cache_folder_path=cache_folder_path,
+            **kwargs,
+        )
         self._source = self.api._source
 
     @classmethod

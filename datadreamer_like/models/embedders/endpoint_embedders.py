@@ -66,12 +66,12 @@ class OpenAIEmbedder(EndpointEmbedder):
         super().__init__(
             model_name,
             dimensions,
+            api_key,
+            retry_on_fail,
             cache_folder_path,
             organization=organization,
-            api_key=api_key,
             base_url=base_url,
             api_version=api_version,
-            retry_on_fail=retry_on_fail,
             **kwargs,
         )
 
@@ -135,13 +135,13 @@ class TogetherEmbedder(EndpointEmbedder):
         super().__init__(
             model_name,
             kwargs.pop("dimensions", None),
+            api_key,
+            retry_on_fail,
             cache_folder_path,
-            api_key=api_key,
             max_context_length=max_context_length,
             tokenizer_model_name=tokenizer_model_name,
             tokenizer_revision=tokenizer_revision,
             tokenizer_trust_remote_code=tokenizer_trust_remote_code,
-            retry_on_fail=retry_on_fail,
             **kwargs,
         )
 
