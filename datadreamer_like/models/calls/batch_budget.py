@@ -30,7 +30,7 @@ class BatchBudget:
         """Reserves the worst case of a batch, once; returns False if it does not fit any more."""
         return self._purse.short_of(amount, _holder(label)) is None
 
-    def settle(self, label: str, cost: int) -> None:
+    def pay(self, label: str, cost: int) -> None:
         """Replaces what is reserved for a batch by what it cost; does nothing if that was done."""
         for ledger in self._purse.ledgers():
             ledger.pay(self._purse.account, 0, cost, _holder(label))

@@ -1,7 +1,7 @@
 """The engine for providers' batch APIs: requests are answered within a day, for about half the price.
 
-What a batch is made of is on disk before it is submitted, and its id as soon as it is known. Whatever happens to this
-process, the next run waits for the same batch.
+What a batch consists of is on disk before it is submitted, and its id as soon as it is known. However this process
+ends, the next run waits for the same batch.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class BatchJobs(Engine[Request, Answer]):
             keys = self._on_disk.pop(label)
             batch = take_batch(self._folder, label)
             if batch is not None and not batch.state["begun"]:  # its run was killed before anything was sent
-                self._settle(batch, 0)
+                self._pay(batch, 0)
                 batch.remove()
             elif batch is not None:
                 self._work_on(batch)
@@ -167,9 +167,9 @@ class BatchJobs(Engine[Request, Answer]):
         self._batches.remove(batch)
         self._rows.holding.subtract(batch.rows.keys())
 
-    def _settle(self, batch: Batch, cost: int) -> None:
+    def _pay(self, batch: Batch, cost: int) -> None:
         if self._budget is not None:
-            self._budget.settle(batch.label, cost)
+            self._budget.pay(batch.label, cost)
 
     # Submitting
 
@@ -240,7 +240,7 @@ class BatchJobs(Engine[Request, Answer]):
             self._put_back(batch, str(error))
             return
         except (BadRequest, AuthenticationFailed, UnknownModel):
-            self._settle(batch, 0)
+            self._pay(batch, 0)
             batch.remove()
             raise
         words = "%s: submitted batch %s with %s prompts; if this script ends, the next run waits for the same batch"
@@ -270,7 +270,7 @@ class BatchJobs(Engine[Request, Answer]):
             self._put_back(batch, state.failure)
         elif state.failure:
             self._leave(batch)
-            self._settle(batch, 0)
+            self._pay(batch, 0)
             batch.remove()
             raise BadRequest(
                 f"{self._llm.display_name}: the provider refuses the batch {batch.id} as a whole: {state.failure} "
@@ -279,7 +279,7 @@ class BatchJobs(Engine[Request, Answer]):
         elif state.ended:
             batch.keep_results(partial(self._llm.retry_wrapper, self._download, batch.id))
             if self._budget is not None:
-                self._budget.settle(batch.label, self._rows.cost(batch))
+                self._budget.pay(batch.label, self._rows.cost(batch))
             self._leave(batch)
             self._most_batches = max(self._most_batches, len(self._batches) + 1)
             self._rows.read(batch, state.cancelled)
@@ -315,7 +315,7 @@ class BatchJobs(Engine[Request, Answer]):
     def _put_back(self, batch: Batch, why: str) -> None:
         """Puts the rows of a batch back that the provider has no room for: they wait for others, or are halved."""
         self._leave(batch)
-        self._settle(batch, 0)
+        self._pay(batch, 0)
         batch.remove()
         logger.info("%s: %s Its prompts are submitted later.", self._llm.display_name, why)
         if self._batches:

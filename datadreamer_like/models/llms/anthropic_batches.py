@@ -25,7 +25,9 @@ _STATUS_OF = {
 class MessageModel(Protocol):
     """What of `Anthropic` its batches need."""
 
-    client: Any
+    @property
+    def client(self) -> Any:
+        """The SDK's client."""
 
     def parameters(self, request: Request) -> dict[str, Any]:
         """Returns the parameters of a request for one answer."""

@@ -25,7 +25,10 @@ class ChatModel(Protocol):
     """What of an `OpenAICompatible` its batches need."""
 
     model_name: str
-    client: Any
+
+    @property
+    def client(self) -> Any:
+        """The SDK's client."""
 
     @property
     def one_by_one(self) -> bool:
