@@ -122,6 +122,11 @@ class EndpointEmbedder(Embedder):
         return self.api.retry_wrapper(func, *args, **kwargs)
 
     @property
+    def tokenizer_model_name(self) -> str | None:
+        """The Hugging Face tokenizer that was given."""
+        return self.api.tokenizer_model_name
+
+    @property
     def tokenizer(self) -> Any:
         """The tokenizer, or None."""
         return self.api.tokenizer
