@@ -40,7 +40,8 @@ def row(kind: Any) -> list[str]:
         return [name, "none", "yes", "yes", "yes", _yes(scores), schema, "yes", "free"]
     quirks: Quirks = endpoint.quirks
     key = OTHER_KEYS.get(kind.__name__) or (f"`{endpoint.key_variable}`" if endpoint.key_variable else "none")
-    priced = len(PRICES.get(endpoint.name.lower(), {}).get("models", {}))
+    of_provider = PRICES.get(endpoint.name.lower(), {}).get("models", {})
+    priced = sum(prices["output"] > 0 for prices in of_provider.values())  # not embedders
     unpriced = "reported with each answer" if quirks.reports_cost else "unknown"
     prices = "free on this machine" if endpoint.key_variable is None else f"{priced} models" if priced else unpriced
     return [

@@ -1,6 +1,9 @@
 from .calls.failures import Rejected as Rejected
 from .calls.llm_calls import Repeated as Repeated
 from .embedders.embedder import Embedder as Embedder
+from .embedders.endpoint_embedders import MistralAIEmbedder as MistralAIEmbedder
+from .embedders.endpoint_embedders import OpenAIEmbedder as OpenAIEmbedder
+from .embedders.endpoint_embedders import TogetherEmbedder as TogetherEmbedder
 from .embedders.parallel_embedder import ParallelEmbedder as ParallelEmbedder
 from .embedders.sentence_transformers_embedder import SentenceTransformersEmbedder as SentenceTransformersEmbedder
 from .exports.report import Exported as Exported

@@ -32,6 +32,7 @@ logger = logging.getLogger("datadreamer_like")
 _NANO = 10**9
 _MOST_DOLLARS = 10**9
 _SPENT = ""  # the holder of what is spent
+_BATCH = "batch-"  # what holders that are not processes begin with
 _LEDGER = FileKind(
     application_id=0x64646C6C,  # "ddll" read as a number
     format=LEDGER_FORMAT,
@@ -77,30 +78,39 @@ class Ledger:
             self.close()
             raise
 
-    def reserve(self, account: str, amount: int, most: int | None, most_of_all: int | None) -> bool:
-        """Reserves an amount, unless this account would pass `most`, or all together `most_of_all`."""
+    def reserve(
+        self, account: str, amount: int, most: int | None, most_of_all: int | None, holder: str | None = None
+    ) -> bool:
+        """Reserves an amount, unless this account would pass `most`, or all together `most_of_all`.
+
+        It is reserved until this process ends. If a `holder` is named, "batch-...", it is reserved once, until it is
+        paid, and until then counts as spent.
+        """
         with self._lock, self._writing():
             rows = self._rows()
+            if (holder, account) in rows:
+                return True
             own = sum(value for (_, of), value in rows.items() if of == account)
             if most is not None and own + amount > most:
                 return False
             if most_of_all is not None and sum(rows.values()) + amount > most_of_all:
                 return False
-            self._put(self._holder, account, rows.get((self._holder, account), 0) + amount)
+            of_process = rows.get((self._holder, account), 0)
+            self._put(holder or self._holder, account, amount if holder else of_process + amount)
             return True
 
-    def pay(self, account: str, reserved: int, cost: int) -> None:
-        """Replaces what was reserved by what it cost."""
+    def pay(self, account: str, reserved: int, cost: int, holder: str | None = None) -> None:
+        """Replaces what was reserved by what it cost; of a `holder` that is all that it has, and nothing if paid."""
         with self._lock, self._writing():
             rows = self._rows()
-            held = rows.get((self._holder, account), 0)
-            if held < reserved:  # another process took this one for dead, and counted it as spent
+            held = rows.get((holder or self._holder, account), 0)
+            if held < reserved or (holder and not held):  # or another process counted this one's as spent, as if dead
                 return
-            self._put(self._holder, account, held - reserved)
+            self._put(holder or self._holder, account, 0 if holder else held - reserved)
             self._put(_SPENT, account, rows.get((_SPENT, account), 0) + cost)
 
     def spent(self, account: str | None = None) -> int:
-        """Returns what is spent, of one account or of all."""
+        """Returns what is spent, or reserved for batches, of one account or of all."""
         return self._sum(account, reserved=False)
 
     def reserved(self, account: str | None = None) -> int:
@@ -113,7 +123,7 @@ class Ledger:
         with self._lock, self._writing():
             rows = self._rows()
             for (holder, account), held in list(rows.items()):
-                if holder in (_SPENT, self._holder) or is_locked(self._file_of(holder)):
+                if _is_spent(holder) or holder == self._holder or is_locked(self._file_of(holder)):
                     continue
                 rows[_SPENT, account] = rows.get((_SPENT, account), 0) + held
                 self._put(_SPENT, account, rows[_SPENT, account])
@@ -159,7 +169,7 @@ class Ledger:
     def _sum(self, account: str | None, *, reserved: bool) -> int:
         with self._lock, explained(self.path, "read", _LEDGER):
             rows = self._rows()
-        return sum(value for (who, of), value in rows.items() if (who != _SPENT) == reserved and account in (None, of))
+        return sum(value for (who, of), value in rows.items() if _is_spent(who) != reserved and account in (None, of))
 
     def _rows(self) -> dict[tuple[str, str], int]:
         rows = {}
@@ -213,6 +223,10 @@ def budget_of(given: object) -> int | None:
     if not 0 < amount <= _MOST_DOLLARS * _NANO:
         raise DefinitionError(f"budget is {given!r}; it must be above 0 and at most {_MOST_DOLLARS:,} USD.")
     return amount
+
+
+def _is_spent(holder: str) -> bool:
+    return holder == _SPENT or holder.startswith(_BATCH)
 
 
 def _checksum(holder: str, account: str, amount: object) -> int:

@@ -166,9 +166,22 @@ def requests_of(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
 
 
 def of_embedder(kind: Any, given: Given, folder: Path) -> Any:
+    if "api_key" in inspect.signature(kind.__init__).parameters:
+        return embedded_by(kind)
     name = str(given.files.get(kind.__name__, "example/model"))
     model = kind.example(Lengths() if kind is ParallelEmbedder else name)
     return [vector[:4] for vector in model.run(["a cat", "two dogs"])]
+
+
+def embedded_by(kind: Any) -> Any:
+    """Vectors, requests and identity of an embedder with an address."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+    from embedding_server import EmbeddingServer
+
+    identity = fingerprint(kind("m", api_key="none", base_url="http://localhost:9/v1", dimensions=3))
+    with EmbeddingServer() as server:
+        vectors = kind("m", api_key="none", base_url=server.url, dimensions=3).run(["a cat", "two dogs"])
+        return {"vectors": vectors, "requests": server.requests, "identity": identity}
 
 
 def of_retriever(kind: Any, given: Given, folder: Path) -> Any:

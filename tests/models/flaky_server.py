@@ -160,6 +160,8 @@ def prompt_of(body: dict[str, Any]) -> str:
     messages = body.get("messages") or body.get("input")
     if messages is None:
         return str(body["prompt"])
+    if isinstance(messages[-1], str):  # texts to embed
+        return str(messages)
     content = messages[-1]["content"]
     # Bedrock's messages always have blocks.
     return str(content[0].get("text") if isinstance(content, list) and "text" in content[0] else content)

@@ -115,9 +115,9 @@ class Limit:
         """Returns what of it is spent."""
         return self.ledger.spent(None if self.of_all else account)
 
-    def is_held_elsewhere(self, account: str) -> bool:
-        """Returns whether living processes have reserved some of it."""
-        return self.ledger.reserved(None if self.of_all else account) > 0
+    def reserved(self, account: str) -> int:
+        """Returns what of it living processes have reserved."""
+        return self.ledger.reserved(None if self.of_all else account)
 
 
 class Purse:
@@ -160,12 +160,12 @@ class Purse:
             OverBudget: Nothing is in flight, and the amount does not fit.
         """
         async with self._turn:  # in the order in which they came
-            while (short := self._short_of(amount)) is not None:
+            while (short := self.short_of(amount)) is not None:
                 self._changed.clear()
                 hopeless = short.spent(self.account) + amount > short.most
                 # What is in flight is paid for, so its answers are awaited.
-                if not self.in_flight and (hopeless or not short.is_held_elsewhere(self.account)):
-                    raise self._over(short, amount)
+                if not self.in_flight and (hopeless or not short.reserved(self.account)):
+                    raise self.over(short, amount)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), _LOOK_AGAIN_SECONDS)
             self.in_flight += 1
@@ -174,7 +174,7 @@ class Purse:
     def pay(self, hold: Hold, cost: int) -> None:
         """Replaces a reservation by what it cost."""
         self.in_flight -= 1
-        for ledger in self._ledgers():
+        for ledger in self.ledgers():
             ledger.pay(self.account, hold.amount, cost)
         self._changed.set()
 
@@ -183,24 +183,26 @@ class Purse:
         for ledger in self._opened.values():
             ledger.close()
 
-    def _ledgers(self) -> list[Ledger]:
+    def ledgers(self) -> list[Ledger]:
+        """Returns the ledgers of the budgets."""
         return list({id(limit.ledger): limit.ledger for limit in self.limits}.values())
 
-    def _short_of(self, amount: int) -> Limit | None:
-        """Reserves an amount in all ledgers, or returns a limit that it would pass."""
+    def short_of(self, amount: int, holder: str | None = None) -> Limit | None:
+        """Reserves an amount in all ledgers, for this process or for a `holder`, or returns a limit that it passes."""
         taken: list[Ledger] = []
-        for ledger in self._ledgers():
+        for ledger in self.ledgers():
             of = {limit.of_all: limit for limit in self.limits if limit.ledger is ledger}
             most = {of_all: limit.most for of_all, limit in of.items()}
-            if ledger.reserve(self.account, amount, most.get(False), most.get(True)):
+            if ledger.reserve(self.account, amount, most.get(False), most.get(True), holder):
                 taken.append(ledger)
                 continue
             for each in taken:
-                each.pay(self.account, amount, 0)
+                each.pay(self.account, amount, 0, holder)
             return min(of.values(), key=lambda limit: limit.most - limit.spent(self.account))
         return None
 
-    def _over(self, limit: Limit, amount: int) -> OverBudget:
+    def over(self, limit: Limit, amount: int) -> OverBudget:
+        """Returns the error of an amount that a limit has no room for."""
         most, next_one = in_dollars(limit.most), in_dollars(amount)
         if amount > limit.most:
             return OverBudget(

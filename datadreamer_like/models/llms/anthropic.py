@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,11 @@ from typing_extensions import Unpack
 
 from datadreamer_like.errors import DefinitionError, MalformedAnswer
 
+from ..calls.batch_api import BatchAPI
+from ..calls.budget import Ask
+from ..calls.shared_prefix import SharedPrefixes
 from .answer_text import AnswerText, answer_of, answer_text
+from .anthropic_batches import AnthropicBatches
 from .api_model import APIModel
 from .endpoint import Endpoint, Quirks, shown_address
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
@@ -59,7 +63,8 @@ class Anthropic(APIModel):
     """A Claude model on Anthropic's API; see `APIModel` for the arguments.
 
     Messages with the role "system" become the system prompt. `n` answers take `n` requests. Schemas use a forced tool
-    call, or structured outputs for models that refuse one. Reasoning is in `Answer.reasoning`. When the response
+    call, or structured outputs for models that refuse one. A long system prompt that prompts share is cached by the
+    provider, and sent with two of them before the rest. Reasoning is in `Answer.reasoning`. When the response
     headers report an exhausted rate limit, requests wait until it is renewed.
 
     Newer models support neither `temperature` nor `top_p`, which are left out with a warning; older ones accept only
@@ -81,6 +86,7 @@ class Anthropic(APIModel):
         quirks=Quirks(
             seed_name=None,
             takes_n=False,
+            cached_prefix=4_096,  # of some models 1,024
             refuses=dict.fromkeys(("logit_bias", "top_logprobs", "repetition_penalty"), "Leave it out."),
         ),
         # The smallest among the models that are still served.
@@ -134,15 +140,44 @@ class Anthropic(APIModel):
         if sampling.schema is not None and not (self._forces_tools and "thinking" not in sampling.extra):
             self._output_format(sampling.schema)
 
+    def sharing_prefixes(self, ask: Ask) -> Ask:
+        """Holds requests back until the second one with their long system prompt is answered.
+
+        From that one on, the system prompt is marked to be cached: writing it costs a quarter more than sending it,
+        reading it a tenth.
+        """
+
+        def system(request: Any) -> str | None:
+            if not isinstance(request, Request) or request.sampling.extra.get("cache_control") is not None:
+                return None
+            found = _split(request.messages(self.system_prompt))[0]
+            return found if isinstance(found, str) else None
+
+        least = self.quirks.cached_prefix
+        return ask if least is None else SharedPrefixes(ask, system, least, 2, self._cached_systems.add)
+
+    @cached_property
+    def _cached_systems(self) -> set[str]:
+        return set()
+
+    def batch_api(self) -> BatchAPI:
+        """Returns Anthropic's message batches."""
+        return AnthropicBatches(self)
+
     async def answer(self, request: Request) -> Answer:
         """Sends `n` requests one after the other, so that the later ones use the provider's prompt cache."""
-        sampling = request.sampling
-        messages: list[Message] = [await self.request(lambda: self._parameters(request)) for _ in range(sampling.n)]
+        count = request.sampling.n
+        messages: list[Message] = [await self.request(lambda: self.parameters(request)) for _ in range(count)]
+        return self.answer_from(messages, request.sampling)
+
+    def answer_from(self, messages: Sequence[Message], sampling: Sampling) -> Answer:
+        """Returns the answer whose texts are in messages."""
         try:
             texts = [self._text(message, sampling.schema) for message in messages]
             usages = [message.usage for message in messages]
             tiers = [sampling.extra.get("service_tier"), *(getattr(usage, "service_tier", None) for usage in usages)]
-            usual = _STANDARD.issuperset([*tiers, *(getattr(usage, "speed", None) for usage in usages)])
+            standard = _STANDARD | {"batch"} if self.batch else _STANDARD
+            usual = standard.issuperset([*tiers, *(getattr(usage, "speed", None) for usage in usages)])
             tokens = counted([_usage(usage) for usage in usages], self.prices if usual else None)
             reasons = [_finish_reason(message) for message in messages]
             return self.without_secrets(answer_of(texts, finish_reasons=reasons, **tokens))
@@ -171,12 +206,15 @@ class Anthropic(APIModel):
         """Returns the maximum number of prompt tokens that leaves room for `max_new_tokens`."""
         return (self.max_context_length or self.endpoint.context_length or 0) - (max_new_tokens or 0)
 
-    def _parameters(self, request: Request) -> dict[str, Any]:
+    def parameters(self, request: Request) -> dict[str, Any]:
+        """Returns the parameters of a request for one answer."""
         sampling = request.sampling
         extra = dict(sampling.extra)
         body: dict[str, Any] = {**self._sampling(sampling), **extra.pop("extra_body", {})}
         output: dict[str, Any] = {"effort": extra.pop("effort")} if "effort" in extra else {}
         system, messages = _split(request.messages(self.system_prompt))
+        if isinstance(system, str) and system in self._cached_systems:
+            system = [{"type": "text", "text": system, "cache_control": {"type": "ephemeral"}}]
         parameters: dict[str, Any] = {
             "model": self.model_name,
             "max_tokens": sampling.max_new_tokens or self.default_new_tokens,

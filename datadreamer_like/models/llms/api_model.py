@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from datadreamer_like.errors import (
-    ArgumentTypeError,
-    AuthenticationFailed,
     BadRequest,
     DataDreamerError,
     DefinitionError,
@@ -30,19 +28,24 @@ from datadreamer_like.errors import (
 )
 
 from ..calls.allowance import retry_delay
+from ..calls.batch_api import BatchAPI
+from ..calls.batch_jobs import BatchJobs
 from ..calls.budget import Ask, Purse, check_budget, sending, within_budget
 from ..calls.pace import Pace, Ticket
+from ..calls.pipeline import Engine, Recorder, answers_file
+from ..calls.shared_prefix import SharedPrefixes
 from .answer_text import answered_with_text
 from .client_checks import (
     check_client_options,
     checked_cap,
+    checked_key,
     checked_seconds,
-    fits_header,
     most_tokens,
     unwritable_error,
+    without_ambient_headers,
 )
 from .endpoint import Endpoint, Quirks, shown_address
-from .generation import Answer, Sampling
+from .generation import Answer, Generation, Sampling, start_of
 from .llm import LLM
 from .prices import Prices, given_prices, known_prices
 from .provider_errors import provider_error, refused_parameter
@@ -80,13 +83,15 @@ class APIModel(LLM):
             reports.
         tokens_per_minute: A cap on the tokens of its prompts and answers. A request counts with its longest possible
             answer until it has one, so set `max_new_tokens`.
+        batch: Send requests through the provider's batch API: answers come within a day, for about half the price.
+            Answers are the same ones as without it. It needs a session, or `cache_folder_path`.
         **kwargs: Passed to the SDK's client.
 
     Raises:
         MissingExtra: The SDK is not installed.
         AuthenticationFailed: There is no key, and the server is the provider's own.
         DefinitionError: `base_url` is not a valid address, `prices` are malformed, `timeout` or a cap is not above 0,
-            the SDK's client has no such option, or there is a budget and no price.
+            the SDK's client has no such option, there is a budget and no price, or `batch` and no batch API.
     """
 
     endpoint: ClassVar[Endpoint]
@@ -118,6 +123,7 @@ class APIModel(LLM):
         budget: str | None = None,
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
+        batch: bool = False,
         **kwargs: Any,
     ) -> None:
         require_extra(self.extra or self.sdk.lower(), self.sdk.lower(), what=type(self).__name__)
@@ -135,16 +141,20 @@ class APIModel(LLM):
         self.prices = given_prices(prices)
         if self.endpoint.key_variable is None:
             self.max_concurrency = None  # such a server has few slots
+        provider, free = shown_address(self.base_url), None
         if self.endpoint.serves(self.base_url):
-            self._source = self.endpoint
+            self._source, provider = self.endpoint, self.endpoint.name.lower()
             free = Prices(0.0, 0.0) if self.endpoint.key_variable is None else None
-            self.prices = self.prices or known_prices(self.endpoint.name.lower(), model_name) or free
-        else:
-            self.prices = self.prices or known_prices(shown_address(self.base_url), model_name)
+        self.prices = self.prices or known_prices(provider, model_name) or free
         self._api_key = api_key
         self._clients: dict[asyncio.AbstractEventLoop, Any] = {}
         self._purses: dict[asyncio.AbstractEventLoop, Purse] = {}
         self.budget = budget
+        self.batch = batch
+        if batch:
+            if self.batch_api() is None:
+                raise DefinitionError(f"{type(self).__name__} has no batch API. OpenAI, Anthropic and MistralAI do.")
+            self.prices = self.prices and self.prices.in_batches()
         check_budget(self)
         # A missing key is an error now, not at the first request; and threads must find one pace.
         self.key, self.pace  # noqa: B018
@@ -172,6 +182,15 @@ class APIModel(LLM):
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement leave_out.")
 
+    def sharing_prefixes(self, ask: Ask) -> Ask:
+        """Returns `ask`, or if the provider caches prefixes a function that lets the first request of one go ahead."""
+        least = self.quirks.cached_prefix
+        return ask if least is None else SharedPrefixes(ask, partial(start_of, self.system_prompt), least)
+
+    def batch_api(self) -> BatchAPI | None:
+        """Returns the provider's batch API; None if it has none."""
+        return None
+
     def find_key(self) -> str | None:
         """Returns the key to send; None if the SDK's client has other credentials. A missing key is an error."""
         return self.endpoint.key_for(self.base_url, self._api_key, self.model_name)
@@ -185,15 +204,8 @@ class APIModel(LLM):
         options = {"base_url": self.base_url, "timeout": self.timeout, "max_retries": 0, **self.kwargs}
         if self.key is not None:
             options["api_key"] = self.key
-        # The SDK sends the headers in this variable to any server.
-        lines = os.environ.get(f"{self.sdk.upper()}_CUSTOM_HEADERS", "").split("\n")
-        ambient = {line.partition(":")[0].strip() for line in lines if ":" in line}
-        if ambient and not self.uses_sdk_environment():
-            omit = import_module(self.sdk.lower()).Omit()
-            headers = {name: omit for name in ambient if self.key is None or name.lower() != "authorization"}
-            if self.key is not None:
-                headers["Authorization"] = f"Bearer {self.key}"
-            options["default_headers"] = {**headers, **(self.kwargs.get("default_headers") or {})}
+        if not self.uses_sdk_environment():
+            options |= without_ambient_headers(self.sdk, self.key, self.kwargs)
         return options
 
     def make_client(self, prefix: str) -> Any:
@@ -222,21 +234,23 @@ class APIModel(LLM):
 
     # The engine.
 
+    def engine(self, ask: Ask, recorder: Recorder[Any, Any, Any], run: Generation) -> Engine[Any, Any]:
+        """Returns the engine of a run: that of concurrent requests, or that of batches."""
+        api = self.batch_api() if self.batch else None
+        if api is None:
+            return super().engine(self.sharing_prefixes(ask), recorder, run)
+        answers = answers_file(self)
+        if not isinstance(answers, Path):
+            raise DefinitionError(
+                f"{self.display_name}: batch=True needs a folder that keeps the ids of its batches, so that none is "
+                "paid for twice. Run it in a session with a folder, or pass cache_folder_path=..."
+            )
+        return BatchJobs(self, api, answers.with_suffix(".batches"), recorder, run)
+
     @cached_property
     def key(self) -> str | None:
         """The key in use; looked up again after unpickling, since keys are never written."""
-        found: Any = self.find_key()
-        if found is None:
-            return None
-        if not isinstance(found, str):
-            raise ArgumentTypeError(f"api_key must be a text, not {type(found).__name__}.")
-        key = found.strip()  # a key read from a file ends with a line break
-        if not key or not fits_header(key):
-            raise AuthenticationFailed(
-                f'The key for "{self.model_name}" is empty or has characters that no key has, such as a line break '
-                "or a typographic quote. Pass the key alone."
-            )
-        return key
+        return checked_key(self.find_key(), self.model_name)
 
     @cached_property
     def pace(self) -> Pace:

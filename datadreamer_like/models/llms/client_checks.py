@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 import math
 import numbers
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from inspect import signature
 from typing import Any
 
-from datadreamer_like.errors import BadRequest, DefinitionError, did_you_mean
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    AuthenticationFailed,
+    BadRequest,
+    DefinitionError,
+    did_you_mean,
+)
 
 # Options of every SDK's client.
 _CLIENT_OPTIONS = {
@@ -86,3 +93,31 @@ def unwritable_error(sent: Mapping[str, Any]) -> Exception | None:
                 return BadRequest(f"The prompt is not valid text, so it cannot be sent: {why}.")
             return DefinitionError(f'"{name}" cannot be sent to a server: {why}.')
     return None
+
+
+def checked_key(found: Any, model_name: str) -> str | None:
+    """Returns a key without the blanks around it, or None for none; refuses what no key can be."""
+    if found is None:
+        return None
+    if not isinstance(found, str):
+        raise ArgumentTypeError(f"api_key must be a text, not {type(found).__name__}.")
+    key = found.strip()  # a key read from a file ends with a line break
+    if not key or not fits_header(key):
+        raise AuthenticationFailed(
+            f'The key for "{model_name}" is empty or has characters that no key has, such as a line break '
+            "or a typographic quote. Pass the key alone."
+        )
+    return key
+
+
+def without_ambient_headers(sdk: str, key: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a client's option that takes out the headers of a variable which the SDK sends to any server."""
+    lines = os.environ.get(f"{sdk.upper()}_CUSTOM_HEADERS", "").split("\n")
+    ambient = {line.partition(":")[0].strip() for line in lines if ":" in line}
+    if not ambient:
+        return {}
+    omit = import_module(sdk.lower()).Omit()
+    headers = {name: omit for name in ambient if key is None or name.lower() != "authorization"}
+    if key is not None:
+        headers["Authorization"] = f"Bearer {key}"
+    return {"default_headers": {**headers, **(options.get("default_headers") or {})}}

@@ -34,6 +34,8 @@ class Quirks:
     response_format: Literal["json_schema", "json_object"] = "json_schema"
     # Whether completions with `echo` return the log-probabilities of a prompt, which scores are made of.
     echoes: bool = False
+    # Tokens of the shortest prefix that is cached and then billed less; None if there is no such cache.
+    cached_prefix: int | None = None
     # Whether an answer's usage has its cost in US dollars, as `cost`.
     reports_cost: bool = False
     # Unsupported generation options, each with advice; refused before any request.

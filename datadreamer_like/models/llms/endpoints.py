@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..calls.batch_api import BatchAPI
 from .endpoint import Endpoint, Quirks
+from .openai_batches import MistralBatches
 from .openai_compatible import OpenAICompatible
 
 _NO_PENALTY = {"repetition_penalty": "Use presence_penalty or frequency_penalty."}
@@ -67,6 +69,10 @@ class MistralAI(NamedModel):
         license="https://mistral.ai/terms",
     )
 
+    def batch_api(self) -> BatchAPI:
+        """Returns Mistral's batch jobs."""
+        return MistralBatches(self)
+
 
 class Cohere(NamedModel):
     """A Command model on Cohere's compatibility API; its key is in `COHERE_API_KEY`.
@@ -123,6 +129,7 @@ class DeepSeek(NamedModel):
             seed_name=None,
             takes_n=False,
             response_format="json_object",
+            cached_prefix=1_024,
             refuses={**_NO_PENALTY, "logit_bias": "Leave it out."},
         ),
         context_length=1_000_000,

@@ -164,6 +164,15 @@ class Request(NamedTuple):
         return messages
 
 
+def start_of(system_prompt: str | None, request: object) -> str | None:
+    """Returns the text that a prompt begins with, the system prompt first; None for requests without a prompt."""
+    if not isinstance(request, Request):
+        return None
+    if isinstance(request.prompt, str):
+        return f"{system_prompt or ''}\0{request.prompt}"
+    return "\0".join(str(message.get("content")) for message in request.messages(system_prompt))
+
+
 class TokenLogprob(NamedTuple):
     """One token of an answer, its natural log-probability, and the likeliest tokens at its place, likeliest first."""
 

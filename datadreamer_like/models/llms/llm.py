@@ -249,8 +249,7 @@ class LLM(Model):
             if type(self).answer is LLM.answer:
                 read = partial(plain_answers, self.answer_batch, schema is not None)
                 return BatchEngine(read, recorder, generation)
-            ask = partial(plain_answered, self.answer, schema is not None)
-            return self._concurrent_engine(ask, recorder, generation)
+            return self.engine(partial(plain_answered, self.answer, schema is not None), recorder, generation)
 
         answers = run_calls(
             LLMCalls.of(self, generation.sampling),
@@ -332,13 +331,14 @@ class LLM(Model):
         def make_engine(recorder: Recorder[Prompt, ScoreRequest, Scored]) -> Engine[ScoreRequest, Scored]:
             if type(self).score_one is LLM.score_one:
                 return BatchEngine(self.score_batch, recorder, run)
-            return self._concurrent_engine(self.score_one, recorder, run)
+            return self.engine(self.score_one, recorder, run)
 
         return run_calls(
             ScoreCalls(fingerprint(self), texts), prompts, make_engine, self, run, what="prompts scored", total=None
         )
 
-    def _concurrent_engine(self, ask: Any, recorder: Recorder[Any, Any, Any], run: Generation) -> Engine[Any, Any]:
+    def engine(self, ask: Any, recorder: Recorder[Any, Any, Any], run: Generation) -> Engine[Any, Any]:
+        """Returns the engine of a run that sends single requests by `ask`."""
         return ConcurrentEngine(
             self.within_budget(ask),
             recorder,

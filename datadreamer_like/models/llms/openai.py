@@ -9,7 +9,9 @@ from urllib.parse import quote, urlsplit
 
 from datadreamer_like.errors import ArgumentTypeError, AuthenticationFailed
 
+from ..calls.batch_api import BatchAPI
 from .endpoint import Endpoint, Quirks
+from .openai_batches import OpenAIBatches
 from .openai_compatible import OpenAICompatible
 
 
@@ -45,6 +47,7 @@ class OpenAI(OpenAICompatible):
             limit_name="max_completion_tokens",
             # There is no `repetition_penalty`; DataDreamer sends it by this name.
             penalty_names=("presence_penalty",),
+            cached_prefix=1_024,
         ),
         # The smallest among the models that are still served.
         context_length=128_000,
@@ -96,6 +99,10 @@ class OpenAI(OpenAICompatible):
     def quirks(self) -> Quirks:
         """OpenAI's quirks at its own servers, the protocol's defaults elsewhere."""
         return self.endpoint.quirks if self.endpoint.serves(self.base_url) else Quirks(echoes=True)
+
+    def batch_api(self) -> BatchAPI | None:
+        """Returns OpenAI's batches; None on Azure, whose batches need deployments of their own."""
+        return None if self.is_azure else OpenAIBatches(self)
 
     @property
     def is_azure(self) -> bool:

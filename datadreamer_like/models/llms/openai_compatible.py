@@ -55,7 +55,8 @@ class OpenAICompatible(APIModel):
     Requests are sent concurrently (`concurrency`), retried with backoff, and slowed down when the server asks for it.
     If `top_p` or `temperature` is 0, requests have `temperature=0`. A parameter that the model does not support
     (`temperature` for reasoning models) is left out from then on, with a warning, or ends the run if it is essential to
-    the answer. If the server ignores `n`, the `n` answers are requested one by one.
+    the answer. If the server ignores `n`, the `n` answers are requested one by one. At providers that bill cached
+    prefixes less, the first request of a long prefix that prompts share is answered before the others are sent.
 
     Args:
         chat_prompt_template: Only `AUTO`: the server applies the model's own template.
@@ -152,9 +153,10 @@ class OpenAICompatible(APIModel):
             if len(completion.choices) < at_once and not self._one_by_one:
                 self._one_by_one = True
                 logger.info("%s does not return several answers at once; they are requested singly", self.display_name)
-        return self._answer(completions, request.sampling)
+        return self.answer_from(completions, request.sampling)
 
-    def _answer(self, completions: Sequence[Fields], sampling: Sampling) -> Answer:
+    def answer_from(self, completions: Sequence[Fields], sampling: Sampling) -> Answer:
+        """Returns the answer whose `n` texts are in completions."""
         choices = [choice for completion in completions for choice in completion.choices][: sampling.n]
         shaped = sampling.schema is not None
         try:
@@ -250,7 +252,9 @@ class OpenAICompatible(APIModel):
         await super().end_run()
 
     def check_scoring(self) -> None:
-        """Refuses providers that are known to return no log-probabilities of a prompt."""
+        """Refuses providers that are known to return no log-probabilities of a prompt, and batches."""
+        if self.batch:
+            raise DefinitionError("Scores are not sent in batches. Make another model without batch=True for them.")
         if not self.quirks.echoes:
             raise DefinitionError(
                 f"{self.display_name} gives no log-probabilities of given texts: {self.endpoint.name}'s servers do not "
@@ -293,12 +297,20 @@ class OpenAICompatible(APIModel):
         )
 
     async def _complete(self, request: Request, n: int, seed: int | None) -> Fields:
+        completion: Fields = await self.request(lambda: self.parameters(request, n, seed))
+        return completion
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether each of `n` answers takes a request, as far as known."""
+        return self._one_by_one
+
+    def parameters(self, request: Request, n: int, seed: int | None) -> dict[str, Any]:
+        """Returns the parameters of a request for `n` answers."""
         messages = request.messages(self.system_prompt)
         if request.sampling.schema is not None and self.quirks.response_format == "json_object":
             messages = with_schema(messages, request.sampling.schema)
-        fixed = {"model": self.model_name, "messages": messages}
-        completion: Fields = await self.request(lambda: fixed | self._parameters(request.sampling, n, seed))
-        return completion
+        return {"model": self.model_name, "messages": messages, **self._parameters(request.sampling, n, seed)}
 
     def _parameters(self, sampling: Sampling, n: int, seed: int | None) -> dict[str, Any]:
         top = sampling.top_logprobs

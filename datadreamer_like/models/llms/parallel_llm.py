@@ -33,7 +33,7 @@ class ParallelLLM(LLM):
         *llms: The models.
 
     Raises:
-        DefinitionError: There is no model.
+        DefinitionError: There is no model, or one has `batch=True`.
         ArgumentTypeError: One of them is not an LLM, or overrides `run` alone.
 
     Example:
@@ -49,6 +49,8 @@ class ParallelLLM(LLM):
         for llm in llms:
             if not isinstance(llm, LLM) or overrides_only_run(llm):
                 raise ArgumentTypeError(f"ParallelLLM takes LLMs with answer or answer_batch, not {llm!r:.100}.")
+            if getattr(llm, "batch", False):
+                raise DefinitionError("ParallelLLM sends single requests. Make its models without batch=True.")
         self.llms = llms
         first = self._source = llms[0]
         self.model_name = first.model_name

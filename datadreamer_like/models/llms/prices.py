@@ -8,7 +8,7 @@ import numbers
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ class Prices:
         cache_write_1h: The same for entries that are kept for an hour; as `cache_write` unless given.
         up_to: The longest prompt, in tokens, that these prices hold for; None for any.
         max_output: The most tokens that the model writes in one answer, thoughts included; None if unknown.
+        batch: The share of these prices that requests in a batch cost (`batch=True`); half unless given.
     """
 
     input: float
@@ -37,6 +38,7 @@ class Prices:
     cache_write_1h: float | None = None
     up_to: int | None = None
     max_output: int | None = None
+    batch: float | None = None
 
     def cost(
         self, prompt_tokens: int, completion_tokens: int, *, cached: int = 0, written: int = 0, written_1h: int = 0
@@ -61,6 +63,19 @@ class Prices:
             + completion_tokens * self.output
         )
         return dollars / 1_000_000
+
+    def in_batches(self) -> Prices:
+        """Returns the prices of requests in a batch.
+
+        Example:
+            >>> Prices(input=2.0, output=10.0).in_batches().output
+            5.0
+        """
+        names = ("input", "output", "cached_input", "cache_write", "cache_write_1h")
+        prices = {name: getattr(self, name) for name in names}
+        share = 0.5 if self.batch is None else self.batch
+        scaled = {name: price * share for name, price in prices.items() if price is not None}
+        return replace(self, **scaled, batch=1.0)
 
     def most(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Returns the most that a request with so many tokens costs, cached or not."""

@@ -9,10 +9,12 @@ from typing import Any
 
 from datadreamer_like.errors import DefinitionError, MalformedAnswer
 
+from ..calls.batch_api import BatchAPI
 from .answer_text import AnswerText, answer_of, answer_text
 from .endpoint import Quirks, shown_address
-from .generation import Answer, Request, TokenLogprob
+from .generation import Answer, Request, Sampling, TokenLogprob
 from .openai import OpenAI
+from .openai_batches import ResponsesBatches
 from .prices import Usage, counted, token_count
 from .provider_errors import ErrorInAnswer
 from .schema import openai_response_format
@@ -46,7 +48,9 @@ class OpenAIResponses(OpenAI):
 
     endpoint = dataclasses.replace(
         OpenAI.endpoint,
-        quirks=Quirks(limit_name="max_output_tokens", seed_name=None, takes_n=False, refuses=_REFUSES),
+        quirks=Quirks(
+            limit_name="max_output_tokens", seed_name=None, takes_n=False, cached_prefix=1_024, refuses=_REFUSES
+        ),
     )
     extra_options = OpenAI.extra_options - {"response_format", "presence_penalty", "frequency_penalty"} | {
         "reasoning", "prompt", "max_tool_calls", "include",
@@ -98,8 +102,16 @@ class OpenAIResponses(OpenAI):
 
     async def answer(self, request: Request) -> Answer:
         """Sends `n` requests, one after the other."""
-        sampling = request.sampling
-        found = [await self.request(lambda: self._responses_parameters(request)) for _ in range(sampling.n)]
+        count = request.sampling.n
+        found = [await self.request(lambda: self.parameters(request, 1, None)) for _ in range(count)]
+        return self.answer_from(found, request.sampling)
+
+    def batch_api(self) -> BatchAPI | None:
+        """Returns OpenAI's batches of responses."""
+        return None if self.is_azure else ResponsesBatches(self)
+
+    def answer_from(self, found: Sequence[Any], sampling: Sampling) -> Answer:
+        """Returns the answer whose texts are in responses."""
         shaped = sampling.schema is not None
         try:
             texts = [_text(response, shaped) for response in found]
@@ -122,7 +134,8 @@ class OpenAIResponses(OpenAI):
             raise ErrorInAnswer(response.error.to_dict())
         return response, reply.headers
 
-    def _responses_parameters(self, request: Request) -> dict[str, Any]:
+    def parameters(self, request: Request, n: int, seed: int | None) -> dict[str, Any]:
+        """Returns the parameters of a request for one answer; there are no seeds."""
         sampling, extra = request.sampling, dict(request.sampling.extra)
         text: dict[str, Any] = {}
         if sampling.schema is not None:

@@ -24,7 +24,7 @@ from datadreamer_like.graph.positions import by_position, defaults_of
 from ..calls.batch_engine import BatchEngine
 from ..calls.failures import log_failures
 from ..calls.options import BATCHING, Run, RunOptions
-from ..calls.pipeline import Calls, run_calls
+from ..calls.pipeline import Calls, Engine, Recorder, run_calls
 from ..model import Model
 
 V = TypeVar("V")
@@ -139,36 +139,49 @@ class TaskModel(Model, Generic[V]):
         return run_calls(
             _TextCalls(identity, self.decode_value),
             texts,
-            lambda recorder: BatchEngine(lambda batch: self._compute_rows(batch, truncate, asks), recorder, run),
+            lambda recorder: self.engine(recorder, run, truncate, asks),
             self,
             run,
             what="texts done",
             total=run.total_num_texts,
         )
 
-    def _compute_rows(self, texts: Sequence[Any], truncate: bool, asks: Mapping[str, Any]) -> list[Computed]:
-        rows = []
-        for text in texts:
-            tokens, error = 0, None
-            if not isinstance(text, str):
-                error = BadRequest(
-                    f"The value is {type(text).__name__}, not a text. Convert or filter such rows first."
+    def engine(
+        self, recorder: Recorder[str, str, Computed], run: TextRun, truncate: bool, asks: Mapping[str, Any]
+    ) -> Engine[str, Computed]:
+        """Returns the engine of a run: one batch after another is computed."""
+
+        def compute_rows(texts: Sequence[Any]) -> list[Computed]:
+            rows = [self.checked(text, truncate, asks) for text in texts]
+            good = [index for index, row in enumerate(rows) if row.error is None]
+            values = self.compute([texts[index] for index in good], **asks) if good else ()
+            for index, value in zip(good, values, strict=True):
+                self.fill(rows[index], value)
+            return rows
+
+        return BatchEngine(compute_rows, recorder, run)
+
+    def checked(self, text: object, truncate: bool, asks: Mapping[str, Any]) -> Computed:
+        """Returns the result of a text before it is computed: its tokens, or the error of what cannot be computed."""
+        if not isinstance(text, str):
+            return Computed(
+                error=BadRequest(f"The value is {type(text).__name__}, not a text. Convert or filter such rows first.")
+            )
+        tokens = self.count_tokens(f"{asks.get('instruction') or ''}{text}")
+        if tokens > self.model_max_length and not truncate:
+            return Computed(
+                error=PromptTooLong(
+                    f"The text has {tokens} tokens; the limit of {self.display_name} is {self.model_max_length}. "
+                    "Shorten it, or pass truncate=True."
                 )
-            else:
-                tokens = self.count_tokens(f"{asks.get('instruction') or ''}{text}")
-                if tokens > self.model_max_length and not truncate:
-                    error = PromptTooLong(
-                        f"The text has {tokens} tokens; the limit of {self.display_name} is {self.model_max_length}. "
-                        "Shorten it, or pass truncate=True."
-                    )
-            rows.append(Computed(error=error) if error else Computed(prompt_tokens=min(tokens, self.model_max_length)))
-        good = [index for index, row in enumerate(rows) if row.error is None]
-        values = self.compute([texts[index] for index in good], **asks) if good else ()
-        for index, value in zip(good, values, strict=True):
-            # Decoded again, so that new and cached results are the same.
-            rows[index].stored = self.encode_value(value)
-            rows[index].value = self.decode_value(rows[index].stored)
-        return rows
+            )
+        return Computed(prompt_tokens=min(tokens, self.model_max_length))
+
+    def fill(self, row: Computed, value: V) -> None:
+        """Puts a value into its result."""
+        # Decoded again, so that new and cached results are the same.
+        row.stored = self.encode_value(value)
+        row.value = self.decode_value(row.stored)
 
 
 class _TextCalls(Calls[str, str, Computed]):

@@ -13,6 +13,7 @@ from typing import Any
 from datadreamer_like.errors import MalformedAnswer, ModelError, UnknownModel
 from datadreamer_like.graph import current_usage
 from datadreamer_like.models import OpenAI
+from datadreamer_like.models.calls.sent_once import sent_once
 from datadreamer_like.models.llms.endpoint import shown_address
 from datadreamer_like.storage.folders import write_file
 
@@ -148,22 +149,7 @@ class FineTuningJob:
         return ", ".join(parts)
 
     def _once(self, what: str, find: Callable[[], Any], send: Callable[[], Any]) -> str:
-        ids: dict[str, str] = self._state["ids"]
-        if what not in ids:
-
-            def attempt() -> Any:
-                if what in self._state["begun"]:  # by an earlier run, or an attempt whose answer was lost
-                    made = find()
-                    if made is not None:
-                        return made
-                else:
-                    self._state["begun"].append(what)
-                    self._write()
-                return send()
-
-            ids[what] = self.llm.retry_wrapper(attempt).id
-            self._write()
-        return ids[what]
+        return sent_once(self._state, what, find, send, self.llm.retry_wrapper, self._write)
 
     def _write(self) -> None:
         write_file(self._path, json.dumps(self._state))
