@@ -44,8 +44,8 @@ class EmbeddingRetriever(IndexedRetriever):
         texts: The corpus: a column of a step, or a list of texts. Missing texts are left out.
         truncate: Truncate texts that are too long, instead of leaving them out.
         index_type: A FAISS factory string. None, "Flat", compares with every text, exactly. "IVF1024,Flat" puts the
-            texts into 1,024 cells and searches `nprobe` of them; "HNSW32" follows a graph, `efSearch` wide. `docs/
-            retrieval.md` says when to take which.
+            texts into 1,024 cells and searches `nprobe` of them; "HNSW32" follows a graph, `efSearch` wide. See
+            `docs/retrieval.md` for when to take which.
         index_batch_size: Texts in a batch of the embedder, while the index is built.
         index_instruction: Prefix of each text of the corpus, as `query_instruction` is of each query.
         cache_folder_path, device: Folder of the index outside a session; GPU for the search, None for the CPU.
