@@ -50,13 +50,19 @@ def retriever(folder: Path, rows: int = 60, **options: Any) -> EmbeddingRetrieve
     return EmbeddingRetriever([str(n) for n in range(rows)], model, cache_folder_path=folder, **options)
 
 
+def build(model: EmbeddingRetriever) -> None:
+    assert model.index is not None
+
+
 def the_index(folder: Path) -> Path:
     (found,) = (path for path in folder.iterdir() if path.is_dir() and path.name.startswith("EmbeddingRetriever-"))
     return found
 
 
 def nearest(matrix: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-    unit = [m.astype(np.float64) / np.linalg.norm(m.astype(np.float64), axis=1, keepdims=True) for m in (queries, matrix)]
+    unit = [
+        m.astype(np.float64) / np.linalg.norm(m.astype(np.float64), axis=1, keepdims=True) for m in (queries, matrix)
+    ]
     return np.argsort(-unit[0] @ unit[1].T, axis=1)[:, :k]
 
 
@@ -179,8 +185,8 @@ def test_a_damaged_index_is_found_by_its_checksum_and_made_again(
 
 
 def test_the_index_of_another_corpus_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    retriever(tmp_path / "a", 60).index
-    retriever(tmp_path / "b", 50).index
+    build(retriever(tmp_path / "a", 60))
+    build(retriever(tmp_path / "b", 50))
     a, b = the_index(tmp_path / "a"), the_index(tmp_path / "b")
     shutil.rmtree(a)
     shutil.copytree(b, a)
@@ -190,17 +196,17 @@ def test_the_index_of_another_corpus_is_not_used(tmp_path: Path, caplog: pytest.
 
 
 def test_the_index_of_a_newer_version_is_kept_and_said(tmp_path: Path) -> None:
-    retriever(tmp_path).index
+    build(retriever(tmp_path))
     path = the_index(tmp_path) / "index.json"
     path.write_text(sealed({**read_sealed(path), "format": 99}))
     with pytest.raises(NewerFormat, match="pip install --upgrade"):
-        retriever(tmp_path).index
+        build(retriever(tmp_path))
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads the mappings of Linux")
 @pytest.mark.parametrize("kind", ["Flat", "IVF8,Flat", "HNSW8"])
 def test_it_is_opened_memory_mapped(tmp_path: Path, kind: str) -> None:
-    retriever(tmp_path, 3_000, index_type=kind, index_batch_size=500).index
+    build(retriever(tmp_path, 3_000, index_type=kind, index_batch_size=500))
     model = retriever(tmp_path, 3_000, index_type=kind)
     assert model.index.ntotal == 3_000
     file = str(the_index(tmp_path) / "vectors.faiss")
@@ -209,11 +215,11 @@ def test_it_is_opened_memory_mapped(tmp_path: Path, kind: str) -> None:
 
 def test_the_batch_size_and_the_search_decide_nothing_of_the_index(tmp_path: Path) -> None:
     for options in ({}, {"index_batch_size": 3}, {"nprobe": 2}, {"query_instruction": "query: "}):
-        retriever(tmp_path, 100, index_type="IVF4,Flat", **options).index
+        build(retriever(tmp_path, 100, index_type="IVF4,Flat", **options))
     assert the_index(tmp_path)  # the only one
-    retriever(tmp_path, 100, index_type="HNSW8").index
-    retriever(tmp_path, 100, index_type="HNSW8", efSearch=50).index
-    retriever(tmp_path, 100, index_type="HNSW8", efConstruction=9).index
+    build(retriever(tmp_path, 100, index_type="HNSW8"))
+    build(retriever(tmp_path, 100, index_type="HNSW8", efSearch=50))
+    build(retriever(tmp_path, 100, index_type="HNSW8", efConstruction=9))
     assert len(list(tmp_path.glob("EmbeddingRetriever-*/index.json"))) == 3
 
 

@@ -28,7 +28,7 @@ class BM25Retriever(IndexedRetriever):
     kept as that of `EmbeddingRetriever`.
 
     Args:
-        texts: The corpus: a column of a step, or a list of texts. Missing texts are left out.
+        texts: The corpus: a column of a step, or a list of texts. A missing text counts as one without words.
         k1: How slowly a word's repetitions stop counting, at least 0.
         b: How much a text's length counts against it, from 0 to 1.
         tokenizer: Returns the words of a text; for stems, stop words, or languages without blanks. None: the runs of

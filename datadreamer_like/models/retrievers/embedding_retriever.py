@@ -231,8 +231,8 @@ class EmbeddingRetriever(IndexedRetriever):
             core.train(np.array(matrix[np.sort(chosen)]))
         except RuntimeError as error:
             raise DefinitionError(
-                f'FAISS cannot train the index "{self.index_type}" on {size:,} texts: {error}. Leave index_type out, or '
-                "choose one with fewer cells or codes."
+                f'FAISS cannot train the index "{self.index_type}" on {size:,} texts: {error}. Leave index_type '
+                "out, or choose one with fewer cells or codes."
             ) from error
 
     @property

@@ -29,13 +29,14 @@ class HFClassificationTaskModel(TaskModel[dict[str, float]]):
     probability for each class on its own.
 
     Args:
-        model_name: A folder, a trainer, stage or trained model, or a Hub id. Models pruned and quantized by this package
-            can be loaded.
+        model_name: A folder, a trainer, stage or trained model, or a Hub id. Models pruned and quantized by this
+            package can be loaded.
         revision, trust_remote_code: Branch, tag or commit on the Hub; whether code in its repository may run.
         device: Device of the model; a list of GPUs spreads it over them; None uses a GPU if there is one.
         device_map: accelerate's device map, instead of `device`.
         dtype: Data type of the weights, such as "bfloat16"; None for that of the files.
-        adapter_name: PEFT adapter for the model, loaded with `adapter_kwargs`: a folder, a Hub id, or a trainer with one.
+        adapter_name: PEFT adapter for the model, loaded with `adapter_kwargs`: a folder, a Hub id, or a trainer with
+            one.
         **kwargs: Further arguments of `from_pretrained`.
 
     Raises:
@@ -67,7 +68,9 @@ class HFClassificationTaskModel(TaskModel[dict[str, float]]):
         if adapter_name is not None:
             require_extra("train", "peft", what="An adapter")
         elif adapter_kwargs is not None:
-            raise DefinitionError("adapter_kwargs was given without an adapter_name. Name the adapter, or leave it out.")
+            raise DefinitionError(
+                "adapter_kwargs was given without an adapter_name. Name the adapter, or leave it out."
+            )
         self._source = hf_source(model_name, revision)
         self._adapter = adapter_source(adapter_name) if adapter_name is not None else None
         self.model_name = str(model_name) if isinstance(model_name, str | os.PathLike) else self._source.name
