@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Self
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, check_number, check_sequence
+from datadreamer_like.errors import DefinitionError, ModelError, check_number, check_sequence
 from datadreamer_like.graph.fingerprint import fingerprint
 
 from ..task_models.task_model import TextRun
-from .retriever import QUERIES_AT_ONCE, Found, Retriever
+from .retriever import QUERIES_AT_ONCE, Found, Retriever, check_retrievers
 
 
 class HybridRetriever(Retriever):
@@ -120,13 +120,6 @@ class HybridRetriever(Retriever):
         """Frees the memory of all retrievers."""
         for retriever in self.retrievers:
             retriever.unload_model()
-
-
-def check_retrievers(retrievers: Iterable[object], what: str) -> None:
-    """Raises `ArgumentTypeError` if one of the retrievers that `what` takes is something else."""
-    for retriever in retrievers:
-        if not isinstance(retriever, Retriever):
-            raise ArgumentTypeError(f"{what} takes retrievers, such as BM25Retriever(texts), not {retriever!r:.100}.")
 
 
 _RRF_CITATION = """@inproceedings{cormack2009reciprocal,

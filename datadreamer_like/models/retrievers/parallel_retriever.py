@@ -12,8 +12,7 @@ from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.threads import Task
 
 from ..task_models.task_model import TextRun
-from .hybrid_retriever import check_retrievers
-from .retriever import QUERIES_AT_ONCE, Found, Retriever
+from .retriever import QUERIES_AT_ONCE, Found, Retriever, check_retrievers
 
 
 class ParallelRetriever(Retriever):

@@ -9,8 +9,7 @@ from typing import Any
 from datadreamer_like.errors import ModelError, check_number
 
 from ..task_models.task_model import TextRun
-from .hybrid_retriever import check_retrievers
-from .retriever import Found, Retriever
+from .retriever import Found, Retriever, check_retrievers
 
 # With a hundred texts each, so that few texts are in memory.
 _QUERIES_AT_ONCE = 64

@@ -116,3 +116,10 @@ class Retriever(Model):
     def parents(self) -> list[Node]:
         """The node that the corpus comes from, if it is a step's."""
         return [self.texts.step] if isinstance(self.texts, OutputDatasetColumn) else []
+
+
+def check_retrievers(retrievers: Iterable[object], what: str) -> None:
+    """Raises `ArgumentTypeError` if one of the retrievers that `what` takes is something else."""
+    for retriever in retrievers:
+        if not isinstance(retriever, Retriever):
+            raise ArgumentTypeError(f"{what} takes retrievers, such as BM25Retriever(texts), not {retriever!r:.100}.")
