@@ -79,7 +79,7 @@ class BM25Retriever(IndexedRetriever):
         """Returns the words of a text or query."""
         return _WORD.findall(text.lower()) if self.tokenizer is None else list(self.tokenizer(text))
 
-    def search(self, queries: Iterable[str], k: int, run: TextRun) -> Iterator[Found | ModelError]:
+    def search(self, queries: Iterable[Any], k: int, run: TextRun) -> Iterator[Found | ModelError]:
         """Yields positions and scores of up to `k` texts that have a word of each query."""
         index = self.index
         for query in queries:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
@@ -135,8 +135,9 @@ class EmbeddingRetriever(IndexedRetriever):
         """Embeds the corpus, and returns a FAISS index of the vectors."""
         import faiss
 
+        texts = cast("Iterator[str]", self.corpus())  # a missing text fails its row, and is left out
         vectors = self.embedder.run(
-            self.corpus(), truncate=self.truncate, instruction=self.index_instruction, batch_size=self.index_batch_size,
+            texts, truncate=self.truncate, instruction=self.index_instruction, batch_size=self.index_batch_size,
             total_num_texts=len(self.texts), return_generator=True,
         )  # fmt: skip
         good = ((position, vector) for position, vector in enumerate(vectors) if vector is not None)
