@@ -24,6 +24,8 @@ from .modules import replace_modules
 
 METHOD = "datadreamer_like"
 _FORMAT = 1
+# Options of `from_pretrained` that say which files to take, and how.
+_HOW_FETCHED = frozenset({"revision", "trust_remote_code", "token", "cache_dir", "local_files_only"})
 _PLAIN_MODULE = "_datadreamer_layouts"
 
 
@@ -181,7 +183,8 @@ def load(folder: str | os.PathLike[str], **options: Any) -> nn.Module:
     Raises:
         StorageError: The files lack weights of the model's head, which would be random.
     """
-    config = transformers.AutoConfig.from_pretrained(folder)
+    fetched = {name: value for name, value in options.items() if name in _HOW_FETCHED}
+    config = transformers.AutoConfig.from_pretrained(folder, **fetched)
     architecture = (config.architectures or ["AutoModel"])[0]
     # Those in `formats.classifiers` are known to the auto class.
     model_class = getattr(transformers, architecture, transformers.AutoModelForSequenceClassification)

@@ -139,3 +139,20 @@ def checked_dtype(dtype: Any) -> Any:
     if not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise DefinitionError(f'dtype cannot be {dtype!r}; expected a floating-point type of torch such as "bfloat16".')
     return found
+
+
+def placed(device: Any, device_map: Any) -> tuple[Any, dict[str, Any]]:
+    """Returns the device of a transformers model, and the arguments that spread it over several instead, if any.
+
+    `device` is an argument of a model: None uses a GPU if there is one, and a list spreads it over these GPUs.
+    """
+    import torch
+
+    if device_map is not None:
+        return "map", {"device_map": device_map}
+    if isinstance(device, list):
+        free = {each: torch.cuda.mem_get_info(each)[0] for each in device}
+        return "map", {"device_map": "auto", "max_memory": free}
+    if device is not None:
+        return checked_device(device), {}
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu"), {}

@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 from stand_ins import stand_in
-from subjects import ROOMS, Lengths, Parrot, classes_of, example_of, public
+from subjects import ROOMS, Lengths, Lower, Parrot, classes_of, example_of, public
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.graph.fingerprint import fingerprint
@@ -20,12 +20,18 @@ from datadreamer_like.models import (
     LLM,
     Anthropic,
     Bedrock,
+    CrossEncoderReranker,
     Embedder,
+    HFTransformers,
+    IndexedRetriever,
+    LLMReranker,
     OpenAI,
     OpenAIAssistant,
     OpenAIResponses,
     ParallelEmbedder,
     ParallelLLM,
+    ParallelTaskModel,
+    Reranker,
     Retriever,
     TaskModel,
 )
@@ -36,7 +42,9 @@ from datadreamer_like.steps import DataSource, Step, SuperStep
 from datadreamer_like.trainers import Trainer
 
 RECIPES = classes_of("recipes")
-BASES = {Step, SuperStep, LLM, Embedder, Retriever, TaskModel, Stage, Compression, Trainer}
+BASES = {
+    Step, SuperStep, LLM, Embedder, Retriever, IndexedRetriever, Reranker, TaskModel, Stage, Compression, Trainer,
+}  # fmt: skip
 
 
 def decides_a_result(kind: Any) -> bool:
@@ -184,8 +192,17 @@ def embedded_by(kind: Any) -> Any:
         return {"vectors": vectors, "requests": server.requests, "identity": identity}
 
 
+def of_task_model(kind: Any, given: Given, folder: Path) -> Any:
+    model = Lower() if kind is ParallelTaskModel else given.files.get(kind.__name__)
+    return kind.example(model).run(["A cat", "the dog"])
+
+
 def of_retriever(kind: Any, given: Given, folder: Path) -> Any:
-    return kind.example(Lengths()).run(["a bird"], k=2)
+    models: dict[Any, Callable[[], Any]] = {
+        CrossEncoderReranker: lambda: given.files["CrossEncoderReranker"],
+        LLMReranker: lambda: HFTransformers(given.language_model, device="cpu"),
+    }
+    return kind.example(models.get(kind, Lengths)()).run(["a bird"], k=2)
 
 
 def of_trainer(kind: Any, given: Given, folder: Path) -> Any:
@@ -263,6 +280,7 @@ OUTPUTS: dict[type, Callable[[Any, Given, Path], Any]] = {
     Step: of_step,
     LLM: of_llm,
     Embedder: of_embedder,
+    TaskModel: of_task_model,
     Retriever: of_retriever,
     Trainer: of_trainer,
     Stage: of_stage,

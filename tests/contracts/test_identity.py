@@ -47,6 +47,8 @@ def given(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
         "SentenceTransformersEmbedder": request.getfixturevalue("minilm_path"),
     }
     classifier = request.getfixturevalue("small_classifier")
+    files["HFClassificationTaskModel"] = classifier
+    files["CrossEncoderReranker"] = request.getfixturevalue("small_cross_encoder")
     return Given(tmp_path_factory.mktemp("golden"), tiny_llama, classifier, files)
 
 

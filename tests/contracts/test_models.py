@@ -16,15 +16,29 @@ from stand_ins import stand_in
 from subjects import PACKAGE, ROOMS, classes_of, names_of
 
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.models import LLM, Embedder, ParallelEmbedder, ParallelLLM, Retriever, TaskModel
+from datadreamer_like.models import (
+    LLM,
+    Embedder,
+    HybridRetriever,
+    IndexedRetriever,
+    LLMReranker,
+    ParallelEmbedder,
+    ParallelLLM,
+    ParallelRetriever,
+    ParallelTaskModel,
+    Reranker,
+    Retriever,
+    TaskModel,
+)
 
 SETTINGS = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS: dict[str, list[str]] = SETTINGS["project"]["optional-dependencies"]
 LLMS = [kind for kind in classes_of("models", below=LLM) if kind not in (LLM, ParallelLLM)]
-EMBEDDERS = [
-    kind for kind in classes_of("models", below=TaskModel) if kind not in (TaskModel, Embedder, ParallelEmbedder)
-]
-RETRIEVERS = [kind for kind in classes_of("models", below=Retriever) if kind is not Retriever]
+NOT_TASK_MODELS = (TaskModel, Embedder, ParallelEmbedder, ParallelTaskModel)
+EMBEDDERS = [kind for kind in classes_of("models", below=TaskModel) if kind not in NOT_TASK_MODELS]
+# Those that need no extra of their own, and bases.
+OF_OTHERS = (Retriever, IndexedRetriever, Reranker, HybridRetriever, ParallelRetriever, LLMReranker)
+RETRIEVERS = [kind for kind in classes_of("models", below=Retriever) if kind not in OF_OTHERS]
 SECRET = "sk-S3cr3tK3y-0123456789abcdef"
 
 # Names under which the distributions of the extras are imported, where they differ.
@@ -77,11 +91,12 @@ class Without:
 absent, rooms = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 sys.meta_path[:] = [Without(finder, absent) for finder in sys.meta_path]
 
-import datadreamer_like
+import datadreamer_like.models
 from datadreamer_like.errors import MissingExtra
 
 found = {}
 values = {"model_name": "nobody/nothing", "endpoint": "nobody/nothing", "texts": ["a text"], "embedder": None}
+values["retriever"] = datadreamer_like.models.Retriever(["a text"])
 for room, names in rooms.items():
     for name in names:
         try:

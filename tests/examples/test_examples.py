@@ -25,6 +25,7 @@ SHORT = {
     "prune": "Movement with",
     "qlora": "The third has",
     "quantize": "4 bits, trained",
+    "retrieval": "draw charts in the terminal",
 }
 """What the output of each has in it."""
 WHOLE = {

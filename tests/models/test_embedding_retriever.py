@@ -96,8 +96,8 @@ def test_the_index_is_made_once_and_follows_the_corpus(tmp_path):
         assert again.embedded == 1
         assert fingerprint(other) != fingerprint(EmbeddingRetriever(corpus, again))
         assert EmbeddingRetriever(corpus, again).run(["49"], k=1)[0]["texts"] == ["49"]
-    assert len(list((tmp_path / ".cache").glob("EmbeddingRetriever-*.faiss"))) == 2
-    assert not list((tmp_path / ".cache").glob(".EmbeddingRetriever*"))
+    assert len(list((tmp_path / ".cache").glob("EmbeddingRetriever-*/vectors.faiss"))) == 2
+    assert not list((tmp_path / ".cache").glob("*.draft"))
 
 
 class _Corpus(Node):

@@ -54,5 +54,5 @@ def test_it_takes_one_model_several_times() -> None:
         ParallelEmbedder()
     with pytest.raises(DefinitionError, match="cannot be compared"):
         ParallelEmbedder(Meeting(1), Meeting(2))
-    with pytest.raises(ArgumentTypeError, match="takes embedders"):
+    with pytest.raises(ArgumentTypeError, match="takes Embedders"):
         ParallelEmbedder("all-MiniLM-L6-v2")  # type: ignore[arg-type]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from datadreamer_like.errors import BadRequest, DefinitionError, MethodMisfit, PromptTooLong, require_extra
 
-from ..model import check_spelling, checked_device, free_memory
-from ..trained.hf_source import HOW_FETCHED, adapter_source, hf_source, loading
+from ..model import check_spelling, checked_device, free_memory, placed
+from ..trained.hf_source import HOW_FETCHED, adapter_source, hf_source, loading, with_adapter
 from ..trained.model_facts import is_bidirectional, model_max_length
 from .chat_template import AUTO, Auto, checked, given_text, is_text_template, plain_prompt
 from .generation import Answer, GenerationOptions, Request, Sampling
@@ -139,18 +138,13 @@ class HFTransformers(LLM):
         import datadreamer_like.formats  # noqa: F401
 
         kind = "AutoModelForSeq2SeqLM" if self.config.is_encoder_decoder else "AutoModelForCausalLM"
-        device, placing = self._placing()
+        device, placing = placed(self.device, self.device_map)
         with loading(self._source):
             model = getattr(transformers, kind).from_pretrained(
                 self._source.name, **{**self._loading_options, **self._typing(device), **placing, **self.kwargs}
             )
         if self._adapter is not None:
-            from peft import PeftModel
-
-            with warnings.catch_warnings():
-                # peft 0.21 reads a transformers property by its deprecated name.
-                warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-                model = PeftModel.from_pretrained(model, self._adapter.name, **self.adapter_kwargs)
+            model = with_adapter(model, self._adapter, self.adapter_kwargs)
         if not placing and self.quantization_config is None:
             model = model.to(device)
         return model.eval()
@@ -170,19 +164,6 @@ class HFTransformers(LLM):
             # CPUs without bf16 units are several times slower in bf16 than in float32.
             options["dtype"] = "float32" if str(device) == "cpu" else "auto"
         return options
-
-    def _placing(self) -> tuple[Any, dict[str, Any]]:
-        """Returns the device, and the arguments that spread the model over several devices."""
-        import torch
-
-        if self.device_map is not None:
-            return "map", {"device_map": self.device_map}
-        if isinstance(self.device, list):
-            free = {device: torch.cuda.mem_get_info(device)[0] for device in self.device}
-            return "map", {"device_map": "auto", "max_memory": free}
-        if self.device is not None:
-            return checked_device(self.device), {}
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu"), {}
 
     # Called by the pipeline.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.errors import MissingExtra
 
+from ..model import placed
 from ..trained.hf_source import loading
 from .chat_template import AUTO, Auto
 from .hf_transformers import HFTransformers
@@ -71,7 +72,7 @@ class Petals(HFTransformers):
         """The distributed model: its embeddings here, its layers at the swarm's servers."""
         import petals
 
-        device, _ = self._placing()
+        device, _ = placed(self.device, self.device_map)
         adapter = {} if self.active_adapter is None else {"active_adapter": self.active_adapter}
         with loading(self._source):
             model = petals.AutoDistributedModelForCausalLM.from_pretrained(

@@ -2,57 +2,68 @@
 
 from __future__ import annotations
 
-import threading
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
-from datadreamer_like.errors import DefinitionError, EmptyDataset, ModelError, require_extra
-from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.graph.session import current_session
-from datadreamer_like.storage.folders import explained, locked
+from datadreamer_like.errors import DataError, DefinitionError, EmptyDataset, ModelError, StorageError, require_extra
 
 from ..embedders.embedder import Embedder
 from ..task_models.task_model import TextRun
-from .retriever import Corpus, Found, Retriever
+from .indexed_retriever import IndexedRetriever
+from .retriever import QUERIES_AT_ONCE, Corpus, Found
 
 if TYPE_CHECKING:
     import torch
 
-# Number of vectors, from the start of the corpus, for training an index with cells.
-_TRAINING_VECTORS = 65_536
+Vectors = np.ndarray[Any, np.dtype[np.float32]]
+
 _VECTORS_AT_ONCE = 4_096
+# Vectors for training an index with cells, drawn at random: FAISS wants 39 to 256 for each cell.
+_TRAINING_VECTORS = 65_536
+_TRAINING_VECTORS_PER_CELL = 64
+# Parameters that decide the index, not only its search.
+_BUILDING = frozenset({"efConstruction"})
+_FILE = "vectors.faiss"
 
 
-class EmbeddingRetriever(Retriever):
+class EmbeddingRetriever(IndexedRetriever):
     """Finds the texts whose embeddings have the largest cosine similarity with the query's.
 
-    The index is made once and cached in the session's folder by the corpus's content, the embedder and all options: a
-    changed corpus has a new index, and the older one is used again when the change is undone.
+    The index is built once and cached in the session's folder by the corpus's content, the embedder and all options: a
+    changed corpus has a new index, and the older one is used again when the change is undone. It is opened
+    memory-mapped, so that several processes share its memory. A killed run leaves no part of an index; embeddings that
+    it has computed are cached.
 
     Args:
-        texts: The corpus: a column of a step, or a list of texts.
+        texts: The corpus: a column of a step, or a list of texts. Missing texts are left out.
         truncate: Truncate texts that are too long, instead of leaving them out.
-        index_type: A FAISS factory string, such as "IVF256,Flat" or "HNSW32"; None compares with every text, exactly.
+        index_type: A FAISS factory string. None, "Flat", compares with every text, exactly. "IVF1024,Flat" puts the
+            texts into 1,024 cells and searches `nprobe` of them; "HNSW32" follows a graph, `efSearch` wide. See
+            `docs/retrieval.md` for when to take which.
+        index_batch_size: Texts in a batch of the embedder, while the index is built.
         index_instruction: Prefix of each text of the corpus, as `query_instruction` is of each query.
         cache_folder_path, device: Folder of the index outside a session; GPU for the search, None for the CPU.
-        **kwargs: Attributes to set on the index, such as `nprobe`.
+        **kwargs: Parameters of the index, such as `nprobe`, `efSearch` or `efConstruction`.
 
     Raises:
         EmptyDataset, MissingExtra: The corpus has no texts; FAISS is not installed.
-        DefinitionError: `index_type` or one of `kwargs` is unknown to FAISS.
+        DefinitionError: `index_type` or one of `kwargs` is unknown to FAISS, or there are fewer texts than cells.
+        DataError: A vector is not finite, or has another length than those of the index.
+
+    References:
+        Douze et al. 2024, arXiv:2401.08281 (FAISS); Malkov and Yashunin 2016, arXiv:1603.09320 (HNSW).
 
     Example:
         >>> retriever = EmbeddingRetriever(step.output["text"], embedder)  # doctest: +SKIP
         >>> retriever.run(["a pet"], k=1)  # doctest: +SKIP
         [{'indices': [3], 'texts': ['A cat sat on the mat.'], 'scores': [0.41]}]
     """
-
-    _index: Any = None
 
     def __init__(
         self,
@@ -77,7 +88,6 @@ class EmbeddingRetriever(Retriever):
         self.query_instruction = query_instruction
         self.device = device
         self.kwargs = kwargs
-        self._lock = threading.Lock()  # held while the index is made or loaded, since several threads may search
 
     @classmethod
     def example(cls, model: Any) -> Self:
@@ -86,89 +96,123 @@ class EmbeddingRetriever(Retriever):
 
     def identity(self) -> dict[str, Any]:
         """Returns the corpus, the embedder and all options that determine the results."""
-        return {**self._index_identity(), "query_instruction": self.query_instruction, "kwargs": self.kwargs}
+        return {**self.index_identity(), "query_instruction": self.query_instruction, "kwargs": self.kwargs}
 
-    def _index_identity(self) -> dict[str, Any]:
+    def index_identity(self) -> dict[str, Any]:
+        """Returns the corpus, the embedder and all options that determine the index."""
         names = ("texts", "embedder", "truncate", "index_type", "index_instruction")
-        return {name: getattr(self, name) for name in names}
-
-    @property
-    def index(self) -> Any:
-        """The FAISS index, whose ids are positions in the corpus."""
-        if (index := self._index) is None:
-            with self._lock:
-                if (index := self._index) is None:
-                    index = self._index = self._prepared(self._found_or_made())
-        return index
+        building = {name: value for name, value in self.kwargs.items() if name in _BUILDING}
+        return {name: getattr(self, name) for name in names} | building
 
     def search(self, queries: Iterable[str], k: int, run: TextRun) -> Iterator[Found | ModelError]:
         """Yields positions and cosines of the `k` nearest texts for each query."""
-        index = self.index
+        assert self.index is not None  # built before the queries are embedded
         embedded = self.embedder.results(queries, self.truncate, self.query_instruction, **asdict(run))
-        while portion := list(islice(embedded, run.batch_size)):
-            good = [result.value for result in portion if result.error is None]
-            scores, ids = index.search(_unit(good), k) if good else ((), ())
-            best = zip(ids, scores, strict=True)
+        while portion := list(islice(embedded, max(run.batch_size, QUERIES_AT_ONCE))):
+            found = self.search_vectors([result.value for result in portion if result.error is None], k)
             for result in portion:
-                if result.error is not None:
-                    yield result.error
-                    continue
-                row_ids, row_scores = next(best)
-                # An index with cells may find fewer than k texts, and pads with -1.
-                found = row_ids >= 0
-                yield row_ids[found].tolist(), row_scores[found].tolist()
+                yield next(found) if result.error is None else result.error
 
-    def _found_or_made(self) -> Any:
+    def search_vectors(self, vectors: Sequence[Any], k: int = 5) -> Iterator[Found]:
+        """Yields positions and cosines of the `k` nearest texts for vectors of the embedder [queries, dims].
+
+        They need not have length 1. An index with cells may find fewer than `k` texts.
+
+        Raises:
+            DataError: A vector is not finite, or has another length than those of the index.
+        """
+        if not len(vectors):
+            return
+        scores, ids = self.index.search(_unit(vectors, self.index.d), k)
+        if (ids >= 0).all():
+            yield from zip(ids.tolist(), scores.tolist(), strict=True)
+            return
+        for row_ids, row_scores in zip(ids, scores, strict=True):  # padded with -1
+            found = row_ids >= 0
+            yield row_ids[found].tolist(), row_scores[found].tolist()
+
+    def build_index(self, folder: Path | None) -> Any:
+        """Embeds the corpus, and returns a FAISS index of the vectors."""
         import faiss
 
-        session = current_session()
-        folder = self.cache_folder_path or (session.cache_folder if session is not None else None)
-        if folder is None:
-            return self._made()
-        digest = fingerprint([type(self), self._index_identity()], "retriever")[:24]
-        path = Path(folder) / f"{type(self).__name__}-{digest}.faiss"
-        if not path.exists():
-            with explained("Keeping a retriever's index", path), locked(path.with_suffix(".lock"), self.display_name):
-                if not path.exists():
-                    draft = path.with_suffix(".draft")
-                    try:
-                        faiss.write_index(self._made(), str(draft))
-                        draft.replace(path)
-                    finally:
-                        draft.unlink(missing_ok=True)
-        return faiss.read_index(str(path))
-
-    def _made(self) -> Any:
-        import faiss
-
+        texts = cast("Iterator[str]", self.corpus())  # a missing text fails its row, and is left out
         vectors = self.embedder.run(
-            self.texts, truncate=self.truncate, instruction=self.index_instruction, batch_size=self.index_batch_size,
+            texts, truncate=self.truncate, instruction=self.index_instruction, batch_size=self.index_batch_size,
             total_num_texts=len(self.texts), return_generator=True,
         )  # fmt: skip
-        good = ((row, vector) for row, vector in enumerate(vectors) if vector is not None)
-        portion = list(islice(good, _VECTORS_AT_ONCE))
-        if not portion:
+        good = ((position, vector) for position, vector in enumerate(vectors) if vector is not None)
+        first = next(good, None)
+        if first is None:
             raise EmptyDataset(
                 f"None of the {len(self.texts)} texts of the corpus could be embedded. If they are too long, pass "
                 "truncate=True."
             )
-        try:
-            core = faiss.index_factory(len(portion[0][1]), self.index_type or "Flat", faiss.METRIC_INNER_PRODUCT)
-        except RuntimeError as error:
-            raise DefinitionError(
-                f'FAISS has no index "{self.index_type}". See its index factory for the names, or leave index_type out.'
-            ) from error
-        if not core.is_trained:
-            portion += islice(good, _TRAINING_VECTORS - len(portion))
-            core.train(_unit([vector for _, vector in portion]))
+        core = self._empty(len(first[1]))
         index = faiss.IndexIDMap(core)
-        while portion:
-            positions = np.asarray([position for position, _ in portion], dtype=np.int64)
-            index.add_with_ids(_unit([vector for _, vector in portion]), positions)
-            portion = list(islice(good, _VECTORS_AT_ONCE))
+        portions = _portions(chain([first], good), core.d)
+        if core.is_trained:
+            for positions, matrix in portions:
+                index.add_with_ids(matrix, positions)
+            return index
+        with tempfile.TemporaryFile(dir=folder) as file:
+            positions = np.concatenate([_written(portion, file) for portion in portions])
+            file.flush()
+            matrix = np.memmap(file, np.float32, "r", shape=(len(positions), core.d))
+            self._train(core, matrix)
+            for start in range(0, len(positions), _VECTORS_AT_ONCE):
+                part = slice(start, start + _VECTORS_AT_ONCE)
+                index.add_with_ids(np.array(matrix[part]), positions[part])
         return index
 
-    def _prepared(self, index: Any) -> Any:
+    def write_index(self, index: Any, folder: Path) -> None:
+        """Writes a FAISS index."""
+        import faiss
+
+        try:
+            faiss.write_index(index, str(folder / _FILE))
+        except RuntimeError as error:
+            raise StorageError(
+                f"FAISS cannot write its index into {folder}: {error}. Check that there is enough space."
+            ) from error
+
+    def open_index(self, folder: Path) -> Any:
+        """Opens a FAISS index, memory-mapped."""
+        import faiss
+
+        return faiss.read_index(str(folder / _FILE), faiss.IO_FLAG_MMAP_IFC)
+
+    def prepare_index(self, index: Any) -> Any:
+        """Sets the index's parameters, and moves it to the GPU if there is a `device`."""
+        import faiss
+
+        self._set_parameters(index)
+        if self.device is None or str(self.device) == "cpu" or not hasattr(faiss, "StandardGpuResources"):
+            return index
+        devices = self.device if isinstance(self.device, list) else [self.device]
+        numbers = [int(str(device).rpartition(":")[2]) if str(device) != "cuda" else 0 for device in devices]
+        return faiss.index_cpu_to_gpus_list(index, gpus=numbers)
+
+    def _empty(self, dims: int) -> Any:
+        """Returns an index without vectors, with all parameters set, so that a wrong one is an error before work."""
+        import faiss
+
+        try:
+            core = faiss.index_factory(dims, self.index_type or "Flat", faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as error:
+            raise DefinitionError(
+                f'FAISS has no index "{self.index_type}" for vectors of {dims} numbers. See its index factory for the '
+                "names, or leave index_type out."
+            ) from error
+        cells = _cells(core)
+        if cells > len(self.texts):
+            raise DefinitionError(
+                f'index_type="{self.index_type}" has {cells:,} cells, and the corpus {len(self.texts):,} texts. Leave '
+                "index_type out: comparing with so few texts is fast."
+            )
+        self._set_parameters(core)
+        return core
+
+    def _set_parameters(self, index: Any) -> None:
         import faiss
 
         parameters = faiss.ParameterSpace()
@@ -179,11 +223,18 @@ class EmbeddingRetriever(Retriever):
                 raise DefinitionError(
                     f'The FAISS index {self.index_type or "Flat"} has no parameter "{name}" that can be {value!r}.'
                 ) from error
-        if self.device is None or str(self.device) == "cpu" or not hasattr(faiss, "StandardGpuResources"):
-            return index
-        devices = self.device if isinstance(self.device, list) else [self.device]
-        numbers = [int(str(device).rpartition(":")[2]) if str(device) != "cuda" else 0 for device in devices]
-        return faiss.index_cpu_to_gpus_list(index, gpus=numbers)
+
+    def _train(self, core: Any, matrix: Vectors) -> None:
+        """Trains an index on vectors [texts, dims] that are drawn at random, always the same ones."""
+        size = min(len(matrix), max(_TRAINING_VECTORS, _TRAINING_VECTORS_PER_CELL * _cells(core)))
+        chosen = np.random.default_rng(0).choice(len(matrix), size, replace=False)
+        try:
+            core.train(np.array(matrix[np.sort(chosen)]))
+        except RuntimeError as error:
+            raise DefinitionError(
+                f'FAISS cannot train the index "{self.index_type}" on {size:,} texts: {error}. Leave index_type '
+                "out, or choose one with fewer cells or codes."
+            ) from error
 
     @property
     def citation(self) -> list[str] | None:
@@ -197,20 +248,49 @@ class EmbeddingRetriever(Retriever):
 
     def unload_model(self) -> None:
         """Frees the index and the embedder; they are loaded again when needed."""
-        self._index = None
+        super().unload_model()
         self.embedder.unload_model()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_index", "_lock")}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state | {"_lock": threading.Lock()}
+def _cells(index: Any) -> int:
+    import faiss
+
+    inner = faiss.try_extract_index_ivf(index)
+    return 0 if inner is None else int(inner.nlist)
 
 
-def _unit(vectors: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Returns normalized vectors [rows, dims], whose inner product is the cosine similarity."""
-    matrix: np.ndarray[Any, np.dtype[np.float32]] = np.array(vectors, dtype=np.float32)
-    matrix /= np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), np.float32(1e-30))
+def _portions(pairs: Iterator[tuple[int, Any]], dims: int) -> Iterator[tuple[np.ndarray[Any, Any], Vectors]]:
+    """Yields positions [rows] and normalized vectors [rows, dims], some thousand at a time."""
+    while portion := list(islice(pairs, _VECTORS_AT_ONCE)):
+        positions, vectors = zip(*portion, strict=True)
+        yield np.asarray(positions, dtype=np.int64), _unit(vectors, dims, positions)
+
+
+def _written(portion: tuple[np.ndarray[Any, Any], Vectors], file: Any) -> np.ndarray[Any, Any]:
+    """Writes the vectors of a portion, and returns its positions."""
+    file.write(portion[1].data)
+    return portion[0]
+
+
+def _unit(vectors: Sequence[Any], dims: int, positions: Sequence[int] | None = None) -> Vectors:
+    """Returns normalized vectors [rows, dims], whose inner product is the cosine similarity.
+
+    `positions` are those of their texts in the corpus, for messages; without them they are of queries.
+    """
+    wrong = next((np.shape(vector) for vector in vectors if np.shape(vector) != (dims,)), None)
+    if wrong is not None:
+        of = "A query" if positions is None else "A text of the corpus"
+        raise DataError(
+            f"{of} has a vector of shape {wrong}; those of the index have {dims} numbers. Use the embedder that the "
+            "index was made with, which must give all texts vectors of one length."
+        )
+    matrix: Vectors = np.array(vectors, dtype=np.float32)
+    lengths_of = np.linalg.norm(matrix, axis=1, keepdims=True)
+    if not np.isfinite(lengths_of).all():
+        row = int(np.flatnonzero(~np.isfinite(lengths_of[:, 0]))[0])
+        where = f"query {row} of its batch" if positions is None else f"text {positions[row]} of the corpus"
+        raise DataError(f"The embedder's vector of {where} is not finite. Check the text, and the embedder's dtype.")
+    matrix /= np.maximum(lengths_of, np.float32(1e-30))
     return matrix
 
 

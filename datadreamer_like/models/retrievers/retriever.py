@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, TypedDict
 
 from typing_extensions import Unpack
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, ModelError
+from datadreamer_like.errors import ArgumentTypeError, EmptyDataset, ModelError, check_number
 from datadreamer_like.graph.lazy_table import with_positions
 from datadreamer_like.graph.node import Node
 from datadreamer_like.graph.output import OutputDatasetColumn, OutputIterableDatasetColumn
@@ -33,8 +33,14 @@ class Retrieved(TypedDict):
     scores: list[float]
 
 
+QUERIES_AT_ONCE = 1_024
+"""Queries that are searched for together, since an index answers many faster than each alone."""
+
+
 class Retriever(Model):
     """Finds texts of a corpus. A subclass writes `search` and `identity`.
+
+    Steps that take a retriever take any: by embeddings, by words, a fusion of several, or with a reranker.
 
     Raises:
         EmptyDataset: The corpus has no texts.
@@ -87,22 +93,33 @@ class Retriever(Model):
         `queries` is any iterable, with bounded read-ahead; `total_num_queries` is their number, if it has no length.
         For `options` see `TextOptions`.
         """
-        if k < 1:
-            raise DefinitionError(f"k is {k}; expected at least 1.")
+        check_number(k, "k", 1, whole=True)
         if total_num_queries is not None:
             options["total_num_texts"] = total_num_queries
         return values_of(self.results(queries, k, **options), options)
 
     def results(self, queries: Iterable[str], k: int = 5, **options: Any) -> Iterator[Computed]:
         """Yields results in the queries' order: a `Retrieved`, or the error of a failed row; see `run`."""
-        for found in self.search(queries, min(k, len(self.texts)), TextRun.from_options(options)):
+        for found in self.search(queries, min(int(k), len(self.texts)), TextRun.from_options(options)):
             if isinstance(found, ModelError):
                 yield Computed(error=found)
             else:
-                texts = [self.texts[index] for index in found[0]]
-                yield Computed(Retrieved(indices=found[0], texts=texts, scores=found[1]))
+                yield Computed(Retrieved(indices=found[0], texts=self.texts_at(found[0]), scores=found[1]))
+
+    def texts_at(self, positions: Sequence[int]) -> list[str]:
+        """Returns the texts at positions in the corpus."""
+        if isinstance(self.texts, OutputDatasetColumn):
+            return list(self.texts[positions]) if positions else []
+        return [self.texts[position] for position in positions]
 
     @property
     def parents(self) -> list[Node]:
         """The node that the corpus comes from, if it is a step's."""
         return [self.texts.step] if isinstance(self.texts, OutputDatasetColumn) else []
+
+
+def check_retrievers(retrievers: Iterable[object], what: str) -> None:
+    """Raises `ArgumentTypeError` if one of the retrievers that `what` takes is something else."""
+    for retriever in retrievers:
+        if not isinstance(retriever, Retriever):
+            raise ArgumentTypeError(f"{what} takes retrievers, such as BM25Retriever(texts), not {retriever!r:.100}.")

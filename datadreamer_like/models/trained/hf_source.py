@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,6 +147,16 @@ def adapter_source(adapter: Any) -> HFSource:
             "peft_config; a whole model is given as model_name."
         )
     return hf_source(adapter)
+
+
+def with_adapter(model: Any, adapter: HFSource, options: dict[str, Any]) -> Any:
+    """Returns a loaded model with a PEFT adapter on it; `options` are those of `PeftModel.from_pretrained`."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        # peft 0.21 reads a transformers property by its deprecated name.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return PeftModel.from_pretrained(model, adapter.name, **options)
 
 
 @contextmanager
