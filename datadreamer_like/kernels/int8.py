@@ -62,7 +62,7 @@ def int8_linear(
         backend: "reference" for exact integer products in plain PyTorch, on any device, at the speed of fp32;
             "cpu" for the CPU's int8 instructions; "triton" for a GPU's; None for the fastest available.
     """
-    _check(x, weight, weight_scale, granularity, activation_bits)
+    check_int8(x, weight, weight_scale, granularity, activation_bits)
     automatic = torch.compiler.is_compiling() or x.device.type != "cpu" or fastest_engine() is not None
     chosen = choose("int8_linear", backend, x, offered=("reference", "cpu", "triton"), automatic=automatic)
     if chosen == "cpu" and packed is None:
@@ -90,7 +90,7 @@ def _forward(
 ) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     if packed is not None and rows.shape[0]:
-        y = _packed_forward(rows, packed, bias, granularity, bits)
+        y = packed_linear(rows, packed, bias, granularity, bits)
         return y.to(x.dtype).view(*x.shape[:-1], weight.shape[0])
     axis = -1 if granularity == "token" else None
     codes, scale = absmax_quantize(rows.float(), bits or 8, axis, backend="reference")
@@ -104,24 +104,38 @@ def _forward(
     return y.to(x.dtype).view(*x.shape[:-1], weight.shape[0])
 
 
-def _packed_forward(
-    rows: Tensor, packed: PackedInt8Weight, bias: Tensor | None, granularity: Granularity, bits: int | None
+def packed_linear(
+    rows: Tensor,
+    packed: PackedInt8Weight,
+    bias: Tensor | None,
+    granularity: Granularity = "token",
+    bits: int | None = None,
+    outliers: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
+    """Returns the product of `int8_linear` by a CPU's engine for rows [rows, in], at least one: fp32 [rows, out].
+
+    `outliers` are the numbers of features that are taken out of it, and their weights in fp32 [outliers, out].
+    """
     largest = packed.largest if bits is None else min(packed.largest, 2 ** (bits - 1) - 1)
-    outputs, inputs = packed.shape
-    y = torch.empty(rows.shape[0], outputs, dtype=torch.float32)
     shared = absmax_scale(rows.float(), largest, None) if granularity == "tensor" else None
     bias = None if bias is None else bias.float()
-    # Blocks of rows are small enough that intermediate results stay in the CPU's cache.
-    step = max(64, BLOCK // (inputs + outputs))
-    for part, out in zip(torch.split(rows, step), torch.split(y, step), strict=True):
+
+    def multiply(part: Tensor, out: Tensor | None) -> Tensor:
         part = part.float()
-        scale = absmax_scale(part, largest, -1) if shared is None else shared
-        product = packed.product(torch.div(part, scale).round_())
-        if bias is None:
-            torch.mul(product, scale, out=out)
-        else:
-            torch.addcmul(bias, product, scale, out=out)
+        rest = part if outliers is None else part.index_fill(1, outliers[0], 0.0)
+        scale = absmax_scale(rest, largest, -1) if shared is None else shared
+        product = packed.product(torch.div(rest, scale).round_())
+        y = torch.mul(product, scale, out=out) if bias is None else torch.addcmul(bias, product, scale, out=out)
+        return y if outliers is None else y.addmm_(part.index_select(1, outliers[0]), outliers[1])
+
+    # Blocks of rows are small enough that intermediate results stay in the CPU's cache.
+    outputs, inputs = packed.shape
+    step = max(64, BLOCK // (inputs + outputs))
+    if rows.shape[0] <= step:
+        return multiply(rows, None)
+    y = torch.empty(rows.shape[0], outputs, dtype=torch.float32)
+    for part, out in zip(torch.split(rows, step), torch.split(y, step), strict=True):
+        multiply(part, out)
     return y
 
 
@@ -146,7 +160,10 @@ class _Int8Product(torch.autograd.Function):
         return into_x, None, None, into_bias, None, None, None, None
 
 
-def _check(x: Tensor, weight: Tensor, weight_scale: Tensor, granularity: str, bits: int | None) -> None:
+def check_int8(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, granularity: str = "token", bits: int | None = None
+) -> None:
+    """Raises `DefinitionError` if the arguments of `int8_linear` do not fit together."""
     if weight.dtype != torch.int8 or weight.dim() != 2 or x.shape[-1:] != weight.shape[1:]:
         raise DefinitionError(
             f"int8_linear takes x [..., in] and an int8 weight [out, in], and got {list(x.shape)} and "

@@ -13,7 +13,7 @@ from torch import Tensor
 from datadreamer_like.errors import DefinitionError
 
 from .backends import Backend
-from .int8 import PackedInt8Weight, int8_linear
+from .int8 import PackedInt8Weight, check_int8, int8_linear, packed_linear
 
 
 def llm_int8_linear(
@@ -46,12 +46,18 @@ def llm_int8_linear(
     columns = outlier_features(x, threshold)
     if not len(columns):
         return int8_linear(x, weight, weight_scale, bias, packed=packed, backend=backend)
+    check_int8(x, weight, weight_scale)
     rows = x.reshape(-1, x.shape[-1])
-    rest = rows.clone().index_fill_(1, columns, 0.0)
-    y = int8_linear(rest, weight, weight_scale, bias, packed=packed, backend=backend)
-    precise = (weight[:, columns] * weight_scale).T
-    with torch.autocast(x.device.type, enabled=False):
-        y = torch.addmm(y.float(), rows[:, columns].float(), precise)
+    precise = (weight.index_select(1, columns) * weight_scale).T
+    trained = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    on_cpu = x.device.type == "cpu" and backend in (None, "cpu") and not torch.compiler.is_compiling()
+    if packed is not None and on_cpu and not trained:
+        # In blocks of rows that stay in the cache: in whole passes the outliers took as long as the product.
+        y = packed_linear(rows, packed, bias, outliers=(columns, precise))
+    else:
+        y = int8_linear(rows.index_fill(1, columns, 0.0), weight, weight_scale, bias, packed=packed, backend=backend)
+        with torch.autocast(x.device.type, enabled=False):
+            y = torch.addmm(y.float(), rows[:, columns].float(), precise)
     return y.to(x.dtype).view(*x.shape[:-1], len(weight))
 
 
@@ -60,8 +66,7 @@ def outlier_features(x: Tensor, threshold: float | None) -> Tensor:
     if threshold is None or math.isinf(threshold) or not x.numel():
         return torch.empty(0, dtype=torch.int64, device=x.device)
     rows = x.detach().reshape(-1, x.shape[-1])
-    magnitudes = torch.maximum(rows.amax(0), -rows.amin(0))
-    return (magnitudes >= threshold).nonzero().flatten()
+    return (rows.abs().amax(0) >= threshold).nonzero().flatten()
 
 
 def check_threshold(threshold: float | None) -> None:

@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from datadreamer_like.errors import DefinitionError
-from datadreamer_like.kernels import absmax_quantize, int8_linear, llm_int8_linear, outlier_features
+from datadreamer_like.kernels import (
+    absmax_quantize,
+    int8_linear,
+    llm_int8_linear,
+    outlier_features,
+    pack_int8_weight,
+)
 
 OUTLIERS = [3, 17]
 
@@ -55,6 +61,27 @@ def test_the_path_of_the_processor_differs_by_its_rounding_alone() -> None:
     x, _, codes, scale, bias = layer()
     found, exact = (llm_int8_linear(x, codes, scale, bias, backend=backend) for backend in (None, "reference"))
     assert (found - exact).norm() < 0.03 * exact.norm()
+
+
+@pytest.mark.parametrize("rows", [1, 9, 2500])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_packed_weight_gives_the_formula_in_any_number_of_rows(rows: int, autocast: bool) -> None:
+    x, _, codes, scale, bias = layer(rows=rows)
+    packed = pack_int8_weight(codes, scale)
+    if packed is None:
+        pytest.skip("no int8 engine for this processor")
+    given = x.clone()
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        found = llm_int8_linear(x, codes, scale, bias, packed=packed)
+        without = llm_int8_linear(x, codes, scale, packed=packed)
+    wanted = formula(x, codes, scale, bias, packed.largest)
+    # A code may round the other way in fp32 than in float64, in few places.
+    off = np.abs(found.numpy() - wanted)
+    assert np.median(off) < 1e-5
+    step = np.abs(np.delete(x.numpy(), OUTLIERS, 1)).max() / packed.largest * float(scale.max())
+    assert off.max() < 2 * 127 * step
+    torch.testing.assert_close(without, found - bias, rtol=1e-4, atol=1e-4)
+    assert torch.equal(x, given)
 
 
 @pytest.mark.parametrize("backend", ["reference", None])

@@ -222,6 +222,26 @@ def test_quantized_graphs_are_smaller_and_near(classifier, graphs):
         assert np.isfinite(student.logits(TEXTS)).all()
 
 
+def test_a_graph_runs_without_the_fusion_that_is_slower_than_its_parts(graphs, tmp_path):
+    import onnx
+    import onnxruntime
+
+    from datadreamer_like.models.exports.onnx_model import SLOWER
+
+    counts = []
+    for disabled in ([], SLOWER):
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        options.log_severity_level = 3
+        onnxruntime.InferenceSession(
+            graphs["int8"] / "model.onnx", options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+        )
+        nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
+        counts.append(sum(node.op_type == "SkipLayerNormalization" for node in nodes))
+    # ONNX Runtime ignores unknown names, so a name that changed would go unnoticed.
+    assert counts[0] > counts[1] == 0
+
+
 def test_a_graph_names_no_file_of_this_machine(graphs):
     content = (graphs["fp32"] / "model.onnx").read_bytes()
     assert b"site-packages" not in content

@@ -130,7 +130,7 @@ def predict_spans(
     import torch
 
     from datadreamer_like.distillation.teacher import device_of, eval_mode
-    from datadreamer_like.distillation.tokens import NO_LIMIT, batch_of, max_tokens
+    from datadreamer_like.distillation.tokens import NO_LIMIT, batch_of, max_tokens, parts_in_cache
 
     model, tokenizer = teacher.model, teacher.tokenizer
     check_fast(tokenizer)
@@ -141,18 +141,19 @@ def predict_spans(
     order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
     with torch.no_grad(), eval_mode(model):
         for first in range(0, len(order), batch_size):
-            rows = order[first : first + batch_size]
-            batch = batch_of(tokenizer, [texts[row] for row in rows], longest)
-            logits = model(**{name: value.to(device_of(model)) for name, value in batch.items()}).logits
-            scores, tags = logits.float().softmax(-1).cpu().max(-1)
-            for row, row_scores, row_tags in zip(rows, scores.tolist(), tags.tolist(), strict=True):
-                encoded = tokenizer(
-                    texts[row], truncation=True, max_length=longest, return_offsets_mapping=True, verbose=False
-                )
-                units = units_of(texts[row], encoded["offset_mapping"], encoded.word_ids(), every)
-                for start, end, label in spans_of_tags([names[row_tags[unit.position]] for unit in units]):
-                    parts = [row_scores[unit.position] for unit in units[start:end]]
-                    first_character, last = units[start].start, units[end - 1].end
-                    score = sum(parts) / len(parts)
-                    found[row].append(Span(start=first_character, end=last, label=label, score=score))
+            rows, home = order[first : first + batch_size], device_of(model)
+            for part, batch in parts_in_cache(batch_of(tokenizer, [texts[row] for row in rows], longest), home):
+                logits = model(**{name: value.to(home) for name, value in batch.items()}).logits
+                scores, tags = logits.float().softmax(-1).cpu().max(-1)
+                for index, row_scores, row_tags in zip(part, scores.tolist(), tags.tolist(), strict=True):
+                    row = rows[index]
+                    encoded = tokenizer(
+                        texts[row], truncation=True, max_length=longest, return_offsets_mapping=True, verbose=False
+                    )
+                    units = units_of(texts[row], encoded["offset_mapping"], encoded.word_ids(), every)
+                    for start, end, label in spans_of_tags([names[row_tags[unit.position]] for unit in units]):
+                        parts = [row_scores[unit.position] for unit in units[start:end]]
+                        first_character, last = units[start].start, units[end - 1].end
+                        score = sum(parts) / len(parts)
+                        found[row].append(Span(start=first_character, end=last, label=label, score=score))
     return found
