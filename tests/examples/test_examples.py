@@ -17,12 +17,14 @@ SHORT = {
     "distil_llm": "of the teacher's answers, taught by",
     "distilbert": "Distilled, 3 layers",
     "export_everywhere": "is about",
+    "judges": "The panel's verdicts on all 6 pairs",
     "label_noise": "biased                50%",
     "lottery_ticket": "On rows that none has seen",
     "ppo": "nats from the model",
     "prune": "Movement with",
     "qlora": "The third has",
     "quantize": "4 bits, trained",
+    "weak_supervision": "the student of the votes is right in",
 }
 """What the output of each has in it."""
 WHOLE = {

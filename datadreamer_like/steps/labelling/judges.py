@@ -13,7 +13,7 @@ import numpy as np
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 from datadreamer_like.evaluation.agreement import cohens_kappa, exact_interval
 from datadreamer_like.evaluation.columns import check_lengths
-from datadreamer_like.evaluation.label_model import FittedLabelModel, fit_label_model
+from datadreamer_like.evaluation.label_model import Floats, fit_label_model
 from datadreamer_like.evaluation.votes import ABSTAINED, Codes, Votes, label_codes
 from datadreamer_like.graph.output import Column
 from datadreamer_like.models.calls.failures import Rejected
@@ -135,7 +135,7 @@ class Judges(SuperStep):
             verdicts = [_verdict(*pair) for pair in zip(*orders, strict=True)]
             said |= dict(zip(self._columns(name), (verdicts, *orders), strict=True))
         votes = Votes.of({name: said[name] for name in self._judges}, VERDICTS, f'"{self.name}"')
-        chances = _calibrated(votes, gold).probabilities(votes)
+        chances = _weighed(votes, gold, votes)
         codes = _likeliest(votes, chances)
         return {
             "verdicts": [None if code == ABSTAINED else VERDICTS[code] for code in codes],
@@ -179,11 +179,6 @@ class Judges(SuperStep):
     def _gold(self) -> Codes:
         return self._votes.gold_codes(self._inputs["gold"], f'"{self.name}": gold')
 
-    @cached_property
-    def fitted(self) -> FittedLabelModel:
-        """What was learned of the judges from the gold rows."""
-        return _calibrated(self._votes, self._gold)
-
     def summary(self) -> Table:
         """Returns how far each judge, and the panel, agrees with the gold verdicts and with itself."""
         rows: list[dict[str, Any]] = []
@@ -214,7 +209,7 @@ class Judges(SuperStep):
     def _held_out(self) -> Codes:
         """The panel's verdicts, on gold rows without what the row itself says of the judges."""
         votes, gold = self._votes, self._gold
-        codes = _likeliest(votes, self.fitted.probabilities(votes))
+        codes = _likeliest(votes, _weighed(votes, gold, votes))
         known: dict[tuple[int, ...], int] = {}
         for row in np.flatnonzero(gold != ABSTAINED):
             kind = (*votes.codes[row].tolist(), int(gold[row]))
@@ -223,9 +218,7 @@ class Judges(SuperStep):
                 others[row] = ABSTAINED
                 one = Votes(votes.voters, votes.classes, votes.codes[[row]])
                 held_out = (others != ABSTAINED).any()
-                known[kind] = (
-                    int(_likeliest(one, _calibrated(votes, others).probabilities(one))[0]) if held_out else ABSTAINED
-                )
+                known[kind] = int(_likeliest(one, _weighed(votes, others, one))[0]) if held_out else ABSTAINED
             codes[row] = known[kind]
         return codes
 
@@ -250,15 +243,18 @@ def _verdict(a_first: str | None, b_first: str | None) -> str | None:
     return a_first if a_first == b_first else "tie"
 
 
-def _calibrated(votes: Votes, gold: Codes) -> FittedLabelModel:
-    """Learns from the gold rows, as they are and with their candidates swapped."""
+def _weighed(votes: Votes, gold: Codes, asked: Votes) -> Floats:
+    """Probabilities of verdicts on the rows asked for, by the judges' votes on gold rows as they are and swapped."""
+    if not votes.has_vote.any():
+        return np.zeros((len(asked), len(VERDICTS)))
     swap = np.array([_B, _A, _TIE, ABSTAINED])
     both = Votes(votes.voters, votes.classes, np.concatenate([votes.codes, swap[votes.codes]]))
     names = [*VERDICTS, None]
-    return fit_label_model(both, gold=[names[code] for code in (*gold, *swap[gold])], gold_only=True)
+    gold_names = [names[code] for code in (*gold, *swap[gold])]
+    return fit_label_model(both, gold=gold_names, gold_only=True).probabilities(asked)
 
 
-def _likeliest(votes: Votes, chances: Any) -> Codes:
+def _likeliest(votes: Votes, chances: Floats) -> Codes:
     """The likeliest verdict of each row; a tie where a and b are as likely, -1 without any verdict."""
     best = np.where(np.abs(chances[:, _A] - chances[:, _B]) < 1e-9, _TIE, chances.argmax(1))
     return np.where(votes.has_vote, best, ABSTAINED)
