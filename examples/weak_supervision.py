@@ -58,9 +58,9 @@ def mentions(topic):
 
 
 @labelling_function
-def needs_latex(row):
-    """A function may look at any column of the row, and vote for whatever it finds."""
-    return "fonts" if "tex" in row["package"] and "type" in row["description"] else ABSTAIN
+def is_called_fonts(row):
+    """A function sees all columns of the row."""
+    return "fonts" if row["package"].startswith(("fonts-", "ttf-", "xfonts-")) else ABSTAIN
 
 
 with DataDreamer(FOLDER):
@@ -70,7 +70,7 @@ with DataDreamer(FOLDER):
     rows = rows.skip(SEEN).save(name="Rows to label")
 
     # The voters: functions, a classifier of few labels, and a language model on some of the rows.
-    args = {"functions": [*map(mentions, TOPICS), needs_latex], "labels": TOPICS}
+    args = {"functions": [*map(mentions, TOPICS), is_called_fonts], "labels": TOPICS}
     functions = ApplyLabellingFunctions("Functions", inputs={"inputs": rows.output["description"]}, args=args)
     columns = seen["description"], seen["topic"]
     small = TrainLinearClassifier("Classifier of few labels").train(*columns, *columns, C=10.0)
@@ -80,7 +80,9 @@ with DataDreamer(FOLDER):
     llm = LlamaCPP(SMOLLM / "SmolLM2-135M-Instruct.Q4_1.gguf")
     texts = [text[:200] if place < ASKED else None for place, text in enumerate(rows.output["description"])]
     asked = DataSource("Rows to ask about", {"text": texts})
-    scored = Predict("SmolLM2", inputs={"texts": asked.output["text"]}, args={"model": ScoreLabels(llm, TOPICS)})
+    scored = Predict(
+        "SmolLM2", inputs={"texts": asked.output["text"]}, args={"model": ScoreLabels(llm, TOPICS, normalise="prior")}
+    )
     llm.unload_model()
 
     voters = {**functions.votes, "classifier": said.output["labels"], "SmolLM2": scored.output["labels"]}

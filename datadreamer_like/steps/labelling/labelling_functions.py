@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, overload
 
@@ -160,6 +161,10 @@ class ApplyLabellingFunctions(Step):
             start += len(rows)
             yield batch
 
+    @cached_property
+    def _label_names(self) -> frozenset[str]:
+        return frozenset(map(str, self.args["labels"]))
+
     def _vote(self, function: LabellingFunction, row: dict[str, Any], place: int) -> str | None:
         where = f'"{self.name}": labelling function "{function.name}"'
         try:
@@ -174,8 +179,7 @@ class ApplyLabellingFunctions(Step):
     def _named(self, vote: Any, where: str, place: int) -> str | None:
         if vote is ABSTAIN:
             return None
-        names = {str(label) for label in self.args["labels"]}
-        if isinstance(vote, str | int) and str(vote) in names:
+        if isinstance(vote, str | int) and str(vote) in self._label_names:
             return str(vote)
         raise StepOutputError(
             f"{where} returned {vote!r:.100} on row {place}, which is not one of the labels: "
