@@ -84,8 +84,9 @@ class Votes:
         if not next(iter(sizes.values())):
             raise EmptyDataset(f"{what} has no rows.")
         if classes is None:
-            found = {name for names in columns.values() for name in names} - {None}
-            given = tuple(sorted(found, key=_order))
+            given = tuple(
+                sorted({name for names in columns.values() for name in names if name is not None}, key=_order)
+            )
         else:
             given = tuple(str(name) for name in _names(classes, f"{what}: labels"))
             if len(set(given)) < len(given):
@@ -179,11 +180,10 @@ def label_codes(gold: Iterable[Any], classes: Sequence[str], what: str) -> Codes
     return _positions(names, classes)
 
 
-def _order(name: str | None) -> tuple[bool, float, str]:
+def _order(name: str) -> tuple[bool, int, str]:
     """Sorts whole numbers by value, before texts."""
-    text = str(name)
-    is_number = text.lstrip("-").isdecimal()
-    return not is_number, int(text) if is_number else 0, text
+    is_number = name.removeprefix("-").isdecimal()
+    return not is_number, int(name) if is_number else 0, name
 
 
 def _names(values: Iterable[Any], where: str) -> list[str | None]:

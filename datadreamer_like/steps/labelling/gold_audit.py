@@ -12,7 +12,7 @@ from datadreamer_like.errors import DataError, DefinitionError, EmptyDataset
 from datadreamer_like.evaluation.abstention import rows_needed
 from datadreamer_like.evaluation.agreement import exact_interval
 from datadreamer_like.evaluation.votes import ABSTAINED, Votes
-from datadreamer_like.graph.output import OutputDataset
+from datadreamer_like.graph.output import Column
 from datadreamer_like.report import Interval, Table, TableColumn
 
 from ..base.step import Step
@@ -74,7 +74,7 @@ class GoldAudit(Step):
             raise EmptyDataset(f'"{self.name}": gold has no label in any row. Label a random sample of the rows first.')
         return found
 
-    def run(self) -> OutputDataset:
+    def run(self) -> Column:
         """Measures the labels, and passes them on."""
         found, bar, confidence = self.accuracy, self.args["min_accuracy"], self.args["confidence"]
         rows = self._right(None)[1]
