@@ -16,7 +16,7 @@ from .quality import Weights, paired_bootstrap
 def exact_interval(hits: int, rows: int, *, confidence: float = 0.95) -> Interval:
     """Returns the share of hits among rows with its exact interval (Clopper and Pearson 1934).
 
-    Whatever the true share, an interval of independent rows holds it with a probability of at least `confidence`.
+    For any true share, the interval of independent rows holds it with a probability of at least `confidence`.
 
     Raises:
         EmptyDataset, DataError: There are no rows, or more hits than rows.

@@ -34,7 +34,7 @@ class GoldAudit(Step):
 
     The step fails unless the whole exact interval of the accuracy is at or above `min_accuracy`. The labeller sees all
     rows alike, so it cannot know which are measured; they must not be among those that it was trained or calibrated on,
-    and hold once: whoever changes a labeller until it passes needs a new sample. Rows without a label count as not
+    and count once: a labeller that was changed until it passes needs a new sample. Rows without a label count as not
     answered, not as wrong; `coverage` says how many there are.
 
     Example:
