@@ -42,7 +42,7 @@ _CODE_BEFORE = re.compile(
 )
 # An answer, or its last line, that is a tie and nothing else
 _TIE = re.compile(
-    r"(?:(?:my |the |final |overall )*(?:answer|verdict|judgement|judgment|decision|winner|result|conclusion)(?: is)?[:=]? "
+    r"(?:(?:my |the |final |overall )*(?:answer|verdict|judgement|judgment|decision|winner|result)(?: is)?[:=]? "
     r"|(?:it is|it's|this is|i would call it|i call it|they are|both are|both \w{1,12} are) )?"
     r"(?:an? )?(?:tie|tied|draw|neither|both|equal|equally (?:good|bad|helpful))",
     re.IGNORECASE,
