@@ -1,5 +1,7 @@
 from .abstention import fit_threshold as fit_threshold
 from .abstention import rows_needed as rows_needed
+from .agreement import cohens_kappa as cohens_kappa
+from .agreement import exact_interval as exact_interval
 from .calibration import ReliabilityBin as ReliabilityBin
 from .calibration import expected_calibration_error as expected_calibration_error
 from .calibration import fit_temperature as fit_temperature
@@ -8,8 +10,11 @@ from .calibration import reliability as reliability
 from .generated import exact_match as exact_match
 from .generated import rouge_l as rouge_l
 from .generated import win_rate as win_rate
+from .label_model import FittedLabelModel as FittedLabelModel
+from .label_model import fit_label_model as fit_label_model
 from .label_suspects import LabelSuspects as LabelSuspects
 from .label_suspects import label_suspects as label_suspects
 from .quality import paired_differences as paired_differences
 from .sensitivity import Sensitivity as Sensitivity
 from .sensitivity import sensitivity as sensitivity
+from .votes import Votes as Votes

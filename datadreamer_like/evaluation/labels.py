@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from datadreamer_like.distillation.losses import IGNORED_LABEL
 from datadreamer_like.errors import DataError, LabelError, did_you_mean
 from datadreamer_like.graph.output import Column
 from datadreamer_like.storage import values
@@ -41,6 +40,8 @@ class LabelSet:
         The target of None is -100. `naming` has the names of a column's integer labels; `where`, the argument's name,
         and `start`, the number of the first row, are for messages. A label outside the set raises `LabelError`.
         """
+        from datadreamer_like.distillation.losses import IGNORED_LABEL  # imports torch
+
         shape = (len(labels), len(self)) if self.multi else len(labels)
         targets = np.full(shape, IGNORED_LABEL, dtype=np.float32 if self.multi else np.int64)
         for index, value in enumerate(labels):

@@ -11,6 +11,14 @@ from .base.step import SuperStep as SuperStep
 from .base.trace import Trace as Trace
 from .labelling.choose_rows import ChooseRowsToLabel as ChooseRowsToLabel
 from .labelling.count_tokens import CountTokens as CountTokens
+from .labelling.gold_audit import GoldAudit as GoldAudit
+from .labelling.judges import Judges as Judges
+from .labelling.label_votes import LabelModel as LabelModel
+from .labelling.label_votes import MajorityVote as MajorityVote
+from .labelling.labelling_functions import ABSTAIN as ABSTAIN
+from .labelling.labelling_functions import ApplyLabellingFunctions as ApplyLabellingFunctions
+from .labelling.labelling_functions import LabellingFunction as LabellingFunction
+from .labelling.labelling_functions import labelling_function as labelling_function
 from .labelling.predict import Predict as Predict
 from .labelling.predict_or_abstain import PredictOrAbstain as PredictOrAbstain
 from .labelling.run_task_model import RunTaskModel as RunTaskModel

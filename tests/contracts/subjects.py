@@ -19,6 +19,7 @@ from datadreamer_like.models.trained.predictions import Answers, Predictions
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.steps import DataSource, Step
 from datadreamer_like.steps.base.registration import registered
+from datadreamer_like.steps.labelling.judges import JUDGES
 from datadreamer_like.steps.labelling.predict_or_abstain import CLASSIFIER
 
 PACKAGE = Path(__file__).resolve().parents[2] / "datadreamer_like"
@@ -123,6 +124,7 @@ class First(Retriever):
 
 MODELS: dict[Any, Any] = {
     LLM: Parrot,
+    JUDGES: lambda: [Parrot()],
     Embedder: Lengths,
     TaskModel: Lower,
     CLASSIFIER: Sure,

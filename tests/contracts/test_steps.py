@@ -89,6 +89,8 @@ class TestStep:
     ) -> None:
         for what in ("inputs", "args"):
             for name in example_of(kind, tmp_path)[what]:
+                if what == "inputs" and name not in specs(kind, "input"):
+                    continue  # one of any number of inputs
                 given = example_of(kind, tmp_path)
                 del given[what][name]
                 with pytest.raises(DefinitionError, match=rf'"It".*"{name}"'):

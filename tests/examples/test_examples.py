@@ -18,14 +18,14 @@ SHORT = {
     "distil_llm": "of the teacher's answers, taught by",
     "distilbert": "Distilled, 3 layers",
     "export_everywhere": "is about",
-    "from_call_logs": "Asked again: 200 prompts, 0 requests.",
+    "from_call_logs": "Asked again: 200 prompts, 0 requests.""judges": "The panel's verdicts on all 6 pairs",
     "label_noise": "biased                50%",
     "lottery_ticket": "On rows that none has seen",
     "ppo": "nats from the model",
     "prune": "Movement with",
     "qlora": "The third has",
     "quantize": "4 bits, trained",
-    "retrieval": "draw charts in the terminal",
+    "retrieval": "draw charts in the terminal""weak_supervision": "the student of the votes is right in",
 }
 """What the output of each has in it."""
 WHOLE = {

@@ -14,7 +14,7 @@ from datadreamer_like.graph.output import Column, OutputDatasetColumn, OutputIte
 RegistrationT = TypeVar("RegistrationT", bound="Registration")
 
 ANY_ARGUMENT = "**kwargs"
-"""Name under which a step registers that it takes arguments of any name."""
+"""Name under which a step registers that it takes arguments, or inputs, of any name."""
 
 _EXAMPLES: dict[Any, Any] = {str: "Is it good?", int: 2, float: 0.5, bool: True}
 
@@ -66,6 +66,9 @@ class Registration:
     takes_options: bool = False
     """Whether arguments that are not registered are accepted, such as options of a model's `run`."""
 
+    takes_inputs: bool = False
+    """Whether inputs that are not registered are accepted, such as a column for each voter."""
+
     help = HelpText()
     """Inputs, arguments and outputs as text; of the class and of a step."""
 
@@ -97,7 +100,13 @@ class Registration:
         return None if "*" in self._output_specs else [self._renamed.get(name, name) for name in self._output_specs]
 
     def register_input(self, input_column_name: str, required: bool = True, help: str | None = None) -> None:
-        """Registers an input column; `help` describes it."""
+        """Registers an input column; `help` describes it.
+
+        The name "**kwargs" stands for any further inputs; it is not one itself.
+        """
+        if input_column_name == ANY_ARGUMENT:
+            self.takes_inputs = True
+            return
         self._register(self._input_specs, Registered(input_column_name, required, help=help), "input")
 
     def register_arg(
@@ -179,6 +188,9 @@ class Registration:
         self._renamed = self._checked_outputs(outputs)
 
     def _checked_inputs(self, given: dict[str, Any]) -> dict[str, Column]:
+        if self.takes_inputs and isinstance(given, dict):
+            further = (name for name in given if name not in self._input_specs)
+            self._input_specs |= {name: Registered(name, required=False) for name in further}
         self._check_names(given, self._input_specs, "input")
         checked: dict[str, Column] = {}
         self._given_as_none = [name for name, column in given.items() if column is None]

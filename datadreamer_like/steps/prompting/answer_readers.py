@@ -40,6 +40,13 @@ _CODE = re.compile(
 _CODE_BEFORE = re.compile(
     r"(?:(?<!\w)\w\s?(?:=>?|->|→|means|stands for)|\d['\")\]]?\s?(?:[:–—-]|is|for|if))\s?['\"(]?$", re.IGNORECASE
 )
+# An answer, or its last line, that is a tie and nothing else
+_TIE = re.compile(
+    r"(?:(?:my |the |final |overall )*(?:answer|verdict|judgement|judgment|decision|winner|result)(?: is)?[:=]? "
+    r"|(?:it is|it's|this is|i would call it|i call it|they are|both are|both \w{1,12} are) )?"
+    r"(?:an? )?(?:tie|tied|draw|neither|both|equal|equally (?:good|bad|helpful))",
+    re.IGNORECASE,
+)
 _ALONE = {"y": True, "true": True, "n": False, "false": False}
 
 
@@ -108,3 +115,21 @@ def read_winner(text: object, a_label: str, b_label: str) -> str | None:
     if found is not NOT_JSON:
         return None if found is None else str(found)
     return winner_in(plain_text(text), a_label, b_label)
+
+
+def read_winner_or_tie(text: object, a_label: str, b_label: str) -> str | None:
+    """Reads which of two candidates an answer prefers, `"a"` or `"b"`, or that it calls them equal: `"tie"`.
+
+    Example:
+        >>> read_winner_or_tie("Tie.", "A:", "B:"), read_winner_or_tie("A is better.", "A:", "B:")
+        ('tie', 'a')
+    """
+    winner = read_winner(text, a_label, b_label)
+    if winner is not None or not isinstance(text, str):
+        return winner
+    found = json_verdict(text, lambda value: read_winner_or_tie(value, a_label, b_label))
+    if found is not NOT_JSON:
+        return None if found is None else str(found)
+    lines = plain_text(text).splitlines() or [""]
+    is_tie = any(_TIE.fullmatch(line.strip(" .!\"'()[]")) for line in (lines[0], lines[-1]))
+    return "tie" if is_tie else None
