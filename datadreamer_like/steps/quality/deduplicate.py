@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -81,8 +82,8 @@ class Deduplicate(Duplicates):
     no duplicate. `step.rejected` has the other rows, with a `reason` and their `cluster`: the position among the inputs
     of the row that was kept. With `drop=False` all rows are kept, with these columns.
 
-    Texts are compared by 128-bit hashes: memory is 16 bytes a row, and a false duplicate has a chance of 1e-26 among a
-    million rows.
+    Texts are compared by 128-bit hashes: memory is a few dozen bytes a row, and the chance of a false duplicate among a
+    million rows is 1e-26.
 
     Example:
         >>> once = Deduplicate("Once", inputs={"inputs": rows.output["text"]})  # doctest: +SKIP
@@ -105,22 +106,22 @@ class Deduplicate(Duplicates):
     def clusters(self, table: Table, order: Ints) -> tuple[Ints, Floats]:
         """Groups equal texts."""
         clean = normalized if self.args["normalize"] else str
-        digests, missing = bytearray(), []
+        digests, known = bytearray(), array("q")
         for row, text in enumerate(self.texts(table)):
-            if text is None:
-                missing.append(row)
-            digests += hashlib.blake2b(clean(text or "").encode(), digest_size=16).digest()
-        hashes = np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
-        rank = np.empty(len(order), dtype=np.int64)
-        rank[order] = np.arange(len(order))
-        line = np.lexsort((rank, hashes[:, 1], hashes[:, 0]))
+            if text is not None:
+                known.append(row)
+                digests += hashlib.blake2b(clean(text).encode(), digest_size=16).digest()
+        rows, hashes = np.frombuffer(known, dtype=np.int64), np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
+        rank = np.empty(len(table), dtype=np.int64)
+        rank[order] = np.arange(len(table))
+        # Rows of equal texts follow each other, the one to keep first.
+        line = np.lexsort((rank[rows], hashes[:, 1], hashes[:, 0]))
         ordered = hashes[line]
         is_first = np.ones(len(line), dtype=bool)
         is_first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-        cluster = np.empty(len(line), dtype=np.int64)
-        cluster[line] = line[np.maximum.accumulate(np.where(is_first, np.arange(len(line)), 0))]
-        cluster[missing] = missing
-        return cluster, np.ones(len(line), dtype=np.float32)
+        cluster = np.arange(len(table))
+        cluster[rows[line]] = rows[line[np.maximum.accumulate(np.where(is_first, np.arange(len(line)), 0))]]
+        return cluster, np.ones(len(table), dtype=np.float32)
 
 
 class DeduplicateByMinHash(Duplicates):
