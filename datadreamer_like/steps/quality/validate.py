@@ -64,12 +64,12 @@ class Validate(RowFilter):
         reasons: list[str | None] = []
         counts: Counter[str] = Counter()
         for row, text in enumerate(self.texts(table)):
-            found = {"missing": "missing"}
+            found = [("missing", "missing")]
             if text is not None:
-                said = {_name(each): self._reason(each, text, row) for each in self.args["validators"]}
-                found = {name: reason for name, reason in said.items() if reason}
-            counts.update(found.keys())
-            reasons.append("; ".join(found.values()) or None)
+                said = [(_name(each), self._reason(each, text, row)) for each in self.args["validators"]]
+                found = [(name, reason) for name, reason in said if reason]
+            counts.update(name for name, _ in found)
+            reasons.append("; ".join(reason for _, reason in found) or None)
         is_rejected = np.array([reason is not None for reason in reasons], dtype=bool)
         return Judged(is_rejected, {"reason": pa.array(reasons, pa.string())}, counts)
 
@@ -80,10 +80,10 @@ class Validate(RowFilter):
         except Exception as error:
             error.add_note(f'"{self.name}": the validator {name} was given row {row} (counted from 0).')
             raise
-        if found is None or found is True or isinstance(found, str):
-            return None if found is True else found or None
-        if found is False:
-            return f"fails {name}"
+        if found is None or isinstance(found, str):
+            return found or None
+        if isinstance(found, bool | np.bool_):
+            return None if found else f"fails {name}"
         raise StepOutputError(
             f'"{self.name}": the validator {name} returned {found!r:.100} for row {row}; expected None or True for a '
             "valid text, and a reason or False for another."

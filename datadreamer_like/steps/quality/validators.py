@@ -212,12 +212,10 @@ class LengthBetween:
             raise DefinitionError(f"LengthBetween: unit is {self.unit!r}; expected {', '.join(self.units)}.{hint}")
         if (self.unit == "tokens") != (self.tokenizer is not None):
             raise DefinitionError('LengthBetween: unit="tokens" and a tokenizer go together: pass both or neither.')
-        tokenizer = self.tokenizer
-        if tokenizer is not None and not any(
-            hasattr(tokenizer, name) for name in ("count_tokens", "encode", "__call__")
-        ):
+        can_count = any(hasattr(self.tokenizer, name) for name in ("count_tokens", "encode", "__call__"))
+        if self.tokenizer is not None and (isinstance(self.tokenizer, str) or not can_count):
             raise ArgumentTypeError(
-                f"LengthBetween: {tokenizer!r:.100} cannot count tokens. Pass an LLM or a tokenizer."
+                f"LengthBetween: {self.tokenizer!r:.100} cannot count tokens. Pass an LLM or a tokenizer."
             )
 
     def __call__(self, text: str) -> str | None:
