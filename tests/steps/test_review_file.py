@@ -14,8 +14,8 @@ from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionErro
 from datadreamer_like.steps import DataSource, ReviewFile
 
 HOSTILE = [
-    "plain", "plain", "", None, ' "quoted", with; signs\t', "two\nlines\r\nand a \r third", "=1+1", "+49 30", "@cmd", "-2",
-    "'=x", "ünï \U0001f600 \x00 \x07", "a" * 40_000, "12e5", "id,review",
+    "plain", "plain", "", None, ' "quoted", with; signs\t', "two\nlines\r\nand a \r third", "=1+1", "+49 30", "@cmd",
+    "-2", "'=x", "ünï \U0001f600 \x00 \x07", "a" * 40_000, "12e5", "id,review",
 ]  # fmt: skip
 
 
@@ -25,7 +25,7 @@ def review(file: Path, texts: list[Any], notes: list[Any] | None = None, **args:
 
 
 def read(file: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8-sig"), newline="")))
+    return list(csv.DictReader(io.StringIO(file.read_bytes().decode("utf-8-sig"), newline="")))
 
 
 def write(file: Path, rows: list[dict[str, str]], encoding: str = "utf-8", **options: Any) -> None:
@@ -96,24 +96,29 @@ def test_new_rows_are_added_at_the_end_and_reviews_and_columns_of_the_person_sta
 
 
 def changed(file: Path, **columns: Any) -> None:
-    rows = read(file)
-    write(file, [{columns.get(name, name): value for name, value in row.items()} for row in rows])
+    write(file, [{columns.get(name, name): value for name, value in row.items()} for row in read(file)])
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda file: changed(file, review="verdict"), r"lacks the column review; it has: id, verdict, text"),
-        (lambda file: changed(file, id="ID", text="Text"), r"lacks the column id, text; it has: ID, review, Text"),
-        (lambda file: write(file, [{**row, "review": "spma"} for row in read(file)]), r'row r\w+: the review "spma" is '
-         r'not among the labels spam, ham. Did you mean "spam"\?'),
-        (lambda file: write(file, [{**read(file)[0], "review": said} for said in ("spam", "ham")]), "has two reviews of"),
-        (lambda file: write(file, [{"id": "r0", "review": "spam", "text": "other"}]), "has reviews of other rows"),
-        (lambda file: file.write_bytes(file.read_bytes() + "\xe4".encode("latin-1")), "is not UTF-8"),
-        (lambda file: file.write_text("", encoding="utf-8"), "lacks the column id, review, text; it has: "),
-    ],
-)  # fmt: skip
-def test_a_file_that_does_not_fit_is_refused_by_name_and_left_as_it_is(tmp_path: Path, change: Any, message: str):
+def said(file: Path, *reviews: str) -> None:
+    """Writes reviews of the first row."""
+    write(file, [{**read(file)[0], "review": review} for review in reviews])
+
+
+CHANGES: dict[str, Any] = {
+    r"lacks the column review; it has: id, verdict, text": lambda file: changed(file, review="verdict"),
+    r"lacks the column id, text; it has: ID, review, Text": lambda file: changed(file, id="ID", text="Text"),
+    r"lacks the column id, review, text; it has: ": lambda file: file.write_text(""),
+    r'row r\w+: the review "spma" is not among the labels spam, ham. Did you mean "spam"': lambda file: said(
+        file, "spma"
+    ),
+    r"has two reviews of row r\w+: spam, ham": lambda file: said(file, "spam", "ham"),
+    r"has reviews of other rows": lambda file: write(file, [{"id": "r0", "review": "spam", "text": "other"}]),
+    r"is not UTF-8": lambda file: file.write_bytes(file.read_bytes() + b"\xe4"),
+}
+
+
+@pytest.mark.parametrize(("message", "change"), CHANGES.items())
+def test_a_file_that_does_not_fit_is_refused_by_name_and_left_as_it_is(tmp_path: Path, message: str, change: Any):
     file = tmp_path / "review.csv"
     with DataDreamer(tmp_path / "out", verbose=False):
         review(file, ["a", "b"], labels=["spam", "ham"])

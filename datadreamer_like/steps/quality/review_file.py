@@ -144,16 +144,14 @@ class ReviewFile(Step):
         if not self._file.exists():
             return [], []
         try:
-            text = self._file.read_text(encoding="utf-8-sig", errors="strict")
+            text = self._file.read_bytes().decode("utf-8-sig")  # line ends inside values stay
         except UnicodeDecodeError as error:
             raise DataError(f'"{self.name}": {self._file} is not UTF-8. Save it as "CSV UTF-8".') from error
         needed = [_ID, _REVIEW, *self._shown]
-        header: list[str] = []
-        for sign in ",;\t":
-            rows = csv.reader(io.StringIO(text, newline=""), delimiter=sign)
-            header = next(rows, [])
-            if {_ID, _REVIEW} <= {*header}:
-                break
+        parts = [csv.reader(io.StringIO(text, newline=""), delimiter=sign) for sign in ",;\t"]
+        headers = [next(rows, []) for rows in parts]
+        header = max(headers, key=lambda names: (len({*needed} & {*names}), len(names)))
+        rows = parts[headers.index(header)]
         if missing := [name for name in needed if name not in header]:
             raise DataError(
                 f'"{self.name}": {self._file} lacks the column {", ".join(missing)}; it has: {", ".join(header)}. '
