@@ -57,8 +57,9 @@ class FindLabelErrors(RowFilter):
     @classmethod
     def example(cls, folder: Path) -> dict[str, Any]:
         """Returns the smallest arguments with which the step does something, for tests and documentation."""
-        vectors = [[0.0, 1.0], [0.1, 1.1], [0.2, 0.9], [1.0, 0.0], [1.1, 0.1], [0.9, 0.2]]
-        inputs = {"inputs": vectors, "labels": ["a", "a", "a", "b", "b", "b"]}
+        vectors = [[10.0 * (row % 2), row / 10] for row in range(20)]
+        labels = ["right" if row % 2 else "left" for row in range(19)] + ["left"]
+        inputs = {"inputs": vectors, "labels": labels}
         return {"inputs": inputs, "args": {"folds": 2}}
 
     def configure(self) -> None:
