@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datadreamer_like import DataDreamer
-from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, LabelError, UnknownColumn
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DataError,
+    DefinitionError,
+    EmptyDataset,
+    LabelError,
+    UnknownColumn,
+)
 from datadreamer_like.steps import Balance, DataSource, FindLabelErrors, Step
 
 
@@ -134,6 +141,9 @@ def test_trusted_rows_are_no_suspects_and_columns_of_other_steps_are_refused(ses
     other = DataSource("Other", {"label": labels})
     with pytest.raises(UnknownColumn, match='input "labels" must be a column of "Rows"'):
         FindLabelErrors("Suspects", inputs={"inputs": rows.output["vector"], "labels": other.output["label"]})
+    nothing = DataSource("Nothing", {"text": ["a", None], "label": [None, "x"]})
+    with pytest.raises(EmptyDataset, match='"Suspects #2": no row has both an input and a label'):
+        FindLabelErrors("Suspects", inputs={"inputs": nothing.output["text"], "labels": nothing.output["label"]})
     few = DataSource("Few", {"text": ["a b", "c d"], "label": ["x", "y"]})
     with pytest.raises(DataError, match="fewer rows than the 5 folds"):
         FindLabelErrors("Suspects", inputs={"inputs": few.output["text"], "labels": few.output["label"]})

@@ -169,7 +169,8 @@ class DeduplicateByMinHash(Duplicates):
         """Looks up each row among those kept before."""
         index = MinHashIndex.of(self, table, self._inputs["inputs"].column_names[0])
         cluster, similarity = np.arange(len(table)), np.ones(len(table), dtype=np.float32)
-        for row, text in zip(order.tolist(), self.texts(table.select(order)), strict=True):
+        in_order = table.select(order) if "scores" in self._inputs else table
+        for row, text in zip(order.tolist(), self.texts(in_order), strict=True):
             if text is not None:
                 sketch = index.sketch(text)
                 found = index.nearest(sketch)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from datadreamer_like.errors import check_number, require_extra
+from datadreamer_like.errors import EmptyDataset, check_number, require_extra
 from datadreamer_like.evaluation.label_suspects import label_suspects
 from datadreamer_like.graph.rows import Table
 
@@ -81,6 +81,8 @@ class FindLabelErrors(RowFilter):
             for row, (given, label) in enumerate(zip(columns["inputs"], columns["labels"], strict=True))
             if given is not None and label is not None
         ]
+        if not known:
+            raise EmptyDataset(f'"{self.name}": no row has both an input and a label, so there is nothing to check.')
         given = [columns["inputs"][row] for row in known]
         trusted = [bool(columns["trusted"][row]) for row in known] if "trusted" in columns else None
         found = label_suspects(

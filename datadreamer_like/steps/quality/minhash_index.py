@@ -53,7 +53,7 @@ class MinHashIndex:
 
         self.threshold, self.ngrams, self.n = threshold, ngrams, n
         bands, rows = bands_of(threshold, num_perm)
-        self._new = functools.partial(RMinHash, num_perm=bands * rows, seed=seed)
+        self._new, self._num_perm, self._seed = RMinHash, bands * rows, seed
         self._tables = RMinHashLSH(threshold=threshold, num_perm=bands * rows, num_bands=bands)
         self._shingles_at = functools.lru_cache(_KEPT_SHINGLES)(lambda place: self.shingles(text_at(place)))
 
@@ -91,17 +91,19 @@ class MinHashIndex:
                 f'{what}: ngrams is {ngrams!r}; expected "words" or "characters".{did_you_mean(str(ngrams), kinds)}'
             )
 
-    def shingles(self, text: str) -> frozenset[str]:
+    def shingles(self, text: str) -> Set[str]:
         """Returns the n-grams of a text in normal form; those of words without punctuation."""
         clean = normalized(text)
         if self.ngrams == "characters":
-            return frozenset(clean[i : i + self.n] for i in range(max(1, len(clean) - self.n + 1)))
+            return {clean[start : start + self.n] for start in range(max(1, len(clean) - self.n + 1))}
         words = _WORD.findall(clean) or [clean]
-        return frozenset(" ".join(words[i : i + self.n]) for i in range(max(1, len(words) - self.n + 1)))
+        if len(words) <= self.n:
+            return {" ".join(words)}
+        return {*map(" ".join, zip(*(words[start:] for start in range(self.n)), strict=False))}
 
     def sketch(self, text: str) -> Sketch:
         """Returns what is looked up and added of a text."""
-        shingles, signature = self.shingles(text), self._new()
+        shingles, signature = self.shingles(text), self._new(self._num_perm, self._seed)
         signature.update(list(shingles))
         return Sketch(shingles, signature)
 
