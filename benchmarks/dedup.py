@@ -120,13 +120,13 @@ def main() -> int:
     given = options.parse_args()
     if given.exact:
         exact(given.exact_rows)
-    print(f"MinHash of {given.rows:,} rows, CPU seconds")
-    ratio = minhash(given.rows, given.rounds)
-    print(f"median {ratio:.2f}; bar {BAR}: {'met' if ratio <= BAR else 'MISSED'}")
-    print("Exact deduplication")
+    print("Exact deduplication")  # first: a child inherits the peak of its parent
     command = [sys.executable, str(Path(__file__)), "--exact", "--exact-rows", str(given.exact_rows)]
     fits = subprocess.run(command, check=False).returncode == 0
     print(f"bar {BAR_MB} MB: {'met' if fits else 'MISSED'}")
+    print(f"MinHash of {given.rows:,} rows, CPU seconds")
+    ratio = minhash(given.rows, given.rounds)
+    print(f"median {ratio:.2f}; bar {BAR}: {'met' if ratio <= BAR else 'MISSED'}")
     return int(ratio > BAR or not fits)
 
 
