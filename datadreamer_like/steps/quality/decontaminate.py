@@ -18,7 +18,7 @@ from ..operations.transforms import table_of
 from .embedding_index import EmbeddingIndex, vectors_of
 from .minhash_index import MinHashIndex, register_minhash
 from .normal_form import normalized
-from .row_filter import Judged, RowFilter
+from .row_filter import Bools, Judged, RowFilter
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -48,7 +48,7 @@ class Contamination(RowFilter):
         """
         raise NotImplementedError(f"{type(self).__name__} has no matches().")
 
-    def is_contaminated(self, similarity: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def is_contaminated(self, similarity: Floats) -> Bools:
         """Returns which rows with a match are rejected: by default all."""
         return np.ones(len(similarity), dtype=bool)
 
@@ -113,9 +113,10 @@ class Decontaminate(Contamination):
         check_number(self.args["n"], f'"{self.name}": n', 1, whole=True)
         check_number(self.args["max_overlap"], f'"{self.name}": max_overlap', 0, 1)
 
-    def is_contaminated(self, similarity: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def is_contaminated(self, similarity: Floats) -> Bools:
         """Returns which rows share more words than allowed."""
-        return similarity > self.args["max_overlap"]
+        found: Bools = similarity > self.args["max_overlap"]
+        return found
 
     def matches(self, table: Table, against: Table) -> tuple[Ints, Floats]:
         """Looks up each row's n-grams among those of the test set."""
@@ -217,9 +218,10 @@ class DecontaminateByEmbedding(Contamination):
         super().configure()
         check_number(self.args["threshold"], f'"{self.name}": threshold', -1, 1)
 
-    def is_contaminated(self, similarity: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def is_contaminated(self, similarity: Floats) -> Bools:
         """Returns which rows reach the threshold."""
-        return similarity >= self.args["threshold"]
+        found: Bools = similarity >= self.args["threshold"]
+        return found
 
     def matches(self, table: Table, against: Table) -> tuple[Ints, Floats]:
         """Looks up each row among those of the test set."""

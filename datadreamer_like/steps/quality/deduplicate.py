@@ -17,7 +17,7 @@ from datadreamer_like.models.embedders.embedder import Embedder
 from .embedding_index import EmbeddingIndex, vectors_of
 from .minhash_index import MinHashIndex, register_minhash
 from .normal_form import normalized
-from .row_filter import Judged, RowFilter, column_of_same_step
+from .row_filter import Bools, Judged, RowFilter, column_of_same_step
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -32,7 +32,7 @@ class Duplicates(RowFilter):
         "similarity": "How similar the row is to that one, up to 1.",
     }
 
-    kind: ClassVar[str]
+    rejected_as: ClassVar[str]
     """What a rejected row is, for its reason."""
 
     def setup(self) -> None:
@@ -57,7 +57,7 @@ class Duplicates(RowFilter):
         """Finds the duplicates."""
         cluster, similarity = self.clusters(table, self._order(table))
         is_rejected = cluster != np.arange(len(table))
-        reason = pa.array([self.kind]).take(pa.array(np.where(is_rejected, 0, -1), mask=~is_rejected))
+        reason = pa.array([self.rejected_as]).take(pa.array(np.where(is_rejected, 0, -1), mask=~is_rejected))
         columns = {"reason": reason, "cluster": pa.array(cluster), "similarity": pa.array(similarity)}
         return Judged(is_rejected, columns)
 
@@ -90,7 +90,7 @@ class Deduplicate(Duplicates):
         >>> once.rejected.head()  # doctest: +SKIP
     """
 
-    kind = "exact duplicate"
+    rejected_as = "exact duplicate"
 
     def setup(self) -> None:
         """Registers the step's names."""
@@ -147,7 +147,7 @@ class DeduplicateByMinHash(Duplicates):
         >>> unique = DeduplicateByMinHash("Unique", inputs={"inputs": rows.output["text"]}, args=args)  # doctest: +SKIP
     """
 
-    kind = "near-duplicate"
+    rejected_as = "near-duplicate"
 
     def setup(self) -> None:
         """Registers the step's names."""
@@ -199,7 +199,7 @@ class DeduplicateByEmbedding(Duplicates):
         >>> distinct = DeduplicateByEmbedding("Distinct", {"inputs": rows.output["text"]}, args)  # doctest: +SKIP
     """
 
-    kind = "semantic duplicate"
+    rejected_as = "semantic duplicate"
 
     def setup(self) -> None:
         """Registers the step's names."""
@@ -224,7 +224,7 @@ class DeduplicateByEmbedding(Duplicates):
         vectors = vectors_of(self, table, self._inputs["inputs"].column_names[0])
         cluster, similarity = np.arange(len(table)), np.ones(len(table), dtype=np.float32)
         index = EmbeddingIndex(vectors.shape[1])
-        has_direction = vectors.any(axis=1)
+        has_direction: Bools = np.abs(vectors).sum(axis=1) > 0
         for row, found in index.kept_among(vectors, order[has_direction[order]], self.args["threshold"]):
             cluster[row], similarity[row] = found
         return cluster, similarity

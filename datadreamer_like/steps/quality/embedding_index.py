@@ -67,7 +67,8 @@ def _as_array(given: Any, place: int, what: str, earlier: Floats | None) -> Floa
     if not np.isfinite(vectors).all():
         raise DataError(f"{what}: a vector after row {place} has a number that is not finite.")
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0).astype(np.float32)
+    unit: Floats = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0).astype(np.float32)
+    return unit
 
 
 class EmbeddingIndex:

@@ -22,6 +22,7 @@ from datadreamer_like.storage.tables import TableWriter, read_table
 
 from ..base.columns import whole
 from ..base.lazy_rows import LazyRowBatches
+from ..base.options import OperationOptions
 from ..base.step import Derived, Step
 from ..operations.transforms import table_of
 
@@ -117,8 +118,8 @@ class RowFilter(Step):
     def rejected(self) -> Step:
         """The rejected rows as a step: all columns of the input's step, and the reasons."""
         source = self._inputs["inputs"]
-        name = {"name": f"{self.name} (rejected)"}
-        return Derived("rejected", [source.step, self], self._rejected_rows, {}, True, name)  # type: ignore[list-item, typeddict-item]
+        options: OperationOptions = {"name": f"{self.name} (rejected)"}
+        return Derived("rejected", [source.step, self], self._rejected_rows, {}, True, options)  # type: ignore[list-item]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name != "rejected"}
