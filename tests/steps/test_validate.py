@@ -58,7 +58,7 @@ CASES: list[tuple[Any, list[str], dict[str, str]]] = [
         {
             "": "Expecting value",
             "{'a': 1}": "not JSON",
-            "NaN": "no JSON value",
+            "NaN": "not a JSON value",
             "[" * 100_000: "too deeply",
             "1 2": "Extra",
         },

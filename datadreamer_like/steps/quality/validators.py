@@ -251,7 +251,7 @@ class InLanguage:
         DefinitionError: A code is unknown, or not among those that may occur.
 
     Example:
-        >>> InLanguage("en", among=["en", "de"])("Das ist nicht auf Englisch geschrieben.")
+        >>> InLanguage("en", among=["en", "de"])("Wann kommt der Zug nach Hamburg?")
         'in another language: de'
     """
 
@@ -372,7 +372,7 @@ class NoPII:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON value")
+    raise ValueError(f"{constant} is not a JSON value")
 
 
 @functools.lru_cache
