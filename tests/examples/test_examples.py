@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 SHORT = {
     "abstain": "of 16 answered",
     "born_again": "Born again, ensemble",
-    "distil_classifier": "Soft targets",
+    "distil_classifier": "Soft targets""dedup": "0 with group_by=seeds",
     "distil_embedder": "and distilled",
     "distil_llm": "of the teacher's answers, taught by",
     "distilbert": "Distilled, 3 layers",

@@ -14,7 +14,7 @@ from datadreamer_like.graph.engine import Engine
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.installed import is_installed
-from datadreamer_like.graph.node import reading_engine, working, working_node
+from datadreamer_like.graph.node import Node, reading_engine, working, working_node
 from datadreamer_like.graph.output import Column, OutputDataset, OutputIterableDataset
 from datadreamer_like.graph.results import Kept, OnDemand, Outcome, Unmade
 from datadreamer_like.graph.rows import Batch, Rows
@@ -109,7 +109,8 @@ class Step(Registration, Operations["Derived"], Exports):
             )
         super().__init__(name, force=force, progress_interval=progress_interval)
         self.parents = list(dict.fromkeys(column.step for column in self._inputs.values()))
-        self.parents += dict.fromkeys(p for value in self._args.values() for p in getattr(value, "parents", ()))
+        held = (parent for value in self._args.values() for parent in getattr(value, "parents", ()))
+        self.parents += dict.fromkeys(filter(lambda parent: isinstance(parent, Node), held))  # a path has others
         self._log_level = log_level or (logging.WARNING if verbose is False else None)
         self._draft: Path | None = None
         self._progress: float | None = None
@@ -277,8 +278,7 @@ class Step(Registration, Operations["Derived"], Exports):
             return self._lazy_output(outcome.value)
         self._progress = 1.0
         manifest = outcome.manifest
-        in_memory = self.session is not None and self.session.in_memory
-        rows = self.open_rows() if in_memory else self.open_rows
+        rows = self.open_rows() if self.session is not None and self.session.in_memory else self.open_rows
         return OutputDataset(self, rows, manifest.pickled, columns=manifest.columns, num_rows=manifest.rows)
 
     def _lazy_output(self, rows: Rows) -> OutputIterableDataset:

@@ -7,10 +7,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
 
-from datadreamer_like.errors import ArgumentTypeError, NoSuchRow
+import numpy as np
+
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, NoSuchRow
 from datadreamer_like.graph.node import Node
 from datadreamer_like.graph.origin import INPUT, Link, Origin
 from datadreamer_like.graph.output import OutputIterableDataset
+
+Positions = np.ndarray[Any, np.dtype[np.int64]]
 
 PROMPT_COLUMNS = ("prompts", "judge_prompts")
 """Columns in which prompting steps keep the prompts that they sent."""
@@ -156,6 +160,64 @@ def _stored_origins(node: Any) -> dict[str, Origin]:
         return {}
     nodes = [parent for lazy in lazy_nodes(node.parents) for parent in (lazy, *lazy.parents)]
     return {fingerprint: Origin.load(node.result_folder, links, nodes) for fingerprint, links in described.items()}
+
+
+def rows_from(step: Any, source: Any) -> tuple[Positions, Positions]:
+    """Returns pairs of positions: of a step's rows, and of the source's rows that they came from, in any role.
+
+    Raises:
+        DefinitionError: The step is not made from the source, or the origin of rows between them is unknown.
+    """
+    between = _between(step, source)
+    if not between:
+        raise DefinitionError(f'"{step.name}" is not made from "{source.name}", so its rows do not come from there.')
+    every = np.arange(step.output.num_rows)
+    waiting: list[tuple[Any, Positions, Positions, dict[str, Origin]]] = [(step, every, every, {})]
+    found = []
+    while waiting:
+        node, rows, places, learned = waiting.pop()
+        if node is source:
+            found.append(np.stack([rows, places]))
+        elif len(places) and id(node) in between:
+            learned = {**learned, **_stored_origins(node)}
+            links = _links(node, int(places.max()), learned)
+            if not links or any(link.parent is None for link in links):
+                raise DefinitionError(
+                    f'The origin of the rows of "{node.name}" is unknown, so which rows of "{source.name}" they came '
+                    "from is too. State it with Traced(rows, From(...)) in run(), or use a column."
+                )
+            waiting += [(link.parent, *_followed(link, rows, places), learned) for link in links]
+    pairs = np.unique(np.concatenate(found, axis=1), axis=1) if found else np.empty((2, 0), dtype=np.int64)
+    return pairs[0], pairs[1]
+
+
+def _between(step: Any, source: Any) -> set[int]:
+    """Returns the ids of a step and of its ancestors, those that are made from the source."""
+    children: dict[int, list[Any]] = {}
+    waiting, seen = [step], {id(step)}
+    while waiting:
+        node = waiting.pop()
+        for parent in node.parents:
+            children.setdefault(id(parent), []).append(node)
+            if id(parent) not in seen:
+                seen.add(id(parent))
+                waiting.append(parent)
+    found: set[int] = set()
+    waiting = [*children.get(id(source), [])]
+    while waiting:
+        node = waiting.pop()
+        if id(node) not in found:
+            found.add(id(node))
+            waiting += children.get(id(node), [])
+    return found
+
+
+def _followed(link: Link, rows: Positions, places: Positions) -> tuple[Positions, Positions]:
+    if link.rows is None:
+        return rows, places
+    found = [link.of(place) for place in places.tolist()]
+    sources = np.array([source for each in found for source in each], dtype=np.int64)
+    return np.repeat(rows, [len(each) for each in found]), sources
 
 
 def lazy_nodes(parents: Iterable[Node]) -> list[Any]:

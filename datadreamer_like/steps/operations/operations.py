@@ -179,6 +179,7 @@ class Operations(DatasetNode, Generic[StepT]):
         validation_size: float | None = None,
         test_size: float | None = None,
         stratify_by_column: str | None = None,
+        group_by: str | DatasetNode | None = None,
         **options: Unpack[OperationOptions],
     ) -> dict[str, StepT]:
         """Splits the rows at random, the same way in every run; within a split they keep their order.
@@ -186,17 +187,26 @@ class Operations(DatasetNode, Generic[StepT]):
         A size is a share (a float up to 1.0) or a number (an int) of rows: 1 is one row, 1.0 all of them. The values of
         `stratify_by_column` have the same shares in every split.
 
+        With `group_by`, rows of one group are in one split, and sizes are met as closely as whole groups allow. It is a
+        column, or a step that the rows were made from: then all rows grown from one of its rows, as `trace` shows it,
+        are a group, and rows with several such seeds join their groups.
+
         Returns:
             A step for each split with a size other than 0. With a single size, the remaining rows are the split `test`,
             or `train` if the size is that of `test`. Without a size, all rows are the split `train`.
 
         Raises:
-            DefinitionError: The sizes do not fit the number of rows.
+            DefinitionError: The sizes do not fit the number of rows, there are fewer groups than splits, or which rows
+                grew from one seed is unknown.
             EmptyDataset: There are no rows.
         """
         self._known(stratify_by_column)
         sizes = {"train": train_size, "validation": validation_size, "test": test_size}
-        args = {"sizes": sizes, "stratify_by_column": stratify_by_column}
+        args: dict[str, Any] = {"sizes": sizes, "stratify_by_column": stratify_by_column}
+        if group_by is not None:
+            splitting.check_groups(group_by, stratify_by_column)
+            self._known(group_by if isinstance(group_by, str) else None)
+            args["group_by"] = group_by
         made = {}
         total = self.output.num_rows
         if total is None and splitting.needs_total(sizes):

@@ -9,17 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from datadreamer_like.errors import DefinitionError, EmptyDataset
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset
 from datadreamer_like.graph.lazy_table import materialized
 from datadreamer_like.graph.rows import Rows
 
+from ..base.dataset_node import DatasetNode
+from .grouping import grouped, groups_of
 from .transforms import select
 
 
-def split_rows(rows: Rows, sizes: Mapping[str, float | None], split: str, stratify_by_column: str | None) -> Rows:
+def split_rows(
+    rows: Rows,
+    sizes: Mapping[str, float | None],
+    split: str,
+    stratify_by_column: str | None,
+    group_by: str | DatasetNode | None = None,
+) -> Rows:
     """Selects one of the random splits of a table; lazy rows are written to a temporary one first.
 
     `sizes` are shares or numbers by split, or None; the values of `stratify_by_column` have equal shares in all splits.
+    Groups are described at `groups_of`.
 
     Raises:
         EmptyDataset: There are no rows.
@@ -30,12 +39,27 @@ def split_rows(rows: Rows, sizes: Mapping[str, float | None], split: str, strati
         raise EmptyDataset("splits: there are no rows to split.")
     counts = _counts(sizes, total)
     order = np.random.default_rng(42).permutation(total).tolist()
+    if group_by is not None:
+        return select(whole, sorted(grouped(order, groups_of(whole, group_by), counts)[split]))
     if stratify_by_column:
         column = whole.select_columns([stratify_by_column])
         labels = [label for batch in column.batches() for label in batch[stratify_by_column]]
         return select(whole, sorted(_stratified(order, labels, counts)[split]))
     start = sum(list(counts.values())[: list(counts).index(split)])
     return select(whole, sorted(order[start : start + counts[split]]))
+
+
+def check_groups(group_by: object, stratify_by_column: str | None) -> None:
+    """Checks what rows are grouped by.
+
+    Raises:
+        ArgumentTypeError: It is neither a column's name nor a step.
+        DefinitionError: The splits are stratified too.
+    """
+    if not isinstance(group_by, str | DatasetNode):
+        raise ArgumentTypeError(f"splits: group_by is {group_by!r:.100}; expected the name of a column, or a step.")
+    if stratify_by_column is not None:
+        raise DefinitionError("splits: give stratify_by_column or group_by, not both.")
 
 
 def _stratified(order: list[int], labels: Sequence[Any], counts: Mapping[str, int]) -> dict[str, list[int]]:

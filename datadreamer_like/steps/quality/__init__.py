@@ -1,0 +1,1 @@
+"""Steps that check a dataset: duplicates, contamination, validity, balance, label errors, and review by a person."""

@@ -1,0 +1,404 @@
+"""What a text can be checked for. A validator is called with a text, and returns why it is not valid, or None."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DefinitionError,
+    check_number,
+    check_sequence,
+    did_you_mean,
+    require_extra,
+)
+from datadreamer_like.models.llms.schema import json_schema_of
+from datadreamer_like.models.llms.schema_check import Problem, schema_problems
+
+PII = ("email", "phone", "credit_card", "iban", "ssn", "ip", "mac", "postcode", "passport", "dob", "other")
+"""What `NoPII` can find."""
+
+_LENGTH = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class ValidPython:
+    """Is Python code of the running version that can be parsed; it is not run.
+
+    Example:
+        >>> ValidPython()("x = (1")
+        "not Python: '(' was never closed (line 1)"
+    """
+
+    result_version: ClassVar[int] = 1
+
+    def __call__(self, text: str) -> str | None:
+        """Returns why the text is not valid, or None."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of code that can be parsed
+                ast.parse(text)
+        except SyntaxError as error:
+            return f"not Python: {error.msg} (line {error.lineno})"
+        except (ValueError, RecursionError, MemoryError) as error:
+            return f"not Python: {error or type(error).__name__}"
+        return None
+
+
+@dataclass(frozen=True)
+class ValidSQL:
+    """Is one or more SQL statements that the library sqlglot can parse, in a `dialect` such as "sqlite" or "postgres".
+
+    Nothing is run, and no schema is known: tables and columns need not exist. Without a dialect, a mixture of all is
+    read.
+
+    Raises:
+        MissingExtra: sqlglot is not installed.
+        DefinitionError: There is no such dialect.
+
+    Example:
+        >>> ValidSQL()("SELECT name FROM users WHERE age > 30") is None
+        True
+    """
+
+    dialect: str | None = None
+
+    result_version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        require_extra("quality", "sqlglot", what="ValidSQL")
+        from sqlglot.dialects.dialect import Dialect
+
+        known = [name for name in Dialect.classes if name]
+        if self.dialect is not None and self.dialect not in known:
+            hint = did_you_mean(str(self.dialect), known)
+            raise DefinitionError(
+                f"ValidSQL: there is no dialect {self.dialect!r}; there are: {', '.join(known)}.{hint}"
+            )
+
+    def __call__(self, text: str) -> str | None:
+        """Returns why the text is not valid, or None."""
+        import sqlglot
+        from sqlglot import expressions
+        from sqlglot.errors import ErrorLevel, SqlglotError
+
+        try:
+            statements = sqlglot.parse(text, dialect=self.dialect, error_level=ErrorLevel.RAISE)
+        except SqlglotError as error:
+            first = (getattr(error, "errors", None) or [{}])[0].get("description") or str(error).splitlines()[0]
+            return f"not SQL: {re.sub(r'<.*', '', first).rstrip(' .')}"
+        except RecursionError:
+            return "not SQL: it is nested too deeply"
+        given = [statement for statement in statements if statement is not None]
+        # Alone, an expression such as `hello world` (a column with an alias) can be parsed too.
+        if not given or any(isinstance(each, expressions.Condition | expressions.Alias) for each in given):
+            return "not SQL: it is no statement"
+        return None
+
+
+@dataclass(frozen=True)
+class ValidJSON:
+    """Is one JSON value (RFC 8259, so no NaN), which fits a `schema` if one is given.
+
+    `schema` is a JSON schema (draft 2020-12 unless it names another) or a pydantic model class.
+
+    Raises:
+        ArgumentTypeError, DefinitionError: It is no valid schema, or refers to another file.
+
+    Example:
+        >>> ValidJSON({"required": ["name"]})('{"age": 3}')
+        "does not fit the schema: 'name' is a required property"
+    """
+
+    schema: Any = None
+
+    result_version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if self.schema is not None:
+            object.__setattr__(self, "schema", json_schema_of(self.schema))
+
+    def __call__(self, text: str) -> str | None:
+        """Returns why the text is not valid, or None."""
+        try:
+            value = json.loads(text, parse_constant=_refuse)
+        except ValueError as error:
+            return f"not JSON: {error}"
+        except RecursionError:
+            return "not JSON: it is nested too deeply"
+        problem: Problem | None = (
+            None if self.schema is None else next(iter(_problems_of(json.dumps(self.schema))(value)), None)
+        )
+        if problem is None:
+            return None
+        place = ".".join(map(str, problem[0]))
+        return f"does not fit the schema: {f'{place}: ' if place else ''}{problem[1]}"
+
+
+@dataclass(frozen=True)
+class MatchesPattern:
+    r"""Has a match of a regular expression; with `absent=True`, has none.
+
+    The match may be anywhere: write `^...$`, or `(?s)\A...\Z` for texts of several lines, to match the whole text.
+
+    Raises:
+        DefinitionError: The pattern is not a regular expression.
+
+    Example:
+        >>> MatchesPattern(r"(?i)as an ai language model", absent=True)("As an AI language model, I cannot.")
+        'matches (?i)as an ai language model'
+    """
+
+    pattern: str
+    absent: bool = False
+
+    result_version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pattern, str):
+            raise ArgumentTypeError(f"MatchesPattern: pattern must be a text, not {self.pattern!r:.100}.")
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise DefinitionError(f"MatchesPattern: {self.pattern!r} is not a regular expression: {error}.") from error
+
+    def __call__(self, text: str) -> str | None:
+        """Returns why the text is not valid, or None."""
+        if (re.search(self.pattern, text) is not None) == (not self.absent):
+            return None
+        return f"{'matches' if self.absent else 'does not match'} {self.pattern}"
+
+
+@dataclass(frozen=True)
+class LengthBetween:
+    """Has a number of characters, words or tokens between two bounds, which are included.
+
+    Args:
+        least: Lower bound.
+        most: Upper bound; None for none.
+        unit: "characters", "words" or "tokens".
+        tokenizer: For tokens: an LLM, an embedder, a tokenizer of transformers or tokenizers, or a function that
+            returns the number of tokens in a text.
+
+    Raises:
+        ArgumentTypeError: A bound is not a whole number, or the tokenizer cannot count tokens.
+        DefinitionError: `least` is more than `most`, the unit is unknown, or tokens lack a tokenizer.
+
+    Example:
+        >>> LengthBetween(2, 5, "words")("Too short? No. This is too long.")
+        'more than 5 words: 7'
+    """
+
+    least: int = 1
+    most: int | None = None
+    unit: str = "words"
+    tokenizer: Any = None
+
+    result_version: ClassVar[int] = 1
+    units: ClassVar[tuple[str, ...]] = ("characters", "words", "tokens")
+
+    def __post_init__(self) -> None:
+        check_number(self.least, "LengthBetween: least", 0, whole=True)
+        check_number(self.most, "LengthBetween: most", self.least, whole=True, optional=True)
+        if self.unit not in self.units:
+            hint = did_you_mean(str(self.unit), self.units)
+            raise DefinitionError(f"LengthBetween: unit is {self.unit!r}; expected {', '.join(self.units)}.{hint}")
+        if (self.unit == "tokens") != (self.tokenizer is not None):
+            raise DefinitionError('LengthBetween: unit="tokens" and a tokenizer go together: pass both or neither.')
+        can_count = any(hasattr(self.tokenizer, name) for name in ("count_tokens", "encode", "__call__"))
+        if self.tokenizer is not None and (isinstance(self.tokenizer, str) or not can_count):
+            raise ArgumentTypeError(
+                f"LengthBetween: {self.tokenizer!r:.100} cannot count tokens. Pass an LLM or a tokenizer."
+            )
+
+    def __call__(self, text: str) -> str | None:
+        """Returns why the text is not valid, or None."""
+        length = self._length(text)
+        if length < self.least:
+            return f"fewer than {self.least:,} {self.unit}: {length:,}"
+        if self.most is not None and length > self.most:
+            return f"more than {self.most:,} {self.unit}: {length:,}"
+        return None
+
+    def _length(self, text: str) -> int:
+        if self.unit == "characters":
+            return len(text)
+        if self.unit == "words":
+            return sum(1 for _ in _LENGTH.finditer(text))
+        if hasattr(self.tokenizer, "count_tokens"):
+            return int(self.tokenizer.count_tokens(text))
+        return len(self.tokenizer.encode(text)) if hasattr(self.tokenizer, "encode") else int(self.tokenizer(text))
+
+
+@dataclass(frozen=True)
+class InLanguage:
+    """Is in one of some languages, by ISO 639-1 codes such as "en"; of 97 that the library py3langid knows, offline.
+
+    Args:
+        languages: One code or several.
+        among: Codes that may occur at all. With few, short texts are found right far more often; None for all.
+        min_probability: Least probability of the language that is found, 0 to 1.
+
+    Raises:
+        MissingExtra: py3langid is not installed.
+        DefinitionError: A code is unknown, or not among those that may occur.
+
+    Example:
+        >>> InLanguage("en", among=["en", "de"])("Wann kommt der Zug nach Hamburg?")
+        'in another language: de'
+    """
+
+    languages: str | Sequence[str]
+    among: Sequence[str] | None = None
+    min_probability: float = 0.0
+
+    result_version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        require_extra("quality", "py3langid", what="InLanguage")
+        given = (self.languages,) if isinstance(self.languages, str) else self.languages
+        for name, codes in (("languages", given), ("among", self.among)):
+            if codes is not None:
+                check_sequence(codes, f"InLanguage: {name}", 'codes such as "en"')
+                object.__setattr__(self, name, tuple(codes))
+        check_number(self.min_probability, "InLanguage: min_probability", 0, 1)
+        possible = set(_language_identifier(None).labels)
+        for code in (*self.languages, *(self.among or ())):
+            if code not in possible:
+                raise DefinitionError(
+                    f"InLanguage: {code!r} is not a known language; known: {', '.join(sorted(possible))}."
+                )
+        if self.among is not None and (left_out := sorted({*self.languages} - {*self.among})):
+            raise DefinitionError(f"InLanguage: {', '.join(left_out)} must be in `among` too.")
+
+    def __call__(self, text: str) -> str | None:
+        """Returns why the text is not valid, or None."""
+        language, probability = _language_identifier(self.among).classify(text)
+        if language not in self.languages:
+            return f"in another language: {language}"
+        return f"not surely {language}: {probability:.0%}" if probability < self.min_probability else None
+
+
+@dataclass(frozen=True)
+class NoProfanity:
+    """Has no profane word of some languages, also not in disguise ("sh1t"), by the lists of the library glin-profanity.
+
+    Args:
+        languages: Names of languages whose lists are used, such as "english", "german"; 25 have one.
+        allowed: Words that are no profanity here.
+
+    Raises:
+        MissingExtra: glin-profanity is not installed.
+        DefinitionError: A language has no list.
+
+    Example:
+        >>> NoProfanity()("What a damn fine day.") is None
+        True
+    """
+
+    languages: Sequence[str] = ("english",)
+    allowed: Sequence[str] = ()
+
+    result_version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        require_extra("quality", "glin_profanity", what="NoProfanity")
+        import typing
+
+        from glin_profanity import Language
+
+        check_sequence(self.languages, "NoProfanity: languages", 'names such as "english"')
+        check_sequence(self.allowed, "NoProfanity: allowed", "words")
+        object.__setattr__(self, "languages", tuple(self.languages))
+        object.__setattr__(self, "allowed", tuple(self.allowed))
+        known = typing.get_args(Language)
+        for name in self.languages:
+            if name not in known:
+                hint = did_you_mean(str(name), known)
+                raise DefinitionError(
+                    f"NoProfanity: there is no list for {name!r}; there are: {', '.join(known)}.{hint}"
+                )
+
+    def __call__(self, text: str) -> str | None:
+        """Returns why the text is not valid, or None."""
+        found = _profanity_filter(self.languages, self.allowed).check_profanity(text)["profane_words"]
+        return f"profanity: {', '.join(dict.fromkeys(found))}" if found else None
+
+
+@dataclass(frozen=True)
+class NoPII:
+    """Has no personal data of some kinds, by the patterns and checksums of the library glin-profanity.
+
+    Names and addresses of persons have no pattern, and are not found. The reason has the kinds, not the data.
+
+    Args:
+        kinds: Of "email", "phone", "credit_card", "iban", "ssn", "ip", "mac", "postcode", "passport", "dob", "other".
+            The last ones also match version numbers and other numbers: they are not among the defaults.
+
+    Raises:
+        MissingExtra: glin-profanity is not installed.
+        DefinitionError: A kind is unknown.
+
+    Example:
+        >>> NoPII()("Write to ada@example.com.")
+        'personal data: email'
+    """
+
+    kinds: Sequence[str] = field(default=PII[:5])
+
+    result_version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        require_extra("quality", "glin_profanity", what="NoPII")
+        check_sequence(self.kinds, "NoPII: kinds", "kinds of data")
+        object.__setattr__(self, "kinds", tuple(self.kinds))
+        for kind in self.kinds:
+            if kind not in PII:
+                hint = did_you_mean(str(kind), PII)
+                raise DefinitionError(f"NoPII: there is no kind {kind!r}; there are: {', '.join(PII)}.{hint}")
+
+    def __call__(self, text: str) -> str | None:
+        """Returns why the text is not valid, or None."""
+        matches = _pii_scanner().scan(text).matches
+        found = dict.fromkeys(match.category for match in matches if match.category in self.kinds)
+        return f"personal data: {', '.join(found)}" if found else None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a JSON value")
+
+
+@functools.lru_cache
+def _problems_of(schema: str) -> Callable[[Any], Iterator[Problem]]:
+    return schema_problems(json.loads(schema))
+
+
+@functools.cache
+def _language_identifier(among: tuple[str, ...] | None) -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    if among is not None:
+        identifier.set_languages(among)
+    return identifier
+
+
+@functools.cache
+def _profanity_filter(languages: tuple[str, ...], allowed: tuple[str, ...]) -> Any:
+    from glin_profanity import Filter
+
+    return Filter({"languages": list(languages), "ignore_words": list(allowed)})
+
+
+@functools.cache
+def _pii_scanner() -> Any:
+    from glin_profanity import PiiScanner
+
+    return PiiScanner()
