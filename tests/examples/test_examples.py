@@ -13,19 +13,22 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 SHORT = {
     "abstain": "of 16 answered",
     "born_again": "Born again, ensemble",
-    "distil_classifier": "Soft targets""dedup": "0 with group_by=seeds",
+    "distil_classifier": "Soft targets",
+    "dedup": "0 with group_by=seeds",
     "distil_embedder": "and distilled",
     "distil_llm": "of the teacher's answers, taught by",
     "distilbert": "Distilled, 3 layers",
     "export_everywhere": "is about",
-    "from_call_logs": "Asked again: 200 prompts, 0 requests.""judges": "The panel's verdicts on all 6 pairs",
+    "from_call_logs": "Asked again: 200 prompts, 0 requests.",
+    "judges": "The panel's verdicts on all 6 pairs",
     "label_noise": "biased                50%",
     "lottery_ticket": "On rows that none has seen",
     "ppo": "nats from the model",
     "prune": "Movement with",
     "qlora": "The third has",
     "quantize": "4 bits, trained",
-    "retrieval": "draw charts in the terminal""weak_supervision": "the student of the votes is right in",
+    "retrieval": "draw charts in the terminal",
+    "weak_supervision": "the student of the votes is right in",
 }
 """What the output of each has in it."""
 WHOLE = {
