@@ -88,9 +88,10 @@ class TestStep:
         self, session: DataDreamer, tmp_path: Path, kind: type[Step]
     ) -> None:
         for what in ("inputs", "args"):
+            known = specs(kind, what.removesuffix("s"))
             for name in example_of(kind, tmp_path)[what]:
-                if what == "inputs" and name not in specs(kind, "input"):
-                    continue  # one of any number of inputs
+                if name not in known or not known[name].required:
+                    continue  # one of any number of inputs, or an option that the example needs
                 given = example_of(kind, tmp_path)
                 del given[what][name]
                 with pytest.raises(DefinitionError, match=rf'"It".*"{name}"'):

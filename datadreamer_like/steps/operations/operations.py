@@ -179,6 +179,7 @@ class Operations(DatasetNode, Generic[StepT]):
         validation_size: float | None = None,
         test_size: float | None = None,
         stratify_by_column: str | None = None,
+        *,
         group_by: str | DatasetNode | None = None,
         **options: Unpack[OperationOptions],
     ) -> dict[str, StepT]:
