@@ -1,0 +1,143 @@
+"""Whether a text is valid code or JSON. A validator is called with a text, and returns why it is not valid, or None."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from datadreamer_like.errors import (
+    DefinitionError,
+    did_you_mean,
+    require_extra,
+)
+from datadreamer_like.models.llms.schema import json_schema_of
+from datadreamer_like.models.llms.schema_check import Problem, schema_problems
+
+
+@dataclass(frozen=True)
+class ValidPython:
+    """Is Python code of the running version that can be parsed; it is not run.
+
+    Example:
+        >>> ValidPython()("x = (1")
+        "not Python: '(' was never closed (line 1)"
+    """
+
+    result_version: ClassVar[int] = 1
+
+    def __call__(self, text: str) -> str | None:
+        """Returns why the text is not valid, or None."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of code that can be parsed
+                ast.parse(text)
+        except SyntaxError as error:
+            return f"not Python: {error.msg} (line {error.lineno})"
+        except (ValueError, RecursionError, MemoryError) as error:
+            return f"not Python: {error or type(error).__name__}"
+        return None
+
+
+@dataclass(frozen=True)
+class ValidSQL:
+    """Is one or more SQL statements that the library sqlglot can parse, in a `dialect` such as "sqlite" or "postgres".
+
+    Nothing is run, and no schema is known: tables and columns need not exist. Without a dialect, a mixture of all is
+    read.
+
+    Raises:
+        MissingExtra: sqlglot is not installed.
+        DefinitionError: There is no such dialect.
+
+    Example:
+        >>> ValidSQL()("SELECT name FROM users WHERE age > 30") is None
+        True
+    """
+
+    dialect: str | None = None
+
+    result_version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        require_extra("quality", "sqlglot", what="ValidSQL")
+        from sqlglot.dialects.dialect import Dialect
+
+        known = [name for name in Dialect.classes if name]
+        if self.dialect is not None and self.dialect not in known:
+            hint = did_you_mean(str(self.dialect), known)
+            raise DefinitionError(
+                f"ValidSQL: there is no dialect {self.dialect!r}; there are: {', '.join(known)}.{hint}"
+            )
+
+    def __call__(self, text: str) -> str | None:
+        """Returns why the text is not valid, or None."""
+        import sqlglot
+        from sqlglot import expressions
+        from sqlglot.errors import ErrorLevel, SqlglotError
+
+        try:
+            statements = sqlglot.parse(text, dialect=self.dialect, error_level=ErrorLevel.RAISE)
+        except SqlglotError as error:
+            first = (getattr(error, "errors", None) or [{}])[0].get("description") or str(error).splitlines()[0]
+            return f"not SQL: {re.sub(r'<.*', '', first).rstrip(' .')}"
+        except RecursionError:
+            return "not SQL: it is nested too deeply"
+        given = [statement for statement in statements if statement is not None]
+        # Alone, an expression such as `hello world` (a column with an alias) can be parsed too.
+        if not given or any(isinstance(each, expressions.Condition | expressions.Alias) for each in given):
+            return "not SQL: it is no statement"
+        return None
+
+
+@dataclass(frozen=True)
+class ValidJSON:
+    """Is one JSON value (RFC 8259, so no NaN), which fits a `schema` if one is given.
+
+    `schema` is a JSON schema (draft 2020-12 unless it names another) or a pydantic model class.
+
+    Raises:
+        ArgumentTypeError, DefinitionError: It is no valid schema, or refers to another file.
+
+    Example:
+        >>> ValidJSON({"required": ["name"]})('{"age": 3}')
+        "does not fit the schema: 'name' is a required property"
+    """
+
+    schema: Any = None
+
+    result_version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if self.schema is not None:
+            object.__setattr__(self, "schema", json_schema_of(self.schema))
+
+    def __call__(self, text: str) -> str | None:
+        """Returns why the text is not valid, or None."""
+        try:
+            value = json.loads(text, parse_constant=_refuse)
+        except ValueError as error:
+            return f"not JSON: {error}"
+        except RecursionError:
+            return "not JSON: it is nested too deeply"
+        problem: Problem | None = (
+            None if self.schema is None else next(iter(_problems_of(json.dumps(self.schema))(value)), None)
+        )
+        if problem is None:
+            return None
+        place = ".".join(map(str, problem[0]))
+        return f"does not fit the schema: {f'{place}: ' if place else ''}{problem[1]}"
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a JSON value")
+
+
+@functools.lru_cache
+def _problems_of(schema: str) -> Callable[[Any], Iterator[Problem]]:
+    return schema_problems(json.loads(schema))
