@@ -6,6 +6,7 @@ import os
 import random
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,12 @@ def test_rows_order_errors_and_fingerprints_are_those_of_a_local_run(tmp_path: P
 
 def workers() -> list[psutil.Process]:
     """The worker processes of this test's own cluster."""
-    return [child for child in psutil.Process().children(recursive=True) if "MapWorker" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # or a killed one that its parent has not waited for
+            if "MapWorker" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 @pytest.mark.kill
