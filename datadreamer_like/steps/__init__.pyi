@@ -30,9 +30,13 @@ from .prompting.rag_prompt import RAGPrompt as RAGPrompt
 from .retrieval.embed import CosineSimilarity as CosineSimilarity
 from .retrieval.embed import Embed as Embed
 from .retrieval.retrieve import Retrieve as Retrieve
+from .sources.columnar_source import ArrowDataSource as ArrowDataSource
+from .sources.columnar_source import ParquetDataSource as ParquetDataSource
 from .sources.csv_source import CSVDataSource as CSVDataSource
 from .sources.data_source import DataSource as DataSource
 from .sources.data_source import HFDatasetDataSource as HFDatasetDataSource
+from .sources.document_source import DocumentDataSource as DocumentDataSource
 from .sources.hub_source import HFHubDataSource as HFHubDataSource
 from .sources.json_source import JSONDataSource as JSONDataSource
+from .sources.sql_source import SQLDataSource as SQLDataSource
 from .sources.text_source import TextDataSource as TextDataSource
