@@ -79,7 +79,7 @@ def read_pdf(file: Path) -> list[Page]:
     with binary(file) as stream:
         pdf = PdfReader(stream)
         if pdf.is_encrypted and not pdf.decrypt(""):
-            raise DataError("PDF: it is encrypted. Save a copy without a password.")
+            raise DataError("it is encrypted. Save a copy without a password.")
         title = str((pdf.metadata and pdf.metadata.title) or "").strip()
         pages = []
         for number, page in enumerate(pdf.pages, 1):
@@ -89,7 +89,7 @@ def read_pdf(file: Path) -> list[Page]:
                 problem = f"page {number} cannot be read ({type(error).__name__}: {error})."
                 pages.append(Page(None, _unicode(title), number, problem))
     if not pages:
-        raise DataError("PDF: it has no pages.")
+        raise DataError("it has no pages.")
     return pages
 
 

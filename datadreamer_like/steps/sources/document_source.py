@@ -16,6 +16,7 @@ from datadreamer_like.graph.card import DataCardType
 from ..base.columns import batched
 from ..base.lazy_rows import LazyRowBatches
 from ..base.options import takes_node_options
+from ..base.preview import most_rows
 from .document_readers import READERS, Page, reader_of
 from .file_source import Files
 from .text_file_source import TextFileSource
@@ -103,12 +104,13 @@ class DocumentDataSource(TextFileSource):
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         self.usage.forget_failures()
-        empty = 0
-        for number, rows in enumerate(batched(self._rows(), _AT_ONCE)):
-            for index, row in enumerate(rows, number * _AT_ONCE):
+        empty = start = 0
+        for rows in batched(self._rows(), min(_AT_ONCE, most_rows(self) or _AT_ONCE)):
+            for index, row in enumerate(rows, start):
                 if row["error"] is not None:
                     self.usage.row_failed(index, row["error"])
                 empty += row["text"] == ""
+            start += len(rows)
             columns = {name: [row[name] for row in rows] for name in _COLUMNS.names}
             yield pa.RecordBatch.from_pydict(columns, schema=_COLUMNS)
         if empty:
@@ -133,7 +135,8 @@ class DocumentDataSource(TextFileSource):
             else:
                 pages = reader.read(file)
         except DataError as error:
-            return [Page(None, problem=str(error).partition(": ")[2])]
+            reason = str(error).removeprefix(f'"{self.name}": ')
+            return [Page(None, problem=reason.removeprefix(f"{file}, ").removeprefix(f"{file} "))]
         except Exception as error:  # parsers of damaged files raise many kinds
             return [Page(None, problem=f"it cannot be read ({type(error).__name__}: {error}).")]
         if self.config["pages"] or len(pages) == 1:
