@@ -9,6 +9,7 @@ from .base.registration import DataCardType as DataCardType
 from .base.step import Step as Step
 from .base.step import SuperStep as SuperStep
 from .base.trace import Trace as Trace
+from .chunking.chunk import Chunk as Chunk
 from .labelling.choose_rows import ChooseRowsToLabel as ChooseRowsToLabel
 from .labelling.count_tokens import CountTokens as CountTokens
 from .labelling.predict import Predict as Predict
@@ -30,6 +31,12 @@ from .prompting.rag_prompt import RAGPrompt as RAGPrompt
 from .retrieval.embed import CosineSimilarity as CosineSimilarity
 from .retrieval.embed import Embed as Embed
 from .retrieval.retrieve import Retrieve as Retrieve
+from .sampling.sample import Sample as Sample
+from .sampling.samplers import Category as Category
+from .sampling.samplers import Date as Date
+from .sampling.samplers import Number as Number
+from .sampling.samplers import Person as Person
+from .sampling.samplers import SubCategory as SubCategory
 from .sources.columnar_source import ArrowDataSource as ArrowDataSource
 from .sources.columnar_source import ParquetDataSource as ParquetDataSource
 from .sources.csv_source import CSVDataSource as CSVDataSource
