@@ -17,6 +17,7 @@ SHORT = {
     "distil_embedder": "and distilled",
     "distil_llm": "of the teacher's answers, taught by",
     "distilbert": "Distilled, 3 layers",
+    "documents_to_qa": "of 3 answers are grounded",
     "export_everywhere": "is about",
     "label_noise": "biased                50%",
     "lottery_ticket": "On rows that none has seen",

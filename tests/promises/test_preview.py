@@ -25,8 +25,8 @@ ROWS = 60
 
 
 @pytest.fixture(params=[False, True], ids=["in order", "lazily"])
-def lazy(request: pytest.FixtureRequest) -> Iterator[bool]:
-    yield request.param
+def lazy(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
 
 
 def script(url: str, lazy: bool) -> dict[str, Any]:

@@ -29,8 +29,8 @@ class Chunk(Step):
 
     A chunk ends at the end of a paragraph if there is one in its second half, else of a sentence; only sentences longer
     than a chunk are cut between words. With `headings`, no chunk crosses a Markdown heading, and the column `headings`
-    has those that the chunk is under, outermost first. With `overlap`, the next chunk of a section repeats up to so many
-    tokens, in whole sentences. Missing and empty texts have no chunks. `trace` leads from a chunk to its document.
+    has those that the chunk is under, outermost first. With `overlap`, the next chunk of a section repeats up to so
+    many tokens, in whole sentences. Missing and empty texts have no chunks. `trace` leads from a chunk to its document.
 
     Example:
         >>> docs = DocumentDataSource("Handbook", data_folder="handbook").output  # doctest: +SKIP

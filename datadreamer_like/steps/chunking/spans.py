@@ -16,7 +16,9 @@ _LINE_END = re.compile(r"\r\n?|\n")
 _SENTENCE_END = re.compile(
     r"[.!?…]+[\"'”’)\]]*(?=\s)|[。！？]+[\"'”’」』）]*|\n(?=[ \t]*(?:[-*+•][ \t]|\||\d{1,3}[.)][ \t]))"
 )
-_ABBREVIATION = re.compile(r"(?:\b\w|\b(?:[A-Za-z]\.)+[A-Za-z]|\b(?:Mr|Mrs|Ms|Dr|Prof|St|vs|cf|No|Fig|Eq|Sec|approx))\.$")
+_ABBREVIATION = re.compile(
+    r"(?:\b\w|\b(?:[A-Za-z]\.)+[A-Za-z]|\b(?:Mr|Mrs|Ms|Dr|Prof|St|vs|cf|No|Fig|Eq|Sec|approx))\.$"
+)
 
 
 class Span(NamedTuple):
@@ -131,7 +133,9 @@ def _sentences(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     for found in _SENTENCE_END.finditer(text, start, end):
         rest = text[found.end() : found.end() + 20].lstrip()
         is_dot = found.group()[0] == "."
-        if is_dot and (_ABBREVIATION.search(text[max(start, found.start() - 12) : found.start() + 1]) or rest[:1].islower()):
+        if is_dot and (
+            _ABBREVIATION.search(text[max(start, found.start() - 12) : found.start() + 1]) or rest[:1].islower()
+        ):
             continue
         yield from _trimmed(text, begin, found.end())
         begin = found.end()
@@ -142,7 +146,11 @@ def _words(text: str, start: int, end: int, count: Count, max_tokens: int) -> It
     for word in re.compile(r"\S+").finditer(text, start, end):
         first, last = word.span()
         while count(text[first:last]) > max_tokens:
-            cut = first + 1 + _last_that_fits(lambda n, of=first: count(text[of : of + n + 1]) <= max_tokens, 0, last - first)  # type: ignore[misc]
+            cut = (
+                first
+                + 1
+                + _last_that_fits(lambda n, of=first: count(text[of : of + n + 1]) <= max_tokens, 0, last - first)
+            )  # type: ignore[misc]
             yield first, cut
             first = cut
         yield first, last

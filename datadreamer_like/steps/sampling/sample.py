@@ -18,7 +18,7 @@ from datadreamer_like.storage.values import BAD_COLUMN_NAME, is_column_name
 
 from ..base.lazy_rows import LazyRowBatches
 from ..base.step import Step
-from .samplers import Category, Date, Number, Person, Sampler, SubCategory
+from .samplers import Category, Number, Person, Sampler, SubCategory
 
 _REPORT = (
     TableColumn("column", "column", align="left"),
@@ -59,7 +59,7 @@ class Sample(Step):
         kinds = {"cat": ["tabby", "siamese"], "dog": {"pug": 1, "beagle": 3}}
         columns = {
             "pet": Category({"cat": 2, "dog": 1}), "kind": SubCategory("pet", kinds),
-            "age": Number(1, 9, integer=True), "weight": Number(0.5, 20), "day": Date("2024-01-01", "2024-12-31"),
+            "age": Number(1, 9, integer=True), "weight": Number(0.5, 20),
         }  # fmt: skip
         return {"inputs": {}, "args": {"n": 3, "columns": columns}}
 
@@ -101,7 +101,7 @@ class Sample(Step):
             for value in self._shares(parent):
                 if value not in sampler.categories:
                     raise DefinitionError(
-                        f'"{self.name}": column "{seen[-1]}" has no values for "{parent}" = {value!r}; it has some for: '
+                        f'"{self.name}": column "{seen[-1]}" has no values for "{parent}" = {value!r}, only for: '
                         f"{', '.join(map(repr, sampler.categories))}."
                     )
             seen.append(parent)
@@ -156,7 +156,9 @@ class Sample(Step):
                 ]
             else:
                 low, high = min(values), max(values)
-                shown = f"{low:,} to {high:,}" if isinstance(sampler, Number) and sampler.integer else f"{low} to {high}"
+                shown = (
+                    f"{low:,} to {high:,}" if isinstance(sampler, Number) and sampler.integer else f"{low} to {high}"
+                )
                 if isinstance(sampler, Number) and not sampler.integer:
                     shown = f"{low:,.3g} to {high:,.3g}"
                 rows.append({"column": name, "value": shown, "rows": len(values)})

@@ -248,4 +248,6 @@ def _day(value: Any) -> datetime.date:
     try:
         return datetime.date.fromisoformat(value)
     except (TypeError, ValueError) as error:
-        raise DefinitionError(f'Date: {value!r:.100} is not a day. Expected a date, or a text: "2024-12-31".') from error
+        raise DefinitionError(
+            f'Date: {value!r:.100} is not a day. Expected a date, or a text: "2024-12-31".'
+        ) from error

@@ -55,7 +55,7 @@ class SQLDataSource(Source):
 
     Example:
         >>> tickets = SQLDataSource(  # doctest: +SKIP
-        ...     "Tickets", "SELECT subject, body FROM tickets WHERE lang = :lang", "sqlite:///tickets.db", {"lang": "en"}
+        ...     "Tickets", "SELECT body FROM tickets WHERE lang = :lang", "sqlite:///tickets.db", {"lang": "en"}
         ... )
     """
 
