@@ -60,11 +60,11 @@ def _packed(
     def size(first: int, last: int) -> int:
         return count(text[units[first].start : units[last].end])
 
-    first = 0
+    first = following = 0
     while first < len(units):
-        last = _last_that_fits(lambda place, of=first: size(of, place) <= max_tokens, first, len(units))  # type: ignore[misc]
+        last = max(following, _last_that_fits(size, first, len(units), max_tokens))
         if last < len(units) - 1 and not units[last].ends_paragraph:
-            ends = (place for place in range(last - 1, first - 1, -1) if units[place].ends_paragraph)
+            ends = (place for place in range(last - 1, following - 1, -1) if units[place].ends_paragraph)
             end = next(ends, None)
             if end is not None and size(first, end) * 2 >= max_tokens:
                 last = end
@@ -78,15 +78,15 @@ def _packed(
         first = start
 
 
-def _last_that_fits(fits: Callable[[int], bool], first: int, stop: int) -> int:
-    """Returns the last position for which `fits` holds; it holds for `first`, and for none after one that fails."""
+def _last_that_fits(size: Callable[[int, int], int], first: int, stop: int, most: int) -> int:
+    """Returns the last position before `stop` up to which the size is at most `most`, and at least `first`."""
     step = 1
-    while first + step < stop and fits(first + step):
+    while first + step < stop and size(first, first + step) <= most:
         step *= 2
     low, high = first + step // 2, min(first + step, stop)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+        low, high = (middle, high) if size(first, middle) <= most else (low, middle)
     return low
 
 
@@ -99,7 +99,8 @@ def _sections(text: str) -> Iterator[tuple[int, int, tuple[str, ...]]]:
     tokens = MarkdownIt("commonmark").parse("\n" * lines + text[front.end() if front else 0 :])
     starts = [0, *(end.end() for end in _LINE_END.finditer(text))]
     path: list[tuple[int, str]] = []
-    begin, names, body = 0, (), 0  # of the open section; where the text after its heading starts
+    names: tuple[str, ...] = ()
+    begin = body = 0  # of the open section, and of the text after its heading
     for place, token in enumerate(tokens):
         if token.type != "heading_open" or token.level or token.map is None:
             continue
@@ -143,17 +144,15 @@ def _sentences(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def _words(text: str, start: int, end: int, count: Count, max_tokens: int) -> Iterator[tuple[int, int]]:
+    def size(first: int, last: int) -> int:
+        return count(text[first : last + 1])
+
     for word in re.compile(r"\S+").finditer(text, start, end):
-        first, last = word.span()
-        while count(text[first:last]) > max_tokens:
-            cut = (
-                first
-                + 1
-                + _last_that_fits(lambda n, of=first: count(text[of : of + n + 1]) <= max_tokens, 0, last - first)
-            )  # type: ignore[misc]
-            yield first, cut
-            first = cut
-        yield first, last
+        first, stop = word.span()
+        while first < stop:
+            last = _last_that_fits(size, first, stop, max_tokens)  # one character may have more tokens
+            yield first, last + 1
+            first = last + 1
 
 
 def _parts(text: str, start: int, end: int, separator: re.Pattern[str]) -> Iterator[tuple[int, int]]:

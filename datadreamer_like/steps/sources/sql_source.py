@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -29,6 +29,7 @@ from .data_source import Source
 
 if TYPE_CHECKING:
     from sqlalchemy import CursorResult, Engine
+    from sqlalchemy.exc import SQLAlchemyError
 
 
 class SQLDataSource(Source):
@@ -109,23 +110,31 @@ class SQLDataSource(Source):
 
     def run(self) -> LazyRowBatches:
         """Sends the query, and reads its rows as they arrive."""
+        from sqlalchemy.exc import SQLAlchemyError
+
         assert self._engine is not None
         url = self._engine.url
         what = self._file.name if self._file is not None else url.database
         self.register_data_card(DataCardType.DATASET_NAME, f"{url.get_backend_name()}: {what}")
         self.register_data_card("SQL query", self.query)
-        with ExitStack() as opening:
-            opening.enter_context(self._failing())
-            opened = opening.enter_context(ExitStack())  # closed on an error, else by `_batches`
-            result = self._sent(opened, self._engine)
-            if not result.returns_rows:
-                raise DataError(f'"{self.name}": the query returns no rows. Give a SELECT.')
-            names = [str(name) for name in result.keys()]  # noqa: SIM118
-            for name in names:
-                if names.count(name) > 1:
-                    raise DataError(f'"{self.name}": the query returns two columns "{name}". Rename one, with AS.')
-            rest = opened.pop_all()
-        return LazyRowBatches(self._batches(rest, result, self.found_columns(names)), save=True)
+        failed: DataError | None = None
+        with ExitStack() as opened:  # closed on an error, else by `_batches`
+            try:
+                result = self._sent(opened, self._engine)
+                names = self._named(result)
+                return LazyRowBatches(self._batches(opened.pop_all(), result, self.found_columns(names)), save=True)
+            except SQLAlchemyError as error:
+                failed = self._failed(error)
+        raise failed  # here, so that its context is not the original error, which may show the URL
+
+    def _named(self, result: CursorResult[Any]) -> list[str]:
+        if not result.returns_rows:
+            raise DataError(f'"{self.name}": the query returns no rows. Give a SELECT.')
+        names = [str(name) for name in result.keys()]  # noqa: SIM118
+        for name in names:
+            if names.count(name) > 1:
+                raise DataError(f'"{self.name}": the query returns two columns "{name}". Rename one, with AS.')
+        return names
 
     def describe_empty(self) -> str:
         """Returns what is empty, for the error of a source without rows."""
@@ -141,28 +150,28 @@ class SQLDataSource(Source):
         return connection.execute(text(self.query), self.params)
 
     def _batches(self, opened: ExitStack, result: CursorResult[Any], names: list[str]) -> Iterator[Batch]:
-        with opened, self._failing():
-            for rows in result.partitions():
-                yield dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-
-    @contextmanager
-    def _failing(self) -> Iterator[None]:
-        """Turns errors of the database into `DataError`, without secrets."""
         from sqlalchemy.exc import SQLAlchemyError
 
+        failed: DataError | None = None
+        with opened:
+            try:
+                for rows in result.partitions():
+                    yield dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+            except SQLAlchemyError as error:
+                failed = self._failed(error)
+        if failed is not None:
+            raise failed
+
+    def _failed(self, error: SQLAlchemyError) -> DataError:
+        """Returns an error of the database without secrets."""
         assert self._engine is not None
-        try:
-            yield
-        except SQLAlchemyError as error:
-            url = self._engine.url.render_as_string(hide_password=False)
-            reason = Secrets(secrets_in(url, {})).taken_out_of(str(getattr(error, "orig", None) or error))
-            said = reason.strip().partition("\n")[0]
-        else:
-            return
-        raise DataError(
-            f'"{self.name}": {self._engine.url.get_backend_name()} failed ({said}). Check the query, its tables and '
+        url = self._engine.url.render_as_string(hide_password=False)
+        said = Secrets(secrets_in(url, {})).taken_out_of(str(getattr(error, "orig", None) or error))
+        reason = said.strip().partition("\n")[0]
+        return DataError(
+            f'"{self.name}": {self._engine.url.get_backend_name()} failed ({reason}). Check the query, its tables and '
             "parameters, and that the database can be reached."
-        )  # outside the block, so that the error does not hold the original one, which may show the URL
+        )
 
 
 def _engine(name: str, database: Any) -> Engine:
