@@ -78,11 +78,14 @@ class Sample(Step):
                     f'{what}: column "{name}" is {sampler!r:.100}; expected Category, SubCategory, Number, Date or '
                     "Person."
                 )
-        for name in columns:
-            self._check_parents(name)
+        depths = {name: self._check_parents(name) for name in columns}
+        for name in sorted(columns, key=lambda name: depths[name]):  # the values of parents first
+            if isinstance(columns[name], SubCategory):
+                self._check_values(name, columns[name])
         self.replace_output("*", columns)
 
-    def _check_parents(self, name: str) -> None:
+    def _check_parents(self, name: str) -> int:
+        """Checks the columns that a column depends on, and returns how many there are."""
         columns, seen = self._args["columns"], [name]
         while isinstance(sampler := columns[seen[-1]], SubCategory):
             parent = sampler.parent
@@ -98,13 +101,16 @@ class Sample(Step):
                     f'"{self.name}": column "{seen[-1]}" depends on "{parent}", which is neither a Category nor a '
                     "SubCategory."
                 )
-            for value in self._shares(parent):
-                if value not in sampler.categories:
-                    raise DefinitionError(
-                        f'"{self.name}": column "{seen[-1]}" has no values for "{parent}" = {value!r}, only for: '
-                        f"{', '.join(map(repr, sampler.categories))}."
-                    )
             seen.append(parent)
+        return len(seen) - 1
+
+    def _check_values(self, name: str, sampler: SubCategory) -> None:
+        for value in self._shares(sampler.parent):
+            if value not in sampler.categories:
+                raise DefinitionError(
+                    f'"{self.name}": column "{name}" has no values for "{sampler.parent}" = {value!r}, only for: '
+                    f"{', '.join(map(repr, sampler.categories))}."
+                )
 
     def _shares(self, name: str) -> dict[Any, float]:
         """Returns the expected share of each value of a category."""

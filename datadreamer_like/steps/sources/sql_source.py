@@ -155,7 +155,7 @@ class SQLDataSource(Source):
         failed: DataError | None = None
         with opened:
             try:
-                for rows in result.partitions():
+                for rows in result.partitions(BATCH_SIZE):
                     yield dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
             except SQLAlchemyError as error:
                 failed = self._failed(error)
