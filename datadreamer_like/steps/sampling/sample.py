@@ -18,7 +18,7 @@ from datadreamer_like.storage.values import BAD_COLUMN_NAME, is_column_name
 
 from ..base.lazy_rows import LazyRowBatches
 from ..base.step import Step
-from .samplers import Category, Number, Person, Sampler, SubCategory
+from .samplers import Category, Number, Person, Sampler, SubCategory, Weighted
 
 _REPORT = (
     TableColumn("column", "column", align="left"),
@@ -56,7 +56,7 @@ class Sample(Step):
     @classmethod
     def example(cls, folder: Path) -> dict[str, Any]:
         """Returns the smallest arguments with which the step does something, for tests and documentation."""
-        kinds = {"cat": ["tabby", "siamese"], "dog": {"pug": 1, "beagle": 3}}
+        kinds: dict[str, Weighted] = {"cat": ["tabby", "siamese"], "dog": {"pug": 1, "beagle": 3}}
         columns = {
             "pet": Category({"cat": 2, "dog": 1}), "kind": SubCategory("pet", kinds),
             "age": Number(1, 9, integer=True), "weight": Number(0.5, 20),
