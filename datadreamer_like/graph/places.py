@@ -8,6 +8,7 @@ NAME                  a link to the result of a node
 .work/rows-*/         temporary tables, see `lazy_table`
 .locks/               locks between processes
 .cache/               answers, embeddings and indexes
+.preview/              links to results of previews, laid out as the folder itself: NAME, .inside/PARENT/NAME
 .session.json         the version of this layout
 
 A folder in `.results/KEY` is a result once it has a manifest, which is written last. KEY is the fingerprint; several
@@ -25,15 +26,17 @@ from pathlib import Path
 from .manifest import MANIFEST_NAME
 
 _LINK_DRAFT = ".link-"
+_PREVIEW, _INSIDE = ".preview", ".inside"
 
 
 class Places:
-    """Where things are in a session's folder."""
+    """Where things are in a session's folder; a `preview` has names of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, preview: bool = False) -> None:
         self.folder = folder
+        self.names = folder / _PREVIEW if preview else folder
         self.results = folder / ".results"
-        self.inside = folder / ".inside"
+        self.inside = self.names / _INSIDE
         self.work = folder / ".work"
         self.locks = folder / ".locks"
         self.cache = folder / ".cache"
@@ -58,8 +61,9 @@ class Places:
 
     def links(self) -> Iterator[Path]:
         """Yields all links of names, also those that a kill has left unfinished."""
-        for folder in (self.folder, *_listed(self.inside)):
-            yield from (path for path in _listed(folder) if path.is_symlink() and self.linked(path) is not None)
+        for names in (self.folder, self.folder / _PREVIEW):
+            for folder in (names, *_listed(names / _INSIDE)):
+                yield from (path for path in _listed(folder) if path.is_symlink() and self.linked(path) is not None)
 
     def linked(self, link: Path) -> Path | None:
         """Returns the result that a name links to; None if it is no such link."""

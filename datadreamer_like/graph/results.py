@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datadreamer_like.errors import DefinitionError, NewerFormat, StorageError
+from datadreamer_like.errors import DefinitionError, NewerFormat, StorageError, check_number
 from datadreamer_like.storage.folders import Presence, explained, in_use, locked, write_file
 from datadreamer_like.storage.seals import checksums, read_sealed, sealed
 from datadreamer_like.storage.values import is_unicode
@@ -74,11 +74,13 @@ class Wanted:
 
 
 class Results:
-    """The results in a session's folder."""
+    """The results in a session's folder; those of a `preview` of so many rows have links of their own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, preview: int | None = None) -> None:
+        check_number(preview, "preview", 1, whole=True, optional=True)
         self.folder = folder
-        self.places = Places(folder)
+        self.preview = preview
+        self.places = Places(folder, preview is not None)
         self._names: set[Path] = set()
         self._counts: dict[Path, int] = {}  # the highest number in use, by the folder of number 2
         self._keys: dict[str, dict[Path, str]] = {}  # by fingerprint and name
@@ -86,7 +88,7 @@ class Results:
         self._presence: Presence | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Results, (self.folder,)
+        return Results, (self.folder, self.preview)
 
     @property
     def cache_folder(self) -> Path:
@@ -147,7 +149,7 @@ class Results:
             raise DefinitionError(
                 f"The name {name!r} is not valid Unicode, so cards and logs cannot show it. Rename it."
             )
-        base = self.folder if inside is None else self.places.inside / _slug(inside)
+        base = self.places.names if inside is None else self.places.inside / _slug(inside)
         with self._lock:
             free = self.free_name(name, lambda count: f"{name} #{count}", base)
             folder = base / _slug(free)
@@ -156,7 +158,7 @@ class Results:
 
     def free_name(self, first: str, nth: Callable[[int], str], base: Path | None = None) -> str:
         """Returns an unused name: `first`, or `nth(2)`, `nth(3)` ..."""
-        base = base or self.folder
+        base = base or self.places.names
         name, second = first, base / _slug(nth(2))
         count = self._counts.get(second, 1)
         while base / _slug(name) in self._names:

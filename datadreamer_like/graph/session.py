@@ -53,11 +53,13 @@ class DataDreamer:
         hf_log: Show logs and progress bars of Hugging Face libraries.
         engine: "local" runs in this process, "ray" on a Ray cluster; or a `RayEngine` with options.
         budget: The most that requests to models may cost in this folder, over all runs, such as "5 USD".
+        preview: Try the script on few rows: each step makes at most so many, or as many as its inputs have. The answers
+            are those of the full run, which sends only the rest; results have names of their own, in `.preview`.
         prices: A file with prices of models, before published ones, for models made in the session; by default the
             one in the environment variable `DATADREAMER_LIKE_PRICES`.
 
     Raises:
-        DefinitionError: `budget` is not an amount in US dollars.
+        DefinitionError: `budget` is not an amount in US dollars, or `preview` is less than 1.
         MissingFile: There is no such file of prices.
         SessionError: The path cannot be a local folder, a session is already open, or the Ray cluster is unavailable.
         MissingExtra: The engine is not installed.
@@ -82,6 +84,7 @@ class DataDreamer:
         *,
         budget: str | None = None,
         prices: str | os.PathLike[str] | None = None,
+        preview: int | None = None,
     ) -> None:
         self.in_memory = str(output_folder_path) == ":memory:"
         self.folder = Path(tempfile.gettempdir()) if self.in_memory else local_folder(output_folder_path)
@@ -92,6 +95,7 @@ class DataDreamer:
         self.in_memory_answers: dict[str, Any] = {}
         budget_of(budget)
         self.budget = budget
+        self.preview = preview
         if prices is not None and not isinstance(prices, str | os.PathLike):
             raise ArgumentTypeError(f"prices is {prices!r}; a session takes the path of a file, models take prices.")
         if prices is not None and not os.path.isfile(prices):
@@ -103,7 +107,7 @@ class DataDreamer:
                 f'engine is {engine!r}; it must be "local", "ray" or an engine, such as RayEngine().'
             )
         self.engine: Engine = {"local": Engine, "ray": RayEngine}[engine]() if isinstance(engine, str) else engine
-        self.results = Results(self.folder)
+        self.results = Results(self.folder, preview)
         self.planned: Plan | None = None
         self._background: list[tuple[Task[Any], Callable[[], None]]] = []
         self._ending = contextlib.ExitStack()  # undoes what `start` does
@@ -145,7 +149,7 @@ class DataDreamer:
             if self.in_memory:
                 self.folder = Path(tempfile.mkdtemp(prefix="datadreamer_like-"))
                 ending.callback(weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True))
-            self.results = Results(self.folder)
+            self.results = Results(self.folder, self.preview)
             self.planned = started_plan(self.folder)
             self._start_logging(ending)
             ending.callback(self._close_answers)

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from datadreamer_like.errors import ModelError
+from datadreamer_like.errors import DataDreamerError, ModelError
 
 # Bounds the memory for messages of failed rows.
 _MESSAGES_KEPT = 1_000
@@ -58,11 +58,11 @@ class Usage:
         """Number of rows with an error instead of a value."""
         return len(self.failed)
 
-    def row_failed(self, index: int, error: ModelError) -> None:
-        """Records a failed row."""
+    def row_failed(self, index: int, error: DataDreamerError) -> None:
+        """Records a failed row; only errors of models may be over in the next run."""
         with self._lock:
             self.failed.append(index)
-            self.retriable_rows += not error.lasting
+            self.retriable_rows += isinstance(error, ModelError) and not error.lasting
             if len(self.failures) < _MESSAGES_KEPT:
                 self.failures[index] = str(error)
 

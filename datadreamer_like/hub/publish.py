@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from datasets.utils.py_utils import convert_file_size_to_int
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-from datadreamer_like.errors import StorageError
+from datadreamer_like.errors import SessionError, StorageError
+from datadreamer_like.graph.session import current_session
 
 from .card import Readme, readme
 from .folder import ADAPTER, is_weights, library_of, published_files
@@ -73,6 +74,7 @@ def publish_dataset(
         >>> publish_dataset(rows, "me/topics", card=step.card)  # doctest: +SKIP
         'https://huggingface.co/datasets/me/topics'
     """
+    _not_in_preview(repo_id)
     layout = Layout.of(data, config_name)
     repository = Repository(repo_id, "dataset", token=token, branch=branch, private=private)
     keys = dataset_keys(card, sum(map(len, layout.splits.values())), task_categories, repository.exists)
@@ -133,6 +135,7 @@ def publish_model(
         >>> publish_model(student.path, "me/topics-student", card=student.card)  # doctest: +SKIP
         'https://huggingface.co/me/topics-student'
     """
+    _not_in_preview(repo_id)
     files = published_files(Path(folder), base_model=base_model(card), ignore=ignore)
     library = library_of(files)
     repository = Repository(repo_id, "model", token=token, branch=branch, private=private)
@@ -145,6 +148,14 @@ def publish_model(
     additions = [addition for addition in operations if not repository.is_done(addition)]
     stale = (path for path in repository.files if is_weights(path) and path not in files)
     return _commit(repository, additions, written, stale, commit_message or f"Publish {card.name}")
+
+
+def _not_in_preview(repo_id: str) -> None:
+    session = current_session()
+    if session is not None and session.preview is not None:
+        raise SessionError(
+            f"Publishing {repo_id}: this is a preview of {session.preview} rows. Run the script without preview=..."
+        )
 
 
 def _commit(

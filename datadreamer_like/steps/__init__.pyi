@@ -9,6 +9,7 @@ from .base.registration import DataCardType as DataCardType
 from .base.step import Step as Step
 from .base.step import SuperStep as SuperStep
 from .base.trace import Trace as Trace
+from .chunking.chunk import Chunk as Chunk
 from .labelling.choose_rows import ChooseRowsToLabel as ChooseRowsToLabel
 from .labelling.count_tokens import CountTokens as CountTokens
 from .labelling.gold_audit import GoldAudit as GoldAudit
@@ -57,9 +58,19 @@ from .retrieval.embed import CosineSimilarity as CosineSimilarity
 from .retrieval.embed import Embed as Embed
 from .retrieval.retrieve import Retrieve as Retrieve
 from .sources.call_log_source import CallLogDataSource as CallLogDataSource
+from .sampling.sample import Sample as Sample
+from .sampling.samplers import Category as Category
+from .sampling.samplers import Date as Date
+from .sampling.samplers import Number as Number
+from .sampling.samplers import Person as Person
+from .sampling.samplers import SubCategory as SubCategory
+from .sources.columnar_source import ArrowDataSource as ArrowDataSource
+from .sources.columnar_source import ParquetDataSource as ParquetDataSource
 from .sources.csv_source import CSVDataSource as CSVDataSource
 from .sources.data_source import DataSource as DataSource
 from .sources.data_source import HFDatasetDataSource as HFDatasetDataSource
+from .sources.document_source import DocumentDataSource as DocumentDataSource
 from .sources.hub_source import HFHubDataSource as HFHubDataSource
 from .sources.json_source import JSONDataSource as JSONDataSource
+from .sources.sql_source import SQLDataSource as SQLDataSource
 from .sources.text_source import TextDataSource as TextDataSource

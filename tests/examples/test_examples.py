@@ -18,6 +18,7 @@ SHORT = {
     "distil_embedder": "and distilled",
     "distil_llm": "of the teacher's answers, taught by",
     "distilbert": "Distilled, 3 layers",
+    "documents_to_qa": "of 3 answers are grounded",
     "export_everywhere": "is about",
     "from_call_logs": "Asked again: 200 prompts, 0 requests.",
     "judges": "The panel's verdicts on all 6 pairs",

@@ -369,7 +369,7 @@ def _zipped(folder: Path) -> bytes:
         (lambda _: lzma.compress(b"a\n1\n"), "holds xz data: add .*xz"),
         (lambda _: bytes(pa.compress(b"a\n1\n", "zstd", asbytes=True)), "holds Zstandard data: decompress"),
         (_zipped, "holds a zip archive"),
-        (partial(_of_pandas, "to_parquet"), "holds a Parquet file: give Dataset.from_parquet"),
+        (partial(_of_pandas, "to_parquet"), "holds a Parquet file: read it with ParquetDataSource"),
         (partial(_of_pandas, "to_feather"), "holds an Arrow file"),
     ],
 )

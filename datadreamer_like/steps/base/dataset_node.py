@@ -66,6 +66,12 @@ class DatasetNode(Node):
     _background: Task[OutputDataset | OutputIterableDataset] | None = None
     _is_waited_for = False
 
+    @cached_property
+    def parts(self) -> dict[str, str]:
+        """The fingerprint of each part that determines the result, by name; of a preview, also its number of rows."""
+        preview = None if self.session is None else self.session.preview
+        return super().parts | ({} if preview is None else {"preview": str(preview)})
+
     @property
     def output(self) -> OutputDataset | OutputIterableDataset:
         """The step's dataset. Waits for a step that runs in the background.

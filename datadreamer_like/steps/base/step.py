@@ -28,6 +28,7 @@ from .columns import columns_together, num_rows_of, placed_parts, processed
 from .export import Exports
 from .lazy_rows import LazyRowBatches
 from .options import NodeOptions, OperationOptions, check_known, taken_options
+from .preview import previewed
 from .registration import Registration
 from .returned import Expected, normalized
 
@@ -49,8 +50,7 @@ class Step(Registration, Operations["Derived"], Exports):
         args: The step's argument names and their values.
         outputs: New names for the step's output columns.
         progress_interval: Seconds between progress lines where there is no terminal; None for none.
-        force: Run even if the result exists; steps that depend on it run again if the new one differs. Answers of
-            models still come from the cache.
+        force: Run even if the result exists, and dependent steps if the new one differs. Answers stay cached.
         verbose, log_level: False shows only warnings of this step; a level of `logging` overrides it.
         save_num_proc: Accepted for DataDreamer scripts, as `save_num_shards`; tables are written as rows arrive.
         background: Run in a thread; use `wait` or ask for the output to wait for it.
@@ -300,7 +300,7 @@ class Step(Registration, Operations["Derived"], Exports):
         returned = self.run()  # a source learns its columns by running
         inputs = {name: column.step for name, column in self._inputs.items()}
         rows, stays_lazy = normalized(returned, Expected(list(self._output_specs), f'"{self.name}"', inputs))
-        return rows.renamed(self._renamed), stays_lazy
+        return previewed(self, rows.renamed(self._renamed)), stays_lazy
 
     def build(self, draft: Path) -> Outcome:
         """Runs the step, and saves its rows unless they are lazy."""

@@ -21,6 +21,7 @@ from datadreamer_like.models.llms.llm import LLM, overrides_only_run
 from ..base.columns import columns_together, inputs_schema, num_rows_of
 from ..base.lazy_rows import LazyRowBatches
 from ..base.model_step import check_options
+from ..base.preview import previewed_batches
 from ..base.row_answers import FETCH_OPTIONS, AnsweredRows, Questions, RowAnswers, is_sent
 from ..base.step import Step
 from .forecast import forecast_prompts
@@ -121,10 +122,7 @@ class PromptStep(Step):
         return {**batch, "prompts": rows.values, "generations": self.generations(rows)} | self.field_columns(rows)
 
     def origin(self, rows: AnsweredRows) -> Sequence[From]:
-        """Returns the origin of answered rows: by default the inputs' rows at the same positions.
-
-        A subclass adds examples and documents in its prompts, for `trace`.
-        """
+        """Returns the origin of answered rows, by default the inputs' rows; a subclass adds examples and documents."""
         return [From(name) for name in self._inputs]
 
     def num_prompts(self) -> int | None:
@@ -182,7 +180,7 @@ class PromptStep(Step):
     def questions(self) -> Iterator[Questions]:
         """Yields prompts with their rows."""
         schema = None if self._enforces_schema() else self.schema
-        for batch in self.input_batches():
+        for batch in previewed_batches(self, self.input_batches()):
             prompts = self.prompts(batch)
             if schema is not None:
                 prompts = [schema.with_instruction(prompt) if is_sent(prompt) else prompt for prompt in prompts]

@@ -21,7 +21,8 @@ from ..base.columns import batched
 from ..base.lazy_rows import LazyRowBatches
 from ..base.options import takes_node_options
 from .encodings import plain_suffix
-from .file_source import Files, FileSource
+from .file_source import Files
+from .text_file_source import TextFileSource
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -38,7 +39,7 @@ _OF_TABS = (".tsv", ".tab")
 _DIALECT = {"quotechar": '"', "escapechar": None, "doublequote": True, "skipinitialspace": False}
 
 
-class CSVDataSource(FileSource):
+class CSVDataSource(TextFileSource):
     """Rows of CSV files.
 
     A column is of integers, floats or booleans if all its values are, and of texts otherwise, unchanged. An empty field
@@ -82,6 +83,7 @@ class CSVDataSource(FileSource):
 
     def configure(self) -> None:
         """Checks the options."""
+        super().configure()
         for option, (fits, expected) in _VALUES.items():
             if not fits(self.config[option]):
                 raise DefinitionError(f'"{self.name}": {option} is {self.config[option]!r}; expected {expected}.')

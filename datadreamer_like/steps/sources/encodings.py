@@ -29,9 +29,9 @@ _FORMATS = (
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first"),
     (b"PK\x03\x04", "a zip archive, as .xlsx files are", "unpack it, or save the sheet as CSV"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office file, such as .xls", "save the sheet as CSV"),
-    (b"PAR1\x15", "a Parquet file", "give Dataset.from_parquet(file) to DataSource"),
-    (b"ARROW1\0", "an Arrow file", "give a Dataset of its table to DataSource"),
-    (b"SQLite format 3\0", "a SQLite database", "export its rows first"),
+    (b"PAR1\x15", "a Parquet file", "read it with ParquetDataSource"),
+    (b"ARROW1\0", "an Arrow file", "read it with ArrowDataSource"),
+    (b"SQLite format 3\0", "a SQLite database", "read it with SQLDataSource"),
 )
 _OF_BZIP2 = (b"1AY&SY", b"\x17rE8P\x90")  # with content, or without
 

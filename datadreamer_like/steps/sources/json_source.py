@@ -14,14 +14,14 @@ from datadreamer_like.graph.rows import Batch
 
 from ..base.columns import in_columns
 from ..base.lazy_rows import LazyRowBatches
-from .file_source import FileSource
 from .json_shape import KINDS, Shape, checked_text, parse_float, parse_int
+from .text_file_source import TextFileSource
 
 _CHUNK = 2**16
 _EXPECTED_LINES = "a JSON object in each line, or one array of objects (inside an object: field=...)"
 
 
-class JSONDataSource(FileSource):
+class JSONDataSource(TextFileSource):
     """Rows of JSON files: JSON lines (one object per line) or one array of objects.
 
     The columns are the union of those of all rows; missing values are None. Integers and floats in one column become

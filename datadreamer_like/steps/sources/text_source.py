@@ -10,10 +10,10 @@ from datadreamer_like.errors import DefinitionError
 
 from ..base.columns import batched
 from ..base.lazy_rows import LazyRowBatches
-from .file_source import FileSource
+from .text_file_source import TextFileSource
 
 
-class TextDataSource(FileSource):
+class TextDataSource(TextFileSource):
     """Lines of text files, in a column `text`.
 
     Files are given as in `CSVDataSource`; those of a folder are `.txt` and `.text` files. Options of the reader are
@@ -31,6 +31,7 @@ class TextDataSource(FileSource):
 
     def configure(self) -> None:
         """Checks the options."""
+        super().configure()
         by = self.config["sample_by"]
         if by not in ("line", "paragraph", "document"):
             raise DefinitionError(f'"{self.name}": sample_by is {by!r}; expected "line", "paragraph" or "document".')

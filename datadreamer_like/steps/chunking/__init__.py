@@ -1,0 +1,1 @@
+"""Steps that cut texts into parts."""

@@ -1,0 +1,1 @@
+"""Steps that draw rows at random, without a model."""
