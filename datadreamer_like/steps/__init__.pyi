@@ -14,6 +14,7 @@ from .labelling.count_tokens import CountTokens as CountTokens
 from .labelling.predict import Predict as Predict
 from .labelling.predict_or_abstain import PredictOrAbstain as PredictOrAbstain
 from .labelling.run_task_model import RunTaskModel as RunTaskModel
+from .labelling.score_labels import ScoreLabels as ScoreLabels
 from .operations.combining import concat as concat
 from .operations.combining import zipped as zipped
 from .prompting.data_from_prompt import DataFromAttributedPrompt as DataFromAttributedPrompt
@@ -27,9 +28,16 @@ from .prompting.judge_rows import RankWithPrompt as RankWithPrompt
 from .prompting.process_with_prompt import ProcessWithPrompt as ProcessWithPrompt
 from .prompting.prompt import Prompt as Prompt
 from .prompting.rag_prompt import RAGPrompt as RAGPrompt
+from .prompting.template_prompt import TemplatePrompt as TemplatePrompt
 from .retrieval.embed import CosineSimilarity as CosineSimilarity
 from .retrieval.embed import Embed as Embed
 from .retrieval.retrieve import Retrieve as Retrieve
+from .rounds.check_grounding import CheckGrounding as CheckGrounding
+from .rounds.conversation import Conversation as Conversation
+from .rounds.critique_and_revise import CritiqueAndRevise as CritiqueAndRevise
+from .rounds.evolve import Evolve as Evolve
+from .rounds.personas import Personas as Personas
+from .rounds.transform import Transform as Transform
 from .sources.csv_source import CSVDataSource as CSVDataSource
 from .sources.data_source import DataSource as DataSource
 from .sources.data_source import HFDatasetDataSource as HFDatasetDataSource

@@ -16,6 +16,9 @@ RegistrationT = TypeVar("RegistrationT", bound="Registration")
 ANY_ARGUMENT = "**kwargs"
 """Name under which a step registers that it takes arguments of any name."""
 
+ANY_COLUMN = "**columns"
+"""Name under which a step registers that it takes inputs of any name."""
+
 _EXAMPLES: dict[Any, Any] = {str: "Is it good?", int: 2, float: 0.5, bool: True}
 
 
@@ -46,7 +49,9 @@ class HelpText:
                 optional = f" (optional, default: {default})" if default else " (optional)"
                 line = f"  {spec.name}{'' if spec.required else optional}"
                 lines.append(f"{line}: {spec.help}" if spec.help else line)
-            if not specs:
+            if title == "inputs" and known.takes_columns:
+                lines.append("  any columns, by names of your own")
+            elif not specs:
                 lines.append("  none")
         return "\n".join(lines)
 
@@ -65,6 +70,9 @@ class Registration:
 
     takes_options: bool = False
     """Whether arguments that are not registered are accepted, such as options of a model's `run`."""
+
+    takes_columns: bool = False
+    """Whether inputs that are not registered are accepted, such as the columns that a template uses."""
 
     help = HelpText()
     """Inputs, arguments and outputs as text; of the class and of a step."""
@@ -97,7 +105,13 @@ class Registration:
         return None if "*" in self._output_specs else [self._renamed.get(name, name) for name in self._output_specs]
 
     def register_input(self, input_column_name: str, required: bool = True, help: str | None = None) -> None:
-        """Registers an input column; `help` describes it."""
+        """Registers an input column; `help` describes it.
+
+        The name "**columns" stands for any further inputs; it is not one itself.
+        """
+        if input_column_name == ANY_COLUMN:
+            self.takes_columns = True
+            return
         self._register(self._input_specs, Registered(input_column_name, required, help=help), "input")
 
     def register_arg(
@@ -171,6 +185,8 @@ class Registration:
 
     def accept(self, inputs: dict[str, Column], args: dict[str, Any], outputs: dict[str, str]) -> None:
         """Checks and stores the script's values by their names in the step, and calls `configure`."""
+        if self.takes_columns and isinstance(inputs, dict):
+            self._input_specs |= {name: Registered(name) for name in inputs if name not in self._input_specs}
         self._inputs = self._checked_inputs(inputs)
         self._args = self._checked_args(args)
         self._closed = False

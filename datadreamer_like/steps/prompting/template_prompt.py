@@ -1,0 +1,86 @@
+"""Prompts made of several columns by a template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datadreamer_like.errors import DefinitionError
+from datadreamer_like.graph.output import Batch
+
+from ..base.registration import ANY_COLUMN
+from .prompt_step import PromptStep, RowPrompt
+
+if TYPE_CHECKING:
+    from .template import PromptTemplate
+
+_OWN = ("prompts", "generations")
+
+
+class TemplatePrompt(PromptStep):
+    r"""Fills a Jinja template with the columns of each row, and sends it.
+
+    Inputs: any columns, by the names that the template uses. Args: `template`, and those of `PromptStep`. Outputs: the
+    inputs, `prompts`, `generations`.
+
+    `template` is a text, or a list of chat messages whose contents are templates. It runs in Jinja's sandbox: it
+    reaches the row's values only, and these are data, so `{{` in a cell is text. A row has no prompt, and holds None,
+    if its template prints a missing value or nothing at all; `{% if notes %}` tests for a value. A row whose template
+    cannot be filled (a missing key, a division by zero) fails.
+
+    Inputs that the template does not use are kept in the output, and `parse` finds them in its row.
+
+    Example:
+        >>> asked = TemplatePrompt(  # doctest: +SKIP
+        ...     "Summaries",
+        ...     inputs={"title": rows.output["title"], "body": rows.output["body"]},
+        ...     args={"llm": llm, "template": "{{ title }}: {{ body }}\n\nSummarise this in one sentence."},
+        ... )
+    """
+
+    def setup(self) -> None:
+        """Registers the step's names."""
+        self.register_input(ANY_COLUMN)
+        self.register_llm()
+        self.register_arg("template", type=(str, list, tuple), help="A Jinja template, or messages of templates.")
+        self.register_output("*", help="The inputs.")
+        self.register_prompt_outputs()
+
+    @classmethod
+    def example(cls, folder: Path) -> dict[str, Any]:
+        """Returns the smallest arguments with which the step does something, for tests and documentation."""
+        inputs = {"title": ["a cat", "two dogs"], "body": ["It sleeps.", "They {{ bark }}."]}
+        return {"inputs": inputs, "args": {"template": "{{ title }}: {{ body }}"}}
+
+    def configure(self) -> None:
+        """Checks the template and the names of the inputs."""
+        from .template import check_names
+
+        where = f'"{self.name}"'
+        for name in self._inputs:
+            if name in _OWN:
+                raise DefinitionError(f'{where}: the input "{name}" has the name of an output. Give it another one.')
+        check_names(self._inputs, where)
+        if not self._inputs and isinstance(self._args["template"], str):
+            _ = self.compiled  # names the variable that has no input
+            raise DefinitionError(f"{where}: there are no inputs. Use DataFromPrompt to send one text several times.")
+        _ = self.compiled
+        self.replace_output("*", self._inputs)
+        super().configure()
+
+    @cached_property
+    def compiled(self) -> PromptTemplate:
+        """The template, checked."""
+        from .template import PromptTemplate
+
+        return PromptTemplate(self._args["template"], self._inputs, f'"{self.name}"')
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "compiled"}
+
+    def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
+        """Returns the filled template of each row."""
+        names = list(batch)
+        return [self.compiled.prompt(dict(zip(names, row, strict=True))) for row in zip(*batch.values(), strict=True)]
