@@ -50,10 +50,6 @@ class ByPart(Echo):
 # Critique and revision
 
 
-def revised(draft: str) -> str:
-    return f"{draft}+"
-
-
 def critic_wants(plusses: int) -> Callable[[str], str]:
     return lambda prompt: "Yes." if prompt.count("+") >= plusses else "No. Add a plus."
 
@@ -134,8 +130,8 @@ def test_the_share_of_supported_claims_is_that_of_the_verdicts(session: DataDrea
 
 
 def test_a_judge_that_answers_neither_leaves_its_claim_open_and_its_row_named(session: DataDreamer) -> None:
-    llm = ByPart({"Claim:\nodd": "Perhaps.", "Claim:": "Yes.", "one": "even", "two": "even\nodd"})
-    made = make(CheckGrounding, llm, {"answers": ["one", "two"], "sources": [["s", "t"], ["s"]]})
+    llm = ByPart({"odd": "Perhaps.", "Claim:": "Yes.", "alpha": "even", "beta": "even\nodd"})
+    made = make(CheckGrounding, llm, {"answers": ["alpha", "beta"], "sources": [["s", "t"], ["s"]]})
     assert list(made.output["supported"]) == [[True], [True, None]]
     assert list(made.output["share"]) == [1.0, 1.0]
     assert list(made.errors) == [1]
@@ -159,7 +155,8 @@ def test_failed_evolutions_are_kept_out_of_the_next_round(session: DataDreamer) 
     rounds = {"seed a": "harder a", "seed b": "harder b", "seed c": "the rewritten prompt", "harder a": "hardest a"}
 
     def evolve(prompt: str) -> str:
-        return rounds.get(prompt.split("Instruction:\n")[1].split("\n\n")[0], "?")
+        instruction = prompt.replace("\\n", "\n").split("Instruction:\n")[1]
+        return rounds.get(instruction.split("\n\n")[0], "?")
 
     def compare(prompt: str) -> str:
         return "Yes." if "harder b" in prompt else "No."
@@ -231,7 +228,8 @@ def test_personas_lead_to_others_and_refusals_are_asked_again(session: DataDream
     })  # fmt: skip
     made = make(Personas, llm, {"texts": ["On bread", "On ships"]}, expansions=1, relations=["friend {{ x }}"])
     assert [tuple(row.values()) for row in made.output] == [
-        ("On bread", "A baker.", 0), ("On ships", "A sailor.", 0), ("On bread", "A miller.", 1), ("On ships", "A captain.", 1),
+        ("On bread", "A baker.", 0), ("On ships", "A sailor.", 0), ("On bread", "A miller.", 1),
+        ("On ships", "A captain.", 1),
     ]  # fmt: skip
     assert any("friend {{ x }} of this persona" in prompt for prompt in llm.prompts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -43,6 +44,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         # Blocks take no line of their own, so that conditions can be written over several lines.
         super().__init__(undefined=StrictUndefined, finalize=_printed, trim_blocks=True, lstrip_blocks=True)
+        self.filters["tojson"] = _as_json  # Jinja's own escapes what has a meaning in HTML
 
     def is_safe_callable(self, obj: Any) -> bool:
         """Returns whether a template may call an object."""
@@ -105,6 +107,7 @@ class PromptTemplate:
         environment = _sandbox()
         try:
             tree = environment.parse(text)
+            used = meta.find_undeclared_variables(tree)  # names an unknown filter too
         except TemplateSyntaxError as error:
             raise DefinitionError(f"{self._where}: line {error.lineno} of the template: {error.message}") from error
         for node in tree.find_all((nodes.Getattr, nodes.Getitem, *_OTHER_FILES)):
@@ -113,15 +116,12 @@ class PromptTemplate:
                 raise self._unsafe(f"line {node.lineno} loads another template")
             if isinstance(name, str) and name.startswith("_"):
                 raise self._unsafe(f"line {node.lineno} uses the attribute {name!r}")
-        for name in sorted(meta.find_undeclared_variables(tree) - environment.globals.keys() - set(columns)):
+        for name in sorted(used - environment.globals.keys() - set(columns)):
             raise DefinitionError(
                 f'{self._where}: the template uses "{name}", but there is no such input; the inputs are: '
                 f'{", ".join(columns) or "none"}.{did_you_mean(name, columns)} Give inputs={{"{name}": ...}}.'
             )
-        try:
-            return environment.from_string(tree)
-        except TemplateError as error:  # an unknown filter or test
-            raise DefinitionError(f"{self._where}: {error}") from error
+        return environment.from_string(tree)
 
     def _unsafe(self, what: str) -> DefinitionError:
         return DefinitionError(
@@ -153,6 +153,10 @@ def _printed(value: Any) -> Any:
     if value is None:
         raise _NoPrompt("a missing value")
     return value
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=lambda one: None if isinstance(one, Missing) else str(one))
 
 
 def _constant(node: Any) -> Any:
