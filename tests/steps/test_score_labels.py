@@ -89,7 +89,7 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_asked(
 ) -> None:
     llm = Scores()
     with pytest.raises(error, match=message):
-        label(llm, ["one"], **args)
+        label(**{"llm": llm, "texts": ["one"], **args})
     assert llm.asked == []
 
 

@@ -7,10 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import DefinitionError, did_you_mean
 from datadreamer_like.graph.output import Batch
 
 from ..base.registration import ANY_COLUMN
+from .images import cells_together, check_takes_images, with_images
 from .prompt_step import PromptStep, RowPrompt
 
 if TYPE_CHECKING:
@@ -22,8 +23,9 @@ _OWN = ("prompts", "generations")
 class TemplatePrompt(PromptStep):
     r"""Fills a Jinja template with the columns of each row, and sends it.
 
-    Inputs: any columns, by the names that the template uses. Args: `template`, and those of `PromptStep`. Outputs: the
-    inputs, `prompts`, `generations`.
+    Inputs: any columns, by the names that the template uses. Args: `template`, `images` (names of inputs that hold
+    images, for LLMs that take them; see `Prompt`), and those of `PromptStep`. Outputs: the inputs, `prompts`,
+    `generations`.
 
     `template` is a text, or a list of chat messages whose contents are templates. It runs in Jinja's sandbox: it
     reaches the row's values only, and these are data, so `{{` in a cell is text. A row has no prompt, and holds None,
@@ -45,6 +47,8 @@ class TemplatePrompt(PromptStep):
         self.register_input(ANY_COLUMN)
         self.register_llm()
         self.register_arg("template", type=(str, list, tuple), help="A Jinja template, or messages of templates.")
+        help = "Names of inputs with images."
+        self.register_arg("images", required=False, default=(), type=(list, tuple), help=help)
         self.register_output("*", help="The inputs.")
         self.register_prompt_outputs()
 
@@ -67,6 +71,14 @@ class TemplatePrompt(PromptStep):
             _ = self.compiled  # names the variable that has no input
             raise DefinitionError(f"{where}: there are no inputs. Use DataFromPrompt to send one text several times.")
         _ = self.compiled
+        for name in self._args["images"]:
+            if name not in self._inputs:
+                raise DefinitionError(
+                    f'{where}: images names "{name}", which is not an input; the inputs are: {", ".join(self._inputs)}.'
+                    f"{did_you_mean(str(name), self._inputs)}"
+                )
+        if self._args["images"]:
+            check_takes_images(self._args["llm"], self.name)
         self.replace_output("*", self._inputs)
         super().configure()
 
@@ -82,5 +94,9 @@ class TemplatePrompt(PromptStep):
 
     def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
         """Returns the filled template of each row."""
-        names = list(batch)
-        return [self.compiled.prompt(dict(zip(names, row, strict=True))) for row in zip(*batch.values(), strict=True)]
+        names, fill = list(batch), self.compiled.prompt
+        made = [fill(dict(zip(names, row, strict=True))) for row in zip(*batch.values(), strict=True)]
+        if not self._args["images"]:
+            return made
+        images = cells_together([batch[name] for name in self._args["images"]])
+        return [with_images(*row) for row in zip(made, images, strict=True)]
