@@ -45,15 +45,15 @@ def main() -> None:
         llm = LlamaCPP(str(gguf))
         places = DataSource("Places", data=PLACES[: 1 if SHORT else None])
         columns = {name: places.output[name] for name in ("name", "kind", "facts", "note")}
-        told = TemplatePrompt("Descriptions", inputs=columns, args={"llm": llm, "template": TEMPLATE, **options})
+        described = TemplatePrompt("Descriptions", inputs=columns, args={"llm": llm, "template": TEMPLATE, **options})
         checked = CheckGrounding(
             "Grounded?",
-            inputs={"answers": told.output["generations"], "sources": places.output["facts"]},
+            inputs={"answers": described.output["generations"], "sources": places.output["facts"]},
             args={"llm": llm, "max_new_tokens": 80, "temperature": 0.0},
         )
         moods = ScoreLabels(
             "Moods",
-            inputs={"texts": told.output["generations"]},
+            inputs={"texts": described.output["generations"]},
             args={"llm": llm, "labels": ["friendly", "unfriendly"]},
         )
         questions = TemplatePrompt(

@@ -71,12 +71,12 @@ def test_openai_receives_images_before_the_text(session: DataDreamer, file: Path
 
 
 def test_anthropic_receives_images_in_its_own_form(session: DataDreamer) -> None:
+    data = base64.b64encode(picture()).decode()
     with AnthropicServer() as server:
         llm = Anthropic("claude-haiku-4-5", base_url=server.url, api_key="x")
         chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is it?"}]
-        ask(llm, [[picture(), "https://example.org/cat.png"]], [chat])
+        ask(llm, [[f"data:image/png;base64,{data}", "https://example.org/cat.png"]], [chat])
         (body,) = server.requests
-    data = base64.b64encode(picture()).decode()
     assert body["messages"] == [
         {
             "role": "user",

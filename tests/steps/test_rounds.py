@@ -293,13 +293,14 @@ def test_rows_are_transformed_by_a_plan_that_sees_some_of_them(session: DataDrea
         return 'Here it is: {"input": "I want my money back", "output": "complaint"}'
 
     llm = ByPart({"Row of the dataset:": execute, "numbered plan": "1. Use {{ review }}."})
-    inputs = {"review": ["Bad.", "broken", "{{ stars }}"], "stars": [1, 2, None]}
+    inputs: dict[str, list[Any]] = {"review": ["Bad.", "broken", "{{ stars }}"], "stars": [1, 2, None]}
     examples = [{"input": "Where is it?", "output": "question"}]
+    inputs |= {"name": ["a", "b", "c"], "found": [True, False, True]}
     made = make(Transform, llm, inputs, task="Intents {x}", examples=examples, num_planned=2)
     assert list(made.output["output"]) == ["complaint", "complaint", None]
     assert list(made.output["skipped"]) == [None, None, "no review"]
     plan = next(prompt for prompt in llm.prompts if "numbered plan" in prompt)
-    assert '{"review": "broken", "stars": 2}' in plan
+    assert '{"review": "broken", "stars": 2, "name": "b", "found": false}' in plan
     assert "{{ stars }}" not in plan
     rows = [prompt for prompt in llm.prompts if "Row of the dataset:" in prompt]
     assert all("1. Use {{ review }}." in prompt for prompt in rows)
@@ -315,6 +316,7 @@ def test_rows_are_transformed_by_a_plan_that_sees_some_of_them(session: DataDrea
         (Conversation, {"openings": ["a"]}, {"end": " "}, "end is empty"),
         (Personas, {"texts": ["a"]}, {"relations": [3]}, r"relations is \[3\]"),
         (Transform, {"input": ["a"]}, {"task": "t"}, '"input" has the name of an output'),
+        (Transform, {"my text": ["a"]}, {"task": "t"}, "no template can use"),
         (Transform, {"a": ["a"]}, {"task": "t", "examples": [{"x": 1}]}, "element 0 of examples"),
         (CritiqueAndRevise, {"prompts": ["a"]}, {"temprature": 1}, 'Did you mean "temperature"'),
     ],

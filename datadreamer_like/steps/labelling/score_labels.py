@@ -71,7 +71,7 @@ class ScoreLabels(ModelStep):
         return {"inputs": {"texts": ["one text", "another text"]}, "args": {"labels": ["good", "bad"]}}
 
     def configure(self) -> None:
-        """Rejects labels that cannot be told apart, a prompt without its text, and an LLM that does not score."""
+        """Rejects labels that are not different texts, a prompt without its text, and an LLM that does not score."""
         where, prompt = f'"{self.name}"', self._args["prompt"]
         pairs = list(self.label_texts().items())
         if not all(isinstance(each, str) and each for pair in pairs for each in pair):

@@ -37,7 +37,8 @@ def with_images(prompt: Prompt | ModelError | None, images: Any) -> Prompt | Mod
     """
     if prompt is None or isinstance(prompt, ModelError):
         return prompt
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(each) for each in prompt]
+    chat: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    messages: list[dict[str, Any]] = [dict(message) for message in chat]
     for message in messages:
         if isinstance(message.get("content"), str):
             message["content"] = [{"type": "text", "text": message["content"]}]

@@ -30,7 +30,7 @@ _OTHER_FILES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 class Missing(StrictUndefined):
     """A cell without a value: false in a condition; a template that prints it makes no prompt for its row."""
 
-    def __bool__(self) -> bool:
+    def __bool__(self) -> bool:  # type: ignore[override]
         return False
 
 

@@ -11,6 +11,7 @@ from datadreamer_like.models.calls.failures import Rejected
 from datadreamer_like.models.llms.generation import Answer
 
 from ..operations.combining import concat
+from ..prompting.prompt_step import PromptStep
 from .prompt_rounds import PromptRounds, Row, literal
 
 _FROM_TEXT = """\
@@ -81,14 +82,14 @@ class Personas(PromptRounds):
         self.register_model_facts(self._args["llm"])
         text = self.inputs["texts"]
         first = _FROM_TEXT.replace("<verb>", literal(self._args["verb"]))
-        asked = [self.ask("Personas", first, read_persona, text=text)]
+        asked: list[PromptStep] = [self.ask("Personas", first, read_persona, text=text)]
         rng = random.Random(self._args["draw_seed"])
         for number in range(1, self._args["expansions"] + 1):
             template = _FROM_PERSONA.replace("<relation>", literal(rng.choice(list(self._args["relations"]))))
             persona = asked[-1].output["generations"]
             asked.append(self.ask(f"Expansion {number}", template, read_persona, persona=persona, text=text))
-        size = len(asked[0].output)
-        self.fail_with(list(asked), lambda step, index: asked.index(step) * size + index)
+        size = asked[0].output.num_rows or 0
+        self.fail_with(asked, lambda step, index: asked.index(step) * size + index)
         parts = [
             step.map(Labelled(number), remove_columns=step.output.column_names, lazy=False, name=f"Part {number}")
             for number, step in enumerate(asked)

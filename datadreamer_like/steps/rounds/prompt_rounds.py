@@ -64,7 +64,7 @@ class PromptRounds(SuperStep):
         return {**given, "max_follow_ups": self._args["max_follow_ups"]}
 
     def ask(
-        self, name: str, template: Any, parse: Callable[..., Any] | None = None, llm: str = "llm", **columns: Column
+        self, name: str, template: Any, parse: Callable[..., Any] | None = None, llm: str = "llm", /, **columns: Column
     ) -> TemplatePrompt:
         """Makes a step that asks an LLM, the argument `llm`, for each row; its answers are its `generations`."""
         args = {"llm": self._args[llm] or self._args["llm"], "template": template, "asked_by": class_id(type(self))}
@@ -72,7 +72,7 @@ class PromptRounds(SuperStep):
             args["parse"] = parse
         return Asked(name, inputs=dict(columns), args={**args, **self.options()}, force=self.force)
 
-    def rows(self, make: Callable[[Row], Row], **columns: Column) -> LazyRowBatches:
+    def rows(self, make: Callable[[Row], Row], /, **columns: Column) -> LazyRowBatches:
         """Returns the output: what `make` returns for each row of the columns, which have the same length.
 
         A row that failed in a step of the columns fails here too.

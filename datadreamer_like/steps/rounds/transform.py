@@ -43,6 +43,8 @@ Follow the plan for this row. Answer with one JSON object, {"input": "...", "out
 with {"skip": "the reason"} if the row does not fit the task."""
 
 _SHOWN_CHARACTERS = 500
+# Next to the inputs, none of which has such a name.
+_FOUND = "its example"
 
 
 class Transform(PromptRounds):
@@ -92,9 +94,12 @@ class Transform(PromptRounds):
 
     def configure(self) -> None:
         """Checks inputs and examples, and registers the inputs as outputs."""
+        from ..prompting.template import check_names
+
         super().configure()
         if not self._inputs:
             raise DefinitionError(f'"{self.name}": there are no inputs. Give the columns to rewrite.')
+        check_names(self._inputs, f'"{self.name}"')
         for name in self._inputs:
             if name in ("input", "output", "skipped"):
                 raise DefinitionError(
@@ -111,22 +116,23 @@ class Transform(PromptRounds):
 
     def run(self) -> LazyRowBatches:
         """Asks for a plan, then follows it for each row."""
-        plan = self._args["plan"] or self._planned()
+        plan = self._args["plan"] or self.asked_plan()
         self.register_data_card("Plan", plan)
         row = "{" + ", ".join(f"{json.dumps(name)}: {name}" for name in self._inputs) + "}"
         parts = {"<task>": literal(self._args["task"]), "<examples>": literal(self._shown_examples())}
         template = _EXECUTE
         for mark, text in {**parts, "<plan>": literal(plan), "<row>": row}.items():
             template = template.replace(mark, text)
-        made = self.ask("Rows", template, read_example, **self._inputs)
-        return self.rows(self.row, found=made.output["generations"], **self._inputs)
+        made = self.ask("Rows", template, read_example, "llm", **self._inputs).output["generations"]
+        return self.rows(self.row, **self._inputs, **{_FOUND: made})
 
     def row(self, row: Row) -> Row:
         """Returns the output row."""
-        found = row.pop("found") or {}
+        found = row.pop(_FOUND) or {}
         return {**row, **{name: found.get(name) for name in ("input", "output", "skipped")}}
 
-    def _planned(self) -> str:
+    def asked_plan(self) -> str:
+        """Returns the plan of the LLM, which sees the first rows."""
         rows: list[Row] = []
         for batch in columns_together(self._inputs, f'"{self.name}"'):
             rows += [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
