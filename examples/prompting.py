@@ -17,7 +17,14 @@ from pathlib import Path
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.models import LlamaCPP
-from datadreamer_like.steps import CheckGrounding, Conversation, DataSource, Evolve, ScoreLabels, TemplatePrompt
+from datadreamer_like.steps import (
+    CheckGrounding,
+    Conversation,
+    DataSource,
+    Evolve,
+    ScoreLabelsWithPrompt,
+    TemplatePrompt,
+)
 
 SHORT = "--short" in sys.argv
 FOLDER = next((argument for argument in sys.argv[1:] if argument != "--short"), "prompting-output")
@@ -51,7 +58,7 @@ def main() -> None:
             inputs={"answers": described.output["generations"], "sources": places.output["facts"]},
             args={"llm": llm, "max_new_tokens": 80, "temperature": 0.0},
         )
-        moods = ScoreLabels(
+        moods = ScoreLabelsWithPrompt(
             "Moods",
             inputs={"texts": described.output["generations"]},
             args={"llm": llm, "labels": ["friendly", "unfriendly"]},

@@ -14,7 +14,7 @@ from .labelling.count_tokens import CountTokens as CountTokens
 from .labelling.predict import Predict as Predict
 from .labelling.predict_or_abstain import PredictOrAbstain as PredictOrAbstain
 from .labelling.run_task_model import RunTaskModel as RunTaskModel
-from .labelling.score_labels import ScoreLabels as ScoreLabels
+from .labelling.score_labels_with_prompt import ScoreLabelsWithPrompt as ScoreLabelsWithPrompt
 from .operations.combining import concat as concat
 from .operations.combining import zipped as zipped
 from .prompting.data_from_prompt import DataFromAttributedPrompt as DataFromAttributedPrompt

@@ -26,7 +26,7 @@ class _Found:
     error: ModelError | None = None
 
 
-class ScoreLabels(ModelStep):
+class ScoreLabelsWithPrompt(ModelStep):
     """Labels each text by the probability that an LLM gives each label as its answer; nothing is generated or parsed.
 
     Inputs: `texts`. Args: `llm` (one with `score`), `labels` (a list, or a dictionary of the text of each label),
@@ -42,7 +42,7 @@ class ScoreLabels(ModelStep):
     choices and its normalisation by length.
 
     Example:
-        >>> scored = ScoreLabels(  # doctest: +SKIP
+        >>> scored = ScoreLabelsWithPrompt(  # doctest: +SKIP
         ...     "Moods", inputs={"texts": reviews.output["text"]}, args={"llm": llm, "labels": ["good", "bad"]}
         ... )
         >>> sure = scored.filter(lambda row: max(row["probabilities"].values()) > 0.9)  # doctest: +SKIP

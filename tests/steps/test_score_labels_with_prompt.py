@@ -14,7 +14,7 @@ from datadreamer_like.errors import ArgumentTypeError, BadRequest, DefinitionErr
 from datadreamer_like.graph import DataDreamer
 from datadreamer_like.models import LLM, LlamaCPP
 from datadreamer_like.models.llms.scoring import Scored, ScoreRequest
-from datadreamer_like.steps import DataSource, FewShotPrompt, ScoreLabels
+from datadreamer_like.steps import DataSource, FewShotPrompt, ScoreLabelsWithPrompt
 
 LOGPROBS = {"good": -1.5, "very bad": -4.0}
 TOKENS = {"good": 1, "very bad": 4}
@@ -45,9 +45,11 @@ class Scores(LLM):
         )
 
 
-def label(llm: LLM, texts: list[Any], **args: Any) -> ScoreLabels:
+def label(llm: LLM, texts: list[Any], **args: Any) -> ScoreLabelsWithPrompt:
     column = DataSource("Rows", data={"text": texts}).output["text"]
-    return ScoreLabels("It", inputs={"texts": column}, args={"llm": llm, "labels": ["good", "very bad"], **args})
+    return ScoreLabelsWithPrompt(
+        "It", inputs={"texts": column}, args={"llm": llm, "labels": ["good", "very bad"], **args}
+    )
 
 
 @pytest.mark.parametrize("normalise", ["none", "length"])
