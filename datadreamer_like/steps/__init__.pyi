@@ -23,6 +23,7 @@ from .labelling.labelling_functions import labelling_function as labelling_funct
 from .labelling.predict import Predict as Predict
 from .labelling.predict_or_abstain import PredictOrAbstain as PredictOrAbstain
 from .labelling.run_task_model import RunTaskModel as RunTaskModel
+from .labelling.score_labels_with_prompt import ScoreLabelsWithPrompt as ScoreLabelsWithPrompt
 from .operations.combining import concat as concat
 from .operations.combining import zipped as zipped
 from .prompting.data_from_prompt import DataFromAttributedPrompt as DataFromAttributedPrompt
@@ -36,6 +37,7 @@ from .prompting.judge_rows import RankWithPrompt as RankWithPrompt
 from .prompting.process_with_prompt import ProcessWithPrompt as ProcessWithPrompt
 from .prompting.prompt import Prompt as Prompt
 from .prompting.rag_prompt import RAGPrompt as RAGPrompt
+from .prompting.template_prompt import TemplatePrompt as TemplatePrompt
 from .quality.balance import Balance as Balance
 from .quality.decontaminate import Decontaminate as Decontaminate
 from .quality.decontaminate import DecontaminateByEmbedding as DecontaminateByEmbedding
@@ -57,13 +59,19 @@ from .quality.validators import NoProfanity as NoProfanity
 from .retrieval.embed import CosineSimilarity as CosineSimilarity
 from .retrieval.embed import Embed as Embed
 from .retrieval.retrieve import Retrieve as Retrieve
-from .sources.call_log_source import CallLogDataSource as CallLogDataSource
+from .rounds.check_grounding import CheckGrounding as CheckGrounding
+from .rounds.conversation import Conversation as Conversation
+from .rounds.critique_and_revise import CritiqueAndRevise as CritiqueAndRevise
+from .rounds.evolve import Evolve as Evolve
+from .rounds.personas import Personas as Personas
+from .rounds.transform import Transform as Transform
 from .sampling.sample import Sample as Sample
 from .sampling.samplers import Category as Category
 from .sampling.samplers import Date as Date
 from .sampling.samplers import Number as Number
 from .sampling.samplers import Person as Person
 from .sampling.samplers import SubCategory as SubCategory
+from .sources.call_log_source import CallLogDataSource as CallLogDataSource
 from .sources.columnar_source import ArrowDataSource as ArrowDataSource
 from .sources.columnar_source import ParquetDataSource as ParquetDataSource
 from .sources.csv_source import CSVDataSource as CSVDataSource

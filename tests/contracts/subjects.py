@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from datadreamer_like.models import LLM, Answer, Embedder, Retriever, TaskModel
+from datadreamer_like.models.llms.scoring import Scored
 from datadreamer_like.models.trained.predictions import Answers, Predictions
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.steps import DataSource, Step
@@ -47,7 +48,7 @@ def classes_of(*rooms: str, below: type | None = None) -> list[type]:
 
 
 class Parrot(LLM):
-    """Says yes, gives seven points, and prefers the first."""
+    """Says yes, gives seven points, and prefers the first; asked for JSON, it gives an input and an output."""
 
     model_name = "parrot"
 
@@ -57,7 +58,16 @@ class Parrot(LLM):
 
     def answer_batch(self, requests: Sequence[Any]) -> list[Answer]:
         self.asked.extend(str(request.prompt) for request in requests)
-        return [Answer(["Yes. 7. Response A"] * request.sampling.n) for request in requests]
+        return [Answer([self.reply(str(request.prompt))] * request.sampling.n) for request in requests]
+
+    def reply(self, prompt: str) -> str:
+        return '{"input": "a", "output": "b"}' if '{"input": "...",' in prompt else "Yes. 7. Response A"
+
+    def score_batch(self, requests: Sequence[Any]) -> list[Scored]:
+        self.asked.extend(str(request.prompt) for request in requests)
+        return [
+            Scored(tuple(-1.0 - place for place, _ in enumerate(each.continuations)), (1,) * 2) for each in requests
+        ]
 
     def identity(self) -> dict[str, Any]:
         return {}

@@ -25,6 +25,7 @@ SHORT = {
     "label_noise": "biased                50%",
     "lottery_ticket": "On rows that none has seen",
     "ppo": "nats from the model",
+    "prompting": "1 conversations, ",
     "prune": "Movement with",
     "qlora": "The third has",
     "quantize": "4 bits, trained",

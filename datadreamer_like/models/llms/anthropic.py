@@ -21,6 +21,7 @@ from .anthropic_batches import AnthropicBatches
 from .api_model import APIModel
 from .endpoint import Endpoint, Quirks, shown_address
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
+from .image_parts import anthropic_message
 from .prices import Usage, counted, token_count
 from .schema import ANSWER_FIELD, object_schema, strict_schema
 
@@ -278,7 +279,7 @@ def _finish_reason(message: Message) -> str | None:
 def _split(messages: list[dict[str, Any]]) -> tuple[str | list[Any], list[dict[str, Any]]]:
     """Returns the system prompt and the other messages."""
     system = [message["content"] for message in messages if message.get("role") in ("system", "developer")]
-    rest = [message for message in messages if message.get("role") not in ("system", "developer")]
+    rest = [anthropic_message(each) for each in messages if each.get("role") not in ("system", "developer")]
     if all(isinstance(content, str) for content in system):
         return "\n\n".join(system), rest
     blocks = [[{"type": "text", "text": content}] if isinstance(content, str) else content for content in system]

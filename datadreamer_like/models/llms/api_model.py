@@ -104,6 +104,7 @@ class APIModel(LLM):
 
     enforces_schemas = True
     max_concurrency: int | None = 256
+    takes_images = True  # whether this model does, its server says
 
     default_new_tokens: ClassVar[int | None] = None
     """The limit that is sent if `max_new_tokens` is None; None if none is."""

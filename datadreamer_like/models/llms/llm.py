@@ -70,6 +70,9 @@ class LLM(Model):
     enforces_schemas: bool = False
     """Whether the engine itself constrains answers to a JSON schema."""
 
+    takes_images: bool = False
+    """Whether messages may have images as parts, in OpenAI's form (`image_url`)."""
+
     max_context_length: int | None = None
     """The context window in tokens, if the script gave one; it limits the number of in-context examples."""
 

@@ -14,6 +14,7 @@ from datadreamer_like.errors import DefinitionError, NotMade, did_you_mean
 from datadreamer_like.graph.node import reading_engine
 from datadreamer_like.graph.origin import From, Traced
 from datadreamer_like.graph.plan import Forecast
+from datadreamer_like.graph.rows import Batch
 
 from .columns import inputs_schema
 from .lazy_rows import LazyRowBatches
@@ -77,7 +78,7 @@ class ModelStep(Step):
 
     def result_batches(self) -> Iterator[Traced]:
         """Yields the rows with the model's results."""
-        given, made = self.answers_to
+        given, _ = self.answers_to
         column = self.inputs[given]
         name = column.column_names[0]
         engine = reading_engine()
@@ -92,7 +93,11 @@ class ModelStep(Step):
                     self.usage.row_failed(index, answer.error)
             count += len(answers)
             values = [None if answer is None else answer.value for answer in answers]
-            yield Traced({**batch, made: values}, *self.origin(values))
+            yield Traced({**batch, **self.output_columns(values)}, *self.origin(values))
+
+    def output_columns(self, values: list[Any]) -> Batch:
+        """Returns the output columns of a batch of results; by default one, named by `answers_to`."""
+        return {self.answers_to[1]: values}
 
 
 def check_options(step: str, own: Collection[str], given: Iterable[str], model: Any, role: str) -> None:

@@ -46,7 +46,9 @@ class HelpText:
                 optional = f" (optional, default: {default})" if default else " (optional)"
                 line = f"  {spec.name}{'' if spec.required else optional}"
                 lines.append(f"{line}: {spec.help}" if spec.help else line)
-            if not specs:
+            if title == "inputs" and known.takes_inputs:
+                lines.append("  any columns, by names of your own")
+            elif not specs:
                 lines.append("  none")
         return "\n".join(lines)
 
@@ -67,7 +69,7 @@ class Registration:
     """Whether arguments that are not registered are accepted, such as options of a model's `run`."""
 
     takes_inputs: bool = False
-    """Whether inputs that are not registered are accepted, such as a column for each voter."""
+    """Whether inputs that are not registered are accepted, such as a column for each voter or hole of a template."""
 
     help = HelpText()
     """Inputs, arguments and outputs as text; of the class and of a step."""
@@ -189,8 +191,7 @@ class Registration:
 
     def _checked_inputs(self, given: dict[str, Any]) -> dict[str, Column]:
         if self.takes_inputs and isinstance(given, dict):
-            further = (name for name in given if name not in self._input_specs)
-            self._input_specs |= {name: Registered(name, required=False) for name in further}
+            self._input_specs |= {name: Registered(name) for name in given if name not in self._input_specs}
         self._check_names(given, self._input_specs, "input")
         checked: dict[str, Column] = {}
         self._given_as_none = [name for name, column in given.items() if column is None]

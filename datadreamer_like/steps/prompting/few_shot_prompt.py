@@ -16,13 +16,19 @@ from ..base.row_answers import AnsweredRows
 from ..retrieval.retrieve import retrieved
 from .prompt_step import PromptStep, RowPrompt
 
+# Between the input and the output of an example that becomes two messages; no text contains it.
+_TURN = "\0"
+
 
 class FewShotPrompt(PromptStep):
     """Shows an LLM examples of inputs and outputs, followed by each input.
 
     Inputs: `input_examples`, `output_examples`, `inputs`. Args: `input_label`, `output_label`, `max_new_tokens`,
-    `instruction` (comes first), `sep`, `min_in_context_examples`, `max_in_context_examples`, and those of `PromptStep`.
-    Outputs: `inputs`, `prompts`, `generations`.
+    `instruction` (comes first), `sep`, `min_in_context_examples`, `max_in_context_examples`, `as_messages` (False), and
+    those of `PromptStep`. Outputs: `inputs`, `prompts`, `generations`.
+
+    With `as_messages=True` a prompt is a chat: the instruction is the system prompt, each example a message of the user
+    and one of the assistant, without labels. What fits is counted as for a text.
 
     Examples are shown in order, as many as fit the model's context with `max_new_tokens` left for the answer. A row
     fails, and holds None, if `min_in_context_examples` do not fit.
@@ -40,8 +46,17 @@ class FewShotPrompt(PromptStep):
         self.register_arg("instruction", required=False, type=str, help="Before the examples.")
         self.register_arg("min_in_context_examples", required=False, type=int, help="Fewest examples.")
         self.register_arg("max_in_context_examples", required=False, type=int, help="Most examples.")
+        help = "Examples as messages of a chat, without labels."
+        self.register_arg("as_messages", required=False, default=False, type=bool, help=help)
         self.register_output("inputs", help="The inputs.")
         self.register_prompt_outputs()
+
+    def fingerprint_parts(self) -> dict[str, str]:
+        """Leaves `as_messages` out unless it is given, so that earlier results are found."""
+        parts = super().fingerprint_parts()
+        if not self.args["as_messages"]:
+            parts.pop("argument as_messages", None)
+        return parts
 
     def num_prompts(self) -> int | None:
         """Returns the number of inputs."""
@@ -53,8 +68,11 @@ class FewShotPrompt(PromptStep):
         whole = [(str(given), made, row) for row, (given, made) in pairs if given is not None and made is not None]
         if not whole:
             raise EmptyDataset(f'"{self.name}": there are no examples. Give columns with at least one complete pair.')
-        parts = [(self.labelled("input_label", given), self.labelled("output_label", made)) for given, made, _ in whole]
-        texts = [self.args["sep"].join(part) for part in parts]
+        if self.args["as_messages"]:
+            texts = [f"{given}{_TURN}{made}" for given, made, _ in whole]
+        else:
+            sep, labelled = self.args["sep"], self.labelled
+            texts = [sep.join((labelled("input_label", g), labelled("output_label", made))) for g, made, _ in whole]
         return [given for given, _, _ in whole], texts, [row for _, _, row in whole]
 
     def input_batches(self) -> Iterator[Batch]:
@@ -68,6 +86,13 @@ class FewShotPrompt(PromptStep):
         """Returns each input after its examples, or the error of finding examples."""
         return [self._prompt(*row) for row in zip(batch["inputs"], batch["texts"], strict=True)]
 
+    def shown(self, rows: AnsweredRows) -> list[list[int]]:
+        """Returns the positions of the examples in each prompt."""
+        if not self.args["as_messages"]:
+            return super().shown(rows)
+        turns = [sum(message["role"] == "assistant" for message in prompt or ()) for prompt in rows.values]
+        return [list(positions[:count]) for positions, count in zip(rows.rows["positions"], turns, strict=True)]
+
     def origin(self, rows: AnsweredRows) -> Sequence[From]:
         """Returns the inputs' rows, and the examples that each prompt shows."""
         found = self.shown(rows)
@@ -78,6 +103,8 @@ class FewShotPrompt(PromptStep):
             return None
         if isinstance(examples, ModelError):
             return examples
+        if self.args["as_messages"]:
+            return self._chat(str(value), examples)
         question = self.labelled("input_label", value)
         return self.fitted(
             # A blank line after the instruction, as in DataDreamer.
@@ -87,6 +114,18 @@ class FewShotPrompt(PromptStep):
             min_in_context_examples=self.args["min_in_context_examples"],
             max_in_context_examples=self.args["max_in_context_examples"],
         )
+
+    def _chat(self, value: str, examples: list[str]) -> RowPrompt:
+        limits = {name: self.args[name] for name in ("min_in_context_examples", "max_in_context_examples")}
+        instruction = self.args["instruction"]
+        text = self.fitted(beg_instruction=instruction, in_context_examples=examples, end_instruction=value, **limits)
+        if not isinstance(text, str):
+            return text
+        messages = [{"role": "system", "content": instruction}] if instruction else []
+        for example in examples[: text.count(_TURN)]:
+            for role, content in zip(("user", "assistant"), example.split(_TURN), strict=True):
+                messages.append({"role": role, "content": content})
+        return [*messages, {"role": "user", "content": value}]
 
 
 class FewShotPromptWithRetrieval(FewShotPrompt):

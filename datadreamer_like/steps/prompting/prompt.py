@@ -6,21 +6,34 @@ from collections.abc import Sequence
 
 from datadreamer_like.graph.output import Batch
 
+from .images import check_takes_images, with_images
 from .prompt_step import PromptStep, RowPrompt
 
 
 class Prompt(PromptStep):
     """Sends each prompt to an LLM.
 
-    Inputs: `prompts`. Args: those of `PromptStep`. Outputs: `prompts`, `generations`.
+    Inputs: `prompts` (texts, or lists of chat messages), `images` (optional: an image or a list of them for each
+    prompt, as PIL images, bytes or paths). Args: those of `PromptStep`. Outputs: `prompts`, `generations`.
+
+    With images, prompts are chats; each image is a part of the last message, before its text.
     """
 
     def setup(self) -> None:
         """Registers the step's names."""
         self.register_input("prompts", help="The prompts.")
+        self.register_input("images", required=False, help="Images for each prompt.")
         self.register_llm()
         self.register_prompt_outputs()
 
+    def configure(self) -> None:
+        """Refuses images for an LLM that takes none."""
+        super().configure()
+        if "images" in self._inputs:
+            check_takes_images(self._args["llm"], self.name)
+
     def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
         """Returns the prompts."""
-        return batch["prompts"]
+        if "images" not in batch:
+            return batch["prompts"]
+        return [with_images(*row) for row in zip(batch["prompts"], batch["images"], strict=True)]

@@ -1,0 +1,168 @@
+"""Jinja templates of prompts, in a sandbox: rows are data, and a template reaches nothing but them."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, UndefinedError, meta, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.runtime import Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, did_you_mean
+from datadreamer_like.models.llms.generation import Prompt
+
+from .value_column import described
+
+TemplateText = str | Sequence[Mapping[str, Any]]
+"""A template: a text, or chat messages whose contents are texts."""
+
+# Only methods of these can be called: an image or another object of a row may have ones that write files.
+_PLAIN = (str, int, float, bool, list, tuple, dict, datetime.date, datetime.time, datetime.timedelta, decimal.Decimal)
+_OTHER_FILES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
+
+
+class Missing(StrictUndefined):
+    """A cell without a value: false in a condition; a template that prints it makes no prompt for its row."""
+
+    def __bool__(self) -> bool:  # type: ignore[override]
+        return False
+
+
+class _NoPrompt(TemplateError):
+    """A missing value was to be printed."""
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, in which only macros, Jinja's own functions and methods of plain values can be called."""
+
+    def __init__(self) -> None:
+        # Blocks take no line of their own, so that conditions can be written over several lines.
+        super().__init__(undefined=StrictUndefined, finalize=_printed, trim_blocks=True, lstrip_blocks=True)
+        self.filters["tojson"] = _as_json  # Jinja's own escapes what has a meaning in HTML
+
+    def is_safe_callable(self, obj: Any) -> bool:
+        """Returns whether a template may call an object."""
+        known = isinstance(obj, Macro) or any(obj is each for each in self.globals.values())
+        return (known or isinstance(getattr(obj, "__self__", None), _PLAIN)) and super().is_safe_callable(obj)
+
+
+class PromptTemplate:
+    """A compiled template.
+
+    Args:
+        template: A text or chat messages, checked here.
+        columns: Names of the columns that it may use.
+        where: The step, for messages.
+
+    Raises:
+        ArgumentTypeError: It is neither a text nor chat messages.
+        DefinitionError: Its syntax is wrong, it uses an unknown variable, or it tries to leave the sandbox.
+    """
+
+    def __init__(self, template: TemplateText, columns: Iterable[str], where: str) -> None:
+        self._where = where
+        columns = list(columns)
+        if isinstance(template, str):
+            self._parts: list[tuple[Mapping[str, Any], Template]] = [({}, self._compiled(template, columns))]
+        else:
+            self._parts = [(message, self._compiled(_content(message, where), columns)) for message in template]
+        if not self._parts:
+            raise DefinitionError(f"{where}: template has no messages. Give a text or at least one message.")
+        self._is_text = isinstance(template, str)
+
+    def prompt(self, row: Mapping[str, Any]) -> Prompt | ModelError | None:
+        """Returns the prompt of a row; None if it is blank or prints a missing value, an error if it cannot be made.
+
+        Raises:
+            DefinitionError: The template tries to leave the sandbox.
+        """
+        values = {name: Missing(name=name) if value is None else value for name, value in row.items()}
+        messages: list[dict[str, Any]] = []
+        for message, template in self._parts:
+            try:
+                text = template.render(values)
+            except SecurityError as error:
+                raise self._unsafe(str(error)) from error
+            except _NoPrompt:
+                return None
+            except UndefinedError as error:
+                if any(isinstance(value, Missing) and f"'{name}'" in str(error) for name, value in values.items()):
+                    return None
+                return ModelError(f"The template cannot be filled: {error}.")
+            except Exception as error:
+                return ModelError(f"The template cannot be filled: {described(error)}.")
+            if text.strip():
+                messages.append({**message, "content": text})
+        if not messages:
+            return None
+        return messages[0]["content"] if self._is_text else messages
+
+    def _compiled(self, text: str, columns: list[str]) -> Template:
+        environment = _sandbox()
+        try:
+            tree = environment.parse(text)
+            used = meta.find_undeclared_variables(tree)  # names an unknown filter too
+        except TemplateSyntaxError as error:
+            raise DefinitionError(f"{self._where}: line {error.lineno} of the template: {error.message}") from error
+        for node in tree.find_all((nodes.Getattr, nodes.Getitem, *_OTHER_FILES)):
+            name = node.attr if isinstance(node, nodes.Getattr) else _constant(getattr(node, "arg", None))
+            if isinstance(node, _OTHER_FILES):
+                raise self._unsafe(f"line {node.lineno} loads another template")
+            if isinstance(name, str) and name.startswith("_"):
+                raise self._unsafe(f"line {node.lineno} uses the attribute {name!r}")
+        for name in sorted(used - environment.globals.keys() - set(columns)):
+            raise DefinitionError(
+                f'{self._where}: the template uses "{name}", but there is no such input; the inputs are: '
+                f'{", ".join(columns) or "none"}.{did_you_mean(name, columns)} Give inputs={{"{name}": ...}}.'
+            )
+        return environment.from_string(tree)
+
+    def _unsafe(self, what: str) -> DefinitionError:
+        return DefinitionError(
+            f"{self._where}: the template tries to leave its sandbox: {what.rstrip('.')}. A template may use the row's "
+            "values, their keys and plain methods, and Jinja's own filters."
+        )
+
+
+def check_names(names: Iterable[str], where: str) -> None:
+    """Refuses names of inputs that a template cannot use."""
+    for name in names:
+        if not name.isidentifier() or name in ("true", "false", "none", "self", "loop"):
+            raise DefinitionError(
+                f'{where}: the input "{name}" has a name that no template can use. Name it by letters, digits and "_".'
+            )
+
+
+def _content(message: Any, where: str) -> str:
+    content = message.get("content") if isinstance(message, Mapping) else None
+    if not isinstance(content, str) or not isinstance(message.get("role"), str):
+        raise ArgumentTypeError(
+            f"{where}: template has the message {message!r:.100}; expected a dictionary with the texts "
+            '"role" and "content".'
+        )
+    return content
+
+
+def _printed(value: Any) -> Any:
+    if value is None:
+        raise _NoPrompt("a missing value")
+    return value
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=lambda one: None if isinstance(one, Missing) else str(one))
+
+
+def _constant(node: Any) -> Any:
+    return node.value if isinstance(node, nodes.Const) else None
+
+
+@cache
+def _sandbox() -> _Sandbox:
+    return _Sandbox()

@@ -1,0 +1,1 @@
+"""Steps that ask LLMs in several rounds, each round a prompting step of its own."""

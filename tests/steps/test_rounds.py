@@ -1,0 +1,337 @@
+"""Steps of several rounds: what each round asks, when it stops, what is asked again, and what fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engines import Echo
+
+from datadreamer_like.errors import DefinitionError
+from datadreamer_like.graph import DataDreamer
+from datadreamer_like.models import LLM, Answer, Rejected
+from datadreamer_like.steps import (
+    CheckGrounding,
+    Conversation,
+    CritiqueAndRevise,
+    DataSource,
+    Evolve,
+    Personas,
+    Transform,
+)
+from datadreamer_like.steps.rounds.check_grounding import read_claims
+from datadreamer_like.steps.rounds.evolve import eliminated, read_evolved
+
+
+def make(kind: Any, llm: LLM, inputs: dict[str, list[Any]], **args: Any) -> Any:
+    columns = DataSource("Rows", data=inputs).output
+    return kind("It", inputs={name: columns[name] for name in inputs}, args={"llm": llm, **args})
+
+
+class ByPart(Echo):
+    """Answers by the first of some texts that a prompt contains."""
+
+    def __init__(self, replies: dict[str, Any], name: str = "by part") -> None:
+        super().__init__(self.said)
+        self.replies = replies
+        self.name = name
+
+    def identity(self) -> dict[str, object]:
+        return {"name": self.name}
+
+    def said(self, prompt: str) -> str | None:
+        reply = next((reply for part, reply in self.replies.items() if part in prompt), None)
+        return reply(prompt) if callable(reply) else reply
+
+
+# Critique and revision
+
+
+def critic_wants(plusses: int) -> Callable[[str], str]:
+    return lambda prompt: "Yes." if prompt.count("+") >= plusses else "No. Add a plus."
+
+
+@pytest.mark.parametrize(("plusses", "rounds"), [(0, 2), (1, 2), (2, 2), (2, 3)])
+def test_an_answer_is_revised_until_the_critic_is_content_or_the_rounds_are_over(
+    session: DataDreamer, plusses: int, rounds: int
+) -> None:
+    revise = lambda prompt: prompt.split("Answer:\n")[1].split("\n\n")[0] + "+"  # noqa: E731
+    llm = ByPart(
+        {"Write the answer anew": revise, "Is this answer good": critic_wants(plusses), "2 + 2": None, "cat": "a"}
+    )
+    row = next(iter(make(CritiqueAndRevise, llm, {"prompts": ["Name a cat."]}, rounds=rounds).output))
+    critiques = min(rounds, plusses + 1)
+    assert row == {
+        "prompts": "Name a cat.",
+        "answers": "a",
+        "revised": "a" + "+" * min(plusses, rounds),
+        "critiques": ["No. Add a plus."] * min(plusses, rounds) + ["Yes."] * (critiques - min(plusses, rounds)),
+        "content": plusses < rounds,
+    }
+    assert len(llm.asked) == 1 + critiques + min(plusses, rounds)
+
+
+def test_given_answers_another_critic_and_criteria_are_used(session: DataDreamer) -> None:
+    critic = ByPart({"Is it short? {{ x }}": "No, longer."}, "critic")
+    llm = ByPart({"No, longer.": "a longer one"}, "llm")
+    inputs = {"prompts": ["Name a cat.", "Name a dog.", None], "answers": ["Tom", None, "x"]}
+    made = make(CritiqueAndRevise, llm, inputs, critic=critic, criteria="Is it short? {{ x }}", rounds=1)
+    assert list(made.output["revised"]) == ["a longer one", None, "x"]
+    assert list(made.output["content"]) == [False, None, None]
+    assert (len(critic.asked), len(llm.asked)) == (1, 1)
+
+
+def test_a_critic_that_says_neither_is_asked_again_and_then_its_row_fails(session: DataDreamer) -> None:
+    critic = ByPart({"bad": "Hm.", "good": lambda prompt: "Yes." if "must start with yes" in prompt else "Hm."})
+    made = make(CritiqueAndRevise, critic, {"prompts": ["good", "bad"], "answers": ["1", "2"]}, rounds=2)
+    assert list(made.output["content"]) == [True, None]
+    assert list(made.output["revised"]) == ["1", "2"]
+    assert list(made.errors) == [1]
+    assert "Critique 1" in made.errors[1]
+
+
+def test_a_rerun_of_rounds_sends_nothing_and_another_criterion_only_what_it_changes(tmp_path: Path) -> None:
+    counts = []
+    for criteria in ("a", "a", "b"):
+        with DataDreamer(tmp_path, verbose=False):
+            llm = ByPart({"Is this answer good": "Yes.", "cat": "a cat"})
+            make(CritiqueAndRevise, llm, {"prompts": ["Name a cat."]}, criteria=criteria)
+            counts.append(len(llm.asked))
+    assert counts == [2, 0, 1]
+
+
+# Grounding
+
+FACTS = "Tom is a cat. Tom is blue."
+
+
+def test_the_share_of_supported_claims_is_that_of_the_verdicts(session: DataDreamer) -> None:
+    def verdict(prompt: str) -> str:
+        source, claim = prompt.split("Claim:\n")
+        return "yes" if claim.split("\n")[0] in source else "No."
+
+    llm = ByPart({
+        "Claim:": verdict,
+        "first": "1. Tom is a cat.\n2. Tom is blue.\n3) Tom is red.",
+        "second": "NONE",
+        "third": "Here are the claims:\n- Tom is red.\n- Tom is red.",
+    })  # fmt: skip
+    inputs = {"answers": ["first", "second", "third", None], "sources": [FACTS, FACTS, FACTS, FACTS]}
+    made = make(CheckGrounding, llm, inputs)
+    assert list(made.output["claims"]) == [
+        ["Tom is a cat.", "Tom is blue.", "Tom is red."], [], ["Tom is red."], None,
+    ]  # fmt: skip
+    assert list(made.output["supported"]) == [[True, True, False], [], [False], None]
+    assert list(made.output["share"]) == [2 / 3, None, 0.0, None]
+    assert made.errors == {}
+
+
+def test_a_judge_that_answers_neither_leaves_its_claim_open_and_its_row_named(session: DataDreamer) -> None:
+    llm = ByPart({"odd": "Perhaps.", "Claim:": "Yes.", "alpha": "even", "beta": "even\nodd"})
+    made = make(CheckGrounding, llm, {"answers": ["alpha", "beta"], "sources": [["s", "t"], ["s"]]})
+    assert list(made.output["supported"]) == [[True], [True, None]]
+    assert list(made.output["share"]) == [1.0, 1.0]
+    assert list(made.errors) == [1]
+    assert any("s\n\nt" in prompt for prompt in llm.prompts)
+
+
+def test_without_any_claims_there_are_no_verdicts(session: DataDreamer) -> None:
+    made = make(CheckGrounding, ByPart({"": "NONE"}), {"answers": ["a", "b"], "sources": ["s", "s"]})
+    assert list(made.output["share"]) == [None, None]
+
+
+@pytest.mark.parametrize("text", ["", "Claims:", "\n\n"])
+def test_an_answer_without_claims_is_asked_again(text: str) -> None:
+    assert isinstance(read_claims(Answer([text]), {}), Rejected)
+
+
+# Evolution
+
+
+def test_failed_evolutions_are_kept_out_of_the_next_round(session: DataDreamer) -> None:
+    rounds = {"seed a": "harder a", "seed b": "harder b", "seed c": "the rewritten prompt", "harder a": "hardest a"}
+
+    def evolve(prompt: str) -> str:
+        instruction = prompt.replace("\\n", "\n").split("Instruction:\n")[1]
+        return rounds.get(instruction.split("\n\n")[0], "?")
+
+    def compare(prompt: str) -> str:
+        return "Yes." if "harder b" in prompt else "No."
+
+    llm = ByPart({
+        "Second instruction:": compare, "Instruction:": evolve, "harder": "A long answer.", "hardest": "Sorry, no.",
+        "?": "the, and.",
+    })  # fmt: skip
+    made = make(Evolve, llm, {"instructions": ["seed a", "seed b", "seed c"]}, rounds=2, operations=["deepen"])
+    found = [(row["rounds"], row["seeds"], row["instructions"], row["eliminated"]) for row in made.output]
+    assert found == [
+        (1, "seed a", "harder a", None),
+        (1, "seed b", "harder b", "no more than the earlier instruction"),
+        (1, "seed c", None, "no usable instruction was written"),
+        (2, "seed a", "hardest a", "the answer is an apology"),
+        (2, "seed b", "harder b", "no more than the earlier instruction"),
+        (2, "seed c", None, "no usable instruction was written"),
+    ]
+    assert set(made.output["operations"]) == {"deepen"}
+
+
+def test_operations_are_drawn_by_their_seed(session: DataDreamer) -> None:
+    llm = ByPart({"Second instruction:": "No.", "Instruction:": "another", "another": "An answer."})
+    drawn = [
+        list(
+            make(Evolve, llm, {"instructions": [f"q{i}" for i in range(40)]}, rounds=1, draw_seed=seed).output[
+                "operations"
+            ]
+        )
+        for seed in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(set(drawn[0])) == 6
+    with pytest.raises(DefinitionError, match="no operation 'depen'. Did you mean \"deepen\""):
+        make(Evolve, llm, {"instructions": ["q"]}, operations=["depen"])
+
+
+@pytest.mark.parametrize(
+    ("made", "answer", "equal", "why"),
+    [
+        ("x", "word " * 90 + "sorry", False, None),
+        ("x", "I am sorry, I cannot.", False, "the answer is an apology"),
+        ("x", "... the, of!", False, "the answer has only punctuation and stop words"),
+        ("x", "Answer", None, None),
+        ("x", None, False, "no answer"),
+        (None, None, None, "no usable instruction was written"),
+        ("x", "Answer", True, "no more than the earlier instruction"),
+    ],
+)
+def test_each_of_the_four_cases_eliminates(made: Any, answer: Any, equal: Any, why: str | None) -> None:
+    assert eliminated(made, answer, equal) == why
+
+
+def test_an_evolved_instruction_loses_its_label_and_must_not_copy_the_prompt() -> None:
+    row = {"instruction": "Write a poem."}
+    assert read_evolved(Answer(['**Rewritten instruction:** "Write a sonnet."']), row) == "Write a sonnet."
+    assert isinstance(read_evolved(Answer(["Improve the given prompt."]), row), Rejected)
+    about_prompts = {"instruction": "Improve the given prompt."}
+    assert read_evolved(Answer(["Improve the given prompt twice."]), about_prompts) == "Improve the given prompt twice."
+
+
+# Personas, conversations, transformations
+
+
+def test_personas_lead_to_others_and_refusals_are_asked_again(session: DataDreamer) -> None:
+    llm = ByPart({
+        "Describe a person.": "A baker.", "bread": "I'm sorry, I can't.", "A baker.": "A miller.", "ships": "A sailor.",
+        "A sailor.": "A captain.",
+    })  # fmt: skip
+    made = make(Personas, llm, {"texts": ["On bread", "On ships"]}, expansions=1, relations=["friend {{ x }}"])
+    assert [tuple(row.values()) for row in made.output] == [
+        ("On bread", "A baker.", 0), ("On ships", "A sailor.", 0), ("On bread", "A miller.", 1),
+        ("On ships", "A captain.", 1),
+    ]  # fmt: skip
+    assert any("friend {{ x }} of this persona" in prompt for prompt in llm.prompts)
+
+
+class Chat(LLM):
+    """Answers with how many messages it has seen, as the user until `until`; keeps what it was asked."""
+
+    model_name = "chat"
+
+    def __init__(self, role: str, until: int = 99) -> None:
+        super().__init__()
+        self.role, self.until = role, until
+        self.asked: list[Any] = []
+
+    def identity(self) -> dict[str, Any]:
+        return {"role": self.role}
+
+    def answer_batch(self, requests: Any) -> list[Answer]:
+        self.asked += [request.prompt for request in requests]
+        return [Answer([self.said(request.prompt)]) for request in requests]
+
+    def said(self, prompt: Any) -> str:
+        over = self.role == "user" and prompt[2]["content"] == "short" and len(prompt) >= self.until
+        return "Thanks. <END>" if over else f"{self.role} after {len(prompt)}"
+
+
+def test_a_conversation_alternates_and_ends_when_the_user_says_so(session: DataDreamer) -> None:
+    assistant, user = Chat("assistant"), Chat("user", until=4)
+    inputs = {"openings": ["short", "long", None], "personas": ["A baker.", None, None]}
+    made = make(Conversation, assistant, inputs, user=user, turns=2, system_prompt="Be kind.", keep_system=True)
+    roles = ["system", "user", "assistant", "user", "assistant"]
+    short, long, none = made.output
+    assert [message["role"] for message in long["messages"]] == roles
+    assert [message["content"] for message in long["messages"]] == [
+        "Be kind.", "long", "assistant after 2", "user after 4", "assistant after 4",
+    ]  # fmt: skip
+    assert [message["content"] for message in short["messages"]] == ["Be kind.", "short", "assistant after 2"]
+    assert [(row["turns"], row["ended"]) for row in (short, long)] == [(1, True), (2, False)]
+    assert none["turns"] == 0
+    asked = next(prompt for prompt in user.asked if prompt[2]["content"] == "short")
+    assert [message["role"] for message in asked] == ["system", "user", "assistant", "user"]
+    assert "The person: A baker." in asked[0]["content"]
+    assert "<END> alone" in asked[0]["content"]
+    assert made.errors == {}
+
+
+def test_a_conversation_in_which_an_answer_fails_keeps_what_was_said(session: DataDreamer) -> None:
+    llm = ByPart({"Say your first": "And then?", "'And then?'": None, "hello": "Hi."})
+    made = make(Conversation, llm, {"openings": ["hello"]}, turns=2)
+    (row,) = made.output
+    assert [message["content"] for message in row["messages"]] == ["hello", "Hi."]
+    assert "Assistant 2" in made.errors[0]
+
+
+def test_rows_are_transformed_by_a_plan_that_sees_some_of_them(session: DataDreamer) -> None:
+    def execute(prompt: str) -> str:
+        if "{{ stars }}" in prompt.split("Row of the dataset:")[1]:
+            return '{"skip": "no review"}'
+        if "broken" in prompt and "must be one JSON" not in prompt:
+            return "input: broken"
+        return 'Here it is: {"input": "I want my money back", "output": "complaint"}'
+
+    llm = ByPart({"Row of the dataset:": execute, "numbered plan": "1. Use {{ review }}."})
+    inputs: dict[str, list[Any]] = {"review": ["Bad.", "broken", "{{ stars }}"], "stars": [1, 2, None]}
+    examples = [{"input": "Where is it?", "output": "question"}]
+    inputs |= {"name": ["a", "b", "c"], "found": [True, False, True]}
+    made = make(Transform, llm, inputs, task="Intents {x}", examples=examples, num_planned=2)
+    assert list(made.output["output"]) == ["complaint", "complaint", None]
+    assert list(made.output["skipped"]) == [None, None, "no review"]
+    plan = next(prompt for prompt in llm.prompts if "numbered plan" in prompt)
+    assert '{"review": "broken", "stars": 2, "name": "b", "found": false}' in plan
+    assert "{{ stars }}" not in plan
+    rows = [prompt for prompt in llm.prompts if "Row of the dataset:" in prompt]
+    assert all("1. Use {{ review }}." in prompt for prompt in rows)
+    assert all(json.dumps(examples[0]) in prompt for prompt in rows)
+    assert "1. Use {{ review }}." in str(made.card.text())
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "args", "message"),
+    [
+        (Evolve, {"instructions": ["a"]}, {"rounds": 0}, "rounds is 0; expected 1 or more"),
+        (Evolve, {"instructions": ["a"]}, {"n": 2}, "n is 2; each prompt has one answer"),
+        (Conversation, {"openings": ["a"]}, {"end": " "}, "end is empty"),
+        (Personas, {"texts": ["a"]}, {"relations": [3]}, r"relations is \[3\]"),
+        (Transform, {"input": ["a"]}, {"task": "t"}, '"input" has the name of an output'),
+        (Transform, {"my text": ["a"]}, {"task": "t"}, "no template can use"),
+        (Transform, {"a": ["a"]}, {"task": "t", "examples": [{"x": 1}]}, "element 0 of examples"),
+        (CritiqueAndRevise, {"prompts": ["a"]}, {"temprature": 1}, 'Did you mean "temperature"'),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_sent(
+    session: DataDreamer, kind: Any, inputs: dict[str, Any], args: dict[str, Any], message: str
+) -> None:
+    llm = Echo()
+    with pytest.raises(DefinitionError, match=message):
+        make(kind, llm, inputs, **args)
+    assert llm.asked == []
+
+
+def test_rows_of_rounds_lead_back_to_their_inputs(session: DataDreamer) -> None:
+    llm = ByPart({"Is this answer good": "Yes.", "cat": "Tom", "dog": "Rex"})
+    trace = str(make(CritiqueAndRevise, llm, {"prompts": ["Name a cat.", "Name a dog."]}).trace(1))
+    assert "input: Rows (DataSource), row 1" in trace
+    assert "Rex" in trace

@@ -1,0 +1,174 @@
+"""Templates over several columns: what is sent, what is refused before anything is sent, and that rows are data."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from engines import Echo
+from PIL import Image
+
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError
+from datadreamer_like.graph import DataDreamer
+from datadreamer_like.steps import DataSource, Prompt, TemplatePrompt
+
+ROWS = {
+    "title": ["A cat", "Two dogs", "A bird"],
+    "body": ["It sleeps.", "They say {{ title }} {% raw %}.", None],
+    "tags": [["a", "b"], [], ["c"]],
+}
+
+
+def ask(template: Any, llm: Echo | None = None, data: dict[str, Any] | None = None, **args: Any) -> Any:
+    columns = DataSource("Rows", data=data or ROWS).output
+    inputs = {name: columns[name] for name in data or ROWS}
+    return TemplatePrompt("Ask", inputs=inputs, args={"llm": llm or Echo(), "template": template, **args})
+
+
+def test_columns_fill_the_template_and_a_cell_is_never_executed(session: DataDreamer) -> None:
+    llm = Echo()
+    made = ask("{{ title }}: {{ body }}", llm)
+    sent = ["A cat: It sleeps.", "Two dogs: They say {{ title }} {% raw %}.", None]
+    assert list(made.output["prompts"]) == sent
+    assert llm.prompts == sorted(sent[:2])  # type: ignore[type-var]
+    assert list(made.output["generations"]) == [None if text is None else text.upper() for text in sent]
+    assert made.output.column_names == ["title", "body", "tags", "prompts", "generations"]
+    assert list(made.output["tags"]) == ROWS["tags"]
+    assert made.errors == {}
+
+
+@pytest.mark.parametrize(
+    ("template", "prompts"),
+    [
+        ("{% if body %}{{ body | length }}{% endif %}", ["10", str(len(ROWS["body"][1])), None]),
+        ("{{ title }}{% if body is not defined %} (no text){% endif %}", ["A cat", "Two dogs", "A bird (no text)"]),
+        ("{{ body or 'nothing' }}", ["It sleeps.", ROWS["body"][1], "nothing"]),
+        ("{% for tag in tags %}\n- {{ tag }}\n{% endfor %}", ["- a\n- b\n", None, "- c\n"]),
+        ("{{ tags | join(', ') }} {{ title.upper() }}", ["a, b A CAT", " TWO DOGS", "c A BIRD"]),
+        ("{{ body | upper }}", ["IT SLEEPS.", ROWS["body"][1].upper(), None]),  # type: ignore[union-attr]
+    ],
+)
+def test_missing_values_and_blank_prompts_send_nothing(
+    session: DataDreamer, template: str, prompts: list[str | None]
+) -> None:
+    made = ask(template)
+    assert list(made.output["prompts"]) == prompts
+    assert made.errors == {}
+
+
+def test_messages_are_templates_too_and_a_blank_one_is_left_out(session: DataDreamer) -> None:
+    llm = Echo(lambda prompt: "fine")
+    made = ask(
+        [
+            {"role": "system", "content": "{% if tags %}Tags: {{ tags | join }}{% endif %}"},
+            {"role": "user", "content": "{{ title }}?"},
+        ],
+        llm,
+    )
+    assert sorted((request.prompt for request in llm.asked), key=str, reverse=True) == [
+        [{"role": "user", "content": "Two dogs?"}],
+        [{"role": "system", "content": "Tags: c"}, {"role": "user", "content": "A bird?"}],
+        [{"role": "system", "content": "Tags: ab"}, {"role": "user", "content": "A cat?"}],
+    ]
+    assert list(made.output["generations"]) == ["fine"] * 3
+
+
+def test_a_column_of_messages_is_a_column_of_prompts(session: DataDreamer) -> None:
+    chats = [
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+        [{"role": "user", "content": "Yo", "name": "ann"}],
+    ]
+    llm = Echo(lambda prompt: "fine")
+    source = DataSource("Chats", data={"messages": chats})
+    Prompt("Ask", inputs={"prompts": source.output["messages"]}, args={"llm": llm})
+    assert sorted((request.prompt for request in llm.asked), key=len, reverse=True) == chats
+
+
+def test_what_the_template_leaves_out_reaches_parse(session: DataDreamer) -> None:
+    made = ask("{{ title }}", parse=lambda answer, row: f"{answer.text} {row['tags']}")
+    assert list(made.output["generations"])[0] == "A CAT ['a', 'b']"
+
+
+REFUSED = {
+    "an unknown variable": ("{{ titel }}", r'uses "titel".*inputs are: title, body, tags\. Did you mean "title"\?'),
+    "a syntax error": ("{{ title }}\n{% if %}", "line 2 of the template"),
+    "an unknown filter": ("{{ title | shout }}", "shout"),
+    "a private attribute": ("{{ title.__class__ }}", "leave its sandbox"),
+    "a private attribute by key": ("{{ title['__class__'].mro() }}", "leave its sandbox"),
+    "a private attribute of a global": ("{{ cycler.__init__.__globals__ }}", "leave its sandbox"),
+    "another file": ("{% include '/etc/passwd' %}", "loads another template"),
+    "an import": ("{% import 'os' as os %}{{ os }}", "loads another template"),
+    "a private attribute by filter": ("{{ title | attr('__class__') }}", "leave its sandbox"),
+    "a name put together": ("{{ title['__cl' ~ 'ass__'].mro() }}", "leave its sandbox"),
+    "a changed row": ("{{ tags.append('x') }}", "leave its sandbox"),
+    "a format string": ("{{ '{0.__class__.__mro__}'.format(title) }}", "leave its sandbox"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_bad_template_is_one_error_before_anything_is_sent(session: DataDreamer, case: str) -> None:
+    template, message = REFUSED[case]
+    llm = Echo()
+    with pytest.raises(DefinitionError, match=f'(?s)"Ask".*{message}'):
+        ask(template, llm)
+    assert llm.asked == []
+
+
+def test_methods_of_objects_in_a_row_cannot_be_called(session: DataDreamer, tmp_path: Path) -> None:
+    file = tmp_path / "image.png"
+    image = Image.fromarray(np.zeros((2, 2, 3), np.uint8))
+    llm = Echo()
+    with pytest.raises(DefinitionError, match="leave its sandbox"):
+        ask(f"{{{{ picture.save('{file}') }}}}", llm, data={"picture": [image], "title": ["x"]})
+    assert not file.exists()
+    assert llm.asked == []
+    made = ask(
+        "{{ day.isoformat() }} {{ picture.width }}", data={"picture": [image], "day": [datetime.date(2026, 1, 2)]}
+    )
+    assert list(made.output["prompts"]) == ["2026-01-02 2"]
+
+
+def test_a_row_that_cannot_be_filled_fails_alone(session: DataDreamer) -> None:
+    made = ask("{{ 6 // count }} {{ facts.x }}", data={"count": [3, 0, 2], "facts": [{"x": 1}, {"x": 1}, {"x": None}]})
+    assert list(made.output["prompts"]) == ["2 1", None, None]
+    assert list(made.errors) == [1]
+    assert "ZeroDivisionError" in made.errors[1]
+    made = ask("{{ facts.y }}", data={"facts": [{"x": 1}]})
+    assert "'y'" in made.errors[0]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "template", "error", "message"),
+    [
+        (("prompts",), "{{ prompts }}", DefinitionError, '"prompts" has the name of an output'),
+        (("my text",), "x", DefinitionError, '"my text" has a name that no template can use'),
+        ((), "hello", DefinitionError, "there are no inputs"),
+        (("text",), [], DefinitionError, "no messages"),
+        (("text",), [{"role": "user"}], ArgumentTypeError, '"role" and "content"'),
+        (("text",), 5, ArgumentTypeError, "template"),
+    ],
+)
+def test_names_and_templates_that_do_not_fit_are_refused(
+    session: DataDreamer, inputs: tuple[str, ...], template: Any, error: type[Exception], message: str
+) -> None:
+    column = DataSource("Rows", data={"text": ["a"]}).output["text"]
+    with pytest.raises(error, match=message):
+        TemplatePrompt("Ask", inputs=dict.fromkeys(inputs, column), args={"llm": Echo(), "template": template})
+
+
+def test_the_text_of_a_template_decides_what_is_made_anew(tmp_path: Path) -> None:
+    asked = []
+    for template in ("{{ title }}", "{{ title }}", "{{ title }}!", "{{ title }}"):
+        with DataDreamer(tmp_path, verbose=False):
+            llm = Echo()
+            ask(template, llm)
+            asked.append(len(llm.asked))
+    assert asked == [3, 0, 3, 0]
+
+
+def test_a_row_leads_back_to_its_columns(session: DataDreamer) -> None:
+    made = ask("{{ title }}")
+    assert [(parent.node, parent.index) for parent in made.trace(1).parents] == [("Rows", 1)]
