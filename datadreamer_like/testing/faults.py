@@ -76,8 +76,9 @@ class Fault:
             raise DefinitionError(
                 f'There is no fault "{self.kind}".{did_you_mean(self.kind, KINDS)} They are: {", ".join(KINDS)}.'
             )
-        if isinstance(self.at, str) or not isinstance(self.at, Sequence):
-            raise ArgumentTypeError(f"at must be a list of positions, as in at=[0], not {self.at!r:.100}.")
+        places: object = self.at
+        if not isinstance(places, Sequence):
+            raise ArgumentTypeError(f"at must be a list of positions, as in at=[0], not {places!r:.100}.")
         for place in self.at:
             check_number(place, "at", whole=True)
         check_number(self.rate, "rate", most=1)

@@ -54,7 +54,7 @@ def calls_in(record: Record, requests: AnswerStore) -> tuple[str, Read] | None:
 
 # Batches of OpenAI, Anthropic and Mistral
 
-_SEVERAL = b"several"  # requests that have the same id, in place of one
+_SEVERAL = b"several"  # instead of a request: there are several with this id
 
 
 def _id(record: Record) -> bytes:
