@@ -531,6 +531,9 @@ def test_one_text_in_place_of_a_list_of_prompts_is_refused(tmp_path: Path) -> No
     llm = OpenAI("m", base_url="http://localhost:9/v1", cache_folder_path=tmp_path)
     with pytest.raises(ArgumentTypeError, match="prompts is one text, 'abc'"):
         llm.run("abc")
+    for wrong in (None, {"prompt": "abc"}, 5):
+        with pytest.raises(ArgumentTypeError, match="expected a list of texts"):
+            llm.run(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
