@@ -77,7 +77,7 @@ class FakeLLM(LLM):
         check_number(seconds, "seconds")
         self._answers = list(answers) if isinstance(answers, Sequence) else answers
         if isinstance(answers, Mapping):
-            self._patterns = [(re.compile(pattern), reply) for pattern, reply in answers.items()]
+            self._patterns = [(_pattern(each), reply) for each, reply in answers.items()]
         self._logprob = logprob
         self._score = score
         self._seconds = seconds
@@ -183,6 +183,16 @@ class FakeLLM(LLM):
         logprob = self._of_token(piece)
         likely = [(piece, logprob), *((f"{piece}~{rank}", logprob - rank) for rank in range(1, top))]
         return TokenLogprob(piece, logprob, tuple(likely[:top]))
+
+
+def _pattern(text: Any) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except (re.error, TypeError) as error:
+        raise DefinitionError(
+            f"answers has {text!r:.100} among its patterns, which is not a regular expression: {error}. Characters "
+            "with a meaning of their own need a backslash, as re.escape gives it."
+        ) from error
 
 
 def text_of(prompt: Prompt) -> str:

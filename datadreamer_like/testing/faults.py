@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from datadreamer_like.errors import (
+    ArgumentTypeError,
     AuthenticationFailed,
     DefinitionError,
     MalformedAnswer,
@@ -75,6 +76,11 @@ class Fault:
             raise DefinitionError(
                 f'There is no fault "{self.kind}".{did_you_mean(self.kind, KINDS)} They are: {", ".join(KINDS)}.'
             )
+        places: object = self.at
+        if not isinstance(places, Sequence):
+            raise ArgumentTypeError(f"at must be a list of positions, as in at=[0], not {places!r:.100}.")
+        for place in self.at:
+            check_number(place, "at", whole=True)
         check_number(self.rate, "rate", most=1)
         check_number(self.times, "times", least=1, whole=True, optional=True)
         check_number(self.retry_after, "retry_after")

@@ -16,6 +16,7 @@ from responses_server import response
 from datadreamer_like import DataDreamer
 from datadreamer_like.errors import BadRequest, DefinitionError, ModelError, OverBudget, StorageError
 from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.usage import Usage, counting
 from datadreamer_like.models import (
     Anthropic,
     Azure,
@@ -189,6 +190,26 @@ def test_rows_that_failed_keep_their_error_or_are_asked_again_and_expired_ones_t
     assert "did not process the prompt in 3 batches" in str(answers[4].error)
     assert [len(job.lines) for job in server.jobs] == [6, 3, 1]
     assert server.billed == {f"question {index}": 1 for index in (0, 2, 3, 5)} | {"question 1": 0, "question 4": 0}
+
+
+def test_an_empty_answer_is_asked_for_again_and_never_stored(server: BatchServer, tmp_path: Path) -> None:
+    def fate(body: dict[str, Any], before: int) -> Any:
+        answer = server.echo(body)
+        if prompt_of(body) == "question 0" or (prompt_of(body) == "question 1" and not before):
+            if server.kind == "anthropic":
+                return {**answer, "content": [{"type": "text", "text": ""}]}
+            answer["choices"][0]["message"]["content"] = ""
+        return answer
+
+    server.fate = fate
+    with counting(Usage()) as usage:
+        answers = list(model(server, tmp_path).answers(prompts(3), max_new_tokens=50))
+    assert [answer.text for answer in answers] == [None, "echo: question 1", "echo: question 2"]
+    assert "empty" in str(answers[0].error)
+    assert [len(job.lines) for job in server.jobs] == [3, 2, 1]
+    assert usage.completion_tokens == 6 * 2  # empty ones are paid for too
+    with pytest.raises(ModelError, match="no cached answer"):
+        model(server, tmp_path).run(prompts(1), max_new_tokens=50, cache_only=True)
 
 
 def test_a_refused_parameter_is_left_out_of_another_batch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

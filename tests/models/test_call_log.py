@@ -465,6 +465,73 @@ def test_a_batchs_requests_and_results_are_found_in_two_files_in_any_order(tmp_p
         list(CallLog(results))
 
 
+def test_batches_that_use_the_same_ids_are_never_mixed_up(tmp_path: Path) -> None:
+    def of(question: str, answer: str, batch: str) -> list[Path]:
+        body = {**CHAT, "messages": [{"role": "user", "content": question}]}
+        said = {**COMPLETION, "choices": [{"message": {"content": answer}, "finish_reason": "stop"}]}
+        asked = [{"custom_id": "request-1", "body": body}, {"custom_id": f"{batch}-2", "body": CHAT}]
+        results = [{"custom_id": "request-1", "response": {"body": said}}]
+        results += [{"custom_id": f"{batch}-2", "response": {"body": COMPLETION}}]
+        return [written(tmp_path, asked, f"{batch}-in.jsonl"), written(tmp_path, results, f"{batch}-out.jsonl")]
+
+    sky, sea = of("Sky?", "Blue.", "a"), of("Grass?", "Green.", "b")
+    log = CallLog(*sky, *sea)
+    assert [call.prompt for call in log] == ["Sky?", "Sky?"]  # of the ids that one batch has
+    ((reason, count),) = log.skipped.items()
+    assert count == 2
+    assert "same custom_id" in reason
+    assert [call.answer.text for call in CallLog(*sky, *sky)] == ["Blue.", "Blue."]  # the same files twice
+    assert [(call.prompt, call.answer.text) for call in CallLog(*sea)][0] == ("Grass?", "Green.")
+
+
+def test_what_the_responses_api_names_in_its_own_way_is_compared(tmp_path: Path) -> None:
+    def asked(tools: Any = None, **options: Any) -> OpenAIResponses:
+        with ResponsesServer() as server:
+            llm = OpenAIResponses("m", base_url=server.url, tools=tools).reuse(log)
+            llm.run(["Sky?"], **options)
+            sent.append(len(server.requests))
+        return llm
+
+    request = {
+        "model": "m", "input": "Sky?", "temperature": 0, "text": {"verbosity": "low"}, "reasoning": {"effort": "low"},
+        "prompt": {"id": "pmpt_1"}, "tools": [{"type": "web_search"}],
+    }  # fmt: skip
+    log = CallLog(written(tmp_path, [{"request": request, "response": RESPONSES["response"]}]))
+    sent: list[int] = []
+    same = {"verbosity": "low", "reasoning_effort": "low", "prompt": {"id": "pmpt_1"}}
+    asked([{"type": "web_search"}], **same)
+    assert sent == [0]
+    asked(None, **same)
+    for name, other in (("verbosity", "high"), ("reasoning_effort", "high"), ("prompt", {"id": "pmpt_2"})):
+        asked([{"type": "web_search"}], **{**same, name: other})
+        asked([{"type": "web_search"}], **{key: value for key, value in same.items() if key != name})
+    assert sent == [0] + 7 * [1]
+
+
+def test_an_answer_that_lacks_what_is_asked_for_is_not_served(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logged = [
+        {"request": {**CHAT, "messages": [USER]}, "response": COMPLETION},
+        {"request": {**CHAT, "messages": [USER], "logprobs": True}, "response": COMPLETION},
+    ]
+    log = CallLog(written(tmp_path, logged))
+    with FlakyServer() as server:
+        llm = OpenAI("m", base_url=server.url).reuse(log, ignore=["n"])
+        assert llm.run(["Sky?"], n=2, **AS_LOGGED) == [["echo: Sky?", "echo: Sky?"]]
+        assert "with 1 of 2 answers" in caplog.text
+        llm.run(["Sky?"], top_logprobs=0, **AS_LOGGED)
+        assert "without log-probabilities" in caplog.text
+        assert len(server.requests) == 2
+
+
+def test_a_compressed_log_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "log.jsonl.gz"
+    packed = bytearray(gzip.compress(json.dumps({"request": CHAT, "response": COMPLETION}).encode() * 50))
+    packed[30:60] = b"\xff" * 30
+    file.write_bytes(packed)
+    with pytest.raises(DataError, match="log.jsonl.gz is damaged"):
+        list(CallLog(file))
+
+
 WRONG: list[tuple[bytes, type[Exception], str]] = [
     (b"", EmptyDataset, "is empty"),
     (b"\n \n", EmptyDataset, "is empty"),

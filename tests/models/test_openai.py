@@ -31,7 +31,7 @@ from datadreamer_like.errors import (
 )
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.usage import Usage, counting
-from datadreamer_like.models import OpenAI
+from datadreamer_like.models import MistralAI, Ollama, OpenAI
 from datadreamer_like.storage.answers import AnswerStore
 
 PROMPTS = [f"prompt {number}" for number in range(40)]
@@ -517,10 +517,23 @@ def test_an_address_without_http_is_refused_at_once(tmp_path: Path) -> None:
         OpenAI("m", base_url="me:secret@localhost:8080/v1?key=secret", cache_folder_path=tmp_path)
 
 
+def test_an_address_or_a_name_that_is_none_is_refused_at_once() -> None:
+    with pytest.raises(ArgumentTypeError, match="base_url must be a text, not int"):
+        OpenAI("m", base_url=8080)  # type: ignore[arg-type]
+    for llm in (OpenAI, MistralAI, Ollama):
+        with pytest.raises(ArgumentTypeError, match="model_name must be a text.*NoneType"):
+            llm(None, api_key="k")
+        with pytest.raises(DefinitionError, match="model_name is empty"):
+            llm(" ", api_key="k")
+
+
 def test_one_text_in_place_of_a_list_of_prompts_is_refused(tmp_path: Path) -> None:
     llm = OpenAI("m", base_url="http://localhost:9/v1", cache_folder_path=tmp_path)
     with pytest.raises(ArgumentTypeError, match="prompts is one text, 'abc'"):
         llm.run("abc")
+    for wrong in (None, {"prompt": "abc"}, 5):
+        with pytest.raises(ArgumentTypeError, match="expected a list of texts"):
+            llm.run(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,10 @@ def test_the_table_is_dated_and_knows_exact_names_only() -> None:
         ({"input": 1.0, "outputs": 2.0}, 'Did you mean "output"'),
         ({"input": -1.0, "output": 2.0}, '"input" cannot be -1.0'),
         ({"input": "1", "output": 2.0}, "\"input\" cannot be '1'"),
+        ({"input": None, "output": 2.0}, "both input and output"),
+        ({"input": 1.0, "output": 2.0, "max_output": 0}, '"max_output" cannot be 0; expected a number of tokens'),
+        ({"input": 1.0, "output": 2.0, "up_to": 0.5}, '"up_to" cannot be 0.5'),
+        (Prices("1", 2.0), "\"input\" cannot be '1'"),  # type: ignore[arg-type]
     ],
 )
 def test_malformed_prices_are_refused(prices: Any, match: str) -> None:

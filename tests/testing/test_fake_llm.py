@@ -164,6 +164,12 @@ def test_answers_of_another_kind_are_refused(wrong: Any) -> None:
         FakeLLM(wrong)
 
 
+@pytest.mark.parametrize("wrong", ["(", 1])
+def test_a_pattern_that_is_none_is_refused(wrong: Any) -> None:
+    with pytest.raises(DefinitionError, match="not a regular expression"):
+        FakeLLM({"a": "b", wrong: "c"})
+
+
 def test_a_fake_embedder_finds_what_shares_words() -> None:
     embedder = FakeEmbedder()
     vectors = np.array(embedder.run(["the red ball", "red ball", "deep sea", ""]))

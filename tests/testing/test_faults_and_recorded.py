@@ -121,6 +121,10 @@ def test_faults_that_are_none_are_refused() -> None:
         Fault("time_out", at=[0])
     with pytest.raises(DefinitionError, match=r"happens nowhere: give at=\[0\]"):
         Fault("timeout")
+    with pytest.raises(ArgumentTypeError, match="at must be a list of positions"):
+        Fault("timeout", at=3)  # type: ignore[arg-type]
+    with pytest.raises(DefinitionError, match="at is -1"):
+        Fault("timeout", at=[-1])
     with pytest.raises(DefinitionError, match="rate is 2"):
         Fault("timeout", rate=2)
     with pytest.raises(DefinitionError, match="needs faults"):

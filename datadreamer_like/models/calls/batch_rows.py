@@ -17,7 +17,7 @@ from datadreamer_like.errors import (
 )
 from datadreamer_like.storage.ledger import nanodollars
 
-from ..llms.answer_text import plain_answer
+from ..llms.answer_text import plain_answer, with_text
 from ..llms.generation import Answer, Generation, Request
 from ..llms.provider_errors import ErrorInAnswer, refused_parameter
 from .batch_api import BatchAPI, LineResult
@@ -213,9 +213,10 @@ class BatchRows:
         error: ModelError | None = None
         if self._api.missing(replies, sampling) <= 0:
             try:
-                answer = plain_answer(self._api.answer(replies, sampling), sampling.schema is not None)
+                answer = with_text(plain_answer(self._api.answer(replies, sampling), sampling.schema is not None))
                 if not isinstance(answer.error, MalformedAnswer):
                     return self.finish(key, answer)
+                self._recorder.discard(answer)
                 error = answer.error
             except MalformedAnswer as malformed:
                 error = malformed

@@ -7,7 +7,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -177,6 +177,8 @@ def run_calls(
     if isinstance(prompts, str | bytes):
         # Otherwise each character would be sent as a prompt.
         raise ArgumentTypeError("A model was given one text; expected a list of them, as in run([text]).")
+    if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
+        raise ArgumentTypeError(f"A model was given {prompts!r:.100}; expected a list of texts, as in run([text]).")
     if total is None and isinstance(prompts, Sequence):
         total = len(prompts)
     not_in_plan(f"answers of {model.display_name}")

@@ -45,7 +45,7 @@ def answer_text(
 ) -> AnswerText:
     """Separates a message into answer and reasoning; the answer is without the blanks around it.
 
-    An empty text is an answer if the model chose to stop (but see `answered_with_text`), but an error if the token
+    An empty text is an answer if the model chose to stop (but see `with_text`), but an error if the token
     limit, a filter or a tool call ended it, and a text that consists of unfinished thoughts is one too. An answer to a
     schema (`shaped`) is without its Markdown fence, and an error if it is truncated.
 
@@ -96,9 +96,14 @@ async def plain_answered(answer: Callable[[Any], Awaitable[Answer]], shaped: boo
 
 
 async def answered_with_text(ask: Callable[[Any], Awaitable[Any]], request: Any) -> Any:
-    """Returns the answer of a server; one whose texts are all empty is malformed, so that it is asked for again."""
+    """Returns the answer of a server, as `with_text` returns it."""
     answer = await ask(request)
-    if isinstance(answer, Answer) and answer.error is None and not any(answer.texts):
+    return with_text(answer) if isinstance(answer, Answer) else answer
+
+
+def with_text(answer: Answer) -> Answer:
+    """Returns an answer; one whose texts are all empty is malformed, so that it is asked for again."""
+    if answer.error is None and not any(answer.texts):
         return replace(answer, texts=(), logprobs=None, error=MalformedAnswer("The answer is empty."))
     return answer
 

@@ -23,6 +23,7 @@ from .endpoint import Endpoint, Quirks, shown_address
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
 from .image_parts import anthropic_message
 from .prices import Usage, counted, token_count
+from .received import Received
 from .schema import ANSWER_FIELD, object_schema, strict_schema
 
 if TYPE_CHECKING:
@@ -107,6 +108,10 @@ class Anthropic(APIModel):
             """See `LLM.run`."""
 
     @cached_property
+    def _received(self) -> Received:
+        return Received()
+
+    @cached_property
     def _refused(self) -> set[str]:
         return set() if self.model_name in SAMPLING_MODELS else {"temperature", "top_p"}
 
@@ -167,8 +172,10 @@ class Anthropic(APIModel):
 
     async def answer(self, request: Request) -> Answer:
         """Sends `n` requests one after the other, so that the later ones use the provider's prompt cache."""
-        count = request.sampling.n
-        messages: list[Message] = [await self.request(lambda: self.parameters(request)) for _ in range(count)]
+        messages: list[Message] = self._received.of(request)
+        while len(messages) < request.sampling.n:
+            messages.append(await self.request(lambda: self.parameters(request)))
+        self._received.done(request)
         return self.answer_from(messages, request.sampling)
 
     def answer_from(self, messages: Sequence[Message], sampling: Sampling) -> Answer:

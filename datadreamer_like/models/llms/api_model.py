@@ -39,6 +39,7 @@ from .client_checks import (
     check_client_options,
     checked_cap,
     checked_key,
+    checked_name,
     checked_seconds,
     most_tokens,
     unwritable_error,
@@ -129,7 +130,7 @@ class APIModel(LLM):
     ) -> None:
         require_extra(self.extra or self.sdk.lower(), self.sdk.lower(), what=type(self).__name__)
         super().__init__(cache_folder_path)
-        self.model_name = model_name
+        self.model_name = checked_name(model_name)
         self.retry_on_fail = retry_on_fail
         self.system_prompt = system_prompt
         self.base_url = self.endpoint.address_in_use(base_url)
@@ -150,8 +151,7 @@ class APIModel(LLM):
         self._api_key = api_key
         self._clients: dict[asyncio.AbstractEventLoop, Any] = {}
         self._purses: dict[asyncio.AbstractEventLoop, Purse] = {}
-        self.budget = budget
-        self.batch = batch
+        self.budget, self.batch = budget, batch
         if batch:
             if self.batch_api() is None:
                 raise DefinitionError(f"{type(self).__name__} has no batch API. OpenAI, Anthropic and MistralAI do.")

@@ -23,6 +23,7 @@ from .api_model import APIModel
 from .endpoint import Endpoint, Quirks, shown_address
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
 from .prices import Usage, counted
+from .received import Received
 from .schema import ANSWER_FIELD, object_schema, strict_schema
 from .secrets import Secrets, hide_in_logs
 
@@ -147,6 +148,10 @@ class Bedrock(APIModel):
         return cls(str(model), "example-id", "example-key", "us-east-1")
 
     @cached_property
+    def _received(self) -> Received:
+        return Received()
+
+    @cached_property
     def _session(self) -> Any:
         import boto3
 
@@ -213,7 +218,10 @@ class Bedrock(APIModel):
     async def answer(self, request: Request) -> Answer:
         """Sends `n` requests, one after the other."""
         sampling = request.sampling
-        found = [await self.request(lambda: self._parameters(request)) for _ in range(sampling.n)]
+        found = self._received.of(request)
+        while len(found) < sampling.n:
+            found.append(await self.request(lambda: self._parameters(request)))
+        self._received.done(request)
         try:
             texts = [_text(response, sampling.schema) for response in found]
             prices = self.prices if sampling.extra.get("service_tier") in (None, "default") else None

@@ -50,6 +50,15 @@ def check_client_options(name_of_class: str, sdk: str, options: Mapping[str, Any
             )
 
 
+def checked_name(model_name: object) -> str:
+    """Returns the name of a model; refuses other values, and an empty text, as an unset variable gives it."""
+    if not isinstance(model_name, str):
+        raise ArgumentTypeError(f"model_name must be a text, not {type(model_name).__name__}.")
+    if not model_name.strip():
+        raise DefinitionError("model_name is empty; give the name that the provider has for the model.")
+    return model_name
+
+
 def checked_seconds(timeout: object) -> float:
     """Returns the seconds of a timeout; refuses other values."""
     if not isinstance(timeout, numbers.Real) or not 0 < float(timeout) < math.inf:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from datadreamer_like.errors import AuthenticationFailed, DefinitionError
+from datadreamer_like.errors import ArgumentTypeError, AuthenticationFailed, DefinitionError
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -74,6 +74,8 @@ class Endpoint:
         """Returns the given address, the environment's, or the provider's own; refuses one without http:// or https://."""
         from_environment = os.environ.get(self.url_variable) if self.url_variable else None
         base_url = given or from_environment or self.base_url
+        if not isinstance(base_url, str):
+            raise ArgumentTypeError(f"base_url must be a text, not {type(base_url).__name__}.")
         if urlsplit(base_url).scheme not in ("http", "https"):
             shown = base_url.rpartition("@")[2].partition("?")[0]  # without user, password and query
             raise DefinitionError(

@@ -23,6 +23,7 @@ from .endpoint import shown_address
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
 from .prices import counted
 from .provider_errors import ErrorInAnswer
+from .received import Received
 from .schema import openai_response_format, with_schema
 from .scoring import Scored, ScoreRequest, echoed_scores
 from .wire import Fields, Wire, read_answer
@@ -109,6 +110,7 @@ class OpenAICompatible(APIModel):
         self._limit_name = self.quirks.limit_name
         self._refused: set[str] = set()
         self._one_by_one = not self.quirks.takes_n
+        self._received = Received()
         self._wires: dict[asyncio.AbstractEventLoop, Wire | None] = {}
 
     if TYPE_CHECKING:
@@ -138,7 +140,7 @@ class OpenAICompatible(APIModel):
 
     async def answer(self, request: Request) -> Answer:
         """Sends one chat completion request, or more if the server does not support `n`."""
-        completions: list[Fields] = []
+        completions: list[Fields] = self._received.of(request)
         while (got := sum(len(completion.choices) for completion in completions)) < request.sampling.n:
             at_once = 1 if self._one_by_one else request.sampling.n - got
             seed = request.seed + got if request.seed is not None else None
@@ -153,6 +155,7 @@ class OpenAICompatible(APIModel):
             if len(completion.choices) < at_once and not self._one_by_one:
                 self._one_by_one = True
                 logger.info("%s does not return several answers at once; they are requested singly", self.display_name)
+        self._received.done(request)
         return self.answer_from(completions, request.sampling)
 
     def answer_from(self, completions: Sequence[Fields], sampling: Sampling) -> Answer:

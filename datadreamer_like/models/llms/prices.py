@@ -8,7 +8,7 @@ import numbers
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,8 +167,10 @@ def _prices_in(path: str, changed_at: int) -> Mapping[tuple[str, str], Prices]:
 
 def given_prices(prices: Prices | Mapping[str, Any] | None) -> Prices | None:
     """Returns the prices that a script gave; refuses unknown names, missing ones, and values that are no price."""
-    if prices is None or isinstance(prices, Prices):
-        return prices
+    if prices is None:
+        return None
+    if isinstance(prices, Prices):
+        prices = asdict(prices)
     names = [field.name for field in fields(Prices)]
     example = 'expected US dollars for a million tokens, as in {"input": 0.25, "output": 2.0}'
     if not isinstance(prices, Mapping):
@@ -179,6 +181,8 @@ def given_prices(prices: Prices | Mapping[str, Any] | None) -> Prices | None:
         is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         if value is not None and not (is_number and 0 <= float(value) < math.inf):
             raise DefinitionError(f'The price "{name}" cannot be {value!r}; {example}.')
-    if not {"input", "output"} <= prices.keys():
+        if value is not None and name in ("up_to", "max_output") and (value < 1 or value != int(value)):
+            raise DefinitionError(f'In prices, "{name}" cannot be {value!r}; expected a number of tokens, at least 1.')
+    if prices.get("input") is None or prices.get("output") is None:
         raise DefinitionError(f"prices need both input and output; {example}.")
     return Prices(**prices)

@@ -102,8 +102,10 @@ class OpenAIResponses(OpenAI):
 
     async def answer(self, request: Request) -> Answer:
         """Sends `n` requests, one after the other."""
-        count = request.sampling.n
-        found = [await self.request(lambda: self.parameters(request, 1, None)) for _ in range(count)]
+        found = self._received.of(request)
+        while len(found) < request.sampling.n:
+            found.append(await self.request(lambda: self.parameters(request, 1, None)))
+        self._received.done(request)
         return self.answer_from(found, request.sampling)
 
     def batch_api(self) -> BatchAPI | None:

@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,7 +181,7 @@ def _begins_with_requests(file: Path) -> bool:
     with _opened(file) as stream:
         try:
             return is_batch_request(json.loads(stream.readline()))
-        except (ValueError, OSError, EOFError, RecursionError):
+        except (ValueError, OSError, EOFError, zlib.error, RecursionError):
             return False
 
 
@@ -215,7 +216,7 @@ def _records(file: Path, skip: Any) -> Iterator[tuple[str, Any]]:
                 line, number = stream.readline(), number + 1
         except json.JSONDecodeError as error:
             raise DataError(f"{file}, line {error.lineno} is not JSON: {error.msg}.") from error
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{file} is damaged ({error}). Copy it again.") from error
 
 

@@ -54,14 +54,18 @@ def calls_in(record: Record, requests: AnswerStore) -> tuple[str, Read] | None:
 
 # Batches of OpenAI, Anthropic and Mistral
 
+_SEVERAL = b"several"  # instead of a request: there are several with this id
+
 
 def _id(record: Record) -> bytes:
     return hashlib.blake2b(str(record["custom_id"]).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _batch_request(record: Record, requests: AnswerStore) -> Read:
-    request = record.get("body", record.get("params"))
-    requests.put_many([(_id(record), json.dumps(request).encode())])
+    request = json.dumps(record.get("body", record.get("params")), sort_keys=True).encode()
+    (other,) = requests.get_many([_id(record)])
+    # An id is unique within its batch; those of several batches are often the same ("request-1").
+    requests.put_many([(_id(record), request if other in (None, request) else _SEVERAL)])
     return iter(())
 
 
@@ -69,6 +73,9 @@ def _batch_result(record: Record, requests: AnswerStore) -> Read:
     (stored,) = requests.get_many([_id(record)])
     if stored is None:
         yield "results of a batch whose requests are in no file (give the batch's input file too)"
+        return
+    if stored == _SEVERAL:
+        yield "results of batches that use the same custom_id for different requests (read each batch by itself)"
         return
     error = record.get("error")
     if "result" in record:

@@ -77,6 +77,12 @@ def options_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("logprobs") and given.get("top_logprobs") is None:
         given["top_logprobs"] = 0
     shape = _schema_in(given)
+    reasoning = given.get("reasoning")
+    if isinstance(reasoning, Mapping) and "effort" in reasoning:  # the Responses API
+        given["reasoning_effort"] = reasoning["effort"]
+        given["reasoning"] = {name: value for name, value in reasoning.items() if name != "effort"}
+    if isinstance(given.get("prompt"), Mapping):  # stored at the provider
+        given["stored_prompt"] = given["prompt"]
     for name, value in given.items():
         name = _NAMES.get(name, name)
         if value is None or name in _WITHOUT_EFFECT or _SECRET.search(name) or value in ([], {}, ()):
@@ -107,6 +113,7 @@ def _schema_in(given: dict[str, Any]) -> Mapping[str, Any] | None:
     config = given.get("output_config")
     if shape is None and isinstance(text, Mapping):  # the Responses API
         shape = text.get("format")
+        given |= {name: value for name, value in text.items() if name != "format"}
         del given["text"]
     if shape is None and isinstance(config, Mapping):  # Anthropic
         shape = config.get("format")

@@ -76,11 +76,13 @@ class PaidAnswers:
         values = store.get_many(keys)
         answers: list[Answer | None] = []
         for request, (options, place), value, other in zip(requests, looked_up, values[::2], values[1::2], strict=True):
-            if value is None:
+            answer = None if value is None else _unwrapped(LLMCalls.decode(value), request)
+            if answer is None:
                 self._miss(options, other, place)
-                answers.append(None)
-            else:
-                answers.append(_unwrapped(LLMCalls.decode(value), request))
+            elif lack := _lack(answer, request):
+                self.misses[lack] += 1
+                answer = None
+            answers.append(answer)
         self.served += sum(answer is not None for answer in answers)
         return answers
 
@@ -118,6 +120,8 @@ class PaidAnswers:
         sampling = request.sampling
         messages = request.messages(getattr(llm, "system_prompt", None))
         options = sampling_options(sampling, request.seed, getattr(llm, "default_new_tokens", None))
+        if tools := getattr(llm, "tools", ()):
+            options["tools"] = [dict(tool) for tool in tools]
         quirks = getattr(llm, "quirks", None)
         if quirks is not None:
             if sampling.schema is not None and quirks.response_format == "json_object":
@@ -197,6 +201,15 @@ def _again(key: bytes, place: int) -> bytes:
 
 def _shown(value: object) -> str:
     return "not given" if value is None else f"{value!r:.60}"
+
+
+def _lack(answer: Answer, request: Request) -> str:
+    """Returns what a logged answer lacks that the request asks for; "" if nothing."""
+    if len(answer.texts) != request.sampling.n:
+        return f"with {len(answer.texts)} of {request.sampling.n} answers"
+    if request.sampling.top_logprobs is not None and answer.logprobs is None:
+        return "without log-probabilities"
+    return ""
 
 
 def _unwrapped(answer: Answer, request: Request) -> Answer:
