@@ -99,12 +99,11 @@ class APIModel(LLM):
 
     sdk: ClassVar[str]
     """The SDK's client class; in lower case, the name of its package."""
-
     extra: ClassVar[str] = ""
     """The extra that installs the SDK, unless it has the package's name."""
 
-    enforces_schemas = True
     max_concurrency: int | None = 256
+    takes_images = True  # whether this model does, its server says
     takes_images = True  # whether this model does, its server says
 
     default_new_tokens: ClassVar[int | None] = None
