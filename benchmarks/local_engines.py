@@ -1,8 +1,8 @@
-"""Engines of this machine: batches sorted by length (`HFTransformers`), and prefixes kept (`LlamaCPP`).
+"""Engines of this machine: batches sorted by length (`HFTransformers`), and starts of prompts kept (`LlamaCPP`).
 
-The model is SmolLM2-135M-Instruct. Each ratio compares two ways of the same run of the same prompts, taken in turns;
-since nothing is waited for but the processor, seconds are those of the processor. The exit status is 1 if a bar is
-missed. `--quick` takes fewer prompts.
+Each ratio compares two ways to run the same prompts; nothing is waited for but the processor, so seconds are those of
+the processor. The model is SmolLM2-135M-Instruct. The exit status is 1 if a bar is missed.
+`--quick` takes fewer prompts, and for the batches a smaller Llama with random weights.
 """
 
 from __future__ import annotations
@@ -47,10 +47,27 @@ def mixed_lengths(rows: int, longest: int) -> list[str]:
 
 
 def instruction(number: int) -> str:
-    """A long instruction, different for each number from its start."""
+    """An instruction of about a hundred tokens; two of them differ from their first words."""
     chance = random.Random(number)
-    rules = [f"Rule {each}: write {' '.join(chance.choices(WORDS, k=8))}." for each in range(1, 21)]
-    return f"Task {number} for the {chance.choice(WORDS)} team. {' '.join(rules)} Now label this message: "
+    rules = " ".join(f"Never write about a {chance.choice(WORDS)} or a {chance.choice(WORDS)}." for _ in range(7))
+    return f"You are assistant {number} of the {chance.choice(WORDS)} team. {rules} Answer this message: "
+
+
+def small_llama(folder: Path) -> str:
+    """A Llama of 8 layers and random weights, with SmolLM2's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    source = Path(smollm())
+    tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=768, num_hidden_layers=8, num_attention_heads=4,
+        max_position_embeddings=2048, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def seconds_of(llm: LLM, prompts: Sequence[str], **options: Any) -> tuple[float, list[Answer]]:
@@ -81,49 +98,59 @@ class Bars:
 
 def sorted_batches(bars: Bars, quick: bool) -> None:
     """Against batches in the order of the prompts."""
-    llm = HFTransformers(smollm(), device="cpu")
-    prompts = mixed_lengths(48 if quick else 160, longest=200)
-    seconds_of(llm, prompts[:2], max_new_tokens=2)
-    for new_tokens, bar in ((8, 1.5), (48, None)):
-        ratios, rates, same = [], [], 0
-        for _ in range(1 if quick else 3):
-            unsorted, plain = seconds_of(
-                llm, prompts, max_new_tokens=new_tokens, batch_size=8, batch_scheduler_buffer_size=8
-            )
-            took, answers = seconds_of(llm, prompts, max_new_tokens=new_tokens, batch_size=8)
-            ratios.append(unsorted / took)
-            rates.append(tokens(answers) / took)
-            same = sum(a.text == b.text for a, b in zip(answers, plain, strict=True))
-        ratio = statistics.median(ratios)
-        figure = f"{ratio:.2f} x, {statistics.median(rates):,.0f} tokens/s, {same} of {len(prompts)} answers the same"
-        bars.row(f"sorted by length, {new_tokens} new tokens", figure, *([f">= {bar}", ratio >= bar] if bar else []))
+    with tempfile.TemporaryDirectory() as folder:
+        llm = HFTransformers(small_llama(Path(folder)) if quick else smollm(), device="cpu", dtype="float32")
+        prompts = mixed_lengths(128, longest=300)
+        seconds_of(llm, prompts[:2], max_new_tokens=2)
+        for new_tokens, bar in ((8, 1.5), (64, None)):
+            options: dict[str, Any] = {"max_new_tokens": new_tokens, "batch_size": 8}
+            ratios, rates, same = [], [], 0
+            for _ in range(1 if quick and bar is None else 3):
+                unsorted, plain = seconds_of(llm, prompts, batch_scheduler_buffer_size=8, **options)
+                took, answers = seconds_of(llm, prompts, **options)
+                ratios.append(unsorted / took)
+                rates.append(tokens(answers) / took)
+                same = sum(one.text == other.text for one, other in zip(answers, plain, strict=True))
+            ratio, rate = statistics.median(ratios), statistics.median(rates)
+            figure = f"{ratio:.2f} x, {rate:,.0f} tokens/s, {same} of {len(prompts)} answers the same"
+            what = f"sorted by length, {new_tokens} new tokens"
+            bars.row(what, figure, *((f">= {bar} x", ratio >= bar) if bar else ()))
 
 
-def shared_prefix(bars: Bars, quick: bool) -> None:
-    """Against the same server with `cache_prompt` off."""
-    rows = 60 if quick else 500
+def shared_starts(bars: Bars, quick: bool) -> None:
+    """Against the same server without its prompt cache, on the first prompts, and without a choice of the next prompt.
+
+    The rate without the cache does not depend on the number of prompts.
+    """
+    rows, sample = (100, 24) if quick else (500, 100)
     tails = [f"{QUESTIONS[number % len(QUESTIONS)]} ({number})" for number in range(rows)]
     one = [instruction(0) + tail for tail in tails]
     several = [instruction(number % 12) + tail for number, tail in enumerate(tails)]
-    options = {"max_new_tokens": 8}
-    for what, prompts, bar in (("one instruction", one, 2.0), ("12 instructions in turn", several, None)):
-        took = {}
-        found: dict[str, list[Answer]] = {}
-        for name, parameters in (("without", {"cache_prompt": False}), ("with", {})):
-            llm = LlamaCPP(smollm(), context_length=1024, threads=1, **parameters)
-            seconds_of(llm, ["Hello."], **options)
-            took[name], found[name] = seconds_of(llm, prompts, **options)
-            llm.unload_model()
-        ratio = took["without"] / took["with"]
-        same = sum(a.text == b.text for a, b in zip(found["with"], found["without"], strict=True))
-        figure = f"{ratio:.2f} x, {rows / took['with']:.1f} rows/s, {same} of {rows} answers the same"
-        bars.row(f"prefix kept, {what}", figure, *([f">= {bar}", ratio >= bar] if bar else []))
+
+    def run(prompts: list[str], **options: Any) -> tuple[float, list[Answer]]:
+        concurrency = options.pop("concurrency", None)
+        llm = LlamaCPP(smollm(), context_length=256, threads=1, **options)
+        llm.count_tokens("loads the model")
+        took, answers = seconds_of(llm, prompts, max_new_tokens=4, concurrency=concurrency)
+        llm.unload_model()
+        return len(prompts) / took, answers
+
+    plain, computed = run(one[:sample], cache_prompt=False)
+    kept, answers = run(one)
+    same = sum(mine.text == its.text for mine, its in zip(answers, computed, strict=False))
+    figure = f"{kept / plain:.2f} x, {kept:.1f} rows/s, {same} of {sample} answers the same"
+    bars.row(f"starts kept, one instruction, {rows} prompts", figure, ">= 2.0 x", kept >= 2 * plain)
+    in_order, _ = run(several[: 2 * sample], concurrency=8)
+    chosen, answers = run(several[: 2 * sample])
+    cached = sum(answer.cached_tokens for answer in answers) / sum(answer.prompt_tokens for answer in answers)
+    figure = f"{chosen / in_order:.2f} x, {chosen:.1f} rows/s, {cached:.0%} of the prompts' tokens cached"
+    bars.row(f"  next prompt chosen, 12 instructions in turn, {2 * sample}", figure)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parts: dict[str, Callable[[Bars, bool], None]] = {"sorted": sorted_batches, "prefix": shared_prefix}
+    parts: dict[str, Callable[[Bars, bool], None]] = {"sorted": sorted_batches, "starts": shared_starts}
     parser.add_argument("parts", nargs="*", help=f"some of {', '.join(parts)}; by default all")
     given = parser.parse_args()
     logging.disable(logging.WARNING)
