@@ -388,3 +388,21 @@ def test_a_template_that_refuses_the_system_prompt_ends_the_run_before_a_row(tin
     with pytest.raises(DefinitionError, match=r"no system.*leave system_prompt out"):
         llm.run(["Hi", "Ho"], max_new_tokens=2)
     assert len(HFTransformers(tiny_causal_lm, chat_prompt_template=template).run(["Hi"], max_new_tokens=2)) == 1
+
+
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes reports kernels that CPUs lack
+def test_weights_are_quantized_while_loading_and_placed_by_a_map(tiny_causal_lm, plain):
+    from transformers import BitsAndBytesConfig
+
+    options = {"chat_prompt_template": "<bos>{{prompt}}"}
+    expected = plain.run(BEGINNINGS, max_new_tokens=6)
+    mapped = HFTransformers(tiny_causal_lm, device_map={"": "cpu"}, **options)
+    assert mapped.run(BEGINNINGS, max_new_tokens=6, force=True) == expected
+    assert mapped.model.hf_device_map == {"": "cpu"}
+    assert fingerprint(mapped) == fingerprint(plain)
+    config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["lm_head"])
+    small = HFTransformers(tiny_causal_lm, device="cpu", quantization_config=config, **options)
+    assert small.model.model.layers[0].mlp.up_proj.weight.dtype == torch.int8
+    assert fingerprint(small) != fingerprint(plain)
+    same = sum(one == other for one, other in zip(small.run(BEGINNINGS, max_new_tokens=6), expected, strict=True))
+    assert same >= len(BEGINNINGS) / 2
