@@ -40,27 +40,27 @@ SCHEMA = {
 
 
 @pytest.fixture(scope="module")
-def llm(tiny_causal_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLM]:
+def llm(tiny_for_vllm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLM]:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    llm = VLLM(str(tiny_causal_lm), cache_folder_path=tmp_path_factory.mktemp("vllm"), **ENGINE)
+    llm = VLLM(str(tiny_for_vllm), cache_folder_path=tmp_path_factory.mktemp("vllm"), **ENGINE)
     yield llm
     llm.unload_model()
     assert not [child for child in multiprocessing.active_children() if child.is_alive()]
 
 
 @pytest.fixture(scope="module")
-def peer(tiny_causal_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> HFTransformers:
-    return HFTransformers(str(tiny_causal_lm), cache_folder_path=tmp_path_factory.mktemp("peer"))
+def peer(tiny_for_vllm: Path, tmp_path_factory: pytest.TempPathFactory) -> HFTransformers:
+    return HFTransformers(str(tiny_for_vllm), cache_folder_path=tmp_path_factory.mktemp("peer"))
 
 
 @pytest.fixture(scope="module")
-def server(tiny_causal_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMServer]:
+def server(tiny_for_vllm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMServer]:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log.txt"
     command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny_causal_lm), "--port", str(port),
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny_for_vllm), "--port", str(port),
         "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager", "--max-model-len", "128",
         "--max-num-seqs", "8", "--host", "127.0.0.1",
     ]  # fmt: skip
@@ -133,13 +133,13 @@ def test_it_loads_again_after_it_was_unloaded(llm: VLLM) -> None:
     assert llm.run(CHATS, max_new_tokens=16, force=True) == before
 
 
-def test_a_lora_adapter_answers_as_in_transformers(tiny_causal_lm: Path, tmp_path: Path) -> None:
+def test_a_lora_adapter_answers_as_in_transformers(tiny_for_vllm: Path, tmp_path: Path) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     targets = ["q_proj", "v_proj", "down_proj"]
-    base = AutoModelForCausalLM.from_pretrained(tiny_causal_lm)
+    base = AutoModelForCausalLM.from_pretrained(tiny_for_vllm)
     adapted = get_peft_model(base, LoraConfig(r=8, target_modules=targets, task_type="CAUSAL_LM"))
     torch.manual_seed(0)
     for name, parameter in adapted.named_parameters():
@@ -147,7 +147,7 @@ def test_a_lora_adapter_answers_as_in_transformers(tiny_causal_lm: Path, tmp_pat
             torch.nn.init.normal_(parameter, std=2.0)
     adapted.save_pretrained(tmp_path / "adapter")
     options: dict[str, Any] = {"adapter_name": str(tmp_path / "adapter"), "cache_folder_path": tmp_path}
-    llm, peer = VLLM(str(tiny_causal_lm), **options, **ENGINE), HFTransformers(str(tiny_causal_lm), **options)
+    llm, peer = VLLM(str(tiny_for_vllm), **options, **ENGINE), HFTransformers(str(tiny_for_vllm), **options)
     ours = llm.run(CHATS, max_new_tokens=6)
     llm.unload_model()
     assert ours == peer.run(CHATS, max_new_tokens=6)
@@ -178,7 +178,7 @@ def test_the_server_takes_n_seed_stop_bias_and_schema(server: VLLMServer) -> Non
     assert isinstance(long.error, BadRequest)
 
 
-def test_the_server_scores_as_the_model_does_without_a_chat_template(server: VLLMServer, tiny_causal_lm: Path) -> None:
-    plain = HFTransformers(str(tiny_causal_lm), chat_prompt_template=None)
+def test_the_server_scores_as_the_model_does_without_a_chat_template(server: VLLMServer, tiny_for_vllm: Path) -> None:
+    plain = HFTransformers(str(tiny_for_vllm), chat_prompt_template=None)
     found = server.score(["The cat sat on", "A dog ran"], [" the", " after"])
     np.testing.assert_allclose(found, plain.score(["The cat sat on", "A dog ran"], [" the", " after"]), atol=1e-3)
