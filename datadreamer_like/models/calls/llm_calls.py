@@ -23,6 +23,8 @@ _RECENT_AT_LEAST = 65_536
 # New hashes are counted in a dict, fast but large, until they are this share of the sorted arrays, which are compact.
 _RECENT_SHARE = 1 / 8
 
+_CHARACTERS_PER_TOKEN = 4
+
 # One value of format 1: a JSON list [texts, prompt tokens, completion tokens, finish reasons] and, where there are any,
 # log-probabilities (or null) and thoughts. surrogatepass keeps lone surrogates, which a JSON answer may contain.
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -106,9 +108,11 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
         return [None] * len(keys) if self._find_paid is None else self._find_paid(requests, times_before)
 
     def size(self, request: Request) -> int:
-        """Returns the number of characters of the prompt."""
-        prompt = request.prompt
-        return len(prompt) if isinstance(prompt, str) else sum(len(str(message.get("content"))) for message in prompt)
+        """Returns the number of characters of the prompt and, about, of the longest answer, which take memory alike."""
+        prompt, answer = request.prompt, _CHARACTERS_PER_TOKEN * (self._sampling.max_new_tokens or 0)
+        if isinstance(prompt, str):
+            return len(prompt) + answer
+        return sum(len(str(message.get("content"))) for message in prompt) + answer
 
     @staticmethod
     def encode(answer: Answer) -> bytes:

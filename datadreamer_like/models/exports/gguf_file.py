@@ -113,18 +113,17 @@ class GGUF(ExportFormat):
         # The token that is written must be a whole character: others are reported in another form.
         forced = [[server.tokenize("a")[-1], 1e6]]
         rows = []
-        with server.own_slot() as slot:
-            for text in texts:
-                ids, own = server.tokenize(text, special=True), tokenizer(text, verbose=False)["input_ids"]
-                if ids != own:
-                    raise MethodMisfit(
-                        f"llama.cpp splits the text {text[:60]!r} into other tokens than the model's tokenizer: "
-                        f'{ids[:8]}, not {own[:8]}. Choose "compressed-tensors".'
-                    )
-                asked = {"n_predict": 1, "n_probs": 10**7, "logit_bias": forced}
-                [found] = server.next_token_probs(slot, prompt=ids[:limit], **asked)
-                row = {token["id"]: float(token["logprob"]) for token in found["top_logprobs"]}
-                rows.append([row[index] for index in range(len(row))])
+        for text in texts:
+            ids, own = server.tokenize(text, special=True), tokenizer(text, verbose=False)["input_ids"]
+            if ids != own:
+                raise MethodMisfit(
+                    f"llama.cpp splits the text {text[:60]!r} into other tokens than the model's tokenizer: "
+                    f'{ids[:8]}, not {own[:8]}. Choose "compressed-tensors".'
+                )
+            asked = {"n_predict": 1, "n_probs": 10**7, "logit_bias": forced}
+            [found] = server.next_token_probs(0, prompt=ids[:limit], **asked)
+            row = {token["id"]: float(token["logprob"]) for token in found["top_logprobs"]}
+            rows.append([row[index] for index in range(len(row))])
         return torch.tensor(rows)
 
 

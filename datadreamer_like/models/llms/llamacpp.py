@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import threading
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datadreamer_like.errors import DefinitionError, PromptTooLong, did_you_mean, require_extra
-from datadreamer_like.graph.threads import DaemonPool
 from datadreamer_like.storage.digests import file_digest
 
 from .answer_text import answer_of, answer_text
 from .chat_template import AUTO, Auto, checked, given_text, is_text_template, plain_prompt
-from .generation import Answer, Request, Sampling, TokenLogprob
+from .generation import Answer, Prompt, Request, Sampling, TokenLogprob
 from .gguf import find_gguf, read_gguf_header
 from .llamacpp_score import score
 from .llamacpp_server import Completion, LlamaServer
+from .llamacpp_slots import SlotPool
 from .llm import LLM
 from .schema import check_llamacpp_schema
 from .scoring import Scored, ScoreRequest
+
+_WAITING_PER_SLOT = 4
 
 
 class LlamaCPP(LLM):
@@ -30,7 +34,8 @@ class LlamaCPP(LLM):
 
     The model is loaded at its first use and can be freed with `unload_model`. `max_new_tokens=None` lets an answer grow
     to the end of the context. An answer that reaches the end of the context before its `max_new_tokens` is a failed row
-    (`PromptTooLong`), not a shorter text.
+    (`PromptTooLong`), not a shorter text. Prompts that start alike follow each other in a slot, which computes their
+    common start once.
 
     Args:
         model_name: Path of a `.gguf` file or of a folder with one, or a repository of the Hugging Face Hub.
@@ -100,7 +105,9 @@ class LlamaCPP(LLM):
             self.header["general.source.url"] = f"https://huggingface.co/{repo_id}"
         wanted = context_length or 2048
         self.context_length = min(wanted, self.header.context_length or wanted)
-        self.slots = self.default_concurrency = slots
+        self.slots = slots
+        # Some wait for a slot, so that the next one can be chosen by what it shares with the last.
+        self.default_concurrency = _WAITING_PER_SLOT * slots
         self.threads = threads
         self.gpu_layers = gpu_layers
         self._start()
@@ -111,8 +118,8 @@ class LlamaCPP(LLM):
         self._workers = self._new_workers()
         self._pid = os.getpid()
 
-    def _new_workers(self) -> DaemonPool:
-        workers = DaemonPool(self.slots, "llama.cpp")
+    def _new_workers(self) -> SlotPool:
+        workers = SlotPool(self.slots)
         weakref.finalize(self, workers.shutdown)
         return workers
 
@@ -158,10 +165,10 @@ class LlamaCPP(LLM):
         """Answers one request; `n` texts are `n` completions with different seeds."""
         self._reset_after_fork()
         stopped = threading.Event()
-        loop = asyncio.get_running_loop()
+        text = _text(request.prompt)
         try:
             tasks = [
-                loop.run_in_executor(self._workers, self._complete, request, index, stopped)
+                asyncio.wrap_future(self._workers.submit(text, partial(self._complete, request, index, stopped)))
                 for index in range(request.sampling.n)
             ]
             return _answer(await asyncio.gather(*tasks), request.sampling)
@@ -169,12 +176,11 @@ class LlamaCPP(LLM):
             # After a failure or cancellation, stop the request's other completions.
             stopped.set()
 
-    def _complete(self, request: Request, index: int, stopped: threading.Event) -> Completion:
+    def _complete(self, request: Request, index: int, stopped: threading.Event, slot: int) -> Completion:
         if stopped.is_set():
             return Completion()
-        completion = self.server.complete(
-            _sampling_body(request, index, self.context_length) | self._prompt_body(request), stopped
-        )
+        body = _sampling_body(request, index, self.context_length) | self._prompt_body(request)
+        completion = self.server.complete({**body, "id_slot": slot}, stopped)
         wanted = request.sampling.max_new_tokens
         if wanted is not None and completion.finish_reason == "length" and completion.completion_tokens < wanted:
             raise PromptTooLong(
@@ -187,9 +193,9 @@ class LlamaCPP(LLM):
     async def score_one(self, request: ScoreRequest) -> Scored:
         """Scores continuations one after the other, as a tree of tokens in one slot, which keeps the prompt."""
         self._reset_after_fork()
-        return await asyncio.get_running_loop().run_in_executor(self._workers, self._score, request)
+        return await asyncio.wrap_future(self._workers.submit(_text(request.prompt), partial(self._score, request)))
 
-    def _score(self, request: ScoreRequest) -> Scored:
+    def _score(self, request: ScoreRequest, slot: int) -> Scored:
         server = self.server
         plain = isinstance(request.prompt, str) and not self.takes_chat
         body = self._prompt_body(request.request)
@@ -205,8 +211,8 @@ class LlamaCPP(LLM):
                 f"The prompt has {len(prompt)} tokens, and with a continuation of {max(map(len, wanted))} it does not "
                 f"fit the context of {self.context_length}. Shorten it, or give LlamaCPP a larger context_length."
             )
-        partial = set().union(*(server.partial_tokens(each) for each in texts if not each.isascii()))
-        logprobs = score(server, prompt, wanted, partial)
+        within = set().union(*(server.partial_tokens(each) for each in texts if not each.isascii()))
+        logprobs = score(server, slot, prompt, wanted, within)
         return Scored(tuple(logprobs), tuple(map(len, wanted)), prompt_tokens=len(prompt))
 
     def _prompt_body(self, request: Request) -> dict[str, Any]:
@@ -245,7 +251,7 @@ class LlamaCPP(LLM):
         self._reset_after_fork()
         with self._lock:
             workers, self._workers = self._workers, self._new_workers()
-        workers.shutdown(cancel_futures=True)
+        workers.shutdown(cancel=True)
         workers.join()
         with self._lock:
             self._server = None
@@ -257,6 +263,10 @@ class LlamaCPP(LLM):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._start()
+
+
+def _text(prompt: Prompt) -> str:
+    return prompt if isinstance(prompt, str) else json.dumps(list(map(dict, prompt)))
 
 
 def _sampling_body(request: Request, index: int, context_length: int) -> dict[str, Any]:
@@ -294,6 +304,7 @@ def _answer(completions: list[Completion], sampling: Sampling) -> Answer:
         [answer_text(each.text, each.finish_reason, reasoning=each.reasoning, shaped=shaped) for each in completions],
         prompt_tokens=completions[0].prompt_tokens,
         completion_tokens=sum(each.completion_tokens for each in completions),
+        cached_tokens=completions[0].cached_tokens,
         cost=0.0,
         finish_reasons=[each.finish_reason for each in completions],
         logprobs=None if sampling.top_logprobs is None else [[*map(logprob_of, each.tokens)] for each in completions],

@@ -7,11 +7,10 @@ import http.client
 import importlib
 import json
 import os
-import queue
 import secrets
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ class Completion:
     finish_reason: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
     tokens: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -70,9 +70,6 @@ class LlamaServer:
                 f"architecture that this release does not know, or too large for the memory with {slots} slots of "
                 f"{context_length} tokens."
             ) from error
-        self._slots: queue.LifoQueue[int] = queue.LifoQueue()
-        for slot in range(slots):
-            self._slots.put(slot)
         _first_pid = _first_pid or os.getpid()
         if _first_pid != os.getpid():
             # A fork lacks llama.cpp's process-wide threads, and freeing the server would wait for them.
@@ -100,6 +97,7 @@ class LlamaServer:
             if usage := chunk.get("usage"):
                 completion.prompt_tokens = usage["prompt_tokens"]
                 completion.completion_tokens = usage["completion_tokens"]
+                completion.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
             return stopped.is_set()
 
         ask = getattr(self._server, "handle_chat_completions" if "messages" in body else "handle_completions")
@@ -140,15 +138,6 @@ class LlamaServer:
         # A long prompt of a large model takes minutes.
         found = self._post("/completion", seconds=3600.0, id_slot=slot, cache_prompt=True, **body)
         return list(found.get("completion_probabilities") or ())
-
-    @contextmanager
-    def own_slot(self) -> Iterator[int]:
-        """Reserves a slot for requests that follow each other, so that each finds the tokens of the one before."""
-        slot = self._slots.get()
-        try:
-            yield slot
-        finally:
-            self._slots.put(slot)
 
     def _post(self, path: str, seconds: float = 60.0, **body: Any) -> Any:
         address = urlsplit(self._server.listening_address).netloc
