@@ -49,7 +49,7 @@ def with_runtime(trained: TrainedModel, runtime: Runtime, what: str) -> TrainedM
         raise DefinitionError(f"{what}: {trained!r} has no files to export. Compare its members on {runtime}.")
     if trained.task != "text-classification":
         raise DefinitionError(f"{what}: {trained!r} does {trained.task}; only classifiers are compared on {runtime}.")
-    if _precision_of(trained) is None:
+    if precision_of(trained) is None:
         raise DefinitionError(
             f"{what}: graphs have weights of 8 or 4 bits, or of 32, and {trained!r} is quantized in another form. "
             "Compare it on torch."
@@ -68,11 +68,11 @@ def exported(trained: TrainedModel) -> Iterator[TrainedModel]:
         return
     with tempfile.TemporaryDirectory() as folder:
         source = TrainedModel(trained.path, node=trained.node)
-        source.export("onnx", to=Path(folder) / "model", precision=_precision_of(trained))
+        source.export("onnx", to=Path(folder) / "model", precision=precision_of(trained))
         yield TrainedModel.load(Path(folder) / "model", runtime=trained.runtime)
 
 
-def _precision_of(trained: TrainedModel) -> str | None:
+def precision_of(trained: TrainedModel) -> str | None:
     """Returns the precision of a graph with as many bits as a model's weights; None if there is none."""
     from datadreamer_like.formats.layout import kind_of
 
