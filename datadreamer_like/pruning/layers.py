@@ -36,10 +36,11 @@ class Layers(CompressionMethod):
     papers = ("2403.03853",)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.keep, int):
-            if isinstance(self.keep, str) or not isinstance(self.keep, Sequence):
-                raise ArgumentTypeError(f"keep must be a number of layers, or their indices, not {self.keep!r:.100}.")
-            object.__setattr__(self, "keep", tuple(self.keep))
+        keep: Any = self.keep
+        if not isinstance(keep, int):
+            if isinstance(keep, str) or not isinstance(keep, Sequence):
+                raise ArgumentTypeError(f"keep must be a number of layers, or their indices, not {keep!r:.100}.")
+            object.__setattr__(self, "keep", tuple(keep))
         for each in (self.keep,) if isinstance(self.keep, int) else self.keep:
             check_number(each, "keep", -math.inf, whole=True)
         indices = (self.keep - 1,) if isinstance(self.keep, int) else self.keep
