@@ -70,7 +70,7 @@ def outlier_features(x: Tensor, threshold: float | None) -> Tensor:
 
 
 def check_threshold(threshold: float | None) -> None:
-    """Raises `DefinitionError` if a threshold is negative or NaN, and `ArgumentTypeError` if it is no number."""
+    """Raises `DefinitionError` if a threshold is negative or NaN, and `ArgumentTypeError` if it is not a number."""
     if threshold is not None and not isinstance(threshold, int | float):
         raise ArgumentTypeError(f"threshold must be a number or None, not {threshold!r:.100}.")
     if threshold is not None and not threshold >= 0:
