@@ -329,6 +329,19 @@ def test_what_cannot_be_exported_is_refused_before_the_work(which, name, options
         assert trained.why_not_export(name, **options)
 
 
+def test_an_export_does_not_replace_the_model_that_it_is_made_of(classifier, tmp_path):
+    shutil.copytree(classifier.path, tmp_path / "outer" / "model")
+    own = TrainedModel.load(tmp_path / "outer" / "model")
+    own.export(to=tmp_path / "copy")
+    own = TrainedModel.load(tmp_path / "copy")  # which later exports may replace
+    for name, to in (("safetensors", own.path), ("onnx", tmp_path / "copy"), ("onnx", tmp_path)):
+        with pytest.raises(DefinitionError, match="holds the model that is exported"):
+            own.export(name, to=to)
+    assert own.predict(["a small cat sat"]).labels
+    with pytest.raises(ArgumentTypeError, match="to must be the folder"):
+        own.export("onnx", to=None)
+
+
 def test_sizes_that_a_format_cannot_hold_are_named(lm, tmp_path):
     odd = tiny_models.llama(lm.tokenizer, hidden_size=40, intermediate_size=80, num_attention_heads=4)
     trained = TrainedModel.save(odd, lm.tokenizer, tmp_path / "odd")

@@ -44,7 +44,7 @@ def unpacked(words: Tensor) -> Tensor:
 
 
 def check_group_size(group_size: object) -> None:
-    """Raises `DefinitionError` or `ArgumentTypeError` if it is no number of inputs, and not None."""
+    """Raises `DefinitionError` or `ArgumentTypeError` unless it is a number of inputs, or None."""
     check_number(group_size, "group_size", 1, whole=True, optional=True)
 
 

@@ -10,7 +10,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from datadreamer_like.errors import DefinitionError, EmptyDataset, MethodMisfit, did_you_mean, require_extra
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DefinitionError,
+    EmptyDataset,
+    MethodMisfit,
+    did_you_mean,
+    require_extra,
+)
 from datadreamer_like.graph.card import CARD_NAME
 from datadreamer_like.storage.exports import local_path, new_export
 
@@ -49,9 +56,15 @@ def export_model(
     """Writes a `TrainedModel`, whose `export` describes the arguments and errors."""
     check_texts(texts)
     form = None if name == SAFETENSORS and not options else _chosen(name, options)
+    if not isinstance(to, str | Path):
+        raise ArgumentTypeError(f"to must be the folder to write to, not {to!r:.100}.")
     if not str(to):
         raise DefinitionError("export needs the folder to write to: export(to=folder).")
     target = local_path(to, "Exporting a model")
+    if Path(trained.path).resolve().is_relative_to(target.resolve()):
+        raise DefinitionError(
+            f"{target} holds the model that is exported, and an export replaces what is there. Choose another folder."
+        )
     if form is None:
         with new_export(target, "Exporting a model", (CARD_NAME, EXPORT_NAME)) as draft:
             if Path(trained.path).is_dir():
