@@ -26,11 +26,31 @@ class Corpus(NamedTuple):
 
 
 def as_list(batches: Batches | None, method: object) -> list[Mapping[str, Tensor]]:
-    """Returns the batches as a list, for a method that reads them several times; raises `EmptyDataset` without any."""
+    """Returns the batches as a list, for a method that reads them several times.
+
+    Raises:
+        EmptyDataset: There is none, or all their tokens are padding.
+    """
     found = list(batches or ())
     if not found:
         raise EmptyDataset(f"{method} got no calibration batch. Pass at least one, better a hundred examples or more.")
+    if not any(map(_has_tokens, found)):
+        raise EmptyDataset(f"All tokens of the calibration batches are padding, so that {method} measures nothing.")
     return found
+
+
+def _has_tokens(batch: object) -> bool:
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    return not isinstance(mask, Tensor) or bool(mask.any())
+
+
+def check_measured(found: Tensor, what: str) -> None:
+    """Raises `DataError` if what was measured on calibration data, as `what` says, holds NaN or infinities."""
+    if not found.isfinite().all():
+        raise DataError(
+            f"{what} hold NaN or infinities for some calibration batch. Calibrate in float32, and check that the "
+            "model's weights and outputs are finite."
+        )
 
 
 def on_device(batch: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

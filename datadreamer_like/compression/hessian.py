@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError
 from datadreamer_like.formats.modules import weight_of
 
-from .calibration import Block
+from .calibration import Block, check_measured
 
 
 def input_hessians(block: Block, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -69,11 +69,7 @@ def inverse_factor(hessian: Tensor, damping: float = 0.01) -> Tensor:
     diagonal = damped.diagonal()
     diagonal[diagonal == 0] = 1.0
     diagonal += damping * diagonal.mean()
-    if not damped.isfinite().all():
-        raise DataError(
-            "The inputs of a layer hold NaN or infinities for some calibration batch. Calibrate in float32, and check "
-            "that the model's weights and outputs are finite."
-        )
+    check_measured(damped, "The inputs of a layer")
     factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(damped)
     if not failed:

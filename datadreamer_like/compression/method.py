@@ -96,6 +96,11 @@ class CompressionMethod(ABC):
         return small if tokenizer is None else (small, tokenizer)
 
     def _check(self, model: nn.Module, calibration: object, tokenizer: object) -> None:
+        if not isinstance(model, nn.Module):
+            raise ArgumentTypeError(
+                f"{self} is applied to a torch module, not {model!r:.100}. Pass a trainer, a stage or a folder to "
+                f"stages.{'Prune' if self.kind == 'pruning' else 'Quantize'}, or its `.model` here."
+            )
         reason = foreign(model) or self.fits(model)
         if reason is None and self.changes_tokenizer and tokenizer is not None:
             reason = self.fits_tokenizer(model, tokenizer)
@@ -112,6 +117,8 @@ class CompressionMethod(ABC):
             )
         if isinstance(calibration, str):
             raise ArgumentTypeError("calibration is one text; it must be an iterable of texts. Put it into a list.")
+        if calibration is not None and not isinstance(calibration, Iterable):
+            raise ArgumentTypeError(f"calibration must be an iterable of batches, not {calibration!r:.100}.")
 
 
 def already_quantized(model: nn.Module) -> str | None:
@@ -140,9 +147,11 @@ def check_finite(name: str, weight: torch.Tensor, codes: str) -> None:
 
 
 def check_patterns(exclude: object) -> None:
-    """Raises `DefinitionError` if one text was passed instead of a tuple of patterns."""
+    """Raises `DefinitionError` if one text was passed instead of a tuple of patterns, else `ArgumentTypeError`."""
     if isinstance(exclude, str):
         raise DefinitionError(f'exclude is the text "{exclude}"; pass a tuple of patterns.')
+    if not isinstance(exclude, list | tuple) or not all(isinstance(pattern, str) for pattern in exclude):
+        raise ArgumentTypeError(f"exclude must be a tuple of patterns of names, not {exclude!r:.100}.")
 
 
 def check_share(name: str, value: float) -> None:

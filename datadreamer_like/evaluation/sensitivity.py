@@ -7,7 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, MethodMisfit, check_number
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DefinitionError,
+    EmptyDataset,
+    MethodMisfit,
+    check_number,
+    check_sequence,
+)
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.report import Table, TableColumn, curves
 
@@ -103,7 +110,9 @@ def sensitivity(
         raise EmptyDataset("texts is empty, and nothing can be measured without any. Pass some tens of typical texts.")
     if by not in get_args(By) or not bits:
         raise DefinitionError(f'by={by!r} and bits={bits!r} must be "layer" or "block", and at least one number.')
+    check_sequence(bits, "bits", "numbers of bits")
     check_number(batch_size, "batch_size", 1, whole=True)
+    check_number(max_length, "max_length", 1, whole=True, optional=True)
     methods = {each: AbsMax(each, "row" if group_size is None else group_size) for each in bits}
     trained = as_trained_model(student, "student")
     with quiet():

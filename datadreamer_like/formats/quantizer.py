@@ -6,6 +6,7 @@ A model that is only pruned stays an ordinary model: it trains, casts and saves 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
@@ -27,6 +28,8 @@ _FORMAT = 1
 # Options of `from_pretrained` that say which files to take, and how.
 _HOW_FETCHED = frozenset({"revision", "trust_remote_code", "token", "cache_dir", "local_files_only"})
 _PLAIN_MODULE = "_datadreamer_layouts"
+_PART = re.compile(r"(^|\.)(weight|bias)_\w+$")
+"""Keys of what decodes a weight, such as "weight_scale"."""
 
 
 @register_quantization_config(METHOD)
@@ -35,6 +38,13 @@ class LayoutConfig(QuantizationConfigMixin):
 
     def __init__(self, layouts: list[Entry], format: int = _FORMAT, quant_method: str = METHOD) -> None:
         NewerFormat.check("The list of layouts in the model's config.json", format, _FORMAT)
+        if not isinstance(layouts, list) or not all(
+            isinstance(entry, Mapping) and isinstance(entry.get("modules"), list | Mapping) for entry in layouts
+        ):
+            raise StorageError(
+                "The list of layouts in the model's config.json is damaged: each must be an object that names modules. "
+                "Make the model again, or restore the file."
+            )
         self.quant_method = quant_method  # type: ignore[assignment]
         self.format = _FORMAT
         self.layouts = layouts
@@ -181,7 +191,8 @@ def load(folder: str | os.PathLike[str], **options: Any) -> nn.Module:
     """Loads a model from a folder or the Hub, in the class that was saved; `options` go to `from_pretrained`.
 
     Raises:
-        StorageError: The files lack weights of the model's head, which would be random.
+        StorageError: The files lack weights of the model's head, which would be random, or hold codes that its config
+            does not describe, which would be taken for weights.
     """
     fetched = {name: value for name, value in options.items() if name in _HOW_FETCHED}
     config = transformers.AutoConfig.from_pretrained(folder, **fetched)
@@ -189,6 +200,12 @@ def load(folder: str | os.PathLike[str], **options: Any) -> nn.Module:
     # Those in `formats.classifiers` are known to the auto class.
     model_class = getattr(transformers, architecture, transformers.AutoModelForSequenceClassification)
     model, found = model_class.from_pretrained(folder, output_loading_info=True, **options)
+    unread = sorted(name for name in found["unexpected_keys"] if _PART.search(name))
+    if unread:
+        raise StorageError(
+            f"The files of {folder} hold {unread[0]}, a part of quantized or sparse weights that config.json does not "
+            "describe: one of the files was changed or replaced. Make the model again, or restore its files."
+        )
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     lacking = sorted(name for name in found["missing_keys"] if not name.startswith(prefix))
     if lacking and hasattr(model, prefix[:-1]):

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from datadreamer_like.errors import StorageError
+
 from .layout import Entry, LayoutKind, register
 from .quantizer import add_layout, layouts
 
@@ -117,8 +119,13 @@ def to_sparse(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def from_sparse(bits: torch.Tensor, values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Returns the dense tensor of this shape, on the device of the values."""
+    """Returns the dense tensor of this shape, on the device of the values; `StorageError` if the bits are others."""
     mask = torch.from_numpy(np.unpackbits(bits.cpu().numpy(), count=math.prod(shape), bitorder="little"))
+    if (count := int(mask.sum())) != len(values):
+        raise StorageError(
+            f"A sparse tensor of shape {list(shape)} has {len(values):,} values for {count:,} positions: its file was "
+            "changed. Make the model again, or restore the file."
+        )
     dense = torch.zeros(math.prod(shape), dtype=values.dtype, device=values.device)
     dense[mask.bool().to(values.device)] = values
     return dense.view(shape)

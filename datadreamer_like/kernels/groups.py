@@ -13,11 +13,14 @@ from torch.nn import functional as F
 
 from datadreamer_like.errors import DefinitionError
 
+_SMALLEST = 2.0**-24  # of fp16, subnormal ones included
+
 
 def group_scales(w: Tensor, bits: int, group_size: int) -> Tensor:
     """Returns the scales of a weight [out, in] for groups of `group_size` inputs: fp16 [out, ceil(in / group_size)].
 
-    They are rounded to fp16, as 4-bit layouts store them; the last group may be shorter.
+    They are rounded to fp16, as 4-bit layouts store them, and at least its smallest number, 2^-24; the last group may
+    be shorter.
     """
     if not 2 <= bits <= 8:
         raise DefinitionError(f"bits is {bits}; codes are kept in an int8 each, so it must be from 2 to 8.")
@@ -27,8 +30,10 @@ def group_scales(w: Tensor, bits: int, group_size: int) -> Tensor:
             f"{list(w.shape)} and group_size={group_size}."
         )
     groups = F.pad(w.detach().float(), (0, -w.shape[1] % group_size)).reshape(len(w), -1, group_size)
-    limits = torch.finfo(torch.float16)
-    return groups.abs().amax(-1).div_(2 ** (bits - 1) - 0.5).clamp_(limits.tiny, limits.max).half()
+    # Subnormal scales have fewer digits, which costs far less than a scale that is too large: 8 bits need them for
+    # weights below 0.008.
+    largest = torch.finfo(torch.float16).max
+    return groups.abs().amax(-1).div_(2 ** (bits - 1) - 0.5).clamp_(_SMALLEST, largest).half()
 
 
 def group_quantize(w: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor]:

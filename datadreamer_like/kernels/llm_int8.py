@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 
 from .backends import Backend
 from .int8 import PackedInt8Weight, check_int8, int8_linear, packed_linear
@@ -70,7 +70,9 @@ def outlier_features(x: Tensor, threshold: float | None) -> Tensor:
 
 
 def check_threshold(threshold: float | None) -> None:
-    """Raises `DefinitionError` if a threshold is negative or not a number."""
+    """Raises `DefinitionError` if a threshold is negative or NaN, and `ArgumentTypeError` if it is not a number."""
+    if threshold is not None and not isinstance(threshold, int | float):
+        raise ArgumentTypeError(f"threshold must be a number or None, not {threshold!r:.100}.")
     if threshold is not None and not threshold >= 0:
         raise DefinitionError(
             f"threshold is {threshold}; it is the magnitude from which a feature is an outlier, so at least 0, or None "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
-from datadreamer_like.compression.calibration import as_list, loss_on, on_device
+from datadreamer_like.compression.calibration import as_list, check_measured, loss_on, on_device
 from datadreamer_like.compression.method import already_quantized, check_share
 from datadreamer_like.distillation.teacher import eval_mode
-from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError
+from datadreamer_like.errors import DataError, DefinitionError, check_number
 from datadreamer_like.formats.modules import weight_of
 
 from .structure import Units, attentions, feed_forwards, masked, record
@@ -67,18 +68,16 @@ class ForwardOnly(CompressionMethod):
 
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)
-        if not 0 < self.step <= 1:
-            raise DefinitionError(f"step={self.step} must be a share above 0 and up to 1.")
-        if not isinstance(self.samples, int):
-            raise ArgumentTypeError(f"samples must be a whole number, not {self.samples!r}.")
+        check_number(self.step, "step", 0, 1, over=True)
+        check_number(self.samples, "samples", -math.inf, whole=True)
         if self.samples < 2:
             raise DefinitionError(
                 f"samples={self.samples} must be at least 2, better a hundred: they are regressed on."
             )
         if self.regression not in ("ridge", "lasso"):
             raise DefinitionError(f'regression={self.regression!r} must be "ridge" or "lasso".')
-        if self.penalty is not None and self.penalty <= 0:
-            raise DefinitionError(f"penalty={self.penalty} must be above 0: there are more units than samples.")
+        check_number(self.penalty, "penalty", 0, over=True, optional=True)
+        check_number(self.seed, "seed", 0, whole=True)
 
     @classmethod
     def example(cls) -> Self:
@@ -220,6 +219,7 @@ def prior(model: nn.Module, units: Sequence[Units], batches: list[Mapping[str, T
     found = []
     for unit in units:
         if unit.groups:
+            check_measured(squares[unit], f'The activations of "{unit.name}"')
             total = squares[unit] * weight_of(unit.output).float().square().sum(0)
             found.append(total.view(unit.groups, unit.group_size).sum(1).sqrt().cpu())
         else:

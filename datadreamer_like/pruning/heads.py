@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
-from datadreamer_like.compression.calibration import as_list, loss_on
+from datadreamer_like.compression.calibration import as_list, check_measured, loss_on
 from datadreamer_like.compression.method import already_quantized, check_share
 from datadreamer_like.distillation.teacher import eval_mode
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import check_number
 from datadreamer_like.formats.modules import ATTENTIONS
 
 from .structure import Attention, attentions, record
@@ -57,10 +57,8 @@ class Heads(CompressionMethod):
 
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)
-        if not 0 < self.step <= 1 or self.at_least < 0:
-            raise DefinitionError(
-                f"step={self.step} must be a share above 0 and up to 1, at_least={self.at_least} a count from 0."
-            )
+        check_number(self.step, "step", 0, 1, over=True)
+        check_number(self.at_least, "at_least", 0, whole=True)
 
     @classmethod
     def example(cls) -> Self:
@@ -140,4 +138,6 @@ def importance(model: nn.Module, found: list[Attention], batches: Batches) -> li
                 scores = product.view(size, -1, attention.groups, attention.group_size).sum((1, 3))
                 # The loss is a mean over the batch, so the gradient of one example is `size` times larger.
                 total += size * scores.abs().sum(0).cpu()
+    for attention, total in alive:
+        check_measured(total, f'The gradients of the heads of "{attention.name}"')
     return [total / max(1, examples) for total in totals]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ import torch
 from torch import nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
-from datadreamer_like.compression.calibration import on_device
+from datadreamer_like.compression.calibration import check_measured, on_device
 from datadreamer_like.distillation.teacher import eval_mode
-from datadreamer_like.errors import DefinitionError, EmptyDataset
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, check_number
 from datadreamer_like.formats import rename_modules
 from datadreamer_like.formats.modules import config_of_layers, stacks
 
@@ -35,8 +36,13 @@ class Layers(CompressionMethod):
     papers = ("2403.03853",)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.keep, int):
-            object.__setattr__(self, "keep", tuple(self.keep))
+        keep: Any = self.keep
+        if not isinstance(keep, int):
+            if isinstance(keep, str) or not isinstance(keep, Sequence):
+                raise ArgumentTypeError(f"keep must be a number of layers, or their indices, not {keep!r:.100}.")
+            object.__setattr__(self, "keep", tuple(keep))
+        for each in (self.keep,) if isinstance(self.keep, int) else self.keep:
+            check_number(each, "keep", -math.inf, whole=True)
         indices = (self.keep - 1,) if isinstance(self.keep, int) else self.keep
         if not indices or min(indices) < 0 or len(set(indices)) != len(indices):
             raise DefinitionError(f"keep={self.keep} must be a count from 1, or different layer indices from 0.")
@@ -114,4 +120,5 @@ def block_influence(model: nn.Module, layers: nn.ModuleList, batches: Batches) -
             model(**batch)
     if not tokens:
         raise EmptyDataset("Layers got no calibration batch. Pass some, or none at all to keep evenly spread layers.")
+    check_measured(cosines, "The outputs of the layers")
     return [float(1 - cosine / tokens) for cosine in cosines]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from typing import Literal, Self, get_args
 
 import torch
@@ -13,8 +12,9 @@ from transformers.pytorch_utils import Conv1D
 
 from datadreamer_like.compression import Batches
 from datadreamer_like.compression.method import already_quantized, check_patterns, check_share
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 from datadreamer_like.formats import mark_sparse
+from datadreamer_like.formats.modules import matches
 from datadreamer_like.kernels import nm_mask
 
 from .retraining import Cubic
@@ -43,9 +43,9 @@ class Magnitude(PrunesWhileTraining):
         pattern: (n, m): of every m consecutive inputs of each weight matrix n are kept, as in (2, 4).
         schedule: How the share rises during training, so that the model adapts; None to prune at once.
         include: Parts to prune too, from "embeddings", "biases", "norms".
-        exclude: Patterns of parameter names that are never pruned, for instance ("classifier.*",).
-        others: Another sparsity for parameters whose names match a pattern, each pruned by itself, for instance
-            (("classifier.*", 0.2),).
+        exclude: Patterns of names of modules or parameters that are never pruned, for instance ("classifier",).
+        others: Another sparsity for modules or parameters whose names match a pattern, each parameter pruned by
+            itself, for instance (("classifier", 0.2),).
 
     Example:
         >>> from torch import nn
@@ -73,8 +73,13 @@ class Magnitude(PrunesWhileTraining):
         unknown = sorted(set(self.include) - set(get_args(Part)))
         if unknown:
             raise DefinitionError(f"include names {', '.join(unknown)}; it may name {', '.join(get_args(Part))}.")
-        for _, share in self.others:
-            check_share("A sparsity in others", share)
+        for pair in self.others:
+            if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
+                raise ArgumentTypeError(
+                    "others must be pairs of a pattern and a sparsity, as in "
+                    f'(("classifier", 0.2),), not {pair!r:.100}.'
+                )
+            check_share("A sparsity in others", pair[1])
         if self.pattern is not None and (self.scope != "model" or self.include or self.others):
             raise DefinitionError("A pattern is that of each weight matrix. Leave scope, include and others out.")
         if self.schedule is not None and (not isinstance(self.schedule, Cubic) or self.pattern or self.include):
@@ -146,7 +151,7 @@ class Magnitude(PrunesWhileTraining):
         scores = {name: weight.detach().abs() for name, weight in weights.items()}
         dropped = {}
         for name in weights:
-            if other := [own for pattern, own in self.others if fnmatch(name, pattern)]:
+            if other := [own for pattern, own in self.others if matches(name, (pattern,))]:
                 (dropped[name],) = smallest([scores.pop(name)], other[0] * (share / (self.sparsity or 1)))
         if self.scope == "layer":
             return dropped | {name: smallest([score], share)[0] for name, score in scores.items()}
@@ -170,7 +175,7 @@ class Magnitude(PrunesWhileTraining):
                 part = "embeddings"
             elif parameter.dim() < 2:
                 part = "biases" if name.endswith("bias") else "norms"
-            kept = any(fnmatch(name, pattern) for pattern in self.exclude)
+            kept = matches(name, self.exclude)
             if parameter.is_floating_point() and parameter.numel() and not kept and (not part or part in self.include):
                 found[name] = parameter
         return found

@@ -75,6 +75,8 @@ class SparseGPT(PrunesBlockByBlock):
     def pruned(self, weight: Tensor, hessian: Tensor) -> Tensor:
         """Returns the pruned and updated weight [out, in], fp32, for the Hessian of its inputs [in, in]."""
         weight = weight.detach().float().clone()
+        if not hessian.any():  # an expert that no token reached: nothing to go by but magnitudes
+            hessian = torch.eye(len(hessian), device=hessian.device)
         weight[:, hessian.diagonal() == 0] = 0.0
         factor = inverse_factor(hessian, self.damping)
         for start in range(0, weight.shape[1], self.block):

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from datadreamer_like.compression.calibration import Block
+from datadreamer_like.compression.calibration import Block, check_measured
 from datadreamer_like.compression.method import check_patterns
 from datadreamer_like.formats.modules import weight_of
 from datadreamer_like.kernels import wanda_mask
@@ -56,6 +56,7 @@ class Wanda(PrunesBlockByBlock):
         """Measures every layer of the block, then prunes each."""
         squares = _sums_of_squares(block, layers)
         for name, layer in layers.items():
+            check_measured(squares[name], f'The inputs of "{name}"')
             weight = weight_of(layer)
             kept = wanda_mask(weight, squares[name].sqrt(), self.sparsity, pattern=self.pattern)
             weight.masked_fill_(~kept, 0.0)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
-from datadreamer_like.compression.calibration import on_device
+from datadreamer_like.compression.calibration import check_measured, on_device
 from datadreamer_like.compression.method import already_quantized
 from datadreamer_like.distillation.teacher import eval_mode
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, check_number
 from datadreamer_like.formats.modules import config_of_layers, stacks
 
 from .plain_config import narrow_by_config, parameters_stated, with_widths
@@ -73,8 +73,7 @@ class Width(CompressionMethod):
             raise DefinitionError("Width needs at least one of heads, intermediate and hidden: what each layer keeps.")
         if self.loadable not in ("anywhere", "here"):
             raise DefinitionError(f'loadable={self.loadable!r} must be "anywhere" or "here".')
-        if not 0 < self.at_most <= 1:
-            raise DefinitionError(f"at_most={self.at_most} must be a share of the parameters above 0 and up to 1.")
+        check_number(self.at_most, "at_most", 0, 1, over=True)
 
     @classmethod
     def example(cls) -> Self:
@@ -196,6 +195,8 @@ class Width(CompressionMethod):
             raise EmptyDataset(
                 f"{self} got no calibration batch. Pass at least one, better a hundred examples or more."
             )
+        for unit, total in scores.items():
+            check_measured(total, f'The activations of "{unit.name}"')
         return {unit: total.sqrt() for unit, total in scores.items()}, sum(
             (total.sqrt() for total in norms.values()), torch.zeros(size)
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from datadreamer_like.errors import DefinitionError, MethodMisfit
+from datadreamer_like.errors import DefinitionError, MethodMisfit, check_number
 from datadreamer_like.formats import Entry
 from datadreamer_like.formats.gobo import GOBOEmbedding, GOBOLinear, gobo_like
 from datadreamer_like.formats.modules import matches, token_embeddings, weight_of
@@ -49,7 +50,8 @@ class GOBO(WeightQuantization):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bits not in (3, 4):
+        check_number(self.threshold, "threshold", -math.inf)
+        if type(self.bits) is not int or self.bits not in (3, 4):
             raise DefinitionError(f"bits is {self.bits!r}; GOBO has 3 or 4.")
         if self.embedding_bits not in (None, 3, 4):
             raise DefinitionError(f"embedding_bits is {self.embedding_bits!r}; GOBO has 3 or 4, or None for none.")

@@ -48,6 +48,8 @@ class Mixed(CompressionMethod):
         if not self.methods:
             raise DefinitionError('Mixed got no method. Pass at least one, as in {"*": AbsMax(4)}.')
         for pattern, method in self.methods.items():
+            if not isinstance(pattern, str):
+                raise ArgumentTypeError(f"Mixed takes patterns of names as keys, not {pattern!r:.100}.")
             if not isinstance(method, CompressionMethod) or method.kind != self.kind:
                 raise ArgumentTypeError(f'The method for "{pattern}" is {method!r}; it must be one of quantization.')
             if isinstance(method, CompressesWhileTraining) or not hasattr(method, "exclude"):

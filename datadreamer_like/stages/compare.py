@@ -89,7 +89,7 @@ class Compare(Stage):
             asked with either answer first (what wins in one order only is a tie); a trained `TrainHFRewardModel`; or a
             function of a prompt and two answers, the model's and the baseline's, that returns "a", "b" or "tie".
         runtimes: Where each model runs: "torch" and "onnx", for ONNX Runtime on a CPU. A classifier is exported to ONNX
-            for the time of the work, in fp32, or in the bits in which it is quantized.
+            for the time of the work, in fp32, or in the bits in which it is quantized: 8 or 4, others are refused.
         device: Device for all models, such as "cuda"; None for each model's own.
         keep_loaded: Keep all models in memory until the end. With False each is loaded for its turn, which takes
             longer but does not change the measured times.

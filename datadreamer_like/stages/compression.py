@@ -185,6 +185,7 @@ class Compression(Stage, ModelNode):
 
     def _check_calibration(self) -> None:
         check_number(self.batch_size, f'"{self.name}": batch_size', 1, whole=True)
+        check_number(self.max_length, f'"{self.name}": max_length', 1, whole=True, optional=True)
         if "calibration_labels" in self._calibration and "calibration" not in self._calibration:
             raise DefinitionError(f'"{self.name}": calibration_labels are labels of texts. Pass calibration=... too.')
         if not self._calibration and self.needs_calibration:

@@ -13,8 +13,14 @@ from datadreamer_like.models.exports.report import ONNX_NAME, Runtime
 from datadreamer_like.models.trained.ensemble_model import EnsembleModel
 from datadreamer_like.models.trained.trained_model import TrainedModel
 
-_PRECISIONS = {"int8": "int8", "nf4": "int4"}
-"""Precision of the graph by the kind of a quantized model's layout."""
+_PRECISIONS = {
+    ("int8", None): "int8",
+    ("llm_int8", None): "int8",
+    ("uniform", 8): "int8",
+    ("nf4", None): "int4",
+    ("uniform", 4): "int4",
+}
+"""Precision of the graph by the kind of a quantized model's layout, and its bits where the kind has several."""
 
 
 def check_runtimes(runtimes: object, what: str) -> tuple[Runtime, ...]:
@@ -43,6 +49,11 @@ def with_runtime(trained: TrainedModel, runtime: Runtime, what: str) -> TrainedM
         raise DefinitionError(f"{what}: {trained!r} has no files to export. Compare its members on {runtime}.")
     if trained.task != "text-classification":
         raise DefinitionError(f"{what}: {trained!r} does {trained.task}; only classifiers are compared on {runtime}.")
+    if precision_of(trained) is None:
+        raise DefinitionError(
+            f"{what}: graphs have weights of 8 or 4 bits, or of 32, and {trained!r} is quantized in another form. "
+            "Compare it on torch."
+        )
     return TrainedModel(trained.path, node=trained.node, runtime=runtime)
 
 
@@ -55,10 +66,17 @@ def exported(trained: TrainedModel) -> Iterator[TrainedModel]:
     if trained.runtime == "torch" or (Path(trained.path) / ONNX_NAME).is_file():
         yield trained
         return
-    saved = getattr(trained.config, "quantization_config", None) or {}
-    kinds = [entry["kind"] for entry in saved.get("layouts", ())]
-    precision = next((_PRECISIONS[kind] for kind in kinds if kind in _PRECISIONS), "fp32")
     with tempfile.TemporaryDirectory() as folder:
         source = TrainedModel(trained.path, node=trained.node)
-        source.export("onnx", to=Path(folder) / "model", precision=precision)
+        source.export("onnx", to=Path(folder) / "model", precision=precision_of(trained))
         yield TrainedModel.load(Path(folder) / "model", runtime=trained.runtime)
+
+
+def precision_of(trained: TrainedModel) -> str | None:
+    """Returns the precision of a graph with as many bits as a model's weights; None if there is none."""
+    from datadreamer_like.formats.layout import kind_of
+
+    saved = getattr(trained.config, "quantization_config", None) or {}
+    coded = [entry for entry in saved.get("layouts", ()) if not kind_of(entry).trainable]
+    found = {_PRECISIONS.get((entry["kind"], entry.get("bits"))) for entry in coded}
+    return "fp32" if not found else found.pop() if len(found) == 1 else None

@@ -6,8 +6,9 @@ from tiny_models import FAMILIES, batches, build
 
 from datadreamer_like.compression import CompressionMethod
 from datadreamer_like.compression.calibration import walk_blocks
-from datadreamer_like.errors import DataError
-from datadreamer_like.pruning import Heads, Movement, SparseGPT, Wanda
+from datadreamer_like.errors import ArgumentTypeError, DataError, EmptyDataset
+from datadreamer_like.pruning import ForwardOnly, Heads, Layers, Movement, SparseGPT, Wanda, Width
+from datadreamer_like.quantization import GPTQ
 
 
 def ids(tokens: int) -> list[dict[str, torch.Tensor]]:
@@ -20,6 +21,29 @@ def test_sequences_that_are_longer_than_the_model_takes_are_refused(method: Comp
         DataError, match=r"sequences of 65 tokens, and BertForSequenceClassification takes 64\. Cut them"
     ):
         method.apply(build("bert"), ids(65))
+
+
+@pytest.mark.parametrize("method", [Wanda(0.5), SparseGPT(0.5), GPTQ(4, 16), Heads(0.5), Layers(1), ForwardOnly(0.5)])
+def test_batches_of_nothing_but_padding_are_refused(method: CompressionMethod) -> None:
+    nothing = [{"input_ids": torch.full((2, 8), 5), "attention_mask": torch.zeros(2, 8, dtype=torch.long)}] * 2
+    with pytest.raises(EmptyDataset):
+        method.apply(build("bert"), nothing)
+
+
+@pytest.mark.parametrize(
+    "method", [Wanda(0.5), SparseGPT(0.5), Heads(0.5), Layers(1), ForwardOnly(0.5), Width(intermediate=24)]
+)
+def test_what_is_measured_on_activations_that_are_not_finite_is_refused(method: CompressionMethod) -> None:
+    model = build("bert")
+    model.bert.embeddings.word_embeddings.weight.data[5:] = float("nan")
+    with pytest.raises(DataError, match="NaN or infinit"):
+        method.apply(model, batches(model))
+
+
+def test_what_is_no_batches_is_refused() -> None:
+    for wrong in (3, "text"):
+        with pytest.raises(ArgumentTypeError, match="calibration"):
+            Wanda(0.5).apply(build("bert"), wrong)  # type: ignore[call-overload]
 
 
 def test_the_positions_before_paddings_do_not_count() -> None:

@@ -11,11 +11,12 @@ from tiny_models import build
 from torch import nn
 
 from datadreamer_like import formats
-from datadreamer_like.errors import DefinitionError, MethodMisfit, NewerFormat
+from datadreamer_like.errors import DefinitionError, MethodMisfit, NewerFormat, StorageError
 from datadreamer_like.formats import stored_bytes
 from datadreamer_like.formats.layout import LayoutKind, renamed
 from datadreamer_like.formats.quantizer import LayoutConfig, has_codes
 from datadreamer_like.formats.sparse import from_sparse, to_sparse
+from datadreamer_like.pruning import Magnitude
 from datadreamer_like.quantization import DynamicInt8
 
 IDS = {"input_ids": torch.tensor([[5, 6, 7, 8]])}
@@ -309,3 +310,34 @@ def test_zeros_are_counted_in_codes_too() -> None:
     model[1].bias.data = torch.tensor([0.0, 1.0])
     assert formats.count_zeros(model) == 6
     assert formats.count_zeros(DynamicInt8(exclude=("1",)).apply(model)) == 6
+
+
+@pytest.mark.parametrize("method", [DynamicInt8(), Magnitude(0.9)])
+def test_codes_that_the_config_does_not_describe_are_refused_not_taken_for_weights(method: Any, tmp_path: Path) -> None:
+    method.apply(bert()).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    one_less = copy.deepcopy(saved)
+    del one_less["quantization_config"]["layouts"][0]["modules"]["bert.encoder.layer.1.attention.self.query"]
+    without = {key: value for key, value in saved.items() if key != "quantization_config"}
+    for changed in (one_less, without):
+        path.write_text(json.dumps(changed))
+        with pytest.raises(StorageError, match=r"hold .*weight_(scale|bits|values), a part of .* config.json does not"):
+            formats.load(tmp_path)
+
+
+@pytest.mark.parametrize("layouts", ["int8", ["int8"], [{"kind": "int8"}], [{"kind": "int8", "modules": "all"}]])
+def test_a_list_of_layouts_that_is_damaged_is_refused(tmp_path: Path, layouts: Any) -> None:
+    DynamicInt8().apply(bert()).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"]["layouts"] = layouts
+    path.write_text(json.dumps(config))
+    with pytest.raises(StorageError, match="list of layouts in the model's config.json is damaged"):
+        formats.load(tmp_path)
+
+
+def test_bits_that_do_not_fit_their_values_are_refused() -> None:
+    bits, values = to_sparse(torch.tensor([0.0, 1.0, 0.0, 2.0]))
+    with pytest.raises(StorageError, match="2 values for 3 positions: its file was changed"):
+        from_sparse(bits | 1, values, torch.Size([4]))

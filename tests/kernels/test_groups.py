@@ -40,6 +40,17 @@ def test_zeros_stay_zero() -> None:
     assert (scale > 0).all()
 
 
+@pytest.mark.parametrize(("bits", "deviation"), [(8, 1e-4), (4, 1e-5)])
+def test_small_weights_are_rounded_as_closely_as_large_ones(bits: int, deviation: float) -> None:
+    w = torch.randn(16, 256, generator=torch.Generator().manual_seed(0))
+
+    def error(scaled: torch.Tensor) -> float:
+        decoded = group_dequantize(*group_quantize(scaled, bits, 64), 64)
+        return float((decoded.double() - scaled.double()).norm() / scaled.double().norm())
+
+    assert error(w * deviation) < 1.1 * error(w)
+
+
 @pytest.mark.parametrize(
     ("w", "bits", "size"),
     [(torch.ones(2, 2), 1, 2), (torch.ones(2, 2), 4, 0), (torch.ones(2), 4, 1), (torch.ones(2, 2).int(), 4, 1)],

@@ -28,6 +28,7 @@ from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models import Exported, LlamaCPP, TrainedModel
 from datadreamer_like.models.exports.logits import distance, logits_for_texts
 from datadreamer_like.models.exports.write import export_formats
+from datadreamer_like.models.llms.gguf import read_gguf_header
 from datadreamer_like.stages import Calibrate, Quantize
 from datadreamer_like.steps import DataSource
 
@@ -306,6 +307,11 @@ def refusals() -> list[tuple[str, str, dict[str, Any], type[Exception], str]]:
         ("lm", "compressed-tensors", {"scheme": "W2"}, DefinitionError, "choose one of W8A8"),
         ("lm", "compressed-tensors", {"group_size": 64}, DefinitionError, "group_size is an option of W4A16"),
         ("lm", "gptq", {"group_size": 48}, MethodMisfit, r"64 inputs, which 48 \(group_size\) does not divide.*64"),
+        ("lm", "gptq", {"group_size": 0}, DefinitionError, "group_size is 0; it must be at least 1"),
+        ("lm", "compressed-tensors", {"scheme": "W4A16", "group_size": -32}, DefinitionError, "group_size is -32"),
+        ("lm", "compressed-tensors", {"scheme": "W4A16", "group_size": "32"}, ArgumentTypeError, "a whole number"),
+        ("lm", "gptq", {"texts": "one text"}, ArgumentTypeError, "texts is one text, 'one text'"),
+        ("lm", "gptq", {"texts": ["", ""]}, EmptyDataset, "empty ones only"),
         ("classifier", "gguf", {}, MethodMisfit, "llama.cpp generates text"),
         ("classifier", "gptq", {}, MethodMisfit, "decoders"),
     ]
@@ -323,6 +329,19 @@ def test_what_cannot_be_exported_is_refused_before_the_work(which, name, options
         assert trained.why_not_export(name, **options)
 
 
+def test_an_export_does_not_replace_the_model_that_it_is_made_of(classifier, tmp_path):
+    shutil.copytree(classifier.path, tmp_path / "outer" / "model")
+    own = TrainedModel.load(tmp_path / "outer" / "model")
+    own.export(to=tmp_path / "copy")
+    own = TrainedModel.load(tmp_path / "copy")  # which later exports may replace
+    for name, to in (("safetensors", own.path), ("onnx", tmp_path / "copy"), ("onnx", tmp_path)):
+        with pytest.raises(DefinitionError, match="holds the model that is exported"):
+            own.export(name, to=to)
+    assert own.predict(["a small cat sat"]).labels
+    with pytest.raises(ArgumentTypeError, match="to must be the folder"):
+        own.export("onnx", to=None)
+
+
 def test_sizes_that_a_format_cannot_hold_are_named(lm, tmp_path):
     odd = tiny_models.llama(lm.tokenizer, hidden_size=40, intermediate_size=80, num_attention_heads=4)
     trained = TrainedModel.save(odd, lm.tokenizer, tmp_path / "odd")
@@ -337,6 +356,17 @@ def test_sizes_that_a_format_cannot_hold_are_named(lm, tmp_path):
         other.export("gguf", to=tmp_path / "export")
     scaled = tiny_models.llama(lm.tokenizer, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4})
     assert "scaled (linear)" in TrainedModel.save(scaled, lm.tokenizer, tmp_path / "rope").why_not_export("gguf")
+
+
+def test_a_gguf_file_of_a_model_with_windows_is_read_up_to_the_length_of_one(lm, tmp_path):
+    sizes = {name: getattr(lm.config, name) for name in ("hidden_size", "intermediate_size", "vocab_size")}
+    shape = {**sizes, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    for window, longest in ((24, 24), (None, 64)):
+        config = transformers.MistralConfig(**shape, max_position_embeddings=64, sliding_window=window)
+        model = transformers.MistralForCausalLM(config)
+        trained = TrainedModel.save(model, lm.tokenizer, tmp_path / str(window))
+        folder = trained.export("gguf", to=tmp_path / f"gguf-{window}", type="F16", texts=["a small cat sat"])
+        assert read_gguf_header(folder / "model.gguf").context_length == longest
 
 
 def test_weights_that_are_not_numbers_are_found_by_the_check(lm, tmp_path):

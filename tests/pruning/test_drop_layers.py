@@ -1,5 +1,6 @@
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from tiny_models import ENCODER, batches, build, logits
 from torch import nn
 
 from datadreamer_like import pruning
-from datadreamer_like.errors import DefinitionError, EmptyDataset, MethodMisfit
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, MethodMisfit
 from datadreamer_like.formats import layouts
 from datadreamer_like.formats.classifiers.embedding import EmbeddingConfig, EmbeddingForSequenceClassification
 from datadreamer_like.formats.modules import stacks
@@ -130,3 +131,7 @@ def test_misuse_is_refused() -> None:
         pruning.Layers(keep=0)
     with pytest.raises(EmptyDataset):
         pruning.Layers(keep=1).apply(model, [])
+    wrong: Any
+    for wrong in (None, "12", 1.5, [0.5], True):
+        with pytest.raises(ArgumentTypeError, match="keep must be"):
+            pruning.Layers(keep=wrong)

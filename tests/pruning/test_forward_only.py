@@ -206,10 +206,11 @@ def test_misuse_is_refused() -> None:
     model = build("bert")
     for options, message in [
         ({"sparsity": 1.0}, "under 1"),
-        ({"sparsity": 0.5, "step": 0}, "step=0"),
+        ({"sparsity": 0.5, "step": 0}, "step is 0"),
         ({"sparsity": 0.5, "samples": 1}, "samples=1"),
         ({"sparsity": 0.5, "regression": "huber"}, "regression"),
-        ({"sparsity": 0.5, "penalty": 0}, "penalty=0"),
+        ({"sparsity": 0.5, "penalty": 0}, "penalty is 0"),
+        ({"sparsity": 0.5, "penalty": float("nan")}, "penalty is nan"),
     ]:
         with pytest.raises(DefinitionError, match=message):
             pruning.ForwardOnly(**options)  # type: ignore[arg-type]

@@ -211,6 +211,10 @@ def test_one_batch_in_place_of_a_list_is_refused() -> None:
         pruning.Heads(0.5).apply(model, batches(model)[0])  # type: ignore[arg-type]
     with pytest.raises(ArgumentTypeError, match="sparsity must be a number, not 'half'"):
         pruning.Heads("half")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentTypeError, match="step must be a number, not 'all'"):
+        pruning.Heads(0.5, step="all")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentTypeError, match="at_least must be a whole number, not 1.5"):
+        pruning.Heads(0.5, at_least=1.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", [pruning.Heads(0.5), pruning.Magnitude(0.5), pruning.Vocabulary()], ids=str)

@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from datadreamer_like import pruning
-from datadreamer_like.errors import DefinitionError, MethodMisfit
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
 from datadreamer_like.formats import layouts
 from datadreamer_like.formats.modules import linears, weight_of
 
@@ -64,6 +65,13 @@ def test_excluded_parameters_are_untouched() -> None:
     small = pruning.Magnitude(0.9, exclude=("classifier.*", "*.pooler.*")).apply(model)
     assert torch.equal(small.classifier.weight, model.classifier.weight)
     assert torch.equal(small.bert.pooler.dense.weight, model.bert.pooler.dense.weight)
+    by_module = pruning.Magnitude(0.9, exclude=("classifier", "*.pooler"), others=(("*.0.attention", 0.0),)).apply(
+        model
+    )
+    layers = by_module.bert.encoder.layer
+    for kept in (by_module.classifier, by_module.bert.pooler.dense, layers[0].attention.self.query):
+        assert (kept.weight != 0).all()
+    assert (layers[1].attention.self.query.weight == 0).any()
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
@@ -177,5 +185,15 @@ def test_misuse_is_refused() -> None:
         pruning.Magnitude(pattern=(2, 4), scope="layer")
     with pytest.raises(DefinitionError, match="tuple of patterns"):
         pruning.Magnitude(0.5, exclude="classifier.*")  # type: ignore[arg-type]
+    wrong: Any
+    for wrong in (None, (None,), 3):
+        with pytest.raises(ArgumentTypeError, match="exclude must be a tuple of patterns"):
+            pruning.Magnitude(0.5, exclude=wrong)
+    for wrong in ({"classifier": 0.2}, (("classifier",),), ((1, 0.2),)):
+        with pytest.raises(ArgumentTypeError, match="others must be pairs of a pattern and a sparsity"):
+            pruning.Magnitude(0.5, others=wrong)
+    for wrong in (None, "folder", 3):
+        with pytest.raises(ArgumentTypeError, match=r"is applied to a torch module, not .* stages\.Prune"):
+            pruning.Magnitude(0.5).apply(wrong)
     with pytest.raises(MethodMisfit, match="no floating-point weight"):
         pruning.Magnitude(0.5).apply(nn.Embedding(4, 4))

@@ -247,3 +247,10 @@ def test_weights_that_are_not_finite_are_refused_by_name(method: object, value: 
     model.bert.encoder.layer[1].output.dense.weight.data[0, 0] = value
     with pytest.raises(MethodMisfit, match=r"encoder\.layer\.1\.output\.dense.* holds infinities or NaN"):
         method.apply(model, batches(model))  # type: ignore[attr-defined]
+
+
+def test_a_layer_that_no_token_reached_is_pruned_by_magnitude() -> None:
+    weight = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+    pruned = SparseGPT(0.5).pruned(weight, torch.zeros(16, 16))
+    largest = weight.abs() >= weight.abs().flatten().sort().values[48]
+    assert torch.equal(pruned, weight * largest)

@@ -188,6 +188,8 @@ def test_misuse_is_refused() -> None:
             pruning.Width(**options)  # type: ignore[arg-type]
     with pytest.raises(ArgumentTypeError, match="intermediate must be a whole number"):
         pruning.Width(intermediate=0.5)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentTypeError, match="at_most must be a number, not 'half'"):
+        pruning.Width(intermediate=40, at_most="half")  # type: ignore[arg-type]
     for method, message in [
         (pruning.Width(heads=3), "multiple of 2"),
         (pruning.Width(heads=6), "up to the 4"),

@@ -14,13 +14,13 @@ from tiny_models import batches, build, logits
 from torch import nn
 
 from datadreamer_like import formats
-from datadreamer_like.errors import DefinitionError, MethodMisfit
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
 from datadreamer_like.formats.decoded import DecodedLinear
 from datadreamer_like.formats.gobo import GOBOEmbedding
 from datadreamer_like.formats.int8 import LLMInt8Linear
 from datadreamer_like.formats.layout import CodedModule
 from datadreamer_like.formats.modules import block_linears, weight_of
-from datadreamer_like.quantization import GOBO, NF4, AbsMax, Binary, DynamicInt8, LLMInt8, ZeroPoint
+from datadreamer_like.quantization import GOBO, NF4, AbsMax, Binary, DynamicInt8, LLMInt8, Mixed, ZeroPoint
 
 METHODS = {
     "absmax": AbsMax(),
@@ -292,12 +292,17 @@ def test_options_out_of_range_are_refused() -> None:
         (AbsMax, {"granularity": "token"}, "granularity is 'token'"),
         (ZeroPoint, {"bits": 9}, "bits is 9"),
         (GOBO, {"bits": 2}, "bits is 2"),
+        (GOBO, {"bits": 3.0}, "bits is 3.0"),
+        (GOBO, {"threshold": float("nan")}, "threshold is nan"),
+        (GOBO, {"threshold": None}, "threshold must be a number"),
+        (LLMInt8, {"threshold": "6"}, "threshold must be a number"),
+        (Mixed, {"methods": {4: AbsMax()}}, "patterns of names as keys"),
         (GOBO, {"embedding_bits": 8}, "embedding_bits is 8"),
         (LLMInt8, {"threshold": -6.0}, "threshold is -6.0"),
         (Binary, {"exclude": "classifier"}, "tuple of patterns"),
     ]
     for kind, options, message in wrong:
-        with pytest.raises(DefinitionError, match=message):
+        with pytest.raises((DefinitionError, ArgumentTypeError), match=message):
             kind(**options)
     with pytest.raises(MethodMisfit, match=r'of the weights of "0" have a log density below -4.*standard deviation is'):
         GOBO().apply(nn.Sequential(wide(40.0)))

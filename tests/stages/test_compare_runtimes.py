@@ -11,8 +11,9 @@ import pytest
 from datadreamer_like import DataDreamer
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 from datadreamer_like.models import EnsembleModel, TrainedModel
-from datadreamer_like.quantization import DynamicInt8
+from datadreamer_like.quantization import GOBO, GPTQ, NF4, AbsMax, Cast, DynamicInt8, LLMInt8, Mixed
 from datadreamer_like.stages import Compare, Quantize
+from datadreamer_like.stages.runtimes import precision_of
 from datadreamer_like.steps import DataSource
 
 from .conftest import rows
@@ -69,3 +70,31 @@ def test_models_that_cannot_run_there_are_refused_by_name(
     both = EnsembleModel([TrainedModel(good), TrainedModel(good)])
     with pytest.raises(DefinitionError, match="has no files to export"):
         Compare("Refused", [both], column("text"), column("label"), runtimes=["onnx"], **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [
+        (AbsMax(8, "row"), "int8"),
+        (LLMInt8(), "int8"),
+        (DynamicInt8(), "int8"),
+        (AbsMax(4, 16), "int4"),
+        (NF4(32), "int4"),
+        (Cast(), "fp32"),
+    ],
+)
+def test_a_quantized_model_runs_in_as_many_bits_on_another_runtime(
+    session: DataDreamer, good: Path, method: Any, precision: str
+):
+    assert precision_of(Quantize("Few bits", good, method).trained) == precision
+
+
+@pytest.mark.parametrize(
+    "method", [GOBO(), AbsMax(3, 16), GPTQ(3, 16), Mixed({"*.0.*": AbsMax(4, 16), "*": AbsMax(8)})]
+)
+def test_bits_that_another_runtime_has_not_are_refused_not_measured_in_fp32(
+    session: DataDreamer, good: Path, column: Column, method: Any
+):
+    small = Quantize("Few bits", good, method, calibration=column("text"))
+    with pytest.raises(DefinitionError, match="graphs have weights of 8 or 4 bits.*Compare it on torch"):
+        Compare("Refused", [good, small], column("text"), column("label"), runtimes=["onnx"], **QUICK)

@@ -252,6 +252,8 @@ def test_misfit_is_refused_before_work_and_leaves_nothing(session: DataDreamer, 
             '"Slim": calibration is of type',
         ),
         ({"method": Magnitude(sparsity=0.5), "batch_size": 0}, DefinitionError, "batch_size is 0"),
+        ({"method": Magnitude(sparsity=0.5), "max_length": 0}, DefinitionError, "max_length is 0"),
+        ({"method": Magnitude(sparsity=0.5), "max_length": "64"}, ArgumentTypeError, "max_length must be a whole"),
     ],
 )
 def test_wrong_arguments_are_refused(

@@ -22,7 +22,7 @@ from datadreamer_like.kernels import absmax_quantize
 
 from .coded_folder import save_coded
 from .export_format import ExportFormat, not_dense
-from .int4 import Codes, chosen_group, group_codes, inputs_of, packed
+from .int4 import Codes, check_group_size, chosen_group, group_codes, inputs_of, packed
 from .logits import logits_for_texts
 
 Scheme = Literal["W8A8", "W4A16", "FP8_DYNAMIC"]
@@ -51,6 +51,7 @@ class CompressedTensors(ExportFormat):
     def __post_init__(self) -> None:
         if self.scheme not in get_args(Scheme):
             raise DefinitionError(f'scheme is "{self.scheme}"; choose one of {", ".join(get_args(Scheme))}.')
+        check_group_size(self.group_size)
         if self.group_size is not None and self.scheme != "W4A16":
             raise DefinitionError(f"group_size is an option of W4A16; {self.scheme} has a scale for each output.")
 

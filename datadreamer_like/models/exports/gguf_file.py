@@ -144,7 +144,9 @@ def _write(model: Any, tokenizer: Any, path: Path, kind: str) -> None:
     writer.add_file_type(int(getattr(gguf.LlamaFileType, f"MOSTLY_{kind}")))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
+    # llama.cpp has no windows for these: up to the window's length nothing is outside of it.
+    window = getattr(config, "sliding_window", None) or config.max_position_embeddings
+    writer.add_context_length(min(window, config.max_position_embeddings))
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(heads)

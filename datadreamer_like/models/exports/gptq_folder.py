@@ -23,7 +23,7 @@ from datadreamer_like.formats.modules import block_linears, weight_of
 
 from .coded_folder import save_coded
 from .export_format import ExportFormat, not_dense
-from .int4 import Codes, chosen_group, group_codes, inputs_of, packed, unpacked
+from .int4 import Codes, check_group_size, chosen_group, group_codes, inputs_of, packed, unpacked
 from .logits import logits_for_texts
 
 _ZERO = 8
@@ -41,6 +41,9 @@ class GPTQLayout(ExportFormat):
     group_size: int | None = None
 
     name = "gptq"
+
+    def __post_init__(self) -> None:
+        check_group_size(self.group_size)
 
     @property
     def runtime(self) -> str:  # type: ignore[override]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from datadreamer_like.errors import check_number
 from datadreamer_like.formats.modules import weight_of
 from datadreamer_like.formats.uniform import UniformLinear
 from datadreamer_like.kernels import group_quantize
@@ -40,6 +41,11 @@ def packed(nibbles: Tensor) -> Tensor:
 def unpacked(words: Tensor) -> Tensor:
     """Undoes `packed`."""
     return ((words.to(torch.int64)[..., None] >> (4 * torch.arange(8))) & 15).flatten(1)
+
+
+def check_group_size(group_size: object) -> None:
+    """Raises `DefinitionError` or `ArgumentTypeError` unless it is a number of inputs, or None."""
+    check_number(group_size, "group_size", 1, whole=True, optional=True)
 
 
 def inputs_of(layers: Iterable[nn.Module]) -> list[int]:

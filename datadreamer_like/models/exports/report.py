@@ -69,7 +69,7 @@ class Exported:
             files = {name: (int(size), str(digest)) for name, (size, digest) in data.pop("files").items()}
             return cls(**data, files=files)
         except FileNotFoundError as error:
-            raise StorageError(f"{folder} has no {EXPORT_NAME}: pass a folder that `export` wrote.") from error
+            raise StorageError(f"{folder} has no {EXPORT_NAME}: pass an export, other than to safetensors.") from error
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(f"{path} is damaged ({error!r}). Export the model again.") from error
 

@@ -10,7 +10,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from datadreamer_like.errors import DefinitionError, EmptyDataset, MethodMisfit, did_you_mean, require_extra
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DefinitionError,
+    EmptyDataset,
+    MethodMisfit,
+    did_you_mean,
+    require_extra,
+)
 from datadreamer_like.graph.card import CARD_NAME
 from datadreamer_like.storage.exports import local_path, new_export
 
@@ -18,6 +25,7 @@ from ..quiet import quiet
 from ..trained.hf_source import forget_gguf
 from ..trained.model_facts import count_parameters
 from ..trained.model_files import write_card
+from ..trained.predictions import check_texts
 from .int4 import Codes
 from .report import EXPORT_NAME, Exported
 
@@ -46,10 +54,17 @@ def export_model(
     trained: Any, name: str, to: str | Path, texts: Iterable[str] | None, options: Mapping[str, Any]
 ) -> Path:
     """Writes a `TrainedModel`, whose `export` describes the arguments and errors."""
+    check_texts(texts)
     form = None if name == SAFETENSORS and not options else _chosen(name, options)
+    if not isinstance(to, str | Path):
+        raise ArgumentTypeError(f"to must be the folder to write to, not {to!r:.100}.")
     if not str(to):
         raise DefinitionError("export needs the folder to write to: export(to=folder).")
     target = local_path(to, "Exporting a model")
+    if Path(trained.path).resolve().is_relative_to(target.resolve()):
+        raise DefinitionError(
+            f"{target} holds the model that is exported, and an export replaces what is there. Choose another folder."
+        )
     if form is None:
         with new_export(target, "Exporting a model", (CARD_NAME, EXPORT_NAME)) as draft:
             if Path(trained.path).is_dir():
@@ -178,11 +193,14 @@ def _compared(trained: Any, texts: Iterable[str] | None) -> list[str]:
     while texts is None and hasattr(node, "source"):  # a stage
         columns = node.columns() if hasattr(node, "columns") else {}
         texts, node = columns.get("calibration"), node.source.node
-    found = _SAMPLE if texts is None else list(texts)
+    found = _SAMPLE if texts is None else [str(text) for text in texts if text]
     if not found:
-        raise EmptyDataset("texts is empty, so the export cannot be compared with the model. Pass a few, or None.")
+        raise EmptyDataset(
+            "texts is empty, or has empty ones only, so the export cannot be compared with the model. Pass a few, or "
+            "None."
+        )
     count = min(_TEXTS, len(found))
-    return [str(found[index * len(found) // count]) for index in range(count)]
+    return [found[index * len(found) // count] for index in range(count)]
 
 
 def _checked(form: Any, model: Any, tokenizer: Any, draft: Path, texts: list[str]) -> Exported:

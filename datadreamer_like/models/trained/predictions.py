@@ -128,7 +128,7 @@ def hand_over(
     return found
 
 
-def check_texts(texts: Sequence[str]) -> None:
+def check_texts(texts: object) -> None:
     """Raises `ArgumentTypeError` if `texts` is one text."""
     if isinstance(texts, str):
         raise ArgumentTypeError(f"texts is one text, {texts[:40]!r}; it must be a list of texts. Put it into a list.")
