@@ -104,7 +104,6 @@ class APIModel(LLM):
 
     max_concurrency: int | None = 256
     takes_images = True  # whether this model does, its server says
-    takes_images = True  # whether this model does, its server says
 
     default_new_tokens: ClassVar[int | None] = None
     """The limit that is sent if `max_new_tokens` is None; None if none is."""
