@@ -69,7 +69,7 @@ class Registration:
     """Whether arguments that are not registered are accepted, such as options of a model's `run`."""
 
     takes_inputs: bool = False
-    """Whether inputs that are not registered are accepted, such as a column for each voter or placeholder of a template."""
+    """Whether inputs that are not registered are accepted, such as one for each voter or placeholder of a template."""
 
     help = HelpText()
     """Inputs, arguments and outputs as text; of the class and of a step."""
