@@ -47,6 +47,7 @@ class TableWriter:
         self._schema: pa.Schema | None = None
         self._parts: list[tuple[Path, pa.Schema]] = []
         self._held: list[pa.RecordBatch] = []
+        self._held_rows = self._held_bytes = 0
         self._stream: pa.RecordBatchStreamWriter | None = None
 
     def write(self, batch: Mapping[str, Any] | pa.RecordBatch) -> None:
@@ -58,8 +59,9 @@ class TableWriter:
             self._schema = widened(self._schema, rows.schema, self.what)
         self.num_rows += rows.num_rows
         self._held.append(rows)
-        count = sum(held.num_rows for held in self._held)
-        if count >= _ROWS_AT_ONCE or sum(held.nbytes for held in self._held) >= _BYTES_AT_ONCE:
+        self._held_rows += rows.num_rows
+        self._held_bytes += rows.nbytes
+        if self._held_rows >= _ROWS_AT_ONCE or self._held_bytes >= _BYTES_AT_ONCE:
             self._flush()
 
     def close(self, fingerprint: str) -> pa.Schema:
@@ -109,6 +111,7 @@ class TableWriter:
         plain = _plain(self._schema)
         table = pa.Table.from_batches([cast(batch, plain, self.what) for batch in self._held], plain)
         self._held.clear()
+        self._held_rows = self._held_bytes = 0
         stream = self._stream
         if stream is None or self._parts[-1][1] != plain:
             stream = self._next_part(plain)

@@ -63,7 +63,7 @@ def read_html(file: Path) -> list[Page]:
     title = " ".join(named.get_text(" ").split()) if named else ""
     articles = soup.find_all("article")
     content = soup.find("main") or (articles[0] if len(articles) == 1 else None) or soup.body or soup
-    if soup.title and content is soup:  # a fragment; the title does not belong to it
+    if soup.title and content is soup:  # a fragment; the title is not part of its text
         soup.title.decompose()
     convert = MarkdownConverter(
         heading_style="ATX", strip=["a", "img"], escape_asterisks=False, escape_underscores=False, escape_misc=False
