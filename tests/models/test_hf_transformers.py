@@ -398,7 +398,7 @@ def test_weights_are_quantized_while_loading_and_placed_by_a_map(tiny_causal_lm,
     expected = plain.run(BEGINNINGS, max_new_tokens=6)
     mapped = HFTransformers(tiny_causal_lm, device_map={"": "cpu"}, **options)
     assert mapped.run(BEGINNINGS, max_new_tokens=6, force=True) == expected
-    assert mapped.model.hf_device_map == {"": "cpu"}
+    assert mapped.model.device.type == "cpu"
     assert fingerprint(mapped) == fingerprint(plain)
     config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["lm_head"])
     small = HFTransformers(tiny_causal_lm, device="cpu", quantization_config=config, **options)

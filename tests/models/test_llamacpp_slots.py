@@ -1,4 +1,4 @@
-"""`LlamaCPP` keeps the common start of prompts in its slots, in whatever order the prompts come."""
+"""`LlamaCPP` keeps the common start of prompts in its slots, in any order of the prompts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Which prompt a slot of llama.cpp's server takes next: the one that shares most with the prompt in the slot's cache.
 
 A slot keeps the keys and values of its last prompt, and computes only what follows the tokens that the next one shares
-with it. So prompts of one instruction follow each other in a slot, in any order that they come.
+with it. So prompts of one instruction follow each other in a slot, in any order of the run.
 """
 
 from __future__ import annotations
