@@ -45,7 +45,9 @@ def llm(tiny_for_vllm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     llm = VLLM(str(tiny_for_vllm), cache_folder_path=tmp_path_factory.mktemp("vllm"), **ENGINE)
     yield llm
     llm.unload_model()
-    assert not [child for child in multiprocessing.active_children() if child.is_alive()]
+    for child in multiprocessing.active_children():
+        child.join(60)
+        assert not child.is_alive()
 
 
 @pytest.fixture(scope="module")
