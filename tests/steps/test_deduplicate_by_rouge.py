@@ -1,4 +1,4 @@
-"""The ROUGE-L filter: exactly the rows that comparing all pairs would keep, the pool, and what it says of the others."""
+"""The ROUGE-L filter: exactly the rows that comparing all pairs would keep, the pool, and the reasons of the others."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def sentences(count: int, seed: int) -> list[str]:
             words = draw.choice(found).split()
             words[draw.randrange(len(words))] = draw.choice("abcdefgh")
             if draw.random() < 0.5:
-                words.insert(draw.randrange(len(words) + 1), draw.choice("the of".split()))
+                words.insert(draw.randrange(len(words) + 1), draw.choice(["the", "of"]))
         else:
-            words = draw.choices("the of a b c d e f g h i j k".split(), k=draw.randint(1, 14))
+            words = draw.choices(["the", "of", *"abcdefghijk"], k=draw.randint(1, 14))
         found.append(" ".join(words))
     return found
 
