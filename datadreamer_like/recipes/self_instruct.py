@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-from datadreamer_like.errors import DataError, EmptyDataset, check_number
+from datadreamer_like.errors import DataError, check_number
 from datadreamer_like.graph.output import Column
 from datadreamer_like.models import LLM, Answer, Rejected
 from datadreamer_like.report import Table, TableColumn
@@ -324,8 +324,6 @@ def _form(text: str) -> str | None:
 
 
 def _checked_seed(name: str, values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    if not values["instructions"]:
-        raise EmptyDataset(f'"{name}": the seed has no tasks. Pass some, such as ten, that people wrote.')
     for what in ("instructions", "outputs"):
         for row, value in enumerate(values[what]):
             if not isinstance(value, str) or not value.strip():

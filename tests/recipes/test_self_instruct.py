@@ -1,11 +1,16 @@
-"""Self-Instruct: what a prompt shows, which instructions are kept, and that a killed or finished run asks nothing twice."""
+"""Self-Instruct: what a prompt shows, which instructions are kept, and that a killed run asks nothing twice."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
+from warm import CONTEXT
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset
@@ -99,7 +104,7 @@ def test_instances_are_shown_for_their_own_kind_and_classification_has_the_label
 
 def test_tasks_without_an_answer_are_dropped_and_counted(session):
     def stubborn(prompt: str) -> str:
-        if prompt.startswith("Is this") and NEW[0] in prompt:
+        if (prompt.startswith("Is this") and NEW[0] in prompt) or "Answer again" in prompt:
             return "Perhaps."
         return answer(prompt)
 
@@ -109,32 +114,43 @@ def test_tasks_without_an_answer_are_dropped_and_counted(session):
     assert last == [{"instruction": NEW[0], "round": None, "reason": "no answer whether it is classification"}]
 
 
-def test_a_run_that_fails_midway_asks_only_what_is_missing(tmp_path):
-    class Dies(FakeLLM):
-        left = 3
+def run(folder: Path, dies_at: int) -> None:
+    """What each process runs, one request at a time; it dies when it is asked for one too many."""
+    asked = folder.with_suffix(".txt")
 
-        async def answer(self, request: Any) -> Any:
-            if not Dies.left:
-                raise KeyboardInterrupt
-            Dies.left -= 1
-            return await super().answer(request)
+    def reply(prompt: str) -> str:
+        with asked.open("a") as file:
+            file.write(json.dumps(prompt) + "\n")
+        if len(asked.read_text().splitlines()) == dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer(prompt)
 
+    class Same(FakeLLM):
         def identity(self) -> dict[str, Any]:
             return {}
 
-    asked: list[str] = []
-    for left in (3, 100, 100):
-        Dies.left, llm = left, Dies(answer)
-        try:
-            with DataDreamer(tmp_path / "output", verbose=False):
-                grown = SelfInstruct("Grown", llm, **seed(), rounds=2, prompts_per_round=2)
-                found = list(grown.rows.output)
-        except KeyboardInterrupt:
-            assert left == 3
-        asked.append(llm.prompts)
-    assert not asked[2]
-    assert not {*asked[0]} & {*asked[1]}
-    assert [row["instruction"] for row in found] == [NEW[0], NEW[3]]
+    with DataDreamer(folder, verbose=False):
+        grown = SelfInstruct("Grown", Same(reply), **seed(), rounds=2, prompts_per_round=2, concurrency=1)
+        folder.with_suffix(".json").write_text(json.dumps([[*grown.rows.output], grown.rejected, grown.rounds]))
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_run_asks_only_for_what_it_has_no_answer_to(tmp_path):
+    def call(name: str, dies_at: int = 0) -> list[str]:
+        process = CONTEXT.Process(target=run, args=(tmp_path / name, dies_at))
+        process.start()
+        process.join(timeout=200)
+        assert process.exitcode == (-signal.SIGKILL if dies_at else 0)
+        return (tmp_path / f"{name}.txt").read_text().splitlines()
+
+    whole = call("whole")
+    call("cut", 2)
+    call("cut", 5)
+    asked = call("cut")
+    assert len(asked) <= len(whole) + 2  # the two requests in flight
+    assert {*asked} == {*whole}
+    assert (tmp_path / "cut.json").read_text() == (tmp_path / "whole.json").read_text()
+    assert call("cut") == asked
 
 
 @pytest.mark.parametrize(
@@ -156,7 +172,7 @@ def test_a_seed_without_tasks_or_with_a_missing_one_is_refused_before_any_prompt
     llm = FakeLLM(answer)
     rows = DataSource("Rows", {"text": [*"abc"]})
     none = rows.filter(lambda row: False).save(name="None").output["text"]
-    with pytest.raises(EmptyDataset, match="the seed has no tasks"):
+    with pytest.raises(EmptyDataset, match="instructions.* has no rows"):
         SelfInstruct("Grown", llm, none, none, none)
     with pytest.raises(DataError, match="outputs is None in row 1"):
         SelfInstruct("Grown", llm, **seed([*SEED[:1], ("Do it.", "", None, False)]))
