@@ -30,7 +30,8 @@ _COLUMNS = (
     TableColumn("rouge_l", "ROUGE-L", "%", ".1f", 100),
 )
 _PAIR = re.compile(
-    r"^[ \t*#]*Input[*]*:[* \t]*(?P<input>.*?)\s*\n[ \t*#]*Output[*]*:[* \t]*(?P<output>.*?)(?=\n\s*\n|\n[ \t*#]*Input[*]*:|\Z)",
+    r"^[ \t*#]*Input[*]*:[* \t]*(?P<input>.*?)\s*\n[ \t*#]*Output[*]*:[* \t]*(?P<output>.*?)"
+    r"(?=\n\s*\n|\n[ \t*#]*Input[*]*:|\Z)",
     re.IGNORECASE | re.MULTILINE | re.DOTALL,
 )
 _PARSE = """Split the prompt below into the instruction, and the demonstrations that it has: examples of an input with \
@@ -53,7 +54,7 @@ _SCHEMA = {
     },
     "required": ["instruction", "demonstrations"],
 }
-_SHOWN, _SHOWN_MADE = 3, 2
+_SHOWN, _SHOWN_MADE, _FEWEST = 3, 2, 4
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class ParsedPrompt:
 
 
 def parse_prompt(name: str, llm: LLM, prompt: str) -> ParsedPrompt:
-    """Returns the instruction and the demonstrations of a prompt; `name` is that of the cached step that asks the LLM.
+    r"""Returns the instruction and the demonstrations of a prompt; `name` is that of the step that asks the LLM.
 
     A prompt whose demonstrations are lines that begin with "Input:" and "Output:" is read without the LLM.
 
@@ -73,7 +74,7 @@ def parse_prompt(name: str, llm: LLM, prompt: str) -> ParsedPrompt:
         DataError: The LLM found no instruction.
 
     Example:
-        >>> parse_prompt("Parsed", llm, "Name the topic.\\n\\nInput: A chess game.\\nOutput: games")  # doctest: +SKIP
+        >>> parse_prompt("Parsed", llm, "Name the topic.\n\nInput: A chess game.\nOutput: games")  # doctest: +SKIP
         ParsedPrompt(instruction='Name the topic.', demonstrations=(('A chess game.', 'games'),))
     """
     first = _PAIR.search(prompt)
@@ -107,7 +108,7 @@ class Prompt2Model:
             `TrainHFClassifier`, or any other that takes texts and outputs.
         datasets: Cards of datasets that may be used; None for none. Those without columns are left out.
         models: Cards of base models to choose from; None for the one that `trainer` has.
-        labels: The outputs, where there are few: then each prompt asks for one of them in turn, and rows with others are
+        labels: The outputs, where there are few: each prompt asks for one of them in turn, and rows with others are
             dropped.
         rows: How many rows the LLM is asked for.
         rounds: In how many rounds; each shows rows of those before, at a higher temperature.
@@ -136,8 +137,8 @@ class Prompt2Model:
 
     Example:
         >>> made = Prompt2Model(  # doctest: +SKIP
-        ...     "Topics", llm, "Name the topic of a package.\\n\\nInput: A chess game.\\nOutput: games", TrainHFClassifier,
-        ...     models=[Card("MiniLM", "small English sentence encoder", folder, downloads=10)], labels=["games", "net"],
+        ...     "Topics", llm, "Name the topic of a software package.", TrainHFClassifier, labels=["games", "net"],
+        ...     models=[Card("MiniLM", "small English sentence encoder", folder, downloads=10)],
         ... )
         >>> print(made)  # doctest: +SKIP
     """
@@ -195,7 +196,7 @@ class Prompt2Model:
         self.model = (self.found_models[0][0] if self.found_models else models[0]) if models else None
         made = self._made(rows, rounds, temperatures)
         found = self._dataset_rows(dataset_rows)
-        self.rows = DataSource(f"{name}, rows", made + found)
+        self.rows = self._rows(made + found)
         parts = self._parts(held_out, bool(test))
         start = {"model_name": self.model.path} if self.model is not None else {}
         self.student = make_trainer(trainer, f"{name}, student", **start)
@@ -289,17 +290,20 @@ class Prompt2Model:
     def _known_outputs(self) -> dict[str, str]:
         return {label.lower(): label for label in self._labels or ()}
 
+    def _rows(self, rows: list[dict[str, str]]) -> Step:
+        if len(rows) < _FEWEST:
+            which = ", which is one of the labels" if self._labels else ""
+            raise DataError(
+                f'"{self.name}": {len(rows)} rows could be used; training needs {_FEWEST} or more. See the errors of the '
+                f'step "{self.name}, made 1": an answer must have an input and an output{which}.'
+            )
+        return DataSource(f"{self.name}, rows", rows)
+
     def _parts(self, held_out: float, has_test: bool) -> dict[str, Step]:
         count = len(self.rows.output)
-        if count < 4:
-            raise DataError(
-                f'"{self.name}": {count} rows could be used; training needs four or more. See the errors of the step '
-                f'"{self.name}, made 1": an answer must have an input and an output'
-                f"{', which is one of the labels' if self._labels else ''}."
-            )
         held = max(1, round(count * held_out))
         sizes = {"validation_size": held} | ({} if has_test else {"test_size": held})
-        return dict(self.rows.splits(train_size=count - held * len(sizes), **sizes, seed=self._seed))
+        return dict(self.rows.splits(train_size=count - held * len(sizes), **sizes))
 
     # Measuring
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from datadreamer_like.errors import ArgumentTypeError, DataError, EmptyDataset, check_number
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, check_number
 from datadreamer_like.graph.output import Column
 from datadreamer_like.models import LLM, Answer, HFTransformers, Rejected
 from datadreamer_like.report import Table, TableColumn
@@ -130,10 +130,8 @@ class SelfRewarding:
         if judge is not None and not isinstance(judge, LLM):
             raise ArgumentTypeError(f'"{name}": judge must be an LLM or None, not {judge!r:.100}.')
         if any(mark not in judge_prompt for mark in ("{prompt}", "{response}")):
-            raise DataError(f'"{name}": judge_prompt must have the placeholders {{prompt}} and {{response}}.')
+            raise DefinitionError(f'"{name}": judge_prompt must have the placeholders {{prompt}} and {{response}}.')
         asked = list(check_pair(name, {"prompts": prompts})["prompts"])
-        if not asked:
-            raise EmptyDataset(f'"{name}": there are no prompts.')
         self.name, self._judge_prompt, self._share = name, judge_prompt, validation_share
         self.students: list[Any] = []
         self.pairs: list[Step] = []
@@ -150,7 +148,7 @@ class SelfRewarding:
             self.pairs.append(self._paired(number, asked, written, scores))
             writer.unload_model()
             student = make_trainer(trainer, f"{name}, iteration {number}", model_name=model)
-            student.train(*self._columns(seed), **with_seed(student, {"seed": seed, **options}, number))
+            student.train(*self._columns(), **with_seed(student, {"seed": seed, **options}, number))
             self.students.append(student)
             model = student
         logger.info("%s", self.table)
@@ -228,12 +226,12 @@ class SelfRewarding:
         columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
         return DataSource(f"{self.name}, pairs {number}", columns)
 
-    def _columns(self, seed: int) -> list[Column]:
+    def _columns(self) -> list[Column]:
         """The six columns of the training on the last pairs."""
         rows = self.pairs[-1]
         count = len(rows.output)
         held = min(count - 1, max(1, round(count * self._share)))
-        parts = rows.splits(train_size=count - held, validation_size=held, seed=seed)
+        parts = rows.splits(train_size=count - held, validation_size=held)
         return [
             parts[part].output[name] for part in ("train", "validation") for name in ("prompt", "chosen", "rejected")
         ]

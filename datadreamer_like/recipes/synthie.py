@@ -193,7 +193,7 @@ class SynthIE:
     def _trained(self, what: str, rows: Step) -> Any:
         count = len(rows.output)
         held = min(count - 1, max(1, round(count * self._share)))
-        parts = rows.splits(train_size=count - held, validation_size=held, seed=self._seed)
+        parts = rows.splits(train_size=count - held, validation_size=held)
         student = make_trainer(self._trainer, f"{self.name}, {what}")
         columns = [parts[part].output[column] for part in ("train", "validation") for column in ("text", "target")]
         return student.train(*columns, **self._options)

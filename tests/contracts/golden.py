@@ -39,6 +39,7 @@ from datadreamer_like.models.model import Model
 from datadreamer_like.stages import Stage
 from datadreamer_like.stages.compression import Compression
 from datadreamer_like.steps import DataSource, Step, SuperStep
+from datadreamer_like.testing import FakeLLM
 from datadreamer_like.trainers import Trainer
 
 RECIPES = classes_of("recipes")
@@ -233,12 +234,54 @@ def of_stage(kind: Any, given: Given, folder: Path) -> Any:
 
 
 def of_recipe(kind: Any, given: Given, folder: Path) -> Any:
-    """The metrics of its students."""
+    """The metrics of its students; of a recipe with an LLM its rows, and of each iteration what it counted."""
     trainer = partial(public("trainers", "TrainHFClassifier"), model_name=str(given.language_model))
+    takes = inspect.signature(kind.__init__).parameters
+    if "llm" in takes:
+        return of_recipe_with_llm(kind, given, folder, "trainer" in takes)
     more = {"teacher": given.teacher} if kind.__name__ == "DistillationLoop" else {}
     with DataDreamer(folder, verbose=False):
         recipe = kind("It", trainer, **more, **given.with_columns(kind.example() | {"epochs": 1}))
         return [student.metrics for student in recipe.students]
+
+
+def of_recipe_with_llm(kind: Any, given: Given, folder: Path, trains: bool) -> Any:
+    """The rows that it makes, by an LLM that repeats a line of its prompt, or counts its letters as a judge."""
+    llm: Any = FakeLLM(recipe_answer)
+    start: dict[str, Any] = {"llm": llm}
+    if trains:
+        name = {"SelfRewarding": "TrainHFDPO", "SynthIE": "TrainHFFineTune"}.get(kind.__name__, "TrainLinearClassifier")
+        start["trainer"] = public("trainers", name)
+        if name.startswith("TrainHF"):
+            start |= {"epochs": 1, "batch_size": 2, "learning_rate": 1e-3}
+    if kind.__name__ == "SynthIE":
+        start["trainer"] = partial(start["trainer"], model_name=str(given.language_model))
+    if kind.__name__ == "SelfRewarding":
+        start |= {"model": str(given.language_model), "judge": llm, "llm": lambda model: llm}
+    with DataDreamer(folder, verbose=False):
+        recipe = kind("It", **start, **given.with_columns(kind.example()))
+        return recipe.iterations if kind.__name__ == "SelfRewarding" else list(recipe.rows.output)
+
+
+def recipe_answer(prompt: str) -> str:
+    """What the LLM of a recipe says: fit for each of their prompts, and made of the prompt."""
+    last = prompt.splitlines()[-1]
+    if prompt.startswith("List"):
+        return f"1. {prompt[-60:-45]} one\n2. {prompt[-60:-45]} two"
+    if prompt.startswith("Below"):
+        return "Task 3: Name five birds that cannot fly.\nTask 4: Say if a letter is formal."
+    if prompt.startswith("Is this"):
+        return "Yes." if "Say" in prompt else "No."
+    if prompt.startswith("Write an example"):
+        return "Class label: formal\nInput: Dear Sir" if "class labels" in prompt else "Input: (none)\nOutput: Emus."
+    if prompt.startswith("Write one new example"):
+        label = "cat" if 'output is "cat"' in prompt else "dog"
+        return f" a {label} {sum(map(ord, prompt)) % 97}\nOutput: {label}"
+    if prompt.startswith("Write one or two"):
+        return prompt.split("Facts:\n")[-1]
+    if prompt.startswith("Review"):
+        return f"Score: {len(prompt) % 6}"
+    return f"{last} {sum(map(ord, prompt)) % 97}"
 
 
 def of_method(kind: Any, given: Given) -> Any:

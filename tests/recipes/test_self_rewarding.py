@@ -103,7 +103,7 @@ def test_wrong_arguments_are_refused_before_any_work(session, language_model):
     judge = FakeLLM()
     none = DataSource("Some", {"text": ["a"]}).filter(lambda row: False).save(name="None").output["text"]
     for more, error, message in (
-        ({"prompts": none}, EmptyDataset, "there are no prompts"),
+        ({"prompts": none}, EmptyDataset, "prompts.* has no rows"),
         ({"judge": "gpt"}, ArgumentTypeError, "judge must be an LLM"),
         ({"judge_prompt": "Rate {response}"}, DefinitionError, "must have the placeholders"),
         ({"candidates": 1}, DefinitionError, "candidates is 1"),
