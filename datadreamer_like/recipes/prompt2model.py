@@ -294,8 +294,8 @@ class Prompt2Model:
         if len(rows) < _FEWEST:
             which = ", which is one of the labels" if self._labels else ""
             raise DataError(
-                f'"{self.name}": {len(rows)} rows could be used; training needs {_FEWEST} or more. See the errors of the '
-                f'step "{self.name}, made 1": an answer must have an input and an output{which}.'
+                f'"{self.name}": {len(rows)} rows could be used; training needs {_FEWEST} or more. See the errors of '
+                f'the step "{self.name}, made 1": an answer must have an input and an output{which}.'
             )
         return DataSource(f"{self.name}, rows", rows)
 

@@ -24,10 +24,14 @@ SHORT = {
     "label_noise": "biased                50%",
     "lottery_ticket": "On rows that none has seen",
     "ppo": "nats from the model",
+    "prompt2model": "frozen MiniLM, made and found",
     "prune": "Movement with",
     "qlora": "The third has",
     "quantize": "4 bits, trained",
     "retrieval": "draw charts in the terminal",
+    "self_instruct": "Rows with an instance",
+    "self_training": "frozen MiniLM: from",
+    "synthie": "text, then facts",
     "weak_supervision": "the student of the votes is right in",
 }
 """What the output of each has in it."""
@@ -48,6 +52,10 @@ MEASURE = {
     "export_everywhere",
     "from_call_logs",
     "lottery_ticket",
+    "prompt2model",
+    "self_instruct",
+    "self_training",
+    "synthie",
 }
 """Those that measure times, or whose recipe logs a table."""
 

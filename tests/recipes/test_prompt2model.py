@@ -17,7 +17,13 @@ from datadreamer_like.steps import DataSource
 from datadreamer_like.testing import FakeLLM
 from datadreamer_like.trainers import TrainHFClassifier, TrainLinearClassifier
 
-PROMPT = "Say if a review is positive or negative.\n\nInput: the tea was good\nOutput: positive\n\nInput: bad\nOutput: negative"
+PROMPT = """Say if a review is positive or negative.
+
+Input: the tea was good
+Output: positive
+
+Input: bad
+Output: negative"""
 LINEAR = partial(TrainLinearClassifier, char_ngrams=None, max_features=100)
 LABELS = ["positive", "negative"]
 

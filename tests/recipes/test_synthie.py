@@ -1,4 +1,4 @@
-"""SynthIE: connected sets of facts, which texts are kept, the figures against a count by hand, and the other direction."""
+"""SynthIE: connected sets of facts, which texts are kept, figures counted by hand, and the other direction."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def made(model: Path, **more: Any) -> SynthIE:
         {"text": ["person1 lives in town1.", "town0 is in land."], "facts": [[list(FACTS[1])], [list(FACTS[6])]]},
     ).output
     given = {
-        "llm": FakeLLM(answer), "facts": FACTS, "trainer": partial(TrainHFFineTune, model_name=str(model), device="cpu"),
+        "llm": FakeLLM(answer), "facts": FACTS,
+        "trainer": partial(TrainHFFineTune, model_name=str(model), device="cpu"),
         "test_input": test["text"], "test_output": test["facts"], "rows": 12, **QUICK, **more,
     }  # fmt: skip
     return SynthIE("Made", **given)
