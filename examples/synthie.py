@@ -1,4 +1,4 @@
-"""Facts first, then the text: SynthIE (Josifoski et al. 2023) against the usual direction, with one small model on a CPU.
+"""Facts first, then the text: SynthIE (Josifoski et al. 2023) against the usual direction, with a small model.
 
 Runs offline in under three minutes; `--short` needs less. SmolLM2-135M-Instruct states given facts in sentences, and
 its own copies learn by an adapter to find the facts of a text. In the other direction, with as many calls, it finds the
@@ -33,6 +33,7 @@ SAID = {
     "works as": ["{} works as a {}", "{} earns a living as a {}", "By profession {} is a {}"],
 }
 """How a person would state a fact, for the test and for texts without facts."""
+SHOWN = ("Ken, who lives in Rome, works as a cook.", [("Ken", "lives in", "Rome"), ("Ken", "works as", "cook")])
 
 
 def written(facts, draw):
@@ -58,7 +59,7 @@ with DataDreamer(FOLDER):
     made = SynthIE(
         "Facts", llm, facts, partial(TrainHFFineTune, model_name=SMOLLM, peft_config=adapter),
         test["text"], test["facts"], rows=ROWS, facts_per_row=(1, 2), forward=texts, max_new_tokens=40,
-        examples=[("Ken, who lives in Rome, works as a cook.", [("Ken", "lives in", "Rome"), ("Ken", "works as", "cook")])],
+        examples=[SHOWN],
         epochs=1 if SHORT else 3, batch_size=4, learning_rate=1e-3, max_length=128,
     )  # fmt: skip
     llm.unload_model()

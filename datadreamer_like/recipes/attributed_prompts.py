@@ -49,7 +49,7 @@ class AttributedPrompts:
         control: Also make as many texts from simple prompts, that name the class alone, and compare the diversity.
         embedder: Measures the similarity of the texts of a class.
         seed: Of the random values, and of the LLM.
-        **options: Options of the LLM for writing texts, such as `max_new_tokens`; `temperature` is 1 by default.
+        **options: Options of the LLM for writing texts, such as `max_new_tokens`; `temperature` and `top_p` are 1 by default.
 
     Attributes:
         attributes: The values of each attribute by class.
@@ -94,7 +94,7 @@ class AttributedPrompts:
             check_number(number, f'"{name}": {what}', least, whole=True)
         _check_attributes(name, attributes, per_label)
         self.name, self._llm, self._task, self._embedder = name, llm, task, embedder
-        self._options = {"temperature": 1.0, "seed": seed, **options}
+        self._options = {"temperature": 1.0, "top_p": 1.0, "seed": seed, **options}
         self.attributes: dict[str, dict[str, list[str]]] = {
             attribute: self._values(attribute, given, labels, attribute in per_label, values)
             for attribute, given in attributes.items()

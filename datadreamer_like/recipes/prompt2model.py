@@ -261,7 +261,7 @@ class Prompt2Model:
             source = DataSource(f"{self.name}, prompts {number}", {"prompt": prompts})
             args = {
                 "llm": self._llm, "parse": _pair, "max_follow_ups": 0, "max_new_tokens": self._tokens,
-                "seed": self._seed, "temperature": first + share * (last - first),
+                "seed": self._seed, "top_p": 1.0, "temperature": first + share * (last - first),
             }  # fmt: skip
             said = Prompt(f"{self.name}, made {number}", {"prompts": source.output["prompt"]}, args)
             made += [(found["input"], found["output"]) for found in said.output["generations"] if found is not None]

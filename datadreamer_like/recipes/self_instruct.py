@@ -75,7 +75,8 @@ class SelfInstruct:
         threshold: ROUGE-L from which an instruction is too similar.
         keywords: Words that an instruction may not have, in any case.
         seed: Of the tasks in prompts, and of the LLM.
-        **options: Options of the LLM, such as `max_new_tokens` and `temperature`.
+        **options: Options of the LLM, such as `max_new_tokens`; `temperature` is 0.7 and `top_p` 0.5 by default, as in the
+            paper.
 
     Attributes:
         rows: A step with the columns `instruction`, `input`, `output` and `is_classification`, without the seed.
@@ -124,7 +125,7 @@ class SelfInstruct:
         for what, (number, least) in (numbers | {"from_generated": (from_generated, 0), "seed": (seed, 0)}).items():
             check_number(number, f'"{name}": {what}', least, whole=True)
         check_number(threshold, f'"{name}": threshold', 0, 1, over=True)
-        self.name, self._llm, self._options = name, llm, {"seed": seed, **options}
+        self.name, self._llm, self._options = name, llm, {"temperature": 0.7, "top_p": 0.5, "seed": seed, **options}
         self.rounds: list[dict[str, int]] = []
         self.rejected: list[dict[str, Any]] = []
         self._seed = _checked_seed(name, values)

@@ -68,7 +68,8 @@ class SelfRewarding:
         judge_prompt: A text with the placeholders `{prompt}` and `{response}`, that asks for "Score: <points>".
         llm: Makes an LLM of a model, by default `HFTransformers`.
         validation_share: Share of the pairs that choose the best epoch.
-        temperature, top_p, max_new_tokens: For the candidates.
+        temperature, top_p: For candidates and judgements.
+        max_new_tokens: For the candidates.
         judge_max_new_tokens: For the judge.
         seed: Of candidates, judgements and training.
         **options: Options of the trainer's `train`, such as `dpo_beta`.
@@ -143,7 +144,10 @@ class SelfRewarding:
                 number, prompts, writer, n=candidates, temperature=temperature, top_p=top_p,
                 max_new_tokens=max_new_tokens, seed=seed + number,
             )  # fmt: skip
-            how = {"n": judgements, "max_new_tokens": judge_max_new_tokens, "seed": seed + number}
+            how = {
+                "n": judgements, "max_new_tokens": judge_max_new_tokens, "seed": seed + number,
+                "temperature": temperature, "top_p": top_p,
+            }  # fmt: skip
             scores = self._judged(number, asked, written, judge or writer, how)
             self.pairs.append(self._paired(number, asked, written, scores))
             writer.unload_model()
