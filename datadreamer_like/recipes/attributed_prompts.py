@@ -49,7 +49,8 @@ class AttributedPrompts:
         control: Also make as many texts from simple prompts, that name the class alone, and compare the diversity.
         embedder: Measures the similarity of the texts of a class.
         seed: Of the random values, and of the LLM.
-        **options: Options of the LLM for writing texts, such as `max_new_tokens`; `temperature` and `top_p` are 1 by default.
+        **options: Options of the LLM for writing texts, such as `max_new_tokens`.
+            `temperature` and `top_p` are 1 by default.
 
     Attributes:
         attributes: The values of each attribute by class.

@@ -75,8 +75,8 @@ class SelfInstruct:
         threshold: ROUGE-L from which an instruction is too similar.
         keywords: Words that an instruction may not have, in any case.
         seed: Of the tasks in prompts, and of the LLM.
-        **options: Options of the LLM, such as `max_new_tokens`; `temperature` is 0.7 and `top_p` 0.5 by default, as in the
-            paper.
+        **options: Options of the LLM, such as `max_new_tokens`. `temperature` is 0.7 and `top_p` 0.5 by default,
+            as in the paper.
 
     Attributes:
         rows: A step with the columns `instruction`, `input`, `output` and `is_classification`, without the seed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from datadreamer_like import DataDreamer
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models import (
     LLM,
+    Answer,
     Anthropic,
     Bedrock,
     CrossEncoderReranker,
@@ -39,7 +40,6 @@ from datadreamer_like.models.model import Model
 from datadreamer_like.stages import Stage
 from datadreamer_like.stages.compression import Compression
 from datadreamer_like.steps import DataSource, Step, SuperStep
-from datadreamer_like.testing import FakeLLM
 from datadreamer_like.trainers import Trainer
 
 RECIPES = classes_of("recipes")
@@ -247,7 +247,7 @@ def of_recipe(kind: Any, given: Given, folder: Path) -> Any:
 
 def of_recipe_with_llm(kind: Any, given: Given, folder: Path, trains: bool) -> Any:
     """The rows that it makes, by an LLM that repeats a line of its prompt, or counts its letters as a judge."""
-    llm: Any = FakeLLM(recipe_answer)
+    llm: Any = Scribe()
     start: dict[str, Any] = {"llm": llm}
     if trains:
         name = {"SelfRewarding": "TrainHFDPO", "SynthIE": "TrainHFFineTune"}.get(kind.__name__, "TrainLinearClassifier")
@@ -263,11 +263,22 @@ def of_recipe_with_llm(kind: Any, given: Given, folder: Path, trains: bool) -> A
         return recipe.iterations if kind.__name__ == "SelfRewarding" else list(recipe.rows.output)
 
 
+class Scribe(Parrot):
+    """The LLM of a recipe; of several answers, each is longer than the one before."""
+
+    def answer_batch(self, requests: Sequence[Any]) -> list[Answer]:
+        return [
+            Answer([recipe_answer(request.prompt) + "!" * place for place in range(request.sampling.n)])
+            for request in requests
+        ]
+
+
 def recipe_answer(prompt: str) -> str:
     """What the LLM of a recipe says: fit for each of their prompts, and made of the prompt."""
     last = prompt.splitlines()[-1]
     if prompt.startswith("List"):
-        return f"1. {prompt[-60:-45]} one\n2. {prompt[-60:-45]} two"
+        which = prompt.split("about ")[-1].split(".")[0]
+        return f"1. {which} one\n2. {which} two"
     if prompt.startswith("Below"):
         return "Task 3: Name five birds that cannot fly.\nTask 4: Say if a letter is formal."
     if prompt.startswith("Is this"):
@@ -278,7 +289,7 @@ def recipe_answer(prompt: str) -> str:
         label = "cat" if 'output is "cat"' in prompt else "dog"
         return f" a {label} {sum(map(ord, prompt)) % 97}\nOutput: {label}"
     if prompt.startswith("Write one or two"):
-        return prompt.split("Facts:\n")[-1]
+        return " and ".join(prompt.split("Facts:\n")[-1].split("\nText:")[0].replace(" | ", " ").splitlines())
     if prompt.startswith("Review"):
         return f"Score: {len(prompt) % 6}"
     return f"{last} {sum(map(ord, prompt)) % 97}"
