@@ -179,12 +179,12 @@ class AttributedPrompts:
 
 def _listed(answer: Answer, row: dict[str, Any]) -> Any:
     """The items of a numbered or bulleted list, each once."""
-    found = list(dict.fromkeys(item.strip(" *\"'.") for item in _ITEM.findall(answer.text)))
+    found = list(dict.fromkeys(item.strip(" *\"'.") for item in _ITEM.findall(answer.text or "")))
     return [item for item in found if item] or Rejected("It is not a list. Write one value per line, numbered.")
 
 
 def _text(answer: Answer, row: dict[str, Any]) -> Any:
-    return answer.text.strip().strip('"') or Rejected("It is empty.")
+    return (answer.text or "").strip().strip('"') or Rejected("It is empty.")
 
 
 def _check_attributes(name: str, attributes: Mapping[str, Any], per_label: Sequence[str]) -> None:

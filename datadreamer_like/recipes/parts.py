@@ -120,6 +120,12 @@ def check_options(recipe: Any, trainer: Any, options: Mapping[str, Any], decided
         Training.from_options(passed_on, what, trainer.arguments, trainer.decided)
 
 
+def count_rows(rows: Step) -> int:
+    """Returns the number of rows of a saved step."""
+    output: Any = rows.output
+    return len(output)
+
+
 def labelled(texts: Column, labels: Column) -> Step:
     """Returns lazy rows with the columns `text` and `label`, without the rows that have no label."""
     joined = zipped(renamed(texts, "text"), renamed(labels, "label"))

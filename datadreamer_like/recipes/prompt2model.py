@@ -19,7 +19,17 @@ from datadreamer_like.steps import DataSource, Prompt, Step
 from datadreamer_like.steps.labelling.predict import can_classify
 
 from .cards import Card, check_cards, rank_cards
-from .parts import MakeTrainer, accuracy, check_llm, check_options, check_pair, check_recipe, check_texts, make_trainer
+from .parts import (
+    MakeTrainer,
+    accuracy,
+    check_llm,
+    check_options,
+    check_pair,
+    check_recipe,
+    check_texts,
+    count_rows,
+    make_trainer,
+)
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -300,9 +310,9 @@ class Prompt2Model:
         return DataSource(f"{self.name}, rows", rows)
 
     def _parts(self, held_out: float, has_test: bool) -> dict[str, Step]:
-        count = len(self.rows.output)
+        count = count_rows(self.rows)
         held = max(1, round(count * held_out))
-        sizes = {"validation_size": held} | ({} if has_test else {"test_size": held})
+        sizes: dict[str, Any] = {"validation_size": held} | ({} if has_test else {"test_size": held})
         return dict(self.rows.splits(train_size=count - held * len(sizes), **sizes))
 
     # Measuring
@@ -335,7 +345,7 @@ class Prompt2Model:
     @property
     def table(self) -> Table:
         """The student, and with `control` the LLM, on the test rows."""
-        count = len(self.rows.output)
+        count = count_rows(self.rows)
         rows = [
             {"model": model, "rows": count if model == "student" else 0, **found}
             for model, found in self.metrics.items()
@@ -352,7 +362,7 @@ class Prompt2Model:
 
 def _pair(answer: Answer, row: dict[str, Any]) -> Any:
     """The input and output of an answer, which may go on after "Input:"."""
-    text = answer.text.lstrip()
+    text = (answer.text or "").lstrip()
     found = _PAIR.search(text) or _PAIR.search(f"Input: {text}")
     if found is None or not found["input"].strip() or not found["output"].strip():
         return Rejected("There is no input with an output. Write them on lines that begin with Input: and Output:.")

@@ -27,7 +27,7 @@ from datadreamer_like.steps import (
 )
 from datadreamer_like.steps.prompting.answer_readers import read_yes_or_no
 
-from .parts import check_llm, check_pair
+from .parts import check_llm, check_pair, count_rows
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -190,14 +190,15 @@ class SelfInstruct:
                 f'the errors of the step "{said.name}".'
             )
         found: Step = each_task(f"{self.name}, proposed {number}", inputs={"tasks": said.output["generations"]})
-        return found.output["instruction"]
+        column: Column = found.output["instruction"]
+        return column
 
     def _count(self, number: int, prompts: int, valid: Validate, novel: DeduplicateByRougeL) -> int:
         dropped = [list(each.rejected.output) for each in (valid, novel)]
         for row in (row for rows in dropped for row in rows):
             self.rejected.append({"instruction": row["instruction"], "round": number, "reason": row["reason"]})
         invalid, similar = map(len, dropped)
-        kept = len(novel.output)
+        kept = count_rows(novel)
         counts = {"proposed": kept + invalid + similar, "invalid": invalid, "similar": similar, "kept": kept}
         self.rounds.append({"round": number, "prompts": prompts, **counts})
         return kept
@@ -259,7 +260,7 @@ class SelfInstruct:
     @property
     def table(self) -> Table:
         """What each round kept and rejected."""
-        notes = [f"Rows with an instance: {len(self.rows.output):,}. Rejected: {self._reasons()}."]
+        notes = [f"Rows with an instance: {count_rows(self.rows):,}. Rejected: {self._reasons()}."]
         return Table(_COLUMNS, self.rounds, self.name, notes)
 
     def __str__(self) -> str:
@@ -275,7 +276,8 @@ def each_task(tasks: list[str] | None) -> Iterator[dict[str, str]]:
 
 def _tasks(answer: Answer, row: dict[str, Any]) -> Any:
     """The tasks of a continued list; the first one may have no number, and a last one that was cut is left out."""
-    text = answer.text if _TASK.match(answer.text) else f"Task 0: {answer.text.lstrip()}"
+    said = answer.text or ""
+    text = said if _TASK.match(said) else f"Task 0: {said.lstrip()}"
     found = [task for task in _TASK.findall(text) if task]
     if (answer.finish_reasons or [""])[0] == "length":
         found.pop()
@@ -288,13 +290,13 @@ def _kind_prompt(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _yes_or_no(answer: Answer, row: dict[str, Any]) -> Any:
-    found = read_yes_or_no(answer.text)
+    found = read_yes_or_no(answer.text or "")
     return Rejected("Answer Yes or No.") if found is None else found
 
 
 def _instance(answer: Answer, row: dict[str, Any]) -> Any:
     """The input and output that an answer has under their names."""
-    parts = _FIELD.split(answer.text)
+    parts = _FIELD.split(answer.text or "")
     fields: dict[str, str] = {}
     for name, text in zip(parts[1::2], parts[2::2], strict=True):
         fields.setdefault(name.lower(), text.split("\nTask:")[0].strip().strip('"'))

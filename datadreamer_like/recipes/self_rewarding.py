@@ -14,7 +14,7 @@ from datadreamer_like.models import LLM, Answer, HFTransformers, Rejected
 from datadreamer_like.report import Table, TableColumn
 from datadreamer_like.steps import DataSource, Prompt, Step
 
-from .parts import MakeTrainer, check_options, check_pair, check_recipe, make_trainer, with_seed
+from .parts import MakeTrainer, check_options, check_pair, check_recipe, count_rows, make_trainer, with_seed
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -175,9 +175,7 @@ class SelfRewarding:
     ) -> list[list[float | None]]:
         """The mean score of each candidate; None where no judgement could be read."""
         questions = [
-            _PLACEHOLDER.sub(
-                lambda found, values={"prompt": prompt, "response": text}: values[found[1]], self._judge_prompt
-            )
+            _filled(self._judge_prompt, prompt=prompt, response=text)
             for prompt, texts in zip(prompts, written, strict=True)
             for text in texts
         ]
@@ -233,7 +231,7 @@ class SelfRewarding:
     def _columns(self) -> list[Column]:
         """The six columns of the training on the last pairs."""
         rows = self.pairs[-1]
-        count = len(rows.output)
+        count = count_rows(rows)
         held = min(count - 1, max(1, round(count * self._share)))
         parts = rows.splits(train_size=count - held, validation_size=held)
         return [
@@ -254,10 +252,15 @@ class SelfRewarding:
         return str(self.table)
 
 
+def _filled(template: str, **values: str) -> str:
+    """The template with its placeholders replaced once, whatever the values have in them."""
+    return _PLACEHOLDER.sub(lambda found: values[found[1]], template)
+
+
 def _score(answer: Answer, row: dict[str, Any]) -> Any:
     """The points of a judgement: the last that are called a score, or an answer that is a number alone."""
-    found = _SCORE.findall(answer.text)
-    number = found[-1] if found else answer.text.strip().rstrip(".")
+    found = _SCORE.findall(answer.text or "")
+    number = found[-1] if found else (answer.text or "").strip().rstrip(".")
     try:
         points = float(number)
     except ValueError:

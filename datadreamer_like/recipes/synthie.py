@@ -15,7 +15,7 @@ from datadreamer_like.models import LLM, Answer, HFTransformers, Rejected
 from datadreamer_like.report import Table, TableColumn
 from datadreamer_like.steps import DataSource, Prompt, Step
 
-from .parts import MakeTrainer, check_llm, check_options, check_pair, check_recipe, make_trainer
+from .parts import MakeTrainer, check_llm, check_options, check_pair, check_recipe, count_rows, make_trainer
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -191,7 +191,7 @@ class SynthIE:
         return DataSource(f"{self.name}, {what}, rows", columns)
 
     def _trained(self, what: str, rows: Step) -> Any:
-        count = len(rows.output)
+        count = count_rows(rows)
         held = min(count - 1, max(1, round(count * self._share)))
         parts = rows.splits(train_size=count - held, validation_size=held)
         student = make_trainer(self._trainer, f"{self.name}, {what}")
@@ -208,7 +208,7 @@ class SynthIE:
         }
         said = Prompt(f"{student.name}, test", {"prompts": texts}, args)
         found = [read_facts(text or "") for text in said.output["generations"]]
-        facts = {"direction": direction, "calls": calls, "rows": len(rows.output)}
+        facts = {"direction": direction, "calls": calls, "rows": count_rows(rows)}
         self.table_rows.append({**facts, **fact_scores(found, gold)})
 
     def extract(self, texts: Sequence[str]) -> list[list[Triple]]:
@@ -294,14 +294,14 @@ def _lines(facts: Sequence[Triple]) -> str:
 
 def _stated(answer: Answer, row: dict[str, Any], prompts: Mapping[str, Sequence[Triple]]) -> Any:
     """The text, if it has every subject and object."""
-    text = " ".join(answer.text.split("\n\n")[0].split())
+    text = " ".join((answer.text or "").split("\n\n")[0].split())
     ends = {end for fact in prompts[row["prompts"]] for end in (fact[0], fact[2])}
     missing = sorted(end for end in ends if end.lower() not in text.lower())
     return Rejected(f"It leaves out {', '.join(missing)}.") if missing else text
 
 
 def _facts(answer: Answer, row: dict[str, Any]) -> Any:
-    found = read_facts(answer.text.split("\n\n")[0])
+    found = read_facts((answer.text or "").split("\n\n")[0])
     return [list(fact) for fact in found] or Rejected("It has no line such as: subject | relation | object.")
 
 
