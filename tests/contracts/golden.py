@@ -248,6 +248,7 @@ def of_recipe(kind: Any, given: Given, folder: Path) -> Any:
 def of_recipe_with_llm(kind: Any, given: Given, folder: Path, trains: bool) -> Any:
     """The rows that it makes, by an LLM that repeats a line of its prompt, or counts its letters as a judge."""
     llm: Any = Scribe()
+    takes = inspect.signature(kind.__init__).parameters
     start: dict[str, Any] = {"llm": llm}
     if trains:
         name = {"SelfRewarding": "TrainHFDPO", "SynthIE": "TrainHFFineTune"}.get(kind.__name__, "TrainLinearClassifier")
@@ -259,7 +260,9 @@ def of_recipe_with_llm(kind: Any, given: Given, folder: Path, trains: bool) -> A
     if kind.__name__ == "SelfRewarding":
         start |= {"model": str(given.language_model), "judge": llm, "llm": lambda model: llm}
     with DataDreamer(folder, verbose=False):
-        recipe = kind("It", **start, **given.with_columns(kind.example()))
+        example = kind.example()
+        columns = {name: value for name, value in example.items() if "Column" in str(takes[name].annotation)}
+        recipe = kind("It", **start, **example | given.with_columns(columns))
         return recipe.iterations if kind.__name__ == "SelfRewarding" else list(recipe.rows.output)
 
 
