@@ -225,7 +225,7 @@ class Prompt2Model:
         """Returns the smallest arguments but name, LLM and trainer, for tests and documentation; columns are lists."""
         columns = {"test_input": ["a cat", "the dog"], "test_output": ["cat", "dog"]}
         prompt = "Name the animal.\n\nInput: a small cat\nOutput: cat\n\nInput: the dog\nOutput: dog"
-        return {**columns, "prompt": prompt, "labels": ["cat", "dog"], "rows": 8, "rounds": 1, "held_out": 0.25}
+        return {**columns, "prompt": prompt, "labels": ["cat", "dog"], "rows": 8, "rounds": 2, "held_out": 0.25}
 
     # Finding
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -290,7 +291,7 @@ def recipe_answer(prompt: str) -> str:
         return "Class label: formal\nInput: Dear Sir" if "class labels" in prompt else "Input: (none)\nOutput: Emus."
     if prompt.startswith("Write one new example"):
         label = "cat" if 'output is "cat"' in prompt else "dog"
-        return f" a {label} {sum(map(ord, prompt)) % 97}\nOutput: {label}"
+        return f" a {label} {zlib.crc32(prompt.encode()) % 97}\nOutput: {label}"
     if prompt.startswith("Write one or two"):
         return " and ".join(prompt.split("Facts:\n")[-1].split("\nText:")[0].replace(" | ", " ").splitlines())
     if prompt.startswith("Review"):
