@@ -253,7 +253,7 @@ class SelfRewarding:
 
 
 def _filled(template: str, **values: str) -> str:
-    """The template with its placeholders replaced once, whatever the values have in them."""
+    """The template with its placeholders replaced once; those within values stay."""
     return _PLACEHOLDER.sub(lambda found: values[found[1]], template)
 
 
