@@ -6,8 +6,9 @@ import logging
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, check_number
@@ -269,8 +270,9 @@ class Prompt2Model:
             if not prompts:
                 continue
             source = DataSource(f"{self.name}, prompts {number}", {"prompt": prompts})
+            asked = {prompt: self._wish(place) for place, prompt in enumerate(prompts, done)}
             args = {
-                "llm": self._llm, "parse": _pair, "max_follow_ups": 0, "max_new_tokens": self._tokens,
+                "llm": self._llm, "parse": partial(_pair, asked=asked), "max_follow_ups": 0, "max_new_tokens": self._tokens,
                 "seed": self._seed, "top_p": 1.0, "temperature": first + share * (last - first),
             }  # fmt: skip
             said = Prompt(f"{self.name}, made {number}", {"prompts": source.output["prompt"]}, args)
@@ -292,10 +294,15 @@ class Prompt2Model:
         shown = draw.sample(demonstrations, min(_SHOWN, len(demonstrations)))
         shown += draw.sample(list(made), min(_SHOWN_MADE, len(made)))
         draw.shuffle(shown)
-        wish = f' Its output is "{self._labels[place % len(self._labels)]}".' if self._labels else ""
+        label = self._wish(place)
+        wish = f' Its output is "{label}".' if label else ""
         ask = f"Write one new example for this task, different from those below, with an input and its output.{wish}"
         examples = "".join(f"\n\nInput: {given}\nOutput: {output}" for given, output in shown)
         return f"{ask}\n\nTask: {self.parsed.instruction}{examples}\n\nInput:"
+
+    def _wish(self, place: int) -> str | None:
+        """The label that a prompt asks for."""
+        return self._labels[place % len(self._labels)] if self._labels else None
 
     def _known_outputs(self) -> dict[str, str]:
         return {label.lower(): label for label in self._labels or ()}
@@ -360,10 +367,13 @@ class Prompt2Model:
         return str(self.table)
 
 
-def _pair(answer: Answer, row: dict[str, Any]) -> Any:
-    """The input and output of an answer, which may go on after "Input:"."""
+def _pair(answer: Answer, row: dict[str, Any], asked: Mapping[str, str | None]) -> Any:
+    """The input and output of an answer, which may go on after "Input:"; the output may be left out if it was given."""
     text = (answer.text or "").lstrip()
     found = _PAIR.search(text) or _PAIR.search(f"Input: {text}")
+    first, label = text.removeprefix("Input:").strip().split("\n")[0].strip(), asked[row["prompts"]]
+    if found is None and first and label is not None:
+        return {"input": first, "output": label}
     if found is None or not found["input"].strip() or not found["output"].strip():
         return Rejected("There is no input with an output. Write them on lines that begin with Input: and Output:.")
     return {"input": found["input"].strip(), "output": found["output"].strip()}

@@ -129,7 +129,7 @@ def test_the_base_model_is_the_best_card(session, tiny_encoder):
         ({"test_output": None}, DefinitionError, "pass test_input and test_output, or neither"),
         ({"labels": ["a", "a"]}, DefinitionError, "different texts"),
         ({"learning_rat": 1}, DefinitionError, "learning_rat"),
-        ({"llm": FakeLLM(lambda prompt: "I cannot.")}, DataError, "0 rows could be used"),
+        ({"llm": FakeLLM(lambda prompt: "I cannot."), "labels": None}, DataError, "0 rows could be used"),
     ],
 )
 def test_what_makes_no_sense_is_refused(session, more, error, message):
