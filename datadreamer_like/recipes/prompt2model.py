@@ -272,7 +272,8 @@ class Prompt2Model:
             source = DataSource(f"{self.name}, prompts {number}", {"prompt": prompts})
             asked = {prompt: self._wish(place) for place, prompt in enumerate(prompts, done)}
             args = {
-                "llm": self._llm, "parse": partial(_pair, asked=asked), "max_follow_ups": 0, "max_new_tokens": self._tokens,
+                "llm": self._llm, "parse": partial(_pair, asked=asked), "max_follow_ups": 0,
+                "max_new_tokens": self._tokens,
                 "seed": self._seed, "top_p": 1.0, "temperature": first + share * (last - first),
             }  # fmt: skip
             said = Prompt(f"{self.name}, made {number}", {"prompts": source.output["prompt"]}, args)
@@ -344,6 +345,11 @@ class Prompt2Model:
 
     def _scores(self, said: Step) -> dict[str, float]:
         answers = [(text or "").split("\n\n")[0].strip(" \n.") for text in said.output["generations"]]
+        if known := self._known_outputs():  # an answer is the label that it names first
+            named = [
+                re.search("|".join(rf"\b{re.escape(label)}\b" for label in known), each.lower()) for each in answers
+            ]
+            answers = [known[each[0]] if each else "" for each in named]
         right = [str(each).strip(" \n.") for each in self._test["test_output"]]
         scores = [rouge_l(answer, other) for answer, other in zip(answers, right, strict=True)]
         same = exact_match([each.lower() for each in answers], [each.lower() for each in right])
