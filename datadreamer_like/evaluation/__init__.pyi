@@ -7,6 +7,11 @@ from .calibration import expected_calibration_error as expected_calibration_erro
 from .calibration import fit_temperature as fit_temperature
 from .calibration import fit_temperatures as fit_temperatures
 from .calibration import reliability as reliability
+from .diversity import average_similarity as average_similarity
+from .diversity import distinct_n as distinct_n
+from .diversity import diversity as diversity
+from .diversity import self_bleu as self_bleu
+from .diversity import vocabulary_size as vocabulary_size
 from .generated import exact_match as exact_match
 from .generated import rouge_l as rouge_l
 from .generated import win_rate as win_rate

@@ -1,4 +1,14 @@
+from .attributed_prompts import AttributedPrompts as AttributedPrompts
 from .born_again import BornAgain as BornAgain
+from .cards import Card as Card
+from .cards import hub_cards as hub_cards
+from .cards import rank_cards as rank_cards
 from .distillation_loop import DistillationLoop as DistillationLoop
 from .lottery_ticket import LotteryTicket as LotteryTicket
+from .prompt2model import ParsedPrompt as ParsedPrompt
+from .prompt2model import Prompt2Model as Prompt2Model
+from .prompt2model import parse_prompt as parse_prompt
+from .self_instruct import SelfInstruct as SelfInstruct
+from .self_rewarding import SelfRewarding as SelfRewarding
 from .self_training import SelfTraining as SelfTraining
+from .synthie import SynthIE as SynthIE

@@ -1,10 +1,10 @@
-"""What several recipes do: making trainers, joining texts with labels, and measuring students."""
+"""What several recipes do: checks, making trainers, joining texts with labels, and measuring students."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, SessionError, did_you_mean
@@ -12,6 +12,7 @@ from datadreamer_like.evaluation.columns import check_column, check_lengths
 from datadreamer_like.evaluation.labels import class_names, label_name
 from datadreamer_like.graph import current_session
 from datadreamer_like.graph.output import Column
+from datadreamer_like.models import LLM
 from datadreamer_like.steps import Predict, Step, zipped
 from datadreamer_like.trainers import Trainer
 from datadreamer_like.trainers.training.hf import HFTrainer
@@ -25,16 +26,36 @@ VALIDATION = ("validation_input", "validation_output")
 
 def check_recipe(recipe: object, name: str, trainer: object) -> None:
     """Refuses a recipe outside a session, or without a function that makes its trainers."""
-    if current_session() is None:
-        raise SessionError(
-            f'{type(recipe).__name__} "{name}" runs when it is created, and there is no session to save its results. '
-            "Put it inside `with DataDreamer(folder):`."
-        )
+    check_session(recipe, name)
     if isinstance(trainer, Trainer) or not callable(trainer):
         raise ArgumentTypeError(
             f'"{name}": trainer must be a function that makes a new trainer of a given name, not {trainer!r:.100}. '
             "Pass partial(TrainHFClassifier, model_name=...), or lambda name: TrainHFClassifier(name, ...)."
         )
+
+
+def check_session(recipe: object, name: str) -> None:
+    """Refuses a recipe outside a session."""
+    if current_session() is None:
+        raise SessionError(
+            f'{type(recipe).__name__} "{name}" runs when it is created, and there is no session to save its results. '
+            "Put it inside `with DataDreamer(folder):`."
+        )
+
+
+def check_llm(recipe: object, name: str, llm: object) -> None:
+    """Refuses a recipe outside a session, or without an LLM."""
+    check_session(recipe, name)
+    if not isinstance(llm, LLM):
+        raise ArgumentTypeError(f'"{name}": llm must be an LLM, not {llm!r:.100}. Pass OpenAI("..."), for example.')
+
+
+def check_texts(texts: object, what: str) -> None:
+    """Refuses what is not a list of different texts, or is empty."""
+    if not isinstance(texts, Sequence) or isinstance(texts, str) or not all(isinstance(each, str) for each in texts):
+        raise ArgumentTypeError(f"{what} must be a list of texts, not {texts!r:.100}.")
+    if not texts or len(set(texts)) < len(texts):
+        raise DefinitionError(f"{what} must be one or more different texts; got {list(texts)!r:.100}.")
 
 
 def check_pair(name: str, columns: Mapping[str, object]) -> dict[str, Column]:
@@ -97,6 +118,12 @@ def check_options(recipe: Any, trainer: Any, options: Mapping[str, Any], decided
     if is_hf:
         passed_on = {option: value for option, value in options.items() if option in fields or option not in taken}
         Training.from_options(passed_on, what, trainer.arguments, trainer.decided)
+
+
+def count_rows(rows: Step) -> int:
+    """Returns the number of rows of a saved step."""
+    output: Any = rows.output
+    return len(output)
 
 
 def labelled(texts: Column, labels: Column) -> Step:

@@ -45,6 +45,7 @@ from .quality.decontaminate import DecontaminateByMinHash as DecontaminateByMinH
 from .quality.deduplicate import Deduplicate as Deduplicate
 from .quality.deduplicate import DeduplicateByEmbedding as DeduplicateByEmbedding
 from .quality.deduplicate import DeduplicateByMinHash as DeduplicateByMinHash
+from .quality.deduplicate_by_rouge import DeduplicateByRougeL as DeduplicateByRougeL
 from .quality.find_label_errors import FindLabelErrors as FindLabelErrors
 from .quality.review_file import ReviewFile as ReviewFile
 from .quality.valid_syntax import ValidJSON as ValidJSON

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from datadreamer_like import DataDreamer
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models import (
     LLM,
+    Answer,
     Anthropic,
     Bedrock,
     CrossEncoderReranker,
@@ -233,12 +235,68 @@ def of_stage(kind: Any, given: Given, folder: Path) -> Any:
 
 
 def of_recipe(kind: Any, given: Given, folder: Path) -> Any:
-    """The metrics of its students."""
+    """The metrics of its students; of a recipe with an LLM its rows, and of each iteration what it counted."""
     trainer = partial(public("trainers", "TrainHFClassifier"), model_name=str(given.language_model))
+    takes = inspect.signature(kind.__init__).parameters
+    if "llm" in takes:
+        return of_recipe_with_llm(kind, given, folder, "trainer" in takes)
     more = {"teacher": given.teacher} if kind.__name__ == "DistillationLoop" else {}
     with DataDreamer(folder, verbose=False):
         recipe = kind("It", trainer, **more, **given.with_columns(kind.example() | {"epochs": 1}))
         return [student.metrics for student in recipe.students]
+
+
+def of_recipe_with_llm(kind: Any, given: Given, folder: Path, trains: bool) -> Any:
+    """The rows that it makes, by an LLM that repeats a line of its prompt, or counts its letters as a judge."""
+    llm: Any = Scribe()
+    takes = inspect.signature(kind.__init__).parameters
+    start: dict[str, Any] = {"llm": llm}
+    if trains:
+        name = {"SelfRewarding": "TrainHFDPO", "SynthIE": "TrainHFFineTune"}.get(kind.__name__, "TrainLinearClassifier")
+        start["trainer"] = public("trainers", name)
+        if name.startswith("TrainHF"):
+            start |= {"epochs": 1, "batch_size": 2, "learning_rate": 1e-3}
+    if kind.__name__ == "SynthIE":
+        start["trainer"] = partial(start["trainer"], model_name=str(given.language_model))
+    if kind.__name__ == "SelfRewarding":
+        start |= {"model": str(given.language_model), "judge": llm, "llm": lambda model: llm}
+    with DataDreamer(folder, verbose=False):
+        example = kind.example()
+        columns = {name: value for name, value in example.items() if "Column" in str(takes[name].annotation)}
+        recipe = kind("It", **start, **example | given.with_columns(columns))
+        return recipe.iterations if kind.__name__ == "SelfRewarding" else list(recipe.rows.output)
+
+
+class Scribe(Parrot):
+    """The LLM of a recipe; of several answers, each is longer than the one before."""
+
+    def answer_batch(self, requests: Sequence[Any]) -> list[Answer]:
+        return [
+            Answer([recipe_answer(request.prompt) + "!" * place for place in range(request.sampling.n)])
+            for request in requests
+        ]
+
+
+def recipe_answer(prompt: str) -> str:
+    """What the LLM of a recipe says: fit for each of their prompts, and made of the prompt."""
+    last = prompt.splitlines()[-1]
+    if prompt.startswith("List"):
+        which = prompt.split("about ")[-1].split(".")[0]
+        return f"1. {which} one\n2. {which} two"
+    if prompt.startswith("Below"):
+        return "Task 3: Name five birds that cannot fly.\nTask 4: Say if a letter is formal."
+    if prompt.startswith("Is this"):
+        return "Yes." if "Say" in prompt else "No."
+    if prompt.startswith("Write an example"):
+        return "Class label: formal\nInput: Dear Sir" if "class labels" in prompt else "Input: (none)\nOutput: Emus."
+    if prompt.startswith("Write one new example"):
+        label = "cat" if 'output is "cat"' in prompt else "dog"
+        return f" a {label} {zlib.crc32(prompt.encode()) % 97}\nOutput: {label}"
+    if prompt.startswith("Write one or two"):
+        return " and ".join(prompt.split("Facts:\n")[-1].split("\nText:")[0].replace(" | ", " ").splitlines())
+    if prompt.startswith("Review"):
+        return f"Score: {len(prompt) % 6}"
+    return f"{last} {sum(map(ord, prompt)) % 97}"
 
 
 def of_method(kind: Any, given: Given) -> Any:

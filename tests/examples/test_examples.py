@@ -26,10 +26,14 @@ SHORT = {
     "lottery_ticket": "On rows that none has seen",
     "ppo": "nats from the model",
     "prompting": "1 conversations, ",
+    "prompt2model": "frozen MiniLM, made and found",
     "prune": "Movement with",
     "qlora": "The third has",
     "quantize": "4 bits, trained",
     "retrieval": "draw charts in the terminal",
+    "self_instruct": "Rows with an instance",
+    "self_training": "frozen MiniLM: from",
+    "synthie": "text, then facts",
     "weak_supervision": "the student of the votes is right in",
 }
 """What the output of each has in it."""
@@ -50,6 +54,10 @@ MEASURE = {
     "export_everywhere",
     "from_call_logs",
     "lottery_ticket",
+    "prompt2model",
+    "self_instruct",
+    "self_training",
+    "synthie",
 }
 """Those that measure times, or whose recipe logs a table."""
 

@@ -1,0 +1,144 @@
+"""Prompt2Model: reading a prompt, ranking cards, the rows it trains on, and the parts by themselves."""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset, HubError
+from datadreamer_like.models import BM25Retriever
+from datadreamer_like.recipes import Card, ParsedPrompt, Prompt2Model, hub_cards, parse_prompt, rank_cards
+from datadreamer_like.steps import DataSource
+from datadreamer_like.testing import FakeLLM
+from datadreamer_like.trainers import TrainHFClassifier, TrainLinearClassifier
+
+PROMPT = """Say if a review is positive or negative.
+
+Input: the tea was good
+Output: positive
+
+Input: bad
+Output: negative"""
+LINEAR = partial(TrainLinearClassifier, char_ngrams=None, max_features=100)
+LABELS = ["positive", "negative"]
+
+
+def answer(prompt: str) -> str:
+    if prompt.startswith("Describe"):
+        return "A small encoder of English sentences."
+    if prompt.startswith("Write"):
+        label = re.search(r'Its output is "(\w+)"', prompt)[1]
+        word = {"positive": "good", "negative": "bad"}[label]
+        return f" the film was {word} {abs(hash_of(prompt)) % 50}\nOutput: {label.upper()}.\n\nInput: more"
+    return "neither"
+
+
+def hash_of(text: str) -> int:
+    return sum(map(ord, text))
+
+
+def given(**more: Any) -> dict[str, Any]:
+    test = DataSource("Test", {"text": ["a good day", "a bad day", "good", "bad"], "label": LABELS * 2}).output
+    return {
+        "llm": FakeLLM(answer), "prompt": PROMPT, "trainer": LINEAR, "labels": LABELS, "rows": 20,
+        "test_input": test["text"], "test_output": test["label"], **more,
+    }  # fmt: skip
+
+
+def test_a_prompt_with_marked_demonstrations_is_read_without_the_llm(session):
+    llm = FakeLLM([{"instruction": "Translate.", "demonstrations": [{"input": "yes", "output": "oui"}]}])
+    demonstrations = (("the tea was good", "positive"), ("bad", "negative"))
+    assert parse_prompt("One", llm, PROMPT) == ParsedPrompt("Say if a review is positive or negative.", demonstrations)
+    assert not llm.asked
+    assert parse_prompt("Other", llm, "Translate, like yes to oui") == ParsedPrompt("Translate.", (("yes", "oui"),))
+    with pytest.raises(DataError, match="found no instruction"):
+        parse_prompt("None", FakeLLM([{"instruction": " ", "demonstrations": []}]), "Hm")
+
+
+def test_models_are_ranked_by_bm25_times_the_logarithm_of_their_downloads():
+    cards = [
+        Card("one", "answers questions on text", downloads=10), Card("two", "answers questions in French", downloads=0),
+        Card("three", "answers long questions on text", downloads=10_000, megabytes=500),
+        Card("huge", "answers questions on text", downloads=10**9, megabytes=9000), Card("other", "draws charts"),
+    ]  # fmt: skip
+    few = [*cards[:3], cards[4]]
+    (found,) = BM25Retriever([f"{card.name} {card.description}" for card in few]).run(["questions on text"], k=4)
+    expected = {few[place].name: score for place, score in zip(found["indices"], found["scores"], strict=True)}
+    ranked = rank_cards("questions on text", cards, popularity=True, max_megabytes=3000)
+    assert {card.name: score for card, score in ranked} == pytest.approx(
+        {card.name: expected[card.name] * math.log(1 + card.downloads) for card in few if card.name in expected}
+    )
+    assert [card.name for card, _ in ranked] == ["three", "one", "two"]
+    assert [card.name for card, _ in rank_cards("charts", cards)] == ["other"]
+    with pytest.raises(EmptyDataset, match="All 1 cards"):
+        rank_cards("text", cards[3:4], max_megabytes=100)
+    with pytest.raises(ArgumentTypeError, match="list of Card"):
+        rank_cards("text", ["one"])
+
+
+def test_it_trains_on_made_and_found_rows_and_is_measured_next_to_the_llm(session, tmp_path: Path):
+    (tmp_path / "films.csv").write_text("review,kind\na fine good film,positive\nso bad,negative\nodd,mixed\n")
+    cards = [
+        Card("sums", "sums of numbers", "sums.csv", input_column="a", output_column="b"),
+        Card("films", "a review of a film, positive or negative", str(tmp_path / "films.csv"), input_column="review",
+             output_column="kind"),
+    ]  # fmt: skip
+    made = Prompt2Model("Made", **given(datasets=cards, control=True))
+    assert made.dataset is cards[1]
+    rows = list(made.rows.output)
+    found = [(row["input"], row["output"]) for row in rows if row["source"] == "films"]
+    assert sorted(found) == [("a fine good film", "positive"), ("so bad", "negative")]
+    own = [row for row in rows if row["source"] == "made"]
+    assert {row["output"] for row in own} == {*LABELS}
+    assert all(("good" in row["input"]) == (row["output"] == "positive") for row in own)
+    assert len({row["input"] for row in own}) == len(own)
+    assert made.metrics["student"] == {"exact_match": 1.0}
+    assert made.metrics["the LLM, prompted"]["exact_match"] == 0.0
+    assert "Dataset: films." in str(made)
+
+
+def test_later_rounds_show_rows_of_earlier_ones(session):
+    llm = FakeLLM(answer)
+    Prompt2Model("Made", **given(llm=llm, rounds=2, temperatures=(0.2, 0.8)))
+    written = [request for request in llm.asked if str(request.prompt).startswith("Write")]
+    assert [request.sampling.temperature for request in written] == pytest.approx([0.2] * 10 + [0.8] * 10)
+    assert not any("the film was" in request.prompt for request in written[:10])
+    assert all("the film was" in request.prompt for request in written[10:])
+
+
+def test_the_base_model_is_the_best_card(session, tiny_encoder):
+    models = [Card("charts", "draws charts", "nowhere"), Card("tiny", "an encoder of sentences", str(tiny_encoder), 5)]
+    made = Prompt2Model(
+        "Made", **given(models=models, trainer=partial(TrainHFClassifier, device="cpu"), epochs=1, batch_size=8)
+    )
+    assert made.model is models[1]
+    assert str(made.student.source) == str(tiny_encoder)
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        ({"prompt": " "}, ArgumentTypeError, "prompt must be a text"),
+        ({"datasets": []}, EmptyDataset, "datasets is empty"),
+        ({"models": ["bert"]}, ArgumentTypeError, "models must be a list of Card"),
+        ({"test_output": None}, DefinitionError, "pass test_input and test_output, or neither"),
+        ({"labels": ["a", "a"]}, DefinitionError, "different texts"),
+        ({"learning_rat": 1}, DefinitionError, "learning_rat"),
+        ({"llm": FakeLLM(lambda prompt: "I cannot."), "labels": None}, DataError, "0 rows could be used"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(session, more, error, message):
+    with pytest.raises(error, match=message):
+        Prompt2Model("Made", **given(**more))
+
+
+def test_cards_of_the_hub_need_a_connection():
+    with pytest.raises(DefinitionError, match='expected "model" or "dataset"'):
+        hub_cards("space", "x")
+    with pytest.raises(HubError, match="cannot be searched for models"):
+        hub_cards("model", "sentiment")

@@ -1,0 +1,123 @@
+"""SynthIE: connected sets of facts, which texts are kept, figures counted by hand, and the other direction."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+import transformers
+
+from datadreamer_like.errors import DataError, DefinitionError, EmptyDataset
+from datadreamer_like.recipes import SynthIE
+from datadreamer_like.recipes.synthie import draw_facts, fact_scores, read_facts, write_facts
+from datadreamer_like.steps import DataSource
+from datadreamer_like.testing import FakeLLM
+from datadreamer_like.trainers import TrainHFFineTune
+
+PEOPLE, TOWNS = [f"person{place}" for place in range(6)], [f"town{place}" for place in range(3)]
+FACTS = [(person, "lives in", TOWNS[place % 3]) for place, person in enumerate(PEOPLE)]
+FACTS += [(town, "is in", "land") for town in TOWNS[:2]]
+QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "max_new_tokens": 24}
+
+
+@pytest.fixture(scope="session")
+def encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = " ".join([*PEOPLE, *TOWNS, "lives in is land | ; . and"])
+    tokenizer = tiny_models.word_pieces([words] * 4)
+    tokenizer.eos_token = "[SEP]"
+    torch.manual_seed(0)
+    model = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(
+            vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2,
+            decoder_start_token_id=0, eos_token_id=3,
+        )
+    )  # fmt: skip
+    return tiny_models.save(model, tokenizer, tmp_path_factory.mktemp("encoder-decoder"))
+
+
+def answer(prompt: str) -> str:
+    """States each fact, but those of person3; from a text it finds the first fact alone."""
+    if prompt.startswith("Write"):
+        facts = read_facts(prompt.split("Facts:\n")[-1].split("\nText:")[0])
+        return " and ".join(" ".join(fact) for fact in facts if "person3" not in fact) + "."
+    text = re.findall(r"Text: (.*)", prompt)[-1]
+    found = re.match(r"(\w+) (lives in|is in) (\w+)", text)
+    return " | ".join(found.groups()) if found else "nothing"
+
+
+def made(model: Path, **more: Any) -> SynthIE:
+    test = DataSource(
+        "Test",
+        {"text": ["person1 lives in town1.", "town0 is in land."], "facts": [[list(FACTS[1])], [list(FACTS[6])]]},
+    ).output
+    given = {
+        "llm": FakeLLM(answer), "facts": FACTS,
+        "trainer": partial(TrainHFFineTune, model_name=str(model), device="cpu"),
+        "test_input": test["text"], "test_output": test["facts"], "rows": 12, **QUICK, **more,
+    }  # fmt: skip
+    return SynthIE("Made", **given)
+
+
+def test_sets_are_connected_and_different_and_rare_relations_occur_as_often_as_others():
+    sets = draw_facts(FACTS * 1 + [(f"x{place}", "knows", f"y{place}") for place in range(200)], 300, (1, 3), seed=1)
+    assert len({frozenset(each) for each in sets}) == len(sets)
+    for facts in sets:
+        ends = {facts[0][0], facts[0][2]}
+        assert len(set(facts)) == len(facts) <= 3
+        for fact in facts[1:]:
+            assert ends & {fact[0], fact[2]}
+            ends |= {fact[0], fact[2]}
+    counts = Counter(fact[1] for facts in sets[:60] for fact in facts)
+    assert max(counts.values()) < 3 * min(counts.values())  # of 208 facts, 200 are of one relation
+    assert draw_facts(FACTS, 50, (1, 3), seed=2) == draw_facts(FACTS, 50, (1, 3), seed=2)
+    assert all(len(each) == 2 for each in draw_facts(FACTS, 10, (2, 2)))
+
+
+def test_facts_are_written_and_read_and_scored():
+    assert read_facts(write_facts(FACTS)) == FACTS
+    assert read_facts("- a | b | c\nno fact\na | b | c; | x | y") == [("a", "b", "c")]
+    found = [[("A", "b", "c"), ("x", "y", "z")], []]
+    gold = [[("a", "b", "c")], [("d", "e", "f"), ("g", "h", "i")]]
+    assert fact_scores(found, gold) == {"precision": 1 / 2, "recall": 1 / 3, "f1": pytest.approx(0.4)}
+    assert fact_scores([[]], [[FACTS[0]]]) == {"precision": 0, "recall": 0, "f1": 0}
+
+
+def test_a_text_learns_the_facts_it_was_written_for_and_one_that_leaves_some_out_is_dropped(session, encoder_decoder):
+    texts = DataSource("Texts", {"text": [f"{fact[0]} {fact[1]} {fact[2]} and more" for fact in FACTS]}).output["text"]
+    both = made(encoder_decoder, forward=texts)
+    rows = list(both.rows.output)
+    assert 2 <= len(rows) < 12
+    for row in rows:
+        assert read_facts(row["target"]) == [tuple(fact) for fact in row["facts"]]
+        assert row["text"] == " and ".join(" ".join(fact) for fact in row["facts"]) + "."
+        assert "person3" not in row["text"]
+    assert [read_facts(row["target"]) for row in both.forward_rows.output] == [[fact] for fact in FACTS]
+    first, second = both.table.rows
+    assert first["calls"] == 12
+    assert second["calls"] == len(FACTS)
+    assert 0 <= first["f1"] <= 1
+    assert "text, then facts" in str(both)
+    assert len(both.extract(["person1 lives in town1."])) == 1
+
+
+def test_what_makes_no_sense_is_refused(session, encoder_decoder):
+    llm = FakeLLM(answer)
+    for more, error, message in (
+        ({"facts": []}, EmptyDataset, "there are no facts"),
+        ({"facts": [("a", "b")]}, DefinitionError, r"facts\[0\] is \('a', 'b'\)"),
+        ({"facts": [("a", "b", "c | d")]}, DefinitionError, "must not contain"),
+        ({"facts_per_row": (2, 1)}, DefinitionError, r"facts_per_row\[1\] is 1"),
+        ({"rows": 1}, DefinitionError, "rows is 1"),
+        ({"epoch": 1}, DefinitionError, 'Did you mean "epochs"'),
+    ):
+        with pytest.raises(error, match=message):
+            made(encoder_decoder, **{"llm": llm, **more})
+    assert not llm.asked
+    with pytest.raises(DataError, match="of 12 answers of the LLM, 0 could be used"):
+        made(encoder_decoder, llm=FakeLLM(lambda prompt: "Well."))
