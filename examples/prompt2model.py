@@ -43,7 +43,8 @@ CARDS = [
 
 with DataDreamer(FOLDER):
     held = CSVDataSource("Held-out", data_files=DATA / "package_descriptions_heldout.csv")
-    test = held.filter(lambda row: row["topic"] in LABELS, lazy=False).take(12 if SHORT else 80).save(name="Test")
+    test = held.filter(lambda row: row["topic"] in LABELS, lazy=False).shuffle(seed=1).take(12 if SHORT else 80)
+    test = test.save(name="Test")
     columns = {"test_input": test.output["description"], "test_output": test.output["topic"]}
 
     llm = LlamaCPP(SMOLLM)  # to use an API, change this line: OpenAI("gpt-5-mini")

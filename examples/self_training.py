@@ -21,15 +21,15 @@ from datadreamer_like.trainers import TrainEmbeddingClassifier, TrainLinearClass
 DATA = Path(__file__).parent / "data"
 SHORT = "--short" in sys.argv
 FOLDER = next((argument for argument in sys.argv[1:] if argument != "--short"), "self-training-output")
+TOPICS = ("net", "science", "admin", "games", "fonts", "sound")
 SEED, POOL, HELD = (60, 120, 60) if SHORT else (120, 1200, 400)
 
 with DataDreamer(FOLDER):
-    rows = (
-        CSVDataSource("Packages", data_files=DATA / "package_descriptions_train.csv").shuffle(seed=1).save(name="Rows")
-    )
+    source = CSVDataSource("Packages", data_files=DATA / "package_descriptions_train.csv")
+    rows = source.filter(lambda row: row["topic"] in TOPICS).shuffle(seed=1).save(name="Rows")
     seed, pool = rows.take(SEED).save(name="Seed"), rows.skip(SEED).take(POOL).save(name="Pool")
-    held = CSVDataSource("Held-out", data_files=DATA / "package_descriptions_heldout.csv").shuffle(seed=1)
-    held = held.take(HELD).save(name="Validation")
+    others = CSVDataSource("Held-out", data_files=DATA / "package_descriptions_heldout.csv")
+    held = others.filter(lambda row: row["topic"] in TOPICS).shuffle(seed=1).take(HELD).save(name="Validation")
 
     students = {
         "linear": (TrainLinearClassifier, 0.5),
