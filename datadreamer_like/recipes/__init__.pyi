@@ -1,6 +1,6 @@
 from .attributed_prompts import AttributedPrompts as AttributedPrompts
 from .born_again import BornAgain as BornAgain
-from .cards import Card as Card
+from .cards import HubCard as HubCard
 from .cards import hub_cards as hub_cards
 from .cards import rank_cards as rank_cards
 from .distillation_loop import DistillationLoop as DistillationLoop

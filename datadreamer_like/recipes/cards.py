@@ -15,7 +15,7 @@ _CARD_LENGTH = 4000
 
 
 @dataclass(frozen=True)
-class Card:
+class HubCard:
     """What is known of a dataset or a model, by which it is found.
 
     Attributes:
@@ -27,7 +27,7 @@ class Card:
         input_column, output_column: Of a dataset, the columns to learn from.
 
     Example:
-        >>> Card("topics", "Package descriptions with their topics", "topics.csv", input_column="text",
+        >>> HubCard("topics", "Package descriptions with their topics", "topics.csv", input_column="text",
         ...      output_column="topic").path
         'topics.csv'
     """
@@ -56,8 +56,8 @@ class Card:
 
 
 def rank_cards(
-    query: str, cards: Sequence[Card], *, popularity: bool = False, max_megabytes: float | None = None
-) -> list[tuple[Card, float]]:
+    query: str, cards: Sequence[HubCard], *, popularity: bool = False, max_megabytes: float | None = None
+) -> list[tuple[HubCard, float]]:
     """Returns the cards that share words with a query, best first, with their scores.
 
     The score is that of BM25 on name and description, with `popularity` times ln(1 + downloads), as Prompt2Model ranks
@@ -65,10 +65,10 @@ def rank_cards(
     out.
 
     Raises:
-        EmptyDataset, ArgumentTypeError: There are no cards, or one is not a `Card`.
+        EmptyDataset, ArgumentTypeError: There are no cards, or one is not a `HubCard`.
 
     Example:
-        >>> cards = [Card("a", "translates French", downloads=9), Card("b", "answers questions in French")]
+        >>> cards = [HubCard("a", "translates French", downloads=9), HubCard("b", "answers questions in French")]
         >>> [card.name for card, _ in rank_cards("questions in French", cards)]  # doctest: +SKIP
         ['b', 'a']
     """
@@ -87,7 +87,9 @@ def rank_cards(
     return sorted(scored, key=lambda each: -each[1])
 
 
-def hub_cards(kind: Literal["model", "dataset"], search: str, limit: int = 20, token: str | None = None) -> list[Card]:
+def hub_cards(
+    kind: Literal["model", "dataset"], search: str, limit: int = 20, token: str | None = None
+) -> list[HubCard]:
     """Returns cards of the Hub's most downloaded models or datasets that a search finds, with the text of their pages.
 
     Cards of datasets have no `input_column` and `output_column`; set them with `dataclasses.replace` after a look.
@@ -112,7 +114,7 @@ def hub_cards(kind: Literal["model", "dataset"], search: str, limit: int = 20, t
             except EntryNotFoundError:
                 page = ""
             words = " ".join([info.id, *(info.tags or []), page[:_CARD_LENGTH]])
-            found.append(Card(info.id, words, downloads=info.downloads or 0))
+            found.append(HubCard(info.id, words, downloads=info.downloads or 0))
     except Exception as error:  # libraries below raise different errors without a connection
         raise HubError(
             f"The Hub cannot be searched for {kind}s ({type(error).__name__}: {error}). Check the connection and the "
@@ -123,7 +125,7 @@ def hub_cards(kind: Literal["model", "dataset"], search: str, limit: int = 20, t
 
 def check_cards(cards: object, what: str) -> None:
     """Refuses what is not a list of cards, or is empty."""
-    if not isinstance(cards, Sequence) or not all(isinstance(card, Card) for card in cards):
-        raise ArgumentTypeError(f"{what} must be a list of Card, not {cards!r:.100}.")
+    if not isinstance(cards, Sequence) or not all(isinstance(card, HubCard) for card in cards):
+        raise ArgumentTypeError(f"{what} must be a list of HubCard, not {cards!r:.100}.")
     if not cards:
         raise EmptyDataset(f"{what} is empty. Pass the cards of what may be used, or None.")

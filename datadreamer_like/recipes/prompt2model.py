@@ -19,7 +19,7 @@ from datadreamer_like.report import Table, TableColumn
 from datadreamer_like.steps import DataSource, Prompt, Step
 from datadreamer_like.steps.labelling.predict import can_classify
 
-from .cards import Card, check_cards, rank_cards
+from .cards import HubCard, check_cards, rank_cards
 from .parts import (
     MakeTrainer,
     accuracy,
@@ -149,7 +149,7 @@ class Prompt2Model:
     Example:
         >>> made = Prompt2Model(  # doctest: +SKIP
         ...     "Topics", llm, "Name the topic of a software package.", TrainHFClassifier, labels=["games", "net"],
-        ...     models=[Card("MiniLM", "small English sentence encoder", folder, downloads=10)],
+        ...     models=[HubCard("MiniLM", "small English sentence encoder", folder, downloads=10)],
         ... )
         >>> print(made)  # doctest: +SKIP
     """
@@ -164,8 +164,8 @@ class Prompt2Model:
         prompt: str,
         trainer: MakeTrainer,
         *,
-        datasets: Sequence[Card] | None = None,
-        models: Sequence[Card] | None = None,
+        datasets: Sequence[HubCard] | None = None,
+        models: Sequence[HubCard] | None = None,
         labels: Sequence[str] | None = None,
         rows: int = 200,
         rounds: int = 2,

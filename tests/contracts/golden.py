@@ -7,6 +7,7 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from datadreamer_like.stages.compression import Compression
 from datadreamer_like.steps import DataSource, Step, SuperStep
 from datadreamer_like.trainers import Trainer
 
-RECIPES = classes_of("recipes")
+RECIPES = [kind for kind in classes_of("recipes") if not is_dataclass(kind)]  # those are what recipes take or give
 BASES = {
     Step, SuperStep, LLM, Embedder, Retriever, IndexedRetriever, Reranker, TaskModel, Stage, Compression, Trainer,
 }  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset, HubError
 from datadreamer_like.models import BM25Retriever
-from datadreamer_like.recipes import Card, ParsedPrompt, Prompt2Model, hub_cards, parse_prompt, rank_cards
+from datadreamer_like.recipes import HubCard, ParsedPrompt, Prompt2Model, hub_cards, parse_prompt, rank_cards
 from datadreamer_like.steps import DataSource
 from datadreamer_like.testing import FakeLLM
 from datadreamer_like.trainers import TrainHFClassifier, TrainLinearClassifier
@@ -62,9 +62,10 @@ def test_a_prompt_with_marked_demonstrations_is_read_without_the_llm(session):
 
 def test_models_are_ranked_by_bm25_times_the_logarithm_of_their_downloads():
     cards = [
-        Card("one", "answers questions on text", downloads=10), Card("two", "answers questions in French", downloads=0),
-        Card("three", "answers long questions on text", downloads=10_000, megabytes=500),
-        Card("huge", "answers questions on text", downloads=10**9, megabytes=9000), Card("other", "draws charts"),
+        HubCard("one", "answers questions on text", downloads=10),
+        HubCard("two", "answers questions in French", downloads=0),
+        HubCard("three", "answers long questions on text", downloads=10_000, megabytes=500),
+        HubCard("huge", "answers questions on text", downloads=10**9, megabytes=9000), HubCard("other", "draws charts"),
     ]  # fmt: skip
     few = [*cards[:3], cards[4]]
     (found,) = BM25Retriever([f"{card.name} {card.description}" for card in few]).run(["questions on text"], k=4)
@@ -77,15 +78,15 @@ def test_models_are_ranked_by_bm25_times_the_logarithm_of_their_downloads():
     assert [card.name for card, _ in rank_cards("charts", cards)] == ["other"]
     with pytest.raises(EmptyDataset, match="All 1 cards"):
         rank_cards("text", cards[3:4], max_megabytes=100)
-    with pytest.raises(ArgumentTypeError, match="list of Card"):
+    with pytest.raises(ArgumentTypeError, match="list of HubCard"):
         rank_cards("text", ["one"])
 
 
 def test_it_trains_on_made_and_found_rows_and_is_measured_next_to_the_llm(session, tmp_path: Path):
     (tmp_path / "films.csv").write_text("review,kind\na fine good film,positive\nso bad,negative\nodd,mixed\n")
     cards = [
-        Card("sums", "sums of numbers", "sums.csv", input_column="a", output_column="b"),
-        Card("films", "a review of a film, positive or negative", str(tmp_path / "films.csv"), input_column="review",
+        HubCard("sums", "sums of numbers", "sums.csv", input_column="a", output_column="b"),
+        HubCard("films", "a review of a film, positive or negative", str(tmp_path / "films.csv"), input_column="review",
              output_column="kind"),
     ]  # fmt: skip
     made = Prompt2Model("Made", **given(datasets=cards, control=True))
@@ -112,7 +113,10 @@ def test_later_rounds_show_rows_of_earlier_ones(session):
 
 
 def test_the_base_model_is_the_best_card(session, tiny_encoder):
-    models = [Card("charts", "draws charts", "nowhere"), Card("tiny", "an encoder of sentences", str(tiny_encoder), 5)]
+    models = [
+        HubCard("charts", "draws charts", "nowhere"),
+        HubCard("tiny", "an encoder of sentences", str(tiny_encoder), 5),
+    ]
     made = Prompt2Model(
         "Made", **given(models=models, trainer=partial(TrainHFClassifier, device="cpu"), epochs=1, batch_size=8)
     )
@@ -125,7 +129,7 @@ def test_the_base_model_is_the_best_card(session, tiny_encoder):
     [
         ({"prompt": " "}, ArgumentTypeError, "prompt must be a text"),
         ({"datasets": []}, EmptyDataset, "datasets is empty"),
-        ({"models": ["bert"]}, ArgumentTypeError, "models must be a list of Card"),
+        ({"models": ["bert"]}, ArgumentTypeError, "models must be a list of HubCard"),
         ({"test_output": None}, DefinitionError, "pass test_input and test_output, or neither"),
         ({"labels": ["a", "a"]}, DefinitionError, "different texts"),
         ({"learning_rat": 1}, DefinitionError, "learning_rat"),

@@ -21,7 +21,7 @@ PROMPT = "{text}\n\nWhich of these fits best: {labels}? Answer with one of them.
 
 
 @dataclass
-class _Found:
+class _LabelChances:
     value: dict[str, Any] | None
     error: ModelError | None = None
 
@@ -123,11 +123,11 @@ class ScoreLabelsWithPrompt(ModelStep):
     def _asked(self, questions: Questions) -> Questions:
         return questions._replace(values=[self.prompt(one) if is_sent(one) else one for one in questions.values])
 
-    def _found(self, scored: Scored) -> _Found:
+    def _found(self, scored: Scored) -> _LabelChances:
         if scored.error is not None:
-            return _Found(None, scored.error)
+            return _LabelChances(None, scored.error)
         logits = np.array(scored.logprobs, dtype=np.float64)
         if self._args["normalise"] == "length":
             logits /= np.array(scored.tokens)
         chances = np.exp(logits - logits.max())
-        return _Found(dict(zip(self.label_texts(), (chances / chances.sum()).tolist(), strict=True)))
+        return _LabelChances(dict(zip(self.label_texts(), (chances / chances.sum()).tolist(), strict=True)))

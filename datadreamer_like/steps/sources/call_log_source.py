@@ -16,7 +16,8 @@ from datadreamer_like.models.logs.logged_call import LoggedCall, text_of
 from ..base.columns import batched
 from ..base.lazy_rows import LazyRowBatches
 from ..base.options import NodeOptions, takes_node_options
-from .file_source import Files, FileSource
+from .file_source import Files
+from .text_file_source import TextFileSource
 
 _COLUMNS = (
     "prompt", "messages", "answer", "reasoning", "model", "options", "prompt_tokens", "completion_tokens", "cost",
@@ -24,7 +25,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-class CallLogDataSource(FileSource):
+class CallLogDataSource(TextFileSource):
     """Calls of LLMs that were already paid for, one row per call; `CallLog` lists the formats of logs.
 
     The columns are `prompt` (the last text of the user), `messages` (all, with `role` and `content`), `answer` (the
