@@ -180,7 +180,8 @@ class PromptStep(Step):
     def questions(self) -> Iterator[Questions]:
         """Yields prompts with their rows."""
         schema = None if self._enforces_schema() else self.schema
-        for batch in previewed_batches(self, self.input_batches()):
+        cut = self.session is not None and self.session.preview is not None
+        for batch in previewed_batches(self, self.input_batches()) if cut else self.input_batches():
             prompts = self.prompts(batch)
             if schema is not None:
                 prompts = [schema.with_instruction(prompt) if is_sent(prompt) else prompt for prompt in prompts]
