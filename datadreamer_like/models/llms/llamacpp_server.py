@@ -54,6 +54,7 @@ class LlamaServer:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or _idle_cores(patient)
         params.verbosity = 0
         params.warmup = params.ui = params.endpoint_slots = False
+        params.endpoint_metrics = True
         # By default the server caches up to 8 GiB of finished prompts.
         params.cache_ram_mib = 0
         # The server always listens on the loopback device; a key keeps other users of this machine out.
@@ -74,6 +75,9 @@ class LlamaServer:
         if _first_pid != os.getpid():
             # A fork lacks llama.cpp's process-wide threads, and freeing the server would wait for them.
             self.abandon()
+        else:
+            # Its queue answers: freeing a server whose queue has not begun to run would wait for it forever.
+            self._server.handle_metrics()
 
     def abandon(self) -> None:
         """Keeps the server from being freed, in a forked process that does not have its threads."""
