@@ -13,7 +13,14 @@ from subjects import Lengths, Parrot
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit, PromptTooLong
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.session import DataDreamer
-from datadreamer_like.models import BM25Retriever, CrossEncoderReranker, EmbeddingRetriever, HFTransformers, LLMReranker
+from datadreamer_like.models import (
+    LLM,
+    BM25Retriever,
+    CrossEncoderReranker,
+    EmbeddingRetriever,
+    HFTransformers,
+    LLMReranker,
+)
 from datadreamer_like.steps import DataSource, RAGPrompt, Retrieve
 
 TEXTS = ["the cat sat", "a dog ran on the mat", "the cat ran to a dog", "a bird sang", "the mat"]
@@ -106,13 +113,16 @@ def test_a_query_whose_prompt_is_too_long_fails_alone(tiny_causal_lm: Path) -> N
 def test_what_is_no_reranker_is_refused(tiny_causal_lm: Path) -> None:
     retriever, llm = BM25Retriever(TEXTS), HFTransformers(tiny_causal_lm)
 
+    class Mute(LLM):
+        model_name = "mute"
+
     def refused(match: str, kind: type[Exception], *arguments: Any, **options: Any) -> None:
         with pytest.raises(kind, match=match):
             LLMReranker(*arguments, **options)
 
     refused("takes retrievers", ArgumentTypeError, TEXTS, llm)
     refused("llm must be an LLM", ArgumentTypeError, retriever, "gpt")
-    refused("gives no log-probabilities", DefinitionError, retriever, Parrot())
+    refused("gives no log-probabilities", DefinitionError, retriever, Mute())
     refused(r"must contain \{query\} and \{text\}", DefinitionError, retriever, llm, prompt="{text}?")
     refused("answers must be two texts", ArgumentTypeError, retriever, llm, answers=("yes",))
     refused("depth is 0", DefinitionError, retriever, llm, depth=0)

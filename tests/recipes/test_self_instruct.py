@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,7 @@ def run(folder: Path, dies_at: int) -> None:
             file.write(json.dumps(prompt) + "\n")
         if len(asked.read_text().splitlines()) == dies_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.02)  # answers that come at once do not wait for the one before to be on disk
         return answer(prompt)
 
     class Same(FakeLLM):

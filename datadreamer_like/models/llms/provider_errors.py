@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from inspect import iscoroutinefunction
 
 from datadreamer_like.errors import (
     AuthenticationFailed,
@@ -196,7 +197,8 @@ def _words(error: Exception) -> str:
     text = _message(getattr(error, "body", None))
     if not text and (response := getattr(error, "response", None)) is not None:
         with suppress(Exception):  # a body that cannot be read
-            text = _message(response.json())
+            if not iscoroutinefunction(response.json):  # else `body` is all there is
+                text = _message(response.json())
         if not text and _status(error) is not None:
             text = f"it gives no reason (HTTP status {_status(error)})"
     text = text or str(getattr(error, "message", None) or error)
