@@ -36,7 +36,7 @@ from datadreamer_like.steps import DataSource, Prompt
 from datadreamer_like.storage.ledger import LEDGER_NAME, Ledger
 
 # The SDK's client is closed when it is collected, in any order with its sockets.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
 
 PRICES = {"input": 10.0, "output": 100.0}
 KINDS = {"openai": OpenAI, "anthropic": Anthropic, "mistral": MistralAI}
