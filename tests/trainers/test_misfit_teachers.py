@@ -32,7 +32,7 @@ from datadreamer_like.distillation import (
     WordLevel,
 )
 from datadreamer_like.distillation.teacher import teacher_logits_for_texts
-from datadreamer_like.errors import DataError, MethodMisfit
+from datadreamer_like.errors import DataError, DefinitionError, MethodMisfit
 from datadreamer_like.trainers import (
     TrainEmbeddingClassifier,
     TrainHFClassifier,
@@ -187,11 +187,10 @@ class Silent:
         raise AssertionError("the teacher was asked")
 
 
-@pytest.mark.parametrize("kind", [TrainLinearClassifier, TrainEmbeddingClassifier])
-@pytest.mark.parametrize("shares", [[0.5, 0.5], {"negative": 0.5, "positive": 0.5}])
-def test_probabilities_are_no_labels_of_a_regression(session, data, tiny_encoder, kind, shares):
-    rows = [{**each, "label": [shares] * len(each["text"])} for each in (opinions(96), opinions(32, seed=1))]
-    with pytest.raises(MethodMisfit, match=r"train_output has probabilities of classes.*Probabilities\(texts"):
+@pytest.mark.parametrize("kind", KINDS)
+def test_lists_of_probabilities_without_their_classes_are_refused(session, data, tiny_encoder, kind):
+    rows = [{**each, "label": [[0.5, 0.5]] * len(each["text"])} for each in (opinions(96), opinions(32, seed=1))]
+    with pytest.raises(DefinitionError, match=r"train_output are lists of numbers, whose classes are unknown"):
         train(kind, tiny_encoder, data(*rows), Supervised())
 
 
