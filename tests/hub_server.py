@@ -308,6 +308,12 @@ class Handler(BaseHTTPRequestHandler):
             )
         return {"errors": [], "warnings": []}
 
+    def search(self, kind: str) -> Any:
+        wanted = self.query.get("search", [""])[0]
+        found = [(len(repo.commits), name) for (of, name), repo in self.hub.repos.items() if kind == f"{of}s"]
+        listed = [{"_id": name, "id": name, "tags": [], "downloads": many} for many, name in found if wanted in name]
+        return sorted(listed, key=lambda each: -each["downloads"])[: int(self.query.get("limit", [20])[0])]
+
     def info(self, kind: str, repo_id: str, revision: str = "main") -> Any:
         repo = self.repo(kind, repo_id)
         sha = repo.sha(revision or "main")
@@ -427,6 +433,7 @@ ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
     ("GET", r"/api/whoami-v2", Handler.whoami),
     ("POST", r"/api/repos/create", Handler.create),
     ("POST", r"/api/validate-yaml", Handler.validate),
+    ("GET", r"/api/(?P<kind>models|datasets)", Handler.search),
     ("GET", API, Handler.info),
     ("GET", rf"{API}/revision/(?P<revision>[^/]+)", Handler.info),
     ("GET", rf"{API}/refs", Handler.refs),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server import Blob
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset, HubError
 from datadreamer_like.models import BM25Retriever
@@ -141,8 +142,24 @@ def test_what_makes_no_sense_is_refused(session, more, error, message):
         Prompt2Model("Made", **given(**more))
 
 
-def test_cards_of_the_hub_need_a_connection():
+def test_cards_of_the_hub_are_those_that_a_search_finds_most_downloaded_first(hub_server, monkeypatch, tmp_path):
+    hub_server.connect(monkeypatch, tmp_path)
+    page = b"---\nlicense: mit\n---\nReads reviews of films."
+    for number, name in enumerate(("a/sentiment-small", "b/sentiment-large", "c/translation")):
+        repo = hub_server.add_repo("model", name)
+        for _ in range(number):  # this server counts commits as downloads
+            repo.add("main", {"README.md": Blob(page, large=False)}, "a page")
+    found = hub_cards("model", "sentiment")
+    assert [(card.name, card.downloads) for card in found] == [("b/sentiment-large", 2), ("a/sentiment-small", 1)]
+    assert "Reads reviews of films." in found[0].description
+    assert "films" not in found[1].description  # it has no page
+    assert [card.name for card in hub_cards("dataset", "imdb", limit=1)] == ["stanfordnlp/imdb"]
+
+
+def test_cards_of_the_hub_need_a_kind_and_an_answer(hub_server, monkeypatch, tmp_path):
     with pytest.raises(DefinitionError, match='expected "model" or "dataset"'):
         hub_cards("space", "x")
+    hub_server.connect(monkeypatch, tmp_path)
+    hub_server.fail("GET /api/models", times=9, status=403)
     with pytest.raises(HubError, match="cannot be searched for models"):
         hub_cards("model", "sentiment")
