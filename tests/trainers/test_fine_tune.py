@@ -47,6 +47,18 @@ def test_a_causal_model_learns_the_answers_and_to_stop(session, tiny_causal_lm, 
     assert trainer.trained.task == "text-generation"
 
 
+@pytest.mark.parametrize("size", [1, 3, 32])
+def test_the_validation_loss_is_a_mean_over_the_answers_tokens_however_they_fall_into_batches(
+    session, tiny_causal_lm, data, size
+):
+    rows = {"text": ROWS["text"][:7], "label": [" ".join(["red"] * number) for number in (1, 9, 2, 30, 4, 1, 17)]}
+    trainer = TrainHFFineTune("LM", str(tiny_causal_lm)).train(
+        **data(ROWS, rows), epochs=1, learning_rate=0.0, per_device_eval_batch_size=size
+    )
+    assert trainer.metrics["loss"] == pytest.approx(trainer.metrics["cross_entropy"], rel=1e-4)
+    assert trainer.metrics["loss"] == pytest.approx(math.log(trainer.metrics["perplexity"]), rel=1e-3)
+
+
 def test_an_encoder_decoder_learns_the_answers(session, tiny_seq2seq, data):
     trainer = TrainHFFineTune("T5", str(tiny_seq2seq)).train(**data(ROWS, ROWS), **{**OPTIONS, "epochs": 15})
     losses = [entry["loss"] for entry in trainer.manifest.result["history"]]

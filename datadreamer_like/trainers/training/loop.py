@@ -224,7 +224,7 @@ class LoopOverExamples(transformers.Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Returns the validation loss, in which each row counts once, and the `validation_figures`.
+        """Returns the validation loss, in which each of the `counted` counts once, and the `validation_figures`.
 
         The library's own would weigh the last batch, which may be smaller, as the others.
         """
@@ -233,7 +233,7 @@ class LoopOverExamples(transformers.Trainer):
         losses, sizes = [], []
         with torch.no_grad():
             for inputs in self.get_eval_dataloader():
-                sizes.append(len(inputs["rows"]) if isinstance(inputs, Mapping) else len(inputs))
+                sizes.append(self.counted(inputs))
                 batch = self._prepare_inputs(inputs)
                 with self.compute_loss_context_manager():
                     losses.append(float(self.validation_loss(model, batch)))
@@ -250,12 +250,16 @@ class LoopOverExamples(transformers.Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def counted(self, inputs: Any) -> int:
+        """Returns over how many rows, or tokens, the loss of a batch is the mean."""
+        return len(inputs["rows"]) if isinstance(inputs, Mapping) else len(inputs)
+
     def validation_loss(self, model: Any, batch: Any) -> torch.Tensor:
-        """Returns the loss of a validation batch, the mean over its rows."""
+        """Returns the loss of a validation batch, the mean over the `counted`."""
         return cast("torch.Tensor", self.compute_loss(model, batch))
 
     def mean_loss(self, losses: Sequence[float], sizes: Sequence[int]) -> float:
-        """Returns the validation loss from those of the batches, which had these sizes."""
+        """Returns the validation loss from those of the batches, whose means are over `sizes` rows or tokens."""
         return float(np.average(losses, weights=sizes))
 
     def validation_figures(self, sizes: Sequence[int]) -> dict[str, float]:
@@ -332,6 +336,10 @@ class ObjectiveLoop(LoopOverExamples):
         loss = self.run.objective.loss(student, teacher, batch, self.run.modules)
         return (loss, student) if return_outputs else loss
 
+    def counted(self, inputs: Any) -> int:
+        """Returns the number of positions whose mean the loss is; of a task without any, that of rows."""
+        return int(inputs["mask"].sum()) if "mask" in inputs else super().counted(inputs)
+
     def validation_loss(self, model: Any, batch: Any) -> torch.Tensor:
         """Returns the loss of a validation batch, whose outputs are measured."""
         batch = self.drawn(model, batch, "validation")
@@ -343,14 +351,16 @@ class ObjectiveLoop(LoopOverExamples):
         if objective.needs_labels and getattr(self.run.task, "optional", False):
             labels = batch["labels"]
             none = {**batch, "labels": torch.full_like(labels, IGNORED_LABEL)}
-            labelled = (labels != IGNORED_LABEL).reshape(len(labels), -1).any(1)
+            labelled = labels != IGNORED_LABEL
+            if labelled.ndim > batch["mask"].ndim:  # rows of several labels
+                labelled = labelled.any(-1)
             self._taught.append((float(objective.loss(student, teacher, none, modules)), int(labelled.sum())))
         return loss
 
     def mean_loss(self, losses: Sequence[float], sizes: Sequence[int]) -> float:
-        """Returns the mean of the teacher's part of the loss over all rows plus that of the labels over labelled rows.
+        """Returns the mean of the teacher's part of the loss over all positions plus that of labels over labelled ones.
 
-        The loss of a batch is the same sum for its rows, of which more or fewer may have labels.
+        The loss of a batch is the same sum for its positions, of which more or fewer may have labels.
         """
         taught, self._taught = self._taught, []
         labelled = [count for _, count in taught]
