@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from datadreamer_like.errors import DefinitionError, NoSuchRow, UnknownColumn, did_you_mean
+from datadreamer_like.storage.schemas import with_schema
 from datadreamer_like.storage.tables import as_dataset
 from datadreamer_like.storage.values import PICKLED, features_of, known_features, to_batch, to_columns, with_features
 
@@ -327,9 +328,9 @@ def _marked(rows: Rows, pickled: bool) -> Rows:
         )
 
     if rows.table is not None:
-        table = replace(rows.table, data=rows.table.data.cast(marked(rows.schema)))
+        table = replace(rows.table, data=with_schema(rows.table.data, marked(rows.schema)))
         return replace(Rows.of_table(table), origin=rows.origin, node=rows.node)
-    return replace(rows, read=lambda: (batch.cast(marked(batch.schema)) for batch in rows.read()))
+    return replace(rows, read=lambda: (with_schema(batch, marked(batch.schema)) for batch in rows.read()))
 
 
 def _is_index(key: Any) -> bool:

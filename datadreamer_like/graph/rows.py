@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from datadreamer_like.storage.schemas import with_schema
 from datadreamer_like.storage.tables import rebatched as rebatched
 from datadreamer_like.storage.values import pickled_columns, to_columns, with_features
 
@@ -96,7 +97,7 @@ class Rows:
         """Returns the rows of a `datasets.Dataset`."""
         data: pa.Table = dataset._data.table
         indices = None if dataset._indices is None else dataset._indices.column(0).to_numpy().astype(np.int64)
-        return cls.of_table(Table(data.cast(with_features(data.schema, dataset.features)), indices))
+        return cls.of_table(Table(with_schema(data, with_features(data.schema, dataset.features)), indices))
 
     @classmethod
     def recorded(

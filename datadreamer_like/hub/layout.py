@@ -22,6 +22,7 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
 
 from datadreamer_like.errors import ArgumentTypeError, EmptyDataset, HubError
+from datadreamer_like.storage.schemas import with_schema
 
 from .card import table
 
@@ -158,7 +159,7 @@ def _rows(data: datasets.Dataset, start: int, stop: int) -> pa.Table:
     rows = data.with_format("arrow")[start:stop]
     if any(require_storage_embed(feature) for feature in data.features.values()):
         rows = embed_table_storage(rows)
-    return rows.cast(data.features.arrow_schema).combine_chunks()
+    return with_schema(rows, data.features.arrow_schema).combine_chunks()
 
 
 def _row_bytes(data: datasets.Dataset) -> float:

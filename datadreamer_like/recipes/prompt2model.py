@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, check_number
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DataError,
+    DefinitionError,
+    UnknownColumn,
+    check_number,
+    did_you_mean,
+)
 from datadreamer_like.evaluation.generated import exact_match, rouge_l
 from datadreamer_like.graph.output import Column
 from datadreamer_like.models import LLM, Answer, HFTransformers, Rejected
@@ -126,7 +133,7 @@ class Prompt2Model:
         temperatures: Temperature of the first and the last round.
         dataset_rows: Most rows of the dataset that was found.
         max_megabytes: Largest base model.
-        test_input, test_output: Columns to measure on; None for a share of the made rows.
+        test_input, test_output: Columns to measure on; None for a share of the rows.
         control: Also measure the LLM with the prompt itself.
         held_out: Share of the rows for validation, and without test columns as many for the test.
         max_new_tokens: Most tokens of a made row, and of an answer.
@@ -205,8 +212,8 @@ class Prompt2Model:
         self.found_datasets, self.found_models = self._retrieved(datasets, models, max_megabytes)
         self.dataset = next((card for card, _ in self.found_datasets if card.input_column and card.output_column), None)
         self.model = (self.found_models[0][0] if self.found_models else models[0]) if models else None
+        found = self._dataset_rows(dataset_rows)  # before the LLM is asked for rows, as it may not be readable
         made = self._made(rows, rounds, temperatures)
-        found = self._dataset_rows(dataset_rows)
         self.rows = self._rows(made + found)
         parts = self._parts(held_out, bool(test))
         start = {"model_name": self.model.path} if self.model is not None else {}
@@ -246,8 +253,15 @@ class Prompt2Model:
         card = self.dataset
         if card is None or not most:
             return []
-        rows = card.load(f"{self.name}, {card.name}").shuffle(seed=self._seed).output
-        known, found = self._known_outputs(), []
+        loaded = card.load(f"{self.name}, {card.name}")
+        known, found, columns = self._known_outputs(), list[dict[str, str]](), loaded.output.column_names
+        for column in (card.input_column, card.output_column):
+            if column not in columns:
+                raise UnknownColumn(
+                    f'"{self.name}": the card "{card.name}" names the column "{column}"; {card.path} has: '
+                    f"{', '.join(columns)}.{did_you_mean(str(column), columns)}"
+                )
+        rows = loaded.shuffle(seed=self._seed).output
         for row in rows:
             given, output = row[card.input_column], row[card.output_column]
             if given is None or output is None or (known and str(output).lower() not in known):

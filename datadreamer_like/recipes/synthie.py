@@ -33,6 +33,7 @@ _COLUMNS = (
 _WRITE = "Write one or two plain sentences that state these facts and nothing else."
 _EXTRACT = "List the facts that the text states, one per line, as: subject | relation | object. The relations are: {}."
 _TRIES = 20
+_AROUND = " -*.\t"  # bullets before a fact, and the end of a sentence after it
 
 
 class SynthIE:
@@ -268,7 +269,7 @@ def read_facts(text: str) -> list[Triple]:
     """Returns the facts that a text lists, separated by semicolons or lines, each once; other parts are left out."""
     found: dict[Triple, None] = {}
     for part in text.replace("\n", ";").split(";"):
-        ends = [each.strip(" -*.\t") for each in part.split("|")]
+        ends = [each.strip(_AROUND) for each in part.split("|")]
         if len(ends) == 3 and all(ends):
             found[(ends[0], ends[1], ends[2])] = None
     return list(found)
@@ -284,7 +285,8 @@ def fact_scores(found: Sequence[Sequence[Triple]], gold: Sequence[Sequence[Tripl
 
 
 def _key(fact: Triple) -> Triple:
-    subject, relation, target = (" ".join(each.lower().split()) for each in fact)
+    # `read_facts` leaves out a full stop at the end, as that of a sentence, also where a name ends with one.
+    subject, relation, target = (" ".join(each.lower().strip(_AROUND).split()) for each in fact)
     return subject, relation, target
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from itertools import chain
+from typing import TypeVar
 
 import pyarrow as pa
 from pyarrow import types
@@ -14,6 +15,8 @@ from datadreamer_like.errors import StepOutputTypeError
 from .arrow_types import has_keys, is_list
 from .uniform import Uniform
 from .values import FEATURE, NONE_KEYS, PICKLED, labels_in
+
+_ArrowRows = TypeVar("_ArrowRows", pa.Table, pa.RecordBatch)
 
 
 def widened(old: pa.Schema, new: pa.Schema, what: str) -> pa.Schema:
@@ -48,6 +51,14 @@ def cast(batch: pa.RecordBatch, schema: pa.Schema, what: str = "table") -> pa.Re
                     f"{field.type} ({error}). Convert them to one type first, or to texts."
                 ) from error
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def with_schema(rows: _ArrowRows, schema: pa.Schema) -> _ArrowRows:
+    """Returns a table or batch under a schema of the same columns, which may differ in metadata."""
+    # Arrow's cast damages lists of nulls, even those whose type stays the same (pyarrow 26).
+    if rows.num_columns and rows.schema.equals(schema):
+        return type(rows).from_arrays(rows.columns, schema=schema)
+    return rows.cast(schema)
 
 
 def _widened_field(a: pa.Field, b: pa.Field, what: str) -> pa.Field:

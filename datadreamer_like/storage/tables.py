@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from datadreamer_like.errors import StepOutputTypeError, StorageError
 
-from .schemas import cast, widened
+from .schemas import cast, widened, with_schema
 from .values import NONE_KEYS, features_of, to_batch, unpickle, without_pickles
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def read_table(folder: Path, pickles: bool = False) -> pa.Table:
             with pa.ipc.open_stream(pa.memory_map(str(folder / file["filename"]))) as reader:
                 batches.extend(reader)
         schema = schema if pickles else without_pickles(schema)
-        return pa.Table.from_batches([batch.cast(schema) for batch in batches], schema)
+        return pa.Table.from_batches([with_schema(batch, schema) for batch in batches], schema)
 
 
 def is_own(folder: Path) -> bool:
@@ -220,7 +220,7 @@ def as_dataset(table: pa.Table, indices: Any, fingerprint: str) -> Dataset:
     from datasets.table import InMemoryTable
 
     chosen = None if indices is None else InMemoryTable(pa.table({"indices": pa.array(indices, pa.uint64())}))
-    data = InMemoryTable(table.cast(_plain(table.schema)))
+    data = InMemoryTable(with_schema(table, _plain(table.schema)))
     return Dataset(data, DatasetInfo(features=features_of(table.schema)), indices_table=chosen, fingerprint=fingerprint)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hub_server import Blob
 
-from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset, HubError
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset, HubError, UnknownColumn
 from datadreamer_like.models import BM25Retriever
 from datadreamer_like.recipes import HubCard, ParsedPrompt, Prompt2Model, hub_cards, parse_prompt, rank_cards
 from datadreamer_like.steps import DataSource
@@ -123,6 +123,21 @@ def test_the_base_model_is_the_best_card(session, tiny_encoder):
     )
     assert made.model is models[1]
     assert str(made.student.source) == str(tiny_encoder)
+
+
+def test_a_dataset_without_the_columns_of_its_card_is_refused_before_the_llm_is_asked_for_rows(session, tmp_path: Path):
+    (tmp_path / "films.csv").write_text("review,mood\nthe film was good,good\n", encoding="utf-8")
+    card = HubCard(
+        "films",
+        "say if the film review is good",
+        str(tmp_path / "films.csv"),
+        input_column="text",
+        output_column="mood",
+    )
+    arguments = given(datasets=[card])
+    with pytest.raises(UnknownColumn, match='the card "films" names the column "text".* has: review, mood'):
+        Prompt2Model("Made", **arguments)
+    assert arguments["llm"].prompts == []
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from warm import CONTEXT
 from datadreamer_like import DataDreamer
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset
 from datadreamer_like.evaluation import rouge_l
+from datadreamer_like.models import Answer
 from datadreamer_like.recipes import SelfInstruct
 from datadreamer_like.steps import DataSource
 from datadreamer_like.testing import FakeLLM
@@ -168,6 +169,12 @@ def test_a_killed_run_asks_only_for_what_it_has_no_answer_to(tmp_path):
 def test_what_makes_no_sense_is_refused(session, more, error, message):
     with pytest.raises(error, match=message):
         SelfInstruct("Grown", **{"llm": FakeLLM(answer), **seed(), **more})
+
+
+def test_an_answer_that_was_cut_off_before_its_first_task_has_none(session):
+    llm = FakeLLM(lambda prompt: Answer([" \n"], finish_reasons=["length"]))
+    with pytest.raises(DataError, match="proposed no task in round 1"):
+        SelfInstruct("Tasks", llm, **seed(), rounds=1, prompts_per_round=1)
 
 
 def test_a_seed_without_tasks_or_with_a_missing_one_is_refused_before_any_prompt(session):

@@ -85,6 +85,8 @@ def test_facts_are_written_and_read_and_scored():
     found = [[("A", "b", "c"), ("x", "y", "z")], []]
     gold = [[("a", "b", "c")], [("d", "e", "f"), ("g", "h", "i")]]
     assert fact_scores(found, gold) == {"precision": 1 / 2, "recall": 1 / 3, "f1": pytest.approx(0.4)}
+    dotted = [("Ada", "died in", "Washington D.C."), (".NET", "runs on", "Linux"), ("water", "freezes at", "-1")]
+    assert fact_scores([read_facts(write_facts(dotted))], [dotted])["f1"] == 1
     assert fact_scores([[]], [[FACTS[0]]]) == {"precision": 0, "recall": 0, "f1": 0}
 
 

@@ -54,6 +54,13 @@ def test_sizes_are_met_to_within_a_group(session: DataDreamer):
     assert len(set(parts["test"].output["group"])) < max(parts["test"].output["group"])  # drawn, not the last ones
 
 
+def test_a_split_is_filled_with_a_group_that_is_left_out_and_not_with_the_only_one_of_another(session: DataDreamer):
+    rows = DataSource("Rows", {"group": [0] * 5 + [1] * 5})
+    parts = rows.splits(train_size=3, test_size=1, group_by="group")
+    train, test = (list(parts[name].output["group"]) for name in ("train", "test"))
+    assert sorted([train, test]) == [[0] * 5, [1] * 5]
+
+
 class Grow(Step):
     """Three rows from each seed; every fifth row also from the next seed."""
 

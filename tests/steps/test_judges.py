@@ -14,7 +14,7 @@ from sklearn.metrics import cohen_kappa_score
 from user_scripts import Script
 
 from datadreamer_like import DataDreamer
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, LabelError
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset, LabelError
 from datadreamer_like.steps import DataSource, Judges
 from datadreamer_like.steps.prompting.answer_readers import read_winner_or_tie
 
@@ -41,6 +41,10 @@ def contrary(prompt: str) -> str:
 
 def silent(prompt: str) -> str:
     return "It depends on taste."
+
+
+def cautious(prompt: str) -> str:
+    return "I cannot say." if sum(scores_in(prompt)) < 2 else honest(prompt)
 
 
 def named(reply: Any, name: str) -> Echo:
@@ -115,6 +119,23 @@ def test_a_judge_that_names_nobody_is_asked_again_and_then_counted_without_a_ver
     assert step.agreement().rows[0]["rows"] == 0
 
 
+def test_a_panel_without_a_verdict_on_a_gold_row_is_refused_and_does_not_call_all_others_ties(session: DataDreamer):
+    rows = DataSource("Few", {"a": ["points 0", "points 2"], "b": ["points 1", "points 0"], "gold": ["b", None]}).output
+    columns = {name: rows[name] for name in ("a", "b", "gold")}
+    with pytest.raises(DataError, match="no judge has a verdict on any of the 1 gold rows"):
+        Judges("Panel", inputs=columns, args={"llms": [named(cautious, "x")]})
+
+
+def test_a_gold_row_is_not_held_out_if_no_judge_has_a_verdict_on_the_others(session: DataDreamer):
+    rows = DataSource("Few", {"a": ["points 0", "points 2"], "b": ["points 1", "points 0"], "gold": ["b", "a"]}).output
+    columns = {name: rows[name] for name in ("a", "b", "gold")}
+    step = Judges("Panel", inputs=columns, args={"llms": [named(cautious, "x")]})
+    assert list(step.output["verdicts"]) == [None, "a"]
+    judge, whole = step.summary().rows
+    assert judge["gold"] == 1
+    assert whole["gold"] == 0  # nothing else is known of the judge
+
+
 def test_swapping_the_candidates_of_every_pair_swaps_the_verdicts(session: DataDreamer):
     columns = pairs(gold=15)
     flip = {"a": "b", "b": "a"}
@@ -151,6 +172,8 @@ def test_prompts_are_shown_and_options_reach_the_llms(session: DataDreamer):
         ([], {}, DefinitionError, "llms is empty"),
         (["gpt"], {}, ArgumentTypeError, "llms has 'gpt', which is not an LLM"),
         ([Echo(), Echo()], {}, DefinitionError, 'two judges are called "echo"'),
+        ({"verdicts": Echo()}, {}, DefinitionError, 'two columns are called "verdicts"'),
+        ({"x": Echo(), "x, a first": Echo()}, {}, DefinitionError, 'two columns are called "x, a first"'),
         ([Echo()], {"max_new_token": 5}, DefinitionError, 'no argument "max_new_token".*"max_new_tokens"'),
     ],
 )

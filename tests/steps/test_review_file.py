@@ -95,6 +95,26 @@ def test_new_rows_are_added_at_the_end_and_reviews_and_columns_of_the_person_sta
     assert [(row["text"], row["review"], row["comment"]) for row in read(file)[2:]] == [("new", "", ""), ("b", "", "")]
 
 
+def cells_of(file: Path) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(file.read_bytes().decode("utf-8-sig"), newline="")))
+
+
+def test_lines_with_fewer_or_more_cells_than_columns_are_notes_that_stay(tmp_path: Path):
+    file = tmp_path / "review.csv"
+    with DataDreamer(tmp_path / "out", verbose=False):
+        review(file, ["a", "b"])
+    rows = cells_of(file)
+    header, first, second = ([*row[1:], row[0]] for row in rows)  # the id comes last
+    first[header.index("review")] = "fine"
+    with file.open("w", encoding="utf-8-sig", newline="") as stream:
+        csv.writer(stream).writerows([header, first, ["ask Ada"], [*second, "not sure"]])
+    with DataDreamer(tmp_path / "out", verbose=False):
+        assert list(review(file, ["a", "b", "new"]).output["review"]) == ["fine", None, None]
+    kept = cells_of(file)
+    assert kept[:4] == [header, first, ["ask Ada"], [*second, "not sure"]]
+    assert [row[header.index("text")] for row in kept[4:]] == ["new"]
+
+
 def changed(file: Path, **columns: Any) -> None:
     write(file, [{columns.get(name, name): value for name, value in row.items()} for row in read(file)])
 

@@ -308,6 +308,16 @@ def test_rows_are_transformed_by_a_plan_that_sees_some_of_them(session: DataDrea
     assert "1. Use {{ review }}." in str(made.card.text())
 
 
+def test_marks_in_a_task_and_in_a_plan_are_text(session: DataDreamer) -> None:
+    plan = "1. Take <row> and <examples>, not <plan>."
+    llm = ByPart({"Row of the dataset:": '{"input": "a", "output": "b"}', "numbered plan": plan})
+    made = make(Transform, llm, {"review": ["Bad."]}, task="Tags such as <row>, <plan>", examples=[])
+    assert list(made.output["output"]) == ["b"]
+    (prompt,) = (prompt for prompt in llm.prompts if "Row of the dataset:" in prompt)
+    assert "Task: Tags such as <row>, <plan>" in prompt
+    assert plan in prompt
+
+
 @pytest.mark.parametrize(
     ("kind", "inputs", "args", "message"),
     [

@@ -103,6 +103,8 @@ def test_persons_are_of_their_locale_and_the_same_each_time() -> None:
         (lambda: Category({"a": float("nan")}), DefinitionError, "finite"),
         (lambda: Category({"a": 0, "b": 0}), DefinitionError, "all weights are 0"),
         (lambda: Category(["a", "a"]), DefinitionError, "listed twice"),
+        (lambda: Category([True, 1]), DefinitionError, "listed twice"),
+        (lambda: Category([["a"], ["b"]]), ArgumentTypeError, r"the value \['a'\] is not a text, number or date"),
         (lambda: SubCategory("a", ["b"]), ArgumentTypeError, "SubCategory takes"),  # type: ignore[arg-type]
         (lambda: Number(2, 1), DefinitionError, "more than high"),
         (lambda: Number(0.5, 2, integer=True), ArgumentTypeError, "low must be a whole number"),

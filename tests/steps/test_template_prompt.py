@@ -45,6 +45,13 @@ def test_columns_fill_the_template_and_a_cell_is_never_executed(session: DataDre
     [
         ("{% if body %}{{ body | length }}{% endif %}", ["10", str(len(ROWS["body"][1])), None]),
         ("{{ title }}{% if body is not defined %} (no text){% endif %}", ["A cat", "Two dogs", "A bird (no text)"]),
+        ("{{ title }}{% if body is none %} (no text){% endif %}", ["A cat", "Two dogs", "A bird (no text)"]),
+        ("{{ title }}{% if body == none %} (no text){% endif %}", ["A cat", "Two dogs", "A bird (no text)"]),
+        (
+            "{{ title }}{% if body is not none %}: {{ body }}{% endif %}",
+            [f"A cat: {ROWS['body'][0]}", f"Two dogs: {ROWS['body'][1]}", "A bird"],
+        ),
+        ("{% if body != 'It sleeps.' %}{{ title }}{% endif %}", [None, "Two dogs", "A bird"]),
         ("{{ body or 'nothing' }}", ["It sleeps.", ROWS["body"][1], "nothing"]),
         ("{% for tag in tags %}\n- {{ tag }}\n{% endfor %}", ["- a\n- b\n", None, "- c\n"]),
         ("{{ tags | join(', ') }} {{ title.upper() }}", ["a, b A CAT", " TWO DOGS", "c A BIRD"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,15 @@ CASES: list[tuple[Any, list[str], dict[str, str]]] = [
     (
         ValidSQL(),
         ["SELECT a FROM b", "WITH x AS (SELECT 1) SELECT * FROM x;", "INSERT INTO t VALUES (1); DROP TABLE t"],
-        {"SELEC a FROM b": "not SQL", "hello world": "no statement", "": "no statement", "SELECT * FROM": "not SQL"},
+        {
+            "SELEC a FROM b": "not SQL",
+            "hello world": "no statement",
+            "": "no statement",
+            "SELECT * FROM": "not SQL",
+            "Show me the answer, please.": "the statement SHOW cannot be parsed",
+            "SELECT 1; call me maybe": "the statement CALL cannot be parsed",
+            "Explain the theory of relativity": "the statement EXPLAIN cannot be parsed",
+        },
     ),
     (ValidSQL("sqlite"), ["SELECT `a` FROM [b]"], {"SELECT a FROM t WHERE x = 'a' AND": "not SQL"}),
     (
@@ -224,6 +233,12 @@ def test_a_function_that_raises_or_returns_something_else_is_named_with_the_row(
     assert '"Valid": the validator raising was given row 1' in "".join(caught.value.__notes__)
     with pytest.raises(StepOutputError, match="the validator broken returned 1.0 for row 0"):
         checked(["ab"], broken)
+
+
+def test_sql_that_is_not_parsed_is_a_reason_and_no_warning(caplog: pytest.LogCaptureFixture):
+    assert ValidSQL()("Create a list of three cats") == "not SQL: the statement CREATE cannot be parsed"
+    assert caplog.records == []
+    assert not logging.getLogger("sqlglot").disabled
 
 
 @pytest.mark.parametrize("make", [ValidSQL, NoPII, NoProfanity, lambda: InLanguage("en")])

@@ -230,6 +230,12 @@ def test_votes_and_arguments_that_make_no_labels_are_refused(
         kind("It", inputs={"llm": column}, args=args)
 
 
+def test_gold_labels_are_no_votes_of_a_majority(session: DataDreamer):
+    given = DataSource("Given", {"rule": ["a", "b"], "gold": ["b", None]}).output
+    with pytest.raises(DefinitionError, match='"It": gold labels are no votes.*LabelModel'):
+        MajorityVote("It", inputs={"rule": given["rule"], "gold": given["gold"]})
+
+
 def test_a_step_without_voters_and_voters_of_different_length_are_refused(session: DataDreamer):
     with pytest.raises(DefinitionError, match='"It" has no voters'):
         MajorityVote("It", inputs={})

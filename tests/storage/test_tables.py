@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from datadreamer_like.errors import StepOutputTypeError, StorageError
-from datadreamer_like.storage.tables import TableWriter, open_table, read_table
+from datadreamer_like.graph.rows import Rows
+from datadreamer_like.storage.tables import TableWriter, as_dataset, open_table, read_table
 
 
 def written(folder, *batches, schema=None):
@@ -64,6 +65,24 @@ def test_mixed_types_in_one_column_are_refused(tmp_path, values):
 def test_an_integer_beyond_64_bits_is_refused_in_words(tmp_path):
     with pytest.raises(StepOutputTypeError, match="64 bits"):
         written(tmp_path, {"x": [2**70]})
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        [[None, None], None, [None, None]],
+        [[None], [], [None, None]],
+        [{"found": [None, None]}, {"found": [None, None]}, None],
+    ],
+)
+def test_lists_that_hold_more_missing_values_than_there_are_rows_come_back(tmp_path, column):
+    dataset = written(tmp_path, {"column": column})
+    assert dataset["column"][:] == column
+    table = read_table(tmp_path)
+    table.validate(full=True)
+    assert table.column("column").to_pylist() == column
+    assert as_dataset(table, None, "fingerprint")["column"][:] == column
+    assert [row["column"] for row in Rows.of_dataset(dataset).table.data.to_pylist()] == column
 
 
 def test_arrays_and_tensors_become_lists(tmp_path):

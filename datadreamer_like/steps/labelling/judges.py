@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError
 from datadreamer_like.evaluation.agreement import cohens_kappa, exact_interval
 from datadreamer_like.evaluation.columns import check_lengths
 from datadreamer_like.evaluation.label_model import Floats, fit_label_model
@@ -30,6 +30,7 @@ JUDGES = (list, tuple, dict)
 
 VERDICTS = ("a", "b", "tie")
 _A, _B, _TIE = range(3)
+_OWN = ("verdicts", "probabilities", "soft_labels")
 _LABELS = {"a_label": "Response A:", "b_label": "Response B:"}
 _INSTRUCTION = (
     "Which response is better? Respond with 'Response A', 'Response B', or 'Tie' if they are equally good, and nothing "
@@ -74,6 +75,10 @@ class Judges(SuperStep):
     candidate wins if it wins in both, otherwise the pair is a tie. A judge that names neither is asked again once; then
     it has no verdict on that row, which is counted. Verdicts are weighed by the judges' accuracies on the gold rows
     (`evaluation.fit_label_model`), each of which counts once as it is and once with its candidates swapped.
+
+    Raises:
+        EmptyDataset, LabelError: No row has a gold verdict, or one is not "a", "b" or "tie".
+        DataError: No judge has a verdict on a gold row.
 
     Example:
         >>> panel = Judges(  # doctest: +SKIP
@@ -123,7 +128,14 @@ class Judges(SuperStep):
                 )
             self._judges[own] = llm
             check_options(self.name, self._arg_specs, self._args, llm, "llms")
-        self.replace_output("*", [column for name in self._judges for column in self._columns(name)])
+        columns = [column for name in self._judges for column in self._columns(name)]
+        for column in columns:
+            if columns.count(column) > 1 or column in _OWN:
+                raise DefinitionError(
+                    f'"{self.name}": with these names of judges, two columns are called "{column}". Name the judges '
+                    'differently: llms={"first": ...}.'
+                )
+        self.replace_output("*", columns)
 
     def run(self) -> dict[str, list[Any]]:
         """Asks the judges, learns their accuracies from the gold rows, and combines their verdicts."""
@@ -135,6 +147,11 @@ class Judges(SuperStep):
             verdicts = [_verdict(*pair) for pair in zip(*orders, strict=True)]
             said |= dict(zip(self._columns(name), (verdicts, *orders), strict=True))
         votes = Votes.of({name: said[name] for name in self._judges}, VERDICTS, f'"{self.name}"')
+        if votes.has_vote.any() and not _teaches(votes, gold):
+            raise DataError(
+                f'"{self.name}": no judge has a verdict on any of the {int((gold != ABSTAINED).sum()):,} gold rows, so '
+                "nothing is known of the judges. Add gold verdicts of other rows; answers are not asked for again."
+            )
         chances = _weighed(votes, gold, votes)
         codes = _likeliest(votes, chances)
         return {
@@ -217,8 +234,8 @@ class Judges(SuperStep):
                 others = gold.copy()
                 others[row] = ABSTAINED
                 one = Votes(votes.voters, votes.classes, votes.codes[[row]])
-                held_out = (others != ABSTAINED).any()
-                known[kind] = int(_likeliest(one, _weighed(votes, others, one))[0]) if held_out else ABSTAINED
+                taught = _teaches(votes, others)
+                known[kind] = int(_likeliest(one, _weighed(votes, others, one))[0]) if taught else ABSTAINED
             codes[row] = known[kind]
         return codes
 
@@ -241,6 +258,11 @@ def _verdict(a_first: str | None, b_first: str | None) -> str | None:
     if a_first is None or b_first is None:
         return None
     return a_first if a_first == b_first else "tie"
+
+
+def _teaches(votes: Votes, gold: Codes) -> bool:
+    """Whether a judge has a verdict on a gold row."""
+    return bool((votes.has_vote & (gold != ABSTAINED)).any())
 
 
 def _weighed(votes: Votes, gold: Codes, asked: Votes) -> Floats:

@@ -142,6 +142,15 @@ class MajorityVote(LabelVotes):
         >>> labels = MajorityVote("Most", inputs={**votes.votes, **said})  # doctest: +SKIP
     """
 
+    def configure(self) -> None:
+        """Refuses gold labels, which are no votes."""
+        if "gold" in self._inputs:
+            raise DefinitionError(
+                f'"{self.name}": gold labels are no votes, and a majority learns nothing from them. Leave the input '
+                '"gold" out, or use LabelModel. summary(gold=...) measures labels.'
+            )
+        super().configure()
+
     def class_probabilities(self, votes: Votes) -> Floats:
         """Returns the share of votes for each class [rows, classes]."""
         shares: Floats = votes.counts / np.maximum(votes.counts.sum(1, keepdims=True), 1)

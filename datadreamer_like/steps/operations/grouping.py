@@ -85,7 +85,8 @@ def grouped(order: Sequence[int], groups: Positions, counts: Mapping[str, int]) 
         sizes[name] += len(group)
     for name in counts:
         if not parts[name]:
-            fullest = max(parts, key=lambda name: len(parts[name]))
+            # Of those that have equally many, the rows that are left out: another split may have one group only.
+            fullest = max(parts, key=lambda name: (len(parts[name]), not name))
             smallest = min(parts[fullest], key=len)
             parts[fullest].remove(smallest)
             parts[name].append(smallest)

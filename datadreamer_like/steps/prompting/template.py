@@ -33,6 +33,14 @@ class Missing(StrictUndefined):
     def __bool__(self) -> bool:  # type: ignore[override]
         return False
 
+    def __eq__(self, other: object) -> bool:  # type: ignore[override]
+        return other is None or isinstance(other, Missing)
+
+    def __ne__(self, other: object) -> bool:  # type: ignore[override]
+        return not self == other
+
+    __hash__ = None  # type: ignore[assignment]
+
 
 class _NoPrompt(TemplateError):
     """A missing value was to be printed."""
@@ -44,6 +52,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         # Blocks take no line of their own, so that conditions can be written over several lines.
         super().__init__(undefined=StrictUndefined, finalize=_printed, trim_blocks=True, lstrip_blocks=True)
+        self.tests["none"] = lambda value: value is None or isinstance(value, Missing)
         self.filters["tojson"] = _as_json  # Jinja's own escapes what has a meaning in HTML
 
     def is_safe_callable(self, obj: Any) -> bool:

@@ -139,7 +139,7 @@ class ReviewFile(Step):
         return list(dict.fromkeys([self._inputs["inputs"].column_names[0], *self.args["show"]]))
 
     @cached_property
-    def _in_file(self) -> tuple[list[str], list[dict[str, str]]]:
+    def _in_file(self) -> tuple[list[str], list[list[str]]]:
         """The columns and rows of the file; nothing if there is none."""
         if not self._file.exists():
             return [], []
@@ -157,7 +157,7 @@ class ReviewFile(Step):
                 f'"{self.name}": {self._file} lacks the column {", ".join(missing)}; it has: {", ".join(header)}. '
                 "Columns may be added, not renamed or removed: restore the header, or move the file away for a new one."
             )
-        return header, [dict(zip(header, row, strict=False)) for row in rows if any(row)]
+        return header, [row for row in rows if any(row)]
 
     @cached_property
     def _reviews(self) -> dict[str, Any]:
@@ -165,8 +165,10 @@ class ReviewFile(Step):
         labels = self.args["labels"]
         allowed = None if labels is None else {str(label): label for label in labels}
         found: dict[str, Any] = {}
-        for row in self._in_file[1]:
-            name, said = row[_ID].strip(), row.get(_REVIEW, "").strip()
+        header, rows = self._in_file
+        for cells in rows:
+            row = dict(zip(header, cells, strict=False))  # of a note that a person added, fewer or more
+            name, said = row.get(_ID, "").strip(), row.get(_REVIEW, "").strip()
             if not said:
                 continue
             if allowed is not None and said not in allowed:
@@ -181,8 +183,10 @@ class ReviewFile(Step):
 
     def _write_new_rows(self, output: OutputDataset | OutputIterableDataset) -> None:
         header, rows = self._in_file
-        known, ids, renamed = {row[_ID].strip() for row in rows}, _Ids(self._shown), self.output_name_mapping
         header = header or [_ID, _REVIEW, *self._shown]
+        place_of_id = header.index(_ID)
+        known = {row[place_of_id].strip() for row in rows if len(row) > place_of_id}
+        ids, renamed = _Ids(self._shown), self.output_name_mapping
         new, unreviewed = [], 0
         for batch in output.batches():
             unreviewed += sum(review is None for review in batch[renamed[_REVIEW]])
@@ -195,9 +199,8 @@ class ReviewFile(Step):
                 new_file(self._file, f'"{self.name}"') as draft,
                 draft.open("w", encoding="utf-8-sig", newline="") as file,
             ):
-                writer = csv.DictWriter(file, header, restval="")
-                writer.writeheader()
-                writer.writerows([*rows, *new])
+                added = ([row.get(name, "") for name in header] for row in new)
+                csv.writer(file).writerows([header, *rows, *added])
         if unreviewed:
             logger.warning("%s: %s rows are not reviewed yet: %s", self.name, f"{unreviewed:,}", self._file)
 

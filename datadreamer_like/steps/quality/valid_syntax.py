@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import json
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -49,7 +50,8 @@ class ValidSQL:
     """Is one or more SQL statements that the library sqlglot can parse, in a `dialect` such as "sqlite" or "postgres".
 
     Nothing is run, and no schema is known: tables and columns need not exist. Without a dialect, a mixture of all is
-    read.
+    read. A statement of which sqlglot reads the first word alone is not valid, so that "Show me the answer" is not;
+    nor are some statements that are SQL, such as `EXPLAIN` and `CALL`.
 
     Raises:
         MissingExtra: sqlglot is not installed.
@@ -81,6 +83,8 @@ class ValidSQL:
         from sqlglot import expressions
         from sqlglot.errors import ErrorLevel, SqlglotError
 
+        logger = logging.getLogger("sqlglot")
+        was_disabled, logger.disabled = logger.disabled, True  # it warns of each statement that it does not read
         try:
             statements = sqlglot.parse(text, dialect=self.dialect, error_level=ErrorLevel.RAISE)
         except SqlglotError as error:
@@ -88,10 +92,15 @@ class ValidSQL:
             return f"not SQL: {re.sub(r'<.*', '', first).rstrip(' .')}"
         except RecursionError:
             return "not SQL: it is nested too deeply"
+        finally:
+            logger.disabled = was_disabled
         given = [statement for statement in statements if statement is not None]
         # Alone, an expression such as `hello world` (a column with an alias) can be parsed too.
         if not given or any(isinstance(each, expressions.Condition | expressions.Alias) for each in given):
             return "not SQL: it is no statement"
+        unread = next((each for each in given if isinstance(each, expressions.Command)), None)
+        if unread is not None:
+            return f"not SQL: the statement {unread.this.upper()} cannot be parsed"
         return None
 
 

@@ -119,10 +119,10 @@ class Transform(PromptRounds):
         plan = self._args["plan"] or self.asked_plan()
         self.register_data_card("Plan", plan)
         row = "{" + ", ".join(f"{json.dumps(name)}: {name}" for name in self._inputs) + "}"
-        parts = {"<task>": literal(self._args["task"]), "<examples>": literal(self._shown_examples())}
-        template = _EXECUTE
-        for mark, text in {**parts, "<plan>": literal(plan), "<row>": row}.items():
-            template = template.replace(mark, text)
+        parts = {"task": self._args["task"], "examples": self._shown_examples(), "plan": plan}
+        texts = {name: literal(text) for name, text in parts.items()} | {"row": row}
+        # In one pass: a task or a plan may have such a mark in it.
+        template = re.sub("<(task|examples|plan|row)>", lambda mark: texts[mark[1]], _EXECUTE)
         made = self.ask("Rows", template, read_example, "llm", **self._inputs).output["generations"]
         return self.rows(self.row, **self._inputs, **{_FOUND: made})
 

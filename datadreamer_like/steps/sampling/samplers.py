@@ -65,7 +65,11 @@ class Category(Sampler):
                 check_number(weight, f"Category: the weight of {value!r:.100}")
             if not sum(self.values.values()):
                 raise DefinitionError("Category: all weights are 0. Give one of them more.")
-        elif len({repr(value) for value in self.values}) < len(self.values):
+            return
+        for value in self.values:
+            if isinstance(value, list | dict | set):
+                raise ArgumentTypeError(f"Category: the value {value!r:.100} is not a text, number or date.")
+        if len(set(self.values)) < len(self.values):
             raise DefinitionError("Category: a value is listed twice. Give weights: Category({value: 2, ...}).")
 
     def __fingerprint__(self) -> tuple[Any, ...]:

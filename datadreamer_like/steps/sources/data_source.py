@@ -14,6 +14,7 @@ from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.output import iterable_schema
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.graph.rows import Rows, Table
+from datadreamer_like.storage.schemas import with_schema
 from datadreamer_like.storage.tables import with_saved_keys
 from datadreamer_like.storage.values import BAD_COLUMN_NAME, is_column_name
 
@@ -221,7 +222,7 @@ class HFDatasetDataSource(Source):
         self.found_columns(dataset.column_names)
         table = Rows.of_dataset(dataset).table
         assert table is not None
-        data = table.data.cast(with_saved_keys(table.data.schema, Path(self.source_path)))
+        data = with_schema(table.data, with_saved_keys(table.data.schema, Path(self.source_path)))
         return Rows.of_table(Table(data, table.indices))
 
 
