@@ -4,22 +4,23 @@ The bare loops are what the papers' repositories do, for one sequence at a time,
 storage: capture the inputs of the blocks; for each block sum what the method needs in hooks, prune its linear layers,
 run it again. Both prune copies of the same model in turn in one process, and the masks are compared.
 
-Run: python benchmarks/pruning_time.py [--sequences N] [--tokens N] [--blocks N] [--rounds N]
+Run: python benchmarks/pruning_time.py [--sequences N] [--tokens N] [--blocks N] [--rounds N] [--output FILE]
 The bar is 1.5 times the bare loop, at 128 sequences of 512 tokens and all 30 blocks (the defaults). Exit code 1 if it
-is missed.
+is missed. With --output each finished round is saved in that file, and a run that was killed goes on after it.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import platform
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from kept_rows import KeptRows, Row
 from lm_compression import load
 from torch import Tensor, nn
 from transformers.utils import logging
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--blocks", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--output", type=Path, help="a file that keeps finished rounds")
     options = parser.parse_args()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -131,24 +133,34 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, 40_000, (options.sequences, 1, options.tokens), generator=generator)
     batches = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids]
-    print(f"{platform.processor() or platform.machine()}, {len(ids)} sequences of {options.tokens} tokens, one thread")
+    settings = {name: getattr(options, name) for name in ("sequences", "tokens", "blocks")}
+    kept = KeptRows(options.output, settings)
+    print(f"{kept.settings['processor']}, {len(ids)} sequences of {options.tokens} tokens, one thread")
     procedures: list[tuple[Any, Callable[[Tensor, Tensor], Tensor], Prune]] = [
         (Wanda(SPARSITY), lambda total, x: total + x.square().sum(0), wanda),
         (SparseGPT(SPARSITY), lambda total, x: total + 2 / options.sequences * x.T @ x, sparse_gpt),
     ]
+
+    def measured(method: Any, gather: Callable[[Tensor, Tensor], Tensor], prune: Prune) -> Row:
+        other = copy.deepcopy(model)
+        _, bare, bare_cpu = timed(lambda: bare_loop(other, list(ids), gather, prune))
+        small, ours, ours_cpu = timed(lambda: method.apply(model, batches))
+        pairs = zip(small.model.layers.parameters(), other.model.layers.parameters(), strict=True)
+        same = [float(((one == 0) == (two == 0)).float().mean()) for one, two in pairs if one.dim() == 2]
+        times = {"ours": ours, "bare": bare, "ours_cpu": ours_cpu, "bare_cpu": bare_cpu}
+        return {**times, "equal": sum(same) / len(same)}
+
     missed = False
     for method, gather, prune in procedures:
         ratios = []
-        for _ in range(options.rounds):
-            other = copy.deepcopy(model)
-            _, bare, bare_cpu = timed(lambda: bare_loop(other, list(ids), gather, prune))  # noqa: B023
-            small, ours, ours_cpu = timed(lambda: method.apply(model, batches))  # noqa: B023
-            ratios.append(ours_cpu / bare_cpu)
-            pairs = zip(small.model.layers.parameters(), other.model.layers.parameters(), strict=True)
-            same = [float(((one == 0) == (two == 0)).float().mean()) for one, two in pairs if one.dim() == 2]
+        for number in range(options.rounds):
+            one: tuple[Any, ...] = (method, gather, prune)
+            row = kept.row(f"{method}, round {number + 1}", lambda one=one: measured(*one))
+            ratios.append(row["ours_cpu"] / row["bare_cpu"])
             print(
-                f"{method}: {ours:.1f} s against {bare:.1f} s ({ours_cpu:.1f} and {bare_cpu:.1f} s of processor time: "
-                f"{ratios[-1]:.2f} x), {sum(same) / len(same):.2%} of the masks equal"
+                f"{method}: {row['ours']:.1f} s against {row['bare']:.1f} s ({row['ours_cpu']:.1f} and "
+                f"{row['bare_cpu']:.1f} s of processor time: {ratios[-1]:.2f} x), {row['equal']:.2%} of masks equal",
+                flush=True,
             )
         missed = missed or min(ratios) > BAR
     sys.exit(int(missed))

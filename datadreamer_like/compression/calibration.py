@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from datadreamer_like.distillation.teacher import eval_mode
-from datadreamer_like.errors import ArgumentTypeError, DataError, EmptyDataset
-from datadreamer_like.formats.modules import Stack, config_of_layers, stacks
+from datadreamer_like.errors import DataError, EmptyDataset
+from datadreamer_like.formats.modules import Stack, stacks
+
+from .batches import check_batch
 
 Batches = Iterable[Mapping[str, Tensor]]
 """Calibration data: batches as the model takes them, each a mapping of keyword to tensor."""
@@ -25,15 +27,18 @@ class Corpus(NamedTuple):
     tokenizer: Any
 
 
-def as_list(batches: Batches | None, method: object) -> list[Mapping[str, Tensor]]:
+def as_list(batches: Batches | None, model: nn.Module, method: object) -> list[Mapping[str, Tensor]]:
     """Returns the batches as a list, for a method that reads them several times.
 
     Raises:
         EmptyDataset: There is none, or all their tokens are padding.
+        DataError, ArgumentTypeError: See `check_batch`, which looks at all of them first.
     """
     found = list(batches or ())
     if not found:
         raise EmptyDataset(f"{method} got no calibration batch. Pass at least one, better a hundred examples or more.")
+    for batch in found:
+        check_batch(batch, model)
     if not any(map(_has_tokens, found)):
         raise EmptyDataset(f"All tokens of the calibration batches are padding, so that {method} measures nothing.")
     return found
@@ -54,34 +59,10 @@ def check_measured(found: Tensor, what: str) -> None:
 
 
 def on_device(batch: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Returns the batch on the device of the model's parameters.
-
-    Raises:
-        ArgumentTypeError: It is not a mapping.
-        DataError: Its sequences are longer than the model's positions.
-    """
-    if not isinstance(batch, Mapping):
-        raise ArgumentTypeError(
-            f"A calibration batch is of type {type(batch).__name__}. Pass an iterable of dicts of tensors as the model "
-            "takes them, such as [tokenizer(texts, padding=True, return_tensors='pt')]."
-        )
-    ids, most = batch.get("input_ids"), _positions(model)
-    if isinstance(ids, Tensor) and most is not None and ids.shape[-1] > most:
-        raise DataError(
-            f"A calibration batch has sequences of {ids.shape[-1]} tokens, and {type(model).__name__} takes {most}. "
-            f"Cut them: tokenizer(texts, truncation=True, max_length={most}, padding=True, return_tensors='pt')."
-        )
+    """Returns the batch on the device of the model's parameters; raises what `check_batch` does."""
+    check_batch(batch, model)
     device = next(model.parameters()).device
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-
-
-def _positions(model: nn.Module) -> int | None:
-    """The longest sequence that a model takes; None if its config does not say."""
-    most = getattr(config_of_layers(model), "max_position_embeddings", None)
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            most = module.num_embeddings - module.padding_idx - 1  # RoBERTa's positions begin behind its padding's
-    return most
 
 
 def loss_on(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -169,7 +150,7 @@ def walk_blocks(model: nn.Module, calibration: Batches | None, method: object) -
     the model is in eval mode meanwhile. Raises `EmptyDataset`, which names the `method`, if there is no batch, and
     `DataError` if a batch for an encoder-decoder has nothing for the decoder.
     """
-    batches = as_list(calibration, method)
+    batches = as_list(calibration, model, method)
     with eval_mode(model), _without_cache(model):
         for number, stack in enumerate(stacks(model)):
             inputs = [_captured(model, stack, on_device(batch, model), is_second=number > 0) for batch in batches]

@@ -6,7 +6,7 @@ import copy
 import fnmatch
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar, Literal, Self, TypeVar, overload
 
 import torch
@@ -52,6 +52,14 @@ class CompressionMethod(ABC):
     @abstractmethod
     def fits(self, model: nn.Module) -> str | None:
         """The reason why the method does not fit this model, or None; checked before any work."""
+
+    def why_not(self, model: nn.Module) -> str | None:
+        """The reason why the method cannot be applied to this model, or None: `fits`, and whether the weights are good.
+
+        Weights that are not finite are refused, also those that the method would not change: with them the model
+        computes nothing, and what is measured on it is meaningless.
+        """
+        return foreign(model) or self.fits(model) or why_not_finite(model.named_parameters())
 
     def fits_tokenizer(self, model: nn.Module, tokenizer: Any) -> str | None:
         """The reason why the method cannot change this tokenizer, or None; asked if `changes_tokenizer`."""
@@ -101,7 +109,7 @@ class CompressionMethod(ABC):
                 f"{self} is applied to a torch module, not {model!r:.100}. Pass a trainer, a stage or a folder to "
                 f"stages.{'Prune' if self.kind == 'pruning' else 'Quantize'}, or its `.model` here."
             )
-        reason = foreign(model) or self.fits(model)
+        reason = self.why_not(model)
         if reason is None and self.changes_tokenizer and tokenizer is not None:
             reason = self.fits_tokenizer(model, tokenizer)
         if reason:
@@ -117,6 +125,8 @@ class CompressionMethod(ABC):
             )
         if isinstance(calibration, str):
             raise ArgumentTypeError("calibration is one text; it must be an iterable of texts. Put it into a list.")
+        if isinstance(calibration, Mapping | torch.Tensor):
+            raise ArgumentTypeError("calibration is one batch; it must be an iterable of batches. Put it into a list.")
         if calibration is not None and not isinstance(calibration, Iterable):
             raise ArgumentTypeError(f"calibration must be an iterable of batches, not {calibration!r:.100}.")
 
@@ -137,13 +147,16 @@ def why_unquantizable(model: nn.Module, chosen: Collection[str], kinds: str) -> 
     return None if chosen else f"it has no {kinds} that this method may quantize."
 
 
-def check_finite(name: str, weight: torch.Tensor, codes: str) -> None:
-    """Raises `MethodMisfit` if a weight holds infinities or NaN."""
-    if not weight.isfinite().all():
-        raise MethodMisfit(
-            f'The weight of "{name}" holds infinities or NaN, which have no {codes} code. '
-            "The training that made it has diverged: train again with a lower learning rate."
-        )
+def why_not_finite(weights: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """The reason why a model with these weights, by name, is refused, or None: one holds infinities or NaN."""
+    for name, weight in weights:
+        if weight.is_floating_point() and not weight.isfinite().all():
+            module, _, kind = name.rpartition(".")
+            return (
+                f'the {kind} of "{module}" holds infinities or NaN. '
+                "The training that made it has diverged: train again with a lower learning rate."
+            )
+    return None
 
 
 def check_patterns(exclude: object) -> None:

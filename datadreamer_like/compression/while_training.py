@@ -57,7 +57,7 @@ def train_on_batches(
 
     If the method has an objective, the model as it was is the teacher.
     """
-    batches, training = as_list(calibration, method), model.training
+    batches, training = as_list(calibration, model, method), model.training
     model.eval()  # dropout would make the result depend on the state of the random generator
     loss, modules = _loss_of(method, model)
     method.begin(model)

@@ -118,7 +118,7 @@ def sensitivity(
     with quiet():
         model: Any = trained.model
         method = next(iter(methods.values()))
-        if reason := method.fits(model):
+        if reason := method.why_not(model):
             raise MethodMisfit(f"sensitivity does not fit {type(model).__name__}: {reason}")
         layers = method.chosen(model)
         parts = _parts(model, layers) if by == "block" else {name: [name] for name in layers}

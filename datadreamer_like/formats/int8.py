@@ -29,6 +29,7 @@ from datadreamer_like.kernels import (
     llm_int8_linear,
     pack_int8_weight,
 )
+from datadreamer_like.kernels.llm_int8 import dense_is_faster
 
 from .layout import CodedModule, Entry, LayoutKind, register
 from .modules import replace_modules
@@ -94,11 +95,25 @@ class LLMInt8Linear(Int8Linear):
     def __init__(self, in_features: int, out_features: int, bias: bool = True, threshold: float | None = 6.0) -> None:
         super().__init__(in_features, out_features, bias)
         self.threshold = threshold
+        self._dense: tuple[Any, Tensor | None] = (None, None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns [..., out] for [..., in], in the dtype of x."""
-        packed = self.packed(x)
-        return llm_int8_linear(x, self.weight, self.weight_scale, self.bias, threshold=self.threshold, packed=packed)
+        dense = self._dequantized() if self.threshold is not None and dense_is_faster(x, self.weight) else None
+        packed = self.packed(x) if dense is None else None
+        options: dict[str, Any] = {"threshold": self.threshold, "packed": packed, "dense": dense}
+        return llm_int8_linear(x, self.weight, self.weight_scale, self.bias, **options)
+
+    def _dequantized(self) -> Tensor | None:
+        # Only small layers keep their weight in fp32 too.
+        now = (_version(self.weight), _version(self.weight_scale))
+        if self._dense[0] != now:
+            with torch.inference_mode(False):  # gradients may be asked for later
+                self._dense = (now, self.dequantized())
+        return self._dense[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_dense": (None, None)}
 
     def extra_repr(self) -> str:
         """The options, for `print(model)`."""

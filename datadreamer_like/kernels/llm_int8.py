@@ -9,11 +9,18 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 
 from .backends import Backend
 from .int8 import PackedInt8Weight, check_int8, int8_linear, packed_linear
+
+# Where int8 is faster than fp32 on a CPU: from so many products in a call; and for small weights, with few products for
+# each value that is read or written, from so many rows.
+_PRODUCTS = 2**20
+_PRODUCTS_A_VALUE = 256
+_ROWS = 256
 
 
 def llm_int8_linear(
@@ -24,6 +31,7 @@ def llm_int8_linear(
     *,
     threshold: float | None = 6.0,
     packed: PackedInt8Weight | None = None,
+    dense: Tensor | None = None,
     backend: Backend = None,
 ) -> Tensor:
     """Returns `x Wᵀ + bias`, [..., out] in the dtype of x, with outlier features taken out of the int8 product.
@@ -40,13 +48,19 @@ def llm_int8_linear(
         threshold: 6.0 in the paper. 0 multiplies everything in fp32; None, or infinity, nothing: pure `int8_linear`.
             (bitsandbytes writes that as 0.)
         packed: As in `int8_linear`, which also describes gradients.
+        dense: The dequantized weight, fp32 [out, in]: what is multiplied, as with a threshold of 0, where a CPU is
+            faster so (`dense_is_faster`), unless a backend is forced.
         backend: As in `int8_linear`.
     """
     check_threshold(threshold)
+    check_int8(x, weight, weight_scale)
+    if dense is not None and backend is None and threshold is not None and dense_is_faster(x, weight):
+        with torch.autocast(x.device.type, enabled=False):
+            full = functional.linear(x.float(), dense, None if bias is None else bias.float())
+        return full.to(x.dtype)
     columns = outlier_features(x, threshold)
     if not len(columns):
         return int8_linear(x, weight, weight_scale, bias, packed=packed, backend=backend)
-    check_int8(x, weight, weight_scale)
     rows = x.reshape(-1, x.shape[-1])
     precise = (weight.index_select(1, columns) * weight_scale).T
     trained = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
@@ -59,6 +73,19 @@ def llm_int8_linear(
         with torch.autocast(x.device.type, enabled=False):
             y = torch.addmm(y.float(), rows[:, columns].float(), precise)
     return y.to(x.dtype).view(*x.shape[:-1], len(weight))
+
+
+def dense_is_faster(x: Tensor, weight: Tensor) -> bool:
+    """Whether x [..., in] on a CPU is multiplied by a weight [out, in] faster in fp32 than in int8 with outliers.
+
+    Quantizing activations takes time per call and per element, which few rows, and small weights, do not earn back.
+    Measured by `benchmarks/int8.py --layers`. Never true of weights of more than a million values.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    (outputs, inputs), rows = weight.shape, x.numel() // x.shape[-1]
+    is_small = weight.numel() < min(_PRODUCTS, _PRODUCTS_A_VALUE * (outputs + inputs))
+    return rows < _ROWS if is_small else rows * weight.numel() < _PRODUCTS
 
 
 def outlier_features(x: Tensor, threshold: float | None) -> Tensor:

@@ -12,7 +12,7 @@ from datadreamer_like.compression.method import already_quantized
 from datadreamer_like.formats import mark_sparse
 from datadreamer_like.formats.modules import block_linears, weight_of
 
-from .thresholds import Pattern, why_unprunable
+from .thresholds import Pattern, why_indivisible
 
 
 class PrunesBlockByBlock(CompressionMethod):
@@ -37,7 +37,7 @@ class PrunesBlockByBlock(CompressionMethod):
         found = block_linears(model, self.exclude)
         if not found:
             return "it has no list of blocks with linear layers. Use pruning.Magnitude."
-        return why_unprunable({name: weight_of(layer) for name, layer in found.items()}, self.pattern)
+        return why_indivisible({name: weight_of(layer) for name, layer in found.items()}, self.pattern)
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Prunes the blocks in order, in place."""

@@ -14,11 +14,9 @@ from datadreamer_like.compression.method import already_quantized, check_share
 from datadreamer_like.compression.while_training import check_training, train_on_batches
 from datadreamer_like.distillation import ClosestLayers, Objective, Teacher
 from datadreamer_like.errors import DefinitionError
-from datadreamer_like.formats.modules import block_linears, weight_of
 
 from .encoders import Encoder, why_no_encoder
 from .gates import gates_of
-from .thresholds import why_unprunable
 from .while_training import PrunesWhileTraining, why_unmaskable
 
 
@@ -111,8 +109,7 @@ class CoarseToFine(PrunesWhileTraining):
 
     def fits(self, model: nn.Module) -> str | None:
         """Encoders with a head for classes, neither quantized nor pruned."""
-        reason = already_quantized(model) or why_unmaskable(model) or why_no_encoder(model)
-        return reason or why_unprunable({name: weight_of(layer) for name, layer in block_linears(model).items()})
+        return already_quantized(model) or why_unmaskable(model) or why_no_encoder(model)
 
     def objective(self, teacher: Teacher) -> Objective:
         """The teacher's predictions, and its hidden states by the closest layer."""

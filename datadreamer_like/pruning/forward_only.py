@@ -100,7 +100,7 @@ class ForwardOnly(CompressionMethod):
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Removes units in place, round by round."""
         with eval_mode(model):
-            batches = _with_labels(model, as_list(calibration, self))
+            batches = _with_labels(model, as_list(calibration, model, self))
             units = _units(model)
             total = sum(unit.groups * unit.unit_parameters for unit in units)
             left = self.sparsity * total

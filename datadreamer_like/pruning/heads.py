@@ -83,7 +83,7 @@ class Heads(CompressionMethod):
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Removes heads in place, step by step."""
-        batches = as_list(calibration, self)
+        batches = as_list(calibration, model, self)
         found = list(attentions(model))
         total = sum(attention.groups for attention in found)
         left, stride = round(self.sparsity * total), max(1, round(self.step * total))

@@ -18,7 +18,7 @@ from datadreamer_like.formats.modules import matches
 from datadreamer_like.kernels import nm_mask
 
 from .retraining import Cubic
-from .thresholds import Pattern, check_amount, smallest, why_unprunable
+from .thresholds import Pattern, check_amount, smallest, why_indivisible
 from .while_training import Mask, PrunesWhileTraining, masked, put_masks, why_unmaskable
 
 Scope = Literal["model", "layer", "distribution"]
@@ -64,6 +64,7 @@ class Magnitude(PrunesWhileTraining):
 
     kind = "pruning"
     papers = ("1506.02626", "1606.09274", "1710.01878")
+    result_version = 2
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pattern", check_amount("Magnitude", self.sparsity, self.pattern))
@@ -101,7 +102,7 @@ class Magnitude(PrunesWhileTraining):
             return "it has no floating-point weight that this method may prune (biases, norms and embeddings are kept)."
         if self.schedule is not None and (reason := why_unmaskable(model)):
             return reason
-        return why_unprunable({name: _rows(model, name, weight) for name, weight in found.items()}, self.pattern)
+        return why_indivisible({name: _rows(model, name, weight) for name, weight in found.items()}, self.pattern)
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Zeroes the smallest weights in place; calibration data are not used.

@@ -12,10 +12,10 @@ from datadreamer_like.compression import Batches
 from datadreamer_like.compression.method import already_quantized, check_patterns, check_share
 from datadreamer_like.compression.while_training import check_training, train_on_batches
 from datadreamer_like.errors import DefinitionError
-from datadreamer_like.formats.modules import block_linears, linears, weight_of
+from datadreamer_like.formats.modules import block_linears, linears
 
 from .retraining import Cubic
-from .thresholds import smallest, why_unprunable
+from .thresholds import smallest
 from .while_training import PrunesWhileTraining, ScoredMask, masked, put_masks, why_unmaskable
 
 
@@ -71,10 +71,7 @@ class Movement(PrunesWhileTraining):
         """Any model with plain linear layers, neither quantized nor sparse."""
         if reason := already_quantized(model) or why_unmaskable(model):
             return reason
-        layers = self._layers(model)
-        if not layers:
-            return "it has no linear layers that this method may prune."
-        return why_unprunable({name: weight_of(layer) for name, layer in layers.items()})
+        return None if self._layers(model) else "it has no linear layers that this method may prune."
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Trains on the calibration batches, and prunes, in place."""

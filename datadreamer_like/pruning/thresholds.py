@@ -46,17 +46,12 @@ def check_amount(method: str, sparsity: float | None, pattern: object) -> Patter
     return counts
 
 
-def why_unprunable(weights: Mapping[str, Tensor], pattern: Pattern | None = None) -> str | None:
-    """The reason why weights [out, in], by name, have no scores to compare or no such pattern; None if they have."""
+def why_indivisible(weights: Mapping[str, Tensor], pattern: Pattern | None) -> str | None:
+    """The reason why weights [out, in], by name, cannot have this pattern; None if they can."""
     for name, weight in weights.items():
         if pattern is not None and weight.shape[-1] % pattern[1]:
             return (
                 f"the {weight.shape[-1]} inputs of {name} are not a multiple of {pattern[1]}. "
                 "Exclude it, or choose another pattern."
-            )
-        if not weight.isfinite().all():
-            return (
-                f"{name} holds infinities or NaN, which cannot be compared with other weights. "
-                "The training that made it has diverged: train again with a lower learning rate."
             )
     return None

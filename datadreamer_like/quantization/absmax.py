@@ -44,6 +44,7 @@ class AbsMax(WeightQuantization):
     granularity: WeightGranularity | int = "tensor"
 
     papers = ("2208.07339", "2210.17323")
+    result_version = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

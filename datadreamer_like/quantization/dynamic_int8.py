@@ -8,7 +8,7 @@ from typing import Any, get_args
 from torch import nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
-from datadreamer_like.compression.method import check_finite, check_patterns, why_unquantizable
+from datadreamer_like.compression.method import check_patterns, why_unquantizable
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.formats import add_layout
 from datadreamer_like.formats.int8 import Int8, int8_like
@@ -90,7 +90,6 @@ class DynamicInt8(CompressionMethod):
             made[name] = new = int8_like(module, self.granularity)
             found, scale = absmax_quantize(weight_of(module).detach(), bits=8, axis=-1)
             new.weight_scale = scale.float()
-            check_finite(name, new.weight_scale, "int8")
             # Modules with a shared weight share its codes.
             new.weight = codes.setdefault(id(module.weight), nn.Parameter(found.contiguous(), requires_grad=False))
             facts[name] = {"tied": True} if f"{name}.weight" in tied else {}

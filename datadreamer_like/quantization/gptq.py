@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from datadreamer_like.compression import Batches
 from datadreamer_like.compression.calibration import walk_blocks
 from datadreamer_like.compression.hessian import check_damping, input_hessians, inverse_factor
-from datadreamer_like.compression.method import check_finite
 from datadreamer_like.formats.modules import replace_modules, weight_of
 from datadreamer_like.formats.uniform import UniformLinear
 from datadreamer_like.kernels import group_quantize, group_scales
@@ -52,6 +51,7 @@ class GPTQ(GroupQuantization):
 
     needs_calibration = True
     papers = ("2210.17323",)
+    result_version = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,8 +60,6 @@ class GPTQ(GroupQuantization):
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Quantizes the blocks in order, in place."""
         chosen = self.chosen(model)
-        for name, layer in chosen.items():
-            check_finite(name, weight_of(layer), "GPTQ")
         made: dict[str, UniformLinear] = {}
         for block in walk_blocks(model, calibration, self):
             layers = {name: layer for name, layer in chosen.items() if name.startswith(f"{block.name}.")}

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from datadreamer_like.compression import Batches
 from datadreamer_like.compression.calibration import Block, walk_blocks
-from datadreamer_like.compression.method import check_finite
 from datadreamer_like.errors import DefinitionError
-from datadreamer_like.formats.modules import weight_of
 
 from .weights import GroupQuantization
 from .while_training import grouped_product, put_in, take_out
@@ -50,6 +48,7 @@ class LayerByLayer(GroupQuantization):
     needs_calibration = True
     needs_gradients = True
     papers = ("2206.01861",)
+    result_version = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,8 +66,6 @@ class LayerByLayer(GroupQuantization):
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Quantizes the blocks in order, in place."""
         chosen = self.chosen(model)
-        for name, layer in chosen.items():
-            check_finite(name, weight_of(layer), type(self).__name__)
         learning = {parameter: parameter.requires_grad for parameter in model.parameters()}
         model.requires_grad_(False)
         for block in walk_blocks(model, calibration, self):

@@ -31,6 +31,9 @@ class LLMInt8(WeightQuantization):
     A token's result depends on the others of its call, within the rounding of int8, as they decide which features are
     outliers.
 
+    On a CPU, calls with few tokens, and those of small layers, are multiplied in fp32 by the dequantized weight, where
+    int8 is slower. Layers of under a million weights then keep that weight in memory too.
+
     Attributes:
         threshold: 6.0 in the paper; None takes no feature out. (bitsandbytes writes that as `threshold=0.0`; here 0
             multiplies everything in fp32.)
@@ -46,6 +49,7 @@ class LLMInt8(WeightQuantization):
     threshold: float | None = 6.0
 
     papers = ("2208.07339",)
+    result_version = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

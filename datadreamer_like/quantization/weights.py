@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
-from datadreamer_like.compression.method import check_finite, check_patterns, why_unquantizable
+from datadreamer_like.compression.method import check_patterns, why_unquantizable
 from datadreamer_like.formats import CodedModule, Entry, add_layout
 from datadreamer_like.formats.modules import block_linears, linears, output_heads, replace_modules, stacks, weight_of
 from datadreamer_like.formats.uniform import UniformLinear
@@ -62,10 +62,7 @@ class WeightQuantization(CompressionMethod):
 
     def replace(self, model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
         """Replaces layers of the model, by name, by their quantized form, in place, and records how they are stored."""
-        made: dict[str, CodedModule] = {}
-        for name, module in layers.items():
-            check_finite(name, weight_of(module), type(self).__name__)
-            made[name] = self.coded(name, module)
+        made = {name: self.coded(name, module) for name, module in layers.items()}
         replace_modules(model, made)
         self.record(model, made)
 

@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from datadreamer_like.compression import Batches, CompressesWhileTraining
+from datadreamer_like.compression.method import why_not_finite
 from datadreamer_like.compression.while_training import check_training, train_on_batches
+from datadreamer_like.errors import MethodMisfit
 from datadreamer_like.formats.modules import replace_modules
 from datadreamer_like.kernels import group_dequantize, group_quantize, straight_through
 
@@ -100,7 +102,9 @@ class QuantizesWhileTraining(WeightQuantization, CompressesWhileTraining):
         """Does nothing: values are quantized anew in each forward pass."""
 
     def end(self, model: nn.Module) -> None:
-        """Stores the layers quantized."""
+        """Stores the layers quantized; raises `MethodMisfit` if the training has diverged."""
+        if reason := why_not_finite(model.named_parameters()):
+            raise MethodMisfit(f"After the training for {self}, {reason}")
         self.replace(model, take_out(model))
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:

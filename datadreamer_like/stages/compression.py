@@ -149,7 +149,7 @@ class Compression(Stage, ModelNode):
             with loaded(self.source) as source:
                 self.usage.note = f"loading {source!r}"
                 before = size_of(source.model)
-                reason = self.method.fits(source.model)
+                reason = self.method.why_not(source.model)
                 if reason:
                     fits_not = f"{self.method} does not fit {type(source.model).__name__}: {reason}"
                     raise MethodMisfit(f'"{self.name}": {fits_not}')

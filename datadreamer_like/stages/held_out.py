@@ -17,7 +17,7 @@ from datadreamer_like.evaluation.columns import check_column, check_lengths, rea
 from datadreamer_like.evaluation.judge import NAMES
 from datadreamer_like.evaluation.labels import LabelSet, class_names
 from datadreamer_like.graph import Node
-from datadreamer_like.graph.card import CARD_NAME, oldest_first
+from datadreamer_like.graph.card import oldest_first
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.output import Column
@@ -152,7 +152,7 @@ class HeldOutStage(Stage, ModelNode):
         folder = draft / self.MODEL_FOLDER
         with quiet():
             if Path(self.source.path).is_dir():
-                shutil.copytree(self.source.path, folder, ignore=shutil.ignore_patterns(CARD_NAME))
+                shutil.copytree(self.source.path, folder)  # with the card, which its weights are checked against
             else:
                 TrainedModel.save(self.source.model, self.source.tokenizer, folder)
             copied = TrainedModel(folder, device=self.device, dtype=self.dtype)

@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Container
+from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+
+from datadreamer_like.errors import StorageError
 
 from .folders import write_file
 
@@ -42,6 +44,32 @@ def file_digest(path: str | os.PathLike[str]) -> str:
             note.parent.mkdir(parents=True, exist_ok=True)
             write_file(note, json.dumps({"key": key, "digest": digest}))
     return digest
+
+
+def file_states(folder: Path, files: Iterable[Path]) -> dict[str, tuple[int, str]]:
+    """Returns size in bytes and digest of files in a folder, by their relative paths."""
+    return {file.relative_to(folder).as_posix(): (file.stat().st_size, file_digest(file)) for file in sorted(files)}
+
+
+def check_states(folder: Path, states: Mapping[str, tuple[int, str]], since: str, advice: str) -> None:
+    """Checks that files are as `file_states` found them, at the time that `since` names, such as "the export".
+
+    Raises:
+        StorageError: One is missing or has other content; the message ends with the advice.
+    """
+    for name, (size, digest) in states.items():
+        file = folder / name
+        found = file.stat().st_size if file.is_file() else None
+        if found is None:
+            what = f"is missing since {since}: it had {size:,} bytes"
+        elif found != size:
+            what = "was cut off" if found < size else "was changed"
+            what = f"{what} after {since}: it has {found:,} bytes, and had {size:,}"
+        elif (now := file_digest(file)) != digest:
+            what = f"was changed after {since}: its digest is {now}, and was {digest}"
+        else:
+            continue
+        raise StorageError(f"{file} {what}. {advice}")
 
 
 def folder_digest(path: str | os.PathLike[str], but: Container[str] = ()) -> str:

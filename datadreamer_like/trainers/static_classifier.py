@@ -139,7 +139,7 @@ class TrainStaticClassifier(TrainHFClassifier):
         """Returns a classification task with the trimmed tokenizer, and the tokens' vectors."""
         task = super().make_task(config, tokenizer, columns, training, objective)
         current_usage().note = "distilling the encoder's tokens"
-        with loading(self._origin):
+        with loading(self._origin, weights=True):
             encoder = transformers.AutoModel.from_pretrained(self.source, **self.load_options())
         texts = [*read_texts(columns["train"]["train_input"], "train_input")]
         trimmed, trim = tokenizer, Vocabulary(size=self.vocabulary)

@@ -1,18 +1,22 @@
-"""The table of methods in docs/methods.md is what the classes say; `python tests/contracts/freeze.py` writes it."""
+"""docs/methods.md: its examples run, its table is what the classes say (`tests/contracts/freeze.py` writes it)."""
 
 from __future__ import annotations
 
 import inspect
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from subjects import classes_of
 
+from datadreamer_like import DataDreamer
 from datadreamer_like.compression import CompressionMethod
 from datadreamer_like.formats.quantizer import layouts
+from datadreamer_like.models.trained.trained_model import TrainedModel
+from datadreamer_like.steps import DataSource
 
-from .test_methods import Given
+from .test_methods import TEXTS, Given
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 BEGIN, END = "<!-- the table of methods -->\n", "<!-- its end -->\n"
@@ -52,3 +56,31 @@ def test_the_table_of_methods_is_what_the_classes_say(small_classifier: Path) ->
     if os.environ.get("DATADREAMER_LIKE_FREEZE"):
         PAGE.write_text(before + begin + table + end + after, encoding="utf-8")
     assert table in PAGE.read_text(encoding="utf-8"), "run `python tests/contracts/freeze.py`"
+
+
+def test_the_examples_on_the_page_run(small_classifier: Path, tmp_path: Path) -> None:
+    given = Given(small_classifier)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(blocks) == 3
+    with DataDreamer(tmp_path):
+        rows = DataSource("Rows", {"text": TEXTS, "label": ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_0"]}).output
+        scope: dict[str, Any] = {
+            "model": given.model,
+            "batches": [given.batch()],
+            "student": TrainedModel(small_classifier),
+            "texts": TEXTS,
+            "columns": {
+                f"{split}_{name}": rows[column]
+                for split in ("train", "validation")
+                for name, column in (("input", "text"), ("output", "label"))
+            },
+        }
+        for block in blocks:
+            exec(block, scope)
+    first = scope["sparse"].bert.encoder.layer
+    assert (first[0].output.dense.weight != 0).all()
+    assert float((first[1].output.dense.weight == 0).double().mean()) == 0.5
+    assert len(scope["found"].divergences) == 4 * 6
+    weight = scope["slimmer"].model.bert.encoder.layer[2].output.dense.weight
+    assert float((weight == 0).double().mean()) > 0.5
+    assert scope["tiny"].model.bert.encoder.layer[2].output.dense.bits == 4

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from subjects import classes_of
+from subjects import PACKAGE, classes_of
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -90,6 +90,16 @@ print(json.dumps(found))
 
 def test_there_are_methods_of_both_kinds() -> None:
     assert {kind.__module__.split(".")[1] for kind in METHODS} == {"pruning", "quantization"}
+
+
+def test_between_them_they_write_every_layout(saved: dict[type, Path]) -> None:
+    written = {
+        entry["kind"]
+        for folder in saved.values()
+        for entry in json.loads((folder / "config.json").read_text()).get("quantization_config", {}).get("layouts", ())
+    }
+    text = "".join(file.read_text(encoding="utf-8") for file in sorted((PACKAGE / "formats").glob("*.py")))
+    assert written == set(re.findall(r'\(LayoutKind\):.*?\n    name = "(\w+)"', text, re.DOTALL))
 
 
 @pytest.mark.parametrize("kind", METHODS)

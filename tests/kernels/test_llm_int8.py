@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 
 import numpy as np
@@ -16,6 +17,8 @@ from datadreamer_like.kernels import (
     outlier_features,
     pack_int8_weight,
 )
+from datadreamer_like.kernels.llm_int8 import dense_is_faster
+from datadreamer_like.quantization import LLMInt8
 
 OUTLIERS = [3, 17]
 
@@ -137,6 +140,53 @@ def test_shape_and_dtype_are_kept(dtype: torch.dtype) -> None:
     found = llm_int8_linear(x.to(dtype).view(3, 3, 80), codes, scale, bias)
     assert (found.dtype, found.shape) == (dtype, (3, 3, 30))
     assert llm_int8_linear(x[:0], codes, scale, bias).shape == (0, 30)
+
+
+def test_where_int8_is_slower_on_a_cpu_all_features_are_multiplied_in_fp32() -> None:
+    x, _, codes, scale, bias = layer()
+    dense = codes * scale
+    full, split = x @ dense.T + bias, llm_int8_linear(x, codes, scale, bias)
+    assert not torch.equal(split, full)
+    torch.testing.assert_close(llm_int8_linear(x, codes, scale, bias, dense=dense), full)
+    for forced in ("reference", "cpu"):
+        options = {"backend": forced, "packed": pack_int8_weight(codes, scale)}
+        if forced == "reference" or options["packed"] is not None:
+            split = llm_int8_linear(x, codes, scale, bias, **options)
+            assert torch.equal(llm_int8_linear(x, codes, scale, bias, dense=dense, **options), split)
+    pure = llm_int8_linear(x, codes, scale, bias, threshold=None)
+    assert torch.equal(llm_int8_linear(x, codes, scale, bias, threshold=None, dense=dense), pure)
+
+
+@pytest.mark.parametrize(
+    ("rows", "outputs", "inputs", "is_faster"),
+    [
+        (1, 384, 384, True), (128, 384, 384, True), (256, 384, 384, False), (1, 1536, 384, True),
+        (8, 1536, 384, False), (1, 1024, 1024, False), (1, 2048, 2048, False), (8, 3, 400_000, False),
+    ],
+)  # fmt: skip
+def test_int8_is_used_for_many_rows_and_for_large_weights(
+    rows: int, outputs: int, inputs: int, is_faster: bool
+) -> None:
+    weight = torch.empty(outputs, inputs, dtype=torch.int8)
+    assert dense_is_faster(torch.empty(rows, inputs), weight) is is_faster
+    assert not dense_is_faster(torch.empty(rows, inputs, device="meta"), weight)
+
+
+def test_a_layer_keeps_its_dense_weight_up_to_date_and_to_itself() -> None:
+    linear = torch.nn.Linear(80, 30)
+    layer_of = LLMInt8().apply(torch.nn.Sequential(linear))
+    x = layer()[0]
+    with torch.inference_mode():
+        first = layer_of(x)
+    torch.testing.assert_close(first, x @ layer_of[0].dequantized().T + linear.bias)
+    assert "_dense" not in str(layer_of.state_dict())
+    x = x.clone().requires_grad_()
+    layer_of(x).sum().backward()  # after the weight was kept in inference mode
+    torch.testing.assert_close(x.grad, layer_of[0].dequantized().sum(0).expand_as(x))
+    with torch.no_grad():
+        layer_of[0].weight_scale.mul_(2)
+        torch.testing.assert_close(layer_of(x) - linear.bias, 2 * (first - linear.bias), rtol=1e-4, atol=1e-4)
+    assert pickle.loads(pickle.dumps(layer_of))[0]._dense == (None, None)
 
 
 def test_a_negative_threshold_is_refused() -> None:

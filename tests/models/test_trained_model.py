@@ -19,6 +19,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit, StorageError, UnknownModel
 from datadreamer_like.graph import Card
 from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.models.task_models.hf_classification_task_model import HFClassificationTaskModel
 from datadreamer_like.models.trained.model_facts import count_parameters, model_max_length
 from datadreamer_like.models.trained.model_node import as_trained_model
 from datadreamer_like.models.trained.trained_model import TrainedModel
@@ -74,6 +75,41 @@ def test_the_fingerprint_is_that_of_the_files_wherever_they_lie_and_whenever_the
     config = Path(copied.path) / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_dropout_prob": 0.3}))
     assert fingerprint(TrainedModel(copied.path)) != fingerprint(classifier)
+
+
+@pytest.mark.parametrize("change", ["a flipped byte", "cut off", "longer", "missing"])
+def test_weights_that_are_not_those_that_were_saved_are_one_clear_error(classifier, tmp_path, change):
+    folder = classifier.export(to=tmp_path / "copy")
+    assert TrainedModel.load(folder).model is not None
+    file = folder / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    size = len(content)
+    if change == "a flipped byte":
+        content[-5] ^= 1  # one bit of a weight: safetensors itself sees nothing
+        says = "was changed after it was saved: its digest is [0-9a-f]{32}, and was [0-9a-f]{32}"
+    elif change == "cut off":
+        del content[-100:]
+        says = f"was cut off after it was saved: it has {size - 100:,} bytes, and had {size:,}"
+    elif change == "longer":
+        content += b"x"
+        says = f"was changed after it was saved: it has {size + 1:,} bytes, and had {size:,}"
+    else:
+        says = f"is missing since it was saved: it had {size:,} bytes"
+    file.unlink()
+    if change != "missing":
+        file.write_bytes(content)
+    uses = (
+        lambda: TrainedModel.load(folder).predict(["a"]),
+        lambda: TrainedModel.load(folder).export(to=tmp_path / "again"),
+        lambda: HFClassificationTaskModel(str(folder)).model,
+    )
+    for use in uses:
+        with pytest.raises(StorageError, match=rf"model\.safetensors {says}\. .*delete card\.json"):
+            use()
+    assert not (tmp_path / "again").exists()
+    if change == "a flipped byte":  # a user who changed the file on purpose
+        (folder / "card.json").unlink()
+        assert TrainedModel.load(folder).model is not None
 
 
 def test_dtype_and_unloading(classifier):

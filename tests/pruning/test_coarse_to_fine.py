@@ -291,7 +291,7 @@ def test_what_does_not_fit_is_refused_before_any_work() -> None:
         method.apply(model, [])
     with torch.no_grad():
         model.bert.encoder.layer[0].output.dense.weight[0, 0] = float("nan")
-    assert "infinities or NaN" in str(method.fits(model))
+    assert "infinities or NaN" in str(method.why_not(model))
 
 
 def test_its_objective_is_the_papers_with_the_given_teacher() -> None:

@@ -70,7 +70,7 @@ class SentenceTransformersEmbedder(Embedder):
             options["model_kwargs"] = {"dtype": self.dtype, **options.get("model_kwargs", {})}
         device = f"cuda:{self.device}" if isinstance(self.device, int) else self.device
         options["device"] = str(device) if device is not None else None
-        with loading(self._source):
+        with loading(self._source, weights=True):
             return SentenceTransformer(self._source.name, trust_remote_code=self.trust_remote_code, **options).eval()
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from datadreamer_like.errors import DefinitionError, NewerFormat, StorageError
-from datadreamer_like.storage.digests import file_digest
+from datadreamer_like.storage.digests import check_states, file_states
 
 Runtime = Literal["torch", "onnx"]
 """What computes a `TrainedModel`: PyTorch, or ONNX Runtime."""
@@ -75,11 +75,7 @@ class Exported:
 
     def write(self, folder: Path) -> None:
         """Writes the report, with the digests of the folder's files as they are now."""
-        files = {
-            file.relative_to(folder).as_posix(): (file.stat().st_size, file_digest(file))
-            for file in sorted(folder.rglob("*"))
-            if file.is_file() and file.name != EXPORT_NAME
-        }
+        files = file_states(folder, (f for f in folder.rglob("*") if f.is_file() and f.name != EXPORT_NAME))
         content = {"version": _VERSION, **asdict(self), "files": files}
         (folder / EXPORT_NAME).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
@@ -92,16 +88,8 @@ def check_export(folder: Path) -> None:
     """
     if not (folder / EXPORT_NAME).is_file():
         return
-    for name, (size, digest) in Exported.read(folder).files.items():
-        file = folder / name
-        found = file.stat().st_size if file.is_file() else None
-        if found == size and file_digest(file) == digest:
-            continue
-        what = "is missing" if found is None else "was cut off" if found < size else "was changed"
-        raise StorageError(
-            f"{file} {what} after the export. Export the model again; to use the files as they are, delete "
-            f"{EXPORT_NAME}."
-        )
+    advice = f"Export the model again; to use the files as they are, delete {EXPORT_NAME}."
+    check_states(folder, Exported.read(folder).files, "the export", advice)
 
 
 def opened(folder: Path, runtime: str, device: object, dtype: object) -> Path:

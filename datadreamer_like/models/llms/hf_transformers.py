@@ -139,7 +139,7 @@ class HFTransformers(LLM):
 
         kind = "AutoModelForSeq2SeqLM" if self.config.is_encoder_decoder else "AutoModelForCausalLM"
         device, placing = placed(self.device, self.device_map)
-        with loading(self._source):
+        with loading(self._source, weights=True):
             model = getattr(transformers, kind).from_pretrained(
                 self._source.name, **{**self._loading_options, **self._typing(device), **placing, **self.kwargs}
             )

@@ -124,7 +124,7 @@ class PairScorer(TaskModel[float]):
         if self.dtype is not None:
             options["model_kwargs"] = {"dtype": self.dtype, **options.get("model_kwargs", {})}
         device = None if self.device is None else str(self.device)
-        with loading(self._source):
+        with loading(self._source, weights=True):
             model = CrossEncoder(
                 self._source.name, trust_remote_code=self.trust_remote_code, device=device, **options
             ).eval()

@@ -101,7 +101,7 @@ class HFClassificationTaskModel(TaskModel[dict[str, float]]):
         _ = trained.labels  # raises if it is not a classifier
         device, placing = placed(self.device, self.device_map)
         typed = {} if self.dtype is None else {"dtype": self.dtype}
-        with loading(self._source):
+        with loading(self._source, weights=True):
             if not self.reads_texts(trained):
                 trained.tokenizer = AutoTokenizer.from_pretrained(self._source.name, **options)
             model: Any = formats.load(self._source.name, **{**options, **typed, **placing, **self.kwargs})

@@ -24,7 +24,7 @@ from datadreamer_like.storage.digests import file_digest
 
 from ..llms.gguf import read_gguf_header
 from ..quiet import quiet
-from .model_files import damage_of, files_identity, model_folder
+from .model_files import check_weights, damage_of, files_identity, model_folder
 
 HOW_FETCHED = frozenset({"token", "cache_dir", "local_files_only"})
 """Arguments of `from_pretrained` that do not decide which model is loaded; `token` is a secret."""
@@ -160,15 +160,19 @@ def with_adapter(model: Any, adapter: HFSource, options: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def loading(source: HFSource) -> Iterator[None]:
+def loading(source: HFSource, *, weights: bool = False) -> Iterator[None]:
     """Silences transformers inside the block, and turns its errors into the package's.
 
+    With `weights`, a folder's weights are first compared with the digests on its card.
+
     Raises:
-        StorageError: A file is damaged, or lacks weights.
+        StorageError: A file is damaged, was changed after it was saved, or lacks weights.
         UnknownModel: There is no model, or a file of it is missing.
         HubError: The model is not here, and the Hub is unavailable.
         DataError: The files do not fit each other.
     """
+    if weights and source.folder is not None:
+        check_weights(source.folder)
     try:
         with quiet():
             yield

@@ -8,14 +8,17 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from datadreamer_like.graph import Card
 from datadreamer_like.graph.card import CARD_NAME
-from datadreamer_like.storage.digests import file_digest
+from datadreamer_like.storage.digests import check_states, file_digest, file_states
 
 from ..exports.report import EXPORT_NAME
+
+_WEIGHTS = "weights"
+"""Key of the weights' digests in a card's file."""
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -41,9 +44,26 @@ def read_card(folder: Path) -> Card | None:
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Writes a card with its lineage into a model's folder."""
+    """Writes a card with its lineage into a model's folder, and the digests of the weights that are there."""
     card.created = card.created or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    (folder / CARD_NAME).write_text(json.dumps(card.to_json(), indent=2, ensure_ascii=False), encoding="utf-8")
+    content = {**card.to_json(), _WEIGHTS: file_states(folder, folder.rglob("*.safetensors"))}
+    (folder / CARD_NAME).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def check_weights(folder: Path) -> None:
+    """Checks that the weights in a model's folder are those that its card was written for; one without is not checked.
+
+    Raises:
+        StorageError: A file is missing, cut off or changed.
+    """
+    states: dict[str, tuple[int, str]] = {}
+    with suppress(OSError, ValueError, AttributeError):  # a damaged card says nothing of the weights
+        states = json.loads((folder / CARD_NAME).read_text(encoding="utf-8")).get(_WEIGHTS, {})
+    advice = (
+        "Make the model again, or restore the file: a finished run of a script makes again what it finds damaged. "
+        f"To use the file as it is, delete {CARD_NAME}."
+    )
+    check_states(folder, states, "it was saved", advice)
 
 
 @contextmanager

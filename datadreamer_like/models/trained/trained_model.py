@@ -18,7 +18,7 @@ from ..model import free_memory
 from .confidence import CONFIDENCE_NAME, Confidence
 from .hf_source import forget_gguf, hf_source, loading, local_folder
 from .model_facts import Task, count_parameters, dtype_name, task_of
-from .model_files import files_identity, model_files, model_folder, read_card, system_errors, write_card
+from .model_files import check_weights, files_identity, model_files, model_folder, read_card, system_errors, write_card
 from .predictions import (
     Answers,
     Predictions,
@@ -204,7 +204,7 @@ class TrainedModel:
 
         options = {} if self.dtype is None else {"dtype": self.dtype}
         source = hf_source(self.path)
-        with loading(source):
+        with loading(source, weights=True):
             if source.gguf_file is None:
                 model = formats.load(self.path, **options)
             else:
@@ -366,6 +366,7 @@ class TrainedModel:
         """Publishes the model with a generated card, and returns its URL; see `hub.publish_model`."""
         from datadreamer_like.hub import publish_model
 
+        check_weights(Path(self.path))
         saved = getattr(self.config, "quantization_config", None) or {}
         compressed = isinstance(saved, dict) and saved.get("quant_method") == "datadreamer_like"
         own = compressed or str(self.config.model_type).startswith("datadreamer_")

@@ -204,7 +204,7 @@ class EmbedderTrainer(HFTrainer):
     def _loaded(self) -> SentenceTransformer:
         device = str(training_device(self.device))
         options: dict[str, Any] = {} if self.dtype is None else {"model_kwargs": {"dtype": self.dtype}}
-        with loading(hf_source(self.path)):
+        with loading(hf_source(self.path), weights=True):
             return SentenceTransformer(self.path, device=device, **options).eval()
 
     @property

@@ -62,7 +62,7 @@ class PairScores(TaskModel[float]):
 
         model: Any = self._given
         if self._source is not None:
-            with loading(self._source):
+            with loading(self._source, weights=True):
                 config = AutoConfig.from_pretrained(self._source.name)
                 if task_of(config) != "text-classification":  # its head would be new
                     raise MethodMisfit(

@@ -236,7 +236,7 @@ class HFTrainer(Trainer):
             )
             current_usage().note = "loading the model"
             transformers.set_seed(training.seed)
-            with loading(self._origin):
+            with loading(self._origin, weights=True):
                 model: Any = self.load_model(config, task, self.load_options())
             if self._origin.gguf_file is not None and self.quantization_config is None:
                 forget_gguf(model)
