@@ -101,6 +101,8 @@ class DataFromAttributedPrompt(DataFromPrompt):
         ... )
     """
 
+    whole_inputs: ClassVar[frozenset[str]] = frozenset({"examples", "example_attributes"})
+
     def setup(self) -> None:
         """Registers the step's names."""
         self.register_input("examples", required=False, help="Real texts that seed the prompts.")
