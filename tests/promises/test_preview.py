@@ -239,7 +239,9 @@ def test_every_form_of_step_is_cut_at_its_inputs(tmp_path: Path) -> None:
             return Lengths("Of both", inputs={"texts": inner.output["texts"]}).output["lengths"]
 
     with DataDreamer(tmp_path / "session", verbose=False) as session:
-        texts = DataSource("Rows", data={"text": [f"row {n}" for n in range(9)], "n": [str(n % 2) for n in range(9)]}).output
+        texts = DataSource(
+            "Rows", data={"text": [f"row {n}" for n in range(9)], "n": [str(n % 2) for n in range(9)]}
+        ).output
         assert list(Lengths.preview(3, "Lengths", {"texts": texts["text"]}).output["lengths"]) == [5, 5, 5]
         assert list(Twice.preview(2, "Twice", {"texts": texts["text"]}).output["texts"]) == [5, 5]
         assert read == [f"row {n}" for n in (0, 1, 2, 0, 1)]
@@ -252,7 +254,9 @@ def test_every_form_of_step_is_cut_at_its_inputs(tmp_path: Path) -> None:
         assert list(Twice("Twice", {"texts": texts["text"]}).output["texts"]) == [5] * 9
 
 
-@pytest.mark.parametrize(("given", "error"), [(0, DefinitionError), ("5", ArgumentTypeError), (None, ArgumentTypeError)])
+@pytest.mark.parametrize(
+    ("given", "error"), [(0, DefinitionError), ("5", ArgumentTypeError), (None, ArgumentTypeError)]
+)
 def test_a_preview_of_a_step_needs_a_number_of_rows(tmp_path: Path, given: Any, error: type[Exception]) -> None:
     with DataDreamer(tmp_path / "session", verbose=False), pytest.raises(error, match=r"DataSource.preview: n"):
         DataSource.preview(given, "Rows", data={"text": ["a"]})
