@@ -39,6 +39,7 @@ class Card:
         models: Names of the models used, as in the script; so are those of datasets.
         prompts: Instructions sent to models.
         licenses: Licences of models and datasets, as stated by them.
+        model_cards, dataset_cards: Addresses of their cards.
         cost: US dollars; 0 if nothing was paid for, None if a price is unknown.
         failed_rows: Number of rows with an error instead of a value.
         base_model: Model that training or compression started from, as in the script.
@@ -67,6 +68,8 @@ class Card:
     base_model: str | None = None
     parents: list[Card] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
+    model_cards: list[str] = field(default_factory=list)
+    dataset_cards: list[str] = field(default_factory=list)
 
     def register(self, kind: DataCardType | str, value: Any) -> None:
         """Adds a fact under a heading; empty and duplicate values are ignored."""
@@ -78,8 +81,8 @@ class Card:
             DataCardType.LICENSE: self.licenses,
             DataCardType.CITATION: self.citations,
             DataCardType.URL: self.urls,
-            DataCardType.MODEL_CARD: self.urls,
-            DataCardType.DATASET_CARD: self.urls,
+            DataCardType.MODEL_CARD: self.model_cards,
+            DataCardType.DATASET_CARD: self.dataset_cards,
             DataCardType.PROMPT: self.prompts,
         }.get(str(kind))  # type: ignore[call-overload]
         if known is None:
@@ -110,6 +113,8 @@ class Card:
             DataCardType.DATASET_NAME: self.datasets,
             DataCardType.LICENSE: self.licenses,
             DataCardType.CITATION: self.citations,
+            DataCardType.MODEL_CARD: self.model_cards,
+            DataCardType.DATASET_CARD: self.dataset_cards,
             DataCardType.URL: self.urls,
             DataCardType.PROMPT: self.prompts,
         }

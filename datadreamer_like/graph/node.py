@@ -80,6 +80,9 @@ class Node:
     expected_rows: int | None = None
     """Number of rows that a plan expects, of a node that it does not run."""
 
+    preview_rows: int | None = None
+    """Number of rows that the node is a preview of, as its session or the node that makes it is; None for all rows."""
+
     def __init__(self, name: str, *, force: bool = False, progress_interval: float | None = 60) -> None:
         if not isinstance(name, str):
             raise ArgumentTypeError(f"The name of a {self.kind} must be a string, not {name!r}.")
@@ -92,7 +95,9 @@ class Node:
         self._kept_in: Results | None = None
         self._place: Path | None = None
         if self.session is not None:
-            self._kept_in = self.session.results
+            outer = self.session.preview if self.inside is None else self.inside.preview_rows
+            self.preview_rows = min((size for size in (self.preview_rows, outer) if size is not None), default=None)
+            self._kept_in = self.session.results.of_preview(self.preview_rows)
             self.name, self.folder = self._kept_in.claim(name, None if self.inside is None else self.inside.name)
         self.force = force
         self.progress_interval = progress_interval
@@ -225,7 +230,8 @@ class Node:
             )
         if self.session.planned is not None:
             return self._planned()
-        results, level = self.session.results, logger.level
+        assert self._kept_in is not None
+        results, level = self._kept_in, logger.level
         if self._log_level is not None:
             logger.setLevel(self._log_level)
         try:
@@ -245,7 +251,8 @@ class Node:
     def _planned(self) -> Outcome:
         assert self.session is not None
         assert self.session.planned is not None
-        found, damage = self.session.results.look(self.wanted, seal=False)
+        assert self._kept_in is not None
+        found, damage = self._kept_in.look(self.wanted, seal=False)
         if not self.session.planned.add(self, found, damage) or found is None:
             self.expected_rows = self.session.planned.nodes[-1].forecast.rows
             return Unmade()

@@ -32,6 +32,8 @@ class OutputDatasetMixin:
     """Base of datasets and columns; if `pickled`, values may be Python objects that are restored when they are read."""
 
     pickled: bool
+    cut: int | None = None
+    """In a preview of a step, the number of rows that are left of its input; None for all rows."""
     _step: Node
     _given: Any  # a datasets.Dataset, `Rows`, or a function that opens them
 
@@ -75,7 +77,8 @@ class OutputDatasetMixin:
         return self._step.fingerprint
 
     def __fingerprint__(self) -> tuple[Any, ...]:
-        return type(self).__name__.replace("Iterable", ""), self._step, tuple(self.column_names)
+        cut = () if self.cut is None else (self.cut,)
+        return type(self).__name__.replace("Iterable", ""), self._step, tuple(self.column_names), *cut
 
     def batches(self, batch_size: int = BATCH_SIZE) -> Iterator[Batch]:
         """Yields all rows as columns of up to `batch_size` values."""
@@ -187,7 +190,7 @@ class OutputDataset(OutputDatasetMixin):
         if isinstance(key, str):
             self._check_column(key)
             column = OutputDatasetColumn(self._step, partial(self._only, key), self.pickled, [key], self.num_rows)
-            column.whole = self
+            column.whole, column.cut = self, self.cut
             return column
         found = self._taken(key)
         return {name: values[0] for name, values in found.items()} if _is_index(key) else found
@@ -279,7 +282,7 @@ class OutputIterableDataset(OutputDatasetMixin):
             )
         self._check_column(key)
         column = OutputIterableDatasetColumn(self._step, self.rows.select_columns([key]), self.pickled)
-        column.whole = self
+        column.whole, column.cut = self, self.cut
         return column
 
 

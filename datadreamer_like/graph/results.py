@@ -86,9 +86,20 @@ class Results:
         self._keys: dict[str, dict[Path, str]] = {}  # by fingerprint and name
         self._lock = threading.Lock()
         self._presence: Presence | None = None
+        self._previews: Results | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Results, (self.folder, self.preview)
+
+    def of_preview(self, rows: int | None) -> Results:
+        """Returns the results of nodes with all rows, or of previews of so many; those have names of their own."""
+        if rows is None or self.preview is not None:
+            return self
+        with self._lock:
+            if self._previews is None:
+                self._previews = Results(self.folder, rows)
+                self._previews._presence = self._presence
+            return self._previews
 
     @property
     def cache_folder(self) -> Path:

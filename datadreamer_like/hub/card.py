@@ -97,7 +97,7 @@ def _body(kind: str, card: Card, is_synthetic: bool, load: str, content: str) ->
         "Datasets": _listed(stated(nodes, "datasets")),
         "Prompts": _prompts(stated(nodes, "prompts")),
         "Licences of what it was made from": _listed(stated(nodes, "licenses")),
-        "Links": _listed(stated(nodes, "urls")),
+        "Links": _listed([link for kind in ("urls", "dataset_cards", "model_cards") for link in stated(nodes, kind)]),
         "Citations": "\n\n".join(citations),
     }
     shown = [f"## {title}\n\n{text}" for title, text in sections.items() if text]

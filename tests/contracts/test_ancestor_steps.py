@@ -20,6 +20,7 @@ from datadreamer_like.datasets import (
 from datadreamer_like.errors import DataDreamerError, StepOutputError
 from datadreamer_like.steps import (
     CSVDataSource,
+    DataCardType,
     DataSource,
     HFDatasetDataSource,
     JSONDataSource,
@@ -252,6 +253,29 @@ def test_a_data_card_is_printed_by_heading(column: Any, capsys: pytest.CaptureFi
     printed = json.loads(capsys.readouterr().out)
     assert printed["Cited"]["Citation Information"] == ["Somebody, 2024"]
     assert list(printed["Cited"])[0] == "Date & Time"
+
+
+def test_every_heading_of_a_data_card_keeps_its_facts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Described(Step):
+        def setup(self) -> None:
+            self.register_output("o")
+            for kind in DataCardType:
+                if kind != DataCardType.DATETIME:
+                    self.register_data_card(kind, f"the {kind.value}")
+                    self.register_data_card(kind, f"another {kind.value}")
+
+        def run(self) -> Any:
+            return [1]
+
+    for _ in range(2):  # also of a result that is found again
+        with DataDreamer(tmp_path / "output", verbose=False):
+            Described("Described").data_card()
+        printed = json.loads(capsys.readouterr().out)
+        (facts,) = printed.values()
+        assert list(facts) == [kind.value for kind in DataCardType]
+        for kind in DataCardType:
+            if kind != DataCardType.DATETIME:
+                assert facts[kind.value] == [f"the {kind.value}", f"another {kind.value}"]
 
 
 def test_options_reach_their_place_by_position(column: Any, tmp_path: Path) -> None:

@@ -16,9 +16,13 @@ from datadreamer_like.steps import (
     DataFromAttributedPrompt,
     DataFromPrompt,
     DataSource,
+    Deduplicate,
+    FewShotPrompt,
     ProcessWithPrompt,
     Prompt,
     Step,
+    SuperStep,
+    step,
 )
 
 ROWS = 60
@@ -160,3 +164,108 @@ def test_a_preview_is_not_published(tmp_path: Path) -> None:
         rows = DataSource("Rows", data={"text": ["a", "b", "c"]})
         with pytest.raises(SessionError, match="preview of 2 rows"):
             rows.publish_to_hf_hub("me/rows", token="none")
+
+
+def test_a_step_is_previewed_within_a_full_session_and_its_full_run_pays_for_the_rest_only(
+    server: FlakyServer, tmp_path: Path, lazy: bool
+) -> None:
+    with DataDreamer(tmp_path / "session", verbose=False) as session:
+        llm = OpenAI("m", base_url=server.url, api_key="none")
+        rows = DataSource("Rows", data={"text": [f"text {index}" for index in range(ROWS)], "n": list(range(ROWS))})
+        texts = rows.map(lambda row: {"text": row["text"].upper()}, lazy=lazy, name="Upper").output["text"]
+        given: dict[str, Any] = {"inputs": {"prompts": texts}, "args": {"llm": llm}}
+        first = Prompt.preview(7, "Ask", **given)
+        assert list(first.output["prompts"]) == [f"TEXT {index}" for index in range(7)]
+        assert len(server.requests) == 7
+        assert first.trace(6).walk()
+        assert Prompt.preview(7, "Ask", **given).name == "Ask #2"
+        assert len(server.requests) == 7
+
+        whole = Prompt("Ask", **given)
+        assert (whole.name, len(whole.output)) == ("Ask", ROWS)
+        assert list(whole.output)[:7] == list(first.output)
+        assert set(server.seen.values()) == {1}
+        assert (session.folder / "ask").exists()
+        assert {path.name for path in (session.folder / ".preview").iterdir()} == {"ask", "ask-#2"}
+
+
+def test_a_preview_of_a_step_keeps_what_its_full_run_shows_in_prompts(server: FlakyServer, tmp_path: Path) -> None:
+    with DataDreamer(tmp_path / "session", verbose=False):
+        llm = OpenAI("m", base_url=server.url, api_key="none")
+        shown = DataSource("Shown", data={"question": ["1 + 1", "1 + 2", "1 + 3"], "answer": ["2", "3", "4"]}).output
+        asked = DataSource("Asked", data={"question": [f"{index} + 5" for index in range(ROWS)]}).output["question"]
+        inputs = {"inputs": asked, "input_examples": shown["question"], "output_examples": shown["answer"]}
+        few = FewShotPrompt.preview(2, "Few", inputs=inputs, args={"llm": llm})
+        assert len(few.output) == 2
+        assert all("1 + 3" in prompt for prompt in few.output["prompts"])
+        tones = DataSource("Tones", data={"tone": ["dry"] * ROWS}).output["tone"]
+        seeds = {"examples": asked, "example_attributes": tones}
+        args = {"llm": llm, "instruction": "{examples} {tone}", "attributes": {"tone": ["dry"]}, "n": 20}
+        drawn = DataFromAttributedPrompt.preview(3, "Drawn", inputs=seeds, args=args)
+        assert len(drawn.output) == 3
+        sent = len(server.requests)
+        assert sent == 5
+        whole = FewShotPrompt("Few", inputs=inputs, args={"llm": llm})
+        more = DataFromAttributedPrompt("Drawn", inputs=seeds, args=args)
+        assert len(server.requests) == sent + ROWS - 2 + 20 - 3
+        assert [*whole.output][:2] == [*few.output]
+        assert [*more.output][:3] == [*drawn.output]
+
+
+@step
+def shout(text: str, *, mark: str = "!") -> str:
+    return text.upper() + mark
+
+
+def test_every_form_of_step_is_cut_at_its_inputs(tmp_path: Path) -> None:
+    read: list[str] = []
+
+    class Lengths(Step):
+        def setup(self) -> None:
+            self.register_input("texts")
+            self.register_output("lengths")
+
+        def run(self) -> Any:
+            read.extend(self.inputs["texts"])
+            return [len(text) for text in self.inputs["texts"]]
+
+    class Twice(SuperStep):
+        def setup(self) -> None:
+            self.register_input("texts")
+            self.register_output("texts")
+
+        def run(self) -> Any:
+            inner = DataSource("Inner", {"texts": list(self.inputs["texts"])})
+            return Lengths("Of both", inputs={"texts": inner.output["texts"]}).output["lengths"]
+
+    with DataDreamer(tmp_path / "session", verbose=False) as session:
+        texts = DataSource(
+            "Rows", data={"text": [f"row {n}" for n in range(9)], "n": [str(n % 2) for n in range(9)]}
+        ).output
+        assert list(Lengths.preview(3, "Lengths", {"texts": texts["text"]}).output["lengths"]) == [5, 5, 5]
+        assert list(Twice.preview(2, "Twice", {"texts": texts["text"]}).output["texts"]) == [5, 5]
+        assert read == [f"row {n}" for n in (0, 1, 2, 0, 1)]
+        kept = Deduplicate.preview(4, "Once", {"inputs": texts["n"]})
+        assert list(kept.output) == [{"text": "row 0", "n": "0"}, {"text": "row 1", "n": "1"}]
+        short = shout.preview(2, texts["text"], mark="?")
+        assert list(short.output["shout"]) == ["ROW 0?", "ROW 1?"]
+        assert len(shout(texts["text"]).output) == 9
+        assert not (session.folder / ".inside").exists()  # those of the previews are in .preview
+        assert list(Twice("Twice", {"texts": texts["text"]}).output["texts"]) == [5] * 9
+
+
+@pytest.mark.parametrize(
+    ("given", "error"), [(0, DefinitionError), ("5", ArgumentTypeError), (None, ArgumentTypeError)]
+)
+def test_a_preview_of_a_step_needs_a_number_of_rows(tmp_path: Path, given: Any, error: type[Exception]) -> None:
+    with DataDreamer(tmp_path / "session", verbose=False), pytest.raises(error, match=r"DataSource.preview: n"):
+        DataSource.preview(given, "Rows", data={"text": ["a"]})
+
+
+def test_a_preview_of_a_step_is_not_published_and_a_wrong_input_is_the_steps_own_error(tmp_path: Path) -> None:
+    with DataDreamer(tmp_path / "session", verbose=False):
+        rows = DataSource.preview(2, "Rows", data={"text": ["a", "b", "c"]})
+        with pytest.raises(SessionError, match="preview of 2 rows"):
+            rows.publish_to_hf_hub("me/rows", token="none")
+        with pytest.raises(ArgumentTypeError, match='input "texts"'):
+            Words.preview(2, "Words", {"texts": ["a"]})

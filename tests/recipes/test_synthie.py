@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from datadreamer_like.errors import DataError, DefinitionError, EmptyDataset
+from datadreamer_like.models import LlamaCPP
 from datadreamer_like.recipes import SynthIE
 from datadreamer_like.recipes.synthie import draw_facts, fact_scores, read_facts, write_facts
 from datadreamer_like.steps import DataSource
@@ -123,3 +124,21 @@ def test_what_makes_no_sense_is_refused(session, encoder_decoder):
     assert not llm.asked
     with pytest.raises(DataError, match="of 12 answers of the LLM, 0 could be used"):
         made(encoder_decoder, llm=FakeLLM(lambda prompt: "Well."))
+
+
+def test_the_real_llm_states_facts_that_it_is_given(session, encoder_decoder, smollm_gguf):
+    names, towns = ["Ada", "Bruno", "Carla", "David"], ["Lisbon", "Oslo", "Vienna"]
+    llm = LlamaCPP(str(smollm_gguf))
+    it = made(
+        encoder_decoder, llm=llm, rows=8, facts=[(name, "lives in", town) for name in names for town in towns],
+        facts_per_row=(1, 1), examples=[("The home of Ken is in Rome.", [("Ken", "lives in", "Rome")])],
+    )  # fmt: skip
+    llm.unload_model()
+    rows = list(it.rows.output)
+    assert len(rows) >= 4  # of eight; such a model leaves something out of a few
+    for row in rows:
+        ((subject, relation, target),) = row["facts"]
+        assert row["target"] == f"{subject} | {relation} | {target}"
+        assert subject in row["text"]
+        assert target in row["text"]
+        assert "Facts:" not in row["text"]

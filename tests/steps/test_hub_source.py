@@ -35,6 +35,7 @@ def test_rows_come_from_the_commit_and_a_new_upload_is_noticed(hub: Any, tmp_pat
     assert rows == [{"pet": "cat"}]
     assert source.card.datasets == ["me/pets"]
     assert source.card.facts["Revision"] == first
+    assert source.card.dataset_cards == [f"{hub.url}/datasets/me/pets"]
     upload(hub, "pet\ndog\n")
     assert pets(tmp_path / "output", split="train")[1] == [{"pet": "dog"}]
     assert pets(tmp_path / "output", revision=first)[1] == [{"pet": "cat"}]

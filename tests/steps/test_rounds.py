@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from engines import Echo
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph import DataDreamer
-from datadreamer_like.models import LLM, Answer, Rejected
+from datadreamer_like.models import LLM, Answer, LlamaCPP, Rejected
 from datadreamer_like.steps import (
     CheckGrounding,
     Conversation,
@@ -345,3 +345,41 @@ def test_rows_of_rounds_lead_back_to_their_inputs(session: DataDreamer) -> None:
     trace = str(make(CritiqueAndRevise, llm, {"prompts": ["Name a cat.", "Name a dog."]}).trace(1))
     assert "input: Rows (DataSource), row 1" in trace
     assert "Rex" in trace
+
+
+# With the real LLM
+
+
+@pytest.fixture(scope="module")
+def smollm(smollm_gguf: Path) -> Iterator[LlamaCPP]:
+    """SmolLM2-135M-Instruct, loaded once."""
+    llm = LlamaCPP(str(smollm_gguf))
+    yield llm
+    llm.unload_model()
+
+
+def test_the_real_llm_talks_with_itself(session: DataDreamer, smollm: LlamaCPP) -> None:
+    inputs = {"openings": ["Which animal is the fastest?"], "personas": ["A child who loves cats."]}
+    options = {"turns": 2, "max_new_tokens": 16, "temperature": 0.0, "system_prompt": "You are a helpful assistant."}
+    talks = make(Conversation, smollm, inputs, **options)
+    (row,) = talks.output
+    roles, texts = zip(*((each["role"], each["content"]) for each in row["messages"]), strict=True)
+    assert roles == ("user", "assistant") * row["turns"]
+    assert texts[0] == "Which animal is the fastest?"
+    assert len(set(texts)) == len(texts)  # nobody repeats the other
+    assert row["ended"] == (row["turns"] == 1)
+    assert talks.errors == {}
+
+
+def test_the_real_llm_evolves_an_instruction_or_the_step_says_why_not(session: DataDreamer, smollm: LlamaCPP) -> None:
+    seeds = ["Name three animals.", "Write a poem about rain."]
+    evolved = make(
+        Evolve, smollm, {"instructions": seeds}, rounds=1, operations=["concretize", "breadth"], max_new_tokens=40
+    )
+    rows = list(evolved.output)
+    assert [row["seeds"] for row in rows] == seeds
+    for row in rows:
+        assert row["operations"] in ("concretize", "breadth")
+        assert row["instructions"] != row["seeds"]
+        assert row["answers"] or row["eliminated"]
+    assert evolved.card.completion_tokens > 20

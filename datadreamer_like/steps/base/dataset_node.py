@@ -6,11 +6,11 @@ import sys
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
-from datadreamer_like.errors import NoOutput, NotMade, SessionError, StorageError
+from datadreamer_like.errors import NoOutput, NotMade, SessionError, StorageError, check_number
 from datadreamer_like.graph.node import Node, working_node
 from datadreamer_like.graph.origin import Origin
 from datadreamer_like.graph.output import OutputDataset, OutputDatasetColumn, OutputIterableDataset
@@ -69,8 +69,32 @@ class DatasetNode(Node):
     @cached_property
     def parts(self) -> dict[str, str]:
         """The fingerprint of each part that determines the result, by name; of a preview, also its number of rows."""
-        preview = None if self.session is None else self.session.preview
-        return super().parts | ({} if preview is None else {"preview": str(preview)})
+        return super().parts | ({} if self.preview_rows is None else {"preview": str(self.preview_rows)})
+
+    @classmethod
+    def preview(cls, n: int, *arguments: Any, **options: Any) -> Self:
+        """Makes the step for the first `n` rows only, from its inputs to its output.
+
+        The other arguments are those of the step, whose full run finds the answers that the preview paid for. The
+        result has a name of its own, in `.preview`. Examples that prompts are drawn from are not cut, so that they are
+        those of the full run. In a source, `n` is the number of rows read. To try a whole script on few rows, use
+        `DataDreamer(folder, preview=n)`.
+
+        Raises:
+            ArgumentTypeError, DefinitionError: `n` is not a number of rows.
+
+        Example:
+            >>> from datadreamer_like import DataDreamer
+            >>> from datadreamer_like.steps import DataSource
+            >>> with DataDreamer(":memory:"):
+            ...     len(DataSource.preview(2, "Pets", data={"pet": ["cat", "dog", "fish"]}).output)
+            2
+        """
+        check_number(n, f"{cls.__name__}.preview: n", 1, whole=True)
+        step = cls.__new__(cls)
+        step.preview_rows = n
+        cls.__init__(step, *arguments, **options)
+        return step
 
     @property
     def output(self) -> OutputDataset | OutputIterableDataset:

@@ -7,6 +7,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Generic, ParamSpec, TypeVar, overload
 
 import numpy as np
@@ -172,6 +173,23 @@ class StepFunction(Generic[P, R]):
         Raises:
             DefinitionError: A parameter is unknown, missing, or given twice.
         """
+        return self._made(self.step_class, given, name, inputs, args, outputs, others)
+
+    def preview(self, n: int, *given: str | Column, **options: Any) -> FunctionStep:
+        """Makes the step for the first `n` rows of its inputs; see `Step.preview`."""
+        named = [options.pop(key, None) for key in ("name", "inputs", "args", "outputs")]
+        return self._made(partial(self.step_class.preview, n), given, *named, options)
+
+    def _made(
+        self,
+        make: Callable[..., FunctionStep],
+        given: tuple[str | Column, ...],
+        name: str | None,
+        inputs: dict[str, Column] | None,
+        args: dict[str, Any] | None,
+        outputs: dict[str, str] | None,
+        others: dict[str, Any],
+    ) -> FunctionStep:
         definition = self.step_class.definition
         if given and isinstance(given[0], str):
             if name is not None:
@@ -195,7 +213,7 @@ class StepFunction(Generic[P, R]):
             if key in all_inputs:
                 raise DefinitionError(f'"{name}": the input "{key}" is given twice.')
             all_inputs[key] = value
-        return self.step_class(name, all_inputs, all_args, outputs, **options)
+        return make(name, all_inputs, all_args, outputs, **options)
 
     @property
     def help(self) -> str:

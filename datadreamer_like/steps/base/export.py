@@ -13,7 +13,7 @@ from decimal import Decimal
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Unpack
 
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import DefinitionError, SessionError
 from datadreamer_like.graph.lazy_table import materialized
 from datadreamer_like.graph.rows import Rows
 from datadreamer_like.storage.arrow_types import holds_empty_objects
@@ -110,6 +110,11 @@ class Exports(DatasetNode):
         """
         from datadreamer_like.hub import publish_dataset
 
+        if self.preview_rows is not None:
+            raise SessionError(
+                f'Publishing {repo_id}: "{self.name}" is a preview of {self.preview_rows} rows. Make the step without '
+                "preview."
+            )
         dataset, schema = self._dataset(options)
         for field in schema:
             if holds_empty_objects(field.type):

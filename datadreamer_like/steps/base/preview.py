@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
-from datadreamer_like.graph.output import Column
+from datadreamer_like.graph.output import (
+    Column,
+    OutputDataset,
+    OutputDatasetColumn,
+    OutputDatasetMixin,
+    OutputIterableDataset,
+    OutputIterableDatasetColumn,
+)
 from datadreamer_like.graph.rows import Batch, Rows
-from datadreamer_like.graph.session import DataDreamer
+
+from .columns import whole
+from .dataset_node import UnmadeDataset
 
 
 class Previewable(Protocol):
     """What of a step a preview needs."""
 
-    session: DataDreamer | None
+    preview_rows: int | None
+    whole_inputs: frozenset[str]
     _inputs: dict[str, Column]
 
 
@@ -25,30 +35,16 @@ def most_rows(step: Previewable) -> int | None:
 
     A step that makes one row for each of its inputs' keeps all of them, so that its columns fit theirs.
     """
-    preview = None if step.session is None else step.session.preview
-    if preview is None:
+    if step.preview_rows is None:
         return None
-    columns: Mapping[str, Column] = step._inputs
-    return max([preview, *(column.num_rows or 0 for column in columns.values())])
+    columns = [column for name, column in step._inputs.items() if name not in step.whole_inputs]
+    return max([step.preview_rows, *(column.num_rows or 0 for column in columns)])
 
 
 def previewed(step: Previewable, rows: Rows) -> Rows:
     """Returns the first rows of a step in a preview; all of them elsewhere."""
     most = most_rows(step)
-    if most is None or (rows.num_rows is not None and rows.num_rows <= most):
-        return rows
-    if rows.table is not None:
-        return Rows.of_table(rows.table.select(range(most)), rows.origin, rows.node)
-
-    def read() -> Iterator[pa.RecordBatch]:
-        left = most
-        for batch in rows.read():
-            yield batch.slice(0, left)
-            left -= min(left, batch.num_rows)
-            if not left:
-                return
-
-    return replace(rows, num_rows=None if rows.num_rows is None else most, read=read)
+    return rows if most is None else _first(rows, most)
 
 
 def previewed_batches(step: Previewable, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -63,3 +59,47 @@ def previewed_batches(step: Previewable, batches: Iterator[Batch]) -> Iterator[B
         left -= min(left, size)
         if not left:
             return
+
+
+def cut_inputs(step: Previewable, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the inputs given to a step, of which a preview leaves the first rows."""
+    size, cut = step.preview_rows, dict[int, OutputDatasetMixin]()
+    if size is None or not isinstance(given, dict):
+        return given  # type: ignore[return-value]  # checked by the step
+
+    def first(column: Any) -> Any:
+        if not isinstance(column, OutputDatasetColumn | OutputIterableDatasetColumn):
+            return column
+        dataset = whole(column)
+        if isinstance(dataset, UnmadeDataset):
+            return column
+        # Columns of one dataset are read together.
+        rows = cut.setdefault(id(dataset), _first_of(dataset, size))
+        return rows if dataset is column else rows[column.column_names[0]]  # type: ignore[index]
+
+    return {name: column if name in step.whole_inputs else first(column) for name, column in given.items()}
+
+
+def _first_of(dataset: OutputDatasetMixin, most: int) -> OutputDatasetMixin:
+    rows, kind = _first(dataset.rows, most), type(dataset)
+    assert issubclass(kind, OutputDataset | OutputIterableDataset)
+    first = kind(dataset.step, rows, dataset.pickled)
+    first.cut = most
+    return first
+
+
+def _first(rows: Rows, most: int) -> Rows:
+    if rows.num_rows is not None and rows.num_rows <= most:
+        return rows
+    if rows.table is not None:
+        return Rows.of_table(rows.table.select(range(most)), rows.origin, rows.node)
+
+    def read() -> Iterator[pa.RecordBatch]:
+        left = most
+        for batch in rows.read():
+            yield batch.slice(0, left)
+            left -= min(left, batch.num_rows)
+            if not left:
+                return
+
+    return replace(rows, num_rows=None if rows.num_rows is None else most, read=read)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, LateRegistration, UnknownColumn, did_you_mean
 from datadreamer_like.graph.card import DataCardType as DataCardType
@@ -70,6 +70,9 @@ class Registration:
 
     takes_inputs: bool = False
     """Whether inputs that are not registered are accepted, such as one for each voter or placeholder of a template."""
+
+    whole_inputs: ClassVar[frozenset[str]] = frozenset()
+    """Inputs that `preview` does not cut, as their rows are not those of the output: examples, or a test set."""
 
     help = HelpText()
     """Inputs, arguments and outputs as text; of the class and of a step."""

@@ -28,7 +28,7 @@ from .columns import columns_together, num_rows_of, placed_parts, processed
 from .export import Exports
 from .lazy_rows import LazyRowBatches
 from .options import NodeOptions, OperationOptions, check_known, taken_options
-from .preview import previewed
+from .preview import cut_inputs, previewed
 from .registration import Registration
 from .returned import Expected, normalized
 
@@ -101,7 +101,7 @@ class Step(Registration, Operations["Derived"], Exports):
         called = f'"{name}" called'
         with noting_errors(called):
             self.run_setup()
-        self.accept(inputs or {}, args or {}, outputs or {})
+        self.accept(cut_inputs(self, inputs or {}), args or {}, outputs or {})
         outer = working_node()
         if outer is not None and not isinstance(outer, SuperStep):
             raise SessionError(

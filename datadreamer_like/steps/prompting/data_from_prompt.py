@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, islice, product
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
 from datadreamer_like.graph.origin import From
@@ -100,6 +100,8 @@ class DataFromAttributedPrompt(DataFromPrompt):
         ...     },
         ... )
     """
+
+    whole_inputs: ClassVar[frozenset[str]] = frozenset({"examples", "example_attributes"})
 
     def setup(self) -> None:
         """Registers the step's names."""

@@ -35,6 +35,7 @@ class FewShotPrompt(PromptStep):
     """
 
     result_version: ClassVar[int] = 2
+    whole_inputs: ClassVar[frozenset[str]] = frozenset({"input_examples", "output_examples"})
 
     def setup(self) -> None:
         """Registers the step's names."""

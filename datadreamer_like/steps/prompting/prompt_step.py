@@ -180,7 +180,7 @@ class PromptStep(Step):
     def questions(self) -> Iterator[Questions]:
         """Yields prompts with their rows."""
         schema = None if self._enforces_schema() else self.schema
-        cut = self.session is not None and self.session.preview is not None
+        cut = self.preview_rows is not None
         for batch in previewed_batches(self, self.input_batches()) if cut else self.input_batches():
             prompts = self.prompts(batch)
             if schema is not None:

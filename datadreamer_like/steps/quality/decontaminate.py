@@ -36,6 +36,8 @@ class Contamination(RowFilter):
         "similarity": "How similar the row is to the test set, up to 1; None where there is no similar row.",
     }
 
+    whole_inputs: ClassVar[frozenset[str]] = frozenset({"against"})
+
     def setup(self) -> None:
         """Registers the shared names."""
         super().setup()

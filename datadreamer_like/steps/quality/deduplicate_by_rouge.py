@@ -45,6 +45,8 @@ class DeduplicateByRougeL(RowFilter):
         "similarity": "ROUGE-L with that text.",
     }
 
+    whole_inputs: ClassVar[frozenset[str]] = frozenset({"pool"})
+
     def setup(self) -> None:
         """Registers the step's names."""
         super().setup()

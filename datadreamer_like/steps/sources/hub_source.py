@@ -112,7 +112,11 @@ class HFHubDataSource(Source):
             loaded = next(iter(loaded.values()))
         self.register_data_card(DataCardType.LICENSE, loaded.info.license)
         self.register_data_card(DataCardType.CITATION, loaded.info.citation)
+        self.register_data_card(DataCardType.URL, loaded.info.homepage)
         if self._is_on_hub:
+            from huggingface_hub import constants
+
+            self.register_data_card(DataCardType.DATASET_CARD, f"{constants.ENDPOINT}/datasets/{self.path}")
             self.register_data_card("Revision", known["revision"])
         if not self.streaming:
             self.found_columns(loaded.column_names)
