@@ -132,6 +132,7 @@ class APIModel(LLM):
         self.retry_on_fail = retry_on_fail
         self.system_prompt = system_prompt
         self.base_url = self.endpoint.address_in_use(base_url)
+        self.tool_choices = self.quirks.tool_choices
         self.max_context_length = max_context_length
         self.timeout = checked_seconds(timeout)
         self.kwargs = kwargs

@@ -83,7 +83,8 @@ def most_tokens(sent: Mapping[str, Any]) -> int:
     prompt = next((sent[name] for name in ("messages", "input", "prompt") if name in sent), "")
     limits = ("max_tokens", "max_completion_tokens", "max_output_tokens")
     new = next((sent[name] for name in limits if sent.get(name)), _USUAL_NEW_TOKENS)
-    return len(str(prompt)) // 4 + int(new) * int(sent.get("n") or 1)
+    asked = len(str(prompt)) + (len(str(sent["tools"])) if sent.get("tools") else 0)
+    return asked // 4 + int(new) * int(sent.get("n") or 1)
 
 
 def fits_header(value: str) -> bool:
