@@ -87,6 +87,7 @@ class Recorded(LLM):
         self.model_name = self._about["model_name"]
         self.extra_options = frozenset(self._about["extra_options"])
         self.enforces_schemas = self._about["enforces_schemas"]
+        self.tool_choices = frozenset(self._about.get("tool_choices", ()))
         self.max_context_length = self._about["max_context_length"]
 
     @classmethod
@@ -160,6 +161,7 @@ class Recorded(LLM):
             "fingerprint": fingerprint(llm),
             "extra_options": sorted(llm.extra_options),
             "enforces_schemas": llm.enforces_schemas,
+            "tool_choices": sorted(llm.tool_choices),
             "max_context_length": llm.max_context_length,
             "takes_chat": llm.takes_chat,
         }
@@ -231,6 +233,8 @@ def _key(request: Request) -> tuple[str, dict[str, Any]]:
     options = {name: value for name, value in values.items() if value != getattr(default, name)}
     if request.seed is not None:
         options["seed"] = request.seed
+    if request.tools != request.sampling.tools:
+        options["tools"] = request.tools
     plain = json.loads(json.dumps({"prompt": _plain(request.prompt), "options": options}, default=str))
     return _text_key(plain["prompt"], plain["options"]), plain
 
@@ -251,6 +255,7 @@ def _written(answer: Answer) -> dict[str, Any]:
         "completion_tokens": answer.completion_tokens,
         "reasoning": answer.reasoning,
         "logprobs": answer.logprobs,
+        "tool_calls": answer.tool_calls,
     }
     return {name: value for name, value in values.items() if value is not None}
 
