@@ -119,9 +119,8 @@ class PaidAnswers:
         """Returns the messages and the options that the LLM sends, in the form of a `LoggedCall`'s."""
         sampling = request.sampling
         messages = request.messages(getattr(llm, "system_prompt", None))
-        options = sampling_options(sampling, request.seed, getattr(llm, "default_new_tokens", None))
-        if tools := getattr(llm, "tools", ()):
-            options["tools"] = [dict(tool) for tool in tools]
+        tools = [*map(dict, getattr(llm, "tools", ())), *request.tools]
+        options = sampling_options(sampling, request.seed, getattr(llm, "default_new_tokens", None), tools)
         quirks = getattr(llm, "quirks", None)
         if quirks is not None:
             if sampling.schema is not None and quirks.response_format == "json_object":
@@ -150,7 +149,7 @@ class PaidAnswers:
             for call in self._log:
                 if not self._names & {call.model, *call.other_names}:
                     others[str(call.model)] += 1
-                elif call.answer.error is not None or None in call.answer.texts:
+                elif call.answer.error is not None or _lacks_text(call.answer):
                     failed += 1
                 else:
                     kept += 1
@@ -184,6 +183,11 @@ class PaidAnswers:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _store=None, _lock=threading.Lock())
+
+
+def _lacks_text(answer: Answer) -> bool:
+    calls = answer.tool_calls or [() for _ in answer.texts]
+    return any(text is None and not own for text, own in zip(answer.texts, calls, strict=True))
 
 
 def _digest(value: object, start: bytes = b"") -> bytes:
