@@ -70,6 +70,9 @@ class LlamaCPP(LLM):
     })  # fmt: skip
     """llama.cpp's own names: `json_schema` is `schema`, `grammar` a grammar in its notation."""
 
+    # The name of a tool is ignored as well.
+    tool_choices = frozenset({"auto", "none", "required"})
+
     def __init__(
         self,
         model_name: str,
@@ -105,9 +108,9 @@ class LlamaCPP(LLM):
         self.header = self._source = read_gguf_header(self.path)
         if repo_id is not None:
             self.header["general.source.url"] = f"https://huggingface.co/{repo_id}"
-        if self.takes_chat and "tools" in (given_text(chat_prompt_template) or self.header["tokenizer.chat_template"]):
-            # llama.cpp ignores tools for which the template has no place, and the name of one as tool_choice.
-            self.tool_choices = frozenset({"auto", "none", "required"})
+        template = given_text(self.chat_prompt_template) or self.header.get("tokenizer.chat_template")
+        if not self.takes_chat or "tools" not in str(template):
+            self.tool_choices = frozenset()  # llama.cpp ignores tools for which the template has no place
         wanted = context_length or 2048
         self.context_length = min(wanted, self.header.context_length or wanted)
         self.slots = slots
