@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -11,6 +13,8 @@ from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
+
+from filelock import FileLock
 
 from datadreamer_like import errors
 from datadreamer_like.errors import (
@@ -46,6 +50,7 @@ class Recorded(LLM):
     The file is JSON lines, to be committed next to the tests: prompts, options and answers. No key is in it. Answers
     are found by the prompt and the options; equal requests with random sampling get the recorded answers in turn.
     Rows that the model failed (a refusal, a prompt that is too long) are recorded too; failures of the moment are not.
+    Several processes may record in one file.
 
     Args:
         cassette: The file.
@@ -83,7 +88,8 @@ class Recorded(LLM):
         self._answers: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._turns: dict[str, int] = defaultdict(int)
         self._lock = threading.Lock()
-        self._about = self._read() if exists else self._start()
+        with self._alone():
+            self._about = self._read() if self.path.exists() else self._start()
         self.model_name = self._about["model_name"]
         self.extra_options = frozenset(self._about["extra_options"])
         self.enforces_schemas = self._about["enforces_schemas"]
@@ -196,8 +202,13 @@ class Recorded(LLM):
             raise DataError(f"The cassette {self.path} is empty. Delete it, and record it again.")
         return about
 
+    def _alone(self) -> FileLock:
+        """Returns a lock against other processes that record in the same file, as those of pytest-xdist do."""
+        name = hashlib.blake2b(str(self.path.resolve()).encode(), digest_size=8).hexdigest()
+        return FileLock(Path(tempfile.gettempdir()) / f"datadreamer_like-cassette-{name}.lock")
+
     def _append(self, key: str, record: dict[str, Any]) -> None:
-        with self._lock:
+        with self._lock, self._alone():
             self._answers[key].append(record)
             self._write(record)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import numbers
 import sys
@@ -17,6 +18,8 @@ from datadreamer_like.graph.positions import defaults_of
 from ..calls.options import LOGGING, Run, RunOptions
 from .schema import json_schema_of, schema_of_response_format
 from .tools import Tool, ToolCall, checked_choice, tools_of
+
+logger = logging.getLogger("datadreamer_like")
 
 Message: TypeAlias = Mapping[str, Any]
 """One chat message: `{"role": "user", "content": "..."}`."""
@@ -149,6 +152,9 @@ class Generation(Run):
                     f'There is no generation option "{name}".{did_you_mean(name, known)} '
                     f"The options are: {', '.join(sorted(known))}."
                 )
+        if "top_p" not in options:
+            for name in ("temperature", "n"):
+                _warn_of_greedy(name, options.get(name))
         given: dict[str, Any] = dict(options)
         for name in _NUMBERS.keys() & given.keys():
             given[name] = _number(name, given[name])
@@ -273,6 +279,8 @@ class Answer:
         ]
 
 
+# Options that a warning was given of.
+_warned: set[str] = set()
 # OpenAI's and llama.cpp's names for `schema`
 _SCHEMA_NAMES = ("response_format", "json_schema")
 # Each takes a task in the event loop.
@@ -297,6 +305,16 @@ _NUMBERS: dict[str, tuple[type[int | float], float, float, str]] = {
     "presence_penalty": (float, -2, 2, "a number from -2 to 2"),
     "frequency_penalty": (float, -2, 2, "a number from -2 to 2"),
 }
+
+
+def _warn_of_greedy(name: str, value: Any) -> None:
+    """Warns, once a process, of an option for random answers next to the default of `top_p`, which is greedy."""
+    without_effect = 0 if name == "temperature" else 1
+    if name in _warned or not isinstance(value, numbers.Real) or float(value) <= without_effect:
+        return
+    _warned.add(name)
+    what = "all n answers are the same" if name == "n" else "it has no effect"
+    logger.warning("%s=%s, but top_p is 0.0 by default, which is greedy: %s. Pass top_p=1.0.", name, value, what)
 
 
 def _number(name: str, value: Any) -> int | float | None:

@@ -282,7 +282,7 @@ class LLM(Model):
         An answer is used where the model's name, the messages (with the system prompt) and all options that decide an
         answer agree with the request. It is then stored like a new one, at no cost. A failed call is never used. The
         log reports how many answers were found, and which options differ for prompts that were not. The server's
-        address is not compared, since most logs do not have it.
+        address is not compared, since most logs do not have it. Called again, it adds another log.
 
         Args:
             log: The log.
@@ -299,7 +299,7 @@ class LLM(Model):
 
         if overrides_only_run(self):
             raise DefinitionError(f"{self.display_name} overrides run, where its answers are not looked up.")
-        self.paid = PaidAnswers(self, log, model_names, ignore)
+        self.paid = PaidAnswers(self, log, model_names, ignore, self.paid)
         return self
 
     def score(self, prompts: Iterable[Prompt], continuations: Sequence[str], **options: Unpack[ScoreOptions]) -> Any:
