@@ -17,7 +17,9 @@ from datadreamer_like.models.llms.endpoint import Endpoint, Quirks
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/models.md"
 START, END = "<!-- table: python scripts/models_table.py -->\n", "<!-- end of the table -->\n"
-HEAD = "| class | key or credentials | `n` | `seed` | log-probabilities | scores | `schema` | tools | `stop` | prices |\n"
+HEAD = (
+    "| class | key or credentials | `n` | `seed` | log-probabilities | scores | `schema` | tools | `stop` | prices |\n"
+)
 PRICES = tomllib.loads((Path(models.__file__).parent / "llms/prices.toml").read_text(encoding="utf-8"))
 OTHER_KEYS = {"VertexAI": "Google Cloud's default credentials", "Bedrock": "those of boto3"}
 
@@ -60,7 +62,15 @@ def row(kind: Any) -> list[str]:
 
 def _tools(choices: frozenset[str]) -> str:
     missing = [name if name == "name" else f"`{name}`" for name in ("none", "required", "name") if name not in choices]
-    return "no" if not choices else "yes" if not missing else "`auto`" if len(missing) == 3 else ("not by name" if missing == ["name"] else f"not {missing[0]}")
+    return (
+        "no"
+        if not choices
+        else "yes"
+        if not missing
+        else "`auto`"
+        if len(missing) == 3
+        else ("not by name" if missing == ["name"] else f"not {missing[0]}")
+    )
 
 
 def _yes(can: bool) -> str:

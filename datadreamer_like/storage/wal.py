@@ -1,4 +1,4 @@
-"""Finds damage in the log beside an SQLite file, which SQLite takes for its end: what came after would be lost silently.
+"""Finds damage in the log beside an SQLite file, which SQLite takes for its end: what comes after it would be lost.
 
 Format: https://www.sqlite.org/fileformat2.html#the_write_ahead_log
 """

@@ -45,7 +45,8 @@ LOGS: dict[str, Any] = {
     "OpenAI": {"request": {"model": "m", "messages": _CHAT, **_CHAT_TOOLS}, "response": _COMPLETION},
     "Responses": {
         "request": {
-            "model": "m", "input": [MESSAGES[0], _ITEM, {"type": "function_call_output", "call_id": "c1", "output": "sunny"}],
+            "model": "m",
+            "input": [MESSAGES[0], _ITEM, {"type": "function_call_output", "call_id": "c1", "output": "sunny"}],
             "tools": [{"type": "function", **WEATHER, "strict": False}], "tool_choice": "required",
         },
         "response": {"status": "completed", "output": [{**_ITEM, "id": "fc"}], "usage": {}},

@@ -18,8 +18,8 @@ from responses_server import ResponsesServer, response
 from datadreamer_like.errors import ArgumentTypeError, BadRequest, DefinitionError, RejectedAnswer
 from datadreamer_like.models import (
     LLM,
-    Anthropic,
     Answer,
+    Anthropic,
     Bedrock,
     Cohere,
     HFTransformers,
@@ -189,7 +189,10 @@ class Wire:
 
 CONVERSATION = [
     {"role": "user", "content": "The weather in Rome and Oslo?", "tool_calls": None},  # as a column has it
-    {"role": "assistant", "content": "I ask.", "tool_calls": [ROME, {**ROME, "id": "c2", "arguments": '{"city": "Oslo"}'}]},
+    {
+        "role": "assistant", "content": "I ask.",
+        "tool_calls": [ROME, {**ROME, "id": "c2", "arguments": '{"city": "Oslo"}'}],
+    },
     {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
     {"role": "tool", "tool_call_id": "c2", "content": "snow"},
     {"role": "user", "content": "Where is it warmer?"},
@@ -226,7 +229,7 @@ WIRES = {
     ),
     "anthropic": Wire(
         AnthropicServer,
-        lambda server, folder: Anthropic("claude-sonnet-4-6", base_url=server.url, api_key="k", cache_folder_path=folder),
+        lambda server, to: Anthropic("claude-sonnet-4-6", base_url=server.url, api_key="k", cache_folder_path=to),
         _anthropic,
         [{"name": "get_weather", "description": "The weather.", "input_schema": SCHEMA}],
         {"type": "tool", "name": "get_weather"},
@@ -370,7 +373,9 @@ def test_a_prompt_may_have_tools_of_its_own(tmp_path: Path) -> None:
         answers = list(wire.model(server, tmp_path).answers(prompts, concurrency=1, temperature=0.0))
         assert [answer.text for answer in answers] == ["hi"] * 4
         sent = sorted(json.dumps(body.get("tools")) for body in server.requests)
-        assert sent == sorted(json.dumps(t and [{"type": "function", "function": t}]) for t in (None, WEATHER, TIME, None))
+        assert sent == sorted(
+            json.dumps(t and [{"type": "function", "function": t}]) for t in (None, WEATHER, TIME, None)
+        )
 
 
 def test_a_result_without_the_id_of_its_call_fails_its_row(wire: Wire, tmp_path: Path) -> None:
@@ -447,12 +452,12 @@ def test_the_worst_case_of_a_request_counts_its_tools() -> None:
 TEMPLATE = (
     "{%- if tools %}{{ '<|im_start|>system\nYou may call one or more functions.\n\n<tools>' }}{% for tool in tools %}"
     "{{ '\n' }}{{ tool | tojson }}{% endfor %}{{ '\n</tools>\n\nFor each function call, return a json object with "
-    "function name and arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\": <function-name>, "
-    "\"arguments\": <args-json-object>}\n</tool_call><|im_end|>\n' }}{% endif %}{% for message in messages %}"
+    'function name and arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n{"name": <function-name>, '
+    '"arguments": <args-json-object>}\n</tool_call><|im_end|>\n\' }}{% endif %}{% for message in messages %}'
     "{%- if message.role == 'tool' %}{{ '<|im_start|>user\n<tool_response>\n' + message.content + "
     "'\n</tool_response><|im_end|>\n' }}{% elif message.tool_calls %}{{ '<|im_start|>assistant' }}"
     "{% for tool_call in message.tool_calls %}{% set tool_call = tool_call.function %}"
-    "{{ '\n<tool_call>\n{\"name\": \"' + tool_call.name + '\", \"arguments\": ' }}{{ tool_call.arguments | tojson }}"
+    '{{ \'\n<tool_call>\n{"name": "\' + tool_call.name + \'", "arguments": \' }}{{ tool_call.arguments | tojson }}'
     "{{ '}\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}{% else %}{{ '<|im_start|>' + message.role + '\n' + "
     "message.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -497,7 +502,7 @@ def test_transformers_reads_calls_by_the_tokenizers_response_template(tiny_causa
             "content": {"close": "<|im_end|>"},
             "tool_calls": {
                 "open": "<tool_call>", "close": "</tool_call>", "repeats": True, "content": "json",
-                "transform_each": True, "transform": {"type": "function", "function": "{content}"},
+                "transform": {"type": "function", "function": "{content}"},
             },
         },
     }  # fmt: skip

@@ -50,7 +50,9 @@ def test_one_list_of_tools_for_all_rows_gives_a_typed_column_of_calls(tmp_path: 
         assert list(step.errors) == [3]
         assert llm.asked[0].tools[0]["parameters"]["properties"].keys() == {"city", "unit"}
         assert len(llm.asked) == 4
-        table = step.output.dataset.data.table if hasattr(step.output.dataset.data, "table") else step.output.dataset.data
+        table = (
+            step.output.dataset.data.table if hasattr(step.output.dataset.data, "table") else step.output.dataset.data
+        )
         calls = pa.list_(pa.struct({"id": pa.string(), "name": pa.string(), "arguments": pa.string()}))
         assert table.schema.field("tool_calls").type.equals(calls, check_metadata=False)
 
@@ -104,7 +106,9 @@ def test_parse_gets_the_calls_and_several_answers_are_lists(tmp_path: Path) -> N
 
     with DataDreamer(tmp_path):
         step = Prompt(
-            "Ask", inputs={"prompts": _column("Rome?")}, args={"llm": FakeLLM([ROME]), "tools": [WEATHER], "parse": parse}
+            "Ask",
+            inputs={"prompts": _column("Rome?")},
+            args={"llm": FakeLLM([ROME]), "tools": [WEATHER], "parse": parse},
         )
         several = ProcessWithPrompt(
             "Several",

@@ -220,8 +220,8 @@ class Ollama(NamedModel):
 class VLLMServer(NamedModel):
     """A model on vLLM's server, by default on this machine, where it costs nothing.
 
-    Start it with `vllm serve MODEL`, and for tools with `--enable-auto-tool-choice --tool-call-parser ...`. Pass the `api_key` that it was started with, if any. See `VLLM` for vLLM in this
-    process.
+    Start it with `vllm serve MODEL`, and for tools with `--enable-auto-tool-choice --tool-call-parser ...`. Pass the
+    `api_key` that it was started with, if any. See `VLLM` for vLLM in this process.
     """
 
     endpoint = Endpoint(

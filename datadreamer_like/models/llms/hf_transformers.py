@@ -15,8 +15,8 @@ from ..trained.hf_source import HOW_FETCHED, adapter_source, hf_source, loading,
 from ..trained.model_facts import is_bidirectional, model_max_length
 from .chat_template import AUTO, Auto, checked, given_text, is_text_template, plain_prompt
 from .generation import Answer, GenerationOptions, Request, Sampling
-from .llm import LLM
 from .hf_calls import CallReader, check_parses_calls
+from .llm import LLM
 from .scoring import Scored, ScoreRequest
 from .tool_messages import openai_messages, openai_tools
 

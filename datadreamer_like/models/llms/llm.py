@@ -239,8 +239,8 @@ class LLM(Model):
         """Like `run`, but yields `Answer`s: texts, tokens, finish reasons, log-probabilities, errors.
 
         Args:
-            prompts: As for `run`; a `ToolPrompt` has tools of its own. Pass `Repeated` prompts if this run sees only a part of all prompts, so that
-                repetitions are counted over all of them.
+            prompts: As for `run`, or `ToolPrompt`s with tools of their own. Pass `Repeated` prompts if this run sees
+                only a part of all prompts, so that repetitions are counted over all of them.
             check: Called in the calling thread, in any order, with a prompt's index and its answer, new or cached. It
                 returns the answer to yield, or `Rejected`: the model is then asked again with the reason, and the new
                 answer is checked. Rejected answers stay in the cache and are rejected again in a rerun.

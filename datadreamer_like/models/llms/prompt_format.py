@@ -23,9 +23,7 @@ def formatted_prompt(
     least, longest = bounds[0] or 0, bounds[1]
     most = len(examples) if longest is None else min(longest, len(examples))
     if longest is not None and least > longest:
-        raise DefinitionError(
-            f"min_in_context_examples ({least}) is more than max_in_context_examples ({longest})."
-        )
+        raise DefinitionError(f"min_in_context_examples ({least}) is more than max_in_context_examples ({longest}).")
 
     def joined(count: int) -> str:
         return sep.join(part for part in (before, *examples[:count], after) if part is not None)

@@ -90,7 +90,7 @@ class OpenAIResponses(OpenAI):
         functions = [tool for tool in tools or () if tool.get("type") in ("function", "custom")]
         if functions:
             raise DefinitionError(
-                f"{type(self).__name__}(tools=...) takes built-in tools that OpenAI runs, not {functions[0]['type']!r}. "
+                f"{type(self).__name__}(tools=...) takes tools that OpenAI runs, not {functions[0]['type']!r}. "
                 "Give functions to each call, as in llm.answers(prompts, tools=[...])."
             )
         self.tools = tuple(tools or ())
@@ -265,7 +265,9 @@ def _text(response: Any, shaped: bool) -> AnswerText:
         if item.type == "reasoning"
         for part in (getattr(item, "content", None) or item.summary or ())
     ]
-    calls = [tool_call(each.call_id, each.name, each.arguments) for each in response.output if each.type == "function_call"]
+    calls = [
+        tool_call(each.call_id, each.name, each.arguments) for each in response.output if each.type == "function_call"
+    ]
     reasoning = "\n\n".join(thoughts) or None
     return answer_text(parts or None, _finish_reason(response), reasoning=reasoning, shaped=shaped, calls=calls)
 

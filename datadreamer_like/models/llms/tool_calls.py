@@ -59,8 +59,7 @@ def check_tools(llm: Any, sampling: Sampling, tools: Sequence[Tool]) -> None:
         return
     if not llm.tool_choices:
         raise DefinitionError(
-            f"{llm.display_name} takes no tools. Leave them out, or "
-            "use a model of an API or LlamaCPP."
+            f"{llm.display_name} takes no tools. Leave them out, or use a model of an API or LlamaCPP."
         )
     kind, choice = kind_of(sampling.tool_choice), sampling.tool_choice
     if kind not in llm.tool_choices:
@@ -117,4 +116,3 @@ def _wrong(calls: Sequence[ToolCall], tools: Mapping[str, Callable[[Any], Iterat
 @functools.lru_cache(maxsize=256)
 def _problems(tools: str) -> dict[str, Callable[[Any], Iterator[Problem]]]:
     return {tool["name"]: schema_problems(tool["parameters"]) for tool in json.loads(tools)}
-

@@ -32,7 +32,11 @@ def neutral_calls(message: Mapping[str, Any]) -> list[ToolCall]:
                 arguments = json.loads(arguments or "{}")
             except ValueError:
                 arguments = None
-        if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str) or not isinstance(arguments, Mapping):
+        if (
+            not isinstance(inner, Mapping)
+            or not isinstance(inner.get("name"), str)
+            or not isinstance(arguments, Mapping)
+        ):
             raise BadRequest(
                 f"A call in tool_calls is {call!r:.200}; expected an id, a name and arguments, which are a dictionary "
                 "or a JSON object as a text."
@@ -114,6 +118,7 @@ def responses_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
 def anthropic_messages(messages: Messages) -> Messages:
     """Returns messages in the form of Anthropic's Messages API; results that follow each other become one message."""
     made: Messages = []
+    results: dict[str, Any] = {}
     for message in messages:
         plain = _without_empty(message)
         if message.get("tool_calls"):
@@ -123,11 +128,10 @@ def anthropic_messages(messages: Messages) -> Messages:
         elif message.get("role") == "tool":
             call, content = _result(message)
             block = {"type": "tool_result", "tool_use_id": call, "content": content}
-            if made and made[-1]["role"] == "user" and isinstance(made[-1]["content"], list):
-                if made[-1]["content"][-1].get("type") == "tool_result":
-                    made[-1]["content"].append(block)
-                    continue
-            plain = {"role": "user", "content": [block]}
+            if made and made[-1] is results:
+                results["content"].append(block)
+                continue
+            plain = results = {"role": "user", "content": [block]}
         made.append(plain)
     return made
 

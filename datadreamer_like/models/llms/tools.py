@@ -85,12 +85,14 @@ def _tool_of(given: object) -> dict[str, Any]:
         inner = given.get("function", given)
         if given.get("type", "function") != "function" or not isinstance(inner, Mapping) or "name" not in inner:
             raise DefinitionError(
-                f'A tool needs a name, a description and parameters (a JSON schema), not {given!r:.200}. A built-in tool '
-                "of a provider is an option of its model, as in OpenAIResponses(..., tools=[...])."
+                f"A tool needs a name, a description and parameters (a JSON schema), not {given!r:.200}. A "
+                "provider's built-in tool is an option of its model: OpenAIResponses(..., tools=[...])."
             )
         known = {"name", "description", "parameters", "strict"}
         if unknown := sorted(inner.keys() - known):
-            raise DefinitionError(f'The tool {inner["name"]!r} has "{unknown[0]}"; expected name, description, parameters.')
+            raise DefinitionError(
+                f'The tool {inner["name"]!r} has "{unknown[0]}"; expected name, description, parameters.'
+            )
         return _checked(inner["name"], inner.get("description"), inner.get("parameters") or _NO_PARAMETERS)
     if isinstance(given, type) and hasattr(given, "model_json_schema"):
         schema = given.model_json_schema()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from datadreamer_like.errors import BadRequest, DefinitionError, Unavailable, require_extra
 
 from ..model import free_memory
-from .chat_template import AUTO, Auto
 from .answer_text import AnswerText, answer_of
+from .chat_template import AUTO, Auto
 from .generation import Answer, Request, Sampling, TokenLogprob
 from .hf_calls import CallReader, check_parses_calls
 from .hf_transformers import HFTransformers

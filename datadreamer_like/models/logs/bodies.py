@@ -9,8 +9,8 @@ from typing import Any
 from ..llms.answer_text import AnswerText, answer_of, answer_text
 from ..llms.generation import Answer
 from ..llms.prices import Usage, known_prices
-from .logged_tools import calls_in
 from .logged_call import LoggedCall, count_of, failed, logprobs_of, options_of, plain_messages, time_of
+from .logged_tools import calls_in
 
 Body = Mapping[str, Any]
 

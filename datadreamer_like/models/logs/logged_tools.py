@@ -21,7 +21,9 @@ def canonical_tools(tools: Sequence[Any]) -> list[Any]:
     found = []
     for tool in tools:
         inner = tool.get("function", tool) if isinstance(tool, Mapping) else {}
-        is_function = isinstance(inner, Mapping) and "name" in inner and tool.get("type", "function") in ("function", "custom")
+        is_function = (
+            isinstance(inner, Mapping) and "name" in inner and tool.get("type", "function") in ("function", "custom")
+        )
         if not is_function:
             found.append(tool)
             continue

@@ -173,7 +173,10 @@ def _budget_passed(llm: LLM, most: float | None) -> str:
         return ""
     own, whole = budget_of(llm.budget), None if session is None else budget_of(session.budget)
     folder = None if session is None else session.cache_folder
-    limits = [("the budget", own, llm.cache_folder_path or folder, llm.account), ("the session's budget", whole, folder, None)]
+    limits = [
+        ("the budget", own, llm.cache_folder_path or folder, llm.account),
+        ("the session's budget", whole, folder, None),
+    ]
     for what, limit, place, account in limits:
         spent = _spent(place, account) if limit is not None else 0
         if limit is not None and spent + most * 1e9 > limit:

@@ -50,9 +50,8 @@ class PromptStep(Step):
     - `output_schema`, a pydantic model class or a JSON schema, adds a column for each of its properties; one that may
       be of several types holds JSON texts. The LLM's engine enforces it if it can; an invalid answer is rejected.
     - `logprobs=k` adds a column of each answer's tokens with the `k` likeliest there, for `StoredTeacher.from_step`.
-    - `tools`, a list for all rows (functions, models, dictionaries) or the name of an input with those of each row, adds
-      the column `tool_calls`: dictionaries of `id`, `name` and `arguments` (JSON). An answer may be calls alone, without
-      a text.
+    - `tools`, a list for all rows (functions, models, dictionaries) or the name of an input with those of each row,
+      adds the column `tool_calls`: dictionaries of `id`, `name` and `arguments` (JSON). An answer may be calls alone.
 
     A row fails if its last answer is rejected, or if one of these functions raises or returns what does not fit its
     column: `step.errors` holds the reason and the answer. The functions get objects of their own, which they may
@@ -201,7 +200,9 @@ class PromptStep(Step):
         joined = RowAnswers(questions)
         answers = self._args["llm"].answers(
             joined.values(),
-            check=(lambda index, answer: read_answer(self, answer, joined.row(index))) if self._reads_answers() else None,
+            check=(lambda index, answer: read_answer(self, answer, joined.row(index)))
+            if self._reads_answers()
+            else None,
             max_follow_ups=self._args["max_follow_ups"],
             total_num_prompts=self.num_prompts(),
             **self.run_options(),
@@ -278,7 +279,7 @@ class PromptStep(Step):
         return [None if answer is None or answer.error is not None else answer.value for answer in rows.answers]
 
     def field_columns(self, rows: AnsweredRows) -> Batch:
-        """Returns `logprobs`, `tool_calls` and a column for each property of `output_schema`; None without an answer."""
+        """Returns `logprobs`, `tool_calls` and a column for each property of `output_schema`; None if not answered."""
         stored = logprob_columns(self._args, rows.answers) if self._args[LOGPROBS] is not None else {}
         if TOOL_CALLS in self._output_specs:
             stored[TOOL_CALLS] = call_column(rows.answers, self.num_answers != 1)

@@ -14,7 +14,6 @@ from .value_column import described, own_copy
 
 def read_answer(step: Any, answer: Answer, row: dict[str, Any]) -> Answer | Rejected:
     """Returns the answer with its value or with the error of a function that raised, or `Rejected`."""
-
     args = step.args
 
     def value_of(answer: Answer) -> Any:
