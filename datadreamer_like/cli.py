@@ -6,6 +6,7 @@ import argparse
 import os
 import runpy
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -44,8 +45,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DataDreamerError as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except _ScriptFailed as failed:
+        sys.stderr.write(f"{failed}\n")
+        return 1
     sys.stdout.write(f"removed {count:,} result{'' if count == 1 else 's'}, {size / 1e6:,.1f} MB\n")
     return 0
+
+
+class _ScriptFailed(Exception):
+    """A script raised an error of its own; its message is what to show of it."""
+
+
+def _own_frames(error: Exception) -> str:
+    """Returns an error with the frames of the script alone, without those that run it."""
+    inside = os.path.dirname(os.path.abspath(__file__))
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not os.path.abspath(frame.filename).startswith(inside)
+        and not any(other in frame.filename for other in ("runpy", "site-packages"))
+    ]
+    return "".join([*traceback.format_list(frames), *traceback.format_exception_only(error)]).rstrip()
 
 
 def _plan(script: str, arguments: list[str]) -> int:
@@ -58,6 +78,10 @@ def _plan(script: str, arguments: list[str]) -> int:
         try:
             with suppress(NotMade, NotTrained):
                 runpy.run_path(script, run_name="__main__")
+        except DataDreamerError:
+            raise
+        except Exception as error:
+            raise _ScriptFailed(_own_frames(error)) from error
         finally:
             sys.argv, sys.path = argv, path
             for plan in plans:

@@ -17,7 +17,9 @@ from datadreamer_like.models.llms.endpoint import Endpoint, Quirks
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/models.md"
 START, END = "<!-- table: python scripts/models_table.py -->\n", "<!-- end of the table -->\n"
-HEAD = "| class | key or credentials | `n` | `seed` | log-probabilities | scores | `schema` | `stop` | prices |\n"
+HEAD = (
+    "| class | key or credentials | `n` | `seed` | log-probabilities | scores | `schema` | tools | `stop` | prices |\n"
+)
 PRICES = tomllib.loads((Path(models.__file__).parent / "llms/prices.toml").read_text(encoding="utf-8"))
 OTHER_KEYS = {"VertexAI": "Google Cloud's default credentials", "Bedrock": "those of boto3"}
 
@@ -37,7 +39,7 @@ def row(kind: Any) -> list[str]:
     if endpoint is None:
         scores = kind.score_batch is not LLM.score_batch or kind.score_one is not LLM.score_one
         schema = "enforced" if kind.enforces_schemas else "refused"
-        return [name, "none", "yes", "yes", "yes", _yes(scores), schema, "yes", "free"]
+        return [name, "none", "yes", "yes", "yes", _yes(scores), schema, _tools(kind.tool_choices), "yes", "free"]
     quirks: Quirks = endpoint.quirks
     key = OTHER_KEYS.get(kind.__name__) or (f"`{endpoint.key_variable}`" if endpoint.key_variable else "none")
     of_provider = PRICES.get(endpoint.name.lower(), {}).get("models", {})
@@ -52,9 +54,23 @@ def row(kind: Any) -> list[str]:
         _yes("top_logprobs" not in quirks.refuses),
         _yes(kind.score_one is not LLM.score_one and quirks.echoes),
         "enforced" if quirks.response_format == "json_schema" else "in the prompt; JSON enforced",
+        _tools(quirks.tool_choices),
         _yes("stop" not in quirks.refuses),
         prices,
     ]
+
+
+def _tools(choices: frozenset[str]) -> str:
+    missing = [name if name == "name" else f"`{name}`" for name in ("none", "required", "name") if name not in choices]
+    return (
+        "no"
+        if not choices
+        else "yes"
+        if not missing
+        else "`auto`"
+        if len(missing) == 3
+        else ("not by name" if missing == ["name"] else f"not {missing[0]}")
+    )
 
 
 def _yes(can: bool) -> str:

@@ -31,6 +31,7 @@ class Forecast:
         most_cost: US dollars if every request costs its worst case, retries and follow-ups left out; None if unknown.
         seconds: Time expected, from an earlier result; None if unknown.
         unknown: Why something of it is unknown; "" if all is known.
+        over: The budget that the worst case would pass; "" if none.
     """
 
     rows: int | None = None
@@ -40,6 +41,7 @@ class Forecast:
     most_cost: float | None = 0.0
     seconds: float | None = None
     unknown: str = ""
+    over: str = ""
 
     def text(self) -> str:
         """Returns it in words."""
@@ -50,6 +52,8 @@ class Forecast:
             parts.append(f"{self.stored:,} answers stored, {self.requests:,} requests to send")
         if self.requests != 0:
             parts.append(_money(self.cost, self.most_cost))
+        if self.over:
+            parts.append(f"which may pass {self.over}")
         if self.seconds is not None:
             parts.append(f"about {duration(self.seconds)}")
         return ", ".join([*parts, *([self.unknown] if self.unknown else [])])

@@ -30,6 +30,7 @@ from .llms.generation import Message as Message
 from .llms.generation import Request as Request
 from .llms.generation import Sampling as Sampling
 from .llms.generation import TokenLogprob as TokenLogprob
+from .llms.generation import ToolPrompt as ToolPrompt
 from .llms.hf_api_endpoint import HFAPIEndpoint as HFAPIEndpoint
 from .llms.hf_transformers import HFTransformers as HFTransformers
 from .llms.llamacpp import LlamaCPP as LlamaCPP
@@ -42,6 +43,7 @@ from .llms.responses import OpenAIResponses as OpenAIResponses
 from .llms.scoring import Scored as Scored
 from .llms.scoring import ScoreOptions as ScoreOptions
 from .llms.scoring import ScoreRequest as ScoreRequest
+from .llms.tools import ToolCall as ToolCall
 from .llms.vertex_ai import Vertex as Vertex
 from .llms.vertex_ai import VertexAI as VertexAI
 from .llms.vllm import VLLM as VLLM

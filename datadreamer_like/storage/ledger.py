@@ -23,6 +23,7 @@ from datadreamer_like.errors import ArgumentTypeError, DefinitionError, StorageE
 
 from .database import FileKind, connected, explained, parent_of, prepare
 from .folders import is_locked, locked
+from .wal import damage_of_log
 
 LEDGER_FORMAT = 1
 LEDGER_NAME = "ledger.db"
@@ -64,6 +65,8 @@ class Ledger:
             if self.path != ":memory:":
                 parent_of(self.path)
                 self._create()
+                if why := damage_of_log(Path(self.path)):
+                    raise self._damaged(why)
                 self._holder = f"{Path(self.path).name}-{os.getpid()}-{uuid.uuid4().hex[:8]}.lock"
                 self._presence = FileLock(self._file_of(self._holder), thread_local=False)
                 self._presence.acquire()

@@ -12,8 +12,10 @@ from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelErr
 from datadreamer_like.models.llms.generation import Answer, Prompt, Request, TokenLogprob
 from datadreamer_like.models.llms.llm import LLM
 from datadreamer_like.models.llms.scoring import Scored, ScoreRequest
+from datadreamer_like.models.llms.tool_calls import tool_call
+from datadreamer_like.models.llms.tools import TOOL_CHOICES, ToolCall
 
-from .schema_values import value_for
+from .schema_values import made_up_call, value_for
 
 Reply: TypeAlias = Any
 """What an answer is made of: a text, a value (as JSON), an `Answer`, an exception, or None for a row that fails."""
@@ -35,7 +37,8 @@ class FakeLLM(LLM):
             - None: a made-up value if there is a schema, else "Answer to: " and the prompt.
 
             An answer is a text, another value (as JSON), an `Answer`, an exception to raise, or None for a row that
-            fails.
+            fails. Where there are tools, a list of dictionaries with "name" and "arguments" are calls of them, and a
+            made-up answer is a call unless `tool_choice` is "none".
         logprob: The log-probability of each token of an answer, or a function from a token's text to it. Tokens are
             words and punctuation marks.
         score: A function from a prompt's text and a continuation to the log-probability that `LLM.score` gives; by
@@ -59,6 +62,7 @@ class FakeLLM(LLM):
 
     model_name = "fake"
     enforces_schemas = True
+    tool_choices = TOOL_CHOICES
 
     def __init__(
         self,
@@ -118,8 +122,16 @@ class FakeLLM(LLM):
             if reply is None:
                 return Answer.failed(ModelError(f"FakeLLM was given no answer to {prompt[:80]!r}."))
         most = request.sampling.max_new_tokens
-        texts, reasons, tokens = [], [], []
-        for reply in replies:
+        texts: list[str | None] = []
+        reasons: list[str] = []
+        tokens: list[list[str]] = []
+        calls = [_calls(reply) if request.tools else [] for reply in replies]
+        for reply, own in zip(replies, calls, strict=True):
+            if own:
+                texts.append(None)
+                reasons.append("tool_calls")
+                tokens.append(tokens_of(json.dumps(own)))
+                continue
             text = reply if isinstance(reply, str) else json.dumps(reply, ensure_ascii=False)
             text = _until(text, request.sampling.stop)
             pieces = tokens_of(text)
@@ -136,6 +148,7 @@ class FakeLLM(LLM):
             finish_reasons=reasons,
             logprobs=None if top is None else [[self._token(piece, top) for piece in pieces] for pieces in tokens],
             cost=0.0,
+            tool_calls=calls if any(calls) else None,
         )
 
     async def score_one(self, request: ScoreRequest) -> Scored:
@@ -157,6 +170,8 @@ class FakeLLM(LLM):
         if answers is None:
             if request.sampling.schema is not None:
                 return value_for(request.sampling.schema, f"{prompt}\0{request.seed}\0{index}")
+            if request.tools and request.sampling.tool_choice != "none":
+                return made_up_call(request, f"{prompt}\0{request.seed}\0{index}")
             return f"Answer to: {prompt}" + (f" ({index + 1})" if request.sampling.n > 1 else "")
         if isinstance(answers, list):
             self._given += 1
@@ -183,6 +198,15 @@ class FakeLLM(LLM):
         logprob = self._of_token(piece)
         likely = [(piece, logprob), *((f"{piece}~{rank}", logprob - rank) for rank in range(1, top))]
         return TokenLogprob(piece, logprob, tuple(likely[:top]))
+
+
+def _calls(reply: Reply) -> list[ToolCall]:
+    """Returns the calls that a reply gives; none if it is not a list of calls."""
+    if not isinstance(reply, list) or not reply:
+        return []
+    if not all(isinstance(each, Mapping) and {"name", "arguments"} <= each.keys() for each in reply):
+        return []
+    return [tool_call(each.get("id"), each["name"], each["arguments"], index) for index, each in enumerate(reply)]
 
 
 def _pattern(text: Any) -> re.Pattern[str]:

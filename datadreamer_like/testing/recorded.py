@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -11,6 +13,8 @@ from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
+
+from filelock import FileLock
 
 from datadreamer_like import errors
 from datadreamer_like.errors import (
@@ -46,6 +50,7 @@ class Recorded(LLM):
     The file is JSON lines, to be committed next to the tests: prompts, options and answers. No key is in it. Answers
     are found by the prompt and the options; equal requests with random sampling get the recorded answers in turn.
     Rows that the model failed (a refusal, a prompt that is too long) are recorded too; failures of the moment are not.
+    Several processes may record in one file.
 
     Args:
         cassette: The file.
@@ -83,10 +88,12 @@ class Recorded(LLM):
         self._answers: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._turns: dict[str, int] = defaultdict(int)
         self._lock = threading.Lock()
-        self._about = self._read() if exists else self._start()
+        with self._alone():
+            self._about = self._read() if self.path.exists() else self._start()
         self.model_name = self._about["model_name"]
         self.extra_options = frozenset(self._about["extra_options"])
         self.enforces_schemas = self._about["enforces_schemas"]
+        self.tool_choices = frozenset(self._about.get("tool_choices", ()))
         self.max_context_length = self._about["max_context_length"]
 
     @classmethod
@@ -160,6 +167,7 @@ class Recorded(LLM):
             "fingerprint": fingerprint(llm),
             "extra_options": sorted(llm.extra_options),
             "enforces_schemas": llm.enforces_schemas,
+            "tool_choices": sorted(llm.tool_choices),
             "max_context_length": llm.max_context_length,
             "takes_chat": llm.takes_chat,
         }
@@ -194,8 +202,13 @@ class Recorded(LLM):
             raise DataError(f"The cassette {self.path} is empty. Delete it, and record it again.")
         return about
 
+    def _alone(self) -> FileLock:
+        """Returns a lock against other processes that record in the same file, as those of pytest-xdist do."""
+        name = hashlib.blake2b(str(self.path.resolve()).encode(), digest_size=8).hexdigest()
+        return FileLock(Path(tempfile.gettempdir()) / f"datadreamer_like-cassette-{name}.lock")
+
     def _append(self, key: str, record: dict[str, Any]) -> None:
-        with self._lock:
+        with self._lock, self._alone():
             self._answers[key].append(record)
             self._write(record)
 
@@ -231,6 +244,8 @@ def _key(request: Request) -> tuple[str, dict[str, Any]]:
     options = {name: value for name, value in values.items() if value != getattr(default, name)}
     if request.seed is not None:
         options["seed"] = request.seed
+    if request.tools != request.sampling.tools:
+        options["tools"] = request.tools
     plain = json.loads(json.dumps({"prompt": _plain(request.prompt), "options": options}, default=str))
     return _text_key(plain["prompt"], plain["options"]), plain
 
@@ -251,6 +266,7 @@ def _written(answer: Answer) -> dict[str, Any]:
         "completion_tokens": answer.completion_tokens,
         "reasoning": answer.reasoning,
         "logprobs": answer.logprobs,
+        "tool_calls": answer.tool_calls,
     }
     return {name: value for name, value in values.items() if value is not None}
 

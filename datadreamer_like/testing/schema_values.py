@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from datadreamer_like.errors import DefinitionError
+from datadreamer_like.models.llms.generation import Request
 
 _FORMATS = {
     "date": "2024-05-17", "date-time": "2024-05-17T12:00:00Z", "time": "12:00:00Z", "email": "someone@example.com",
@@ -37,6 +38,13 @@ def value_for(schema: Mapping[str, Any], seed: str) -> Any:
             "FakeLLM(lambda prompt: ...)."
         ) from error
     return value
+
+
+def made_up_call(request: Request, seed: str) -> list[dict[str, Any]]:
+    """Returns a call of one of a request's tools, that of its `tool_choice` or any, the same for the same seed."""
+    named = [tool for tool in request.tools if tool["name"] == request.sampling.tool_choice] or list(request.tools)
+    tool = random.Random(f"{seed}\0tool").choice(named)
+    return [{"name": tool["name"], "arguments": value_for(tool["parameters"], seed)}]
 
 
 def _value(schema: Any, root: Mapping[str, Any], chosen: random.Random, depth: int) -> Any:

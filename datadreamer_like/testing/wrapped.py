@@ -33,6 +33,7 @@ class WrappedLLM(LLM):
         self.model_name = llm.model_name
         self.extra_options = llm.extra_options
         self.enforces_schemas = llm.enforces_schemas
+        self.tool_choices = llm.tool_choices
         self.default_concurrency = llm.default_concurrency
         self.max_context_length = llm.max_context_length
 

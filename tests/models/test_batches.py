@@ -14,7 +14,7 @@ from flaky_server import FlakyServer, Reply, completion, prompt_of
 from responses_server import response
 
 from datadreamer_like import DataDreamer
-from datadreamer_like.errors import BadRequest, DefinitionError, ModelError, OverBudget, StorageError
+from datadreamer_like.errors import ArgumentTypeError, BadRequest, DefinitionError, ModelError, OverBudget, StorageError
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.usage import Usage, counting
 from datadreamer_like.models import (
@@ -467,3 +467,21 @@ def test_a_damaged_batch_on_disk_is_an_error_before_anything_is_sent(server: Bat
     state.write_text(whole)
     assert model(server, tmp_path).run(prompts(3)) == echoes(prompts(3))
     assert len(server.jobs) == 1
+
+
+def test_a_run_closes_the_client_that_it_opened_and_leaves_the_script_s_own(
+    server: BatchServer, tmp_path: Path
+) -> None:
+    llm = model(server, tmp_path)
+    llm.run(prompts(2), max_new_tokens=50)
+    assert "client" not in vars(llm)
+    own = llm.client
+    llm.run(prompts(3), max_new_tokens=50)
+    assert llm.client is own
+    llm.unload_model()
+
+
+@pytest.mark.parametrize("batch", ["no", 1, None])
+def test_what_is_neither_true_nor_false_is_refused(batch: Any) -> None:
+    with pytest.raises(ArgumentTypeError, match="batch must be True or False"):
+        OpenAI("m", api_key=KEY, batch=batch)

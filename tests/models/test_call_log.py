@@ -379,6 +379,29 @@ def test_each_random_answer_is_served_once_and_a_greedy_one_always(tmp_path: Pat
         assert llm.run(["Sky?"], **AS_LOGGED, force=True) == ["echo: Sky?"]
 
 
+def test_a_second_log_is_added_and_asked_for_what_the_first_does_not_have(tmp_path: Path) -> None:
+    def logged(file: str, *pairs: tuple[str, str]) -> CallLog:
+        records = [
+            {
+                "request": {"model": "m", "messages": [{"role": "user", "content": asked}]},
+                "response": {"choices": [{"message": {"content": said}, "finish_reason": "stop"}], "usage": {}},
+            }
+            for asked, said in pairs
+        ]
+        return CallLog(written(tmp_path, records, file))
+
+    first, second = (
+        logged("a.jsonl", ("Sky?", "blue"), ("Sea?", "a")),
+        logged("b.jsonl", ("Sea?", "b"), ("Grass?", "green")),
+    )
+    with FlakyServer() as server:
+        llm = OpenAI("m", base_url=server.url, cache_folder_path=tmp_path).reuse(first).reuse(second)
+        prompts = ["Sky?", "Sea?", "Grass?", "Sea?", "Sea?"]
+        answers = llm.run(prompts, temperature=1.0, top_p=1.0)
+        assert answers == ["blue", "a", "green", "b", "echo: Sea?"]
+        assert len(server.requests) == 1
+
+
 def test_a_step_and_its_plan_use_the_log_at_no_cost(tmp_path: Path) -> None:
     log = CallLog(written(tmp_path, [{"request": CHAT, "response": COMPLETION}]))
 

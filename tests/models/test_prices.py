@@ -162,3 +162,18 @@ def test_a_card_says_what_a_step_cost_or_that_it_is_unknown(prices: Any, tmp_pat
     expected = {None: None, 0.0: 0.0, 1.0: pytest.approx(2 * 5 / 1e6)}[prices and prices["input"]]
     assert step.card.cost == expected
     assert rows.card.cost == 0.0
+
+
+def test_a_misspelt_provider_in_a_prices_file_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "prices.toml"
+    line = '"m" = { input = 1.0, output = 2.0 }'
+    file.write_text(f"[opnai.models]\n{line}\n")
+    with DataDreamer(":memory:", verbose=False, prices=file), pytest.raises(DataError, match='"opnai", .*"openai"'):
+        OpenAI("m", api_key="k")
+    file = tmp_path / "others.toml"
+    file.write_text(f'[mine.models]\n{line}\n["http://gpu-box:8000/v1".models]\n{line}\n[mistralai.models]\n{line}\n')
+    with DataDreamer(":memory:", verbose=False, prices=file):
+        OpenAI("m", api_key="k")
+    warned = [record.getMessage() for record in caplog.records if "no provider of this package" in record.getMessage()]
+    assert len(warned) == 1
+    assert '"mine"' in warned[0]

@@ -115,7 +115,7 @@ def test_what_the_api_lacks_is_refused_before_anything_is_sent(tmp_path: Path) -
                 llm.run(["a"], **option)
         with pytest.raises(DefinitionError, match="no log-probabilities of given texts"):
             llm.score(["a"], ["b"])
-        with pytest.raises(DefinitionError, match="nobody to call a function"):
+        with pytest.raises(DefinitionError, match="Give functions to each call"):
             OpenAIResponses("m", api_key="k", tools=[{"type": "function", "name": "f"}])
         assert server.requests == []
 

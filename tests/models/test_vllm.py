@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from stand_ins import stand_in
 
-from datadreamer_like.errors import DefinitionError, MissingExtra, PromptTooLong
+from datadreamer_like.errors import DefinitionError, MissingExtra, PromptTooLong, Unavailable
 from datadreamer_like.models import VLLM, HFTransformers
 
 IS_REAL = importlib.util.find_spec("vllm") is not None
@@ -87,3 +87,32 @@ def test_the_engine_gets_the_options_in_its_own_names(given: list[Any], tiny_for
 def test_one_gpu_is_chosen_by_cudas_own_variable(given: list[Any]) -> None:
     with pytest.raises(DefinitionError, match="CUDA_VISIBLE_DEVICES"):
         VLLM("m", device="cuda:1")
+
+
+@pytest.mark.skipif(IS_REAL, reason="kills no engine")
+def test_an_engine_that_died_ends_the_run_and_keeps_the_answers_before(
+    given: list[Any], tiny_for_vllm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vllm
+
+    class EngineDeadError(Exception):  # vllm.v1.engine.exceptions
+        pass
+
+    generate, calls = vllm.LLM.generate, 0
+
+    def dying(self: Any, *args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise EngineDeadError("EngineCore encountered an issue.")
+        return generate(self, *args, **options)
+
+    monkeypatch.setattr(vllm.LLM, "generate", dying)
+    llm = VLLM(str(tiny_for_vllm), cache_folder_path=tmp_path, **CONTEXT)
+    prompts = ["A dog", "The cat", "Rain fell"]
+    with pytest.raises(Unavailable, match=r"has died: EngineCore .* run again"):
+        llm.run(prompts, max_new_tokens=4, batch_size=1)
+    monkeypatch.setattr(vllm.LLM, "generate", generate)
+    stored = len(given)
+    assert None not in llm.run(prompts, max_new_tokens=4, batch_size=1)
+    assert sum(isinstance(each, type(given[1])) for each in given[stored:]) == 2

@@ -242,6 +242,30 @@ def test_the_command_line_plans_a_script(tmp_path: Path, capsys: pytest.CaptureF
     assert "opens no session" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("of", ["model", "session"])
+def test_a_plan_says_when_the_worst_case_passes_the_budget(of: str, tmp_path: Path) -> None:
+    def plan(budget: str) -> str:
+        with DataDreamer(tmp_path, budget=budget if of == "session" else None).plan() as made:
+            llm = OpenAI("m", base_url="http://127.0.0.1:9/v1", prices=PRICES, budget=budget if of == "model" else None)
+            rows = DataSource("Rows", data={"text": ["a", "b"]})
+            Prompt("Ask", inputs={"prompts": rows.output["text"]}, args={"llm": llm, "max_new_tokens": TOKENS})
+        return str(made)
+
+    what = "the budget" if of == "model" else "the session's budget"
+    assert f"USD, which may pass {what} of 0.01 USD" in plan("0.01 USD")
+    assert "may pass" not in plan("1 USD")
+
+
+def test_the_error_of_a_script_shows_its_own_frames_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("def outer():\n    return {}['x']\n\nouter()\n")
+    assert cli.main(["plan", str(script)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[1].strip() for line in lines if line.startswith("  File")] == ["line 4", "line 2"]
+    assert lines[-1] == "KeyError: 'x'"
+    assert "runpy" not in "".join(lines)
+
+
 def test_nothing_of_a_plan_is_left_when_it_is_over(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), DataDreamer(tmp_path, verbose=False).plan():
         raise ZeroDivisionError

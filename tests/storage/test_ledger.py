@@ -14,6 +14,7 @@ import pytest
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, NewerFormat, StorageError
 from datadreamer_like.storage.database import connected
 from datadreamer_like.storage.ledger import Ledger, budget_of, in_dollars, nanodollars
+from datadreamer_like.storage.wal import damage_of_log
 
 
 @pytest.mark.parametrize(
@@ -177,3 +178,35 @@ def test_a_newer_ledger_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(NewerFormat, match="newer version"):
         Ledger(path)
+
+
+def _flipped(log: bytes, place: int) -> bytes:
+    return log[:place] + bytes([log[place] ^ 1]) + log[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda log: _flipped(log, 9), lambda log: _flipped(log, 32 + 24 + 100), lambda log: _flipped(log, 32 + 9)],
+    ids=["its header", "a page", "a salt"],
+)
+def test_a_damaged_log_beside_a_ledger_is_refused(tmp_path: Path, damage: object) -> None:
+    path, folder = tmp_path / "ledger.db", tmp_path / "copy"
+    ledger = Ledger(path)
+    for _ in range(3):
+        assert ledger.reserve("a", 60, 1_000, None)
+        ledger.pay("a", 60, 50)
+    folder.mkdir()
+    for name in ("ledger.db", "ledger.db-wal"):  # as a run leaves them that was killed here
+        (folder / name).write_bytes((tmp_path / name).read_bytes())
+    ledger.close()
+    log = folder / "ledger.db-wal"
+    whole = log.read_bytes()
+    log.write_bytes(whole[:-100])  # the last page was not written whole
+    assert damage_of_log(folder / "ledger.db") == ""
+    log.write_bytes(damage(whole))  # type: ignore[operator]
+    with pytest.raises(StorageError, match=r"its log \(-wal\) is damaged.*Look up what was spent"):
+        Ledger(folder / "ledger.db")
+    log.write_bytes(whole)
+    restored = Ledger(folder / "ledger.db")
+    assert restored.spent("a") == 150
+    restored.close()

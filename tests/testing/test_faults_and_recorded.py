@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from datadreamer_like.errors import (
     OverBudget,
     RateLimited,
 )
-from datadreamer_like.models import LLM, Answer, OpenAI, Request
+from datadreamer_like.models import LLM, Answer, OpenAI, Request, ToolPrompt
 from datadreamer_like.steps import DataSource, Prompt
 from datadreamer_like.testing import FakeLLM, Fault, Recorded, WithFaults, temporary_session
 
@@ -274,3 +276,32 @@ def test_a_servers_rate_limit_is_not_part_of_a_recording(tmp_path: Path) -> None
     with FlakyServer(behave) as server:
         assert recorded_by(server, tmp_path / "c.jsonl").run(["a"]) == ["fine"]
     assert Recorded(tmp_path / "c.jsonl").run(["a"]) == ["fine"]
+
+
+RECORDING = """
+import sys
+from datadreamer_like.testing import FakeLLM, Recorded
+llm = Recorded(sys.argv[1], FakeLLM(lambda prompt: prompt * 3_000), record=True)
+assert llm.run([f"{sys.argv[2]}{index}." for index in range(40)])
+"""
+
+
+def test_two_processes_record_in_one_cassette(tmp_path: Path) -> None:
+    file = tmp_path / "cassette.jsonl"
+    running = [subprocess.Popen([sys.executable, "-c", RECORDING, str(file), name]) for name in "ab"]
+    assert [process.wait() for process in running] == [0, 0]
+    replayed = Recorded(file, record=False)
+    asked = [f"{name}{index}." for name in "ab" for index in range(40)]
+    assert replayed.run(asked) == [text * 3_000 for text in asked]
+    assert [path.name for path in tmp_path.iterdir()] == ["cassette.jsonl"]
+
+
+def test_calls_of_tools_are_recorded_and_replayed(tmp_path: Path) -> None:
+    tool = {"name": "get_time", "parameters": {"type": "object", "properties": {"zone": {"enum": ["utc"]}}}}
+    file = tmp_path / "cassette.jsonl"
+    first = list(Recorded(file, FakeLLM()).answers(["Now?", ToolPrompt("Then?", [tool])], tools=[tool]))
+    again = list(Recorded(file).answers(["Now?", ToolPrompt("Then?", [tool])], tools=[tool]))
+    assert [answer.tool_calls for answer in again] == [answer.tool_calls for answer in first]
+    assert first[0].tool_calls == [[{"id": "call_0", "name": "get_time", "arguments": {"zone": "utc"}}]]
+    with pytest.raises(DataError, match="has no answer"):
+        list(Recorded(file).answers(["Now?"]))

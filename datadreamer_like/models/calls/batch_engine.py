@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from datadreamer_like.errors import AuthenticationFailed, DefinitionError, ModelError, UnknownModel
+from datadreamer_like.errors import AuthenticationFailed, DefinitionError, ModelError, Unavailable, UnknownModel
 
 from ..model import free_memory
 from .failures import A
@@ -108,7 +108,7 @@ class BatchEngine(Engine[Q, A]):
             job.tries += 1
         try:
             answers = self._ask([job.request for job in batch])
-        except (AuthenticationFailed, UnknownModel):
+        except (AuthenticationFailed, Unavailable, UnknownModel):
             raise
         except ModelError as error:
             return [self._recorder.calls.failed(error)] * len(batch)

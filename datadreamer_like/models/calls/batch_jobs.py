@@ -73,6 +73,7 @@ class BatchJobs(Engine[Request, Answer]):
         self._recorder = recorder
         self._run = run
         self._budget = BatchBudget.of(llm)
+        self._had_client = "client" in vars(llm)
         self._rows_a_batch = api.limits.rows
         self._most_batches = _MOST_ROWS
         self._rows = BatchRows(llm, api, recorder, run)
@@ -124,6 +125,8 @@ class BatchJobs(Engine[Request, Answer]):
             self._folder.rmdir()
         if self._budget is not None:
             self._budget.close()
+        if not self._had_client:
+            self._llm.unload_model()  # closes the client that this run opened
 
     # Batches of earlier runs and of other processes
 

@@ -39,6 +39,9 @@ class Batched(Paid, Protocol):
     def retry_wrapper(self, func: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls a function of the client, again after a temporary failure."""
 
+    def unload_model(self) -> None:
+        """Closes the client."""
+
     def error_of(self, error: Exception, refused: tuple[str, bool] | None = None) -> Exception:
         """Returns this package's error for one of the SDK."""
 

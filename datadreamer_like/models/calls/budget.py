@@ -31,7 +31,7 @@ Ask = Callable[[Any], Awaitable[Any]]
 _LOOK_AGAIN_SECONDS = 0.25
 # Service tiers with the published prices; others cost more or less.
 _STANDARD_TIERS = {None, "auto", "default", "standard", "standard_only"}
-# Tokens that a provider adds: around a message, and for a schema that it sends as a tool.
+# Tokens that a provider adds: around a message, and for tools or a schema that it sends as a tool.
 _TOKENS_AROUND_A_MESSAGE = 16
 _TOKENS_FOR_A_SCHEMA = 1_000
 # Statuses of failures for which no provider bills: refusals, overload, its own errors. Behind a gateway's time-out the
@@ -298,9 +298,9 @@ def _most_prompt_tokens(model: Paid, request: Any) -> int:
             )
         return model.max_context_length
     sampling = request.sampling
-    rest = json.dumps([sampling.schema, sampling.extra], ensure_ascii=False, default=str)
+    rest = json.dumps([sampling.schema, sampling.extra, request.tools], ensure_ascii=False, default=str)
     text = json.dumps(messages, ensure_ascii=False, default=str) + rest
-    schema = 0 if sampling.schema is None else _TOKENS_FOR_A_SCHEMA + len(rest)
+    schema = 0 if sampling.schema is None and not request.tools else _TOKENS_FOR_A_SCHEMA + len(rest)
     return len(text.encode("utf-8", "surrogatepass")) + _TOKENS_AROUND_A_MESSAGE * (len(messages) + 1) + schema
 
 

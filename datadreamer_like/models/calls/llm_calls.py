@@ -13,10 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datadreamer_like.errors import ArgumentTypeError, ModelError, RejectedAnswer
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, RejectedAnswer
 from datadreamer_like.graph.fingerprint import fingerprint
 
-from ..llms.generation import Answer, Prompt, Request, Sampling, TokenLogprob
+from ..llms.generation import Answer, Prompt, Request, Sampling, TokenLogprob, ToolPrompt
+from ..llms.schema_check import schema_check
+from ..llms.tool_calls import answer_words, check_tools, checked_calls
+from ..llms.tools import Tool
+from .failures import Rejected
 from .pipeline import Calls
 
 _RECENT_AT_LEAST = 65_536
@@ -26,7 +30,8 @@ _RECENT_SHARE = 1 / 8
 _CHARACTERS_PER_TOKEN = 4
 
 # One value of format 1: a JSON list [texts, prompt tokens, completion tokens, finish reasons] and, where there are any,
-# log-probabilities (or null) and thoughts. surrogatepass keeps lone surrogates, which a JSON answer may contain.
+# log-probabilities (or null), thoughts (or null) and calls of tools. surrogatepass keeps lone surrogates, which a JSON
+# answer may contain.
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _reasons_json = functools.cache(_dumps)
 
@@ -34,12 +39,12 @@ _reasons_json = functools.cache(_dumps)
 class Repeated(NamedTuple):
     """A prompt with the number of its repetition, for a run that sees only some of the prompts."""
 
-    prompt: Prompt
+    prompt: Prompt | ToolPrompt
     times_before: int
     """How often the same prompt came before, among all prompts."""
 
 
-class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
+class LLMCalls(Calls[Prompt | ToolPrompt | Repeated, Request, Answer]):
     """Calls of one LLM with one set of sampling options.
 
     A key is a hash of the LLM's identity, the sampling options and the prompt. With random sampling it includes how
@@ -49,6 +54,7 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
     `identity` is a hash of everything that determines the LLM's answers, except sampling options and prompt.
     `follow_up` returns the prompt of a follow-up, from the request, its answer and the reason for its rejection.
     `find_paid` returns the answers that a log of paid calls has, from requests and how often each came before.
+    `check_tools` refuses tools of a prompt that the LLM does not take.
     """
 
     def __init__(
@@ -57,8 +63,14 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
         sampling: Sampling,
         follow_up: Callable[[Request, Answer, str], Prompt],
         find_paid: Callable[[Sequence[Request], Sequence[int]], Sequence[Answer | None]] | None = None,
+        check_tools: Callable[[Sequence[Tool]], None] = lambda tools: None,
     ) -> None:
         self._sampling = sampling
+        self._check_tools = check_tools
+        self._fits_schema = None if sampling.schema is None else schema_check(sampling.schema)
+        self._may_call = bool(sampling.tools)
+        self._known_tools: set[str] = set()
+        self.checks = self._may_call or self._fits_schema is not None
         self._find_paid = find_paid
         self.has_paid = find_paid is not None
         # Of prompts whose answers may be in a log of paid calls.
@@ -72,13 +84,20 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
     def of(cls, llm: Any, sampling: Sampling) -> LLMCalls:
         """Returns the calls of an `LLM`."""
         find_paid = None if llm.paid is None else partial(llm.paid.find, llm)
-        return cls(fingerprint(llm), sampling, llm.follow_up, find_paid)
+        checked = partial(check_tools, llm, sampling)
+        checked(sampling.tools)
+        return cls(fingerprint(llm), sampling, llm.follow_up, find_paid, checked)
 
-    def admit(self, prompts: Sequence[Prompt | Repeated]) -> tuple[list[bytes], list[Request]]:
-        """Returns keys and requests; with a seed, each repetition gets a different seed."""
+    def admit(self, prompts: Sequence[Prompt | ToolPrompt | Repeated]) -> tuple[list[bytes], list[Request]]:
+        """Returns keys and requests; with a seed, each repetition gets a different seed.
+
+        Raises:
+            DefinitionError: A prompt has tools that the LLM does not take.
+        """
         sampling = self._sampling
         seed = sampling.seed
         given: dict[int, int] = {}
+        own = 0
         keys: list[bytes] = []
         requests: list[Request] = []
         for prompt in prompts:
@@ -88,7 +107,13 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
             hasher = self._prefix.copy()
             hasher.update(prompt.encode("utf-8", "surrogatepass") if type(prompt) is str else prompt_bytes(prompt))
             keys.append(hasher.digest())
-            requests.append(Request(prompt, sampling, seed))
+            if isinstance(prompt, ToolPrompt):
+                own += 1
+                requests.append(self._with_tools(prompt))
+            else:
+                requests.append(Request(prompt, sampling, seed, sampling.tools))
+        if sampling.tool_choice not in (None, "auto", "none") and not sampling.tools and own < len(prompts):
+            raise DefinitionError(f'tool_choice="{sampling.tool_choice}" needs tools. Pass tools=[...].')
         if self._repetitions is not None:
             times = self._repetitions.count([int.from_bytes(key[:8], "little") for key in keys])
             for row, counted in enumerate(times):
@@ -102,6 +127,20 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
                         requests[row] = requests[row]._replace(seed=seed + times_before * sampling.n)
         return keys, requests
 
+    def _with_tools(self, prompt: ToolPrompt) -> Request:
+        tools: Any = prompt.tools  # in neutral form, by the prompt itself
+        if tools and (written := json.dumps(tools)) not in self._known_tools:
+            self._check_tools(tools)
+            self._known_tools.add(written)
+            self._may_call = self.checks = True
+        return Request(prompt.prompt, self._sampling, self._sampling.seed, tools)
+
+    def checked(self, request: Request, answer: Answer) -> Answer | Rejected:
+        """Returns the answer, or why it is rejected: it does not fit the schema, or the parameters of a tool."""
+        if self._fits_schema is not None:
+            return self._fits_schema(answer)
+        return checked_calls(request, answer) if self._may_call else answer
+
     def paid(self, keys: Sequence[bytes], requests: Sequence[Request]) -> Sequence[Answer | None]:
         """Returns for each request its answer in the log of paid calls, if there is one."""
         times_before = [self._times_before.pop(key, 0) for key in keys]
@@ -110,6 +149,9 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
     def size(self, request: Request) -> int:
         """Returns the number of characters of the prompt and, about, of the longest answer, which take memory alike."""
         prompt, answer = request.prompt, _CHARACTERS_PER_TOKEN * (self._sampling.max_new_tokens or 0)
+        if isinstance(prompt, str) and not request.tools:
+            return len(prompt) + answer
+        answer += len(str(request.tools)) if request.tools else 0
         if isinstance(prompt, str):
             return len(prompt) + answer
         return sum(len(str(message.get("content"))) for message in prompt) + answer
@@ -121,10 +163,12 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
         texts = ",".join(["null" if text is None else encode_basestring(text) for text in answer.texts])
         reasons = _reasons_json(tuple(answer.finish_reasons))
         rest = ""
-        if answer.logprobs is not None or answer.reasoning is not None:
+        if answer.logprobs is not None or answer.reasoning is not None or answer.tool_calls is not None:
             rest = f",{_dumps(answer.logprobs)}"
-            if answer.reasoning is not None:
+            if answer.reasoning is not None or answer.tool_calls is not None:
                 rest += f",{_dumps(answer.reasoning)}"
+            if answer.tool_calls is not None:
+                rest += f",{_dumps(answer.tool_calls)}"
         value = f"[[{texts}],{answer.prompt_tokens},{answer.completion_tokens},{reasons}{rest}]"
         return value.encode("utf-8", "surrogatepass")
 
@@ -140,7 +184,10 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
                 for tokens in rest[0]
             ]
         reasoning = rest[1] if len(rest) > 1 else None
-        return Answer(texts, prompt_tokens, completion_tokens, finish_reasons, logprobs, reasoning, cost=0.0)
+        calls = rest[2] if len(rest) > 2 else None
+        return Answer(
+            texts, prompt_tokens, completion_tokens, finish_reasons, logprobs, reasoning, cost=0.0, tool_calls=calls
+        )
 
     def failed(self, error: ModelError) -> Answer:
         """Returns the answer of a failed row."""
@@ -154,7 +201,7 @@ class LLMCalls(Calls[Prompt | Repeated, Request, Answer]):
 
     def rejected(self, answer: Answer, reason: str, cause: ModelError | None) -> Answer:
         """Returns the rejected answer, its texts kept, with the error of its row."""
-        return replace(answer, error=RejectedAnswer.of(answer.text, reason, cause))
+        return replace(answer, error=RejectedAnswer.of(answer_words(answer), reason, cause))
 
 
 class Repetitions:
@@ -165,7 +212,7 @@ class Repetitions:
         self._hashes = np.empty(0, np.uint64)
         self._counts = np.empty(0, np.uint32)
 
-    def number(self, prompts: Iterable[Prompt]) -> list[Repeated]:
+    def number(self, prompts: Iterable[Prompt | ToolPrompt]) -> list[Repeated]:
         """Returns prompts with the number of times that each came before, in this call or an earlier one."""
         given = list(prompts)
         digests = [hashlib.blake2b(prompt_bytes(prompt), digest_size=8).digest() for prompt in given]
@@ -197,10 +244,13 @@ class Repetitions:
         self._counts = np.bincount(places, counts).astype(np.uint32)
 
 
-def prompt_bytes(prompt: Prompt) -> bytes:
+def prompt_bytes(prompt: Prompt | ToolPrompt) -> bytes:
     """Returns what of a prompt decides a key; raises `ArgumentTypeError` for a value that is no prompt."""
     if isinstance(prompt, str):
         return prompt.encode("utf-8", "surrogatepass")
+    if isinstance(prompt, ToolPrompt):
+        # No text has this byte, so the key differs from that of a prompt without tools.
+        return prompt_bytes(prompt.prompt) + b"\xfe" + json.dumps(prompt.tools).encode()
     if isinstance(prompt, Sequence) and prompt and all(isinstance(message, Mapping) for message in prompt):
         try:
             # A text never starts with this byte, so the keys of chats and texts differ.

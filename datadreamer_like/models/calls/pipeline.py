@@ -38,6 +38,8 @@ class Calls(ABC, Generic[P, Q, A]):
 
     has_paid: bool = False
     """Whether `paid` may find answers."""
+    checks: bool = False
+    """Whether `checked` may reject answers."""
 
     @abstractmethod
     def admit(self, prompts: Sequence[P]) -> tuple[list[bytes], list[Q]]:
@@ -62,6 +64,10 @@ class Calls(ABC, Generic[P, Q, A]):
     def paid(self, keys: Sequence[bytes], requests: Sequence[Q]) -> Sequence[A | None]:
         """Returns for each request the answer of a call that was paid for elsewhere, if there is one."""
         return [None] * len(keys)
+
+    def checked(self, request: Q, answer: A) -> A | Rejected:
+        """Returns an answer, or why it is rejected; only called if `checks`."""
+        return answer
 
     def follow_up(self, key: bytes, request: Q, answer: A, reason: str) -> tuple[bytes, Q]:
         """Returns the key and the request of a follow-up to a rejected answer; only for runs with a `check`."""
@@ -303,9 +309,7 @@ class _Pending(Generic[P, Q, A]):
             if self.run.force:
                 self.fresh.add(first.key)
             for job in self.in_flight.pop(first.key):
-                if self.check is None:
-                    job.answer = answer
-                elif not self._take(job, answer):
+                if not self._take(job, answer):
                     again.append(job)
         return self._ask(again)
 
@@ -340,14 +344,16 @@ class _Pending(Generic[P, Q, A]):
 
     def _take(self, job: Job[Q, A], answer: A) -> bool:
         """Sets the answer to yield, and returns True, or makes the job a follow-up to a rejected answer."""
-        if self.check is None:
+        calls = self.recorder.calls
+        if self.check is None and not calls.checks:
             job.answer = answer
             return True
-        calls = self.recorder.calls
         if answer.error is not None:
             job.answer = calls.rejected(*job.rejections[-1], answer.error) if job.rejections else answer
             return True
-        checked = self.check(job.index, answer)
+        checked = calls.checked(job.request, answer) if calls.checks else answer
+        if self.check is not None and not isinstance(checked, Rejected):
+            checked = self.check(job.index, checked)
         if not isinstance(checked, Rejected):
             job.answer = checked
             return True

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from datadreamer_like.errors import MalformedAnswer, ModelError, RejectedAnswer
 
 from .generation import Answer
+from .tools import ToolCall
 
 # Reasons for the end of an answer, as servers with OpenAI's protocol write them.
 _CUT_OFF = {"length", "max_tokens", "max_output_tokens", "max_length", "model_length", "model_context_window_exceeded"}
@@ -28,11 +29,12 @@ _CALLED = {"tool_calls", "tool_call", "tool_use", "function_call"}
 
 
 class AnswerText(NamedTuple):
-    """One text of an answer, the model's reasoning, and the error if the text is missing or rejected."""
+    """One text of an answer, the model's reasoning, the error if the text is missing or rejected, and the calls."""
 
     text: str | None
     reasoning: str | None = None
     error: ModelError | None = None
+    calls: tuple[ToolCall, ...] = ()
 
 
 def answer_text(
@@ -42,12 +44,13 @@ def answer_text(
     refusal: str | None = None,
     reasoning: str | None = None,
     shaped: bool = False,
+    calls: Sequence[ToolCall] = (),
 ) -> AnswerText:
     """Separates a message into answer and reasoning; the answer is without the blanks around it.
 
     An empty text is an answer if the model chose to stop (but see `with_text`), but an error if the token
-    limit, a filter or a tool call ended it, and a text that consists of unfinished thoughts is one too. An answer to a
-    schema (`shaped`) is without its Markdown fence, and an error if it is truncated.
+    limit or a filter ended it, and a text that consists of unfinished thoughts is one too. With `calls` of tools there
+    may be no text. An answer to a schema (`shaped`) is without its Markdown fence, and an error if it is truncated.
 
     `content` is a text, a part, a list of parts (mappings or objects with `type`), or None, else a TypeError is raised.
     `finish_reason` is in OpenAI's terms: "stop", "length", "content_filter", ... `refusal` is the provider's message if
@@ -68,8 +71,10 @@ def answer_text(
         text = (found.text if unfinished or not found.unfinished else _valid(text)).strip()
         text = json_text(text) if shaped else text
     kept = _valid("\n".join(thoughts)) or None
-    error = _answer_error(text, reason, " ".join(refusals), shaped, unfinished)
-    return AnswerText(text if error is None else None, kept, error)
+    error = _answer_error(text, reason, " ".join(refusals), shaped, unfinished, bool(calls))
+    if error is not None:
+        return AnswerText(None, kept, error)
+    return AnswerText((text or None) if calls else text, kept, None, tuple(calls))
 
 
 def answer_of(texts: Sequence[AnswerText], **facts: Any) -> Answer:
@@ -80,7 +85,9 @@ def answer_of(texts: Sequence[AnswerText], **facts: Any) -> Answer:
     reasoning = [text.reasoning for text in texts] if any(text.reasoning for text in texts) else None
     if texts and all(text.error is not None for text in texts):
         return Answer((), **{**facts, "logprobs": None}, reasoning=reasoning, error=texts[0].error)
-    return Answer([text.text if text.error is None else None for text in texts], **facts, reasoning=reasoning)
+    calls = [list(text.calls) for text in texts] if any(text.calls for text in texts) else None
+    kept = [text.text if text.error is None else None for text in texts]
+    return Answer(kept, **facts, reasoning=reasoning, tool_calls=calls)
 
 
 def plain_answers(
@@ -102,8 +109,8 @@ async def answered_with_text(ask: Callable[[Any], Awaitable[Any]], request: Any)
 
 
 def with_text(answer: Answer) -> Answer:
-    """Returns an answer; one whose texts are all empty is malformed, so that it is asked for again."""
-    if answer.error is None and not any(answer.texts):
+    """Returns an answer; one without calls whose texts are all empty is malformed, so that it is asked for again."""
+    if answer.error is None and not any(answer.texts) and not answer.tool_calls:
         return replace(answer, texts=(), logprobs=None, error=MalformedAnswer("The answer is empty."))
     return answer
 
@@ -126,21 +133,25 @@ def plain_answer(answer: Answer, shaped: bool) -> Answer:
             return answer
     if isinstance(answer.texts, str) or not all(isinstance(text, str | None) for text in answer.texts):
         return replace(answer, texts=(), error=MalformedAnswer(f"texts is not a list of texts: {answer.texts!r:.200}."))
-    given: list[tuple[str | None, str | None, str | None]] = [
+    given: list[tuple[str | None, str | None, str | None, tuple[ToolCall, ...]]] = [
         (
             text,
             answer.finish_reasons[index] if index < len(answer.finish_reasons) else None,
             answer.reasoning[index] if answer.reasoning is not None else None,
+            tuple(answer.tool_calls[index]) if answer.tool_calls is not None else (),
         )
         for index, text in enumerate(answer.texts)
     ]
-    texts = [answer_text(text, reason, reasoning=thoughts, shaped=shaped) for text, reason, thoughts in given]
+    texts = [
+        answer_text(text, reason, reasoning=thoughts, shaped=shaped, calls=calls)
+        for text, reason, thoughts, calls in given
+    ]
     if not texts:
         return replace(answer, error=MalformedAnswer("The engine returned an answer without a text."))
-    if texts == [AnswerText(text, thoughts) for text, _, thoughts in given]:
+    if texts == [AnswerText(text, thoughts, None, calls) for text, _, thoughts, calls in given]:
         return answer
     made = answer_of(texts)
-    return replace(answer, texts=made.texts, reasoning=made.reasoning, error=made.error)
+    return replace(answer, texts=made.texts, reasoning=made.reasoning, error=made.error, tool_calls=made.tool_calls)
 
 
 # Thoughts
@@ -271,19 +282,21 @@ def _field(part: object, name: str) -> Any:
     return part.get(name) if isinstance(part, Mapping) else getattr(part, name, None)
 
 
-def _answer_error(text: str | None, reason: str, refusal: str, shaped: bool, unfinished: bool) -> ModelError | None:
+def _answer_error(
+    text: str | None, reason: str, refusal: str, shaped: bool, unfinished: bool, calls: bool
+) -> ModelError | None:
     if reason in _FILTERED:
         return ModelError("The provider's content filter withheld the answer. Change the prompt.")
     if refusal or reason == "refusal":
         return ModelError(f"The model refused to answer: {refusal or text or 'no reason is given'}")
     if reason in _BROKEN:
         return MalformedAnswer(f"The server ended the answer before it was complete (finish reason {reason!r}).")
-    if not text:
+    if not text and not calls:
         if reason in _CUT_OFF or unfinished:
             why = "used up its tokens" if reason in _CUT_OFF else "stopped within its thoughts"
             return ModelError(f"The model {why} before it wrote any text. Raise max_new_tokens.")
         if reason in _CALLED:
-            return ModelError("The model called a tool and wrote no text. Leave out the tools.")
+            return ModelError("The model called a tool that the answer does not name, and wrote no text.")
         if text is None:
             return MalformedAnswer(f"The answer has no text (finish reason {reason or None!r}).")
     elif shaped and reason in _CUT_OFF:

@@ -25,6 +25,9 @@ from .image_parts import anthropic_message
 from .prices import Usage, counted, token_count
 from .received import Received
 from .schema import ANSWER_FIELD, object_schema, strict_schema
+from .tool_calls import tool_call
+from .tool_messages import anthropic_choice, anthropic_messages
+from .tools import kind_of
 
 if TYPE_CHECKING:
     from anthropic.types import Message
@@ -143,6 +146,12 @@ class Anthropic(APIModel):
             raise DefinitionError(
                 f"{self.display_name} takes temperature or top_p, not both. Set top_p=1.0 or temperature=1.0."
             )
+        forced = kind_of(sampling.tool_choice) in ("required", "name")
+        if forced and (not self._forces_tools or "thinking" in sampling.extra):
+            raise DefinitionError(
+                f'{self.display_name} does not let a tool be forced, nor does any model with "thinking": tool_choice '
+                'may be "auto" or "none". Ask for the call in the prompt.'
+            )
         if sampling.schema is not None and not (self._forces_tools and "thinking" not in sampling.extra):
             self._output_format(sampling.schema)
 
@@ -238,6 +247,13 @@ class Anthropic(APIModel):
             parameters["tool_choice"] = {"type": "tool", "name": _TOOL}
         elif sampling.schema is not None:
             output["format"] = self._output_format(sampling.schema)
+        elif request.tools:
+            parameters["tools"] = [
+                {"name": tool["name"], "description": tool["description"], "input_schema": tool["parameters"]}
+                for tool in request.tools
+            ]
+            if (chosen := anthropic_choice(sampling.tool_choice)) is not None:
+                parameters["tool_choice"] = chosen
         if output:
             parameters["output_config"] = output
         if body:
@@ -270,13 +286,15 @@ class Anthropic(APIModel):
             why = getattr(message.stop_details, "explanation", None) or "a safety classifier stopped it"
             return answer_text(None, "stop", refusal=why)
         parts: list[Any] = list(message.content)
+        calls = [tool_call(part.id, part.name, part.input) for part in parts if part.type == "tool_use"]
         if schema is not None:
             # The tool's input is the answer; text next to it is not.
             kind = "tool_use" if any(part.type == "tool_use" for part in parts) else "text"
             wrapped = object_schema(schema)[1]
             thoughts = [part for part in parts if part.type == "thinking"]
             parts = thoughts + [_json_part(part, wrapped) for part in parts if part.type == kind]
-        return answer_text(parts or "", _finish_reason(message), shaped=schema is not None)
+            calls = []
+        return answer_text(parts or "", _finish_reason(message), shaped=schema is not None, calls=calls)
 
 
 def _finish_reason(message: Message) -> str | None:
@@ -286,7 +304,8 @@ def _finish_reason(message: Message) -> str | None:
 def _split(messages: list[dict[str, Any]]) -> tuple[str | list[Any], list[dict[str, Any]]]:
     """Returns the system prompt and the other messages."""
     system = [message["content"] for message in messages if message.get("role") in ("system", "developer")]
-    rest = [anthropic_message(each) for each in messages if each.get("role") not in ("system", "developer")]
+    others = [each for each in messages if each.get("role") not in ("system", "developer")]
+    rest = [anthropic_message(each) for each in anthropic_messages(others)]
     if all(isinstance(content, str) for content in system):
         return "\n\n".join(system), rest
     blocks = [[{"type": "text", "text": content}] if isinstance(content, str) else content for content in system]

@@ -38,6 +38,7 @@ from .answer_text import answered_with_text
 from .client_checks import (
     check_client_options,
     checked_cap,
+    checked_flag,
     checked_key,
     checked_name,
     checked_seconds,
@@ -132,9 +133,9 @@ class APIModel(LLM):
         self.retry_on_fail = retry_on_fail
         self.system_prompt = system_prompt
         self.base_url = self.endpoint.address_in_use(base_url)
+        self.tool_choices = self.quirks.tool_choices
         self.max_context_length = max_context_length
-        self.timeout = checked_seconds(timeout)
-        self.kwargs = kwargs
+        self.timeout, self.kwargs = checked_seconds(timeout), kwargs
         check_client_options(type(self).__name__, self.sdk, kwargs)
         self.requests_per_minute = checked_cap("requests_per_minute", requests_per_minute)
         self.tokens_per_minute = checked_cap("tokens_per_minute", tokens_per_minute)
@@ -149,7 +150,7 @@ class APIModel(LLM):
         self._api_key = api_key
         self._clients: dict[asyncio.AbstractEventLoop, Any] = {}
         self._purses: dict[asyncio.AbstractEventLoop, Purse] = {}
-        self.budget, self.batch = budget, batch
+        self.budget, self.batch = budget, checked_flag("batch", batch)
         if batch:
             if self.batch_api() is None:
                 raise DefinitionError(f"{type(self).__name__} has no batch API. OpenAI, Anthropic and MistralAI do.")

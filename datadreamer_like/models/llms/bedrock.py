@@ -26,6 +26,8 @@ from .prices import Usage, counted
 from .received import Received
 from .schema import ANSWER_FIELD, object_schema, strict_schema
 from .secrets import Secrets, hide_in_logs
+from .tool_calls import tool_call
+from .tool_messages import converse_calls, converse_tools
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -96,6 +98,7 @@ class Bedrock(APIModel):
         quirks=Quirks(
             seed_name=None,
             takes_n=False,
+            tool_choices=frozenset({"auto", "required", "name"}),
             refuses=dict.fromkeys(("logit_bias", "top_logprobs", "repetition_penalty"), "Leave it out."),
         ),
         domains=("amazonaws.com.cn",),
@@ -269,6 +272,7 @@ class Bedrock(APIModel):
             "top_p": None if sampling.deterministic or sampling.top_p == 1.0 else sampling.top_p,
             "max_tokens": sampling.max_new_tokens,
             "stop_sequences": list(sampling.stop) or None,
+            "toolConfig": converse_tools(request.tools, sampling.tool_choice) if request.tools else None,
             "outputConfig": None if sampling.schema is None else self._output_config(sampling.schema),
             **extra,
         }
@@ -294,7 +298,17 @@ def _converse(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], lis
     system = [message for message in messages if message.get("role") in ("system", "developer")]
     rest = [message for message in messages if message.get("role") not in ("system", "developer")]
     blocks = list(itertools.chain.from_iterable(_blocks(message.get("content")) for message in system))
-    return blocks, [{"role": message["role"], "content": _blocks(message.get("content"))} for message in rest]
+    made: list[dict[str, Any]] = []
+    for message in rest:
+        role = "user" if message["role"] == "tool" else message["role"]
+        calls = converse_calls(message)
+        said = message.get("content") if not calls or message["role"] != "tool" else None
+        content = [*_blocks(said if said or not calls else None), *calls]
+        if made and made[-1]["role"] == role == "user" and any("toolResult" in block for block in made[-1]["content"]):
+            made[-1]["content"] += content  # all results of a turn, and what follows them, are one message
+        else:
+            made.append({"role": role, "content": content})
+    return blocks, made
 
 
 def _blocks(content: Any) -> list[dict[str, Any]]:
@@ -331,9 +345,11 @@ def _text(response: Mapping[str, Any], schema: Mapping[str, Any] | None) -> Answ
     content = "".join(texts) if texts else None
     if content is not None and schema is not None and object_schema(schema)[1]:
         content = _unwrapped(content)
+    uses = [block["toolUse"] for block in blocks if "toolUse" in block]
+    calls = [tool_call(use.get("toolUseId"), use.get("name"), use.get("input")) for use in uses]
     reason = _FINISH_REASONS.get(response["stopReason"], response["stopReason"])
     reasoning = "\n".join(thought for thought in thoughts if thought) or None
-    return answer_text(content, reason, reasoning=reasoning, shaped=schema is not None)
+    return answer_text(content, reason, reasoning=reasoning, shaped=schema is not None, calls=calls)
 
 
 def _unwrapped(text: str) -> str:

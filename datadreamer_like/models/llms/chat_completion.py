@@ -7,6 +7,7 @@ from typing import Any
 from .answer_text import AnswerText, answer_text
 from .generation import TokenLogprob
 from .prices import Usage, token_count
+from .tool_calls import openai_calls
 from .wire import Fields
 
 
@@ -32,6 +33,7 @@ def text_of(choice: Fields, shaped: bool) -> AnswerText:
         refusal=message.refusal,
         reasoning=thoughts if isinstance(thoughts, str) else None,
         shaped=shaped,
+        calls=openai_calls(message) if message.tool_calls else (),
     )
 
 

@@ -75,6 +75,13 @@ def checked_cap(name: str, cap: object) -> float | None:
     return float(cap)
 
 
+def checked_flag(name: str, flag: object) -> bool:
+    """Returns True or False; refuses other values, as "no" would be taken for True."""
+    if not isinstance(flag, bool):
+        raise ArgumentTypeError(f"{name} must be True or False, not {flag!r:.100}.")
+    return flag
+
+
 def most_tokens(sent: Mapping[str, Any]) -> int:
     """Returns about how many tokens a request may take: a prompt has one for four characters, an answer its limit.
 
@@ -83,7 +90,8 @@ def most_tokens(sent: Mapping[str, Any]) -> int:
     prompt = next((sent[name] for name in ("messages", "input", "prompt") if name in sent), "")
     limits = ("max_tokens", "max_completion_tokens", "max_output_tokens")
     new = next((sent[name] for name in limits if sent.get(name)), _USUAL_NEW_TOKENS)
-    return len(str(prompt)) // 4 + int(new) * int(sent.get("n") or 1)
+    asked = len(str(prompt)) + (len(str(sent["tools"])) if sent.get("tools") else 0)
+    return asked // 4 + int(new) * int(sent.get("n") or 1)
 
 
 def fits_header(value: str) -> bool:

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from datadreamer_like.errors import ArgumentTypeError, AuthenticationFailed, DefinitionError
 
+from .tools import TOOL_CHOICES
+
 logger = logging.getLogger("datadreamer_like")
 
 _THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
@@ -38,6 +40,8 @@ class Quirks:
     cached_prefix: int | None = None
     # Whether an answer's usage has its cost in US dollars, as `cost`.
     reports_cost: bool = False
+    # What `tool_choice` may be; empty if there are no tools.
+    tool_choices: frozenset[str] = TOOL_CHOICES
     # Unsupported generation options, each with advice; refused before any request.
     refuses: Mapping[str, str] = field(default_factory=dict)
 

@@ -11,6 +11,9 @@ from .openai_batches import MistralBatches
 from .openai_compatible import OpenAICompatible
 
 _NO_PENALTY = {"repetition_penalty": "Use presence_penalty or frequency_penalty."}
+# Their documentation lists `tools`, but no `tool_choice`.
+_ONLY_AUTO = frozenset({"auto"})
+_NOT_BY_NAME = frozenset({"auto", "none", "required"})
 _PLAIN = {**_NO_PENALTY, "logit_bias": "Leave it out.", "top_logprobs": "Leave it out, or use another provider."}
 
 
@@ -84,7 +87,7 @@ class Cohere(NamedModel):
         "Cohere",
         base_url="https://api.cohere.ai/compatibility/v1",
         key_variable="COHERE_API_KEY",
-        quirks=Quirks(takes_n=False, refuses=_PLAIN),
+        quirks=Quirks(takes_n=False, tool_choices=_ONLY_AUTO, refuses=_PLAIN),
         domains=("api.cohere.com",),
         model_card="https://docs.cohere.com/docs/models",
         license="https://cohere.com/terms-of-use",
@@ -105,6 +108,7 @@ class AI21(NamedModel):
         quirks=Quirks(
             seed_name=None,
             response_format="json_object",
+            tool_choices=_ONLY_AUTO,
             refuses={**_PLAIN, "repetition_penalty": "Leave it out."},
         ),
         context_length=256_000,
@@ -206,6 +210,7 @@ class Ollama(NamedModel):
         key_variable=None,
         quirks=Quirks(
             takes_n=False,
+            tool_choices=_ONLY_AUTO,
             refuses={"logit_bias": "Leave it out.", "repetition_penalty": "Set repeat_penalty in the Modelfile."},
         ),
         model_card="https://ollama.com/library",
@@ -215,8 +220,8 @@ class Ollama(NamedModel):
 class VLLMServer(NamedModel):
     """A model on vLLM's server, by default on this machine, where it costs nothing.
 
-    Start it with `vllm serve MODEL`. Pass the `api_key` that it was started with, if any. See `VLLM` for vLLM in this
-    process.
+    Start it with `vllm serve MODEL`, and for tools with `--enable-auto-tool-choice --tool-call-parser ...`. Pass the
+    `api_key` that it was started with, if any. See `VLLM` for vLLM in this process.
     """
 
     endpoint = Endpoint(
@@ -239,7 +244,7 @@ class LlamaCPPServer(NamedModel):
         "LlamaCPPServer",
         base_url="http://localhost:8080/v1",
         key_variable=None,
-        quirks=Quirks(penalty_names=("repeat_penalty",)),
+        quirks=Quirks(penalty_names=("repeat_penalty",), tool_choices=_NOT_BY_NAME),
         model_card="https://github.com/ggml-org/llama.cpp",
     )
 
@@ -255,7 +260,10 @@ class LMStudio(NamedModel):
         base_url="http://localhost:1234/v1",
         key_variable=None,
         quirks=Quirks(
-            penalty_names=("repeat_penalty",), takes_n=False, refuses={"top_logprobs": "Use LlamaCPPServer."}
+            penalty_names=("repeat_penalty",),
+            takes_n=False,
+            tool_choices=_NOT_BY_NAME,
+            refuses={"top_logprobs": "Use LlamaCPPServer."},
         ),
         model_card="https://lmstudio.ai/models",
     )

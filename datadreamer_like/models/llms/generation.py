@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import numbers
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, TypeAlias
@@ -16,12 +17,35 @@ from datadreamer_like.graph.positions import defaults_of
 
 from ..calls.options import LOGGING, Run, RunOptions
 from .schema import json_schema_of, schema_of_response_format
+from .tools import Tool, ToolCall, checked_choice, tools_of
+
+logger = logging.getLogger("datadreamer_like")
 
 Message: TypeAlias = Mapping[str, Any]
 """One chat message: `{"role": "user", "content": "..."}`."""
 
 Prompt: TypeAlias = str | Sequence[Message]
 """A text, or a list of chat messages."""
+
+
+@dataclass(frozen=True)
+class ToolPrompt:
+    """A prompt with tools of its own, instead of those of the option `tools`.
+
+    Args:
+        prompt: A text or chat messages.
+        tools: As for the option `tools`; an empty list for none.
+
+    Example:
+        >>> ToolPrompt("What is the weather in Rome?", [{"name": "get_weather"}]).tools[0]["name"]
+        'get_weather'
+    """
+
+    prompt: Prompt
+    tools: Sequence[Tool | type[Any] | Callable[..., Any]] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tools", tools_of(self.tools))
 
 
 class GenerationOptions(RunOptions, total=False):
@@ -37,6 +61,8 @@ class GenerationOptions(RunOptions, total=False):
     seed: int | None
     top_logprobs: int | None
     schema: Mapping[str, Any] | type[Any] | None
+    tools: Sequence[Tool | type[Any] | Callable[..., Any]] | None
+    tool_choice: str | None
     concurrency: int | None
     total_num_prompts: int | None
 
@@ -57,6 +83,9 @@ class Sampling:
         top_logprobs: Return log-probabilities of this many most likely tokens at each position; 0 returns only those of
             the chosen tokens, None returns none.
         schema: JSON schema for the answer; a pydantic model class is converted to its schema.
+        tools: Tools that the model may call: typed functions, pydantic model classes, or dictionaries with a name, a
+            description and parameters. The calls are in `Answer.tool_calls`; nothing is executed.
+        tool_choice: "auto" (the default), "none", "required", or the name of the tool that must be called.
         extra: Provider-specific options.
     """
 
@@ -70,6 +99,8 @@ class Sampling:
     seed: int | None = None
     top_logprobs: int | None = None
     schema: Mapping[str, Any] | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -87,6 +118,8 @@ class Sampling:
         changed = {name: value for name, value in values.items() if value != getattr(default, name)}
         if self.schema is not None:
             changed["schema"] = json.dumps(self.schema)  # unsorted: some engines generate properties in this order
+        if self.tools:
+            changed["tools"] = json.dumps(self.tools)
         return json.dumps(changed, sort_keys=True, default=str)
 
 
@@ -119,16 +152,24 @@ class Generation(Run):
                     f'There is no generation option "{name}".{did_you_mean(name, known)} '
                     f"The options are: {', '.join(sorted(known))}."
                 )
+        if "top_p" not in options:
+            for name in ("temperature", "n"):
+                _warn_of_greedy(name, options.get(name))
         given: dict[str, Any] = dict(options)
         for name in _NUMBERS.keys() & given.keys():
             given[name] = _number(name, given[name])
         given["stop"] = _stop(given.get("stop"))
         given["logit_bias"] = _logit_bias(given.get("logit_bias"))
         given["schema"] = _schema(given)
+        if given.get("tools") is not None or given.get("tool_choice") is not None:
+            given["tools"] = tools_of(given.get("tools"))
+            given["tool_choice"] = checked_choice(given.get("tool_choice"), given["tools"])
         if given.get("concurrency") is None:
             given["concurrency"] = min(given["batch_size"], MOST_CONCURRENT) if "batch_size" in given else None
         if given.get("on_error", "keep") not in ("keep", "raise"):
             raise _out_of_range("on_error", given["on_error"], '"keep" or "raise"')
+        if given.get("tools") is None:
+            given.pop("tools", None)
         extras = {name: given.pop(name) for name in options if name in extra and name in given}
         sampling = {f.name: given.pop(f.name) for f in fields(Sampling) if f.name in given}
         return cls(sampling=Sampling(**sampling, extra=extras), **given)
@@ -146,12 +187,14 @@ GENERATION_DEFAULTS = defaults_of(_ORDER, Sampling, Generation) | {"stop": None}
 class Request(NamedTuple):
     """One prompt for an engine; `sampling` is shared by all requests of a run.
 
-    `seed` is derived from `sampling.seed`; it differs if a prompt is repeated within a run.
+    `seed` is derived from `sampling.seed`; it differs if a prompt is repeated within a run. `tools` are the prompt's
+    own, or those of `sampling`.
     """
 
     prompt: Prompt
     sampling: Sampling
     seed: int | None = None
+    tools: tuple[Tool, ...] = ()
 
     def messages(self, system_prompt: str | None = None) -> list[dict[str, Any]]:
         """Returns the prompt as chat messages, with `system_prompt` first unless the prompt has its own."""
@@ -192,6 +235,8 @@ class Answer:
         finish_reasons: Why each text ended: "stop", "length", "content_filter", ...
         logprobs: The tokens of each text, if `top_logprobs` was given.
         reasoning: The model's reasoning for each text, if it returns any; it is not part of the text.
+        tool_calls: The calls next to each text, if there are any: `{"id", "name", "arguments"}`. An answer may consist
+            of calls alone; its text is then None.
         cached_tokens: Tokens of the prompt that the provider read from its own prompt cache.
         cost: US dollars; 0 for a local model and for a cached answer, None if the price is unknown.
         error: Why the row failed; `texts` is then empty or contains a rejected answer.
@@ -208,6 +253,7 @@ class Answer:
     cost: float | None = None
     error: ModelError | None = None
     value: Any = None
+    tool_calls: Sequence[Sequence[ToolCall]] | None = None
 
     @property
     def text(self) -> str | None:
@@ -227,11 +273,14 @@ class Answer:
                 finish_reasons=self.finish_reasons[index : index + 1],
                 logprobs=None if self.logprobs is None else self.logprobs[index : index + 1],
                 reasoning=None if self.reasoning is None else self.reasoning[index : index + 1],
+                tool_calls=None if self.tool_calls is None else self.tool_calls[index : index + 1],
             )
             for index, text in enumerate(self.texts)
         ]
 
 
+# Options that a warning was given of.
+_warned: set[str] = set()
 # OpenAI's and llama.cpp's names for `schema`
 _SCHEMA_NAMES = ("response_format", "json_schema")
 # Each takes a task in the event loop.
@@ -256,6 +305,16 @@ _NUMBERS: dict[str, tuple[type[int | float], float, float, str]] = {
     "presence_penalty": (float, -2, 2, "a number from -2 to 2"),
     "frequency_penalty": (float, -2, 2, "a number from -2 to 2"),
 }
+
+
+def _warn_of_greedy(name: str, value: Any) -> None:
+    """Warns, once a process, of an option for random answers next to the default of `top_p`, which is greedy."""
+    without_effect = 0 if name == "temperature" else 1
+    if name in _warned or not isinstance(value, numbers.Real) or float(value) <= without_effect:
+        return
+    _warned.add(name)
+    what = "all n answers are the same" if name == "n" else "it has no effect"
+    logger.warning("%s=%s, but top_p is 0.0 by default, which is greedy: %s. Pass top_p=1.0.", name, value, what)
 
 
 def _number(name: str, value: Any) -> int | float | None:

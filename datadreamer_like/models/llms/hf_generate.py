@@ -13,8 +13,9 @@ from transformers.generation import logits_process
 
 from datadreamer_like.distillation.tokens import padded_inputs, padding_id, token_text
 
-from .answer_text import answer_of, answer_text
+from .answer_text import AnswerText, answer_of, answer_text
 from .generation import Answer, Sampling, TokenLogprob
+from .hf_calls import CallReader
 
 
 def generate(
@@ -24,12 +25,13 @@ def generate(
     sampling: Sampling,
     seeds: Sequence[int | None],
     context_length: int,
+    readers: Sequence[CallReader | None] = (),
 ) -> list[Answer]:
     """Returns the answer to each prompt.
 
     The tokenizer pads on the side that the model needs. `ids` are each prompt's token ids; all fit the context, which
     holds `context_length` tokens of a prompt and its answer together. A prompt's n answers use its seed and the
-    following ones.
+    following ones, and are read by its reader, if it has one.
     """
     beams = sampling.extra.get("num_beams") or 1
     # Greedy answers are identical, so one is enough for any n. A beam search gives its n best from one row.
@@ -64,7 +66,7 @@ def generate(
             logprobs = [sampler.logprobs(first + j % repeats, len(own[j].ids), tokenizer) for j in range(sampling.n)]
         answers.append(
             answer_of(
-                [answer_text(text.text, text.finish_reason) for text in own],
+                [text.read(readers[index] if readers else None) for text in own],
                 prompt_tokens=len(prompt),
                 completion_tokens=sum(text.tokens for text in own),
                 cost=0.0,
@@ -88,6 +90,12 @@ class _Text:
         cuts = [text.find(end) for end in stop if end in text]
         self.text = text[: min(cuts)] if cuts else text
         self.finish_reason = "stop" if cuts or length < len(ids) else "length"
+
+    def read(self, reader: CallReader | None) -> AnswerText:
+        """Returns the text as an answer, with the calls that a reader finds."""
+        if reader is None:
+            return answer_text(self.text, self.finish_reason)
+        return reader.read(self.ids, self.text, self.finish_reason)
 
 
 def _config(model: Any, tokenizer: Any, sampling: Sampling, room: int, ends: set[int]) -> Any:

@@ -15,8 +15,10 @@ from ..trained.hf_source import HOW_FETCHED, adapter_source, hf_source, loading,
 from ..trained.model_facts import is_bidirectional, model_max_length
 from .chat_template import AUTO, Auto, checked, given_text, is_text_template, plain_prompt
 from .generation import Answer, GenerationOptions, Request, Sampling
+from .hf_calls import CallReader, check_parses_calls
 from .llm import LLM
 from .scoring import Scored, ScoreRequest
+from .tool_messages import openai_messages, openai_tools
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +59,7 @@ class HFTransformers(LLM):
 
     extra_options = frozenset({"top_k", "min_p", "num_beams"})
     default_adaptive_batch_size = True
+    tool_choices = frozenset({"auto"})
 
     def __init__(
         self,
@@ -201,6 +204,8 @@ class HFTransformers(LLM):
                 "HFTransformers cannot constrain answers to a schema. Use LlamaCPP or an API, or describe the schema "
                 "in the prompt and check the answers."
             )
+        if sampling.tools:
+            check_parses_calls(self)
         for device in self.device if isinstance(self.device, list) else [self.device or "cpu"]:
             checked_device(device)
         beams = sampling.extra.get("num_beams") or 1
@@ -242,12 +247,23 @@ class HFTransformers(LLM):
             except BadRequest as error:
                 answers[index] = Answer.failed(error)
         if ids:
-            from .hf_generate import generate
-
-            seeds = [requests[index].seed for index in ids]
-            generated = generate(self.model, self.tokenizer, list(ids.values()), sampling, seeds, self._context_length)
-            answers |= zip(ids, generated, strict=True)
+            answers |= zip(ids, self.answer_ids([requests[i] for i in ids], list(ids.values())), strict=True)
         return [answers[index] for index in range(len(requests))]
+
+    def answer_ids(self, requests: Sequence[Request], ids: list[list[int]]) -> Sequence[Answer]:
+        """Answers requests with the same sampling options, whose prompts' token ids all fit the context."""
+        from .hf_generate import generate
+
+        sampling, seeds = requests[0].sampling, [request.seed for request in requests]
+        readers = self.call_readers(requests)
+        return generate(self.model, self.tokenizer, ids, sampling, seeds, self._context_length, readers)
+
+    def call_readers(self, requests: Sequence[Request]) -> list[CallReader | None]:
+        """Returns what reads the answers to requests with tools; None for the others."""
+        return [
+            CallReader(self.tokenizer, self._text(request)[0], request.tools) if request.tools else None
+            for request in requests
+        ]
 
     def _fitting_ids(self, request: Request, room: int) -> list[int]:
         try:
@@ -301,8 +317,10 @@ class HFTransformers(LLM):
         if isinstance(request.prompt, str) and not self.takes_chat:
             text = plain_prompt(self.chat_prompt_template, request.prompt, self.system_prompt)
             return text, bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
-        messages = request.messages(self.system_prompt)
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), True
+        messages = openai_messages(request.messages(self.system_prompt), as_text=False)
+        tools = {"tools": openai_tools(request.tools)} if request.tools else {}
+        template = self.tokenizer.apply_chat_template
+        return template(messages, tokenize=False, add_generation_prompt=True, **tools), True
 
     def _ids(self, request: Request) -> list[int]:
         tokenizer: Any = self.tokenizer

@@ -15,7 +15,7 @@ from typing import Any
 from datadreamer_like.errors import DefinitionError, PromptTooLong, did_you_mean, require_extra
 from datadreamer_like.storage.digests import file_digest
 
-from .answer_text import answer_of, answer_text
+from .answer_text import AnswerText, answer_of, answer_text
 from .chat_template import AUTO, Auto, checked, given_text, is_text_template, plain_prompt
 from .generation import Answer, Prompt, Request, Sampling, TokenLogprob
 from .gguf import find_gguf, read_gguf_header
@@ -25,6 +25,8 @@ from .llamacpp_slots import SlotPool
 from .llm import LLM
 from .schema import check_llamacpp_schema
 from .scoring import Scored, ScoreRequest
+from .tool_calls import tool_call
+from .tool_messages import openai_messages, openai_tools
 
 _WAITING_PER_SLOT = 4
 
@@ -68,6 +70,9 @@ class LlamaCPP(LLM):
     })  # fmt: skip
     """llama.cpp's own names: `json_schema` is `schema`, `grammar` a grammar in its notation."""
 
+    # The name of a tool is ignored as well.
+    tool_choices = frozenset({"auto", "none", "required"})
+
     def __init__(
         self,
         model_name: str,
@@ -103,6 +108,9 @@ class LlamaCPP(LLM):
         self.header = self._source = read_gguf_header(self.path)
         if repo_id is not None:
             self.header["general.source.url"] = f"https://huggingface.co/{repo_id}"
+        template = given_text(self.chat_prompt_template) or self.header.get("tokenizer.chat_template")
+        if not self.takes_chat or "tools" not in str(template):
+            self.tool_choices = frozenset()  # llama.cpp ignores tools for which the template has no place
         wanted = context_length or 2048
         self.context_length = min(wanted, self.header.context_length or wanted)
         self.slots = slots
@@ -221,8 +229,10 @@ class LlamaCPP(LLM):
             text = plain_prompt(self.chat_prompt_template, request.prompt, self.system_prompt)
             return {"prompt": text} | ({"json_schema": schema} if schema is not None else {})
         shape = {"type": "json_schema", "json_schema": {"schema": schema}}
-        messages = request.messages(self.system_prompt)
-        return {"messages": messages} | ({"response_format": shape} if schema is not None else {})
+        body: dict[str, Any] = {"messages": openai_messages(request.messages(self.system_prompt))}
+        if request.tools:
+            body |= {"tools": openai_tools(request.tools), "tool_choice": request.sampling.tool_choice or "auto"}
+        return body | ({"response_format": shape} if schema is not None else {})
 
     @property
     def takes_chat(self) -> bool:
@@ -300,8 +310,12 @@ def _answer(completions: list[Completion], sampling: Sampling) -> Answer:
         top = token.get("top_logprobs", ())[: sampling.top_logprobs]
         return TokenLogprob(token["token"], token["logprob"], tuple((each["token"], each["logprob"]) for each in top))
 
+    def text_of(each: Completion) -> AnswerText:
+        calls = [tool_call(**call, index=index) for index, call in each.calls.items()]
+        return answer_text(each.text, each.finish_reason, reasoning=each.reasoning, shaped=shaped, calls=calls)
+
     return answer_of(
-        [answer_text(each.text, each.finish_reason, reasoning=each.reasoning, shaped=shaped) for each in completions],
+        [text_of(each) for each in completions],
         prompt_tokens=completions[0].prompt_tokens,
         completion_tokens=sum(each.completion_tokens for each in completions),
         cached_tokens=completions[0].cached_tokens,

@@ -33,6 +33,7 @@ class Completion:
     completion_tokens: int = 0
     cached_tokens: int = 0
     tokens: list[dict[str, Any]] = field(default_factory=list)
+    calls: dict[int, dict[str, str]] = field(default_factory=dict)
 
 
 class LlamaServer:
@@ -96,6 +97,12 @@ class LlamaServer:
                 delta = choice.get("delta") or {}
                 completion.text += choice.get("text") or delta.get("content") or ""
                 completion.reasoning += delta.get("reasoning_content") or ""
+                for part in delta.get("tool_calls") or ():
+                    call = completion.calls.setdefault(part.get("index", 0), {"id": "", "name": "", "arguments": ""})
+                    call["id"] = part.get("id") or call["id"]
+                    function = part.get("function") or {}
+                    call["name"] = function.get("name") or call["name"]
+                    call["arguments"] += function.get("arguments") or ""
                 completion.tokens += (choice.get("logprobs") or {}).get("content") or []
                 completion.finish_reason = choice.get("finish_reason") or completion.finish_reason
             if usage := chunk.get("usage"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from typing_extensions import Unpack
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, PromptTooLong
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.positions import by_position
 
@@ -21,10 +20,20 @@ from ..calls.llm_calls import LLMCalls, Repeated
 from ..calls.pipeline import Engine, Recorder, run_calls
 from ..model import Model
 from .answer_text import plain_answered, plain_answers
-from .generation import GENERATION_DEFAULTS, Answer, Generation, GenerationOptions, Prompt, Request, Sampling
+from .generation import (
+    GENERATION_DEFAULTS,
+    Answer,
+    Generation,
+    GenerationOptions,
+    Prompt,
+    Request,
+    Sampling,
+    ToolPrompt,
+)
 from .own_run import answers_from_run
-from .schema_check import schema_check
+from .prompt_format import formatted_prompt
 from .scoring import ScoreCalls, Scored, ScoreOptions, ScoreRequest, check_score_options, checked_continuations
+from .tool_calls import answer_words
 
 if TYPE_CHECKING:
     from ..logs.call_log import CallLog
@@ -72,6 +81,9 @@ class LLM(Model):
 
     takes_images: bool = False
     """Whether messages may have images as parts, in OpenAI's form (`image_url`)."""
+
+    tool_choices: frozenset[str] = frozenset()
+    """What `tool_choice` may be: "auto", "none", "required", "name"; empty if the engine takes no tools."""
 
     max_context_length: int | None = None
     """The context window in tokens, if the script gave one; it limits the number of in-context examples."""
@@ -144,7 +156,7 @@ class LLM(Model):
         By default it continues the conversation: the prompt, the rejected answer, the reason. For a model that takes
         plain texts (`takes_chat` is False) the three are joined to one text.
         """
-        rejected = answer.text or ""
+        rejected = answer_words(answer) or ""
         if isinstance(request.prompt, str) and not self.takes_chat:
             return f"{request.prompt}{rejected}\n\n{reason}\n\n"
         return [
@@ -218,7 +230,7 @@ class LLM(Model):
 
     def answers(
         self,
-        prompts: Iterable[Prompt | Repeated],
+        prompts: Iterable[Prompt | ToolPrompt | Repeated],
         *,
         check: Callable[[int, Answer], Answer | Rejected] | None = None,
         max_follow_ups: int = 1,
@@ -227,8 +239,8 @@ class LLM(Model):
         """Like `run`, but yields `Answer`s: texts, tokens, finish reasons, log-probabilities, errors.
 
         Args:
-            prompts: As for `run`. Pass `Repeated` prompts if this run sees only a part of all prompts, so that
-                repetitions are counted over all of them.
+            prompts: As for `run`, or `ToolPrompt`s with tools of their own. Pass `Repeated` prompts if this run sees
+                only a part of all prompts, so that repetitions are counted over all of them.
             check: Called in the calling thread, in any order, with a prompt's index and its answer, new or cached. It
                 returns the answer to yield, or `Rejected`: the model is then asked again with the reason, and the new
                 answer is checked. Rejected answers stay in the cache and are rejected again in a rerun.
@@ -244,15 +256,12 @@ class LLM(Model):
         options = {"adaptive_batch_size": self.default_adaptive_batch_size, **self.translated(options)}
         generation = Generation.from_options(options, self.extra_options)
         self.check(generation.sampling)
-        schema = generation.sampling.schema
-        if schema is not None:
-            check = schema_check(schema, check)
+        shaped = generation.sampling.schema is not None
 
-        def make_engine(recorder: Recorder[Prompt | Repeated, Request, Answer]) -> Engine[Request, Answer]:
+        def make_engine(recorder: Recorder[Prompt | ToolPrompt | Repeated, Request, Answer]) -> Engine[Request, Answer]:
             if type(self).answer is LLM.answer:
-                read = partial(plain_answers, self.answer_batch, schema is not None)
-                return BatchEngine(read, recorder, generation)
-            return self.engine(partial(plain_answered, self.answer, schema is not None), recorder, generation)
+                return BatchEngine(partial(plain_answers, self.answer_batch, shaped), recorder, generation)
+            return self.engine(partial(plain_answered, self.answer, shaped), recorder, generation)
 
         answers = run_calls(
             LLMCalls.of(self, generation.sampling),
@@ -273,7 +282,7 @@ class LLM(Model):
         An answer is used where the model's name, the messages (with the system prompt) and all options that decide an
         answer agree with the request. It is then stored like a new one, at no cost. A failed call is never used. The
         log reports how many answers were found, and which options differ for prompts that were not. The server's
-        address is not compared, since most logs do not have it.
+        address is not compared, since most logs do not have it. Called again, it adds another log.
 
         Args:
             log: The log.
@@ -290,7 +299,7 @@ class LLM(Model):
 
         if overrides_only_run(self):
             raise DefinitionError(f"{self.display_name} overrides run, where its answers are not looked up.")
-        self.paid = PaidAnswers(self, log, model_names, ignore)
+        self.paid = PaidAnswers(self, log, model_names, ignore, self.paid)
         return self
 
     def score(self, prompts: Iterable[Prompt], continuations: Sequence[str], **options: Unpack[ScoreOptions]) -> Any:
@@ -367,31 +376,8 @@ class LLM(Model):
             PromptTooLong: Not even `min_in_context_examples` fit.
             DefinitionError: The two bounds contradict each other.
         """
-        examples = list(in_context_examples or [])
-        least = min_in_context_examples or 0
-        most = len(examples) if max_in_context_examples is None else min(max_in_context_examples, len(examples))
-        if max_in_context_examples is not None and least > max_in_context_examples:
-            raise DefinitionError(
-                f"min_in_context_examples ({least}) is more than max_in_context_examples ({max_in_context_examples})."
-            )
-
-        def joined(count: int) -> str:
-            parts = [beg_instruction, *examples[:count], end_instruction]
-            return sep.join(part for part in parts if part is not None)
-
-        try:
-            room = self.get_max_context_length(max_new_tokens or 0)  # an older subclass takes numbers only
-        except NotImplementedError:
-            return joined(most)
-        # The length grows with the count, so bisection finds the largest count that fits.
-        fits = bisect_right(range(most + 1), room, key=lambda count: self.final_count_tokens(joined(count))) - 1
-        if fits < max(least, 0):
-            raise PromptTooLong(
-                f"The prompt with {least} in-context examples has {self.final_count_tokens(joined(least))} tokens; "
-                f"{self.display_name} has room for {room}. Shorten the instruction or the examples, or lower "
-                f"max_new_tokens."
-            )
-        return joined(fits)
+        parts = (beg_instruction, list(in_context_examples or []), end_instruction)
+        return formatted_prompt(self, parts, max_new_tokens, sep, (min_in_context_examples, max_in_context_examples))
 
 
 def overrides_only_run(llm: LLM) -> bool:

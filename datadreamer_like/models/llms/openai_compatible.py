@@ -26,6 +26,7 @@ from .provider_errors import ErrorInAnswer
 from .received import Received
 from .schema import openai_response_format, with_schema
 from .scoring import Scored, ScoreRequest, echoed_scores
+from .tool_messages import openai_choice, openai_messages, openai_tools
 from .wire import Fields, Wire, read_answer
 
 logger = logging.getLogger("datadreamer_like")
@@ -311,9 +312,16 @@ class OpenAICompatible(APIModel):
     def parameters(self, request: Request, n: int, seed: int | None) -> dict[str, Any]:
         """Returns the parameters of a request for `n` answers."""
         messages = request.messages(self.system_prompt)
+        if not isinstance(request.prompt, str):
+            messages = openai_messages(messages)
         if request.sampling.schema is not None and self.quirks.response_format == "json_object":
             messages = with_schema(messages, request.sampling.schema)
-        return {"model": self.model_name, "messages": messages, **self._parameters(request.sampling, n, seed)}
+        parameters = {"model": self.model_name, "messages": messages, **self._parameters(request.sampling, n, seed)}
+        if request.tools:
+            parameters["tools"] = openai_tools(request.tools)
+            if request.sampling.tool_choice is not None:
+                parameters["tool_choice"] = openai_choice(request.sampling.tool_choice)
+        return parameters
 
     def _parameters(self, sampling: Sampling, n: int, seed: int | None) -> dict[str, Any]:
         top = sampling.top_logprobs

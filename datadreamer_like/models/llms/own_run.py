@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from datadreamer_like.errors import ModelError, RejectedAnswer
+from datadreamer_like.errors import DefinitionError, ModelError, RejectedAnswer
 
 from ..calls.failures import Rejected
 from ..calls.llm_calls import Repeated
 from .answer_text import plain_answer
-from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
+from .generation import Answer, GenerationOptions, Prompt, Request, Sampling, ToolPrompt
 
 
 def answers_from_run(
     llm: Any,
-    prompts: Iterable[Prompt | Repeated],
+    prompts: Iterable[Prompt | ToolPrompt | Repeated],
     options: GenerationOptions,
     check: Callable[[int, Answer], Answer | Rejected] | None,
     max_follow_ups: int,
@@ -28,6 +28,8 @@ def answers_from_run(
 
     def plain() -> Iterator[Prompt]:
         for prompt in prompts:
+            if isinstance(prompt, ToolPrompt):
+                raise DefinitionError(f"{llm.display_name} overrides run, which takes no ToolPrompt.")
             sent.append(prompt.prompt if isinstance(prompt, Repeated) else prompt)
             yield sent[-1]
 

@@ -58,6 +58,7 @@ class ParallelLLM(LLM):
         self.extra_options = frozenset.intersection(*(llm.extra_options for llm in llms))
         self.enforces_schemas = all(llm.enforces_schemas for llm in llms)
         self.takes_images = all(llm.takes_images for llm in llms)
+        self.tool_choices = frozenset.intersection(*(llm.tool_choices for llm in llms))
         self.default_adaptive_batch_size = any(llm.default_adaptive_batch_size for llm in llms)
         self.default_concurrency = sum(2 * _BATCH if _takes_batches(llm) else llm.default_concurrency for llm in llms)
         self.max_tries = max(llm.max_tries for llm in llms)

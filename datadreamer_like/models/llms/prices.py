@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import numbers
 import os
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -14,6 +16,8 @@ from typing import Any, NamedTuple
 
 from datadreamer_like.errors import DataError, DefinitionError, MissingFile, did_you_mean
 from datadreamer_like.graph.session import current_session
+
+logger = logging.getLogger("datadreamer_like")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,23 @@ def known_prices(provider: str, model_name: str) -> Prices | None:
     session = current_session()
     file = (session and session.prices) or os.environ.get(PRICES_VARIABLE)
     own = {} if not file else _prices_in(str(file), Path(file).stat().st_mtime_ns if Path(file).is_file() else 0)
+    _check_sections(str(file), frozenset(section for section, _ in own), provider)
     return own.get((provider, model_name)) or _published().get((provider, model_name))
+
+
+@functools.lru_cache(maxsize=64)
+def _check_sections(path: str, sections: frozenset[str], provider: str) -> None:
+    """Refuses a section that is nearly the name of a provider, whose prices would never be used."""
+    # All names are known without loading the classes; an address has a dot or a colon.
+    rooms = sys.modules[__package__.rpartition(".")[0]]
+    known = {provider, *(of for of, _ in _published()), *(name.lower() for name in dir(rooms))}
+    for section in sorted(sections - known):
+        if "." in section or ":" in section:
+            continue
+        if meant := did_you_mean(section, known):
+            raise DataError(f'The prices file {path} has the section "{section}", which is no provider.{meant}')
+        words = 'The prices file %s has the section "%s", which is no provider of this package.'
+        logger.warning(words, path, section)
 
 
 @functools.cache

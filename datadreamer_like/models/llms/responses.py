@@ -18,6 +18,9 @@ from .openai_batches import ResponsesBatches
 from .prices import Usage, counted, token_count
 from .provider_errors import ErrorInAnswer
 from .schema import openai_response_format
+from .tool_calls import tool_call
+from .tool_messages import responses_items, responses_tools
+from .tools import kind_of
 
 _REFUSES = {
     "logit_bias": "Use OpenAI, which calls chat completions.",
@@ -37,7 +40,8 @@ class OpenAIResponses(OpenAI):
     stop texts, seeds, `repetition_penalty` or `logit_bias`.
 
     Args:
-        tools: Built-in tools that the model may use, such as `[{"type": "web_search"}]`; it cannot call functions.
+        tools: Built-in tools that OpenAI runs, such as `[{"type": "web_search"}]`. Functions that the model may call
+            are an option of `run`, as for all models.
         model_name, system_prompt, organization, api_key, base_url, api_version, **kwargs: See `OpenAI`.
 
     Example:
@@ -86,8 +90,8 @@ class OpenAIResponses(OpenAI):
         functions = [tool for tool in tools or () if tool.get("type") in ("function", "custom")]
         if functions:
             raise DefinitionError(
-                f"{type(self).__name__} cannot run tools of the type {functions[0]['type']!r}: a row is one request, "
-                'with nobody to call a function. Use built-in tools, such as {"type": "web_search"}.'
+                f"{type(self).__name__}(tools=...) takes tools that OpenAI runs, not {functions[0]['type']!r}. "
+                "Give functions to each call, as in llm.answers(prompts, tools=[...])."
             )
         self.tools = tuple(tools or ())
 
@@ -151,16 +155,18 @@ class OpenAIResponses(OpenAI):
             extra["include"] = [*extra.get("include", ()), "message.output_text.logprobs"]
         parameters = {
             "model": self.model_name,
-            "input": [_item(message) for message in request.messages(self.system_prompt)],
+            "input": [item for message in request.messages(self.system_prompt) for item in _items(message)],
             "store": False,
             "temperature": 0.0 if sampling.deterministic else sampling.temperature,
             "top_p": None if sampling.deterministic or sampling.top_p == 1.0 else sampling.top_p,
             "max_output_tokens": sampling.max_new_tokens,
             "top_logprobs": sampling.top_logprobs,
             "text": text or None,
-            "tools": [dict(tool) for tool in self.tools] or None,
+            "tools": [*map(dict, self.tools), *responses_tools(request.tools)] or None,
             **extra,
         }
+        if request.tools and (choice := sampling.tool_choice) is not None:
+            parameters["tool_choice"] = {"type": "function", "name": choice} if kind_of(choice) == "name" else choice
         return self.not_refused(parameters)
 
 
@@ -220,10 +226,15 @@ class OpenAIAssistant(OpenAIResponses):
         return None
 
 
+def _items(message: dict[str, Any]) -> list[dict[str, Any]]:
+    called = responses_items(message)
+    return [_item(message)] if called is None else [_item(each) if "role" in each else each for each in called]
+
+
 def _item(message: Mapping[str, Any]) -> dict[str, Any]:
     content = message.get("content")
     if not isinstance(content, list):
-        return dict(message)
+        return {name: value for name, value in message.items() if value is not None}
     parts = []
     for part in content:
         kind = part.get("type")
@@ -254,7 +265,11 @@ def _text(response: Any, shaped: bool) -> AnswerText:
         if item.type == "reasoning"
         for part in (getattr(item, "content", None) or item.summary or ())
     ]
-    return answer_text(parts or None, _finish_reason(response), reasoning="\n\n".join(thoughts) or None, shaped=shaped)
+    calls = [
+        tool_call(each.call_id, each.name, each.arguments) for each in response.output if each.type == "function_call"
+    ]
+    reasoning = "\n\n".join(thoughts) or None
+    return answer_text(parts or None, _finish_reason(response), reasoning=reasoning, shaped=shaped, calls=calls)
 
 
 def _logprobs(response: Any) -> list[TokenLogprob]:

@@ -20,23 +20,21 @@ Problem = tuple[Sequence[Any], str]
 """The path of a value that does not fit, and why."""
 
 
-def schema_check(
-    schema: JSONSchema, check: Callable[[int, Answer], Answer | Rejected] | None = None
-) -> Callable[[int, Answer], Answer | Rejected]:
-    """Returns a `check` for `LLM.answers` that rejects texts which do not fit a schema, and then calls `check`.
+def schema_check(schema: JSONSchema) -> Callable[[Answer], Answer | Rejected]:
+    """Returns a function that rejects an answer whose texts do not fit a schema.
 
     Of several texts those that do not fit become None; the answer is rejected if none fits.
     """
     problems = schema_problems(schema)
 
-    def checked(index: int, answer: Answer) -> Answer | Rejected:
+    def checked(answer: Answer) -> Answer | Rejected:
         wrong = [None if text is None else _problem(text, problems) for text in answer.texts]
         if any(wrong):
             if all(reason or text is None for reason, text in zip(wrong, answer.texts, strict=True)):
                 return Rejected(next(reason for reason in wrong if reason))
             texts = [None if reason else text for reason, text in zip(wrong, answer.texts, strict=True)]
             answer = replace(answer, texts=texts)
-        return answer if check is None else check(index, answer)
+        return answer
 
     return checked
 
@@ -66,8 +64,13 @@ def json_value(text: str | None) -> Any:
 
 def misfit(problems: Sequence[Problem]) -> str:
     """Returns the reason for a rejection, for the model."""
-    shown = [f"{'.'.join(map(str, path)) or 'the answer'}: {why}" for path, why in problems[:_ERRORS_SHOWN]]
-    return f"It does not fit the schema: {'; '.join(shown)}."
+    return f"It does not fit the schema: {shown_problems(problems)}."
+
+
+def shown_problems(problems: Sequence[Problem], whole: str = "the answer") -> str:
+    """Returns the first problems as a text, each after its path; that of the `whole` value has no path."""
+    shown = [f"{'.'.join(map(str, path)) or whole}: {why}" for path, why in problems[:_ERRORS_SHOWN]]
+    return "; ".join(shown)
 
 
 def _problem(text: str, problems: Callable[[Any], Iterator[Problem]]) -> str | None:

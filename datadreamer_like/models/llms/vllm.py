@@ -8,11 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datadreamer_like.errors import BadRequest, DefinitionError, require_extra
+from datadreamer_like.errors import BadRequest, DefinitionError, Unavailable, require_extra
 
 from ..model import free_memory
+from .answer_text import AnswerText, answer_of
 from .chat_template import AUTO, Auto
 from .generation import Answer, Request, Sampling, TokenLogprob
+from .hf_calls import CallReader, check_parses_calls
 from .hf_transformers import HFTransformers
 from .scoring import Scored, ScoreRequest
 
@@ -110,26 +112,19 @@ class VLLM(HFTransformers):
         for token in sampling.logit_bias or ():
             if token >= size:
                 raise DefinitionError(f"logit_bias names the token {token}; {self.display_name} has {size} tokens.")
+        if sampling.tools:
+            check_parses_calls(self)
         self.check_room(sampling, self._context_length)
 
-    def answer_batch(self, requests: Sequence[Request]) -> Sequence[Answer]:
-        """Answers requests with the same sampling options; a prompt that is too long fails alone."""
+    def answer_ids(self, requests: Sequence[Request], ids: list[list[int]]) -> Sequence[Answer]:
+        """Answers requests with the same sampling options, whose prompts' token ids all fit the context."""
         sampling = requests[0].sampling
-        room = self.get_max_context_length(sampling.max_new_tokens or 1)
-        answers: dict[int, Answer] = {}
-        ids: dict[int, list[int]] = {}
-        for index, request in enumerate(requests):
-            try:
-                ids[index] = self._fitting_ids(request, room)
-            except BadRequest as error:
-                answers[index] = Answer.failed(error)
         options = [
-            self._sampling_params(sampling, requests[index].seed, self._context_length - len(found))
-            for index, found in ids.items()
+            self._sampling_params(sampling, request.seed, self._context_length - len(own))
+            for request, own in zip(requests, ids, strict=True)
         ]
-        for index, output in zip(ids, self._generate(list(ids.values()), options), strict=True):
-            answers[index] = _answer(output, sampling)
-        return [answers[index] for index in range(len(requests))]
+        outputs, readers = self._generate(ids, options), self.call_readers(requests)
+        return [_answer(output, sampling, reader) for output, reader in zip(outputs, readers, strict=True)]
 
     def score_batch(self, requests: Sequence[ScoreRequest]) -> Sequence[Scored]:
         """Scores the same continuations after several prompts; a prompt that is too long fails alone."""
@@ -165,7 +160,16 @@ class VLLM(HFTransformers):
 
             adapter = LoRARequest("adapter", 1, self._adapter.name)
         inputs = [{"prompt_token_ids": ids} for ids in prompts]
-        return list(self.model.generate(inputs, options, use_tqdm=False, lora_request=adapter))
+        try:
+            return list(self.model.generate(inputs, options, use_tqdm=False, lora_request=adapter))
+        except Exception as error:
+            if type(error).__name__ != "EngineDeadError":
+                raise
+            self.unload_model()
+            raise Unavailable(
+                f"vLLM's engine of {self.display_name} has died: {error} Its log has the reason, often that memory ran "
+                "out. All answers before are kept: lower gpu_memory_utilization or max_model_len, and run again."
+            ) from error
 
     def _sampling_params(self, sampling: Sampling, seed: int | None, room: int) -> Any:
         import vllm
@@ -196,13 +200,17 @@ class VLLM(HFTransformers):
         free_memory()
 
 
-def _answer(output: Any, sampling: Sampling) -> Answer:
+def _answer(output: Any, sampling: Sampling, reader: CallReader | None) -> Answer:
     written = list(output.outputs) * (sampling.n if sampling.deterministic else 1)
     logprobs = None
     if sampling.top_logprobs is not None:
         logprobs = [_logprobs(each.token_ids, each.logprobs or (), sampling.top_logprobs) for each in written]
-    return Answer(
-        [each.text for each in written],
+    found = [
+        AnswerText(each.text) if reader is None else reader.read(each.token_ids, each.text, each.finish_reason)
+        for each in written
+    ]
+    return answer_of(
+        found,
         prompt_tokens=len(output.prompt_token_ids),
         completion_tokens=sum(len(each.token_ids) for each in output.outputs),
         finish_reasons=[each.finish_reason for each in written],

@@ -10,6 +10,7 @@ from ..llms.answer_text import AnswerText, answer_of, answer_text
 from ..llms.generation import Answer
 from ..llms.prices import Usage, known_prices
 from .logged_call import LoggedCall, count_of, failed, logprobs_of, options_of, plain_messages, time_of
+from .logged_tools import calls_in
 
 Body = Mapping[str, Any]
 
@@ -74,6 +75,7 @@ def chat_answer(choices: Sequence[Body], usage: Body, options: Mapping[str, Any]
                 refusal=message.get("refusal"),
                 reasoning=thoughts if isinstance(thoughts, str) else None,
                 shaped=shaped,
+                calls=calls_in(message),
             )
         )
         reasons.append(reason)
@@ -117,7 +119,8 @@ def _responses_answer(body: Body, options: Mapping[str, Any]) -> Answer:
         status = (body.get("incomplete_details") or {}).get("reason")
     reason = _FINISH_REASONS.get(str(status), status)
     reasoning = "\n\n".join(thoughts) or None
-    text = answer_text(parts or None, reason, reasoning=reasoning, shaped="schema" in options)
+    calls = [call for item in items if item.get("type") == "function_call" for call in calls_in(item)]
+    text = answer_text(parts or None, reason, reasoning=reasoning, shaped="schema" in options, calls=calls)
     return _answer([text], [reason], body.get("usage") or {})
 
 
@@ -128,10 +131,9 @@ def _anthropic_answer(body: Body, options: Mapping[str, Any]) -> Answer:
     if "schema" in options and tools:
         # A schema is asked for as a forced call of a tool, whose input is the answer.
         given = {"type": "text", "text": json.dumps(tools[0].get("input"), ensure_ascii=False)}
-        parts = [part for part in parts if part.get("type") == "thinking"] + [given]
-    elif tools:
-        return failed("the model called a tool and wrote no answer")
-    text = answer_text(parts or "", reason, shaped="schema" in options)
+        parts, tools = [part for part in parts if part.get("type") == "thinking"] + [given], []
+    calls = calls_in({"content": tools})
+    text = answer_text(parts or "", reason, shaped="schema" in options, calls=calls)
     return _answer([text], [reason], body.get("usage") or {})
 
 

@@ -13,6 +13,7 @@ from datadreamer_like.errors import ModelError
 
 from ..llms.generation import Answer, Sampling, TokenLogprob
 from ..llms.schema import object_schema, strict_schema
+from .logged_tools import canonical_choice, canonical_tools, turns
 
 
 @dataclass(slots=True)
@@ -81,6 +82,9 @@ def options_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(reasoning, Mapping) and "effort" in reasoning:  # the Responses API
         given["reasoning_effort"] = reasoning["effort"]
         given["reasoning"] = {name: value for name, value in reasoning.items() if name != "effort"}
+    if isinstance(given.get("tools"), list | tuple):
+        given["tools"] = canonical_tools(given["tools"])
+    given["tool_choice"] = canonical_choice(given.get("tool_choice"))
     if isinstance(given.get("prompt"), Mapping):  # stored at the provider
         given["stored_prompt"] = given["prompt"]
     for name, value in given.items():
@@ -139,7 +143,9 @@ def canonical_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
     return strict_schema(whole) or whole
 
 
-def sampling_options(sampling: Sampling, seed: int | None, default_new_tokens: int | None) -> dict[str, Any]:
+def sampling_options(
+    sampling: Sampling, seed: int | None, default_new_tokens: int | None, tools: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """Returns the options of a request of this package in the form of `options_of`."""
     return options_of(
         {
@@ -152,6 +158,8 @@ def sampling_options(sampling: Sampling, seed: int | None, default_new_tokens: i
             "logit_bias": sampling.logit_bias or None,
             "top_logprobs": sampling.top_logprobs,
             "repetition_penalty": sampling.repetition_penalty,
+            "tools": list(tools) or None,
+            "tool_choice": sampling.tool_choice if tools else None,
             "response_format": None if sampling.schema is None else {"type": "json_schema", "schema": sampling.schema},
             **sampling.extra,
         }
@@ -171,7 +179,7 @@ def plain_messages(messages: object, system: object = None) -> list[dict[str, An
     if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
         raise ValueError("the messages are not a list of objects")
     found = [] if not system else [{"role": "system", "content": _content(system)}]
-    for message in messages:
+    for message in turns(messages):
         role = str(message.get("role", "user"))
         plain = {"role": "system" if role == "developer" else role}
         plain["content"] = _content(message["parts"] if "parts" in message else message.get("content"))

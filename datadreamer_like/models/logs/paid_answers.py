@@ -43,15 +43,23 @@ class PaidAnswers:
 
     A request is found by its messages and options, and only among calls of the model. Of several answers to the same
     request that are not greedy, each is served once, in the log's order. The log is read when the first request is
-    looked up.
+    looked up. What the log does not have is looked up in those that were given `before`.
     """
 
-    def __init__(self, llm: Asked, log: CallLog, model_names: Sequence[str], ignore: Sequence[str]) -> None:
+    def __init__(
+        self,
+        llm: Asked,
+        log: CallLog,
+        model_names: Sequence[str],
+        ignore: Sequence[str],
+        before: PaidAnswers | None = None,
+    ) -> None:
         if not isinstance(log, CallLog):
             raise ArgumentTypeError(f'reuse takes a CallLog, as in reuse(CallLog("calls.jsonl")), not {log!r:.100}.')
         for name, given in (("model_names", model_names), ("ignore", ignore)):
             if isinstance(given, str) or not all(isinstance(each, str) for each in given):
                 raise ArgumentTypeError(f"{name} must be a list of texts, not {given!r:.100}.")
+        self._before = before
         self._log = log
         self._names = {llm.model_name, *model_names}
         self._ignore = frozenset(ignore)
@@ -63,6 +71,24 @@ class PaidAnswers:
 
     def find(self, llm: Asked, requests: Sequence[Request], times_before: Sequence[int]) -> list[Answer | None]:
         """Returns the answer to each request that was paid for; the `times_before` of equal requests get others."""
+        if self._before is None:
+            return self._find(llm, requests, times_before)
+        found = self._before.find(llm, requests, times_before)
+        missing = [index for index, answer in enumerate(found) if answer is None]
+        # Of random answers, those in the logs before were served first.
+        left = [times_before[i] - self._before.served_of(llm, requests[i], times_before[i]) for i in missing]
+        for index, answer in zip(missing, self._find(llm, [requests[i] for i in missing], left), strict=True):
+            found[index] = answer
+        return found
+
+    def served_of(self, llm: Asked, request: Request, times: int) -> int:
+        """Returns for how many of so many equal requests there are answers."""
+        if not times:
+            return 0
+        answers = self.find(llm, [request] * times, range(times))
+        return sum(answer is not None for answer in answers)
+
+    def _find(self, llm: Asked, requests: Sequence[Request], times_before: Sequence[int]) -> list[Answer | None]:
         with self._lock:
             store = self._store = self._store or self._read(llm)
         keys: list[bytes] = []
@@ -90,7 +116,7 @@ class PaidAnswers:
         """Yields answers, and then logs how many came from the log, and why others that look alike did not."""
         served, misses = self.served, Counter(self.misses)
         try:
-            yield from answers
+            yield from answers if self._before is None else self._before.said_at_end(answers, llm)
         finally:
             if self.served > served:
                 logger.info(
@@ -119,9 +145,8 @@ class PaidAnswers:
         """Returns the messages and the options that the LLM sends, in the form of a `LoggedCall`'s."""
         sampling = request.sampling
         messages = request.messages(getattr(llm, "system_prompt", None))
-        options = sampling_options(sampling, request.seed, getattr(llm, "default_new_tokens", None))
-        if tools := getattr(llm, "tools", ()):
-            options["tools"] = [dict(tool) for tool in tools]
+        tools = [*map(dict, getattr(llm, "tools", ())), *request.tools]
+        options = sampling_options(sampling, request.seed, getattr(llm, "default_new_tokens", None), tools)
         quirks = getattr(llm, "quirks", None)
         if quirks is not None:
             if sampling.schema is not None and quirks.response_format == "json_object":
@@ -150,7 +175,7 @@ class PaidAnswers:
             for call in self._log:
                 if not self._names & {call.model, *call.other_names}:
                     others[str(call.model)] += 1
-                elif call.answer.error is not None or None in call.answer.texts:
+                elif call.answer.error is not None or _lacks_text(call.answer):
                     failed += 1
                 else:
                     kept += 1
@@ -184,6 +209,11 @@ class PaidAnswers:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _store=None, _lock=threading.Lock())
+
+
+def _lacks_text(answer: Answer) -> bool:
+    calls = answer.tool_calls or [() for _ in answer.texts]
+    return any(text is None and not own for text, own in zip(answer.texts, calls, strict=True))
 
 
 def _digest(value: object, start: bytes = b"") -> bytes:

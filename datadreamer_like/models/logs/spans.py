@@ -63,7 +63,7 @@ def _call(span: Span, found: dict[str, Any]) -> LoggedCall | str:
         for name, value in found.items()
         if name.startswith(_REQUEST) and name not in ("gen_ai.request.model", "gen_ai.request.encoding_formats")
     }
-    options = options_of(parameters)
+    options = options_of({**parameters, "tools": found.get("gen_ai.tool.definitions")})
     usage = {
         "prompt_tokens": count_of(found.get("gen_ai.usage.input_tokens"), found.get("gen_ai.usage.prompt_tokens")),
         "completion_tokens": count_of(
@@ -79,7 +79,7 @@ def _call(span: Span, found: dict[str, Any]) -> LoggedCall | str:
         reasons = found.get("gen_ai.response.finish_reasons") or ()
         choices = [
             {
-                "message": {"content": plain_messages([message])[0]["content"]},
+                "message": plain_messages([{"role": "assistant", **message}])[0],
                 "finish_reason": message.get("finish_reason") or (reasons[i] if i < len(reasons) else None),
             }
             for i, message in enumerate(said)

@@ -12,13 +12,15 @@ from typing import Any, Protocol
 from datadreamer_like.errors import DefinitionError, ModelError, NotMade
 from datadreamer_like.graph.manifest import Manifest
 from datadreamer_like.graph.plan import Forecast
-from datadreamer_like.models.calls.budget import worst_case
+from datadreamer_like.graph.session import current_session
+from datadreamer_like.models.calls.budget import check_budget, worst_case
 from datadreamer_like.models.calls.llm_calls import LLMCalls
 from datadreamer_like.models.calls.pipeline import answers_file
 from datadreamer_like.models.llms.api_model import APIModel
 from datadreamer_like.models.llms.generation import Answer, Generation, Request
 from datadreamer_like.models.llms.llm import LLM, overrides_only_run
 from datadreamer_like.storage.answers import AnswerStore
+from datadreamer_like.storage.ledger import LEDGER_NAME, Ledger, budget_of, in_dollars
 
 from ..base.row_answers import Questions, is_sent
 
@@ -68,7 +70,8 @@ def forecast_prompts(step: Prompting) -> Forecast:
     seconds = None
     if earlier.get("rows") and earlier.get("completion_tokens"):
         seconds = earlier["seconds"] * requests / earlier["rows"]
-    return Forecast(counted.rows, counted.stored, requests, cost, most, seconds if requests else 0.0, unknown)
+    over = _budget_passed(step.args["llm"], most)
+    return Forecast(counted.rows, counted.stored, requests, cost, most, seconds if requests else 0.0, unknown, over)
 
 
 @dataclass
@@ -161,6 +164,36 @@ def _costs(llm: LLM, counted: _Counted, tokens: tuple[float, float] | None) -> t
     whole = replace(llm.prices, up_to=None)
     cost = whole.cost(round(tokens[0] * counted.new), round(tokens[1] * counted.new))
     return cost, most, counted.why_unknown
+
+
+def _budget_passed(llm: LLM, most: float | None) -> str:
+    """Returns the budget that has less left than the worst case; "" if there is none, or the worst case is unknown."""
+    session = current_session()
+    if most is None or not isinstance(llm, APIModel) or not check_budget(llm):
+        return ""
+    own, whole = budget_of(llm.budget), None if session is None else budget_of(session.budget)
+    folder = None if session is None else session.cache_folder
+    limits = [
+        ("the budget", own, llm.cache_folder_path or folder, llm.account),
+        ("the session's budget", whole, folder, None),
+    ]
+    for what, limit, place, account in limits:
+        spent = _spent(place, account) if limit is not None else 0
+        if limit is not None and spent + most * 1e9 > limit:
+            left = f", of which {in_dollars(spent)} are spent" if spent else ""
+            return f"{what} of {in_dollars(limit)}{left}"
+    return ""
+
+
+def _spent(folder: str | Path | None, account: str | None) -> int:
+    file = None if folder is None else Path(folder) / LEDGER_NAME
+    if file is None or not file.exists():
+        return 0
+    ledger = Ledger(file)
+    try:
+        return ledger.spent(account)
+    finally:
+        ledger.close()
 
 
 def _mean_of(card: dict[str, Any]) -> tuple[float, float] | None:

@@ -14,7 +14,8 @@ class Prompt(PromptStep):
     """Sends each prompt to an LLM.
 
     Inputs: `prompts` (texts, or lists of chat messages), `images` (optional: an image or a list of them for each
-    prompt, as PIL images, bytes or paths). Args: those of `PromptStep`. Outputs: `prompts`, `generations`.
+    prompt, as PIL images, bytes or paths), `tools` (optional: those of each prompt, as a list or its JSON). Args: those
+    of `PromptStep`. Outputs: `prompts`, `generations`, with tools also `tool_calls`.
 
     With images, prompts are chats; each image is a part of the last message, before its text.
     """
@@ -23,6 +24,7 @@ class Prompt(PromptStep):
         """Registers the step's names."""
         self.register_input("prompts", help="The prompts.")
         self.register_input("images", required=False, help="Images for each prompt.")
+        self.register_input("tools", required=False, help="Tools for each prompt.")
         self.register_llm()
         self.register_prompt_outputs()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, TypeAlias
 
 from datadreamer_like.errors import DefinitionError, ModelError, PromptTooLong, RejectedAnswer
@@ -28,7 +27,9 @@ from .forecast import forecast_prompts
 from .logprobs import LOGPROBS, check_logprobs, logprob_columns, logprob_options, stores_logprobs
 from .numbered import numbered
 from .output_schema import OutputSchema
-from .value_column import ValueColumn, described, own_copy
+from .read_answer import read_answer
+from .tool_column import TOOL_CALLS, TOOLS, bare, call_column, check_step_tools, tools_input, with_tools
+from .value_column import ValueColumn, described
 
 # Arguments that read a value from an answer; at most one may be given.
 _READERS = ("post_process", "parse", "output_schema")
@@ -49,6 +50,8 @@ class PromptStep(Step):
     - `output_schema`, a pydantic model class or a JSON schema, adds a column for each of its properties; one that may
       be of several types holds JSON texts. The LLM's engine enforces it if it can; an invalid answer is rejected.
     - `logprobs=k` adds a column of each answer's tokens with the `k` likeliest there, for `StoredTeacher.from_step`.
+    - `tools`, a list for all rows (functions, models, dictionaries) or the name of an input with those of each row,
+      adds the column `tool_calls`: dictionaries of `id`, `name` and `arguments` (JSON). An answer may be calls alone.
 
     A row fails if its last answer is rejected, or if one of these functions raises or returns what does not fit its
     column: `step.errors` holds the reason and the answer. The functions get objects of their own, which they may
@@ -161,7 +164,7 @@ class PromptStep(Step):
                         raise answer.error
                     self.usage.row_failed(index, answer.error)
             count += len(rows.answers)
-            yield rows
+            yield rows if self._tools_input is None else rows._replace(values=[bare(value) for value in rows.values])
         if self._args["lazy"] and self.usage.failed_rows:
             failed = f"{self.usage.failed_rows:,} of {count:,}"
             self.logger.warning("%s: %s rows failed; see its errors", self.name, failed)
@@ -183,6 +186,8 @@ class PromptStep(Step):
         cut = self.preview_rows is not None
         for batch in previewed_batches(self, self.input_batches()) if cut else self.input_batches():
             prompts = self.prompts(batch)
+            if (column := self._tools_input) is not None:
+                prompts = [with_tools(*row) for row in zip(prompts, batch[column], strict=True)]
             if schema is not None:
                 prompts = [schema.with_instruction(prompt) if is_sent(prompt) else prompt for prompt in prompts]
             yield Questions(prompts, batch)
@@ -195,7 +200,9 @@ class PromptStep(Step):
         joined = RowAnswers(questions)
         answers = self._args["llm"].answers(
             joined.values(),
-            check=(lambda index, answer: self._read(answer, joined.row(index))) if self._reads_answers() else None,
+            check=(lambda index, answer: read_answer(self, answer, joined.row(index)))
+            if self._reads_answers()
+            else None,
             max_follow_ups=self._args["max_follow_ups"],
             total_num_prompts=self.num_prompts(),
             **self.run_options(),
@@ -272,8 +279,10 @@ class PromptStep(Step):
         return [None if answer is None or answer.error is not None else answer.value for answer in rows.answers]
 
     def field_columns(self, rows: AnsweredRows) -> Batch:
-        """Returns `logprobs` and a column for each property of `output_schema`; None in rows that have no answer."""
+        """Returns `logprobs`, `tool_calls` and a column for each property of `output_schema`; None if not answered."""
         stored = logprob_columns(self._args, rows.answers) if self._args[LOGPROBS] is not None else {}
+        if TOOL_CALLS in self._output_specs:
+            stored[TOOL_CALLS] = call_column(rows.answers, self.num_answers != 1)
         if self.schema is None:
             return stored
         columns: Batch = {name: [] for name in self.schema.types}
@@ -311,6 +320,8 @@ class PromptStep(Step):
         given = [(n, v) for n, v in self._args.items() if n in self.run_args or n not in self._arg_specs]
         options = {n: v for n, v in given if v is not None or n not in self._arg_specs}
         options |= logprob_options(self._args) if self._args[LOGPROBS] is not None else {}
+        if isinstance(options.get(TOOLS), str):
+            del options[TOOLS]  # the name of an input
         return {**options, "schema": self.schema.json_schema} if self.schema and self._enforces_schema() else options
 
     def fitted(self, **parts: Any) -> RowPrompt:
@@ -344,6 +355,10 @@ class PromptStep(Step):
         if args[LOGPROBS] is not None and stores_logprobs(args):
             check_logprobs(self.name, args, self.num_answers)
             self.register_output(LOGPROBS, help="Each answer's tokens with the likeliest at their place.")
+        if self._tools_input is not None or args.get(TOOLS) or args.get("tool_choice") is not None:
+            if tools := check_step_tools(self.name, args, self._inputs, self._tools_input):
+                args[TOOLS] = list(tools)
+            self.register_output(TOOL_CALLS, help="The calls of tools in each answer; None without an answer.")
         if not overrides_only_run(llm):  # else its options are unknown
             check_options(self.name, self._arg_specs, args, llm, "llm")
             Generation.from_options(self.run_options(), llm.extra_options)
@@ -355,6 +370,10 @@ class PromptStep(Step):
             parts.pop(f"argument {LOGPROBS}", None)
         given = self._args["llm"].max_context_length
         return parts if given is None else {**parts, "argument llm: max_context_length": fingerprint(given)}
+
+    @property
+    def _tools_input(self) -> str | None:
+        return tools_input(self._args, self._inputs, TOOLS in self._input_specs)
 
     def _enforces_schema(self) -> bool:
         llm = self._args["llm"]
@@ -370,30 +389,3 @@ class PromptStep(Step):
         """Whether an answer's value is more than its text."""
         overrides = type(self).parse is not PromptStep.parse or type(self).combine is not PromptStep.combine
         return overrides or any(self._args[name] is not None for name in _READERS)
-
-    def _read(self, answer: Answer, row: dict[str, Any]) -> Answer | Rejected:
-        """Returns the answer with its value or with the error of a function that raised, or `Rejected`."""
-
-        def value_of(answer: Answer) -> Any:
-            given = own_copy(answer)
-            return self.parse(given, row) if self._args["parse"] is None else self.call("parse", given, own_copy(row))
-
-        try:
-            if self.num_answers == 1:
-                value = value_of(answer)
-                return value if isinstance(value, Rejected) else replace(answer, value=value)
-            if self._args["post_process"] is None:
-                values = [value_of(one) for one in answer.each()]
-            else:
-                made = self.call("post_process", list(answer.texts))
-                if not isinstance(made, list):
-                    value = self.value_of(made, row, alone=True)
-                    return value if isinstance(value, Rejected) else replace(answer, value=value)
-                values = [self.value_of(one, row) for one in made]
-            if values and len(rejected := [value for value in values if isinstance(value, Rejected)]) == len(values):
-                return rejected[0]
-            return replace(answer, value=self.combine([None if isinstance(v, Rejected) else v for v in values]))
-        except RejectedAnswer as error:
-            return replace(answer, error=error)
-        except Exception as error:
-            return replace(answer, error=RejectedAnswer.of(answer.text, f"parse raised {described(error)}."))

@@ -61,6 +61,7 @@ def own_copy(given: T) -> T:
             finish_reasons=list(given.finish_reasons),
             logprobs=None if given.logprobs is None else [list(tokens) for tokens in given.logprobs],
             reasoning=None if given.reasoning is None else list(given.reasoning),
+            tool_calls=copy.deepcopy(given.tool_calls),
         )
     return {name: value if isinstance(value, _UNCHANGEABLE) else _deep_copy(value) for name, value in given.items()}
 

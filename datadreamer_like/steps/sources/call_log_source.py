@@ -21,7 +21,7 @@ from .text_file_source import TextFileSource
 
 _COLUMNS = (
     "prompt", "messages", "answer", "reasoning", "model", "options", "prompt_tokens", "completion_tokens", "cost",
-    "started_at", "seconds", "finish_reason", "error", "format",
+    "started_at", "seconds", "finish_reason", "error", "format", "tool_calls",
 )  # fmt: skip
 
 
@@ -31,8 +31,8 @@ class CallLogDataSource(TextFileSource):
     The columns are `prompt` (the last text of the user), `messages` (all, with `role` and `content`), `answer` (the
     first text, None for a failed call), `reasoning`, `model`, `options` (as JSON, those that differ from the default),
     `prompt_tokens`, `completion_tokens`, `cost` (US dollars, None if unknown), `started_at` (ISO 8601, UTC), `seconds`,
-    `finish_reason`, `error` and `format`. Contents of messages that are not texts are JSON. Headers and keys are never
-    read.
+    `finish_reason`, `error`, `format` and `tool_calls` (those of the first answer, as JSON). Contents of messages that
+    are not texts are JSON, and so are calls of tools in messages. Headers and keys are never read.
 
     Files are given as in `CSVDataSource`; those of a folder are `.json`, `.jsonl`, `.ndjson` and `.parquet` files.
 
@@ -45,6 +45,7 @@ class CallLogDataSource(TextFileSource):
         >>> labelled = paid.filter(lambda row: row["error"] is None)  # doctest: +SKIP
     """
 
+    result_version: ClassVar[int] = 2  # 2: tool_calls
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".json", ".ndjson", ".parquet")
     example_text: ClassVar[str] = "".join(
         f'{{"request": {{"model": "m", "messages": [{{"role": "user", "content": "{prompt}"}}], "temperature": 0}},'
@@ -83,7 +84,7 @@ def _row(call: LoggedCall) -> dict[str, Any]:
     answer = call.answer
     return {
         "prompt": call.prompt,
-        "messages": [{"role": each["role"], "content": text_of(each.get("content"))} for each in call.messages],
+        "messages": [{"role": each["role"], "content": _content(each)} for each in call.messages],
         "answer": answer.text if answer.error is None else None,
         "reasoning": answer.reasoning[0] if answer.reasoning else None,
         "model": call.model,
@@ -96,4 +97,12 @@ def _row(call: LoggedCall) -> dict[str, Any]:
         "finish_reason": answer.finish_reasons[0] if answer.finish_reasons else None,
         "error": None if answer.error is None else str(answer.error),
         "format": call.format,
+        "tool_calls": json.dumps(answer.tool_calls[0], ensure_ascii=False) if answer.tool_calls else None,
     }
+
+
+def _content(message: dict[str, Any]) -> str:
+    """Returns the content of a message as a text, with its calls."""
+    calls = message.get("tool_calls")
+    said = message.get("content")
+    return text_of(said) if not calls else text_of({"content": said, "tool_calls": calls})

@@ -1,0 +1,194 @@
+"""Calls of tools and their results in a conversation, from the neutral form to that of each API.
+
+The neutral form is `{"role": "assistant", "content": ..., "tool_calls": [{"id", "name", "arguments"}]}` and
+`{"role": "tool", "tool_call_id": ..., "content": ...}`; that of OpenAI's chat completions is understood too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datadreamer_like.errors import BadRequest
+
+from .tools import Tool, ToolCall, kind_of
+
+Messages = list[dict[str, Any]]
+
+
+def neutral_calls(message: Mapping[str, Any]) -> list[ToolCall]:
+    """Returns the calls of an assistant's message, their arguments as dictionaries.
+
+    Raises:
+        BadRequest: They are no calls.
+    """
+    found: list[ToolCall] = []
+    for index, call in enumerate(message.get("tool_calls") or ()):
+        inner = (call.get("function") or call) if isinstance(call, Mapping) else None
+        arguments = None if inner is None else inner.get("arguments")
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments or "{}")
+            except ValueError:
+                arguments = None
+        if (
+            not isinstance(inner, Mapping)
+            or not isinstance(inner.get("name"), str)
+            or not isinstance(arguments, Mapping)
+        ):
+            raise BadRequest(
+                f"A call in tool_calls is {call!r:.200}; expected an id, a name and arguments, which are a dictionary "
+                "or a JSON object as a text."
+            )
+        found.append(ToolCall(id=str(call.get("id") or f"call_{index}"), name=inner["name"], arguments=dict(arguments)))
+    return found
+
+
+def calls_tools(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a conversation has calls of tools, or results."""
+    return any(message.get("role") == "tool" or message.get("tool_calls") for message in messages)
+
+
+def openai_messages(messages: Messages, *, as_text: bool = True) -> Messages:
+    """Returns messages in the form of OpenAI's chat completions; arguments are JSON texts, or dictionaries.
+
+    Chat templates of Hugging Face take the same form with dictionaries.
+    """
+    if not calls_tools(messages):
+        return [_without_empty(message) for message in messages]
+    made = []
+    for message in messages:
+        plain = _without_empty(message)
+        if message.get("tool_calls"):
+            plain["tool_calls"] = [
+                {
+                    "id": call["id"],
+                    "type": "function",
+                    "function": {
+                        "name": call["name"],
+                        "arguments": _json(call["arguments"]) if as_text else call["arguments"],
+                    },
+                }
+                for call in neutral_calls(message)
+            ]
+            plain.setdefault("content", None if as_text else "")
+        elif message.get("role") == "tool":
+            _result(message)
+        made.append(plain)
+    return made
+
+
+def openai_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
+    """Returns tools in the form of OpenAI's chat completions, and of Hugging Face's chat templates."""
+    return [{"type": "function", "function": dict(tool)} for tool in tools]
+
+
+def openai_choice(choice: str | None) -> Any:
+    """Returns `tool_choice` in the form of OpenAI's chat completions; None for the default."""
+    kind = kind_of(choice)
+    return {"type": "function", "function": {"name": choice}} if kind == "name" else choice
+
+
+def responses_items(message: dict[str, Any]) -> Messages | None:
+    """Returns the items of OpenAI's Responses API for a message with calls or a result; None for another message."""
+    if message.get("role") == "tool":
+        call, content = _result(message)
+        return [{"type": "function_call_output", "call_id": call, "output": content}]
+    if not message.get("tool_calls"):
+        return None
+    calls = [
+        {
+            "type": "function_call",
+            "call_id": call["id"],
+            "name": call["name"],
+            "arguments": _json(call["arguments"]),
+        }
+        for call in neutral_calls(message)
+    ]
+    said = {name: value for name, value in _without_empty(message).items() if name != "tool_calls"}
+    return [said, *calls] if said.get("content") else calls
+
+
+def responses_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
+    """Returns tools in the form of OpenAI's Responses API, which would make schemas strict by itself."""
+    return [{"type": "function", **tool, "strict": False} for tool in tools]
+
+
+def anthropic_messages(messages: Messages) -> Messages:
+    """Returns messages in the form of Anthropic's Messages API; results that follow each other become one message."""
+    made: Messages = []
+    results: dict[str, Any] = {}
+    for message in messages:
+        plain = _without_empty(message)
+        if message.get("tool_calls"):
+            calls = neutral_calls(message)
+            blocks = [{"type": "tool_use", "id": c["id"], "name": c["name"], "input": c["arguments"]} for c in calls]
+            plain = {"role": "assistant", "content": [*_parts(plain.get("content")), *blocks]}
+        elif message.get("role") == "tool":
+            call, content = _result(message)
+            block = {"type": "tool_result", "tool_use_id": call, "content": content}
+            if made and made[-1] is results:
+                results["content"].append(block)
+                continue
+            plain = results = {"role": "user", "content": [block]}
+        made.append(plain)
+    return made
+
+
+def anthropic_choice(choice: str | None) -> dict[str, Any] | None:
+    """Returns `tool_choice` in Anthropic's form; None for the default."""
+    kind = kind_of(choice)
+    if choice is None or kind == "name":
+        return None if choice is None else {"type": "tool", "name": choice}
+    return {"type": "any" if kind == "required" else kind}
+
+
+def converse_calls(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the blocks of Bedrock's Converse API for the calls of a message, or for a result."""
+    if message.get("role") == "tool":
+        call, content = _result(message)
+        return [{"toolResult": {"toolUseId": call, "content": [{"text": content}]}}]
+    return [
+        {"toolUse": {"toolUseId": call["id"], "name": call["name"], "input": call["arguments"]}}
+        for call in neutral_calls(message)
+    ]
+
+
+def converse_tools(tools: Sequence[Tool], choice: str | None) -> dict[str, Any]:
+    """Returns the `toolConfig` of Bedrock's Converse API."""
+    specs = [
+        {
+            "toolSpec": {
+                "name": tool["name"],
+                **({"description": tool["description"]} if tool["description"] else {}),
+                "inputSchema": {"json": tool["parameters"]},
+            }
+        }
+        for tool in tools
+    ]
+    kind = kind_of(choice)
+    chosen = {"auto": {"auto": {}}, "required": {"any": {}}}.get(kind, {"tool": {"name": choice}})
+    return {"tools": specs, **({} if choice is None else {"toolChoice": chosen})}
+
+
+def _without_empty(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a message without the fields that a column of messages fills with None."""
+    return {name: value for name, value in message.items() if value is not None}
+
+
+def _result(message: Mapping[str, Any]) -> tuple[str, str]:
+    call, content = message.get("tool_call_id"), message.get("content")
+    if not isinstance(call, str) or not call:
+        raise BadRequest('A message of the role "tool" has no tool_call_id: the id of the call that it is a result of.')
+    return call, content if isinstance(content, str) else _json(content)
+
+
+def _parts(content: object) -> list[Any]:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}] if content else []
+    return list(content) if isinstance(content, list) else []
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
