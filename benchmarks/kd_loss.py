@@ -125,6 +125,18 @@ def alone(name: str, options: argparse.Namespace) -> None:
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6)
 
 
+def losses_that_run(options: argparse.Namespace) -> tuple[dict[str, Loss], dict[str, float]]:
+    """Returns the losses that run here, and the extra memory of each, in MB."""
+    found, used = losses(), {}
+    for name in list(found):
+        try:
+            used[name] = memory(name, options)
+        except (ImportError, RuntimeError, subprocess.CalledProcessError) as error:
+            print(f"{name} does not run here: {str(error).splitlines()[0]}")
+            del found[name]
+    return found, used
+
+
 def main() -> int:
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser()
@@ -146,13 +158,7 @@ def main() -> int:
     if options.alone:
         alone(options.alone, options)
         return 0
-    found, used = losses(), {}
-    for name in list(found):
-        try:
-            used[name] = memory(name, options)
-        except (ImportError, RuntimeError, subprocess.CalledProcessError) as error:
-            print(f"{name} does not run here: {str(error).splitlines()[0]}")
-            del found[name]
+    found, used = losses_that_run(options)
     if not {"materialised", "ours"} <= {*found}:
         print("Without the materialised loss and ours there is nothing to compare. Choose fewer tokens or words.")
         return 1
