@@ -15,7 +15,7 @@ from flaky_server import FlakyServer, Reply
 from pydantic import BaseModel, Field
 from responses_server import ResponsesServer, response
 
-from datadreamer_like.errors import ArgumentTypeError, BadRequest, DefinitionError, RejectedAnswer
+from datadreamer_like.errors import ArgumentTypeError, BadRequest, DefinitionError, PromptTooLong, RejectedAnswer
 from datadreamer_like.models import (
     LLM,
     Answer,
@@ -516,6 +516,6 @@ def test_transformers_reads_calls_by_the_tokenizers_response_template(tiny_causa
     assert found.calls == ({"id": "call_0", "name": "get_weather", "arguments": {"city": "Rome"}},)
     broken = reader.read_text("<tool_call>{oops</tool_call>", "{oops", "stop")
     assert broken.calls == ({"id": "call_0", "name": "", "arguments": "{oops"},)
-    (answer,) = llm.answers(["The cat sat"], tools=[WEATHER], max_new_tokens=8)
-    assert answer.tool_calls is None
-    assert answer.text
+    fits, too_long = llm.answers(["The cat sat", ToolPrompt("The cat sat", [WEATHER])], max_new_tokens=8)
+    assert (fits.error, fits.tool_calls) == (None, None)
+    assert isinstance(too_long.error, PromptTooLong)  # tools are a part of the prompt

@@ -168,7 +168,8 @@ def converse_tools(tools: Sequence[Tool], choice: str | None) -> dict[str, Any]:
         for tool in tools
     ]
     kind = kind_of(choice)
-    chosen = {"auto": {"auto": {}}, "required": {"any": {}}}.get(kind, {"tool": {"name": choice}})
+    kinds: dict[str, dict[str, Any]] = {"auto": {"auto": {}}, "required": {"any": {}}}
+    chosen = kinds.get(kind, {"tool": {"name": choice}})
     return {"tools": specs, **({} if choice is None else {"toolChoice": chosen})}
 
 

@@ -81,6 +81,9 @@ class PromptStep(Step):
     schema: OutputSchema | None = None
     """The argument `output_schema`, checked."""
 
+    tools_column: str | None = None
+    """The input with the tools of each row, if there is one."""
+
     verdict_field: str | None = None
     """The property of `output_schema` whose value `read` returns, for a step that judges; None for all of them."""
 
@@ -164,7 +167,7 @@ class PromptStep(Step):
                         raise answer.error
                     self.usage.row_failed(index, answer.error)
             count += len(rows.answers)
-            yield rows if self._tools_input is None else rows._replace(values=[bare(value) for value in rows.values])
+            yield rows if self.tools_column is None else rows._replace(values=[bare(value) for value in rows.values])
         if self._args["lazy"] and self.usage.failed_rows:
             failed = f"{self.usage.failed_rows:,} of {count:,}"
             self.logger.warning("%s: %s rows failed; see its errors", self.name, failed)
@@ -186,7 +189,7 @@ class PromptStep(Step):
         cut = self.preview_rows is not None
         for batch in previewed_batches(self, self.input_batches()) if cut else self.input_batches():
             prompts = self.prompts(batch)
-            if (column := self._tools_input) is not None:
+            if (column := self.tools_column) is not None:
                 prompts = [with_tools(*row) for row in zip(prompts, batch[column], strict=True)]
             if schema is not None:
                 prompts = [schema.with_instruction(prompt) if is_sent(prompt) else prompt for prompt in prompts]
@@ -355,8 +358,9 @@ class PromptStep(Step):
         if args[LOGPROBS] is not None and stores_logprobs(args):
             check_logprobs(self.name, args, self.num_answers)
             self.register_output(LOGPROBS, help="Each answer's tokens with the likeliest at their place.")
-        if self._tools_input is not None or args.get(TOOLS) or args.get("tool_choice") is not None:
-            if tools := check_step_tools(self.name, args, self._inputs, self._tools_input):
+        self.tools_column = tools_input(args, self._inputs, TOOLS in self._input_specs)
+        if self.tools_column is not None or args.get(TOOLS) or args.get("tool_choice") is not None:
+            if tools := check_step_tools(self.name, args, self._inputs, self.tools_column):
                 args[TOOLS] = list(tools)
             self.register_output(TOOL_CALLS, help="The calls of tools in each answer; None without an answer.")
         if not overrides_only_run(llm):  # else its options are unknown
@@ -370,10 +374,6 @@ class PromptStep(Step):
             parts.pop(f"argument {LOGPROBS}", None)
         given = self._args["llm"].max_context_length
         return parts if given is None else {**parts, "argument llm: max_context_length": fingerprint(given)}
-
-    @property
-    def _tools_input(self) -> str | None:
-        return tools_input(self._args, self._inputs, TOOLS in self._input_specs)
 
     def _enforces_schema(self) -> bool:
         llm = self._args["llm"]
