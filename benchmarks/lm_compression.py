@@ -81,7 +81,7 @@ class Size:
     steps: int
 
 
-FULL, QUICK = Size(512, None, 128, 100, 50), Size(256, 8, 8, 12, 5)
+FULL, QUICK = Size(512, None, 128, 60, 50), Size(256, 8, 8, 12, 5)
 
 
 @dataclass(frozen=True)
