@@ -10,7 +10,8 @@ models of this size do not have by themselves. The file's weights lie on a 4-bit
 
 With --output each row is saved once it is finished, and a run that was killed goes on: its rows are read again, but for
 that of the dense model. Progress goes to the standard error. Exit code 1 if an order of `ORDERS` does not hold among
-the rows, or if rows that are to be of equal size differ by over one percent.
+the rows, if rows that are to be of equal size differ by over one percent, or if ForwardOnly takes more memory than a
+copy of the model and two forward passes.
 """
 
 import argparse
@@ -80,7 +81,7 @@ class Size:
     steps: int
 
 
-FULL, QUICK = Size(512, None, 128, 100, 50), Size(256, 8, 8, 12, 5)
+FULL, QUICK = Size(512, None, 128, 60, 50), Size(256, 8, 8, 12, 5)
 
 
 @dataclass(frozen=True)
@@ -262,6 +263,10 @@ def main() -> None:
         one, other = (rows[name]["parameters"] for name in EQUAL_SIZE)
         if abs(one / other - 1) > 0.01:
             missed.append(f"{EQUAL_SIZE[0]} and {EQUAL_SIZE[1]} have {one:,} and {other:,} parameters")
+    if EQUAL_SIZE[0] in rows:
+        used, room = rows[EQUAL_SIZE[0]]["memory"], rows["dense"]["bytes"] / 2**20 + 2 * rows["dense"]["memory"]
+        if used > room:
+            missed.append(f"{EQUAL_SIZE[0]} took {used:.0f} MiB, over a copy of the model and two forward passes")
     if missed:
         sys.exit("missed: " + "; ".join(missed))
 

@@ -109,7 +109,7 @@ class LLMInt8Linear(Int8Linear):
         now = (_version(self.weight), _version(self.weight_scale))
         if self._dense[0] != now:
             with torch.inference_mode(False):  # gradients may be asked for later
-                self._dense = (now, self.dequantized())
+                self._dense = (now, self.dequantized().T.contiguous())
         return self._dense[1]
 
     def __getstate__(self) -> dict[str, Any]:

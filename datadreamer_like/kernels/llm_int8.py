@@ -9,18 +9,17 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 
 from .backends import Backend
 from .int8 import PackedInt8Weight, check_int8, int8_linear, packed_linear
 
-# Where int8 is faster than fp32 on a CPU: from so many products in a call; and for small weights, with few products for
-# each value that is read or written, from so many rows.
-_PRODUCTS = 2**20
+# Where int8 with outliers is faster than fp32 on a CPU: with weights of so many values; with fewer, in calls of so many
+# products, unless there are few products for each value that is read or written.
+_WEIGHTS = 2**20
+_PRODUCTS = 2**24
 _PRODUCTS_A_VALUE = 256
-_ROWS = 256
 
 
 def llm_int8_linear(
@@ -48,16 +47,14 @@ def llm_int8_linear(
         threshold: 6.0 in the paper. 0 multiplies everything in fp32; None, or infinity, nothing: pure `int8_linear`.
             (bitsandbytes writes that as 0.)
         packed: As in `int8_linear`, which also describes gradients.
-        dense: The dequantized weight, fp32 [out, in]: what is multiplied, as with a threshold of 0, where a CPU is
-            faster so (`dense_is_faster`), unless a backend is forced.
+        dense: The dequantized weight in fp32, transposed, [in, out]. All features are multiplied by it, as with a
+            threshold of 0: for calls of which `dense_is_faster` is true.
         backend: As in `int8_linear`.
     """
     check_threshold(threshold)
+    if dense is not None and backend is None and threshold is not None:
+        return _dense_product(x, dense, bias)
     check_int8(x, weight, weight_scale)
-    if dense is not None and backend is None and threshold is not None and dense_is_faster(x, weight):
-        with torch.autocast(x.device.type, enabled=False):
-            full = functional.linear(x.float(), dense, None if bias is None else bias.float())
-        return full.to(x.dtype)
     columns = outlier_features(x, threshold)
     if not len(columns):
         return int8_linear(x, weight, weight_scale, bias, packed=packed, backend=backend)
@@ -79,13 +76,22 @@ def dense_is_faster(x: Tensor, weight: Tensor) -> bool:
     """Whether x [..., in] on a CPU is multiplied by a weight [out, in] faster in fp32 than in int8 with outliers.
 
     Quantizing activations takes time per call and per element, which few rows, and small weights, do not earn back.
-    Measured by `benchmarks/int8.py --layers`. Never true of weights of more than a million values.
+    Measured by `benchmarks/int8.py --layers`. Never true of weights of a million values or more.
     """
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    count = weight.numel()
+    if x.device.type != "cpu" or count >= _WEIGHTS or torch.compiler.is_compiling():
         return False
-    (outputs, inputs), rows = weight.shape, x.numel() // x.shape[-1]
-    is_small = weight.numel() < min(_PRODUCTS, _PRODUCTS_A_VALUE * (outputs + inputs))
-    return rows < _ROWS if is_small else rows * weight.numel() < _PRODUCTS
+    return count < _PRODUCTS_A_VALUE * sum(weight.shape) or x.numel() * weight.shape[0] < _PRODUCTS
+
+
+def _dense_product(x: Tensor, dense: Tensor, bias: Tensor | None) -> Tensor:
+    if torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            return _dense_product(x, dense, bias)
+    rows = x.reshape(-1, x.shape[-1]).float()
+    # With the weight in this order few rows take two thirds of the time of `functional.linear`.
+    y = rows @ dense if bias is None else torch.addmm(bias.float(), rows, dense)
+    return y.to(x.dtype).view(*x.shape[:-1], dense.shape[1])
 
 
 def outlier_features(x: Tensor, threshold: float | None) -> Tensor:

@@ -207,7 +207,7 @@ def test_heads_refuse_what_they_do_not_fit() -> None:
 
 def test_one_batch_in_place_of_a_list_is_refused() -> None:
     model = build("bert")
-    with pytest.raises(ArgumentTypeError, match="batch is of type str. Pass an iterable of dicts"):
+    with pytest.raises(ArgumentTypeError, match="calibration is one batch; it must be an iterable"):
         pruning.Heads(0.5).apply(model, batches(model)[0])  # type: ignore[arg-type]
     with pytest.raises(ArgumentTypeError, match="sparsity must be a number, not 'half'"):
         pruning.Heads("half")  # type: ignore[arg-type]
