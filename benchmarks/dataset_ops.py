@@ -296,7 +296,7 @@ class Slow(BaseHTTPRequestHandler):
 
 
 def concurrently(rounds: int) -> bool:
-    """Compares two steps in `concurrent` with the slower one alone: 40 requests of 0.5 s, four at a time."""
+    """Compares two steps in `concurrent` with the slower one alone: 12 requests of 1.5 s, four at a time."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     llm = OpenAI("m", base_url=f"http://127.0.0.1:{server.server_port}/v1", api_key="none")
@@ -305,14 +305,14 @@ def concurrently(rounds: int) -> bool:
     with tempfile.TemporaryDirectory() as output, DataDreamer(output, verbose=False):
 
         def asked(name: str, wait: float) -> None:
-            prompts = DataSource(f"Prompts, {name}", {"prompt": [f"{wait} {name} {row}" for row in range(40)]})
+            prompts = DataSource(f"Prompts, {name}", {"prompt": [f"{wait} {name} {row}" for row in range(12)]})
             args = {"llm": llm, "concurrency": 4}
             Prompt(name, inputs={"prompts": prompts.output["prompt"]}, args=args)
 
         asked("Warm", 0.0)
         for number in range(rounds):
-            alone = timed(partial(asked, f"Alone {number}", 0.5))
-            slow, fast = (partial(asked, f"{title} {number}", wait) for title, wait in (("Slow", 0.5), ("Fast", 0.3)))
+            alone = timed(partial(asked, f"Alone {number}", 1.5))
+            slow, fast = (partial(asked, f"{title} {number}", wait) for title, wait in (("Slow", 1.5), ("Fast", 0.9)))
             both = timed(partial(concurrent, slow, fast))
             ratios.append(both / alone)
             print(f"  the slower alone {alone:5.2f}, both {both:5.2f}: {ratios[-1]:.2f}", flush=True)
