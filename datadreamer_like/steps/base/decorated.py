@@ -177,8 +177,8 @@ class StepFunction(Generic[P, R]):
 
     def preview(self, n: int, *given: str | Column, **options: Any) -> FunctionStep:
         """Makes the step for the first `n` rows of its inputs; see `Step.preview`."""
-        named = [options.pop(key, None) for key in ("name", "inputs", "args", "outputs")]
-        return self._made(partial(self.step_class.preview, n), given, *named, options)
+        name, inputs, args, outputs = (options.pop(key, None) for key in ("name", "inputs", "args", "outputs"))
+        return self._made(partial(self.step_class.preview, n), given, name, inputs, args, outputs, options)
 
     def _made(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 
@@ -25,8 +25,8 @@ from .dataset_node import UnmadeDataset
 class Previewable(Protocol):
     """What of a step a preview needs."""
 
+    whole_inputs: ClassVar[frozenset[str]]
     preview_rows: int | None
-    whole_inputs: frozenset[str]
     _inputs: dict[str, Column]
 
 
