@@ -1,4 +1,4 @@
-"""Finds damage in the log beside an SQLite file, which SQLite takes for its end: what comes after it would be lost.
+"""Finds damage in the log next to an SQLite file, which SQLite takes for its end: what comes after it would be lost.
 
 Format: https://www.sqlite.org/fileformat2.html#the_write_ahead_log
 """
@@ -17,7 +17,7 @@ _LOOKS, _PAUSE_SECONDS = 3, 0.05
 
 
 def damage_of_log(database: Path) -> str:
-    """Returns what is wrong with the log beside a database; "" if nothing is.
+    """Returns what is wrong with the log next to a database; "" if nothing is.
 
     A frame at the end that was not written whole is none: its transaction was never committed.
     """

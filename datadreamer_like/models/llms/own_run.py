@@ -23,14 +23,15 @@ def answers_from_run(
     max_follow_ups: int,
 ) -> Iterator[Answer]:
     """Yields the answers that the LLM's own `run` gives, checked and asked again as `LLM.answers` does."""
-    given: GenerationOptions = {**options, "return_generator": True}
+    asked: GenerationOptions = {**options, "return_generator": True}
     sent: deque[Prompt] = deque()
 
     def plain() -> Iterator[Prompt]:
-        for prompt in prompts:
+        for given in prompts:
+            prompt = given.prompt if isinstance(given, Repeated) else given
             if isinstance(prompt, ToolPrompt):
                 raise DefinitionError(f"{llm.display_name} overrides run, which takes no ToolPrompt.")
-            sent.append(prompt.prompt if isinstance(prompt, Repeated) else prompt)
+            sent.append(prompt)
             yield sent[-1]
 
     def answer_of(generated: str | None | list[str | None]) -> Answer:
@@ -38,7 +39,7 @@ def answers_from_run(
             return Answer.failed(ModelError(f"{llm.display_name} gave no answer."))
         return plain_answer(Answer([generated] if isinstance(generated, str) else list(generated)), shaped=False)
 
-    for index, generated in enumerate(llm.run(plain(), **given)):
+    for index, generated in enumerate(llm.run(plain(), **asked)):
         answer = answer_of(generated)
         prompt = sent.popleft()
         for left in range(max_follow_ups, -1, -1):
@@ -50,5 +51,5 @@ def answers_from_run(
                 answer = replace(answer, error=RejectedAnswer.of(answer.text, checked.reason))
                 break
             prompt = llm.follow_up(Request(prompt, Sampling()), answer, checked.reason)
-            answer = answer_of(next(iter(llm.run([prompt], **given))))
+            answer = answer_of(next(iter(llm.run([prompt], **asked))))
         yield answer

@@ -189,11 +189,12 @@ class PromptStep(Step):
         cut = self.preview_rows is not None
         for batch in previewed_batches(self, self.input_batches()) if cut else self.input_batches():
             prompts = self.prompts(batch)
-            if (column := self.tools_column) is not None:
-                prompts = [with_tools(*row) for row in zip(prompts, batch[column], strict=True)]
             if schema is not None:
                 prompts = [schema.with_instruction(prompt) if is_sent(prompt) else prompt for prompt in prompts]
-            yield Questions(prompts, batch)
+            if (column := self.tools_column) is None:
+                yield Questions(prompts, batch)
+            else:
+                yield Questions([with_tools(*row) for row in zip(prompts, batch[column], strict=True)], batch)
 
     def answers(self, questions: Iterable[Questions]) -> Iterator[AnsweredRows]:
         """Yields rows with the LLM's answers, in order; uses only the LLM and the arguments.
