@@ -28,9 +28,10 @@ def answers_from_run(
 
     def plain() -> Iterator[Prompt]:
         for prompt in prompts:
-            if isinstance(prompt, ToolPrompt):
+            bare = prompt.prompt if isinstance(prompt, Repeated) else prompt
+            if isinstance(bare, ToolPrompt):
                 raise DefinitionError(f"{llm.display_name} overrides run, which takes no ToolPrompt.")
-            sent.append(prompt.prompt if isinstance(prompt, Repeated) else prompt)
+            sent.append(bare)
             yield sent[-1]
 
     def answer_of(generated: str | None | list[str | None]) -> Answer:
