@@ -172,7 +172,7 @@ def test_what_makes_no_sense_is_refused(session, more, error, message):
 
 
 def test_an_answer_that_was_cut_off_before_its_first_task_has_none(session):
-    llm = FakeLLM(lambda prompt: Answer([" \n"], finish_reasons=["length"]))
+    llm = FakeLLM(lambda prompt: Answer(["Task 5:"], finish_reasons=["length"]))
     with pytest.raises(DataError, match="proposed no task in round 1"):
         SelfInstruct("Tasks", llm, **seed(), rounds=1, prompts_per_round=1)
 

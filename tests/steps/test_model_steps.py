@@ -72,6 +72,17 @@ def test_unknown_options_are_refused(corpus: DataSource) -> None:
         Embed("Embed", {"texts": corpus.output["text"]}, {"embedder": letters(), "batchsize": 2})
 
 
+@pytest.mark.parametrize("k", [0, -1])
+def test_a_step_asks_its_retriever_for_at_least_one_text(corpus: DataSource, k: int) -> None:
+    queries, llm = {"queries": corpus.output["text"]}, Echo()
+    retriever = EmbeddingRetriever(["a", "b"], letters())
+    with pytest.raises(DefinitionError, match=f"k is {k}; it must be at least 1"):
+        Retrieve("Find", queries, {"retriever": retriever, "k": k})
+    with pytest.raises(DefinitionError, match=f"k is {k}; it must be at least 1"):
+        RAGPrompt("Ask", {"prompts": corpus.output["text"]}, {"llm": llm, "retriever": retriever, "k": k})
+    assert llm.asked == []
+
+
 def test_retrieve_and_what_its_corpus_decides(tmp_path: Path) -> None:
     def run(texts: list[str], query: str = "a") -> tuple[str, dict[str, Any]]:
         with DataDreamer(tmp_path, verbose=False):

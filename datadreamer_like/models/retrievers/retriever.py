@@ -93,18 +93,20 @@ class Retriever(Model):
         `queries` is any iterable, with bounded read-ahead; `total_num_queries` is their number, if it has no length.
         For `options` see `TextOptions`.
         """
-        check_number(k, "k", 1, whole=True)
         if total_num_queries is not None:
             options["total_num_texts"] = total_num_queries
         return values_of(self.results(queries, k, **options), options)
 
     def results(self, queries: Iterable[str], k: int = 5, **options: Any) -> Iterator[Computed]:
-        """Yields results in the queries' order: a `Retrieved`, or the error of a failed row; see `run`."""
-        for found in self.search(queries, min(int(k), len(self.texts)), TextRun.from_options(options)):
-            if isinstance(found, ModelError):
-                yield Computed(error=found)
-            else:
-                yield Computed(Retrieved(indices=found[0], texts=self.texts_at(found[0]), scores=found[1]))
+        """Returns an iterator in the queries' order: a `Retrieved`, or the error of a failed row; see `run`."""
+        check_number(k, "k", 1, whole=True)
+        search = self.search(queries, min(int(k), len(self.texts)), TextRun.from_options(options))
+        return (
+            Computed(error=found)
+            if isinstance(found, ModelError)
+            else Computed(Retrieved(indices=found[0], texts=self.texts_at(found[0]), scores=found[1]))
+            for found in search
+        )
 
     def texts_at(self, positions: Sequence[int]) -> list[str]:
         """Returns the texts at positions in the corpus."""
