@@ -109,7 +109,7 @@ def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label)
         if lines:
-            axis.legend(frameon=False)
+            axis.legend(loc="best", frameon=False)  # given, it does not warn of a second that it took
     return figure
 
 
