@@ -159,7 +159,10 @@ def _rows(data: datasets.Dataset, start: int, stop: int) -> pa.Table:
     rows = data.with_format("arrow")[start:stop]
     if any(require_storage_embed(feature) for feature in data.features.values()):
         rows = embed_table_storage(rows)
-    return with_schema(rows, data.features.arrow_schema).combine_chunks()
+    schema = data.features.arrow_schema
+    if any("null" in str(field.type) for field in schema):
+        return with_schema(rows, schema).combine_chunks()
+    return rows.cast(schema).combine_chunks()  # a cast lays values out in one way, but damages lists of nulls
 
 
 def _row_bytes(data: datasets.Dataset) -> float:

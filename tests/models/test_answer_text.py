@@ -9,7 +9,7 @@ import pytest
 
 from datadreamer_like.errors import MalformedAnswer
 from datadreamer_like.models import LLM, Answer, Request
-from datadreamer_like.models.llms.answer_text import answer_of, answer_text
+from datadreamer_like.models.llms.answer_text import AnswerText, answer_of, answer_text
 
 FENCE = "```"
 OPENED = "<|channel|>analysis<|message|>"
@@ -181,11 +181,11 @@ def test_reading_takes_time_in_proportion_to_the_length() -> None:
     ],
 )
 def test_thoughts_are_kept_apart(content: Any, reasoning: str | None) -> None:
-    assert answer_text(content, "stop") == ("Paris", reasoning, None)
+    assert answer_text(content, "stop") == AnswerText("Paris", reasoning)
 
 
 def test_thoughts_in_a_field_of_their_own_are_kept_apart() -> None:
-    assert answer_text("Paris", "stop", reasoning="Hm.") == ("Paris", "Hm.", None)
+    assert answer_text("Paris", "stop", reasoning="Hm.") == AnswerText("Paris", "Hm.")
 
 
 def test_a_refusal_in_a_field_of_its_own_is_an_error() -> None:

@@ -120,6 +120,9 @@ def test_a_head_that_is_missing_is_not_made_up(tmp_path, taught):
     shutil.copytree(taught, tmp_path / "model")
     weights = load_file(tmp_path / "model/model.safetensors")
     save_file({k: v for k, v in weights.items() if "classifier" not in k}, tmp_path / "model/model.safetensors")
+    with pytest.raises(StorageError, match=r"model.safetensors was cut off after it was saved"):
+        TrainedModel(tmp_path / "model").predict(["a film"])
+    (tmp_path / "model/card.json").unlink()  # whose digests know what was saved
     with pytest.raises(StorageError, match=r"lack 2 of the weights of BertForSequenceClassification.*classifier"):
         TrainedModel(tmp_path / "model").predict(["a film"])
 
