@@ -110,7 +110,7 @@ def test_a_chat_is_answered_as_a_chat_and_its_critic_reads_lines(session: DataDr
     llm = ByPart({"Is this answer good": "Yes.", "cat": "Tom"})
     made = make(CritiqueAndRevise, llm, {"prompts": [CHAT]}, rounds=1)
     assert list(made.output["answers"]) == ["Tom"]
-    answered, judged = (prompt for part in ("Which?", "Is this") for prompt in llm.asked if part in prompt)
+    judged, answered = llm.prompts
     assert answered == str(CHAT)
     assert judged.startswith("Task:\nuser: Name a cat.\nassistant: Which?\n\nAnswer:\nTom\n")
 

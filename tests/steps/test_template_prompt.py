@@ -77,7 +77,10 @@ def test_missing_values_and_blank_prompts_send_nothing(
 CELLS = {
     '["é", null]': ["é", None],
     '{"a": [1, true]}': {"a": [1, True]},
-    "system: Be kind.\nuser: {{ x }}": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "{{ x }}"}],
+    "system: Be kind.\nuser: {{ x }}": [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "{{ x }}"},
+    ],
     '[{"role": "user", "content": null, "tool_calls": [1]}]': [{"role": "user", "content": None, "tool_calls": [1]}],
     "2.5": 2.5,
 }
@@ -85,7 +88,9 @@ CELLS = {
 
 @pytest.mark.parametrize("sent", CELLS)
 def test_a_list_is_json_and_a_chat_lines_in_every_prompt_of_text(session: DataDreamer, sent: str) -> None:
-    llm, column = Echo(), DataSource("Rows", data={"cell": [CELLS[sent]]}).output["cell"]
+    llm = Echo()
+    rows = DataSource("Rows", data={"cell": [CELLS[sent]], "given": ["1"], "made": ["2"]}).output
+    column, examples = rows["cell"], {"input_examples": rows["given"], "output_examples": rows["made"]}
     args = {"llm": llm, "instruction": "Go.", "sep": "|"}
     steps = [
         TemplatePrompt("Template", inputs={"cell": column}, args={"llm": llm, "template": "Input: {{ cell }}"}),
@@ -93,7 +98,7 @@ def test_a_list_is_json_and_a_chat_lines_in_every_prompt_of_text(session: DataDr
         FilterWithPrompt("Filter", inputs={"inputs": column}, args={**args, "filter_func": lambda text: True}),
         FewShotPrompt(
             "Examples",
-            inputs={"inputs": column, "input_examples": ["1"], "output_examples": ["2"]},
+            inputs={"inputs": column, **examples},
             args={"llm": llm, "input_label": "Input:"},
         ),
         JudgePairsWithPrompt("Judge", inputs={"a": column, "b": column}, args={"llm": llm, "a_label": "Input:"}),

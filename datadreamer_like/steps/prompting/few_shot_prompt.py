@@ -67,7 +67,11 @@ class FewShotPrompt(PromptStep):
     def examples(self) -> tuple[list[str], list[str], list[int]]:
         """Returns the inputs, the texts in a prompt, and the positions in the columns of all complete examples."""
         pairs = enumerate(self.input_rows("input_examples", "output_examples"))
-        whole = [(cell_text(given), cell_text(made), row) for row, (given, made) in pairs if given is not None and made is not None]
+        whole = [
+            (cell_text(given), cell_text(made), row)
+            for row, (given, made) in pairs
+            if given is not None and made is not None
+        ]
         if not whole:
             raise EmptyDataset(f'"{self.name}": there are no examples. Give columns with at least one complete pair.')
         if self.args["as_messages"]:

@@ -35,8 +35,8 @@ class Conversation(PromptRounds):
     `system_prompt` (the assistant's), `user_instruction` (the user's system prompt; `{end}` in it is replaced by the
     text that ends a conversation), `end` ("<END>"), `keep_system` (False: whether the messages start with the
     assistant's system prompt), `max_follow_ups`, and the options of `llm.run`. Outputs: `messages` (a list of `role`
-    and `content`, the last one of the assistant; None where it never spoke), `turns` (messages of the assistant), `ended` (whether the user ended
-    it).
+    and `content`, the last one of the assistant; None where it never spoke), `turns` (messages of the assistant),
+    `ended` (whether the user ended it).
 
     A conversation ends when the user writes `end`, when `turns` are over, or when an answer fails: what was said up to
     then is kept, and its row is in `step.errors`. The user's LLM sees the conversation with the roles exchanged.
