@@ -14,7 +14,7 @@ from datadreamer_like.models import LLM, Answer, Embedder, Rejected
 from datadreamer_like.report import Table, TableColumn
 from datadreamer_like.steps import DataSource, Prompt, Step, zipped
 
-from .parts import check_llm, check_texts
+from .parts import check_llm, check_llm_options, check_texts
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -90,6 +90,7 @@ class AttributedPrompts:
         **options: Any,
     ) -> None:
         check_llm(self, name, llm)
+        check_llm_options(self, name, llm, options)
         check_texts(labels, f'"{name}": labels')
         for what, number, least in (("values", values, 1), ("rows_per_label", rows_per_label, 1), ("seed", seed, 0)):
             check_number(number, f'"{name}": {what}', least, whole=True)

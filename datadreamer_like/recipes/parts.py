@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, SessionError, did_you_mean
@@ -13,7 +13,9 @@ from datadreamer_like.evaluation.labels import class_names, label_name
 from datadreamer_like.graph import current_session
 from datadreamer_like.graph.output import Column
 from datadreamer_like.models import LLM
+from datadreamer_like.models.llms.llm import overrides_only_run
 from datadreamer_like.steps import Predict, Step, zipped
+from datadreamer_like.steps.base.model_step import check_options as check_model_options
 from datadreamer_like.trainers import Trainer
 from datadreamer_like.trainers.training.hf import HFTrainer
 from datadreamer_like.trainers.training.options import Training
@@ -48,6 +50,13 @@ def check_llm(recipe: object, name: str, llm: object) -> None:
     check_session(recipe, name)
     if not isinstance(llm, LLM):
         raise ArgumentTypeError(f'"{name}": llm must be an LLM, not {llm!r:.100}. Pass OpenAI("..."), for example.')
+
+
+def check_llm_options(recipe: Any, name: str, llm: LLM, options: Mapping[str, Any]) -> None:
+    """Refuses options that neither a recipe nor its LLM has, before it does any work."""
+    own = [each for each in inspect.signature(type(recipe)).parameters if each not in ("name", "options")]
+    if not overrides_only_run(llm):
+        check_model_options(name, own, options, llm, "LLM")
 
 
 def check_texts(texts: object, what: str) -> None:
@@ -124,6 +133,19 @@ def count_rows(rows: Step) -> int:
     """Returns the number of rows of a saved step."""
     output: Any = rows.output
     return len(output)
+
+
+def different_rows(
+    rows: Sequence[dict[str, str]], tested: Iterable[object]
+) -> tuple[list[dict[str, str]], dict[str, int]]:
+    """Returns rows with each `input` once, and none that is tested, so that no text is in two splits; and the counts.
+
+    Of equal inputs, without regard to case and surrounding spaces, the last row is kept.
+    """
+    test = {str(text).strip().casefold() for text in tested}
+    once = {row["input"].strip().casefold(): row for row in rows}
+    kept = [row for text, row in once.items() if text not in test]
+    return kept, {"repeated": len(rows) - len(once), "in the test": len(once) - len(kept)}
 
 
 def labelled(texts: Column, labels: Column) -> Step:

@@ -36,6 +36,7 @@ from .parts import (
     check_recipe,
     check_texts,
     count_rows,
+    different_rows,
     make_trainer,
 )
 
@@ -145,6 +146,7 @@ class Prompt2Model:
         found_datasets, found_models: Cards with their scores, best first.
         dataset, model: The cards that were chosen, or None.
         rows: A step with the columns `input`, `output` and `source` ("made" or the dataset's name).
+        left_out: How many rows were left out as their input, but for case and spaces, is "repeated" or "in the test".
         student: The trained model.
 
     Raises:
@@ -214,7 +216,8 @@ class Prompt2Model:
         self.model = (self.found_models[0][0] if self.found_models else models[0]) if models else None
         found = self._dataset_rows(dataset_rows)  # before the LLM is asked for rows, as it may not be readable
         made = self._made(rows, rounds, temperatures)
-        self.rows = self._rows(made + found)
+        different, self.left_out = different_rows(made + found, test.get("test_input", ()))
+        self.rows = self._rows(different)
         parts = self._parts(held_out, bool(test))
         start = {"model_name": self.model.path} if self.model is not None else {}
         self.student = make_trainer(trainer, f"{name}, student", **start)
@@ -377,11 +380,10 @@ class Prompt2Model:
             {"model": model, "rows": count if model == "student" else 0, **found}
             for model, found in self.metrics.items()
         ]
-        found = [
-            f"Dataset: {self.dataset.name}." if self.dataset else "",
-            f"Base: {self.model.name}." if self.model else "",
-        ]
-        return Table(_COLUMNS, rows, self.name, [each for each in found if each])
+        cards = {"Dataset": self.dataset, "Base": self.model}
+        notes = [f"{what}: {card.name}." for what, card in cards.items() if card]
+        notes += [f"{count:,} rows left out: {why}." for why, count in self.left_out.items() if count]
+        return Table(_COLUMNS, rows, self.name, notes)
 
     def __str__(self) -> str:
         return str(self.table)

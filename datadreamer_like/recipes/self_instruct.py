@@ -27,7 +27,7 @@ from datadreamer_like.steps import (
 )
 from datadreamer_like.steps.prompting.answer_readers import read_yes_or_no
 
-from .parts import check_llm, check_pair, count_rows
+from .parts import check_llm, check_llm_options, check_pair, count_rows
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -117,6 +117,7 @@ class SelfInstruct:
         **options: Any,
     ) -> None:
         check_llm(self, name, llm)
+        check_llm_options(self, name, llm, options)
         columns = {"instructions": instructions, "inputs": inputs, "outputs": outputs}
         if is_classification is not None:
             columns["is_classification"] = is_classification

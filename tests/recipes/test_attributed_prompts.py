@@ -63,6 +63,7 @@ def test_simple_prompts_of_the_same_number_are_less_diverse(session):
         ({"attributes": {"tone": []}, "per_label": []}, DefinitionError, 'attribute "tone" must be one or more'),
         ({"per_label": ["topic"]}, DefinitionError, 'per_label names "topic"'),
         ({"per_label": ["tone"]}, DefinitionError, "whose values are given"),
+        ({"temprature": 1}, DefinitionError, '"Made" has no argument "temprature".*mean "temperature"'),
         ({"values": 0}, DefinitionError, "values is 0"),
         ({"llm": FakeLLM(lambda prompt: "I cannot.")}, DataError, 'listed no values of "subtopic"'),
     ],

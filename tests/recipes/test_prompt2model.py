@@ -104,6 +104,23 @@ def test_it_trains_on_made_and_found_rows_and_is_measured_next_to_the_llm(sessio
     assert "Dataset: films." in str(made)
 
 
+def test_no_text_is_trained_on_and_tested(session, tmp_path: Path):
+    found = "review,kind\n The FILM was good,negative\na Good day ,positive\nother,negative\n"
+    (tmp_path / "films.csv").write_text(found)
+    card = HubCard("films", "a review of a film, positive or negative", str(tmp_path / "films.csv"),
+                   input_column="review", output_column="kind")  # fmt: skip
+    texts = iter(["the film was good", *(f"text {number}" for number in range(40))])
+    llm = FakeLLM(lambda prompt: f"{next(texts)}\nOutput: positive" if prompt.startswith("Write") else "x")
+    made = Prompt2Model("Made", **given(llm=llm, datasets=[card]))
+    rows = {row["input"].strip().lower(): row for row in made.rows.output}
+    assert len(rows) == len(made.rows.output)
+    assert rows.keys() > {"the film was good", "other"}
+    assert rows["the film was good"]["source"] == "films"
+    assert "a good day" not in rows
+    assert made.left_out == {"repeated": 1, "in the test": 1}
+    assert "1 rows left out: repeated." in str(made)
+
+
 def test_later_rounds_show_rows_of_earlier_ones(session):
     llm = FakeLLM(answer)
     Prompt2Model("Made", **given(llm=llm, rounds=2, temperatures=(0.2, 0.8)))

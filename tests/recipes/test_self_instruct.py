@@ -160,6 +160,8 @@ def test_a_killed_run_asks_only_for_what_it_has_no_answer_to(tmp_path):
     ("more", "error", "message"),
     [
         ({"llm": None}, ArgumentTypeError, "llm must be an LLM"),
+        ({"max_new_token": 5}, DefinitionError, '"Grown" has no argument "max_new_token".*mean "max_new_tokens"'),
+        ({"prompt_per_round": 5}, DefinitionError, '"Grown" has .*mean "prompts_per_round"'),
         ({"rounds": 0}, DefinitionError, "rounds is 0"),
         ({"threshold": 1.5}, DefinitionError, "threshold is 1.5"),
         ({"llm": FakeLLM(lambda prompt: "")}, DataError, "proposed no task in round 1"),

@@ -103,6 +103,33 @@ def test_a_rerun_of_rounds_sends_nothing_and_another_criterion_only_what_it_chan
     assert counts == [2, 0, 1]
 
 
+CHAT = [{"role": "user", "content": "Name a cat."}, {"role": "assistant", "content": "Which?"}]
+
+
+def test_a_chat_is_answered_as_a_chat_and_its_critic_reads_lines(session: DataDreamer) -> None:
+    llm = ByPart({"Is this answer good": "Yes.", "cat": "Tom"})
+    made = make(CritiqueAndRevise, llm, {"prompts": [CHAT]}, rounds=1)
+    assert list(made.output["answers"]) == ["Tom"]
+    judged, answered = llm.prompts
+    assert answered == str(CHAT)
+    assert judged.startswith("Task:\nuser: Name a cat.\nassistant: Which?\n\nAnswer:\nTom\n")
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize(("kind", "name"), [(Evolve, "instructions"), (Conversation, "openings")])
+def test_a_chat_is_not_a_text_to_start_from(session: DataDreamer, kind: Any, name: str, lazy: bool) -> None:
+    llm = Echo()
+    chats = DataSource("Chats", data={"id": [1]}).map(lambda row: {name: CHAT}, lazy=lazy)
+    try:
+        made = kind("It", inputs={name: chats.output[name]}, args={"llm": llm})
+    except DefinitionError as error:
+        said = str(error)
+    else:
+        said = made.errors[0]
+    assert f'the input "{name}" has lists or dictionaries; expected texts' in said
+    assert llm.prompts == []
+
+
 # Grounding
 
 FACTS = "Tom is a cat. Tom is blue."
@@ -178,6 +205,14 @@ def test_failed_evolutions_are_kept_out_of_the_next_round(session: DataDreamer) 
     assert set(made.output["operations"]) == {"deepen"}
 
 
+def test_an_evolution_that_was_not_compared_is_not_taken_and_its_row_fails(session: DataDreamer) -> None:
+    llm = ByPart({"Second instruction:": None, "Instruction:": lambda prompt: "harder", "harder": "An answer."})
+    made = make(Evolve, llm, {"instructions": ["seed"]}, rounds=2)
+    assert list(made.output["eliminated"]) == ["not compared with the earlier instruction"] * 2
+    assert list(made.errors) == [0, 1]
+    assert all(f"Comparison {index + 1}: " in error for index, error in made.errors.items())
+
+
 def test_operations_are_drawn_by_their_seed(session: DataDreamer) -> None:
     llm = ByPart({"Second instruction:": "No.", "Instruction:": "another", "another": "An answer."})
     drawn = [
@@ -200,7 +235,7 @@ def test_operations_are_drawn_by_their_seed(session: DataDreamer) -> None:
         ("x", "word " * 90 + "sorry", False, None),
         ("x", "I am sorry, I cannot.", False, "the answer is an apology"),
         ("x", "... the, of!", False, "the answer has only punctuation and stop words"),
-        ("x", "Answer", None, None),
+        ("x", "Answer", None, "not compared with the earlier instruction"),
         ("x", None, False, "no answer"),
         (None, None, None, "no usable instruction was written"),
         ("x", "Answer", True, "no more than the earlier instruction"),
@@ -268,7 +303,7 @@ def test_a_conversation_alternates_and_ends_when_the_user_says_so(session: DataD
     ]  # fmt: skip
     assert [message["content"] for message in short["messages"]] == ["Be kind.", "short", "assistant after 2"]
     assert [(row["turns"], row["ended"]) for row in (short, long)] == [(1, True), (2, False)]
-    assert none["turns"] == 0
+    assert none == {"messages": None, "turns": 0, "ended": False}
     asked = next(prompt for prompt in user.asked if prompt[2]["content"] == "short")
     assert [message["role"] for message in asked] == ["system", "user", "assistant", "user"]
     assert "The person: A baker." in asked[0]["content"]

@@ -124,6 +124,7 @@ def test_bad_samplers_are_named(make: Any, error: type[Exception], says: str) ->
         ({"n": 0}, DefinitionError, "n is 0"),
         ({"seed": -1}, DefinitionError, "seed is -1"),
         ({"columns": {}}, DefinitionError, "columns is empty"),
+        ({"columns": {"": Category(["x"])}}, DefinitionError, "column name '' is empty"),
         ({"columns": {"a": ["x"]}}, ArgumentTypeError, 'column "a" is'),
         ({"columns": {"a": SubCategory("topics", {}), "topic": Category(["x"])}}, UnknownColumn, 'mean "topic"'),
         ({"columns": {"a": SubCategory("b", {"x": ["y"]}), "b": Category(["x", "z"])}}, DefinitionError, "\"b\" = 'z'"),

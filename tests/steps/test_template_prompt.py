@@ -13,7 +13,15 @@ from PIL import Image
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 from datadreamer_like.graph import DataDreamer
-from datadreamer_like.steps import DataSource, Prompt, TemplatePrompt
+from datadreamer_like.steps import (
+    DataSource,
+    FewShotPrompt,
+    FilterWithPrompt,
+    JudgePairsWithPrompt,
+    ProcessWithPrompt,
+    Prompt,
+    TemplatePrompt,
+)
 
 ROWS = {
     "title": ["A cat", "Two dogs", "A bird"],
@@ -64,6 +72,39 @@ def test_missing_values_and_blank_prompts_send_nothing(
     made = ask(template)
     assert list(made.output["prompts"]) == prompts
     assert made.errors == {}
+
+
+CELLS = {
+    '["é", null]': ["é", None],
+    '{"a": [1, true]}': {"a": [1, True]},
+    "system: Be kind.\nuser: {{ x }}": [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "{{ x }}"},
+    ],
+    '[{"role": "user", "content": null, "tool_calls": [1]}]': [{"role": "user", "content": None, "tool_calls": [1]}],
+    "2.5": 2.5,
+}
+
+
+@pytest.mark.parametrize("sent", CELLS)
+def test_a_list_is_json_and_a_chat_lines_in_every_prompt_of_text(session: DataDreamer, sent: str) -> None:
+    llm = Echo()
+    rows = DataSource("Rows", data={"cell": [CELLS[sent]], "given": ["1"], "made": ["2"]}).output
+    column, examples = rows["cell"], {"input_examples": rows["given"], "output_examples": rows["made"]}
+    args = {"llm": llm, "instruction": "Go.", "sep": "|"}
+    steps = [
+        TemplatePrompt("Template", inputs={"cell": column}, args={"llm": llm, "template": "Input: {{ cell }}"}),
+        ProcessWithPrompt("Process", inputs={"inputs": column}, args=args),
+        FilterWithPrompt("Filter", inputs={"inputs": column}, args={**args, "filter_func": lambda text: True}),
+        FewShotPrompt(
+            "Examples",
+            inputs={"inputs": column, **examples},
+            args={"llm": llm, "input_label": "Input:"},
+        ),
+        JudgePairsWithPrompt("Judge", inputs={"a": column, "b": column}, args={"llm": llm, "a_label": "Input:"}),
+    ]
+    assert len(steps) == len(llm.prompts)
+    assert all(f"Input: {sent}" in prompt for prompt in llm.prompts)
 
 
 def test_messages_are_templates_too_and_a_blank_one_is_left_out(session: DataDreamer) -> None:

@@ -87,7 +87,12 @@ CASES: list[tuple[Any, list[str], dict[str, str]]] = [
     (
         InLanguage("en"),
         ["This sentence is written in the English language.", "where is my new card?"],
-        {"Dieser Satz ist in deutscher Sprache geschrieben.": "another language: de", "これは日本語です": "ja"},
+        {
+            "": "no letters",
+            "123 🙂": "in no language",
+            "Dieser Satz ist in deutscher Sprache geschrieben.": "another language: de",
+            "これは日本語です": "ja",
+        },
     ),
     (InLanguage(["de", "fr"], among=["de", "fr", "en"]), ["Wo ist mein Geld?", "où est ma carte"], {"my card": "en"}),
     (
@@ -99,11 +104,20 @@ CASES: list[tuple[Any, list[str], dict[str, str]]] = [
     (NoProfanity(languages=["german"]), ["ein Tag"], {"du arschloch": "arschloch"}),
     (
         NoPII(),
-        ["Call us soon, version 1.2.3.4, order 123456789.", "card 4111 1111 1111 1112"],
+        [
+            "Call us soon, version 1.2.3.4, order 123456789.",
+            "card 4111 1111 1111 1112",
+            "pi is 3.14159265358979",
+            "0.07123456789",
+            "1 100 200 3000",
+        ],
         {
             "ada@example.com": "personal data: email",
             "card 4111 1111 1111 1111": "credit_card",
             "+1 415-555-2671": "phone",
+            "Call 555-123-4567": "phone",
+            "(555) 123-4567.": "phone",
+            "1.415.555.2671": "phone",
             "GB82WEST12345698765432": "iban",
         },
     ),
@@ -198,7 +212,11 @@ def test_a_changed_option_runs_again_and_the_same_one_does_not(tmp_path: Path):
         (lambda: LengthBetween(1, unit="word"), DefinitionError, 'unit is .word.*Did you mean "words"'),
         (lambda: LengthBetween(1, unit="tokens"), DefinitionError, "tokenizer go together"),
         (lambda: LengthBetween(1, unit="tokens", tokenizer="bert"), ArgumentTypeError, "cannot count tokens"),
-        (lambda: InLanguage("english"), DefinitionError, "'english' is not a known language; known: .*en"),
+        (
+            lambda: InLanguage("english"),
+            DefinitionError,
+            "'english' is not a known language; known: .*Did you mean \"en\"?",
+        ),
         (lambda: InLanguage("en", among=["de"]), DefinitionError, "en must be in `among` too"),
         (lambda: NoProfanity(["klingon"]), DefinitionError, "no list for 'klingon'"),
         (lambda: NoPII(["mail"]), DefinitionError, 'no kind .mail.*Did you mean "email"'),

@@ -230,6 +230,31 @@ def test_votes_and_arguments_that_make_no_labels_are_refused(
         kind("It", inputs={"llm": column}, args=args)
 
 
+@pytest.mark.parametrize("kind", [MajorityVote, LabelModel])
+def test_voters_without_a_common_label_are_refused_unless_all_labels_are_given(session: DataDreamer, kind: Any):
+    said = DataSource(
+        "Said", {"a": ["x", "y", "x"], "b": [0, 1, 1], "c": ["x", None, "y"], "d": ["q", "q", "q"]}
+    ).output
+    apart = {name: said[name] for name in "ab"}
+    with pytest.raises(LabelError, match='no label in common: "a" votes for x, y; "b" votes for 0, 1. Map its votes'):
+        kind("It", inputs=apart)
+    labels = [*kind("All", inputs=apart, args={"labels": ["x", "y", "0", "1"]}).output["soft_labels"]]
+    assert all(set(each) == {"x", "y", "0", "1"} for each in labels)
+
+
+def test_one_voter_with_other_labels_than_the_rest_is_named(session: DataDreamer, caplog: pytest.LogCaptureFixture):
+    said = DataSource(
+        "Said", {"a": ["x", "y", "x"], "b": [0, 1, 1], "c": ["x", None, "y"], "d": ["q", "q", "q"]}
+    ).output
+    MajorityVote("Rules of their own", inputs={name: said[name] for name in "acd"})
+    assert not caplog.records
+    MajorityVote("One apart", inputs={name: said[name] for name in "abcd"})
+    (record,) = caplog.records
+    assert (
+        '"b" has no label in common with other voters: "a" votes for x, y; "b" votes for 0, 1;' in record.getMessage()
+    )
+
+
 def test_gold_labels_are_no_votes_of_a_majority(session: DataDreamer):
     given = DataSource("Given", {"rule": ["a", "b"], "gold": ["b", None]}).output
     with pytest.raises(DefinitionError, match='"It": gold labels are no votes.*LabelModel'):

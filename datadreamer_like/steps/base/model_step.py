@@ -109,7 +109,7 @@ def check_options(step: str, own: Collection[str], given: Iterable[str], model: 
         if name not in own and name not in known:
             raise DefinitionError(
                 f'"{step}" has no argument "{name}", and its {role} has no such option.'
-                f"{did_you_mean(name, {*own, *known})} The step takes: {', '.join(own)}. "
+                f"{did_you_mean(name, {*own, *known})} It takes: {', '.join(own)}. "
                 f"The {role} takes: {', '.join(sorted(known - set(own)))}."
             )
 

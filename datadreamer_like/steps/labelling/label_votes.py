@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from datadreamer_like.errors import DefinitionError, check_number
+from datadreamer_like.errors import DefinitionError, LabelError, check_number
 from datadreamer_like.evaluation.label_model import FittedLabelModel, fit_label_model
 from datadreamer_like.evaluation.votes import ABSTAINED, Codes, Votes
 from datadreamer_like.graph.output import Column
@@ -88,6 +88,8 @@ class LabelVotes(Step):
     def run(self) -> LazyRowBatches:
         """Makes the labels."""
         votes = self.given_votes
+        if self.args["labels"] is None:
+            self._check_labels_are_shared(votes)
         chances = self.class_probabilities(votes)
         codes = self._codes(votes, chances)
         names = np.array([*votes.classes, None], dtype=object)
@@ -106,6 +108,33 @@ class LabelVotes(Step):
                 yield pa.RecordBatch.from_arrays(columns, ["labels", "probabilities", "soft_labels"])
 
         return LazyRowBatches(batches, len(votes), save=True, row_by_row=True)
+
+    def _check_labels_are_shared(self, votes: Votes) -> None:
+        """Refuses voters that have no label in common, and warns of one that has none in common with the others.
+
+        A voter with one label is left out of this: a rule may vote for a label of its own.
+        """
+        labels = {
+            voter: {votes.classes[code] for code in np.unique(codes) if code != ABSTAINED}
+            for voter, codes in zip(votes.voters, votes.codes.T, strict=True)
+        }
+        several = [voter for voter, own in labels.items() if len(own) > 1]
+        alone = [
+            voter
+            for voter in several
+            if len(votes.voters) > 1
+            and not labels[voter] & set().union(*(labels[each] for each in labels if each != voter))
+        ]
+        if not alone:
+            return
+        shown = "; ".join(
+            f'"{voter}" votes for {", ".join(sorted(labels[voter])[:5])}' for voter in labels if labels[voter]
+        )
+        help = 'Map its votes to the same labels, or give args={"labels": [...]} if all of them are meant.'
+        if len(alone) == len(labels):
+            raise LabelError(f'"{self.name}": the voters have no label in common: {shown}. {help}')
+        which = " and ".join(f'"{voter}"' for voter in alone)
+        self.logger.warning('"%s": %s has no label in common with other voters: %s. %s', self.name, which, shown, help)
 
     def _codes(self, votes: Votes, chances: Floats) -> Codes:
         """The likeliest class of each row [rows]; -1 where there is none."""

@@ -16,6 +16,7 @@ from datadreamer_like.models.llms.scoring import Scored, ScoreOptions
 
 from ..base.model_step import ModelStep
 from ..base.row_answers import AnsweredRows, Questions, RowAnswers, is_sent
+from ..prompting.cell_text import cell_text
 
 PROMPT = "{text}\n\nWhich of these fits best: {labels}? Answer with one of them."
 
@@ -101,7 +102,7 @@ class ScoreLabelsWithPrompt(ModelStep):
         """Returns the prompt of a text."""
         labels = ", ".join(self.label_texts().values())
         parts = self._args["prompt"].replace("{labels}", labels).split("{text}")
-        return str(text).join(parts)
+        return cell_text(text).join(parts)
 
     def answers(self, questions: Iterable[Questions]) -> Iterator[AnsweredRows]:
         """Yields rows with labels and probabilities, in order; uses only the LLM and the arguments."""

@@ -14,6 +14,7 @@ from datadreamer_like.models.retrievers.embedding_retriever import EmbeddingRetr
 from ..base.columns import columns_together
 from ..base.row_answers import AnsweredRows
 from ..retrieval.retrieve import retrieved
+from .cell_text import cell_text
 from .prompt_step import PromptStep, RowPrompt
 
 # Between the input and the output of an example that becomes two messages; no text contains it.
@@ -66,7 +67,11 @@ class FewShotPrompt(PromptStep):
     def examples(self) -> tuple[list[str], list[str], list[int]]:
         """Returns the inputs, the texts in a prompt, and the positions in the columns of all complete examples."""
         pairs = enumerate(self.input_rows("input_examples", "output_examples"))
-        whole = [(str(given), made, row) for row, (given, made) in pairs if given is not None and made is not None]
+        whole = [
+            (cell_text(given), cell_text(made), row)
+            for row, (given, made) in pairs
+            if given is not None and made is not None
+        ]
         if not whole:
             raise EmptyDataset(f'"{self.name}": there are no examples. Give columns with at least one complete pair.')
         if self.args["as_messages"]:
@@ -105,7 +110,7 @@ class FewShotPrompt(PromptStep):
         if isinstance(examples, ModelError):
             return examples
         if self.args["as_messages"]:
-            return self._chat(str(value), examples)
+            return self._chat(cell_text(value), examples)
         question = self.labelled("input_label", value)
         return self.fitted(
             # A blank line after the instruction, as in DataDreamer.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from datadreamer_like.graph.output import Batch
 
+from .cell_text import cell_text
 from .prompt_step import PromptStep, RowPrompt
 
 
@@ -39,4 +40,4 @@ class ProcessWithPrompt(PromptStep):
         """Returns each input with the instruction; an input that is None has no prompt."""
         before = self.labelled("input_label", "")
         after = self.args["sep"] + self.labelled("instruction_label", self.full_instruction())
-        return [None if value is None else f"{before}{value}{after}" for value in batch["inputs"]]
+        return [None if value is None else f"{before}{cell_text(value)}{after}" for value in batch["inputs"]]

@@ -23,6 +23,7 @@ from ..base.model_step import check_options
 from ..base.preview import previewed_batches
 from ..base.row_answers import FETCH_OPTIONS, AnsweredRows, Questions, RowAnswers, is_sent
 from ..base.step import Step
+from .cell_text import cell_text
 from .forecast import forecast_prompts
 from .logprobs import LOGPROBS, check_logprobs, logprob_columns, logprob_options, stores_logprobs
 from .numbered import numbered
@@ -247,7 +248,7 @@ class PromptStep(Step):
 
     def labelled(self, label: str, text: Any) -> str:
         """Returns a text after the label that is the value of an argument."""
-        return f"{self._args[label]} {text}" if self._args[label] else str(text)
+        return f"{self._args[label]} {cell_text(text)}" if self._args[label] else cell_text(text)
 
     def shown(self, rows: AnsweredRows) -> list[list[int]]:
         """Returns the positions of the texts that each prompt shows: the first of its row's `texts` and `positions`."""

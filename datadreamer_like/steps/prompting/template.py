@@ -17,6 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, did_you_mean
 from datadreamer_like.models.llms.generation import Prompt
 
+from .cell_text import cell_text
 from .value_column import described
 
 TemplateText = str | Sequence[Mapping[str, Any]]
@@ -161,11 +162,15 @@ def _content(message: Any, where: str) -> str:
 def _printed(value: Any) -> Any:
     if value is None:
         raise _NoPrompt("a missing value")
-    return value
+    return cell_text(value, _in_json) if isinstance(value, list | tuple | dict) else value
 
 
 def _as_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=lambda one: None if isinstance(one, Missing) else str(one))
+    return json.dumps(value, ensure_ascii=False, default=_in_json)
+
+
+def _in_json(value: Any) -> str | None:
+    return None if isinstance(value, Missing) else str(value)
 
 
 def _constant(node: Any) -> Any:

@@ -20,6 +20,8 @@ from datadreamer_like.errors import (
 PII = ("email", "phone", "credit_card", "iban", "ssn", "ip", "mac", "postcode", "passport", "dob", "other")
 """What `NoPII` can find."""
 
+# The library's own pattern has area codes in use only: not 555-123-4567.
+_GROUPED = re.compile(r"(?<![\w.-])(?:\+?1[ .-]?)?(?:\(\d{3}\) ?|\d{3}([.-]))\d{3}(?(1)\1|[ .-])\d{4}(?![\w-]|\.\d)")
 _LENGTH = re.compile(r"\w+")
 
 
@@ -122,6 +124,8 @@ class LengthBetween:
 class InLanguage:
     """Is in one of some languages, by ISO 639-1 codes such as "en"; of 97 that the library py3langid knows, offline.
 
+    A text without letters is in no language.
+
     Args:
         languages: One code or several.
         among: Codes that may occur at all. With few, short texts are found right far more often; None for all.
@@ -140,7 +144,7 @@ class InLanguage:
     among: Sequence[str] | None = None
     min_probability: float = 0.0
 
-    result_version: ClassVar[int] = 1
+    result_version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         require_extra("quality", "py3langid", what="InLanguage")
@@ -153,14 +157,18 @@ class InLanguage:
         possible = set(_language_identifier(None).labels)
         for code in (*self.languages, *(self.among or ())):
             if code not in possible:
+                named = _code_of(code)
+                hint = f' Did you mean "{named}"?' if named in possible else did_you_mean(str(code), possible)
                 raise DefinitionError(
-                    f"InLanguage: {code!r} is not a known language; known: {', '.join(sorted(possible))}."
+                    f"InLanguage: {code!r} is not a known language; known: {', '.join(sorted(possible))}.{hint}"
                 )
         if self.among is not None and (left_out := sorted({*self.languages} - {*self.among})):
             raise DefinitionError(f"InLanguage: {', '.join(left_out)} must be in `among` too.")
 
     def __call__(self, text: str) -> str | None:
         """Returns why the text is not valid, or None."""
+        if not any(map(str.isalpha, text)):
+            return "in no language: it has no letters"
         language, probability = _language_identifier(self.among).classify(text)
         if language not in self.languages:
             return f"in another language: {language}"
@@ -217,7 +225,8 @@ class NoProfanity:
 class NoPII:
     """Has no personal data of some kinds, by the patterns and checksums of the library glin-profanity.
 
-    Names and addresses of persons have no pattern, and are not found. The reason has the kinds, not the data.
+    Names and addresses of persons have no pattern, and are not found. The reason has the kinds, not the data. Phone
+    numbers are also found by their groups of three, three and four digits, and not within longer numbers.
 
     Args:
         kinds: Of "email", "phone", "credit_card", "iban", "ssn", "ip", "mac", "postcode", "passport", "dob", "other".
@@ -234,7 +243,7 @@ class NoPII:
 
     kinds: Sequence[str] = field(default=PII[:5])
 
-    result_version: ClassVar[int] = 1
+    result_version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         require_extra("quality", "glin_profanity", what="NoPII")
@@ -248,7 +257,9 @@ class NoPII:
     def __call__(self, text: str) -> str | None:
         """Returns why the text is not valid, or None."""
         matches = _pii_scanner().scan(text).matches
-        found = dict.fromkeys(match.category for match in matches if match.category in self.kinds)
+        found = dict.fromkeys(
+            match.category for match in matches if match.category in self.kinds and not _within_number(text, match)
+        )
         return f"personal data: {', '.join(found)}" if found else None
 
 
@@ -272,5 +283,21 @@ def _profanity_filter(languages: tuple[str, ...], allowed: tuple[str, ...]) -> A
 @functools.cache
 def _pii_scanner() -> Any:
     from glin_profanity import PiiScanner
+    from glin_profanity.scanners.patterns.pii_patterns import PiiPattern
 
-    return PiiScanner()
+    return PiiScanner(custom_patterns=[PiiPattern("grouped phone", "phone", _GROUPED)])
+
+
+def _within_number(text: str, match: Any) -> bool:
+    """Whether a phone number that was found is a part of a longer number, such as the digits of a fraction."""
+    before, found = text[: match.start_index], text[match.start_index : match.end_index]
+    is_fraction = found.isdecimal() and re.search(r"\d\.$", before) is not None
+    return match.category == "phone" and (before[-1:].isdecimal() or is_fraction)
+
+
+def _code_of(name: object) -> str | None:
+    """Returns the code of a language by its English name."""
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+    code: str | None = TO_LANGUAGE_CODE.get(str(name).strip().lower())
+    return code

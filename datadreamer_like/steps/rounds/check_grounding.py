@@ -32,7 +32,8 @@ Replace pronouns by the names that they stand for. If it makes no factual claim,
 
 _JUDGE = """\
 Source:
-{{ source if source is string else source | join("\\n\\n") }}
+{{ source if source is string or source is mapping or source | map("string") | list != source | list \
+else source | join("\\n\\n") }}
 
 Claim:
 {{ claim }}

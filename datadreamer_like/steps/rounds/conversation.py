@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import DefinitionError, ModelError
 from datadreamer_like.graph.identity import class_id
 from datadreamer_like.graph.output import Batch
 from datadreamer_like.models.calls.failures import Rejected
@@ -14,8 +14,9 @@ from datadreamer_like.models.llms.llm import LLM
 
 from ..base.lazy_rows import LazyRowBatches
 from ..base.registration import ANY_ARGUMENT
+from ..prompting.cell_text import cell_text
 from ..prompting.prompt_step import PromptStep, RowPrompt
-from .prompt_rounds import PromptRounds, Row
+from .prompt_rounds import PromptRounds, Row, not_a_text
 
 END = "<END>"
 """What the simulated user writes to end a conversation."""
@@ -34,8 +35,8 @@ class Conversation(PromptRounds):
     `system_prompt` (the assistant's), `user_instruction` (the user's system prompt; `{end}` in it is replaced by the
     text that ends a conversation), `end` ("<END>"), `keep_system` (False: whether the messages start with the
     assistant's system prompt), `max_follow_ups`, and the options of `llm.run`. Outputs: `messages` (a list of `role`
-    and `content`, the last one of the assistant), `turns` (messages of the assistant), `ended` (whether the user ended
-    it).
+    and `content`, the last one of the assistant; None where it never spoke), `turns` (messages of the assistant),
+    `ended` (whether the user ended it).
 
     A conversation ends when the user writes `end`, when `turns` are over, or when an answer fails: what was said up to
     then is kept, and its row is in `step.errors`. The user's LLM sees the conversation with the roles exchanged.
@@ -51,6 +52,7 @@ class Conversation(PromptRounds):
     """
 
     least: ClassVar[dict[str, int]] = {"turns": 1}
+    texts: ClassVar[tuple[str, ...]] = ("openings",)
 
     def setup(self) -> None:
         """Registers the step's names."""
@@ -98,6 +100,8 @@ class Conversation(PromptRounds):
         ended = len(said) % 2 == 1 and len(said) > 1 and self._args["end"] in said[-1]
         whole = said[: len(said) // 2 * 2]  # the last word is the assistant's
         system = self._args["system_prompt"]
+        if not whole:
+            return {"messages": None, "turns": 0, "ended": False}
         messages = [{"role": "system", "content": system}] if self._args["keep_system"] and system else []
         messages += [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(whole)]
         return {"messages": messages, "turns": len(whole) // 2, "ended": ended}
@@ -128,10 +132,12 @@ class Speak(PromptStep):
             text = text.removeprefix(label).strip()
         return text or Rejected("Write a message.")
 
-    def _prompt(self, said: list[Any], who: str | None) -> RowPrompt:
+    def _prompt(self, said: list[Any], who: Any) -> RowPrompt:
         given = self._args["speaks_with"]
         if any(text is None for text in said):
             return None
+        if isinstance(said[0], list | dict):
+            return ModelError(not_a_text("openings"))
         texts = [str(text) for text in said]
         system, roles = given["system_prompt"], ("user", "assistant")
         if self._args["role"] == "assistant":
@@ -139,7 +145,7 @@ class Speak(PromptStep):
                 return None
         else:
             system = given["user_instruction"].replace("{end}", given["end"])
-            system = f"{system}\n\nThe person: {who}" if who else system
+            system = f"{system}\n\nThe person: {cell_text(who)}" if who else system
             # Chat templates want the role "user" to speak first.
             texts.insert(0, "Say your first message.")
         messages = [{"role": roles[place % 2], "content": text} for place, text in enumerate(texts)]

@@ -11,9 +11,8 @@ from datadreamer_like.models.llms.llm import LLM
 
 from ..base.lazy_rows import LazyRowBatches
 from ..prompting.answer_readers import read_yes_or_no
+from ..prompting.prompt import Prompt
 from .prompt_rounds import PromptRounds, Row, literal
-
-_ANSWER = "{{ prompt }}"
 
 _CRITIQUE = """\
 {% if answer %}
@@ -45,7 +44,8 @@ Write the answer anew so that it meets the criticism. Write the new answer only.
 class CritiqueAndRevise(PromptRounds):
     """Has a critic judge each answer and the LLM revise it, until the critic is content or the rounds are over.
 
-    Inputs: `prompts`, `answers` (optional; the LLM answers the prompts first). Args: `llm`, `critic` (an LLM; by
+    Inputs: `prompts` (texts or chats; the critic reads a chat as lines of `role: content`), `answers` (optional; the
+    LLM answers the prompts first). Args: `llm`, `critic` (an LLM; by
     default `llm`), `criteria` (a text that the critic is shown), `rounds` (2), `max_follow_ups`, and the options of
     `llm.run`. Outputs: `prompts`, `answers` (the first ones), `revised` (the last ones), `critiques` (a list of texts),
     `content` (whether the last critique was content with the last answer it saw; None if there is none).
@@ -82,7 +82,8 @@ class CritiqueAndRevise(PromptRounds):
         prompt = self.inputs["prompts"]
         answer = self.inputs.get("answers")
         if answer is None:
-            answer = self.ask("Answer", _ANSWER, prompt=prompt).output["generations"]
+            args = {"llm": self.args["llm"], **self.options()}
+            answer = Prompt("Answer", inputs={"prompts": prompt}, args=args, force=self.force).output["generations"]
         criteria = self.args["criteria"]
         critique = _CRITIQUE.replace("<criteria>\n", f"{literal(criteria)}\n\n" if criteria else "")
         columns: dict[str, Column] = {"prompt": prompt, "answer 0": answer}

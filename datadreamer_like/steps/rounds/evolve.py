@@ -19,7 +19,7 @@ from ..base.lazy_rows import LazyRowBatches
 from ..base.step import Step
 from ..operations.combining import concat
 from ..prompting.answer_readers import read_yes_or_no
-from .prompt_rounds import PromptRounds, Row
+from .prompt_rounds import PromptRounds, Row, not_a_text
 
 IN_DEPTH = {
     "constraints": "Add one more constraint or requirement to it.",
@@ -87,7 +87,8 @@ class Evolve(PromptRounds):
     A row for each instruction and round: those of the first round come first. An evolution fails, and the next round
     starts from what it started from, if (the paper's four cases) an LLM finds it equal to the earlier one; the answer
     is "sorry" and shorter than 80 words; the answer has only punctuation and stop words; it has copied words of the
-    prompt, also when asked again. `evolved.filter(lambda row: row["eliminated"] is None)` keeps the others.
+    prompt, also when asked again. So does one that was not compared or answered since its LLM failed; `step.errors` has
+    the reason. `evolved.filter(lambda row: row["eliminated"] is None)` keeps the others.
 
     Reference: Xu et al. 2023, "WizardLM: Empowering Large Language Models to Follow Complex Instructions",
     arXiv:2304.12244.
@@ -99,6 +100,7 @@ class Evolve(PromptRounds):
     """
 
     least: ClassVar[dict[str, int]] = {"rounds": 1}
+    texts: ClassVar[tuple[str, ...]] = ("instructions",)
 
     def setup(self) -> None:
         """Registers the step's names."""
@@ -156,8 +158,7 @@ class Evolve(PromptRounds):
                 },
                 args={"round": number},
             )  # fmt: skip
-            # What cannot be used is eliminated; a row fails where a model gave no answer.
-            self.fail_in_round(number, answered, compared)
+            self.fail_in_round(number, evolved, answered, compared)
             rounds.append(kept)
             current = kept.output["next"]
         return concat(*(step.select_columns(list(self._output_specs)) for step in rounds), name="Rounds").output
@@ -187,6 +188,8 @@ class DrawOperations(Step):
         def batches() -> Iterator[Traced]:
             rng = random.Random(f"{self.args['draw_seed']} {self.args['round']}")
             for batch in columns_together(self._inputs, f'"{self.name}"'):
+                if any(isinstance(text, list | dict) for text in batch["instructions"]):
+                    raise DefinitionError(f'"{self.name}": {not_a_text("instructions")}')
                 drawn = [rng.choice(self.args["names"]) for _ in batch["instructions"]]
                 depth, methods = [name in IN_DEPTH for name in drawn], [OPERATIONS[name] for name in drawn]
                 yield Traced({"operations": drawn, "in_depth": depth, "method": methods}, From("instructions"))
@@ -227,6 +230,8 @@ def eliminated(instruction: str | None, answer: str | None, equal: bool | None) 
         return "no usable instruction was written"
     if equal:
         return "no more than the earlier instruction"
+    if equal is None:
+        return "not compared with the earlier instruction"
     if answer is None:
         return "no answer"
     words = re.findall(r"[^\W_]+", answer.lower())

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
+import pyarrow as pa
+
 from datadreamer_like.errors import DefinitionError, ModelError
 from datadreamer_like.graph.identity import class_id
 from datadreamer_like.graph.output import Column
@@ -35,6 +37,9 @@ class PromptRounds(SuperStep):
     least: ClassVar[dict[str, int]] = {}
     """The smallest value of arguments that are numbers."""
 
+    texts: ClassVar[tuple[str, ...]] = ()
+    """The inputs that must be texts: a chat cannot take their place."""
+
     def register_rounds(self, what: str = "The LLM to prompt.") -> None:
         """Registers the arguments of every such step."""
         self.register_arg("llm", type=LLM, help=what)
@@ -50,6 +55,9 @@ class PromptRounds(SuperStep):
         for name, least in {"max_follow_ups": 0, **self.least}.items():
             if self._args[name] < least:
                 raise DefinitionError(f'"{self.name}": {name} is {self._args[name]}; expected {least} or more.')
+        for name in self.texts:
+            if name in self._inputs and pa.types.is_nested(self._inputs[name].rows.schema.field(0).type):
+                raise DefinitionError(f'"{self.name}": {not_a_text(name)}')
         for role in self.llms():
             if not overrides_only_run(self._args[role]):
                 check_options(self.name, self._arg_specs, self._args, self._args[role], role)
@@ -111,6 +119,14 @@ class Asked(TemplatePrompt):
         """Registers the step's names."""
         super().setup()
         self.register_arg("asked_by", type=str, help="The identity of the step that asks.")
+
+
+def not_a_text(name: str) -> str:
+    """Returns what is wrong with an input of lists or mappings."""
+    return (
+        f'the input "{name}" has lists or dictionaries; expected texts. Pass the text that is meant, such as '
+        '`step.map(lambda row: {"text": row["messages"][0]["content"]}).output["text"]`.'
+    )
 
 
 def literal(text: str) -> str:

@@ -73,6 +73,8 @@ class Sample(Step):
         for name, sampler in columns.items():
             if not isinstance(name, str) or not is_column_name(name):
                 raise DefinitionError(f"{what}: {BAD_COLUMN_NAME.format(name)}")
+            if not name.strip():
+                raise DefinitionError(f'{what}: the column name {name!r} is empty. Name the column: {{"topic": ...}}.')
             if not isinstance(sampler, Sampler):
                 raise ArgumentTypeError(
                     f'{what}: column "{name}" is {sampler!r:.100}; expected Category, SubCategory, Number, Date or '
