@@ -216,8 +216,8 @@ class Prompt2Model:
         self.model = (self.found_models[0][0] if self.found_models else models[0]) if models else None
         found = self._dataset_rows(dataset_rows)  # before the LLM is asked for rows, as it may not be readable
         made = self._made(rows, rounds, temperatures)
-        different, self.left_out = different_rows(made + found, test.get("test_input", ()))
-        self.rows = self._rows(different)
+        usable, self.left_out = different_rows(made + found, test.get("test_input", ()))
+        self.rows = self._rows(usable)
         parts = self._parts(held_out, bool(test))
         start = {"model_name": self.model.path} if self.model is not None else {}
         self.student = make_trainer(trainer, f"{name}, student", **start)
@@ -380,8 +380,7 @@ class Prompt2Model:
             {"model": model, "rows": count if model == "student" else 0, **found}
             for model, found in self.metrics.items()
         ]
-        cards = {"Dataset": self.dataset, "Base": self.model}
-        notes = [f"{what}: {card.name}." for what, card in cards.items() if card]
+        notes = [f"{what}: {card.name}." for what, card in (("Dataset", self.dataset), ("Base", self.model)) if card]
         notes += [f"{count:,} rows left out: {why}." for why, count in self.left_out.items() if count]
         return Table(_COLUMNS, rows, self.name, notes)
 

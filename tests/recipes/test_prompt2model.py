@@ -109,8 +109,12 @@ def test_no_text_is_trained_on_and_tested(session, tmp_path: Path):
     (tmp_path / "films.csv").write_text(found)
     card = HubCard("films", "a review of a film, positive or negative", str(tmp_path / "films.csv"),
                    input_column="review", output_column="kind")  # fmt: skip
-    texts = iter(["the film was good", *(f"text {number}" for number in range(40))])
-    llm = FakeLLM(lambda prompt: f"{next(texts)}\nOutput: positive" if prompt.startswith("Write") else "x")
+
+    def write(prompt: str) -> str:
+        label, number = re.search(r'Its output is "(\w+)"', prompt)[1], hash_of(prompt) % 50
+        return f"{'the film was good' if number % 2 else f'{label} {number}'}\nOutput: {label}"
+
+    llm = FakeLLM(lambda prompt: write(prompt) if prompt.startswith("Write") else "x")
     made = Prompt2Model("Made", **given(llm=llm, datasets=[card]))
     rows = {row["input"].strip().lower(): row for row in made.rows.output}
     assert len(rows) == len(made.rows.output)

@@ -76,7 +76,7 @@ def test_missing_values_and_blank_prompts_send_nothing(
 
 CELLS = {
     '["é", null]': ["é", None],
-    '{"a": [1, true]}': {"a": [1, True]},
+    '{"a": [true, null]}': {"a": [True, None]},
     "system: Be kind.\nuser: {{ x }}": [
         {"role": "system", "content": "Be kind."},
         {"role": "user", "content": "{{ x }}"},
@@ -95,13 +95,17 @@ def test_a_list_is_json_and_a_chat_lines_in_every_prompt_of_text(session: DataDr
     steps = [
         TemplatePrompt("Template", inputs={"cell": column}, args={"llm": llm, "template": "Input: {{ cell }}"}),
         ProcessWithPrompt("Process", inputs={"inputs": column}, args=args),
-        FilterWithPrompt("Filter", inputs={"inputs": column}, args={**args, "filter_func": lambda text: True}),
+        FilterWithPrompt(
+            "Filter", inputs={"inputs": column}, args={**args, "instruction": "Keep?", "filter_func": lambda text: True}
+        ),
         FewShotPrompt(
             "Examples",
             inputs={"inputs": column, **examples},
             args={"llm": llm, "input_label": "Input:"},
         ),
-        JudgePairsWithPrompt("Judge", inputs={"a": column, "b": column}, args={"llm": llm, "a_label": "Input:"}),
+        JudgePairsWithPrompt(
+            "Judge", inputs={"a": column, "b": column}, args={"llm": llm, "a_label": "Input:", "max_follow_ups": 0}
+        ),
     ]
     assert len(steps) == len(llm.prompts)
     assert all(f"Input: {sent}" in prompt for prompt in llm.prompts)

@@ -51,6 +51,7 @@ class Conversation(PromptRounds):
         ... )
     """
 
+    result_version: ClassVar[int] = 2  # 2: None where the assistant never spoke
     least: ClassVar[dict[str, int]] = {"turns": 1}
     texts: ClassVar[tuple[str, ...]] = ("openings",)
 

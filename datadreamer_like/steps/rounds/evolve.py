@@ -99,6 +99,7 @@ class Evolve(PromptRounds):
         ... )
     """
 
+    result_version: ClassVar[int] = 2  # 2: what was not compared is eliminated
     least: ClassVar[dict[str, int]] = {"rounds": 1}
     texts: ClassVar[tuple[str, ...]] = ("instructions",)
 
@@ -199,6 +200,8 @@ class DrawOperations(Step):
 
 class Survivors(Step):
     """Eliminates failed evolutions of a round, and gives what the next round starts from."""
+
+    result_version: ClassVar[int] = 2  # that of Evolve
 
     def setup(self) -> None:
         """Registers the step's names."""
