@@ -166,15 +166,13 @@ def test_no_process_outlives_the_script(calm_encoder, tmp_path, how):
             assert script.is_alive()
             found = psutil.Process(script.pid).children()
             time.sleep(0.01)
-        began = time.monotonic()
         os.kill(script.pid, how)
-        script.join(20)
         _, alive = psutil.wait_procs(found, timeout=20)
+        script.join(20)
     finally:
         script.kill()
     assert not alive
-    # Two seconds, and some for a machine that is busy with other tests.
-    assert time.monotonic() - began < 8
+    assert script.exitcode
 
 
 # What does not fit

@@ -33,7 +33,7 @@ from datadreamer_like.models.trained.model_node import ModelNode
 from .checkpoints import CHECKPOINTS, newest_checkpoint
 from .device_process import COMMAND
 from .loop import Fit, Run, fit
-from .share_loop import ShareLoop, Tell
+from .share_loop import ShareLoop, WriteProgress
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -102,7 +102,7 @@ def train_share(folder: Path, rank: int) -> None:
             with (folder / _RUN).open("rb") as file:
                 run: Run = _Unpickler(file).load()
             device = torch.device("cpu" if run.device.type == "cpu" else f"{run.device.type}:{rank}")
-            training = replace(run.training, callbacks=(*run.training.callbacks, Tell(folder / _PROGRESS)))
+            training = replace(run.training, callbacks=(*run.training.callbacks, WriteProgress(folder / _PROGRESS)))
             fitted = fit(replace(run, device=device, training=training), ShareLoop)
         if rank == 0:
             with system_errors():

@@ -85,19 +85,19 @@ class ShareLoop(ObjectiveLoop):
         self.accelerator.wait_for_everyone()
 
 
-class Tell(TrainerCallback):
+class WriteProgress(TrainerCallback):
     """Writes the progress of the first process to a file, which the process that started it reads."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.told = path, 0.0
+        self.path, self.written = path, 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Writes it at most twice a second."""
-        if state.is_world_process_zero and time.monotonic() - self.told > _SECONDS:
+        if state.is_world_process_zero and time.monotonic() - self.written > _SECONDS:
             usage = current_usage()
             said = {"rows": usage.rows, "total_rows": usage.total_rows, "note": usage.note}
             write_file(self.path, json.dumps(said))
-            self.told = time.monotonic()
+            self.written = time.monotonic()
 
 
 def share_of_batch(
