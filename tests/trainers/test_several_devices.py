@@ -88,13 +88,13 @@ def test_a_killed_process_is_one_error_and_the_rerun_comes_to_the_weights_of_one
     one = TrainHFClassifier("One", str(calm_encoder), device="cpu").train(**columns, **OPTIONS)
     two = TrainHFClassifier("Two", str(calm_encoder), device=TWO)
     options = {**OPTIONS, "callbacks": [Dies(tmp_path)]}
-    with pytest.raises(ModelError, match=r"process on cpu, number 2 of 2, was killed by SIGKILL.*Run the script again"):
+    with pytest.raises(ModelError, match=r"process on cpu, number 2 of 2, was killed by SIGKILL\. .*Run the script"):
         two.train(**columns, **options)
     assert not psutil.Process().children()
     (tmp_path / "steps").unlink()
     two.train(**columns, **options)
     assert len((tmp_path / "steps").read_text()) == 2 * STEPS  # the first epoch is not repeated
-    assert gap(one, two) < 1e-4
+    assert gap(one, two) < 1e-5
     assert two.metrics == pytest.approx(one.metrics, abs=1e-4)
     losses = [[point["loss"] for point in each.curves if "loss" in point] for each in (one, two)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)

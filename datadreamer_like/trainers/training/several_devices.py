@@ -139,6 +139,7 @@ def _environment(rank: int, devices: Sequence[torch.device], port: int) -> dict[
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # the end of a process's log explains how it ended
     }  # fmt: skip
     if devices[0].type == "cuda":
         visible = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
@@ -153,15 +154,12 @@ def _environment(rank: int, devices: Sequence[torch.device], port: int) -> dict[
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], devices: Sequence[torch.device], folder: Path) -> None:
     """Waits for the end of all processes, and shows progress; raises the error of the first that failed."""
-    usage = current_usage()
     while any(process.poll() is None for process in processes):
         if any(process.returncode for process in processes):
             break
         time.sleep(_POLL)
-        if (folder / _PROGRESS).exists():
-            said = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
-            usage.total_rows, usage.note = said["total_rows"], said["note"]
-            usage.add(rows=said["rows"] - usage.rows)
+        _show_progress(folder / _PROGRESS)
+    _show_progress(folder / _PROGRESS)
     if not any(process.returncode for process in processes):
         return
     killed = [rank for rank, process in enumerate(processes) if (process.returncode or 0) < 0]
@@ -180,6 +178,13 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], devices: Sequence[torch.
         f"{f' ({words[0]})' if words else ''}. If memory ran out, lower batch_size. Run the script again: training "
         "resumes after the last finished epoch."
     )
+
+
+def _show_progress(path: Path) -> None:
+    if path.exists():
+        usage, found = current_usage(), json.loads(path.read_text(encoding="utf-8"))
+        usage.total_rows, usage.note = found["total_rows"], found["note"]
+        usage.add(rows=found["rows"] - usage.rows)
 
 
 def _changed(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -93,11 +93,16 @@ class WriteProgress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Writes it at most twice a second."""
-        if state.is_world_process_zero and time.monotonic() - self.written > _SECONDS:
+        if time.monotonic() - self.written > _SECONDS:
+            self.on_train_end(args, state, control)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Writes it."""
+        if state.is_world_process_zero:
             usage = current_usage()
-            said = {"rows": usage.rows, "total_rows": usage.total_rows, "note": usage.note}
-            write_file(self.path, json.dumps(said))
-            self.written = time.monotonic()
+            found = {"rows": usage.rows, "total_rows": usage.total_rows, "note": usage.note}
+            write_file(self.path, json.dumps(found))
+        self.written = time.monotonic()
 
 
 def share_of_batch(
