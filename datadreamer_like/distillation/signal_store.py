@@ -152,10 +152,13 @@ class StoredSignals:
     """The signals of a dataset's rows, read from mapped files."""
 
     def __init__(self, files: _Files, places: Array) -> None:
-        self._places = places
+        self._files, self._places = files, places
         self._columns = {name: files.read(f"{name}.bin", kind) for name, kind in files.types.items()}
         starts = files.starts()
         self._starts, self._ends = starts[:-1][places].T, starts[1:][places].T
+
+    def __reduce__(self) -> tuple[type[StoredSignals], tuple[_Files, Array]]:
+        return StoredSignals, (self._files, self._places)  # another process maps the files too
 
     def batch(self, rows: Sequence[int]) -> dict[str, Array]:
         """Returns the columns of some rows, one row after another."""

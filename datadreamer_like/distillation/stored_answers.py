@@ -61,6 +61,10 @@ class StoredRows:
     def __init__(self, answers: StoredAnswers, keys: np.ndarray[Any, Any]) -> None:
         self._answers, self._keys = answers, keys
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A process that trains on another device reads no store.
+        return _CopiedRows, (self[torch.arange(len(self._keys))],)
+
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Returns the logits of some rows [rows, classes], fp32 on the device of `rows`."""
         values = self._answers.store.get_many([key.tobytes() for key in self._keys[rows.cpu().numpy()]])
@@ -71,3 +75,13 @@ class StoredRows:
                 "since they were stored. Leave the file alone during a run, and run again: they are computed again."
             )
         return torch.frombuffer(bytearray(b"".join(found)), dtype=torch.float32).view(len(found), -1).to(rows.device)
+
+
+class _CopiedRows:
+    """The logits for the rows of a dataset, in memory: fp32 [rows, classes]."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self._logits = logits
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return self._logits[rows.cpu()].to(rows.device)

@@ -277,6 +277,12 @@ def label_order(
     return [teacher_label2id[name] for name in sorted(student_label2id, key=student_label2id.__getitem__)]
 
 
+def move_teacher(model: nn.Module, device: torch.device) -> None:
+    """Moves a live teacher to the device of the student's batches; a quantized one stays where it was loaded."""
+    if device_of(model) != device and not getattr(model, "is_quantized", False):
+        model.to(device)
+
+
 @contextlib.contextmanager
 def eval_mode(model: nn.Module, device: torch.device | str | None = None) -> Iterator[None]:
     """Puts a model into eval mode and on a device inside the block, and restores both afterwards."""

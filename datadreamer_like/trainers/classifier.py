@@ -55,6 +55,7 @@ class TrainHFClassifier(HFTrainer):
         ['cli']
     """
 
+    several_devices = True
     _label_options: Mapping[str, Any] = MappingProxyType({})
 
     @classmethod

@@ -56,6 +56,7 @@ class TrainHFDPO(TrainHFFineTune):
         >>> trainer.train(**columns, learning_rate=5e-6)  # doctest: +SKIP
     """
 
+    several_devices = False
     papers: ClassVar[Sequence[str]] = (_CITATION,)
     arguments: ClassVar[type[TrainingArguments]] = DPOConfig
     decided: ClassVar = {"beta", "loss_type", "disable_dropout", "precompute_ref_log_probs", "padding_free"}

@@ -61,6 +61,8 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
         ['cli']
     """
 
+    several_devices = False
+
     def __init__(
         self,
         name: str,

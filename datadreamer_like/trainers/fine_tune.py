@@ -69,6 +69,8 @@ class TrainHFFineTune(HFTrainer):
         self.chat_prompt_template = checked_template(chat_prompt_template)
         self.system_prompt = checked("system_prompt", system_prompt)
 
+    several_devices = True
+
     @classmethod
     def example(cls) -> dict[str, Any]:
         """Returns the smallest arguments of `train`; columns are lists of values."""

@@ -47,6 +47,7 @@ class TrainHFMaskedLM(HFTrainer):
         ... )
     """
 
+    several_devices = True
     papers: ClassVar[Sequence[str]] = (_CITATION,)
 
     @classmethod

@@ -28,6 +28,8 @@ class PolicyTrainer(TrainHFFineTune):
     max_new_tokens: int | None = None
     reward: Reward
 
+    several_devices = False
+
     @classmethod
     def example(cls) -> dict[str, Any]:
         """Returns the smallest arguments of `train`; columns are lists of values."""

@@ -79,6 +79,7 @@ class TrainHFRewardModel(TrainHFFineTune):
         [1.37]
     """
 
+    several_devices = False
     papers: ClassVar[Sequence[str]] = (_CITATION,)
     _kind: type[Generation] = RewardPairs
 

@@ -30,8 +30,9 @@ from datadreamer_like.models.trained.hf_source import loading
 from datadreamer_like.pruning import Vocabulary
 
 from .classifier import TrainHFClassifier, head_options
+from .training.devices import training_device
 from .training.logistic import check_needs_logits_only
-from .training.options import TRAIN_DEFAULTS, HFOptions, Training, training_device
+from .training.options import TRAIN_DEFAULTS, HFOptions, Training
 from .training.teaching import check_objective
 
 _AT_ONCE = 256
@@ -61,6 +62,8 @@ class TrainStaticClassifier(TrainHFClassifier):
         >>> trainer.predict(["A parser for command-line options."]).labels  # doctest: +SKIP
         ['cli']
     """
+
+    several_devices = False
 
     def __init__(
         self,

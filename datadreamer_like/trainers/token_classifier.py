@@ -46,6 +46,8 @@ class TrainHFTokenClassifier(HFTrainer):
         [[{'start': 12, 'end': 16, 'label': 'place', 'score': 0.98}]]
     """
 
+    several_devices = True
+
     @classmethod
     def example(cls) -> dict[str, Any]:
         """Returns the smallest arguments of `train`; columns are lists of values."""

@@ -37,6 +37,17 @@ class Ragged:
         self._file.close()
         self.starts = np.asarray(self._ends, dtype=np.int64)
         del self._ends
+        self._map()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process maps the file too.
+        return {name: value for name, value in vars(self).items() if name not in ("_file", "_flat")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._map()
+
+    def _map(self) -> None:
         # An empty file cannot be mapped.
         self._flat = np.memmap(self.path, self.dtype, mode="r") if self.starts[-1] else np.zeros(0, self.dtype)
 

@@ -26,7 +26,7 @@ class Seal(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
         """Writes the checksums of the checkpoint that was just written."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        if folder.is_dir():
+        if state.is_world_process_zero and folder.is_dir():
             sums = checksums(folder, but=(_STATE_NAME, _SUMS_NAME, SEAL_NAME))
             write_file(folder / _SUMS_NAME, json.dumps(sums))
 

@@ -24,10 +24,11 @@ from datadreamer_like.models.trained.hf_source import hf_source, loading
 from datadreamer_like.models.trained.model_files import system_errors, write_card
 from datadreamer_like.models.trained.trained_model import TrainedModel
 
+from .devices import training_device
 from .embedding_teachers import embeddings, margin_targets, principal_directions, vector_targets
 from .hf import HFTrainer
 from .loop import Fit, Run
-from .options import HFOptions, Training, training_device
+from .options import HFOptions, Training
 from .saved import check_same_logits
 
 require_extra("embed", "torch", "sentence_transformers", what="Training an embedder")

@@ -43,9 +43,11 @@ from datadreamer_like.pruning import masks, reapply
 from ..trainer import Trainer
 from .adapters import check_merge, merged, prepared_codes, qlora_configs, with_adapter
 from .curves import read_curves, write_curves
+from .devices import check_devices, named_devices, training_device
 from .loop import Fit, Run, fit, seeded
-from .options import HFOptions, Training, a_dtype, one_device, refuse_misspelt, takes_trainer_options, training_device
+from .options import HFOptions, Training, a_dtype, refuse_misspelt, takes_trainer_options
 from .saved import check_saved
+from .several_devices import fit_on_devices
 from .signals import unload_teacher
 from .teaching import check_mapped_layers, itself, node_of, prepare_teacher
 from .writing import reading_order, with_written_answers
@@ -60,6 +62,8 @@ class HFTrainer(Trainer):
     """Class of the loop's arguments, whose fields are options of `train` too."""
     decided: ClassVar[Collection[str]] = ()
     """Fields of it that this trainer sets itself, in addition to those that all trainers set."""
+    several_devices: ClassVar[bool] = False
+    """Whether `device` may be a list: `fit` is that of this class, and a step needs no more than its rows."""
 
     @takes_trainer_options
     def __init__(self, name: str, model_name: Any, **options: Unpack[HFOptions]) -> None:
@@ -69,7 +73,8 @@ class HFTrainer(Trainer):
         self.model_name = model_name
         self.revision = given.pop("revision", None)
         self.trust_remote_code = given.pop("trust_remote_code", False)
-        self.device = one_device(given.pop("device", None))
+        self.devices = named_devices(given.pop("device", None), type(self), self.several_devices)
+        self.device = next(iter(self.devices), None)
         self.dtype = a_dtype(given.pop("dtype", None))
         self.quantization_config = given.pop("quantization_config", None)
         self.peft_config = given.pop("peft_config", None)
@@ -84,8 +89,8 @@ class HFTrainer(Trainer):
         for option in ("distributed_config", "fsdp", "fsdp_config"):
             if given.pop(option, AUTO) not in (AUTO, None, False, "", {}):
                 raise DefinitionError(
-                    f"{type(self).__name__}: {option} asks for several devices; one process trains on one device here. "
-                    "Leave it out, and choose the device with device=."
+                    f"{type(self).__name__}: {option} splits a model over devices; here each holds the whole model. "
+                    'Leave it out, and name several devices by device=["cuda:0", "cuda:1"].'
                 )
         refuse_misspelt(given, type(self))
         self.further = given
@@ -142,7 +147,7 @@ class HFTrainer(Trainer):
 
     def fit(self, run: Run) -> Fit:
         """Trains `run.model` in place by minimising the objective, unless a subclass uses another library's loop."""
-        return fit(run)
+        return fit(run) if len(self.devices) < 2 else fit_on_devices(run, self.devices)
 
     def save(self, model: Any, task: Task, validation: Examples, folder: Path) -> None:
         """Saves the trained model with its tokenizer and card, and checks that it loads as the same model."""
@@ -185,10 +190,7 @@ class HFTrainer(Trainer):
         self.need_session()
         training = Training.from_options(options, f'"{self.name}".train', self.arguments, self.decided, type(self))
         checked = check_columns(columns, optional)
-        if training.autocast(self.dtype) == "fp16" and training_device(self.device).type == "cpu":
-            raise DefinitionError(
-                f'"{self.name}": training in float16 needs a GPU. Leave it out, or pass dtype="bfloat16".'
-            )
+        check_devices(self.name, self.devices, training, self.dtype, self.quantization_config is not None)
         parts = {
             **class_part(type(self)),
             "model": fingerprint(self.start or self._origin.identity, "model_name"),

@@ -377,7 +377,7 @@ class ObjectiveLoop(LoopOverExamples):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        if self.run.modules is not None:  # an adapter's checkpoint has none but the adapter
+        if self.run.modules is not None and self.args.should_save:  # an adapter's checkpoint has none but the adapter
             save_model(self.run.modules, str(Path(str(output_dir or self.args.output_dir)) / MODULES_NAME))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, TypedDict
@@ -19,7 +18,7 @@ from datadreamer_like.errors import ArgumentTypeError, DefinitionError, check_nu
 from datadreamer_like.evaluation.columns import plain
 from datadreamer_like.graph.positions import by_position, defaults_of
 from datadreamer_like.models.llms.chat_template import AUTO
-from datadreamer_like.models.model import checked_device, checked_dtype
+from datadreamer_like.models.model import checked_dtype
 
 
 class HFOptions(TypedDict, total=False):
@@ -30,7 +29,8 @@ class HFOptions(TypedDict, total=False):
     trust_remote_code: bool
     """Run code that comes with the model."""
     device: Any
-    """Where to train, such as "cpu" or "cuda:0"; None for a GPU if there is one."""
+    """Where to train, such as "cpu" or "cuda:0"; None for a GPU if there is one. A list, `["cuda:0", "cuda:1"]`, starts
+    a process for each device, among which each batch is divided."""
     dtype: str | torch.dtype | None
     """Precision; None for float32. With "bfloat16" or "float16" a full fine-tuning runs in mixed precision on float32
     weights, an adapter's on a base model in that type."""
@@ -43,7 +43,7 @@ class HFOptions(TypedDict, total=False):
     quantized scales, and LoRA of rank 16 on every linear layer. A `quantization_config` or `peft_config` replaces its
     own. The adapter is merged into the dequantized weights. `gradient_checkpointing=True` in `train` saves more."""
     distributed_config: Any
-    """Accepted for DataDreamer scripts, like the next two; one process trains on one device."""
+    """Accepted for DataDreamer scripts, like the next two; a model is not split over devices."""
     fsdp: Any
     fsdp_config: Any
     force: bool
@@ -66,7 +66,7 @@ class TrainingOptions(TypedDict, total=False):
     epochs: float
     """Passes over the training rows."""
     batch_size: int
-    """Rows in a batch."""
+    """Rows in a batch; on several devices, of all of them together."""
     optim: str
     """Optimizer, by the name that transformers uses."""
     learning_rate: float
@@ -104,7 +104,7 @@ _EPOCHS = "each epoch is evaluated and saved, so that a killed training resumes 
 _RESUMED = "a killed training resumes by itself when the script runs again"
 _PUBLISHED = "call publish_to_hf_hub(...) when the training is done"
 _DEVICE = "pass device= where the trainer is made"
-_ONE_DEVICE = "one process trains on one device"
+_ONE_DEVICE = "each device holds the whole model, and device=[...] names several"
 _BATCHES = "the trainer makes its own batches, of rows of similar length"
 # Options that trainers decide: the values that say the same, and why others are refused.
 _DECIDED: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -298,41 +298,6 @@ def refuse_misspelt(given: Iterable[str], trainer: type) -> None:
     for option in given:
         if hint := did_you_mean(option, known):
             raise DefinitionError(f'{trainer.__name__} has no option "{option}".{hint}')
-
-
-def one_device(device: Any) -> torch.device | None:
-    """Returns the one device that an argument names; None for none."""
-    if isinstance(device, Sequence) and not isinstance(device, str):
-        if len(device) > 1:
-            raise DefinitionError(
-                f"device={list(device)!r} names several devices; one process trains on one device here. Name one."
-            )
-        device = device[0] if device else None
-    try:
-        return None if device is None else torch.device(device)
-    except TypeError as error:
-        raise ArgumentTypeError(f'device must be a name such as "cpu" or "cuda:0", not {device!r}.') from error
-    except RuntimeError as error:
-        raise DefinitionError(f'There is no device {device!r}. Pass "cpu", "cuda" or "cuda:0".') from error
-
-
-def training_device(device: str | int | torch.device | None) -> torch.device:
-    """Returns where to train: the device asked for, or the GPU if there is one.
-
-    Raises:
-        DefinitionError: The process is one of several that `accelerate launch` or `torchrun` started: each would run
-            the whole script, and wait for the others in the first training while they wait for its session.
-    """
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes.isdecimal() and int(processes) > 1:
-        raise DefinitionError(
-            f"The script was started in {processes} processes (WORLD_SIZE), by accelerate launch or torchrun. One "
-            "process trains on one device here: run it by python, and choose a GPU by device= or CUDA_VISIBLE_DEVICES."
-        )
-    if device is None:
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    found: torch.device = checked_device(device)
-    return found
 
 
 def a_dtype(dtype: Any) -> torch.dtype | None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from datadreamer_like.distillation import Outputs, Teacher
-from datadreamer_like.distillation.teacher import check_logits, eval_mode
+from datadreamer_like.distillation.teacher import check_logits, eval_mode, move_teacher
 from datadreamer_like.errors import DataError
 from datadreamer_like.evaluation.columns import Columns
 from datadreamer_like.evaluation.tasks.examples import Examples
@@ -24,7 +24,6 @@ def own_tokens_teacher(
     task: Task,
     columns: Columns,
     examples: Mapping[str, Examples],
-    device: torch.device,
     max_length: int | None,
     scratch: Path,
 ) -> Mapping[str, Callable[[Batch, int], Outputs | None]]:
@@ -37,8 +36,6 @@ def own_tokens_teacher(
         DataError: Nothing is left of a row's answer after cutting it at `max_length` of the teacher's tokens.
     """
     own = task.of_teacher(teacher, max_length)
-    if not getattr(teacher.model, "is_quantized", False):
-        teacher.model.to(device)
 
     def answers(split: str) -> Callable[[Batch, int], Outputs | None]:
         rows = own.encode(columns[split], scratch / f"teacher-{split}")
@@ -53,7 +50,9 @@ def own_tokens_teacher(
 
         def live(batch: Batch, student_logits: int) -> Outputs:
             read = own.collate([rows[int(places[row])] for row in batch["rows"].tolist()])
+            device = batch["input_ids"].device
             read = {name: part.to(device) for name, part in read.items()}
+            move_teacher(teacher.model, device)
             with torch.no_grad(), eval_mode(teacher.model):
                 found = own.forward(teacher.model, read, _WANTS)
             if found.logits is not None:

@@ -70,6 +70,10 @@ class SignalReader:
         self._rows = store.collect(self._keys, self._matched if generated else self._ask)
         self.facts = self._described()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A process that trains on another device asks for nothing.
+        return {name: value for name, value in vars(self).items() if name not in ("_examples", "_keys")}
+
     def outputs(self, split: str, batch: Batch, student_logits: int) -> Outputs:
         """Returns the teacher's outputs for a batch of a student with this number of logits."""
         columns = self._rows.batch((batch["rows"] + self._starts[split]).tolist())

@@ -28,6 +28,7 @@ from datadreamer_like.distillation.teacher import (
     check_logits,
     check_same_vocabulary,
     eval_mode,
+    move_teacher,
     teacher_logits_for_texts,
     tokens_teacher,
 )
@@ -128,7 +129,7 @@ def prepare_teacher(
         return Teaching(dict.fromkeys(examples, lambda batch, student_logits: None))
     if objective.own_tokens and not isinstance(teacher, StoredTeacher):
         reader = tokens_teacher(teacher, "next-token logits")
-        return Teaching(own_tokens_teacher(reader, task, columns, examples, device, max_length, scratch), reader.model)
+        return Teaching(own_tokens_teacher(reader, task, columns, examples, max_length, scratch), reader.model)
     session = current_session()
     cache = (session.cache_folder if session is not None else None) or scratch
     if isinstance(teacher, StoredTeacher):
@@ -142,7 +143,7 @@ def prepare_teacher(
     if "logits" in wants:
         task.check_teacher(teacher)
     if not wants <= task.stored:
-        return _live(objective, task, examples, device)
+        return _live(objective, task, examples)
     store = StoredAnswers(cache / "teachers" / fingerprint([teacher, max_length], "the objective's teacher"))
     usage, asked = current_usage(), 0
 
@@ -161,19 +162,18 @@ def prepare_teacher(
     return Teaching({split: stored(each) for split, each in columns.items()})
 
 
-def _live(objective: Objective, task: Task, examples: Mapping[str, Examples], device: torch.device) -> Teaching:
+def _live(objective: Objective, task: Task, examples: Mapping[str, Examples]) -> Teaching:
     assert objective.teacher is not None
     wants = objective.teacher_wants
     teacher = tokens_teacher(objective.teacher, " and ".join(sorted(wants)).replace("_", " "))
     check_same_vocabulary(teacher, task.tokenizer)
     check_attentions(teacher.model, wants, "the teacher")
-    if not getattr(teacher.model, "is_quantized", False):
-        teacher.model.to(device)
 
     factored = objective.takes_factors and has_plain_head(teacher.model)
     wants |= {"factors"} if factored else set()
 
     def live(batch: Batch, student_logits: int) -> Outputs:
+        move_teacher(teacher.model, batch["input_ids"].device)
         with torch.no_grad(), eval_mode(teacher.model):
             found = task.forward(teacher.model, batch, wants)
         _check_outputs(found, task, batch)
