@@ -17,7 +17,6 @@ from user_scripts import Script, files_of
 
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow, pytest.mark.kill]
 
-SEEDS = range(3 * int(os.environ.get("KILL_SEEDS", "1")))
 CONCURRENCY, KILLS = 4, 3
 
 RECIPES = f"""
@@ -135,13 +134,12 @@ def kill_at(request: int, process: list[Any]) -> Callable[[dict[str, Any], int],
     return behave
 
 
-@pytest.mark.parametrize("seed", SEEDS)
 def test_recipes_killed_at_random_requests_pay_for_no_answer_twice(
-    tmp_path: Path, tiny_causal_lm: Path, calm: Calm, seed: int
+    tmp_path: Path, tiny_causal_lm: Path, calm: Calm, kill_seed: int
 ) -> None:
     expected, calm_server = calm
     whole = calm_server.seen.total()
-    chance = random.Random(seed)
+    chance = random.Random(kill_seed)
     moments = sorted(chance.sample(range(2, whole), KILLS))
     with FlakyServer(answered) as server:
         run = script(tmp_path, server, tiny_causal_lm)
