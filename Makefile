@@ -43,9 +43,10 @@ setup: $(DEV)
 demo: $(DEMO)
 	@HF_HUB_OFFLINE=1 $(BIN)/python examples/quickstart.py
 
-# Two tests at a time, each on one thread: many wait for servers and subprocesses. PYTEST_ARGS="-n 0" runs one at a time.
+# Three tests at a time, each on one thread: many wait for servers and subprocesses. In the order of the files, as long
+# files with few tests would otherwise come last. PYTEST_ARGS="-n 0" runs one at a time.
 test: $(DEV)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/examples $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore=tests/examples $(PYTEST_ARGS)
 
 examples: $(DEV)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist load tests/examples $(PYTEST_ARGS)
