@@ -118,13 +118,10 @@ class LabelVotes(Step):
             voter: {votes.classes[code] for code in np.unique(codes) if code != ABSTAINED}
             for voter, codes in zip(votes.voters, votes.codes.T, strict=True)
         }
-        several = [voter for voter, own in labels.items() if len(own) > 1]
-        alone = [
-            voter
-            for voter in several
-            if len(votes.voters) > 1
-            and not labels[voter] & set().union(*(labels[each] for each in labels if each != voter))
-        ]
+        shared = {
+            voter: any(own & labels[other] for other in labels if other != voter) for voter, own in labels.items()
+        }
+        alone = [voter for voter, own in labels.items() if len(labels) > 1 and len(own) > 1 and not shared[voter]]
         if not alone:
             return
         shown = "; ".join(
