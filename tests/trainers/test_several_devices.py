@@ -89,9 +89,10 @@ def test_a_killed_process_is_one_error_and_the_rerun_comes_to_the_weights_of_one
     one = TrainHFClassifier("One", str(calm_encoder), device="cpu").train(**columns, **OPTIONS)
     two = TrainHFClassifier("Two", str(calm_encoder), device=TWO)
     options = {**OPTIONS, "callbacks": [Dies(tmp_path)]}
+    others = {*psutil.Process().children()}  # that earlier tests have started
     with pytest.raises(ModelError, match=r"process on cpu, number 2 of 2, was killed by SIGKILL\. .*Run the script"):
         two.train(**columns, **options)
-    assert not psutil.Process().children()
+    assert {*psutil.Process().children()} <= others
     (tmp_path / "steps").unlink()
     two.train(**columns, **options)
     assert len((tmp_path / "steps").read_text()) == 2 * STEPS  # the first epoch is not repeated

@@ -7,12 +7,12 @@ import sys
 import threading
 from pathlib import Path
 
-COMMAND = f"from {__name__} import main; main()"
-"""What the interpreter runs; nothing heavy is imported before it waits for the end of its parent."""
-
 
 def main() -> None:
-    """Trains on the device of the environment's `RANK`, from the files in the folder that is the first argument."""
+    """Trains on the device of the environment's `RANK`, from the files in the folder that is the first argument.
+
+    Nothing heavy is imported before it waits for the end of its parent.
+    """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     from .several_devices import train_share
 

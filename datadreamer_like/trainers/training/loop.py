@@ -202,16 +202,17 @@ class LoopOverExamples(transformers.Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Returns the training batches in the order of the epoch."""
         lengths = self.run.train.lengths
-        return self._loader(self.run.train, ShuffledBatches(lengths, self._train_batch_size, self.args.seed))
+        return self.loader(self.run.train, ShuffledBatches(lengths, self._train_batch_size, self.args.seed))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Returns the validation batches, longest rows first; they are made once."""
         if self._validation is None:
             batches = sorted_batches(self.run.validation.lengths, self.args.eval_batch_size)
-            self._validation = self._loader(self.run.validation, batches)
+            self._validation = self.loader(self.run.validation, batches)
         return self._validation
 
-    def _loader(self, examples: Examples, batches: Any) -> DataLoader[Any]:
+    def loader(self, examples: Examples, batches: Any) -> DataLoader[Any]:
+        """Returns what loads the batches of examples that a sampler chooses."""
         loader = DataLoader(
             examples,
             batch_sampler=batches,

@@ -140,7 +140,7 @@ class PolicyLoop(ObjectiveLoop):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Returns the batches of prompts, each as often as steps are taken on it."""
         args, lengths = self.args, self.run.train.lengths
-        return self._loader(self.run.train, RepeatedBatches(lengths, self._train_batch_size, args.seed, self.steps))
+        return self.loader(self.run.train, RepeatedBatches(lengths, self._train_batch_size, args.seed, self.steps))
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -31,13 +31,13 @@ from datadreamer_like.models.trained.model_files import system_errors
 from datadreamer_like.models.trained.model_node import ModelNode
 
 from .checkpoints import CHECKPOINTS, newest_checkpoint
-from .device_process import COMMAND
 from .loop import Fit, Run, fit
 from .share_loop import ShareLoop, WriteProgress
 
 logger = logging.getLogger("datadreamer_like")
 
 _RUN, _RESULT, _WEIGHTS, _PROGRESS = "run.pickle", "result.pickle", "weights.pt", "progress.json"
+_COMMAND = f"from {__package__}.device_process import main; main()"
 _POLL = 0.1
 _GRACE = 2.0  # seconds for the errors of other processes, of which the first is the cause
 
@@ -69,7 +69,7 @@ def fit_on_devices(run: Run, devices: Sequence[torch.device]) -> Fit:
         for rank in range(len(devices)):
             with (folder / f"{rank}.log").open("wb") as log:
                 process = subprocess.Popen(
-                    [sys.executable, "-W", "ignore", "-c", COMMAND, str(folder)],
+                    [sys.executable, "-W", "ignore", "-c", _COMMAND, str(folder)],
                     env=_environment(rank, devices, store.port), stdin=subprocess.PIPE, stderr=log,
                     stdout=None if rank == 0 else subprocess.DEVNULL,
                     start_new_session=True,  # Ctrl-C is for this process, which ends the others

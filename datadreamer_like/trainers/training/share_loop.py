@@ -39,7 +39,8 @@ class ShareLoop(ObjectiveLoop):
         torch.manual_seed(self.args.seed + self.args.process_index)
         return super().train(*args, **kwargs)
 
-    def _loader(self, examples: Examples, batches: Any) -> DataLoader[Any]:
+    def loader(self, examples: Examples, batches: Any) -> DataLoader[Any]:
+        """Returns what loads this process's share of the training batches, and whole validation batches."""
         collate = self.run.task.collate
         if examples is self.run.train:
             collate = partial(share_of_batch, collate, self.args.process_index, self.args.world_size)
