@@ -26,7 +26,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 help:
 	@echo "make demo     from real text to a small published student, on this machine (examples/quickstart.py)"
 	@echo "make test     the whole test suite; PYTEST_ARGS=\"tests/graph -x\" narrows it"
-	@echo "make examples every script in examples/, in its short form (about 3 minutes)"
+	@echo "make examples every script in examples/, in its short form (about 7 minutes)"
 	@echo "make test-vllm  vLLM itself: VLLM, VLLMServer and exports loaded in it, in an environment of its own (.venv-vllm, 4 GB)"
 	@echo "make torture  tests that kill processes at random, for ten times as many seeds (about 20 minutes)"
 	@echo "make lint     ruff, mypy --strict, import-linter, typos, plain words; stops at the first problem"
