@@ -33,7 +33,7 @@ SHORT = {
     "retrieval": "draw charts in the terminal",
     "self_instruct": "Rows with an instance",
     "self_training": "frozen MiniLM: from",
-    "synthie": "text, then facts",
+    "synthie": "facts, then text",
     "weak_supervision": "the student of the votes is right in",
 }
 """What the output of each has in it."""
