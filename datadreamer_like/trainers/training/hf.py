@@ -44,9 +44,10 @@ from ..trainer import Trainer
 from .adapters import check_merge, merged, prepared_codes, qlora_configs, with_adapter
 from .curves import read_curves, write_curves
 from .devices import check_devices, named_devices, training_device
-from .loop import Fit, Run, fit, seeded
+from .loop import Fit, Run, fit
 from .options import HFOptions, Training, a_dtype, refuse_misspelt, takes_trainer_options
 from .saved import check_saved
+from .seeds import seeded
 from .several_devices import fit_on_devices
 from .signals import unload_teacher
 from .teaching import check_mapped_layers, itself, node_of, prepare_teacher

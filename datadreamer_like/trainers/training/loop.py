@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -34,6 +32,7 @@ from .callbacks import EarlyStop, KeepZeros, Report
 from .checkpoints import CHECKPOINTS, Seal, newest_checkpoint
 from .curves import points
 from .options import Training
+from .seeds import forked_torch
 from .teaching import TeacherAnswers
 
 logger = logging.getLogger("datadreamer_like")
@@ -385,25 +384,3 @@ class ObjectiveLoop(LoopOverExamples):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.run.modules is not None:
             load_model(self.run.modules, str(Path(resume_from_checkpoint) / MODULES_NAME))
-
-
-@contextlib.contextmanager
-def forked_torch(seed: int) -> Iterator[None]:
-    """Seeds torch's random generators inside the block, and restores their states afterwards."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seeds all random generators inside the block, and restores their states afterwards."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with forked_torch(seed):
-        transformers.set_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
