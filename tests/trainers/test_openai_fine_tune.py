@@ -131,21 +131,24 @@ def test_prompts_are_cut_to_the_context_window_or_their_rows_refused(session, se
 # What becomes of it
 
 
-def test_the_state_and_the_losses_are_shown_while_the_job_runs(session, server, monkeypatch):
-    notes: list[str] = []
-    monkeypatch.setattr("time.sleep", lambda seconds: notes.append(it.usage.note))
+def test_the_state_and_the_losses_are_shown_while_the_job_runs(session, server):
     it = trainer(server, training_price=3.0)
+    notes: list[str] = []  # what is shown when the server is asked again: the state before
 
     def report(request: str, done: bool) -> None:
-        if done and request == "GET /fine_tuning/jobs/ID" and len(notes) == 2:
+        if request != "GET /fine_tuning/jobs/ID":
+            return
+        if not done:
+            notes.append(it.usage.note)
+        elif len(notes) == 3:
             for step in range(1, 6):
                 server.metrics(step, train_loss=1 / step, valid_loss=2.0)
             server.metrics(10, train_loss=0.125, valid_loss=2.0, full_valid_loss=0.25)
 
     server.fault = report
     it.train(**columns())
-    assert notes[0] == "job ftjob-0 validating files"
-    assert notes[2] == "job ftjob-0 running, step 10 of 10, training loss 0.125, validation loss 0.250"
+    assert notes[1] == "job ftjob-0 validating files"
+    assert notes[3] == "job ftjob-0 running, step 10 of 10, training loss 0.125, validation loss 0.250"
     assert it.metrics == {"loss": 0.125, "eval_loss": 0.25}
     assert [(p["step"], p["epoch"], p["loss"]) for p in it.curves] == [
         *((n, pytest.approx(3 * n / 10), 1 / n) for n in range(1, 6)), (10, 3, 0.125),
