@@ -17,6 +17,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS ?= 2
+# Compiled files are kept, as tests start many processes.
+unexport PYTHONDONTWRITEBYTECODE
 # Waiting threads must not spin: with two cores they would slow down the others.
 export OMP_WAIT_POLICY ?= PASSIVE
 
