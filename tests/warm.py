@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+import tempfile
 import threading
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -68,6 +69,17 @@ class WarmProcess:
         self.stdout.close()
         self.stderr.close()
         return found["stdout"], found["stderr"]
+
+
+def printed_by(code: str, *arguments: str) -> str:
+    """Runs code in a warm process, as `python -c CODE ARGUMENTS`, and returns what it prints; refuses a failure."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "script.py"
+        file.write_text(code, encoding="utf-8")
+        process = WarmProcess(file, list(arguments), dict(os.environ), Path(folder))
+        out, err = process.communicate(timeout=200)
+        assert process.returncode == 0, err
+    return out
 
 
 def _run(arguments: list[str], environment: dict[str, str], folder: str, *ends: Any) -> None:

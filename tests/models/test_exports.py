@@ -6,8 +6,6 @@ import dataclasses
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -20,6 +18,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from warm import printed_by
 
 from datadreamer_like import DataDreamer, pruning, quantization
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, MethodMisfit, StorageError
@@ -194,11 +193,8 @@ def test_a_graph_loads_in_a_fresh_process_and_in_onnx_runtime_alone(classifier, 
         "import sys, json; from datadreamer_like.models import TrainedModel\n"
         "print(json.dumps(TrainedModel.load(sys.argv[1], runtime='onnx').logits(json.loads(sys.argv[2])).tolist()))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(graphs["fp32"]), json.dumps(TEXTS)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(json.loads(done.stdout), classifier.logits(TEXTS), rtol=1e-4, atol=1e-4)
+    found = json.loads(printed_by(script, str(graphs["fp32"]), json.dumps(TEXTS)))
+    np.testing.assert_allclose(found, classifier.logits(TEXTS), rtol=1e-4, atol=1e-4)
     import onnxruntime
 
     session = onnxruntime.InferenceSession(graphs["fp32"] / "model.onnx", providers=["CPUExecutionProvider"])

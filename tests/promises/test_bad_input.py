@@ -417,7 +417,7 @@ FULL_DISK = """
 def test_a_full_disk_is_one_clear_error_and_what_was_paid_for_is_kept(tmp_path: Path, when: str) -> None:
     folder = tmp_path / "session"
     with FlakyServer(lambda body, before: Reply(f"{len(server.requests):06} " * 100)) as server:
-        script = Script(FULL_DISK, tmp_path / "script.py", [str(folder), server.url])
+        script = Script(FULL_DISK, tmp_path / "script.py", [str(folder), server.url], warm=True)
         said = script.run(when).stdout
         assert said.startswith("StorageError"), said
         assert "run" in said

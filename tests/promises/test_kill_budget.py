@@ -63,7 +63,7 @@ def test_no_kill_makes_a_run_spend_more_than_its_budget(tmp_path: Path, kill_see
         def budget(amount: str) -> list[str]:
             return ["", amount] if kill_seed % 2 else [amount, ""]  # of the model, or of the session
 
-        script = Script(SCRIPT, tmp_path / "script.py", arguments)
+        script = Script(SCRIPT, tmp_path / "script.py", arguments, warm=True)
         in_flight = 0
         for _ in range(3):
             sent = len(server.seen)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
 
 import datasets
 import pytest
+from warm import WarmProcess
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow, pytest.mark.kill]
 
@@ -36,15 +36,12 @@ SCRIPT = """
 
 
 def run(script: Path, path: Path, kind: str, word: str, dies_at: int = -1, after: float | None = None) -> None:
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(path), kind, word, str(dies_at)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    with process.stdout:
+    process = WarmProcess(script, [str(path), kind, word, str(dies_at)], dict(os.environ), script.parent)
+    with process.stdout, process.stderr:
         process.stdout.readline()
         if after is not None:
             time.sleep(after)
-            process.send_signal(signal.SIGKILL)
+            process.kill()
     assert process.wait() in (
         (0, -signal.SIGKILL) if after is not None else (0,) if dies_at < 0 else (-signal.SIGKILL,)
     )

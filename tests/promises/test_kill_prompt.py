@@ -97,13 +97,15 @@ def test_a_killed_prompt_step_resends_only_what_was_in_flight(
     tmp_path: Path, source: str, kills: int, kill_seed: int
 ) -> None:
     with FlakyServer(slow_echo) as server:
-        Script(source, tmp_path / "calm.py", [str(tmp_path / "calm"), server.url, str(tmp_path / "calm.json")]).run()
+        Script(
+            source, tmp_path / "calm.py", [str(tmp_path / "calm"), server.url, str(tmp_path / "calm.json")], warm=True
+        ).run()
         assert server.seen.total() == len(server.seen) == PROMPTS
 
     folder, result = tmp_path / "session", tmp_path / "result.json"
     moments = random.Random(10 + kill_seed)
     with FlakyServer(slow_echo) as server:
-        script = Script(source, tmp_path / "script.py", [str(folder), server.url, str(result)])
+        script = Script(source, tmp_path / "script.py", [str(folder), server.url, str(result)], warm=True)
         in_flight = []
         for _ in range(kills):
             enough = len(server.requests) + moments.randrange(CONCURRENCY, PROMPTS // kills)

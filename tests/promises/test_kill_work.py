@@ -52,7 +52,7 @@ MANY_ROWS = """
 
 def test_a_kill_within_map_save_and_filter_loses_no_finished_step_and_no_row(tmp_path: Path) -> None:
     folder, result = tmp_path / "session", tmp_path / "result.json"
-    script = Script(MANY_ROWS, tmp_path / "script.py", [str(folder), str(result)])
+    script = Script(MANY_ROWS, tmp_path / "script.py", [str(folder), str(result)], warm=True)
     for dies_at, finished in (("40_000", ["numbers"]), ("130_001", ["numbers", "squares"])):
         assert script.run(fails=True, DIES_AT=dies_at).returncode == -signal.SIGKILL
         assert sorted(path.name for path in folder.glob("[!.]*")) == finished
@@ -68,7 +68,7 @@ def test_a_kill_within_map_save_and_filter_loses_no_finished_step_and_no_row(tmp
 @pytest.mark.kill
 def test_a_kill_at_any_moment_of_a_script_leaves_complete_results_only(tmp_path: Path, kill_seed: int) -> None:
     folder, result = tmp_path / "session", tmp_path / "result.json"
-    script = Script(MANY_ROWS, tmp_path / "script.py", [str(folder), str(result)])
+    script = Script(MANY_ROWS, tmp_path / "script.py", [str(folder), str(result)], warm=True)
     moments = random.Random(4 + kill_seed)
     for _ in range(4):
         process = script.start()

@@ -4,8 +4,6 @@ import json
 import math
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 from transformers import AutoModelForSequenceClassification
+from warm import printed_by
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.distillation import Ensemble, SoftTargets
@@ -111,10 +110,8 @@ def test_exported_model_abstains_in_the_same_way_in_a_fresh_process(sure: Abstai
         "import json, sys; from datadreamer_like import TrainedModel\n"
         "print(json.dumps(TrainedModel.load(sys.argv[1]).predict_or_abstain(json.loads(sys.argv[2])).labels))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder), json.dumps(texts)], capture_output=True, text=True, check=True
-    )
-    assert json.loads(done.stdout.splitlines()[-1]) == sure.predict_or_abstain(texts).labels
+    found = json.loads(printed_by(code, str(folder), json.dumps(texts)).splitlines()[-1])
+    assert found == sure.predict_or_abstain(texts).labels
 
 
 def test_model_with_other_weights_is_refused(sure: Abstain, poor: Path, tmp_path: Path):

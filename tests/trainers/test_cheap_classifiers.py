@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModel, AutoTokenizer
-from warm import CONTEXT
+from warm import CONTEXT, printed_by
 
 from datadreamer_like import DataDreamer, pruning, quantization
 from datadreamer_like.distillation import HardTargets, HiddenStates, SoftTargets
@@ -81,8 +79,7 @@ def test_saved_models_predict_the_same_in_a_fresh_process(trained, tmp_path):
         "print(json.dumps([TrainedModel.load(f).predict(texts).probabilities.tolist() for f in sys.argv[2:]]))\n"
     )
     folders = [str(trained[kind].export(to=tmp_path / kind.__name__)) for kind in KINDS]
-    command = [sys.executable, "-c", script, json.dumps(TEXTS), *folders]
-    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    found = json.loads(printed_by(script, json.dumps(TEXTS), *folders))
     for kind, probabilities in zip(KINDS, found, strict=True):
         assert probabilities == trained[kind].predict(TEXTS).probabilities.tolist()
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModelForSequenceClassification, TrainerCallback
+from warm import printed_by
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.errors import (
@@ -211,8 +210,7 @@ def test_a_saved_model_loads_in_a_fresh_process_with_its_lineage(session, tiny_e
         "from transformers import AutoModelForSequenceClassification\n"
         "print(AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).config.label2id)"
     )
-    run = [sys.executable, "-c", script, str(folder)]
-    out = subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()
+    out = printed_by(script, str(folder)).splitlines()
     here = trainer.predict(["the tea was good", "awful film"]).labels
     assert out[0] == f"{here} text-classification ['Train rows', 'Validation rows', 'a']"
     assert out[1] == "{'negative': 0, 'positive': 1}"

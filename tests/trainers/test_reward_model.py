@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from warm import printed_by
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, MethodMisfit
 from datadreamer_like.trainers import TrainHFRewardModel
@@ -107,11 +105,7 @@ def test_regression_learns_the_scores_and_says_them_in_a_fresh_process(session, 
         "print(json.dumps(rewards_of(model.model, model.tokenizer, *rows)))"
     )
     rows = json.dumps([PAIRS["prompt"], PAIRS["chosen"]])
-    done = subprocess.run(
-        [sys.executable, "-c", script, trainer.path, rows], capture_output=True, text=True, check=True,
-        cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    assert json.loads(done.stdout) == pytest.approx(said, abs=1e-5)
+    assert json.loads(printed_by(script, str(trainer.path), rows)) == pytest.approx(said, abs=1e-5)
 
 
 def test_an_encoder_and_an_adapter_learn_which_answer_is_better(session, tiny_encoder, tiny_causal_lm):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import json
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from warm import printed_by
 
 from datadreamer_like.distillation import Ensemble, HardTargets, Probabilities, ScoreLabels, SoftTargets
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, LabelError
@@ -208,6 +208,6 @@ def test_a_column_of_probabilities_an_ensemble_and_an_llm_teach_a_student_that_l
         "import sys; from datadreamer_like import TrainedModel; "
         "print(TrainedModel.load(sys.argv[1]).predict(['good', 'awful day']).probabilities.tolist())"
     )
-    done = subprocess.run([sys.executable, "-c", script, student.path], capture_output=True, text=True, check=True)
+    found = json.loads(printed_by(script, str(student.path)))
     here = TrainedModel.load(student.path).predict(["good", "awful day"]).probabilities
-    assert np.allclose(np.array(eval(done.stdout)), here, atol=1e-6)
+    assert np.allclose(found, here, atol=1e-6)

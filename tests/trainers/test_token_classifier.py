@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import tiny_models
 import torch
 from torch.nn import functional as F
 from transformers import AutoModelForTokenClassification, AutoTokenizer, BertForTokenClassification, pipeline
+from warm import printed_by
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.distillation import (
@@ -94,8 +93,7 @@ def test_it_finds_spans_in_every_process_and_in_the_pipeline(taught, tmp_path):
         "print(json.dumps(TrainedModel.load(sys.argv[1]).spans(json.loads(sys.argv[2]))))"
     )
     arguments = [str(trainer.export(to=tmp_path / "exported")), json.dumps(held_out["text"][:5])]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == found[:5]
+    assert json.loads(printed_by(code, *arguments)) == found[:5]
 
     finder = pipeline("token-classification", model=trainer.path, aggregation_strategy="first", device="cpu")
     assert finder.model.config.id2label[1] == "B-blame"
