@@ -30,7 +30,7 @@ help:
 	@echo "make test     the whole test suite; PYTEST_ARGS=\"tests/graph -x\" narrows it"
 	@echo "make examples every script in examples/, in its short form (about 7 minutes)"
 	@echo "make test-vllm  vLLM itself: VLLM, VLLMServer and exports loaded in it, in an environment of its own (.venv-vllm, 4 GB)"
-	@echo "make torture  tests that kill processes at random, for ten times as many seeds (about 20 minutes)"
+	@echo "make torture  tests that kill processes at random, for ten times as many seeds (about 8 minutes)"
 	@echo "make lint     ruff, mypy --strict, import-linter, typos, plain words; stops at the first problem"
 	@echo "make format   fix what ruff can fix"
 	@echo "make bench    every benchmark in benchmarks/"
