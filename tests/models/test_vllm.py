@@ -28,6 +28,14 @@ def given() -> Iterator[list[Any]]:
         yield found
 
 
+@pytest.fixture
+def llm(given: list[Any], tiny_for_vllm: Path, tmp_path: Path) -> Iterator[VLLM]:
+    """A model whose engine, a process of its own, ends with the test."""
+    llm = VLLM(str(tiny_for_vllm), cache_folder_path=tmp_path, **CONTEXT)
+    yield llm
+    llm.unload_model()
+
+
 def test_it_has_datadreamers_arguments() -> None:
     assert list(inspect.signature(VLLM.__init__).parameters)[1:11] == [
         "model_name", "chat_prompt_template", "system_prompt", "revision", "trust_remote_code", "device", "dtype",
@@ -41,8 +49,7 @@ def test_without_vllm_the_command_that_installs_it_is_named() -> None:
         VLLM("m")
 
 
-def test_it_writes_and_scores_what_transformers_does(given: list[Any], tiny_for_vllm: Path, tmp_path: Path) -> None:
-    llm = VLLM(str(tiny_for_vllm), cache_folder_path=tmp_path, **CONTEXT)
+def test_it_writes_and_scores_what_transformers_does(llm: VLLM, tiny_for_vllm: Path, tmp_path: Path) -> None:
     peer = HFTransformers(str(tiny_for_vllm), cache_folder_path=tmp_path)
     prompts = ["The cat sat on", "A dog"]
     assert llm.run(prompts, max_new_tokens=6) == peer.run(prompts, max_new_tokens=6)
@@ -58,8 +65,7 @@ def test_it_writes_and_scores_what_transformers_does(given: list[Any], tiny_for_
     )
 
 
-def test_a_prompt_that_is_too_long_fails_alone(given: list[Any], tiny_for_vllm: Path, tmp_path: Path) -> None:
-    llm = VLLM(str(tiny_for_vllm), cache_folder_path=tmp_path, **CONTEXT)
+def test_a_prompt_that_is_too_long_fails_alone(llm: VLLM) -> None:
     long, fine = llm.answers(["the cat " * 200, "A dog"], max_new_tokens=4)
     assert isinstance(long.error, PromptTooLong)
     assert fine.text is not None
