@@ -165,6 +165,33 @@ def test_a_judge_that_answers_neither_leaves_its_claim_open_and_its_row_named(se
     assert any("s\n\nt" in prompt for prompt in llm.prompts)
 
 
+MAPPING = {"title": "Tom", "facts": ["Tom is a cat.", None]}
+IN_JSON = '{"title": "Tom", "facts": ["Tom is a cat.", null]}'
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        (MAPPING, IN_JSON),
+        ([MAPPING, MAPPING], f"[{IN_JSON}, {IN_JSON}]"),
+        ([{"role": "user", "content": "Tom is a cat."}], "user: Tom is a cat."),
+        (["Tom is a cat.", "é"], "Tom is a cat.\n\né"),
+    ],
+)
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_source_of_fields_is_shown_to_the_judge_as_json(
+    session: DataDreamer, source: Any, shown: str, lazy: bool
+) -> None:
+    llm = ByPart({"Claim:": "Yes.", "alpha": "Tom is a cat.", "beta": "NONE"})
+    rows = DataSource("Rows", data={"answers": ["alpha", "beta", "alpha"]})
+    given = rows.map(lambda row, index: {"sources": source if index < 2 else None}, with_indices=True, lazy=lazy)
+    inputs = {"answers": rows.output["answers"], "sources": given.output["sources"]}
+    made = CheckGrounding("It", inputs=inputs, args={"llm": llm})
+    assert list(made.output["sources"]) == [source, source, None]
+    assert list(made.output["share"]) == [1.0, None, None]
+    assert [prompt.split("\n\nClaim:")[0] for prompt in llm.prompts if "Claim:" in prompt] == [f"Source:\n{shown}"]
+
+
 def test_without_any_claims_there_are_no_verdicts(session: DataDreamer) -> None:
     made = make(CheckGrounding, ByPart({"": "NONE"}), {"answers": ["a", "b"], "sources": ["s", "s"]})
     assert list(made.output["share"]) == [None, None]

@@ -46,10 +46,11 @@ _BULLET = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,3}[.)])\s+")
 class CheckGrounding(PromptRounds):
     """Splits each answer into claims, and judges whether its source supports each of them.
 
-    Inputs: `answers`, `sources` (texts, or lists of texts), `questions` (optional; shown next to the answers). Args:
-    `llm`, `judge` (an LLM; by default `llm`), `max_follow_ups`, and the options of `llm.run`. Outputs: `answers`,
-    `sources`, `claims` (a list of texts), `supported` (a list of booleans, None for a claim without a verdict), `share`
-    (of the claims with a verdict, those that are supported; None if there are none).
+    Inputs: `answers`, `sources` (texts or lists of texts; mappings are shown as JSON, chats as lines of
+    `role: content`), `questions` (optional; shown next to the answers). Args: `llm`, `judge` (an LLM; by default
+    `llm`), `max_follow_ups`, and the options of `llm.run`. Outputs: `answers`, `sources`, `claims` (a list of texts),
+    `supported` (a list of booleans, None for a claim without a verdict), `share` (of the claims with a verdict, those
+    that are supported; None if there are none).
 
     One prompt for each answer, and one for each of its claims. A row fails if its claims cannot be read, or if the
     judge says neither yes nor no on one of them, also when asked again.
