@@ -370,6 +370,25 @@ def test_rows_are_transformed_by_a_plan_that_sees_some_of_them(session: DataDrea
     assert "1. Use {{ review }}." in str(made.card.text())
 
 
+def test_a_row_that_repeats_an_example_is_asked_again_and_a_schema_is_not_for_the_plan(session: DataDreamer) -> None:
+    schema = {"type": "object", "properties": {"input": {"type": "string"}, "output": {"enum": ["praise", "question"]}}}
+
+    def execute(prompt: str) -> str:
+        if "Good." in prompt and "repeats an example" in prompt:
+            return '{"input": "I like it", "output": "praise"}'
+        return '{"input": " Where is it? ", "output": "question"}'
+
+    llm = ByPart({"Row of the dataset:": execute, "numbered plan": "1. Say it."})
+    examples = [{"input": "Where is it?", "output": "question"}]
+    made = make(Transform, llm, {"review": ["Good.", "Bad."]}, task="Intents", examples=examples, schema=schema)
+    assert list(made.output["input"]) == ["I like it", None]
+    assert list(made.output["skipped"]) == [None, None]
+    assert "repeats an example of the task" in made.errors[1]
+    (planned,) = (request for request in llm.asked if "numbered plan" in str(request.prompt))
+    assert planned.sampling.schema is None
+    assert all(request.sampling.schema == schema for request in llm.asked if request is not planned)
+
+
 def test_marks_in_a_task_and_in_a_plan_are_text(session: DataDreamer) -> None:
     plan = "1. Take <row> and <examples>, not <plan>."
     llm = ByPart({"Row of the dataset:": '{"input": "a", "output": "b"}', "numbered plan": plan})
