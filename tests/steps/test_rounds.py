@@ -176,10 +176,11 @@ IN_JSON = '{"title": "Tom", "facts": ["Tom is a cat.", null]}'
         ([MAPPING, MAPPING], f"[{IN_JSON}, {IN_JSON}]"),
         ([{"role": "user", "content": "Tom is a cat."}], "user: Tom is a cat."),
         (["Tom is a cat.", "é"], "Tom is a cat.\n\né"),
+        ({"indices": [4, 0], "texts": ["Tom is a cat.", "é"], "scores": [0.5, 0.0]}, "Tom is a cat.\n\né"),
     ],
 )
 @pytest.mark.parametrize("lazy", [False, True])
-def test_a_source_of_fields_is_shown_to_the_judge_as_json(
+def test_the_judge_reads_fields_as_json_and_of_what_was_retrieved_the_texts(
     session: DataDreamer, source: Any, shown: str, lazy: bool
 ) -> None:
     llm = ByPart({"Claim:": "Yes.", "alpha": "Tom is a cat.", "beta": "NONE"})
