@@ -1,13 +1,14 @@
 """Labels without annotators: what functions, small classifiers and a language model give as voters, and their student.
 
-Run: python benchmarks/weak_supervision.py --data FOLDER [--output FOLDER] [--rows 1000] [--asked 150] [--seed 0]
+Run: python benchmarks/weak_supervision.py --data FOLDER [--output FOLDER] [--rows 1000] [--asked 150] [--seeds 1]
 FOLDER holds train.csv and validation.csv of the package descriptions (columns description and topic, 16 topics); those
 of `examples/data` will do under these names. Voters: ten keyword functions; TF-IDF with logistic regression, static
 embeddings and a frozen MiniLM with a logistic head, each trained on 150 labelled rows of its own; SmolLM2-135M by the
 probabilities of the topics' names, on the first `--asked` rows. They vote on `--rows` other rows, whose labels are used
 for measuring alone. The student, logistic regression on TF-IDF of words, learns the soft labels of rows with votes, and
-is measured on validation.csv. Exit code 1 if the label model is below the majority for all voters. With `--output` the
-session is kept, and an interrupted run goes on.
+is measured on validation.csv. A seed draws the rows; with several, the table has means and their standard errors. Exit
+code 1 if the label model's mean is below the majority's for all voters. With `--output` the sessions are kept, and an
+interrupted run goes on.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import importlib.util
 import re
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -53,11 +55,11 @@ WORDS = {
 PROMPT = "Which kind of software is this? Answer with one of: {labels}.\n\nDescription: {text}\n\nKind:"
 COLUMNS = [
     TableColumn("voters", "voters", align="left"),
-    TableColumn("coverage", "rows with a vote", "%", ".1f", 100),
-    TableColumn("majority", "majority", "%", ".1f", 100),
-    TableColumn("model", "label model", "%", ".1f", 100),
-    TableColumn("majority_student", "student of the majority", "%", ".1f", 100),
-    TableColumn("model_student", "student of the label model", "%", ".1f", 100),
+    TableColumn("coverage", "rows with a vote", "%"),
+    TableColumn("majority", "majority", "%"),
+    TableColumn("model", "label model", "%"),
+    TableColumn("majority_student", "student of the majority", "%"),
+    TableColumn("model_student", "student of the label model", "%"),
 ]
 
 
@@ -124,20 +126,13 @@ class Measured:
         return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--rows", type=int, default=1000, help="rows that are voted on")
-    parser.add_argument("--asked", type=int, default=150, help="rows that the language model is asked about")
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+def measure(given: argparse.Namespace, seed: int) -> list[dict[str, object]]:
+    """Returns the rows of the table for one seed."""
     train, heldout = (read(given.data / f"{name}.csv") for name in ("train", "validation"))
-    order = np.random.default_rng(given.seed).permutation(len(train))
+    order = np.random.default_rng(seed).permutation(len(train))
     gold, unlabelled = order[: 3 * GOLD], order[3 * GOLD : 3 * GOLD + given.rows]
     topics = sorted({row["topic"] for row in train})
-    folder = given.output or Path(tempfile.mkdtemp())
-    with DataDreamer(folder, verbose=False):
+    with DataDreamer((given.output or Path(tempfile.mkdtemp())) / str(seed), verbose=False):
         rows = source("Rows to label", [train[place] for place in unlabelled])
         measured = Measured(rows, heldout, topics)
         functions = ApplyLabellingFunctions(
@@ -180,9 +175,37 @@ def main() -> None:
             results.append(
                 {"voters": name, "model_student": measured.student(name, columns["description"], columns["topic"])}
             )
-    print(Table(COLUMNS, results).to_markdown())
-    every_voter = next(row for row in results if row["voters"] == "all voters")
-    if every_voter["model"] < every_voter["majority"]:
+    return results
+
+
+def mean(values: list[float], spec: str = ".1f") -> str:
+    """Returns the mean of shares, in percent, and its standard error if there are several."""
+    error = f" ± {np.std(values, ddof=1) / len(values) ** 0.5 * 100:.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values) * 100:{spec}}{error}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--rows", type=int, default=1000, help="rows that are voted on")
+    parser.add_argument("--asked", type=int, default=150, help="rows that the language model is asked about")
+    parser.add_argument("--seeds", type=int, default=1)
+    given = parser.parse_args()
+    started, results = time.process_time(), []
+    for seed in range(given.seeds):
+        results.append(measure(given, seed))
+        print(f"seed {seed}: {time.process_time() - started:.0f} s of CPU so far", flush=True)
+    shares = {column.key: [[row.get(column.key) for row in table] for table in results] for column in COLUMNS[1:]}
+    lines = []
+    for place, row in enumerate(results[0]):
+        measured = {key: [table[place] for table in tables] for key, tables in shares.items()}
+        means = {key: mean(values) for key, values in measured.items() if None not in values}
+        lines.append({"voters": row["voters"], **means})
+    print(Table(COLUMNS, lines).to_markdown())
+    gains = [row["model"] - row["majority"] for table in results for row in table if row["voters"] == "all voters"]
+    print(f"\nLabel model minus majority, all voters: {mean(gains, '+.1f')} points")
+    if np.mean(gains) < 0:
         sys.exit("the label model is below the majority")
 
 

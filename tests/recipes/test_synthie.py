@@ -27,19 +27,24 @@ FACTS += [(town, "is in", "land") for town in TOWNS[:2]]
 QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "max_new_tokens": 24}
 
 
-@pytest.fixture(scope="session")
-def encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    words = " ".join([*PEOPLE, *TOWNS, "lives in is land | ; . and"])
+NAMES, CITIES = ["Ada", "Bruno", "Carla", "David"], ["Lisbon", "Oslo", "Vienna"]
+
+
+def untrained(words: str, folder: Path, width: int) -> Path:
     tokenizer = tiny_models.word_pieces([words] * 4)
     tokenizer.eos_token = "[SEP]"
     torch.manual_seed(0)
-    model = transformers.T5ForConditionalGeneration(
-        transformers.T5Config(
-            vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2,
-            decoder_start_token_id=0, eos_token_id=3,
-        )
+    config = transformers.T5Config(
+        vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=width, num_layers=1, num_heads=2, dropout_rate=0.0,
+        decoder_start_token_id=0, eos_token_id=3,
     )  # fmt: skip
-    return tiny_models.save(model, tokenizer, tmp_path_factory.mktemp("encoder-decoder"))
+    return tiny_models.save(transformers.T5ForConditionalGeneration(config), tokenizer, folder)
+
+
+@pytest.fixture(scope="session")
+def encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = " ".join([*PEOPLE, *TOWNS, "lives in is land | ; . and"])
+    return untrained(words, tmp_path_factory.mktemp("encoder-decoder"), 16)
 
 
 def answer(prompt: str) -> str:
@@ -126,19 +131,26 @@ def test_what_makes_no_sense_is_refused(session, encoder_decoder):
         made(encoder_decoder, llm=FakeLLM(lambda prompt: "Well."))
 
 
-def test_the_real_llm_states_facts_that_it_is_given(session, encoder_decoder, smollm_gguf):
-    names, towns = ["Ada", "Bruno", "Carla", "David"], ["Lisbon", "Oslo", "Vienna"]
+@pytest.mark.slow
+def test_a_student_finds_the_facts_of_texts_that_the_real_llm_wrote_for_them(session, tmp_path, smollm_gguf):
+    facts = [(name, "lives in", city) for name in NAMES for city in CITIES]
+    student = untrained(" ".join([*NAMES, *CITIES, "lives in | ; . the city of home is resides"]), tmp_path, 64)
     llm = LlamaCPP(str(smollm_gguf))
     it = made(
-        encoder_decoder, llm=llm, rows=8, facts=[(name, "lives in", town) for name in names for town in towns],
-        facts_per_row=(1, 1), examples=[("The home of Ken is in Rome.", [("Ken", "lives in", "Rome")])],
+        student, llm=llm, rows=12, facts=facts, facts_per_row=(1, 1),
+        examples=[("The home of Ken is in Rome.", [("Ken", "lives in", "Rome")])],
+        epochs=40, batch_size=4, learning_rate=1e-2,
     )  # fmt: skip
     llm.unload_model()
     rows = list(it.rows.output)
-    assert len(rows) >= 4  # of eight; such a model leaves something out of a few
+    assert len(rows) >= 6  # of twelve; such a model leaves something out of a few
     for row in rows:
         ((subject, relation, target),) = row["facts"]
         assert row["target"] == f"{subject} | {relation} | {target}"
         assert subject in row["text"]
         assert target in row["text"]
         assert "Facts:" not in row["text"]
+    gold = [[tuple(fact) for fact in row["facts"]] for row in rows]
+    found = it.extract([row["text"] for row in rows])
+    # One fact for all texts, or facts of other texts, would be right in about one of nine.
+    assert fact_scores(found, gold)["f1"] > 0.5

@@ -70,7 +70,9 @@ def test_pages_can_be_joined_and_files_chosen(session: DataDreamer, folder: Path
     assert row["path"] == "c.html"
 
 
-def test_a_document_that_cannot_be_read_fails_its_row_with_the_reason(session: DataDreamer, folder: Path) -> None:
+def test_a_document_that_cannot_be_read_fails_its_row_with_the_reason(
+    session: DataDreamer, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (folder / "e-damaged.pdf").write_bytes(b"%PDF-1.7\nthis is not one")
     write_pdf(folder / "f-locked.pdf", ["hidden"], password="pw")
     (folder / "g.txt").write_bytes(b"caf\xe9")
@@ -85,6 +87,7 @@ def test_a_document_that_cannot_be_read_fails_its_row_with_the_reason(session: D
     assert str(folder) not in "".join(failed.values())
     assert rows[-1]["text"] == "fine"
     assert step.card.failed_rows == 3
+    assert {record.name for record in caplog.records} == {"datadreamer_like"}
 
 
 def test_pages_without_text_are_empty_and_counted(

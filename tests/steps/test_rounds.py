@@ -165,6 +165,34 @@ def test_a_judge_that_answers_neither_leaves_its_claim_open_and_its_row_named(se
     assert any("s\n\nt" in prompt for prompt in llm.prompts)
 
 
+MAPPING = {"title": "Tom", "facts": ["Tom is a cat.", None]}
+IN_JSON = '{"title": "Tom", "facts": ["Tom is a cat.", null]}'
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        (MAPPING, IN_JSON),
+        ([MAPPING, MAPPING], f"[{IN_JSON}, {IN_JSON}]"),
+        ([{"role": "user", "content": "Tom is a cat."}], "user: Tom is a cat."),
+        (["Tom is a cat.", "é"], "Tom is a cat.\n\né"),
+        ({"indices": [4, 0], "texts": ["Tom is a cat.", "é"], "scores": [0.5, 0.0]}, "Tom is a cat.\n\né"),
+    ],
+)
+@pytest.mark.parametrize("lazy", [False, True])
+def test_the_judge_reads_fields_as_json_and_of_what_was_retrieved_the_texts(
+    session: DataDreamer, source: Any, shown: str, lazy: bool
+) -> None:
+    llm = ByPart({"Claim:": "Yes.", "alpha": "Tom is a cat.", "beta": "NONE"})
+    rows = DataSource("Rows", data={"answers": ["alpha", "beta", "alpha"]})
+    given = rows.map(lambda row, index: {"sources": source if index < 2 else None}, with_indices=True, lazy=lazy)
+    inputs = {"answers": rows.output["answers"], "sources": given.output["sources"]}
+    made = CheckGrounding("It", inputs=inputs, args={"llm": llm})
+    assert list(made.output["sources"]) == [source, source, None]
+    assert list(made.output["share"]) == [1.0, None, None]
+    assert [prompt.split("\n\nClaim:")[0] for prompt in llm.prompts if "Claim:" in prompt] == [f"Source:\n{shown}"]
+
+
 def test_without_any_claims_there_are_no_verdicts(session: DataDreamer) -> None:
     made = make(CheckGrounding, ByPart({"": "NONE"}), {"answers": ["a", "b"], "sources": ["s", "s"]})
     assert list(made.output["share"]) == [None, None]
@@ -341,6 +369,25 @@ def test_rows_are_transformed_by_a_plan_that_sees_some_of_them(session: DataDrea
     assert all("1. Use {{ review }}." in prompt for prompt in rows)
     assert all(json.dumps(examples[0]) in prompt for prompt in rows)
     assert "1. Use {{ review }}." in str(made.card.text())
+
+
+def test_a_row_that_repeats_an_example_is_asked_again_and_a_schema_is_not_for_the_plan(session: DataDreamer) -> None:
+    schema = {"type": "object", "properties": {"input": {"type": "string"}, "output": {"enum": ["praise", "question"]}}}
+
+    def execute(prompt: str) -> str:
+        if "Good." in prompt and "repeats an example" in prompt:
+            return '{"input": "I like it", "output": "praise"}'
+        return '{"input": " Where is it? ", "output": "question"}'
+
+    llm = ByPart({"Row of the dataset:": execute, "numbered plan": "1. Say it."})
+    examples = [{"input": "Where is it?", "output": "question"}]
+    made = make(Transform, llm, {"review": ["Good.", "Bad."]}, task="Intents", examples=examples, schema=schema)
+    assert list(made.output["input"]) == ["I like it", None]
+    assert list(made.output["skipped"]) == [None, None]
+    assert "repeats an example of the task" in made.errors[1]
+    (planned,) = (request for request in llm.asked if "numbered plan" in str(request.prompt))
+    assert planned.sampling.schema is None
+    assert all(request.sampling.schema == schema for request in llm.asked if request is not planned)
 
 
 def test_marks_in_a_task_and_in_a_plan_are_text(session: DataDreamer) -> None:

@@ -111,6 +111,38 @@ def test_a_list_is_json_and_a_chat_lines_in_every_prompt_of_text(session: DataDr
     assert all(f"Input: {sent}" in prompt for prompt in llm.prompts)
 
 
+CHAT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+
+
+@pytest.mark.parametrize(
+    ("template", "sent"),
+    [
+        ("{{ chat ~ '!' }}", "system: Be kind.\nuser: Hi!"),
+        ("{{ chat | string }}", "system: Be kind.\nuser: Hi"),
+        ("{{ chat[1:] ~ '!' }}", "user: Hi!"),
+        ("{{ '%s!' | format(chat) }}", "system: Be kind.\nuser: Hi!"),
+        ("{{ '%s!' % chat }}", "system: Be kind.\nuser: Hi!"),
+        ("{{ '{}{}'.format(chat[1:], facts) }}", 'user: Hi{"a": [null, "é"]}'),
+        ("{{ chat[1:] | upper }}", "USER: HI"),
+        ("{{ chat | join(' + ') }}", '{"role": "system", "content": "Be kind."} + {"role": "user", "content": "Hi"}'),
+        ("{{ chat | map(attribute='content') | list ~ '!' }}", '["Be kind.", "Hi"]!'),
+        ("{{ facts ~ facts.a ~ 1 }}", '{"a": [null, "é"]}[null, "é"]1'),
+        ("{{ facts.a | tojson }}", '[null, "é"]'),
+        ("{% if facts.a is sequence and facts is mapping %}{{ facts.keys() | first }}{% endif %}", "a"),
+    ],
+)
+def test_a_list_is_never_python_code_whatever_a_template_does_with_it(
+    session: DataDreamer, template: str, sent: str
+) -> None:
+    llm = Echo()
+    made = ask(template, llm, data={"chat": [CHAT], "facts": [{"a": [None, "é"]}]})
+    assert llm.prompts == list(made.output["prompts"]) == [sent]
+
+
+def test_text_joined_with_a_missing_value_makes_no_prompt(session: DataDreamer) -> None:
+    assert list(ask("{{ body ~ '!' }}").output["prompts"]) == ["It sleeps.!", f"{ROWS['body'][1]}!", None]
+
+
 def test_messages_are_templates_too_and_a_blank_one_is_left_out(session: DataDreamer) -> None:
     llm = Echo(lambda prompt: "fine")
     made = ask(

@@ -7,6 +7,7 @@ import decimal
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from types import BuiltinMethodType
 from typing import Any
 
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, UndefinedError, meta, nodes
@@ -43,6 +44,24 @@ class Missing(StrictUndefined):
     __hash__ = None  # type: ignore[assignment]
 
 
+class _List(list[Any]):
+    """A list of a row, which every filter and operator of Jinja makes the text that printing it makes."""
+
+    def __str__(self) -> str:
+        return cell_text(self, _in_json)
+
+    def __getitem__(self, place: Any) -> Any:
+        found = super().__getitem__(place)
+        return _List(found) if isinstance(place, slice) else found
+
+
+class _Mapping(dict[str, Any]):
+    """The same for a mapping."""
+
+    def __str__(self) -> str:
+        return cell_text(self, _in_json)
+
+
 class _NoPrompt(TemplateError):
     """A missing value was to be printed."""
 
@@ -55,10 +74,13 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(undefined=StrictUndefined, finalize=_printed, trim_blocks=True, lstrip_blocks=True)
         self.tests["none"] = lambda value: value is None or isinstance(value, Missing)
         self.filters["tojson"] = _as_json  # Jinja's own escapes what has a meaning in HTML
+        self.filters["string"] = _as_text
 
     def is_safe_callable(self, obj: Any) -> bool:
         """Returns whether a template may call an object."""
         known = isinstance(obj, Macro) or any(obj is each for each in self.globals.values())
+        if isinstance(getattr(obj, "__wrapped__", None), BuiltinMethodType):  # Jinja's own `str.format`, in its sandbox
+            obj = obj.__wrapped__
         return (known or isinstance(getattr(obj, "__self__", None), _PLAIN)) and super().is_safe_callable(obj)
 
 
@@ -92,7 +114,7 @@ class PromptTemplate:
         Raises:
             DefinitionError: The template tries to leave the sandbox.
         """
-        values = {name: Missing(name=name) if value is None else value for name, value in row.items()}
+        values = {name: Missing(name=name) if value is None else _in_row(value) for name, value in row.items()}
         messages: list[dict[str, Any]] = []
         for message, template in self._parts:
             try:
@@ -131,6 +153,11 @@ class PromptTemplate:
                 f'{self._where}: the template uses "{name}", but there is no such input; the inputs are: '
                 f'{", ".join(columns) or "none"}.{did_you_mean(name, columns)} Give inputs={{"{name}": ...}}.'
             )
+        for node in tree.find_all(nodes.Concat):  # also of lists that the template makes itself
+            node.nodes = [
+                nodes.Filter(each, "string", [], [], None, None, lineno=each.lineno, environment=environment)
+                for each in node.nodes
+            ]
         return environment.from_string(tree)
 
     def _unsafe(self, what: str) -> DefinitionError:
@@ -162,7 +189,17 @@ def _content(message: Any, where: str) -> str:
 def _printed(value: Any) -> Any:
     if value is None:
         raise _NoPrompt("a missing value")
-    return cell_text(value, _in_json) if isinstance(value, list | tuple | dict) else value
+    return _as_text(value)
+
+
+def _as_text(value: Any) -> str:
+    return cell_text(value, _in_json)
+
+
+def _in_row(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _Mapping({name: _in_row(part) for name, part in value.items()})
+    return _List(map(_in_row, value)) if isinstance(value, list | tuple) else value
 
 
 def _as_json(value: Any) -> str:

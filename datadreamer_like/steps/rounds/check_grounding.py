@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 from datadreamer_like.graph.output import Batch
 from datadreamer_like.models.calls.failures import Rejected
@@ -46,10 +46,11 @@ _BULLET = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,3}[.)])\s+")
 class CheckGrounding(PromptRounds):
     """Splits each answer into claims, and judges whether its source supports each of them.
 
-    Inputs: `answers`, `sources` (texts, or lists of texts), `questions` (optional; shown next to the answers). Args:
-    `llm`, `judge` (an LLM; by default `llm`), `max_follow_ups`, and the options of `llm.run`. Outputs: `answers`,
-    `sources`, `claims` (a list of texts), `supported` (a list of booleans, None for a claim without a verdict), `share`
-    (of the claims with a verdict, those that are supported; None if there are none).
+    Inputs: `answers`, `sources` (texts, lists of texts, or `results` of `Retrieve`; other mappings are shown as JSON,
+    chats as lines of `role: content`), `questions` (optional; shown next to the answers). Args: `llm`, `judge` (an LLM;
+    by default `llm`), `max_follow_ups`, and the options of `llm.run`. Outputs: `answers`, `sources`, `claims` (a list
+    of texts), `supported` (a list of booleans, None for a claim without a verdict), `share` (of the claims with a
+    verdict, those that are supported; None if there are none).
 
     One prompt for each answer, and one for each of its claims. A row fails if its claims cannot be read, or if the
     judge says neither yes nor no on one of them, also when asked again.
@@ -65,6 +66,8 @@ class CheckGrounding(PromptRounds):
         ... )
         >>> kept = checked.filter(lambda row: row["share"] == 1.0)  # doctest: +SKIP
     """
+
+    result_version: ClassVar[int] = 2  # 2: what was retrieved counts as its texts
 
     def setup(self) -> None:
         """Registers the step's names."""
@@ -108,6 +111,8 @@ class CheckGrounding(PromptRounds):
 class EachClaim(Step):
     """One row for each claim of an answer that has a source."""
 
+    result_version: ClassVar[int] = 2  # that of CheckGrounding
+
     def setup(self) -> None:
         """Registers the step's names."""
         self.register_input("claims", help="Lists of claims.")
@@ -127,7 +132,7 @@ class EachClaim(Step):
                 )
                 start += len(pairs)
                 found = [
-                    (claim, source, row)
+                    (claim, source["texts"] if is_retrieved(source) else source, row)
                     for claims, source, row in pairs
                     for claim in claims or ()
                     if source is not None
@@ -154,3 +159,8 @@ def read_verdict(answer: Answer, row: Row) -> Any:
     """Returns yes or no."""
     verdict = read_yes_or_no(answer.text)
     return Rejected("It must be one word: yes or no.") if verdict is None else verdict
+
+
+def is_retrieved(source: Any) -> bool:
+    """Whether a source is a result of `Retrieve`, whose positions and scores say nothing to a judge."""
+    return isinstance(source, dict) and source.keys() == {"indices", "texts", "scores"}

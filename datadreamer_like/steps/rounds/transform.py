@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,6 +45,8 @@ Follow the plan for this row. Answer with one JSON object, {"input": "...", "out
 with {"skip": "the reason"} if the row does not fit the task."""
 
 _SHOWN_CHARACTERS = 500
+# Options that shape the answers for rows; a plan is a text.
+_SHAPES = {"schema", "response_format", "json_schema", "grammar"}
 # Next to the inputs, none of which has such a name.
 _FOUND = "its example"
 
@@ -56,8 +60,10 @@ class Transform(PromptRounds):
     `llm.run`. Outputs: the inputs, `input`, `output` (None for a row that is left out), `skipped` (why it is left out,
     else None).
 
-    An answer that is not such a JSON object is asked for again with the reason. The plan is in the step's card, under
-    "Plan". `rows.filter(lambda row: row["skipped"] is None and row["output"] is not None)` keeps the examples.
+    An answer that is not such a JSON object, or repeats one of `examples`, is asked for again with the reason. The
+    option `schema` holds for the rows alone, not for the plan; small local LLMs need one, such as an object whose
+    `output` is one of some labels. The plan is in the step's card, under "Plan".
+    `rows.filter(lambda row: row["skipped"] is None and row["output"] is not None)` keeps the examples.
 
     Reference: Gandhi et al. 2024, "Better Synthetic Data by Retrieving and Transforming Existing Datasets" (DataTune),
     arXiv:2404.14361: planning and execution; the dataset is given here.
@@ -70,6 +76,7 @@ class Transform(PromptRounds):
         ... )
     """
 
+    result_version: ClassVar[int] = 2  # 2: a repeated example is no row
     least: ClassVar[dict[str, int]] = {"num_planned": 1}
 
     def setup(self) -> None:
@@ -123,7 +130,8 @@ class Transform(PromptRounds):
         texts = {name: literal(text) for name, text in parts.items()} | {"row": row}
         # In one pass: a task or a plan may have such a mark in it.
         template = re.sub("<(task|examples|plan|row)>", lambda mark: texts[mark[1]], _EXECUTE)
-        made = self.ask("Rows", template, read_example, "llm", **self._inputs).output["generations"]
+        read = partial(read_example, shown=[str(example["input"]).strip() for example in self._args["examples"]])
+        made = self.ask("Rows", template, read, "llm", **self._inputs).output["generations"]
         return self.rows(self.row, **self._inputs, **{_FOUND: made})
 
     def row(self, row: Row) -> Row:
@@ -146,7 +154,8 @@ class Transform(PromptRounds):
             rows="\n".join(text[:_SHOWN_CHARACTERS] for text in shown),
         )
         args = {"llm": self._args["planner"] or self._args["llm"], "instruction": instruction, "n": 1}
-        step = DataFromPrompt("Plan", args={**args, "temperature": 0.0, **self.options()}, force=self.force)
+        options = {name: value for name, value in self.options().items() if name not in _SHAPES}
+        step = DataFromPrompt("Plan", args={**args, "temperature": 0.0, **options}, force=self.force)
         plan = next(iter(step.output["generations"]))
         if plan is None:
             raise ModelError(
@@ -159,8 +168,8 @@ class Transform(PromptRounds):
         return "\n".join(["Examples of the task:", *lines, ""]) if lines else ""
 
 
-def read_example(answer: Answer, row: Row) -> Any:
-    """Returns the example in an answer, or why the row is left out."""
+def read_example(answer: Answer, row: Row, shown: Sequence[str] = ()) -> Any:
+    """Returns the example in an answer, or why the row is left out; `shown` are the inputs of the task's examples."""
     found = re.search(r"\{.*\}", answer.text or "", re.DOTALL)
     try:
         value = json.loads(found[0]) if found else None
@@ -172,4 +181,6 @@ def read_example(answer: Answer, row: Row) -> Any:
         return Rejected('It must be one JSON object, {"input": "...", "output": "..."} with texts, or {"skip": "..."}.')
     if not value["input"].strip() or not value["output"].strip():
         return Rejected("Neither input nor output may be empty.")
+    if value["input"].strip() in shown:
+        return Rejected("It repeats an example of the task. Write the example that follows from the row.")
     return {"input": value["input"], "output": value["output"], "skipped": None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ def read_pdf(file: Path) -> list[Page]:
     """Reads the text of each page of a PDF; a page that cannot be read has its problem."""
     from pypdf import PdfReader
 
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it names no file; what cannot be read is the row's reason
     with binary(file) as stream:
         pdf = PdfReader(stream)
         if pdf.is_encrypted and not pdf.decrypt(""):
