@@ -51,4 +51,5 @@ class CallReader:
         if not calls:
             return answer_text(text, finish_reason)
         thoughts = message.get("thinking") or message.get("reasoning_content")
-        return answer_text(message.get("content"), finish_reason, reasoning=thoughts, calls=calls)
+        # Only whole calls are found, whatever ended the text.
+        return answer_text(message.get("content"), None, reasoning=thoughts, calls=calls)
