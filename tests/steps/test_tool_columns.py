@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,6 +90,35 @@ def test_tools_that_cannot_be_read_fail_their_row(tmp_path: Path) -> None:
     assert list(step.errors) == [0]
     assert "letters, digits" in str(step.errors[0])
     assert list(step.output["tool_calls"])[0] is None
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        (json.dumps([WEATHER]), 'tool_choice cannot be "get_time".*get_weather'),
+        ("get_time", "'get_time' is not JSON"),
+        (json.dumps(TIME), "must be a list of functions or dictionaries"),
+    ],
+)
+def test_a_row_whose_tools_do_not_suit_fails_alone(cell: str, words: str, tmp_path: Path) -> None:
+    llm = FakeLLM()
+    with DataDreamer(tmp_path):
+        rows = DataSource("Rows", data={"q": ["a", "b", "c"], "tools": [cell, json.dumps([WEATHER, TIME]), None]})
+        inputs = {"prompts": rows.output["q"], "tools": rows.output["tools"]}
+        step = Prompt("Ask", inputs=inputs, args={"llm": llm, "tool_choice": "get_time"})
+    assert list(step.errors) == [0]
+    assert re.search(words, str(step.errors[0]))
+    assert [calls and calls[0]["name"] for calls in step.output["tool_calls"]] == [None, "get_time", []]
+    assert step.output["generations"][2] == "Answer to: c"  # a row without tools is asked without them
+
+
+def test_post_process_gets_texts_only(tmp_path: Path) -> None:
+    llm = FakeLLM({"Rome": ROME, ".*": " No call. "})
+    with DataDreamer(tmp_path):
+        args = {"llm": llm, "tools": [WEATHER], "post_process": str.strip}
+        step = Prompt("Ask", inputs={"prompts": _column("Rome?", "hello")}, args=args)
+    assert step.errors == {}
+    assert list(step.output["generations"]) == [None, "No call."]
 
 
 def test_calls_that_do_not_fit_fail_their_row_and_are_kept(tmp_path: Path) -> None:

@@ -64,10 +64,9 @@ def with_tools(
         return prompt
     try:
         given = _read(cell)
-        made = ToolPrompt(prompt, given if isinstance(given, Mapping) else [_read(tool) for tool in given or ()])
-        if made.tools:
-            checked_choice(choice, tools_of(made.tools))
-        return made
+        tools = tools_of(given if isinstance(given, Mapping) else [_read(tool) for tool in given or ()])
+        checked_choice(choice, tools)
+        return ToolPrompt(prompt, tools)
     except (ValueError, TypeError, DefinitionError) as error:
         return ModelError(f"The tools of the row cannot be used: {error}")
 
