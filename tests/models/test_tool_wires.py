@@ -19,7 +19,7 @@ from responses_server import ResponsesServer
 from stand_ins import stand_in
 from test_tools import CONVERSATION, ROME, TIME, WEATHER, WIRES, Wire
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, RejectedAnswer
+from datadreamer_like.errors import ArgumentTypeError, BadRequest, DefinitionError, RejectedAnswer
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models import (
     AI21,
@@ -322,6 +322,19 @@ def test_transformers_reads_the_calls_that_a_model_writes(
     for copy in (llm, pickle.loads(pickle.dumps(llm))):
         assert copy.tokenizer.response_template == RESPONSE
         assert "get_weather" in copy._text(Request("a", Sampling(), None, (WEATHER,)))[0]
+
+
+def test_parts_of_messages_reach_a_chat_template_as_texts_and_images_fail_their_row(
+    tiny_causal_lm: Path, tmp_path: Path
+) -> None:
+    llm = HFTransformers(tiny_causal_lm, device="cpu", cache_folder_path=tmp_path)
+    said = {"type": "text", "text": "The cat"}
+    image = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+    chats = [[{"role": "user", "content": content}] for content in ("The cat", [said], [said, image])]
+    whole, parts, fails = llm.answers(chats, max_new_tokens=4)
+    assert (parts.texts, parts.prompt_tokens) == (whole.texts, whole.prompt_tokens)
+    assert isinstance(fails.error, BadRequest)
+    assert "a part of the type 'image_url'" in str(fails.error)
 
 
 def test_a_response_template_that_cannot_be_used_is_refused(tiny_causal_lm: Path) -> None:

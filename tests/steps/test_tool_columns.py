@@ -12,8 +12,8 @@ import pytest
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.errors import DefinitionError
-from datadreamer_like.models import LLM, Rejected
-from datadreamer_like.steps import DataSource, ProcessWithPrompt, Prompt, TemplatePrompt
+from datadreamer_like.models import LLM, OpenAI, Rejected
+from datadreamer_like.steps import CritiqueAndRevise, DataSource, ProcessWithPrompt, Prompt, TemplatePrompt
 from datadreamer_like.testing import FakeLLM
 
 
@@ -172,6 +172,27 @@ class _NoTools(LLM):
 def test_wrong_arguments_are_refused_before_the_first_row(args: dict[str, Any], words: str, tmp_path: Path) -> None:
     with DataDreamer(tmp_path), pytest.raises(DefinitionError, match=words):
         Prompt("Ask", inputs={"prompts": _column("a")}, args={"llm": FakeLLM(), **args})
+
+
+def test_steps_of_several_rounds_have_no_column_for_calls_and_refuse_tools(tmp_path: Path) -> None:
+    llm = FakeLLM()
+    args = {"llm": llm, "tools": [WEATHER]}
+    with DataDreamer(tmp_path), pytest.raises(DefinitionError, match="CritiqueAndRevise has no column for calls"):
+        CritiqueAndRevise("Revise", inputs={"prompts": _column("a"), "answers": _column("b")}, args=args)
+    assert llm.asked == []
+
+
+def test_a_plan_counts_the_tools_of_each_row(tmp_path: Path) -> None:
+    def planned(tools: list[Any]) -> Any:
+        llm = OpenAI("m", api_key="k", base_url="http://localhost:9/v1", prices={"input": 1.0, "output": 1.0})
+        with DataDreamer(tmp_path, verbose=False).plan() as plan:
+            rows = DataSource("Rows", data={"q": ["a", "b"], "tools": [json.dumps(tools)] * 2})
+            inputs = {"prompts": rows.output["q"], "tools": rows.output["tools"]}
+            Prompt("Ask", inputs=inputs, args={"llm": llm, "max_new_tokens": 10})
+        return plan
+
+    # A token has at least one byte, and a price is for a million.
+    assert planned([WEATHER]).most_cost - planned([]).most_cost >= 2 * len(json.dumps(WEATHER)) / 1e6
 
 
 def test_a_change_of_the_tools_asks_again(tmp_path: Path) -> None:

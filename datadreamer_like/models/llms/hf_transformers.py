@@ -16,6 +16,7 @@ from ..trained.model_facts import is_bidirectional, model_max_length
 from .chat_template import AUTO, Auto, checked, given_text, is_text_template, plain_prompt
 from .generation import Answer, GenerationOptions, Request, Sampling
 from .hf_calls import CallReader, check_parses_calls, checked_response_template
+from .image_parts import with_texts_only
 from .llm import LLM
 from .scoring import Scored, ScoreRequest
 from .tool_messages import openai_messages, openai_tools
@@ -325,7 +326,7 @@ class HFTransformers(LLM):
         if isinstance(request.prompt, str) and not self.takes_chat:
             text = plain_prompt(self.chat_prompt_template, request.prompt, self.system_prompt)
             return text, bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
-        messages = openai_messages(request.messages(self.system_prompt), as_text=False)
+        messages = openai_messages(with_texts_only(request.messages(self.system_prompt)), as_text=False)
         tools = {"tools": openai_tools(request.tools)} if request.tools else {}
         template = self.tokenizer.apply_chat_template
         return template(messages, tokenize=False, add_generation_prompt=True, **tools), True
