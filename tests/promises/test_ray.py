@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import threading
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from flaky_server import FlakyServer, Reply, completion, prompt_of
+from flaky_server import FlakyServer, Reply, prompt_of
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.errors import DefinitionError, SessionError, StepOutputError
@@ -83,24 +82,14 @@ def cluster() -> Iterator[None]:
 
 
 def sampled(body: dict[str, Any], before: int) -> Reply:
-    """Answers with the seed too, so that each repetition of a prompt has an answer of its own, and calls a tool."""
-    reply = Reply(f"{prompt_of(body)} {body.get('seed')}")
-    if not body.get("tools"):
-        return reply
-    found = completion(reply, body)
-    for choice in found["choices"]:
-        name = body["tools"][0]["function"]["name"]
-        function = {"name": name, "arguments": json.dumps({"said": choice["message"]["content"]})}
-        choice["message"]["tool_calls"] = [{"id": "c", "type": "function", "function": function}]
-    return Reply(body=json.dumps(found).encode())
+    """Answers with the seed too, so that each repetition of a prompt has an answer of its own."""
+    return Reply(f"{prompt_of(body)} {body.get('seed')}")
 
 
 def all_kinds(folder: Path, engine: Any, url: str, gguf: Path) -> tuple[list[list[Any]], list[str]]:
     """Rows and fingerprints of each kind of work that an engine may run elsewhere."""
     with DataDreamer(folder, engine=engine, verbose=False):
-        texts = [f"text {index % 30}" * (1 + index % 2) for index in range(90)]
-        tools = [[None, '[{"name": "look"}]', '[{"name": "find"}, {"name": "look"}]'][index % 3] for index in range(90)]
-        rows = DataSource("Rows", {"text": texts, "tools": tools})
+        rows = DataSource("Rows", {"text": [f"text {index % 30}" * (1 + index % 2) for index in range(90)]})
         column = rows.output["text"]
         few = rows.take(6, lazy=False).output["text"]
         sampling = {"temperature": 1.0, "top_p": 1.0, "seed": 5}
@@ -108,11 +97,7 @@ def all_kinds(folder: Path, engine: Any, url: str, gguf: Path) -> tuple[list[lis
             Shout("Shout", inputs={"texts": column}, args={"mark": "?"}),
             rows.map(lambda row, index: {"length": len(row["text"]) + index}, with_indices=True, lazy=False),
             rows.filter(lambda row: row["text"].endswith("3"), lazy=False),
-            Prompt(
-                "Ask",
-                inputs={"prompts": column, "tools": rows.output["tools"]},
-                args={"llm": OpenAI("m", base_url=url), **sampling},
-            ),
+            Prompt("Ask", inputs={"prompts": column}, args={"llm": OpenAI("m", base_url=url), **sampling}),
             Prompt(
                 "Ask a model of one's own",
                 inputs={"prompts": few},
@@ -136,8 +121,6 @@ def test_rows_order_errors_and_fingerprints_are_those_of_a_local_run(tmp_path: P
             assert found[0][index] == rows
         assert found[1] == expected[1]
         assert any(rows[-1] for rows in found[0]), "texts that are too long fail their rows"
-        assert "'name': 'look'" in found[0][3][1]
-        assert "'name': 'find'" in found[0][3][2]
 
         assert all_kinds(tmp_path / "ray", "local", server.url, smollm_gguf) == expected
         assert len(server.requests) == 2 * asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import pytest
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.errors import DefinitionError
+from datadreamer_like.graph.engine import Engine
 from datadreamer_like.models import LLM, OpenAI, Rejected
 from datadreamer_like.steps import CritiqueAndRevise, DataSource, ProcessWithPrompt, Prompt, TemplatePrompt
 from datadreamer_like.testing import FakeLLM
@@ -193,6 +195,33 @@ def test_a_plan_counts_the_tools_of_each_row(tmp_path: Path) -> None:
 
     # A token has at least one byte, and a price is for a million.
     assert planned([WEATHER]).most_cost - planned([]).most_cost >= 2 * len(json.dumps(WEATHER)) / 1e6
+
+
+class _Copying(Engine):
+    """Works as an engine of other processes does: on copies, two rows at a time."""
+
+    batch_size = 2
+
+    def batches(self, process: Any, batches: Any, what: str, parts: Any) -> Any:
+        work = pickle.dumps(process)
+        for batch in batches:
+            yield from pickle.loads(work)(iter([pickle.loads(pickle.dumps(batch))]))
+
+
+def test_other_processes_answer_rows_with_their_own_tools_as_this_one_does(tmp_path: Path) -> None:
+    def rows_of(folder: Path, engine: Any) -> list[dict[str, Any]]:
+        with DataDreamer(folder, engine=engine, verbose=False):
+            cells = [json.dumps([WEATHER]), None, json.dumps([TIME, WEATHER])]
+            rows = DataSource("Rows", data={"q": ["a", "b", "a"] * 3, "tools": cells * 3})
+            inputs = {"prompts": rows.output["q"], "tools": rows.output["tools"]}
+            args = {"llm": FakeLLM(), "n": 2, "top_p": 1.0, "seed": 1}
+            return list(Prompt("Ask", inputs=inputs, args=args).output)
+
+    here = rows_of(tmp_path / "here", "local")
+    assert rows_of(tmp_path / "there", _Copying()) == here
+    # Each repetition of a prompt with the same tools has calls of its own.
+    assert len({json.dumps(row["tool_calls"]) for row in here[0::3]}) == 3
+    assert [row["prompts"] for row in here[:3]] == ["a", "b", "a"]
 
 
 def test_a_change_of_the_tools_asks_again(tmp_path: Path) -> None:
