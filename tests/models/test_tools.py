@@ -373,9 +373,7 @@ def test_a_prompt_may_have_tools_of_its_own(tmp_path: Path) -> None:
         answers = list(wire.model(server, tmp_path).answers(prompts, concurrency=1, temperature=0.0))
         assert [answer.text for answer in answers] == ["hi"] * 4
         sent = sorted(json.dumps(body.get("tools")) for body in server.requests)
-        assert sent == sorted(
-            json.dumps(t and [{"type": "function", "function": t}]) for t in (None, WEATHER, TIME, None)
-        )
+        assert sent == sorted(json.dumps(t and [{"type": "function", "function": t}]) for t in (None, WEATHER, TIME))
 
 
 def test_a_result_without_the_id_of_its_call_fails_its_row(wire: Wire, tmp_path: Path) -> None:
@@ -429,8 +427,13 @@ def test_options_without_tools_have_the_key_that_they_had_before() -> None:
     assert Sampling(temperature=0.5).key_material() == '{"temperature": 0.5}'
     (key,), _ = LLMCalls("id", Sampling(), lambda *_: "").admit(["a"])
     (own,), _ = LLMCalls("id", Sampling(), lambda *_: "").admit([ToolPrompt("a", [WEATHER])])
-    (all_,), _ = LLMCalls("id", Sampling(tools=(WEATHER,)), lambda *_: "").admit(["a"])
-    assert len({key, own, all_}) == 3
+    calls = LLMCalls("id", Sampling(tools=(WEATHER,)), lambda *_: "")
+    (all_, same, none), requests = calls.admit(["a", ToolPrompt("a", [WEATHER]), ToolPrompt("a", [])])
+    assert len({key, own, all_, none}) == 4
+    # Tools that are the same, or none in either way, are the same question.
+    assert same == all_
+    assert [request.tools for request in requests] == [(WEATHER,), (WEATHER,), ()]
+    assert LLMCalls("id", Sampling(), lambda *_: "").admit([ToolPrompt("a", [])])[0] == [key]
 
 
 def test_calls_are_stored_and_answers_of_before_are_read() -> None:

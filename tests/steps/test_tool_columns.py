@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +13,9 @@ import pytest
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.errors import DefinitionError
-from datadreamer_like.models import LLM, Rejected
-from datadreamer_like.steps import DataSource, ProcessWithPrompt, Prompt, TemplatePrompt
+from datadreamer_like.graph.engine import Engine
+from datadreamer_like.models import LLM, OpenAI, Rejected
+from datadreamer_like.steps import CritiqueAndRevise, DataSource, ProcessWithPrompt, Prompt, TemplatePrompt
 from datadreamer_like.testing import FakeLLM
 
 
@@ -91,6 +94,35 @@ def test_tools_that_cannot_be_read_fail_their_row(tmp_path: Path) -> None:
     assert list(step.output["tool_calls"])[0] is None
 
 
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        (json.dumps([WEATHER]), 'tool_choice cannot be "get_time".*get_weather'),
+        ("get_time", "'get_time' is not JSON"),
+        (json.dumps(TIME), "must be a list of functions or dictionaries"),
+    ],
+)
+def test_a_row_whose_tools_do_not_suit_fails_alone(cell: str, words: str, tmp_path: Path) -> None:
+    llm = FakeLLM()
+    with DataDreamer(tmp_path):
+        rows = DataSource("Rows", data={"q": ["a", "b", "c"], "tools": [cell, json.dumps([WEATHER, TIME]), None]})
+        inputs = {"prompts": rows.output["q"], "tools": rows.output["tools"]}
+        step = Prompt("Ask", inputs=inputs, args={"llm": llm, "tool_choice": "get_time"})
+    assert list(step.errors) == [0]
+    assert re.search(words, str(step.errors[0]))
+    assert [calls and calls[0]["name"] for calls in step.output["tool_calls"]] == [None, "get_time", []]
+    assert step.output["generations"][2] == "Answer to: c"  # a row without tools is asked without them
+
+
+def test_post_process_gets_texts_only(tmp_path: Path) -> None:
+    llm = FakeLLM({"Rome": ROME, ".*": " No call. "})
+    with DataDreamer(tmp_path):
+        args = {"llm": llm, "tools": [WEATHER], "post_process": str.strip}
+        step = Prompt("Ask", inputs={"prompts": _column("Rome?", "hello")}, args=args)
+    assert step.errors == {}
+    assert list(step.output["generations"]) == [None, "No call."]
+
+
 def test_calls_that_do_not_fit_fail_their_row_and_are_kept(tmp_path: Path) -> None:
     llm = FakeLLM(lambda prompt: [{"name": "get_weather", "arguments": {"city": 3}}])
     with DataDreamer(tmp_path):
@@ -142,6 +174,54 @@ class _NoTools(LLM):
 def test_wrong_arguments_are_refused_before_the_first_row(args: dict[str, Any], words: str, tmp_path: Path) -> None:
     with DataDreamer(tmp_path), pytest.raises(DefinitionError, match=words):
         Prompt("Ask", inputs={"prompts": _column("a")}, args={"llm": FakeLLM(), **args})
+
+
+def test_steps_of_several_rounds_have_no_column_for_calls_and_refuse_tools(tmp_path: Path) -> None:
+    llm = FakeLLM()
+    args = {"llm": llm, "tools": [WEATHER]}
+    with DataDreamer(tmp_path), pytest.raises(DefinitionError, match="CritiqueAndRevise has no column for calls"):
+        CritiqueAndRevise("Revise", inputs={"prompts": _column("a"), "answers": _column("b")}, args=args)
+    assert llm.asked == []
+
+
+def test_a_plan_counts_the_tools_of_each_row(tmp_path: Path) -> None:
+    def planned(tools: list[Any]) -> Any:
+        llm = OpenAI("m", api_key="k", base_url="http://localhost:9/v1", prices={"input": 1.0, "output": 1.0})
+        with DataDreamer(tmp_path, verbose=False).plan() as plan:
+            rows = DataSource("Rows", data={"q": ["a", "b"], "tools": [json.dumps(tools)] * 2})
+            inputs = {"prompts": rows.output["q"], "tools": rows.output["tools"]}
+            Prompt("Ask", inputs=inputs, args={"llm": llm, "max_new_tokens": 10})
+        return plan
+
+    # A token has at least one byte, and a price is for a million.
+    assert planned([WEATHER]).most_cost - planned([]).most_cost >= 2 * len(json.dumps(WEATHER)) / 1e6
+
+
+class _Copying(Engine):
+    """Works as an engine of other processes does: on copies, two rows at a time."""
+
+    batch_size = 2
+
+    def batches(self, process: Any, batches: Any, what: str, parts: Any) -> Any:
+        work = pickle.dumps(process)
+        for batch in batches:
+            yield from pickle.loads(work)(iter([pickle.loads(pickle.dumps(batch))]))
+
+
+def test_other_processes_answer_rows_with_their_own_tools_as_this_one_does(tmp_path: Path) -> None:
+    def rows_of(folder: Path, engine: Any) -> list[dict[str, Any]]:
+        with DataDreamer(folder, engine=engine, verbose=False):
+            cells = [json.dumps([WEATHER]), None, json.dumps([TIME, WEATHER])]
+            rows = DataSource("Rows", data={"q": ["a", "b", "a"] * 3, "tools": cells * 3})
+            inputs = {"prompts": rows.output["q"], "tools": rows.output["tools"]}
+            args = {"llm": FakeLLM(), "n": 2, "top_p": 1.0, "seed": 1}
+            return list(Prompt("Ask", inputs=inputs, args=args).output)
+
+    here = rows_of(tmp_path / "here", "local")
+    assert rows_of(tmp_path / "there", _Copying()) == here
+    # Each repetition of a prompt with the same tools has calls of its own.
+    assert len({json.dumps(row["tool_calls"]) for row in here[0::3]}) == 3
+    assert [row["prompts"] for row in here[:3]] == ["a", "b", "a"]
 
 
 def test_a_change_of_the_tools_asks_again(tmp_path: Path) -> None:

@@ -104,11 +104,14 @@ class LLMCalls(Calls[Prompt | ToolPrompt | Repeated, Request, Answer]):
             if isinstance(prompt, Repeated):
                 given[len(keys)] = prompt.times_before
                 prompt = prompt.prompt
+            if isinstance(prompt, ToolPrompt):
+                own += 1
+                if prompt.tools == sampling.tools:
+                    prompt = prompt.prompt  # the same question as without tools of its own
             hasher = self._prefix.copy()
             hasher.update(prompt.encode("utf-8", "surrogatepass") if type(prompt) is str else prompt_bytes(prompt))
             keys.append(hasher.digest())
             if isinstance(prompt, ToolPrompt):
-                own += 1
                 requests.append(self._with_tools(prompt))
             else:
                 requests.append(Request(prompt, sampling, seed, sampling.tools))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from datadreamer_like.errors import MalformedAnswer, ModelError, RejectedAnswer
 
 from .generation import Answer
-from .tools import ToolCall
+from .tools import ToolCall, shown_calls
 
 # Reasons for the end of an answer, as servers with OpenAI's protocol write them.
 _CUT_OFF = {"length", "max_tokens", "max_output_tokens", "max_length", "model_length", "model_context_window_exceeded"}
@@ -50,7 +50,8 @@ def answer_text(
 
     An empty text is an answer if the model chose to stop (but see `with_text`), but an error if the token
     limit or a filter ended it, and a text that consists of unfinished thoughts is one too. With `calls` of tools there
-    may be no text. An answer to a schema (`shaped`) is without its Markdown fence, and an error if it is truncated.
+    may be no text; the token limit may have cut the last of them, which is an error. An answer to a schema (`shaped`)
+    is without its Markdown fence, and an error if it is truncated.
 
     `content` is a text, a part, a list of parts (mappings or objects with `type`), or None, else a TypeError is raised.
     `finish_reason` is in OpenAI's terms: "stop", "length", "content_filter", ... `refusal` is the provider's message if
@@ -71,7 +72,7 @@ def answer_text(
         text = (found.text if unfinished or not found.unfinished else _valid(text)).strip()
         text = json_text(text) if shaped else text
     kept = _valid("\n".join(thoughts)) or None
-    error = _answer_error(text, reason, " ".join(refusals), shaped, unfinished, bool(calls))
+    error = _answer_error(text, reason, " ".join(refusals), shaped, unfinished, calls)
     if error is not None:
         return AnswerText(None, kept, error)
     return AnswerText((text or None) if calls else text, kept, None, tuple(calls))
@@ -143,7 +144,8 @@ def plain_answer(answer: Answer, shaped: bool) -> Answer:
         for index, text in enumerate(answer.texts)
     ]
     texts = [
-        answer_text(text, reason, reasoning=thoughts, shaped=shaped, calls=calls)
+        # An engine that gives calls has read them whole.
+        answer_text(text, None if calls else reason, reasoning=thoughts, shaped=shaped, calls=calls)
         for text, reason, thoughts, calls in given
     ]
     if not texts:
@@ -283,7 +285,7 @@ def _field(part: object, name: str) -> Any:
 
 
 def _answer_error(
-    text: str | None, reason: str, refusal: str, shaped: bool, unfinished: bool, calls: bool
+    text: str | None, reason: str, refusal: str, shaped: bool, unfinished: bool, calls: Sequence[ToolCall]
 ) -> ModelError | None:
     if reason in _FILTERED:
         return ModelError("The provider's content filter withheld the answer. Change the prompt.")
@@ -299,6 +301,8 @@ def _answer_error(
             return ModelError("The model called a tool that the answer does not name, and wrote no text.")
         if text is None:
             return MalformedAnswer(f"The answer has no text (finish reason {reason or None!r}).")
+    elif calls and reason in _CUT_OFF:
+        return RejectedAnswer.of(shown_calls(calls), "The answer was cut off within its calls. Raise max_new_tokens.")
     elif shaped and reason in _CUT_OFF:
         why = "The answer was cut off before it was complete; the schema needs all. Raise max_new_tokens."
         return RejectedAnswer.of(text, why)

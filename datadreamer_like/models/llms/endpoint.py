@@ -40,6 +40,8 @@ class Quirks:
     cached_prefix: int | None = None
     # Whether an answer's usage has its cost in US dollars, as `cost`.
     reports_cost: bool = False
+    # Whether the ids of calls in a conversation must be nine letters and digits.
+    short_call_ids: bool = False
     # What `tool_choice` may be; empty if there are no tools.
     tool_choices: frozenset[str] = TOOL_CHOICES
     # Unsupported generation options, each with advice; refused before any request.

@@ -11,7 +11,7 @@ from .openai_batches import MistralBatches
 from .openai_compatible import OpenAICompatible
 
 _NO_PENALTY = {"repetition_penalty": "Use presence_penalty or frequency_penalty."}
-# Their documentation lists `tools`, but no `tool_choice`.
+# AI21 and Cohere's compatibility API document `tools`, but no `tool_choice`; Ollama ignores it.
 _ONLY_AUTO = frozenset({"auto"})
 _NOT_BY_NAME = frozenset({"auto", "none", "required"})
 _PLAIN = {**_NO_PENALTY, "logit_bias": "Leave it out.", "top_logprobs": "Leave it out, or use another provider."}
@@ -67,7 +67,7 @@ class MistralAI(NamedModel):
         "MistralAI",
         base_url="https://api.mistral.ai/v1",
         key_variable="MISTRAL_API_KEY",
-        quirks=Quirks(seed_name="random_seed", refuses=_PLAIN),
+        quirks=Quirks(seed_name="random_seed", short_call_ids=True, refuses=_PLAIN),
         model_card="https://docs.mistral.ai/getting-started/models/models_overview/",
         license="https://mistral.ai/terms",
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 
 from .answer_text import AnswerText, answer_text
 from .tool_calls import openai_calls, tool_call
@@ -24,8 +24,22 @@ def check_parses_calls(llm: Any) -> None:
     if getattr(llm.tokenizer, "response_template", None) is None:
         raise DefinitionError(
             f"{llm.display_name} takes no tools: its tokenizer has no response_template, by which calls are read from "
-            "its texts. Set llm.tokenizer.response_template, or serve the model (VLLMServer, LlamaCPP)."
+            f"its texts. Pass {type(llm).__name__}(..., response_template={{...}}), or serve the model (VLLMServer, "
+            "LlamaCPP)."
         )
+    try:
+        llm.tokenizer.parse_response("", prefix="")
+    except Exception as error:
+        raise DefinitionError(
+            f"{llm.display_name}: transformers cannot use the response_template: {error!r:.300}"
+        ) from error
+
+
+def checked_response_template(given: object) -> dict[str, Any] | None:
+    """Returns a response template; raises `ArgumentTypeError` for what is no dictionary."""
+    if given is None or isinstance(given, Mapping):
+        return None if given is None else dict(given)
+    raise ArgumentTypeError(f"response_template must be a dictionary or None, not {given!r:.200}.")
 
 
 class CallReader:
@@ -51,4 +65,5 @@ class CallReader:
         if not calls:
             return answer_text(text, finish_reason)
         thoughts = message.get("thinking") or message.get("reasoning_content")
-        return answer_text(message.get("content"), finish_reason, reasoning=thoughts, calls=calls)
+        # Only whole calls are found, also in a text that was cut off.
+        return answer_text(message.get("content"), None, reasoning=thoughts, calls=calls)

@@ -15,7 +15,8 @@ from ..trained.hf_source import HOW_FETCHED, adapter_source, hf_source, loading,
 from ..trained.model_facts import is_bidirectional, model_max_length
 from .chat_template import AUTO, Auto, checked, given_text, is_text_template, plain_prompt
 from .generation import Answer, GenerationOptions, Request, Sampling
-from .hf_calls import CallReader, check_parses_calls
+from .hf_calls import CallReader, check_parses_calls, checked_response_template
+from .image_parts import with_texts_only
 from .llm import LLM
 from .scoring import Scored, ScoreRequest
 from .tool_messages import openai_messages, openai_tools
@@ -44,6 +45,8 @@ class HFTransformers(LLM):
         quantization_config: transformers' quantization config, applied while loading.
         adapter_name: PEFT adapter for the model, loaded with `adapter_kwargs`: a folder, a Hub id, a trainer with a
             `peft_config` or its `model_path`.
+        response_template: How calls of tools are read from the model's texts, if its tokenizer does not have it: see
+            "response parsing" in transformers' documentation.
         **kwargs: Further arguments of `from_pretrained`.
 
     Raises:
@@ -75,6 +78,8 @@ class HFTransformers(LLM):
         adapter_name: str | os.PathLike[str] | Any | None = None,
         adapter_kwargs: Mapping[str, Any] | None = None,
         cache_folder_path: str | Path | None = None,
+        *,
+        response_template: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(cache_folder_path)
@@ -97,6 +102,7 @@ class HFTransformers(LLM):
         self.dtype = dtype
         self.quantization_config = quantization_config
         self.adapter_kwargs = dict(adapter_kwargs or {})
+        self.response_template = checked_response_template(response_template)
         self.kwargs = kwargs
 
     # Loaded lazily.
@@ -130,6 +136,8 @@ class HFTransformers(LLM):
         template = given_text(self.chat_prompt_template)
         if template is not None and not is_text_template(template):
             tokenizer.chat_template = template
+        if self.response_template is not None:
+            tokenizer.response_template = self.response_template
         return tokenizer
 
     @cached_property
@@ -178,7 +186,7 @@ class HFTransformers(LLM):
 
     def identity(self) -> dict[str, Any]:
         """Returns the model's digest or name, and all options that decide an answer."""
-        config = self.quantization_config
+        config, reading = self.quantization_config, self.response_template
         return {
             "model": self._source.identity,
             "adapter": self._adapter.identity if self._adapter is not None else None,
@@ -188,6 +196,7 @@ class HFTransformers(LLM):
             "dtype": str(self.dtype).removeprefix("torch."),
             "quantization_config": getattr(config, "to_dict", lambda: config)(),
             "kwargs": {name: value for name, value in self.kwargs.items() if name not in HOW_FETCHED},
+            **({} if reading is None else {"response_template": reading}),
         }
 
     def translated(self, options: GenerationOptions) -> GenerationOptions:
@@ -317,7 +326,7 @@ class HFTransformers(LLM):
         if isinstance(request.prompt, str) and not self.takes_chat:
             text = plain_prompt(self.chat_prompt_template, request.prompt, self.system_prompt)
             return text, bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
-        messages = openai_messages(request.messages(self.system_prompt), as_text=False)
+        messages = openai_messages(with_texts_only(request.messages(self.system_prompt)), as_text=False)
         tools = {"tools": openai_tools(request.tools)} if request.tools else {}
         template = self.tokenizer.apply_chat_template
         return template(messages, tokenize=False, add_generation_prompt=True, **tools), True

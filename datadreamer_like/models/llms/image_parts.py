@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datadreamer_like.errors import BadRequest
@@ -27,3 +28,25 @@ def _anthropic_part(part: Any) -> Any:
     if not comma or encoding != "base64":
         raise BadRequest('An image has no data in base64. Pass it as "data:image/png;base64,...".')
     return {"type": "image", "source": {"type": "base64", "media_type": media_type, "data": data}}
+
+
+def with_texts_only(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns messages for chat templates that print a message's content: parts that are texts become one text.
+
+    Raises:
+        BadRequest: A part is not a text, such as an image.
+    """
+    made = []
+    for message in messages:
+        parts = message.get("content")
+        if isinstance(parts, list) and message.get("role") != "tool":
+            kinds = [part.get("type") if isinstance(part, Mapping) else part for part in parts]
+            other = next((kind for kind in kinds if kind != "text"), None)
+            if other is not None:
+                raise BadRequest(
+                    f"The model takes texts only, but a message has a part of the type {other!r:.200}. Leave it out, "
+                    "or use a model of an API."
+                )
+            message = {**message, "content": "".join(str(part.get("text") or "") for part in parts)}
+        made.append(message)
+    return made

@@ -26,7 +26,7 @@ from .provider_errors import ErrorInAnswer
 from .received import Received
 from .schema import openai_response_format, with_schema
 from .scoring import Scored, ScoreRequest, echoed_scores
-from .tool_messages import openai_choice, openai_messages, openai_tools
+from .tool_messages import openai_choice, openai_messages, openai_tools, with_short_ids
 from .wire import Fields, Wire, read_answer
 
 logger = logging.getLogger("datadreamer_like")
@@ -314,6 +314,7 @@ class OpenAICompatible(APIModel):
         messages = request.messages(self.system_prompt)
         if not isinstance(request.prompt, str):
             messages = openai_messages(messages)
+            messages = with_short_ids(messages) if self.quirks.short_call_ids else messages
         if request.sampling.schema is not None and self.quirks.response_format == "json_object":
             messages = with_schema(messages, request.sampling.schema)
         parameters = {"model": self.model_name, "messages": messages, **self._parameters(request.sampling, n, seed)}

@@ -13,7 +13,7 @@ from datadreamer_like.errors import DefinitionError
 from ..calls.failures import Rejected
 from .generation import Answer, Request, Sampling
 from .schema_check import Problem, json_value, schema_problems, shown_problems
-from .tools import Tool, ToolCall, kind_of
+from .tools import Tool, ToolCall, kind_of, shown_calls
 
 
 def tool_call(id: object, name: object, arguments: object, index: int = 0) -> ToolCall:
@@ -36,14 +36,6 @@ def openai_calls(message: Any) -> tuple[ToolCall, ...]:
     return tuple(
         tool_call(call_id, function.get("name"), function.get("arguments"), index)
         for index, (call_id, function) in enumerate(functions)
-    )
-
-
-def shown_calls(calls: Sequence[ToolCall]) -> str:
-    """Returns calls as a text, for messages and follow-ups."""
-    return "\n".join(
-        f"{call['name']}({call['arguments'] if isinstance(call['arguments'], str) else json.dumps(call['arguments'])})"
-        for call in calls
     )
 
 
@@ -80,16 +72,19 @@ def check_tools(llm: Any, sampling: Sampling, tools: Sequence[Tool]) -> None:
 
 
 def checked_calls(request: Request, answer: Answer) -> Answer | Rejected:
-    """Returns the answer, or why it is rejected: its calls do not fit their tools, or a required one is missing.
+    """Returns the answer, or why it is rejected: its calls do not fit their tools or `tool_choice`, or none is there.
 
     Of several texts those whose calls do not fit lose them, unless all do.
     """
-    required = kind_of(request.sampling.tool_choice) in ("required", "name") and request.tools
+    choice = request.sampling.tool_choice if request.tools else None
+    required = kind_of(choice) in ("required", "name")
     if answer.tool_calls is None and not required:
         return answer
     problems = _problems(json.dumps(request.tools))
     calls = answer.tool_calls if answer.tool_calls is not None else [[] for _ in answer.texts]
-    wrong = [_wrong(each, problems) or ("It calls no tool." if required and not each else None) for each in calls]
+    wrong = [
+        _wrong(each, problems, choice) or ("It calls no tool." if required and not each else None) for each in calls
+    ]
     if not any(wrong):
         return answer
     if all(wrong):
@@ -99,13 +94,19 @@ def checked_calls(request: Request, answer: Answer) -> Answer | Rejected:
     return replace(answer, texts=texts, tool_calls=kept)
 
 
-def _wrong(calls: Sequence[ToolCall], tools: Mapping[str, Callable[[Any], Iterator[Problem]]]) -> str | None:
+def _wrong(
+    calls: Sequence[ToolCall], tools: Mapping[str, Callable[[Any], Iterator[Problem]]], choice: str | None
+) -> str | None:
+    if calls and choice == "none":
+        return "It calls a tool; answer without one."
     for call in calls:
         name, arguments = call["name"], call["arguments"]
         if not name:
             return "It has a call that cannot be read."
         if name not in tools:
             return f'It calls "{name}", which is no tool; the tools are: {", ".join(tools) or "none"}.'
+        if kind_of(choice) == "name" and name != choice:
+            return f'It calls "{name}" instead of "{choice}".'
         if not isinstance(arguments, dict):
             return f"The arguments of {name} are not one JSON object."
         if found := list(tools[name](arguments)):

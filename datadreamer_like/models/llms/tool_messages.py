@@ -6,7 +6,9 @@ The neutral form is `{"role": "assistant", "content": ..., "tool_calls": [{"id",
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +29,9 @@ def neutral_calls(message: Mapping[str, Any]) -> list[ToolCall]:
     for index, call in enumerate(message.get("tool_calls") or ()):
         inner = (call.get("function") or call) if isinstance(call, Mapping) else None
         arguments = None if inner is None else inner.get("arguments")
-        if isinstance(arguments, str):
+        if isinstance(arguments, Mapping):
+            arguments = without_empty(arguments)  # a column of calls fills each with the arguments of all others
+        elif isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments or "{}")
             except ValueError:
@@ -45,6 +49,13 @@ def neutral_calls(message: Mapping[str, Any]) -> list[ToolCall]:
     return found
 
 
+def without_empty(value: Any) -> Any:
+    """Returns a value without the fields that a column fills with None."""
+    if isinstance(value, Mapping):
+        return {name: without_empty(each) for name, each in value.items() if each is not None}
+    return [without_empty(each) for each in value] if isinstance(value, list) else value
+
+
 def calls_tools(messages: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a conversation has calls of tools, or results."""
     return any(message.get("role") == "tool" or message.get("tool_calls") for message in messages)
@@ -56,10 +67,10 @@ def openai_messages(messages: Messages, *, as_text: bool = True) -> Messages:
     Chat templates of Hugging Face take the same form with dictionaries.
     """
     if not calls_tools(messages):
-        return [_without_empty(message) for message in messages]
+        return [_filled(message) for message in messages]
     made = []
     for message in messages:
-        plain = _without_empty(message)
+        plain = _filled(message)
         if message.get("tool_calls"):
             plain["tool_calls"] = [
                 {
@@ -74,9 +85,23 @@ def openai_messages(messages: Messages, *, as_text: bool = True) -> Messages:
             ]
             plain.setdefault("content", None if as_text else "")
         elif message.get("role") == "tool":
-            _result(message)
+            plain["content"] = _result(message)[1]
         made.append(plain)
     return made
+
+
+def with_short_ids(messages: Messages) -> Messages:
+    """Returns messages of `openai_messages` whose calls have ids of nine letters and digits, as Mistral's API wants."""
+
+    def short(message: dict[str, Any]) -> dict[str, Any]:
+        made = dict(message)
+        if made.get("tool_calls"):
+            made["tool_calls"] = [{**call, "id": _short_id(call["id"])} for call in made["tool_calls"]]
+        if made.get("role") == "tool":
+            made["tool_call_id"] = _short_id(made["tool_call_id"])
+        return made
+
+    return [short(message) for message in messages] if calls_tools(messages) else messages
 
 
 def openai_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
@@ -106,7 +131,7 @@ def responses_items(message: dict[str, Any]) -> Messages | None:
         }
         for call in neutral_calls(message)
     ]
-    said = {name: value for name, value in _without_empty(message).items() if name != "tool_calls"}
+    said = {name: value for name, value in _filled(message).items() if name != "tool_calls"}
     return [said, *calls] if said.get("content") else calls
 
 
@@ -120,7 +145,7 @@ def anthropic_messages(messages: Messages) -> Messages:
     made: Messages = []
     results: dict[str, Any] = {}
     for message in messages:
-        plain = _without_empty(message)
+        plain = _filled(message)
         if message.get("tool_calls"):
             calls = neutral_calls(message)
             blocks = [{"type": "tool_use", "id": c["id"], "name": c["name"], "input": c["arguments"]} for c in calls]
@@ -173,7 +198,7 @@ def converse_tools(tools: Sequence[Tool], choice: str | None) -> dict[str, Any]:
     return {"tools": specs, **({} if choice is None else {"toolChoice": chosen})}
 
 
-def _without_empty(message: Mapping[str, Any]) -> dict[str, Any]:
+def _filled(message: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a message without the fields that a column of messages fills with None."""
     return {name: value for name, value in message.items() if value is not None}
 
@@ -182,7 +207,20 @@ def _result(message: Mapping[str, Any]) -> tuple[str, str]:
     call, content = message.get("tool_call_id"), message.get("content")
     if not isinstance(call, str) or not call:
         raise BadRequest('A message of the role "tool" has no tool_call_id: the id of the call that it is a result of.')
-    return call, content if isinstance(content, str) else _json(content)
+    if isinstance(content, list) and all(_text_of(part) is not None for part in content):
+        content = "".join(str(_text_of(part)) for part in content)
+    return call, content if isinstance(content, str) else "" if content is None else _json(content)
+
+
+def _text_of(part: object) -> str | None:
+    """Returns the text of a part of a message; None for other parts and other values."""
+    text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
+    return text if isinstance(text, str) else None
+
+
+def _short_id(call: str) -> str:
+    fits = re.fullmatch("[a-zA-Z0-9]{9}", call)
+    return call if fits else hashlib.blake2b(call.encode("utf-8", "surrogatepass")).hexdigest()[:9]
 
 
 def _parts(content: object) -> list[Any]:

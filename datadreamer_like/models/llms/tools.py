@@ -59,9 +59,9 @@ def tools_of(given: object) -> tuple[dict[str, Any], ...]:
 
 
 def checked_choice(choice: object, tools: Sequence[Tool]) -> str | None:
-    """Returns `tool_choice`; without tools, any name: rows may have tools of their own."""
-    if choice is None:
-        return None
+    """Returns `tool_choice`, None for the default; without tools, any name: rows may have tools of their own."""
+    if choice is None or choice == "auto":
+        return None  # as a request without it, which some servers that have no `tool_choice` refuse otherwise
     if not isinstance(choice, str):
         raise ArgumentTypeError(
             f'tool_choice must be "auto", "none", "required" or the name of a tool, not {choice!r:.200}.'
@@ -78,6 +78,14 @@ def checked_choice(choice: object, tools: Sequence[Tool]) -> str | None:
 def kind_of(choice: str | None) -> str:
     """Returns which of `TOOL_CHOICES` a `tool_choice` is."""
     return "auto" if choice is None else choice if choice in ("auto", "none", "required") else "name"
+
+
+def shown_calls(calls: Sequence[ToolCall]) -> str:
+    """Returns calls as a text, for messages and follow-ups."""
+    return "\n".join(
+        f"{call['name']}({call['arguments'] if isinstance(call['arguments'], str) else json.dumps(call['arguments'])})"
+        for call in calls
+    )
 
 
 def _tool_of(given: object) -> dict[str, Any]:

@@ -195,7 +195,8 @@ class PromptStep(Step):
             if (column := self.tools_column) is None:
                 yield Questions(prompts, batch)
             else:
-                yield Questions([with_tools(*row) for row in zip(prompts, batch[column], strict=True)], batch)
+                choice = self._args.get("tool_choice")
+                yield Questions([with_tools(*row, choice) for row in zip(prompts, batch[column], strict=True)], batch)
 
     def answers(self, questions: Iterable[Questions]) -> Iterator[AnsweredRows]:
         """Yields rows with the LLM's answers, in order; uses only the LLM and the arguments.
@@ -302,7 +303,9 @@ class PromptStep(Step):
         if self.schema is not None:
             fields = self.schema.read(answer.text)
             return fields if self.verdict_field is None or isinstance(fields, Rejected) else fields[self.verdict_field]
-        return answer.text if self._args["post_process"] is None else self.call("post_process", answer.text)
+        if self._args["post_process"] is None or (answer.text is None and answer.tool_calls):
+            return answer.text
+        return self.call("post_process", answer.text)
 
     def call(self, name: str, *values: Any) -> Any:
         """Calls a function given as an argument; if it raises, raises `RejectedAnswer`, which fails the row."""

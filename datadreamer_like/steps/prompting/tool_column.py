@@ -11,6 +11,7 @@ from datadreamer_like.models.calls.llm_calls import Repeated
 from datadreamer_like.models.llms.generation import Answer, Prompt, Sampling, ToolPrompt
 from datadreamer_like.models.llms.llm import LLM
 from datadreamer_like.models.llms.tool_calls import check_tools
+from datadreamer_like.models.llms.tool_messages import without_empty
 from datadreamer_like.models.llms.tools import checked_choice, kind_of, tools_of
 
 TOOLS = "tools"
@@ -52,16 +53,31 @@ def check_step_tools(step: str, args: Mapping[str, Any], inputs: Mapping[str, An
     return tools
 
 
-def with_tools(prompt: Prompt | ModelError | None, cell: Any) -> ToolPrompt | ModelError | None:
-    """Returns a prompt with the tools in a cell: a list of tools or its JSON, or None for no tools."""
+def with_tools(
+    prompt: Prompt | ModelError | None, cell: Any, choice: str | None = None
+) -> ToolPrompt | ModelError | None:
+    """Returns a prompt with the tools in a cell: a list of tools or its JSON, or None for no tools.
+
+    Where `choice` is the name of a tool, it is an error if the cell has tools, but not that one.
+    """
     if prompt is None or isinstance(prompt, ModelError):
         return prompt
     try:
-        given = json.loads(cell) if isinstance(cell, str) else cell
-        tools = [json.loads(tool) if isinstance(tool, str) else _without_empty(tool) for tool in given or ()]
+        given = _read(cell)
+        tools = tools_of(given if isinstance(given, Mapping) else [_read(tool) for tool in given or ()])
+        checked_choice(choice, tools)
         return ToolPrompt(prompt, tools)
     except (ValueError, TypeError, DefinitionError) as error:
         return ModelError(f"The tools of the row cannot be used: {error}")
+
+
+def _read(value: Any) -> Any:
+    if not isinstance(value, str):
+        return without_empty(value)
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"{value[:200]!r} is not JSON.") from error
 
 
 def bare(value: Any) -> Any:
@@ -100,10 +116,3 @@ def _calls(answer: Answer) -> list[list[dict[str, str]]]:
         ]
         for each in calls
     ]
-
-
-def _without_empty(value: Any) -> Any:
-    """Returns a value without the fields that a column fills with None."""
-    if isinstance(value, Mapping):
-        return {name: _without_empty(each) for name, each in value.items() if each is not None}
-    return [_without_empty(each) for each in value] if isinstance(value, list) else value

@@ -27,8 +27,8 @@ Row = dict[str, Any]
 class PromptRounds(SuperStep):
     """Base of steps that ask LLMs in several rounds, each a step inside this one, which is cached by itself.
 
-    They take `llm`, `max_follow_ups` and the options of `llm.run` except `n`. A row without a prompt in one round has
-    None there, and the templates of later rounds leave it out.
+    They take `llm`, `max_follow_ups` and the options of `llm.run` except `n` and tools. A row without a prompt in one
+    round has None there, and the templates of later rounds leave it out.
     """
 
     neutral_args: ClassVar[frozenset[str]] = SuperStep.neutral_args | FETCH_OPTIONS
@@ -51,6 +51,11 @@ class PromptRounds(SuperStep):
         if self._args.get("n", 1) != 1:
             raise DefinitionError(
                 f'"{self.name}": n is {self._args["n"]}; each prompt has one answer here. Leave it out.'
+            )
+        if given := [name for name in ("tools", "tool_choice") if self._args.get(name) is not None]:
+            raise DefinitionError(
+                f'"{self.name}": {given[0]} cannot be given: {type(self).__name__} has no column for calls. Use Prompt '
+                "or TemplatePrompt for each round."
             )
         for name, least in {"max_follow_ups": 0, **self.least}.items():
             if self._args[name] < least:
