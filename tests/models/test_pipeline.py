@@ -435,9 +435,7 @@ def test_what_passes_is_tried_again_and_every_try_counts_as_a_request(error: Mod
     assert usage.requests == 90
 
 
-def test_the_pause_before_another_try_is_a_setting(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_pause_before_another_try_is_a_setting(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     llm = Recovering(tmp_path)
     llm.error, llm.failures, llm.retry_seconds = Unavailable("down"), 7, 1e-4
     with caplog.at_level(logging.DEBUG, "datadreamer_like"):

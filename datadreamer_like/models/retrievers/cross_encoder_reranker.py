@@ -104,10 +104,8 @@ class PairScorer(TaskModel[float], SentenceTransformersModel):
         self, model_name: Any, trust_remote_code: bool, device: Any, dtype: Any, kwargs: dict[str, Any]
     ) -> None:
         super().__init__()
-        self.set_source(
-            model_name, trust_remote_code, f"cuda:{device}" if isinstance(device, int) else device, dtype, kwargs
-        )
-        check_spelling(self.device, dtype)
+        check_spelling(f"cuda:{device}" if isinstance(device, int) else device, dtype)
+        self.set_source(model_name, trust_remote_code, device, dtype, kwargs)
 
     @cached_property
     def model(self) -> Any:
