@@ -43,7 +43,7 @@ class SignalStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def collect(self, keys: Sequence[bytes], ask: Ask, what: str = "the teacher's signals") -> StoredSignals:
+    def collect(self, keys: Sequence[bytes], ask: Ask) -> StoredSignals:
         """Returns the signals of rows by their keys, after asking for those that are missing.
 
         Each key is asked for once, and signals are written in chunks of a few megabytes: a killed process loses at most
@@ -52,10 +52,7 @@ class SignalStore:
         problem = "The teacher's signals cannot be stored"
         with explained(problem, self.folder, everything=True):
             self.folder.mkdir(parents=True, exist_ok=True)
-        with (
-            explained(problem, self.folder),
-            locked(self.folder / "lock", f"storing {what}"),
-        ):
+        with explained(problem, self.folder), locked(self.folder / "lock", "storing the teacher's signals"):
             files = self._opened()
             places = files.places()
             missing = {key: row for row, key in reversed([*enumerate(keys)]) if key not in places}

@@ -148,8 +148,8 @@ class _Walk:
             "`__fingerprint__(self)` to its class that returns the values which determine its behaviour."
         )
 
-    def parts(self, named: Iterable[tuple[str, Any]], way: str = ".{}") -> list[bytes]:
-        return [hash_parts(name, self.digest(value, way.format(name))) for name, value in named]
+    def parts(self, named: Iterable[tuple[str, Any]]) -> list[bytes]:
+        return [hash_parts(name, self.digest(value, f".{name}")) for name, value in named]
 
     # Plain data
 

@@ -29,7 +29,8 @@ from .own_changes import Place, noting_changes, watching
 from .plan import Forecast
 from .progress import describe_usage, duration
 from .results import Kept, Outcome, Results, Unmade, Wanted
-from .session import DataDreamer, current_session, noting_errors
+from .session import DataDreamer, current_session
+from .tracebacks import noting_errors
 from .usage import Usage, counting, current_usage
 
 logger = logging.getLogger("datadreamer_like")

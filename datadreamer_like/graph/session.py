@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import os
 import shutil
-import signal
 import sys
 import tempfile
-import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar, Token
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
-from datadreamer_like.errors import ArgumentTypeError, DataDreamerError, MissingFile, NotMade, SessionError
+from datadreamer_like.errors import ArgumentTypeError, MissingFile, NotMade, SessionError
 from datadreamer_like.storage.exports import is_address
 from datadreamer_like.storage.ledger import LEDGER_NAME, Ledger, budget_of
 
 from .engine import Engine
-from .installed import is_installed_file, is_own_file
 from .plan import Plan, planning, started_plan
 from .progress import Progress, ProgressHandler
 from .ray_engine import RayEngine
 from .results import Results
 from .threads import Task, interrupt_all
+from .tracebacks import show_briefly
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -166,7 +162,7 @@ class DataDreamer:
                 "ray."
             )
             if is_free and not os.environ.get("DATADREAMER_LIKE_FULL_TRACEBACK"):
-                sys.excepthook = _brief
+                sys.excepthook = show_briefly
             ending.callback(self._leave, _current.set(self))
             _last_started = self
             self._ending = ending.pop_all()
@@ -326,61 +322,6 @@ def _join(folder: Path, budget: str | None) -> None:
     """Joins the session of another process, so that models in this process cache their answers in its folder."""
     global _last_started
     _last_started = DataDreamer(folder, verbose=False, budget=budget)
-
-
-def _brief(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if issubclass(kind, KeyboardInterrupt):
-        sys.stderr.write("Interrupted. Finished work is saved: run the script again and it continues.\n")
-        _end_at_once()
-    elif isinstance(error, DataDreamerError) or is_of_user(trace):
-        sys.stderr.write("".join(_lines(error, trace)))
-    else:
-        sys.__excepthook__(kind, error, trace)
-
-
-def _end_at_once() -> None:
-    """Ends the process as an interrupt does, without taking apart what is loaded: with torch that takes seconds."""
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-def _lines(error: BaseException, trace: TracebackType | None) -> Iterator[str]:
-    """Yields an error with the user's frames, those of libraries that the user's code called, and the notes."""
-    earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    causes = [] if earlier is None else traceback.extract_tb(earlier.__traceback__)
-    if not isinstance(error, DataDreamerError) and any(not is_installed_file(frame.filename) for frame in causes):
-        assert earlier is not None
-        yield from _lines(earlier, earlier.__traceback__)
-        yield "\nThis error led to the next one:\n\n"
-    frames = traceback.extract_tb(trace)
-    last_own = max((index for index, frame in enumerate(frames) if is_own_file(frame.filename)), default=-1)
-    is_own_error = isinstance(error, DataDreamerError)
-    for index, frame in enumerate(frames):
-        is_shown = not is_installed_file(frame.filename) or (index > last_own and not is_own_error)
-        if is_shown and not frame.filename.startswith("<frozen"):
-            yield from traceback.format_list([frame])
-    yield "".join(traceback.format_exception_only(error)).removeprefix(f"{type(error).__module__}.")
-
-
-def is_of_user(trace: TracebackType | None) -> bool:
-    """Returns whether an error was raised in the user's code, or in a library that it called, that we called."""
-    files = [frame.filename for frame in traceback.extract_tb(trace)]
-    own = [index for index, file in enumerate(files) if is_own_file(file)]
-    return bool(own) and any(not is_installed_file(file) for file in files[own[-1] + 1 :])
-
-
-@contextlib.contextmanager
-def noting_errors(call: str) -> Iterator[None]:
-    """Adds a line to an error of the user's code inside the block; `call` says what called it: '"Name" called'."""
-    try:
-        yield
-    except Exception as error:
-        if is_of_user(error.__traceback__) and not getattr(error, "__notes__", None):
-            error.add_note(f"It was raised by code of the script that {call}.")
-        raise
 
 
 _QUIET_LIBRARIES = {

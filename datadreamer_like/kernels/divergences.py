@@ -66,9 +66,9 @@ def check_divergence(kind: str, temperature: float, beta: float, skew: float) ->
         raise DefinitionError(f"skew is {skew}; it is a share of a mixture, so it must be at least 0 and under 1.")
 
 
-def check_temperature(temperature: float, what: str = "temperature") -> None:
+def check_temperature(temperature: float) -> None:
     """Raises `DefinitionError` unless the temperature, by which logits are divided, is a finite number above 0."""
-    check_number(temperature, what, over=True)
+    check_number(temperature, "temperature", over=True)
 
 
 def check_alpha(alpha: float) -> None:

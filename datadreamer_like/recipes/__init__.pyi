@@ -5,9 +5,9 @@ from .cards import hub_cards as hub_cards
 from .cards import rank_cards as rank_cards
 from .distillation_loop import DistillationLoop as DistillationLoop
 from .lottery_ticket import LotteryTicket as LotteryTicket
-from .prompt2model import ParsedPrompt as ParsedPrompt
+from .parsed_prompt import ParsedPrompt as ParsedPrompt
+from .parsed_prompt import parse_prompt as parse_prompt
 from .prompt2model import Prompt2Model as Prompt2Model
-from .prompt2model import parse_prompt as parse_prompt
 from .self_instruct import SelfInstruct as SelfInstruct
 from .self_rewarding import SelfRewarding as SelfRewarding
 from .self_training import SelfTraining as SelfTraining

@@ -7,7 +7,6 @@ import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -27,6 +26,7 @@ from datadreamer_like.steps import DataSource, Prompt, Step
 from datadreamer_like.steps.labelling.predict import can_classify
 
 from .cards import HubCard, check_cards, rank_cards
+from .parsed_prompt import PAIR, parse_prompt
 from .parts import (
     MakeTrainer,
     accuracy,
@@ -48,65 +48,7 @@ _COLUMNS = (
     TableColumn("exact_match", "exact match", "%", ".1f", 100),
     TableColumn("rouge_l", "ROUGE-L", "%", ".1f", 100),
 )
-_PAIR = re.compile(
-    r"^[ \t*#]*Input[*]*:[* \t]*(?P<input>.*?)\s*\n[ \t*#]*Output[*]*:[* \t]*(?P<output>.*?)"
-    r"(?=\n\s*\n|\n[ \t*#]*Input[*]*:|\Z)",
-    re.IGNORECASE | re.MULTILINE | re.DOTALL,
-)
-_PARSE = """Split the prompt below into the instruction, and the demonstrations that it has: examples of an input with \
-its output. There may be none. Copy them word by word.
-
-Prompt:
-{}"""
-_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "instruction": {"type": "string"},
-        "demonstrations": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"input": {"type": "string"}, "output": {"type": "string"}},
-                "required": ["input", "output"],
-            },
-        },
-    },
-    "required": ["instruction", "demonstrations"],
-}
 _SHOWN, _SHOWN_MADE, _FEWEST = 3, 2, 4
-
-
-@dataclass(frozen=True)
-class ParsedPrompt:
-    """A prompt as an instruction and demonstrations: pairs of an input and its output."""
-
-    instruction: str
-    demonstrations: tuple[tuple[str, str], ...] = ()
-
-
-def parse_prompt(name: str, llm: LLM, prompt: str) -> ParsedPrompt:
-    r"""Returns the instruction and the demonstrations of a prompt; `name` is that of the step that asks the LLM.
-
-    A prompt whose demonstrations are lines that begin with "Input:" and "Output:" is read without the LLM.
-
-    Raises:
-        DataError: The LLM found no instruction.
-
-    Example:
-        >>> parse_prompt("Parsed", llm, "Name the topic.\n\nInput: A chess game.\nOutput: games")  # doctest: +SKIP
-        ParsedPrompt(instruction='Name the topic.', demonstrations=(('A chess game.', 'games'),))
-    """
-    first = _PAIR.search(prompt)
-    if first is not None and prompt[: first.start()].strip():
-        pairs = tuple((found["input"].strip(), found["output"].strip()) for found in _PAIR.finditer(prompt))
-        return ParsedPrompt(prompt[: first.start()].strip(), pairs)
-    source = DataSource(f"{name}, prompt", {"prompt": [_PARSE.format(prompt)]})
-    args = {"llm": llm, "output_schema": _SCHEMA, "temperature": 0.0}
-    said = Prompt(name, {"prompts": source.output["prompt"]}, args).output
-    instruction, found = said["instruction"][0], said["demonstrations"][0] or []
-    if not instruction or not instruction.strip():
-        raise DataError(f'"{name}": the LLM found no instruction in the prompt. Say in a sentence what is to be done.')
-    return ParsedPrompt(instruction.strip(), tuple((each["input"], each["output"]) for each in found))
 
 
 class Prompt2Model:
@@ -391,7 +333,7 @@ class Prompt2Model:
 def _pair(answer: Answer, row: dict[str, Any], asked: Mapping[str, str | None]) -> Any:
     """The input and output of an answer, which may go on after "Input:"; the output may be left out if it was given."""
     text = (answer.text or "").lstrip()
-    found = _PAIR.search(text) or _PAIR.search(f"Input: {text}")
+    found = PAIR.search(text) or PAIR.search(f"Input: {text}")
     first, label = text.removeprefix("Input:").strip().split("\n")[0].strip(), asked[row["prompts"]]
     if found is None and first and label is not None:
         return {"input": first, "output": label}

@@ -60,12 +60,11 @@ def tradeoff(
     *,
     title: str = "",
     caption: str = "",
-    ratio: float = 3,
 ) -> Figure:
     """Draws labelled points with error bars in panels that share the vertical axis.
 
     A dashed line marks the first point, the baseline. A horizontal axis is logarithmic if its largest value is at least
-    `ratio` times its smallest.
+    three times its smallest.
     """
     require_extra("report", "matplotlib", what="A plot")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -76,7 +75,7 @@ def tradeoff(
         FigureCanvasAgg(figure)
         axes = figure.subplots(1, len(x_labels), sharey=True, squeeze=False)[0]
         for number, (axis, x_label) in enumerate(zip(axes, x_labels, strict=True)):
-            _draw_panel(axis, marks, number, ratio)
+            _draw_panel(axis, marks, number)
             axis.set_xlabel(x_label)
         axes[0].set_ylabel(y_label)
         if title:
@@ -113,10 +112,10 @@ def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label
     return figure
 
 
-def write_png(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:
+def write_png(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes a figure as a PNG file."""
     with _styled():
-        figure.savefig(path, format="png", dpi=dpi, metadata={"Software": None})
+        figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
 
 
 def to_svg(figure: Figure) -> str:
@@ -140,7 +139,7 @@ def _styled() -> Iterator[None]:
         yield
 
 
-def _draw_panel(axis: Axes, marks: Sequence[Mark], number: int, ratio: float) -> None:
+def _draw_panel(axis: Axes, marks: Sequence[Mark], number: int) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.spines[["top", "right"]].set_visible(False)
@@ -149,7 +148,7 @@ def _draw_panel(axis: Axes, marks: Sequence[Mark], number: int, ratio: float) ->
     axis.margins(x=0.14, y=0.12)
     shown = _shown(marks, number)
     places = [x for _, _, x in shown]
-    if places and min(places) > 0 and max(places) / min(places) >= ratio:
+    if places and min(places) > 0 and max(places) / min(places) >= 3:
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -72,13 +72,13 @@ def check_states(folder: Path, states: Mapping[str, tuple[int, str]], since: str
         raise StorageError(f"{file} {what}. {advice}")
 
 
-def folder_digest(path: str | os.PathLike[str], but: Container[str] = ()) -> str:
-    """Returns one digest of names and contents of a folder's files, except hidden ones and those named in `but`."""
+def folder_digest(path: str | os.PathLike[str]) -> str:
+    """Returns one digest of names and contents of a folder's files, except hidden ones."""
     folder = Path(path)
     hasher = hashlib.blake2b(digest_size=16)
     for file in sorted(folder.rglob("*")):
         relative = file.relative_to(folder)
-        if file.is_file() and file.name not in but and not any(part.startswith(".") for part in relative.parts):
+        if file.is_file() and not any(part.startswith(".") for part in relative.parts):
             hasher.update(f"{relative.as_posix()}\0{file_digest(file)}\0".encode())
     return hasher.hexdigest()
 

@@ -21,7 +21,6 @@ Reply: TypeAlias = Any
 """What an answer is made of: a text, a value (as JSON), an `Answer`, an exception, or None for a row that fails."""
 
 _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])|\s+$")
-_NEXT_TOKENS = 3
 
 
 class FakeLLM(LLM):

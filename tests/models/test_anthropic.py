@@ -27,7 +27,7 @@ OLD, NEW = "claude-sonnet-4-6", "claude-opus-5-5"
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "ANTHROPIC_CUSTOM_HEADERS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("datadreamer_like.models.calls.allowance._FIRST_RETRY_SECONDS", 0.005)
+    monkeypatch.setattr(Anthropic, "retry_seconds", 0.005)
 
 
 def client(server: AnthropicServer, folder: Path, model: str = OLD, **options: Any) -> Anthropic:

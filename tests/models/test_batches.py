@@ -18,6 +18,7 @@ from datadreamer_like.errors import ArgumentTypeError, BadRequest, DefinitionErr
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.usage import Usage, counting
 from datadreamer_like.models import (
+    LLM,
     Anthropic,
     Azure,
     Bedrock,
@@ -27,10 +28,8 @@ from datadreamer_like.models import (
     OpenAIResponses,
     ParallelLLM,
 )
-from datadreamer_like.models.calls import batch_jobs
-from datadreamer_like.models.calls.batch_api import BatchLimits
+from datadreamer_like.models.calls.batch_api import BatchAPI, BatchLimits
 from datadreamer_like.models.calls.budget import worst_case
-from datadreamer_like.models.llms import anthropic_batches, api_model
 from datadreamer_like.models.llms.generation import Request, Sampling
 from datadreamer_like.steps import DataSource, Prompt
 from datadreamer_like.storage.ledger import LEDGER_NAME, Ledger
@@ -45,9 +44,8 @@ KEY = "sk-batch-0123456789abcdef"
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_jobs, "_FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(api_model, "retry_delay", lambda tries, retry_after=None: 0.01)
-    monkeypatch.setattr(anthropic_batches, "_LOOK_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(BatchAPI, "poll_seconds", 0.01)
+    monkeypatch.setattr(LLM, "retry_seconds", 0.005)
 
 
 @pytest.fixture(params=KINDS)
@@ -276,13 +274,17 @@ def test_batches_that_the_provider_has_no_room_for_wait_and_are_halved(tmp_path:
     assert set(server.billed.values()) == {1}
 
 
-def test_batches_keep_the_limits_of_rows_and_bytes(
-    server: BatchServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kind = type(model(server, tmp_path).batch_api())
-    monkeypatch.setattr(kind, "limits", BatchLimits(4, 3_000))
+def test_batches_keep_the_limits_of_rows_and_bytes(server: BatchServer, tmp_path: Path) -> None:
+    class SmallBatches(type(model(server, tmp_path).batch_api())):  # type: ignore[misc]
+        limits = BatchLimits(4, 3_000)
+
+    class OfSmallBatches(KINDS[server.kind]):  # type: ignore[misc]
+        def batch_api(self) -> BatchAPI:
+            return SmallBatches(self)
+
     asked = [*prompts(9), "x" * 1_400, "y" * 1_400, "z" * 5_000]
-    found = list(model(server, tmp_path).answers(iter(asked)))
+    llm = OfSmallBatches("m", api_key=KEY, base_url=server.url, cache_folder_path=tmp_path, batch=True)
+    found = list(llm.answers(iter(asked)))
     assert [answer.text for answer in found] == [*echoes(asked[:-1]), None]
     assert "a batch takes at most 3,000 bytes in 4 lines" in str(found[-1].error)
     assert sum(len(job.lines) for job in server.jobs) == 11

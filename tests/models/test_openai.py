@@ -31,7 +31,7 @@ from datadreamer_like.errors import (
 )
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.usage import Usage, counting
-from datadreamer_like.models import MistralAI, Ollama, OpenAI
+from datadreamer_like.models import LLM, MistralAI, Ollama, OpenAI
 from datadreamer_like.storage.answers import AnswerStore
 
 PROMPTS = [f"prompt {number}" for number in range(40)]
@@ -45,7 +45,7 @@ def _no_key_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datadreamer_like.models.calls.allowance._FIRST_RETRY_SECONDS", 0.005)
+    monkeypatch.setattr(LLM, "retry_seconds", 0.005)
 
 
 def client(server: FlakyServer, folder: Path, **options: Any) -> OpenAI:

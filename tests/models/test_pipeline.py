@@ -435,6 +435,14 @@ def test_what_passes_is_tried_again_and_every_try_counts_as_a_request(error: Mod
     assert usage.requests == 90
 
 
+def test_the_pause_before_another_try_is_a_setting(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    llm = Recovering(tmp_path)
+    llm.error, llm.failures, llm.retry_seconds = Unavailable("down"), 7, 1e-4
+    with caplog.at_level(logging.DEBUG, "datadreamer_like"):
+        assert llm.run(["a"]) == ["a!"]
+    assert [record.args[1] < 0.0128 for record in caplog.records if "failed, next in" in record.msg] == [True] * 7
+
+
 def test_retry_on_fail_false_tries_once(tmp_path: Path) -> None:
     llm = Recovering(tmp_path)
     llm.retry_on_fail = False
@@ -514,10 +522,10 @@ def test_a_server_that_fails_more_than_a_fifth_of_its_requests_gets_half_as_many
 
 def test_backoff_doubles_with_full_jitter_and_keeps_what_the_provider_asks() -> None:
     for tries, longest in ((1, 1.0), (2, 2.0), (3, 4.0), (20, 60.0)):
-        delays = [retry_delay(tries) for _ in range(2_000)]
+        delays = [retry_delay(tries, 0.5) for _ in range(2_000)]
         assert 0 <= min(delays) < 0.1 * longest
         assert 0.9 * longest < max(delays) <= longest
-    assert all(7.0 <= retry_delay(1, retry_after=7.0) <= 7.7 for _ in range(100))
+    assert all(7.0 <= retry_delay(1, 0.5, retry_after=7.0) <= 7.7 for _ in range(100))
 
 
 def test_a_full_disk_ends_the_run_with_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ from flaky_server import FlakyServer, Reply, error
 from responses_server import ResponsesServer, response
 
 from datadreamer_like.models import LLM, Anthropic, Groq, OpenAIResponses
-from datadreamer_like.models.calls import concurrent_engine
 from datadreamer_like.models.llms.generation import Request, Sampling
 from datadreamer_like.models.llms.received import Received
 
@@ -26,10 +25,7 @@ KINDS: dict[str, tuple[Any, Callable[[str], Any], Any, Callable[..., LLM]]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_the_failed_one_of_n_requests_is_sent_again(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(concurrent_engine, "retry_delay", lambda tries, retry_after=None: 0.0)
+def test_only_the_failed_one_of_n_requests_is_sent_again(kind: str, tmp_path: Path) -> None:
     make_server, said, busy, make = KINDS[kind]
     count = 0
 
@@ -40,6 +36,7 @@ def test_only_the_failed_one_of_n_requests_is_sent_again(
 
     with make_server(behave) as server:
         llm = make("m", base_url=server.url, api_key="k", cache_folder_path=tmp_path)
+        llm.retry_seconds = 0.0
         answers = list(llm.answers(["a", "b"], n=4, concurrency=1, max_new_tokens=9))
         asked = len(server.requests)
     texts = [text for answer in answers for text in answer.texts]

@@ -36,6 +36,16 @@ def rows(count: int, seed: int) -> tuple[list[str], list[str]]:
     return texts, labels
 
 
+def columns(count: int = 48) -> dict[str, Any]:
+    """The four columns that a trainer's `train` takes, of so many rows to train on."""
+    given: dict[str, Any] = {}
+    for split, number, seed in (("train", count, 5), ("validation", 30, 6)):
+        texts, labels = rows(number, seed)
+        made = DataSource(f"Rows for {split}", data={"text": texts, "label": labels}).output
+        given |= {f"{split}_input": made["text"], f"{split}_output": made["label"]}
+    return given
+
+
 def tokenizer() -> PreTrainedTokenizerFast:
     return tiny_models.word_pieces(rows(300, 0)[0], max_length=32, vocab_size=150)
 

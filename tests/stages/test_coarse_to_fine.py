@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from dying import counting_steps, run
 from safetensors.torch import load_file
-from torch.optim.optimizer import register_optimizer_step_post_hook
-from warm import CONTEXT
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.distillation import SoftTargets
@@ -20,49 +17,24 @@ from datadreamer_like.formats.modules import block_linears, weight_of
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.pruning import CoarseToFine
 from datadreamer_like.stages import Prune
-from datadreamer_like.steps.sources.data_source import DataSource
 
-from .conftest import rows
+from .conftest import columns, rows
 
 OPTIONS: dict[str, Any] = {"epochs": 5, "batch_size": 8, "learning_rate": 5e-4}
 
 
-def columns() -> dict[str, Any]:
-    given: dict[str, Any] = {}
-    for split, count, seed in (("train", 64, 5), ("validation", 30, 6)):
-        texts, labels = rows(count, seed)
-        made = DataSource(f"Rows for {split}", data={"text": texts, "label": labels}).output
-        given |= {f"{split}_input": made["text"], f"{split}_output": made["label"]}
-    return given
-
-
 def pruned(folder: Path, model: Path, dies_at: int = -1) -> Prune:
-    steps = 0
-
-    def count(*_: Any) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == dies_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    hook = register_optimizer_step_post_hook(count)
-    try:
-        with DataDreamer(folder, verbose=False):
-            options = {**columns(), **OPTIONS, "train_output": None}
-            slim = Prune("Slim", str(model), CoarseToFine(0.6), retrain=options)
-            slim.card.facts["Steps"] = str(steps)
-            return slim
-    finally:
-        hook.remove()
+    with counting_steps(dies_at) as steps, DataDreamer(folder, verbose=False):
+        options = {**columns(64), **OPTIONS, "train_output": None}
+        slim = Prune("Slim", str(model), CoarseToFine(0.6), retrain=options)
+        slim.card.facts["Steps"] = str(steps())
+        return slim
 
 
 @pytest.mark.slow
 def test_a_killed_training_comes_to_the_same_smaller_model(good: Path, tmp_path: Path) -> None:
     whole = pruned(tmp_path / "whole", good)
-    child = CONTEXT.Process(target=pruned, args=(tmp_path / "broken", good, 20))  # in the third epoch of 8 steps
-    child.start()
-    child.join(timeout=120)
-    assert child.exitcode == -signal.SIGKILL
+    run(pruned, tmp_path / "broken", good, dies_at=20)  # in the third epoch of 8 steps
     broken = pruned(tmp_path / "broken", good)
     assert (whole.card.facts["Steps"], broken.card.facts["Steps"]) == ("40", "24")
     assert broken.metrics == whole.metrics
@@ -86,7 +58,7 @@ def test_a_killed_training_comes_to_the_same_smaller_model(good: Path, tmp_path:
 def test_another_objective_is_kept_and_what_cannot_be_is_refused_before_any_work(
     session: DataDreamer, good: Path
 ) -> None:
-    given = {**columns(), **OPTIONS}
+    given = {**columns(64), **OPTIONS}
     with pytest.raises(DefinitionError, match='"A": CoarseToFine.* measures the model on data'):
         Prune("A", good, CoarseToFine(0.5))
     with pytest.raises(DefinitionError, match=r'"B": .*early_stopping_patience'):

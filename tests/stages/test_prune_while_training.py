@@ -1,41 +1,25 @@
-"""Pruning while a trainer trains: the schedule is kept, the best epoch is a sparse one, and a kill changes nothing."""
+"""Pruning while a trainer trains: the schedule is kept, and the best epoch is a sparse one."""
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import TrainerCallback
-from warm import CONTEXT
 
 from datadreamer_like import DataDreamer
-from datadreamer_like.distillation import SoftTargets
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.formats.modules import block_linears
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.pruning import Cubic, Magnitude, Movement, cubic_sparsity
 from datadreamer_like.stages import Prune
-from datadreamer_like.steps.sources.data_source import DataSource
 
-from .conftest import rows
+from .conftest import columns
 
 OPTIONS: dict[str, Any] = {"epochs": 4, "batch_size": 8, "learning_rate": 2e-3}
 STEPS = 4 * 6
-
-
-def columns() -> dict[str, Any]:
-    given: dict[str, Any] = {}
-    for split, count, seed in (("train", 48, 5), ("validation", 30, 6)):
-        texts, labels = rows(count, seed)
-        made = DataSource(f"Rows for {split}", data={"text": texts, "label": labels}).output
-        given |= {f"{split}_input": made["text"], f"{split}_output": made["label"]}
-    return given
 
 
 class Zeros(TrainerCallback):
@@ -89,45 +73,6 @@ def test_the_share_of_zeros_rises_by_the_schedule_and_the_best_epoch_is_a_sparse
     assert slim.metrics["loss"] == pytest.approx(loss, abs=1e-4)
     assert slim.trained.bytes_on_disk < 0.8 * TrainedModel(good).bytes_on_disk
     assert Prune("Slim", good, method, retrain={**given, **OPTIONS, "callbacks": [Zeros()]}).metrics == slim.metrics
-
-
-def distilled(folder: Path, model: Path, teacher: Path, dies_at: int) -> None:
-    """What each process runs; it dies after so many steps of the optimizer, and counts them."""
-    steps = 0
-
-    def count(*_: Any) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == dies_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    register_optimizer_step_post_hook(count)
-    with DataDreamer(folder, verbose=False):
-        options = {**columns(), **OPTIONS, "objective": SoftTargets(TrainedModel(teacher), temperature=2.0)}
-        slim = Prune("Slim", str(model), Movement(0.8, Cubic(every=2)), retrain=options)
-        torch.save({"metrics": slim.metrics, "tensors": load_file(f"{slim.path}/model.safetensors")}, f"{folder}.pt")
-    Path(f"{folder}.steps").write_text(str(steps))
-
-
-@pytest.mark.slow
-def test_movement_pruning_with_a_teacher_comes_to_the_same_model_when_it_is_killed(
-    good: Path, poor: Path, tmp_path: Path
-) -> None:
-    def run(folder: Path, dies_at: int) -> int:
-        process = CONTEXT.Process(target=distilled, args=(folder, poor, good, dies_at))
-        process.start()
-        process.join(timeout=120)
-        return int(process.exitcode or 0)
-
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert run(whole, -1) == 0
-    assert run(broken, 16) == -signal.SIGKILL  # in the third epoch
-    assert run(broken, -1) == 0
-    assert int(Path(f"{broken}.steps").read_text()) == STEPS - 12
-    found, expected = (torch.load(f"{folder}.pt") for folder in (broken, whole))
-    assert found["metrics"] == expected["metrics"]
-    assert list(found["tensors"]) == list(expected["tensors"])
-    assert all(torch.equal(tensor, expected["tensors"][name]) for name, tensor in found["tensors"].items())
 
 
 def test_what_cannot_be_scheduled_is_refused_before_any_work(session: DataDreamer, good: Path) -> None:

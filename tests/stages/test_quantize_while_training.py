@@ -1,20 +1,14 @@
-"""Quantization while a trainer trains: the best epoch is stored in its codes, and a kill changes nothing."""
+"""Quantization while a trainer trains: the best epoch is stored in its codes."""
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch.optim.optimizer import register_optimizer_step_post_hook
-from warm import CONTEXT
 
 from datadreamer_like import DataDreamer
-from datadreamer_like.distillation import SoftTargets
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.formats.binary import BinaryLinear
 from datadreamer_like.formats.uniform import UniformLinear
@@ -22,7 +16,8 @@ from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.quantization import QAT, AbsMax, BinaryNetwork, DynamicInt8
 from datadreamer_like.stages import Quantize
 
-from .test_prune_while_training import OPTIONS, STEPS, columns
+from .conftest import columns
+from .test_prune_while_training import OPTIONS
 
 
 @pytest.mark.parametrize(
@@ -39,45 +34,6 @@ def test_the_metrics_are_those_of_the_codes_that_are_stored(
     loss = float(torch.nn.functional.cross_entropy(logits, targets))
     assert small.metrics["loss"] == pytest.approx(loss, abs=1e-4)
     assert small.trained.bytes_on_disk < 0.8 * TrainedModel(good).bytes_on_disk
-
-
-def trained(folder: Path, model: Path, teacher: Path, dies_at: int) -> None:
-    """What each process runs; it dies after so many steps of the optimizer, and counts them."""
-    steps = 0
-
-    def count(*_: Any) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == dies_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    register_optimizer_step_post_hook(count)
-    with DataDreamer(folder, verbose=False):
-        options = {**columns(), **OPTIONS, "objective": SoftTargets(TrainedModel(teacher), temperature=2.0)}
-        small = Quantize("Small", str(model), QAT(4, 16), retrain=options)
-        torch.save({"metrics": small.metrics, "tensors": load_file(f"{small.path}/model.safetensors")}, f"{folder}.pt")
-    Path(f"{folder}.steps").write_text(str(steps))
-
-
-@pytest.mark.slow
-def test_training_with_a_teacher_comes_to_the_same_codes_when_it_is_killed(
-    good: Path, poor: Path, tmp_path: Path
-) -> None:
-    def run(folder: Path, dies_at: int) -> int:
-        process = CONTEXT.Process(target=trained, args=(folder, poor, good, dies_at))
-        process.start()
-        process.join(timeout=120)
-        return int(process.exitcode or 0)
-
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert run(whole, -1) == 0
-    assert run(broken, 16) == -signal.SIGKILL  # in the third epoch
-    assert run(broken, -1) == 0
-    assert int(Path(f"{broken}.steps").read_text()) == STEPS - 12
-    found, expected = (torch.load(f"{folder}.pt") for folder in (broken, whole))
-    assert found["metrics"] == expected["metrics"]
-    assert list(found["tensors"]) == list(expected["tensors"])
-    assert all(torch.equal(tensor, expected["tensors"][name]) for name, tensor in found["tensors"].items())
 
 
 def test_what_cannot_be_trained_is_refused_before_any_work(session: DataDreamer, good: Path) -> None:

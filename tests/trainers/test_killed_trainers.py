@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from dying import counting_steps, run
 from safetensors.torch import load_file
-from torch.optim.optimizer import register_optimizer_step_post_hook
-from warm import CONTEXT
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.trainers import (
@@ -63,51 +60,29 @@ STEPS = {"distil": 8, "spans": 8, "few": 8, "talks": 6}
 MODELS = {"talks": "tiny_causal_lm"}
 
 
-def run(kind: str, folder: Path, encoder: Path, dies_at: int) -> None:
-    """What each process runs; it dies after so many steps of the optimizer, and counts them."""
-    steps = 0
-
-    def count(*_: Any) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == dies_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    register_optimizer_step_post_hook(count)
-    with DataDreamer(folder, verbose=False):
+def train(kind: str, folder: Path, encoder: Path, dies_at: int) -> None:
+    """What each process runs."""
+    with counting_steps(dies_at) as steps, DataDreamer(folder, verbose=False):
         KINDS[kind](encoder)
-    (folder.parent / f"{folder.name}.steps").write_text(str(steps))
-
-
-@pytest.fixture(scope="module")
-def start() -> Any:
-    """Runs in a process of its own; the libraries are loaded once for all of them."""
-
-    def call(kind: str, folder: Path, encoder: Path, dies_at: int = -1) -> None:
-        process = CONTEXT.Process(target=run, args=(kind, folder, encoder, dies_at))
-        process.start()
-        process.join(timeout=120)
-        assert process.exitcode == (0 if dies_at < 0 else -signal.SIGKILL)
-
-    return call
+        (folder.parent / f"{folder.name}.steps").write_text(str(steps()))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_training_comes_to_the_same_model_and_repeats_no_epoch(request, tmp_path, start, kind):
+def test_a_killed_training_comes_to_the_same_model_and_repeats_no_epoch(request, tmp_path, kind):
     model = request.getfixturevalue(MODELS.get(kind, "tiny_encoder"))
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    start(kind, whole, model)
+    run(train, kind, whole, model)
     assert (tmp_path / "whole.steps").read_text() == str(3 * STEPS[kind])
-    start(kind, cut, model, dies_at=STEPS[kind] + 3)  # in the second epoch
+    run(train, kind, cut, model, dies_at=STEPS[kind] + 3)  # in the second epoch
     assert not (cut / "it").exists()
-    start(kind, cut, model, dies_at=STEPS[kind] + 3)  # in the third one: the first is not repeated
-    start(kind, cut, model)
+    run(train, kind, cut, model, dies_at=STEPS[kind] + 3)  # in the third one: the first is not repeated
+    run(train, kind, cut, model)
     assert (tmp_path / "cut.steps").read_text() == str(STEPS[kind])
     first, second = (load_file(folder / "it/model/model.safetensors") for folder in (whole, cut))
     assert all(torch.equal(first[name], second[name]) for name in first)
     first, second = (json.loads((folder / "it/node.json").read_text())["result"] for folder in (whole, cut))
     assert first == second
     assert not list(cut.glob(".work/*"))
-    start(kind, cut, model)
+    run(train, kind, cut, model)
     assert (tmp_path / "cut.steps").read_text() == "0"

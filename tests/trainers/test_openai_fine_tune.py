@@ -40,7 +40,7 @@ JOBS = "POST /fine_tuning/jobs"
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.setattr("datadreamer_like.models.calls.allowance._FIRST_RETRY_SECONDS", 0.005)
+    monkeypatch.setattr(OpenAI, "retry_seconds", 0.005)
     monkeypatch.setattr(TrainOpenAIFineTune, "poll_seconds", 0.01)
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from dying import counting_steps, run
 from safetensors.torch import load_file
-from torch.optim.optimizer import register_optimizer_step_post_hook
-from warm import CONTEXT
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.trainers import TrainHFGRPO, TrainHFPPO, TrainHFRewardModel, TrainHFRLOO
@@ -28,20 +25,11 @@ DIES_AT = {"reward": 3, "ppo": 20, "ppo with an adapter": 20, "grpo": 12, "rloo"
 """The step of the optimizer, within the second epoch or later."""
 
 
-def train(kind: str, folder: Path, start: Path, dies_at: int | None) -> None:
+def train(kind: str, folder: Path, start: Path, dies_at: int) -> None:
     """What each process runs."""
     from peft import LoraConfig
 
-    steps = 0
-
-    def count(optimizer: Any, args: Any, kwargs: Any) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == dies_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    register_optimizer_step_post_hook(count)
-    with DataDreamer(folder, verbose=False):
+    with counting_steps(dies_at) as steps, DataDreamer(folder, verbose=False):
         if kind == "reward":
             trainer: Any = TrainHFRewardModel("A", str(start))
             trainer.train_with_pairs(**pairs(ROWS), epochs=3, batch_size=2, learning_rate=1e-2)
@@ -53,31 +41,17 @@ def train(kind: str, folder: Path, start: Path, dies_at: int | None) -> None:
             lora = LoraConfig(r=4, target_modules=["down_proj"]) if "adapter" in kind else None
             trainer = TrainHFPPO("A", str(start), peft_config=lora)
             trainer.train(**prompts(8), **SAMPLED, batch_size=4, mini_batch_size=2, adap_kl_target=0.1, max_kl=None)
-        (folder / "steps.json").write_text(json.dumps(steps))
-
-
-@pytest.fixture(scope="module")
-def run() -> Any:
-    """Trains in a process of its own; the libraries are loaded once for all of them."""
-
-    def start(*arguments: Any) -> int:
-        process = CONTEXT.Process(target=train, args=arguments)
-        process.start()
-        process.join(120)
-        assert process.exitcode is not None
-        return process.exitcode
-
-    return start
+        (folder / "steps.json").write_text(json.dumps(steps()))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", DIES_AT)
-def test_a_killed_training_goes_on_and_ends_in_the_same_weights(run, speller, tmp_path, kind):  # noqa: F811
+def test_a_killed_training_goes_on_and_ends_in_the_same_weights(speller, tmp_path, kind):  # noqa: F811
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert run(kind, whole, speller, None) == 0
-    assert run(kind, cut, speller, DIES_AT[kind]) == -signal.SIGKILL
+    run(train, kind, whole, speller)
+    run(train, kind, cut, speller, dies_at=DIES_AT[kind])
     assert list(cut.glob(".work/*/checkpoints/checkpoint-*/trainer_state.json")), "no epoch was finished"
-    assert run(kind, cut, speller, None) == 0
+    run(train, kind, cut, speller)
     first, second = (load_file(folder / "a/model/model.safetensors") for folder in (whole, cut))
     assert all(torch.equal(first[name], second[name]) for name in first)
     results = [json.loads((folder / "a/node.json").read_text())["result"] for folder in (whole, cut)]
@@ -85,7 +59,7 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_weights(run, speller, tm
     assert without_times(results[0]) == without_times(results[1])
     steps = [json.loads((folder / "steps.json").read_text()) for folder in (whole, cut)]
     assert steps[1] < steps[0], "the finished epoch was trained again"
-    assert run(kind, cut, speller, None) == 0
+    run(train, kind, cut, speller)
     assert json.loads((cut / "steps.json").read_text()) == 0  # finished: no work
 
 

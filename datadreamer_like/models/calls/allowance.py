@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 
-_FIRST_RETRY_SECONDS = 0.5
 _LONGEST_RETRY_SECONDS = 60.0
 # A server that fails this share of its requests is overloaded; a few failures come from anywhere.
 _MANY_FAILURES = 0.2
@@ -77,12 +76,12 @@ class Allowance:
             self.refused(sent_at, now)
 
 
-def retry_delay(tries: int, retry_after: float | None = None) -> float:
-    """Returns the seconds to wait after the `tries`-th failure.
+def retry_delay(tries: int, first: float, retry_after: float | None = None) -> float:
+    """Returns the seconds to wait after the `tries`-th failure; `first` is the mean after the first one.
 
     Exponential backoff with full jitter, so that requests that failed together are not retried together. A Retry-After
     of the provider is the minimum, with up to a tenth added for the same reason.
     """
     if retry_after is not None:
         return retry_after * random.uniform(1.0, 1.1)
-    return random.uniform(0.0, min(_LONGEST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2.0**tries))
+    return random.uniform(0.0, min(_LONGEST_RETRY_SECONDS, first * 2.0**tries))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..llms.generation import Answer, Request, Sampling
+
+_GROWTH, _LONGEST_SECONDS = 1.5, 60.0
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,17 @@ class BatchAPI(ABC):
     """
 
     limits: BatchLimits
+    poll_seconds: float = 0.5
+    """Seconds between the first two looks at a batch; each pause is half as long again as the last, up to a minute."""
     body_name: str = "body"
     """What a line calls the body of its request."""
+
+    def pauses(self) -> Iterator[float]:
+        """Yields the seconds between looks at a batch, without end."""
+        pause = self.poll_seconds
+        while True:
+            yield pause
+            pause = min(_GROWTH * pause, _LONGEST_SECONDS)
 
     @abstractmethod
     def missing(self, replies: Sequence[Any], sampling: Sampling) -> int:

@@ -39,9 +39,6 @@ from .sent_once import sent_once
 
 logger = logging.getLogger("datadreamer_like")
 
-_FIRST_PAUSE_SECONDS = 0.5
-_LONGEST_PAUSE_SECONDS = 60.0
-_PAUSE_GROWTH = 1.5
 # Failed looks at a batch, one after the other, before the provider is considered down.
 _MOST_LOST_LOOKS = 60
 # Prompts read ahead, so that they are in as few batches as possible: at most so many.
@@ -95,7 +92,7 @@ class BatchJobs(Engine[Request, Answer]):
 
     def wait(self) -> None:
         """Submits what is queued, and polls until answers are stored."""
-        pause = _FIRST_PAUSE_SECONDS
+        pauses = self._api.pauses()
         while not self._recorder.stored:
             self._look_elsewhere()
             while self._rows.queue and len(self._batches) < self._most_batches and self._make_batch():
@@ -106,8 +103,7 @@ class BatchJobs(Engine[Request, Answer]):
             if not self._recorder.stored:
                 if not (self._batches or self._rows.queue or self._elsewhere):
                     return
-                time.sleep(pause)
-                pause = min(_PAUSE_GROWTH * pause, _LONGEST_PAUSE_SECONDS)
+                time.sleep(next(pauses))
         current_usage().note = ""
 
     def close(self) -> None:

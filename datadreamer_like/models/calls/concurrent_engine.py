@@ -60,8 +60,8 @@ _AFTER_PAUSE_SECONDS = 0.001
 class ConcurrentEngine(Engine[Q, A]):
     """Keeps up to `most` requests in flight, `concurrency` at first; `Allowance` finds how many.
 
-    `ask` sends one request, and is cancelled when the run ends early; a row fails after `max_tries`. `at_end` is called
-    in the event loop when the run ends.
+    `ask` sends one request, and is cancelled when the run ends early; a row fails after `max_tries`, between which it
+    waits as `retry_delay` says. `at_end` is called in the event loop when the run ends.
     """
 
     def __init__(
@@ -72,12 +72,14 @@ class ConcurrentEngine(Engine[Q, A]):
         concurrency: int,
         most: int,
         max_tries: int,
+        retry_seconds: float,
         at_end: Callable[[], Awaitable[None]],
     ) -> None:
         self.window = _WINDOW_IN_REQUESTS * most
         self._ask = ask
         self._recorder = recorder
         self._max_tries = max_tries
+        self._retry_seconds = retry_seconds
         self._at_end = at_end
         self._allowance = Allowance(most, concurrency)
         self._thread: threading.Thread | None = None
@@ -249,7 +251,7 @@ class ConcurrentEngine(Engine[Q, A]):
         elif isinstance(error, Unavailable):
             self._allowance.failed(sent_at, self._loop.time())
         if job.tries < self._max_tries * (_PATIENCE_WHEN_LIMITED if limited and self._max_tries > 1 else 1):
-            delay = retry_delay(job.tries, after)
+            delay = retry_delay(job.tries, self._retry_seconds, after)
             logger.debug("try %s failed, next in %.1f s: %s", job.tries, delay, error)
             if limited and after is not None:
                 until = self._loop.time() + after

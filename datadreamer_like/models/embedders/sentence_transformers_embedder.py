@@ -12,15 +12,14 @@ import numpy as np
 
 from datadreamer_like.errors import require_extra
 
-from ..model import free_memory
-from ..trained.hf_source import HOW_FETCHED, hf_source, loading
+from ..trained.sentence_transformers_model import SentenceTransformersModel
 from .embedder import Embedder, Vector
 
 if TYPE_CHECKING:
     import torch
 
 
-class SentenceTransformersEmbedder(Embedder):
+class SentenceTransformersEmbedder(Embedder, SentenceTransformersModel):
     """A sentence-transformers model, or a plain encoder with mean pooling.
 
     Args:
@@ -49,42 +48,20 @@ class SentenceTransformersEmbedder(Embedder):
         **kwargs: Any,
     ) -> None:
         require_extra("embed", "torch", "sentence_transformers", what="SentenceTransformersEmbedder")
-        self._source = hf_source(model_name, kwargs.get("revision"))
-        named = isinstance(model_name, str | os.PathLike)
-        super().__init__(str(model_name) if named else self._source.name, cache_folder_path)
-        self.trust_remote_code = trust_remote_code
-        self.device = device
-        self.dtype = dtype
-        self.kwargs = kwargs
+        super().__init__("", cache_folder_path)
+        self.set_source(model_name, trust_remote_code, device, dtype, kwargs)
 
     @cached_property
     def model(self) -> Any:
         """The `SentenceTransformer`, on its device."""
         from sentence_transformers import SentenceTransformer
 
-        # Registers the formats of pruned and quantized models with transformers.
-        import datadreamer_like.formats  # noqa: F401
-
-        options = dict(self.kwargs)
-        if self.dtype is not None:
-            options["model_kwargs"] = {"dtype": self.dtype, **options.get("model_kwargs", {})}
-        device = f"cuda:{self.device}" if isinstance(self.device, int) else self.device
-        options["device"] = str(device) if device is not None else None
-        with loading(self._source, weights=True):
-            return SentenceTransformer(self._source.name, trust_remote_code=self.trust_remote_code, **options).eval()
+        return self.loaded_by(SentenceTransformer)
 
     @property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
         return self.model.tokenizer
-
-    def identity(self) -> dict[str, Any]:
-        """Returns the model's content or name, and all options that determine vectors."""
-        return {
-            "model": self._source.identity,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "kwargs": {name: value for name, value in self.kwargs.items() if name not in HOW_FETCHED},
-        }
 
     def compute(self, texts: Sequence[str], *, instruction: str | None = None, **asks: Any) -> list[Vector]:
         """Embeds a batch; returns float32 arrays [dims]."""
@@ -111,11 +88,3 @@ class SentenceTransformersEmbedder(Embedder):
         """Length of the vectors."""
         renamed_in_6 = getattr(self.model, "get_embedding_dimension", None)
         return int((renamed_in_6 or self.model.get_sentence_embedding_dimension)())
-
-    def unload_model(self) -> None:
-        """Frees the model's memory; it is loaded again when needed."""
-        if self.__dict__.pop("model", None) is not None:
-            free_memory()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "model"}

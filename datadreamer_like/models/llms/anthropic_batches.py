@@ -14,7 +14,6 @@ from .generation import Answer, Request, Sampling
 
 logger = logging.getLogger("datadreamer_like")
 
-_LOOK_AGAIN_SECONDS = 5.0
 _STATUS_OF = {
     "invalid_request_error": 400, "authentication_error": 401, "billing_error": 402, "permission_error": 403,
     "not_found_error": 404, "request_too_large": 413, "rate_limit_error": 429, "timeout_error": 504,
@@ -114,8 +113,9 @@ class AnthropicBatches(BatchAPI):
 
     def _is_labelled(self, batch: Any, label: str) -> bool:
         batches = self._llm.client.messages.batches
+        pauses = self.pauses()
         while batch.processing_status != "ended":
-            time.sleep(_LOOK_AGAIN_SECONDS)
+            time.sleep(next(pauses))
             batch = batches.retrieve(batch.id)
         with batches.with_streaming_response.results(batch.id) as response:
             first = next(response.iter_lines(), "{}")

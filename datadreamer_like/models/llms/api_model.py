@@ -370,7 +370,7 @@ class APIModel(LLM):
             temporary = isinstance(failure, RateLimited | Unavailable | MalformedAnswer)
             if not temporary or tries >= self.max_tries or not self.retry_on_fail:
                 raise failure
-            time.sleep(retry_delay(tries, getattr(failure, "retry_after", None)))
+            time.sleep(retry_delay(tries, self.retry_seconds, getattr(failure, "retry_after", None)))
         raise AssertionError  # the loop has no end
 
     async def end_run(self) -> None:

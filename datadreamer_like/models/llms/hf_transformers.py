@@ -227,10 +227,7 @@ class HFTransformers(LLM):
             raise DefinitionError(
                 f"n={sampling.n} asks for more answers than num_beams={beams} has. Raise num_beams, or lower n."
             )
-        size = self.config.get_text_config().vocab_size
-        for token in sampling.logit_bias or ():
-            if token >= size:
-                raise DefinitionError(f"logit_bias names the token {token}; {self.display_name} has {size} tokens.")
+        self.check_logit_bias(sampling)
         if not self.config.is_encoder_decoder:
             self.check_room(sampling, self._context_length)
         if self.system_prompt is not None and self.takes_chat:
@@ -243,6 +240,13 @@ class HFTransformers(LLM):
                     f"{error} With system_prompt={self.system_prompt[:60]!r} it refuses every prompt: leave "
                     "system_prompt out, or pass another chat_prompt_template."
                 ) from error
+
+    def check_logit_bias(self, sampling: Sampling) -> None:
+        """Refuses, for `check`, tokens that the model does not have."""
+        size = self.config.get_text_config().vocab_size
+        for token in sampling.logit_bias or ():
+            if token >= size:
+                raise DefinitionError(f"logit_bias names the token {token}; {self.display_name} has {size} tokens.")
 
     def answer_batch(self, requests: Sequence[Request]) -> Sequence[Answer]:
         """Answers requests with the same sampling options; a prompt that is too long fails alone."""
@@ -302,13 +306,17 @@ class HFTransformers(LLM):
             except BadRequest as error:
                 found[index] = Scored.failed(error)
         if prompts:
-            from .hf_score import score
-
             wanted = [self._continuation_ids(requests[index], ids) for index, ids in prompts.items()]
-            scores = score(self.model, self.tokenizer, list(prompts.values()), wanted)
+            scores = self.score_ids(list(prompts.values()), wanted)
             for (index, ids), logprobs, own in zip(prompts.items(), scores, wanted, strict=True):
                 found[index] = Scored(tuple(logprobs), tuple(map(len, own)), prompt_tokens=len(ids))
         return [found[index] for index in range(len(requests))]
+
+    def score_ids(self, prompts: list[list[int]], continuations: list[list[list[int]]]) -> list[list[float]]:
+        """Returns the log-probability of each continuation of each prompt, all as token ids that fit the context."""
+        from .hf_score import score
+
+        return score(self.model, self.tokenizer, prompts, continuations)
 
     def _continuation_ids(self, request: ScoreRequest, prompt: list[int]) -> list[list[int]]:
         alone = self.tokenizer(list(request.continuations), add_special_tokens=False, verbose=False)["input_ids"]

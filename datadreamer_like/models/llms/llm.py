@@ -91,6 +91,12 @@ class LLM(Model):
     max_tries: int = 8
     """Number of attempts before a row fails; only temporary failures are retried."""
 
+    retry_seconds: float = 0.5
+    """Mean seconds before the second attempt; the mean doubles with each further one, and no pause is above a minute.
+
+    A provider that says how long to wait is waited for.
+    """
+
     paid: PaidAnswers | None = None
     """The answers of a log that were paid for elsewhere, if `reuse` gave one."""
 
@@ -357,6 +363,7 @@ class LLM(Model):
             concurrency=run.concurrency or self.default_concurrency,
             most=run.concurrency or self.max_concurrency or self.default_concurrency,
             max_tries=self.max_tries if self.retry_on_fail else 1,
+            retry_seconds=self.retry_seconds,
             at_end=self.end_run,
         )
 

@@ -62,6 +62,7 @@ class ParallelLLM(LLM):
         self.default_adaptive_batch_size = any(llm.default_adaptive_batch_size for llm in llms)
         self.default_concurrency = sum(2 * _BATCH if _takes_batches(llm) else llm.default_concurrency for llm in llms)
         self.max_tries = max(llm.max_tries for llm in llms)
+        self.retry_seconds = max(llm.retry_seconds for llm in llms)
         self.retry_on_fail = any(llm.retry_on_fail for llm in llms)
         lengths = [llm.max_context_length for llm in llms if llm.max_context_length is not None]
         self.max_context_length = min(lengths, default=None)

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datadreamer_like.errors import BadRequest, DefinitionError, Unavailable, require_extra
+from datadreamer_like.errors import DefinitionError, Unavailable, require_extra
 
 from ..model import free_memory
 from .answer_text import AnswerText, answer_of
@@ -16,7 +16,6 @@ from .chat_template import AUTO, Auto
 from .generation import Answer, Request, Sampling, TokenLogprob
 from .hf_calls import CallReader, check_parses_calls
 from .hf_transformers import HFTransformers
-from .scoring import Scored, ScoreRequest
 
 if TYPE_CHECKING:
     import torch
@@ -108,10 +107,7 @@ class VLLM(HFTransformers):
 
     def check(self, sampling: Sampling) -> None:
         """Refuses tokens that the model does not have, and more new tokens than the context has room for."""
-        size = self.config.get_text_config().vocab_size
-        for token in sampling.logit_bias or ():
-            if token >= size:
-                raise DefinitionError(f"logit_bias names the token {token}; {self.display_name} has {size} tokens.")
+        self.check_logit_bias(sampling)
         if sampling.tools:
             check_parses_calls(self)
         self.check_room(sampling, self._context_length)
@@ -126,34 +122,20 @@ class VLLM(HFTransformers):
         outputs, readers = self._generate(ids, options), self.call_readers(requests)
         return [_answer(output, sampling, reader) for output, reader in zip(outputs, readers, strict=True)]
 
-    def score_batch(self, requests: Sequence[ScoreRequest]) -> Sequence[Scored]:
-        """Scores the same continuations after several prompts; a prompt that is too long fails alone."""
+    def score_ids(self, prompts: list[list[int]], continuations: list[list[list[int]]]) -> list[list[float]]:
+        """Returns the log-probability of each continuation of each prompt, all as token ids that fit the context."""
         import vllm
 
-        longest = max(self.count_tokens(text) for text in requests[0].continuations) + 1
-        found: dict[int, Scored] = {}
-        wanted: list[tuple[int, list[int], list[list[int]]]] = []
-        for index, request in enumerate(requests):
-            try:
-                ids = self._fitting_ids(request.request, self.get_max_context_length(longest))
-            except BadRequest as error:
-                found[index] = Scored.failed(error)
-            else:
-                wanted.append((index, ids, self._continuation_ids(request, ids)))
-        whole = [ids + own for _, ids, texts in wanted for own in texts]
+        pairs = [(ids, own) for ids, texts in zip(prompts, continuations, strict=True) for own in texts]
         options = vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        outputs = iter(self._generate(whole, [options] * len(whole)))
-        for index, ids, texts in wanted:
-            sums = []
-            for own in texts:
-                given = next(outputs).prompt_logprobs[len(ids) :]
-                sums.append(sum(place[token].logprob for place, token in zip(given, own, strict=True)))
-            found[index] = Scored(tuple(sums), tuple(map(len, texts)), prompt_tokens=len(ids))
-        return [found[index] for index in range(len(requests))]
+        outputs = self._generate([ids + own for ids, own in pairs], [options] * len(pairs))
+        scores = iter(
+            sum(place[token].logprob for place, token in zip(output.prompt_logprobs[len(ids) :], own, strict=True))
+            for output, (ids, own) in zip(outputs, pairs, strict=True)
+        )
+        return [[next(scores) for _ in texts] for texts in continuations]
 
     def _generate(self, prompts: list[list[int]], options: list[Any]) -> list[Any]:
-        if not prompts:
-            return []
         adapter = None
         if self._adapter is not None:
             from vllm.lora.request import LoRARequest

@@ -13,9 +13,9 @@ import numpy as np
 
 from datadreamer_like.errors import MethodMisfit, ModelError, require_extra
 
-from ..model import check_spelling, free_memory
+from ..model import check_spelling
 from ..task_models.task_model import TaskModel, TextRun
-from ..trained.hf_source import HOW_FETCHED, hf_source, loading
+from ..trained.sentence_transformers_model import SentenceTransformersModel
 from .reranker import Reranker
 from .retriever import Retriever
 
@@ -97,50 +97,28 @@ class CrossEncoderReranker(Reranker):
         super().unload_model()
 
 
-class PairScorer(TaskModel[float]):
+class PairScorer(TaskModel[float], SentenceTransformersModel):
     """A cross-encoder as a task model, whose texts are pairs as JSON lists; what `CrossEncoderReranker` runs."""
 
     def __init__(
         self, model_name: Any, trust_remote_code: bool, device: Any, dtype: Any, kwargs: dict[str, Any]
     ) -> None:
         super().__init__()
-        self._source = hf_source(model_name, kwargs.get("revision"))
-        self.model_name = str(model_name) if isinstance(model_name, str | os.PathLike) else self._source.name
-        self.trust_remote_code = trust_remote_code
-        self.device = f"cuda:{device}" if isinstance(device, int) else device
-        check_spelling(self.device, dtype)
-        self.dtype = dtype
-        self.kwargs = kwargs
+        check_spelling(f"cuda:{device}" if isinstance(device, int) else device, dtype)
+        self.set_source(model_name, trust_remote_code, device, dtype, kwargs)
 
     @cached_property
     def model(self) -> Any:
         """The `CrossEncoder`, in evaluation mode."""
         from sentence_transformers import CrossEncoder
 
-        # Registers the formats of pruned and quantized models with transformers.
-        import datadreamer_like.formats  # noqa: F401
-
-        options = dict(self.kwargs)
-        if self.dtype is not None:
-            options["model_kwargs"] = {"dtype": self.dtype, **options.get("model_kwargs", {})}
-        device = None if self.device is None else str(self.device)
-        with loading(self._source, weights=True):
-            model = CrossEncoder(
-                self._source.name, trust_remote_code=self.trust_remote_code, device=device, **options
-            ).eval()
+        model = self.loaded_by(CrossEncoder)
         if model.num_labels != 1:
             raise MethodMisfit(
                 f"{self.model_name} gives {model.num_labels} scores per pair; a reranker needs one. Choose a "
                 "cross-encoder that was trained for ranking."
             )
         return model
-
-    def identity(self) -> dict[str, Any]:
-        """Returns the model's content or name, and all options that determine scores."""
-        kept = {name: value for name, value in self.kwargs.items() if name not in HOW_FETCHED}
-        return {
-            "model": self._source.identity, "dtype": str(self.dtype).removeprefix("torch."), "kwargs": kept,
-        }  # fmt: skip
 
     def compute(self, texts: Sequence[str], **asks: Any) -> list[float]:
         """Returns the scores of a batch of pairs."""
@@ -157,11 +135,3 @@ class PairScorer(TaskModel[float]):
     def model_max_length(self) -> int:
         """Maximum number of tokens of a pair."""
         return int(self.model.max_seq_length or self.model.tokenizer.model_max_length)
-
-    def unload_model(self) -> None:
-        """Frees the model's memory; it is loaded again when needed."""
-        if self.__dict__.pop("model", None) is not None:
-            free_memory()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "model"}

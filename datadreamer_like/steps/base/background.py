@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from datadreamer_like.errors import ArgumentTypeError
-from datadreamer_like.graph.session import noting_errors
 from datadreamer_like.graph.threads import Task, interrupt_all
+from datadreamer_like.graph.tracebacks import noting_errors
 
 from .dataset_node import DatasetNode
 

@@ -18,8 +18,8 @@ from datadreamer_like.graph.node import Node, reading_engine, working, working_n
 from datadreamer_like.graph.output import Column, OutputDataset, OutputIterableDataset
 from datadreamer_like.graph.results import Kept, OnDemand, Outcome, Unmade
 from datadreamer_like.graph.rows import Batch, Rows
-from datadreamer_like.graph.session import noting_errors
 from datadreamer_like.graph.threads import Task
+from datadreamer_like.graph.tracebacks import noting_errors
 from datadreamer_like.graph.usage import Usage
 from datadreamer_like.storage.values import pickle_value, unpickle
 

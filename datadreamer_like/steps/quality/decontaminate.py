@@ -11,11 +11,10 @@ import pyarrow as pa
 
 from datadreamer_like.errors import DataError, EmptyDataset, check_number
 from datadreamer_like.graph.rows import Table
-from datadreamer_like.models.embedders.embedder import Embedder
 
 from ..base.columns import whole
 from ..operations.transforms import table_of
-from .embedding_index import EmbeddingIndex, vectors_of
+from .embedding_index import EmbeddingIndex, register_embedding, vectors_of
 from .minhash_index import MinHashIndex, register_minhash
 from .normal_form import normalized
 from .row_filter import Bools, Judged, RowFilter
@@ -204,10 +203,7 @@ class DecontaminateByEmbedding(Contamination):
     def setup(self) -> None:
         """Registers the step's names."""
         super().setup()
-        self.register_arg(
-            "threshold", required=False, default=0.9, type=float, help="Cosine from which rows are equal."
-        )
-        self.register_arg("embedder", required=False, type=Embedder, help="The model, if the inputs are texts.")
+        register_embedding(self)
 
     @classmethod
     def example(cls, folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from datadreamer_like.errors import DataError, EmptyDataset
 from datadreamer_like.graph.rows import Table
+from datadreamer_like.models.embedders.embedder import Embedder
 
 from ..base.step import Step
 from .row_filter import texts_of
@@ -17,6 +18,12 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 _BLOCK = 1024
+
+
+def register_embedding(step: Step) -> None:
+    """Registers the arguments of a step that compares rows by their vectors."""
+    step.register_arg("threshold", required=False, default=0.9, type=float, help="Cosine from which rows are equal.")
+    step.register_arg("embedder", required=False, type=Embedder, help="The model, if the inputs are texts.")
 
 
 def vectors_of(step: Step, table: Table, column: str) -> Floats:

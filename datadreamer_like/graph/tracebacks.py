@@ -1,0 +1,72 @@
+"""Errors as the script's author needs them: the frames and the code of the script, not those of this package."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from types import TracebackType
+
+from datadreamer_like.errors import DataDreamerError
+
+from .installed import is_installed_file, is_own_file
+
+
+def show_briefly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Shows an error that ends the script, as `sys.excepthook` does, without the frames of this package."""
+    if issubclass(kind, KeyboardInterrupt):
+        sys.stderr.write("Interrupted. Finished work is saved: run the script again and it continues.\n")
+        _end_at_once()
+    elif isinstance(error, DataDreamerError) or is_of_user(trace):
+        sys.stderr.write("".join(_lines(error, trace)))
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def is_of_user(trace: TracebackType | None) -> bool:
+    """Returns whether an error was raised in the user's code, or in a library that it called, that we called."""
+    files = [frame.filename for frame in traceback.extract_tb(trace)]
+    own = [index for index, file in enumerate(files) if is_own_file(file)]
+    return bool(own) and any(not is_installed_file(file) for file in files[own[-1] + 1 :])
+
+
+@contextlib.contextmanager
+def noting_errors(call: str) -> Iterator[None]:
+    """Adds a line to an error of the user's code inside the block; `call` says what called it: '"Name" called'."""
+    try:
+        yield
+    except Exception as error:
+        if is_of_user(error.__traceback__) and not getattr(error, "__notes__", None):
+            error.add_note(f"It was raised by code of the script that {call}.")
+        raise
+
+
+def _end_at_once() -> None:
+    """Ends the process as an interrupt does, without taking apart what is loaded: with torch that takes seconds."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _lines(error: BaseException, trace: TracebackType | None) -> Iterator[str]:
+    """Yields an error with the user's frames, those of libraries that the user's code called, and the notes."""
+    earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    causes = [] if earlier is None else traceback.extract_tb(earlier.__traceback__)
+    if not isinstance(error, DataDreamerError) and any(not is_installed_file(frame.filename) for frame in causes):
+        assert earlier is not None
+        yield from _lines(earlier, earlier.__traceback__)
+        yield "\nThis error led to the next one:\n\n"
+    frames = traceback.extract_tb(trace)
+    last_own = max((index for index, frame in enumerate(frames) if is_own_file(frame.filename)), default=-1)
+    is_own_error = isinstance(error, DataDreamerError)
+    for index, frame in enumerate(frames):
+        is_shown = not is_installed_file(frame.filename) or (index > last_own and not is_own_error)
+        if is_shown and not frame.filename.startswith("<frozen"):
+            yield from traceback.format_list([frame])
+    yield "".join(traceback.format_exception_only(error)).removeprefix(f"{type(error).__module__}.")

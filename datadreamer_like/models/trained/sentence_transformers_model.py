@@ -1,0 +1,53 @@
+"""What embedders and rerankers share that sentence-transformers loads."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ..model import Model, free_memory
+from .hf_source import HOW_FETCHED, hf_source, loading
+
+
+class SentenceTransformersModel(Model):
+    """A model that a class of sentence-transformers loads: which one it is, how it is loaded, what identifies it."""
+
+    def set_source(
+        self, model_name: Any, trust_remote_code: bool, device: Any, dtype: Any, kwargs: dict[str, Any]
+    ) -> None:
+        """Keeps the arguments; raises `UnknownModel` if the path does not exist."""
+        self._source = hf_source(model_name, kwargs.get("revision"))
+        self.model_name = str(model_name) if isinstance(model_name, str | os.PathLike) else self._source.name
+        self.trust_remote_code = trust_remote_code
+        self.device = device
+        self.dtype = dtype
+        self.kwargs = kwargs
+
+    def loaded_by(self, kind: Any) -> Any:
+        """Returns the model, loaded by a class of sentence-transformers, in evaluation mode and on its device."""
+        # Registers the formats of pruned and quantized models with transformers.
+        import datadreamer_like.formats  # noqa: F401
+
+        options = dict(self.kwargs)
+        if self.dtype is not None:
+            options["model_kwargs"] = {"dtype": self.dtype, **options.get("model_kwargs", {})}
+        device = f"cuda:{self.device}" if isinstance(self.device, int) else self.device
+        options["device"] = str(device) if device is not None else None
+        with loading(self._source, weights=True):
+            return kind(self._source.name, trust_remote_code=self.trust_remote_code, **options).eval()
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the model's content or name, and all options that determine a result."""
+        return {
+            "model": self._source.identity,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "kwargs": {name: value for name, value in self.kwargs.items() if name not in HOW_FETCHED},
+        }
+
+    def unload_model(self) -> None:
+        """Frees the model's memory; it is loaded again when needed."""
+        if self.__dict__.pop("model", None) is not None:
+            free_memory()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "model"}
