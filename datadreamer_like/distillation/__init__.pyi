@@ -16,7 +16,7 @@ from .losses import permuted_logits as permuted_logits
 from .losses import soft_target_loss as soft_target_loss
 from .losses import supervised_loss as supervised_loss
 from .losses import target_loss as target_loss
-from .objectives import Combined as Combined
+from .combined import Combined as Combined
 from .objectives import HardTargets as HardTargets
 from .objectives import Objective as Objective
 from .objectives import SoftTargets as SoftTargets

@@ -170,6 +170,10 @@ class _ClassMeasure(Measure):
         self.predicted.append((logits > 0 if self.multi else _one_hot(logits.argmax(-1), logits)).cpu().numpy())
         self.wanted.append((labels > 0 if self.multi else _one_hot(labels, logits)).cpu().numpy())
 
+    def join(self, other: _ClassMeasure) -> None:
+        self.predicted += other.predicted
+        self.wanted += other.wanted
+
     def result(self) -> dict[str, float]:
         predicted, wanted = np.concatenate(self.predicted), np.concatenate(self.wanted)
         if not len(wanted):

@@ -361,6 +361,11 @@ class TokenMeasure(Measure):
         self.total += float(losses.sum())
         self.tokens += len(losses)
 
+    def join(self, other: TokenMeasure) -> None:
+        """Adds the tokens of another measure."""
+        self.total += other.total
+        self.tokens += other.tokens
+
     def result(self) -> dict[str, float]:
         """Returns the mean cross-entropy in nats, and its exponential."""
         entropy = self.total / max(1, self.tokens)

@@ -189,6 +189,11 @@ class _SpanMeasure(Measure):
                 for found, ids in ((self.predicted, said), (self.wanted, wanted)):
                     found.append(spans_of_tags([self.tags[index] for index in ids[kept].tolist()]))
 
+    def join(self, other: _SpanMeasure) -> None:
+        self.predicted += other.predicted
+        self.wanted += other.wanted
+        self.right, self.counted = self.right + other.right, self.counted + other.counted
+
     def result(self) -> dict[str, float]:
         if not self.counted:
             return {}

@@ -75,6 +75,9 @@ class _NoMeasure(Measure):
     def add(self, outputs: Outputs, batch: Batch) -> None:
         pass
 
+    def join(self, other: _NoMeasure) -> None:
+        pass
+
     def result(self) -> dict[str, float]:
         return {}
 
