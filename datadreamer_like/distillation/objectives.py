@@ -23,7 +23,14 @@ from .losses import (
     target_loss,
 )
 from .outputs import (
-    Batch, Outputs, WeightedMean, counted, logits_of, number_of_labels, number_of_positions, questions,
+    Batch,
+    Outputs,
+    WeightedMean,
+    counted,
+    logits_of,
+    number_of_labels,
+    number_of_positions,
+    questions,
 )
 from .signals import Sampled, Signals, TopK
 from .sparse_losses import check_targets, sparse_and_label_loss

@@ -106,8 +106,8 @@ class TrainSetFitClassifier(TrainEmbeddingClassifier):
 
         Args:
             train_input: Training texts.
-            train_output: Their labels; texts with lists of labels are similar if they share one. Of soft labels, see
-                `TrainHFClassifier.train`, the head learns the probabilities, and the pairs are of the likeliest classes.
+            train_output: Their labels; texts with lists of labels are similar if they share one. Of soft labels (see
+                `TrainHFClassifier.train`) the head learns the probabilities, and pairs are of the likeliest classes.
             validation_input: Validation texts, used to choose the best epoch of the encoder, and C.
             validation_output: Their labels.
             sampling_strategy: How pairs of one class and of two are balanced. "oversampling" repeats the fewer ones,

@@ -12,7 +12,12 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from datadreamer_like.distillation import (
-    ConfidenceWeighted, HardTargets, HiddenStates, Probabilities, SoftTargets, Supervised,
+    ConfidenceWeighted,
+    HardTargets,
+    HiddenStates,
+    Probabilities,
+    SoftTargets,
+    Supervised,
 )
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, LabelError, MethodMisfit
 from datadreamer_like.evaluation.tasks.examples import ShuffledBatches
@@ -237,8 +242,8 @@ def test_the_validation_loss_of_weighted_rows_is_one_weighted_mean(session, tiny
     teacher = Probabilities(texts, [{"positive": share, "negative": 1 - share} for share in shares])
     student = TrainHFClassifier("Student", str(tiny_encoder))
     student.train(
-        **data(given, given), objective=ConfidenceWeighted(teacher), epochs=1, batch_size=size, per_device_eval_batch_size=size,
-        learning_rate=0.0,
+        **data(given, given), objective=ConfidenceWeighted(teacher), epochs=1, batch_size=size,
+        per_device_eval_batch_size=size, learning_rate=0.0,
     )  # fmt: skip
     logits = torch.from_numpy(student.trained.logits(texts)).double()
     labels = torch.tensor([int(label == "positive") for label in given["label"]])

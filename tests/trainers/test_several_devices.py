@@ -25,7 +25,13 @@ from warm import CONTEXT
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.distillation import (
-    Combined, ConfidenceWeighted, HiddenStates, Probabilities, SignalStore, SoftTargets, StoredAnswers,
+    Combined,
+    ConfidenceWeighted,
+    HiddenStates,
+    Probabilities,
+    SignalStore,
+    SoftTargets,
+    StoredAnswers,
 )
 from datadreamer_like.distillation.signal_store import KEY_BYTES
 from datadreamer_like.errors import DefinitionError, ModelError
