@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -361,7 +361,7 @@ class TokenMeasure(Measure):
         self.total += float(losses.sum())
         self.tokens += len(losses)
 
-    def join(self, other: TokenMeasure) -> None:
+    def join(self, other: Self) -> None:
         """Adds the tokens of another measure."""
         self.total += other.total
         self.tokens += other.tokens

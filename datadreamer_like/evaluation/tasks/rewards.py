@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -120,7 +120,7 @@ class _PairMeasure(Measure):
         assert outputs.logits is not None
         self.differences.append((outputs.logits[:, 0] - outputs.logits[:, 1]).float().cpu())
 
-    def join(self, other: _PairMeasure) -> None:
+    def join(self, other: Self) -> None:
         self.differences += other.differences
 
     def result(self) -> dict[str, float]:
@@ -136,7 +136,7 @@ class _ScoreMeasure(Measure):
         assert outputs.logits is not None
         self.errors.append((outputs.logits[:, 0].float() - batch["labels"]).cpu())
 
-    def join(self, other: _ScoreMeasure) -> None:
+    def join(self, other: Self) -> None:
         self.errors += other.errors
 
     def result(self) -> dict[str, float]:
