@@ -12,16 +12,20 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from warm import CONTEXT
 
 
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @contextmanager
-def counting_steps(dies_at: int) -> Iterator[Callable[[], int]]:
-    """Counts the steps of optimizers inside the block, and kills this process at one of them; -1 for none."""
+def counting_steps(dies_at: int, by: Callable[[], object] | None = None) -> Iterator[Callable[[], int]]:
+    """Counts the steps of optimizers inside the block, and kills this process at one of them, or calls `by`; -1: none."""
     steps = 0
 
     def count(*_: Any) -> None:
         nonlocal steps
         steps += 1
         if steps == dies_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            (by or kill)()
 
     hook = register_optimizer_step_post_hook(count)
     try:
@@ -30,9 +34,9 @@ def counting_steps(dies_at: int) -> Iterator[Callable[[], int]]:
         hook.remove()
 
 
-def run(target: Callable[..., object], *args: Any, dies_at: int = -1) -> None:
-    """Calls a function in a process of its own, with `dies_at` as its last argument, and expects that it dies then."""
+def run(target: Callable[..., object], *args: Any, dies_at: int = -1, ends_with: int = -signal.SIGKILL) -> None:
+    """Calls a function in a process of its own, with `dies_at` as its last argument, and expects that it ends then."""
     process = CONTEXT.Process(target=target, args=(*args, dies_at))
     process.start()
     process.join(timeout=120)
-    assert process.exitcode == (0 if dies_at < 0 else -signal.SIGKILL)
+    assert process.exitcode == (0 if dies_at < 0 else ends_with)

@@ -1,4 +1,5 @@
 from .closest_layers import ClosestLayers as ClosestLayers
+from .combined import Combined as Combined
 from .controls import ConfidenceWeighted as ConfidenceWeighted
 from .controls import PermutedTargets as PermutedTargets
 from .distilbert import DistilBERT as DistilBERT
@@ -16,7 +17,6 @@ from .losses import permuted_logits as permuted_logits
 from .losses import soft_target_loss as soft_target_loss
 from .losses import supervised_loss as supervised_loss
 from .losses import target_loss as target_loss
-from .objectives import Combined as Combined
 from .objectives import HardTargets as HardTargets
 from .objectives import Objective as Objective
 from .objectives import SoftTargets as SoftTargets

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from datadreamer_like.errors import MethodMisfit
 from datadreamer_like.kernels.divergences import check_temperature
 
-from .losses import confidence_weighted_loss, divergence, permuted_logits
+from .losses import IGNORED_LABEL, confidence, confidence_weighted_loss, divergence, permuted_logits
 from .objectives import TeacherObjective
-from .outputs import Batch, Outputs, counted, logits_of
+from .outputs import Batch, Outputs, WeightedMean, counted, logits_of
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,20 @@ class ConfidenceWeighted(TeacherObjective):
                 "multi-label targets out, or choose SoftTargets(teacher)."
             )
         return confidence_weighted_loss(logits_of(student, "student"), logits_of(teacher, "teacher"), batch["labels"])
+
+    def means(
+        self,
+        student: Outputs,
+        teacher: Outputs | None,
+        batch: Batch,
+        modules: nn.Module | None = None,
+        *,
+        all_labelled: bool = False,
+    ) -> list[WeightedMean]:
+        """Returns the loss and the sum of the weights of the rows with a label."""
+        loss = self.loss(student, teacher, batch, modules)
+        sure = confidence(logits_of(teacher, "teacher"))
+        return [WeightedMean(loss, sure[batch["labels"] != IGNORED_LABEL].sum())]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from datadreamer_like.kernels.divergences import check_temperature
 from .hidden_states import HiddenStates
 from .losses import divergence, supervised_loss
 from .objectives import TeacherObjective
-from .outputs import Batch, Outputs, counted, logits_of
+from .outputs import Batch, Outputs, WeightedMean, counted, logits_of, number_of_labels, number_of_positions
 from .teacher import Teacher
 
 
@@ -71,15 +71,28 @@ class DistilBERT(TeacherObjective):
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the weighted sum of the three terms."""
+        return torch.stack([term.value for term in self.means(student, teacher, batch, modules)]).sum()
+
+    def means(
+        self,
+        student: Outputs,
+        teacher: Outputs | None,
+        batch: Batch,
+        modules: nn.Module | None = None,
+        *,
+        all_labelled: bool = False,
+    ) -> list[WeightedMean]:
+        """Returns the three terms, weighted, with the numbers of all tokens, of the masked ones and of all tokens."""
         ours, theirs = logits_of(student, "student"), logits_of(teacher, "teacher")
         last = [len(each.hidden_states or ()) - 1 for each in (student, teacher) if each is not None]
         cosine = HiddenStates(self.teacher, distance="cosine", layers={max(last[0], 0): max(last[1], 0)})
+        tokens = number_of_positions(batch)
         terms = (
-            divergence(ours, theirs, "forward_kl", self.temperature, mask=counted(batch)),
-            supervised_loss(ours, batch["labels"]),
-            cosine.loss(student, teacher, batch, modules),
+            (divergence(ours, theirs, "forward_kl", self.temperature, mask=counted(batch)), tokens),
+            (supervised_loss(ours, batch["labels"]), number_of_labels(batch)),
+            (cosine.loss(student, teacher, batch, modules), tokens),
         )
-        return torch.stack([weight * term for weight, term in zip(self.weights, terms, strict=True)]).sum()
+        return [WeightedMean(weight * term, total) for weight, (term, total) in zip(self.weights, terms, strict=True)]
 
 
 def distilbert_student(teacher: Teacher, to: str | Path, layers: int | Sequence[int] | None = None) -> Path:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from datadreamer_like.errors import DefinitionError, MethodMisfit, did_you_mean
 
 from .objectives import TeacherObjective
-from .outputs import Batch, Outputs
+from .outputs import Batch, Outputs, WeightedMean
 from .signals import Hidden, Signals
 
 Distance = Literal["mse", "cosine"]
@@ -105,6 +105,21 @@ class HiddenStates(TeacherObjective):
         layers = even_layers(len(ours) - 1, len(theirs) - 1) if self.layers is None else self.layers
         losses = [self._distance(ours[layer], theirs[other], student.mask, modules) for layer, other in layers.items()]
         return torch.stack(losses).mean()
+
+    def means(
+        self,
+        student: Outputs,
+        teacher: Outputs | None,
+        batch: Batch,
+        modules: nn.Module | None = None,
+        *,
+        all_labelled: bool = False,
+    ) -> list[WeightedMean]:
+        """Returns the loss and the number of tokens."""
+        loss = self.loss(student, teacher, batch, modules)
+        first = states_of(student, "student")[0]
+        tokens = torch.tensor(first.shape[:-1].numel()) if student.mask is None else student.mask.sum()
+        return [WeightedMean(loss, tokens)]
 
     def _distance(self, ours: Tensor, theirs: Tensor, mask: Tensor | None, projection: nn.Module | None) -> Tensor:
         if ours.shape[:-1] != theirs.shape[:-1]:

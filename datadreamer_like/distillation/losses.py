@@ -117,9 +117,14 @@ def confidence_weighted_loss(
     only their effect on the size of a row's gradient. Arguments as in `soft_target_loss`.
     """
     (student, teacher), kept_labels = _kept((student_logits, teacher_logits), labels, mask)
-    weights = F.softmax(_precise(teacher.detach()), dim=-1).amax(-1)
+    weights = confidence(teacher)
     losses = F.cross_entropy(_precise(student), kept_labels, reduction="none")  # type: ignore[arg-type]
     return (weights * losses).sum() / weights.sum().clamp(min=1e-12)
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """Returns the probability [...] of the most likely class of logits [..., classes], without gradients."""
+    return F.softmax(_precise(logits.detach()), dim=-1).amax(-1)
 
 
 def permuted_logits(teacher_logits: Tensor, rows: Tensor, seed: int = 0) -> Tensor:

@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit, check_number, check_sequence
+from datadreamer_like.errors import MethodMisfit
 from datadreamer_like.kernels.divergences import Divergence, check_alpha, check_temperature
 
 from .factored import fused_loss
@@ -22,7 +22,16 @@ from .losses import (
     supervised_loss,
     target_loss,
 )
-from .outputs import Batch, Outputs, counted, logits_of, questions
+from .outputs import (
+    Batch,
+    Outputs,
+    WeightedMean,
+    counted,
+    logits_of,
+    number_of_labels,
+    number_of_positions,
+    questions,
+)
 from .signals import Sampled, Signals, TopK
 from .sparse_losses import check_targets, sparse_and_label_loss
 from .teacher import Teacher, TextTeacher, check_teacher
@@ -123,6 +132,32 @@ class Objective(ABC):
         The outputs have the fields in `wants` and `teacher_wants`; the teacher's have no gradients and may be stored.
         `modules` is what the method `modules` returned.
         """
+
+    def means(
+        self,
+        student: Outputs,
+        teacher: Outputs | None,
+        batch: Batch,
+        modules: nn.Module | None = None,
+        *,
+        all_labelled: bool = False,
+    ) -> list[WeightedMean]:
+        """Returns the loss as a sum of means, each with the weight of what it is the mean over.
+
+        A trainer adds up batches by it, and the shares of a batch on several devices. By default one mean is of what is
+        learned without labels, over the positions that count, and one of what labels add, over the positions with one;
+        if `all_labelled`, these are the same, and there is one mean. For a batch, it is as many as for all others.
+        """
+        loss = self.loss(student, teacher, batch, modules)
+        if all_labelled or not self.needs_labels:
+            return [WeightedMean(loss, number_of_positions(batch))]
+        if self.teacher is None:
+            return [WeightedMean(loss, number_of_labels(batch))]
+        none = {**batch, "labels": torch.full_like(batch["labels"], IGNORED_LABEL)}
+        taught = self.loss(student, teacher, none, modules)
+        return [
+            WeightedMean(taught, number_of_positions(batch)), WeightedMean(loss - taught, number_of_labels(batch)),
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -245,135 +280,6 @@ class SoftTargets(TeacherObjective):
             soft = soft_target_loss(logits, theirs, questions(batch), self.temperature, alpha=1.0, mask=counted(batch))
             hard = _label_loss(logits, batch) if self.needs_labels else soft.new_zeros(())
         return self.alpha * soft + (1 - self.alpha) * hard
-
-
-@dataclass(frozen=True)
-class Combined(Objective):
-    """The weighted sum of several objectives.
-
-    Objectives with a teacher must share it; each has one positive weight.
-
-    Example:
-        `Combined([SoftTargets(teacher), HiddenStates(teacher)], weights=[1.0, 0.5])`
-    """
-
-    objectives: Sequence[Objective]
-    weights: Sequence[float]
-
-    def __post_init__(self) -> None:
-        check_sequence(self.objectives, "objectives", "objectives")
-        check_sequence(self.weights, "weights", "numbers")
-        if not all(isinstance(objective, Objective) for objective in self.objectives):
-            raise ArgumentTypeError(f"objectives must be a list of objectives, not {self.objectives!r}.")
-        if not self.objectives or len(self.objectives) != len(self.weights):
-            raise DefinitionError(
-                f"There are {len(self.objectives)} objectives and {len(self.weights)} weights. Pass one weight for "
-                "each objective."
-            )
-        for place, weight in enumerate(self.weights):
-            check_number(weight, f"weights[{place}]", over=True)
-        teachers = [objective.teacher for objective in self.objectives if objective.teacher is not None]
-        if any(teacher is not teachers[0] for teacher in teachers):
-            raise DefinitionError("The objectives have different teachers. Give all of them the same one.")
-        for what in ("beams", "completions"):
-            if len([each for each in self.objectives if getattr(each, what) is not None]) > 1:
-                raise DefinitionError(f"Two of the objectives choose the answers to learn ({what}). Keep one of them.")
-        if len({each.own_tokens for each in self.objectives if each.teacher_wants}) > 1:
-            raise DefinitionError(
-                "Some of the objectives compare student and teacher token by token, and another gives the teacher its "
-                "own tokens. Combine objectives of one kind."
-            )
-        if self.own_tokens and self.beams is not None and self.beams.keep_reference:
-            raise DefinitionError(
-                "A teacher with its own tokens reads one answer to a prompt, and alpha below 1 gives it two. Pass "
-                "alpha=1.0 to the sequence-level objective."
-            )
-
-    @classmethod
-    def example(cls, teacher: Teacher | TextTeacher) -> Self:
-        """The objective with this teacher, for tests and documentation."""
-        return cls([Supervised(), HardTargets(teacher)], [0.5, 0.5])
-
-    @property
-    def teacher(self) -> Teacher | TextTeacher | None:  # type: ignore[override]
-        """The shared teacher."""
-        return next((each.teacher for each in self.objectives if each.teacher is not None), None)
-
-    @property
-    def wants(self) -> frozenset[str]:
-        """The union over all objectives."""
-        return frozenset().union(*(objective.wants for objective in self.objectives))
-
-    @property
-    def teacher_wants(self) -> frozenset[str]:
-        """The union over all objectives."""
-        return frozenset().union(*(objective.teacher_wants for objective in self.objectives))
-
-    @property
-    def needs_labels(self) -> bool:
-        """Whether any of the objectives uses labels."""
-        return any(objective.needs_labels for objective in self.objectives)
-
-    @property
-    def fits(self) -> frozenset[str] | None:
-        """The kinds of task that fit all objectives."""
-        limits = [kinds for each in self.objectives if (kinds := each.fits) is not None]
-        return frozenset.intersection(*limits) if limits else None
-
-    @property
-    def single_label(self) -> bool:
-        """Whether any of the objectives needs single labels."""
-        return any(objective.single_label for objective in self.objectives)
-
-    @property
-    def beams(self) -> Beams | None:
-        """Those of the objective that has some."""
-        return next((each.beams for each in self.objectives if each.beams is not None), None)
-
-    def target(self, reference: str | None, candidates: Sequence[str]) -> str:
-        """Returns the answer that the objective with `beams` chooses."""
-        return next(each for each in self.objectives if each.beams is not None).target(reference, candidates)
-
-    @property
-    def completions(self) -> Completions | None:
-        """Those of the objective that has some."""
-        return next((each.completions for each in self.objectives if each.completions is not None), None)
-
-    @property
-    def own_tokens(self) -> bool:
-        """Whether the teacher reads its own tokens."""
-        return any(each.own_tokens for each in self.objectives)
-
-    @property
-    def takes_factors(self) -> bool:
-        """Whether all objectives take them."""
-        return all(objective.takes_factors for objective in self.objectives)
-
-    @property
-    def temperatures(self) -> frozenset[float]:
-        """The union over all objectives."""
-        return frozenset().union(*(objective.temperatures for objective in self.objectives))
-
-    def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
-        """Checks them for each objective with a teacher."""
-        for objective in self.objectives:
-            if objective.teacher is not None:
-                objective.check_signals(signals, student, teacher)
-
-    def modules(self, student: nn.Module, teacher: nn.Module | None) -> nn.Module | None:
-        """Returns the modules of all objectives."""
-        found = {str(index): each.modules(student, teacher) for index, each in enumerate(self.objectives)}
-        own = {name: module for name, module in found.items() if module is not None}
-        return nn.ModuleDict(own) if own else None
-
-    def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
-        """Returns the weighted sum of their losses."""
-        own = dict(modules.items()) if isinstance(modules, nn.ModuleDict) else {}
-        losses = [
-            weight * objective.loss(student, teacher, batch, own.get(str(index)))
-            for index, (objective, weight) in enumerate(zip(self.objectives, self.weights, strict=True))
-        ]
-        return torch.stack(losses).sum()
 
 
 def check_temperatures(signals: Sequence[Signals], temperature: float, kind: Divergence = "forward_kl") -> None:

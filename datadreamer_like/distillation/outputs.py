@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -92,6 +94,13 @@ class Outputs:
         return replace(self, logits=logits, factors=factors)
 
 
+class WeightedMean(NamedTuple):
+    """A part of a loss, a scalar that is a mean, and the weight of what it is the mean over, such as their number."""
+
+    value: Tensor
+    weight: Tensor
+
+
 def logits_of(outputs: Outputs | None, role: str) -> Tensor:
     """Returns the logits of a student or teacher, its `role`; `DefinitionError` if there are none."""
     if outputs is not None and outputs.logits is None and outputs.factors is not None:
@@ -107,6 +116,18 @@ def counted(batch: Batch) -> Tensor | None:
     if "mask" in batch or labels is None:
         return batch["mask"].bool() if "mask" in batch else None
     return None if labels.is_floating_point() else labels != IGNORED_LABEL
+
+
+def number_of_positions(batch: Batch) -> Tensor:
+    """Returns the number of positions of a batch that count; of rows, if it does not say which do."""
+    kept = counted(batch)
+    return torch.tensor(len(batch["labels" if "labels" in batch else "rows"])) if kept is None else kept.sum()
+
+
+def number_of_labels(batch: Batch) -> Tensor:
+    """Returns the number of positions of a batch that have a label, or several."""
+    labelled = batch["labels"] != IGNORED_LABEL
+    return (labelled.any(-1) if batch["labels"].is_floating_point() else labelled).sum()
 
 
 def questions(batch: Batch) -> Tensor | None:

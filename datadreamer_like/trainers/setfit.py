@@ -8,17 +8,19 @@ from typing import Any, ClassVar, Self, Unpack, get_args
 import numpy as np
 
 from datadreamer_like.distillation import Objective
-from datadreamer_like.errors import DefinitionError, MethodMisfit, check_number, did_you_mean
-from datadreamer_like.evaluation.columns import SUPERVISED, check_column, named_columns
-from datadreamer_like.evaluation.soft_labels import is_soft
+from datadreamer_like.errors import DefinitionError, check_number, did_you_mean
+from datadreamer_like.evaluation.columns import SUPERVISED, named_columns
+from datadreamer_like.evaluation.soft_labels import ClassWeights
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.positions import by_position
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText
 
+from .classifier import label_options
 from .embedding_classifier import TrainEmbeddingClassifier
 from .training.loop import Fit, Run, fit
 from .training.options import HFOptions
 from .training.pairs import PairTask, SameClass, Sampling, pair_examples
+from .training.teaching import check_objective
 
 _VALIDATION_PARTNERS = 4
 _NODE = {"force": False, "verbose": None, "log_level": None}
@@ -89,6 +91,9 @@ class TrainSetFitClassifier(TrainEmbeddingClassifier):
         sampling_strategy: Sampling = "oversampling",
         num_iterations: int | None = None,
         objective: Objective | None = None,
+        classes: Sequence[str] | None = None,
+        multi_label: bool = False,
+        class_weights: ClassWeights = None,
         C: float | Sequence[float] | None = None,
         end_to_end: bool = False,
         epochs: float | Sequence[float] = 3.0,
@@ -101,7 +106,8 @@ class TrainSetFitClassifier(TrainEmbeddingClassifier):
 
         Args:
             train_input: Training texts.
-            train_output: Their labels; texts with lists of labels are similar if they share one.
+            train_output: Their labels; texts with lists of labels are similar if they share one. Of soft labels (see
+                `TrainHFClassifier.train`) the head learns the probabilities, and pairs are of the likeliest classes.
             validation_input: Validation texts, used to choose the best epoch of the encoder, and C.
             validation_output: Their labels.
             sampling_strategy: How pairs of one class and of two are balanced. "oversampling" repeats the fewer ones,
@@ -109,6 +115,9 @@ class TrainSetFitClassifier(TrainEmbeddingClassifier):
             num_iterations: Instead of all pairs, draw so many of one class and as many of two for each text, as in the
                 paper (20); needed for thousands of texts, whose pairs are too many.
             objective: What the head minimises, on logits; None for the labels.
+            classes: The classes of soft labels that are lists.
+            multi_label: Whether each probability of a soft label is that of a separate yes-or-no decision.
+            class_weights: Weights of classes in the loss of the head; see `TrainHFClassifier.train`.
             C: Inverse strength of the penalty on the head's weights; see `TrainEmbeddingClassifier.train`.
             end_to_end: Not available; to train all weights on the labels, start a `TrainHFClassifier` from the result.
             epochs: Passes over the pairs. Of two numbers, as DataDreamer takes them, the first one is used.
@@ -118,7 +127,6 @@ class TrainSetFitClassifier(TrainEmbeddingClassifier):
             **options: See `TrainingOptions`.
 
         Raises:
-            MethodMisfit: Labels are probabilities.
             LabelError: No class has two texts, or there is only one class.
             DefinitionError: There are too many pairs, an option is unknown, or asks for what is not available.
             DataDreamerError: See `TrainHFClassifier.train`.
@@ -135,17 +143,13 @@ class TrainSetFitClassifier(TrainEmbeddingClassifier):
                 f"{who}: end_to_end is not available. Train without it, then a TrainHFClassifier from the result."
             )
         check_number(num_iterations, f"{who}: num_iterations", 1, whole=True, optional=True)
-        for argument, column in (("train_output", train_output), ("validation_output", validation_output)):
-            if column is not None and is_soft(check_column(column, argument)):
-                raise MethodMisfit(
-                    f"{who}: {argument} has probabilities of classes, and pairs of texts are of one class or of two. "
-                    "Pass labels, or such a column to TrainEmbeddingClassifier or TrainHFClassifier."
-                )
         columns = named_columns(SUPERVISED, (train_input, train_output), (validation_input, validation_output))
         given: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": body_learning_rate}
         given = {name: value[0] if isinstance(value, Sequence) else value for name, value in given.items()}
-        own = {"sampling_strategy": sampling_strategy, "num_iterations": num_iterations}
+        objective = check_objective(objective)
+        self._label_options = label_options(self.name, objective, classes, multi_label, class_weights)
         self._strategy, self._partners = sampling_strategy, num_iterations
+        own = {**self._label_options, "sampling_strategy": sampling_strategy, "num_iterations": num_iterations}
         return self.run_logistic(columns, {**options, **given}, objective, C, own)
 
     def fit(self, run: Run) -> Fit:

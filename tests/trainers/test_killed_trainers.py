@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,22 +64,37 @@ MODELS = {"talks": "tiny_causal_lm"}
 
 
 def train(kind: str, folder: Path, encoder: Path, dies_at: int) -> None:
-    """What each process runs."""
+    """What each process runs, until it is killed."""
     with counting_steps(dies_at) as steps, DataDreamer(folder, verbose=False):
         KINDS[kind](encoder)
         (folder.parent / f"{folder.name}.steps").write_text(str(steps()))
 
 
+def interrupted(kind: str, folder: Path, encoder: Path, dies_at: int) -> None:
+    """What a process runs until Ctrl-C, of which it writes the time."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupt() -> None:
+        (folder.parent / "sent").touch()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with counting_steps(dies_at, interrupt), DataDreamer(folder, verbose=False):
+        KINDS[kind](encoder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_training_comes_to_the_same_model_and_repeats_no_epoch(request, tmp_path, kind):
+def test_a_killed_and_interrupted_training_comes_to_the_same_model_and_repeats_no_epoch(request, tmp_path, kind):
     model = request.getfixturevalue(MODELS.get(kind, "tiny_encoder"))
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run(train, kind, whole, model)
     assert (tmp_path / "whole.steps").read_text() == str(3 * STEPS[kind])
     run(train, kind, cut, model, dies_at=STEPS[kind] + 3)  # in the second epoch
     assert not (cut / "it").exists()
-    run(train, kind, cut, model, dies_at=STEPS[kind] + 3)  # in the third one: the first is not repeated
+    # By Ctrl-C, in the third one: the first is not repeated.
+    run(interrupted, kind, cut, model, dies_at=STEPS[kind] + 3, ends_with=1)
+    # Two seconds, and some for a machine that is busy with other tests.
+    assert time.time() - (tmp_path / "sent").stat().st_mtime < 4
     run(train, kind, cut, model)
     assert (tmp_path / "cut.steps").read_text() == str(STEPS[kind])
     first, second = (load_file(folder / "it/model/model.safetensors") for folder in (whole, cut))

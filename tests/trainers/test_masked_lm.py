@@ -64,6 +64,16 @@ def test_hidden_tokens_are_masked_replaced_or_left_in_their_shares_and_special_o
     assert torch.equal(found["mask"], batch["mask"])
 
 
+@pytest.mark.parametrize("size", [2, 7])
+def test_the_validation_loss_is_a_mean_over_the_hidden_tokens_however_they_fall_into_batches(
+    session, encoder, columns, size
+):
+    trainer = TrainHFMaskedLM("A", str(encoder)).train(
+        **columns, mask_probability=0.3, epochs=1, learning_rate=0.0, per_device_eval_batch_size=size
+    )
+    assert trainer.metrics["loss"] == pytest.approx(trainer.metrics["cross_entropy"], rel=1e-4)
+
+
 def test_an_encoder_learns_to_fill_in_words_and_loads_again(session, encoder, columns, tmp_path):
     trainer = TrainHFMaskedLM("A", str(encoder)).train(
         **columns, mask_probability=0.3, epochs=12, batch_size=8, learning_rate=3e-3

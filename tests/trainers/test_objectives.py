@@ -11,7 +11,14 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from datadreamer_like.distillation import HardTargets, HiddenStates, SoftTargets, Supervised
+from datadreamer_like.distillation import (
+    ConfidenceWeighted,
+    HardTargets,
+    HiddenStates,
+    Probabilities,
+    SoftTargets,
+    Supervised,
+)
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, LabelError, MethodMisfit
 from datadreamer_like.evaluation.tasks.examples import ShuffledBatches
 from datadreamer_like.trainers import TrainHFClassifier, TrainHFFineTune
@@ -225,6 +232,24 @@ def test_validation_loss_does_not_depend_on_how_unlabelled_rows_fall_into_batche
     labels = torch.tensor([int(label == "positive") for label in rows["label"] if label])
     hard = F.cross_entropy(logits[::3], labels)
     assert losses == pytest.approx(dict.fromkeys(losses, float(0.6 * soft + 0.4 * hard)), rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [3, 96])
+def test_the_validation_loss_of_weighted_rows_is_one_weighted_mean(session, tiny_encoder, data, size):
+    given = opinions(32, seed=1)
+    texts = given["text"]
+    shares = [(len(text) % 9 + 1) / 10 for text in texts]
+    teacher = Probabilities(texts, [{"positive": share, "negative": 1 - share} for share in shares])
+    student = TrainHFClassifier("Student", str(tiny_encoder))
+    student.train(
+        **data(given, given), objective=ConfidenceWeighted(teacher), epochs=1, batch_size=size,
+        per_device_eval_batch_size=size, learning_rate=0.0,
+    )  # fmt: skip
+    logits = torch.from_numpy(student.trained.logits(texts)).double()
+    labels = torch.tensor([int(label == "positive") for label in given["label"]])
+    weights = torch.tensor([max(share, 1 - share) for share in shares], dtype=torch.float64)
+    expected = (weights * F.cross_entropy(logits, labels, reduction="none")).sum() / weights.sum()
+    assert student.metrics["loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_missing_labels_are_refused_where_the_objective_needs_them(session, tiny_encoder, data):

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 from warm import CONTEXT
 
 from datadreamer_like import DataDreamer
@@ -117,3 +118,28 @@ def test_the_teacher_is_not_asked_again_after_a_kill(tiny_encoder, tmp_path, sta
     assert len(stored) == len({*opinions(192)["text"], *opinions(32, seed=1)["text"]})
     finish(start(cut, tiny_encoder, teacher))
     assert answers(cut) == stored
+
+
+class Stops(TrainerCallback):
+    """Ends a training once, after its second epoch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.epoch > 1.5 and not (self.folder / "stopped").exists():
+            (self.folder / "stopped").touch()
+            raise RuntimeError("that is enough")
+
+
+def test_a_checkpoint_of_other_arguments_is_not_resumed(session, tiny_encoder, data, tmp_path):
+    options = {**data(), "epochs": 3, "batch_size": 32, "callbacks": [Stops(tmp_path)]}
+    trainer = TrainHFClassifier("A", str(tiny_encoder), device="cpu")
+    with pytest.raises(RuntimeError, match="that is enough"):
+        trainer.train(**options, learning_rate=1e-3)
+    assert max(checkpoints(Path(session.folder))) == 2
+    trainer.train(**options, learning_rate=5e-3)
+    assert len(trainer.manifest.result["history"]) == 3
+    fresh = TrainHFClassifier("Fresh", str(tiny_encoder), device="cpu").train(**options, learning_rate=5e-3)
+    first, second = (load_file(Path(each.path) / "model.safetensors") for each in (trainer, fresh))
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -108,6 +108,27 @@ def test_several_labels_a_text_work(session, tiny_encoder, data):
     assert trainer.trained.is_multi_label
 
 
+def test_of_soft_labels_the_head_learns_the_probabilities_and_the_encoder_the_likeliest_classes(
+    session, tiny_encoder, data
+):
+    hard, other = opinions(24), opinions(32, seed=1)
+    soft = [{label: 0.7, ("negative" if label == "positive" else "positive"): 0.3} for label in hard["label"]]
+    options = {**TRAIN, "epochs": 1, "C": 100.0}
+    trained = []
+    for name, labels in (("Hard", hard["label"]), ("Soft", soft)):
+        trainer = TrainSetFitClassifier(name, str(tiny_encoder), device="cpu")
+        trained.append(trainer.train(**data({**hard, "label": labels}, other), **options))
+    one, two = (each.model.encoder.state_dict() for each in trained)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    # A row of each class, weighted by its probability, has the same optimum: as sure as the labels, and no surer.
+    sure = trained[1].predict(hard["text"]).probabilities.max(axis=1)
+    assert sure.mean() < 0.72 < trained[0].predict(hard["text"]).probabilities.max(axis=1).mean()
+    with pytest.raises(DefinitionError, match="classes describe labels that are probabilities"):
+        TrainSetFitClassifier("No", str(tiny_encoder), device="cpu").train(
+            **few(data), **options, classes=["negative", "positive"]
+        )
+
+
 @pytest.mark.parametrize(
     ("more", "error", "said"),
     [

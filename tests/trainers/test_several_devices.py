@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import pickle
 import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +19,20 @@ import psutil
 import pytest
 import tiny_models
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import BertModel, TrainerCallback
+from safetensors.torch import load_file
+from transformers import BertForMaskedLM, BertModel, TrainerCallback
 from warm import CONTEXT
 
 from datadreamer_like import DataDreamer
-from datadreamer_like.distillation import HiddenStates, SignalStore, StoredAnswers
+from datadreamer_like.distillation import (
+    Combined,
+    ConfidenceWeighted,
+    HiddenStates,
+    Probabilities,
+    SignalStore,
+    SoftTargets,
+    StoredAnswers,
+)
 from datadreamer_like.distillation.signal_store import KEY_BYTES
 from datadreamer_like.errors import DefinitionError, ModelError
 from datadreamer_like.evaluation.tasks.examples import Ragged
@@ -30,11 +42,13 @@ from datadreamer_like.trainers import (
     TrainHFClassifier,
     TrainHFDPO,
     TrainHFFineTune,
+    TrainHFMaskedLM,
     TrainHFPPO,
     TrainHFRewardModel,
     TrainSentenceTransformer,
 )
 from datadreamer_like.trainers.training.loop import Fit, Run, fit
+from datadreamer_like.trainers.training.several_devices import read_run, write_run
 from datadreamer_like.trainers.training.share_loop import ShareLoop, share_of_batch
 
 from .conftest import WORDS, Rows, opinions
@@ -45,18 +59,30 @@ OPTIONS: dict[str, Any] = {"epochs": 3, "batch_size": 8, "learning_rate": 0.1, "
 STEPS = 13  # of an epoch, the last with one row
 
 
+NONE = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def calm(kind: Any, folder: Path) -> Path:
+    """Makes a BERT of 2 layers without dropout, so that only the order of sums differs among devices."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *(["[MASK]"] if kind is BertForMaskedLM else [])]
+    tokenizer = tiny_models.word_pieces({word: index for index, word in enumerate(words)}, max_length=32)
+    tokenizer.mask_token = "[MASK]" if kind is BertForMaskedLM else None
+    model = tiny_models.bert(tokenizer, kind, hidden_size=16, num_attention_heads=2, initializer_range=0.2, **NONE)
+    return tiny_models.save(model, tokenizer, folder)
+
+
 @pytest.fixture(scope="module")
 def calm_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT of 2 layers without dropout, so that only the order of sums differs among devices."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    tokenizer = tiny_models.word_pieces({word: index for index, word in enumerate([*special, *WORDS])}, max_length=32)
-    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    model = tiny_models.bert(tokenizer, BertModel, hidden_size=16, num_attention_heads=2, initializer_range=0.2, **none)
-    return tiny_models.save(model, tokenizer, tmp_path_factory.mktemp("calm-encoder"))
+    return calm(BertModel, tmp_path_factory.mktemp("calm-encoder"))
 
 
-class Dies(TrainerCallback):
-    """Kills the second process once, in the second epoch, and counts the steps of the first one."""
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return calm(BertForMaskedLM, tmp_path_factory.mktemp("masked"))
+
+
+class Interrupts(TrainerCallback):
+    """Presses Ctrl-C once, in the second epoch, and counts the steps of the first process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -65,9 +91,9 @@ class Dies(TrainerCallback):
         if args.process_index == 0:
             with (self.folder / "steps").open("a") as file:
                 file.write(".")
-        elif state.global_step == STEPS + 3 and not (self.folder / "died").exists():
-            (self.folder / "died").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+        elif state.global_step == STEPS + 3 and not (self.folder / "pressed").exists():
+            (self.folder / "pressed").touch()
+            os.kill(os.getppid(), signal.SIGINT)
 
 
 def weights(trainer: Any) -> dict[str, torch.Tensor]:
@@ -81,17 +107,27 @@ def gap(first: Any, second: Any) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Lets SIGINT raise KeyboardInterrupt, also in a shell's background job."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
-def test_a_killed_process_is_one_error_and_the_rerun_comes_to_the_weights_of_one_device(
-    session, calm_encoder, data, tmp_path
+def test_ctrl_c_ends_all_processes_and_the_rerun_comes_to_the_weights_of_one_device(
+    session, calm_encoder, data, tmp_path, ctrl_c
 ):
     columns = data(opinions(8 * STEPS - 7))
     one = TrainHFClassifier("One", str(calm_encoder), device="cpu").train(**columns, **OPTIONS)
     two = TrainHFClassifier("Two", str(calm_encoder), device=TWO)
-    options = {**OPTIONS, "callbacks": [Dies(tmp_path)]}
+    options = {**OPTIONS, "callbacks": [Interrupts(tmp_path)]}
     others = {*psutil.Process().children()}  # that earlier tests have started
-    with pytest.raises(ModelError, match=r"process on cpu, number 2 of 2, was killed by SIGKILL\. .*Run the script"):
+    with pytest.raises(KeyboardInterrupt):
         two.train(**columns, **options)
+    # Two seconds, and some for a machine that is busy with other tests.
+    assert time.time() - (tmp_path / "pressed").stat().st_mtime < 4
     assert {*psutil.Process().children()} <= others
     (tmp_path / "steps").unlink()
     two.train(**columns, **options)
@@ -104,59 +140,28 @@ def test_a_killed_process_is_one_error_and_the_rerun_comes_to_the_weights_of_one
     assert two.usage.rows == 3 * (8 * STEPS - 7)
 
 
-class Shares(TrainHFClassifier):
-    """Trains in this process as one of two, so that no other one has to load the libraries."""
+def test_a_killed_process_is_one_error_and_ends_the_others(session, calm_encoder, data):
+    others, ended = {*psutil.Process().children()}, threading.Event()
 
-    rank, port = 0, 0
+    def kill() -> None:
+        while not ended.wait(0.01):
+            for process in {*psutil.Process().children()} - others:
+                with contextlib.suppress(psutil.Error):
+                    if process.environ().get("RANK") == "1":
+                        return process.kill()
 
-    def fit(self, run: Run) -> Fit:
-        assert self.session is not None
-        folder, kind = Path(self.session.folder), None
-        if self.port:
-            os.environ.update(
-                RANK=str(self.rank), LOCAL_RANK=str(self.rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-                MASTER_ADDR="127.0.0.1", MASTER_PORT=str(self.port), TORCHELASTIC_USE_AGENT_STORE="True",
-            )  # fmt: skip
-            run, kind = replace(run, folder=folder.parent / "checkpoints"), ShareLoop
-        fit(run, kind)
-        save_file({name: value.clone() for name, value in run.model.state_dict().items()}, folder / "trained")
-        os._exit(0)
-
-
-def taught(folder: Path, encoder: Path, teacher: Path, rank: int, port: int) -> None:
-    with DataDreamer(folder, verbose=False):
-        rows, other = Rows("Train rows", opinions(41)).output, Rows("Validation rows", opinions(17, seed=1)).output
-        trainer = Shares("It", str(encoder), device="cpu")
-        trainer.rank, trainer.port = rank, port
-        # The projection to the teacher's size is outside the model, and the loss does not depend on the head.
-        objective = HiddenStates(TrainedModel(teacher), layers={1: 2})
-        trainer.train(
-            rows["text"], rows["label"], other["text"], other["label"], objective=objective, **{**OPTIONS, "epochs": 2}
-        )
-
-
-@pytest.mark.slow
-def test_modules_of_an_objective_are_trained_along_in_all_processes(tiny_encoder, calm_encoder, tmp_path):
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    folders = [tmp_path / name for name in ("first", "second", "alone")]
-    processes = [
-        CONTEXT.Process(target=taught, args=(folder, calm_encoder, tiny_encoder, rank, store.port if rank < 2 else 0))
-        for rank, folder in enumerate(folders)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
-    first, second, alone = (load_file(folder / "trained") for folder in folders)
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    moved = {name: float((first[name] - alone[name]).abs().max()) for name in first}
-    # A mean over the tokens of each share, weighted by its rows, is not exactly that over all tokens.
-    assert max(moved.values()) < 0.01
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        with pytest.raises(ModelError, match=r"process on cpu, number 2 of 2, was killed by SIGKILL.*Run the script"):
+            TrainHFClassifier("It", str(calm_encoder), device=TWO).train(**data())
+    finally:
+        ended.set()
+        killer.join()
+    assert {*psutil.Process().children()} <= others
 
 
 def start(folder: Path, encoder: Path) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     with DataDreamer(folder, verbose=False):
         rows, other = Rows("Train rows", opinions(96)).output, Rows("Validation rows", opinions(32, seed=1)).output
         TrainHFClassifier("A", str(encoder), device=TWO).train(
@@ -164,8 +169,7 @@ def start(folder: Path, encoder: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_no_process_outlives_the_script(calm_encoder, tmp_path, how):
+def test_no_process_outlives_a_killed_script(calm_encoder, tmp_path):
     script = CONTEXT.Process(target=start, args=(tmp_path / "out", calm_encoder))
     script.start()
     try:
@@ -174,13 +178,97 @@ def test_no_process_outlives_the_script(calm_encoder, tmp_path, how):
             assert script.is_alive()
             found = psutil.Process(script.pid).children()
             time.sleep(0.01)
-        os.kill(script.pid, how)
+        os.kill(script.pid, signal.SIGKILL)
         _, alive = psutil.wait_procs(found, timeout=20)
         script.join(20)
     finally:
         script.kill()
     assert not alive
     assert script.exitcode
+
+
+# Objectives and tasks, in two processes that have the libraries loaded
+
+
+class Trained(Exception):
+    """The weights and the metrics."""
+
+
+def trained(folder: Path, models: dict[str, Path], share: Callable[[Run], Fit] | None = None) -> dict[str, Any]:
+    """Trains a model of each kind, with the loop of one device or of one of two processes; returns their weights."""
+    some = opinions(41)
+    few = {**some, "label": [label if row % 7 < 2 else None for row, label in enumerate(some["label"])]}
+    found: dict[str, Any] = {}
+    with DataDreamer(folder, verbose=False):
+        rows, labelled = Rows("Rows", some).output, Rows("Few labels", few).output
+        other = Rows("Validation rows", opinions(17, seed=1)).output
+        texts, options = (rows["text"], other["text"]), {**OPTIONS, "epochs": 2}
+        probabilities = [{"positive": share, "negative": 1 - share} for share in (0.9, 0.2, 0.6)]
+        said = [probabilities[len(text) % 3] for text in (*rows["text"], *other["text"])]
+        teacher = Probabilities([*rows["text"], *other["text"]], said)
+        # The projection to the teacher's size is outside the model, and the loss does not depend on the head.
+        states = HiddenStates(TrainedModel(models["teacher"]), layers={1: 2})
+        both = Combined([SoftTargets(teacher), ConfidenceWeighted(teacher)], [1.0, 1.0])
+        for name, trainer, columns, objective in (
+            ("states", TrainHFClassifier, (rows["text"], rows["label"], other["text"], other["label"]), states),
+            ("few", TrainHFClassifier, (rows["text"], labelled["label"], other["text"], other["label"]), both),
+            ("masked", TrainHFMaskedLM, texts, None),
+        ):
+            made: Any = trainer(name, str(models[name]), device="cpu")
+            if share is not None:
+                made.fit = share
+            try:
+                made.train(*columns, objective=objective, **options)
+                found[name] = weights(made), made.metrics
+            except Trained as result:
+                found[name] = result.args
+    return found
+
+
+def share(folder: Path, models: dict[str, Path], rank: int, port: int) -> None:
+    """What each of the two processes runs: a run goes to it in a file, as to the processes of a trainer."""
+    runs = itertools.count()
+
+    def fit_share(run: Run) -> Fit:
+        path = folder.parent / f"{folder.name}.pickle"
+        write_run(run, path)
+        read = replace(read_run(path), folder=folder.parent / f"checkpoints-{next(runs)}")
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {
+                "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "True",
+            }.items():  # fmt: skip
+                patch.setenv(name, str(value))
+            found = fit(read, ShareLoop)
+        raise Trained(read.model.state_dict(), found.metrics)  # the second process saves nothing
+
+    torch.save(trained(folder, models, fit_share), folder.parent / f"{folder.name}.pt")
+
+
+@pytest.mark.slow
+def test_every_objective_and_task_comes_to_the_weights_of_one_device(tiny_encoder, calm_encoder, masked, tmp_path):
+    models = {"teacher": tiny_encoder, "states": calm_encoder, "few": calm_encoder, "masked": masked}
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    names = ("first", "second")
+    processes = [
+        CONTEXT.Process(target=share, args=(tmp_path / name, models, rank, store.port))
+        for rank, name in enumerate(names)
+    ]
+    for process in processes:
+        process.start()
+    alone = trained(tmp_path / "alone", models)
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    first, second = (torch.load(tmp_path / f"{name}.pt") for name in names)
+    # What is hidden depends on the rows of a share.
+    for name, most in (("states", 1e-5), ("few", 1e-5), ("masked", 0.05)):
+        expected, metrics = alone[name]
+        assert all(torch.equal(first[name][0][key], second[name][0][key]) for key in expected)
+        assert first[name][1] == second[name][1]
+        assert max(float((first[name][0][key] - expected[key]).abs().max()) for key in expected) < most
+        if name != "masked":
+            assert first[name][1] == pytest.approx(metrics, abs=1e-4)
 
 
 # What does not fit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -169,6 +169,10 @@ class _ClassMeasure(Measure):
         logits, labels = outputs.logits[has_label], labels[has_label]
         self.predicted.append((logits > 0 if self.multi else _one_hot(logits.argmax(-1), logits)).cpu().numpy())
         self.wanted.append((labels > 0 if self.multi else _one_hot(labels, logits)).cpu().numpy())
+
+    def join(self, other: Self) -> None:
+        self.predicted += other.predicted
+        self.wanted += other.wanted
 
     def result(self) -> dict[str, float]:
         predicted, wanted = np.concatenate(self.predicted), np.concatenate(self.wanted)

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -360,6 +360,11 @@ class TokenMeasure(Measure):
         losses, _ = token_losses(outputs, batch["labels"])
         self.total += float(losses.sum())
         self.tokens += len(losses)
+
+    def join(self, other: Self) -> None:
+        """Adds the tokens of another measure."""
+        self.total += other.total
+        self.tokens += other.tokens
 
     def result(self) -> dict[str, float]:
         """Returns the mean cross-entropy in nats, and its exponential."""

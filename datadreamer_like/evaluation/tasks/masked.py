@@ -30,6 +30,7 @@ class MaskedLM(Task):
 
     kind: ClassVar[str] = "masked"
     draws: ClassVar[bool] = True
+    optional = True  # the tokens that are not hidden
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, truncate: bool, share: float) -> None:
         super().__init__(tokenizer, max_length, truncate)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -120,6 +120,9 @@ class _PairMeasure(Measure):
         assert outputs.logits is not None
         self.differences.append((outputs.logits[:, 0] - outputs.logits[:, 1]).float().cpu())
 
+    def join(self, other: Self) -> None:
+        self.differences += other.differences
+
     def result(self) -> dict[str, float]:
         differences = torch.cat(self.differences)
         return {"accuracy": float((differences > 0).float().mean()), "margin": float(differences.mean())}
@@ -132,6 +135,9 @@ class _ScoreMeasure(Measure):
     def add(self, outputs: Outputs, batch: Batch) -> None:
         assert outputs.logits is not None
         self.errors.append((outputs.logits[:, 0].float() - batch["labels"]).cpu())
+
+    def join(self, other: Self) -> None:
+        self.errors += other.errors
 
     def result(self) -> dict[str, float]:
         return {"mean_absolute_error": float(torch.cat(self.errors).abs().mean())}

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -42,6 +42,10 @@ class Measure(ABC):
         """Adds one batch."""
 
     @abstractmethod
+    def join(self, other: Self) -> None:
+        """Adds what another measure has collected of other batches."""
+
+    @abstractmethod
     def result(self) -> dict[str, float]:
         """Returns the metrics by name; empty if no row had a label."""
 
@@ -59,6 +63,8 @@ class Task(ABC):
     stored: ClassVar[frozenset[str]] = frozenset()
     """Fields of a teacher's `Outputs` that depend on the text alone, so that they are computed once and stored."""
 
+    optional: bool = False
+    """Whether a position that counts may have no label."""
     read_by_model: ClassVar[tuple[str, ...]] = ("input_ids",)
     """Fields of the examples that decide a model's outputs for a row."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -188,6 +188,11 @@ class _SpanMeasure(Measure):
             if kept.any():
                 for found, ids in ((self.predicted, said), (self.wanted, wanted)):
                     found.append(spans_of_tags([self.tags[index] for index in ids[kept].tolist()]))
+
+    def join(self, other: Self) -> None:
+        self.predicted += other.predicted
+        self.wanted += other.wanted
+        self.right, self.counted = self.right + other.right, self.counted + other.counted
 
     def result(self) -> dict[str, float]:
         if not self.counted:

@@ -19,10 +19,10 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from datadreamer_like.distillation import Objective, Outputs, has_plain_head
-from datadreamer_like.distillation.losses import IGNORED_LABEL
+from datadreamer_like.distillation.outputs import WeightedMean
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.evaluation.tasks.examples import Examples, ShuffledBatches, sorted_batches
-from datadreamer_like.evaluation.tasks.task import Batch, Measure, Task
+from datadreamer_like.evaluation.tasks.task import Batch, Task
 from datadreamer_like.formats.quantizer import untrainable
 from datadreamer_like.models.trained.model_files import system_errors
 from datadreamer_like.pruning import masks, reapply
@@ -288,8 +288,8 @@ class ObjectiveLoop(LoopOverExamples):
         # The loss of a batch is its mean; the loop divides it where batches are accumulated.
         self.loss_is_scaled_for_ga = False
         self.model_accepts_loss_kwargs = False
-        self._measure: Measure | None = None
-        self._taught: list[tuple[float, int]] = []
+        self._measure = run.task.measure()
+        self._means: list[list[tuple[float, float]]] = []
         self._wants = run.objective.wants | {"logits"}
         # Half precision needs the gradients scaled before they are computed, which those of the fused loss are not.
         if run.factored and run.autocast != "fp16" and not self.args.torch_compile and has_plain_head(run.model):
@@ -336,44 +336,37 @@ class ObjectiveLoop(LoopOverExamples):
         loss = self.run.objective.loss(student, teacher, batch, self.run.modules)
         return (loss, student) if return_outputs else loss
 
-    def counted(self, inputs: Any) -> int:
-        """Returns the number of positions whose mean the loss is; of a task without any, that of rows."""
-        return int(inputs["mask"].sum()) if "mask" in inputs else super().counted(inputs)
-
     def validation_loss(self, model: Any, batch: Any) -> torch.Tensor:
         """Returns the loss of a validation batch, whose outputs are measured."""
         batch = self.drawn(model, batch, "validation")
         student, teacher = self.outputs(model, batch, "validation")
-        objective, modules = self.run.objective, self.run.modules
-        loss = objective.loss(student, teacher, batch, modules)
-        self._measure = self._measure or self.run.task.measure()
+        means = self.means(student, teacher, batch)
+        self._means.append([(float(value), float(weight)) for value, weight in means])
         self._measure.add(student, batch)
-        if objective.needs_labels and getattr(self.run.task, "optional", False):
-            labels = batch["labels"]
-            none = {**batch, "labels": torch.full_like(labels, IGNORED_LABEL)}
-            labelled = labels != IGNORED_LABEL
-            if labelled.ndim > batch["mask"].ndim:  # rows of several labels
-                labelled = labelled.any(-1)
-            self._taught.append((float(objective.loss(student, teacher, none, modules)), int(labelled.sum())))
-        return loss
+        return torch.stack([each.value for each in means]).sum()
+
+    def means(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> list[WeightedMean]:
+        """Returns the loss of a batch as a sum of means; see `Objective.means`."""
+        all_labelled = not self.run.task.optional
+        return self.run.objective.means(student, teacher, batch, self.run.modules, all_labelled=all_labelled)
 
     def mean_loss(self, losses: Sequence[float], sizes: Sequence[int]) -> float:
-        """Returns the mean of the teacher's part of the loss over all positions plus that of labels over labelled ones.
-
-        The loss of a batch is the same sum for its positions, of which more or fewer may have labels.
-        """
-        taught, self._taught = self._taught, []
-        labelled = [count for _, count in taught]
-        if not any(labelled) or labelled == list(sizes):
-            return super().mean_loss(losses, sizes)
-        alone = [loss for loss, _ in taught]
-        return float(np.average(alone, weights=sizes) + np.average(np.subtract(losses, alone), weights=labelled))
+        """Returns the validation loss from its means, whatever rows or tokens the batches had."""
+        found, self._means = np.array(self.gathered(self._means), dtype=np.float64), []
+        values, weights = found[..., 0], found[..., 1]  # [batches, means]
+        return float(((values * weights).sum(0) / weights.sum(0).clip(min=1e-12)).sum())
 
     def validation_figures(self, sizes: Sequence[int]) -> dict[str, float]:
         """Returns the task's figures of the validation rows."""
-        assert self._measure is not None
-        measure, self._measure = self._measure, None
-        return measure.result()
+        measure, *others = self.gathered([self._measure])
+        self._measure = self.run.task.measure()
+        for each in others:
+            measure.join(each)
+        return cast("dict[str, float]", measure.result())
+
+    def gathered(self, found: list[Any]) -> list[Any]:
+        """Returns what all processes have found in their validation batches; here one has all of them."""
+        return found
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)

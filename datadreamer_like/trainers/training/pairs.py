@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -73,6 +73,9 @@ class PairTask(Classification):
 
 class _NoMeasure(Measure):
     def add(self, outputs: Outputs, batch: Batch) -> None:
+        pass
+
+    def join(self, other: Self) -> None:
         pass
 
     def result(self) -> dict[str, float]:

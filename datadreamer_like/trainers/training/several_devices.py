@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import dill
 import torch
@@ -60,8 +61,7 @@ def fit_on_devices(run: Run, devices: Sequence[torch.device]) -> Fit:
     if checkpoint is not None:
         logger.info("resuming from %s, where training was interrupted", checkpoint.name)
     run.model.to("cpu")
-    with (folder / _RUN).open("wb") as file:
-        _Pickler(file).dump(run)
+    write_run(run, folder / _RUN)
     # The processes meet at a store of this one, so its port is free.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     processes: list[subprocess.Popen[bytes]] = []
@@ -99,8 +99,7 @@ def train_share(folder: Path, rank: int) -> None:
     """Trains in one of the processes, and leaves the result, or the error, in the folder."""
     try:
         with quiet(), counting(Usage()):
-            with (folder / _RUN).open("rb") as file:
-                run: Run = _Unpickler(file).load()
+            run = read_run(folder / _RUN)
             device = torch.device("cpu" if run.device.type == "cpu" else f"{run.device.type}:{rank}")
             training = replace(run.training, callbacks=(*run.training.callbacks, WriteProgress(folder / _PROGRESS)))
             fitted = fit(replace(run, device=device, training=training), ShareLoop)
@@ -114,6 +113,18 @@ def train_share(folder: Path, rank: int) -> None:
         draft.write_bytes(dill.dumps((time.time(), _picklable(error))))
         draft.rename(folder / f"{rank}.error")
         os._exit(1)  # waits for no other process
+
+
+def write_run(run: Run, path: Path) -> None:
+    """Writes all that another process needs to train."""
+    with path.open("wb") as file:
+        _Pickler(file).dump(run)
+
+
+def read_run(path: Path) -> Run:
+    """Returns the run that another process has written."""
+    with path.open("rb") as file:
+        return cast("Run", _Unpickler(file).load())
 
 
 class _Pickler(dill.Pickler):  # type: ignore[misc]  # dill is untyped
@@ -154,9 +165,7 @@ def _environment(rank: int, devices: Sequence[torch.device], port: int) -> dict[
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], devices: Sequence[torch.device], folder: Path) -> None:
     """Waits for the end of all processes, and shows progress; raises the error of the first that failed."""
-    while any(process.poll() is None for process in processes):
-        if any(process.returncode for process in processes):
-            break
+    while None in (codes := [process.poll() for process in processes]) and not any(codes):
         time.sleep(_POLL)
         _show_progress(folder / _PROGRESS)
     _show_progress(folder / _PROGRESS)

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import gather_object
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
@@ -30,8 +30,8 @@ _SECONDS = 0.5
 class ShareLoop(ObjectiveLoop):
     """The objective's loop in a process group: the batches are those of one process, each divided among all.
 
-    A loss is weighted by the positions that it is the mean of, so the averaged gradient is that of the whole batch.
-    The validation rows are evaluated in every process, and the figures of the first one count in all.
+    Each mean in a loss is weighted by what it is the mean over, so the averaged gradient is that of the whole batch.
+    The validation batches are divided too, and all processes have the figures of all.
     """
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -40,10 +40,12 @@ class ShareLoop(ObjectiveLoop):
         return super().train(*args, **kwargs)
 
     def loader(self, examples: Examples, batches: Any) -> DataLoader[Any]:
-        """Returns what loads this process's share of the training batches, and whole validation batches."""
-        collate = self.run.task.collate
+        """Returns what loads this process's share of each training batch, and its validation batches."""
+        collate, process, processes = self.run.task.collate, self.args.process_index, self.args.world_size
         if examples is self.run.train:
-            collate = partial(share_of_batch, collate, self.args.process_index, self.args.world_size)
+            collate = partial(share_of_batch, collate, process, processes)
+        else:
+            batches = batches[process::processes]
         loader: Any = DataLoader(
             examples,
             batch_sampler=batches,
@@ -61,24 +63,20 @@ class ShareLoop(ObjectiveLoop):
         """Returns the loss of this process's share, so weighted that the mean over the processes is the batch's."""
         batch = {name: value for name, value in inputs.items() if name != _SHARE}
         batch = self.drawn(model, batch, "train")
-        counted = inputs[_SHARE] * (batch["mask"].sum() if "mask" in batch else len(batch["rows"]))
-        total = counted.clone()
-        torch.distributed.all_reduce(total)
 
         def lesson(module: Any) -> torch.Tensor:
-            student, teacher = self.outputs(module, batch, "train")
-            return self.run.objective.loss(student, teacher, batch, self.run.modules)
+            means = self.means(*self.outputs(module, batch, "train"), batch)
+            values = torch.stack([each.value for each in means])
+            weights = torch.stack([each.weight.to(values) for each in means]) * inputs[_SHARE]
+            totals = weights.clone()
+            torch.distributed.all_reduce(totals)
+            return (values * weights / totals.clamp(min=1e-12)).sum() * self.args.world_size
 
-        loss = as_forward(model, lesson)
-        return loss * (counted * self.args.world_size / total.clamp(min=1))
+        return as_forward(model, lesson)
 
-    def mean_loss(self, losses: Sequence[float], sizes: Sequence[int]) -> float:
-        """Returns the validation loss that the first process computed."""
-        return cast("float", _of_first(super().mean_loss(losses, sizes)))
-
-    def validation_figures(self, sizes: Sequence[int]) -> dict[str, float]:
-        """Returns the figures that the first process computed."""
-        return cast("dict[str, float]", _of_first(super().validation_figures(sizes)))
+    def gathered(self, found: list[Any]) -> list[Any]:
+        """Returns what all processes have found in their validation batches."""
+        return cast("list[Any]", gather_object(found))
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -143,9 +141,3 @@ def as_forward(model: Any, function: Callable[[Any], torch.Tensor]) -> torch.Ten
         return cast("torch.Tensor", model())
     finally:
         restore()
-
-
-def _of_first(value: object) -> object:
-    values = [value]
-    broadcast_object_list(values)
-    return values[0]
