@@ -18,7 +18,7 @@ def kill() -> None:
 
 @contextmanager
 def counting_steps(dies_at: int, by: Callable[[], object] | None = None) -> Iterator[Callable[[], int]]:
-    """Counts the steps of optimizers inside the block, and kills this process at one of them, or calls `by`; -1: none."""
+    """Counts the steps of optimizers inside the block, and kills this process, or calls `by`, at one of them."""
     steps = 0
 
     def count(*_: Any) -> None:

@@ -351,7 +351,7 @@ class ObjectiveLoop(LoopOverExamples):
         return self.run.objective.means(student, teacher, batch, self.run.modules, all_labelled=all_labelled)
 
     def mean_loss(self, losses: Sequence[float], sizes: Sequence[int]) -> float:
-        """Returns the validation loss from its means, whatever rows or tokens the batches had."""
+        """Returns the validation loss of all rows, or tokens, from the means of the batches."""
         found, self._means = np.array(self.gathered(self._means), dtype=np.float64), []
         values, weights = found[..., 0], found[..., 1]  # [batches, means]
         return float(((values * weights).sum(0) / weights.sum(0).clip(min=1e-12)).sum())

@@ -70,7 +70,8 @@ class ShareLoop(ObjectiveLoop):
             weights = torch.stack([each.weight.to(values) for each in means]) * inputs[_SHARE]
             totals = weights.clone()
             torch.distributed.all_reduce(totals)
-            return (values * weights / totals.clamp(min=1e-12)).sum() * self.args.world_size
+            loss: torch.Tensor = (values * weights / totals.clamp(min=1e-12)).sum() * self.args.world_size
+            return loss
 
         return as_forward(model, lesson)
 
