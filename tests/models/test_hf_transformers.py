@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import math
 import pickle
 import shutil
@@ -9,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_models
 import torch
 
 from datadreamer_like.errors import (
@@ -293,23 +293,23 @@ def test_it_is_pickled_without_the_loaded_model(plain):
     assert copy.run(["A dog"], max_new_tokens=8) == expected
 
 
-@pytest.mark.slow
-def test_a_gguf_file_runs_as_it_does_on_llamacpp(smollm_gguf, caplog):
-    from datadreamer_like.models.llms.llamacpp import LlamaCPP
+def test_a_gguf_file_runs_as_it_does_on_llamacpp(smollm_gguf, tmp_path):
+    from datadreamer_like.models import LlamaCPP, TrainedModel
 
-    caplog.set_level(logging.ERROR)
-    prompts = ["Name three colors.", "Count to five."]
-    llm = HFTransformers(str(smollm_gguf), device="cpu")
-    assert llm.license == "apache-2.0"
-    native = LlamaCPP(str(smollm_gguf), context_length=256, slots=2)
-    answers = list(llm.answers(prompts, max_new_tokens=6, top_logprobs=0))
-    natives = list(native.answers(prompts, max_new_tokens=6, top_logprobs=0))
+    texts = ["a small cat sat on", "dogs run in the park", "the quick brown fox"]
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    tokenizer = tiny_models.byte_pairs(texts, 300, ["<s>", "</s>", "<pad>"], model_max_length=64, **names)
+    model = tiny_models.llama(tokenizer, hidden_size=256, intermediate_size=512, seed=1)
+    file = TrainedModel.save(model, tokenizer, tmp_path / "it").export("gguf", to=tmp_path / "export") / "model.gguf"
+    native = LlamaCPP(str(file), context_length=64, slots=2, chat_prompt_template=None)
+    llm = HFTransformers(str(file), device="cpu", chat_prompt_template=None)
+    answers, natives = (list(each.answers(texts, max_new_tokens=6, top_logprobs=0)) for each in (llm, native))
     assert [answer.prompt_tokens for answer in answers] == [answer.prompt_tokens for answer in natives]
     for answer, other in zip(answers, natives, strict=True):
-        # llama.cpp rounds activations to 8 bits.
         assert answer.logprobs[0][0].token == other.logprobs[0][0].token
-        assert answer.logprobs[0][0].logprob == pytest.approx(other.logprobs[0][0].logprob, abs=0.25)
+        assert answer.logprobs[0][0].logprob == pytest.approx(other.logprobs[0][0].logprob, abs=0.05)
     native.unload_model()
+    assert HFTransformers(str(smollm_gguf)).license == "apache-2.0"
 
 
 def test_loading_and_answering_write_nothing_to_the_terminal(tiny_causal_lm):

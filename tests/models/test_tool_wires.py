@@ -38,7 +38,7 @@ from datadreamer_like.models import (
     ToolPrompt,
     VertexAI,
 )
-from datadreamer_like.models.calls import batch_jobs
+from datadreamer_like.models.calls.batch_api import BatchAPI
 from datadreamer_like.models.llms.generation import Request, Sampling
 from datadreamer_like.models.llms.tool_messages import neutral_calls
 
@@ -57,7 +57,7 @@ BATCHES: dict[str, tuple[str, Any, str]] = {
 def test_batches_send_the_tools_of_each_row_and_give_it_its_calls(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_jobs, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(BatchAPI, "poll_seconds", 0.01)
     kind, model, model_name = BATCHES[name]
     wire = WIRES["chat" if name == "mistral" else name]
 

@@ -17,11 +17,10 @@ from datadreamer_like.storage.ledger import LEDGER_NAME, Ledger
 SCRIPT = """
     import json, sys
     from datadreamer_like import DataDreamer, models
-    from datadreamer_like.models.calls import batch_jobs
-    from datadreamer_like.models.llms import anthropic_batches
+    from datadreamer_like.models.calls.batch_api import BatchAPI
     from datadreamer_like.steps import DataSource, Prompt
 
-    batch_jobs._FIRST_PAUSE_SECONDS = anthropic_batches._LOOK_AGAIN_SECONDS = 0.01
+    BatchAPI.poll_seconds = 0.01
     folder, url, name, result = sys.argv[1:]
     prices = {"input": 10.0, "output": 100.0}
     with DataDreamer(folder, budget="1 USD", verbose=False):
