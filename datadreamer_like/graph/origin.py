@@ -1,7 +1,7 @@
 """The origin of rows: which rows of which nodes each row came from.
 
 An `Origin` has a link for each parent and role, which maps each row to positions in the parent. Nothing is stored if
-these are the same positions; otherwise ranges, and arrays of the smallest integer type.
+these are the same positions; otherwise ranges, and arrays, in files of the smallest integer type.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Positions:
         if isinstance(piece, Every) and isinstance(last, Every) and np.array_equal(piece.rows, last.rows):
             return
         self.starts.append(start)
-        self.pieces.append(_small(piece))
+        self.pieces.append(_as_range(piece))
 
     def of(self, row: int) -> list[int]:
         """Returns the positions of a row's source rows in the parent."""
@@ -282,11 +282,18 @@ class Recorder:
 
 def _small(piece: Piece) -> Piece:
     """Returns a piece in compact form: an array as a range or in the smallest integer type."""
-    if not isinstance(piece, np.ndarray):
+    piece = _as_range(piece)
+    return _fewest_bytes(piece) if isinstance(piece, np.ndarray) else piece
+
+
+def _as_range(piece: Piece) -> Piece:
+    """Returns an array of consecutive positions as a range, and any other piece as it is."""
+    if not isinstance(piece, np.ndarray) or not len(piece):
         return piece
-    if len(piece) and piece[0] >= 0 and piece[-1] - piece[0] == len(piece) - 1 and (np.diff(piece) == 1).all():
-        return range(int(piece[0]), int(piece[0]) + len(piece))
-    return _fewest_bytes(piece)
+    first = piece[0]
+    if first < 0 or piece[-1] - first != len(piece) - 1 or not (np.diff(piece) == 1).all():
+        return piece
+    return range(int(first), int(first) + len(piece))
 
 
 def _fewest_bytes(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

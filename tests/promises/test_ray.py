@@ -210,7 +210,7 @@ def test_an_error_in_a_worker_is_the_error_that_a_local_run_raises(tmp_path: Pat
             Halves("Halves", inputs={"texts": rows.output["text"]})
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_row_that_kills_each_worker_ends_the_run(tmp_path: Path) -> None:
     engine = RayEngine(num_workers=1, batch_size=10)
 

@@ -131,16 +131,18 @@ def test_what_makes_no_sense_is_refused(session, encoder_decoder):
         made(encoder_decoder, llm=FakeLLM(lambda prompt: "Well."))
 
 
-@pytest.mark.slow
-def test_a_student_finds_the_facts_of_texts_that_the_real_llm_wrote_for_them(session, tmp_path, smollm_gguf):
+@pytest.fixture
+def homes(tmp_path) -> dict[str, Any]:
+    """Facts of one kind, one for each text, and a student that knows their words."""
+    words = " ".join([*NAMES, *CITIES, "lives in | ; . the city of home is resides"])
     facts = [(name, "lives in", city) for name in NAMES for city in CITIES]
-    student = untrained(" ".join([*NAMES, *CITIES, "lives in | ; . the city of home is resides"]), tmp_path, 64)
+    return {"model": untrained(words, tmp_path, 64), "facts": facts, "facts_per_row": (1, 1)}
+
+
+@pytest.mark.slow
+def test_texts_that_the_real_llm_wrote_state_their_facts(session, homes, smollm_gguf):
     llm = LlamaCPP(str(smollm_gguf))
-    it = made(
-        student, llm=llm, rows=12, facts=facts, facts_per_row=(1, 1),
-        examples=[("The home of Ken is in Rome.", [("Ken", "lives in", "Rome")])],
-        epochs=40, batch_size=4, learning_rate=1e-2,
-    )  # fmt: skip
+    it = made(**homes, llm=llm, examples=[("The home of Ken is in Rome.", [("Ken", "lives in", "Rome")])])
     llm.unload_model()
     rows = list(it.rows.output)
     assert len(rows) >= 6  # of twelve; such a model leaves something out of a few
@@ -150,7 +152,11 @@ def test_a_student_finds_the_facts_of_texts_that_the_real_llm_wrote_for_them(ses
         assert subject in row["text"]
         assert target in row["text"]
         assert "Facts:" not in row["text"]
+
+
+def test_a_student_finds_the_facts_of_texts(session, homes):
+    it = made(**homes, llm=FakeLLM(answer), epochs=80, batch_size=4, learning_rate=1e-2)
+    rows = list(it.rows.output)
     gold = [[tuple(fact) for fact in row["facts"]] for row in rows]
-    found = it.extract([row["text"] for row in rows])
     # One fact for all texts, or facts of other texts, would be right in about one of nine.
-    assert fact_scores(found, gold)["f1"] > 0.5
+    assert fact_scores(it.extract([row["text"] for row in rows]), gold)["f1"] > 0.8

@@ -40,17 +40,20 @@ class BatchEngine(Engine[Q, A]):
     """Answers batches of requests of similar length, the longest first, so that memory runs out early if at all.
 
     `ask` answers a batch, one answer per request, in order. After a batch for which memory ran out, batches have at
-    most half its size, as requests times the longest one: shorter requests still fill whole batches.
+    most half its size, as requests times the longest one: shorter requests still fill whole batches. Unless the run
+    says otherwise, at least `least_window` requests are read ahead.
     """
 
-    def __init__(self, ask: Callable[[Sequence[Q]], Sequence[A]], recorder: Recorder[Any, Q, A], run: Run) -> None:
+    def __init__(
+        self, ask: Callable[[Sequence[Q]], Sequence[A]], recorder: Recorder[Any, Q, A], run: Run, least_window: int = 1
+    ) -> None:
         self._ask = ask
         self._recorder = recorder
         self._batch_size = run.batch_size
         self._adaptive = run.adaptive_batch_size
         self._most = math.inf  # requests times the size of the longest one
         buffer_size = run.batch_scheduler_buffer_size
-        self.window = max(buffer_size or _WINDOW_IN_BATCHES * run.batch_size, run.batch_size)
+        self.window = max(buffer_size or max(_WINDOW_IN_BATCHES * run.batch_size, least_window), run.batch_size)
         self._largest_window = self.window if buffer_size is not None else max(self.window, _LARGEST_WINDOW)
         self._filled_at = time.monotonic()
         # Sorted by length, the longest last.

@@ -32,8 +32,8 @@ class Run:
 
     Attributes:
         batch_size: Prompts or texts per batch.
-        batch_scheduler_buffer_size: How many are read ahead and sorted by length; by default 10 batches, and more for
-            fast models.
+        batch_scheduler_buffer_size: How many are read ahead and sorted by length; by default 10 batches (of an LLM) or
+            at least 1,000 texts (of other models), and more for fast models.
         adaptive_batch_size: Halve the batch size when memory runs out, instead of failing.
         progress_interval: Seconds between progress lines in the log; None for none.
         force: Ask the model even if a result is cached.

@@ -159,7 +159,7 @@ class TaskModel(Model, Generic[V]):
                 self.fill(rows[index], value)
             return rows
 
-        return BatchEngine(compute_rows, recorder, run)
+        return BatchEngine(compute_rows, recorder, run, least_window=1_000)
 
     def checked(self, text: object, truncate: bool, asks: Mapping[str, Any]) -> Computed:
         """Returns the result of a text before it is computed: its tokens, or the error of what cannot be computed."""
