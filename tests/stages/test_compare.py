@@ -288,13 +288,14 @@ def test_outside_a_session_it_says_where_it_belongs(tmp_path: Path, good: Path):
 
 def test_models_and_comparisons_may_be_called_anything(session: DataDreamer, good: Path, column: Column):
     fast = {"repeats": 1, "latency_texts": 1, "throughput_texts": 2, "resamples": 10}
-    named = _compare([good] * len(HOSTILE), column, HOSTILE[0], names=HOSTILE, **fast)
-    assert named.names == [clean(name) for name in HOSTILE]
+    names = HOSTILE[1::2]
+    named = _compare([good] * len(names), column, HOSTILE[0], names=names, **fast)
+    assert named.names == [clean(name) for name in names]
     assert named.predictions.column_names == ["text", "label", *named.names]
     page = named.html_path.read_text(encoding="utf-8")
     assert not {"<script>alert", "<img src"} & {part for part in ("<script>alert", "<img src") if part in page}
     assert session.folder in named.html_path.parents
-    for title in HOSTILE[1:6]:
+    for title in HOSTILE[1:3]:
         drawn = named.comparison.plot(title)
         assert drawn.get_suptitle() == one_line(title)
     assert _compare([good] * 2, column, names=["half \ud800", "b"], baseline="b", **fast).comparison.baseline == 1

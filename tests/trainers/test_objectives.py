@@ -185,22 +185,22 @@ def test_the_next_student_finds_the_teachers_answers_and_asks_about_new_rows_alo
 
 @pytest.mark.parametrize("alpha", [1.0, 0.5])
 def test_rows_without_labels_are_learnt_from_the_teacher_alone(session, tiny_encoder, data, alpha):
-    columns = data(opinions(256))
+    columns = data(opinions(160))
     teacher = TrainHFClassifier("Teacher", str(tiny_encoder)).train(
-        **columns, epochs=8, batch_size=8, learning_rate=3e-3
+        **columns, epochs=6, batch_size=8, learning_rate=3e-3
     )
-    rows = opinions(256)
+    rows = opinions(160)
     rows["label"] = [label if row < 4 else None for row, label in enumerate(rows["label"])]
     some = data(rows)
     objective = SoftTargets(teacher, alpha=alpha)
     student = TrainHFClassifier("Some labels", str(tiny_encoder))
-    student.train(**some, objective=objective, epochs=8, batch_size=8, learning_rate=3e-3)
+    student.train(**some, objective=objective, epochs=6, batch_size=8, learning_rate=3e-3)
     assert student.trained.labels == ["negative", "positive"]
     assert student.metrics["accuracy"] > 0.9
     if alpha == 1.0:
         alone = TrainHFClassifier("No labels", str(tiny_encoder))
         alone.train(
-            some["train_input"], None, some["validation_input"], None, objective=objective, epochs=8, batch_size=8,
+            some["train_input"], None, some["validation_input"], None, objective=objective, epochs=6, batch_size=8,
             learning_rate=3e-3,
         )  # fmt: skip
         assert set(alone.metrics) == {"loss"}
