@@ -48,7 +48,7 @@ demo: $(DEMO)
 # Three tests at a time, each on one thread: many wait for servers and subprocesses. In the order of the files, as long
 # files with few tests would otherwise come last. PYTEST_ARGS="-n 0" runs one at a time.
 test: $(DEV)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore=tests/examples $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 examples: $(DEV)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist load tests/examples $(PYTEST_ARGS)

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 from datadreamer_like.errors import AuthenticationFailed, DataDreamerError, DefinitionError, SessionError, require_extra
@@ -68,10 +68,12 @@ class RayEngine(Engine):
             if not isinstance(value, int) or value < 1:
                 raise DefinitionError(f"RayEngine: {name} is {value!r}; it must be an integer of at least 1.")
         self._connected = False
+        self._runs = count()
 
     def open(self, enter: Callable[[], None]) -> None:
         """Connects to the cluster, or starts one; it must have room for a worker."""
         self._enter = enter
+        self._tries: Any = None
         ray = _ray()
         if not ray.is_initialized():
             with _environment():
@@ -128,15 +130,17 @@ class RayEngine(Engine):
             stored.append(data.from_blocks(portion))
         if not stored:
             return
-        tries = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Tries).remote()
-        count = sum(part.num_blocks() for part in stored)
+        if self._tries is None:
+            self._tries = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Tries).remote()
+        run = next(self._runs)
+        num_blocks = sum(part.num_blocks() for part in stored)
         dataset = stored[0].union(*stored[1:]) if len(stored) > 1 else stored[0]
         dataset = dataset.map_batches(
             _Worker,
-            fn_constructor_args=(payload, tries, what),
+            fn_constructor_args=(payload, self._tries, run, what),
             batch_size=1,
             batch_format="pyarrow",
-            compute=data.ActorPoolStrategy(size=min(self.num_workers, count, self._room())),
+            compute=data.ActorPoolStrategy(size=min(self.num_workers, num_blocks, self._room())),
             num_cpus=self.num_cpus,
             num_gpus=self.num_gpus,
         )
@@ -170,22 +174,22 @@ class RayEngine(Engine):
 
 
 class _Tries:
-    """Counts how often each batch was begun, in a process that outlives the workers."""
+    """Counts how often each batch of a run was begun, in a process that outlives the workers of all runs."""
 
     def __init__(self) -> None:
-        self._begun: Counter[int] = Counter()
+        self._begun: Counter[tuple[int, int]] = Counter()
 
-    def begin(self, batch: int) -> int:
-        self._begun[batch] += 1
-        return self._begun[batch]
+    def begin(self, run: int, batch: int) -> int:
+        self._begun[run, batch] += 1
+        return self._begun[run, batch]
 
 
 class _Worker:
     """What runs in a worker process; made once, so that its models are loaded once."""
 
-    def __init__(self, payload: bytes, tries: Any, what: str) -> None:
+    def __init__(self, payload: bytes, tries: Any, run: int, what: str) -> None:
         enter, self._process = pickle.loads(payload)
-        self._tries, self._what = tries, what
+        self._tries, self._run, self._what = tries, run, what
         enter()
 
     def __call__(self, table: Any) -> Any:
@@ -194,7 +198,7 @@ class _Worker:
         usage, made, failure = Usage(), [], None
         index = table.column("index")[0].as_py()
         try:
-            if _ray().get(self._tries.begin.remote(index)) > _MOST_TRIES:
+            if _ray().get(self._tries.begin.remote(self._run, index)) > _MOST_TRIES:
                 raise SessionError(
                     f"{self._what}: {_MOST_TRIES} workers died at the same batch of rows (batch {index}, counted from "
                     "0). A row may crash the function or take more memory than there is: look at these rows, lower the "
