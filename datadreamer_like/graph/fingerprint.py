@@ -18,6 +18,7 @@ import re
 import struct
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,8 @@ class _Walk:
         if own is not None:
             return hash_parts("own", self.digest(own(value), "__fingerprint__()"))
         kind: Any = type(value)
+        if isinstance(value, ContextVar):
+            return hash_parts("context variable", value.name.encode(), self.of_context(value))
         if kind.__module__ in _TOOLS:
             return hash_parts("tool", kind.__qualname__.encode(), str(getattr(value, "name", "")).encode())
         for kinds, digest_of in _BY_TYPE:
@@ -178,6 +181,13 @@ class _Walk:
             return self.digest(value, step)
         finally:
             self.numbers, self.waiting = numbers, waiting
+
+    def of_context(self, value: ContextVar[Any]) -> bytes:
+        """Digests the current value of a context variable; nothing if there is none that can be hashed."""
+        try:
+            return self.alone(value.get(), ".get()")
+        except (LookupError, FingerprintError):
+            return b""
 
     # Code
 
@@ -324,6 +334,11 @@ def _text(value: str) -> bytes:
     return value.encode("utf-8", "surrogatepass")
 
 
+def _digits(value: int) -> str:
+    # Python converts no more than 4,300 digits to a text.
+    return str(int(value)) if value.bit_length() < 10_000 else hex(value)
+
+
 def _attributes(kind: str, *names: str) -> Callable[[_Walk, Any], bytes]:
     return lambda walk, value: hash_parts(kind, *(walk.digest(getattr(value, name), f".{name}") for name in names))
 
@@ -338,7 +353,7 @@ _BY_TYPE: list[tuple[Any, Callable[[_Walk, Any], bytes]]] = [
     (types.NoneType, lambda walk, value: hash_parts("none")),
     (enum.Enum, _Walk.member),
     (bool, lambda walk, value: hash_parts("bool", b"1" if value else b"0")),
-    (int, lambda walk, value: hash_parts("int", str(value).encode())),
+    (int, lambda walk, value: hash_parts("int", _digits(value).encode())),
     (float, lambda walk, value: hash_parts("float", struct.pack("<d", value))),
     (complex, lambda walk, value: hash_parts("complex", struct.pack("<dd", value.real, value.imag))),
     (str, lambda walk, value: hash_parts("str", _text(value))),
@@ -353,6 +368,7 @@ _BY_TYPE: list[tuple[Any, Callable[[_Walk, Any], bytes]]] = [
     (types.FunctionType, _Walk.function),
     (type(functools.cache(len)), _attributes("cached", "__wrapped__")),
     (types.MethodType, _attributes("method", "__func__", "__self__")),
+    (staticmethod | classmethod, _attributes("descriptor", "__func__")),
     (types.BuiltinFunctionType, _Walk.builtin),
     (functools.partial, _attributes("partial", "func", "args", "keywords")),
     (type, _Walk.class_),

@@ -22,6 +22,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+from datadreamer_like.storage.digests import file_digest
+
 from .installed import is_installed, is_installed_file, module_id
 from .own_changes import Place
 
@@ -72,8 +74,7 @@ def references(function: types.FunctionType, only_closure: bool = False) -> dict
         _follow_texts(texts, function, found)
     if used & _IMPORTERS:
         texts += [value for _, value in found.values() if isinstance(value, str)]
-        modules = ((text, _imported(text, function)) for text in texts if text.replace(".", "").isidentifier())
-        found |= {f"import {text}": (None, module) for text, module in modules if module != _UNDEFINED}
+        found |= _named_modules(texts, set(itertools.chain.from_iterable(map(_arguments, listings))), function)
     return found
 
 
@@ -157,6 +158,31 @@ def _imports(
     return bound
 
 
+def _arguments(steps: list[dis.Instruction]) -> Iterator[Any]:
+    """Yields the texts that a function's code passes to `import_module` and `__import__`."""
+    for step, after in itertools.pairwise(steps):
+        if step.argval in _IMPORTERS and after.opname == "LOAD_CONST":
+            yield after.argval
+
+
+def _named_modules(texts: list[str], imported: set[Any], function: types.FunctionType) -> dict[str, Reference]:
+    """Returns the user's modules with the given names: those that are `imported`, and of others the files.
+
+    Other texts may be no names of modules, so nothing is imported by them: a script's file would run.
+    """
+    found: dict[str, Reference] = {}
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    for text in texts:
+        if text in imported:
+            found[f"import {text}"] = None, _imported(text, function)
+        elif text.replace(".", "").isidentifier() and (file := own_file(text)) is not None and file != main:
+            found[f"import {text}"] = (
+                None,
+                {name: file_digest(path) for name, path in _own_files([(text, file)]).items()},
+            )
+    return found
+
+
 def _imported(name: str, function: types.FunctionType) -> Any:
     """Returns a user's module after importing it; for an installed one, and one that fails, what identifies it."""
     package = function.__globals__.get("__package__") or function.__globals__.get("__name__", "").rpartition(".")[0]
@@ -191,14 +217,19 @@ def own_modules(module: types.ModuleType) -> tuple[dict[str, str], list[types.Mo
             name = used.__name__ if isinstance(used, types.ModuleType) else of.__module__
             if name in sys.modules and not is_installed(name):
                 waiting.append(sys.modules[name])
+    files = _own_files([(name, str(of.__file__)) for name, of in loaded.items()])
+    return files, [loaded[name] for name in sorted(loaded)]
+
+
+def _own_files(names: list[tuple[str, str]]) -> dict[str, str]:
+    """Returns the files of modules, and of the user's modules that they import anywhere, by name."""
     files: dict[str, str] = {}
-    names = [(name, str(of.__file__)) for name, of in loaded.items()]
     while names:
         name, file = names.pop()
         if name not in files:
             files[name] = file
             names += [(other, path) for other in _named_imports(name, Path(file)) if (path := own_file(other))]
-    return files, [loaded[name] for name in sorted(loaded)]
+    return files
 
 
 def own_file(name: str) -> str | None:

@@ -81,6 +81,16 @@ def to_columns(batch: pa.RecordBatch | pa.Table) -> dict[str, list[Any]]:
     return {field.name: to_list(batch.column(index), field) for index, field in enumerate(batch.schema)}
 
 
+def frame_columns(value: Any) -> dict[str, Any] | None:
+    """Returns the columns of an Arrow table or batch, or of a data frame of pandas; None for other values."""
+    if isinstance(value, pa.Table | pa.RecordBatch):
+        return {name: value.column(name).to_pylist() for name in value.schema.names}
+    is_frame = any(
+        base.__name__ == "DataFrame" and base.__module__.startswith("pandas") for base in type(value).__mro__
+    )
+    return {name: value[name] for name in value.columns} if is_frame else None
+
+
 def to_list(array: pa.Array | pa.ChunkedArray, field: pa.Field) -> list[Any]:
     """Returns the Python values of one column."""
     values: list[Any] = array.to_pylist()

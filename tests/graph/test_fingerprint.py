@@ -17,6 +17,7 @@ import textwrap
 import threading
 import types
 import typing
+from contextvars import ContextVar
 from pathlib import Path
 
 import datasets
@@ -558,3 +559,20 @@ def test_another_process_gives_the_same_fingerprints(tmp_path):
         environment = {"PYTHONHASHSEED": seed, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
         seen.add(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
     assert len(seen) == 1
+
+
+def test_the_value_of_a_context_variable_decides():
+    english, german = (ContextVar("language", default=name) for name in ("en", "de"))
+    assert fingerprint(english) != fingerprint(german)
+    english.set("de")
+    assert fingerprint(english) == fingerprint(german)
+    held = [ContextVar("held", default=value) for value in (threading.Lock(), iter([1]))]
+    assert all(fingerprint(variable) == fingerprint(variable) for variable in (*held, ContextVar("empty")))
+
+
+def test_the_function_of_a_static_method_decides():
+    assert fingerprint(staticmethod(lambda: 1)) != fingerprint(staticmethod(lambda: 2))
+
+
+def test_integers_of_more_digits_than_python_converts_to_text():
+    assert fingerprint(10**5000) == fingerprint(10**5000) != fingerprint(10**5000 + 1)

@@ -78,6 +78,10 @@ SEEN = {
         "NAME = 'settings'\ndef f(x): return importlib.import_module(NAME).FACTOR"
     ),
     "__import__": "def f(x): return __import__('helper').scaled(x)",
+    "importlib with a variable": (
+        "import importlib\n"
+        "def f(x):\n    name = 'helper'\n    return importlib.import_module(name).scaled(x)"
+    ),
     "getattr": "import helper\ndef f(x): return getattr(helper, 'FAC' + 'TOR')",
     "a module in a container": "import helper\nALL = [helper]\ndef f(x): return ALL[0].scaled(x)",
     "a module as an argument's default": "import helper\ndef f(x, h=helper): return h.scaled(x)",
@@ -176,6 +180,23 @@ def test_what_a_function_reaches_decides(digests, way):
 @pytest.mark.parametrize("way", NOT_SEEN)
 def test_what_a_function_does_not_reach_decides_nothing(digests, way):
     assert len(set(digests[way])) == 1
+
+
+def test_no_module_runs_because_a_text_has_its_name(tmp_path, monkeypatch):
+    from datadreamer_like.graph.fingerprint import fingerprint
+
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "train_13.py").write_text("raise SystemExit('the training ran')")
+
+    def f(x):
+        import importlib
+
+        return {"split": "train_13", "module": importlib.import_module("json")}
+
+    before = fingerprint(f)
+    (tmp_path / "train_13.py").write_text("1 / 0")
+    assert fingerprint(f) != before  # a name that is put into a variable may be imported
+    assert "train_13" not in sys.modules
 
 
 def test_a_module_that_cannot_be_hashed_as_a_whole_is_still_told_by_its_files(tmp_path, monkeypatch):

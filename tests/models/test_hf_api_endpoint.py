@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from flaky_server import FlakyServer, error
 
-from datadreamer_like.errors import AuthenticationFailed
+from datadreamer_like.errors import AuthenticationFailed, DefinitionError
 from datadreamer_like.models import HFAPIEndpoint
 
 SECRET = "not-a-real-token-of-hugging-face"
@@ -24,6 +24,12 @@ def test_it_has_datadreamers_arguments() -> None:
         "endpoint", "model_name", "chat_prompt_template", "system_prompt", "token", "revision", "trust_remote_code",
         "retry_on_fail", "cache_folder_path", "kwargs",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "here"), [("base_url", "endpoint"), ("api_key", "token")])
+def test_options_of_other_providers_are_refused_by_name(name: str, here: str) -> None:
+    with pytest.raises(DefinitionError, match=f'no option "{name}"; it is "{here}"'):
+        HFAPIEndpoint("m", **{name: DEDICATED})  # type: ignore[arg-type]
 
 
 def test_a_dedicated_endpoint_is_an_address_and_a_model_id_goes_to_the_router() -> None:

@@ -190,6 +190,9 @@ SCORES: list[tuple[object, float | None]] = [
     ('{"overall helpfulness ": 7}', 7.0),
     ('{"players": 7}', None),
     ('{"humor": 7, "wit": 5}', None),
+    ("I'd give 6, maybe 7.", None),
+    ("6, perhaps even 7", None),
+    ("It deserves an 8, possibly a 9.", None),
 ]
 
 YES_OR_NO: list[tuple[object, bool | None]] = [
@@ -302,6 +305,16 @@ YES_OR_NO: list[tuple[object, bool | None]] = [
     ("Yes... no, it fails. No.", False),
     ("Yes. Actually, it is unclear.", None),
     ("Yes. Actually great.", True),
+    ("I'm unable to say yes, or no.", None),
+    ("I can't say yes, no, or maybe.", None),
+    ("Neither no, nor yes fits.", None),
+    ("I would need more context to say no.", None),
+    ("There is not enough context to answer yes.", None),
+    ("No reasonable person would say yes.", None),
+    ("I doubt that yes is right.", None),
+    ("No doubt: yes.", True),
+    ("Yes, and no errors were found.", True),
+    ("I need to say no.", False),
 ]
 
 WINNERS: list[tuple[object, str | None]] = [
@@ -392,6 +405,8 @@ WINNERS: list[tuple[object, str | None]] = [
     ("Response A... no, Response B.", "b"),
     ("Response A\n\nWait, Response B", "b"),
     ("At first Response A seems better", None),
+    ("I doubt that Response A is better than Response B.", None),
+    ("There is no doubt that Response A is better.", "a"),
 ]
 
 

@@ -3,6 +3,8 @@
 import threading
 
 import datasets
+import pandas as pd
+import pyarrow as pa
 import pytest
 
 from datadreamer_like import DataDreamer
@@ -98,6 +100,23 @@ def test_two_outputs_from_any_shape(session, value):
     step = returning(value, "a", "b")
     assert list(step.output) == TWO
     assert step.output.column_names == ["a", "b"]
+
+
+@pytest.mark.parametrize("frame", [pa.table, pd.DataFrame, lambda columns: pa.table(columns).to_batches()[0]])
+def test_a_table_or_data_frame_is_rows(session, frame):
+    both = {name: [row[name] for row in TWO] for name in ("b", "a")}
+    assert list(returning(frame(both), "a", "b").output) == TWO
+    assert list(returning(frame({"b": both["b"]}), "new").output["new"]) == both["b"]
+    with pytest.raises(StepOutputError, match="returned the columns b, a; expected a"):
+        returning(frame(both), "a")
+    mapped = returning(both, "a", "b").map(lambda batch: frame({"c": batch["b"]}), batched=True, lazy=False)
+    assert list(mapped.output["c"]) == both["b"]
+
+
+def test_bytes_marked_as_pickled_in_a_returned_table_stay_bytes(session):
+    harmful = pa.field("x", pa.binary(), metadata={b"pickled": b"1"})
+    step = returning(pa.table({"x": [b"\x80\x04N."]}, schema=pa.schema([harmful])), "x")
+    assert list(step.map(lambda row: row, lazy=False).output["x"]) == [b"\x80\x04N."]
 
 
 def test_a_steps_own_columns_may_be_returned(session):

@@ -6,9 +6,17 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from datadreamer_like.errors import DefinitionError
+
 from .chat_template import AUTO, Auto
 from .endpoint import Endpoint, Quirks
 from .openai_compatible import OpenAICompatible
+
+# Options of other providers, and what they are called here, as in DataDreamer.
+_OTHER_NAMES = {
+    "base_url": "endpoint", "api_key": "token", "tokenizer_revision": "revision",
+    "tokenizer_trust_remote_code": "trust_remote_code",
+}  # fmt: skip
 
 
 class HFAPIEndpoint(OpenAICompatible):
@@ -53,6 +61,8 @@ class HFAPIEndpoint(OpenAICompatible):
         cache_folder_path: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
+        for name in _OTHER_NAMES.keys() & kwargs.keys():
+            raise DefinitionError(f'HFAPIEndpoint has no option "{name}"; it is "{_OTHER_NAMES[name]}" here.')
         base_url = None
         if "://" in endpoint:
             path = urlsplit(endpoint).path.rstrip("/")

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from datadreamer_like.errors import StepOutputError, StepOutputTypeError
 from datadreamer_like.graph.output import OutputDatasetColumnMixin, OutputDatasetMixin, OutputIterableDatasetColumn
 from datadreamer_like.graph.rows import Batch
+from datadreamer_like.storage.values import frame_columns
 
 Shaped: TypeAlias = dict[str, list[Any]] | Iterable[Any]
 """Columns by output, or an iterable of rows."""
@@ -55,6 +56,10 @@ class Shapes:
         """Returns what `run` returned without a wrapper as columns or rows."""
         if value is None:
             return ()
+        columns = frame_columns(value)
+        if columns is not None:
+            is_one = self.one and len(columns) == 1  # a single column may have any name
+            return self.of_mapping(dict(zip(self.outputs, columns.values(), strict=True)) if is_one else columns)
         if isinstance(value, Mapping):
             return self.of_mapping(value)
         if isinstance(value, OutputDatasetColumnMixin):

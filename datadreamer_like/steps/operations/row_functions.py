@@ -19,7 +19,7 @@ from datadreamer_like.graph.origin import Every
 from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows, rebatched
 from datadreamer_like.graph.usage import current_usage
 from datadreamer_like.storage.schemas import widened
-from datadreamer_like.storage.values import BAD_COLUMN_NAME, is_column_name, to_batch, to_columns
+from datadreamer_like.storage.values import BAD_COLUMN_NAME, frame_columns, is_column_name, to_batch, to_columns
 
 from .transforms import StatedBatches, placed, stated
 
@@ -182,7 +182,12 @@ def filter_rows(rows: Rows, function: Call, total: int | None) -> Rows:
 
 
 def _columns(results: list[Any], batched: bool) -> Batch:
-    """Returns the columns of a function's results: one dictionary per row, or a single one of columns if batched."""
+    """Returns the columns of a function's results: one dictionary per row, or a single one of columns if batched.
+
+    Instead of a dictionary of columns it may be a table of Arrow or a data frame.
+    """
+    if batched:
+        results = [columns if (columns := frame_columns(result)) is not None else result for result in results]
     for result in results:
         if not isinstance(result, Mapping | None):
             expected = "a batch; expected a dict of columns" if batched else "a row; expected a dict"

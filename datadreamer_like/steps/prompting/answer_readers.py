@@ -14,9 +14,11 @@ from .score_text import is_rated_name, score_in
 from .winner_text import winner_in
 
 _YES_NO = re.compile(r"\b(?:(yes|yep|yeah)|(no|nope|nah))\b", re.IGNORECASE)
-# The question's own words: "Yes/No: ...", "I cannot answer yes or no."
+# The question's own words: "Yes/No: ...", "I cannot answer yes or no.", "yes, no, or maybe"
 _BOTH = re.compile(
-    r"\b(?:yes['\")]? ?(?:/|\||or|and|nor) ?['\"(]?no|no['\")]? ?(?:/|\||or|and|nor) ?['\"(]?yes)\b", re.IGNORECASE
+    r"\b(?:yes['\")]? ?(?:/|\||and|,? ?n?or) ?['\"(]?no|no['\")]? ?(?:/|\||and|,? ?n?or) ?['\"(]?yes"
+    r"|(?:yes['\")]?, ?['\"(]?no|no['\")]?, ?['\"(]?yes)['\")]?,? n?or)\b",
+    re.IGNORECASE,
 )
 # A word that the answer speaks of; and "no" as an answer, not before what is missing ("no errors") nor as in "No. 5".
 _NOUN = re.compile(

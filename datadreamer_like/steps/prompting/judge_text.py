@@ -23,7 +23,10 @@ NEGATED = re.compile(
     r"although|though|unclear|unsure|nobody|nothing|none|few|refuse|far from|anything but|wrong to|want to|like to|"
     r"love to|tempt(?:ed|ing) to|going to|unable|declin(?:e|es|ed|ing)|incorrect|misleading|mistaken|reluctant|"
     r"at first|initially|(?:hard|difficult|impossible|unfair|unwise) to|to qualify|says|said|claims|states|replies|"
-    r"answers|answered|wish|(?:have|has|is|there's) no (?:reason|way|need|ground)s?)\b"
+    r"answers|answered|wish|(?:have|has|is|there's) no (?:reason|way|need|ground)s?|"
+    r"(?<!\bno )(?<!beyond )(?<!any )doubt\w{0,3}|"
+    r"no (?:\w{1,20} ){0,2}(?:person|people|one|reader|human|judge|expert)|"
+    r"(?:needs?|requires?) (?!to\b)[^.]{1,40} to|(?:more|enough|sufficient) [^.]{1,40} to)\b"
     r"|\b(?:some|others|one|people|many|someone|critics|readers?|users?|you|they)\b.{0,40}\b"
     r"(?:say|argued?|answer|thinks?|thought|expect|expected|reply|replied|prefer|preferred|choose|"
     r"chose|pick|picked)\b",
