@@ -166,6 +166,16 @@ def test_another_provider_gets_the_calls_without_thoughts(tmp_path: Path) -> Non
         assert provider.turn(server.requests[1]) == {"role": "assistant", "content": None, **PLAIN}
 
 
+def test_the_thoughts_of_an_answer_without_calls_are_sent_if_its_message_has_them(tmp_path: Path) -> None:
+    said = {"role": "assistant", "content": "Sunny.", "reasoning_content": "I think."}
+    provider = PROVIDERS["DeepSeek"]
+    with FlakyServer(lambda body, before: provider.reply() if len(body["messages"]) == 1 else Reply("fine")) as server:
+        (answer,) = _llm(provider, server, tmp_path).answers(["Rome and Oslo?"], tools=[WEATHER])
+        chat = [*_continued(answer)[:-1], said, LAST]
+        list(_llm(provider, server, tmp_path).answers([chat], tools=[WEATHER]))
+        assert server.requests[1]["messages"][4] == said
+
+
 def test_a_text_that_was_changed_is_sent_with_the_thoughts(tmp_path: Path) -> None:
     provider = PROVIDERS["Anthropic"]
     with provider.server(lambda body, before: provider.reply()) as server:

@@ -57,7 +57,8 @@ def check_tools(llm: Any, sampling: Sampling, tools: Sequence[Tool]) -> None:
         return
     if not llm.tool_choices:
         raise DefinitionError(
-            f"{llm.display_name} takes no tools. Leave them out, or use a model of an API or LlamaCPP."
+            f"{llm.display_name} takes no tools. Leave them out, or use a model of an API, or one in LlamaCPP "
+            "whose chat template has a place for tools."
         )
     kind, choice = kind_of(sampling.tool_choice), sampling.tool_choice
     if kind not in llm.tool_choices:
