@@ -186,7 +186,7 @@ def test_a_text_that_was_changed_is_sent_with_the_thoughts(tmp_path: Path) -> No
         assert provider.turn(server.requests[1]) == changed
 
 
-@pytest.mark.parametrize("thought", ["s==", "[1]", {"anthropic": []}])
+@pytest.mark.parametrize("thought", ["s==", "[1]", {"anthropic": []}, '{"anthropic": "s=="}', '{"converse": ["s=="]}'])
 def test_a_thought_that_is_not_one_fails_its_row(thought: Any, tmp_path: Path) -> None:
     provider = PROVIDERS["DeepSeek"]
     call = {"id": "c1", "name": "get_weather", "arguments": {"city": "Rome"}, "thought": thought}

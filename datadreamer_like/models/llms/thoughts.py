@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+from datadreamer_like.errors import BadRequest
 
 from .tools import ToolCall
 
@@ -35,15 +38,22 @@ def thought_fields(call: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields in the `thought` of a call; none if it has no thought.
 
     Raises:
-        ValueError: Its thought is not the text of a JSON object.
+        BadRequest: Its thought is not one that came with an answer.
     """
     thought = call.get("thought")
     if thought is None:
         return {}
-    fields = json.loads(thought) if isinstance(thought, str) else None
-    if not isinstance(fields, dict):
-        raise ValueError("its thought is not a JSON object as a text")
-    return fields
+    fields: Any = None
+    if isinstance(thought, str):
+        with suppress(ValueError):
+            fields = json.loads(thought)
+    blocks = [fields.get(form.field, []) for form in FORMS] if isinstance(fields, dict) else [None]
+    if not all(isinstance(each, list) and all(isinstance(block, dict) for block in each) for each in blocks):
+        raise BadRequest(
+            f"The thought of a call in tool_calls is {thought!r:.200}, which no answer has. Pass the call on as it is "
+            "in answer.tool_calls."
+        )
+    return dict(fields)
 
 
 def chat_thoughts(message: Mapping[str, Any], names: Collection[str]) -> list[str | None]:
@@ -68,12 +78,12 @@ class BlockForm:
     Attributes:
         field: The field of a call's `thought` that holds the blocks before the call.
         is_thought: Whether a block is a thought that the provider wants back.
-        text_of: The text in a block; "" for one without text.
+        text_of: The text in a block; another value for one without text.
     """
 
     field: str
     is_thought: Callable[[Block], bool]
-    text_of: Callable[[Block], str] = lambda block: block.get("text") or ""
+    text_of: Callable[[Block], Any] = lambda block: block.get("text")
 
     def thoughts(self, blocks: Iterable[Block], is_call: Callable[[Block], bool]) -> list[str | None]:
         """Returns the `thought` of each call: all blocks between it and the call before it, if there is a thought."""
@@ -95,10 +105,9 @@ class BlockForm:
         If `said` has another text than came with the thoughts, it is sent after the first of them.
         """
         before: list[list[Any]] = [thought_fields(call).get(self.field) or [] for call in calls]
-        if any(self.is_thought(block) for block in said):
+        if any(isinstance(block, Mapping) and self.is_thought(block) for block in said):
             before = [[] for _ in calls]  # given as the provider's own blocks
-        text = "".join(self.text_of(block) for blocks in before for block in blocks)
-        if any(before) and text.strip() == "".join(map(self.text_of, said)).strip():
+        if any(before) and self._text(block for blocks in before for block in blocks) == self._text(said):
             said = ()
         else:
             before = [[block for block in blocks if self.is_thought(block)] for blocks in before]
@@ -107,6 +116,10 @@ class BlockForm:
         for blocks, call in zip(others, calls[1:], strict=True):
             made += [*blocks, block_of(call)]
         return made
+
+    def _text(self, blocks: Iterable[Any]) -> str:
+        texts = [self.text_of(block) for block in blocks if isinstance(block, Mapping)]
+        return "".join(text for text in texts if isinstance(text, str)).strip()
 
 
 ANTHROPIC = BlockForm("anthropic", lambda block: block.get("type") in ("thinking", "redacted_thinking"))
@@ -118,10 +131,14 @@ CONVERSE = BlockForm("converse", lambda block: "reasoningContent" in block)
 RESPONSES = BlockForm(
     "responses",
     lambda item: item.get("type") == "reasoning" and bool(item.get("encrypted_content")),
-    lambda item: (
-        "".join(part.get("text") or "" for part in item["content"])
-        if isinstance(item.get("content"), list)
-        else item.get("content") or ""
-    ),
+    lambda item: _item_text(item.get("content")),
 )
 """OpenAI's Responses API."""
+
+FORMS = (ANTHROPIC, CONVERSE, RESPONSES)
+
+
+def _item_text(content: Any) -> Any:
+    if not isinstance(content, list):
+        return content
+    return "".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))

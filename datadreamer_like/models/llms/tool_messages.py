@@ -53,12 +53,7 @@ def neutral_calls(message: Mapping[str, Any]) -> list[ToolCall]:
             thought = thought_of({CALL_FIELD: call.get(CALL_FIELD)})
         if thought is not None:
             made["thought"] = thought
-            try:
-                thought_fields(made)
-            except ValueError as error:
-                raise BadRequest(
-                    f"A call in tool_calls cannot be used: {error}. Pass it on as it is in answer.tool_calls."
-                ) from error
+            thought_fields(made)
         found.append(made)
     return found
 
